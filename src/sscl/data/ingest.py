@@ -1,0 +1,259 @@
+"""From files to arrays: images decoded once into a memmap, and small CSV files read strictly."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+# Part of every cache key: raise it when the pixels that decode_tiles writes change.
+_CACHE_FORMAT = 1
+_TILES_PER_JOB = 16
+_STALE_SECONDS = 3600
+
+
+def decode_tiles(
+    paths: Sequence[Path],
+    *,
+    size_px: int,
+    root: Path,
+    cache_dir: Path | str | None = None,
+    exact_size_px: int | None = None,
+    progress: bool = False,
+) -> NDArray[np.uint8]:
+    """Return the images as one read-only memmap, uint8 (N, size_px, size_px, 3), row i from `paths[i]`.
+
+    The first call decodes with all cores, resizes with an antialiasing filter where the size differs, and
+    leaves one `.npy` file in the cache; later calls map that file. Its name is a fingerprint of the folder, the
+    files' relative names, sizes and times, and `size_px`, so changed files are decoded afresh.
+
+    Args:
+        paths: the files, all below `root`.
+        size_px: working size, pixels.
+        cache_dir: where the memmap goes; None = $SSCL_CACHE, else ~/.cache/sscl.
+        exact_size_px: the only size of file allowed; None = any square size.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: files that cannot be used (one line: the first, and how many more), or a cache folder that
+            cannot be written.
+    """
+    if size_px < 1:
+        raise ValueError(f"size_px: got {size_px}, expected a whole number of pixels, 1 or more")
+    if not paths:
+        raise ValueError(f"{root}: no image to decode")
+    folder = Path(cache_dir or os.environ.get("SSCL_CACHE") or Path.home() / ".cache" / "sscl")
+    cached = folder / f"tiles-{_files_key(paths, root, size_px, exact_size_px)}.npy"
+    shape = (len(paths), size_px, size_px, 3)
+    if not _is_complete(cached, shape):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_stale(folder)
+            part = cached.with_name(f"{cached.stem}-{os.getpid()}.part")
+            try:
+                with open(part, "wb") as file:
+                    _write_tiles(file, paths, size_px=size_px, exact_size_px=exact_size_px, progress=progress)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, cached)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: the cache of decoded tiles cannot be written there "
+                f"({error.strerror or error}); it needs {np.prod(shape) / 2**30:.2f} GiB: "
+                "free some space, or name another folder with cache_dir or $SSCL_CACHE"
+            ) from error
+    images: NDArray[np.uint8] = np.load(cached, mmap_mode="r")
+    return images
+
+
+def _files_key(paths: Sequence[Path], root: Path, size_px: int, exact_size_px: int | None) -> str:
+    """Return the fingerprint of the files. The folder counts too: archives can unpack different tiles with
+    equal names, sizes and times."""
+    digest = hashlib.sha256(repr((_CACHE_FORMAT, str(root.resolve()), size_px, exact_size_px)).encode())
+    for path in paths:
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise FileNotFoundError(f"{path}: cannot be opened ({error.strerror})") from error
+        digest.update(f"{os.path.relpath(path, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _is_complete(cached: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(np.load(cached, mmap_mode="r").shape == shape)
+    except (OSError, ValueError):  # absent, or shortened by other hands: decode again
+        return False
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete what killed ingests left; one that is alive wrote to its file within the last hour."""
+    for part in folder.glob("tiles-*.part"):
+        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+            part.unlink(missing_ok=True)
+
+
+def _write_tiles(
+    file: IO[bytes], paths: Sequence[Path], *, size_px: int, exact_size_px: int | None, progress: bool
+) -> None:
+    """Decode `paths` with all cores and write them to `file` in the .npy format, in order."""
+    shape = (len(paths), size_px, size_px, 3)
+    np.lib.format.write_array_header_2_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    first, faults = "", 0
+    jobs = [paths[start : start + _TILES_PER_JOB] for start in range(0, len(paths), _TILES_PER_JOB)]
+    with tqdm(total=len(paths), desc="decode", unit=" tiles", disable=not progress) as bar:
+        for tiles, messages in _decode_in_order(jobs, size_px=size_px, exact_size_px=exact_size_px):
+            if messages:
+                first, faults = first or messages[0], faults + len(messages)
+            file.write(tiles.data)
+            bar.update(len(tiles))
+    if faults:
+        raise ValueError(first + (f" (and {faults - 1} more such files)" if faults > 1 else ""))
+
+
+_Decoded = tuple[NDArray[np.uint8], list[str]]
+
+
+def _decode_in_order(
+    jobs: list[Sequence[Path]], *, size_px: int, exact_size_px: int | None
+) -> Iterator[_Decoded]:
+    """Yield the decoded jobs in their order. PIL lets go of the interpreter lock while it decodes and resizes,
+    so threads do; the queue is short, so that memory does not grow with the number of tiles."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers)
+    try:
+        pending: deque[Future[_Decoded]] = deque()
+        for job in jobs:
+            pending.append(pool.submit(_decode_job, job, size_px, exact_size_px))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode_job(paths: Sequence[Path], size_px: int, exact_size_px: int | None) -> _Decoded:
+    tiles = np.zeros((len(paths), size_px, size_px, 3), dtype=np.uint8)
+    messages = []
+    for row, path in enumerate(paths):
+        try:
+            tiles[row] = _decode(path, size_px=size_px, exact_size_px=exact_size_px)
+        except ValueError as error:
+            messages.append(str(error))
+    return tiles, messages
+
+
+def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
+    """Return one file as uint8 (size_px, size_px, 3); ValueError with one line that names the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not data:
+        raise ValueError(f"{path}: is empty (0 bytes); copy it again or take it out of the data set")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP"
+        ) from error
+    with image:
+        width, height = image.size
+        if exact_size_px is not None and (width, height) != (exact_size_px, exact_size_px):
+            raise ValueError(
+                f"{path}: is {width}×{height} pixels, expected {exact_size_px}×{exact_size_px}; "
+                "replace it by the original tile"
+            )
+        if width != height:
+            raise ValueError(f"{path}: is {width}×{height} pixels; tiles must be square, crop it first")
+        if getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"{path}: holds several pages; save the one tile as an image of its own")
+        try:
+            rgb = _as_rgb(image, path)
+        except (OSError, SyntaxError, EOFError, struct.error) as error:
+            raise ValueError(
+                f"{path}: is truncated or damaged; copy it again or take it out of the data set"
+            ) from error
+    if width != size_px:
+        # PIL's filters widen with the scale, so this is antialiased when it shrinks.
+        rgb = rgb.resize((size_px, size_px), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Return the image as RGB if no pixel loses anything by it.
+
+    Grey, palette and fully opaque RGBA keep every value; transparency, 16 bits, CMYK and the like do not.
+    """
+    # PIL opens 16-bit RGB files as 8-bit "RGB"; only the raw mode of the decoder tells.
+    sixteen_bits = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if image.mode not in ("RGB", "L", "1", "P", "RGBA", "LA", "PA") or sixteen_bits:
+        mode = "16-bit RGB" if sixteen_bits and image.mode == "RGB" else image.mode
+        raise ValueError(
+            f"{path}: is in colour mode {mode}, which has no lossless 8-bit RGB form; save it as 8-bit RGB"
+        )
+    image.load()
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if np.asarray(image.getchannel("A")).min() < 255:
+            raise ValueError(f"{path}: has transparent pixels; save it as 8-bit RGB without transparency")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """Return (line number, values in the order of `columns`) for every row of a CSV file with a header.
+
+    Other columns are ignored, and so are blank lines; a byte-order mark (spreadsheets write one) is skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, a row is too short or too long, there are no rows, or the file is not
+            UTF-8 text.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if not header:
+                raise ValueError(f"{path}: is empty; expected the header {','.join(columns)}")
+            for column in columns:
+                if column not in header:
+                    near = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
+                    found = f"found {near[0]!r} instead" if near else f"found only {', '.join(header)}"
+                    raise ValueError(
+                        f"{path}: line 1: column {column!r} is missing, {found}; rename or add it"
+                    )
+            places = [header.index(column) for column in columns]
+            table = []
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise ValueError(
+                        f"{path}: line {reader.line_num}: {len(row)} values, expected {len(header)} as in line 1"
+                    )
+                if row:
+                    table.append((reader.line_num, [row[place] for place in places]))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: is not a CSV file in UTF-8 ({error})") from error
+    if not table:
+        raise ValueError(f"{path}: has a header but no rows")
+    return table
