@@ -257,3 +257,28 @@ def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[st
     if not table:
         raise ValueError(f"{path}: has a header but no rows")
     return table
+
+
+def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> NDArray[np.str_]:
+    """Return the group (slide, patient) of each tile, (N,), from a CSV with the columns (id, group).
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_table`; also an id that occurs twice, an empty group, or a tile
+            without a row. Rows of other tiles are ignored.
+    """
+    group_of: dict[str, str] = {}
+    for line, (name, group) in read_table(path, columns=columns):
+        if name in group_of:
+            raise ValueError(f"{path}: line {line}: {name!r} occurs twice; expected one row per tile")
+        if not group:
+            raise ValueError(
+                f"{path}: line {line}: {name!r} has an empty {columns[1]}; name its slide or patient"
+            )
+        group_of[name] = group
+    without = [name for name in ids if name not in group_of]
+    if without:
+        raise ValueError(
+            f"{path}: no row for {len(without)} of {len(ids)} tiles, the first is {without[0]!r}; "
+            f"expected every tile in column {columns[0]!r}"
+        )
+    return np.array([group_of[name] for name in ids])

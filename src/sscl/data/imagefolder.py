@@ -1,0 +1,162 @@
+"""Folders of tiles: one folder a class, already split or to be split here, or no classes at all.
+
+root/train/CLASS/*.png + root/test/CLASS/*.png     split as the folders say
+root/CLASS/*.png                                   split here, stratified, by group where groups are given
+root/*.png                                         unlabelled, for pretraining
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sscl.data.ingest import decode_tiles, read_groups
+from sscl.data.split import stratified_split
+from sscl.data.tiles import UNLABELLED, Tiles
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+
+
+def load_imagefolder(
+    root: Path | str,
+    *,
+    split: str,
+    groups_csv: Path | str | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    size_px: int = 224,
+    cache_dir: Path | str | None = None,
+    progress: bool = False,
+) -> Tiles:
+    """Return the tiles of a folder in one of the layouts above; ids are posix paths relative to `root`.
+
+    Only the images themselves count (png, jpg, jpeg, tif, tiff, bmp, webp in any case); other files and hidden
+    ones are passed over. Classes are the folder names in alphabetical order. Images are RGB and square, of any
+    size; they are resized to `size_px`.
+
+    Args:
+        split: "train", "test" or "all". A folder without classes has no test part.
+        groups_csv: CSV with the columns path,group (path relative to root) and a row for every tile.
+        test_fraction, seed: of the split made here; without meaning where train/ and test/ are given.
+        size_px: working size, pixels.
+        cache_dir, progress: see `decode_tiles`.
+
+    Raises:
+        FileNotFoundError: the folder, the CSV or the wanted part is missing.
+        ValueError: the layout, the CSV or an image is not as above; the line names the folder or file.
+    """
+    root = Path(root)
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"split: got {split!r}, allowed are train, test, all")
+    files, folders = _scan(root)
+    if "train" in folders:
+        parts, classes = _list_given_split(root, has_test="test" in folders)
+    elif "test" in folders:
+        raise ValueError(f"{root} has test/ but no train/; add train/ with the same class folders")
+    elif folders and files:
+        raise ValueError(
+            f"{root} holds both folders ({folders[0]}, …) and images ({files[0]}, …); "
+            "expected class folders or images, move one of them away"
+        )
+    elif folders:
+        classes = tuple(folders)
+        parts = {"all": _list_classes(root, "", classes)}
+    elif files:
+        classes, parts = (), {"all": [(name, UNLABELLED) for name in files]}
+    else:
+        raise ValueError(f"{root} holds no images (looked for {', '.join(sorted(EXTENSIONS))})")
+    if split == "test" and parts.keys() == {"train"}:
+        raise FileNotFoundError(
+            f"{root} has train/ but no test/; add test/ with the same class folders, "
+            "or put the class folders into the root itself to have them split"
+        )
+    if split == "test" and not classes:
+        raise ValueError(f"{root} has no class folders, so no test split; only split train or all can be had")
+
+    listed = [tile for part in parts.values() for tile in part]
+    ids = tuple(name for name, _ in listed)
+    labels = np.array([label for _, label in listed], dtype=np.int64)
+    groups = None if groups_csv is None else read_groups(Path(groups_csv), ids, columns=("path", "group"))
+    tiles = Tiles(
+        images=decode_tiles(
+            [root / name for name in ids], size_px=size_px, root=root, cache_dir=cache_dir, progress=progress
+        ),
+        labels=labels,
+        classes=classes,
+        ids=ids,
+        groups=groups,
+    )
+    if split == "all" or not classes:
+        return tiles
+    if "all" in parts:
+        for name, count in tiles.class_counts().items():
+            if count < 2:
+                raise ValueError(
+                    f"{root / name}: 1 image; a class needs at least 2 to be in train and in test"
+                )
+        train, test = stratified_split(labels, fraction=test_fraction, seed=seed, groups=groups)
+        return tiles.subset(train if split == "train" else test)
+    # train lies before test, so either is one stretch of the memmap and is not copied.
+    count = len(parts["train"])
+    return tiles.subset(np.arange(count) if split == "train" else np.arange(count, len(tiles)))
+
+
+def _scan(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the images and of the folders in `folder`, sorted, without hidden ones."""
+    files, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    files.append(entry.name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder}: no such folder") from error
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot be listed ({error.strerror}); expected a folder of tiles"
+        ) from error
+    return sorted(files), sorted(folders)
+
+
+def _list_given_split(
+    root: Path, *, has_test: bool
+) -> tuple[dict[str, list[tuple[str, int]]], tuple[str, ...]]:
+    """Return the tiles of train/ and, if it is there, test/, and the classes of both."""
+    class_lists = {
+        part: tuple(_scan(root / part)[1]) for part in (("train", "test") if has_test else ("train",))
+    }
+    for part, names in class_lists.items():
+        if not names:
+            raise ValueError(f"{root / part}: has no class folders; put its images into one folder a class")
+        differing = sorted(set(names) ^ set(class_lists["train"]))
+        if differing:
+            raise ValueError(
+                f"{root}: train/ and test/ must have the same class folders, "
+                f"but only one of them has {', '.join(differing)}"
+            )
+    classes = class_lists["train"]
+    return {part: _list_classes(root, f"{part}/", classes) for part in class_lists}, classes
+
+
+def _list_classes(root: Path, prefix: str, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Return (id, label) of every image in the class folders below `root / prefix`."""
+    listed = []
+    for label, name in enumerate(classes):
+        files, folders = _scan(root / f"{prefix}{name}")
+        if folders:
+            raise ValueError(
+                f"{root / f'{prefix}{name}' / folders[0]}: a folder inside a class folder; expected images only "
+                "(slides or patients are named in groups_csv)"
+            )
+        if not files:
+            raise ValueError(
+                f"{root / f'{prefix}{name}'}: class folder without images; add images or remove the folder"
+            )
+        listed += [(f"{prefix}{name}/{file}", label) for file in files]
+    return listed

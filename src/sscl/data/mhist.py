@@ -1,0 +1,225 @@
+"""MHIST: hyperplastic polyps against sessile serrated adenomas. Its facts, and a loader that insists on them.
+
+Source: Wei et al. 2021, "A Petri Dish for Histopathology Image Analysis", arXiv:2101.12355. The set is
+behind an access form; it publishes no slide or patient ids, so any split may have one patient on both sides.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sscl.data.ingest import decode_tiles, read_groups, read_table
+from sscl.data.split import balance_down, stratified_split
+from sscl.data.tiles import Tiles
+
+CLASSES = ("HP", "SSA")
+COLUMNS = (
+    "Image Name",
+    "Majority Vote Label",
+    "Number of Annotators who Selected SSA (Out of 7)",
+    "Partition",
+)
+ANNOTATORS = 7
+MAJORITY = 4
+PUBLISHED_SIZE_PX = 224
+PUBLISHED_COUNTS = {"train": {"HP": 1545, "SSA": 630}, "test": {"HP": 617, "SSA": 360}}
+# The test share of Jain & Lynn 2025 (doi 10.6026/973206300211836): 198 of 1980 tiles.
+PAPER_TEST_FRACTION = 0.1
+
+_GET_MHIST = 'see README, "Getting MHIST"'
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    label: int
+    votes: int
+    partition: str
+
+
+def load_mhist(
+    root: Path | str,
+    *,
+    protocol: str,
+    split: str,
+    seed: int = 0,
+    size_px: int = 224,
+    published: bool = True,
+    cache_dir: Path | str | None = None,
+    progress: bool = False,
+) -> Tiles:
+    """Return tiles of MHIST, or of a set in its layout; label 1 is SSA, ids are the image names.
+
+    `root` holds annotations.csv, images/, and optionally slides.csv (columns Image Name,Slide), which fills
+    `groups`. The protocols never mix:
+
+    - official: the column Partition; 2175 train and 977 test tiles.
+    - paper_balanced: all SSA and as many HP drawn by the seed, then stratified 90:10 by the seed; 1782 and 198
+      tiles. Tiles, not slides, are split, as the paper does.
+
+    Args:
+        protocol: "official" or "paper_balanced".
+        split: "train", "test" or "all" (both).
+        seed: of the draw and the split of paper_balanced.
+        size_px: working size, pixels.
+        published: hold the published counts and 224×224 files; False (synthetic, a part of MHIST) allows any
+            counts and any one square size.
+        cache_dir, progress: see `decode_tiles`.
+
+    Raises:
+        FileNotFoundError: the folder, annotations.csv or an image is missing.
+        ValueError: annotations.csv, slides.csv or an image is not as above; the line names the file.
+    """
+    root = Path(root)
+    if protocol not in ("official", "paper_balanced"):
+        raise ValueError(f"protocol: got {protocol!r}, allowed are official, paper_balanced")
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"split: got {split!r}, allowed are train, test, all")
+    rows = _read_annotations(root)
+    if published:
+        _check_published(root, rows)
+    # Train before test, so that the official splits are one stretch of the memmap each and are not copied.
+    rows.sort(key=lambda row: row.partition != "train")
+    ids = tuple(row.name for row in rows)
+    paths = _find_images(root, ids)
+    slides = root / "slides.csv"
+    tiles = Tiles(
+        images=decode_tiles(
+            paths,
+            size_px=size_px,
+            root=root,
+            exact_size_px=PUBLISHED_SIZE_PX if published else _width(paths[0]),
+            cache_dir=cache_dir,
+            progress=progress,
+        ),
+        labels=np.array([row.label for row in rows], dtype=np.int64),
+        classes=CLASSES,
+        ids=ids,
+        groups=read_groups(slides, ids, columns=("Image Name", "Slide")) if slides.is_file() else None,
+        votes=np.array([row.votes for row in rows], dtype=np.int64),
+    )
+    if protocol == "official":
+        if split == "all":
+            return tiles
+        chosen = [index for index, row in enumerate(rows) if row.partition == split]
+        missing = {0, 1} - {rows[index].label for index in chosen}
+        if missing:
+            raise ValueError(
+                f"{root / 'annotations.csv'}: partition {split} has no {CLASSES[min(missing)]} tile; "
+                "expected both classes in train and in test"
+            )
+        return tiles.subset(chosen)
+    balanced = balance_down(tiles.labels, seed=seed)
+    if split == "all":
+        return tiles.subset(balanced)
+    if min(tiles.class_counts().values()) < 2:
+        raise ValueError(
+            f"{root / 'annotations.csv'}: the smaller class has 1 tile; paper_balanced needs at least 2"
+        )
+    train, test = stratified_split(tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed)
+    return tiles.subset(balanced[train if split == "train" else test])
+
+
+def load_truth_masks(root: Path | str, ids: tuple[str, ...], *, size_px: int) -> NDArray[np.bool_] | None:
+    """Return the truth masks of the tiles `ids` as bool (N, size_px, size_px), True = decides the class.
+
+    Only synthetic sets have them, in masks/ under the tile's own name; None where there is no such folder.
+
+    Raises:
+        FileNotFoundError: a tile has no mask.
+        ValueError: a mask is not a square 8-bit grey image.
+    """
+    folder = Path(root) / "masks"
+    if not folder.is_dir():
+        return None
+    masks = np.zeros((len(ids), size_px, size_px), dtype=bool)
+    for index, name in enumerate(ids):
+        try:
+            with Image.open(folder / name) as image:
+                if image.mode != "L" or image.width != image.height:
+                    raise ValueError(
+                        f"{folder / name}: is {image.mode} of {image.width}×{image.height} pixels, "
+                        "expected a square 8-bit grey mask (0 and 255)"
+                    )
+                # The box filter makes a pixel the covered share of it; half covered counts as inside.
+                resized = image.resize((size_px, size_px), Image.Resampling.BOX)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{folder / name}: this tile's truth mask is missing") from error
+        except OSError as error:
+            raise ValueError(f"{folder / name}: is not an image that can be read") from error
+        masks[index] = np.asarray(resized) >= 128
+    return masks
+
+
+def _read_annotations(root: Path) -> list[_Row]:
+    """Return the checked rows of annotations.csv in file order."""
+    path = root / "annotations.csv"
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder ({_GET_MHIST})")
+    if not path.is_file():
+        raise FileNotFoundError(f"{root} has no annotations.csv ({_GET_MHIST})")
+    rows: dict[str, _Row] = {}
+    for line, (name, label, votes, partition) in read_table(path, columns=COLUMNS):
+        where = f"{path}: line {line}"
+        if not name or "/" in name or "\\" in name or name in (".", ".."):
+            raise ValueError(f"{where}: image name {name!r}; expected a plain file name inside images/")
+        if name in rows:
+            raise ValueError(f"{where}: image name {name!r} occurs twice; expected one row per image")
+        if label not in CLASSES:
+            raise ValueError(f"{where}: label {label!r}, allowed are {', '.join(CLASSES)}")
+        if not (votes.isascii() and votes.isdigit() and int(votes) <= ANNOTATORS):
+            raise ValueError(f"{where}: {votes!r} votes for SSA, allowed is a whole number 0 to {ANNOTATORS}")
+        if (label == "SSA") != (int(votes) >= MAJORITY):
+            raise ValueError(
+                f"{where}: label {label} against {votes} of {ANNOTATORS} votes for SSA; "
+                f"SSA is {MAJORITY} or more"
+            )
+        if partition not in PUBLISHED_COUNTS:
+            raise ValueError(f"{where}: partition {partition!r}, allowed are {', '.join(PUBLISHED_COUNTS)}")
+        rows[name] = _Row(name, CLASSES.index(label), int(votes), partition)
+    for index, name in enumerate(CLASSES):
+        if all(row.label != index for row in rows.values()):
+            raise ValueError(f"{path}: no tile of class {name}; expected both {' and '.join(CLASSES)}")
+    return list(rows.values())
+
+
+def _check_published(root: Path, rows: list[_Row]) -> None:
+    for partition, counts in PUBLISHED_COUNTS.items():
+        for index, name in enumerate(CLASSES):
+            found = sum(row.partition == partition and row.label == index for row in rows)
+            if found != counts[name]:
+                raise ValueError(
+                    f"{root / 'annotations.csv'}: {found} {name} tiles in partition {partition}, MHIST has "
+                    f"{counts[name]}; fetch the file again, or say published=False for a set that is not the "
+                    "whole of MHIST"
+                )
+
+
+def _find_images(root: Path, names: tuple[str, ...]) -> list[Path]:
+    folder = root / "images"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{root} has no folder images/ ({_GET_MHIST})")
+    with os.scandir(folder) as entries:
+        present = {entry.name for entry in entries if entry.is_file()}
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: {len(missing)} of {len(names)} images of annotations.csv are missing, "
+            f"the first is {missing[0]} ({_GET_MHIST})"
+        )
+    return [folder / name for name in names]
+
+
+def _width(path: Path) -> int | None:
+    """Width of an image in pixels, which all others must share; None if it is no image (decoding says why)."""
+    try:
+        with Image.open(path) as image:
+            return int(image.width)
+    except (OSError, SyntaxError):
+        return None

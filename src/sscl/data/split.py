@@ -1,0 +1,218 @@
+"""Which tiles go where: stratified and grouped splits, balancing, label fractions.
+
+Pure functions of labels (int64, (N,)) and groups (str, (N,)): each returns indices into the N tiles, and the same
+ones for the same seed.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+# Orders of the groups that a grouped split tries before it settles for the best one, and the deviation from the
+# wanted share (of a class's tiles) that it is content with at once.
+_GROUP_ORDERS = 32
+_GOOD_DEVIATION = 0.01
+
+
+def stratified_split(
+    labels: NDArray[np.int64], *, fraction: float, seed: int, groups: NDArray[np.str_] | None = None
+) -> tuple[Indices, Indices]:
+    """Return (rest, held_out), sorted indices: about `fraction` of every class is held out.
+
+    Without groups each class gives round(fraction × its tiles), at least one, and keeps at least one. With
+    groups (slides, patients) no group is on both sides and the shares are as near as whole groups allow.
+
+    Args:
+        fraction: share held out, between 0 and 1.
+        groups: group of each tile, (N,); None = every tile by itself.
+
+    Raises:
+        ValueError: the fraction is out of range, or a class has too few tiles (groups) to be on both sides.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction: got {fraction}, allowed is more than 0 and less than 1")
+    if len(labels) == 0:
+        raise ValueError("there are no tiles to split")
+    rng = _generator("split", seed)
+    if groups is not None:
+        held = _held_groups(labels, groups, fraction=fraction, rng=rng)
+    else:
+        held = np.zeros(len(labels), dtype=bool)
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            if len(rows) < 2:
+                raise ValueError(
+                    f"class {label} has 1 tile, and a split needs at least 2 so that both sides have it: "
+                    "add tiles or leave the class out"
+                )
+            count = min(max(_rounded(fraction * len(rows)), 1), len(rows) - 1)
+            held[rng.permutation(rows)[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def balance_down(labels: NDArray[np.int64], *, seed: int) -> Indices:
+    """Return sorted indices with as many tiles of every class as the smallest class has, chosen by the seed.
+
+    Raises:
+        ValueError: a tile is unlabelled, or there are none.
+    """
+    rng = _generator("balance", seed)
+    rows_of = _rows_per_class(labels)
+    smallest = min(len(rows) for rows in rows_of)
+    return np.sort(np.concatenate([rng.permutation(rows)[:smallest] for rows in rows_of]))
+
+
+def class_weights(labels: NDArray[np.int64], *, num_classes: int) -> NDArray[np.float64]:
+    """Return a weight per class, (num_classes,), inverse to its frequency; the mean over the tiles is 1.
+
+    Raises:
+        ValueError: a tile is unlabelled, or a class has no tile.
+    """
+    _rows_per_class(labels)
+    counts = np.bincount(labels, minlength=num_classes)
+    if len(counts) > num_classes or counts.min() == 0:
+        raise ValueError(
+            f"class weights need tiles of all {num_classes} classes, got {counts.tolist()} per class"
+        )
+    return len(labels) / (num_classes * counts.astype(np.float64))
+
+
+def balanced_order(labels: NDArray[np.int64], *, seed: int, epoch: int) -> Indices:
+    """Return N indices in random order that draw all classes equally often (a difference of one at most).
+
+    A class smaller than its share repeats, each tile as often as the next, give or take one; a larger class
+    shows another part of itself each epoch. A function of (labels, seed, epoch) alone.
+
+    Raises:
+        ValueError: a tile is unlabelled, or there are none.
+    """
+    rng = _generator("balanced order", seed, epoch)
+    rows_of = _rows_per_class(labels)
+    shares = np.full(len(rows_of), len(labels) // len(rows_of))
+    shares[rng.permutation(len(rows_of))[: len(labels) % len(rows_of)]] += 1
+    draws = []
+    for rows, share in zip(rows_of, shares, strict=True):
+        rounds = -(-int(share) // len(rows))
+        draws.append(np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:share])
+    return rng.permutation(np.concatenate(draws))
+
+
+def label_fraction(labels: NDArray[np.int64], *, fraction: float, seed: int) -> Indices:
+    """Return sorted indices of `fraction` of every class, at least one tile of each.
+
+    For one seed a smaller fraction is a part of every larger one, so a curve over fractions only ever adds
+    labels.
+
+    Raises:
+        ValueError: the fraction is out of range, a tile is unlabelled, or there are none.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction of labels: got {fraction}, allowed is more than 0 and at most 1")
+    rng = _generator("labels", seed)
+    kept = [
+        rng.permutation(rows)[: max(_rounded(fraction * len(rows)), 1)] for rows in _rows_per_class(labels)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def _generator(purpose: str, *numbers: int) -> np.random.Generator:
+    """One stream per purpose: with one for all, the tiles that balancing drops would steer the split."""
+    return np.random.default_rng([zlib.crc32(purpose.encode()), *numbers])
+
+
+def _rounded(value: float) -> int:
+    """Half goes up (Python's round sends 0.5 to 0 and 1.5 to 2)."""
+    return int(np.floor(value + 0.5))
+
+
+def _rows_per_class(labels: NDArray[np.int64]) -> list[Indices]:
+    if len(labels) == 0:
+        raise ValueError("there are no labelled tiles")
+    unlabelled = int((labels < 0).sum())
+    if unlabelled:
+        raise ValueError(
+            f"{unlabelled} of {len(labels)} tiles are unlabelled; this needs a label on every tile: "
+            "leave the unlabelled ones out"
+        )
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _held_groups(
+    labels: NDArray[np.int64], groups: NDArray[np.str_], *, fraction: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Return which tiles are held out, (N,), whole groups only.
+
+    Groups come in random order and are held out when that brings the classes' shares nearer to the wanted ones;
+    of several orders the best is kept.
+    """
+    classes, label_of = np.unique(labels, return_inverse=True)
+    names, group_of = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), len(classes)))  # tiles of each group and class
+    np.add.at(counts, (group_of, label_of), 1)
+    groups_of_class = (counts > 0).sum(axis=0)
+    if groups_of_class.min() < 2:
+        label = classes[groups_of_class.argmin()]
+        raise ValueError(
+            f"all tiles of class {label} are in one group, so a grouped split leaves one side without it: "
+            "add groups of that class, or split without groups"
+        )
+    totals = counts.sum(axis=0)
+    shares = counts / totals
+    wanted = np.maximum(fraction, 1 / totals)
+    best, best_deviation = None, np.inf
+    for _ in range(_GROUP_ORDERS):
+        held = _fill(shares, wanted, rng.permutation(len(names)))
+        if held is None:
+            continue
+        deviation = float(np.abs(wanted - shares[held].sum(axis=0)).max())
+        if deviation < best_deviation:
+            best, best_deviation = held, deviation
+        if deviation < _GOOD_DEVIATION:
+            break
+    if best is None:
+        raise ValueError(
+            f"the {len(names)} groups cannot be divided so that both sides have every class: "
+            "add groups, or split without groups"
+        )
+    return best[group_of]
+
+
+def _fill(
+    shares: NDArray[np.float64], wanted: NDArray[np.float64], order: Indices
+) -> NDArray[np.bool_] | None:
+    """Return the groups held out, (G,), going through `order` once; None if a side lacks a class.
+
+    shares: part of each class's tiles that each group has, (G, K). wanted: part to hold out, (K,).
+    """
+    held = np.zeros(len(shares), dtype=bool)
+    missing = wanted.copy()
+    left = (shares > 0).sum(axis=0)  # groups of each class not held out
+
+    def hold(group: int) -> None:
+        nonlocal missing, left
+        held[group] = True
+        missing = missing - shares[group]
+        left = left - (shares[group] > 0)
+
+    # First one group for each class that has none yet, rarest first: a class whose every group is larger than
+    # its share would otherwise never be held out.
+    for index in np.argsort(left, kind="stable"):
+        if not (held & (shares[:, index] > 0)).any():
+            candidates = [
+                group
+                for group in order
+                if shares[group, index] > 0 and not held[group] and ((shares[group] == 0) | (left > 1)).all()
+            ]
+            if not candidates:
+                return None
+            hold(min(candidates, key=lambda group: float(((missing - shares[group]) ** 2).sum())))
+    for group in order:
+        nearer = ((missing - shares[group]) ** 2).sum() < (missing**2).sum()
+        if nearer and not held[group] and ((shares[group] == 0) | (left > 1)).all():
+            hold(group)
+    return held
