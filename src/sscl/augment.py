@@ -1,0 +1,357 @@
+"""The two augmented views of a batch of tiles: one warp, one blur, one colour step, on the device of the tiles.
+
+Every tile draws its parameters from a counter-based generator keyed by (seed, epoch, tile, view), so that its views are
+the same whatever the batch, the number of ranks, the device, or whether the run was resumed. Nothing here loops over
+tiles or looks at a value, so the whole can be compiled.
+
+B tiles, H = W pixels, n random numbers a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+# Ruifrok & Johnston 2001: optical density of haematoxylin, eosin, and what is left, in R, G, B.
+STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities and ranges of one random view. Angles in degrees, shifts in fractions of the tile's side."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the crop / area of the tile
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
+    hflip_probability: float = 0.5
+    vflip_probability: float = 0.5
+    affine_probability: float = 0.5
+    rotation_degrees: float = 45.0
+    translation: float = 0.1
+    scale: tuple[float, float] = (0.9, 1.1)
+    shear_degrees: float = 10.0
+    blur_probability: float = 0.5
+    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale_probability: float = 0.0
+    stain_probability: float = 0.0
+    stain_strength: float = 0.2
+    stain_shift: float = 0.05
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What was drawn for each tile; every field has length B. An op that was not drawn holds its identity."""
+
+    crop: torch.Tensor  # (B, 4): left, top, width, height, in fractions of the tile
+    flip: torch.Tensor  # (B, 2): -1 mirrors x, y; else 1
+    rotation: torch.Tensor  # degrees
+    translation: torch.Tensor  # (B, 2), fractions
+    scale: torch.Tensor
+    shear: torch.Tensor  # (B, 2), degrees
+    blur_sigma: torch.Tensor  # pixels; 0 leaves the tile as it is
+    brightness: torch.Tensor  # factors, 1 is the identity
+    contrast: torch.Tensor
+    saturation: torch.Tensor
+    hue: torch.Tensor  # turns, 0 is the identity
+    grayscale: torch.Tensor  # 0 or 1
+    stain_gain: torch.Tensor  # (B, 3): factor on the amounts of haematoxylin, eosin and the rest
+    stain_offset: torch.Tensor  # (B, 3): added to them
+
+
+def philox(counter: Sequence[torch.Tensor | int], *, seed: int, like: torch.Tensor) -> torch.Tensor:
+    """Return four 32-bit random words a counter, int64 (4, ...), by Philox4x32-10.
+
+    Args:
+        counter: four words in [0, 2^32), ints or int64 tensors that broadcast.
+        seed: the 64-bit key.
+        like: any tensor of the wanted device.
+
+    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+    """
+    mask = 0xFFFFFFFF
+    words = [torch.as_tensor(word, dtype=torch.int64, device=like.device) for word in counter]
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)  # type: ignore[no-untyped-call]
+    k0, k1 = seed & mask, (seed >> 32) & mask
+    for _ in range(10):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return torch.stack([c0, c1, c2, c3])
+
+
+def _multiply(factor: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the high and low 32 bits of factor * x; halves, because 32 x 32 bits overflow a signed int64."""
+    low = (factor & 0xFFFF) * x  # < 2^48
+    high = (factor >> 16) * x + (low >> 16)  # < 2^49
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def uniform(tiles: torch.Tensor, count: int, *, seed: int, epoch: int, view: int) -> torch.Tensor:
+    """Return `count` numbers in [0, 1) for each tile index, float32 (count, B), a function of the arguments alone."""
+    blocks = torch.arange((count + 3) // 4, device=tiles.device)[:, None]
+    words = philox([tiles[None] & 0xFFFFFFFF, blocks, epoch, view], seed=seed, like=tiles)  # (4, blocks, B)
+    return (words >> 8).flatten(0, 1)[:count].float() * 2.0**-24
+
+
+def draw(
+    augmentation: Augmentation, tiles: torch.Tensor, *, seed: int, epoch: int, view: int, size_px: int
+) -> ViewParameters:
+    """Return the parameters of one view of each tile.
+
+    Args:
+        tiles: int64 (B,), the tiles' indices in the data set.
+        size_px: side of a tile; a crop is at least one pixel.
+    """
+    a = augmentation
+    u = iter(uniform(tiles, 27, seed=seed, epoch=epoch, view=view).unbind())
+
+    def between(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * next(u)
+
+    def chance(probability: float) -> torch.Tensor:
+        return next(u) < probability
+
+    def factor(strength: float) -> torch.Tensor:
+        return between(max(0.0, 1 - strength), 1 + strength)
+
+    area = between(*a.crop_scale)
+    ratio = torch.exp(between(math.log(a.crop_ratio[0]), math.log(a.crop_ratio[1])))
+    # torchvision redraws a crop that leaves the tile; a counter-based draw cannot, so it is clipped to the side.
+    width = (area * ratio).sqrt().clamp(1 / size_px, 1)
+    height = (area / ratio).sqrt().clamp(1 / size_px, 1)
+    crop = torch.stack([next(u) * (1 - width), next(u) * (1 - height), width, height], 1)
+    flip = torch.stack([1 - 2.0 * chance(a.hflip_probability), 1 - 2.0 * chance(a.vflip_probability)], 1)
+
+    affine = chance(a.affine_probability)
+    rotation = between(-a.rotation_degrees, a.rotation_degrees) * affine
+    shift = torch.stack([between(-a.translation, a.translation), between(-a.translation, a.translation)], 1)
+    scale = torch.where(affine, between(*a.scale), 1.0)
+    shear = torch.stack([between(-a.shear_degrees, a.shear_degrees), between(-a.shear_degrees, a.shear_degrees)], 1)
+
+    blur = chance(a.blur_probability)
+    sigma = between(*a.blur_sigma_px) * blur
+
+    jitter = chance(a.jitter_probability)
+    brightness = torch.where(jitter, factor(a.brightness), 1.0)
+    contrast = torch.where(jitter, factor(a.contrast), 1.0)
+    saturation = torch.where(jitter, factor(a.saturation), 1.0)
+    hue = between(-a.hue, a.hue) * jitter
+    grayscale = chance(a.grayscale_probability).float()
+
+    stain = chance(a.stain_probability)[:, None]
+    gain = torch.stack([factor(a.stain_strength), factor(a.stain_strength)], 1)
+    gain = torch.cat([torch.where(stain, gain, 1.0), torch.ones_like(gain[:, :1])], 1)
+    offset = torch.stack([between(-a.stain_shift, a.stain_shift), between(-a.stain_shift, a.stain_shift)], 1)
+    offset = torch.cat([offset * stain, torch.zeros_like(offset[:, :1])], 1)
+    return ViewParameters(
+        crop=crop,
+        flip=flip,
+        rotation=rotation,
+        translation=shift * affine[:, None],
+        scale=scale,
+        shear=shear * affine[:, None],
+        blur_sigma=sigma,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        grayscale=grayscale,
+        stain_gain=gain,
+        stain_offset=offset,
+    )
+
+
+def view(
+    images: torch.Tensor,
+    tiles: torch.Tensor,
+    *,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    view: int,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> torch.Tensor:
+    """Return one random view of each tile, normalised, float32 (B, 3, H, W) in channels_last.
+
+    The order is the paper's: crop, flips, blur and affine (one warp, then the blur), colour jitter; then stain jitter
+    and grayscale, which are ours.
+
+    Args:
+        images: uint8 (B, H, W, 3), square.
+        tiles: int64 (B,), the tiles' indices in the data set.
+        view: 0 or 1; any other number gives further views.
+        mean, std: float32 (3,), of pixels scaled to 0-1.
+    """
+    parameters = draw(augmentation, tiles, seed=seed, epoch=epoch, view=view, size_px=images.shape[1])
+    return normalise(apply(to_unit(images), parameters, augmentation=augmentation), mean=mean, std=std)
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """Return uint8 (B, H, W, 3) as float32 (B, 3, H, W) in 0-1, channels_last."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+def normalise(x: torch.Tensor, *, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Return (x - mean) / std for each channel of (B, 3, H, W)."""
+    return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def apply(x: torch.Tensor, p: ViewParameters, *, augmentation: Augmentation) -> torch.Tensor:
+    """Return the tiles (B, 3, H, W) in 0-1 after the drawn operations; ops that are switched off cost nothing."""
+    a = augmentation
+    x = warp(x, p)
+    if a.blur_probability > 0 and a.blur_sigma_px[1] > 0:
+        x = blur(x, p.blur_sigma, radius=blur_radius(a.blur_sigma_px[1]))
+    if a.jitter_probability > 0:
+        if a.brightness:
+            x = adjust_brightness(x, p.brightness)
+        if a.contrast:
+            x = adjust_contrast(x, p.contrast)
+        if a.saturation:
+            x = adjust_saturation(x, p.saturation)
+        if a.hue:
+            x = adjust_hue(x, p.hue)
+    if a.stain_probability > 0:
+        x = adjust_stain(x, p.stain_gain, p.stain_offset)
+    if a.grayscale_probability > 0:
+        x = x + p.grayscale[:, None, None, None] * (grayscale(x) - x)
+    return x
+
+
+def warp_matrix(p: ViewParameters) -> torch.Tensor:
+    """Return the one matrix that takes output to input coordinates (each -1 to 1), (B, 2, 3): affine, flips, crop.
+
+    The affine part follows torchvision: rotate by the angle, shear, scale, then shift, about the centre.
+    """
+    turn = torch.deg2rad(p.rotation)
+    shear_x, shear_y = torch.deg2rad(p.shear).unbind(1)
+    # torchvision's forward matrix R(turn) * Shear_y * Shear_x * scale, written out (its docs, `affine`).
+    a = torch.cos(turn - shear_y) / torch.cos(shear_y)
+    b = -torch.cos(turn - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(turn)
+    c = torch.sin(turn - shear_y) / torch.cos(shear_y)
+    d = -torch.sin(turn - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) + torch.cos(turn)
+    # The inverse: its determinant is that of shear and rotation, 1.
+    inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / p.scale[:, None, None]
+    offset = -(inverse @ (2 * p.translation)[:, :, None])[:, :, 0]  # fractions of the side are half of -1..1
+    left_top, size = p.crop[:, :2], p.crop[:, 2:]
+    stretch = p.flip * size
+    centre = 2 * left_top + size - 1
+    return torch.cat([stretch[:, :, None] * inverse, (stretch * offset + centre)[:, :, None]], 2)
+
+
+def warp(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
+    """Return the tiles cropped, flipped and transformed by one bilinear sampling, (B, 3, H, W).
+
+    What an affine shift brings in from outside the crop is the tile's own surroundings, and mirrored tissue beyond its
+    edge: black corners would tell the two views of a tile apart from those of another.
+    """
+    grid = F.affine_grid(warp_matrix(p), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def blur_radius(sigma_px: float) -> int:
+    """Return the half width of the blur kernel that reaches three standard deviations."""
+    return max(1, math.ceil(3 * sigma_px))
+
+
+def blur(x: torch.Tensor, sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
+    """Return each tile blurred by its own Gaussian, separably, with mirrored borders; sigma 0 is the identity."""
+    radius = min(radius, x.shape[-1] - 1)  # a mirrored border is at most as wide as the tile
+    steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, taps)
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    count, channels, height, width = x.shape
+    flat = x.reshape(1, count * channels, height, width)
+    taps = kernel.repeat_interleave(channels, 0)[:, None, None]  # (B * 3, 1, 1, taps)
+    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="reflect"), taps, groups=count * channels)
+    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="reflect"), taps.mT, groups=count * channels)
+    return flat.view(x.shape)
+
+
+def grayscale(x: torch.Tensor) -> torch.Tensor:
+    """Return the luma of (B, 3, H, W), (B, 1, H, W)."""
+    return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
+
+
+def _blend(x: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
+    factor = factor[:, None, None, None]
+    return (factor * x + (1 - factor) * other).clamp(0, 1)
+
+
+def adjust_brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Return the tiles blended with black."""
+    return _blend(x, 0.0, factor)
+
+
+def adjust_contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Return the tiles blended with their mean luma."""
+    return _blend(x, grayscale(x).mean((2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Return the tiles blended with their luma."""
+    return _blend(x, grayscale(x), factor)
+
+
+def adjust_hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Return the tiles with the hue of HSV turned; value and saturation stay.
+
+    Turning keeps the value V and the chroma C, so RGB follows straight from the new hue h (in sixths of a turn):
+    V - C * clamp(min(k, 4 - k), 0, 1) with k = (5, 3, 1) + h modulo 6.
+    """
+    red, green, blue = x.unbind(1)
+    value, lowest = x.amax(1), x.amin(1)
+    chroma = value - lowest
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = hue + 6 * turns[:, None, None]
+    channels = []
+    for start in (5, 3, 1):
+        k = torch.remainder(start + hue, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, 1)
+
+
+def adjust_stain(x: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Return the tiles with their amounts of haematoxylin and eosin changed, in optical-density space.
+
+    amounts -> gain * amounts + offset (Tellez et al., arXiv:1808.05896). Unmixing, gain and mixing are one 3 x 3
+    matrix a tile.
+    """
+    stains = torch.tensor(STAINS, device=x.device, dtype=x.dtype)
+    stains = stains / stains.norm(dim=1, keepdim=True)
+    unmix = torch.tensor(_unmixing(), device=x.device, dtype=x.dtype)
+    matrix = unmix @ (gain[:, :, None] * stains)  # (B, 3, 3), optical density in -> optical density out
+    density = -torch.log(x.clamp(min=1 / 255))
+    change = torch.einsum("bchw,bcd->bdhw", density, matrix - torch.eye(3, device=x.device, dtype=x.dtype))
+    change = change + (offset @ stains)[:, :, None, None]
+    # A factor on x, not exp of the new density: an unchanged tile then stays exactly as it was, black pixels included.
+    return (x * torch.exp(-change)).clamp(0, 1)
+
+
+def _unmixing() -> list[list[float]]:
+    """Return the inverse of the row-normalised stain matrix; in plain numbers, since a 3 x 3 needs no device."""
+    rows = [[v / math.sqrt(sum(w * w for w in stain)) for v in stain] for stain in STAINS]
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    adjugate = [
+        [e * i - f * h, c * h - b * i, b * f - c * e],
+        [f * g - d * i, a * i - c * g, c * d - a * f],
+        [d * h - e * g, b * g - a * h, a * e - b * d],
+    ]
+    return [[v / determinant for v in row] for row in adjugate]

@@ -1,0 +1,57 @@
+"""The device and the number format of a run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cuda`, `cuda:N` or `cpu`.
+
+    Raises:
+        ValueError: CUDA was asked for and is not there, or the name is none of these.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ValueError(f"device: got {name!r}, allowed are auto, cpu, cuda, cuda:N")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: {name} was asked for, but torch sees no CUDA device; use device=cpu or device=auto")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"device: {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return `fp32`, `bf16` or `fp16`; `auto` is bf16 where the GPU computes in it, else fp32.
+
+    Raises:
+        ValueError: fp16 on a CPU, where its gradient scaler has no use.
+    """
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError("precision: fp16 needs a CUDA device; on a CPU use fp32, bf16 or auto")
+    return name
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which the forward pass runs at `precision`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
+
+
+def describe_device(device: torch.device) -> str:
+    """Return one phrase naming the device, for logs."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+    return f"cpu ({torch.get_num_threads()} threads)"

@@ -1,0 +1,195 @@
+"""ResNet encoders, projection heads and the classifier.
+
+B tiles, C features, K classes, h x w the last feature map.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
+STEMS = ("standard", "small")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """A ResNet trunk with torchvision's parameter names; `num_features`, `forward_features`, `forward` as in timm."""
+
+    def __init__(self, name: str, *, stem: str = "standard") -> None:
+        super().__init__()
+        net = torchvision.models.get_model(name, weights=None)
+        self.name, self.stem = name, stem
+        self.num_features: int = net.fc.in_features
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        if stem == "small":
+            self.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.maxpool = nn.Identity()
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature map, (B, 3, H, W) -> (B, C, h, w)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the pooled features, (B, 3, H, W) -> (B, C)."""
+        return self.forward_features(x).mean((2, 3))
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear head; `forward_features` then `forward_head` is `forward`, as in timm."""
+
+    def __init__(self, encoder: Encoder, *, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.num_features, num_classes)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature map, (B, C, h, w)."""
+        return self.encoder.forward_features(x)
+
+    def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the logits of feature maps, (B, C, h, w) -> (B, K)."""
+        return self.head(maps.mean((2, 3)))  # type: ignore[no-any-return]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (B, 3, H, W) -> (B, K)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class ContrastiveModel(nn.Module):
+    """An encoder and a projection head; `forward` gives the projections that NT-Xent compares."""
+
+    def __init__(self, encoder: Encoder, *, projection: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection = projection
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the projections, (B, 3, H, W) -> (B, D)."""
+        return self.projection(self.encoder(x))  # type: ignore[no-any-return]
+
+
+def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2048, dim: int = 128) -> nn.Module:
+    """Return a projection head, (B, num_features) -> (B, dim).
+
+    `linear` is Jain & Lynn's; `mlp` is SimCLR's (arXiv:2002.05709), with the batch norm of its published code.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "linear":
+        return nn.Linear(num_features, dim)
+    if kind == "mlp":
+        return nn.Sequential(
+            nn.Linear(num_features, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, dim),
+        )
+    raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp")
+
+
+def build_encoder(name: str, *, weights: str | None = None, stem: str = "standard") -> Encoder:
+    """Return a ResNet trunk, in training mode.
+
+    Args:
+        name: resnet18, resnet34, resnet50 or resnet101.
+        weights: None (random), "imagenet" (torchvision's default weights, downloaded once by torchvision), or the path
+            of an encoder: a checkpoint of ours, our `encoder.pt`, or a torchvision ResNet state dict.
+        stem: "standard" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool; for tiles under 96 px).
+
+    Raises:
+        ValueError: an unknown name or stem; weights that do not fit.
+        FileNotFoundError: the weights file is missing.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"model.name: got {name!r}, allowed are {', '.join(ENCODERS)}")
+    if stem not in STEMS:
+        raise ValueError(f"model.stem: got {stem!r}, allowed are {', '.join(STEMS)}")
+    encoder = Encoder(name, stem=stem)
+    if weights == "imagenet":
+        if stem == "small":
+            raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")
+        load_trunk(encoder, _imagenet_state(name), source="ImageNet weights")
+    elif weights is not None:
+        load_trunk(encoder, read_trunk(weights), source=str(weights))
+    return encoder
+
+
+def _imagenet_state(name: str) -> dict[str, Any]:
+    try:
+        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()  # type: ignore[no-any-return]
+    except OSError as error:  # urllib's errors are OSErrors
+        raise ValueError(
+            f"model.weights: torchvision could not download the ImageNet weights of {name} ({error}); "
+            "put its state dict in a file and give model.weights=PATH"
+        ) from error
+
+
+def read_trunk(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the trunk's tensors by torchvision's names, from a checkpoint of ours or a torchvision state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or holds something else.
+    """
+    content = read_torch_file(path)
+    state = content.get("encoder", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "conv1.weight" not in state:
+        raise ValueError(
+            f"model.weights: {path} holds neither a checkpoint of sscl nor a torchvision ResNet state dict "
+            "(no tensor named conv1.weight)"
+        )
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """Return what `torch.save` wrote, loaded on the CPU with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, not written by torch, or holding more than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120] if str(error) else 'empty'}); "
+            "it is truncated, or was not written by sscl"
+        ) from error
+
+
+def load_trunk(encoder: Encoder, state: dict[str, torch.Tensor], *, source: str) -> None:
+    """Fill the encoder; every tensor must find its place.
+
+    Raises:
+        ValueError: missing, left-over or wrongly shaped tensors, named.
+    """
+    own = encoder.state_dict()
+    given = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    missing = [key for key in own if key not in given]
+    left_over = [key for key in given if key not in own]
+    shaped = [key for key in own if key in given and own[key].shape != given[key].shape]
+    faults = []
+    for what, keys in (("missing", missing), ("left over", left_over), ("of another shape", shaped)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            faults.append(f"{what}: {', '.join(keys[:3])}{more}")
+    if faults:
+        raise ValueError(
+            f"model.weights: {source} does not fit {encoder.name} with the {encoder.stem} stem ({'; '.join(faults)}); "
+            "set model.name and model.stem to those of the weights"
+        )
+    encoder.load_state_dict(given)

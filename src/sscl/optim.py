@@ -1,0 +1,118 @@
+"""Optimisers and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+OPTIMIZERS = ("sgd", "lars", "adamw")
+LEARNING_RATE_SCALINGS = ("linear", "sqrt", "none")
+
+
+def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str) -> float:
+    """Return the peak learning rate of a batch size.
+
+    `linear`: learning_rate * batch_size / 256 (Goyal et al., arXiv:1706.02677); `sqrt`: learning_rate *
+    sqrt(batch_size) (SimCLR, App. B.1); `none`: as it is.
+    """
+    if scaling == "linear":
+        return learning_rate * batch_size / 256
+    if scaling == "sqrt":
+        return learning_rate * math.sqrt(batch_size)
+    return learning_rate
+
+
+def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
+    """Return the factor on the peak learning rate at a step (from 0): a linear rise, then half a cosine down to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(module: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: weights, and biases with norm parameters, which take neither decay nor LARS's scaling.
+
+    Frozen parameters are left out. Each group carries its peak learning rate as `peak_lr`.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    common = {"lr": learning_rate, "peak_lr": learning_rate}
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "adapt": True, **common},
+        {"params": others, "weight_decay": 0.0, "adapt": False, **common},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Return SGD with momentum, LARS or AdamW over the groups of `parameter_groups`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.1, momentum=momentum)
+    if name == "lars":
+        return LARS(groups, momentum=momentum)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=1e-3)
+    raise ValueError(f"train.optimizer: got {name!r}, allowed are {', '.join(OPTIMIZERS)}")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to factor * its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step in each weight tensor is scaled to trust * |w| / |g + decay * w|.
+
+    Groups with `adapt: False` (biases, norms) take plain momentum steps.
+
+    Source: You et al., arXiv:1708.03888; momentum after the scaling and the learning rate outside it, as in SimCLR.
+    """
+
+    def __init__(self, params: Iterable[Any], *, lr: float = 0.1, momentum: float = 0.9, trust: float = 1e-3) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; returns the closure's loss, when there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            updates = [p.grad for p in params]
+            if group["weight_decay"]:
+                updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
+            if group["adapt"]:
+                weight_norms = torch._foreach_norm(params)
+                update_norms = torch._foreach_norm(updates)
+                factors = [
+                    torch.where((w > 0) & (u > 0), group["trust"] * w / u, 1.0)
+                    for w, u in zip(weight_norms, update_norms, strict=True)
+                ]
+                updates = list(torch._foreach_mul(updates, factors))
+            buffers = [self._momentum_of(p) for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
+        return loss
+
+    def _momentum_of(self, parameter: torch.Tensor) -> torch.Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: torch.Tensor = state["momentum_buffer"]
+        return buffer

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from torchvision.transforms import InterpolationMode
+
+from sscl import augment
+from sscl.augment import Augmentation, ViewParameters
+
+SIZE = 32
+
+
+def tiles(count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Smooth random colour tiles in 0-1, (count, 3, SIZE, SIZE)."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, SIZE, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def identity(count: int = 4) -> ViewParameters:
+    one, zero = torch.ones(count), torch.zeros(count)
+    return ViewParameters(
+        crop=torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(count, 1),
+        flip=torch.ones(count, 2),
+        rotation=zero,
+        translation=torch.zeros(count, 2),
+        scale=one,
+        shear=torch.zeros(count, 2),
+        blur_sigma=zero,
+        brightness=one,
+        contrast=one,
+        saturation=one,
+        hue=zero,
+        grayscale=zero,
+        stain_gain=torch.ones(count, 3),
+        stain_offset=torch.zeros(count, 3),
+    )
+
+
+def changed(**fields: torch.Tensor) -> ViewParameters:
+    return dataclasses.replace(identity(), **fields)
+
+
+EVERYTHING = Augmentation(grayscale_probability=0.3, stain_probability=0.7)
+
+
+def views(images: torch.Tensor, index: torch.Tensor, **keys: int) -> torch.Tensor:
+    keys = {"seed": 1, "epoch": 2, "view": 0, **keys}
+    return augment.view(images, index, augmentation=EVERYTHING, mean=torch.zeros(3), std=torch.ones(3), **keys)
+
+
+# The generator
+
+
+def test_philox_known_answers():
+    # Test vectors of the Random123 distribution for philox4x32-10.
+    like = torch.zeros(1)
+    zero = augment.philox([0, 0, 0, 0], seed=0, like=like)
+    assert [f"{int(w):08x}" for w in zero] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+    ones = augment.philox([0xFFFFFFFF] * 4, seed=0xFFFFFFFFFFFFFFFF, like=like)
+    assert [f"{int(w):08x}" for w in ones] == ["408f276d", "41c83b0e", "a20bc7c6", "6d5451fd"]
+
+
+def test_uniform_is_flat_and_uncorrelated():
+    u = augment.uniform(torch.arange(20000), 6, seed=3, epoch=0, view=0).numpy()
+    assert 0 <= u.min()
+    assert u.max() < 1
+    assert np.abs(u.mean(1) - 0.5).max() < 0.01
+    correlation = np.corrcoef(u)
+    assert np.abs(correlation - np.eye(6)).max() < 0.03
+    assert abs(np.corrcoef(u[0, 1:], u[0, :-1])[0, 1]) < 0.03
+
+
+def test_draws_follow_ranges_and_probabilities():
+    a = Augmentation(hflip_probability=0.25, rotation_degrees=20, affine_probability=0.5)
+    p = augment.draw(a, torch.arange(8000), seed=0, epoch=0, view=0, size_px=224)
+    assert (p.flip[:, 0] == -1).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert (p.rotation != 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert p.rotation.abs().max() <= 20
+    left, top, width, height = p.crop.unbind(1)
+    assert (left >= 0).all()
+    assert (left + width <= 1 + 1e-6).all()
+    assert (top + height <= 1 + 1e-6).all()
+    area = width * height
+    assert area.min() > 0.15
+    assert area.mean().item() == pytest.approx(0.6, abs=0.05)
+
+
+# Whose randomness
+
+
+def test_views_of_a_tile_do_not_depend_on_its_neighbours():
+    images = (tiles(6).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+    index = torch.tensor([11, 5, 70000, 3, 9, 4_000_000_000])
+    together = views(images, index)
+    for i in range(6):
+        assert torch.equal(views(images[i : i + 1], index[i : i + 1])[0], together[i])
+    order = torch.tensor([3, 0, 5])
+    assert torch.equal(views(images[order], index[order]), together[order])
+
+
+def test_views_differ_by_tile_epoch_view_and_seed():
+    images = (tiles(1).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+    base = views(images, torch.tensor([0]))
+    assert torch.equal(base, views(images, torch.tensor([0])))
+    for other in (
+        views(images, torch.tensor([1])),
+        views(images, torch.tensor([0]), epoch=3),
+        views(images, torch.tensor([0]), view=1),
+        views(images, torch.tensor([0]), seed=2),
+    ):
+        assert (other - base).abs().max() > 0.01
+
+
+# Each operation against torchvision
+
+
+def test_identity_leaves_tiles_alone():
+    x = tiles()
+    out = augment.apply(x, identity(), augmentation=EVERYTHING)
+    assert (out - x).abs().max() < 1e-5
+
+
+def test_flips():
+    x = tiles()
+    flip = torch.tensor([[-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [1.0, 1.0]])
+    out = augment.warp(x, changed(flip=flip))
+    expected = torch.stack([tv.horizontal_flip(x[0]), tv.vertical_flip(x[1]), x[2].flip(1, 2), x[3]])
+    assert (out - expected).abs().max() < 1e-5
+
+
+def test_crop():
+    x = tiles()
+    boxes = torch.tensor([[4, 2, 16, 20], [0, 0, 8, 8], [10, 16, 20, 16], [0, 0, 32, 32]])  # left, top, width, height
+    out = augment.warp(x, changed(crop=boxes / SIZE))
+    for i, (left, top, width, height) in enumerate(boxes.tolist()):
+        expected = tv.resized_crop(x[i : i + 1], top, left, height, width, [SIZE, SIZE], antialias=False)[0]
+        # torchvision repeats the crop's border where this samples the tile beyond it: half a source pixel at each side.
+        rim = 1 + SIZE // min(width, height)
+        assert (out[i] - expected)[:, rim:-rim, rim:-rim].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("angle", "shift", "scale", "shear"),
+    [
+        (30, (0, 0), 1, (0, 0)),
+        (0, (4, -3), 1, (0, 0)),
+        (0, (0, 0), 1.3, (0, 0)),
+        (0, (0, 0), 1, (12, 0)),
+        (0, (0, 0), 1, (0, -9)),
+        (-20, (2, 5), 0.9, (7, 4)),
+    ],
+)
+def test_affine(angle, shift, scale, shear):
+    x = tiles()
+    four = torch.ones(4)
+    p = changed(
+        rotation=angle * four,
+        translation=torch.tensor([shift]).repeat(4, 1) / SIZE,
+        scale=scale * four,
+        shear=torch.tensor([shear]).float().repeat(4, 1),
+    )
+    expected = tv.affine(x, angle, list(shift), scale, list(shear), interpolation=InterpolationMode.BILINEAR)
+    ones = torch.ones_like(x)  # torchvision fills with black, and blends it in at the rim
+    inside = tv.affine(ones, angle, list(shift), scale, list(shear), interpolation=InterpolationMode.BILINEAR) > 0.9999
+    assert inside.float().mean() > 0.4
+    assert ((augment.warp(x, p) - expected).abs() * inside).max() < 1e-4
+
+
+def test_warp_composes_crop_then_flip_then_affine():
+    x = torch.nn.functional.interpolate(tiles(), 64, mode="bilinear")
+    steps = dict(crop=torch.tensor([[0.1, 0.2, 0.6, 0.7]]).repeat(4, 1)), dict(flip=torch.tensor([[-1.0, 1.0]] * 4))
+    turn = dict(rotation=torch.full((4,), 15.0))
+    at_once = augment.warp(x, changed(**steps[0], **steps[1], **turn))
+    by_steps = augment.warp(augment.warp(augment.warp(x, changed(**steps[0])), changed(**steps[1])), changed(**turn))
+    assert (at_once - by_steps)[:, :, 18:-18, 18:-18].abs().max() < 0.03  # thrice interpolated, so not exactly
+
+
+def test_blur():
+    x = tiles()
+    sigma = torch.tensor([0.5, 1.0, 2.0, 1.4])
+    out = augment.blur(x, sigma, radius=6)
+    for i in range(4):
+        expected = tv.gaussian_blur(x[i], [13, 13], [float(sigma[i])] * 2)
+        assert (out[i] - expected).abs().max() < 1e-5
+    assert torch.equal(augment.blur(x, torch.zeros(4), radius=6), x)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "factors"),
+    [
+        (augment.adjust_brightness, tv.adjust_brightness, (0.5, 0.8, 1.3, 1.7)),
+        (augment.adjust_contrast, tv.adjust_contrast, (0.5, 0.8, 1.3, 1.7)),
+        (augment.adjust_saturation, tv.adjust_saturation, (0.0, 0.8, 1.3, 1.7)),
+        (augment.adjust_hue, tv.adjust_hue, (-0.5, -0.1, 0.07, 0.4)),
+    ],
+)
+def test_colour(ours, theirs, factors):
+    x = tiles()
+    x[0, :, :4] = 0.5  # grey: no hue
+    x[1, :, :4] = 0.0
+    out = ours(x, torch.tensor(factors))
+    expected = torch.stack([theirs(x[i], factors[i]) for i in range(4)])
+    assert (out - expected).abs().max() < 1e-5
+
+
+def test_grayscale():
+    x = tiles()
+    assert (augment.grayscale(x) - tv.rgb_to_grayscale(x)).abs().max() < 1e-6
+
+
+# Stains
+
+
+def test_stain_matrix_is_inverted():
+    stains = torch.tensor(augment.STAINS, dtype=torch.float64)
+    stains = stains / stains.norm(dim=1, keepdim=True)
+    unmix = torch.tensor(augment._unmixing(), dtype=torch.float64)
+    assert torch.allclose(unmix @ stains, torch.eye(3, dtype=torch.float64), atol=1e-12)
+
+
+def test_stain_jitter_against_a_pixel_by_pixel_reference():
+    x = tiles()
+    gain = torch.tensor([[1.2, 0.8, 1.0]]).repeat(4, 1)
+    offset = torch.tensor([[0.02, -0.03, 0.0]]).repeat(4, 1)
+    out = augment.adjust_stain(x, gain, offset)
+    stains = np.array(augment.STAINS)
+    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
+    for row, column in ((0, 0), (7, 20), (31, 31)):
+        density = -np.log(np.maximum(x[2, :, row, column].numpy().astype(float), 1 / 255))
+        amounts = np.linalg.solve(stains.T, density)
+        expected = np.exp(-(stains.T @ (amounts * [1.2, 0.8, 1.0] + [0.02, -0.03, 0.0]))).clip(0, 1)
+        assert out[2, :, row, column].numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_more_haematoxylin_darkens_and_differs_by_view():
+    x = tiles()
+    darker = augment.adjust_stain(x, torch.tensor([[1.5, 1.0, 1.0]] * 4), torch.tensor([[0.1, 0.0, 0.0]] * 4))
+    assert darker.mean() < x.mean()
+    a = Augmentation(stain_probability=1.0)
+    first, second = (augment.draw(a, torch.arange(50), seed=0, epoch=0, view=v, size_px=64).stain_gain for v in (0, 1))
+    assert (first[:, :2] != second[:, :2]).all()
+    assert (first[:, 2] == 1).all()
+
+
+# Form
+
+
+def test_output_form_and_normalisation():
+    images = (tiles().permute(0, 2, 3, 1) * 255).to(torch.uint8)
+    off = {f.name: 0.0 for f in dataclasses.fields(Augmentation) if f.name.endswith("probability")}
+    quiet = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), **off)
+    mean, std = torch.tensor([0.7, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
+    out = augment.view(images, torch.arange(4), augmentation=quiet, seed=0, epoch=0, view=0, mean=mean, std=std)
+    expected = tv.normalize(images.permute(0, 3, 1, 2) / 255, mean.tolist(), std.tolist())
+    assert out.shape == (4, 3, SIZE, SIZE)
+    assert (out - expected).abs().max() < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_gives_the_cpu_views():
+    images = (tiles(8).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+    index = torch.arange(8)
+    on_gpu = augment.view(
+        images.cuda(),
+        index.cuda(),
+        augmentation=EVERYTHING,
+        seed=1,
+        epoch=2,
+        view=0,
+        mean=torch.zeros(3, device="cuda"),
+        std=torch.ones(3, device="cuda"),
+    )
+    assert (on_gpu.cpu() - views(images, index)).abs().max() < 1e-3
