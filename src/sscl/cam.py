@@ -248,7 +248,7 @@ def heatmap_rgb(map01: FloatArray, *, colormap: str = "viridis") -> ByteArray:
 
 
 def overlay(
-    image: ByteArray, map01: FloatArray, *, alpha: float = 0.6, colormap: str = "viridis"
+    image: ByteArray, map01: FloatArray, *, alpha: float = 0.7, colormap: str = "viridis"
 ) -> ByteArray:
     """Return the heatmap laid over a tile, uint8 (H, W, 3).
 
