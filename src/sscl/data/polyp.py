@@ -112,20 +112,10 @@ def draw_polyp(
         centre_v=float(rng.uniform(0.2, 0.34)),
         size=size_px * max(-(-_DRAWING_PX // size_px), 2 if size_px < 512 else 1),
     )
-    crypts = _draw_crypts(severity, rng)
+    crypts = [crypt for crypt in _draw_crypts(severity, rng) if view.shows(crypt.outer, margin=0.05).any()]
     canvas = _stroma(view, rng)
     _paint_vessels(canvas, view, rng)
     _paint_stromal_cells(canvas, view, float(rng.uniform(0.035, 0.10)), rng)
-    for crypt in crypts:
-        cv2.polylines(
-            canvas,
-            [view.pixels(crypt.outer)],
-            False,
-            (0.12, 0.6),
-            view.brush(0.016),
-            cv2.LINE_8,
-            _SUBPIXEL_BITS,
-        )
     _paint_epithelium(canvas, crypts, view, look.mucin, rng)
 
     texture = 1 + 0.13 * _noise(rng, 160, view.size) + 0.06 * _noise(rng, 14, view.size)
@@ -351,8 +341,11 @@ def _paint_epithelium(
     lumen = rng.uniform([0.01, 0.01], [0.06, 0.05])
     goblets = rng.uniform(0.3, 0.95)
     spacing = rng.uniform(0.0135, 0.0165)
-    for crypt in crypts:
-        outer, inner = view.pixels(crypt.outer), view.pixels(crypt.lumen)
+    outlines = [view.pixels(crypt.outer) for crypt in crypts]
+    sheath = (0.12, 0.6)  # collagen around the crypts
+    cv2.polylines(canvas, outlines, False, sheath, view.brush(0.016), cv2.LINE_8, _SUBPIXEL_BITS)
+    for crypt, outer in zip(crypts, outlines, strict=True):
+        inner = view.pixels(crypt.lumen)
         cv2.fillPoly(canvas, [outer], basal.tolist(), cv2.LINE_8, _SUBPIXEL_BITS)
         middle = view.pixels(crypt.outer + _normals(crypt.outer) * 0.5 * _THICKNESS)
         cv2.fillPoly(canvas, [middle], apical.tolist(), cv2.LINE_8, _SUBPIXEL_BITS)
