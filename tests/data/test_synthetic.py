@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -259,4 +261,12 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(synthetic, "draw_tile", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "set", count=16, size_px=32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_cannot_start_are_explained(tmp_path: Path) -> None:
+    # A program on standard input has no file that a spawned process could import.
+    program = "from sscl.data.synthetic import write_synthetic as w; w('set', count=16, size_px=32, workers=2)"
+    ran = subprocess.run([sys.executable, "-"], input=program, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.stderr.splitlines()[-1].startswith("ValueError: workers: a drawing process died")
     assert list(tmp_path.iterdir()) == []

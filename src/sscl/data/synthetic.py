@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +119,8 @@ def write_synthetic(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument is out of range, the tiles are too few, or root is taken or cannot be written.
+        ValueError: an argument is out of range, the tiles are too few, root is taken or cannot be written, or a
+            worker died.
     """
     _check_whole("count", count, 1, 10**6)
     _check_whole("seed", seed, 0, _MAX_SEED)
@@ -147,6 +149,11 @@ def write_synthetic(
         unfinished.rename(root)
     except OSError as error:
         raise ValueError(f"{root}: cannot be written ({error.strerror or error}); choose another folder") from error
+    except BrokenProcessPool as error:
+        raise ValueError(
+            'workers: a drawing process died; a script needs `if __name__ == "__main__":` around this call, '
+            "or take workers=1"
+        ) from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
