@@ -1,0 +1,133 @@
+"""The command line: `sscl COMMAND --config FILE.yaml [key.path=value ...]`.
+
+The table below is the only list of commands. Nothing heavy is imported before a command is chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: where its function is, what its configuration is called, and which flags it takes."""
+
+    function: str  # module:function
+    config: str  # class in sscl.config
+    summary: str
+    flags: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "demo": Command("demo:main", "DemoConfig", "the whole method on synthetic polyps, in minutes", ("overwrite",)),
+    "data synth": Command("data:synth", "SynthConfig", "write procedural polyp tiles in the MHIST layout"),
+    "data inspect": Command(
+        "data:inspect", "InspectConfig", "count tiles; draw contact sheet, distribution and two views", ("overwrite",)
+    ),
+    "pretrain": Command(
+        "pretrain:main", "PretrainConfig", "contrastive pretraining without labels", ("resume", "overwrite")
+    ),
+    "finetune": Command("finetune:main", "FinetuneConfig", "train a classifier with labels", ("overwrite",)),
+    "eval": Command("evaluate:main", "EvalConfig", "metrics with intervals, confusion matrix, curves", ("overwrite",)),
+    "gradcam": Command("gradcam:main", "GradcamConfig", "heatmaps and boxes: where the model looked", ("overwrite",)),
+}
+FLAG_HELP = {
+    "resume": "go on from the run folder's last checkpoint",
+    "overwrite": "replace the folder to write, if it is one of sscl's",
+}
+
+
+def overview() -> str:
+    """Return the text of `sscl --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sscl COMMAND [--config FILE.yaml] [key.path=value ...]",
+            "",
+            "Self-supervised contrastive learning on H&E colon tiles.",
+            "",
+            *lines,
+            "",
+            "`sscl COMMAND --help` lists every key with its default.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0, or 2 after one line on standard error about input that the user can mend."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from sscl import __version__
+
+        print(f"sscl {__version__}")
+        return 0
+    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1, cutoff=0.5)
+        near = near or difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(COMMANDS)}"
+        return _fail(f"no command {words[0]!r}; {hint}")
+    try:
+        return _run(name, words[len(name.split()) :])
+    except (ValueError, FileNotFoundError) as error:
+        return _fail(str(error))
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        return _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was written up to the last epoch is whole") and 130
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        return _fail(
+            "out of GPU memory: lower train.batch_size (batch_size for eval and gradcam), data.size_px or "
+            "data.device_budget_gb, take a smaller model.name, or set precision=bf16 or fp16"
+        )
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"sscl {name}", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    parser.add_argument("-h", "--help", action="store_true")
+    for flag in command.flags:
+        parser.add_argument(f"--{flag}", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    try:
+        given, unknown = parser.parse_known_intermixed_args(list(words))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+
+    from sscl import config as configs
+
+    kind = getattr(configs, command.config)
+    if given.help:
+        flags = "".join(f" [--{flag}]" for flag in command.flags)
+        print(f"usage: sscl {name} [--config FILE.yaml]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
+        for flag in command.flags:
+            print(f"  --{flag:<12}{FLAG_HELP[flag]}")
+        print(f"\nkeys, defaults, meanings:\n{configs.help_text(kind)}")
+        return 0
+    if unknown:
+        flags = ", ".join(f"--{flag}" for flag in ("config", *command.flags))
+        raise ValueError(f"{unknown[0]}: unknown option; allowed are {flags} and key.path=value")
+    config = configs.load_config(kind, given.config, overrides=given.overrides)
+    module, function = command.function.split(":")
+    chosen = {flag: getattr(given, flag) for flag in command.flags}
+    getattr(importlib.import_module(f"sscl.commands.{module}"), function)(config, **chosen)
+    return 0
+
+
+def _fail(message: str) -> int:
+    for line in message.splitlines():
+        print(f"sscl: {line}", file=sys.stderr)
+    return 2

@@ -1,0 +1,363 @@
+"""sscl pretrain: contrastive pretraining (SimCLR with NT-Xent), read from top to bottom.
+
+N tiles a batch, two views each; D dimensions of the projection.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from sscl import augment, features, optim, run
+from sscl.augment import Augmentation
+from sscl.commands.inputs import all_rows, describe_tiles, load_tiles, start_encoder
+from sscl.config import PretrainConfig, plain
+from sscl.data.imagefolder import load_imagefolder
+from sscl.data.split import stratified_split
+from sscl.data.tiles import Tiles, TileStore, concatenate, epoch_order, place_store
+from sscl.device import autocast, describe_device, pick_device, pick_precision
+from sscl.losses import nt_xent, nt_xent_at_collapse
+from sscl.models import ContrastiveModel, build_projection
+from sscl.plots import plot_history
+
+# Keys that may differ between a run and its resumption: they change nothing that is learned.
+FREE_ON_RESUME = ("run", "device", "log", "train.stop_after_epoch", "data.cache_dir", "data.device_budget_gb")
+
+
+def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Pretrain an encoder and write a run folder.
+
+    Raises:
+        ValueError, FileNotFoundError: input that a user can mend, in one line.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("sscl pretrain runs in one process; start it without torchrun")
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume)
+    if config.log.tensorboard:
+        run.check_tensorboard()
+    print(f"device: {describe_device(device)}, precision {precision}")
+
+    tiles = load_pretrain_tiles(config)
+    watch = carve_health(tiles, config)
+    train, batch_size = watch.train, config.train.batch_size
+    steps = len(train) // batch_size
+    if steps == 0:
+        raise ValueError(
+            f"train.batch_size: got {batch_size}, but there are only {len(train)} tiles to train on; "
+            "lower train.batch_size or add tiles"
+        )
+
+    torch.manual_seed(config.seed)
+    encoder, mean, std = start_encoder(config.model)
+    projection = build_projection(
+        encoder.num_features, kind=config.projection.kind, hidden=config.projection.hidden, dim=config.projection.dim
+    )
+    model = ContrastiveModel(encoder, projection=projection).to(device).to(memory_format=torch.channels_last)
+    peak = optim.scaled_learning_rate(
+        config.train.learning_rate, batch_size=batch_size, scaling=config.train.learning_rate_scaling
+    )
+    groups = optim.parameter_groups(model, learning_rate=peak, weight_decay=config.train.weight_decay)
+    optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    fingerprint = tiles.fingerprint
+
+    first_epoch = 0
+    if resume:
+        content = run.load_checkpoint(folder / "checkpoints" / "last.pt", kind="pretrain")
+        check_same(content, config, fingerprint)
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        scaler.load_state_dict(content["scaler"])
+        first_epoch = content["epoch"]
+        print(f"resuming {folder} after epoch {first_epoch}")
+    else:
+        run.start_folder(folder, config=plain(config), overwrite=overwrite)
+    log = run.MetricsLog(folder, keep_epochs=first_epoch if resume else None, tensorboard=config.log.tensorboard)
+
+    store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
+    step_model = cast(nn.Module, torch.compile(model)) if config.train.compile else model
+    views = ViewSettings(
+        augmentation=Augmentation(**config.augment.model_dump()),
+        seed=config.seed,
+        mean=torch.tensor(mean, device=device),
+        std=torch.tensor(std, device=device),
+    )
+    collapse = nt_xent_at_collapse(batch_size)
+    last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
+    print(f"{len(train)} tiles to train on, {steps} steps of {batch_size} an epoch, peak learning rate {peak:.4g}")
+    bar = tqdm(
+        total=steps * config.train.epochs,
+        initial=steps * first_epoch,
+        unit="step",
+        disable=not config.log.progress,
+        desc="pretrain",
+        dynamic_ncols=True,
+    )
+    with bar:
+        for epoch in range(first_epoch, last_epoch):
+            model.train()
+            order = train[epoch_order(len(train), seed=config.seed, epoch=epoch)]
+            total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
+            late: torch.Tensor | None = None
+            started = time.perf_counter()
+            for step in range(steps):
+                factor = optim.warmup_cosine(
+                    epoch * steps + step,
+                    warmup_steps=round(config.train.warmup_epochs * steps),
+                    total_steps=config.train.epochs * steps,
+                )
+                optim.set_learning_rate(optimizer, factor)
+                rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size]).to(device)
+                with autocast(device, precision):
+                    a, b = project_views(step_model, store, rows, views=views, epoch=epoch)  # (N, D) each
+                loss = nt_xent(a, b, temperature=config.train.temperature)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.step(optimizer)
+                scaler.update()
+                total += torch.stack([loss.detach().double(), *similarities(a, b)])
+                # The loss is looked at one step late, so that the device never waits for the host.
+                if late is not None:
+                    value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=folder)
+                    speed = batch_size * (step + 1) / (time.perf_counter() - started)
+                    bar.set_postfix_str(f"loss {value:.3f} ({value / collapse:.2f} of ln(2N-1)), {speed:.0f} tiles/s")
+                late = loss.detach()
+                bar.update()
+            assert late is not None
+            check_finite(late.item(), epoch=epoch, step=steps - 1, folder=folder)
+
+            seconds = time.perf_counter() - started
+            mean_loss, positive, negative = (total / steps).tolist()
+            row = {
+                "epoch": epoch + 1,
+                "loss": mean_loss,
+                "loss_relative": mean_loss / collapse,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "positive_similarity": positive,
+                "negative_similarity": negative,
+                **health(model.encoder, store, tiles, watch, views=views, config=config, precision=precision),
+                "tiles_per_second": steps * batch_size / seconds,
+                "seconds": seconds,
+            }
+            warning = collapse_warning(row)
+            if warning:
+                bar.write(f"warning: epoch {epoch + 1}: {warning}")
+            log.append(row)
+            content = {
+                "kind": "pretrain",
+                "epoch": epoch + 1,
+                "encoder": model.encoder.state_dict(),
+                "encoder_name": config.model.name,
+                "stem": config.model.stem,
+                "preprocessing": {"size_px": config.data.size_px, "mean": list(mean), "std": list(std)},
+                "classes": list(tiles.classes),
+                "config": plain(config),
+                "data_fingerprint": fingerprint,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+            }
+            run.save_checkpoint(folder / "checkpoints" / "last.pt", content)
+            draw_curves(log.rows, folder / "curves.png")
+    log.close()
+    with run.replacing(folder / "encoder.pt") as temporary:
+        torch.save({key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}, temporary)
+    report_end(log.rows, folder, finished=last_epoch == config.train.epochs)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What makes the views of an epoch."""
+
+    augmentation: Augmentation
+    seed: int
+    mean: torch.Tensor  # (3,)
+    std: torch.Tensor  # (3,)
+
+
+@dataclass(frozen=True)
+class HealthTiles:
+    """Rows of the tiles to train on and of those to look at."""
+
+    train: NDArray[np.int64]
+    queries: NDArray[np.int64]  # their embeddings are looked at; held out of training when labelled
+    bank: NDArray[np.int64]  # labelled training tiles; empty without labels
+
+
+def load_pretrain_tiles(config: PretrainConfig) -> Tiles:
+    """Return the training tiles, and the extra unlabelled ones after them."""
+    tiles = load_tiles(config.data, split="train", progress=config.log.progress)
+    print(describe_tiles(config.data, tiles, split="train"))
+    if config.data.unlabelled is None:
+        return tiles
+    more = load_imagefolder(
+        config.data.unlabelled,
+        split="all",
+        size_px=config.data.size_px,
+        cache_dir=config.data.cache_dir,
+        progress=config.log.progress,
+    )
+    print(f"{config.data.unlabelled} (no labels used): {len(more)} more tiles")
+    return concatenate(tiles, more)
+
+
+def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
+    """Return which tiles are trained on and which are looked at after each epoch.
+
+    With labels, a stratified (and grouped) part is held out of training, so that kNN accuracy says something about
+    unseen tiles; the labels serve no other purpose.
+    """
+    rows = all_rows(tiles)
+    rng = np.random.default_rng([config.seed, 1])
+    labelled = rows[tiles.labels >= 0]
+    classes = len(np.unique(tiles.labels[labelled]))
+    fraction = min(0.2, config.health.tiles / max(1, len(labelled)))
+    if classes < 2 or fraction * len(labelled) < 2 * classes:
+        queries = np.sort(rng.permutation(rows)[: config.health.tiles])
+        return HealthTiles(train=rows, queries=queries, bank=rows[:0])
+    groups = None if tiles.groups is None else tiles.groups[labelled]
+    rest, held = stratified_split(tiles.labels[labelled], fraction=fraction, seed=config.seed, groups=groups)
+    bank = np.sort(rng.permutation(labelled[rest])[: config.health.bank_tiles])
+    return HealthTiles(train=np.setdiff1d(rows, labelled[held]), queries=labelled[held], bank=bank)
+
+
+def project_views(
+    model: nn.Module, store: TileStore, rows: torch.Tensor, *, views: ViewSettings, epoch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the projections of the two views of the tiles at `rows`, (N, D) each."""
+    images = store.gather(rows)
+    pair = [
+        augment.view(
+            images,
+            rows,
+            augmentation=views.augmentation,
+            seed=views.seed,
+            epoch=epoch,
+            view=which,
+            mean=views.mean,
+            std=views.std,
+        )
+        for which in (0, 1)
+    ]
+    a, b = model(torch.cat(pair)).chunk(2)
+    return a, b
+
+
+@torch.no_grad()
+def similarities(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean cosine similarity of the positive pairs and of all others, without a (2N, 2N) matrix."""
+    a, b = (nn.functional.normalize(x.detach().double(), dim=1) for x in (a, b))
+    count = 2 * len(a)
+    positive = (a * b).sum(1).mean()
+    everything = (a.sum(0) + b.sum(0)).square().sum()  # the sum over all ordered pairs, self-pairs included
+    return positive, (everything - count - count * positive) / (count * (count - 2))
+
+
+def health(
+    encoder: nn.Module,
+    store: TileStore,
+    tiles: Tiles,
+    watch: HealthTiles,
+    *,
+    views: ViewSettings,
+    config: PretrainConfig,
+    precision: str,
+) -> dict[str, float]:
+    """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles."""
+
+    def embed(rows: NDArray[np.int64]) -> torch.Tensor:
+        return features.outputs(encoder, store, rows, mean=views.mean, std=views.std, precision=precision)
+
+    queries = embed(watch.queries)
+    signs = {"effective_rank": features.effective_rank(queries)}
+    if len(watch.bank):
+        signs["knn_balanced_accuracy"] = features.knn_accuracy(
+            embed(watch.bank),
+            torch.from_numpy(tiles.labels[watch.bank]),
+            queries,
+            torch.from_numpy(tiles.labels[watch.queries]),
+            neighbours=config.health.neighbours,
+        )
+    return signs
+
+
+def collapse_warning(row: dict[str, Any]) -> str | None:
+    """Return a plain sentence when the embeddings have collapsed, else None."""
+    remedy = "raise train.batch_size, lower train.learning_rate, or strengthen augment"
+    if row["negative_similarity"] > 0.95:
+        return f"different tiles look alike (mean similarity {row['negative_similarity']:.3f}): collapse; {remedy}"
+    if row["effective_rank"] < 3:
+        return f"the embeddings use {row['effective_rank']:.1f} directions only: collapse; {remedy}"
+    if row["loss_relative"] > 0.995:
+        return f"the loss is {row['loss_relative']:.3f} of ln(2N-1), what random guessing gives; {remedy}"
+    return None
+
+
+def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
+    """Return the loss; raise ValueError, saying what to try, if it is not a finite number."""
+    if np.isfinite(loss):
+        return loss
+    kept = folder / "checkpoints" / "last.pt"
+    left = f"{kept} holds epoch {epoch}" if epoch else "no checkpoint yet"
+    raise ValueError(
+        f"the loss became {loss} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate, lengthen "
+        f"train.warmup_epochs, or set precision=fp32 ({left})"
+    )
+
+
+def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str) -> None:
+    """Raise ValueError unless a checkpoint's run and this one would learn the same."""
+
+    def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in section.items():
+            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return found
+
+    before, now = flat(content["config"]), flat(plain(config))
+    for key, value in now.items():
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_ON_RESUME)
+        if not free and before.get(key) != value:
+            raise ValueError(f"{key}: got {value!r}, but the run to resume has {before.get(key)!r}; leave it as it was")
+    if content["data_fingerprint"] != fingerprint:
+        raise ValueError(
+            f"data.root: the tiles of {config.data.root} are not those that the run to resume was trained on"
+        )
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the loss, the similarities and the health signs against the epoch."""
+    series = [
+        ("NT-Xent loss / ln(2N-1)", ["loss_relative"]),
+        ("cosine similarity", ["positive_similarity", "negative_similarity"]),
+        ("effective rank", ["effective_rank"]),
+    ]
+    if any("knn_balanced_accuracy" in row for row in rows):
+        series.append(("kNN balanced accuracy", ["knn_balanced_accuracy"]))
+    plot_history(rows, series=series, path=path, title="Pretraining")
+
+
+def report_end(rows: list[dict[str, Any]], folder: Path, *, finished: bool) -> None:
+    """Print the last epoch's signs and where everything lies."""
+    if rows:
+        last = rows[-1]
+        knn = f", kNN balanced accuracy {last['knn_balanced_accuracy']:.3f}" if "knn_balanced_accuracy" in last else ""
+        print(
+            f"epoch {last['epoch']}: loss {last['loss']:.4f} ({last['loss_relative']:.3f} of ln(2N-1)), "
+            f"similarity {last['positive_similarity']:.3f} of pairs, {last['negative_similarity']:.3f} of others, "
+            f"effective rank {last['effective_rank']:.1f}{knn}"
+        )
+    print(f"wrote {folder}/checkpoints/last.pt, encoder.pt, metrics.jsonl, curves.png")
+    if not finished:
+        print("stopped early (train.stop_after_epoch); --resume goes on")

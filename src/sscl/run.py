@@ -1,0 +1,199 @@
+"""The run folder: configuration, environment, metrics log, checkpoints. Files are whole or absent, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import yaml
+
+from sscl import __version__
+from sscl.models import read_torch_file
+
+CHECKPOINT_FORMAT = "sscl checkpoint 1"
+
+
+def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False) -> Path:
+    """Return the folder as a Path if this command may write it; touches nothing.
+
+    Raises:
+        ValueError: something is there and neither flag was given; or there is nothing to resume.
+        FileNotFoundError: nothing to resume.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise ValueError(f"{path}: is a file; name a folder to write")
+    if resume:
+        if overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+        if not (path / "checkpoints" / "last.pt").is_file():
+            raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); start without --resume")
+    elif path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise ValueError(f"{path}: exists and is not empty; give --overwrite to replace it, or another folder")
+    return path
+
+
+def start_folder(path: Path, *, config: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder with config.yaml and env.json; with `overwrite`, what was there is removed first.
+
+    Raises:
+        ValueError: `overwrite` would remove a folder that sscl did not write.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{path}: exists and is not empty")
+        if not (path / "env.json").is_file():
+            raise ValueError(
+                f"{path}: not written by sscl (no env.json), so --overwrite leaves it alone; remove it yourself"
+            )
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+    write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to place a result: versions, device, command."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "sscl": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "command": " ".join(["sscl", *sys.argv[1:]]),
+    }
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; on success it is fsynced and takes `path`'s place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step; NaN is refused, undefined numbers are None."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file in one step; None is an empty field."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint (tensors and plain containers) in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        torch.save({"format": CHECKPOINT_FORMAT, **content}, temporary)
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the checkpoint file that a run folder or a file name stands for: best.pt if there is one, else last.pt.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such run folder or checkpoint file")
+        return path
+    for name in ("best.pt", "last.pt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise FileNotFoundError(f"{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt)")
+
+
+def load_checkpoint(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
+    """Return a checkpoint's content.
+
+    Args:
+        path: a run folder or a checkpoint file.
+        kind: the command that must have written it, "pretrain" or "finetune"; None takes either.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, not ours, or written by another command.
+    """
+    file = checkpoint_file(path)
+    content = read_torch_file(file)
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        found = content.get("format", "another file of tensors") if isinstance(content, dict) else "another file"
+        raise ValueError(f"{file}: not a checkpoint of this sscl (found {found!r}, expected {CHECKPOINT_FORMAT!r})")
+    if kind is not None and content["kind"] != kind:
+        raise ValueError(f"{file}: written by sscl {content['kind']}; a checkpoint of sscl {kind} is needed here")
+    return content
+
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object a line, and TensorBoard events when asked for."""
+
+    def __init__(self, folder: Path, *, keep_epochs: int | None = None, tensorboard: bool = False) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.rows: list[dict[str, Any]] = []
+        if keep_epochs is not None and self.path.is_file():
+            rows = (json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip())
+            self.rows = [row for row in rows if row["epoch"] <= keep_epochs]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._writer = tensorboard_writer(folder) if tensorboard else None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row; it is on disk when this returns."""
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        if self._writer is not None:
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key != "epoch":
+                    self._writer.add_scalar(key, value, row["epoch"])
+
+    def close(self) -> None:
+        """Finish the TensorBoard file, if any."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def check_tensorboard() -> None:
+    """Raise ValueError where TensorBoard is asked for and not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ValueError("log.tensorboard: TensorBoard is not installed; pip install 'sscl[tensorboard]'") from error
+
+
+def tensorboard_writer(folder: Path) -> Any:
+    """Return TensorBoard's writer of events in the folder (torch.utils.tensorboard, an extra)."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))
