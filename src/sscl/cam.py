@@ -90,22 +90,16 @@ def grad_cam(model: CamModel, images: Tensor, *, target: Target) -> tuple[Tensor
     Source: Selvaraju et al., arXiv:1610.02391, Eq. 1 and 2 without the ReLU.
     """
     if model.training:
-        raise ValueError(
-            "model: is in training mode, where maps depend on the other tiles; call model.eval() first"
-        )
+        raise ValueError("model: is in training mode, where maps depend on the other tiles; call model.eval() first")
     with torch.inference_mode(False), torch.no_grad():
-        features = model.forward_features(
-            images
-        ).clone()  # a clone, as the result may be a view the head changes
+        features = model.forward_features(images).clone()  # a clone, as the result may be a view the head changes
     with torch.inference_mode(False), torch.enable_grad():
         features.requires_grad_(True)
         logits = model.forward_head(features)
         score = _score(logits, target)
         (gradient,) = torch.autograd.grad(score.sum(), features)
     features, logits = features.detach(), logits.detach()
-    dtype = torch.promote_types(
-        features.dtype, torch.float32
-    )  # half precision is too coarse for the sum below
+    dtype = torch.promote_types(features.dtype, torch.float32)  # half precision is too coarse for the sum below
     weights = gradient.to(dtype).mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     return (weights * features.to(dtype)).sum(dim=1), logits
 
@@ -209,9 +203,7 @@ def localisation(cam: FloatArray, box: Box | None, mask: BoolArray) -> dict[str,
     arXiv:2001.07437.
     """
     if cam.shape != mask.shape:
-        raise ValueError(
-            f"map and mask: shapes {cam.shape} and {mask.shape}, must be equal (enlarge the map first)"
-        )
+        raise ValueError(f"map and mask: shapes {cam.shape} and {mask.shape}, must be equal (enlarge the map first)")
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         raise ValueError("mask: has no true pixel, so there is nothing to hit; leave this tile out")
@@ -247,9 +239,7 @@ def heatmap_rgb(map01: FloatArray, *, colormap: str = "viridis") -> ByteArray:
     return np.ascontiguousarray(cv2.applyColorMap(levels, COLORMAPS[colormap])[..., ::-1])  # cv2 gives BGR
 
 
-def overlay(
-    image: ByteArray, map01: FloatArray, *, alpha: float = 0.7, colormap: str = "viridis"
-) -> ByteArray:
+def overlay(image: ByteArray, map01: FloatArray, *, alpha: float = 0.7, colormap: str = "viridis") -> ByteArray:
     """Return the heatmap laid over a tile, uint8 (H, W, 3).
 
     The opacity is alpha x map, so tissue without evidence stays as it is, and a map without evidence changes
@@ -263,9 +253,7 @@ def overlay(
     """
     _check_image(image)
     if image.shape[:2] != map01.shape:
-        raise ValueError(
-            f"image and map: {image.shape[:2]} and {map01.shape} pixels, must be equal (enlarge the map)"
-        )
+        raise ValueError(f"image and map: {image.shape[:2]} and {map01.shape} pixels, must be equal (enlarge the map)")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: {alpha}, must lie within 0 to 1")
     opacity = alpha * map01[..., None]
@@ -305,28 +293,25 @@ def _score(logits: Tensor, target: Target) -> Tensor:
                 f"target: {target.dtype} tensor of shape {tuple(target.shape)}, must be integers of shape "
                 f"({batch},), one class per image"
             )
-        wanted = target.to(logits.device, torch.int64)
-        named = wanted.tolist()
+        named = target.tolist()
     else:
-        named = [target] if isinstance(target, int) else list(target)
+        named = list(target) if isinstance(target, tuple) else [target]
+        if isinstance(target, tuple) and (len(named) != 2 or named[0] == named[1]):
+            raise ValueError(f"target: {target}, must be a class or two different classes (a, b)")
     outside = [label for label in named if not 0 <= label < classes]
     if outside:
         raise ValueError(f"target: class {outside[0]}, must lie within 0 to {classes - 1}")
     if isinstance(target, Tensor):
-        return logits.gather(1, wanted[:, None])[:, 0]
-    if isinstance(target, int):
-        return logits[:, target]
-    if len(named) != 2 or named[0] == named[1]:
-        raise ValueError(f"target: {target}, must be a class or two different classes (a, b)")
-    return logits[:, named[0]] - logits[:, named[1]]
+        return logits.gather(1, target.to(logits.device, torch.int64)[:, None])[:, 0]
+    if isinstance(target, tuple):
+        return logits[:, target[0]] - logits[:, target[1]]
+    return logits[:, target]
 
 
 def _check_map01(map01: FloatArray) -> None:
     # Written so that NaN fails too.
     if map01.ndim != 2 or not (map01.min() >= 0 and map01.max() <= 1):
-        raise ValueError(
-            f"map: shape {map01.shape}, must be (height, width) with values within 0 to 1; see normalise"
-        )
+        raise ValueError(f"map: shape {map01.shape}, must be (height, width) with values within 0 to 1; see normalise")
 
 
 def _check_image(image: ByteArray) -> None:

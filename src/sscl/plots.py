@@ -61,14 +61,14 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
     rows = counts.sum(axis=1, keepdims=True)
     shares = np.divide(100.0 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
 
-    side = max(3.2, 0.62 * size + 1.6)
+    upright = size > 4 or max(map(len, classes)) > 12
+    side = max(3.2, 0.62 * size + 1.6) + upright
     figure = Figure(figsize=(2 * side + 1.6, side + 0.5), dpi=_DPI, layout="constrained")
     figure.suptitle(_plain(title))
     panels = (
         ("Tiles", counts.astype(np.float64), ".0f", max(counts.max(), 1)),
         ("Percent of the true class", shares, ".1f", 100),
     )
-    upright = size > 4 or max(map(len, classes)) > 12
     for axes, (name, values, form, top) in zip(figure.subplots(1, 2), panels, strict=True):
         axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=top)
         for row, column in np.ndindex(size, size):
@@ -116,7 +116,7 @@ def plot_roc(
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=1)
     axes.text(0.52, 0.5, "chance", color="0.4", fontsize=8, rotation=45, va="top")
     if positive is None:
-        axes.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC, each class against rest")
+        axes.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC, class against rest")
     else:
         name = _plain(_shortened(classes[positive], 24))
         axes.set(
@@ -148,7 +148,7 @@ def plot_precision_recall(
     figure, axes = _curves(draw, labels, probabilities, classes=classes, positive=positive)
     axes.set(xlabel="Recall", ylabel="Precision")
     if positive is None:
-        axes.set_title("Precision and recall, each class against the rest")
+        axes.set_title("Precision and recall, class against rest")
     else:
         axes.set_title(f"Precision and recall, positive class {_plain(_shortened(classes[positive], 24))}")
         share = float(np.mean(np.asarray(labels) == positive))
@@ -196,7 +196,8 @@ def plot_history(
             axes.set_yticks([])
         axes.set_ylabel("\n".join(textwrap.wrap(_plain(name), 24)))
         axes.grid(color="0.9")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     column[-1].set_xlabel(_plain(x))
     figure.align_ylabels()
     _save(figure, path)
@@ -381,6 +382,7 @@ def _curves(
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, fontsize=8)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.grid(color="0.9")
+    axes.set_axisbelow(True)
     return figure, axes
 
 
