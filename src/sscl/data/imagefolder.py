@@ -32,9 +32,9 @@ def load_imagefolder(
 ) -> Tiles:
     """Return the tiles of a folder in one of the layouts above; ids are posix paths relative to `root`.
 
-    Only the images themselves count (png, jpg, jpeg, tif, tiff, bmp, webp in any case); other files and hidden
-    ones are passed over. Classes are the folder names in alphabetical order. Images are RGB and square, of any
-    size; they are resized to `size_px`.
+    Only images count (png, jpg, jpeg, tif, tiff, bmp, webp in any case); other files and hidden ones are
+    passed over. Classes are the folder names in alphabetical order. Images are square, of any size; they are
+    resized to `size_px`.
 
     Args:
         split: "train", "test" or "all". A folder without classes has no test part.
@@ -93,9 +93,7 @@ def load_imagefolder(
     if "all" in parts:
         for name, count in tiles.class_counts().items():
             if count < 2:
-                raise ValueError(
-                    f"{root / name}: 1 image; a class needs at least 2 to be in train and in test"
-                )
+                raise ValueError(f"{root / name}: 1 image; a class needs at least 2 to be in train and in test")
         train, test = stratified_split(labels, fraction=test_fraction, seed=seed, groups=groups)
         return tiles.subset(train if split == "train" else test)
     # train lies before test, so either is one stretch of the memmap and is not copied.
@@ -118,19 +116,13 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: no such folder") from error
     except OSError as error:
-        raise ValueError(
-            f"{folder}: cannot be listed ({error.strerror}); expected a folder of tiles"
-        ) from error
+        raise ValueError(f"{folder}: cannot be listed ({error.strerror}); expected a folder of tiles") from error
     return sorted(files), sorted(folders)
 
 
-def _list_given_split(
-    root: Path, *, has_test: bool
-) -> tuple[dict[str, list[tuple[str, int]]], tuple[str, ...]]:
+def _list_given_split(root: Path, *, has_test: bool) -> tuple[dict[str, list[tuple[str, int]]], tuple[str, ...]]:
     """Return the tiles of train/ and, if it is there, test/, and the classes of both."""
-    class_lists = {
-        part: tuple(_scan(root / part)[1]) for part in (("train", "test") if has_test else ("train",))
-    }
+    class_lists = {part: tuple(_scan(root / part)[1]) for part in (("train", "test") if has_test else ("train",))}
     for part, names in class_lists.items():
         if not names:
             raise ValueError(f"{root / part}: has no class folders; put its images into one folder a class")
@@ -151,8 +143,8 @@ def _list_classes(root: Path, prefix: str, classes: tuple[str, ...]) -> list[tup
         files, folders = _scan(root / f"{prefix}{name}")
         if folders:
             raise ValueError(
-                f"{root / f'{prefix}{name}' / folders[0]}: a folder inside a class folder; expected images only "
-                "(slides or patients are named in groups_csv)"
+                f"{root / f'{prefix}{name}' / folders[0]}: a folder inside a class folder; "
+                "expected images only (slides or patients are named in groups_csv)"
             )
         if not files:
             raise ValueError(

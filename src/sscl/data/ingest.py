@@ -38,8 +38,8 @@ def decode_tiles(
     """Return the images as one read-only memmap, uint8 (N, size_px, size_px, 3), row i from `paths[i]`.
 
     The first call decodes with all cores, resizes with an antialiasing filter where the size differs, and
-    leaves one `.npy` file in the cache; later calls map that file. Its name is a fingerprint of the folder, the
-    files' relative names, sizes and times, and `size_px`, so changed files are decoded afresh.
+    leaves one `.npy` file in the cache; later calls map that file. Its name is a fingerprint of the folder,
+    the files' relative names, sizes and times, and `size_px`, so changed files are decoded afresh.
 
     Args:
         paths: the files, all below `root`.
@@ -131,11 +131,12 @@ def _write_tiles(
 _Decoded = tuple[NDArray[np.uint8], list[str]]
 
 
-def _decode_in_order(
-    jobs: list[Sequence[Path]], *, size_px: int, exact_size_px: int | None
-) -> Iterator[_Decoded]:
-    """Yield the decoded jobs in their order. PIL lets go of the interpreter lock while it decodes and resizes,
-    so threads do; the queue is short, so that memory does not grow with the number of tiles."""
+def _decode_in_order(jobs: list[Sequence[Path]], *, size_px: int, exact_size_px: int | None) -> Iterator[_Decoded]:
+    """Yield the decoded jobs in their order.
+
+    PIL lets go of the interpreter lock while it decodes and resizes, so threads do; the queue is short, so that
+    memory does not grow with the number of tiles.
+    """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(workers)
     try:
@@ -172,9 +173,7 @@ def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[n
     try:
         image = Image.open(io.BytesIO(data))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP"
-        ) from error
+        raise ValueError(f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP") from error
     with image:
         width, height = image.size
         if exact_size_px is not None and (width, height) != (exact_size_px, exact_size_px):
@@ -238,9 +237,7 @@ def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[st
                 if column not in header:
                     near = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
                     found = f"found {near[0]!r} instead" if near else f"found only {', '.join(header)}"
-                    raise ValueError(
-                        f"{path}: line 1: column {column!r} is missing, {found}; rename or add it"
-                    )
+                    raise ValueError(f"{path}: line 1: column {column!r} is missing, {found}; rename or add it")
             places = [header.index(column) for column in columns]
             table = []
             for row in reader:
@@ -271,9 +268,7 @@ def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> 
         if name in group_of:
             raise ValueError(f"{path}: line {line}: {name!r} occurs twice; expected one row per tile")
         if not group:
-            raise ValueError(
-                f"{path}: line {line}: {name!r} has an empty {columns[1]}; name its slide or patient"
-            )
+            raise ValueError(f"{path}: line {line}: {name!r} has an empty {columns[1]!r}; fill it in")
         group_of[name] = group
     without = [name for name in ids if name not in group_of]
     if without:

@@ -60,8 +60,8 @@ def load_mhist(
     `groups`. The protocols never mix:
 
     - official: the column Partition; 2175 train and 977 test tiles.
-    - paper_balanced: all SSA and as many HP drawn by the seed, then stratified 90:10 by the seed; 1782 and 198
-      tiles. Tiles, not slides, are split, as the paper does.
+    - paper_balanced: all SSA and as many HP drawn by the seed, then stratified 90:10 by the seed; 1782 and
+      198 tiles. Tiles, not slides, are split, as the paper does.
 
     Args:
         protocol: "official" or "paper_balanced".
@@ -119,9 +119,7 @@ def load_mhist(
     if split == "all":
         return tiles.subset(balanced)
     if min(tiles.class_counts().values()) < 2:
-        raise ValueError(
-            f"{root / 'annotations.csv'}: the smaller class has 1 tile; paper_balanced needs at least 2"
-        )
+        raise ValueError(f"{root / 'annotations.csv'}: the smaller class has 1 tile; paper_balanced needs at least 2")
     train, test = stratified_split(tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed)
     return tiles.subset(balanced[train if split == "train" else test])
 
@@ -177,8 +175,7 @@ def _read_annotations(root: Path) -> list[_Row]:
             raise ValueError(f"{where}: {votes!r} votes for SSA, allowed is a whole number 0 to {ANNOTATORS}")
         if (label == "SSA") != (int(votes) >= MAJORITY):
             raise ValueError(
-                f"{where}: label {label} against {votes} of {ANNOTATORS} votes for SSA; "
-                f"SSA is {MAJORITY} or more"
+                f"{where}: label {label} against {votes} of {ANNOTATORS} votes for SSA; SSA is {MAJORITY} or more"
             )
         if partition not in PUBLISHED_COUNTS:
             raise ValueError(f"{where}: partition {partition!r}, allowed are {', '.join(PUBLISHED_COUNTS)}")
@@ -217,7 +214,7 @@ def _find_images(root: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _width(path: Path) -> int | None:
-    """Width of an image in pixels, which all others must share; None if it is no image (decoding says why)."""
+    """Return the width in pixels, which all other images must share; None if unreadable (decoding says why)."""
     try:
         with Image.open(path) as image:
             return int(image.width)

@@ -1,7 +1,7 @@
 """Which tiles go where: stratified and grouped splits, balancing, label fractions.
 
-Pure functions of labels (int64, (N,)) and groups (str, (N,)): each returns indices into the N tiles, and the same
-ones for the same seed.
+Pure functions of labels (int64, (N,)) and groups (str, (N,)): each returns indices into the N tiles, and the
+same ones for the same seed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
-# Orders of the groups that a grouped split tries before it settles for the best one, and the deviation from the
-# wanted share (of a class's tiles) that it is content with at once.
+# A grouped split goes through the groups in this many random orders and keeps the best, but stops at the first
+# whose shares of each class's tiles are this near to the wanted one.
 _GROUP_ORDERS = 32
 _GOOD_DEVIATION = 0.01
 
@@ -76,9 +76,7 @@ def class_weights(labels: NDArray[np.int64], *, num_classes: int) -> NDArray[np.
     _rows_per_class(labels)
     counts = np.bincount(labels, minlength=num_classes)
     if len(counts) > num_classes or counts.min() == 0:
-        raise ValueError(
-            f"class weights need tiles of all {num_classes} classes, got {counts.tolist()} per class"
-        )
+        raise ValueError(f"class weights need tiles of all {num_classes} classes, got {counts.tolist()} per class")
     return len(labels) / (num_classes * counts.astype(np.float64))
 
 
@@ -114,9 +112,7 @@ def label_fraction(labels: NDArray[np.int64], *, fraction: float, seed: int) -> 
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction of labels: got {fraction}, allowed is more than 0 and at most 1")
     rng = _generator("labels", seed)
-    kept = [
-        rng.permutation(rows)[: max(_rounded(fraction * len(rows)), 1)] for rows in _rows_per_class(labels)
-    ]
+    kept = [rng.permutation(rows)[: max(_rounded(fraction * len(rows)), 1)] for rows in _rows_per_class(labels)]
     return np.sort(np.concatenate(kept))
 
 
@@ -147,8 +143,8 @@ def _held_groups(
 ) -> NDArray[np.bool_]:
     """Return which tiles are held out, (N,), whole groups only.
 
-    Groups come in random order and are held out when that brings the classes' shares nearer to the wanted ones;
-    of several orders the best is kept.
+    Groups come in random order and are held out when that brings the classes' shares nearer to the wanted
+    ones; of several orders the best is kept.
     """
     classes, label_of = np.unique(labels, return_inverse=True)
     names, group_of = np.unique(groups, return_inverse=True)
@@ -182,9 +178,7 @@ def _held_groups(
     return best[group_of]
 
 
-def _fill(
-    shares: NDArray[np.float64], wanted: NDArray[np.float64], order: Indices
-) -> NDArray[np.bool_] | None:
+def _fill(shares: NDArray[np.float64], wanted: NDArray[np.float64], order: Indices) -> NDArray[np.bool_] | None:
     """Return the groups held out, (G,), going through `order` once; None if a side lacks a class.
 
     shares: part of each class's tiles that each group has, (G, K). wanted: part to hold out, (K,).
