@@ -409,15 +409,29 @@ def _grid(
     _save(figure, path)
 
 
+def write_image(image: ByteArray, *, path: str | os.PathLike[str]) -> None:
+    """Write pixels, uint8 (H, W, 3), as a PNG of the same size, whole or not at all.
+
+    Raises:
+        ValueError: wrong shape. FileNotFoundError: the folder of path does not exist.
+    """
+    _check_images(image[None], name="image")
+    _write(path, lambda partial: Image.fromarray(image).save(partial, format="PNG"))
+
+
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure whole or not at all."""
+    # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
+    _write(path, lambda partial: figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.08))
+
+
+def _write(path: str | os.PathLike[str], draw: Callable[[Path], None]) -> None:
+    """Have a file written whole or not at all."""
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; create it first")
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
-        figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.08)
+        draw(partial)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
