@@ -1,0 +1,163 @@
+"""Splits, balancing and label fractions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sscl.data.split import balance_down, balanced_order, class_weights, label_fraction, stratified_split
+
+LABELS = np.repeat([0, 1, 2], [50, 30, 20])[np.random.default_rng(5).permutation(100)]
+
+
+def counts(labels: np.ndarray) -> list[int]:
+    return np.bincount(labels, minlength=3).tolist()
+
+
+def test_stratified_split_holds_the_share_of_every_class():
+    rest, held = stratified_split(LABELS, fraction=0.1, seed=0)
+    assert counts(LABELS[held]) == [5, 3, 2]
+    assert sorted([*rest, *held]) == list(range(100))
+    assert (np.diff(rest) > 0).all()
+    assert (np.diff(held) > 0).all()
+    assert held.dtype == np.int64
+
+
+def test_paper_split_is_99_and_99():
+    labels = np.repeat([0, 1], 990)
+    _, held = stratified_split(labels, fraction=0.1, seed=3)
+    assert counts(labels[held]) == [99, 99, 0]
+
+
+def test_split_is_a_function_of_the_seed():
+    first, again, other = (stratified_split(LABELS, fraction=0.3, seed=seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+
+
+def test_a_small_class_is_on_both_sides():
+    labels = np.repeat([0, 1], [100, 2])
+    for fraction in (0.01, 0.99):
+        rest, held = stratified_split(labels, fraction=fraction, seed=0)
+        assert (labels[rest] == 1).sum() == (labels[held] == 1).sum() == 1
+
+
+def test_split_faults():
+    with pytest.raises(ValueError, match="class 1 has 1 tile, and a split needs at least 2"):
+        stratified_split(np.array([0, 0, 1]), fraction=0.5, seed=0)
+    for fraction in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="fraction: got"):
+            stratified_split(LABELS, fraction=fraction, seed=0)
+    with pytest.raises(ValueError, match="no tiles to split"):
+        stratified_split(np.array([], np.int64), fraction=0.5, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grouped_split_keeps_groups_whole_and_shares_near(seed):
+    rng = np.random.default_rng(seed)
+    groups = np.array([f"slide{g}" for g in rng.integers(0, 60, 1000)])
+    labels = rng.choice(3, 1000, p=[0.6, 0.3, 0.1])
+    rest, held = stratified_split(labels, fraction=0.2, seed=seed, groups=groups)
+    assert not set(groups[rest]) & set(groups[held])
+    assert sorted([*rest, *held]) == list(range(1000))
+    shares = np.bincount(labels[held]) / np.bincount(labels)
+    np.testing.assert_allclose(shares, 0.2, atol=0.05)
+    np.testing.assert_array_equal(held, stratified_split(labels, fraction=0.2, seed=seed, groups=groups)[1])
+
+
+def test_grouped_split_with_pure_groups_of_unequal_size():
+    sizes = [40, 3, 5, 2, 10, 25, 4, 4, 6, 1]
+    groups = np.repeat([f"g{i}" for i in range(10)], sizes)
+    labels = np.repeat([i % 2 for i in range(10)], sizes)
+    for seed in range(5):
+        rest, held = stratified_split(labels, fraction=0.2, seed=seed, groups=groups)
+        assert not set(groups[rest]) & set(groups[held])
+        for side in (rest, held):
+            assert set(labels[side]) == {0, 1}
+
+
+def test_grouped_split_finds_the_one_way_when_groups_are_few():
+    # Each class lies in two groups of ten: half must go, though a fifth was asked for.
+    groups = np.repeat(["a", "b", "c", "d"], 10)
+    labels = np.repeat([0, 0, 1, 1], 10)
+    _, held = stratified_split(labels, fraction=0.2, seed=0, groups=groups)
+    assert counts(labels[held]) == [10, 10, 0]
+
+
+def test_grouped_split_faults():
+    with pytest.raises(ValueError, match="class 1 are in one group"):
+        stratified_split(np.array([0, 0, 1, 1]), fraction=0.5, seed=0, groups=np.array(["a", "b", "c", "c"]))
+    # Classes in pairs over three groups: whichever group goes, or any two, a side lacks a class.
+    labels = np.array([0, 1, 1, 2, 2, 0])
+    groups = np.array(["a", "a", "b", "b", "c", "c"])
+    with pytest.raises(ValueError, match="the 3 groups cannot be divided so that both sides have every class"):
+        stratified_split(labels, fraction=0.5, seed=0, groups=groups)
+
+
+def test_balance_down_keeps_all_of_the_smallest_class():
+    kept = balance_down(LABELS, seed=0)
+    assert counts(LABELS[kept]) == [20, 20, 20]
+    assert set(np.flatnonzero(LABELS == 2)) <= set(kept)
+    assert (np.diff(kept) > 0).all()
+    assert set(kept) != set(balance_down(LABELS, seed=1))
+
+
+def test_class_weights_equal_the_loop_and_have_mean_one_over_tiles():
+    weights = class_weights(LABELS, num_classes=3)
+    expected = [100 / (3 * sum(1 for label in LABELS if label == k)) for k in range(3)]
+    np.testing.assert_allclose(weights, expected, rtol=1e-15)
+    assert weights[LABELS].mean() == pytest.approx(1.0, abs=1e-12)
+    with pytest.raises(ValueError, match=r"all 4 classes, got \[50, 30, 20, 0\]"):
+        class_weights(LABELS, num_classes=4)
+
+
+def test_balanced_order_draws_classes_equally_and_repeats_evenly():
+    order = balanced_order(LABELS, seed=0, epoch=0)
+    assert len(order) == 100
+    assert sorted(counts(LABELS[order])) == [33, 33, 34]
+    times = np.bincount(order, minlength=100)
+    for label in range(3):
+        assert np.ptp(times[label == LABELS]) <= 1
+    # Random order: the classes are mixed, not one after another.
+    assert (np.diff(LABELS[order]) != 0).sum() > 40
+    np.testing.assert_array_equal(order, balanced_order(LABELS, seed=0, epoch=0))
+    assert set(order) != set(balanced_order(LABELS, seed=0, epoch=1))
+
+
+def test_label_fractions_are_nested_stratified_and_never_lose_a_class():
+    labels = np.repeat([0, 1, 2], [891, 400, 9])
+    previous: set[int] = set()
+    for fraction in (0.001, 0.01, 0.05, 0.1, 0.25, 1.0):
+        kept = label_fraction(labels, fraction=fraction, seed=4)
+        expected = [max(1, int(fraction * n + 0.5)) for n in (891, 400, 9)]
+        assert counts(labels[kept]) == expected
+        assert previous <= set(kept)
+        previous = set(kept)
+    assert len(previous) == 1300
+    assert set(label_fraction(labels, fraction=0.1, seed=4)) != set(label_fraction(labels, fraction=0.1, seed=5))
+    with pytest.raises(ValueError, match=r"fraction of labels: got 0"):
+        label_fraction(labels, fraction=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda labels: balance_down(labels, seed=0),
+        lambda labels: class_weights(labels, num_classes=2),
+        lambda labels: balanced_order(labels, seed=0, epoch=0),
+        lambda labels: label_fraction(labels, fraction=0.5, seed=0),
+    ],
+)
+def test_what_needs_labels_refuses_unlabelled_tiles(function):
+    with pytest.raises(ValueError, match="2 of 4 tiles are unlabelled"):
+        function(np.array([0, -1, 1, -1]))
+    with pytest.raises(ValueError, match="no labelled tiles"):
+        function(np.array([], dtype=np.int64))
+
+
+def test_purposes_draw_from_streams_of_their_own():
+    """With one stream for all, balancing would keep the very tiles that the split holds out."""
+    labels = np.repeat([0, 1], [200, 100])
+    kept = set(balance_down(labels, seed=0)) - set(range(200, 300))
+    held = set(stratified_split(labels, fraction=0.5, seed=0)[1]) - set(range(200, 300))
+    assert 25 < len(kept & held) < 75  # 50 expected of independent draws, 100 of equal ones
