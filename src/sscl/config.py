@@ -266,8 +266,11 @@ class GradcamConfig(Section):
     per_class: int = knob(3, "most confident right, and as many wrong, tiles of each class", ge=1)
     out: str | None = knob(None, "folder to write; null = RUN/gradcam_SPLIT")
     target: str = knob(
-        "difference", "difference: predicted logit - other (two classes); predicted: its logit; or a class's name"
+        "auto",
+        "difference: predicted logit - the other's (two classes); predicted: its logit alone; or a class's name; "
+        "auto: difference for two classes, else predicted",
     )
+    random_seed: int = knob(0, "seed of the random-weights net compared with on truth masks", ge=0)
     threshold: float = knob(0.2, "a box holds what is above this share of the map's maximum", gt=0, lt=1)
     batch_size: int = knob(32, "tiles at a time", ge=1)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")

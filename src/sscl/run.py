@@ -23,8 +23,13 @@ from sscl.models import read_torch_file
 CHECKPOINT_FORMAT = "sscl checkpoint 1"
 
 
-def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False) -> Path:
+def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False, trains: bool = False) -> Path:
     """Return the folder as a Path if this command may write it; touches nothing.
+
+    Args:
+        path: the folder.
+        overwrite, resume: the flags of the command.
+        trains: whether the command writes checkpoints; one that does not must not replace a folder that has some.
 
     Raises:
         ValueError: something is there and neither flag was given; or there is nothing to resume.
@@ -38,24 +43,21 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False)
             raise ValueError("--resume and --overwrite exclude each other")
         if not (path / "checkpoints" / "last.pt").is_file():
             raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); start without --resume")
-    elif path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ValueError(f"{path}: exists and is not empty; give --overwrite to replace it, or another folder")
+    elif path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{path}: exists and is not empty; give --overwrite to replace it, or another folder")
+        if not (path / "env.json").is_file():
+            raise ValueError(
+                f"{path}: not written by sscl (no env.json), so --overwrite leaves it alone; name another folder"
+            )
+        if not trains and any(path.rglob("*.pt")):
+            raise ValueError(f"{path}: holds checkpoints, which this command does not replace; name another folder")
     return path
 
 
-def start_folder(path: Path, *, config: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder with config.yaml and env.json; with `overwrite`, what was there is removed first.
-
-    Raises:
-        ValueError: `overwrite` would remove a folder that sscl did not write.
-    """
+def start_folder(path: Path, *, config: dict[str, Any]) -> None:
+    """Make the folder with config.yaml and env.json, in the place of what `check_run_folder` allowed to replace."""
     if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{path}: exists and is not empty")
-        if not (path / "env.json").is_file():
-            raise ValueError(
-                f"{path}: not written by sscl (no env.json), so --overwrite leaves it alone; remove it yourself"
-            )
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sscl import augment, features, metrics, optim, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import describe_tiles, load_tiles, start_encoder
+from sscl.commands.inputs import check_start, describe_tiles, load_tiles, start_encoder
 from sscl.config import FinetuneConfig, plain
 from sscl.data import split
 from sscl.data.tiles import Tiles, epoch_order, place_store
@@ -38,7 +38,8 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     """
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    folder = run.check_run_folder(config.run, overwrite=overwrite)
+    folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
+    check_start(config.model, folder)
     if config.log.tensorboard:
         run.check_tensorboard()
     print(f"device: {describe_device(device)}, precision {precision}")
@@ -66,7 +67,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loss_of = build_loss(config, tiles.labels[train], num_classes=len(tiles.classes), device=device)
 
-    run.start_folder(folder, config=plain(config), overwrite=overwrite)
+    run.start_folder(folder, config=plain(config))
     log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
     store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
     labels = torch.from_numpy(tiles.labels).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,14 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
 def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
     """Return the data section a checkpoint was trained with, with some keys changed."""
     return validate(DataConfig, {**trained, **changes}, source="data of the checkpoint with your data.* keys")
+
+
+def check_start(model: ModelConfig, folder: Path) -> None:
+    """Raise ValueError if the weights to start from lie in the folder that the run would replace."""
+    if model.weights not in (None, "imagenet") and Path(str(model.weights)).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"run: {folder} holds model.weights={model.weights}, which it would replace; name another folder"
+        )
 
 
 def start_encoder(model: ModelConfig) -> tuple[Encoder, tuple[float, ...], tuple[float, ...]]:
@@ -113,3 +122,19 @@ def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
 def all_rows(tiles: Tiles) -> NDArray[np.int64]:
     """Return 0 .. N-1."""
     return np.arange(len(tiles), dtype=np.int64)
+
+
+def run_of(checkpoint: str) -> Path:
+    """Return the run folder of a checkpoint, given as the folder itself or as a file in it."""
+    file = checkpoint_file(checkpoint)
+    return file.parent.parent if file.parent.name == "checkpoints" else file.parent
+
+
+def check_classes(tiles: Tiles, content: dict[str, Any], *, checkpoint: str, root: str) -> None:
+    """Raise ValueError unless the tiles have the classes, in order, that the checkpoint was trained on."""
+    if list(tiles.classes) != content["classes"]:
+        found = ", ".join(tiles.classes) or "none"
+        raise ValueError(
+            f"data.root: {root} has the classes {found}, but {checkpoint} was trained on "
+            f"{', '.join(content['classes'])}"
+        )

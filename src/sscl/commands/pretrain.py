@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sscl import augment, features, optim, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import all_rows, describe_tiles, load_tiles, start_encoder
+from sscl.commands.inputs import all_rows, check_start, describe_tiles, load_tiles, start_encoder
 from sscl.config import PretrainConfig, plain
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.split import stratified_split
@@ -43,7 +43,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         raise ValueError("sscl pretrain runs in one process; start it without torchrun")
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume)
+    folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
+    check_start(config.model, folder)
     if config.log.tensorboard:
         run.check_tensorboard()
     print(f"device: {describe_device(device)}, precision {precision}")
@@ -82,7 +83,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         first_epoch = content["epoch"]
         print(f"resuming {folder} after epoch {first_epoch}")
     else:
-        run.start_folder(folder, config=plain(config), overwrite=overwrite)
+        run.start_folder(folder, config=plain(config))
     log = run.MetricsLog(folder, keep_epochs=first_epoch if resume else None, tensorboard=config.log.tensorboard)
 
     store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)

@@ -1,0 +1,161 @@
+"""sscl eval: metrics with intervals on a split that selected nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sscl import features, metrics, plots, run
+from sscl.commands.inputs import (
+    all_rows,
+    check_classes,
+    describe_tiles,
+    load_classifier,
+    load_tiles,
+    merge_data,
+    normalisation,
+    positive_class,
+    run_of,
+)
+from sscl.config import EvalConfig, plain
+from sscl.data.tiles import Tiles, place_store
+from sscl.device import describe_device, pick_device
+
+NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "mcc": "MCC",
+}
+
+
+def main(config: EvalConfig, *, overwrite: bool = False) -> None:
+    """Evaluate a finetune checkpoint and write metrics.json, predictions.csv and the pictures.
+
+    Raises:
+        ValueError, FileNotFoundError: input that a user can mend, in one line.
+    """
+    device = pick_device(config.device)
+    model, content = load_classifier(config.checkpoint, device=device)
+    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"eval_{config.split}"
+    run.check_run_folder(out, overwrite=overwrite)
+    data = merge_data(content["config"]["data"], config.data)
+    tiles = load_tiles(data, split=config.split, progress=config.progress)
+    check_classes(tiles, content, checkpoint=config.checkpoint, root=data.root)
+    positive = positive_class(tiles.classes, config.positive)
+
+    mean, std = normalisation(content, device)
+    store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
+    logits = features.outputs(
+        model,
+        store,
+        all_rows(tiles),
+        mean=mean,
+        std=std,
+        batch_size=config.batch_size,
+        progress="evaluate" if config.progress else None,
+    )
+    probabilities = logits.double().softmax(1).numpy()  # (N, K)
+    predictions = probabilities.argmax(1)
+    values = metrics.classification_metrics(tiles.labels, probabilities, positive=positive)
+    intervals = metrics.bootstrap_intervals(
+        tiles.labels,
+        probabilities,
+        positive=positive,
+        samples=config.bootstrap_samples,
+        seed=config.bootstrap_seed,
+    )
+    matrix = metrics.confusion_matrix(tiles.labels, predictions, num_classes=len(tiles.classes))
+    agreement = None if tiles.votes is None else metrics.accuracy_by_agreement(tiles.labels, predictions, tiles.votes)
+    right = int((predictions == tiles.labels).sum())
+    report: dict[str, Any] = {
+        "checkpoint": str(config.checkpoint),
+        "epoch": content["epoch"],
+        "data": plain(data),
+        "split": config.split,
+        "protocol": data.protocol if data.source == "mhist" else None,
+        "tiles": len(tiles),
+        "classes": list(tiles.classes),
+        "class_counts": tiles.class_counts(),
+        "positive": None if positive is None else tiles.classes[positive],
+        "data_fingerprint": tiles.fingerprint,
+        "metrics": values,
+        "intervals": intervals,
+        "interval_method": (
+            f"95% intervals: stratified bootstrap, {config.bootstrap_samples} resamples, seed {config.bootstrap_seed}"
+        ),
+        "accuracy_wilson": metrics.wilson_interval(right, len(tiles)),
+        "confusion_matrix": matrix.tolist(),
+        "accuracy_by_agreement": agreement,
+    }
+
+    run.start_folder(out, config=plain(config))
+    run.write_json(out / "metrics.json", report)
+    write_predictions(out / "predictions.csv", tiles, probabilities=torch.from_numpy(probabilities))
+    title = f"{config.split} split, {len(tiles)} tiles"
+    plots.plot_confusion(matrix, classes=tiles.classes, path=out / "confusion.png", title=title)
+    plots.plot_roc(tiles.labels, probabilities, classes=tiles.classes, positive=positive, path=out / "roc.png")
+    plots.plot_precision_recall(
+        tiles.labels, probabilities, classes=tiles.classes, positive=positive, path=out / "precision_recall.png"
+    )
+    print(f"device: {describe_device(device)}")
+    print(describe_tiles(data, tiles, split=config.split))
+    print(table(report))
+    if config.split != "test":
+        print("these tiles took part in training: the figures say nothing about new tiles")
+    if tiles.groups is None:
+        print(
+            "no slide or patient ids: tiles of one slide may lie in train and test, and the intervals may be too narrow"
+        )
+    print(f"wrote {out}/metrics.json, predictions.csv, confusion.png, roc.png, precision_recall.png")
+
+
+def write_predictions(path: Path, tiles: Tiles, *, probabilities: torch.Tensor) -> None:
+    """Write id, label, prediction, a probability per class, and votes where there are any."""
+    header = ["id", "label", "prediction", *(f"probability_{name}" for name in tiles.classes)]
+    header += ["votes"] if tiles.votes is not None else []
+    rows = []
+    for i, name in enumerate(tiles.ids):
+        row = [name, tiles.classes[tiles.labels[i]], tiles.classes[int(probabilities[i].argmax())]]
+        row += [f"{p:.6f}" for p in probabilities[i].tolist()]
+        row += [str(tiles.votes[i])] if tiles.votes is not None else []
+        rows.append(row)
+    run.write_csv(path, header, rows)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the report as lines for the terminal, in percent with 95% intervals (AUROC to MCC as they are)."""
+
+    def cell(value: float | None, interval: Any) -> str:
+        if value is None:
+            return "undefined"
+        return f"{value:.4f}" + ("" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})")
+
+    values, intervals, classes = report["metrics"], report["intervals"], report["classes"]
+    rows = [(name, cell(values[key], intervals[key])) for key, name in NAMES.items()]
+    if report["positive"] is not None:
+        for key in ("sensitivity", "specificity"):
+            rows.append((f"{report['positive']} {key}", cell(values[key], intervals[key])))
+    for i, name in enumerate(classes):
+        for key in ("precision", "recall", "f1"):
+            label = "F1" if key == "f1" else key
+            rows.append((f"{name} {label}", cell(values["per_class"][i][key], intervals["per_class"][i][key])))
+    low, high = report["accuracy_wilson"]
+    rows.append(("accuracy, Wilson 95%", f"        ({low:.4f} to {high:.4f})"))
+    for row in report["accuracy_by_agreement"] or []:
+        if row["count"]:
+            text = f"{cell(row['accuracy'], row['interval'])}  {row['correct']} of {row['count']}"
+            rows.append((f"accuracy, {row['agreement']} agree", text))
+    width = max(len(name) for name, _ in rows)
+    positive = "" if report["positive"] is None else f"; positive class {report['positive']}"
+    lines = [f"{report['interval_method']}{positive}", *(f"  {name:<{width}}  {text}" for name, text in rows)]
+    name_width = max(9, *map(len, classes))
+    cells = "  ".join(f"{name:>{name_width}}" for name in classes)
+    lines += ["confusion matrix (rows: truth, columns: prediction)", f"  {'':<{name_width}}  {cells}"]
+    for name, counts in zip(classes, report["confusion_matrix"], strict=True):
+        lines.append(f"  {name:<{name_width}}  " + "  ".join(f"{count:>{name_width}}" for count in counts))
+    return "\n".join(lines)

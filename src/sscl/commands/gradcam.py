@@ -1,0 +1,250 @@
+"""sscl gradcam: where the model looked, as heatmaps and boxes.
+
+B tiles, K classes, S the side of a tile in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sscl import augment, cam, features, plots, run
+from sscl.commands.inputs import (
+    all_rows,
+    check_classes,
+    describe_tiles,
+    load_classifier,
+    load_tiles,
+    merge_data,
+    normalisation,
+    run_of,
+)
+from sscl.config import DataConfig, GradcamConfig, plain
+from sscl.data.imagefolder import load_imagefolder
+from sscl.data.mhist import load_truth_masks
+from sscl.data.tiles import Tiles, TileStore, place_store
+from sscl.device import describe_device, pick_device
+from sscl.models import Classifier, build_encoder
+
+BOX_FIELDS = ("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Raw maps at tile size, and what the model said."""
+
+    maps: NDArray[np.float32]  # (B, S, S), before ReLU and scaling
+    probabilities: NDArray[np.float64]  # (B, K)
+
+
+def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
+    """Explain tiles with a finetune checkpoint; write panels, heatmaps, boxes and boxes.csv.
+
+    Raises:
+        ValueError, FileNotFoundError: input that a user can mend, in one line.
+    """
+    device = pick_device(config.device)
+    model, content = load_classifier(config.checkpoint, device=device)
+    classes = tuple(content["classes"])
+    target = resolve_target(config.target, classes)
+    where = "images" if config.images is not None else config.split
+    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"gradcam_{where}"
+    run.check_run_folder(out, overwrite=overwrite)
+    data = merge_data(content["config"]["data"], config.data)
+    tiles = load_explained_tiles(config, data, content)
+    store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
+    mean, std = normalisation(content, device)
+    print(f"device: {describe_device(device)}")
+
+    def explain(net: Classifier, rows: NDArray[np.int64], name: str) -> Explained:
+        bar = name if config.progress else None
+        return explain_rows(net, store, rows, target=target, mean=mean, std=std, config=config, progress=bar)
+
+    everything = explain(model, all_rows(tiles), "gradcam")
+    chosen = choose_tiles(tiles, everything.probabilities, config)
+    localised = None
+    masks = None
+    if config.images is None and data.source == "mhist":
+        masks = load_truth_masks(data.root, tiles.ids, size_px=data.size_px)
+    if masks is not None:
+        torch.manual_seed(config.random_seed)
+        blank = Classifier(build_encoder(content["encoder_name"], stem=content["stem"]), num_classes=len(classes))
+        random = explain(blank.to(device).eval(), all_rows(tiles), "random weights")
+        centre = np.repeat(cam.centre_map(data.size_px)[None], len(tiles), 0)
+        named = {"this model": everything.maps, "centre": centre, "random weights": random.maps}
+        localised = {name: localisation_rates(maps, masks, threshold=config.threshold) for name, maps in named.items()}
+
+    run.start_folder(out, config=plain(config))
+    rows = []
+    for number, row in enumerate(chosen):
+        raw = everything.maps[row]
+        box = cam.find_box(raw, threshold=config.threshold)
+        predicted = int(everything.probabilities[row].argmax())
+        truth = classes[tiles.labels[row]] if tiles.labels[row] >= 0 else "unknown"
+        probability = float(everything.probabilities[row, predicted])
+        evidence = "yes" if box is not None else "no"
+        title = (
+            f"{tiles.ids[row]}\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); "
+            f"map of {describe_target(config.target, classes, predicted)}"
+            + ("" if box is not None else "; no positive evidence, so no box")
+        )
+        name = f"{number:03d}_{Path(tiles.ids[row]).stem}"
+        draw_tile(tiles.images[row], raw, box, title=title, out=out, name=name)
+        values = [getattr(box, field) for field in BOX_FIELDS] if box is not None else no_box(raw, config.threshold)
+        rows.append([name, tiles.ids[row], truth, classes[predicted], f"{probability:.6f}", evidence, *values])
+    header = ["picture", "id", "label", "prediction", "probability", "positive_evidence", *BOX_FIELDS]
+    run.write_csv(out / "boxes.csv", header, rows)
+    run.write_json(out / "localisation.json", localised)
+    if config.images is None:
+        print(describe_tiles(data, tiles, split=config.split))
+    blank_maps = sum(row[5] == "no" for row in rows)
+    print(
+        f"{len(rows)} tiles explained ({blank_maps} without positive evidence); boxes in pixels of the "
+        f"{data.size_px} px tile, threshold {config.threshold:g} of the maximum, 8-connected"
+    )
+    if localised is not None:
+        print(localisation_table(localised))
+    print(f"wrote {out}/*_panel.png, *_heatmap.png, *_box.png, boxes.csv, localisation.json")
+
+
+def resolve_target(target: str, classes: Sequence[str]) -> str | int:
+    """Return "difference", "predicted", or the index of a named class.
+
+    Raises:
+        ValueError: no such class, or a difference of more than two.
+    """
+    if target == "auto":
+        return "difference" if len(classes) == 2 else "predicted"
+    if target == "difference" and len(classes) != 2:
+        raise ValueError(f"target: difference needs two classes, the checkpoint has {len(classes)}; use predicted")
+    if target in ("difference", "predicted"):
+        return target
+    if target not in classes:
+        raise ValueError(f"target: got {target!r}, allowed are auto, difference, predicted, {', '.join(classes)}")
+    return list(classes).index(target)
+
+
+def describe_target(target: str, classes: Sequence[str], predicted: int) -> str:
+    """Return what a tile's map is the map of."""
+    wanted = resolve_target(target, classes)
+    if wanted == "difference":
+        return f"logit {classes[predicted]} - {classes[1 - predicted]}"
+    return f"logit {classes[predicted if wanted == 'predicted' else int(wanted)]}"
+
+
+def load_explained_tiles(config: GradcamConfig, data: DataConfig, content: dict[str, Any]) -> Tiles:
+    """Return the tiles of the split, or of `images`; there labels count only if the folders are the model's classes."""
+    if config.images is None:
+        tiles = load_tiles(data, split=config.split, progress=config.progress)
+        check_classes(tiles, content, checkpoint=config.checkpoint, root=data.root)
+        return tiles
+    if config.ids:
+        raise ValueError("ids: choose tiles of the data set; give either ids or images")
+    tiles = load_imagefolder(
+        config.images, split="all", size_px=data.size_px, cache_dir=data.cache_dir, progress=config.progress
+    )
+    if list(tiles.classes) == content["classes"]:
+        return tiles
+    unknown = np.full(len(tiles), -1, dtype=np.int64)
+    return Tiles(images=tiles.images, labels=unknown, classes=(), ids=tiles.ids, groups=None, votes=None)
+
+
+def explain_rows(
+    model: Classifier,
+    store: TileStore,
+    rows: NDArray[np.int64],
+    *,
+    target: str | int,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    config: GradcamConfig,
+    progress: str | None,
+) -> Explained:
+    """Return the raw maps of the tiles at `rows`, enlarged to tile size, with the probabilities."""
+    maps, probabilities = [], []
+    for part in features.batches(rows, batch_size=config.batch_size, progress=progress):
+        x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
+        if target == "difference":
+            raw, logits = cam.grad_cam(model, x, target=(1, 0))
+            raw = raw * (2 * logits.argmax(1) - 1)[:, None, None]  # the map of (0, 1) is its negative
+        elif target == "predicted":
+            with torch.no_grad():
+                predicted = model(x).argmax(1)
+            raw, logits = cam.grad_cam(model, x, target=predicted)
+        else:
+            raw, logits = cam.grad_cam(model, x, target=int(target))
+        maps.append(cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy())
+        probabilities.append(logits.double().softmax(1).cpu().numpy())
+    return Explained(maps=np.concatenate(maps), probabilities=np.concatenate(probabilities))
+
+
+def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: GradcamConfig) -> list[int]:
+    """Return the rows to draw: the wanted ids, all of `images`, or the most confident right and wrong of each class.
+
+    Raises:
+        ValueError: an id that is not there.
+    """
+    if config.images is not None:
+        return list(range(len(tiles)))
+    if config.ids:
+        place = {name: row for row, name in enumerate(tiles.ids)}
+        missing = [name for name in config.ids if name not in place]
+        if missing:
+            raise ValueError(f"ids: {missing[0]} is not among the {len(tiles)} tiles (for instance {tiles.ids[0]})")
+        return [place[name] for name in config.ids]
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    chosen: list[int] = []
+    for label in range(len(tiles.classes)):
+        for right in (True, False):
+            rows = np.flatnonzero((tiles.labels == label) & ((predicted == label) == right))
+            chosen += rows[np.argsort(-confidence[rows], kind="stable")][: config.per_class].tolist()
+    return chosen
+
+
+def draw_tile(
+    image: NDArray[np.uint8], raw: NDArray[np.float32], box: cam.Box | None, *, title: str, out: Path, name: str
+) -> None:
+    """Write the panel, and the heatmap and the box alone, of one tile."""
+    image = np.array(image)
+    heat = cam.overlay(image, cam.normalise(raw))
+    boxed = cam.draw_box(image, box)
+    plots.plot_cam_panel(image, heat, boxed, title=title, path=out / f"{name}_panel.png")
+    plots.write_image(heat, path=out / f"{name}_heatmap.png")
+    plots.write_image(boxed, path=out / f"{name}_box.png")
+
+
+def no_box(raw: NDArray[np.float32], threshold: float) -> list[Any]:
+    """Return the box columns of a map without positive evidence; its raw maximum is kept."""
+    return [None, None, None, None, threshold, 8, 0, None, float(raw.max())]
+
+
+def localisation_rates(
+    maps: NDArray[np.float32], masks: NDArray[np.bool_], *, threshold: float
+) -> dict[str, float | int]:
+    """Return how often peak and box hit the truth masks, over the tiles whose mask is not empty."""
+    hits = [
+        cam.localisation(raw, cam.find_box(raw, threshold=threshold), mask)
+        for raw, mask in zip(maps, masks, strict=True)
+        if mask.any()
+    ]
+    return {
+        "tiles": len(hits),
+        "peak_hit": float(np.mean([hit["peak_hit"] for hit in hits])),
+        "box_hit": float(np.mean([hit["box_hit"] for hit in hits])),
+        "mean_box_iou": float(np.mean([hit["box_iou"] for hit in hits])),
+    }
+
+
+def localisation_table(localised: dict[str, dict[str, Any]]) -> str:
+    """Return the rates as lines for the terminal."""
+    count = next(iter(localised.values()))["tiles"]
+    lines = [f"on the truth masks of {count} tiles:   peak on mask   box IoU >= 0.5   mean box IoU"]
+    for name, rates in localised.items():
+        lines.append(f"  {name:<34}{rates['peak_hit']:>10.3f}{rates['box_hit']:>17.3f}{rates['mean_box_iou']:>15.3f}")
+    return "\n".join(lines)
