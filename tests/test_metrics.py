@@ -211,6 +211,11 @@ class TestBootstrap:
         assert 0.15 < np.mean(pairs == 2) < 0.35
         assert len(np.unique(weights, axis=0)) > 290
 
+    def test_classes_are_resampled_independently(self) -> None:
+        labels = np.repeat([0, 1], 20)
+        weights = np.concatenate(list(metrics._resample_weights(labels, samples=50, seed=0)))
+        assert not np.array_equal(weights[:, :20], weights[:, 20:])
+
     def test_same_keys_as_the_point_values_which_lie_inside(self) -> None:
         labels, probabilities = drawn(tiles=200, classes=3, decimals=6)
         point = classification_metrics(labels, probabilities, positive=None)

@@ -92,7 +92,7 @@ def grad_cam(model: CamModel, images: Tensor, *, target: Target) -> tuple[Tensor
     if model.training:
         raise ValueError("model: is in training mode, where maps depend on the other tiles; call model.eval() first")
     with torch.inference_mode(False), torch.no_grad():
-        features = model.forward_features(images).clone()  # a clone, as the result may be a view the head changes
+        features = model.forward_features(images).detach()
     with torch.inference_mode(False), torch.enable_grad():
         features.requires_grad_(True)
         logits = model.forward_head(features)

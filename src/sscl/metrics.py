@@ -34,9 +34,7 @@ def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike, *, num_c
     truth = _class_indices(labels, name="labels", num_classes=num_classes)
     predicted = _class_indices(predictions, name="predictions", num_classes=num_classes)
     if truth.shape != predicted.shape:
-        raise ValueError(
-            f"labels and predictions: {len(truth)} against {len(predicted)} tiles, must be equally many"
-        )
+        raise ValueError(f"labels and predictions: {len(truth)} against {len(predicted)} tiles, must be equally many")
     counts = np.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
@@ -129,17 +127,13 @@ def wilson_interval(successes: int, total: int, *, level: float = 0.95) -> tuple
     Source: Wilson 1927, JASA 22:209.
     """
     if not 0 <= successes <= total or total < 1:
-        raise ValueError(
-            f"successes of total: {successes} of {total}, must be 0 <= successes <= total and total >= 1"
-        )
+        raise ValueError(f"successes of total: {successes} of {total}, must be 0 <= successes <= total and total >= 1")
     if not 0 < level < 1:
         raise ValueError(f"level: {level}, must lie between 0 and 1 (0.95 is usual)")
     z = NormalDist().inv_cdf((1 + level) / 2)
     proportion = successes / total
     centre = (proportion + z * z / (2 * total)) / (1 + z * z / total)
-    half_width = (
-        z / (1 + z * z / total) * ((proportion * (1 - proportion) + z * z / (4 * total)) / total) ** 0.5
-    )
+    half_width = z / (1 + z * z / total) * ((proportion * (1 - proportion) + z * z / (4 * total)) / total) ** 0.5
     # At 0 and at all successes the bound is exactly 0 or 1; floating point misses it by one rounding.
     low = 0.0 if successes == 0 else centre - half_width
     high = 1.0 if successes == total else centre + half_width
@@ -165,8 +159,7 @@ def accuracy_by_agreement(
     vote = _class_indices(votes, name="votes", num_classes=ANNOTATORS + 1)
     if not truth.shape == predicted.shape == vote.shape:
         raise ValueError(
-            f"labels, predictions and votes: shapes {truth.shape}, {predicted.shape} and {vote.shape}, "
-            "must be equal"
+            f"labels, predictions and votes: shapes {truth.shape}, {predicted.shape} and {vote.shape}, must be equal"
         )
     agreeing = np.maximum(vote, ANNOTATORS - vote)
     right = truth == predicted
@@ -212,9 +205,7 @@ def _weighted_metrics(
     """
     classes = scores.shape[1]
     cell = truth * classes + scores.argmax(axis=1)
-    matrix = (weights @ np.eye(classes**2)[cell]).reshape(
-        -1, classes, classes
-    )  # (S, K, K), exact: small integers
+    matrix = (weights @ np.eye(classes**2)[cell]).reshape(-1, classes, classes)  # (S, K, K), exact: small integers
     total = matrix.sum(axis=(1, 2))
     right = matrix.diagonal(axis1=1, axis2=2)  # (S, K)
     actual, called = matrix.sum(axis=2), matrix.sum(axis=1)  # (S, K) each
@@ -299,9 +290,7 @@ def _checked(
 ) -> tuple[IntArray, FloatArray]:
     scores = np.asarray(probabilities, dtype=np.float64)
     if scores.ndim != 2 or scores.size == 0:
-        raise ValueError(
-            f"probabilities: shape {scores.shape}, must be (tiles, classes) with at least one of each"
-        )
+        raise ValueError(f"probabilities: shape {scores.shape}, must be (tiles, classes) with at least one of each")
     # Written so that NaN fails too.
     if not (scores.min() >= -1e-6 and scores.max() <= 1 + 1e-6):
         raise ValueError(
@@ -310,9 +299,7 @@ def _checked(
         )
     truth = _class_indices(labels, name="labels", num_classes=scores.shape[1])
     if len(truth) != len(scores):
-        raise ValueError(
-            f"labels and probabilities: {len(truth)} against {len(scores)} tiles, must be equally many"
-        )
+        raise ValueError(f"labels and probabilities: {len(truth)} against {len(scores)} tiles, must be equally many")
     if positive is not None and not 0 <= positive < scores.shape[1]:
         raise ValueError(f"positive: {positive}, must be None or a class index 0 to {scores.shape[1] - 1}")
     return truth, scores
@@ -323,7 +310,5 @@ def _class_indices(values: npt.ArrayLike, *, name: str, num_classes: int) -> Int
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{name}: {array.dtype} of shape {array.shape}, must be a list of integers")
     if array.size and not (array.min() >= 0 and array.max() < num_classes):
-        raise ValueError(
-            f"{name}: values from {array.min()} to {array.max()}, must lie within 0 to {num_classes - 1}"
-        )
+        raise ValueError(f"{name}: values from {array.min()} to {array.max()}, must lie within 0 to {num_classes - 1}")
     return array.astype(np.int64)
