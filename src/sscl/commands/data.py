@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sscl import augment, plots, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import load_tiles
+from sscl.commands.inputs import check_inputs_outside, load_tiles
 from sscl.config import InspectConfig, SynthConfig, plain
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
@@ -44,6 +44,7 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
     out = run.check_run_folder(config.out, overwrite=overwrite)
+    check_inputs_outside(out, {"data.root": config.data.root})
     splits = load_splits(config)
     for name, tiles in splits.items():
         print(describe(name, tiles))

@@ -11,6 +11,7 @@ from sscl import features, metrics, plots, run
 from sscl.commands.inputs import (
     all_rows,
     check_classes,
+    check_inputs_outside,
     describe_tiles,
     load_classifier,
     load_tiles,
@@ -19,10 +20,12 @@ from sscl.commands.inputs import (
     positive_class,
     run_of,
 )
-from sscl.config import EvalConfig, plain
+from sscl.config import DataConfig, EvalConfig, plain
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device
 
+# Keys that decide which tiles of a folder are its test split.
+SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv")
 NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -44,6 +47,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"eval_{config.split}"
     run.check_run_folder(out, overwrite=overwrite)
     data = merge_data(content["config"]["data"], config.data)
+    check_inputs_outside(out, {"data.root": data.root})
     tiles = load_tiles(data, split=config.split, progress=config.progress)
     check_classes(tiles, content, checkpoint=config.checkpoint, root=data.root)
     positive = positive_class(tiles.classes, config.positive)
@@ -105,13 +109,30 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     print(f"device: {describe_device(device)}")
     print(describe_tiles(data, tiles, split=config.split))
     print(table(report))
-    if config.split != "test":
-        print("these tiles took part in training: the figures say nothing about new tiles")
+    seen = seen_in_training(data, content["config"]["data"], split=config.split)
+    if seen is not None:
+        print(seen)
     if tiles.groups is None:
         print(
             "no slide or patient ids: tiles of one slide may lie in train and test, and the intervals may be too narrow"
         )
     print(f"wrote {out}/metrics.json, predictions.csv, confusion.png, roc.png, precision_recall.png")
+
+
+def seen_in_training(data: DataConfig, trained: dict[str, Any], *, split: str) -> str | None:
+    """Return a warning where tiles of the split took, or may have taken, part in training; else None."""
+    now = plain(data)
+    if Path(now["root"]).resolve() != Path(trained["root"]).resolve():
+        return None
+    if split != "test":
+        return "these tiles took part in training: the figures say nothing about new tiles"
+    changed = [f"data.{key}" for key in SPLIT_KEYS if now[key] != trained[key]]
+    if not changed:
+        return None
+    return (
+        f"{', '.join(changed)} differs from training: tiles of this test split may have taken part in it, "
+        "so the figures may say nothing about new tiles"
+    )
 
 
 def write_predictions(path: Path, tiles: Tiles, *, probabilities: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sscl import augment, features, metrics, optim, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import check_start, describe_tiles, load_tiles, start_encoder
+from sscl.commands.inputs import check_inputs_outside, describe_tiles, load_tiles, start_encoder
 from sscl.config import FinetuneConfig, plain
 from sscl.data import split
 from sscl.data.tiles import Tiles, epoch_order, place_store
@@ -39,7 +39,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
-    check_start(config.model, folder)
+    check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
     if config.log.tensorboard:
         run.check_tensorboard()
     print(f"device: {describe_device(device)}, precision {precision}")
@@ -67,9 +67,9 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loss_of = build_loss(config, tiles.labels[train], num_classes=len(tiles.classes), device=device)
 
+    store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
     run.start_folder(folder, config=plain(config))
     log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
-    store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
     labels = torch.from_numpy(tiles.labels).to(device)
     augmentation = Augmentation(**config.augment.model_dump())
     means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
@@ -130,13 +130,14 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                 total += torch.stack([loss.detach().double(), right])
                 bar.update()
             train_loss, train_accuracy = (total / steps).tolist()
-            if not np.isfinite(train_loss):
+            logits = features.outputs(model, store, validation, mean=means, std=stds, precision=precision)
+            if not (np.isfinite(train_loss) and logits.isfinite().all()):
+                what = f"loss became {train_loss}" if not np.isfinite(train_loss) else "outputs became nan"
                 left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
                 raise ValueError(
-                    f"the loss became {train_loss} in epoch {epoch + 1}; lower train.learning_rate or set "
+                    f"the {what} in epoch {epoch + 1}; lower train.learning_rate and train.head_learning_rate or set "
                     f"precision=fp32 ({left})"
                 )
-            logits = features.outputs(model, store, validation, mean=means, std=stds, precision=precision)
             row = {
                 "epoch": epoch + 1,
                 "train_loss": train_loss,

@@ -18,6 +18,7 @@ from sscl import augment, cam, features, plots, run
 from sscl.commands.inputs import (
     all_rows,
     check_classes,
+    check_inputs_outside,
     describe_tiles,
     load_classifier,
     load_tiles,
@@ -57,6 +58,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"gradcam_{where}"
     run.check_run_folder(out, overwrite=overwrite)
     data = merge_data(content["config"]["data"], config.data)
+    check_inputs_outside(out, {"data.root": data.root, "images": config.images})
     tiles = load_explained_tiles(config, data, content)
     store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
     mean, std = normalisation(content, device)
@@ -72,7 +74,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     masks = None
     if config.images is None and data.source == "mhist":
         masks = load_truth_masks(data.root, tiles.ids, size_px=data.size_px)
-    if masks is not None:
+    if masks is not None and masks.any():
         torch.manual_seed(config.random_seed)
         blank = Classifier(build_encoder(content["encoder_name"], stem=content["stem"]), num_classes=len(classes))
         random = explain(blank.to(device).eval(), all_rows(tiles), "random weights")
@@ -143,6 +145,9 @@ def load_explained_tiles(config: GradcamConfig, data: DataConfig, content: dict[
     if config.images is None:
         tiles = load_tiles(data, split=config.split, progress=config.progress)
         check_classes(tiles, content, checkpoint=config.checkpoint, root=data.root)
+        missing = [name for name in config.ids if name not in tiles.ids]
+        if missing:
+            raise ValueError(f"ids: {missing[0]} is not among the {len(tiles)} tiles (for instance {tiles.ids[0]})")
         return tiles
     if config.ids:
         raise ValueError("ids: choose tiles of the data set; give either ids or images")
@@ -185,19 +190,11 @@ def explain_rows(
 
 
 def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: GradcamConfig) -> list[int]:
-    """Return the rows to draw: the wanted ids, all of `images`, or the most confident right and wrong of each class.
-
-    Raises:
-        ValueError: an id that is not there.
-    """
+    """Return the rows to draw: the wanted ids, all of `images`, or the most confident right and wrong of each class."""
     if config.images is not None:
         return list(range(len(tiles)))
     if config.ids:
-        place = {name: row for row, name in enumerate(tiles.ids)}
-        missing = [name for name in config.ids if name not in place]
-        if missing:
-            raise ValueError(f"ids: {missing[0]} is not among the {len(tiles)} tiles (for instance {tiles.ids[0]})")
-        return [place[name] for name in config.ids]
+        return [tiles.ids.index(name) for name in config.ids]
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     chosen: list[int] = []
     for label in range(len(tiles.classes)):

@@ -51,15 +51,17 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
 
 def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
     """Return the data section a checkpoint was trained with, with some keys changed."""
-    return validate(DataConfig, {**trained, **changes}, source="data of the checkpoint with your data.* keys")
+    try:
+        return validate(DataConfig, {**trained, **changes}, source="the checkpoint's data with your data.* keys")
+    except ValueError as error:
+        raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from None
 
 
-def check_start(model: ModelConfig, folder: Path) -> None:
-    """Raise ValueError if the weights to start from lie in the folder that the run would replace."""
-    if model.weights not in (None, "imagenet") and Path(str(model.weights)).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"run: {folder} holds model.weights={model.weights}, which it would replace; name another folder"
-        )
+def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:
+    """Raise ValueError if a file or folder to read, given by its key, lies in the folder that would be replaced."""
+    for key, value in inputs.items():
+        if value not in (None, "imagenet") and Path(str(value)).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder}: holds {key}={value}, which would be lost; name another folder to write")
 
 
 def start_encoder(model: ModelConfig) -> tuple[Encoder, tuple[float, ...], tuple[float, ...]]:

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from sscl import augment, features, optim, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import all_rows, check_start, describe_tiles, load_tiles, start_encoder
+from sscl.commands.inputs import all_rows, check_inputs_outside, describe_tiles, load_tiles, start_encoder
 from sscl.config import PretrainConfig, plain
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.split import stratified_split
-from sscl.data.tiles import Tiles, TileStore, concatenate, epoch_order, place_store
+from sscl.data.tiles import UNLABELLED, Tiles, TileStore, concatenate, epoch_order, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision
 from sscl.losses import nt_xent, nt_xent_at_collapse
 from sscl.models import ContrastiveModel, build_projection
@@ -44,7 +44,10 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
-    check_start(config.model, folder)
+    if not resume:
+        data = config.data
+        named = {"model.weights": config.model.weights, "data.root": data.root, "data.unlabelled": data.unlabelled}
+        check_inputs_outside(folder, named)
     if config.log.tensorboard:
         run.check_tensorboard()
     print(f"device: {describe_device(device)}, precision {precision}")
@@ -72,6 +75,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     fingerprint = tiles.fingerprint
+    store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
 
     first_epoch = 0
     if resume:
@@ -86,7 +90,6 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         run.start_folder(folder, config=plain(config))
     log = run.MetricsLog(folder, keep_epochs=first_epoch if resume else None, tensorboard=config.log.tensorboard)
 
-    store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
     step_model = cast(nn.Module, torch.compile(model)) if config.train.compile else model
     views = ViewSettings(
         augmentation=Augmentation(**config.augment.model_dump()),
@@ -139,6 +142,9 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
             check_finite(late.item(), epoch=epoch, step=steps - 1, folder=folder)
 
             seconds = time.perf_counter() - started
+            signs = health(model.encoder, store, tiles, watch, views=views, config=config, precision=precision)
+            if not np.isfinite(signs["effective_rank"]):  # the loss is that before the last step
+                raise ValueError(diverged("the embeddings became", np.nan, epoch=epoch, step=steps - 1, folder=folder))
             mean_loss, positive, negative = (total / steps).tolist()
             row = {
                 "epoch": epoch + 1,
@@ -147,7 +153,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "positive_similarity": positive,
                 "negative_similarity": negative,
-                **health(model.encoder, store, tiles, watch, views=views, config=config, precision=precision),
+                **signs,
                 "tiles_per_second": steps * batch_size / seconds,
                 "seconds": seconds,
             }
@@ -197,7 +203,11 @@ class HealthTiles:
 
 
 def load_pretrain_tiles(config: PretrainConfig) -> Tiles:
-    """Return the training tiles, and the extra unlabelled ones after them."""
+    """Return the training tiles, and the extra unlabelled ones after them.
+
+    Labels that the extra folder may have are dropped, and each of its tiles is a group of its own, so that they
+    change nothing about how the labelled tiles are held out.
+    """
     tiles = load_tiles(config.data, split="train", progress=config.log.progress)
     print(describe_tiles(config.data, tiles, split="train"))
     if config.data.unlabelled is None:
@@ -210,25 +220,37 @@ def load_pretrain_tiles(config: PretrainConfig) -> Tiles:
         progress=config.log.progress,
     )
     print(f"{config.data.unlabelled} (no labels used): {len(more)} more tiles")
-    return concatenate(tiles, more)
+    unlabelled = Tiles(
+        images=more.images,
+        labels=np.full(len(more), UNLABELLED, dtype=np.int64),
+        classes=(),
+        ids=more.ids,
+        groups=None if tiles.groups is None else np.array([f"unlabelled/{name}" for name in more.ids]),
+    )
+    return concatenate(tiles, unlabelled)
 
 
 def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
     """Return which tiles are trained on and which are looked at after each epoch.
 
     With labels, a stratified (and grouped) part is held out of training, so that kNN accuracy says something about
-    unseen tiles; the labels serve no other purpose.
+    unseen tiles; the labels serve no other purpose, so where they do not allow that, pretraining goes on without.
     """
     rows = all_rows(tiles)
     rng = np.random.default_rng([config.seed, 1])
     labelled = rows[tiles.labels >= 0]
     classes = len(np.unique(tiles.labels[labelled]))
     fraction = min(0.2, config.health.tiles / max(1, len(labelled)))
-    if classes < 2 or fraction * len(labelled) < 2 * classes:
+    held = None
+    if classes >= 2 and fraction * len(labelled) >= 2 * classes:
+        groups = None if tiles.groups is None else tiles.groups[labelled]
+        try:
+            rest, held = stratified_split(tiles.labels[labelled], fraction=fraction, seed=config.seed, groups=groups)
+        except ValueError as error:
+            print(f"no kNN accuracy, because no tiles can be held out for it: {error}")
+    if held is None:
         queries = np.sort(rng.permutation(rows)[: config.health.tiles])
         return HealthTiles(train=rows, queries=queries, bank=rows[:0])
-    groups = None if tiles.groups is None else tiles.groups[labelled]
-    rest, held = stratified_split(tiles.labels[labelled], fraction=fraction, seed=config.seed, groups=groups)
     bank = np.sort(rng.permutation(labelled[rest])[: config.health.bank_tiles])
     return HealthTiles(train=np.setdiff1d(rows, labelled[held]), queries=labelled[held], bank=bank)
 
@@ -275,12 +297,17 @@ def health(
     config: PretrainConfig,
     precision: str,
 ) -> dict[str, float]:
-    """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles."""
+    """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles.
+
+    The rank is NaN where an embedding is not finite.
+    """
 
     def embed(rows: NDArray[np.int64]) -> torch.Tensor:
         return features.outputs(encoder, store, rows, mean=views.mean, std=views.std, precision=precision)
 
     queries = embed(watch.queries)
+    if not queries.isfinite().all():
+        return {"effective_rank": float("nan")}
     signs = {"effective_rank": features.effective_rank(queries)}
     if len(watch.bank):
         signs["knn_balanced_accuracy"] = features.knn_accuracy(
@@ -309,10 +336,15 @@ def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
     """Return the loss; raise ValueError, saying what to try, if it is not a finite number."""
     if np.isfinite(loss):
         return loss
+    raise ValueError(diverged("the loss became", loss, epoch=epoch, step=step, folder=folder))
+
+
+def diverged(what: str, value: float, *, epoch: int, step: int, folder: Path) -> str:
+    """Return the line that says when training broke, what to try, and what is left."""
     kept = folder / "checkpoints" / "last.pt"
     left = f"{kept} holds epoch {epoch}" if epoch else "no checkpoint yet"
-    raise ValueError(
-        f"the loss became {loss} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate, lengthen "
+    return (
+        f"{what} {value} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate, lengthen "
         f"train.warmup_epochs, or set precision=fp32 ({left})"
     )
 
