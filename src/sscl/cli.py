@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,8 +60,36 @@ def overview() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0, or 2 after one line on standard error about input that the user can mend."""
+    """Run a command and return its exit code.
+
+    0; 2 after a line on standard error for each fault that the user can mend; 130 after Ctrl-C; 141 where the reader of
+    the output has left. A traceback is for our own bugs.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except ValueError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # as when piped into `head`; at exit Python would flush, and fail, once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # ours carry a sentence; the system's a file: not allowed, not there, disk full
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; what was written up to the last epoch is whole")
+        return 130
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        return _fail(
+            "out of GPU memory: lower train.batch_size (batch_size for eval and gradcam), data.size_px or "
+            "data.device_budget_gb, take a smaller model.name, or set precision=bf16 or fp16"
+        )
+
+
+def _dispatch(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -71,27 +100,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
     if name not in COMMANDS:
-        import difflib
+        raise ValueError(_no_command(words))
+    return _run(name, words[len(name.split()) :])
 
-        near = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1, cutoff=0.5)
-        near = near or difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(COMMANDS)}"
-        return _fail(f"no command {words[0]!r}; {hint}")
-    try:
-        return _run(name, words[len(name.split()) :])
-    except (ValueError, FileNotFoundError) as error:
-        return _fail(str(error))
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        return _fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was written up to the last epoch is whole") and 130
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
-            raise
-        return _fail(
-            "out of GPU memory: lower train.batch_size (batch_size for eval and gradcam), data.size_px or "
-            "data.device_budget_gb, take a smaller model.name, or set precision=bf16 or fp16"
-        )
+
+def _no_command(words: Sequence[str]) -> str:
+    """Return the line that says which command was meant."""
+    import difflib
+
+    group = [name for name in COMMANDS if name.split()[0] == words[0]]
+    if group:  # the first word of two
+        given = " ".join(word for word in words[:2] if not word.startswith("-"))
+        return f"no command {given!r}; allowed are {', '.join(group)}"
+    near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(COMMANDS)}"
+    return f"no command {words[0]!r}; {hint}"
 
 
 def _run(name: str, words: Sequence[str]) -> int:

@@ -312,18 +312,25 @@ Config = TypeVar("Config", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-4 as a number, which YAML 1.1 calls a string."""
+    """SafeLoader that refuses a key given twice, reads 1e-4 as a number, which YAML 1.1 calls a string, and a date as
+    the text it is: no key takes a date, and runs are named after them.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {key.start_mark.line + 1}: a key must be a plain word, not a list or mapping")
             if key.value in seen:
                 raise ValueError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
@@ -356,7 +363,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if content is None:
         return {}
@@ -380,7 +389,7 @@ def validate(kind: type[Config], content: dict[str, Any], *, source: str) -> Con
 
 def _set_key(content: dict[str, Any], text: str) -> None:
     dotted, equals, raw = text.partition("=")
-    if not equals or not dotted:
+    if not equals or not all(dotted.split(".")):
         raise ValueError(f"argument {text!r}: expected key.path=value, for instance train.epochs=10")
     try:
         value = yaml.load(raw, Loader=_Loader) if raw else None
@@ -393,7 +402,7 @@ def _set_key(content: dict[str, Any], text: str) -> None:
             place[parent] = {}
         place = place[parent]
         if not isinstance(place, dict):
-            raise ValueError(f"{dotted}: {parent} is a single value in the YAML file, it has no keys below it")
+            raise ValueError(f"{dotted}: {parent} was given the value {_shown(place)}, so it has no keys below it")
     place[last] = value
 
 
@@ -402,7 +411,7 @@ def _explain(kind: type[Section], fault: dict[str, Any]) -> str:
     parts = [str(part) for part in fault["loc"] if not str(part).startswith(("function-", "tuple", "nullable"))]
     dotted, what, context = ".".join(parts), fault["type"], fault.get("ctx", {})
     got = f"got {_shown(fault['input'])}"
-    if what == "extra_forbidden":
+    if what in ("extra_forbidden", "invalid_key"):
         section = _section(kind, parts[:-1])
         names = list(section.model_fields) if section is not None else []
         near = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)
@@ -412,6 +421,12 @@ def _explain(kind: type[Section], fault: dict[str, Any]) -> str:
             owners = [name for name in keys(kind) if name.split(".")[-1] == parts[-1]]
             hint = f"did you mean {owners[0]}?" if owners else f"allowed are {', '.join(names)}"
         return f"{dotted}: unknown key; {hint}"
+    if what in ("tuple_type", "too_long") or (what == "missing" and isinstance(fault["loc"][-1], int)):
+        if what == "missing":  # of a list's numbers
+            dotted = ".".join(parts[:-1])
+        kept = keys(kind).get(dotted, ((), ""))[0]
+        count = 3 if kept is None else len(kept)  # means and deviations are null or three
+        return f"{dotted}: {got}, allowed is a list" + (f" of {count} numbers" if count else ", [a, b, ...]")
     if what == "missing":
         section = _section(kind, parts)
         if section is not None:
@@ -428,14 +443,30 @@ def _explain(kind: type[Section], fault: dict[str, Any]) -> str:
         if colon and re.fullmatch(r"\w+", key):  # raised for one key of a section
             return f"{dotted}.{key}: {rest}" if dotted else message
         return f"{dotted}: {got}; {message}"
-    bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "at least", "max_length": "at most"}
-    limits = [f"{sign} {context[name]}" for name, sign in bounds.items() if name in context]
     if what.startswith(("greater", "less")):
-        return f"{dotted}: {got}, allowed is {' and '.join(limits)}"
+        return f"{dotted}: {got}, allowed is {_limits(kind, parts)}"
+    if what == "string_too_short":
+        return f"{dotted}: {got}, allowed is a name that is not empty"
+    if what == "string_type" and isinstance(fault["input"], (bool, int, float)):
+        return f"{dotted}: {got}, allowed is text; if that is meant, quote it within the value: \"'...'\""
     if what == "model_type" or what == "model_attributes_type":
         return f"{dotted}: {got}, expected keys below it (`{parts[-1] if parts else 'key'}: {{...}}`)"
     allowed = str(fault["msg"]).replace("Input should be", "allowed is")
     return f"{dotted}: {got}, {allowed}"
+
+
+def _limits(kind: type[Section], parts: Sequence[str]) -> str:
+    """Return all bounds of a key, not only the one that was overstepped."""
+    section = _section(kind, parts[:-1])
+    assert section is not None, parts
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    found = [
+        f"{sign} {getattr(bound, name):.6g}" if abs(getattr(bound, name)) < 1e6 else f"{sign} {getattr(bound, name)}"
+        for name, sign in signs.items()
+        for bound in section.model_fields[parts[-1]].metadata
+        if hasattr(bound, name)
+    ]
+    return " and ".join(found)
 
 
 def _nearest(fault: dict[str, Any], context: dict[str, Any]) -> str:
@@ -445,7 +476,9 @@ def _nearest(fault: dict[str, Any], context: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, dict) else "a mapping"
+    if isinstance(value, dict):
+        return "a mapping"
+    text = repr(value) if isinstance(value, str) else _yaml_value(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -19,13 +20,15 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
         return torch.device("cpu")
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
+    if not re.fullmatch(r"cuda(:[0-9]+)?", name):
         raise ValueError(f"device: got {name!r}, allowed are auto, cpu, cuda, cuda:N")
     if not torch.cuda.is_available():
         raise ValueError(f"device: {name} was asked for, but torch sees no CUDA device; use device=cpu or device=auto")
-    if index and int(index) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise ValueError(
+            f"device: got {name}, allowed are cuda:0 to cuda:{count - 1}, the CUDA devices that torch sees"
+        )
     return torch.device(name)
 
 

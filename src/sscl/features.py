@@ -45,6 +45,9 @@ def outputs(
 
     With an encoder these are its embeddings (N, C), with a classifier its logits (N, K). The model is left in the mode
     it was in.
+
+    Raises:
+        ValueError: some output is not a finite number: the weights have diverged.
     """
     training = model.training
     model.eval()
@@ -56,7 +59,14 @@ def outputs(
                 parts.append(model(x).float().cpu())
     finally:
         model.train(training)
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    broken = int((~found.isfinite()).reshape(len(found), -1).any(1).sum())
+    if broken:
+        raise ValueError(
+            f"the model's outputs for {broken} of {len(found)} tiles are not finite numbers: its weights diverged; "
+            "lower train.learning_rate, lengthen train.warmup_epochs, or set precision=fp32"
+        )
+    return found
 
 
 def knn_accuracy(

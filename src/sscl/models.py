@@ -5,6 +5,7 @@ B tiles, C features, K classes, h x w the last feature map.
 
 from __future__ import annotations
 
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
 def _imagenet_state(name: str) -> dict[str, Any]:
     try:
         return torchvision.models.get_model(name, weights="DEFAULT").state_dict()  # type: ignore[no-any-return]
-    except OSError as error:  # urllib's errors are OSErrors
+    except (OSError, HTTPException, RuntimeError) as error:  # urllib's are OSErrors; RuntimeError: a wrong hash
         raise ValueError(
             f"model.weights: torchvision could not download the ImageNet weights of {name} ({error}); "
             "put its state dict in a file and give model.weights=PATH"
@@ -164,6 +165,8 @@ def read_torch_file(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
         raise ValueError(
             f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120] if str(error) else 'empty'}); "

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,13 +47,23 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
     elif path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise ValueError(f"{path}: exists and is not empty; give --overwrite to replace it, or another folder")
-        if not (path / "env.json").is_file():
+        if not _is_ours(path):
             raise ValueError(
-                f"{path}: not written by sscl (no env.json), so --overwrite leaves it alone; name another folder"
+                f"{path}: not written by sscl (no env.json of sscl), so --overwrite leaves it alone; "
+                "name another folder"
             )
         if not trains and any(path.rglob("*.pt")):
             raise ValueError(f"{path}: holds checkpoints, which this command does not replace; name another folder")
     return path
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether `start_folder` made the folder; a file named env.json alone may be anybody's."""
+    try:
+        content = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "sscl" in content
 
 
 def start_folder(path: Path, *, config: dict[str, Any]) -> None:
@@ -61,7 +72,22 @@ def start_folder(path: Path, *, config: dict[str, Any]) -> None:
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
-    write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(path / "config.yaml", to_yaml(config))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text such as 1e-4, which sscl's loader would read as a number."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def to_yaml(content: dict[str, Any]) -> str:
+    """Return plain containers as YAML that loads as the same."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def environment() -> dict[str, Any]:
@@ -163,18 +189,18 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
         if keep_epochs is not None and self.path.is_file():
-            rows = (json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip())
-            self.rows = [row for row in rows if row["epoch"] <= keep_epochs]
+            self.rows = [row for row in read_metrics(self.path) if row["epoch"] <= keep_epochs]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._writer = tensorboard_writer(folder) if tensorboard else None
+        self._writer = tensorboard_writer(folder, keep_epochs=keep_epochs) if tensorboard else None
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row; it is on disk when this returns."""
-        self.rows.append(row)
+        line = json.dumps(row, allow_nan=False) + "\n"
         with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, allow_nan=False) + "\n")
+            handle.write(line)
             handle.flush()
             os.fsync(handle.fileno())
+        self.rows.append(row)
         if self._writer is not None:
             for key, value in row.items():
                 if isinstance(value, (int, float)) and key != "epoch":
@@ -186,6 +212,22 @@ class MetricsLog:
             self._writer.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl, without a last line that a killed run left half written.
+
+    Raises:
+        ValueError: another line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is not whole
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON; mend it or remove the file") from error
+    return rows
+
+
 def check_tensorboard() -> None:
     """Raise ValueError where TensorBoard is asked for and not installed."""
     try:
@@ -194,8 +236,11 @@ def check_tensorboard() -> None:
         raise ValueError("log.tensorboard: TensorBoard is not installed; pip install 'sscl[tensorboard]'") from error
 
 
-def tensorboard_writer(folder: Path) -> Any:
-    """Return TensorBoard's writer of events in the folder (torch.utils.tensorboard, an extra)."""
+def tensorboard_writer(folder: Path, *, keep_epochs: int | None = None) -> Any:
+    """Return TensorBoard's writer of events in the folder (torch.utils.tensorboard, an extra).
+
+    After a resumption it hides the events of earlier writers beyond `keep_epochs`, which are written again.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=None if keep_epochs is None else keep_epochs + 1)
