@@ -272,7 +272,7 @@ def test_cache_folder_that_cannot_be_made_is_one_line(tmp_path):
 def test_a_failed_ingest_leaves_nothing_behind(tmp_path):
     paths = save_tiles(tmp_path / "in", 20)
     paths[19].write_bytes(b"no image")
-    with pytest.raises(ValueError, match="0019.png"):
+    with pytest.raises(ValueError, match=r"0019.png"):
         decode_tiles(paths, size_px=16, root=tmp_path, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import hashlib
@@ -92,7 +93,7 @@ def _files_key(paths: Sequence[Path], root: Path, size_px: int, exact_size_px: i
             stat = os.stat(path)
         except OSError as error:
             raise FileNotFoundError(f"{path}: cannot be opened ({error.strerror})") from error
-        digest.update(f"{os.path.relpath(path, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{str(path).removeprefix(str(root))}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
@@ -106,8 +107,9 @@ def _is_complete(cached: Path, shape: tuple[int, ...]) -> bool:
 def _remove_stale(folder: Path) -> None:
     """Delete what killed ingests left; one that is alive wrote to its file within the last hour."""
     for part in folder.glob("tiles-*.part"):
-        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink()
 
 
 def _write_tiles(
@@ -172,7 +174,8 @@ def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[n
         raise ValueError(f"{path}: is empty (0 bytes); copy it again or take it out of the data set")
     try:
         image = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # PIL answers some damaged headers with TypeError (TIFF) or SyntaxError (PNG).
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP") from error
     with image:
         width, height = image.size

@@ -1,0 +1,188 @@
+"""The image-folder loader in its three layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sscl.data.imagefolder import load_imagefolder
+
+
+def save(path: Path, *, seed: int = 0, size_px: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size_px, size_px, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+
+
+def load(root: Path, *, split: str = "all", **options):
+    return load_imagefolder(root, split=split, **{"size_px": 8, "cache_dir": root.parent / "cache", **options})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "set"
+
+
+def write_classes(root: Path, counts: dict[str, int]) -> list[str]:
+    names = [f"{name}/{i:02d}.png" for name, count in counts.items() for i in range(count)]
+    for seed, name in enumerate(names):
+        save(root / name, seed=seed)
+    return names
+
+
+def write_given_split(root: Path) -> None:
+    write_classes(root / "train", {"B": 4, "A": 3})
+    write_classes(root / "test", {"B": 2, "A": 1})
+
+
+# --- layouts ---
+
+
+def test_given_split_is_kept_and_each_part_maps_the_cache(root):
+    write_given_split(root)
+    train, test, everything = (load(root, split=split) for split in ("train", "test", "all"))
+    assert train.classes == test.classes == ("A", "B")
+    assert train.class_counts() == {"A": 3, "B": 4}
+    assert test.ids == ("test/A/00.png", "test/B/00.png", "test/B/01.png")
+    assert test.labels.tolist() == [0, 1, 1]
+    assert everything.ids == train.ids + test.ids
+    assert isinstance(train.images, np.memmap)
+    assert isinstance(test.images, np.memmap)
+    for index, name in enumerate(test.ids):
+        np.testing.assert_array_equal(test.images[index], np.asarray(Image.open(root / name)))
+
+
+def test_one_folder_is_split_by_class_and_seed(root):
+    names = write_classes(root, {"A": 10, "B": 20})
+    train, test = load(root, split="train", seed=1), load(root, split="test", seed=1)
+    assert test.class_counts() == {"A": 2, "B": 4}
+    assert sorted(train.ids + test.ids) == names
+    assert load(root).ids == tuple(names)
+    assert load(root, split="test", seed=1).ids == test.ids
+    assert load(root, split="test", seed=2).ids != test.ids
+    assert load(root, split="test", test_fraction=0.5).class_counts() == {"A": 5, "B": 10}
+    for index, name in enumerate(test.ids):
+        np.testing.assert_array_equal(test.images[index], np.asarray(Image.open(root / name)))
+
+
+def test_groups_stay_on_one_side(root):
+    names = write_classes(root, {"A": 12, "B": 12})
+    csv = root / "groups.csv"
+    csv.write_text("path,group\n" + "".join(f"{name},slide{int(name[2:4]) // 3}\n" for name in names))
+    train, test = (load(root, split=split, groups_csv=csv, test_fraction=0.25) for split in ("train", "test"))
+    assert not set(train.groups) & set(test.groups)
+    assert len(train) + len(test) == 24
+    assert test.groups.tolist() == [f"slide{int(name[2:4]) // 3}" for name in test.ids]
+
+
+def test_flat_folder_is_unlabelled(root):
+    for i in range(3):
+        save(root / f"{i}.png", seed=i)
+    for split in ("train", "all"):
+        tiles = load(root, split=split)
+        assert tiles.classes == ()
+        assert tiles.labels.tolist() == [-1, -1, -1]
+        assert tiles.ids == ("0.png", "1.png", "2.png")
+    with pytest.raises(ValueError, match="has no class folders, so no test split"):
+        load(root, split="test")
+
+
+def test_extensions_in_any_case_count_and_strays_do_not(root):
+    names = ["a.PNG", "b.jpg", "c.JPEG", "d.Tif", "e.tiff", "f.bmp", "g.WebP"]
+    for seed, name in enumerate(names):
+        save(root / "A" / name, seed=seed)
+    for stray in (".DS_Store", "._a.png", "notes.txt", "Thumbs.db", "noextension"):
+        (root / "A" / stray).write_text("x")
+        (root / stray).write_text("x")
+    (root / ".hidden").mkdir()
+    assert load(root).ids == tuple(f"A/{name}" for name in names)
+
+
+def test_mixed_sizes_come_to_the_working_size(root):
+    save(root / "A" / "a.png", size_px=32)
+    save(root / "A" / "b.png", size_px=8)
+    assert load(root, size_px=16).images.shape == (2, 16, 16, 3)
+
+
+# --- faults ---
+
+
+def test_missing_test_part_says_what_to_do(root):
+    write_classes(root / "train", {"A": 2, "B": 2})
+    assert len(load(root, split="train")) == 4
+    with pytest.raises(FileNotFoundError, match=r"has train/ but no test/; add test/ .*or put the class folders"):
+        load(root, split="test")
+
+
+def _oblong(root: Path) -> None:
+    (root / "A").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(root / "A" / "x.png")
+
+
+LAYOUT_FAULTS = {
+    "no train": (lambda r: write_classes(r / "test", {"A": 1}), "has test/ but no train/"),
+    "classes differ": (
+        lambda r: (write_classes(r / "train", {"A": 1, "B": 1}), write_classes(r / "test", {"A": 1, "C": 1})),
+        "must have the same class folders, but only one of them has B, C",
+    ),
+    "train without classes": (lambda r: save(r / "train" / "x.png"), "train: has no class folders"),
+    "mixed": (lambda r: (write_classes(r, {"A": 1}), save(r / "x.png")), r"both folders \(A, …\) and images \(x.png"),
+    "nothing": (lambda r: r.mkdir(), "holds no images .looked for .bmp"),
+    "empty class": (
+        lambda r: (write_classes(r, {"A": 1}), (r / "B").mkdir()),
+        "B: class folder without images; add images or remove the folder",
+    ),
+    "nested": (lambda r: write_classes(r, {"A": 1, "A/sub": 1}), "sub: a folder inside a class folder"),
+    "oblong": (_oblong, r"x.png: is 8×6 pixels; tiles must be square"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUT_FAULTS)
+def test_layout_fault_is_one_line(root, name):
+    write, message = LAYOUT_FAULTS[name]
+    write(root)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(root)
+    assert str(caught.value).startswith(str(root))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_one_cannot_be_split(root):
+    write_classes(root, {"A": 4, "B": 1})
+    assert len(load(root)) == 5
+    with pytest.raises(ValueError, match="B: 1 image; a class needs at least 2"):
+        load(root, split="train")
+
+
+def test_missing_root_and_file_as_root(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match="set: no such folder"):
+        load(root)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"file: cannot be listed \(Not a directory\)"):
+        load(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,group\nA/00.png,s\n", r"no row for 3 of 4 tiles, the first is 'A/01.png'"),
+        ("path,group\nA/00.png,s\nA/00.png,t\n", "line 3: 'A/00.png' occurs twice"),
+        ("path,group\nA/00.png,\n", "line 2: 'A/00.png' has an empty 'group'"),
+        ("paths,group\nA/00.png,s\n", "line 1: column 'path' is missing, found 'paths' instead"),
+    ],
+)
+def test_groups_csv_faults(root, tmp_path, content, message):
+    write_classes(root, {"A": 4})
+    (tmp_path / "g.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load(root, groups_csv=tmp_path / "g.csv")
+    with pytest.raises(FileNotFoundError, match=r"none\.csv: no such file"):
+        load(root, groups_csv=tmp_path / "none.csv")
+
+
+def test_unknown_split_is_named(root):
+    with pytest.raises(ValueError, match="split: got 'val', allowed are train, test, all"):
+        load(root, split="val")
