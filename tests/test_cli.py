@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sscl import __version__, cli
+from sscl.commands import pretrain
+
+COMPLETE = ["pretrain", "run=r", "data.root=d"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, list[str]]:
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+def in_a_process(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_overview_and_version(capsys):
+    for words in ((), ("--help",), ("-h",)):
+        code, out, err = call(capsys, *words)
+        assert (code, err) == (0, [])
+        for name, command in cli.COMMANDS.items():
+            assert any(line.split() == [*name.split(), *command.summary.split()] for line in out.splitlines())
+    assert call(capsys, "--version") == (0, f"sscl {__version__}\n", [])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["pretrian"], "no command 'pretrian'; did you mean pretrain?"),
+        (["evaluate", "x=1"], "no command 'evaluate'; did you mean eval?"),
+        (["synth"], "no command 'synth'; did you mean data synth?"),
+        (["data"], "no command 'data'; allowed are data synth, data inspect"),
+        (["data", "synht"], "no command 'data synht'; allowed are data synth, data inspect"),
+        (["xyzzy"], f"no command 'xyzzy'; allowed are {', '.join(cli.COMMANDS)}"),
+        (
+            ["pretrain", "--confg", "x"],
+            "--confg: unknown option; allowed are --config, --resume, --overwrite and key.path=value",
+        ),
+        (["eval", "--resume"], "--resume: unknown option; allowed are --config, --overwrite and key.path=value"),
+        (["pretrain", "--config"], "argument --config: expected one argument"),
+        (["pretrain", "--config", "none.yaml"], "--config: no such file: none.yaml"),
+        (
+            ["pretrain", "train.epochs"],
+            "argument 'train.epochs': expected key.path=value, for instance train.epochs=10",
+        ),
+        (
+            [*COMPLETE, "train.epoch=1"],
+            "train.epoch: unknown key; did you mean train.epochs? (command line)",
+        ),
+        ([*COMPLETE, "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+        ([*COMPLETE, "--resume"], "r: nothing to resume (no checkpoints/last.pt); start without --resume"),
+        (["eval", "checkpoint=none"], "none: no such run folder or checkpoint file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, *words) == (2, "", [f"sscl: {line}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_fault_is_a_line(capsys):
+    code, _, err = call(capsys, "pretrain")
+    assert code == 2
+    assert [line.split(": missing")[0] for line in err] == ["sscl: run", "sscl: data.root"]
+
+
+def test_options_may_stand_anywhere(monkeypatch):
+    seen = []
+    monkeypatch.setattr(pretrain, "main", lambda config, **flags: seen.append((config.run, config.seed, flags)))
+    assert cli.main(["pretrain", "run=a", "--overwrite", "data.root=d", "seed=3"]) == 0
+    assert cli.main(["pretrain", "run=b", "data.root=d", "--resume"]) == 0
+    assert seen == [("a", 3, {"resume": False, "overwrite": True}), ("b", 0, {"resume": True, "overwrite": False})]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("data.root: empty"), 2, "sscl: data.root: empty"),
+        (FileNotFoundError("no such run"), 2, "sscl: no such run"),
+        (FileNotFoundError(2, "No such file or directory", "a.csv"), 2, "sscl: a.csv: No such file or directory"),
+        (PermissionError(13, "Permission denied", "/r"), 2, "sscl: /r: Permission denied"),
+        (NotADirectoryError(20, "Not a directory", "/r/x"), 2, "sscl: /r/x: Not a directory"),
+        (OSError(28, "No space left on device"), 2, "sscl: [Errno 28] No space left on device"),
+        (KeyboardInterrupt(), 130, "sscl: interrupted; what was written up to the last epoch is whole"),
+    ],
+)
+def test_what_a_command_raises(error, code, line, monkeypatch, capsys):
+    def fail(config, **flags):
+        raise error
+
+    monkeypatch.setattr(pretrain, "main", fail)
+    assert call(capsys, *COMPLETE) == (code, "", [line])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+def test_out_of_memory_names_the_keys_to_lower(error, monkeypatch, capsys):
+    def fail(config, **flags):
+        raise error("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(pretrain, "main", fail)
+    code, _, err = call(capsys, *COMPLETE)
+    assert code == 2
+    assert len(err) == 1
+    assert err[0].startswith("sscl: out of GPU memory: lower ")
+    assert all(key in err[0] for key in ("train.batch_size", "data.size_px", "data.device_budget_gb", "model.name"))
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch):
+    def fail(config, **flags):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(pretrain, "main", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        cli.main(COMPLETE)
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys; from sscl.cli import main; code = main(sys.argv[1:]);"
+        "print(code, sorted({'torch', 'pydantic', 'numpy', 'yaml', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    for words in (["--help"], ["--version"]):
+        assert in_a_process("-c", program, *words).stderr == "0 []\n"
+    # The probe can see: the help of a command needs its configuration.
+    seen = in_a_process("-c", program, "pretrain", "--help").stderr
+    assert "pydantic" in seen
+
+
+def test_as_a_program(tmp_path):
+    done = in_a_process("-m", "sscl", "pretrain", "train.epochs=0", "run=r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines() == [
+        "sscl: data.root: missing; give it in the YAML file or as data.root=VALUE (command line)",
+        "sscl: train.epochs: got 0, allowed is >= 1 (command line)",
+    ]
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    with subprocess.Popen(
+        [sys.executable, "-m", "sscl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 141
+
+
+def test_every_command_is_there():
+    for command in cli.COMMANDS.values():
+        module, _, function = command.function.partition(":")
+        imported = __import__(f"sscl.commands.{module}", fromlist=[function])
+        assert callable(getattr(imported, function))

@@ -1,0 +1,108 @@
+"""Imports point down only: a module may import what lies in the layers below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "sscl"
+LAYERS = (
+    {"dist", "metrics", "device"},
+    {"data", "augment", "models", "losses", "optim", "cam", "plots", "run"},
+    {"features"},
+    {"config"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+SIDEWAYS = {("run", "models")}  # the checkpoint reader is the one that reads weights
+CONFIG_MAY = {"models"}  # constants for the documentation of defaults
+SHARED = {"commands.inputs"}  # what commands share; not a command
+
+
+def name_of(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(text: str, *, module: str, names: set[str]) -> set[str]:
+    """Modules of sscl that a module imports anywhere, at its top or inside a function, without the leading `sscl.`."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            # `from sscl import run` imports a module, `from sscl.run import save` a name in one.
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole.removeprefix("sscl.") in names else str(node.module))
+    return {name.removeprefix("sscl.") for name in found if name.startswith("sscl.")}
+
+
+def faults(sources: dict[str, str]) -> list[str]:
+    found = []
+    for module, text in sources.items():
+        part = module.split(".")[0]
+        if not part:  # the package itself
+            found += [f"sscl imports {other}" for other in imports(text, module=module, names=set(sources))]
+            continue
+        for other in sorted(imports(text, module=module, names=set(sources))):
+            target = other.split(".")[0]
+            if part == target == "data":
+                fine = True
+            elif part == target == "commands":
+                fine = module not in SHARED and other in SHARED
+            elif part == "config":
+                fine = target in CONFIG_MAY
+            else:
+                fine = LAYER[target] < LAYER[part] or (part, target) in SIDEWAYS
+            if not fine:
+                found.append(f"{module} imports {other}")
+    return found
+
+
+def shipped() -> dict[str, str]:
+    return {name_of(path, SOURCE): path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
+
+
+def test_imports_point_down_only():
+    assert faults(shipped()) == []
+
+
+def test_every_module_has_a_layer():
+    assert {name.split(".")[0] for name in shipped()} - {""} == set(LAYER)
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("losses", "from sscl.config import PretrainConfig"),
+        ("features", "from sscl import config"),
+        ("data.tiles", "from sscl import features"),
+        ("dist", "import sscl.losses"),
+        ("losses", "def f():\n    from sscl import optim"),
+        ("optim", "from sscl.models import Encoder"),
+        ("config", "from sscl.run import MetricsLog"),
+        ("commands.pretrain", "from sscl.commands import finetune"),
+        ("commands.evaluate", "from sscl.commands.finetune import main"),
+        ("commands.inputs", "from sscl.commands.pretrain import main"),
+        ("commands.demo", "from sscl.cli import main"),
+        ("", "from sscl.run import MetricsLog"),
+    ],
+)
+def test_an_import_upwards_is_found(module, line):
+    sources = shipped()
+    sources[module] += f"\n{line}\n"
+    assert len(faults(sources)) == 1
+
+
+def test_the_command_line_imports_nothing_of_ours_before_a_command_is_chosen():
+    tree = ast.parse((SOURCE / "cli.py").read_text(encoding="utf-8"))
+    top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name if isinstance(node, ast.Import) else node.module for node in top for alias in node.names}
+    assert not [name for name in names if str(name).startswith("sscl")]
+    assert len(names) > 3
