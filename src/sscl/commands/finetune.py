@@ -130,14 +130,13 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                 total += torch.stack([loss.detach().double(), right])
                 bar.update()
             train_loss, train_accuracy = (total / steps).tolist()
-            logits = features.outputs(model, store, validation, mean=means, std=stds, precision=precision)
-            if not (np.isfinite(train_loss) and logits.isfinite().all()):
-                what = f"loss became {train_loss}" if not np.isfinite(train_loss) else "outputs became nan"
+            if not np.isfinite(train_loss):
                 left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
                 raise ValueError(
-                    f"the {what} in epoch {epoch + 1}; lower train.learning_rate and train.head_learning_rate or set "
-                    f"precision=fp32 ({left})"
+                    f"the loss became {train_loss} in epoch {epoch + 1}; lower train.learning_rate and "
+                    f"train.head_learning_rate, or set precision=fp32 ({left})"
                 )
+            logits = features.outputs(model, store, validation, mean=means, std=stds, precision=precision)
             row = {
                 "epoch": epoch + 1,
                 "train_loss": train_loss,

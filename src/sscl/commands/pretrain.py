@@ -142,9 +142,6 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
             check_finite(late.item(), epoch=epoch, step=steps - 1, folder=folder)
 
             seconds = time.perf_counter() - started
-            signs = health(model.encoder, store, tiles, watch, views=views, config=config, precision=precision)
-            if not np.isfinite(signs["effective_rank"]):  # the loss is that before the last step
-                raise ValueError(diverged("the embeddings became", np.nan, epoch=epoch, step=steps - 1, folder=folder))
             mean_loss, positive, negative = (total / steps).tolist()
             row = {
                 "epoch": epoch + 1,
@@ -153,7 +150,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "positive_similarity": positive,
                 "negative_similarity": negative,
-                **signs,
+                **health(model.encoder, store, tiles, watch, views=views, config=config, precision=precision),
                 "tiles_per_second": steps * batch_size / seconds,
                 "seconds": seconds,
             }
@@ -297,17 +294,12 @@ def health(
     config: PretrainConfig,
     precision: str,
 ) -> dict[str, float]:
-    """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles.
-
-    The rank is NaN where an embedding is not finite.
-    """
+    """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles."""
 
     def embed(rows: NDArray[np.int64]) -> torch.Tensor:
         return features.outputs(encoder, store, rows, mean=views.mean, std=views.std, precision=precision)
 
     queries = embed(watch.queries)
-    if not queries.isfinite().all():
-        return {"effective_rank": float("nan")}
     signs = {"effective_rank": features.effective_rank(queries)}
     if len(watch.bank):
         signs["knn_balanced_accuracy"] = features.knn_accuracy(
@@ -336,15 +328,10 @@ def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
     """Return the loss; raise ValueError, saying what to try, if it is not a finite number."""
     if np.isfinite(loss):
         return loss
-    raise ValueError(diverged("the loss became", loss, epoch=epoch, step=step, folder=folder))
-
-
-def diverged(what: str, value: float, *, epoch: int, step: int, folder: Path) -> str:
-    """Return the line that says when training broke, what to try, and what is left."""
     kept = folder / "checkpoints" / "last.pt"
     left = f"{kept} holds epoch {epoch}" if epoch else "no checkpoint yet"
-    return (
-        f"{what} {value} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate, lengthen "
+    raise ValueError(
+        f"the loss became {loss} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate, lengthen "
         f"train.warmup_epochs, or set precision=fp32 ({left})"
     )
 

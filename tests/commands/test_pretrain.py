@@ -1,0 +1,478 @@
+"""sscl pretrain: the run folder, exact resumption, refusals that leave everything as it was, and the health signs."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
+
+from sscl.commands import pretrain
+from sscl.config import PretrainConfig
+from sscl.data.tiles import Tiles
+
+KEYS = {
+    "epoch",
+    "loss",
+    "loss_relative",
+    "learning_rate",
+    "positive_similarity",
+    "negative_similarity",
+    "effective_rank",
+    "knn_balanced_accuracy",
+    "tiles_per_second",
+    "seconds",
+}
+TIMES = ("tiles_per_second", "seconds")
+
+
+def config(root: Path | str = "nowhere", **sections: Any) -> PretrainConfig:
+    data = {"root": str(root), "published": False, "size_px": 32, **sections.pop("data", {})}
+    return PretrainConfig(run="run", data=data, **sections)
+
+
+def some_tiles(labels: list[int], *, groups: list[str] | None = None) -> Tiles:
+    return Tiles(
+        images=np.zeros((len(labels), 8, 8, 3), dtype=np.uint8),
+        labels=np.array(labels, dtype=np.int64),
+        classes=tuple(f"class{c}" for c in range(max(labels) + 1)),
+        ids=tuple(f"tile{i}" for i in range(len(labels))),
+        groups=None if groups is None else np.array(groups),
+    )
+
+
+# --- what a run leaves ---
+
+
+def test_run_folder_holds_what_the_end_of_the_run_names(pretrained: Path) -> None:
+    found = {str(path.relative_to(pretrained)) for path in pretrained.rglob("*") if path.is_file()}
+
+    assert found == {"config.yaml", "env.json", "metrics.jsonl", "curves.png", "encoder.pt", "checkpoints/last.pt"}
+    with Image.open(pretrained / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 300
+    written = yaml.safe_load((pretrained / "config.yaml").read_text())
+    assert PretrainConfig.model_validate(written).train.epochs == 4  # the resolved configuration can be given again
+
+
+def test_exported_encoder_fits_torchvision_and_is_that_of_the_checkpoint(
+    pretrained: Path, differing_tensors: Any
+) -> None:
+    exported = torch.load(pretrained / "encoder.pt", weights_only=True)
+    content = torch.load(pretrained / "checkpoints" / "last.pt", weights_only=True)
+
+    outcome = torchvision.models.resnet18().load_state_dict(exported, strict=False)
+
+    assert outcome.missing_keys == ["fc.weight", "fc.bias"]
+    assert outcome.unexpected_keys == []
+    assert differing_tensors(exported, dict(content["encoder"])) == []
+
+
+def test_metrics_have_a_row_an_epoch_with_loss_and_health(pretrained: Path, read_metrics: Any) -> None:
+    rows = read_metrics(pretrained)
+
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert set(row) == KEYS
+        assert row["loss_relative"] == pytest.approx(row["loss"] / math.log(2 * 8 - 1))
+        assert -1 <= row["negative_similarity"] <= 1
+        assert 1 <= row["effective_rank"] <= 8
+        assert 0 <= row["knn_balanced_accuracy"] <= 1
+    # Warm-up of one epoch, then the cosine falls: the peak is 0.06 * 8 / 256.
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[0] == pytest.approx(0.06 * 8 / 256)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
+    words = ["train.optimizer=lars", "projection.kind=mlp", "projection.hidden=32", "augment.stain_probability=1"]
+
+    result = cli.pretrain(tmp_path / "run", *words, "train.learning_rate_scaling=sqrt", "precision=bf16")
+
+    assert result.code == 0, result.err
+    assert "precision bf16" in result.out
+    assert math.isfinite(read_metrics(tmp_path / "run")[0]["loss"])
+    content = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert "projection.3.weight" in content["model"]  # the mlp
+
+
+# --- resumption ---
+
+
+@pytest.fixture(scope="module")
+def stopped(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `pretrained`, left after 2 of 4 epochs."""
+    run: Path = tmp_path_factory.mktemp("runs") / "stopped"
+    result = cli.pretrain(run, "train.epochs=4", "train.stop_after_epoch=2")
+    assert result.code == 0, result.err
+    assert "--resume goes on" in result.out
+    return run
+
+
+def test_two_epochs_and_two_resumed_equal_four(
+    cli: Any, stopped: Path, pretrained: Path, tmp_path: Path, differing_tensors: Any, read_metrics: Any
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    # A kill between the log and the checkpoint leaves a row too many; it must not stay.
+    with (run / "metrics.jsonl").open("a") as handle:
+        handle.write('{"epoch": 3, "loss": 0}\n')
+
+    result = cli.pretrain(run, "train.epochs=4", "--resume")
+
+    assert result.code == 0, result.err
+    assert "after epoch 2" in result.out
+    ours, theirs = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (run, pretrained))
+    assert ours["epoch"] == 4
+    assert ours["optimizer"]["state"]  # momentum is compared, not two empty dicts
+    for key in ("model", "encoder", "optimizer", "scaler", "epoch", "data_fingerprint"):
+        assert differing_tensors(ours[key], theirs[key], key) == []
+    resumed, straight = (
+        [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(f)] for f in (run, pretrained)
+    )
+    assert resumed == straight
+    assert (run / "encoder.pt").is_file()
+
+
+def test_another_seed_gives_another_encoder(cli: Any, stopped: Path, tmp_path: Path, differing_tensors: Any) -> None:
+    """The bit-identity above would mean nothing if every run gave the same."""
+    result = cli.pretrain(tmp_path / "run", "train.epochs=4", "train.stop_after_epoch=1", "seed=1")
+
+    assert result.code == 0, result.err
+    ours, theirs = (torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (tmp_path / "run", stopped))
+    assert "model/encoder.conv1.weight" in differing_tensors(ours["model"], theirs["model"], "model")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "augment.hue=0.3",
+        "train.learning_rate=0.1",
+        "train.epochs=5",
+        "train.batch_size=4",
+        "seed=3",
+        "model.stem=small",
+        "data.size_px=48",
+        "health.neighbours=5",
+    ],
+)
+def test_resume_with_a_changed_key_is_refused(cli: Any, stopped: Path, snapshot: Any, word: str) -> None:
+    before = snapshot(stopped)
+
+    result = cli.pretrain(stopped, "train.epochs=4", word, "--resume")
+
+    assert result.code == 2
+    assert result.err.startswith(f"sscl: {word.split('=')[0]}: got ")
+    assert result.err.count("\n") == 1
+    assert snapshot(stopped) == before
+
+
+def test_resume_with_other_tiles_is_refused(cli: Any, broken: Path, tmp_path: Path, snapshot: Any) -> None:
+    words = [f"data.root={broken}", "train.epochs=2", "train.stop_after_epoch=1"]
+    assert cli.pretrain(tmp_path / "run", *words).code == 0
+    before = snapshot(tmp_path / "run")
+    name = next(line.split(",")[0] for line in (broken / "annotations.csv").read_text().splitlines() if "train" in line)
+    Image.new("RGB", (32, 32), "white").save(broken / "images" / name)
+
+    result = cli.pretrain(tmp_path / "run", *words, "--resume")
+
+    assert result.code == 2
+    assert result.err.startswith("sscl: data.root: the tiles of ")
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_resume_of_nothing_and_resume_with_overwrite_are_refused(cli: Any, stopped: Path, tmp_path: Path) -> None:
+    nothing = cli.pretrain(tmp_path / "run", "--resume")
+    both = cli.pretrain(stopped, "--resume", "--overwrite")
+
+    assert nothing.code == both.code == 2
+    assert "nothing to resume" in nothing.err
+    assert "exclude each other" in both.err
+    assert not (tmp_path / "run").exists()
+    assert (stopped / "checkpoints/last.pt").is_file()
+
+
+# --- folders that exist ---
+
+
+def test_existing_run_is_refused_and_untouched(cli: Any, pretrained: Path, snapshot: Any) -> None:
+    before = snapshot(pretrained)
+
+    result = cli.pretrain(pretrained)
+
+    assert result.code == 2
+    assert f"{pretrained}: exists" in result.err
+    assert "--overwrite" in result.err
+    assert snapshot(pretrained) == before
+
+
+def test_overwrite_replaces_a_run_as_a_whole(cli: Any, stopped: Path, tmp_path: Path, read_metrics: Any) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (run / "old.txt").write_text("from the run before")
+
+    result = cli.pretrain(run, "--overwrite")
+
+    assert result.code == 0, result.err
+    assert not (run / "old.txt").exists()
+    assert [row["epoch"] for row in read_metrics(run)] == [1]
+
+
+def test_overwrite_leaves_a_folder_of_others_alone(cli: Any, tmp_path: Path, snapshot: Any) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.tex").write_text("important")
+    before = snapshot(tmp_path)
+
+    result = cli.pretrain(tmp_path / "thesis", "--overwrite")
+
+    assert result.code == 2
+    assert "not written by sscl" in result.err
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_that_fails_on_its_input_loses_nothing(
+    cli: Any, stopped: Path, tmp_path: Path, snapshot: Any
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    before = snapshot(run)
+
+    result = cli.pretrain(run, "--overwrite", "train.batch_size=1000")
+
+    assert result.code == 2
+    assert "train.batch_size" in result.err
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints/last.pt", "encoder.pt"])
+def test_weights_inside_the_run_to_replace_are_refused(
+    cli: Any, stopped: Path, tmp_path: Path, snapshot: Any, inside: str
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    before = snapshot(run)
+
+    result = cli.pretrain(run, f"model.weights={run / inside}", "--overwrite")
+
+    assert result.code == 2
+    assert "model.weights=" in result.err
+    assert snapshot(run) == before
+
+
+def test_tiles_inside_the_folder_to_replace_are_refused(cli: Any, broken: Path, tmp_path: Path, snapshot: Any) -> None:
+    """A demo folder has sscl's env.json and the tiles below it: --overwrite of the whole would delete them."""
+    (tmp_path / "env.json").write_text('{"sscl": "0.1.0"}')
+    before = snapshot(tmp_path)
+
+    result = cli.pretrain(tmp_path, f"data.root={broken}", "--overwrite")
+
+    assert result.code == 2
+    assert f"data.root={broken}" in result.err
+    assert snapshot(tmp_path) == before
+
+
+# --- a loss that is no number ---
+
+
+def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any
+) -> None:
+    calls = 0
+    real = pretrain.nt_xent
+
+    def breaks_in_epoch_2(a: torch.Tensor, b: torch.Tensor, *, temperature: float) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return real(a, b, temperature=temperature) * (math.nan if calls == 5 else 1)  # 3 steps an epoch
+
+    monkeypatch.setattr(pretrain, "nt_xent", breaks_in_epoch_2)
+
+    result = cli.pretrain(tmp_path / "run", "train.epochs=3")
+
+    assert result.code == 2
+    assert "the loss became nan in epoch 2, step 2" in result.err
+    assert "lower train.learning_rate" in result.err
+    assert "last.pt holds epoch 1" in result.err
+    assert result.err.count("\n") == 1
+    content = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert content["epoch"] == 1
+    assert all(value.isfinite().all() for value in content["model"].values())
+    assert [row["epoch"] for row in read_metrics(tmp_path / "run")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [(8, "the loss became nan in epoch 1, step 2"), (24, "outputs for 8 of 8 tiles are not finite")],
+    ids=["in the epoch", "after its last step"],
+)
+def test_huge_learning_rate_leaves_no_broken_checkpoint(
+    cli: Any, tmp_path: Path, batch_size: int, message: str
+) -> None:
+    """With one step an epoch the loss is fine and the weights are not: the embeddings tell."""
+    words = ["train.learning_rate=1e30", "train.warmup_epochs=0", "train.epochs=3", f"train.batch_size={batch_size}"]
+
+    result = cli.pretrain(tmp_path / "run", *words)
+
+    assert result.code == 2
+    assert message in result.err
+    assert "lower train.learning_rate" in result.err
+    assert result.err.count("\n") == 1
+    assert not list((tmp_path / "run").rglob("*.pt"))
+
+
+# --- health signs ---
+
+
+def healthy(**changed: float) -> dict[str, float]:
+    return {"negative_similarity": 0.1, "effective_rank": 20.0, "loss_relative": 0.8, **changed}
+
+
+def test_collapse_warning_is_silent_on_healthy_signs_and_names_each_sick_one() -> None:
+    assert pretrain.collapse_warning(healthy()) is None
+    for sick, words in (
+        ({"negative_similarity": 0.96}, "look alike"),
+        ({"effective_rank": 2.5}, "2.5 directions"),
+        ({"loss_relative": 0.999}, "ln(2N-1)"),
+    ):
+        warning = pretrain.collapse_warning(healthy(**sick))
+        assert warning is not None
+        assert words in warning
+        assert "train.batch_size" in warning  # says what to try
+
+
+def test_collapse_is_warned_of_on_the_terminal(cli: Any, tmp_path: Path) -> None:
+    """A learning rate of almost nothing leaves the loss at that of random guessing."""
+    words = ["train.learning_rate=1e-12", "augment.crop_scale=[0.05, 0.1]", "augment.stain_probability=1"]
+
+    result = cli.pretrain(tmp_path / "run", *words, "augment.brightness=1", "train.temperature=50")
+
+    assert result.code == 0, result.err
+    assert "warning: epoch 1: the loss is" in result.out + result.err
+
+
+def test_similarities_equal_a_double_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    everything = [row / row.norm() for row in torch.cat([a, b]).double()]
+    positive, others = [], []
+    for i in range(10):
+        for j in range(10):
+            if j == (i + 5) % 10:
+                positive.append(float(everything[i] @ everything[j]))
+            elif i != j:
+                others.append(float(everything[i] @ everything[j]))
+
+    found = pretrain.similarities(a, b)
+
+    assert float(found[0]) == pytest.approx(np.mean(positive))
+    assert float(found[1]) == pytest.approx(np.mean(others))
+
+
+def test_health_tiles_are_held_out_of_training() -> None:
+    tiles = some_tiles([0] * 60 + [1] * 40 + [-1] * 30)
+
+    watch = pretrain.carve_health(tiles, config(health={"tiles": 20, "bank_tiles": 50}))
+
+    assert set(watch.train) | set(watch.queries) == set(range(130))
+    assert not set(watch.train) & set(watch.queries)
+    assert np.bincount(tiles.labels[watch.queries]).tolist() == [12, 8]  # stratified, labelled only
+    assert len(watch.bank) == 50
+    assert set(watch.bank) <= set(watch.train)
+    assert tiles.labels[watch.bank].min() >= 0
+
+
+def test_health_tiles_share_no_slide_with_training() -> None:
+    tiles = some_tiles([0, 1] * 40, groups=[f"slide{i // 8}" for i in range(80)])
+
+    watch = pretrain.carve_health(tiles, config(health={"tiles": 16}))
+
+    assert tiles.groups is not None
+    assert len(watch.queries) == 16
+    assert not set(tiles.groups[watch.queries]) & set(tiles.groups[watch.train])
+
+
+def test_without_labels_all_tiles_are_trained_on() -> None:
+    watch = pretrain.carve_health(some_tiles([-1] * 30), config(health={"tiles": 8}))
+
+    assert watch.train.tolist() == list(range(30))
+    assert len(watch.queries) == 8
+    assert len(watch.bank) == 0
+
+
+def test_labels_that_cannot_be_held_out_do_not_stop_pretraining(capsys: pytest.CaptureFixture[str]) -> None:
+    tiles = some_tiles([0] * 40 + [1] * 40, groups=["one"] * 40 + ["two"] * 40)
+
+    watch = pretrain.carve_health(tiles, config(health={"tiles": 16}))
+
+    assert len(watch.train) == 80
+    assert len(watch.bank) == 0
+    assert "no kNN accuracy" in capsys.readouterr().out
+
+
+# --- more tiles without labels ---
+
+
+def test_unlabelled_tiles_are_added_and_their_folders_are_no_labels(
+    cli: Any, tiles: Path, folder3: Path, tmp_path: Path
+) -> None:
+    more = config(tiles, data={"unlabelled": str(folder3)}, health={"tiles": 8})
+
+    loaded = pretrain.load_pretrain_tiles(more)
+    watch = pretrain.carve_health(loaded, more)
+
+    assert len(loaded) == 32 + 39
+    assert loaded.classes == ("HP", "SSA")
+    assert loaded.labels[:32].min() >= 0
+    assert set(loaded.labels[32:]) == {-1}
+    assert loaded.groups is not None  # the slides still hold the health tiles and training apart
+    assert not set(loaded.groups[watch.queries]) & set(loaded.groups[watch.train])
+
+    result = cli.pretrain(tmp_path / "run", f"data.unlabelled={folder3}")
+
+    assert result.code == 0, result.err
+    assert "39 more tiles" in result.out
+    assert f"{len(watch.train)} tiles to train on" in result.out
+
+
+# --- the rest ---
+
+
+def test_tensorboard_has_the_scalars_of_the_log(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    result = cli.pretrain(tmp_path / "run", "log.tensorboard=true")
+
+    assert result.code == 0, result.err
+    events = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    (row,) = read_metrics(tmp_path / "run")
+    assert set(events.Tags()["scalars"]) == KEYS - {"epoch"}
+    (scalar,) = events.Scalars("loss")
+    assert (scalar.step, scalar.value) == (1, pytest.approx(row["loss"]))
+
+
+def test_missing_tensorboard_is_said_before_anything_is_written(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+
+    result = cli.pretrain(tmp_path / "run", "log.tensorboard=true")
+
+    assert result.code == 2
+    assert "log.tensorboard" in result.err
+    assert "pip install" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    result = cli.pretrain(tmp_path / "run")
+
+    assert result.code == 2
+    assert "one process" in result.err
+    assert not (tmp_path / "run").exists()
