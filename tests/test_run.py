@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sscl import __version__, run
+
+CONTENT = {
+    "kind": "pretrain",
+    "epoch": 3,
+    "encoder": {"conv1.weight": torch.arange(6.0).reshape(2, 3), "bn1.num_batches_tracked": torch.tensor(7)},
+    "classes": ["HP", "SSA"],
+    "config": {"run": "r", "data": {"root": "d", "cache_dir": None}},
+    "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+}
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def our_folder(path: Path, *, checkpoint: bool = True) -> Path:
+    run.start_folder(path, config={"run": str(path)})
+    if checkpoint:
+        run.save_checkpoint(path / "checkpoints" / "last.pt", CONTENT)
+    return path
+
+
+# --- checkpoints ---
+
+
+def test_checkpoint_round_trip(tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    run.save_checkpoint(path, CONTENT)
+    assert files_of(tmp_path) == ["run/checkpoints/last.pt"]
+    for given in (path, tmp_path / "run", str(tmp_path / "run")):
+        loaded = run.load_checkpoint(given, kind="pretrain")
+        assert loaded.pop("format") == run.CHECKPOINT_FORMAT
+        assert {k: v for k, v in loaded.items() if k not in ("encoder", "optimizer")} == {
+            k: v for k, v in CONTENT.items() if k not in ("encoder", "optimizer")
+        }
+        for name, tensor in CONTENT["encoder"].items():
+            assert torch.equal(loaded["encoder"][name], tensor)
+            assert loaded["encoder"][name].dtype == tensor.dtype
+        assert torch.equal(loaded["optimizer"]["state"][0]["momentum_buffer"], torch.ones(2))
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
+    run.save_checkpoint(tmp_path / "checkpoints" / "last.pt", {**CONTENT, "epoch": 9})
+    assert run.load_checkpoint(tmp_path)["epoch"] == 9
+    run.save_checkpoint(tmp_path / "checkpoints" / "best.pt", {**CONTENT, "epoch": 5})
+    assert run.load_checkpoint(tmp_path)["epoch"] == 5
+    assert run.load_checkpoint(tmp_path / "checkpoints" / "last.pt")["epoch"] == 9
+
+
+def test_missing_checkpoints(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none: no such run folder or checkpoint file"):
+        run.load_checkpoint(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"not a run folder with a checkpoint \(no checkpoints/best.pt or last"):
+        run.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_truncated_checkpoints(tmp_path, share):
+    path = tmp_path / "last.pt"
+    run.save_checkpoint(path, CONTENT)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(
+        ValueError, match=r"last\.pt: not a readable checkpoint \(.+\); it is truncated, or was"
+    ) as caught:
+        run.load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+class Harmful:
+    """What unpickling must never run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harm-was-done"),))
+
+
+def test_files_that_are_not_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "other.pt"
+    for write in (
+        lambda: path.write_text("hello"),
+        lambda: path.write_bytes(pickle.dumps(Harmful(), protocol=2)),
+        lambda: torch.save(Harmful(), path),
+        lambda: torch.save({"format": run.CHECKPOINT_FORMAT, "kind": Harmful()}, path),
+    ):
+        write()
+        with pytest.raises(ValueError, match=r"other\.pt: not a readable checkpoint"):
+            run.load_checkpoint(path)
+    assert not Path("harm-was-done").exists()
+    for content, found in (
+        ([torch.ones(2)], "'another file'"),
+        ({"conv1.weight": torch.ones(2)}, "'another file of tensors'"),
+        ({**CONTENT, "format": "sscl checkpoint 0"}, "'sscl checkpoint 0'"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(
+            ValueError, match=rf"other\.pt: not a checkpoint of this sscl \(found {found}, expected 'sscl"
+        ):
+            run.load_checkpoint(path)
+
+
+def test_checkpoints_of_another_command(tmp_path):
+    run.save_checkpoint(tmp_path / "last.pt", CONTENT)
+    message = r"last\.pt: written by sscl pretrain; a checkpoint of sscl finetune is needed here"
+    with pytest.raises(ValueError, match=message):
+        run.load_checkpoint(tmp_path / "last.pt", kind="finetune")
+
+
+# --- files are whole or absent ---
+
+
+class Unwritable:
+    """Fails in the middle of a file."""
+
+    def __getstate__(self) -> Any:
+        raise OSError(28, "No space left on device")
+
+
+def failing_rows():
+    yield ["1"]
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    ("name", "write", "error"),
+    [
+        ("c.pt", lambda p: run.save_checkpoint(p, {"a": torch.ones(9), "b": Unwritable()}), OSError),
+        ("t.csv", lambda p: run.write_csv(p, ["a"], failing_rows()), OSError),
+        ("m.json", lambda p: run.write_json(p, {"a": float("nan")}), ValueError),
+        ("t.txt", lambda p: run.write_text(p, "a\udcff"), ValueError),
+    ],
+)
+def test_a_failing_write_leaves_what_was_there(tmp_path, name, write, error, there):
+    path = tmp_path / name
+    if there:
+        path.write_text("old")
+    with pytest.raises(error):
+        write(path)
+    assert files_of(tmp_path) == ([name] if there else [])
+    assert not there or path.read_text() == "old"
+
+
+def test_a_file_is_synced_before_it_takes_its_place(tmp_path, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
+    run.write_text(tmp_path / "a", "new")
+    assert steps == ["fsync", "replace"]
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_json_and_csv(tmp_path):
+    run.write_json(tmp_path / "m.json", {"a": None, "b": [1, 2.5]})
+    assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [1, 2.5]}
+    rows = [["a, b", None, 1.5], ['"c"', "é", -1]]
+    run.write_csv(tmp_path / "t.csv", ["id", "x", "y"], rows)
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as handle:
+        assert list(csv.reader(handle)) == [["id", "x", "y"], ["a, b", "", "1.5"], ['"c"', "é", "-1"]]
+
+
+# --- run folders ---
+
+
+def test_a_new_or_empty_folder_may_be_written(tmp_path):
+    for name in ("new", "a/b"):
+        assert run.check_run_folder(str(tmp_path / name), overwrite=False) == tmp_path / name
+        assert run.check_run_folder(tmp_path / name, overwrite=True) == tmp_path / name
+    assert list(tmp_path.iterdir()) == []
+    assert run.check_run_folder(tmp_path, overwrite=False) == tmp_path
+
+
+def test_an_existing_run_is_never_replaced_in_silence(tmp_path):
+    folder = our_folder(tmp_path / "run")
+    before = files_of(folder)
+    with pytest.raises(ValueError, match=r"run: exists and is not empty; give --overwrite to replace it, or another"):
+        run.check_run_folder(folder, overwrite=False, trains=True)
+    assert run.check_run_folder(folder, overwrite=True, trains=True) == folder
+    assert files_of(folder) == before  # checking touches nothing
+    run.start_folder(folder, config={"run": "again"})
+    assert files_of(folder) == ["config.yaml", "env.json"]
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == {"run": "again"}
+
+
+@pytest.mark.parametrize("env", [None, "", "{", "[]", '{"API_KEY": "x"}'])
+def test_overwrite_leaves_foreign_folders_alone(tmp_path, env):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    if env is not None:
+        (tmp_path / "env.json").write_text(env)  # other programs have files of that name
+    with pytest.raises(
+        ValueError, match=r"not written by sscl \(no env.json of sscl\), so --overwrite leaves it alone"
+    ):
+        run.check_run_folder(tmp_path, overwrite=True, trains=True)
+
+
+def test_commands_that_do_not_train_do_not_replace_checkpoints(tmp_path):
+    folder = our_folder(tmp_path / "run")
+    with pytest.raises(ValueError, match="run: holds checkpoints, which this command does not replace"):
+        run.check_run_folder(folder, overwrite=True)
+    assert run.check_run_folder(our_folder(tmp_path / "eval", checkpoint=False), overwrite=True).name == "eval"
+
+
+def test_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none: nothing to resume \(no checkpoints/last.pt\)"):
+        run.check_run_folder(tmp_path / "none", overwrite=False, resume=True)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        run.check_run_folder(our_folder(tmp_path / "early", checkpoint=False), overwrite=False, resume=True)
+    folder = our_folder(tmp_path / "run")
+    assert run.check_run_folder(folder, overwrite=False, resume=True) == folder
+    with pytest.raises(ValueError, match="--resume and --overwrite exclude each other"):
+        run.check_run_folder(folder, overwrite=True, resume=True)
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "a").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="a: is a file; name a folder to write"):
+            run.check_run_folder(tmp_path / "a", overwrite=overwrite)
+
+
+def test_the_environment_is_recorded(tmp_path):
+    environment = json.loads((our_folder(tmp_path / "run") / "env.json").read_text())
+    assert environment["sscl"] == __version__
+    assert environment["torch"] == torch.__version__
+    assert environment["command"].startswith("sscl")
+
+
+def test_yaml_reads_as_what_was_written():
+    content = {"run": "1e-4", "rate": 1e-7, "name": "é: #", "none": None, "list": ["no", "2026-07-01", 1]}
+    assert yaml.safe_load(run.to_yaml(content)) == content
+    assert "'1e-4'" in run.to_yaml(content)  # plain YAML 1.1 would need no quotes; our loader does
+
+
+# --- metrics ---
+
+
+def row(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "loss": 1 / epoch, "note": "x"}
+
+
+def test_each_row_is_on_disk_at_once(tmp_path):
+    log = run.MetricsLog(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    for epoch in (1, 2):
+        log.append(row(epoch))
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [row(e) for e in range(1, epoch + 1)] == log.rows
+    log.close()
+
+
+def test_a_row_that_is_not_a_number_is_refused_whole(tmp_path):
+    log = run.MetricsLog(tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.append({"epoch": 1, "loss": float("nan")})
+    assert log.rows == []
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_resumed_log_keeps_the_epochs_of_the_checkpoint(tmp_path):
+    log = run.MetricsLog(tmp_path)
+    for epoch in (1, 2, 3):
+        log.append(row(epoch))
+    resumed = run.MetricsLog(tmp_path, keep_epochs=2)
+    assert resumed.rows == [row(1), row(2)]
+    resumed.append({**row(3), "note": "again"})
+    assert run.read_metrics(tmp_path / "metrics.jsonl") == [row(1), row(2), {**row(3), "note": "again"}]
+    assert run.MetricsLog(tmp_path).rows == []  # a run that starts anew
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(row(1)) + "\n" + json.dumps(row(2))[:7])
+    assert run.MetricsLog(tmp_path, keep_epochs=2).rows == [row(1)]
+    assert path.read_text() == json.dumps(row(1)) + "\n"
+    path.write_text("{\n" + json.dumps(row(2)) + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is not JSON; mend it or remove the file"):
+        run.MetricsLog(tmp_path, keep_epochs=2)
+
+
+def scalars(folder: Path, key: str) -> list[tuple[int, float]]:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert "note" not in events.Tags()["scalars"]
+    return [(event.step, event.value) for event in events.Scalars(key)]
+
+
+def test_tensorboard_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    run.check_tensorboard()
+    log = run.MetricsLog(tmp_path, tensorboard=True)
+    for epoch in (1, 2, 4):
+        log.append(row(epoch))
+    log.close()
+    assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (4, 0.25)]
+    resumed = run.MetricsLog(tmp_path, keep_epochs=2, tensorboard=True)
+    resumed.append(row(8))
+    resumed.close()
+    assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (8, 0.125)]
+
+
+def test_tensorboard_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"log\.tensorboard: TensorBoard is not installed; pip install"):
+        run.check_tensorboard()
