@@ -360,7 +360,7 @@ BAD_FILES = {
         lambda p: Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 200).save(p),
         "colour mode I;16",
     ),
-    "pages.tif": (lambda p: noise().save(p, save_all=True, append_images=[noise(seed=1)]), "several pages"),
+    "pages.tif": (lambda p: noise().save(p, save_all=True, append_images=[noise(seed=1)]), "holds 2 pages"),
 }
 
 

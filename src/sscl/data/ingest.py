@@ -10,11 +10,10 @@ import io
 import os
 import struct
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +64,9 @@ def decode_tiles(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_stale(folder)
-            part = cached.with_name(f"{cached.stem}-{os.getpid()}.part")
+            part = cached.with_name(f"{cached.stem}-{uuid.uuid4().hex}.part")
             try:
-                with open(part, "wb") as file:
-                    _write_tiles(file, paths, size_px=size_px, exact_size_px=exact_size_px, progress=progress)
-                    file.flush()
-                    os.fsync(file.fileno())
+                _write_tiles(part, paths, size_px=size_px, exact_size_px=exact_size_px, progress=progress)
                 os.replace(part, cached)
             finally:
                 part.unlink(missing_ok=True)
@@ -112,56 +108,44 @@ def _remove_stale(folder: Path) -> None:
                 part.unlink()
 
 
-def _write_tiles(
-    file: IO[bytes], paths: Sequence[Path], *, size_px: int, exact_size_px: int | None, progress: bool
-) -> None:
-    """Decode `paths` with all cores and write them to `file` in the .npy format, in order."""
-    shape = (len(paths), size_px, size_px, 3)
-    np.lib.format.write_array_header_2_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    first, faults = "", 0
-    jobs = [paths[start : start + _TILES_PER_JOB] for start in range(0, len(paths), _TILES_PER_JOB)]
-    with tqdm(total=len(paths), desc="decode", unit=" tiles", disable=not progress) as bar:
-        for tiles, messages in _decode_in_order(jobs, size_px=size_px, exact_size_px=exact_size_px):
-            if messages:
-                first, faults = first or messages[0], faults + len(messages)
-            file.write(tiles.data)
-            bar.update(len(tiles))
-    if faults:
-        raise ValueError(first + (f" (and {faults - 1} more such files)" if faults > 1 else ""))
+def _write_tiles(part: Path, paths: Sequence[Path], *, size_px: int, exact_size_px: int | None, progress: bool) -> None:
+    """Decode `paths` with all cores into the new .npy file `part`, and bring it to the disk.
 
-
-_Decoded = tuple[NDArray[np.uint8], list[str]]
-
-
-def _decode_in_order(jobs: list[Sequence[Path]], *, size_px: int, exact_size_px: int | None) -> Iterator[_Decoded]:
-    """Yield the decoded jobs in their order.
-
-    PIL lets go of the interpreter lock while it decodes and resizes, so threads do; the queue is short, so that
-    memory does not grow with the number of tiles.
+    PIL lets go of the interpreter lock while it decodes and resizes, so threads do. Each writes its own rows of
+    the mapped file: a file written in order, by one thread, would hold many cores back.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(workers)
+    shape = (len(paths), size_px, size_px, 3)
+    images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # A mapped file on a full disk ends the process with a bus error; asked for now, it is an OSError.
+        with open(part, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
+
+    def decode_rows(rows: range) -> list[str]:
+        faults = []
+        for row in rows:
+            try:
+                images[row] = _decode(paths[row], size_px=size_px, exact_size_px=exact_size_px)
+            except ValueError as error:
+                faults.append(str(error))
+        return faults
+
+    jobs = [range(start, min(start + _TILES_PER_JOB, len(paths))) for start in range(0, len(paths), _TILES_PER_JOB)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    faults: list[str] = []
+    pool = ThreadPoolExecutor(cores)
     try:
-        pending: deque[Future[_Decoded]] = deque()
-        for job in jobs:
-            pending.append(pool.submit(_decode_job, job, size_px, exact_size_px))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        with tqdm(total=len(paths), desc="decode", unit=" tiles", disable=not progress) as bar:
+            for job, found in zip(jobs, pool.map(decode_rows, jobs), strict=True):
+                faults += found
+                bar.update(len(job))
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _decode_job(paths: Sequence[Path], size_px: int, exact_size_px: int | None) -> _Decoded:
-    tiles = np.zeros((len(paths), size_px, size_px, 3), dtype=np.uint8)
-    messages = []
-    for row, path in enumerate(paths):
-        try:
-            tiles[row] = _decode(path, size_px=size_px, exact_size_px=exact_size_px)
-        except ValueError as error:
-            messages.append(str(error))
-    return tiles, messages
+        pool.shutdown(cancel_futures=True)
+    if faults:
+        raise ValueError(faults[0] + (f" (and {len(faults) - 1} more such files)" if len(faults) > 1 else ""))
+    images.flush()
+    with open(part, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
@@ -174,8 +158,7 @@ def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[n
         raise ValueError(f"{path}: is empty (0 bytes); copy it again or take it out of the data set")
     try:
         image = Image.open(io.BytesIO(data))
-    # PIL answers some damaged headers with TypeError (TIFF) or SyntaxError (PNG).
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP") from error
     with image:
         width, height = image.size
@@ -186,14 +169,16 @@ def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[n
             )
         if width != height:
             raise ValueError(f"{path}: is {width}×{height} pixels; tiles must be square, crop it first")
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"{path}: holds several pages; save the one tile as an image of its own")
         try:
-            rgb = _as_rgb(image, path)
-        except (OSError, SyntaxError, EOFError, struct.error) as error:
+            pages = getattr(image, "n_frames", 1)
+            rgb = _as_rgb(image, path) if pages == 1 else None
+        # PIL answers some damaged headers with TypeError (TIFF) or SyntaxError (PNG).
+        except (OSError, SyntaxError, TypeError, EOFError, struct.error) as error:
             raise ValueError(
                 f"{path}: is truncated or damaged; copy it again or take it out of the data set"
             ) from error
+    if rgb is None:
+        raise ValueError(f"{path}: holds {pages} pages; save the one tile as an image of its own")
     if width != size_px:
         # PIL's filters widen with the scale, so this is antialiased when it shrinks.
         rgb = rgb.resize((size_px, size_px), Image.Resampling.BICUBIC)

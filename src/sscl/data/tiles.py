@@ -42,9 +42,7 @@ class Tiles:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
-            raise ValueError(
-                f"images: expected uint8 (N, H, W, 3), got {self.images.dtype} {self.images.shape}"
-            )
+            raise ValueError(f"images: expected uint8 (N, H, W, 3), got {self.images.dtype} {self.images.shape}")
         n = len(self.images)
         for name, values, kind in (
             ("labels", self.labels, np.int64),
@@ -53,8 +51,7 @@ class Tiles:
         ):
             if values is not None and (values.shape != (n,) or not np.issubdtype(values.dtype, kind)):
                 raise ValueError(
-                    f"{name}: expected {kind.__name__} ({n},), one value per tile, "
-                    f"got {values.dtype} {values.shape}"
+                    f"{name}: expected {kind.__name__} ({n},), one value per tile, got {values.dtype} {values.shape}"
                 )
         if len(self.ids) != n or len(set(self.ids)) != n:
             raise ValueError(
