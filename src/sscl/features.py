@@ -43,13 +43,13 @@ def outputs(
 ) -> torch.Tensor:
     """Return model(tile) of the clean tiles at `rows`, in evaluation mode, float32 on the CPU, (N, ...).
 
-    With an encoder these are its embeddings (N, C), with a classifier its logits (N, K). The model is left in the mode
-    it was in.
+    With an encoder these are its embeddings (N, C), with a classifier its logits (N, K). Every part of the
+    model is left in the mode it was in.
 
     Raises:
         ValueError: some output is not a finite number: the weights have diverged.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # a frozen part may be in another mode
     model.eval()
     parts = []
     try:
@@ -58,7 +58,8 @@ def outputs(
             with autocast(store.device, precision):
                 parts.append(model(x).float().cpu())
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     found = torch.cat(parts)
     broken = int((~found.isfinite()).reshape(len(found), -1).any(1).sum())
     if broken:

@@ -1,0 +1,138 @@
+"""One rank of tests/test_dist.py: `python dist_ranks.py TASK [TASK ...]`, in the environment that torchrun gives.
+
+Each task returns named tensors, computed by all ranks together; rank 0 writes them to $RESULTS/TASK.pt. Run in one
+process, without that environment, the same functions give what the ranks must equal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as td
+from torch import nn
+
+from sscl import dist
+from sscl.losses import nt_xent
+
+PAIRS, INPUTS, DIM = 8, 6, 5
+Results = dict[str, torch.Tensor]
+
+
+def share(rows: torch.Tensor) -> torch.Tensor:
+    """This rank's rows of a batch."""
+    return rows.chunk(dist.world_size())[dist.rank()]
+
+
+def contrast(gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Results:
+    """NT-Xent on one linear layer in float64: the loss, and the gradient after the ranks' average."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, PAIRS, INPUTS, generator=generator, dtype=torch.float64)
+    layer = nn.Linear(INPUTS, DIM, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(DIM, INPUTS, generator=generator, dtype=torch.float64))
+        layer.bias.fill_(0.1)
+    a, b = layer(torch.cat([share(first), share(second)])).chunk(2)
+    honest = dist.gather
+    dist.gather = gather or honest
+    try:
+        loss = nt_xent(a, b)
+    finally:
+        dist.gather = honest
+    loss.backward()
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    # What DistributedDataParallel does, without the seconds it takes to import; `train` has the real one.
+    return {"loss": dist.mean(loss), "weight": dist.mean(layer.weight.grad), "bias": dist.mean(layer.bias.grad)}
+
+
+def contrast_with_cut_gather() -> Results:
+    """The common mistake, which the comparison must notice: torch's all_gather, with this rank's rows put back."""
+
+    def gather(rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.world_size())]
+        td.all_gather(parts, rows.detach().contiguous())
+        parts[dist.rank()] = rows
+        return torch.cat(parts)
+
+    return contrast(gather if dist.world_size() > 1 else None)
+
+
+def gather_order() -> Results:
+    rows = torch.arange(2.0)[:, None] + 10 * dist.rank()
+    return {"rows": dist.gather(rows)}
+
+
+class Net(nn.Module):
+    """Small, without batch norm (whose statistics would differ by rank), in the wanted number format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        self.projection = nn.Linear(8, DIM)
+        self.to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.layers(x.to(self.projection.weight.dtype)))
+
+
+def train(dtype: torch.dtype) -> Results:
+    """Two steps of pretraining on half a batch a rank: views, NT-Xent, SGD with momentum."""
+    from sscl.augment import Augmentation
+    from sscl.commands.pretrain import ViewSettings, project_views
+    from sscl.data.tiles import place_store
+
+    images = np.random.default_rng(0).integers(0, 256, (2 * PAIRS, 16, 16, 3), dtype=np.uint8)
+    store = place_store(images, device="cpu", budget_gb=1)
+    views = ViewSettings(
+        augmentation=Augmentation(), seed=3, mean=torch.tensor([0.5, 0.4, 0.3]), std=torch.tensor([0.2, 0.2, 0.3])
+    )
+    net = Net(dtype)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    model = nn.parallel.DistributedDataParallel(net) if dist.world_size() > 1 else net
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+    losses = []
+    for step in range(2):
+        rows = share(torch.arange(step * PAIRS, (step + 1) * PAIRS))
+        a, b = project_views(model, store, rows, views=views, epoch=step)
+        loss = nt_xent(a, b, temperature=0.5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(dist.mean(loss))
+    moved = {f"moved.{name}": value - start[name] for name, value in net.state_dict().items()}
+    return {"losses": torch.stack(losses), **net.state_dict(), **moved}
+
+
+TASKS: dict[str, Callable[[], Results]] = {
+    "contrast": contrast,
+    "contrast_with_cut_gather": contrast_with_cut_gather,
+    "gather_order": gather_order,
+    "train32": lambda: train(torch.float32),
+    "train64": lambda: train(torch.float64),
+}
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.start()
+    assert dist.world_size() == int(os.environ["WORLD_SIZE"]), "no process group"
+    assert dist.rank() == int(os.environ["RANK"])
+    for name in names:
+        found: dict[str, Any] = TASKS[name]()
+        if dist.rank() == 0:
+            torch.save(found, Path(os.environ["RESULTS"]) / f"{name}.pt")
+    dist.stop()
+    assert dist.world_size() == 1
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,157 @@
+"""Ranks that talk over gloo equal one process. What a rank does is in tests/dist_ranks.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sscl import dist
+
+SCRIPT = Path(__file__).with_name("dist_ranks.py")
+SECONDS = 120  # a rank that waits for another for ever is killed; they need a few
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("dist_ranks", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ranks = load_script()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def together(
+    world_size: int, tasks: list[str], folder: Path, *, script: Path = SCRIPT, seconds: float = SECONDS
+) -> dict[str, ranks.Results]:
+    """Run tasks on ranks of their own and return rank 0's results by task."""
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "RESULTS": str(folder),
+        "CUDA_VISIBLE_DEVICES": "",  # gloo, also where there is a GPU
+        "OMP_NUM_THREADS": "1",
+    }
+    if Path("/sys/class/net/lo").exists():
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks up the host's name, which need not resolve
+    logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("w") as handle:
+                command = [sys.executable, str(script), *tasks]
+                processes.append(
+                    subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=handle, stderr=handle)
+                )
+        end = time.monotonic() + seconds
+        # One that fails leaves the others waiting: the first failure ends them all.
+        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+    finally:
+        codes = [process.poll() for process in processes]
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = "\n".join(f"--- rank {rank}, exit code {codes[rank]}\n{log.read_text()}" for rank, log in enumerate(logs))
+    assert codes == [0] * world_size, said
+    return {task: torch.load(folder / f"{task}.pt", weights_only=True) for task in tasks}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return together(2, list(ranks.TASKS), tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    tasks = ["contrast", "contrast_with_cut_gather", "gather_order"]
+    return together(4, tasks, tmp_path_factory.mktemp("four"))
+
+
+def largest_difference(found: ranks.Results, expected: ranks.Results) -> float:
+    assert found.keys() == expected.keys()
+    return max(float((found[key] - expected[key]).abs().max()) for key in expected)
+
+
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_nt_xent_over_ranks_equals_one_process(world, request):
+    found, expected = request.getfixturevalue(world)["contrast"], ranks.contrast()
+    assert largest_difference(found, expected) < 1e-12
+    assert expected["weight"].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_the_comparison_notices_a_gather_without_gradient(world, request):
+    found, expected = request.getfixturevalue(world)["contrast_with_cut_gather"], ranks.contrast()
+    assert found["loss"] == pytest.approx(expected["loss"].item(), abs=1e-12)  # the loss alone would not tell
+    assert largest_difference(found, expected) > 1e-4
+
+
+@pytest.mark.parametrize(("world", "size"), [("two", 2), ("four", 4)])
+def test_rows_come_in_rank_order(world, size, request):
+    rows = request.getfixturevalue(world)["gather_order"]["rows"]
+    assert rows[:, 0].tolist() == [10.0 * rank + row for rank in range(size) for row in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("task", "dtype", "tolerance"), [("train32", torch.float32, 1e-6), ("train64", torch.float64, 1e-12)]
+)
+def test_training_steps_on_two_ranks_equal_one_process(two, task, dtype, tolerance):
+    expected = ranks.train(dtype)
+    assert two[task]["projection.weight"].dtype == dtype
+    assert largest_difference(two[task], expected) < tolerance
+    for name, moved in expected.items():
+        # A shift that all projections share hardly changes NT-Xent, so the last bias may move little.
+        if name.startswith("moved.") and name.endswith("weight"):
+            assert moved.abs().max() > 1e-3, name
+
+
+def test_one_process_needs_no_group():
+    rows = torch.arange(6.0).reshape(3, 2).requires_grad_()
+    assert dist.world_size() == 1
+    assert dist.rank() == 0
+    assert dist.gather(rows) is rows
+    mean = dist.mean(rows.sum())
+    assert mean.item() == 15
+    assert not mean.requires_grad
+    dist.stop()  # nothing to leave
+
+
+def test_start_without_torchrun_does_nothing(monkeypatch):
+    for value in (None, "1"):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if value is not None:
+            monkeypatch.setenv("WORLD_SIZE", value)
+        dist.start()
+        assert not torch.distributed.is_initialized()
+
+
+def test_a_rank_that_waits_for_ever_is_ended(tmp_path):
+    (tmp_path / "hangs.py").write_text("import time\ntime.sleep(600)\n")
+    with pytest.raises(AssertionError, match="exit code None"):
+        together(2, [], tmp_path, script=tmp_path / "hangs.py", seconds=0.5)
+
+
+def test_a_rank_that_fails_is_reported(tmp_path):
+    with pytest.raises(AssertionError, match=r"KeyError: 'no such task'"):
+        together(1, ["no such task"], tmp_path)

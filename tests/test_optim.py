@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sscl import optim
+from sscl.optim import LARS, build_optimizer, parameter_groups, scaled_learning_rate, set_learning_rate, warmup_cosine
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)).double()
+
+
+def loss_of(net: nn.Module, step: int) -> torch.Tensor:
+    x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    return net(x).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch_size", "expected"),
+    [("linear", 256, 0.06), ("linear", 128, 0.03), ("linear", 1024, 0.24), ("sqrt", 64, 0.48), ("none", 64, 0.06)],
+)
+def test_scaled_learning_rate(scaling, batch_size, expected):
+    assert scaled_learning_rate(0.06, batch_size=batch_size, scaling=scaling) == pytest.approx(expected, rel=1e-12)
+
+
+def test_warmup_cosine_endpoints():
+    factors = [warmup_cosine(step, warmup_steps=10, total_steps=110) for step in range(110)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1
+    assert factors[60] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 0.001
+    assert warmup_cosine(110, warmup_steps=10, total_steps=110) == 0
+    assert warmup_cosine(999, warmup_steps=10, total_steps=110) == 0
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
+
+
+def test_warmup_cosine_is_torchs_annealing():
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
+    for step in range(8):
+        expected = schedule.get_last_lr()[0]
+        assert warmup_cosine(step, warmup_steps=0, total_steps=7) == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_all_warmup_and_no_warmup_are_defined():
+    assert [warmup_cosine(s, warmup_steps=3, total_steps=3) for s in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert warmup_cosine(0, warmup_steps=0, total_steps=1) == 1
+
+
+def test_biases_and_norms_take_no_decay():
+    net = small_net()
+    net[3].bias.requires_grad_(False)
+    groups = parameter_groups(net, learning_rate=0.3, weight_decay=0.1)
+    names = {id(p): name for name, p in net.named_parameters()}
+    kinds = [([names[id(p)] for p in g["params"]], g["weight_decay"], g["adapt"]) for g in groups]
+    assert kinds == [(["0.weight", "3.weight"], 0.1, True), (["0.bias", "1.weight", "1.bias"], 0.0, False)]
+    assert all(g["lr"] == g["peak_lr"] == 0.3 for g in groups)
+
+
+def test_a_frozen_module_has_no_groups():
+    assert parameter_groups(small_net().requires_grad_(False), learning_rate=0.3, weight_decay=0.1) == []
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_decay_shrinks_weights_alone(name):
+    """With no gradient, only decay moves a parameter."""
+    net = small_net()
+    before = {key: p.detach().clone() for key, p in net.named_parameters()}
+    optimizer = build_optimizer(name, parameter_groups(net, learning_rate=0.5, weight_decay=0.1))
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for key, p in net.named_parameters():
+        ratio = (p.detach() / before[key])[before[key] != 0]
+        if key in ("0.weight", "3.weight"):
+            # LARS: the update 0.1 w is scaled to trust * |w| / |0.1 w|, a step of lr * trust * w.
+            expected = 1 - 0.5 * 1e-3 if name == "lars" else 1 - 0.5 * 0.1
+        else:
+            expected = 1
+        assert torch.allclose(ratio, torch.full_like(ratio, expected), atol=1e-12), key
+
+
+def test_learning_rate_follows_each_groups_peak():
+    net = small_net()
+    groups = parameter_groups(net[0], learning_rate=0.1, weight_decay=0)
+    groups += parameter_groups(net[3], learning_rate=1.0, weight_decay=0)
+    optimizer = build_optimizer("sgd", groups)
+    for factor in (0.5, 0.25, 1.0):  # from the peak, not from the last rate
+        set_learning_rate(optimizer, factor)
+        assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1 * factor] * 2 + [factor] * 2)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_momentum_reaches_the_optimizer(name):
+    groups = parameter_groups(small_net(), learning_rate=0.1, weight_decay=0)
+    optimizer = build_optimizer(name, groups, momentum=0.37)
+    assert type(optimizer) is {"sgd": torch.optim.SGD, "lars": LARS}[name]
+    assert {g["momentum"] for g in optimizer.param_groups} == {0.37}
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match=r"train\.optimizer: got 'adam', allowed are sgd, lars, adamw"):
+        build_optimizer("adam", [])
+
+
+def test_lars_against_a_naive_loop():
+    """SimCLR's LARS, one tensor at a time: decay, trust ratio, momentum, then the learning rate."""
+    ours, theirs = small_net(), small_net()
+    optimizer = build_optimizer("lars", parameter_groups(ours, learning_rate=2.0, weight_decay=0.1), momentum=0.8)
+    velocity = {name: torch.zeros_like(p) for name, p in theirs.named_parameters()}
+    for step in range(4):
+        factor = 1 / (step + 1)
+        set_learning_rate(optimizer, factor)
+        optimizer.zero_grad()
+        loss_of(ours, step).backward()
+        optimizer.step()
+        theirs.zero_grad()
+        loss_of(theirs, step).backward()
+        with torch.no_grad():
+            for name, p in theirs.named_parameters():
+                update = p.grad
+                if p.ndim > 1:
+                    update = update + 0.1 * p
+                    w = math.sqrt(sum(float(x) ** 2 for x in p.flatten()))
+                    u = math.sqrt(sum(float(x) ** 2 for x in update.flatten()))
+                    update = update * (0.001 * w / u)
+                velocity[name] = 0.8 * velocity[name] + update
+                p -= 2.0 * factor * velocity[name]
+        for name, p in ours.named_parameters():
+            assert torch.allclose(p, theirs.get_parameter(name), rtol=1e-10, atol=1e-13), (step, name)
+
+
+def test_lars_without_adaptation_is_sgd_with_momentum():
+    ours, theirs = small_net(), small_net()
+    lars = LARS([{"params": list(ours.parameters()), "adapt": False, "weight_decay": 0.1}], lr=0.02, momentum=0.9)
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.02, momentum=0.9, weight_decay=0.1)
+    for step in range(4):
+        for net, optimizer in ((ours, lars), (theirs, sgd)):
+            optimizer.zero_grad()
+            loss_of(net, step).backward()
+            optimizer.step()
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_lars_step_does_not_depend_on_the_scale_of_the_gradient():
+    def stepped(scale: float) -> torch.Tensor:
+        p = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+        p.grad = scale * torch.tensor([[1.0, 0.0]])
+        LARS([p], lr=1.0, momentum=0.0).step()
+        return p.detach()
+
+    assert torch.allclose(stepped(1), stepped(1e4))
+    assert torch.allclose(stepped(1), torch.tensor([[3 - 0.005, 4.0]]))  # |w| = 5, trust = 0.001
+
+
+def test_lars_of_zero_weights_and_missing_gradients():
+    zero, unused = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2, 2))
+    zero.grad = torch.ones(2, 2)
+    optimizer = LARS([zero, unused], lr=0.1)
+    assert optimizer.step(lambda: 7.0) == 7.0
+    assert torch.equal(zero.detach(), torch.full((2, 2), -0.1))  # a ratio of 0 would never let it leave zero
+    assert torch.equal(unused.detach(), torch.ones(2, 2))
+
+
+def test_lars_resumes_from_its_state():
+    whole, first = small_net(), small_net()
+
+    def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            loss_of(net, step).backward()
+            optimizer.step()
+
+    def lars(net: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer("lars", parameter_groups(net, learning_rate=1.0, weight_decay=0.1))
+
+    train(whole, lars(whole), range(4))
+    stopped = lars(first)
+    train(first, stopped, range(2))
+    second = small_net()
+    second.load_state_dict(first.state_dict())
+    resumed = lars(second)
+    resumed.load_state_dict(stopped.state_dict())
+    train(second, resumed, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
