@@ -1,0 +1,303 @@
+"""sscl eval: its figures against scikit-learn and an independent forward pass, and the checkpoints it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+import torch
+import torchvision
+from PIL import Image
+
+from sscl.commands import evaluate
+from sscl.config import DataConfig, plain
+
+PICTURES = {"confusion.png", "roc.png", "precision_recall.png"}
+
+
+@pytest.fixture(scope="module")
+def evaluated(cli: Any, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that eval of the test split wrote, and what it printed."""
+    out: Path = tmp_path_factory.mktemp("eval") / "out"
+    result = cli.evaluate(finetuned, f"out={out}")
+    assert result.code == 0, result.err
+    return out, result.out
+
+
+@pytest.fixture(scope="module")
+def evaluated3(cli: Any, finetuned3: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same of the three classes of the image folder."""
+    out: Path = tmp_path_factory.mktemp("eval") / "out3"
+    result = cli.evaluate(finetuned3, f"out={out}")
+    assert result.code == 0, result.err
+    return out, result.out
+
+
+def report(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "metrics.json").read_text()))
+
+
+def table_of(out: Path, classes: list[str], read_rows: Any) -> tuple[list[str], Any, Any, Any]:
+    """Return ids, labels, predictions and probabilities (N, K) of predictions.csv."""
+    rows = read_rows(out / "predictions.csv")
+    labels = np.array([classes.index(row["label"]) for row in rows])
+    predictions = np.array([classes.index(row["prediction"]) for row in rows])
+    probabilities = np.array([[float(row[f"probability_{name}"]) for name in classes] for row in rows])
+    return [row["id"] for row in rows], labels, predictions, probabilities
+
+
+def same(value: float | None, expected: float) -> bool:
+    """Return whether a metric is sklearn's; where sklearn warns and says 0, ours is undefined."""
+    return expected == 0 if value is None else value == pytest.approx(expected, abs=1e-9)
+
+
+# --- the figures ---
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+def test_two_class_metrics_are_those_of_sklearn_on_predictions_csv(evaluated: tuple[Path, str], read_rows: Any) -> None:
+    out, _ = evaluated
+    written = report(out)
+    values = written["metrics"]
+    _, labels, predictions, probabilities = table_of(out, ["HP", "SSA"], read_rows)
+
+    assert len(labels) == written["tiles"] == 16
+    assert written["positive"] == "SSA"
+    assert (predictions == probabilities.argmax(1)).all()
+    assert np.allclose(probabilities.sum(1), 1, atol=2e-6)
+    assert same(values["accuracy"], sk.accuracy_score(labels, predictions))
+    assert same(values["balanced_accuracy"], sk.balanced_accuracy_score(labels, predictions))
+    assert same(values["auroc"], sk.roc_auc_score(labels, probabilities[:, 1]))
+    assert same(values["average_precision"], sk.average_precision_score(labels, probabilities[:, 1]))
+    assert same(values["mcc"], sk.matthews_corrcoef(labels, predictions))
+    assert same(values["sensitivity"], sk.recall_score(labels, predictions, pos_label=1))
+    assert same(values["specificity"], sk.recall_score(labels, predictions, pos_label=0))
+    scores = sk.precision_recall_fscore_support(labels, predictions, labels=[0, 1])
+    for index, row in enumerate(values["per_class"]):
+        assert same(row["precision"], scores[0][index])
+        assert same(row["recall"], scores[1][index])
+        assert same(row["f1"], scores[2][index])
+        assert row["support"] == scores[3][index] == 8
+    assert written["confusion_matrix"] == sk.confusion_matrix(labels, predictions, labels=[0, 1]).tolist()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+def test_three_class_metrics_are_those_of_sklearn(evaluated3: tuple[Path, str], read_rows: Any) -> None:
+    out, _ = evaluated3
+    written = report(out)
+    classes = ["benign", "cancer", "stroma"]
+    _, labels, predictions, probabilities = table_of(out, classes, read_rows)
+    values = written["metrics"]
+
+    assert written["classes"] == classes
+    assert written["positive"] is None
+    assert "sensitivity" not in values
+    assert written["class_counts"] == {"benign": 5, "cancer": 5, "stroma": 5}
+    assert same(values["accuracy"], sk.accuracy_score(labels, predictions))
+    assert same(values["macro_f1"], sk.f1_score(labels, predictions, average="macro"))
+    one_vs_rest = [sk.roc_auc_score(labels == c, probabilities[:, c]) for c in range(3)]
+    assert same(values["auroc"], float(np.mean(one_vs_rest)))
+    assert written["confusion_matrix"] == sk.confusion_matrix(labels, predictions, labels=[0, 1, 2]).tolist()
+    assert written["protocol"] is None
+    assert written["accuracy_by_agreement"] is None
+
+
+def test_probabilities_are_those_of_torchvisions_network(
+    evaluated: tuple[Path, str], finetuned: Path, tiles: Path, read_rows: Any
+) -> None:
+    """An independent road from files to probabilities: PIL, torchvision's ResNet, the head as its last layer."""
+    content = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)
+    network = torchvision.models.resnet18(num_classes=2).eval()
+    head = {f"fc.{key}": value for key, value in content["head"].items()}
+    network.load_state_dict({**content["encoder"], **head})
+    ids, _, _, found = table_of(evaluated[0], ["HP", "SSA"], read_rows)
+    pixels = torch.from_numpy(np.stack([np.array(Image.open(tiles / "images" / name)) for name in ids]))
+    x = pixels.permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    with torch.no_grad():
+        expected = network((x - mean[:, None, None]) / std[:, None, None]).softmax(1).numpy()
+
+    assert np.abs(found - expected).max() < 2e-5
+
+
+def test_predictions_have_the_truth_and_votes_of_the_annotations(
+    evaluated: tuple[Path, str], tiles: Path, read_rows: Any
+) -> None:
+    annotations = {row["Image Name"]: row for row in read_rows(tiles / "annotations.csv") if row["Partition"] == "test"}
+    rows = read_rows(evaluated[0] / "predictions.csv")
+
+    assert list(rows[0]) == ["id", "label", "prediction", "probability_HP", "probability_SSA", "votes"]
+    assert {row["id"] for row in rows} == set(annotations)
+    for row in rows:
+        truth = annotations[row["id"]]
+        assert row["label"] == truth["Majority Vote Label"]
+        assert row["votes"] == truth["Number of Annotators who Selected SSA (Out of 7)"]
+
+
+def test_accuracy_by_agreement_is_counted_from_the_votes(evaluated: tuple[Path, str], read_rows: Any) -> None:
+    rows = read_rows(evaluated[0] / "predictions.csv")
+
+    for entry in report(evaluated[0])["accuracy_by_agreement"]:
+        agreeing = int(entry["agreement"][0])
+        chosen = [row for row in rows if max(int(row["votes"]), 7 - int(row["votes"])) == agreeing]
+        assert entry["count"] == len(chosen)
+        assert entry["correct"] == sum(row["label"] == row["prediction"] for row in chosen)
+
+
+def test_intervals_hold_the_value_and_follow_the_seed(
+    cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path
+) -> None:
+    written = report(evaluated[0])
+
+    assert "50 resamples, seed 0" in written["interval_method"]
+    low, high = written["intervals"]["auroc"]
+    assert low <= written["metrics"]["auroc"] <= high
+    assert low < high
+    right = round(written["metrics"]["accuracy"] * 16)
+    assert written["accuracy_wilson"][0] < right / 16 < written["accuracy_wilson"][1]
+    again = cli.evaluate(finetuned, f"out={tmp_path / 'again'}", "bootstrap_seed=1", "batch_size=5")
+    assert again.code == 0, again.err
+    assert report(tmp_path / "again")["intervals"]["auroc"] != [low, high]
+    assert report(tmp_path / "again")["metrics"]["auroc"] == pytest.approx(written["metrics"]["auroc"])
+
+
+# --- what it says and writes ---
+
+
+def test_says_split_protocol_count_and_positive_class(evaluated: tuple[Path, str]) -> None:
+    out, printed = evaluated
+
+    assert "split test: 16 tiles (8 HP, 8 SSA)" in printed
+    assert "protocol official" in printed
+    assert "positive class SSA" in printed
+    for row in ("AUROC", "MCC", "SSA sensitivity", "SSA specificity", "HP precision", "accuracy, 7/7 agree"):
+        assert row in printed
+    assert f"{report(out)['metrics']['auroc']:.4f}" in printed
+    assert "no slide or patient ids" not in printed  # slides.csv is there
+    assert "took part in training" not in printed
+
+
+def test_writes_what_it_names(evaluated: tuple[Path, str]) -> None:
+    out, _ = evaluated
+    found = {path.name for path in out.iterdir()}
+
+    assert found == {"metrics.json", "predictions.csv", "config.yaml", "env.json"} | PICTURES
+    for name in PICTURES:
+        with Image.open(out / name) as picture:
+            assert picture.format == "PNG"
+            assert np.asarray(picture.convert("L")).std() > 5  # not blank
+
+
+def test_without_groups_says_that_slides_may_be_shared(evaluated3: tuple[Path, str]) -> None:
+    _, printed = evaluated3
+
+    assert "no slide or patient ids" in printed
+    assert "positive class" not in printed
+    assert "protocol" not in printed
+
+
+def test_a_positive_class_can_be_chosen(cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path) -> None:
+    result = cli.evaluate(finetuned, "positive=HP", f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    usual, swapped = report(evaluated[0])["metrics"], report(tmp_path / "out")["metrics"]
+    assert "positive class HP" in result.out
+    assert swapped["sensitivity"] == pytest.approx(usual["specificity"])
+    assert swapped["specificity"] == pytest.approx(usual["sensitivity"])
+    assert swapped["accuracy"] == usual["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("run", "positive", "message"),
+    [("finetuned", "SSL", "allowed are HP, SSA"), ("finetuned3", "cancer", "needs two classes")],
+)
+def test_impossible_positive_class_is_refused(
+    cli: Any, tmp_path: Path, request: pytest.FixtureRequest, run: str, positive: str, message: str
+) -> None:
+    result = cli.evaluate(request.getfixturevalue(run), f"positive={positive}", f"out={tmp_path / 'out'}")
+
+    assert result.code == 2
+    assert result.err.startswith("sscl: positive: ")
+    assert message in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_tiles_are_called_that(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+    result = cli.evaluate(finetuned, "split=train", f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    assert report(tmp_path / "out")["tiles"] == 32
+    assert "these tiles took part in training" in result.out
+
+
+def test_another_way_of_splitting_than_training_s_is_warned_of() -> None:
+    trained = DataConfig(root="/data/tiles", source="folder", split_seed=0)
+
+    def note(split: str, **changed: Any) -> str | None:
+        data = DataConfig.model_validate({**plain(trained), **changed})
+        return evaluate.seen_in_training(data, plain(trained), split=split)
+
+    assert note("test") is None
+    assert note("test", root="/data/other", split_seed=1) is None
+    assert note("all", root="/data/other") is None
+    assert "took part in training" in str(note("all"))
+    assert "data.split_seed differs" in str(note("test", split_seed=1))
+    assert "data.protocol differs" in str(note("test", protocol="paper_balanced"))
+
+
+# --- folders that exist ---
+
+
+def test_existing_folder_is_refused_untouched_and_replaced_only_on_demand(
+    cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path, snapshot: Any
+) -> None:
+    out = Path(shutil.copytree(evaluated[0], tmp_path / "out"))
+    (out / "old.txt").write_text("of before")
+    before = snapshot(out)
+
+    refused = cli.evaluate(finetuned, f"out={out}")
+
+    assert refused.code == 2
+    assert f"{out}: exists" in refused.err
+    assert snapshot(out) == before
+    assert cli.evaluate(finetuned, f"out={out}", "--overwrite").code == 0
+    assert not (out / "old.txt").exists()
+    assert report(out)["metrics"] == report(evaluated[0])["metrics"]
+
+
+def test_default_folder_lies_in_the_run(cli: Any, finetuned3: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finetuned3, tmp_path / "run"))
+
+    result = cli.evaluate(run / "checkpoints/best.pt")
+
+    assert result.code == 0, result.err
+    assert (run / "eval_test/metrics.json").is_file()
+    assert (run / "checkpoints/best.pt").is_file()
+
+
+@pytest.mark.parametrize("command", ["eval", "gradcam"])
+def test_overwrite_never_deletes_checkpoints(cli: Any, finetuned: Path, snapshot: Any, command: str) -> None:
+    before = snapshot(finetuned)
+
+    for folder in (finetuned, finetuned.parent):
+        result = cli(command, f"checkpoint={finetuned}", f"out={folder}", "--overwrite", "progress=false")
+        assert result.code == 2
+        assert f"{folder}: " in result.err
+
+    assert snapshot(finetuned) == before
+
+
+def test_data_keys_of_the_checkpoint_can_be_changed_and_are_checked(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+    unknown = cli.evaluate(finetuned, "data.rooot=elsewhere", f"out={tmp_path / 'out'}")
+    wrong = cli.evaluate(finetuned, "data.size_px=4", f"out={tmp_path / 'out'}")
+
+    assert unknown.code == wrong.code == 2
+    assert "data.rooot: unknown key; did you mean" in unknown.err
+    assert "data.size_px: got 4" in wrong.err
+    assert not (tmp_path / "out").exists()

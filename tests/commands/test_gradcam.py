@@ -1,0 +1,350 @@
+"""sscl gradcam: maps against their closed form, the tiles it picks, and the numbers beside the pictures.
+
+The tiles of 32 px are enlarged to 96 px here, so that the last feature map has 3 x 3 cells.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sscl import cam
+from sscl.commands import gradcam
+from sscl.commands.inputs import load_classifier
+from sscl.config import GradcamConfig
+from sscl.data.imagefolder import load_imagefolder
+from sscl.data.mhist import load_mhist, load_truth_masks
+from sscl.data.tiles import Tiles
+
+BOX_COLUMNS = ["x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum"]
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def explained(cli: Any, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that gradcam of the test split wrote, and what it printed."""
+    out: Path = tmp_path_factory.mktemp("gradcam") / "out"
+    result = cli.gradcam(finetuned, f"out={out}", f"data.size_px={SIDE}", "per_class=2")
+    assert result.code == 0, result.err
+    return out, result.out
+
+
+def closed_form(run: Path, images: Any) -> tuple[Any, Any]:
+    """Return the maps of every logit, (B, K, S, S) in numpy, and the probabilities (B, K).
+
+    With global average pooling and a linear head, d logit_k / d F is W_k / (h w) everywhere: no gradient is needed.
+    """
+    model, _ = load_classifier(str(run), device=torch.device("cpu"))
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        maps = model.forward_features((x - mean[:, None, None]) / std[:, None, None])
+        cells = maps.shape[2] * maps.shape[3]
+        raw = torch.einsum("kc,bchw->bkhw", model.head.weight, maps) / cells
+        probabilities = model.forward_head(maps).softmax(1)
+    large = torch.nn.functional.interpolate(raw, size=(x.shape[2], x.shape[2]), mode="bilinear", align_corners=False)
+    return large.numpy(), probabilities.numpy()
+
+
+@pytest.fixture(scope="module")
+def truth(tiles: Path, finetuned: Path) -> tuple[Tiles, Any, Any]:
+    """The test tiles, the maps of every logit, and the probabilities, all by other means than the command."""
+    loaded = load_mhist(tiles, protocol="official", split="test", size_px=SIDE, published=False)
+    return loaded, *closed_form(finetuned, loaded.images)
+
+
+def difference_maps(maps: Any, probabilities: Any) -> Any:
+    predicted = probabilities.argmax(1)
+    rows = np.arange(len(maps))
+    return maps[rows, predicted] - maps[rows, 1 - predicted]
+
+
+# --- pictures and boxes ---
+
+
+def test_every_row_of_the_table_has_its_three_pictures(explained: tuple[Path, str], read_rows: Any) -> None:
+    out, printed = explained
+    rows = read_rows(out / "boxes.csv")
+    names = {path.name for path in out.iterdir()}
+    pictures = {f"{row['picture']}_{kind}.png" for row in rows for kind in ("panel", "heatmap", "box")}
+
+    assert rows
+    assert names == pictures | {"boxes.csv", "localisation.json", "config.yaml", "env.json"}
+    assert f"{len(rows)} tiles explained" in printed
+    with Image.open(out / f"{rows[0]['picture']}_panel.png") as panel:
+        assert panel.width > 2 * panel.height  # three side by side
+    for kind in ("heatmap", "box"):
+        with Image.open(out / f"{rows[0]['picture']}_{kind}.png") as picture:
+            assert picture.size == (SIDE, SIDE)
+
+
+def test_boxes_are_those_of_the_closed_form_maps(
+    explained: tuple[Path, str], truth: tuple[Tiles, Any, Any], read_rows: Any
+) -> None:
+    loaded, maps, probabilities = truth
+    wanted = difference_maps(maps, probabilities)
+
+    rows = read_rows(explained[0] / "boxes.csv")
+
+    assert list(rows[0]) == ["picture", "id", "label", "prediction", "probability", "positive_evidence", *BOX_COLUMNS]
+    for row in rows:
+        index = loaded.ids.index(row["id"])
+        predicted = int(probabilities[index].argmax())
+        assert row["label"] == loaded.classes[loaded.labels[index]]
+        assert row["prediction"] == loaded.classes[predicted]
+        assert float(row["probability"]) == pytest.approx(probabilities[index, predicted], abs=1e-4)
+        assert float(row["raw_maximum"]) == pytest.approx(wanted[index].max(), rel=1e-3)
+        assert (row["threshold"], row["connectivity"]) == ("0.2", "8")
+        box = cam.find_box(wanted[index])
+        assert row["positive_evidence"] == ("no" if box is None else "yes")
+        if box is not None:
+            corners = [int(row[key]) for key in ("x0", "y0", "x1", "y1")]
+            assert np.abs(np.array(corners) - [box.x0, box.y0, box.x1, box.y1]).max() <= 1
+            area = (corners[2] - corners[0]) * (corners[3] - corners[1])
+            assert float(row["area_fraction"]) == pytest.approx(area / SIDE**2)
+    assert any(row["positive_evidence"] == "yes" for row in rows)
+
+
+def test_box_picture_is_the_tile_with_the_box(
+    explained: tuple[Path, str], truth: tuple[Tiles, Any, Any], read_rows: Any
+) -> None:
+    row = next(row for row in read_rows(explained[0] / "boxes.csv") if row["positive_evidence"] == "yes")
+    tile = np.array(truth[0].images[truth[0].ids.index(row["id"])])
+    drawn = np.asarray(Image.open(explained[0] / f"{row['picture']}_box.png"))
+    x0, y0, x1, y1 = (int(row[key]) for key in ("x0", "y0", "x1", "y1"))
+
+    changed = np.argwhere((drawn != tile).any(2))
+
+    assert changed.min(0).tolist() == [y0, x0]
+    assert changed.max(0).tolist() == [y1 - 1, x1 - 1]
+
+
+# --- which tiles ---
+
+
+def test_most_confident_right_and_wrong_of_each_class_are_chosen(
+    explained: tuple[Path, str], truth: tuple[Tiles, Any, Any], read_rows: Any
+) -> None:
+    loaded, _, probabilities = truth
+    expected = []
+    for label in (0, 1):
+        for right in (True, False):
+            rows = [i for i in range(16) if loaded.labels[i] == label and (probabilities[i].argmax() == label) == right]
+            rows.sort(key=lambda i: -probabilities[i].max())
+            expected += [loaded.ids[i] for i in rows[:2]]
+
+    assert [row["id"] for row in read_rows(explained[0] / "boxes.csv")] == expected
+
+
+def test_choice_by_hand_on_three_classes() -> None:
+    tiles = Tiles(
+        images=np.zeros((7, 4, 4, 3), dtype=np.uint8),
+        labels=np.array([0, 0, 0, 1, 1, 2, 2]),
+        classes=("a", "b", "c"),
+        ids=tuple("stuvwxy"),
+    )
+    probabilities = np.array(
+        [
+            [0.6, 0.3, 0.1],  # a, right
+            [0.9, 0.1, 0.0],  # a, right, more confident
+            [0.1, 0.8, 0.1],  # a, wrong
+            [0.5, 0.4, 0.1],  # b, wrong
+            [0.7, 0.2, 0.1],  # b, wrong, more confident
+            [0.0, 0.3, 0.7],  # c, right
+            [0.0, 0.3, 0.7],  # c, right, a tie: the order of the tiles
+        ]
+    )
+
+    chosen = gradcam.choose_tiles(tiles, probabilities, GradcamConfig(checkpoint="c", per_class=1))
+    two = gradcam.choose_tiles(tiles, probabilities, GradcamConfig(checkpoint="c", per_class=2))
+
+    assert chosen == [1, 2, 4, 5]
+    assert two == [1, 0, 2, 4, 3, 5, 6]
+
+
+@pytest.mark.parametrize("target", ["SSA", "HP", "predicted", "difference"])
+def test_wanted_ids_and_targets(
+    cli: Any, finetuned: Path, truth: tuple[Tiles, Any, Any], tmp_path: Path, read_rows: Any, target: str
+) -> None:
+    loaded, maps, probabilities = truth
+    wanted = [loaded.ids[5], loaded.ids[2]]
+
+    result = cli.gradcam(
+        finetuned, f"ids=[{','.join(wanted)}]", f"target={target}", f"data.size_px={SIDE}", f"out={tmp_path / 'out'}"
+    )
+
+    assert result.code == 0, result.err
+    rows = read_rows(tmp_path / "out/boxes.csv")
+    assert [row["id"] for row in rows] == wanted
+    assert rows[0]["picture"] == f"000_{Path(wanted[0]).stem}"
+    for row, index in zip(rows, (5, 2), strict=True):
+        predicted = int(probabilities[index].argmax())
+        expected = {
+            "HP": maps[index, 0],
+            "SSA": maps[index, 1],
+            "predicted": maps[index, predicted],
+            "difference": maps[index, predicted] - maps[index, 1 - predicted],
+        }[target]
+        assert float(row["raw_maximum"]) == pytest.approx(expected.max(), rel=1e-3, abs=1e-5)
+
+
+def test_folder_of_images_without_labels(
+    cli: Any, finetuned: Path, tiles: Path, tmp_path: Path, read_rows: Any
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    names = sorted(path.name for path in (tiles / "images").iterdir())[:3]
+    for name in names:
+        shutil.copy(tiles / "images" / name, folder)
+    run = Path(shutil.copytree(finetuned, tmp_path / "run"))
+
+    result = cli.gradcam(run, f"images={folder}")
+
+    assert result.code == 0, result.err
+    rows = read_rows(run / "gradcam_images/boxes.csv")
+    assert [row["id"] for row in rows] == names
+    assert {row["label"] for row in rows} == {"unknown"}
+    assert json.loads((run / "gradcam_images/localisation.json").read_text()) is None
+    assert "truth masks" not in result.out
+
+
+def test_folder_of_images_in_the_models_classes_has_labels(
+    cli: Any, finetuned3: Path, folder3: Path, tmp_path: Path, read_rows: Any
+) -> None:
+    result = cli.gradcam(finetuned3, f"images={folder3 / 'test'}", f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    rows = read_rows(tmp_path / "out/boxes.csv")
+    assert len(rows) == 15
+    assert all(row["id"].startswith(f"{row['label']}/") for row in rows)
+
+
+# --- three classes ---
+
+
+def test_three_classes_explain_the_predicted_one(
+    cli: Any, finetuned3: Path, folder3: Path, tmp_path: Path, read_rows: Any
+) -> None:
+    out = tmp_path / "out"
+
+    result = cli.gradcam(finetuned3, f"data.size_px={SIDE}", "per_class=1", f"out={out}")
+
+    assert result.code == 0, result.err
+    loaded = load_imagefolder(folder3, split="test", size_px=SIDE)
+    maps, probabilities = closed_form(finetuned3, loaded.images)
+    for row in read_rows(out / "boxes.csv"):
+        index = loaded.ids.index(row["id"])
+        predicted = int(probabilities[index].argmax())
+        assert row["prediction"] == loaded.classes[predicted]
+        assert float(row["raw_maximum"]) == pytest.approx(maps[index, predicted].max(), rel=1e-3, abs=1e-5)
+    assert json.loads((out / "localisation.json").read_text()) is None
+
+
+@pytest.mark.parametrize(
+    ("run", "word", "message"),
+    [
+        ("finetuned", "target=SSL", "sscl: target: got 'SSL', allowed are auto, difference, predicted, HP, SSA"),
+        ("finetuned3", "target=difference", "sscl: target: difference needs two classes"),
+        ("finetuned", "ids=[nowhere.png]", "sscl: ids: nowhere.png is not among the 16 tiles"),
+        ("finetuned", "threshold=1.5", "sscl: threshold: got 1.5"),
+    ],
+)
+def test_impossible_wishes_are_refused(
+    cli: Any, tmp_path: Path, request: pytest.FixtureRequest, run: str, word: str, message: str
+) -> None:
+    result = cli.gradcam(request.getfixturevalue(run), word, f"out={tmp_path / 'out'}")
+
+    assert result.code == 2
+    assert result.err.startswith(message)
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_and_images_exclude_each_other(cli: Any, finetuned: Path, tiles: Path, tmp_path: Path) -> None:
+    result = cli.gradcam(finetuned, "ids=[a.png]", f"images={tiles / 'images'}", f"out={tmp_path / 'out'}")
+
+    assert result.code == 2
+    assert "either ids or images" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+# --- localisation ---
+
+
+def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
+    explained: tuple[Path, str], truth: tuple[Tiles, Any, Any], tiles: Path
+) -> None:
+    loaded, maps, probabilities = truth
+    masks = load_truth_masks(tiles, loaded.ids, size_px=SIDE)
+    assert masks is not None
+    written = json.loads((explained[0] / "localisation.json").read_text())
+
+    def rates(given: Any) -> dict[str, float]:
+        hits = [
+            cam.localisation(raw, cam.find_box(raw), mask) for raw, mask in zip(given, masks, strict=True) if mask.any()
+        ]
+        return {key: float(np.mean([hit[key] for hit in hits])) for key in ("peak_hit", "box_hit", "box_iou")}
+
+    assert list(written) == ["this model", "centre", "random weights"]
+    for name, given in (
+        ("this model", difference_maps(maps, probabilities)),
+        ("centre", np.repeat(cam.centre_map(SIDE)[None], 16, 0)),
+    ):
+        expected = rates(given)
+        assert written[name]["tiles"] == sum(mask.any() for mask in masks)
+        assert written[name]["peak_hit"] == pytest.approx(expected["peak_hit"], abs=0.07)  # one tile of 16
+        assert written[name]["box_hit"] == pytest.approx(expected["box_hit"], abs=0.07)
+        assert written[name]["mean_box_iou"] == pytest.approx(expected["box_iou"], abs=0.01)
+    assert written["random weights"] != written["this model"]
+    for name in written:
+        assert f"{name}  " in explained[1]
+
+
+def test_random_baseline_follows_its_seed(
+    cli: Any, explained: tuple[Path, str], finetuned: Path, tmp_path: Path
+) -> None:
+    result = cli.gradcam(
+        finetuned, f"out={tmp_path / 'out'}", f"data.size_px={SIDE}", "random_seed=1", "per_class=1", "batch_size=3"
+    )
+
+    assert result.code == 0, result.err
+    first, second = (json.loads((out / "localisation.json").read_text()) for out in (explained[0], tmp_path / "out"))
+    assert first["centre"] == second["centre"]
+    assert first["this model"]["mean_box_iou"] == pytest.approx(second["this model"]["mean_box_iou"], abs=0.01)
+    assert first["random weights"] != second["random weights"]
+
+
+def test_masks_that_are_all_empty_give_no_rates(cli: Any, finetuned: Path, broken: Path, tmp_path: Path) -> None:
+    for path in (broken / "masks").iterdir():
+        Image.new("L", (32, 32), 0).save(path)
+
+    result = cli.gradcam(finetuned, f"data.root={broken}", "per_class=1", f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "out/localisation.json").read_text()) is None
+
+
+# --- folders that exist ---
+
+
+def test_existing_folder_is_refused_untouched_and_replaced_only_on_demand(
+    cli: Any, explained: tuple[Path, str], finetuned: Path, tmp_path: Path, snapshot: Any
+) -> None:
+    out = Path(shutil.copytree(explained[0], tmp_path / "out"))
+    before = snapshot(out)
+
+    refused = cli.gradcam(finetuned, f"out={out}")
+
+    assert refused.code == 2
+    assert f"{out}: exists" in refused.err
+    assert snapshot(out) == before
+    assert cli.gradcam(finetuned, f"out={out}", "per_class=1", "--overwrite").code == 0
+    assert set(snapshot(out)) != set(before)  # fewer pictures, none left over
+    assert len(list(out.glob("*_panel.png"))) < sum(name.endswith("_panel.png") for name in before)
