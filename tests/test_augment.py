@@ -115,6 +115,19 @@ def test_views_differ_by_tile_epoch_view_and_seed():
         assert (other - base).abs().max() > 0.01
 
 
+def test_autocast_does_not_blur_the_views():
+    images = (tiles(3).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+    plain = views(images, torch.arange(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(views(images, torch.arange(3)), plain)
+
+
+def test_views_compile_to_one_graph_without_looking_at_a_value():
+    images = (tiles(2).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+    breaks = torch._dynamo.explain(views)(images, torch.arange(2)).graph_break_count
+    assert breaks == 0
+
+
 # Each operation against torchvision
 
 

@@ -193,8 +193,10 @@ def view(
         view: 0 or 1; any other number gives further views.
         mean, std: float32 (3,), of pixels scaled to 0-1.
     """
-    parameters = draw(augmentation, tiles, seed=seed, epoch=epoch, view=view, size_px=images.shape[1])
-    return normalise(apply(to_unit(images), parameters, augmentation=augmentation), mean=mean, std=std)
+    # Autocast off: in bf16 the warp's coordinates and the stains would be good to three digits only.
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        parameters = draw(augmentation, tiles, seed=seed, epoch=epoch, view=view, size_px=images.shape[1])
+        return normalise(apply(to_unit(images), parameters, augmentation=augmentation), mean=mean, std=std)
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

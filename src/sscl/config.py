@@ -122,6 +122,9 @@ class ModelConfig(Section):
     stem: Literal["standard", "small"] = knob(
         "standard", "standard: 7x7 stride 2 and max-pool; small: 3x3 stride 1, for tiles under 96 px"
     )
+    output_stride: Literal[32, 16] = knob(
+        32, "16: the last stage keeps its resolution, for heatmaps twice as fine at up to twice the time"
+    )
     weights: str | None = knob(
         None, "start of the encoder: null = random, imagenet = torchvision's, else a run folder or checkpoint file"
     )

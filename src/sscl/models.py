@@ -15,17 +15,22 @@ from torch import nn
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 STEMS = ("standard", "small")
+OUTPUT_STRIDES = (32, 16)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Encoder(nn.Module):
-    """A ResNet trunk with torchvision's parameter names; `num_features`, `forward_features`, `forward` as in timm."""
+    """A ResNet trunk with torchvision's parameter names; `num_features`, `forward_features`, `forward` as in timm.
 
-    def __init__(self, name: str, *, stem: str = "standard") -> None:
+    With `output_stride` 16 the last stage keeps its resolution, so that the last feature map, and with it Grad-CAM, is
+    twice as fine; the weights are the same (Choe et al., arXiv:2001.07437, localise with such nets).
+    """
+
+    def __init__(self, name: str, *, stem: str = "standard", output_stride: int = 32) -> None:
         super().__init__()
         net = torchvision.models.get_model(name, weights=None)
-        self.name, self.stem = name, stem
+        self.name, self.stem, self.output_stride = name, stem, output_stride
         self.num_features: int = net.fc.in_features
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
@@ -33,6 +38,10 @@ class Encoder(nn.Module):
             self.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()
+        if output_stride == 16:
+            for module in self.layer4.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.stride = (1, 1)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last feature map, (B, 3, H, W) -> (B, C, h, w)."""
@@ -99,7 +108,9 @@ def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2
     raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp")
 
 
-def build_encoder(name: str, *, weights: str | None = None, stem: str = "standard") -> Encoder:
+def build_encoder(
+    name: str, *, weights: str | None = None, stem: str = "standard", output_stride: int = 32
+) -> Encoder:
     """Return a ResNet trunk, in training mode.
 
     Args:
@@ -107,6 +118,7 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
         weights: None (random), "imagenet" (torchvision's default weights, downloaded once by torchvision), or the path
             of an encoder: a checkpoint of ours, our `encoder.pt`, or a torchvision ResNet state dict.
         stem: "standard" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool; for tiles under 96 px).
+        output_stride: pixels of a tile per cell of the last feature map with the standard stem, 32 or 16.
 
     Raises:
         ValueError: an unknown name or stem; weights that do not fit.
@@ -116,7 +128,9 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
         raise ValueError(f"model.name: got {name!r}, allowed are {', '.join(ENCODERS)}")
     if stem not in STEMS:
         raise ValueError(f"model.stem: got {stem!r}, allowed are {', '.join(STEMS)}")
-    encoder = Encoder(name, stem=stem)
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"model.output_stride: got {output_stride}, allowed are 32, 16")
+    encoder = Encoder(name, stem=stem, output_stride=output_stride)
     if weights == "imagenet":
         if stem == "small":
             raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")

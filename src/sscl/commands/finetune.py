@@ -78,6 +78,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
         "kind": "finetune",
         "encoder_name": config.model.name,
         "stem": config.model.stem,
+        "output_stride": config.model.output_stride,
         "preprocessing": {"size_px": config.data.size_px, "mean": list(mean), "std": list(std)},
         "classes": list(tiles.classes),
         "config": plain(config),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sscl import augment, cam, features, plots, run
 from sscl.commands.inputs import (
     all_rows,
+    blank_classifier,
     check_classes,
     check_inputs_outside,
     describe_tiles,
@@ -31,7 +32,7 @@ from sscl.data.imagefolder import load_imagefolder
 from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
-from sscl.models import Classifier, build_encoder
+from sscl.models import Classifier
 
 BOX_FIELDS = ("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum")
 
@@ -76,8 +77,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         masks = load_truth_masks(data.root, tiles.ids, size_px=data.size_px)
     if masks is not None and masks.any():
         torch.manual_seed(config.random_seed)
-        blank = Classifier(build_encoder(content["encoder_name"], stem=content["stem"]), num_classes=len(classes))
-        random = explain(blank.to(device).eval(), all_rows(tiles), "random weights")
+        blank = blank_classifier(content).to(device).eval()
+        random = explain(blank, all_rows(tiles), "random weights")
         centre = np.repeat(cam.centre_map(data.size_px)[None], len(tiles), 0)
         named = {"this model": everything.maps, "centre": centre, "random weights": random.maps}
         localised = {name: localisation_rates(maps, masks, threshold=config.threshold) for name, maps in named.items()}

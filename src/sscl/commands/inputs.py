@@ -84,15 +84,20 @@ def start_encoder(model: ModelConfig) -> tuple[Encoder, tuple[float, ...], tuple
                     f"model.stem={made[1]} (got {model.name}, {model.stem})"
                 )
             mean, std = content["preprocessing"]["mean"], content["preprocessing"]["std"]
-    encoder = build_encoder(model.name, weights=weights, stem=model.stem)
+    encoder = build_encoder(model.name, weights=weights, stem=model.stem, output_stride=model.output_stride)
     return encoder, tuple(model.mean or mean), tuple(model.std or std)
+
+
+def blank_classifier(content: dict[str, Any]) -> Classifier:
+    """Return the classifier of a finetune checkpoint with random weights."""
+    encoder = build_encoder(content["encoder_name"], stem=content["stem"], output_stride=content["output_stride"])
+    return Classifier(encoder, num_classes=len(content["classes"]))
 
 
 def load_classifier(path: str, *, device: torch.device) -> tuple[Classifier, dict[str, Any]]:
     """Return a finetune checkpoint's classifier, in evaluation mode on the device, and the checkpoint's content."""
     content = load_checkpoint(path, kind="finetune")
-    encoder = build_encoder(content["encoder_name"], stem=content["stem"])
-    classifier = Classifier(encoder, num_classes=len(content["classes"]))
+    classifier = blank_classifier(content)
     classifier.encoder.load_state_dict(content["encoder"])
     classifier.head.load_state_dict(content["head"])
     return classifier.to(device).eval(), content

@@ -164,6 +164,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "encoder": model.encoder.state_dict(),
                 "encoder_name": config.model.name,
                 "stem": config.model.stem,
+                "output_stride": config.model.output_stride,
                 "preprocessing": {"size_px": config.data.size_px, "mean": list(mean), "std": list(std)},
                 "classes": list(tiles.classes),
                 "config": plain(config),
