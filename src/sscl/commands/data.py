@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from sscl import augment, plots, run
 from sscl.augment import Augmentation
 from sscl.commands.inputs import check_inputs_outside, load_tiles
-from sscl.config import InspectConfig, SynthConfig, plain
+from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
 
@@ -48,6 +49,7 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     splits = load_splits(config)
     for name, tiles in splits.items():
         print(describe(name, tiles))
+    print(describe_files(config.data, splits))
     first = next(iter(splits.values()))
     rows = spread(first, count=config.tiles, seed=config.seed)
     shown = first.subset(rows)
@@ -87,6 +89,19 @@ def describe(name: str, tiles: Tiles) -> str:
         agreeing = Counter(np.maximum(tiles.votes, 7 - tiles.votes).tolist())
         lines.append("  annotators agreeing: " + ", ".join(f"{n}/7: {agreeing[n]}" for n in (7, 6, 5, 4)))
     return "\n".join(lines)
+
+
+def describe_files(data: DataConfig, splits: dict[str, Tiles]) -> str:
+    """Return the sizes of the image files, before they are brought to data.size_px, most frequent first."""
+    folder = Path(data.root) / "images" if data.source == "mhist" else Path(data.root)
+    sizes: Counter[tuple[int, int]] = Counter()
+    for tiles in splits.values():
+        for name in tiles.ids:
+            with Image.open(folder / name) as image:  # reads the header only
+                sizes[image.size] += 1
+    shown = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes.most_common(5))
+    more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
+    return f"image files, in pixels: {shown}{more}"
 
 
 def label(tiles: Tiles, row: int) -> str:

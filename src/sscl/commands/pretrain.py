@@ -154,7 +154,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "tiles_per_second": steps * batch_size / seconds,
                 "seconds": seconds,
             }
-            warning = collapse_warning(row)
+            # During warm-up the loss of random guessing is what one expects.
+            warning = collapse_warning(row) if epoch + 1 > config.train.warmup_epochs else None
             if warning:
                 bar.write(f"warning: epoch {epoch + 1}: {warning}")
             log.append(row)

@@ -1,0 +1,71 @@
+"""The README says what is true: its commands are accepted, its files exist, its table is complete."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sscl import cli, config
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(?:sh|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    found = []
+    for text in TEXTS:
+        for block in BLOCK.findall(text.read_text(encoding="utf-8")):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line.removeprefix("$ ") for line in lines if line.startswith(("sscl ", "$ sscl ", "scripts/"))]
+    return sorted(set(found))
+
+
+def config_headers() -> list[str]:
+    found = []
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        found += re.findall(r"^#\s+(sscl .*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found
+
+
+def test_there_are_commands_to_check():
+    assert sum(command.startswith("sscl pretrain") for command in commands()) >= 2
+    assert len(config_headers()) >= 10
+
+
+@pytest.mark.parametrize("command", [*commands(), *config_headers()])
+def test_commands_are_accepted(command, monkeypatch):
+    words = shlex.split(command, comments=True)
+    if words[0].startswith("scripts/"):
+        assert (ROOT / words[0]).stat().st_mode & 0o100, f"{words[0]} is not executable"
+        return
+    monkeypatch.chdir(ROOT)
+    name = " ".join(words[1:3]) if " ".join(words[1:3]) in cli.COMMANDS else words[1]
+    given = words[1 + len(name.split()) :]
+    flags = [word for word in given if word.startswith("--") and word != "--config"]
+    assert {flag.removeprefix("--") for flag in flags} <= {*cli.COMMANDS[name].flags, "help"}
+    if "--help" in flags:
+        return
+    file = given[given.index("--config") + 1] if "--config" in given else None
+    overrides = [word for word in given if "=" in word]
+    kind = getattr(config, cli.COMMANDS[name].config)
+    assert isinstance(config.load_config(kind, file, overrides=overrides), kind)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_links_and_named_files_exist(text):
+    content = text.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", content):
+        assert (text.parent / target).exists(), target
+    for target in re.findall(r"`((?:src|configs|scripts|docs|tests)/[\w./-]+)`", content):
+        assert (ROOT / target).exists(), target
+
+
+def test_table_names_every_module():
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "src" / "sscl").rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert path.name in table, f"{path.name} is missing from the README's table"
