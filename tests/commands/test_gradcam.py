@@ -177,7 +177,12 @@ def test_wanted_ids_and_targets(
     wanted = [loaded.ids[5], loaded.ids[2]]
 
     result = cli.gradcam(
-        finetuned, f"ids=[{','.join(wanted)}]", f"target={target}", f"data.size_px={SIDE}", f"out={tmp_path / 'out'}"
+        finetuned,
+        f"ids=[{','.join(wanted)}]",
+        f"target={target}",
+        "threshold=0.7",
+        f"data.size_px={SIDE}",
+        f"out={tmp_path / 'out'}",
     )
 
     assert result.code == 0, result.err
@@ -193,6 +198,11 @@ def test_wanted_ids_and_targets(
             "difference": maps[index, predicted] - maps[index, 1 - predicted],
         }[target]
         assert float(row["raw_maximum"]) == pytest.approx(expected.max(), rel=1e-3, abs=1e-5)
+        assert row["threshold"] == "0.7"
+        box = cam.find_box(expected, threshold=0.7)
+        if box is not None:
+            corners = [int(row[key]) for key in ("x0", "y0", "x1", "y1")]
+            assert np.abs(np.array(corners) - [box.x0, box.y0, box.x1, box.y1]).max() <= 1
 
 
 def test_folder_of_images_without_labels(
@@ -218,12 +228,16 @@ def test_folder_of_images_without_labels(
 def test_folder_of_images_in_the_models_classes_has_labels(
     cli: Any, finetuned3: Path, folder3: Path, tmp_path: Path, read_rows: Any
 ) -> None:
-    result = cli.gradcam(finetuned3, f"images={folder3 / 'test'}", f"out={tmp_path / 'out'}")
+    for name in ("benign", "cancer", "stroma"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        shutil.copy(folder3 / "test" / name / f"{name}_0.png", tmp_path / "mine" / name)
+
+    result = cli.gradcam(finetuned3, f"images={tmp_path / 'mine'}", f"out={tmp_path / 'out'}")
 
     assert result.code == 0, result.err
     rows = read_rows(tmp_path / "out/boxes.csv")
-    assert len(rows) == 15
-    assert all(row["id"].startswith(f"{row['label']}/") for row in rows)
+    assert [row["id"] for row in rows] == ["benign/benign_0.png", "cancer/cancer_0.png", "stroma/stroma_0.png"]
+    assert [row["label"] for row in rows] == ["benign", "cancer", "stroma"]
 
 
 # --- three classes ---
