@@ -73,7 +73,9 @@ def test_collapse_gives_log_of_the_negatives(pairs):
     assert nt_xent_at_collapse(pairs) == math.log(2 * pairs - 1)
 
 
-@pytest.mark.parametrize(("pairs", "expected"), [(2, 0.3915704041748233), (4, 0.8911395638100592), (8, 1.4713509039162744)])
+@pytest.mark.parametrize(
+    ("pairs", "expected"), [(2, 0.3915704041748233), (4, 0.8911395638100592), (8, 1.4713509039162744)]
+)
 def test_orthonormal_pairs(pairs, expected):
     eye = torch.eye(pairs, dtype=torch.float64)
     assert nt_xent(eye, eye).item() == pytest.approx(expected, abs=1e-12)
@@ -101,7 +103,12 @@ def test_invariances():
     order = torch.randperm(7, generator=torch.Generator().manual_seed(1))
     rotation, _ = torch.linalg.qr(random_pair(5, 5, seed=2)[0])
     scales = torch.rand(7, 1, dtype=torch.float64) + 0.1
-    for other in (nt_xent(b, a), nt_xent(a[order], b[order]), nt_xent(a @ rotation, b @ rotation), nt_xent(a * scales, b)):
+    for other in (
+        nt_xent(b, a),
+        nt_xent(a[order], b[order]),
+        nt_xent(a @ rotation, b @ rotation),
+        nt_xent(a * scales, b),
+    ):
         assert other.item() == pytest.approx(loss, abs=1e-12)
 
 

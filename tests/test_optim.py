@@ -193,3 +193,10 @@ def test_lars_resumes_from_its_state():
     resumed.load_state_dict(stopped.state_dict())
     train(second, resumed, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_warmup_that_fills_the_run_is_said_in_words():
+    assert optim.warmup_warning(warmup_epochs=2, epochs=3) is None
+    warning = optim.warmup_warning(warmup_epochs=10, epochs=5)
+    assert warning is not None
+    assert "train.warmup_epochs (10) is not below train.epochs (5)" in warning

@@ -34,6 +34,16 @@ def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def warmup_warning(*, warmup_epochs: float, epochs: int) -> str | None:
+    """Return a sentence where the warm-up leaves no room for the peak learning rate, else None."""
+    if warmup_epochs < epochs:
+        return None
+    return (
+        f"warning: train.warmup_epochs ({warmup_epochs:g}) is not below train.epochs ({epochs}), so the peak learning "
+        "rate is never reached; lower train.warmup_epochs"
+    )
+
+
 def parameter_groups(module: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups: weights, and biases with norm parameters, which take neither decay nor LARS's scaling.
 

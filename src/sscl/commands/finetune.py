@@ -86,6 +86,9 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     }
     print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
     best: dict[str, Any] | None = None
+    hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
+    if hint is not None:
+        print(hint)
     bar = tqdm(
         total=steps * config.train.epochs,
         unit="step",

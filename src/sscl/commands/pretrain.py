@@ -100,6 +100,9 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     collapse = nt_xent_at_collapse(batch_size)
     last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
     print(f"{len(train)} tiles to train on, {steps} steps of {batch_size} an epoch, peak learning rate {peak:.4g}")
+    hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
+    if hint is not None:
+        print(hint)
     bar = tqdm(
         total=steps * config.train.epochs,
         initial=steps * first_epoch,
