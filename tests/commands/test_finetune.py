@@ -169,6 +169,34 @@ def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: p
     assert asked == ["train"]
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_views_are_new_at_every_step_and_trunk_and_head_have_their_own_rates(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any, frozen: bool
+) -> None:
+    asked, rates = [], []
+    real_view, real_optimizer = finetune.augment.view, finetune.optim.build_optimizer
+
+    def view(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
+        asked.append((named["epoch"], named["view"], named["seed"]))
+        return real_view(images, rows, **named)
+
+    def optimizer(name: str, groups: list[dict[str, Any]], **named: Any) -> torch.optim.Optimizer:
+        rates.extend((group["lr"], sum(p.numel() for p in group["params"])) for group in groups)
+        return real_optimizer(name, groups, **named)
+
+    monkeypatch.setattr(finetune.augment, "view", view)
+    monkeypatch.setattr(finetune.optim, "build_optimizer", optimizer)
+    words = ["train.epochs=2", "train.learning_rate=1e-5", "train.head_learning_rate=1e-2", "train.warmup_epochs=0"]
+
+    assert cli.finetune(tmp_path / "run", *words, "seed=7", f"train.freeze_encoder={str(frozen).lower()}").code == 0
+
+    assert asked == [(epoch, step, 7) for epoch in (0, 1) for step in (0, 1, 2)]
+    sizes = {rate: sum(size for r, size in rates if r == rate) for rate, _ in rates}
+    trunk = {} if frozen else {1e-5: 11_176_512}  # torchvision's ResNet18 without its last layer
+    assert sizes == {**trunk, 1e-2: 512 * 2 + 2}
+    assert 0 < read_metrics(tmp_path / "run")[-1]["learning_rate"] < 1e-2
+
+
 # --- which labels are used ---
 
 

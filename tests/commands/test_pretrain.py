@@ -103,6 +103,29 @@ def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: An
     assert "projection.3.weight" in content["model"]  # the mlp
 
 
+def test_every_epoch_shows_each_tile_once_in_two_new_views(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int, int, list[int]]] = []
+    real = pretrain.augment.view
+
+    def spy(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
+        asked.append((named["epoch"], named["view"], named["seed"], rows.tolist()))
+        return real(images, rows, **named)
+
+    monkeypatch.setattr(pretrain.augment, "view", spy)
+
+    assert cli.pretrain(tmp_path / "run", "train.epochs=2", "seed=7").code == 0
+
+    assert [(epoch, view) for epoch, view, _, _ in asked] == [(0, 0), (0, 1)] * 3 + [(1, 0), (1, 1)] * 3
+    assert {seed for _, _, seed, _ in asked} == {7}
+    assert all(asked[i][3] == asked[i + 1][3] for i in range(0, 12, 2))  # both views are of the same tiles
+    orders = [[row for epoch, view, _, rows in asked if (epoch, view) == (e, 0) for row in rows] for e in (0, 1)]
+    assert len(set(orders[0])) == 24
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+
+
 # --- resumption ---
 
 
