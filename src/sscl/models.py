@@ -108,9 +108,7 @@ def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2
     raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp")
 
 
-def build_encoder(
-    name: str, *, weights: str | None = None, stem: str = "standard", output_stride: int = 32
-) -> Encoder:
+def build_encoder(name: str, *, weights: str | None = None, stem: str = "standard", output_stride: int = 32) -> Encoder:
     """Return a ResNet trunk, in training mode.
 
     Args:

@@ -184,3 +184,18 @@ def test_copy_of_tiles_without_slides_says_so(cli: Any, broken: Path, tmp_path: 
 
     assert result.code == 0, result.err
     assert result.out.count("no slide or patient ids") == 2
+
+
+def test_inspect_counts_a_train_folder_without_test(cli: Any, tmp_path: Path) -> None:
+    for name, size in (("A", 20), ("B", 30)):
+        folder = tmp_path / "tiles" / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (size, size), (10 * i, 50, 90)).save(folder / f"{i}.png")
+
+    result = inspect(cli, tmp_path / "tiles", tmp_path / "out", "data.source=folder", "data.size_px=16")
+
+    assert result.code == 0, result.err
+    assert "train: 6 tiles of 16x16 px" in result.out
+    assert "test:" not in result.out
+    assert "image files, in pixels: 3 of 20x20, 3 of 30x30" in result.out

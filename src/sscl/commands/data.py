@@ -66,10 +66,13 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
 
 
 def load_splits(config: InspectConfig) -> dict[str, Tiles]:
-    """Return train and test; a flat folder without classes has one split, all."""
+    """Return train and test; a flat folder without classes has one split, all, and train/ may stand without test/."""
     train = load_tiles(config.data, split="train", progress=config.progress)
     if not train.classes:
         return {"all": train}
+    root = Path(config.data.root)
+    if config.data.source == "folder" and (root / "train").is_dir() and not (root / "test").is_dir():
+        return {"train": train}
     return {"train": train, "test": load_tiles(config.data, split="test", progress=config.progress)}
 
 

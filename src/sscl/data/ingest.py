@@ -74,7 +74,7 @@ def decode_tiles(
             raise ValueError(
                 f"{folder}: the cache of decoded tiles cannot be written there "
                 f"({error.strerror or error}); it needs {np.prod(shape) / 2**30:.2f} GiB: "
-                "free some space, or name another folder with cache_dir or $SSCL_CACHE"
+                "free some space, or name another folder with data.cache_dir or $SSCL_CACHE"
             ) from error
     images: NDArray[np.uint8] = np.load(cached, mmap_mode="r")
     return images

@@ -193,7 +193,7 @@ def _check_published(root: Path, rows: list[_Row]) -> None:
             if found != counts[name]:
                 raise ValueError(
                     f"{root / 'annotations.csv'}: {found} {name} tiles in partition {partition}, MHIST has "
-                    f"{counts[name]}; fetch the file again, or say published=False for a set that is not the "
+                    f"{counts[name]}; fetch the file again, or set data.published=false for a set that is not the "
                     "whole of MHIST"
                 )
 
