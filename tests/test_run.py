@@ -28,7 +28,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def our_folder(path: Path, *, checkpoint: bool = True) -> Path:
-    run.start_folder(path, config={"run": str(path)})
+    run.start_folder(path, config={"run": str(path)}, overwrite=True)
     if checkpoint:
         run.save_checkpoint(path / "checkpoints" / "last.pt", CONTENT)
     return path
@@ -192,7 +192,7 @@ def test_an_existing_run_is_never_replaced_in_silence(tmp_path):
         run.check_run_folder(folder, overwrite=False, trains=True)
     assert run.check_run_folder(folder, overwrite=True, trains=True) == folder
     assert files_of(folder) == before  # checking touches nothing
-    run.start_folder(folder, config={"run": "again"})
+    run.start_folder(folder, config={"run": "again"}, overwrite=True)
     assert files_of(folder) == ["config.yaml", "env.json"]
     assert yaml.safe_load((folder / "config.yaml").read_text()) == {"run": "again"}
 

@@ -1,4 +1,4 @@
-"""The two augmented views of a batch of tiles: one warp, one blur, one colour step, on the device of the tiles.
+"""The two augmented views of a batch of tiles: one warp, one blur, then the colours, on the device of the tiles.
 
 Every tile draws its parameters from a counter-based generator keyed by (seed, epoch, tile, view), so that its views are
 the same whatever the batch, the number of ranks, the device, or whether the run was resumed. Nothing here loops over
@@ -78,7 +78,11 @@ def philox(counter: Sequence[torch.Tensor | int], *, seed: int, like: torch.Tens
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """
     mask = 0xFFFFFFFF
-    words = [torch.as_tensor(word, dtype=torch.int64, device=like.device) for word in counter]
+    # torch.full, not as_tensor: a number copied from the host would make a GPU wait.
+    words = [
+        word if isinstance(word, torch.Tensor) else torch.full((), word, dtype=torch.int64, device=like.device)
+        for word in counter
+    ]
     c0, c1, c2, c3 = torch.broadcast_tensors(*words)  # type: ignore[no-untyped-call]
     k0, k1 = seed & mask, (seed >> 32) & mask
     for _ in range(10):
@@ -96,7 +100,7 @@ def _multiply(factor: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def uniform(tiles: torch.Tensor, count: int, *, seed: int, epoch: int, view: int) -> torch.Tensor:
+def uniform(tiles: torch.Tensor, count: int, *, seed: int, epoch: int, view: int | torch.Tensor) -> torch.Tensor:
     """Return `count` numbers in [0, 1) for each tile index, float32 (count, B), a function of the arguments alone."""
     blocks = torch.arange((count + 3) // 4, device=tiles.device)[:, None]
     words = philox([tiles[None] & 0xFFFFFFFF, blocks, epoch, view], seed=seed, like=tiles)  # (4, blocks, B)
@@ -104,7 +108,7 @@ def uniform(tiles: torch.Tensor, count: int, *, seed: int, epoch: int, view: int
 
 
 def draw(
-    augmentation: Augmentation, tiles: torch.Tensor, *, seed: int, epoch: int, view: int, size_px: int
+    augmentation: Augmentation, tiles: torch.Tensor, *, seed: int, epoch: int, view: int | torch.Tensor, size_px: int
 ) -> ViewParameters:
     """Return the parameters of one view of each tile.
 
@@ -178,7 +182,7 @@ def view(
     augmentation: Augmentation,
     seed: int,
     epoch: int,
-    view: int,
+    view: int | torch.Tensor,
     mean: torch.Tensor,
     std: torch.Tensor,
 ) -> torch.Tensor:
@@ -190,13 +194,14 @@ def view(
     Args:
         images: uint8 (B, H, W, 3), square.
         tiles: int64 (B,), the tiles' indices in the data set.
-        view: 0 or 1; any other number gives further views.
+        view: 0 or 1, for all tiles or one for each, int64 (B,); other numbers give further views.
         mean, std: float32 (3,), of pixels scaled to 0-1.
     """
     # Autocast off: in bf16 the warp's coordinates and the stains would be good to three digits only.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         parameters = draw(augmentation, tiles, seed=seed, epoch=epoch, view=view, size_px=images.shape[1])
-        return normalise(apply(to_unit(images), parameters, augmentation=augmentation), mean=mean, std=std)
+        x = normalise(apply(to_unit(images), parameters, augmentation=augmentation), mean=mean, std=std)
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail("interrupted; what was written up to the last epoch is whole")
         return 130
+    except MemoryError:
+        return _fail("out of memory: lower train.batch_size (batch_size for eval and gradcam) or data.size_px")
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch's CPU allocator
+            return _fail("out of memory: lower train.batch_size (batch_size for eval and gradcam) or data.size_px")
         if "out of memory" not in str(error).lower():
             raise
         return _fail(

@@ -16,8 +16,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
-from sscl.models import IMAGENET_MEAN, IMAGENET_STD
-
 
 class Section(BaseModel):
     """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
@@ -128,12 +126,8 @@ class ModelConfig(Section):
     weights: str | None = knob(
         None, "start of the encoder: null = random, imagenet = torchvision's, else a run folder or checkpoint file"
     )
-    mean: Triple | None = knob(
-        None, f"channel means of pixels in 0-1; null = those of the weights, else ImageNet's {list(IMAGENET_MEAN)}"
-    )
-    std: Triple | None = knob(
-        None, f"channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's {list(IMAGENET_STD)}"
-    )
+    mean: Triple | None = knob(None, "channel means of pixels in 0-1; null = those of the weights, else ImageNet's")
+    std: Triple | None = knob(None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's")
 
     @model_validator(mode="after")
     def _std_positive(self) -> ModelConfig:
@@ -161,7 +155,7 @@ class PretrainTrainConfig(Section):
     """The contrastive training loop."""
 
     epochs: int = knob(100, "passes over the tiles", ge=1)
-    batch_size: int = knob(128, "tiles a step, over all ranks (each gives two views)", ge=2)
+    batch_size: int = knob(128, "tiles a step (each gives two views)", ge=2)
     optimizer: Literal["sgd", "lars", "adamw"] = knob("sgd", "the optimizer")
     learning_rate: float = knob(0.06, "peak learning rate, before scaling", gt=0)
     learning_rate_scaling: Literal["linear", "sqrt", "none"] = knob(

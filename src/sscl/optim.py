@@ -23,7 +23,9 @@ def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str)
         return learning_rate * batch_size / 256
     if scaling == "sqrt":
         return learning_rate * math.sqrt(batch_size)
-    return learning_rate
+    if scaling == "none":
+        return learning_rate
+    raise ValueError(f"train.learning_rate_scaling: got {scaling!r}, allowed are {', '.join(LEARNING_RATE_SCALINGS)}")
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:

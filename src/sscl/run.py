@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime
 import json
 import os
 import platform
@@ -66,9 +67,15 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(content, dict) and "sscl" in content
 
 
-def start_folder(path: Path, *, config: dict[str, Any]) -> None:
-    """Make the folder with config.yaml and env.json, in the place of what `check_run_folder` allowed to replace."""
+def start_folder(path: Path, *, config: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder with config.yaml and env.json, in the place of what `check_run_folder` allowed to replace.
+
+    Raises:
+        ValueError: without `overwrite`, something has come there since.
+    """
     if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{path}: another command has written there meanwhile; name another folder")
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
@@ -101,6 +108,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": gpu,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["sscl", *sys.argv[1:]]),
     }
 

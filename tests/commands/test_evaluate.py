@@ -16,6 +16,7 @@ from PIL import Image
 
 from sscl.commands import evaluate
 from sscl.config import DataConfig, plain
+from sscl.data.tiles import Tiles
 
 PICTURES = {"confusion.png", "roc.png", "precision_recall.png"}
 
@@ -301,3 +302,27 @@ def test_data_keys_of_the_checkpoint_can_be_changed_and_are_checked(cli: Any, fi
     assert "data.rooot: unknown key; did you mean" in unknown.err
     assert "data.size_px: got 4" in wrong.err
     assert not (tmp_path / "out").exists()
+
+
+def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tiles(groups: list[str] | None, shade: int = 0) -> Tiles:
+        images = np.full((4, 16, 16, 3), shade, dtype=np.uint8)
+        ids = tuple(f"{shade}_{i}" for i in range(4))
+        array = None if groups is None else np.array(groups)
+        return Tiles(images=images, labels=np.array([0, 1, 0, 1]), classes=("A", "B"), ids=ids, groups=array)
+
+    data = DataConfig(root="/data/tiles", source="folder")
+    train, test = tiles(["a", "a", "b", "b"]), tiles(["b", "c", "c", "d"], 1)
+    monkeypatch.setattr(evaluate, "load_tiles", lambda *_, **__: train)
+    content = {"history": [], "config": {"data": plain(data)}, "data_fingerprint": train.fingerprint}
+
+    def notes(shown: Tiles, **changed: Any) -> str:
+        return " | ".join(evaluate.caveats(data, shown, {**content, **changed}, split="test"))
+
+    assert "1 slides lie in train and test (such as b)" in notes(test)
+    assert "slides lie in" not in notes(tiles(["c", "c", "d", "d"], 1))
+    assert "no slide or patient ids" in notes(tiles(None, 1))
+    assert "training tiles are not those" in notes(test, data_fingerprint="of other files")
+    assert "training tiles are not those" not in notes(test)
+    pretrained = {**plain(data), "split_seed": 5}
+    assert "data.split_seed differs" in notes(test, history=[pretrained])

@@ -80,20 +80,20 @@ def test_best_checkpoint_is_the_epoch_with_the_highest_logged_metric(finetuned: 
 def test_weights_of_a_pretrain_run_come_with_their_mean_and_deviation(
     cli: Any, pretrained: Path, tmp_path: Path, differing_tensors: Any
 ) -> None:
-    encoder, mean, std = start_encoder(ModelConfig(name="resnet18", weights=str(pretrained)))
-    assert differing_tensors(dict(encoder.state_dict()), dict(torch.load(pretrained / "encoder.pt"))) == []
-    assert (mean, std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    start = start_encoder(ModelConfig(name="resnet18", weights=str(pretrained)))
+    assert differing_tensors(dict(start.encoder.state_dict()), dict(torch.load(pretrained / "encoder.pt"))) == []
+    assert (start.mean, start.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     content = torch.load(pretrained / "checkpoints/last.pt", weights_only=True)
     content["preprocessing"] |= {"mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
     torch.save(content, tmp_path / "other.pt")
 
-    _, mean, std = start_encoder(ModelConfig(name="resnet18", weights=str(tmp_path / "other.pt")))
-    assert (mean, std) == ((0.7, 0.5, 0.6), (0.1, 0.2, 0.3))
-    _, mean, std = start_encoder(
+    start = start_encoder(ModelConfig(name="resnet18", weights=str(tmp_path / "other.pt")))
+    assert (start.mean, start.std) == ((0.7, 0.5, 0.6), (0.1, 0.2, 0.3))
+    start = start_encoder(
         ModelConfig(name="resnet18", weights=str(tmp_path / "other.pt"), mean=[0.1, 0.1, 0.1], std=[0.9, 0.9, 0.9])
     )
-    assert (mean, std) == ((0.1, 0.1, 0.1), (0.9, 0.9, 0.9))
+    assert (start.mean, start.std) == ((0.1, 0.1, 0.1), (0.9, 0.9, 0.9))
 
 
 def test_frozen_encoder_stays_bit_identical_while_the_head_learns(
@@ -170,14 +170,14 @@ def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_views_are_new_at_every_step_and_trunk_and_head_have_their_own_rates(
+def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any, frozen: bool
 ) -> None:
     asked, rates = [], []
     real_view, real_optimizer = finetune.augment.view, finetune.optim.build_optimizer
 
     def view(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
-        asked.append((named["epoch"], named["view"], named["seed"]))
+        asked.append((named["epoch"], named["view"].tolist(), named["seed"]))
         return real_view(images, rows, **named)
 
     def optimizer(name: str, groups: list[dict[str, Any]], **named: Any) -> torch.optim.Optimizer:
@@ -190,7 +190,7 @@ def test_views_are_new_at_every_step_and_trunk_and_head_have_their_own_rates(
 
     assert cli.finetune(tmp_path / "run", *words, "seed=7", f"train.freeze_encoder={str(frozen).lower()}").code == 0
 
-    assert asked == [(epoch, step, 7) for epoch in (0, 1) for step in (0, 1, 2)]
+    assert asked == [(epoch, [0] * 8, 7) for epoch in (0, 1) for _ in range(3)]
     sizes = {rate: sum(size for r, size in rates if r == rate) for rate, _ in rates}
     trunk = {} if frozen else {1e-5: 11_176_512}  # torchvision's ResNet18 without its last layer
     assert sizes == {**trunk, 1e-2: 512 * 2 + 2}
@@ -361,4 +361,29 @@ def test_tiles_without_labels_are_refused(cli: Any, tiles: Path, tmp_path: Path)
     assert result.code == 2
     assert "data.root" in result.err
     assert "no labels" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_repeats_of_a_tile_are_other_views_of_it() -> None:
+    order = np.array([5, 3, 5, 5, 8, 3])
+    assert finetune.occurrences(order).tolist() == [0, 0, 1, 2, 0, 1]
+    images = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8).repeat(3, 1, 1, 1)
+    views = finetune.augment.view(
+        images,
+        torch.tensor([4, 4, 4]),
+        augmentation=finetune.Augmentation(),
+        seed=0,
+        epoch=0,
+        view=torch.tensor([0, 1, 0]),
+        mean=torch.zeros(3),
+        std=torch.ones(3),
+    )
+    assert torch.equal(views[0], views[2])
+    assert not torch.equal(views[0], views[1])
+
+
+def test_a_finetune_run_is_no_start(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+    result = cli.finetune(tmp_path / "run", f"model.weights={finetuned}")
+    assert result.code == 2
+    assert "was written by sscl finetune; start from a run of sscl pretrain" in result.err
     assert not (tmp_path / "run").exists()

@@ -444,22 +444,25 @@ def test_labels_that_cannot_be_held_out_do_not_stop_pretraining(capsys: pytest.C
 def test_unlabelled_tiles_are_added_and_their_folders_are_no_labels(
     cli: Any, tiles: Path, folder3: Path, tmp_path: Path
 ) -> None:
-    more = config(tiles, data={"unlabelled": str(folder3)}, health={"tiles": 8})
+    extra = folder3 / "train"
+    count = len(list(extra.glob("*/*.png")))
+    assert count > 8
+    more = config(tiles, data={"unlabelled": str(extra)}, health={"tiles": 8})
 
     loaded = pretrain.load_pretrain_tiles(more)
     watch = pretrain.carve_health(loaded, more)
 
-    assert len(loaded) == 32 + 39
+    assert len(loaded) == 32 + count
     assert loaded.classes == ("HP", "SSA")
     assert loaded.labels[:32].min() >= 0
     assert set(loaded.labels[32:]) == {-1}
     assert loaded.groups is not None  # the slides still hold the health tiles and training apart
     assert not set(loaded.groups[watch.queries]) & set(loaded.groups[watch.train])
 
-    result = cli.pretrain(tmp_path / "run", f"data.unlabelled={folder3}")
+    result = cli.pretrain(tmp_path / "run", f"data.unlabelled={extra}")
 
     assert result.code == 0, result.err
-    assert "39 more tiles" in result.out
+    assert f"{count} more tiles" in result.out
     assert f"{len(watch.train)} tiles to train on" in result.out
 
 
@@ -501,3 +504,12 @@ def test_several_processes_are_refused(cli: Any, tmp_path: Path, monkeypatch: py
     assert result.code == 2
     assert "one process" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_tiles_may_not_be_test_tiles(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    (root / "test").mkdir(parents=True)
+    for extra in (root, tmp_path, root / "test"):
+        settings = config(root, data={"source": "folder", "unlabelled": str(extra)})
+        with pytest.raises(ValueError, match=r"data\.unlabelled: .* holds test tiles"):
+            pretrain.check_unlabelled(settings.data)

@@ -233,7 +233,7 @@ def test_unusable_image_is_named(root):
 
 
 def test_published_counts_and_size_are_held(root, monkeypatch):
-    with pytest.raises(ValueError, match=r"8 HP tiles in partition train, MHIST has 1545; .*published=False"):
+    with pytest.raises(ValueError, match=r"8 HP tiles in partition train, MHIST has 1545; .*published=false"):
         load(root, published=True)
     monkeypatch.setattr(mhist, "PUBLISHED_COUNTS", {"train": {"HP": 8, "SSA": 5}, "test": {"HP": 4, "SSA": 3}})
     with pytest.raises(ValueError, match="is 16×16 pixels, expected 224×224"):

@@ -54,7 +54,7 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     rows = spread(first, count=config.tiles, seed=config.seed)
     shown = first.subset(rows)
 
-    run.start_folder(out, config=plain(config))
+    run.start_folder(out, config=plain(config), overwrite=overwrite)
     captions = [f"{name}\n{label(shown, i)}" for i, name in enumerate(shown.ids)]
     plots.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png")
     counts = {name: tiles.class_counts() for name, tiles in splits.items()}

@@ -25,7 +25,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     if not (configs / "pretrain.yaml").is_file():
         raise FileNotFoundError(f"configs: {configs} has no pretrain.yaml; run from a checkout, or give configs=FOLDER")
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
-    run.start_folder(folder, config=plain(config))
+    run.start_folder(folder, config=plain(config), overwrite=overwrite)
     started = time.perf_counter()
     for command in steps(configs, folder):
         print(f"\n$ sscl {shlex.join(command)}", flush=True)

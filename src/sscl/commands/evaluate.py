@@ -95,9 +95,10 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         "accuracy_wilson": metrics.wilson_interval(right, len(tiles)),
         "confusion_matrix": matrix.tolist(),
         "accuracy_by_agreement": agreement,
+        "caveats": caveats(data, tiles, content, split=config.split),
     }
 
-    run.start_folder(out, config=plain(config))
+    run.start_folder(out, config=plain(config), overwrite=overwrite)
     run.write_json(out / "metrics.json", report)
     write_predictions(out / "predictions.csv", tiles, probabilities=torch.from_numpy(probabilities))
     title = f"{config.split} split, {len(tiles)} tiles"
@@ -109,14 +110,36 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     print(f"device: {describe_device(device)}")
     print(describe_tiles(data, tiles, split=config.split))
     print(table(report))
-    seen = seen_in_training(data, content["config"]["data"], split=config.split)
-    if seen is not None:
-        print(seen)
-    if tiles.groups is None:
-        print(
-            "no slide or patient ids: tiles of one slide may lie in train and test, and the intervals may be too narrow"
-        )
+    for caveat in report["caveats"]:
+        print(f"note: {caveat}")
     print(f"wrote {out}/metrics.json, predictions.csv, confusion.png, roc.png, precision_recall.png")
+
+
+def caveats(data: DataConfig, tiles: Tiles, content: dict[str, Any], *, split: str) -> list[str]:
+    """Return what a reader must know before believing the figures, a sentence each."""
+    notes = [
+        seen_in_training(data, section, split=split) for section in (*content["history"], content["config"]["data"])
+    ]
+    found = list(dict.fromkeys(note for note in notes if note is not None))
+    train = training_tiles(data, content) if split == "test" else None
+    if train is not None and not found and train.fingerprint != content["data_fingerprint"]:
+        found.append("the training tiles are not those that were trained on: test tiles may have been among those")
+    if tiles.groups is None:
+        found.append("no slide or patient ids: tiles of one slide may lie in train and test")
+    elif train is not None and train.groups is not None:
+        shared = sorted(set(tiles.groups.tolist()) & set(train.groups.tolist()))
+        if shared:
+            found.append(f"{len(shared)} slides lie in train and test (such as {shared[0]}): the figures are too good")
+    found.append("the intervals take tiles for independent; with several tiles a slide they are too narrow")
+    return found
+
+
+def training_tiles(data: DataConfig, content: dict[str, Any]) -> Tiles | None:
+    """Return the training split as it is now, at the size trained on; None for another folder than training's."""
+    trained = content["config"]["data"]
+    if Path(data.root).resolve() != Path(trained["root"]).resolve():
+        return None
+    return load_tiles(data.model_copy(update={"size_px": trained["size_px"]}), split="train", progress=False)
 
 
 def seen_in_training(data: DataConfig, trained: dict[str, Any], *, split: str) -> str | None:
@@ -149,7 +172,7 @@ def write_predictions(path: Path, tiles: Tiles, *, probabilities: torch.Tensor) 
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the report as lines for the terminal, in percent with 95% intervals (AUROC to MCC as they are)."""
+    """Return the report as lines for the terminal, each figure with its 95% interval."""
 
     def cell(value: float | None, interval: Any) -> str:
         if value is None:

@@ -56,7 +56,8 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
         print(f"train.batch_size is {config.train.batch_size}; for {len(train)} training tiles it becomes {batch_size}")
 
     torch.manual_seed(config.seed)
-    encoder, mean, std = start_encoder(config.model)
+    start = start_encoder(config.model)
+    encoder, mean, std = start.encoder, start.mean, start.std
     model = Classifier(encoder, num_classes=len(tiles.classes)).to(device).to(memory_format=torch.channels_last)
     frozen = config.train.freeze_encoder
     model.encoder.requires_grad_(not frozen)
@@ -68,7 +69,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     loss_of = build_loss(config, tiles.labels[train], num_classes=len(tiles.classes), device=device)
 
     store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
-    run.start_folder(folder, config=plain(config))
+    run.start_folder(folder, config=plain(config), overwrite=overwrite)
     log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
     labels = torch.from_numpy(tiles.labels).to(device)
     augmentation = Augmentation(**config.augment.model_dump())
@@ -82,6 +83,8 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
         "preprocessing": {"size_px": config.data.size_px, "mean": list(mean), "std": list(std)},
         "classes": list(tiles.classes),
         "config": plain(config),
+        "history": start.history,
+        "precision": precision,
         "data_fingerprint": tiles.fingerprint,
     }
     print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
@@ -102,6 +105,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
             if frozen:
                 model.encoder.eval()  # batch-norm statistics stay those of pretraining
             order = epoch_rows(train, tiles, config, epoch=epoch)
+            repeats = occurrences(order)  # balanced draws repeat tiles; each repeat is another view
             total = torch.zeros(2, device=device, dtype=torch.float64)  # loss, tiles right
             started = time.perf_counter()
             for step in range(steps):
@@ -111,26 +115,27 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                     total_steps=config.train.epochs * steps,
                 )
                 optim.set_learning_rate(optimizer, factor)
-                # Balanced draws repeat tiles; a repeat is another view of its tile.
-                rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size]).to(device)
+                batch = slice(step * batch_size, (step + 1) * batch_size)
+                rows = torch.from_numpy(order[batch])
+                target = labels[rows.to(device, non_blocking=True)]
                 x = augment.view(
                     store.gather(rows),
-                    rows,
+                    rows.to(device, non_blocking=True),
                     augmentation=augmentation,
                     seed=config.seed,
                     epoch=epoch,
-                    view=step,
+                    view=torch.from_numpy(repeats[batch]).to(device, non_blocking=True),
                     mean=means,
                     std=stds,
                 )
                 with autocast(device, precision):
                     logits = model(x)  # (N, K)
-                loss = loss_of(logits.float(), labels[rows])
+                loss = loss_of(logits.float(), target)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 scaler.step(optimizer)
                 scaler.update()
-                right = (logits.detach().argmax(1) == labels[rows]).double().mean()
+                right = (logits.detach().argmax(1) == target).double().mean()
                 total += torch.stack([loss.detach().double(), right])
                 bar.update()
             train_loss, train_accuracy = (total / steps).tolist()
@@ -198,6 +203,16 @@ def epoch_rows(train: NDArray[np.int64], tiles: Tiles, config: FinetuneConfig, *
     if config.train.balance == "draws":
         return train[split.balanced_order(tiles.labels[train], seed=config.seed, epoch=epoch)]
     return train[epoch_order(len(train), seed=config.seed, epoch=epoch)]
+
+
+def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each entry stood in `order` before, (N,): 0 for the first time."""
+    by_value = np.argsort(order, kind="stable")
+    value = order[by_value]
+    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
+    counts = np.empty(len(order), dtype=np.int64)
+    counts[by_value] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return counts
 
 
 def build_loss(config: FinetuneConfig, labels: NDArray[np.int64], *, num_classes: int, device: torch.device) -> Loss:

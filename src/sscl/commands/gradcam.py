@@ -83,7 +83,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         named = {"this model": everything.maps, "centre": centre, "random weights": random.maps}
         localised = {name: localisation_rates(maps, masks, threshold=config.threshold) for name, maps in named.items()}
 
-    run.start_folder(out, config=plain(config))
+    run.start_folder(out, config=plain(config), overwrite=overwrite)
     rows = []
     for number, row in enumerate(chosen):
         raw = everything.maps[row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,40 @@ def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:
             raise ValueError(f"{folder}: holds {key}={value}, which would be lost; name another folder to write")
 
 
-def start_encoder(model: ModelConfig) -> tuple[Encoder, tuple[float, ...], tuple[float, ...]]:
-    """Return the encoder with its weights, and the channel means and deviations that go with them.
+@dataclass(frozen=True)
+class Start:
+    """An encoder to train, and what comes with its weights.
+
+    Attributes:
+        encoder: with its weights.
+        mean, std: channel means and deviations of pixels in 0-1.
+        history: the data sections of the runs that its weights went through, oldest first; eval compares them.
+    """
+
+    encoder: Encoder
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    history: list[dict[str, Any]]
+
+
+def start_encoder(model: ModelConfig) -> Start:
+    """Return the encoder to start from.
 
     Raises:
-        ValueError: the weights are another encoder's, or not readable.
+        ValueError: the weights are another encoder's or another command's, or not readable.
         FileNotFoundError: no such run or file.
     """
     weights, mean, std = model.weights, IMAGENET_MEAN, IMAGENET_STD
+    history: list[dict[str, Any]] = []
     if weights not in (None, "imagenet"):
         assert weights is not None
         weights = str(checkpoint_file(weights))
         content = read_torch_file(weights)
         if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
+            if content["kind"] != "pretrain":
+                raise ValueError(
+                    f"model.weights: {weights} was written by sscl {content['kind']}; start from a run of sscl pretrain"
+                )
             made = content["encoder_name"], content["stem"]
             if made != (model.name, model.stem):
                 raise ValueError(
@@ -84,8 +106,9 @@ def start_encoder(model: ModelConfig) -> tuple[Encoder, tuple[float, ...], tuple
                     f"model.stem={made[1]} (got {model.name}, {model.stem})"
                 )
             mean, std = content["preprocessing"]["mean"], content["preprocessing"]["std"]
+            history = [*content["history"], content["config"]["data"]]
     encoder = build_encoder(model.name, weights=weights, stem=model.stem, output_stride=model.output_stride)
-    return encoder, tuple(model.mean or mean), tuple(model.std or std)
+    return Start(encoder=encoder, mean=tuple(model.mean or mean), std=tuple(model.std or std), history=history)
 
 
 def blank_classifier(content: dict[str, Any]) -> Classifier:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sscl import augment, features, optim, run
 from sscl.augment import Augmentation
 from sscl.commands.inputs import all_rows, check_inputs_outside, describe_tiles, load_tiles, start_encoder
-from sscl.config import PretrainConfig, plain
+from sscl.config import DataConfig, PretrainConfig, plain
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.split import stratified_split
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, concatenate, epoch_order, place_store
@@ -63,7 +63,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         )
 
     torch.manual_seed(config.seed)
-    encoder, mean, std = start_encoder(config.model)
+    start = start_encoder(config.model)
+    encoder, mean, std = start.encoder, start.mean, start.std
     projection = build_projection(
         encoder.num_features, kind=config.projection.kind, hidden=config.projection.hidden, dim=config.projection.dim
     )
@@ -80,14 +81,14 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     first_epoch = 0
     if resume:
         content = run.load_checkpoint(folder / "checkpoints" / "last.pt", kind="pretrain")
-        check_same(content, config, fingerprint)
+        check_same(content, config, fingerprint, precision=precision)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
         first_epoch = content["epoch"]
         print(f"resuming {folder} after epoch {first_epoch}")
     else:
-        run.start_folder(folder, config=plain(config))
+        run.start_folder(folder, config=plain(config), overwrite=overwrite)
     log = run.MetricsLog(folder, keep_epochs=first_epoch if resume else None, tensorboard=config.log.tensorboard)
 
     step_model = cast(nn.Module, torch.compile(model)) if config.train.compile else model
@@ -125,7 +126,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                     total_steps=config.train.epochs * steps,
                 )
                 optim.set_learning_rate(optimizer, factor)
-                rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size]).to(device)
+                rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size])
                 with autocast(device, precision):
                     a, b = project_views(step_model, store, rows, views=views, epoch=epoch)  # (N, D) each
                 loss = nt_xent(a, b, temperature=config.train.temperature)
@@ -172,6 +173,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "preprocessing": {"size_px": config.data.size_px, "mean": list(mean), "std": list(std)},
                 "classes": list(tiles.classes),
                 "config": plain(config),
+                "history": start.history,
+                "precision": precision,
                 "data_fingerprint": fingerprint,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -214,6 +217,7 @@ def load_pretrain_tiles(config: PretrainConfig) -> Tiles:
     print(describe_tiles(config.data, tiles, split="train"))
     if config.data.unlabelled is None:
         return tiles
+    check_unlabelled(config.data)
     more = load_imagefolder(
         config.data.unlabelled,
         split="all",
@@ -230,6 +234,15 @@ def load_pretrain_tiles(config: PretrainConfig) -> Tiles:
         groups=None if tiles.groups is None else np.array([f"unlabelled/{name}" for name in more.ids]),
     )
     return concatenate(tiles, unlabelled)
+
+
+def check_unlabelled(data: DataConfig) -> None:
+    """Raise ValueError if the extra folder holds tiles that a later evaluation would test on."""
+    root, extra = Path(data.root).resolve(), Path(str(data.unlabelled)).resolve()
+    if root.is_relative_to(extra) or extra.is_relative_to(root / "test") or (extra / "test").is_dir():
+        raise ValueError(
+            f"data.unlabelled: {extra} holds test tiles, which pretraining may not see; name another folder"
+        )
 
 
 def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
@@ -262,10 +275,11 @@ def project_views(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the projections of the two views of the tiles at `rows`, (N, D) each."""
     images = store.gather(rows)
+    tiles = rows.to(store.device, non_blocking=True)
     pair = [
         augment.view(
             images,
-            rows,
+            tiles,
             augmentation=views.augmentation,
             seed=views.seed,
             epoch=epoch,
@@ -341,7 +355,7 @@ def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
     )
 
 
-def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str) -> None:
+def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
     """Raise ValueError unless a checkpoint's run and this one would learn the same."""
 
     def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -355,6 +369,8 @@ def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_ON_RESUME)
         if not free and before.get(key) != value:
             raise ValueError(f"{key}: got {value!r}, but the run to resume has {before.get(key)!r}; leave it as it was")
+    if content["precision"] != precision:
+        raise ValueError(f"precision: is {precision} here, but the run to resume had {content['precision']}; set it")
     if content["data_fingerprint"] != fingerprint:
         raise ValueError(
             f"data.root: the tiles of {config.data.root} are not those that the run to resume was trained on"
