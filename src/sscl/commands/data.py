@@ -59,7 +59,7 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     plots.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png")
     counts = {name: tiles.class_counts() for name, tiles in splits.items()}
     plots.plot_class_distribution(
-        counts, path=out / "distribution.png", title=f"Tiles of {Path(config.data.root).name}"
+        counts, path=out / "distribution.png", title=f"Class distribution of {Path(config.data.root).name}"
     )
     draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png")
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
