@@ -270,6 +270,7 @@ def test_output_form_and_normalisation():
     out = augment.view(images, torch.arange(4), augmentation=quiet, seed=0, epoch=0, view=0, mean=mean, std=std)
     expected = tv.normalize(images.permute(0, 3, 1, 2) / 255, mean.tolist(), std.tolist())
     assert out.shape == (4, 3, SIZE, SIZE)
+    assert out.is_contiguous(memory_format=torch.channels_last)
     assert (out - expected).abs().max() < 1e-4
 
 

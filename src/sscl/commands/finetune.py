@@ -145,7 +145,9 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                     f"the loss became {train_loss} in epoch {epoch + 1}; lower train.learning_rate and "
                     f"train.head_learning_rate, or set precision=fp32 ({left})"
                 )
-            logits = features.outputs(model, store, validation, mean=means, std=stds, precision=precision)
+            logits = features.outputs(
+                model, store, validation, mean=means, std=stds, batch_size=config.train.batch_size, precision=precision
+            )
             row = {
                 "epoch": epoch + 1,
                 "train_loss": train_loss,

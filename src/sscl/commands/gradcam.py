@@ -1,12 +1,12 @@
 """sscl gradcam: where the model looked, as heatmaps and boxes.
 
-B tiles, K classes, S the side of a tile in pixels.
+N tiles, K classes, S the side of a tile in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,6 @@ from sscl.models import Classifier
 BOX_FIELDS = ("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum")
 
 
-@dataclass(frozen=True)
-class Explained:
-    """Raw maps at tile size, and what the model said."""
-
-    maps: NDArray[np.float32]  # (B, S, S), before ReLU and scaling
-    probabilities: NDArray[np.float64]  # (B, K)
-
-
 def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     """Explain tiles with a finetune checkpoint; write panels, heatmaps, boxes and boxes.csv.
 
@@ -65,12 +57,23 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     mean, std = normalisation(content, device)
     print(f"device: {describe_device(device)}")
 
-    def explain(net: Classifier, rows: NDArray[np.int64], name: str) -> Explained:
+    def maps_of(net: Classifier, rows: NDArray[np.int64], name: str) -> Iterator[NDArray[np.float32]]:
         bar = name if config.progress else None
         return explain_rows(net, store, rows, target=target, mean=mean, std=std, config=config, progress=bar)
 
-    everything = explain(model, all_rows(tiles), "gradcam")
-    chosen = choose_tiles(tiles, everything.probabilities, config)
+    everything = all_rows(tiles)
+    logits = features.outputs(
+        model,
+        store,
+        everything,
+        mean=mean,
+        std=std,
+        batch_size=config.batch_size,
+        progress="predict" if config.progress else None,
+    )
+    probabilities = logits.double().softmax(1).numpy()  # (N, K)
+    chosen = choose_tiles(tiles, probabilities, config)
+    maps = list(maps_of(model, np.array(chosen, dtype=np.int64), "gradcam"))
     localised = None
     masks = None
     if config.images is None and data.source == "mhist":
@@ -78,19 +81,20 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     if masks is not None and masks.any():
         torch.manual_seed(config.random_seed)
         blank = blank_classifier(content).to(device).eval()
-        random = explain(blank, all_rows(tiles), "random weights")
-        centre = np.repeat(cam.centre_map(data.size_px)[None], len(tiles), 0)
-        named = {"this model": everything.maps, "centre": centre, "random weights": random.maps}
-        localised = {name: localisation_rates(maps, masks, threshold=config.threshold) for name, maps in named.items()}
+        named = {
+            "this model": maps_of(model, everything, "this model"),
+            "centre": repeat(cam.centre_map(data.size_px), len(tiles)),
+            "random weights": maps_of(blank, everything, "random weights"),
+        }
+        localised = {name: localisation_rates(of, masks, threshold=config.threshold) for name, of in named.items()}
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     rows = []
-    for number, row in enumerate(chosen):
-        raw = everything.maps[row]
+    for number, (row, raw) in enumerate(zip(chosen, maps, strict=True)):
         box = cam.find_box(raw, threshold=config.threshold)
-        predicted = int(everything.probabilities[row].argmax())
+        predicted = int(probabilities[row].argmax())
         truth = classes[tiles.labels[row]] if tiles.labels[row] >= 0 else "unknown"
-        probability = float(everything.probabilities[row, predicted])
+        probability = float(probabilities[row, predicted])
         evidence = "yes" if box is not None else "no"
         title = (
             f"{tiles.ids[row]}\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); "
@@ -171,9 +175,8 @@ def explain_rows(
     std: torch.Tensor,
     config: GradcamConfig,
     progress: str | None,
-) -> Explained:
-    """Return the raw maps of the tiles at `rows`, enlarged to tile size, with the probabilities."""
-    maps, probabilities = [], []
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the raw map of each tile at `rows`, (S, S) before ReLU and scaling, enlarged to tile size."""
     for part in features.batches(rows, batch_size=config.batch_size, progress=progress):
         x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
         if target == "difference":
@@ -182,12 +185,10 @@ def explain_rows(
         elif target == "predicted":
             with torch.no_grad():
                 predicted = model(x).argmax(1)
-            raw, logits = cam.grad_cam(model, x, target=predicted)
+            raw, _ = cam.grad_cam(model, x, target=predicted)
         else:
-            raw, logits = cam.grad_cam(model, x, target=int(target))
-        maps.append(cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy())
-        probabilities.append(logits.double().softmax(1).cpu().numpy())
-    return Explained(maps=np.concatenate(maps), probabilities=np.concatenate(probabilities))
+            raw, _ = cam.grad_cam(model, x, target=int(target))
+        yield from cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
 
 
 def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: GradcamConfig) -> list[int]:
@@ -223,7 +224,7 @@ def no_box(raw: NDArray[np.float32], threshold: float) -> list[Any]:
 
 
 def localisation_rates(
-    maps: NDArray[np.float32], masks: NDArray[np.bool_], *, threshold: float
+    maps: Iterable[NDArray[np.float32]], masks: NDArray[np.bool_], *, threshold: float
 ) -> dict[str, float | int]:
     """Return how often peak and box hit the truth masks, over the tiles whose mask is not empty."""
     hits = [

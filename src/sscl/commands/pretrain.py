@@ -316,7 +316,15 @@ def health(
     """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles."""
 
     def embed(rows: NDArray[np.int64]) -> torch.Tensor:
-        return features.outputs(encoder, store, rows, mean=views.mean, std=views.std, precision=precision)
+        return features.outputs(
+            encoder,
+            store,
+            rows,
+            mean=views.mean,
+            std=views.std,
+            batch_size=config.train.batch_size,
+            precision=precision,
+        )
 
     queries = embed(watch.queries)
     signs = {"effective_rank": features.effective_rank(queries)}
