@@ -160,3 +160,11 @@ def test_every_command_is_there():
         module, _, function = command.function.partition(":")
         imported = __import__(f"sscl.commands.{module}", fromlist=[function])
         assert callable(getattr(imported, function))
+
+
+def test_help_of_a_group_lists_its_commands(capsys):
+    assert cli.main(["data", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "data synth" in printed
+    assert "data inspect" in printed
+    assert "pretrain " not in printed

@@ -9,7 +9,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -42,10 +42,10 @@ FLAG_HELP = {
 }
 
 
-def overview() -> str:
-    """Return the text of `sscl --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
+    """Return the text of `sscl --help`, or of a group of commands."""
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(
         [
             "usage: sscl COMMAND [--config FILE.yaml] [key.path=value ...]",
@@ -103,6 +103,10 @@ def _dispatch(words: Sequence[str]) -> int:
         print(f"sscl {__version__}")
         return 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    group = {key: command for key, command in COMMANDS.items() if key.split()[0] == words[0] and key != words[0]}
+    if group and words[1:] and words[1] in ("-h", "--help"):
+        print(overview(group))
+        return 0
     if name not in COMMANDS:
         raise ValueError(_no_command(words))
     return _run(name, words[len(name.split()) :])
