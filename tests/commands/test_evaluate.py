@@ -326,3 +326,10 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatc
     assert "training tiles are not those" not in notes(test)
     pretrained = {**plain(data), "split_seed": 5}
     assert "data.split_seed differs" in notes(test, history=[pretrained])
+
+
+def test_a_guessed_positive_class_is_said_in_words() -> None:
+    assert evaluate.guessed_positive(("HP", "SSA"), 1, wanted=None) == []
+    assert evaluate.guessed_positive(("benign", "cancer"), 1, wanted="cancer") == []
+    assert evaluate.guessed_positive(("A", "B", "C"), None, wanted=None) == []
+    assert "benign is taken" in evaluate.guessed_positive(("adenocarcinoma", "benign"), 1, wanted=None)[0]

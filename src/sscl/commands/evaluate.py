@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,10 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         "accuracy_wilson": metrics.wilson_interval(right, len(tiles)),
         "confusion_matrix": matrix.tolist(),
         "accuracy_by_agreement": agreement,
-        "caveats": caveats(data, tiles, content, split=config.split),
+        "caveats": [
+            *guessed_positive(tiles.classes, positive, wanted=config.positive),
+            *caveats(data, tiles, content, split=config.split),
+        ],
     }
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
@@ -113,6 +117,13 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     for caveat in report["caveats"]:
         print(f"note: {caveat}")
     print(f"wrote {out}/metrics.json, predictions.csv, confusion.png, roc.png, precision_recall.png")
+
+
+def guessed_positive(classes: Sequence[str], positive: int | None, *, wanted: str | None) -> list[str]:
+    """Return a sentence where the positive class was neither named nor SSA."""
+    if positive is None or wanted is not None or classes[positive] == "SSA":
+        return []
+    return [f"{classes[positive]} is taken for the positive class, as the second of two; set positive=NAME to choose"]
 
 
 def caveats(data: DataConfig, tiles: Tiles, content: dict[str, Any], *, split: str) -> list[str]:
