@@ -139,6 +139,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                 total += torch.stack([loss.detach().double(), right])
                 bar.update()
             train_loss, train_accuracy = (total / steps).tolist()
+            seconds = time.perf_counter() - started  # of training; validation comes after
             if not np.isfinite(train_loss):
                 left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
                 raise ValueError(
@@ -154,7 +155,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                 "train_accuracy": train_accuracy,
                 **validate(logits, tiles.labels[validation]),
                 "learning_rate": optimizer.param_groups[-1]["lr"],
-                "tiles_per_second": steps * batch_size / (time.perf_counter() - started),
+                "tiles_per_second": steps * batch_size / seconds,
             }
             log.append(row)
             bar.set_postfix_str(
