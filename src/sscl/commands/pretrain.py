@@ -135,7 +135,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 scaler.step(optimizer)
                 scaler.update()
                 total += torch.stack([loss.detach().double(), *similarities(a, b)])
-                # Looked at one step late: reading this step's loss would leave the device idle until the next is queued.
+                # Looked at one step late: reading this step's loss would leave the device idle until the next.
                 if late is not None:
                     value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=folder)
                     speed = batch_size * (step + 1) / (time.perf_counter() - started)
