@@ -1,0 +1,49 @@
+"""Every knob: frozen pydantic models, one a command, and the strict YAML loader.
+
+A YAML file holds what differs from the defaults here; `key.path=value` on the command line comes on top.
+Library code never sees these classes: the commands hand it plain values.
+"""
+
+from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, validate
+from sscl.config.data import DataConfig, SynthConfig
+from sscl.config.results import EvalConfig, GradcamConfig
+from sscl.config.training import (
+    AugmentConfig,
+    DemoConfig,
+    FinetuneAugmentConfig,
+    FinetuneConfig,
+    FinetuneTrainConfig,
+    HealthConfig,
+    InspectConfig,
+    LogConfig,
+    ModelConfig,
+    PretrainConfig,
+    PretrainTrainConfig,
+    ProjectionConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "DemoConfig",
+    "EvalConfig",
+    "FinetuneAugmentConfig",
+    "FinetuneConfig",
+    "FinetuneTrainConfig",
+    "GradcamConfig",
+    "HealthConfig",
+    "InspectConfig",
+    "LogConfig",
+    "ModelConfig",
+    "PretrainConfig",
+    "PretrainTrainConfig",
+    "ProjectionConfig",
+    "Section",
+    "SynthConfig",
+    "help_text",
+    "keys",
+    "load_config",
+    "plain",
+    "read_yaml",
+    "validate",
+]

@@ -1,0 +1,256 @@
+"""What every configuration is made of: frozen pydantic sections and the strict YAML loader with its messages."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+
+class Section(BaseModel):
+    """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def knob(default: Any, doc: str, **bounds: Any) -> Any:
+    """Return a field with its default, its line of documentation and its bounds; `...` makes it required."""
+    return Field(default, description=doc, **bounds)
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, reads 1e-4 as a number, which YAML 1.1 calls a string, and a date as
+    the text it is: no key takes a date, and runs are named after them.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {key.start_mark.line + 1}: a key must be a plain word, not a list or mapping")
+            if key.value in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_config(kind: type[Config], path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a command from a YAML file and `key.path=value` overrides.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: one line a fault, all faults at once, each naming the dotted key.
+    """
+    content: dict[str, Any] = read_yaml(path) if path is not None else {}
+    for text in overrides:
+        _set_key(content, text)
+    return validate(kind, content, source=str(path) if path is not None else "command line")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return a YAML file's mapping.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: not YAML, or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config: no such file: {path}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values (`key: value`), got a {type(content).__name__}")
+    return content
+
+
+def validate(kind: type[Config], content: dict[str, Any], *, source: str) -> Config:
+    """Return the validated configuration.
+
+    Raises:
+        ValueError: one line a fault, all at once.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(kind, dict(fault)) for fault in error.errors()]
+        raise ValueError("\n".join(f"{line} ({source})" for line in dict.fromkeys(lines))) from None
+
+
+def _set_key(content: dict[str, Any], text: str) -> None:
+    dotted, equals, raw = text.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise ValueError(f"argument {text!r}: expected key.path=value, for instance train.epochs=10")
+    try:
+        value = yaml.load(raw, Loader=_Loader) if raw else None
+    except (yaml.YAMLError, ValueError):
+        value = raw
+    *parents, last = dotted.split(".")
+    place = content
+    for parent in parents:
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise ValueError(f"{dotted}: {parent} was given the value {_shown(place)}, so it has no keys below it")
+    place[last] = value
+
+
+def _explain(kind: type[Section], fault: dict[str, Any]) -> str:
+    """Return one line for a pydantic fault: the dotted key, what was got, what is allowed, the nearest key."""
+    parts = [str(part) for part in fault["loc"] if not str(part).startswith(("function-", "tuple", "nullable"))]
+    dotted, what, context = ".".join(parts), fault["type"], fault.get("ctx", {})
+    got = f"got {_shown(fault['input'])}"
+    if what in ("extra_forbidden", "invalid_key"):
+        section = _section(kind, parts[:-1])
+        names = list(section.model_fields) if section is not None else []
+        near = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)
+        if near:
+            hint = f"did you mean {'.'.join([*parts[:-1], near[0]])}?"
+        else:
+            owners = [name for name in keys(kind) if name.split(".")[-1] == parts[-1]]
+            hint = f"did you mean {owners[0]}?" if owners else f"allowed are {', '.join(names)}"
+        return f"{dotted}: unknown key; {hint}"
+    if what in ("tuple_type", "too_long") or (what == "missing" and isinstance(fault["loc"][-1], int)):
+        if what == "missing":  # of a list's numbers
+            dotted = ".".join(parts[:-1])
+        kept = keys(kind).get(dotted, ((), ""))[0]
+        count = 3 if kept is None else len(kept)  # means and deviations are null or three
+        return f"{dotted}: {got}, allowed is a list" + (f" of {count} numbers" if count else ", [a, b, ...]")
+    if what == "missing":
+        section = _section(kind, parts)
+        if section is not None:
+            required = [name for name, field in section.model_fields.items() if field.is_required()]
+            dotted = f"{dotted}.{required[0]}" if required else dotted
+        return f"{dotted}: missing; give it in the YAML file or as {dotted}=VALUE"
+    if what == "literal_error":
+        return (
+            f"{dotted}: {got}, allowed are {str(context['expected']).replace(' or ', ', ')}{_nearest(fault, context)}"
+        )
+    if what == "value_error":
+        message = str(context.get("error", fault["msg"]))
+        key, colon, rest = message.partition(": ")
+        if colon and re.fullmatch(r"\w+", key):  # raised for one key of a section
+            return f"{dotted}.{key}: {rest}" if dotted else message
+        return f"{dotted}: {got}; {message}"
+    if what.startswith(("greater", "less")):
+        return f"{dotted}: {got}, allowed is {_limits(kind, parts)}"
+    if what == "string_too_short":
+        return f"{dotted}: {got}, allowed is a name that is not empty"
+    if what == "string_type" and isinstance(fault["input"], (bool, int, float)):
+        return f"{dotted}: {got}, allowed is text; if that is meant, quote it within the value: \"'...'\""
+    if what == "model_type" or what == "model_attributes_type":
+        return f"{dotted}: {got}, expected keys below it (`{parts[-1] if parts else 'key'}: {{...}}`)"
+    allowed = str(fault["msg"]).replace("Input should be", "allowed is")
+    return f"{dotted}: {got}, {allowed}"
+
+
+def _limits(kind: type[Section], parts: Sequence[str]) -> str:
+    """Return all bounds of a key, not only the one that was overstepped."""
+    section = _section(kind, parts[:-1])
+    assert section is not None, parts
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    found = [
+        f"{sign} {getattr(bound, name):.6g}" if abs(getattr(bound, name)) < 1e6 else f"{sign} {getattr(bound, name)}"
+        for name, sign in signs.items()
+        for bound in section.model_fields[parts[-1]].metadata
+        if hasattr(bound, name)
+    ]
+    return " and ".join(found)
+
+
+def _nearest(fault: dict[str, Any], context: dict[str, Any]) -> str:
+    names = re.findall(r"'([^']+)'", str(context["expected"]))
+    near = difflib.get_close_matches(str(fault["input"]), names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    text = repr(value) if isinstance(value, str) else _yaml_value(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _section(kind: type[Section], parts: Sequence[str]) -> type[Section] | None:
+    """Return the section class at a dotted place, None where there is a plain value."""
+    current: type[Section] = kind
+    for part in parts:
+        field = current.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return None
+        current = field.annotation
+    return current
+
+
+def keys(kind: type[Section], prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """Return every dotted key of a command with its default and its line of documentation."""
+    found: dict[str, tuple[Any, str]] = {}
+    for name, field in kind.model_fields.items():
+        section = _section(kind, [name])
+        if section is not None:
+            found |= keys(section, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = (field.default, _described(field))
+    return found
+
+
+def _described(field: Any) -> str:
+    choices = get_args(field.annotation) if "Literal" in str(field.annotation) else ()
+    text = field.description or ""
+    return f"{text} [{' | '.join(map(str, choices))}]" if choices else text
+
+
+def help_text(kind: type[Section]) -> str:
+    """Return the list of a command's keys: key, default, meaning with unit."""
+    rows = keys(kind)
+    width = max(map(len, rows))
+    shown = {
+        name: "(required)" if default is PydanticUndefined else _yaml_value(default)
+        for name, (default, _) in rows.items()
+    }
+    wide = max(map(len, shown.values()))
+    return "\n".join(f"  {name:<{width}}  {shown[name]:<{wide}}  {doc}" for name, (_, doc) in rows.items())
+
+
+def _yaml_value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_yaml_value(v) for v in value)}]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def plain(config: Section) -> dict[str, Any]:
+    """Return the resolved configuration in plain containers, for YAML and checkpoints."""
+    return config.model_dump(mode="json")

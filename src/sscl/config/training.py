@@ -1,0 +1,213 @@
+"""Views, encoder, head, and the commands that train: pretrain and finetune."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from sscl.config.base import Section, knob
+from sscl.config.data import DataConfig
+
+Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value):
+        low, high = value
+        if low > high:
+            raise ValueError("the first number is above the second; allowed is [lowest, highest]")
+        if low < 0:
+            raise ValueError("a bound is negative; allowed is 0 <= lowest <= highest")
+    return value
+
+
+Range = Annotated[tuple[float, float], BeforeValidator(_ordered)]
+
+
+class AugmentConfig(Section):
+    """The random view of a tile (see sscl.augment.Augmentation)."""
+
+    crop_scale: Range = knob((0.2, 1.0), "area of the random crop, as a share of the tile [lowest, highest]")
+    crop_ratio: Range = knob((0.75, 4 / 3), "width / height of the crop [lowest, highest]")
+    hflip_probability: float = knob(0.5, "probability of a horizontal flip", ge=0, le=1)
+    vflip_probability: float = knob(0.5, "probability of a vertical flip", ge=0, le=1)
+    affine_probability: float = knob(0.5, "probability of the random affine", ge=0, le=1)
+    rotation_degrees: float = knob(45.0, "rotation up to this either way, degrees", ge=0, le=180)
+    translation: float = knob(0.1, "shift up to this share of the side either way", ge=0, le=1)
+    scale: Range = knob((0.9, 1.1), "zoom of the affine [lowest, highest]")
+    shear_degrees: float = knob(10.0, "shear up to this either way, degrees", ge=0, le=60)
+    blur_probability: float = knob(0.5, "probability of the Gaussian blur", ge=0, le=1)
+    blur_sigma_px: Range = knob((0.1, 2.0), "standard deviation of the blur, pixels at data.size_px")
+    jitter_probability: float = knob(0.8, "probability of the colour jitter", ge=0, le=1)
+    brightness: float = knob(0.4, "brightness factor within 1 - x to 1 + x", ge=0)
+    contrast: float = knob(0.4, "contrast factor within 1 - x to 1 + x", ge=0)
+    saturation: float = knob(0.4, "saturation factor within 1 - x to 1 + x", ge=0)
+    hue: float = knob(0.1, "hue shift up to this share of a turn either way", ge=0, le=0.5)
+    grayscale_probability: float = knob(0.0, "probability of grayscale", ge=0, le=1)
+    stain_probability: float = knob(0.0, "probability of H&E stain jitter in optical density", ge=0, le=1)
+    stain_strength: float = knob(0.2, "factor on haematoxylin and eosin within 1 - x to 1 + x", ge=0)
+    stain_shift: float = knob(0.05, "shift of haematoxylin and eosin up to this either way, optical density", ge=0)
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> AugmentConfig:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale: got {list(self.crop_scale)}, allowed is 0 < lowest <= highest <= 1")
+        for key in ("crop_ratio", "scale"):
+            if getattr(self, key)[0] <= 0:
+                raise ValueError(f"{key}: got {list(getattr(self, key))}, allowed is 0 < lowest <= highest")
+        return self
+
+
+class FinetuneAugmentConfig(AugmentConfig):
+    """The random view for training with labels: milder, so that the class stays visible."""
+
+    crop_scale: Range = knob((0.6, 1.0), "area of the random crop, as a share of the tile [lowest, highest]")
+    blur_probability: float = knob(0.0, "probability of the Gaussian blur", ge=0, le=1)
+    brightness: float = knob(0.2, "brightness factor within 1 - x to 1 + x", ge=0)
+    contrast: float = knob(0.2, "contrast factor within 1 - x to 1 + x", ge=0)
+    saturation: float = knob(0.2, "saturation factor within 1 - x to 1 + x", ge=0)
+    hue: float = knob(0.04, "hue shift up to this share of a turn either way", ge=0, le=0.5)
+
+
+class ModelConfig(Section):
+    """The encoder."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = knob("resnet50", "the encoder")
+    stem: Literal["standard", "small"] = knob(
+        "standard", "standard: 7x7 stride 2 and max-pool; small: 3x3 stride 1, for tiles under 96 px"
+    )
+    output_stride: Literal[32, 16] = knob(
+        32, "16: the last stage keeps its resolution, for heatmaps twice as fine at up to twice the time"
+    )
+    weights: str | None = knob(
+        None, "start of the encoder: null = random, imagenet = torchvision's, else a run folder or checkpoint file"
+    )
+    mean: Triple | None = knob(None, "channel means of pixels in 0-1; null = those of the weights, else ImageNet's")
+    std: Triple | None = knob(None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's")
+
+    @model_validator(mode="after")
+    def _std_positive(self) -> ModelConfig:
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std: got {list(self.std)}, allowed are three numbers > 0")
+        return self
+
+
+class ProjectionConfig(Section):
+    """The head that exists during pretraining only."""
+
+    kind: Literal["linear", "mlp"] = knob("linear", "linear: Jain & Lynn's; mlp: SimCLR's, with one hidden layer")
+    hidden: int = knob(2048, "width of the mlp's hidden layer", ge=1)
+    dim: int = knob(128, "dimensions of the projection", ge=2)
+
+
+class LogConfig(Section):
+    """What is logged besides metrics.jsonl."""
+
+    tensorboard: bool = knob(False, "also write TensorBoard events (needs the extra: pip install 'sscl[tensorboard]')")
+    progress: bool = knob(True, "show progress bars")
+
+
+class PretrainTrainConfig(Section):
+    """The contrastive training loop."""
+
+    epochs: int = knob(100, "passes over the tiles", ge=1)
+    batch_size: int = knob(128, "tiles a step (each gives two views)", ge=2)
+    optimizer: Literal["sgd", "lars", "adamw"] = knob("sgd", "the optimizer")
+    learning_rate: float = knob(0.06, "peak learning rate, before scaling", gt=0)
+    learning_rate_scaling: Literal["linear", "sqrt", "none"] = knob(
+        "linear", "linear: x batch_size / 256; sqrt: x sqrt(batch_size); none"
+    )
+    weight_decay: float = knob(5e-4, "weight decay (none on biases and norms)", ge=0)
+    momentum: float = knob(0.9, "momentum of sgd and lars", ge=0, lt=1)
+    warmup_epochs: float = knob(10.0, "epochs of linear warm-up before the cosine", ge=0)
+    temperature: float = knob(0.7, "NT-Xent temperature", gt=0)
+    stop_after_epoch: int | None = knob(None, "leave after this many epochs in all; --resume goes on", ge=1)
+    compile: bool = knob(False, "torch.compile the model")
+
+
+class HealthConfig(Section):
+    """Signs that pretraining learns something, taken after each epoch."""
+
+    tiles: int = knob(512, "tiles whose embeddings are looked at (held out of training when labelled)", ge=8)
+    neighbours: int = knob(20, "k of the kNN classifier on held-out labelled tiles", ge=1)
+    bank_tiles: int = knob(2000, "labelled training tiles the kNN compares with, at most", ge=8)
+
+
+class PretrainConfig(Section):
+    """sscl pretrain: contrastive pretraining without labels."""
+
+    run: str = knob(..., "run folder to write", min_length=1)
+    seed: int = knob(0, "seed of weights, order and views", ge=0, lt=2**63)
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "auto: bf16 on a GPU that has it, else fp32")
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    projection: ProjectionConfig = ProjectionConfig()
+    train: PretrainTrainConfig = PretrainTrainConfig()
+    health: HealthConfig = HealthConfig()
+    log: LogConfig = LogConfig()
+
+
+class FinetuneTrainConfig(Section):
+    """The training loop with labels."""
+
+    epochs: int = knob(50, "passes over the labelled tiles, at most", ge=1)
+    batch_size: int = knob(64, "tiles a step", ge=2)
+    optimizer: Literal["sgd", "lars", "adamw"] = knob("adamw", "the optimizer")
+    learning_rate: float = knob(1e-4, "peak learning rate of the trunk", gt=0)
+    head_learning_rate: float = knob(1e-3, "peak learning rate of the classification head", gt=0)
+    weight_decay: float = knob(0.01, "weight decay (none on biases and norms)", ge=0)
+    momentum: float = knob(0.9, "momentum of sgd and lars", ge=0, lt=1)
+    warmup_epochs: float = knob(2.0, "epochs of linear warm-up before the cosine", ge=0)
+    freeze_encoder: bool = knob(False, "train the head alone, on fixed features")
+    loss: Literal["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"] = knob(
+        "cross_entropy", "weighted_*: each class by its inverse frequency"
+    )
+    focal_gamma: float = knob(2.0, "focusing exponent of the focal losses", ge=0)
+    balance: Literal["none", "down", "draws"] = knob(
+        "none", "down: every class cut to the smallest; draws: classes drawn equally often"
+    )
+    label_fraction: float = knob(
+        1.0, "share of the training labels used, stratified; validation is part of it", gt=0, le=1
+    )
+    validation_fraction: float = knob(0.15, "share of those carved out for validation", gt=0, lt=1)
+    select: Literal["balanced_accuracy", "accuracy", "loss"] = knob(
+        "balanced_accuracy", "what the best epoch is chosen by, on validation (ties: lower loss)"
+    )
+    patience: int = knob(15, "stop after this many epochs without a better one", ge=1)
+
+
+class FinetuneConfig(Section):
+    """sscl finetune: a classifier from labels, on a pretrained or fresh encoder."""
+
+    run: str = knob(..., "run folder to write", min_length=1)
+    seed: int = knob(0, "seed of head, order, views, validation split and label fraction", ge=0, lt=2**63)
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "auto: bf16 on a GPU that has it, else fp32")
+    data: DataConfig
+    augment: FinetuneAugmentConfig = FinetuneAugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: FinetuneTrainConfig = FinetuneTrainConfig()
+    log: LogConfig = LogConfig()
+
+
+class InspectConfig(Section):
+    """sscl data inspect: what is in a data set."""
+
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    out: str = knob(..., "folder for the pictures", min_length=1)
+    seed: int = knob(0, "seed of the tiles and views shown", ge=0, lt=2**63)
+    tiles: int = knob(36, "tiles on the contact sheet", ge=1, le=400)
+    progress: bool = knob(True, "show progress bars")
+
+
+class DemoConfig(Section):
+    """sscl demo: the whole method on synthetic polyps."""
+
+    run: str = knob("demo-run", "folder to write", min_length=1)
+    configs: str | None = knob(None, "folder of the demo's YAML files; null = the shipped configs/demo")
