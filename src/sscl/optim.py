@@ -1,9 +1,9 @@
-"""Optimisers and the learning-rate schedule."""
+"""Optimisers and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
 LEARNING_RATE_SCALINGS = ("linear", "sqrt", "none")
+SCHEDULES = ("cosine", "multistep")
 
 
 def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str) -> float:
@@ -26,6 +27,42 @@ def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str)
     if scaling == "none":
         return learning_rate
     raise ValueError(f"train.learning_rate_scaling: got {scaling!r}, allowed are {', '.join(LEARNING_RATE_SCALINGS)}")
+
+
+def schedule_factor(
+    name: str,
+    step: int,
+    *,
+    steps_per_epoch: int,
+    epochs: int,
+    warmup_epochs: float = 0.0,
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+) -> float:
+    """Return the factor on the peak learning rate at a step of the whole run (from 0).
+
+    Both schedules begin with `warmup_epochs` of linear rise. `cosine` (`warmup_cosine`) then falls to 0 at the end of
+    `epochs`; `multistep` (`multistep`) stays level but for its drops at `milestones`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    if name == "cosine":
+        return warmup_cosine(step, warmup_steps=warmup_steps, total_steps=epochs * steps_per_epoch)
+    if name == "multistep":
+        rise = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+        return rise * multistep(step // steps_per_epoch, milestones=milestones, gamma=gamma)
+    raise ValueError(f"train.schedule: got {name!r}, allowed are {', '.join(SCHEDULES)}")
+
+
+def multistep(epoch: int, *, milestones: Sequence[int], gamma: float) -> float:
+    """Return gamma to the power of the milestones reached: [2, 6] drops after 2 epochs and again after 6.
+
+    Args:
+        epoch: epochs that are complete, 0 in the first; as in `torch.optim.lr_scheduler.MultiStepLR`.
+    """
+    return float(gamma ** sum(milestone <= epoch for milestone in milestones))
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
@@ -63,6 +100,8 @@ def parameter_groups(module: nn.Module, *, learning_rate: float, weight_decay: f
 
 def build_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Return SGD with momentum, LARS or AdamW over the groups of `parameter_groups`.
+
+    There is no "adam": AdamW without weight decay is Adam, and with it the better one of the two.
 
     Raises:
         ValueError: an unknown name.
