@@ -41,18 +41,17 @@ def schedule_factor(
 ) -> float:
     """Return the factor on the peak learning rate at a step of the whole run (from 0).
 
-    Both schedules begin with `warmup_epochs` of linear rise. `cosine` (`warmup_cosine`) then falls to 0 at the end of
-    `epochs`; `multistep` (`multistep`) stays level but for its drops at `milestones`.
+    `cosine` is `warmup_cosine`: `warmup_epochs` of linear rise, then down to 0 at the end of `epochs`. `multistep` has
+    no warm-up and stays level but for its drops at `milestones`.
 
     Raises:
         ValueError: an unknown name.
     """
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
     if name == "cosine":
+        warmup_steps = round(warmup_epochs * steps_per_epoch)
         return warmup_cosine(step, warmup_steps=warmup_steps, total_steps=epochs * steps_per_epoch)
     if name == "multistep":
-        rise = (step + 1) / warmup_steps if step < warmup_steps else 1.0
-        return rise * multistep(step // steps_per_epoch, milestones=milestones, gamma=gamma)
+        return multistep(step // steps_per_epoch, milestones=milestones, gamma=gamma)
     raise ValueError(f"train.schedule: got {name!r}, allowed are {', '.join(SCHEDULES)}")
 
 
