@@ -16,9 +16,8 @@ from sscl.models import (
     ContrastiveModel,
     build_encoder,
     build_projection,
-    load_trunk,
-    read_trunk,
 )
+from sscl.weights import load_trunk, read_trunk
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_a_trunk_comes_back_from_every_kind_of_file(encoder, tmp_path):
     torch.save(theirs, tmp_path / "torchvision.pt")
     run.save_checkpoint(tmp_path / "last.pt", {"kind": "pretrain", "encoder": encoder.state_dict()})
     for name in ("encoder.pt", "torchvision.pt", "last.pt"):
-        assert read_trunk(tmp_path / name).keys() == encoder.state_dict().keys()
+        assert read_trunk(tmp_path / name).state.keys() == encoder.state_dict().keys()
         loaded = build_encoder("resnet18", weights=str(tmp_path / name)).state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in encoder.state_dict().items())
 

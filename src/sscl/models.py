@@ -6,12 +6,13 @@ B tiles, C features, K classes, h x w the last feature map.
 from __future__ import annotations
 
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from torch import nn
+
+from sscl.weights import load_trunk, read_trunk
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 STEMS = ("standard", "small")
@@ -134,77 +135,16 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
             raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")
         load_trunk(encoder, _imagenet_state(name), source="ImageNet weights")
     elif weights is not None:
-        load_trunk(encoder, read_trunk(weights), source=str(weights))
+        load_trunk(encoder, read_trunk(weights).state, source=str(weights))
     return encoder
 
 
 def _imagenet_state(name: str) -> dict[str, Any]:
     try:
-        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()  # type: ignore[no-any-return]
+        state = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
     except (OSError, HTTPException, RuntimeError) as error:  # urllib's are OSErrors; RuntimeError: a wrong hash
         raise ValueError(
             f"model.weights: torchvision could not download the ImageNet weights of {name} ({error}); "
             "put its state dict in a file and give model.weights=PATH"
         ) from error
-
-
-def read_trunk(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the trunk's tensors by torchvision's names, from a checkpoint of ours or a torchvision state dict.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is truncated or holds something else.
-    """
-    content = read_torch_file(path)
-    state = content.get("encoder", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or "conv1.weight" not in state:
-        raise ValueError(
-            f"model.weights: {path} holds neither a checkpoint of sscl nor a torchvision ResNet state dict "
-            "(no tensor named conv1.weight)"
-        )
     return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-
-def read_torch_file(path: str | Path) -> Any:
-    """Return what `torch.save` wrote, loaded on the CPU with `weights_only=True`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, not written by torch, or holding more than tensors and plain containers.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
-        raise ValueError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120] if str(error) else 'empty'}); "
-            "it is truncated, or was not written by sscl"
-        ) from error
-
-
-def load_trunk(encoder: Encoder, state: dict[str, torch.Tensor], *, source: str) -> None:
-    """Fill the encoder; every tensor must find its place.
-
-    Raises:
-        ValueError: missing, left-over or wrongly shaped tensors, named.
-    """
-    own = encoder.state_dict()
-    given = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    missing = [key for key in own if key not in given]
-    left_over = [key for key in given if key not in own]
-    shaped = [key for key in own if key in given and own[key].shape != given[key].shape]
-    faults = []
-    for what, keys in (("missing", missing), ("left over", left_over), ("of another shape", shaped)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            faults.append(f"{what}: {', '.join(keys[:3])}{more}")
-    if faults:
-        raise ValueError(
-            f"model.weights: {source} does not fit {encoder.name} with the {encoder.stem} stem ({'; '.join(faults)}); "
-            "set model.name and model.stem to those of the weights"
-        )
-    encoder.load_state_dict(given)

@@ -20,7 +20,7 @@ import torchvision
 import yaml
 
 from sscl import __version__
-from sscl.models import read_torch_file
+from sscl.weights import read_torch_file
 
 CHECKPOINT_FORMAT = "sscl checkpoint 1"
 

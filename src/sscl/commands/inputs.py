@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,43 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl.config import DataConfig, ModelConfig, validate
+from sscl.config import DataConfig, EncoderConfig, ModelConfig, validate
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.mhist import load_mhist
 from sscl.data.tiles import Tiles
-from sscl.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, Encoder, build_encoder, read_torch_file
+from sscl.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, Encoder, build_encoder, preprocessing_of
 from sscl.run import CHECKPOINT_FORMAT, checkpoint_file, load_checkpoint
+from sscl.weights import load_trunk, read_torch_file, read_trunk
+
+# What a checkpoint holds besides plain values.
+TENSORS = ("encoder", "head", "model", "optimizer", "scaler")
 
 
 def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
-    """Return the tiles of a split, "train", "test" or "all"."""
-    if data.source == "mhist":
+    """Return the tiles of a split, "train", "test" or "all", or "validation" of a set with one of its own."""
+    tiles = _load(data, split=split, progress=progress)
+    if data.stain == "none":
+        return tiles
+    from sscl.data.stain import normalise_tiles
+
+    return normalise_tiles(tiles, method=data.stain, cache_dir=data.cache_dir, progress=progress)
+
+
+def _load(data: DataConfig, *, split: str, progress: bool) -> Tiles:
+    if data.source == "pathmnist":
+        from sscl.data.pathmnist import load_pathmnist
+
+        return load_pathmnist(
+            data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress
+        )
+    if data.source in ("mhist", "synthetic"):
         return load_mhist(
             data.root,
             protocol=data.protocol,
             split=split,
             seed=data.split_seed,
             size_px=data.size_px,
-            published=data.published,
+            published=data.published and data.source == "mhist",
             cache_dir=data.cache_dir,
             progress=progress,
         )
@@ -43,11 +64,17 @@ def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
     )
 
 
+def has_validation(data: DataConfig) -> bool:
+    """Return whether the set has a validation split of its own, so that none is carved from train."""
+    return data.source == "pathmnist"
+
+
 def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     """Return one line: source, protocol, split, count, classes."""
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
+    stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
     counts = ", ".join(f"{count} {name}" for name, count in tiles.class_counts().items())
-    return f"{data.root} ({data.source}{protocol}), split {split}: {len(tiles)} tiles{f' ({counts})' if counts else ''}"
+    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{f' ({counts})' if counts else ''}"
 
 
 def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
@@ -67,48 +94,146 @@ def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """An encoder to train, and what comes with its weights.
+    """An encoder, and what comes with its weights.
 
     Attributes:
         encoder: with its weights.
         mean, std: channel means and deviations of pixels in 0-1.
         history: the data sections of the runs that its weights went through, oldest first; eval compares them.
+        size_px: side of the tiles it was trained on; None: nothing says.
+        content: a checkpoint of ours without its tensors; None for other weights.
     """
 
     encoder: Encoder
     mean: tuple[float, ...]
     std: tuple[float, ...]
     history: list[dict[str, Any]]
+    size_px: int | None = None
+    content: dict[str, Any] | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits from the name, the weights and the normalisation: equal for equal features of equal tiles."""
+        digest = hashlib.sha256(repr((self.encoder.name, self.encoder.output_stride, self.mean, self.std)).encode())
+        for name, value in self.encoder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def start_encoder(model: ModelConfig) -> Start:
-    """Return the encoder to start from.
+    """Return the encoder to start training from.
 
     Raises:
-        ValueError: the weights are another encoder's or another command's, or not readable.
+        ValueError: the weights are another encoder's, or not readable.
         FileNotFoundError: no such run or file.
     """
-    weights, mean, std = model.weights, IMAGENET_MEAN, IMAGENET_STD
+    file = weights_file(model.weights)
+    content = None if file is None else _own_content(file)
+    if content is not None:
+        made = content["encoder_name"], content["stem"]
+        if made != (model.name, model.stem):
+            raise ValueError(
+                f"model.weights: {file} holds {made[0]} with the {made[1]} stem; set model.name={made[0]} "
+                f"model.stem={made[1]} (got {model.name}, {model.stem})"
+            )
+        if content["kind"] == "finetune":
+            print(f"model.weights: {file} was trained with labels ({', '.join(content['classes'])})")
+    return _open(
+        model.name,
+        weights=model.weights,
+        file=file,
+        stem=model.stem,
+        output_stride=model.output_stride,
+        mean=model.mean,
+        std=model.std,
+        content=content,
+    )
+
+
+def frozen_encoder(spec: EncoderConfig) -> Start:
+    """Return an encoder to look at, in evaluation mode; a checkpoint of ours says itself which one it is.
+
+    Raises:
+        ValueError: it takes a name, or another one than given; the weights do not fit or are not readable.
+        FileNotFoundError: no such run or file.
+    """
+    file = weights_file(spec.weights)
+    content = None if file is None else _own_content(file)
+    name, stem, output_stride = spec.model, spec.stem, 32
+    if content is not None:
+        if name not in (None, content["encoder_name"]):
+            raise ValueError(f"model: got {name}, but {file} holds {content['encoder_name']}; leave model out")
+        name, stem, output_stride = content["encoder_name"], content["stem"], content["output_stride"]
+    if name is None:
+        what = "random weights" if spec.weights is None else f"weights={spec.weights}"
+        raise ValueError(f"model: missing; {what} takes the encoder's name, for instance model=resnet18")
+    if spec.weights is None:
+        torch.manual_seed(spec.seed)
+    start = _open(
+        name,
+        weights=spec.weights,
+        file=file,
+        stem=stem,
+        output_stride=output_stride,
+        mean=spec.mean,
+        std=spec.std,
+        content=content,
+    )
+    start.encoder.eval()
+    return start if spec.size_px is None else replace(start, size_px=spec.size_px)
+
+
+def weights_file(weights: str | None) -> Path | None:
+    """Return the file that `weights` names, a run folder's checkpoint too; None for random and ImageNet weights.
+
+    Raises:
+        FileNotFoundError: no such run or file.
+    """
+    return None if weights in (None, "imagenet") else checkpoint_file(str(weights))
+
+
+def _own_content(file: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's content without its tensors; None if it is not one of ours."""
+    content = read_torch_file(file)
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        return None
+    return {key: value for key, value in content.items() if key not in TENSORS}
+
+
+def _open(
+    name: str,
+    *,
+    weights: str | None,
+    file: Path | None,
+    stem: str,
+    output_stride: int,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    content: dict[str, Any] | None,
+) -> Start:
+    size_px: int | None = None
     history: list[dict[str, Any]] = []
-    if weights not in (None, "imagenet"):
-        assert weights is not None
-        weights = str(checkpoint_file(weights))
-        content = read_torch_file(weights)
-        if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
-            if content["kind"] != "pretrain":
-                raise ValueError(
-                    f"model.weights: {weights} was written by sscl {content['kind']}; start from a run of sscl pretrain"
-                )
-            made = content["encoder_name"], content["stem"]
-            if made != (model.name, model.stem):
-                raise ValueError(
-                    f"model.weights: {weights} holds {made[0]} with the {made[1]} stem; set model.name={made[0]} "
-                    f"model.stem={made[1]} (got {model.name}, {model.stem})"
-                )
-            mean, std = content["preprocessing"]["mean"], content["preprocessing"]["std"]
-            history = [*content["history"], content["config"]["data"]]
-    encoder = build_encoder(model.name, weights=weights, stem=model.stem, output_stride=model.output_stride)
-    return Start(encoder=encoder, mean=tuple(model.mean or mean), std=tuple(model.std or std), history=history)
+    if file is None:
+        encoder = build_encoder(name, weights=weights, stem=stem, output_stride=output_stride)
+        own_mean, own_std = preprocessing_of(name, weights)
+    else:
+        encoder = build_encoder(name, stem=stem, output_stride=output_stride)
+        trunk = read_trunk(file)
+        load_trunk(encoder, trunk.state, source=str(file))
+        own_mean, own_std = trunk.mean or IMAGENET_MEAN, trunk.std or IMAGENET_STD
+    if content is not None:
+        size_px = content["preprocessing"]["size_px"]
+        data = content["config"]["data"]  # pretraining has a list of sources
+        history = [*content["history"], *([data] if isinstance(data, dict) else data)]
+    return Start(
+        encoder=encoder,
+        mean=tuple(mean or own_mean),
+        std=tuple(std or own_std),
+        history=history,
+        size_px=size_px,
+        content=content,
+    )
 
 
 def blank_classifier(content: dict[str, Any]) -> Classifier:
