@@ -5,11 +5,12 @@ Library code never sees these classes: the commands hand it plain values.
 """
 
 from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, validate
-from sscl.config.data import DataConfig, SynthConfig
+from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.training import (
     AugmentConfig,
     DemoConfig,
+    EncoderConfig,
     FinetuneAugmentConfig,
     FinetuneConfig,
     FinetuneTrainConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "AugmentConfig",
     "DataConfig",
     "DemoConfig",
+    "EncoderConfig",
     "EvalConfig",
     "FinetuneAugmentConfig",
     "FinetuneConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "PretrainTrainConfig",
     "ProjectionConfig",
     "Section",
+    "SourceConfig",
     "SynthConfig",
     "help_text",
     "keys",

@@ -6,10 +6,10 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 
@@ -17,6 +17,13 @@ class Section(BaseModel):
     """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# For lists in YAML: `Annotated[tuple[X, ...], Listed]`. Strict models take no list for a tuple otherwise.
+Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+# Beside a validator that turns one mapping into a list of one, so that its keys are shown without a number.
+OneOrMore = "one or more"
 
 
 def knob(default: Any, doc: str, **bounds: Any) -> Any:
@@ -99,7 +106,7 @@ def validate(kind: type[Config], content: dict[str, Any], *, source: str) -> Con
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(kind, dict(fault)) for fault in error.errors()]
+        lines = [_explain(kind, dict(fault), content) for fault in error.errors()]
         raise ValueError("\n".join(f"{line} ({source})" for line in dict.fromkeys(lines))) from None
 
 
@@ -112,19 +119,40 @@ def _set_key(content: dict[str, Any], text: str) -> None:
     except (yaml.YAMLError, ValueError):
         value = raw
     *parents, last = dotted.split(".")
-    place = content
-    for parent in parents:
-        if place.get(parent) is None:
+    place: Any = content
+    for depth, parent in enumerate(parents):
+        if isinstance(place, dict) and place.get(parent) is None:
             place[parent] = {}
-        place = place[parent]
-        if not isinstance(place, dict):
+        place = place[_index(place, parent, dotted) if isinstance(place, list) else parent]
+        if not isinstance(place, (dict, list)):
             raise ValueError(f"{dotted}: {parent} was given the value {_shown(place)}, so it has no keys below it")
-    place[last] = value
+        if isinstance(place, list) and not [*parents, last][depth + 1].isdigit():
+            name = ".".join(parents[: depth + 1])
+            raise ValueError(
+                f"{dotted}: {name} is a list of {len(place)}; name one: {dotted.replace(name, f'{name}.0', 1)}=..."
+            )
+    place[_index(place, last, dotted) if isinstance(place, list) else last] = value
 
 
-def _explain(kind: type[Section], fault: dict[str, Any]) -> str:
+def _index(place: list[Any], word: str, dotted: str) -> int:
+    if not word.isdigit() or int(word) >= len(place):
+        raise ValueError(f"{dotted}: got number {word} of a list of {len(place)}, allowed are 0 to {len(place) - 1}")
+    return int(word)
+
+
+def _explain(kind: type[Section], fault: dict[str, Any], content: Any) -> str:
     """Return one line for a pydantic fault: the dotted key, what was got, what is allowed, the nearest key."""
-    parts = [str(part) for part in fault["loc"] if not str(part).startswith(("function-", "tuple", "nullable"))]
+    parts = []
+    for part in fault["loc"]:
+        if str(part).startswith(("function-", "tuple", "nullable")):
+            continue
+        if part == 0 and isinstance(content, dict) and 0 not in content and _element(kind, parts) is not None:
+            continue  # one section given where a list may stand
+        parts.append(str(part))
+        if isinstance(content, dict):
+            content = content.get(part)
+        elif isinstance(content, (list, tuple)) and isinstance(part, int) and part < len(content):
+            content = content[part]
     dotted, what, context = ".".join(parts), fault["type"], fault.get("ctx", {})
     got = f"got {_shown(fault['input'])}"
     if what in ("extra_forbidden", "invalid_key"):
@@ -156,7 +184,7 @@ def _explain(kind: type[Section], fault: dict[str, Any]) -> str:
     if what == "value_error":
         message = str(context.get("error", fault["msg"]))
         key, colon, rest = message.partition(": ")
-        if colon and re.fullmatch(r"\w+", key):  # raised for one key of a section
+        if colon and re.fullmatch(r"[\w.]+", key):  # raised for one key of a section
             return f"{dotted}.{key}: {rest}" if dotted else message
         return f"{dotted}: {got}; {message}"
     if what.startswith(("greater", "less")):
@@ -202,11 +230,28 @@ def _section(kind: type[Section], parts: Sequence[str]) -> type[Section] | None:
     """Return the section class at a dotted place, None where there is a plain value."""
     current: type[Section] = kind
     for part in parts:
+        if part.isdigit():  # one of a list of sections; the section was entered with the list's own name
+            continue
         field = current.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+        found = None if field is None else _section_type(field.annotation)
+        if found is None:
             return None
-        current = field.annotation
+        current = found
     return current
+
+
+def _section_type(annotation: Any) -> type[Section] | None:
+    """Return the section class of a key: X itself, or that of a list of X; None where there are plain values."""
+    inner = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    return inner if isinstance(inner, type) and issubclass(inner, Section) else None
+
+
+def _element(kind: type[Section], parts: Sequence[str]) -> type[Section] | None:
+    """Return the section class of a list's entries, None where there is no list of sections at that place."""
+    section = _section(kind, parts[:-1]) if parts else None
+    field = section.model_fields.get(parts[-1]) if section is not None else None
+    listed = field is not None and get_origin(field.annotation) is tuple
+    return _section_type(field.annotation) if listed and field is not None else None
 
 
 def keys(kind: type[Section], prefix: str = "") -> dict[str, tuple[Any, str]]:
@@ -215,7 +260,9 @@ def keys(kind: type[Section], prefix: str = "") -> dict[str, tuple[Any, str]]:
     for name, field in kind.model_fields.items():
         section = _section(kind, [name])
         if section is not None:
-            found |= keys(section, f"{prefix}{name}.")
+            # A list's own default is not shown: what an entry of it takes is.
+            many = get_origin(field.annotation) is tuple and OneOrMore not in field.metadata
+            found |= keys(section, f"{prefix}{name}.{'N.' if many else ''}")
         else:
             found[prefix + name] = (field.default, _described(field))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from sscl.config.base import Section, knob
 
@@ -10,10 +10,12 @@ from sscl.config.base import Section, knob
 class DataConfig(Section):
     """Which tiles, from where, in which split."""
 
-    source: Literal["mhist", "folder"] = knob(
-        "mhist", "mhist: annotations.csv + images/; folder: train/CLASS/*, test/CLASS/*, or CLASS/*, or flat"
+    source: Literal["mhist", "folder", "pathmnist", "synthetic"] = knob(
+        "mhist",
+        "mhist: annotations.csv + images/; folder: train/CLASS/*, test/CLASS/*, or CLASS/*, or flat; "
+        "pathmnist: an .npz file of MedMNIST's layout; synthetic: what `sscl data synth` wrote",
     )
-    root: str = knob(..., "folder of the data set", min_length=1)
+    root: str = knob(..., "folder of the data set; pathmnist: its .npz file", min_length=1)
     protocol: Literal["paper_balanced", "official"] = knob(
         "official", "mhist: official = its Partition column; paper_balanced = all SSA + as many HP, 90:10"
     )
@@ -21,12 +23,42 @@ class DataConfig(Section):
     split_seed: int = knob(0, "seed of the splits made here (paper_balanced, a folder without test/)", ge=0)
     test_fraction: float = knob(0.2, "folder without test/: share of each class held out for test", gt=0, lt=1)
     groups_csv: str | None = knob(None, "folder: CSV `path,group`; no group lands on both sides of a split")
-    unlabelled: str | None = knob(
-        None, "pretrain: a folder of further tiles without labels, added to the training tiles"
-    )
     size_px: int = knob(224, "side to which tiles are brought, pixels", ge=16, le=1024)
+    stain: Literal["none", "reinhard", "macenko"] = knob(
+        "none", "stain normalisation of every tile after decoding, to fixed reference stains"
+    )
     cache_dir: str | None = knob(None, "folder for decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
     device_budget_gb: float = knob(4.0, "tiles go to the GPU as a whole up to this size, GiB", ge=0)
+
+
+class SourceConfig(DataConfig):
+    """One of the sets that pretraining draws tiles from; their labels are not learned from."""
+
+    weight: float | None = knob(None, "share of the draws of an epoch; null (everywhere) = each tile once", ge=0)
+    tiles: int | None = knob(None, "use this many of its training tiles, drawn by split_seed; null = all", ge=2)
+
+
+SHARED_KEYS = ("size_px", "cache_dir", "device_budget_gb")
+
+
+def one_size(value: Any) -> Any:
+    """Return a list of sources as a tuple, what all share taken from the first; one mapping is a list of one.
+
+    Raises:
+        ValueError: a source wants another size than the first.
+    """
+    if isinstance(value, dict):
+        return (value,)
+    if isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, tuple) or not value or not all(isinstance(source, dict) for source in value):
+        raise ValueError("expected keys and values, or a list of such ([{root: A}, {root: B}])")
+    first = {key: value[0][key] for key in SHARED_KEYS if key in value[0]}
+    for i, source in enumerate(value[1:], 1):
+        for key in SHARED_KEYS:
+            if key in source and source[key] != first.get(key, SourceConfig.model_fields[key].default):
+                raise ValueError(f"{i}.{key}: got {source[key]}; all sources have the first's: set it there alone")
+    return tuple({**source, **first} for source in value)
 
 
 class SynthConfig(Section):

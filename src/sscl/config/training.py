@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from sscl.config.base import Section, knob
-from sscl.config.data import DataConfig
+from sscl.config.base import Listed, OneOrMore, Section, knob
+from sscl.config.data import DataConfig, SourceConfig, one_size
 
 Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
@@ -72,10 +73,32 @@ class FinetuneAugmentConfig(AugmentConfig):
     hue: float = knob(0.04, "hue shift up to this share of a turn either way", ge=0, le=0.5)
 
 
+ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet18_pathmnist", "efficientnet_lite0")
+
+
+def known_encoder(name: Any) -> Any:
+    """Return an encoder's name.
+
+    Raises:
+        ValueError: no such encoder; the nearest names.
+    """
+    if isinstance(name, str) and name not in ENCODERS and not name.startswith("timm:"):
+        near = difflib.get_close_matches(name, ENCODERS, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"{hint}allowed are {', '.join(ENCODERS)}, timm:NAME")
+    return name
+
+
+EncoderName = Annotated[str, BeforeValidator(known_encoder)]
+
+
 class ModelConfig(Section):
     """The encoder."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = knob("resnet50", "the encoder")
+    name: EncoderName = knob(
+        "resnet50",
+        f"the encoder: {', '.join(ENCODERS)}, or timm:NAME (extra timm); resnet18_pathmnist is for 28 px",
+    )
     stem: Literal["standard", "small"] = knob(
         "standard", "standard: 7x7 stride 2 and max-pool; small: 3x3 stride 1, for tiles under 96 px"
     )
@@ -83,7 +106,9 @@ class ModelConfig(Section):
         32, "16: the last stage keeps its resolution, for heatmaps twice as fine at up to twice the time"
     )
     weights: str | None = knob(
-        None, "start of the encoder: null = random, imagenet = torchvision's, else a run folder or checkpoint file"
+        None,
+        "start of the encoder: null = random, imagenet = torchvision's (or the net's own), else a run folder or a "
+        "file: ours, torchvision, timm, Ciga et al., lightly, solo-learn, MoCo",
     )
     mean: Triple | None = knob(None, "channel means of pixels in 0-1; null = those of the weights, else ImageNet's")
     std: Triple | None = knob(None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's")
@@ -93,6 +118,18 @@ class ModelConfig(Section):
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std: got {list(self.std)}, allowed are three numbers > 0")
         return self
+
+
+class EncoderConfig(Section):
+    """An encoder as it is, for the commands that look at features."""
+
+    model: EncoderName | None = knob(None, "the encoder's name; null = what the checkpoint says")
+    weights: str | None = knob(None, "null = random, imagenet, or a run folder or file as for model.weights")
+    stem: Literal["standard", "small"] = knob("standard", "as model.stem, where no checkpoint of sscl says it")
+    size_px: int | None = knob(None, "side of its tiles; null = what the checkpoint says, else data.size_px", ge=16)
+    mean: Triple | None = knob(None, "channel means of pixels in 0-1; null = those of the weights, else ImageNet's")
+    std: Triple | None = knob(None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's")
+    seed: int = knob(0, "seed of random weights", ge=0)
 
 
 class ProjectionConfig(Section):
@@ -110,6 +147,9 @@ class LogConfig(Section):
     progress: bool = knob(True, "show progress bars")
 
 
+Milestones = Annotated[tuple[int, ...], Listed]
+
+
 class PretrainTrainConfig(Section):
     """The contrastive training loop."""
 
@@ -122,8 +162,20 @@ class PretrainTrainConfig(Section):
     )
     weight_decay: float = knob(5e-4, "weight decay (none on biases and norms)", ge=0)
     momentum: float = knob(0.9, "momentum of sgd and lars", ge=0, lt=1)
-    warmup_epochs: float = knob(10.0, "epochs of linear warm-up before the cosine", ge=0)
-    temperature: float = knob(0.7, "NT-Xent temperature", gt=0)
+    schedule: Literal["cosine", "multistep"] = knob(
+        "cosine", "cosine: down to 0; multistep: x gamma at each of milestones"
+    )
+    warmup_epochs: float = knob(10.0, "cosine: epochs of linear warm-up before it", ge=0)
+    milestones: Milestones = knob((), "multistep: after these epochs, [2, 6]")
+    gamma: float = knob(0.1, "multistep: factor at a milestone", gt=0, le=1)
+    loss: Literal["nt_xent", "cross_view"] = knob(
+        "nt_xent", "nt_xent: 2N - 2 negatives; cross_view: InfoNCE with the other view's N - 1 alone"
+    )
+    temperature: float = knob(0.7, "temperature of the loss", gt=0)
+    second_view: Literal["augmented", "clean"] = knob("augmented", "what a view is compared with: another, or the tile")
+    mix: Literal["batch", "source"] = knob(
+        "batch", "several sources: every batch holds tiles of all, or of one source at a time"
+    )
     stop_after_epoch: int | None = knob(None, "leave after this many epochs in all; --resume goes on", ge=1)
     compile: bool = knob(False, "torch.compile the model")
 
@@ -143,13 +195,25 @@ class PretrainConfig(Section):
     seed: int = knob(0, "seed of weights, order and views", ge=0, lt=2**63)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "auto: bf16 on a GPU that has it, else fp32")
-    data: DataConfig
+    data: Annotated[tuple[SourceConfig, ...], BeforeValidator(one_size), OneOrMore]
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     projection: ProjectionConfig = ProjectionConfig()
     train: PretrainTrainConfig = PretrainTrainConfig()
     health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _weights_say_something(self) -> PretrainConfig:
+        given = [source.weight for source in self.data]
+        if any(weight is not None for weight in given):
+            if None in given:
+                raise ValueError(
+                    f"data.{given.index(None)}.weight: missing, other sources have one; give it to all or to none"
+                )
+            if sum(weight for weight in given if weight is not None) <= 0:
+                raise ValueError("data: the weights of the sources sum to 0; give at least one a weight above 0")
+        return self
 
 
 class FinetuneTrainConfig(Section):
