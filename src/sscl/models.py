@@ -92,7 +92,8 @@ class ContrastiveModel(nn.Module):
 def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2048, dim: int = 128) -> nn.Module:
     """Return a projection head, (B, num_features) -> (B, dim).
 
-    `linear` is Jain & Lynn's; `mlp` is SimCLR's (arXiv:2002.05709), with the batch norm of its published code.
+    `linear` is Jain & Lynn's; `mlp` is SimCLR's (arXiv:2002.05709), with the batch norm of its published code;
+    `mlp_no_norm` is that without the batch norm.
 
     Raises:
         ValueError: an unknown kind.
@@ -106,7 +107,9 @@ def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2
             nn.ReLU(inplace=True),
             nn.Linear(hidden, dim),
         )
-    raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp")
+    if kind == "mlp_no_norm":
+        return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+    raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp, mlp_no_norm")
 
 
 def build_encoder(name: str, *, weights: str | None = None, stem: str = "standard", output_stride: int = 32) -> Encoder:

@@ -135,7 +135,9 @@ class EncoderConfig(Section):
 class ProjectionConfig(Section):
     """The head that exists during pretraining only."""
 
-    kind: Literal["linear", "mlp"] = knob("linear", "linear: Jain & Lynn's; mlp: SimCLR's, with one hidden layer")
+    kind: Literal["linear", "mlp", "mlp_no_norm"] = knob(
+        "linear", "linear: Jain & Lynn's; mlp: SimCLR's, with one hidden layer; mlp_no_norm: that without batch norm"
+    )
     hidden: int = knob(2048, "width of the mlp's hidden layer", ge=1)
     dim: int = knob(128, "dimensions of the projection", ge=2)
 
@@ -221,12 +223,17 @@ class FinetuneTrainConfig(Section):
 
     epochs: int = knob(50, "passes over the labelled tiles, at most", ge=1)
     batch_size: int = knob(64, "tiles a step", ge=2)
-    optimizer: Literal["sgd", "lars", "adamw"] = knob("adamw", "the optimizer")
+    optimizer: Literal["sgd", "lars", "adamw"] = knob("adamw", "the optimizer; adamw with weight_decay=0 is Adam")
     learning_rate: float = knob(1e-4, "peak learning rate of the trunk", gt=0)
     head_learning_rate: float = knob(1e-3, "peak learning rate of the classification head", gt=0)
     weight_decay: float = knob(0.01, "weight decay (none on biases and norms)", ge=0)
     momentum: float = knob(0.9, "momentum of sgd and lars", ge=0, lt=1)
-    warmup_epochs: float = knob(2.0, "epochs of linear warm-up before the cosine", ge=0)
+    schedule: Literal["cosine", "multistep"] = knob(
+        "cosine", "cosine: down to 0; multistep: x gamma at each of milestones"
+    )
+    warmup_epochs: float = knob(2.0, "cosine: epochs of linear warm-up before it", ge=0)
+    milestones: Milestones = knob((), "multistep: after these epochs, [2, 6]")
+    gamma: float = knob(0.1, "multistep: factor at a milestone", gt=0, le=1)
     freeze_encoder: bool = knob(False, "train the head alone, on fixed features")
     loss: Literal["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"] = knob(
         "cross_entropy", "weighted_*: each class by its inverse frequency"
@@ -238,11 +245,31 @@ class FinetuneTrainConfig(Section):
     label_fraction: float = knob(
         1.0, "share of the training labels used, stratified; validation is part of it", gt=0, le=1
     )
-    validation_fraction: float = knob(0.15, "share of those carved out for validation", gt=0, lt=1)
+    validation_fraction: float = knob(
+        0.15, "share of those carved out for validation, where the data set has no validation split", gt=0, lt=1
+    )
     select: Literal["balanced_accuracy", "accuracy", "loss"] = knob(
         "balanced_accuracy", "what the best epoch is chosen by, on validation (ties: lower loss)"
     )
     patience: int = knob(15, "stop after this many epochs without a better one", ge=1)
+
+
+class ContrastProjectionConfig(ProjectionConfig):
+    """The projection head of joint training."""
+
+    kind: Literal["linear", "mlp", "mlp_no_norm"] = knob("mlp_no_norm", "as projection.kind of pretrain")
+    hidden: int = knob(512, "width of the mlp's hidden layer", ge=1)
+    dim: int = knob(1024, "dimensions of the projection", ge=2)
+
+
+class ContrastConfig(Section):
+    """Joint training: after each step on labels, a contrastive step on the same tiles and on unlabelled ones."""
+
+    kind: Literal["none", "cross_view", "nt_xent"] = knob(
+        "none", "none: labels alone; else the loss between a random view of each tile and the tile as it is"
+    )
+    temperature: float = knob(0.5, "temperature of that loss", gt=0)
+    projection: ContrastProjectionConfig = ContrastProjectionConfig()
 
 
 class FinetuneConfig(Section):
@@ -255,8 +282,18 @@ class FinetuneConfig(Section):
     data: DataConfig
     augment: FinetuneAugmentConfig = FinetuneAugmentConfig()
     model: ModelConfig = ModelConfig()
+    contrast: ContrastConfig = ContrastConfig()
     train: FinetuneTrainConfig = FinetuneTrainConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _contrast_trains_the_encoder(self) -> FinetuneConfig:
+        if self.contrast.kind != "none" and self.train.freeze_encoder:
+            raise ValueError(
+                f"contrast.kind: got {self.contrast.kind!r} with train.freeze_encoder=true, which leaves it no encoder "
+                "to train; set one of them otherwise"
+            )
+        return self
 
 
 class InspectConfig(Section):
