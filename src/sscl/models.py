@@ -151,3 +151,8 @@ def _imagenet_state(name: str) -> dict[str, Any]:
             "put its state dict in a file and give model.weights=PATH"
         ) from error
     return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+def preprocessing_of(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the channel means and deviations, of pixels in 0-1, of random or ImageNet weights of an encoder."""
+    return IMAGENET_MEAN, IMAGENET_STD

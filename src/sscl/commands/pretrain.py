@@ -6,8 +6,10 @@ N tiles a batch, two views each; D dimensions of the projection.
 from __future__ import annotations
 
 import os
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +22,12 @@ from tqdm import tqdm
 from sscl import augment, features, optim, run
 from sscl.augment import Augmentation
 from sscl.commands.inputs import all_rows, check_inputs_outside, describe_tiles, load_tiles, start_encoder
-from sscl.config import DataConfig, PretrainConfig, plain
-from sscl.data.imagefolder import load_imagefolder
+from sscl.config import PretrainConfig, plain
+from sscl.data.mix import draws_per_source, epoch_batches, occurrences
 from sscl.data.split import stratified_split
-from sscl.data.tiles import UNLABELLED, Tiles, TileStore, concatenate, epoch_order, place_store
+from sscl.data.tiles import UNLABELLED, Tiles, TileStore, concatenate, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision
-from sscl.losses import nt_xent, nt_xent_at_collapse
+from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import ContrastiveModel, build_projection
 from sscl.plots import plot_history
 
@@ -45,17 +47,16 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     precision = pick_precision(config.precision, device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
     if not resume:
-        data = config.data
-        named = {"model.weights": config.model.weights, "data.root": data.root, "data.unlabelled": data.unlabelled}
-        check_inputs_outside(folder, named)
+        roots = {source_key(config, i, "root"): source.root for i, source in enumerate(config.data)}
+        check_inputs_outside(folder, {"model.weights": config.model.weights, **roots})
     if config.log.tensorboard:
         run.check_tensorboard()
     print(f"device: {describe_device(device)}, precision {precision}")
 
-    tiles = load_pretrain_tiles(config)
+    tiles, source_of = load_sources(config)
     watch = carve_health(tiles, config)
     train, batch_size = watch.train, config.train.batch_size
-    steps = len(train) // batch_size
+    steps = len(epoch_rows(train, source_of, config, epoch=0))
     if steps == 0:
         raise ValueError(
             f"train.batch_size: got {batch_size}, but there are only {len(train)} tiles to train on; "
@@ -76,7 +77,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     fingerprint = tiles.fingerprint
-    store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
+    store = place_store(tiles.images, device=device, budget_gb=config.data[0].device_budget_gb)
 
     first_epoch = 0
     if resume:
@@ -97,13 +98,18 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         seed=config.seed,
         mean=torch.tensor(mean, device=device),
         std=torch.tensor(std, device=device),
+        clean_second=config.train.second_view == "clean",
     )
-    collapse = nt_xent_at_collapse(batch_size)
+    contrast, collapse = nt_xent, nt_xent_at_collapse(batch_size)
+    if config.train.loss == "cross_view":
+        contrast, collapse = cross_view_info_nce, cross_view_at_collapse(batch_size)
+    sources = torch.from_numpy(source_of).to(device)
     last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
     print(f"{len(train)} tiles to train on, {steps} steps of {batch_size} an epoch, peak learning rate {peak:.4g}")
-    hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
-    if hint is not None:
-        print(hint)
+    if config.train.schedule == "cosine":
+        hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
+        if hint is not None:
+            print(hint)
     bar = tqdm(
         total=steps * config.train.epochs,
         initial=steps * first_epoch,
@@ -115,31 +121,42 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     with bar:
         for epoch in range(first_epoch, last_epoch):
             model.train()
-            order = train[epoch_order(len(train), seed=config.seed, epoch=epoch)]
+            order = epoch_rows(train, source_of, config, epoch=epoch)  # (steps, N)
+            repeats = occurrences(order.ravel()).reshape(order.shape)  # weights repeat tiles; each is other views
             total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
+            per_source = torch.zeros(2, len(config.data), device=device, dtype=torch.float64)  # loss, tiles
             late: torch.Tensor | None = None
             started = time.perf_counter()
             for step in range(steps):
-                factor = optim.warmup_cosine(
+                factor = optim.schedule_factor(
+                    config.train.schedule,
                     epoch * steps + step,
-                    warmup_steps=round(config.train.warmup_epochs * steps),
-                    total_steps=config.train.epochs * steps,
+                    steps_per_epoch=steps,
+                    epochs=config.train.epochs,
+                    warmup_epochs=config.train.warmup_epochs,
+                    milestones=config.train.milestones,
+                    gamma=config.train.gamma,
                 )
                 optim.set_learning_rate(optimizer, factor)
-                rows = torch.from_numpy(order[step * batch_size : (step + 1) * batch_size])
+                rows, repeat = torch.from_numpy(order[step]), torch.from_numpy(repeats[step])
                 with autocast(device, precision):
-                    a, b = project_views(step_model, store, rows, views=views, epoch=epoch)  # (N, D) each
-                loss = nt_xent(a, b, temperature=config.train.temperature)
+                    a, b = project_views(step_model, store, rows, repeat, views=views, epoch=epoch)  # (N, D) each
+                losses = contrast(a, b, temperature=config.train.temperature, reduction="none")  # (N,)
+                loss = losses.mean()
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 scaler.step(optimizer)
                 scaler.update()
                 total += torch.stack([loss.detach().double(), *similarities(a, b)])
+                if len(config.data) > 1:
+                    ones = torch.ones_like(losses, dtype=torch.float64)
+                    part = torch.stack([losses.detach().double(), ones])
+                    per_source.index_add_(1, sources[rows.to(device, non_blocking=True)], part)
                 # Looked at one step late: reading this step's loss would leave the device idle until the next.
                 if late is not None:
                     value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=folder)
                     speed = batch_size * (step + 1) / (time.perf_counter() - started)
-                    bar.set_postfix_str(f"loss {value:.3f} ({value / collapse:.2f} of ln(2N-1)), {speed:.0f} tiles/s")
+                    bar.set_postfix_str(f"loss {value:.3f} ({value / collapse:.2f} of {collapse_name(config)}), {speed:.0f} tiles/s")
                 late = loss.detach()
                 bar.update()
             assert late is not None
@@ -151,6 +168,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "epoch": epoch + 1,
                 "loss": mean_loss,
                 "loss_relative": mean_loss / collapse,
+                **losses_by_source(per_source, config),
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "positive_similarity": positive,
                 "negative_similarity": negative,
@@ -159,7 +177,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "seconds": seconds,
             }
             # During warm-up the loss of random guessing is what one expects.
-            warning = collapse_warning(row) if epoch + 1 > config.train.warmup_epochs else None
+            warm = config.train.schedule == "multistep" or epoch + 1 > config.train.warmup_epochs
+            warning = collapse_warning(row) if warm else None
             if warning:
                 bar.write(f"warning: epoch {epoch + 1}: {warning}")
             log.append(row)
@@ -170,7 +189,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 "encoder_name": config.model.name,
                 "stem": config.model.stem,
                 "output_stride": config.model.output_stride,
-                "preprocessing": {"size_px": config.data.size_px, "mean": list(mean), "std": list(std)},
+                "preprocessing": {"size_px": config.data[0].size_px, "mean": list(mean), "std": list(std)},
                 "classes": list(tiles.classes),
                 "config": plain(config),
                 "history": start.history,
@@ -185,7 +204,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     log.close()
     with run.replacing(folder / "encoder.pt") as temporary:
         torch.save({key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}, temporary)
-    report_end(log.rows, folder, finished=last_epoch == config.train.epochs)
+    report_end(log.rows, folder, config=config, finished=last_epoch == config.train.epochs)
 
 
 @dataclass(frozen=True)
@@ -196,6 +215,7 @@ class ViewSettings:
     seed: int
     mean: torch.Tensor  # (3,)
     std: torch.Tensor  # (3,)
+    clean_second: bool = False  # compare a view with the tile as it is
 
 
 @dataclass(frozen=True)
@@ -207,42 +227,105 @@ class HealthTiles:
     bank: NDArray[np.int64]  # labelled training tiles; empty without labels
 
 
-def load_pretrain_tiles(config: PretrainConfig) -> Tiles:
-    """Return the training tiles, and the extra unlabelled ones after them.
+def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
+    """Return the training tiles of all sources, one source after the other, and the source of each tile, (tiles,).
 
-    Labels that the extra folder may have are dropped, and each of its tiles is a group of its own, so that they
-    change nothing about how the labelled tiles are held out.
+    The labels of the first source that has some are kept, for the kNN accuracy alone. All others are dropped, and each
+    of their tiles is a group of its own, so that they change nothing about how labelled tiles are held out.
     """
-    tiles = load_tiles(config.data, split="train", progress=config.log.progress)
-    print(describe_tiles(config.data, tiles, split="train"))
-    if config.data.unlabelled is None:
-        return tiles
-    check_unlabelled(config.data)
-    more = load_imagefolder(
-        config.data.unlabelled,
-        split="all",
-        size_px=config.data.size_px,
-        cache_dir=config.data.cache_dir,
-        progress=config.log.progress,
-    )
-    print(f"{config.data.unlabelled} (no labels used): {len(more)} more tiles")
-    unlabelled = Tiles(
-        images=more.images,
-        labels=np.full(len(more), UNLABELLED, dtype=np.int64),
-        classes=(),
-        ids=more.ids,
-        groups=None if tiles.groups is None else np.array([f"unlabelled/{name}" for name in more.ids]),
-    )
-    return concatenate(tiles, unlabelled)
-
-
-def check_unlabelled(data: DataConfig) -> None:
-    """Raise ValueError if the extra folder holds tiles that a later evaluation would test on."""
-    root, extra = Path(data.root).resolve(), Path(str(data.unlabelled)).resolve()
-    if root.is_relative_to(extra) or extra.is_relative_to(root / "test") or (extra / "test").is_dir():
-        raise ValueError(
-            f"data.unlabelled: {extra} holds test tiles, which pretraining may not see; name another folder"
+    check_apart(config)
+    loaded = [load_source(config, i) for i in range(len(config.data))]
+    watched = next((i for i, tiles in enumerate(loaded) if tiles.classes), 0)
+    grouped = loaded[watched].groups is not None
+    joined = []
+    for i, tiles in enumerate(loaded):
+        ids = tiles.ids if i == 0 else tuple(f"{i}/{name}" for name in tiles.ids)
+        if i == watched:
+            joined.append(replace(tiles, ids=ids))
+            continue
+        joined.append(
+            Tiles(
+                images=tiles.images,
+                labels=np.full(len(tiles), UNLABELLED, dtype=np.int64),
+                classes=(),
+                ids=ids,
+                groups=np.array([f"{i}/{name}" for name in tiles.ids]) if grouped else None,
+            )
         )
+    source_of = np.repeat(np.arange(len(loaded)), [len(tiles) for tiles in loaded])
+    return reduce(concatenate, joined), source_of
+
+
+def load_source(config: PretrainConfig, i: int) -> Tiles:
+    """Return the training tiles of a source, or as many of them as are asked for, and print what they are."""
+    data = config.data[i]
+    tiles = load_tiles(data, split="train", progress=config.log.progress)
+    print(describe_tiles(data, tiles, split="train"))
+    if data.tiles is None:
+        return tiles
+    if data.tiles > len(tiles):
+        raise ValueError(f"{source_key(config, i, 'tiles')}: got {data.tiles}, but {data.root} has only {len(tiles)}")
+    order = np.random.default_rng([data.split_seed, 2]).permutation(len(tiles))  # fewer are part of more
+    print(f"  of which {data.tiles} are used")
+    return tiles.subset(np.sort(order[: data.tiles]))
+
+
+def source_key(config: PretrainConfig, i: int, key: str) -> str:
+    """Return what a key of a source is called: data.root, or data.1.root where there are several."""
+    return f"data.{key}" if len(config.data) == 1 else f"data.{i}.{key}"
+
+
+def check_apart(config: PretrainConfig) -> None:
+    """Raise ValueError if a source may hold another's test tiles, or the same tiles."""
+    roots = [Path(source.root).resolve() for source in config.data]
+    for i, inner in enumerate(roots):
+        for j, outer in enumerate(roots):
+            if i != j and inner.is_relative_to(outer) and not inner.is_relative_to(outer / "train"):
+                what = "is" if inner == outer else "lies in"
+                raise ValueError(
+                    f"data.{i}.root: {inner} {what} data.{j}.root and so may hold its test tiles, which pretraining "
+                    "may not see; name each folder once"
+                )
+
+
+def epoch_rows(
+    train: NDArray[np.int64], source_of: NDArray[np.int64], config: PretrainConfig, *, epoch: int
+) -> NDArray[np.int64]:
+    """Return the rows of an epoch's batches, (steps, N).
+
+    Raises:
+        ValueError: with one source a batch, a source that fills none.
+    """
+    sizes = np.bincount(source_of[train], minlength=len(config.data)).tolist()
+    weights = [source.weight for source in config.data if source.weight is not None] or None
+    draws = draws_per_source(sizes, weights=weights)
+    for i, (size, draw) in enumerate(zip(sizes, draws, strict=True)):
+        if size == 0 and draw > 0:
+            raise ValueError(f"{source_key(config, i, 'root')}: no tiles to train on are left of {config.data[i].root}")
+        if config.train.mix == "source" and 0 < draw < config.train.batch_size:
+            raise ValueError(
+                f"train.mix: one source a batch needs batches of it, but source {i} ({config.data[i].root}) has "
+                f"{draw} draws an epoch and train.batch_size is {config.train.batch_size}; lower that, or mix=batch"
+            )
+    rows = epoch_batches(
+        sizes,
+        weights=weights,
+        mix=config.train.mix,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+    )
+    return train[rows]
+
+
+def losses_by_source(per_source: torch.Tensor, config: PretrainConfig) -> dict[str, float]:
+    """Return the mean loss of each source's tiles from sums of loss and tiles, (2, sources); none for one source."""
+    if len(config.data) == 1:
+        return {}
+    sums, tiles = per_source.tolist()
+    return {
+        f"loss_{i}_{Path(source.root).stem}": sums[i] / tiles[i] for i, source in enumerate(config.data) if tiles[i]
+    }
 
 
 def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
@@ -271,11 +354,15 @@ def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
 
 
 def project_views(
-    model: nn.Module, store: TileStore, rows: torch.Tensor, *, views: ViewSettings, epoch: int
+    model: nn.Module, store: TileStore, rows: torch.Tensor, repeat: torch.Tensor, *, views: ViewSettings, epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the projections of the two views of the tiles at `rows`, (N, D) each."""
+    """Return the projections of the two views of the tiles at `rows`, (N, D) each.
+
+    `repeat`, (N,), counts how often each tile came before in this epoch: each time has views of its own.
+    """
     images = store.gather(rows)
     tiles = rows.to(store.device, non_blocking=True)
+    repeat = repeat.to(store.device, non_blocking=True)
     pair = [
         augment.view(
             images,
@@ -283,12 +370,14 @@ def project_views(
             augmentation=views.augmentation,
             seed=views.seed,
             epoch=epoch,
-            view=which,
+            view=2 * repeat + which,
             mean=views.mean,
             std=views.std,
         )
-        for which in (0, 1)
+        for which in ((0,) if views.clean_second else (0, 1))
     ]
+    if views.clean_second:
+        pair.append(augment.normalise(augment.to_unit(images), mean=views.mean, std=views.std))
     a, b = model(torch.cat(pair)).chunk(2)
     return a, b
 
@@ -347,7 +436,7 @@ def collapse_warning(row: dict[str, Any]) -> str | None:
     if row["effective_rank"] < 3:
         return f"the embeddings use {row['effective_rank']:.1f} directions only: collapse; {remedy}"
     if row["loss_relative"] > 0.995:
-        return f"the loss is {row['loss_relative']:.3f} of ln(2N-1), what random guessing gives; {remedy}"
+        return f"the loss is {row['loss_relative']:.3f} of what random guessing gives; {remedy}"
     return None
 
 
@@ -372,38 +461,52 @@ def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str
             found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         return found
 
-    before, now = flat(content["config"]), flat(plain(config))
+    def sections(config: dict[str, Any]) -> dict[str, Any]:
+        sources = config["data"] if isinstance(config["data"], list) else [config["data"]]
+        return flat({**config, "data": sources[0] if len(sources) == 1 else dict(enumerate(sources))})
+
+    before, now = sections(content["config"]), sections(plain(config))
     for key, value in now.items():
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE_ON_RESUME)
+        bare = re.sub(r"\.\d+\.", ".", key)
+        free = any(bare == name or bare.startswith(f"{name}.") for name in FREE_ON_RESUME)
         if not free and before.get(key) != value:
             raise ValueError(f"{key}: got {value!r}, but the run to resume has {before.get(key)!r}; leave it as it was")
     if content["precision"] != precision:
         raise ValueError(f"precision: is {precision} here, but the run to resume had {content['precision']}; set it")
     if content["data_fingerprint"] != fingerprint:
         raise ValueError(
-            f"data.root: the tiles of {config.data.root} are not those that the run to resume was trained on"
+            f"data.root: the tiles of {', '.join(source.root for source in config.data)} are not those that the run to "
+            "resume was trained on"
         )
+
+
+def collapse_name(config: PretrainConfig) -> str:
+    """Return the formula of the loss at collapse, in which N is the batch size."""
+    return "ln(2N-1)" if config.train.loss == "nt_xent" else "ln N"
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the loss, the similarities and the health signs against the epoch."""
     series = [
-        ("NT-Xent loss / ln(2N-1)", ["loss_relative"]),
+        ("loss / loss at collapse", ["loss_relative"]),
         ("cosine similarity", ["positive_similarity", "negative_similarity"]),
         ("effective rank", ["effective_rank"]),
     ]
+    by_source = [key for key in rows[-1] if key.startswith("loss_") and key != "loss_relative"]
+    if by_source:
+        series.append(("loss of each source", by_source))
     if any("knn_balanced_accuracy" in row for row in rows):
         series.append(("kNN balanced accuracy", ["knn_balanced_accuracy"]))
     plot_history(rows, series=series, path=path, title="Pretraining")
 
 
-def report_end(rows: list[dict[str, Any]], folder: Path, *, finished: bool) -> None:
+def report_end(rows: list[dict[str, Any]], folder: Path, *, config: PretrainConfig, finished: bool) -> None:
     """Print the last epoch's signs and where everything lies."""
     if rows:
         last = rows[-1]
         knn = f", kNN balanced accuracy {last['knn_balanced_accuracy']:.3f}" if "knn_balanced_accuracy" in last else ""
         print(
-            f"epoch {last['epoch']}: loss {last['loss']:.4f} ({last['loss_relative']:.3f} of ln(2N-1)), "
+            f"epoch {last['epoch']}: loss {last['loss']:.4f} ({last['loss_relative']:.3f} of {collapse_name(config)}), "
             f"similarity {last['positive_similarity']:.3f} of pairs, {last['negative_similarity']:.3f} of others, "
             f"effective rank {last['effective_rank']:.1f}{knn}"
         )

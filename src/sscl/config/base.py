@@ -69,7 +69,9 @@ def load_config(kind: type[Config], path: str | Path | None = None, *, overrides
     content: dict[str, Any] = read_yaml(path) if path is not None else {}
     for text in overrides:
         _set_key(content, text)
-    return validate(kind, content, source=str(path) if path is not None else "command line")
+    if path is None:
+        return validate(kind, content, source="command line")
+    return validate(kind, content, source=str(path), folder=Path(path).parent)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -97,27 +99,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def validate(kind: type[Config], content: dict[str, Any], *, source: str) -> Config:
-    """Return the validated configuration.
+def validate(kind: type[Config], content: dict[str, Any], *, source: str, folder: Path | None = None) -> Config:
+    """Return the validated configuration; `folder` is where its file lies, for keys that name a file beside it.
 
     Raises:
         ValueError: one line a fault, all at once.
     """
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(content, context={"folder": folder})
     except ValidationError as error:
         lines = [_explain(kind, dict(fault), content) for fault in error.errors()]
         raise ValueError("\n".join(f"{line} ({source})" for line in dict.fromkeys(lines))) from None
+
+
+def parse_value(text: str) -> Any:
+    """Return what the value of `key.path=value` stands for: read as YAML, text where it is none, null where empty."""
+    try:
+        return yaml.load(text, Loader=_Loader) if text else None
+    except (yaml.YAMLError, ValueError):
+        return text
 
 
 def _set_key(content: dict[str, Any], text: str) -> None:
     dotted, equals, raw = text.partition("=")
     if not equals or not all(dotted.split(".")):
         raise ValueError(f"argument {text!r}: expected key.path=value, for instance train.epochs=10")
-    try:
-        value = yaml.load(raw, Loader=_Loader) if raw else None
-    except (yaml.YAMLError, ValueError):
-        value = raw
+    value = parse_value(raw)
     *parents, last = dotted.split(".")
     place: Any = content
     for depth, parent in enumerate(parents):
@@ -142,7 +149,7 @@ def _index(place: list[Any], word: str, dotted: str) -> int:
 
 def _explain(kind: type[Section], fault: dict[str, Any], content: Any) -> str:
     """Return one line for a pydantic fault: the dotted key, what was got, what is allowed, the nearest key."""
-    parts = []
+    parts: list[str] = []
     for part in fault["loc"]:
         if str(part).startswith(("function-", "tuple", "nullable")):
             continue

@@ -1,0 +1,85 @@
+"""Which tiles make the batches of an epoch, when they come from several sources.
+
+N tiles in all, S steps an epoch, B tiles a batch. Rows count through the sources one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.data.tiles import epoch_order
+
+
+def draws_per_source(sizes: Sequence[int], *, weights: Sequence[float] | None) -> NDArray[np.int64]:
+    """Return how many tiles an epoch draws from each source, int64 (number of sources,); they add up to N.
+
+    Args:
+        sizes: tiles of each source.
+        weights: share of the draws of each source, any scale; None draws every tile once.
+
+    Raises:
+        ValueError: negative weights, or all are zero.
+    """
+    if weights is None:
+        return np.array(sizes, dtype=np.int64)
+    share = np.array(weights, dtype=np.float64)
+    if (share < 0).any() or share.sum() <= 0:
+        raise ValueError(f"weights: got {list(weights)}, allowed are numbers >= 0 of which one is above 0")
+    ideal = share / share.sum() * sum(sizes)
+    draws = np.floor(ideal).astype(np.int64)
+    rest = np.argsort(draws - ideal, kind="stable")[: sum(sizes) - int(draws.sum())]  # the largest remainders
+    draws[rest] += 1
+    return np.asarray(draws)
+
+
+def epoch_batches(
+    sizes: Sequence[int], *, weights: Sequence[float] | None, mix: str, batch_size: int, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Return the rows of an epoch's batches, int64 (S, B): a function of the arguments alone.
+
+    A source that is drawn from more often than it has tiles is gone through again, each time in another order, so that
+    its tiles differ by one draw at most. Draws that fill no batch are left out: with `batch` less than B in all, with
+    `source` less than B of each source.
+
+    Args:
+        sizes, weights: see `draws_per_source`.
+        mix: "batch" shuffles all draws; "source" makes each batch of one source and shuffles the batches.
+
+    Raises:
+        ValueError: unknown mix; weights as in `draws_per_source`.
+    """
+    if mix not in ("batch", "source"):
+        raise ValueError(f"mix: got {mix!r}, allowed are batch, source")
+    if mix == "batch" and weights is None:
+        order = epoch_order(sum(sizes), seed=seed, epoch=epoch)
+        return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    rng = np.random.default_rng([seed, epoch])
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    drawn = [
+        start + passes(size, draws=draws, rng=rng)
+        for start, size, draws in zip(first, sizes, draws_per_source(sizes, weights=weights), strict=True)
+    ]
+    if mix == "batch":
+        order = rng.permutation(np.concatenate(drawn))
+        return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    batches = [rows[: len(rows) // batch_size * batch_size].reshape(-1, batch_size) for rows in drawn]
+    return rng.permutation(np.concatenate(batches))
+
+
+def passes(size: int, *, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return `draws` rows of 0..size-1 in whole shuffled passes and a part of one, int64 (draws,)."""
+    rows = [rng.permutation(size).astype(np.int64) for _ in range(-(-draws // size))]
+    return np.concatenate(rows)[:draws] if rows else np.empty(0, dtype=np.int64)
+
+
+def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each entry stood in `order` before, (N,): 0 for the first time."""
+    by_value = np.argsort(order, kind="stable")
+    value = order[by_value]
+    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
+    counts = np.empty(len(order), dtype=np.int64)
+    counts[by_value] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return counts
