@@ -1,12 +1,13 @@
-"""sscl finetune: a classifier from labels, read from top to bottom.
+"""sscl finetune: a classifier from labels, alone or joined by contrastive steps, read from top to bottom.
 
-N tiles a batch, K classes.
+N tiles a batch, K classes, D dimensions of the projection.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,24 @@ from tqdm import tqdm
 
 from sscl import augment, features, metrics, optim, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import check_inputs_outside, describe_tiles, load_tiles, start_encoder
+from sscl.commands.inputs import (
+    all_rows,
+    check_inputs_outside,
+    describe_tiles,
+    has_validation,
+    load_tiles,
+    start_encoder,
+)
 from sscl.config import FinetuneConfig, plain
 from sscl.data import split
-from sscl.data.tiles import Tiles, epoch_order, place_store
+from sscl.data.tiles import UNLABELLED, Tiles, TileStore, epoch_order, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision
-from sscl.losses import focal_loss
-from sscl.models import Classifier
+from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
+from sscl.models import Classifier, ContrastiveModel, build_projection
 from sscl.plots import plot_history
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+CONTRAST_LOSSES = {"cross_view": cross_view_info_nce, "nt_xent": nt_xent}
 
 
 def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
@@ -45,10 +54,19 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     print(f"device: {describe_device(device)}, precision {precision}")
 
     tiles = load_tiles(config.data, split="train", progress=config.log.progress)
-    if not tiles.classes:
+    if not (tiles.labels != UNLABELLED).any():
         raise ValueError(f"data.root: {config.data.root} has no labels; finetune needs tiles in classes")
     print(describe_tiles(config.data, tiles, split="train"))
-    train, validation = labelled_parts(tiles, config)
+    own = None  # tiles that the data set itself keeps for validation
+    if has_validation(config.data):
+        own = load_tiles(config.data, split="validation", progress=config.log.progress)
+        print(describe_tiles(config.data, own, split="validation") + "; train.validation_fraction is not used")
+    train, validation = labelled_parts(tiles, config, own=own)
+    watched, origin = (tiles, "carved from train") if own is None else (own, "of the set's own validation split")
+    unlabelled = np.setdiff1d(all_rows(tiles), used_labels(tiles, config))
+    if len(unlabelled):
+        use = "in the contrastive steps alone" if config.contrast.kind != "none" else "not used (contrast.kind is none)"
+        print(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
     batch_size = min(config.train.batch_size, len(train))
     if batch_size < 2:
         raise ValueError(f"train.label_fraction: leaves {len(train)} tiles to train on, at least 2 are needed")
@@ -64,16 +82,25 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     decay = config.train.weight_decay
     groups = optim.parameter_groups(model.encoder, learning_rate=config.train.learning_rate, weight_decay=decay)
     groups += optim.parameter_groups(model.head, learning_rate=config.train.head_learning_rate, weight_decay=decay)
+    joint = build_joint(config, model, device=device)  # shares the encoder; None without contrast
+    if joint is not None:
+        groups += optim.parameter_groups(
+            joint.projection, learning_rate=config.train.head_learning_rate, weight_decay=decay
+        )
     optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     loss_of = build_loss(config, tiles.labels[train], num_classes=len(tiles.classes), device=device)
 
     store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
+    watched_store = (
+        store if own is None else place_store(own.images, device=device, budget_gb=config.data.device_budget_gb)
+    )
     run.start_folder(folder, config=plain(config), overwrite=overwrite)
     log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
     labels = torch.from_numpy(tiles.labels).to(device)
-    augmentation = Augmentation(**config.augment.model_dump())
     means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    augmentation = Augmentation(**config.augment.model_dump())
+    view_of = partial(augment.view, augmentation=augmentation, seed=config.seed, mean=means, std=stds)
     steps = max(1, len(epoch_rows(train, tiles, config, epoch=0)) // batch_size)
     content: dict[str, Any] = {
         "kind": "finetune",
@@ -90,7 +117,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
     best: dict[str, Any] | None = None
     hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
-    if hint is not None:
+    if hint is not None and config.train.schedule == "cosine":
         print(hint)
     bar = tqdm(
         total=steps * config.train.epochs,
@@ -105,55 +132,66 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
             if frozen:
                 model.encoder.eval()  # batch-norm statistics stay those of pretraining
             order = epoch_rows(train, tiles, config, epoch=epoch)
-            repeats = occurrences(order)  # balanced draws repeat tiles; each repeat is another view
-            total = torch.zeros(2, device=device, dtype=torch.float64)  # loss, tiles right
+            repeats = split.occurrences(order)  # balanced draws repeat tiles; each repeat is another view
+            total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, tiles right, contrastive loss
             started = time.perf_counter()
             for step in range(steps):
-                factor = optim.warmup_cosine(
+                factor = optim.schedule_factor(
+                    config.train.schedule,
                     epoch * steps + step,
-                    warmup_steps=round(config.train.warmup_epochs * steps),
-                    total_steps=config.train.epochs * steps,
+                    steps_per_epoch=steps,
+                    epochs=config.train.epochs,
+                    warmup_epochs=config.train.warmup_epochs,
+                    milestones=config.train.milestones,
+                    gamma=config.train.gamma,
                 )
                 optim.set_learning_rate(optimizer, factor)
                 batch = slice(step * batch_size, (step + 1) * batch_size)
                 rows = torch.from_numpy(order[batch])
                 target = labels[rows.to(device, non_blocking=True)]
-                x = augment.view(
-                    store.gather(rows),
-                    rows.to(device, non_blocking=True),
-                    augmentation=augmentation,
-                    seed=config.seed,
-                    epoch=epoch,
-                    view=torch.from_numpy(repeats[batch]).to(device, non_blocking=True),
-                    mean=means,
-                    std=stds,
-                )
+                view = torch.from_numpy(repeats[batch]).to(device, non_blocking=True)
+                x = view_of(store.gather(rows), rows.to(device, non_blocking=True), epoch=epoch, view=view)
                 with autocast(device, precision):
                     logits = model(x)  # (N, K)
                 loss = loss_of(logits.float(), target)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                scaler.step(optimizer)
-                scaler.update()
+                take_step(loss, optimizer=optimizer, scaler=scaler)
                 right = (logits.detach().argmax(1) == target).double().mean()
-                total += torch.stack([loss.detach().double(), right])
+                total[:2] += torch.stack([loss.detach().double(), right])
+                if joint is not None:
+                    pairs = split.with_unlabelled(order[batch], unlabelled, seed=config.seed, step=epoch * steps + step)
+                    # Each step has a view number of its own, so that a tile met twice in an epoch gives two views.
+                    pair_view = partial(view_of, epoch=epoch, view=step)
+                    with autocast(device, precision):
+                        a, b = project_pairs(
+                            joint, store, torch.from_numpy(pairs), view_of=pair_view, mean=means, std=stds
+                        )  # (M, D) each
+                    contrast = CONTRAST_LOSSES[config.contrast.kind](a, b, temperature=config.contrast.temperature)
+                    take_step(contrast, optimizer=optimizer, scaler=scaler)
+                    total[2] += contrast.detach()
                 bar.update()
-            train_loss, train_accuracy = (total / steps).tolist()
+            train_loss, train_accuracy, contrast_loss = (total / steps).tolist()
             seconds = time.perf_counter() - started  # of training; validation comes after
-            if not np.isfinite(train_loss):
+            if not np.isfinite(train_loss + contrast_loss):
                 left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
                 raise ValueError(
-                    f"the loss became {train_loss} in epoch {epoch + 1}; lower train.learning_rate and "
+                    f"the loss became {train_loss + contrast_loss} in epoch {epoch + 1}; lower train.learning_rate and "
                     f"train.head_learning_rate, or set precision=fp32 ({left})"
                 )
             logits = features.outputs(
-                model, store, validation, mean=means, std=stds, batch_size=config.train.batch_size, precision=precision
+                model,
+                watched_store,
+                validation,
+                mean=means,
+                std=stds,
+                batch_size=config.train.batch_size,
+                precision=precision,
             )
             row = {
                 "epoch": epoch + 1,
                 "train_loss": train_loss,
                 "train_accuracy": train_accuracy,
-                **validate(logits, tiles.labels[validation]),
+                **({} if joint is None else {"contrast_loss": contrast_loss}),
+                **validate(logits, watched.labels[validation]),
                 "learning_rate": optimizer.param_groups[-1]["lr"],
                 "tiles_per_second": steps * batch_size / seconds,
             }
@@ -175,30 +213,48 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     log.close()
     assert best is not None
     print(
-        f"best epoch {best['epoch']} by validation {config.train.select} ({len(validation)} tiles carved from train): "
+        f"best epoch {best['epoch']} by validation {config.train.select} ({len(validation)} tiles {origin}): "
         f"accuracy {best['validation_accuracy']:.3f}, balanced accuracy {best['validation_balanced_accuracy']:.3f}, "
         f"loss {best['validation_loss']:.3f}"
     )
     print(f"wrote {folder}/checkpoints/best.pt, metrics.jsonl, curves.png")
 
 
-def labelled_parts(tiles: Tiles, config: FinetuneConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def labelled_parts(
+    tiles: Tiles, config: FinetuneConfig, *, own: Tiles | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows to train on and the rows for validation, both within the labels that may be used.
 
-    The label fraction comes first: an honest few-label result may not choose its epoch on labels it does not have.
+    The label fraction comes first: an honest few-label result may not choose its epoch on labels it does not have. It
+    cuts the tiles that the data set itself keeps for validation (`own`) alike; the second rows are then theirs.
     """
-    used = split.label_fraction(tiles.labels, fraction=config.train.label_fraction, seed=config.seed)
-    groups = None if tiles.groups is None else tiles.groups[used]
-    try:
-        rest, held = split.stratified_split(
-            tiles.labels[used], fraction=config.train.validation_fraction, seed=config.seed, groups=groups
-        )
-    except ValueError as error:
-        raise ValueError(f"train.validation_fraction: {error} ({len(used)} labelled tiles are used)") from error
-    train, validation = used[rest], used[held]
+    used = used_labels(tiles, config)
+    if own is not None:
+        train, validation = used, used_labels(own, config)
+    else:
+        groups = None if tiles.groups is None else tiles.groups[used]
+        try:
+            rest, held = split.stratified_split(
+                tiles.labels[used], fraction=config.train.validation_fraction, seed=config.seed, groups=groups
+            )
+        except ValueError as error:
+            raise ValueError(f"train.validation_fraction: {error} ({len(used)} labelled tiles are used)") from error
+        train, validation = used[rest], used[held]
     if config.train.balance == "down":
         train = train[split.balance_down(tiles.labels[train], seed=config.seed)]
     return train, validation
+
+
+def used_labels(tiles: Tiles, config: FinetuneConfig) -> NDArray[np.int64]:
+    """Return the rows whose labels may be used: `label_fraction` of each class, unlabelled tiles apart.
+
+    Raises:
+        ValueError: no tile has a label.
+    """
+    labelled = np.flatnonzero(tiles.labels != UNLABELLED)
+    return labelled[
+        split.label_fraction(tiles.labels[labelled], fraction=config.train.label_fraction, seed=config.seed)
+    ]
 
 
 def epoch_rows(train: NDArray[np.int64], tiles: Tiles, config: FinetuneConfig, *, epoch: int) -> NDArray[np.int64]:
@@ -208,14 +264,41 @@ def epoch_rows(train: NDArray[np.int64], tiles: Tiles, config: FinetuneConfig, *
     return train[epoch_order(len(train), seed=config.seed, epoch=epoch)]
 
 
-def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each entry stood in `order` before, (N,): 0 for the first time."""
-    by_value = np.argsort(order, kind="stable")
-    value = order[by_value]
-    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
-    counts = np.empty(len(order), dtype=np.int64)
-    counts[by_value] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    return counts
+def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.device) -> ContrastiveModel | None:
+    """Return the classifier's own encoder under a projection head, or None without contrastive steps.
+
+    The projection serves training alone and is in no checkpoint.
+    """
+    if config.contrast.kind == "none":
+        return None
+    head = config.contrast.projection
+    projection = build_projection(model.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
+    return ContrastiveModel(model.encoder, projection=projection.to(device))
+
+
+def project_pairs(
+    joint: ContrastiveModel,
+    store: TileStore,
+    rows: torch.Tensor,
+    *,
+    view_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the projections of a random view of the tiles at `rows` (M,) and of the tiles as they are, (M, D) each."""
+    images = store.gather(rows)
+    view = view_of(images, rows.to(store.device, non_blocking=True))
+    clean = augment.normalise(augment.to_unit(images), mean=mean, std=std)
+    a, b = joint(torch.cat([view, clean])).chunk(2)
+    return a, b
+
+
+def take_step(loss: torch.Tensor, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Take one optimizer step down a loss; parameters that the loss does not depend on stay as they are."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    scaler.step(optimizer)
+    scaler.update()
 
 
 def build_loss(config: FinetuneConfig, labels: NDArray[np.int64], *, num_classes: int, device: torch.device) -> Loss:
@@ -250,4 +333,6 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
         ("loss", ["train_loss", "validation_loss"]),
         ("accuracy", ["train_accuracy", "validation_accuracy", "validation_balanced_accuracy"]),
     ]
+    if "contrast_loss" in rows[0]:
+        series.append(("contrastive loss", ["contrast_loss"]))
     plot_history(rows, series=series, path=path, title="Fine-tuning")

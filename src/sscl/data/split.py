@@ -116,6 +116,30 @@ def label_fraction(labels: NDArray[np.int64], *, fraction: float, seed: int) -> 
     return np.sort(np.concatenate(kept))
 
 
+def occurrences(order: NDArray[np.int64]) -> Indices:
+    """Return how often each entry stood in `order` before, (N,): 0 for the first time."""
+    by_value = np.argsort(order, kind="stable")
+    value = order[by_value]
+    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
+    counts = np.empty(len(order), dtype=np.int64)
+    counts[by_value] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return counts
+
+
+def with_unlabelled(labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], *, seed: int, step: int) -> Indices:
+    """Return the rows of a step that uses no labels, (M,): the labelled batch (N,) and up to N unlabelled tiles.
+
+    The unlabelled tiles come in passes over all of them (what does not fill a step is left out of its pass). No row
+    comes twice, not even one that balanced draws repeat: it would be its own negative.
+    """
+    count = min(len(labelled), len(unlabelled))
+    if count:
+        turn, part = divmod(step, len(unlabelled) // count)
+        order = _generator("unlabelled", seed, turn).permutation(unlabelled)
+        labelled = np.concatenate([labelled, order[part * count : (part + 1) * count]])
+    return np.unique(labelled)
+
+
 def _generator(purpose: str, *numbers: int) -> np.random.Generator:
     """One stream per purpose: with one for all, the tiles that balancing drops would steer the split."""
     return np.random.default_rng([zlib.crc32(purpose.encode()), *numbers])
