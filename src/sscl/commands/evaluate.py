@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from sscl import features, metrics, plots, run
 from sscl.commands.inputs import (
@@ -66,6 +67,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     )
     probabilities = logits.double().softmax(1).numpy()  # (N, K)
     predictions = probabilities.argmax(1)
+    losses = F.cross_entropy(logits.double(), torch.from_numpy(tiles.labels), reduction="none")  # (N,), nats
     values = metrics.classification_metrics(tiles.labels, probabilities, positive=positive)
     intervals = metrics.bootstrap_intervals(
         tiles.labels,
@@ -88,6 +90,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         "class_counts": tiles.class_counts(),
         "positive": None if positive is None else tiles.classes[positive],
         "data_fingerprint": tiles.fingerprint,
+        "loss": losses.mean().item(),
         "metrics": values,
         "intervals": intervals,
         "interval_method": (
@@ -104,7 +107,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     run.write_json(out / "metrics.json", report)
-    write_predictions(out / "predictions.csv", tiles, probabilities=torch.from_numpy(probabilities))
+    write_predictions(out / "predictions.csv", tiles, probabilities=torch.from_numpy(probabilities), losses=losses)
     title = f"{config.split} split, {len(tiles)} tiles"
     plots.plot_confusion(matrix, classes=tiles.classes, path=out / "confusion.png", title=title)
     plots.plot_roc(tiles.labels, probabilities, classes=tiles.classes, positive=positive, path=out / "roc.png")
@@ -169,15 +172,18 @@ def seen_in_training(data: DataConfig, trained: dict[str, Any], *, split: str) -
     )
 
 
-def write_predictions(path: Path, tiles: Tiles, *, probabilities: torch.Tensor) -> None:
-    """Write id, label, prediction, a probability per class, and votes where there are any."""
-    header = ["id", "label", "prediction", *(f"probability_{name}" for name in tiles.classes)]
+def write_predictions(path: Path, tiles: Tiles, *, probabilities: torch.Tensor, losses: torch.Tensor) -> None:
+    """Write id, label, prediction, a probability per class, the cross-entropy, and votes and group where known."""
+    header = ["id", "label", "prediction", *(f"probability_{name}" for name in tiles.classes), "loss"]
     header += ["votes"] if tiles.votes is not None else []
+    header += ["group"] if tiles.groups is not None else []
     rows = []
     for i, name in enumerate(tiles.ids):
         row = [name, tiles.classes[tiles.labels[i]], tiles.classes[int(probabilities[i].argmax())]]
         row += [f"{p:.6f}" for p in probabilities[i].tolist()]
+        row.append(f"{losses[i].item():.6g}")
         row += [str(tiles.votes[i])] if tiles.votes is not None else []
+        row += [str(tiles.groups[i])] if tiles.groups is not None else []
         rows.append(row)
     run.write_csv(path, header, rows)
 

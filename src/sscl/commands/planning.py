@@ -1,0 +1,278 @@
+"""What a comparison runs: every run of its list with its command, and which of them are there already."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sscl import run
+from sscl.comparison import METRICS
+from sscl.config import (
+    CompareConfig,
+    CompareEntry,
+    FinetuneConfig,
+    PretrainConfig,
+    load_config,
+    plain,
+    read_yaml,
+)
+
+KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+# Keys that may differ between a run that is there and what would run now: they change nothing that is learned.
+FREE = ("run", "device", "log", "train.stop_after_epoch", "data.cache_dir", "data.device_budget_gb")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of an entry, with one seed and one share of the labels (None: as its config says; pretrain)."""
+
+    entry: CompareEntry
+    seed: int
+    fraction: float | None
+    folder: Path
+    words: list[str]  # after `sscl`
+    config: FinetuneConfig | PretrainConfig
+    start: Step | None
+
+    @property
+    def row(self) -> str:
+        """The name of its row."""
+        return self.entry.name if self.fraction is None else f"{self.entry.name}, {100 * self.fraction:g}% labels"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that a complete run has."""
+        return self.folder / ("encoder.pt" if self.entry.command == "pretrain" else "checkpoints/best.pt")
+
+
+def plan(config: CompareConfig) -> list[Step]:
+    """Return every run in the order of the entries.
+
+    Raises:
+        ValueError: one line a fault of the list and of every entry's configuration, all at once.
+    """
+    faults = list_faults(config)
+    if faults:
+        raise ValueError("\n".join(faults))
+    steps: dict[tuple[str, int, float | None], Step] = {}
+    for entry in config.runs:
+        shares = (config.fractions or (None,)) if entry.command == "finetune" else (None,)
+        for fraction in shares:
+            for seed in config.seeds:
+                share = "" if fraction in (None, 1) else f"-{fraction:g}"
+                folder = Path(config.out) / "runs" / f"{entry.name}{share}-{seed}"
+                start = None
+                if entry.start is not None:
+                    start = steps.get((entry.start, seed, fraction)) or steps.get((entry.start, seed, None))
+                try:
+                    words = command_of(entry, config, seed=seed, fraction=fraction, folder=folder, start=start)
+                    resolved = load_config(KINDS[entry.command], entry.config, overrides=words[3:])
+                except (ValueError, FileNotFoundError) as error:
+                    faults += [f"{entry.name}: {line}" for line in str(error).splitlines()]
+                    break  # the other seeds have the same faults
+                step = Step(entry, seed, fraction, folder, words, resolved, start)
+                steps[entry.name, seed, fraction] = step
+    folders = [step.folder for step in steps.values()]
+    twice = sorted({folder for folder in folders if folders.count(folder) > 1})
+    faults += [f"runs: two of them would write {folder}; rename one" for folder in twice]
+    if faults:
+        raise ValueError("\n".join(dict.fromkeys(faults)))
+    return list(steps.values())
+
+
+def command_of(
+    entry: CompareEntry,
+    config: CompareConfig,
+    *,
+    seed: int,
+    fraction: float | None,
+    folder: Path,
+    start: Step | None,
+) -> list[str]:
+    """Return the words after `sscl` that make a run; later keys win."""
+    if not Path(entry.config).is_file():
+        raise FileNotFoundError(
+            f"config: no such file: {entry.config} (looked beside the compare file and from the working directory)"
+        )
+    words = [entry.command, "--config", entry.config]
+    if config.root is not None and not isinstance(read_yaml(entry.config).get("data"), list):
+        words.append(f"data.root={config.root}")
+    words += [*config.set, *(config.set_pretrain if entry.command == "pretrain" else config.set_finetune), *entry.set]
+    words += [f"run={folder}", f"seed={seed}"]
+    if fraction is not None:
+        words.append(f"train.label_fraction={fraction}")
+    if start is not None:
+        words.append(f"model.weights={start.folder}")
+    if config.device is not None:
+        words.append(f"device={config.device}")
+    if not config.progress or config.jobs > 1:
+        words.append("log.progress=false")
+    return words
+
+
+def list_faults(config: CompareConfig) -> list[str]:
+    """Return one line for each fault of the list itself."""
+    faults = []
+    for key, values in (("seeds", config.seeds), ("fractions", config.fractions)):
+        if len(set(values)) != len(values) or (key == "seeds" and not values):
+            faults.append(f"{key}: got {list(values)}, allowed are different values, at least one seed")
+    faults += [f"seeds: got {seed}, allowed is >= 0" for seed in config.seeds if seed < 0]
+    faults += [f"fractions: got {share:g}, allowed is > 0 and <= 1" for share in config.fractions if not 0 < share <= 1]
+    before: dict[str, CompareEntry] = {}
+    taken = {"run": "the folder comes from out and name", "seed": "give seeds"}
+    taken |= {"train.label_fraction": "give it in one place, here or as fractions"} if config.fractions else {}
+    for i, entry in enumerate(config.runs):
+        where = f"runs.{i}"
+        if not re.fullmatch(r"\w[\w.+-]*", entry.name):
+            faults.append(f"{where}.name: got {entry.name!r}, allowed are letters, digits, _ - + and .")
+        if entry.name in before:
+            faults.append(f"{where}.name: {entry.name!r} is given twice; every entry needs a name of its own")
+        if entry.start is not None:
+            faults += [f"{where}.start: {fault}" for fault in start_faults(entry, config, before)]
+        for metric in entry.published:
+            if metric not in METRICS:
+                faults.append(f"{where}.published: unknown metric {metric!r}; {_nearest(metric, list(METRICS))}")
+        own = taken | ({"model.weights": "start gives it"} if entry.start is not None else {})
+        given = {word.partition("=")[0] for word in (*config.set, *entry.set)}
+        faults += [f"{where}.set: {key} is not set there: {why}" for key, why in own.items() if key in given]
+        before[entry.name] = entry
+    rows = [entry.name for entry in config.runs if entry.shown and entry.command == "finetune"]
+    if not rows:
+        faults.append("runs: no finetune entry with shown: true, so there is no row")
+    elif config.reference is not None and config.reference not in rows:
+        faults.append(f"reference: no row {config.reference!r}; {_nearest(config.reference, rows)}")
+    return faults
+
+
+def start_faults(entry: CompareEntry, config: CompareConfig, before: dict[str, CompareEntry]) -> list[str]:
+    """Return why an entry cannot start from the one it names."""
+    names = list(before)
+    if entry.start not in before:
+        later = any(other.name == entry.start for other in config.runs)
+        why = f"{entry.start!r} does not come before {entry.name}; move it up" if later else f"no entry {entry.start!r}"
+        return [f"{why}; {_nearest(str(entry.start), names)}" if names else f"{why}; no entry comes before it"]
+    if entry.command == "pretrain" and before[entry.start].command == "finetune" and config.fractions:
+        return [f"{entry.start!r} runs once for each of fractions, a pretrain entry once a seed"]
+    return []
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(names)}"
+
+
+# --- what is there already ---
+
+
+def decide(steps: Sequence[Step], *, overwrite: bool) -> dict[Path, str]:
+    """Return what happens to each run folder: "reused", "resume", "new" or why it is made again.
+
+    Raises:
+        ValueError: one line for each run that is there with another configuration, and for each folder not of sscl.
+    """
+    ways: dict[Path, str] = {}
+    faults = []
+    for step in steps:
+        try:
+            ways[step.folder] = _way(step, ways, overwrite=overwrite)
+        except ValueError as error:
+            ways[step.folder] = "reused"  # what starts from it has no fault of its own
+            faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+    return ways
+
+
+def _way(step: Step, ways: dict[Path, str], *, overwrite: bool) -> str:
+    folder = run.check_run_folder(step.folder, overwrite=True, trains=True)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "new"
+    complete, resumable = progress_of(step)
+    if not complete and not resumable:
+        return "again: it was interrupted"
+    changes = changed_keys(step)
+    if changes and not overwrite:
+        raise ValueError(
+            f"{folder}: was made with {'; '.join(changes)}; set it back, give another out, or make it again with "
+            "--overwrite"
+        )
+    if changes:
+        return "again: its configuration changed"
+    if step.start is not None:
+        start = step.start
+        newer = not start.checkpoint.is_file() or modified(start.checkpoint) > modified(folder / "config.yaml")
+        if ways[start.folder] != "reused" or newer:
+            return f"again: {start.folder.name}, which it starts from, is newer"
+    return "reused" if complete else "resume"
+
+
+def modified(path: Path) -> float:
+    """Return when a file was last written, seconds."""
+    return path.stat().st_mtime
+
+
+def progress_of(step: Step) -> tuple[bool, bool]:
+    """Return whether a run is complete, and whether it can be resumed.
+
+    A finetune run is complete when its log has the last epoch, or as many as its patience after the best one.
+    """
+    log, last = step.folder / "metrics.jsonl", step.folder / "checkpoints" / "last.pt"
+    rows = run.read_metrics(log) if log.is_file() else []
+    epochs = step.config.train.epochs
+    ran = rows[-1]["epoch"] if rows else 0
+    if isinstance(step.config, PretrainConfig):
+        return step.checkpoint.is_file() and ran >= epochs, last.is_file()
+    if not step.checkpoint.is_file() or ran >= epochs:
+        return step.checkpoint.is_file(), False
+    best = run.load_checkpoint(step.checkpoint)["epoch"]
+    return bool(ran - best >= step.config.train.patience), False
+
+
+def changed_keys(step: Step) -> list[str]:
+    """Return each key in which a run differs from what would run now, as `key=before (now: value)`."""
+    try:
+        before = _flat(load_config(KINDS[step.entry.command], step.folder / "config.yaml"), step)
+    except (ValueError, FileNotFoundError) as error:
+        return [f"a config.yaml that is none of this version ({str(error).splitlines()[0]})"]
+    now = _flat(step.config, step)
+    keys = [key for key in now | before if now.get(key) != before.get(key)]
+    return [f"{key}={_shown(before.get(key))} (now {_shown(now.get(key))})" for key in keys]
+
+
+def _flat(config: FinetuneConfig | PretrainConfig, step: Step) -> dict[str, Any]:
+    """Return the keys that decide about the result; paths absolute, the run it starts from by its folder's name."""
+    flat: dict[str, Any] = {}
+
+    def walk(content: Any, prefix: str) -> None:
+        if isinstance(content, dict) and content:
+            for key, value in content.items():
+                walk(value, f"{prefix}.{key}" if prefix else key)
+        elif isinstance(content, list) and any(isinstance(value, dict) for value in content):
+            for i, value in enumerate(content):
+                walk(value, prefix if len(content) == 1 else f"{prefix}.{i}")
+        else:
+            flat[prefix] = content
+
+    walk(plain(config), "")
+    flat = {key: value for key, value in flat.items() if not _is_free(key)}
+    for key, value in flat.items():
+        if key == "model.weights" and step.start is not None:
+            flat[key] = Path(str(value)).name
+        elif key.split(".")[-1] in ("root", "weights", "groups_csv") and value not in (None, "imagenet"):
+            flat[key] = str(Path(value).resolve())
+    return flat
+
+
+def _is_free(key: str) -> bool:
+    bare = re.sub(r"\.\d+(?=\.)", "", key)  # data.1.cache_dir of a list of sources
+    return bare in FREE or bare.split(".")[0] in FREE
+
+
+def _shown(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]

@@ -1,0 +1,157 @@
+"""The pictures of a comparison: overlaid curves, a grid of predictions, accuracy against labelled tiles.
+
+Made like the rest of `plots`: one function a PNG, whole or not at all. Shape letters: N tiles, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+
+from sscl.plots import _DPI, ByteArray, _check_images, _is_number, _line_style, _plain, _save, _shortened
+
+_RIGHT, _WRONG = "#005A8C", "#B34700"  # beside the marks, which say the same
+
+
+def plot_overlaid(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    *,
+    series: Sequence[tuple[str, str]],
+    path: str | os.PathLike[str],
+    title: str,
+) -> None:
+    """Draw the logs of several rows over one another: a colour a row, a thin line a run, a thick one their mean.
+
+    Args:
+        histories: {row: [log of a run, ...]}, a log as metrics.jsonl has it. The mean reaches as far as all runs do.
+        series: (axis title, key of the log), one axis each.
+        path: the PNG to write. title: above all axes.
+
+    Raises:
+        ValueError: series is empty. FileNotFoundError: the folder of path does not exist.
+    """
+    if not series:
+        raise ValueError("series: is empty, must hold at least one (axis title, key)")
+    figure = Figure(figsize=(8, 0.8 + 2.8 * len(series)), dpi=_DPI, layout="constrained")
+    figure.suptitle(_plain(title))
+    column = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, key) in zip(column, series, strict=True):
+        for index, (row, logs) in enumerate(histories.items()):
+            runs = [{line["epoch"]: line[key] for line in log if _is_number(line.get(key))} for log in logs]
+            style = _line_style(index)
+            if len(runs) > 1:
+                for run in runs:
+                    marker = "." if len(run) == 1 else ""
+                    axes.plot(list(run), list(run.values()), marker=marker, **{**style, "linewidth": 0.8}, alpha=0.45)
+            shared = sorted(set.intersection(*map(set, runs))) if runs else []
+            means = [statistics.fmean(run[epoch] for run in runs) for epoch in shared]
+            marker = "o" if len(shared) <= 40 else ""
+            axes.plot(shared, means, marker=marker, markersize=3.5, label=_plain(row), **{**style, "linewidth": 2.2})
+        axes.set_ylabel(_plain(name))
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    column[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    column[-1].set_xlabel("epoch")
+    figure.align_ylabels()
+    _save(figure, path)
+
+
+def plot_predictions(
+    images: ByteArray,
+    *,
+    truths: Sequence[str],
+    predicted: Mapping[str, Sequence[str]],
+    path: str | os.PathLike[str],
+    title: str,
+    columns: int = 3,
+) -> None:
+    """Draw tiles in a grid, above each its true class, below it what each row predicts with a mark, ✓ or ✗.
+
+    Args:
+        images: uint8 (N, H, W, 3), N >= 1.
+        truths: N class names.
+        predicted: {row: N class names}.
+        path: the PNG to write. title: above the grid.
+        columns: tiles side by side.
+
+    Raises:
+        ValueError: wrong shapes or counts. FileNotFoundError: the folder of path does not exist.
+    """
+    _check_images(images, name="images")
+    for name, values in (("truths", truths), *predicted.items()):
+        if len(values) != len(images):
+            raise ValueError(f"{name}: {len(values)} for {len(images)} tiles, must be equally many")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    # Inches; placed by hand, so that every tile has the same size.
+    wide, tile, line, head = 2.7, 1.9, 0.165, 0.45
+    high = tile + 0.28 + line * len(predicted) + 0.15
+    width, height = columns * wide, head + rows * high
+    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure.text(0.5, 1 - 0.12 / height, _plain(title), ha="center", va="top", fontsize=10)
+    for i, image in enumerate(images):
+        left, top = (i % columns) * wide + (wide - tile) / 2, head + (i // columns) * high + 0.25
+        axes = figure.add_axes((left / width, 1 - (top + tile) / height, tile / width, tile / height))
+        axes.imshow(image, interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(_plain(_shortened(truths[i], 30)), fontsize=9, fontweight="bold", pad=3)
+        for at, (name, values) in enumerate(predicted.items()):
+            right = values[i] == truths[i]
+            figure.text(
+                ((i % columns) * wide + 0.15) / width,
+                1 - (top + tile + 0.06 + at * line) / height,
+                _plain(f"{'✓' if right else '✗'} {_shortened(name, 18)}: {_shortened(values[i], 22)}"),
+                color=_RIGHT if right else _WRONG,
+                fontsize=7.5,
+                va="top",
+            )
+    _save(figure, path)
+
+
+def plot_label_curve(
+    lines: Mapping[str, Sequence[tuple[int, Sequence[float]]]],
+    *,
+    measure: str,
+    path: str | os.PathLike[str],
+    title: str,
+) -> None:
+    """Draw a measure against the number of labelled tiles: a line a row through the means, a band of one sd, points.
+
+    Args:
+        lines: {row: [(labelled tiles, values of the runs), ...]}, one entry a share of the labels.
+        measure: name of the vertical axis.
+        path: the PNG to write. title: above the axes.
+
+    Raises:
+        FileNotFoundError: the folder of path does not exist.
+    """
+    figure = Figure(figsize=(7, 4.4), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    counts = sorted({count for line in lines.values() for count, _ in line})
+    for index, (name, line) in enumerate(lines.items()):
+        style = _line_style(index)
+        points = sorted(line)
+        at = [count for count, _ in points]
+        means = [statistics.fmean(values) for _, values in points]
+        sds = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+        axes.plot(at, means, marker="o", markersize=5, label=_plain(name), **{**style, "linewidth": 2})
+        if any(sds):
+            low, high = zip(*((m - sd, m + sd) for m, sd in zip(means, sds, strict=True)), strict=True)
+            axes.fill_between(at, low, high, color=style["color"], alpha=0.13, linewidth=0)
+            for count, values in points:
+                axes.plot([count] * len(values), values, ".", color=style["color"], markersize=4, alpha=0.7)
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="labelled tiles (log scale)", ylabel=_plain(measure), title=_plain(title))
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    _save(figure, path)

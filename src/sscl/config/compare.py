@@ -1,0 +1,79 @@
+"""sscl compare: a list of runs, each over seeds and shares of the labels, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator
+
+from sscl.config.base import Listed, Section, knob, parse_value
+
+
+def _as_overrides(value: Any) -> Any:
+    """Return keys and values, nested as in a YAML file, as `key.path=value` words; a list of such stays."""
+    if isinstance(value, dict):
+        return tuple(_flattened(value))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flattened(content: dict[str, Any], prefix: str = "") -> list[str]:
+    words: list[str] = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            words += _flattened(value, f"{prefix}{key}.")
+        else:
+            bare = isinstance(value, str) and parse_value(value) == value
+            words.append(f"{prefix}{key}={value if bare else json.dumps(value)}")  # JSON is YAML
+    return words
+
+
+Overrides = Annotated[tuple[str, ...], BeforeValidator(_as_overrides)]
+
+
+class CompareEntry(Section):
+    """One configuration of the comparison; it is run once for each seed, finetune also for each share of the labels."""
+
+    name: str = knob(..., "its row in the table, and the beginning of its run folders' names", min_length=1)
+    command: Literal["pretrain", "finetune"] = knob(..., "the command that makes its runs")
+    config: str = knob(
+        ..., "YAML file of that command; looked for beside the compare file, then from the working directory"
+    )
+    start: str | None = knob(
+        None, "name of an earlier entry: its run of the same seed (and share of the labels) becomes model.weights"
+    )
+    shown: bool = knob(True, "finetune: whether it is a row; pretrain entries never are")
+    set: Overrides = knob((), "keys of its config, nested as in YAML ({train: {epochs: 2}}) or [train.epochs=2, ...]")
+    published: dict[str, float] = knob({}, "published figures to put beside: {accuracy: 0.9}, of all labels")
+
+    @field_validator("config")
+    @classmethod
+    def _beside_the_file(cls, value: str, info: ValidationInfo) -> str:
+        folder: Path | None = (info.context or {}).get("folder")
+        beside = folder / value if folder is not None else Path(value)
+        return str(beside) if beside.is_file() else value
+
+
+class CompareConfig(Section):
+    """sscl compare: make or reuse the runs of a list over seeds, and put them side by side in one table and pictures."""
+
+    out: str = knob(..., "folder to write: runs/, compare.md, compare.json, pictures", min_length=1)
+    runs: Annotated[tuple[CompareEntry, ...], Listed]
+    seeds: Annotated[tuple[int, ...], Listed] = knob((0,), "seeds, [0, 1, 2]: each gives one run of every entry")
+    fractions: Annotated[tuple[float, ...], Listed] = knob(
+        (), "shares of the labels, [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as the configs say"
+    )
+    root: str | None = knob(None, "data.root of every entry whose data is one set; null = as the configs say")
+    set: Overrides = knob((), "keys of every entry's config: set.data.size_px=64, or in YAML {data: {size_px: 64}}")
+    set_pretrain: Overrides = knob((), "keys of the pretrain entries: set_pretrain.train.epochs=10")
+    set_finetune: Overrides = knob((), "keys of the finetune entries: set_finetune.train.epochs=10")
+    reference: str | None = knob(None, "row that the paired differences are against; null = the first")
+    split: Literal["test", "train", "all"] = knob("test", "which tiles")
+    grid: int = knob(9, "tiles of the grid of predictions; 0 = no grid", ge=0, le=100)
+    grid_seed: int = knob(0, "seed of the tiles in the grid", ge=0)
+    bootstrap_samples: int = knob(2000, "resamples of the tiles behind each interval", ge=10)
+    bootstrap_seed: int = knob(0, "seed of the resamples", ge=0)
+    device: str | None = knob(None, "auto, cpu, cuda or cuda:N; null = as the configs say")
+    jobs: int = knob(1, "runs at a time, within an entry", ge=1)
+    progress: bool = knob(True, "show progress bars (with jobs above 1 none are shown)")
