@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 LAYERS = (
     {"dist", "metrics", "device", "weights"},
     {"data", "augment", "models", "losses", "optim", "cam", "plots", "run"},
-    {"features"},
+    {"features", "embedding_plots"},
     {"config"},
     {"commands"},
     {"cli"},

@@ -35,6 +35,10 @@ COMMANDS = {
     "finetune": Command("finetune:main", "FinetuneConfig", "train a classifier with labels", ("overwrite",)),
     "eval": Command("evaluate:main", "EvalConfig", "metrics with intervals, confusion matrix, curves", ("overwrite",)),
     "gradcam": Command("gradcam:main", "GradcamConfig", "heatmaps and boxes: where the model looked", ("overwrite",)),
+    "embed": Command("embed:main", "EmbedConfig", "embeddings, 2D maps, clusters of a tile set", ("overwrite",)),
+    "export": Command(
+        "export:main", "ExportConfig", "the trunk or classifier as files for other programs", ("overwrite",)
+    ),
 }
 FLAG_HELP = {
     "resume": "go on from the run folder's last checkpoint",

@@ -6,6 +6,7 @@ Library code never sees these classes: the commands hand it plain values.
 
 from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, validate
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
+from sscl.config.export import EmbedConfig, ExportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.training import (
     AugmentConfig,
@@ -27,8 +28,10 @@ __all__ = [
     "AugmentConfig",
     "DataConfig",
     "DemoConfig",
+    "EmbedConfig",
     "EncoderConfig",
     "EvalConfig",
+    "ExportConfig",
     "FinetuneAugmentConfig",
     "FinetuneConfig",
     "FinetuneTrainConfig",

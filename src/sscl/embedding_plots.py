@@ -1,0 +1,130 @@
+"""Pictures of embeddings: 2D maps coloured by class or cluster, and the contact sheet of clusters.
+
+N tiles, k clusters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sscl import plots
+
+_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+_GREY = ("0.7", ".")
+_TURNS = 8  # points are drawn in this many rounds over the classes, so that no class covers the others
+
+
+def plot_map(
+    points: npt.ArrayLike,
+    *,
+    labels: npt.ArrayLike,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    title: str,
+    axis_labels: tuple[str, str] | None = None,
+) -> None:
+    """Draw tiles as points of a plane, a colour and a marker for each class.
+
+    Args:
+        points: (N, 2), N >= 1.
+        labels: (N,), index into `classes`; -1 = unlabelled, in grey beneath.
+        classes: names; those without a tile are left out of the legend.
+        path: the PNG to write.
+        title: above.
+        axis_labels: what the axes mean; None (t-SNE, UMAP): nothing, and they have no ticks.
+
+    Raises:
+        ValueError: the shapes do not agree. FileNotFoundError: the folder of path does not exist.
+    """
+    at, label = np.asarray(points, dtype=np.float64), np.asarray(labels)
+    if at.ndim != 2 or at.shape[1] != 2 or label.shape != (len(at),) or not len(at):
+        raise ValueError(f"points, labels: shapes {at.shape} and {label.shape}, must be (N, 2) and (N,), N >= 1")
+    spread = np.maximum(np.ptp(at, axis=0), 1e-9)
+    figure = Figure(figsize=(6.4, 6.4 * float(np.clip(spread[1] / spread[0], 0.5, 1.5))), dpi=plots._DPI)
+    axes = figure.subplots()
+    area = float(np.clip(12000 / len(at), 8, 40))
+    grey = label < 0
+    if grey.any():
+        axes.scatter(at[grey, 0], at[grey, 1], s=area, linewidths=0, alpha=0.6, color=_GREY[0], marker=_GREY[1])
+    order = np.random.default_rng(0).permutation(len(at))
+    for turn in np.array_split(order, _TURNS):
+        for index in np.unique(label[turn][label[turn] >= 0]):
+            rows = turn[label[turn] == index]
+            colour, marker = _style(int(index))
+            axes.scatter(
+                at[rows, 0],
+                at[rows, 1],
+                s=area,
+                linewidths=0.3,
+                edgecolors="white",
+                alpha=0.85,
+                color=colour,
+                marker=marker,
+            )
+    for index, name in enumerate(classes):
+        count = int((label == index).sum())
+        if count:
+            shown = f"{plots._plain(plots._shortened(name, 28))} ({count:,})"
+            colour, marker = _style(index)
+            axes.scatter([], [], s=40, linewidths=0, label=shown, color=colour, marker=marker)
+    if grey.any():
+        shown = f"unlabelled ({int(grey.sum()):,})"
+        axes.scatter([], [], s=40, linewidths=0, label=shown, color=_GREY[0], marker=_GREY[1])
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    axes.set_title(plots._plain(title), fontsize=11)
+    axes.set_aspect("equal", adjustable="datalim")
+    if axis_labels is None:
+        axes.set(xticks=[], yticks=[])
+    else:
+        axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
+    plots._save(figure, path)
+
+
+def cluster_sheet(
+    rows: Sequence[plots.ByteArray], *, captions: Sequence[str], path: str | os.PathLike[str], title: str
+) -> None:
+    """Draw clusters of tiles, one a row, each with its caption on the left.
+
+    Source: the figure of sampled clusters in the README of Ciga et al. (arXiv:2011.13971).
+
+    Args:
+        rows: k times uint8 (M, H, W, 3), M >= 1 tiles of a cluster; M may differ.
+        captions: k texts; line breaks stay.
+        path: the PNG to write.
+        title: above.
+
+    Raises:
+        ValueError: wrong shapes, or not a caption for each row. FileNotFoundError: the folder does not exist.
+    """
+    for row, tiles in enumerate(rows):
+        plots._check_images(tiles, name=f"rows[{row}]")
+    if not rows or len(captions) != len(rows):
+        raise ValueError(f"rows, captions: {len(rows)} and {len(captions)} entries, must be equally many, at least one")
+    columns = max(map(len, rows))
+    tile, gap = 0.9, 0.06  # inches
+    text = 0.3 + 0.068 * max(len(line) for caption in captions for line in caption.split("\n"))
+    width, height = text + columns * (tile + gap), len(rows) * (tile + gap) + gap
+    figure = Figure(figsize=(width, height), dpi=plots._DPI)
+    # One axes in inches, upwards, for all: an axes for each of hundreds of tiles would take long.
+    axes: Axes = figure.add_axes((0, 0, 1, 1))
+    for row, (tiles, caption) in enumerate(zip(rows, captions, strict=True)):
+        bottom = height - (row + 1) * (tile + gap)
+        axes.text(gap, bottom + tile / 2, plots._plain(caption), fontsize=8, va="center", linespacing=1.25)
+        for column, image in enumerate(tiles):
+            left = text + column * (tile + gap)
+            axes.imshow(image, extent=(left, left + tile, bottom, bottom + tile), interpolation="antialiased")
+    axes.set(xlim=(0, width), ylim=(0, height), aspect="auto")
+    axes.set_axis_off()
+    figure.text(gap / width, 1 + gap / height, plots._plain(title), fontsize=10, va="bottom")
+    plots._save(figure, path)
+
+
+def _style(index: int) -> tuple[str, str]:
+    """Return colour and marker: 7 and 8 of them, so that 56 classes differ."""
+    return plots._LINE_COLOURS[index % len(plots._LINE_COLOURS)], _MARKERS[index % len(_MARKERS)]
