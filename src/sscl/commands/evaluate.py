@@ -21,13 +21,12 @@ from sscl.commands.inputs import (
     normalisation,
     positive_class,
     run_of,
+    split_changes,
 )
 from sscl.config import DataConfig, EvalConfig, plain
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device
 
-# Keys that decide which tiles of a folder are its test split.
-SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv")
 NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -158,12 +157,11 @@ def training_tiles(data: DataConfig, content: dict[str, Any]) -> Tiles | None:
 
 def seen_in_training(data: DataConfig, trained: dict[str, Any], *, split: str) -> str | None:
     """Return a warning where tiles of the split took, or may have taken, part in training; else None."""
-    now = plain(data)
-    if Path(now["root"]).resolve() != Path(trained["root"]).resolve():
+    if Path(data.root).resolve() != Path(trained["root"]).resolve():
         return None
     if split != "test":
         return "these tiles took part in training: the figures say nothing about new tiles"
-    changed = [f"data.{key}" for key in SPLIT_KEYS if now[key] != trained[key]]
+    changed = split_changes(data, trained)
     if not changed:
         return None
     return (

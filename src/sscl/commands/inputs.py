@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl.config import DataConfig, EncoderConfig, ModelConfig, validate
+from sscl.config import DataConfig, EncoderConfig, ModelConfig, plain, validate
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.mhist import load_mhist
 from sscl.data.tiles import Tiles
@@ -20,6 +20,8 @@ from sscl.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, Encoder, build_
 from sscl.run import CHECKPOINT_FORMAT, checkpoint_file, load_checkpoint
 from sscl.weights import load_trunk, read_torch_file, read_trunk
 
+# Keys that decide which tiles of a folder are its test split.
+SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv")
 # What a checkpoint holds besides plain values.
 TENSORS = ("encoder", "head", "model", "optimizer", "scaler")
 
@@ -83,6 +85,12 @@ def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
         return validate(DataConfig, {**trained, **changes}, source="the checkpoint's data with your data.* keys")
     except ValueError as error:
         raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from None
+
+
+def split_changes(data: DataConfig, trained: dict[str, Any]) -> list[str]:
+    """Return the keys by which the test split differs from that of a data section trained on, as data.KEY."""
+    now = plain(data)
+    return [f"data.{key}" for key in SPLIT_KEYS if now[key] != trained[key]]
 
 
 def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:
