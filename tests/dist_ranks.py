@@ -18,7 +18,7 @@ import torch.distributed as td
 from torch import nn
 
 from sscl import dist
-from sscl.losses import nt_xent
+from sscl.losses import cross_view_info_nce, nt_xent
 
 PAIRS, INPUTS, DIM = 8, 6, 5
 Results = dict[str, torch.Tensor]
@@ -29,8 +29,12 @@ def share(rows: torch.Tensor) -> torch.Tensor:
     return rows.chunk(dist.world_size())[dist.rank()]
 
 
-def contrast(gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Results:
-    """NT-Xent on one linear layer in float64: the loss, and the gradient after the ranks' average."""
+def contrast(
+    gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    *,
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = nt_xent,
+) -> Results:
+    """A contrastive loss on one linear layer in float64: the loss, and the gradient after the ranks' average."""
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, PAIRS, INPUTS, generator=generator, dtype=torch.float64)
     layer = nn.Linear(INPUTS, DIM, dtype=torch.float64)
@@ -41,7 +45,7 @@ def contrast(gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Re
     honest = dist.gather
     dist.gather = gather or honest
     try:
-        loss = nt_xent(a, b)
+        loss = loss_of(a, b)
     finally:
         dist.gather = honest
     loss.backward()
@@ -102,7 +106,7 @@ def train(dtype: torch.dtype) -> Results:
     losses = []
     for step in range(2):
         rows = share(torch.arange(step * PAIRS, (step + 1) * PAIRS))
-        a, b = project_views(model, store, rows, views=views, epoch=step)
+        a, b = project_views(model, store, rows, torch.zeros_like(rows), views=views, epoch=step)
         loss = nt_xent(a, b, temperature=0.5)
         optimizer.zero_grad()
         loss.backward()
@@ -112,8 +116,18 @@ def train(dtype: torch.dtype) -> Results:
     return {"losses": torch.stack(losses), **net.state_dict(), **moved}
 
 
+def contrast_of_tiles() -> Results:
+    """Both losses of each tile: those of the ranks, put together, are those of one process."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, PAIRS, DIM, generator=generator, dtype=torch.float64)
+    losses = (nt_xent, cross_view_info_nce)
+    return {f.__name__: dist.gather(f(share(a), share(b), reduction="none")) for f in losses}
+
+
 TASKS: dict[str, Callable[[], Results]] = {
     "contrast": contrast,
+    "contrast_cross_view": lambda: contrast(loss_of=cross_view_info_nce),
+    "contrast_of_tiles": contrast_of_tiles,
     "contrast_with_cut_gather": contrast_with_cut_gather,
     "gather_order": gather_order,
     "train32": lambda: train(torch.float32),

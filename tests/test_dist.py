@@ -84,7 +84,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    tasks = ["contrast", "contrast_with_cut_gather", "gather_order"]
+    tasks = ["contrast", "contrast_cross_view", "contrast_of_tiles", "contrast_with_cut_gather", "gather_order"]
     return together(4, tasks, tmp_path_factory.mktemp("four"))
 
 
@@ -94,10 +94,16 @@ def largest_difference(found: ranks.Results, expected: ranks.Results) -> float:
 
 
 @pytest.mark.parametrize("world", ["two", "four"])
-def test_nt_xent_over_ranks_equals_one_process(world, request):
-    found, expected = request.getfixturevalue(world)["contrast"], ranks.contrast()
+@pytest.mark.parametrize("task", ["contrast", "contrast_cross_view"])
+def test_a_loss_over_ranks_equals_one_process(world, task, request):
+    found, expected = request.getfixturevalue(world)[task], ranks.TASKS[task]()
     assert largest_difference(found, expected) < 1e-12
     assert expected["weight"].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_losses_of_tiles_over_ranks_equal_one_process(world, request):
+    assert largest_difference(request.getfixturevalue(world)["contrast_of_tiles"], ranks.contrast_of_tiles()) < 1e-12
 
 
 @pytest.mark.parametrize("world", ["two", "four"])

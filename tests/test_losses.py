@@ -9,12 +9,15 @@ from pytorch_metric_learning.losses import NTXentLoss
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 
-from sscl.losses import focal_loss, nt_xent, nt_xent_at_collapse
+from sscl.losses import cross_view_at_collapse, cross_view_info_nce, focal_loss, nt_xent, nt_xent_at_collapse
 
 # Golden values for a = sin(1..12), b = cos(1..12) as (4, 3): computed twice, independently, in float64.
 GOLDEN = {0.7: 2.1876834088698316, 0.5: 2.486873383607603, 0.1: 9.825555830191218, 0.07: 14.033745029042509}
 GOLDEN_GRAD_A0 = [-0.138369463664745, 0.091267551738384, 0.236993600966073]  # good to 1e-10: sum(grad * a) is -3e-11
 PRECISE_GRAD_A0 = [-0.13836946362403535, 0.09126755173900921, 0.23699360093508819]  # 40-digit arithmetic
+GOLDEN_CROSS_VIEW = 1.462548036834  # at 0.7; good to 1e-11
+PRECISE_CROSS_VIEW = 1.4625480368358436  # 40-digit arithmetic
+BOTH = pytest.mark.parametrize("loss_of", [nt_xent, cross_view_info_nce])
 
 
 def golden_inputs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,6 +41,17 @@ def naive_nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float) -> float
     return total / (2 * count)
 
 
+def naive_cross_view(a: torch.Tensor, b: torch.Tensor, temperature: float) -> list[float]:
+    """Each tile's loss, written out term by term: from a to all of b, from b to all of a."""
+    a, b = ([row / row.norm() for row in x] for x in (a, b))
+    tiles = []
+    for i in range(len(a)):
+        forth = [math.exp(float(a[i] @ other) / temperature) for other in b]
+        back = [math.exp(float(b[i] @ other) / temperature) for other in a]
+        tiles.append(-(math.log(forth[i] / sum(forth)) + math.log(back[i] / sum(back))) / 2)
+    return tiles
+
+
 @pytest.mark.parametrize(("temperature", "expected"), GOLDEN.items())
 def test_nt_xent_golden(temperature, expected):
     a, b = golden_inputs()
@@ -55,7 +69,49 @@ def test_nt_xent_golden_gradient():
 
 def test_nt_xent_is_not_the_cross_view_loss():
     a, b = golden_inputs()
-    assert abs(nt_xent(a, b).item() - 1.462548036834) > 0.5
+    assert abs(nt_xent(a, b).item() - GOLDEN_CROSS_VIEW) > 0.5
+
+
+def test_cross_view_golden():
+    a, b = golden_inputs()
+    assert cross_view_info_nce(a, b, temperature=0.7).item() == pytest.approx(PRECISE_CROSS_VIEW, abs=1e-14)
+    assert cross_view_info_nce(a, b, temperature=0.7).item() == pytest.approx(GOLDEN_CROSS_VIEW, abs=1e-11)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 0.7])
+def test_cross_view_against_the_formula(temperature):
+    a, b = random_pair()
+    expected = naive_cross_view(a, b, temperature)
+    assert cross_view_info_nce(a, b, temperature=temperature, reduction="none").tolist() == pytest.approx(expected)
+    assert cross_view_info_nce(a, b, temperature=temperature).item() == pytest.approx(sum(expected) / 7, abs=1e-12)
+
+
+def test_cross_view_is_the_mean_of_two_classifications():
+    a, b = (torch.nn.functional.normalize(x) for x in random_pair())
+    logits, own = a @ b.T / 0.3, torch.arange(7)
+    expected = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    assert cross_view_info_nce(a, b, temperature=0.3).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_nt_xent_of_each_tile():
+    """Tile i's loss is the mean of its two rows' terms of Eq. 1."""
+    a, b = random_pair()
+    rows = torch.cat([a, b])
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    similarity = (rows @ rows.T / 0.7).fill_diagonal_(-math.inf)
+    terms = [cross_entropy(similarity[i], torch.tensor((i + 7) % 14)).item() for i in range(14)]
+    expected = [(terms[i] + terms[i + 7]) / 2 for i in range(7)]
+    assert nt_xent(a, b, reduction="none").tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@BOTH
+def test_the_mean_of_the_tiles_is_the_mean_loss(loss_of):
+    a, b = (x.requires_grad_() for x in random_pair())
+    tiles = loss_of(a, b, reduction="none")
+    assert tiles.shape == (7,)
+    assert tiles.mean().item() == pytest.approx(loss_of(a, b).item(), abs=1e-14)
+    (each,), (mean,) = (torch.autograd.grad(x, a) for x in (tiles.mean(), loss_of(a, b)))
+    assert torch.allclose(each, mean, atol=1e-15)
 
 
 def test_nt_xent_equals_pytorch_metric_learning():
@@ -71,6 +127,8 @@ def test_collapse_gives_log_of_the_negatives(pairs):
     same = torch.ones(pairs, 4, dtype=torch.float64)
     assert nt_xent(same, same).item() == pytest.approx(math.log(2 * pairs - 1), abs=1e-12)
     assert nt_xent_at_collapse(pairs) == math.log(2 * pairs - 1)
+    assert cross_view_info_nce(same, same).item() == pytest.approx(math.log(pairs), abs=1e-12)
+    assert cross_view_at_collapse(pairs) == math.log(pairs)
 
 
 @pytest.mark.parametrize(
@@ -88,60 +146,70 @@ def test_opposite_and_flipped_identity():
     assert nt_xent(eye, eye.flip(0)).item() == pytest.approx(1.8201418327462526, abs=1e-12)
 
 
-def test_one_pair_has_no_loss_and_no_gradient():
+@BOTH
+def test_one_pair_has_no_loss_and_no_gradient(loss_of):
     a, b = random_pair(1)
     a.requires_grad_()
-    loss = nt_xent(a, b)
+    loss = loss_of(a, b)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-12)
     assert a.grad.abs().max() < 1e-12
 
 
-def test_invariances():
+@BOTH
+def test_invariances(loss_of):
     a, b = random_pair()
-    loss = nt_xent(a, b).item()
+    loss = loss_of(a, b).item()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(1))
     rotation, _ = torch.linalg.qr(random_pair(5, 5, seed=2)[0])
     scales = torch.rand(7, 1, dtype=torch.float64) + 0.1
     for other in (
-        nt_xent(b, a),
-        nt_xent(a[order], b[order]),
-        nt_xent(a @ rotation, b @ rotation),
-        nt_xent(a * scales, b),
+        loss_of(b, a),
+        loss_of(a[order], b[order]),
+        loss_of(a @ rotation, b @ rotation),
+        loss_of(a * scales, b),
     ):
         assert other.item() == pytest.approx(loss, abs=1e-12)
 
 
-def test_gradient_is_tangent_and_passes_gradcheck():
+@BOTH
+def test_gradient_is_tangent_and_passes_gradcheck(loss_of):
     a, b = (x.requires_grad_() for x in random_pair(4, 3))
-    assert torch.autograd.gradcheck(lambda x, y: nt_xent(x, y, temperature=0.3), (a, b))
-    nt_xent(a, b).backward()
+    for reduction in ("mean", "none"):
+        assert torch.autograd.gradcheck(lambda x, y, r=reduction: loss_of(x, y, temperature=0.3, reduction=r), (a, b))
+    loss_of(a, b).backward()
     assert ((a.grad * a).sum(1).abs() < 1e-12).all()
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_extreme_inputs_stay_finite(dtype):
+def test_extreme_inputs_stay_finite(dtype, loss_of):
     for a, b in ([x.to(dtype) for x in random_pair()], [torch.zeros(4, 3, dtype=dtype)] * 2):
         a = a.clone().requires_grad_()
-        loss = nt_xent(a, b, temperature=0.005)
+        loss = loss_of(a, b, temperature=0.005)
         loss.backward()
         assert loss.isfinite()
         assert a.grad.isfinite().all()
         assert loss.dtype == torch.float32
 
 
-def test_autocast_does_not_lower_the_precision():
+@BOTH
+def test_autocast_does_not_lower_the_precision(loss_of):
     a, b = (x.float() for x in random_pair(64, 32))
-    plain = nt_xent(a, b, temperature=0.05)
+    plain = loss_of(a, b, temperature=0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert nt_xent(a, b, temperature=0.05).item() == plain.item()
+        assert loss_of(a, b, temperature=0.05).item() == plain.item()
 
 
-def test_nt_xent_refuses_wrong_input():
-    with pytest.raises(ValueError, match=r"must both be \(B, D\), got \(2, 3\) and \(3, 3\)"):
-        nt_xent(torch.zeros(2, 3), torch.zeros(3, 3))
-    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
-        nt_xent(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0)
+@BOTH
+def test_wrong_input_is_refused(loss_of):
+    name = loss_of.__name__
+    with pytest.raises(ValueError, match=rf"{name}: .* must both be \(B, D\), got \(2, 3\) and \(3, 3\)"):
+        loss_of(torch.zeros(2, 3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=f"{name}: temperature must be > 0, got 0"):
+        loss_of(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0)
+    with pytest.raises(ValueError, match=f"{name}: reduction must be mean or none, got 'sum'"):
+        loss_of(torch.zeros(2, 3), torch.zeros(2, 3), reduction="sum")
 
 
 def test_focal_loss_without_focus_is_cross_entropy():

@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from sscl import optim
-from sscl.optim import LARS, build_optimizer, parameter_groups, scaled_learning_rate, set_learning_rate, warmup_cosine
+from sscl.optim import (
+    LARS,
+    build_optimizer,
+    multistep,
+    parameter_groups,
+    scaled_learning_rate,
+    schedule_factor,
+    set_learning_rate,
+    warmup_cosine,
+)
 
 
 def small_net() -> nn.Module:
@@ -55,6 +64,39 @@ def test_warmup_cosine_is_torchs_annealing():
 def test_all_warmup_and_no_warmup_are_defined():
     assert [warmup_cosine(s, warmup_steps=3, total_steps=3) for s in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
     assert warmup_cosine(0, warmup_steps=0, total_steps=1) == 1
+
+
+@pytest.mark.parametrize("milestones", [(2, 6), (1,), (), (3, 3)])
+def test_multistep_is_torchs(milestones):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=list(milestones), gamma=0.3)
+    for epoch in range(9):
+        expected = schedule.get_last_lr()[0]
+        assert multistep(epoch, milestones=milestones, gamma=0.3) == pytest.approx(expected, rel=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_schedule_by_its_name():
+    run = {"steps_per_epoch": 5, "epochs": 4, "warmup_epochs": 1.0, "milestones": (1, 3), "gamma": 0.1}
+    cosine = [schedule_factor("cosine", step, **run) for step in range(20)]
+    drops = [schedule_factor("multistep", step, **run) for step in range(20)]
+    assert cosine == [warmup_cosine(step, warmup_steps=5, total_steps=20) for step in range(20)]
+    assert drops == pytest.approx([1.0] * 5 + [0.1] * 10 + [0.01] * 5)  # by whole epochs, and no warm-up
+    with pytest.raises(ValueError, match=r"train\.schedule: got 'linear', allowed are cosine, multistep"):
+        schedule_factor("linear", 0, **run)
+
+
+def test_adamw_without_decay_is_adam():
+    ours, theirs = small_net(), small_net()
+    adamw = build_optimizer("adamw", parameter_groups(ours, learning_rate=0.01, weight_decay=0))
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    for step in range(5):
+        for net, optimizer in ((ours, adamw), (theirs, adam)):
+            optimizer.zero_grad()
+            loss_of(net, step).backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 def test_biases_and_norms_take_no_decay():
