@@ -22,10 +22,16 @@ COMMAND_OF = {
     "pretrain": "pretrain",
     "finetune": "finetune",
     "scratch": "finetune",
+    "baseline": "finetune",
+    "finetuned": "finetune",
+    "ssl_joint": "finetune",
+    "ssl": "pretrain",
     "eval": "eval",
     "gradcam": "gradcam",
+    "probe": "probe",
     "synth": "data synth",
     "inspect": "data inspect",
+    "compare": "compare",
 }
 
 
