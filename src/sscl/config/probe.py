@@ -1,0 +1,102 @@
+"""The command that asks what frozen features are worth: probe."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import model_validator
+
+from sscl.config.base import Listed, Section, knob
+from sscl.config.data import DataConfig
+from sscl.config.training import EncoderConfig
+
+
+class ProbeEncoder(EncoderConfig):
+    """A row of the table: an encoder, or several that differ by their seed."""
+
+    name: str = knob(..., "name of the row", min_length=1)
+    seeds: Annotated[tuple[int, ...], Listed] = knob(
+        (), "one row from several runs, [0, 1, 2]: each takes the place of {seed} in weights; empty = [seed]"
+    )
+    adapt_batch_norm: bool = knob(
+        False, "take batch-norm statistics from the tiles of each part themselves, the test tiles' too (no labels)"
+    )
+    images: int | None = knob(None, "tiles it was pretrained on, for the curve over them", ge=1)
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> ProbeEncoder:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
+            raise ValueError(f"seeds: got {list(self.seeds)}, allowed are different whole numbers >= 0")
+        if len(self.seeds) > 1 and self.weights is not None and "{seed}" not in self.weights:
+            raise ValueError(
+                f"seeds: got {list(self.seeds)}, but weights={self.weights} is the same for each; "
+                "write {seed} where the runs differ"
+            )
+        return self
+
+
+class ProbeSet(DataConfig):
+    """Labelled tiles: a classifier is fitted on their training part."""
+
+    name: str = knob(..., "name of the set", min_length=1)
+    holdout_fraction: float = knob(
+        0.0, "share of the training tiles held out as a second part to evaluate on, beside test; 0 = none", ge=0, lt=1
+    )
+
+
+class ProbeConfig(Section):
+    """sscl probe: what frozen features are worth to a linear classifier and to nearest neighbours."""
+
+    out: str = knob(..., "folder to write", min_length=1)
+    encoders: Annotated[tuple[ProbeEncoder, ...], Listed]
+    sets: Annotated[tuple[ProbeSet, ...], Listed]
+    fractions: Annotated[tuple[float, ...], Listed] = knob(
+        (1.0,), "shares of the training labels to use, [0.01, 0.1, 1]"
+    )
+    label_seeds: Annotated[tuple[int, ...], Listed] = knob(
+        (0,), "each draws another share of the labels, and another validation part of it"
+    )
+    validation_fraction: float = knob(0.2, "share of the used labels that chooses C; folds where none", gt=0, lt=1)
+    c_grid: Annotated[tuple[float, ...], Listed] = knob(
+        tuple(10.0**power for power in range(-4, 4)), "values of C, the inverse strength of the linear probe's penalty"
+    )
+    max_iterations: int = knob(1000, "iterations of L-BFGS in one fit, at most", ge=1)
+    neighbours: int = knob(20, "k of the kNN classifier (cosine)", ge=1)
+    reference: str | None = knob(None, "name of the row that the others are compared with, pair by pair")
+    bootstrap_samples: int = knob(2000, "resamples behind each interval", ge=10)
+    bootstrap_seed: int = knob(0, "seed of the resamples", ge=0)
+    batch_size: int = knob(128, "tiles at a time", ge=1)
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "auto: bf16 on a GPU that has it, else fp32")
+    cache_dir: str | None = knob(None, "folder for features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
+    progress: bool = knob(True, "show progress bars")
+
+    @model_validator(mode="after")
+    def _lists_make_sense(self) -> ProbeConfig:
+        for key, entries in (("encoders", self.encoders), ("sets", self.sets)):
+            names = [entry.name for entry in entries]
+            if not names:
+                raise ValueError(f"{key}: is empty, name at least one: {key}='[{{name: ours, ...}}]'")
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{key}: {len(twice)} of them are called {twice[0]!r}; give each a name of its own")
+        if self.reference is not None:
+            check_name(self.reference, [entry.name for entry in self.encoders], key="reference")
+        for key, values, fine, allowed in (
+            ("fractions", self.fractions, lambda v: 0 < v <= 1, "different numbers > 0 and <= 1"),
+            ("label_seeds", self.label_seeds, lambda v: v >= 0, "different whole numbers >= 0"),
+            ("c_grid", self.c_grid, lambda v: v > 0, "different numbers > 0"),
+        ):
+            if not values or len(set(values)) < len(values) or not all(map(fine, values)):
+                raise ValueError(f"{key}: got {list(values)}, allowed are {allowed}, at least one")
+        return self
+
+
+def check_name(name: str, names: Sequence[str], *, key: str) -> None:
+    """Raise ValueError, with the nearest, unless the name is one of the names."""
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{key}: got {name!r}, allowed are {', '.join(names)}{hint}")

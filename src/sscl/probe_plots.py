@@ -1,0 +1,283 @@
+"""The charts of a probe: bars by encoder, and balanced accuracy against labels or pretraining images.
+
+The same rules as in `sscl.plots`: one figure a function, written as a PNG whole or not at all, no pyplot.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from sscl import plots
+from sscl.probe_report import percent
+
+Place = tuple[str, str]  # set and part
+Point = tuple[float, float | None, float | None]  # value, and low and high end of its whisker where it has one
+
+
+@dataclass(frozen=True)
+class BarPanel:
+    """The bars of one set and part.
+
+    Attributes:
+        title: above the panel.
+        chance: balanced accuracy of guessing.
+        linear, knn: a point for each row; None leaves it out.
+    """
+
+    title: str
+    chance: float
+    linear: Sequence[Point | None]
+    knn: Sequence[Point | None]
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """The lines of one set and part.
+
+    Attributes:
+        title: above the panel.
+        chance: balanced accuracy of guessing.
+        lines: by name, (x, point) from the smallest x on.
+        levels: by name, a point that holds for every x.
+    """
+
+    title: str
+    chance: float
+    lines: Mapping[str, Sequence[tuple[float, Point]]]
+    levels: Mapping[str, Point] = field(default_factory=dict)
+
+
+def draw_charts(
+    summary: Sequence[Mapping[str, Any]],
+    *,
+    chance: Mapping[Place, float],
+    images: Mapping[str, int | None],
+    folder: Path,
+) -> list[str]:
+    """Draw what `probe_report.summarise` returned and return the names of the files.
+
+    probe.png always; labels.png for several fractions; images.png where rows say on how many tiles they were
+    pretrained.
+
+    Args:
+        chance: balanced accuracy of guessing, by set and part. images: by the name of each row. folder: there already.
+    """
+    found = {(row["encoder"], (row["set"], row["part"]), row["fraction"], row["classifier"]): row for row in summary}
+    fractions = sorted({row["fraction"] for row in summary})
+    labels = {(row["set"], row["fraction"]): row["labels"] for row in summary}
+    most = fractions[-1]
+
+    def point(name: str, place: Place, fraction: float, classifier: str = "linear") -> Point:
+        figure = found[name, place, fraction, classifier]["balanced_accuracy"]
+        mean, sd = figure["mean"], figure["sd"]
+        low, high = figure["interval"] or ((None, None) if sd is None else (mean - sd, mean + sd))
+        return mean, low, high
+
+    single, several = any(row["runs"] == 1 for row in summary), any(row["runs"] > 1 for row in summary)
+    whiskers = "±1 sd over runs, 95% interval of a single run" if single else "±1 sd over runs"
+    whiskers = whiskers if several else "95% interval"
+    bars = [
+        BarPanel(
+            f"{place[0]}, {place[1]}",
+            chance[place],
+            linear=[point(name, place, most) for name in images],
+            knn=[point(name, place, most, "knn") for name in images],
+        )
+        for place in chance
+    ]
+    title = f"Frozen features, {percent(most)} of the training labels"
+    plot_bars(bars, rows=list(images), path=folder / "probe.png", title=title, whiskers=whiskers)
+    written = ["probe.png"]
+    if len(fractions) > 1:
+        curves = [
+            CurvePanel(
+                f"{place[0]}, {place[1]}",
+                chance[place],
+                {name: [(labels[place[0], f], point(name, place, f)) for f in fractions] for name in images},
+            )
+            for place in chance
+        ]
+        title, x_label = "Linear probe by the number of labels", "Labelled training tiles"
+        plot_curves(curves, x_label=x_label, path=folder / "labels.png", title=title, band=whiskers)
+        written.append("labels.png")
+    grown = sorted((count, name) for name, count in images.items() if count is not None)
+    if grown:
+        curves = [
+            CurvePanel(
+                f"{place[0]}, {place[1]}",
+                chance[place],
+                {
+                    f"pretrained, {percent(f)} of the labels": [(count, point(name, place, f)) for count, name in grown]
+                    for f in fractions
+                },
+                {
+                    f"{name}, {percent(most)} of the labels": point(name, place, most)
+                    for name, count in images.items()
+                    if count is None
+                },
+            )
+            for place in chance
+        ]
+        title, x_label = "Linear probe by the number of pretraining tiles", "Pretraining tiles"
+        plot_curves(curves, x_label=x_label, path=folder / "images.png", title=title, band=whiskers)
+        written.append("images.png")
+    return written
+
+
+def plot_bars(
+    panels: Sequence[BarPanel], *, rows: Sequence[str], path: str | os.PathLike[str], title: str, whiskers: str
+) -> None:
+    """Draw balanced accuracy by encoder: bars of the linear probe, diamonds of kNN, a panel for each set and part.
+
+    Args:
+        panels: at least one. rows: names of the bars, top down. path: the PNG to write. title: above all.
+        whiskers: what they show, for the legend.
+
+    Raises:
+        ValueError: no panel, or another number of points than rows. FileNotFoundError: the folder does not exist.
+    """
+    for panel in panels:
+        if not len(panel.linear) == len(panel.knn) == len(rows):
+            raise ValueError(f"{panel.title}: {len(panel.linear)} and {len(panel.knn)} points for {len(rows)} rows")
+    figure, places, columns = _figure(panels, width=3.4, height=0.9 + 0.42 * len(rows), title=title, extra=1.6)
+    for index, (axes, panel) in enumerate(zip(places, panels, strict=True)):
+        for row, (linear, knn) in enumerate(zip(panel.linear, panel.knn, strict=True)):
+            colour = _colour(row)
+            if linear is not None:
+                axes.barh(row, linear[0], 0.62, color=colour, alpha=0.75)
+                _whisker(axes, linear, row, colour="black")
+                end = max(value for value in (linear[0], linear[2]) if value is not None)
+                axes.text(end + 0.015, row, f"{linear[0]:.2f}", va="center", fontsize=8)
+            if knn is not None:
+                axes.plot(knn[0], row + 0.2, marker="D", markersize=4.5, color="white", markeredgecolor="black")
+        axes.axvline(panel.chance, color="0.35", linewidth=1, linestyle=":")
+        axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.5, -0.5), title=plots._plain(panel.title))
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+        names = [plots._wrapped(name) for name in rows] if index % columns == 0 else [""] * len(rows)
+        axes.set_yticks(range(len(rows)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("Balanced accuracy")
+    figure.legend(
+        handles=[
+            Patch(color="0.6", label="linear probe"),
+            Line2D([], [], color="black", linewidth=1.2, label=whiskers),
+            Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="kNN"),
+            Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
+        ],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )
+    plots._save(figure, path)
+
+
+def plot_curves(
+    panels: Sequence[CurvePanel], *, x_label: str, path: str | os.PathLike[str], title: str, band: str
+) -> None:
+    """Draw balanced accuracy over a logarithmic axis, a line a name, a panel for each set and part.
+
+    Args:
+        panels: at least one. x_label: of the horizontal axis. path: the PNG to write. title: above all.
+        band: what the shaded bands show, for the legend.
+
+    Raises:
+        ValueError: no panel. FileNotFoundError: the folder of path does not exist.
+    """
+    names = list(dict.fromkeys(name for panel in panels for name in (*panel.lines, *panel.levels)))
+    figure, places, columns = _figure(panels, width=3.6, height=3.2, title=title, extra=0.9)
+    for index, (axes, panel) in enumerate(zip(places, panels, strict=True)):
+        for name, points in panel.lines.items():
+            style = plots._line_style(names.index(name))
+            xs = [x for x, _ in points]
+            axes.plot(xs, [point[0] for _, point in points], marker="o", markersize=4, **style)
+            edges = [(x, point[1], point[2]) for x, point in points if point[1] is not None and point[2] is not None]
+            if len(edges) > 1:
+                at, low, high = zip(*edges, strict=True)
+                axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            for x, low_end, high_end in edges if len(edges) == 1 else []:
+                axes.plot([x, x], [low_end, high_end], color=style["color"], linewidth=1)
+        for name, point in panel.levels.items():
+            style = {**plots._line_style(names.index(name)), "linestyle": "--", "linewidth": 1.2}
+            axes.axhline(point[0], **style)
+        axes.axhline(panel.chance, color="0.35", linewidth=1, linestyle=":")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+        axes.tick_params(axis="x", labelrotation=35 if _decades(panel) > 1.5 else 0)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.set(title=plots._plain(panel.title), xlabel=x_label)
+        if index % columns == 0:
+            axes.set_ylabel("Balanced accuracy")
+    lines = [
+        Line2D([], [], marker="o", markersize=4, label=plots._plain(plots._shortened(name, 32)), **plots._line_style(i))
+        if any(name in panel.lines for panel in panels)
+        else Line2D([], [], label=plots._plain(plots._shortened(name, 32)), **_dashed(i))
+        for i, name in enumerate(names)
+    ]
+    rest = [
+        Patch(color="0.8", label=band),
+        Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
+    ]
+    figure.legend(
+        handles=[*lines, *rest], loc="outside lower center", ncols=2 + (columns > 1), frameon=False, fontsize=8
+    )
+    plots._save(figure, path)
+
+
+def _figure(
+    panels: Sequence[BarPanel] | Sequence[CurvePanel],
+    *,
+    width: float,
+    height: float,
+    title: str,
+    extra: float,
+) -> tuple[Figure, list[Axes], int]:
+    """Return a figure with axes for each panel and how many stand in a row; `extra` inches wider, for names."""
+    if not panels:
+        raise ValueError("panels: is empty, must hold at least one")
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(columns * width + extra, lines * height + 1.1), dpi=plots._DPI, layout="constrained")
+    figure.suptitle(plots._plain(title))
+    places = list(figure.subplots(lines, columns, squeeze=False, sharey=True).ravel())
+    for axes in places[len(panels) :]:
+        axes.remove()
+    return figure, places[: len(panels)], columns
+
+
+def _whisker(axes: Axes, point: Point, row: float, *, colour: str) -> None:
+    value, low, high = point
+    if low is not None and high is not None:
+        axes.errorbar(
+            value, row, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color=colour, linewidth=1.2, capsize=3
+        )
+
+
+def _colour(index: int) -> str:
+    return plots._LINE_COLOURS[index % (len(plots._LINE_COLOURS) - 1)]  # not the black of the whiskers
+
+
+def _dashed(index: int) -> dict[str, Any]:
+    return {**plots._line_style(index), "linestyle": "--", "linewidth": 1.2}
+
+
+def _decades(panel: CurvePanel) -> float:
+    xs = [x for points in panel.lines.values() for x, _ in points]
+    return math.log10(max(xs) / min(xs)) if xs else 0.0

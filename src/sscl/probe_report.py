@@ -1,0 +1,208 @@
+"""What a probe found: figures over seeds, paired differences, and the tables that show them.
+
+A run is a dict of `encoder`, `seed`, `set`, `part`, `fraction`, `label_seed`, `labels`, `classifier`, `metrics`
+{name: value} and `intervals` {name: (low, high)}; `Found` holds the runs and what each of them predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.metrics import bootstrap_intervals, classification_metrics
+from sscl.paired import balanced_accuracy_difference
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+CLASSIFIERS = ("linear", "knn")
+PLACE = ("set", "part", "fraction", "classifier")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The runs of a probe.
+
+    Attributes:
+        runs: as the module says.
+        predictions: what each run said of its part's tiles, class indices, (N,), in the order of `runs`.
+        labels: true classes of the tiles, (N,), by (set, part).
+        groups: their slides or patients, (N,), or None, by (set, part).
+    """
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[NDArray[np.int64]] = field(default_factory=list)
+    labels: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict)
+    groups: dict[tuple[str, str], NDArray[np.str_] | None] = field(default_factory=dict)
+
+
+def score(
+    labels: NDArray[np.int64], predictions: NDArray[np.int64], *, num_classes: int, samples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metrics of predicted classes (N,) and their stratified bootstrap intervals, by name."""
+    certain = np.eye(num_classes)[predictions]  # the metrics of a predicted class ask for no more
+    values = classification_metrics(labels, certain, positive=None)
+    intervals = bootstrap_intervals(labels, certain, positive=None, samples=samples, seed=seed)
+    return {name: values[name] for name in METRICS}, {name: intervals[name] for name in METRICS}
+
+
+def summarise(found: Found) -> list[dict[str, Any]]:
+    """Return each encoder's figures at each set, part, fraction and classifier, over its runs.
+
+    For each metric `mean`, `sd` (None for one run) and `interval` (the run's bootstrap interval; None for several).
+    """
+    keys = ("encoder", *PLACE)
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in found.runs:
+        rows.setdefault(tuple(entry[key] for key in keys), []).append(entry)
+    summary = []
+    for place, runs in rows.items():
+        row: dict[str, Any] = {**dict(zip(keys, place, strict=True)), "labels": runs[0]["labels"], "runs": len(runs)}
+        for metric in METRICS:
+            values = np.array([entry["metrics"][metric] for entry in runs])
+            row[metric] = {
+                "mean": float(values.mean()),
+                "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+                "interval": runs[0]["intervals"][metric] if len(values) == 1 else None,
+            }
+        summary.append(row)
+    return summary
+
+
+def differences(found: Found, *, reference: str, samples: int, seed: int) -> list[dict[str, Any]]:
+    """Return how much better each encoder is than the reference, run by run of the same seed and label seed.
+
+    An encoder of one seed meets every seed of the other. For each metric `mean` and `sd` over the pairs, for balanced
+    accuracy also the paired bootstrap `interval` over the tiles (over whole groups where there are any).
+    """
+    keys = ("encoder", *PLACE)
+    rows: dict[tuple[Any, ...], dict[tuple[int, int], int]] = {}
+    for index, entry in enumerate(found.runs):
+        rows.setdefault(tuple(entry[key] for key in keys), {})[entry["seed"], entry["label_seed"]] = index
+    report = []
+    for (encoder, *place), ours in rows.items():
+        if encoder == reference:
+            continue
+        theirs = (reference, *place)
+        pairs = _pairs(ours, rows[theirs])
+        where = (place[0], place[1])
+        left, right = ([pair[side] for pair in pairs] for side in (0, 1))
+        gain = balanced_accuracy_difference(
+            found.labels[where],
+            np.stack([found.predictions[index] for index in left]),
+            np.stack([found.predictions[index] for index in right]),
+            groups=found.groups[where],
+            samples=samples,
+            seed=seed,
+        )
+        row = {"encoder": encoder, "reference": reference, **dict(zip(PLACE, place, strict=True)), "pairs": len(pairs)}
+        row["balanced_accuracy"] = {key: gain[key] for key in ("mean", "sd", "values", "interval")}
+        row["resampled"] = "tiles of each class" if found.groups[where] is None else "whole groups"
+        for metric in ("accuracy", "macro_f1"):
+            gains = np.array([found.runs[a]["metrics"][metric] - found.runs[b]["metrics"][metric] for a, b in pairs])
+            row[metric] = {"mean": float(gains.mean()), "sd": float(gains.std(ddof=1)) if len(gains) > 1 else None}
+        report.append(row)
+    return report
+
+
+def _pairs(ours: dict[tuple[int, int], int], theirs: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
+    """Return (our run, their run) of the same seed and label seed; a single seed meets all of the other side."""
+    seeds, other = {seed for seed, _ in ours}, {seed for seed, _ in theirs}
+    alone = len(seeds) == 1 or len(other) == 1
+    return [
+        (index, match)
+        for (seed, label_seed), index in ours.items()
+        for (their_seed, their_label_seed), match in theirs.items()
+        if label_seed == their_label_seed and (alone or seed == their_seed)
+    ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts: one heading, names of the columns, rows."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self) -> str:
+        """Return it for the terminal, in aligned columns."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = [
+            "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in (self.header, *self.rows)
+        ]
+        return "\n".join([self.title, *(f"  {line}".rstrip() for line in lines)])
+
+    def markdown(self) -> str:
+        """Return it for a document."""
+
+        def line(cells: Sequence[str]) -> str:
+            return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+        rule = f"|{'---|' * len(self.header)}"
+        return "\n".join([f"**{self.title}**", "", line(self.header), rule, *map(line, self.rows)])
+
+
+def tables(summary: Sequence[dict[str, Any]], gains: Sequence[dict[str, Any]], *, reference: str | None) -> list[Table]:
+    """Return a table for each set and fraction: rows are encoders; columns, for each part, what it is worth.
+
+    Linear probe (balanced accuracy), its macro F1, kNN (balanced accuracy), and with a reference the difference of the
+    linear probe's balanced accuracy to it.
+    """
+    by_place = {(row["encoder"], *(row[key] for key in PLACE)): row for row in summary}
+    gain_of = {(row["encoder"], *(row[key] for key in PLACE)): row["balanced_accuracy"] for row in gains}
+    names = list(dict.fromkeys(row["encoder"] for row in summary))
+    found = []
+    for where, fraction in dict.fromkeys((row["set"], row["fraction"]) for row in summary):
+        here = [row for row in summary if (row["set"], row["fraction"]) == (where, fraction)]
+        parts = list(dict.fromkeys(row["part"] for row in here))
+        header = ["encoder"]
+        for part in parts:
+            header += [f"{part}: linear", "macro F1", "kNN"] + ([f"linear − {reference}"] if reference else [])
+        rows = []
+        for name in names:
+            cells = [name]
+            for part in parts:
+                linear = by_place[name, where, part, fraction, "linear"]
+                knn = by_place[name, where, part, fraction, "knn"]
+                cells += [_figure(linear["balanced_accuracy"]), _figure(linear["macro_f1"], interval=False)]
+                cells.append(_figure(knn["balanced_accuracy"], interval=False))
+                if reference:
+                    gain = gain_of.get((name, where, part, fraction, "linear"))
+                    cells.append("" if gain is None else _figure(gain, sign="+"))
+            rows.append(cells)
+        title = f"{where}: {percent(fraction)} of the training labels ({here[0]['labels']:,} tiles)"
+        found.append(Table(title, header, rows))
+    return found
+
+
+def _figure(value: dict[str, Any], *, interval: bool = True, sign: str = "") -> str:
+    """Return 0.731 ± 0.012 over runs, 0.731 (0.702 to 0.760) with an interval, or both."""
+    text = f"{value['mean']:{sign}.3f}" + ("" if value["sd"] is None else f" ± {value['sd']:.3f}")
+    if interval and value["interval"] is not None:
+        low, high = value["interval"]
+        text += f" ({low:{sign}.3f} to {high:{sign}.3f})"
+    return text
+
+
+def legend(*, neighbours: int, samples: int, seed: int, reference: str | None) -> list[str]:
+    """Return what the figures of the tables are, a sentence each."""
+    lines = [
+        "linear: balanced accuracy of logistic regression on frozen features, C chosen on validation; macro F1 of the "
+        f"same; kNN: balanced accuracy, k = {neighbours}, cosine",
+        "± sd over seeds and label seeds; a single run has its 95% interval by stratified bootstrap of the tiles "
+        f"({samples} resamples, seed {seed})",
+    ]
+    if reference is not None:
+        lines.append(
+            f"linear − {reference}: mean difference over pairs of the same seed and label seed, ± their sd, and the "
+            "95% paired bootstrap interval over the tiles (over whole slides or patients where these are known)"
+        )
+    return lines
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as 100%, 2.5%."""
+    return f"{100 * fraction:.6g}%"
