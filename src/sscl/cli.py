@@ -21,11 +21,13 @@ class Command:
     config: str  # class in sscl.config
     summary: str
     flags: tuple[str, ...] = ()
+    positional: str | None = None  # the key that a word without = sets
 
 
 COMMANDS = {
     "demo": Command("demo:main", "DemoConfig", "the whole method on synthetic polyps, in minutes", ("overwrite",)),
     "data synth": Command("data:synth", "SynthConfig", "write procedural polyp tiles in the MHIST layout"),
+    "data download": Command("download:main", "DownloadConfig", "fetch PathMNIST, checked by md5", positional="name"),
     "data inspect": Command(
         "data:inspect", "InspectConfig", "count tiles; draw contact sheet, distribution and two views", ("overwrite",)
     ),
@@ -34,6 +36,12 @@ COMMANDS = {
     ),
     "finetune": Command("finetune:main", "FinetuneConfig", "train a classifier with labels", ("overwrite",)),
     "eval": Command("evaluate:main", "EvalConfig", "metrics with intervals, confusion matrix, curves", ("overwrite",)),
+    "compare": Command(
+        "compare:main", "CompareConfig", "runs over seeds and label shares, side by side", ("overwrite",)
+    ),
+    "probe": Command(
+        "probe:main", "ProbeConfig", "what frozen features are worth: linear probe and kNN, by encoder", ("overwrite",)
+    ),
     "gradcam": Command("gradcam:main", "GradcamConfig", "heatmaps and boxes: where the model looked", ("overwrite",)),
     "embed": Command("embed:main", "EmbedConfig", "embeddings, 2D maps, clusters of a tile set", ("overwrite",)),
     "export": Command(
@@ -147,7 +155,8 @@ def _run(name: str, words: Sequence[str]) -> int:
     kind = getattr(configs, command.config)
     if given.help:
         flags = "".join(f" [--{flag}]" for flag in command.flags)
-        print(f"usage: sscl {name} [--config FILE.yaml]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
+        word = f" [{command.positional.upper()}]" if command.positional else ""
+        print(f"usage: sscl {name}{word} [--config FILE.yaml]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
         for flag in command.flags:
             print(f"  --{flag:<12}{FLAG_HELP[flag]}")
         print(f"\nkeys, defaults, meanings:\n{configs.help_text(kind)}")
@@ -155,11 +164,20 @@ def _run(name: str, words: Sequence[str]) -> int:
     if unknown:
         flags = ", ".join(f"--{flag}" for flag in ("config", *command.flags))
         raise ValueError(f"{unknown[0]}: unknown option; allowed are {flags} and key.path=value")
-    config = configs.load_config(kind, given.config, overrides=given.overrides)
+    config = configs.load_config(kind, given.config, overrides=as_overrides(command, given.overrides))
     module, function = command.function.split(":")
     chosen = {flag: getattr(given, flag) for flag in command.flags}
     getattr(importlib.import_module(f"sscl.commands.{module}"), function)(config, **chosen)
     return 0
+
+
+def as_overrides(command: Command, words: Sequence[str]) -> list[str]:
+    """Return the words as key.path=value: the first without = is the value of the command's positional key, if any."""
+    overrides = list(words)
+    bare = next((i for i, word in enumerate(words) if word and "=" not in word), None)
+    if command.positional is not None and bare is not None:
+        overrides[bare] = f"{command.positional}={words[bare]}"
+    return overrides
 
 
 def _fail(message: str) -> int:

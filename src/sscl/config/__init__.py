@@ -5,8 +5,11 @@ Library code never sees these classes: the commands hand it plain values.
 """
 
 from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, validate
+from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
+from sscl.config.download import DownloadConfig
 from sscl.config.export import EmbedConfig, ExportConfig
+from sscl.config.probe import ProbeConfig, ProbeEncoder, ProbeSet
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.training import (
     AugmentConfig,
@@ -26,8 +29,11 @@ from sscl.config.training import (
 
 __all__ = [
     "AugmentConfig",
+    "CompareConfig",
+    "CompareEntry",
     "DataConfig",
     "DemoConfig",
+    "DownloadConfig",
     "EmbedConfig",
     "EncoderConfig",
     "EvalConfig",
@@ -42,6 +48,9 @@ __all__ = [
     "ModelConfig",
     "PretrainConfig",
     "PretrainTrainConfig",
+    "ProbeConfig",
+    "ProbeEncoder",
+    "ProbeSet",
     "ProjectionConfig",
     "Section",
     "SourceConfig",

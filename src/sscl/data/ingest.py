@@ -11,7 +11,7 @@ import os
 import struct
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,16 +57,41 @@ def decode_tiles(
         raise ValueError(f"size_px: got {size_px}, expected a whole number of pixels, 1 or more")
     if not paths:
         raise ValueError(f"{root}: no image to decode")
+    key = _files_key(paths, root, size_px, exact_size_px)
+
+    def fill(images: NDArray[np.uint8]) -> None:
+        _decode_into(images, paths, exact_size_px=exact_size_px, progress=progress)
+
+    return cached_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
+
+
+def cached_tiles(
+    key: str,
+    shape: tuple[int, int, int, int],
+    fill: Callable[[NDArray[np.uint8]], None],
+    *,
+    cache_dir: Path | str | None = None,
+) -> NDArray[np.uint8]:
+    """Return the cached tiles under `key` as a read-only memmap, uint8 `shape`; `fill` writes them the first time.
+
+    Args:
+        key: fingerprint of all that the pixels depend on.
+        shape: (N, H, W, 3).
+        fill: writes every row of the array it is given; what it raises leaves nothing in the cache.
+        cache_dir: where the memmap goes; None = $SSCL_CACHE, else ~/.cache/sscl.
+
+    Raises:
+        ValueError: the cache folder cannot be written; and what `fill` raises.
+    """
     folder = Path(cache_dir or os.environ.get("SSCL_CACHE") or Path.home() / ".cache" / "sscl")
-    cached = folder / f"tiles-{_files_key(paths, root, size_px, exact_size_px)}.npy"
-    shape = (len(paths), size_px, size_px, 3)
+    cached = folder / f"tiles-{key}.npy"
     if not _is_complete(cached, shape):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_stale(folder)
             part = cached.with_name(f"{cached.stem}-{uuid.uuid4().hex}.part")
             try:
-                _write_tiles(part, paths, size_px=size_px, exact_size_px=exact_size_px, progress=progress)
+                _write_array(part, shape, fill)
                 os.replace(part, cached)
             finally:
                 part.unlink(missing_ok=True)
@@ -108,18 +133,28 @@ def _remove_stale(folder: Path) -> None:
                 part.unlink()
 
 
-def _write_tiles(part: Path, paths: Sequence[Path], *, size_px: int, exact_size_px: int | None, progress: bool) -> None:
-    """Decode `paths` with all cores into the new .npy file `part`, and bring it to the disk.
-
-    PIL lets go of the interpreter lock while it decodes and resizes, so threads do. Each writes its own rows of
-    the mapped file: a file written in order, by one thread, would hold many cores back.
-    """
-    shape = (len(paths), size_px, size_px, 3)
+def _write_array(part: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]) -> None:
+    """Have `fill` write the new .npy file `part`, and bring it to the disk."""
     images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):
         # A mapped file on a full disk ends the process with a bus error; asked for now, it is an OSError.
         with open(part, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
+    fill(images)
+    images.flush()
+    with open(part, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _decode_into(
+    images: NDArray[np.uint8], paths: Sequence[Path], *, exact_size_px: int | None, progress: bool
+) -> None:
+    """Decode `paths` with all cores into the rows of `images`.
+
+    PIL lets go of the interpreter lock while it decodes and resizes, so threads do. Each writes its own rows of
+    the mapped file: a file written in order, by one thread, would hold many cores back.
+    """
+    size_px = images.shape[1]
 
     def decode_rows(rows: range) -> list[str]:
         faults = []
@@ -143,9 +178,6 @@ def _write_tiles(part: Path, paths: Sequence[Path], *, size_px: int, exact_size_
         pool.shutdown(cancel_futures=True)
     if faults:
         raise ValueError(faults[0] + (f" (and {len(faults) - 1} more such files)" if len(faults) > 1 else ""))
-    images.flush()
-    with open(part, "r+b") as file:
-        os.fsync(file.fileno())
 
 
 def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
@@ -180,9 +212,13 @@ def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[n
     if rgb is None:
         raise ValueError(f"{path}: holds {pages} pages; save the one tile as an image of its own")
     if width != size_px:
-        # PIL's filters widen with the scale, so this is antialiased when it shrinks.
-        rgb = rgb.resize((size_px, size_px), Image.Resampling.BICUBIC)
+        rgb = resized(rgb, size_px)
     return np.asarray(rgb)
+
+
+def resized(image: Image.Image, size_px: int) -> Image.Image:
+    """Return the image at size_px × size_px. PIL's filters widen with the scale, so shrinking is antialiased."""
+    return image.resize((size_px, size_px), Image.Resampling.BICUBIC)
 
 
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:

@@ -1,0 +1,170 @@
+"""Files fetched over HTTP: resumed, checked by md5, and under their final name only when right."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sscl import __version__
+
+_CHUNK_BYTES = 2**20
+_TIMEOUT_S = 30
+_ATTEMPTS = 4  # in a row without a new byte
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """Where a file is published, and the md5 of its bytes."""
+
+    url: str
+    md5: str
+
+
+_ZENODO = "https://zenodo.org/records/10519652/files"
+# Source: medmnist 3.0.2 (PyPI), medmnist/info.py. PathMNIST, CC BY 4.0; the 28 px file is on record 6496656 too.
+FILES = {
+    "pathmnist": RemoteFile(f"{_ZENODO}/pathmnist.npz?download=1", "a8b06965200029087d5bd730944a56c1"),
+    "pathmnist_64": RemoteFile(f"{_ZENODO}/pathmnist_64.npz?download=1", "55aa9c1e0525abe5a6b9d8343a507616"),
+    "pathmnist_128": RemoteFile(f"{_ZENODO}/pathmnist_128.npz?download=1", "ac42d08fb904d92c244187169d1fd1d9"),
+    "pathmnist_224": RemoteFile(f"{_ZENODO}/pathmnist_224.npz?download=1", "2c51a510bcdc9cf8ddb2af93af1eadec"),
+}
+
+
+class _CutError(Exception):
+    """The connection failed or ended early; another attempt may go on from there."""
+
+
+def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, progress: bool = False) -> bool:
+    """Fetch a file and return True; return False, doing nothing, if it is there already.
+
+    Its bytes go to `path` + ".part", where a later call goes on, and get the final name only when their md5 is right.
+
+    Args:
+        url: http or https.
+        path: the final name; its folder is made.
+        md5: of the whole file, 32 hex digits.
+        pause_s: wait before the second attempt, seconds; doubled before each further one.
+        progress: show a bar.
+
+    Raises:
+        ValueError: another file has the final name; the server refuses, or cannot be reached in several attempts; or
+            what came has another md5 (and is removed).
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    if not re.match(r"https?://[^/]", url):
+        raise ValueError(f"url: got {url!r}, expected an address that begins with http:// or https://")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: is a file; name a folder to write")
+    if path.exists():
+        if path.is_file() and _md5_of(path) == md5:
+            return False
+        raise ValueError(f"{path}: is there already, but is not the file wanted (md5 {md5}); move it away")
+    failures, furthest = 0, _size(part)
+    while True:
+        try:
+            _fetch_rest(url, part, progress=progress)
+            break
+        except _CutError as error:
+            failures = 1 if _size(part) > furthest else failures + 1
+            furthest = max(furthest, _size(part))
+            if failures >= _ATTEMPTS:
+                kept = f"; {part} is kept, and the next call goes on from there" if _size(part) else ""
+                raise ValueError(
+                    f"{url}: cannot be fetched ({error}){kept}; check the network, "
+                    f"or fetch it by other means and put it at {path}"
+                ) from error
+            time.sleep(pause_s * 2 ** (failures - 1))
+    found = _md5_of(part)
+    if found != md5:
+        part.unlink()
+        raise ValueError(
+            f"{url}: what came has md5 {found}, expected {md5}; it was removed, try again or give another url"
+        )
+    os.replace(part, path)
+    return True
+
+
+def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
+    """Append to `part` what it lacks of the file; a server that only sends whole files starts it again.
+
+    Raises:
+        _CutError: worth another attempt; what came is in `part`.
+        ValueError: the server refuses.
+    """
+    have = _size(part)
+    headers = {"User-Agent": f"sscl/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416 and have:  # nothing lies beyond what is there
+                if error.headers.get("Content-Range") == f"bytes */{have}":
+                    return
+                part.unlink()  # more than the file has, so it is of another one
+                raise _CutError("the part that was there is not of this file") from error
+            if error.code in (408, 429) or error.code >= 500:
+                raise _CutError(f"the server answers {error.code} {error.reason}") from error
+            raise ValueError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
+    except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections among them
+        raise _CutError(str(getattr(error, "reason", "") or error or type(error).__name__)) from error
+
+    with response:
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise ValueError(f"{url}: the server sends another part of the file than the one asked for; remove {part}")
+        if response.status != 206:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            part.open("ab" if have else "wb") as file,
+            tqdm(
+                total=total,
+                initial=have,
+                desc=part.stem,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                disable=not progress,
+            ) as bar,
+        ):
+            while data := _read(response):
+                file.write(data)
+                bar.update(len(data))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and _size(part) < total:
+        raise _CutError(f"the connection ended after {_size(part)} of {total} bytes")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """Return the next bytes, or none at the end; apart from writing, whose errors are not the network's."""
+    try:
+        return response.read(_CHUNK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutError(str(error) or type(error).__name__) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _md5_of(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK_BYTES):
+            digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,342 @@
+"""PathMNIST, and any other RGB set in the .npz layout of MedMNIST v2.
+
+    train_images (n, s, s, 3) uint8, train_labels (n, 1) whole numbers, and the same for val and test
+
+Ours on top, all optional: `classes`, str (K,), the names; label -1 in train for a tile without label; and
+`train_groups`, `val_groups`, `test_groups`, str (n,), the patient or slide of each tile.
+
+Source of the layout and of PathMNIST's facts: Yang et al. 2023, MedMNIST v2, and the `medmnist` package 3.0.2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from sscl.data.ingest import cached_tiles, resized
+from sscl.data.tiles import UNLABELLED, Tiles
+
+PATHMNIST_CLASSES = (
+    "adipose",
+    "background",
+    "debris",
+    "lymphocytes",
+    "mucus",
+    "smooth muscle",
+    "normal colon mucosa",
+    "cancer-associated stroma",
+    "colorectal adenocarcinoma epithelium",
+)
+PATHMNIST_COUNTS = {"train": 89996, "val": 10004, "test": 7180}
+SPLITS = tuple(PATHMNIST_COUNTS)
+
+_NAME_OF_PATHMNIST = re.compile(r"pathmnist(_\d+)?\.npz")
+_CHUNK_BYTES = 4 * 2**20
+_CACHE_FORMAT = 1
+# What a damaged or foreign zip member raises while it is read.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, OSError)
+
+Part = tuple[NDArray[np.uint8], NDArray[np.integer], "NDArray[np.str_] | None"]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """All of a file but its pixels.
+
+    Attributes:
+        side: of a tile, pixels.
+        labels: of each split, int64 (n,).
+        groups: of each split, str (n,); None = the file has none.
+    """
+
+    side: int
+    classes: tuple[str, ...]
+    labels: dict[str, NDArray[np.int64]]
+    groups: dict[str, NDArray[np.str_]] | None
+
+
+def load_pathmnist(
+    path: Path | str,
+    *,
+    split: str,
+    size_px: int | None = None,
+    cache_dir: Path | str | None = None,
+    progress: bool = False,
+) -> Tiles:
+    """Return the tiles of a split of a MedMNIST .npz file; ids are `train/000000`, `val/000000`, `test/000000`.
+
+    The pixels of that split alone are unpacked, in small pieces, into the cache of tiles (see `cached_tiles`), and
+    later calls map it. The class names are those in the file (`classes`), else PathMNIST's nine where the file's
+    name or its counts say that it is PathMNIST, else 0, 1, ...
+
+    Args:
+        split: "train", "validation" (or "val"), "test", or "all" (the three in this order).
+        size_px: working size, pixels; None = the file's own.
+        cache_dir: where the memmap goes; None = $SSCL_CACHE, else ~/.cache/sscl.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not in the layout above; the line names the file and the key.
+    """
+    path = Path(path)
+    chosen = {"train": ("train",), "validation": ("val",), "val": ("val",), "test": ("test",), "all": SPLITS}.get(split)
+    if chosen is None:
+        raise ValueError(f"split: got {split!r}, allowed are train, validation, test, all")
+    if size_px is not None and size_px < 1:
+        raise ValueError(f"size_px: got {size_px}, expected a whole number of pixels, 1 or more")
+    index = _read_index(path)
+    size_px = size_px or index.side
+    count = sum(len(index.labels[part]) for part in chosen)
+
+    def fill(images: NDArray[np.uint8]) -> None:
+        row = 0
+        with tqdm(total=count, desc="unpack", unit=" tiles", disable=not progress) as bar:
+            for part in chosen:
+                for tiles in _pieces(path, f"{part}_images"):
+                    rows = images[row : row + len(tiles)]
+                    if size_px == index.side:
+                        rows[:] = tiles
+                    else:
+                        for target, tile in zip(rows, tiles, strict=True):
+                            target[:] = np.asarray(resized(Image.fromarray(tile), size_px))
+                    row += len(tiles)
+                    bar.update(len(tiles))
+
+    stat = path.stat()
+    key = hashlib.sha256(
+        repr((_CACHE_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns, chosen, size_px)).encode()
+    ).hexdigest()[:32]
+    return Tiles(
+        images=cached_tiles(key, (count, size_px, size_px, 3), fill, cache_dir=cache_dir),
+        labels=np.concatenate([index.labels[part] for part in chosen]),
+        classes=index.classes,
+        ids=tuple(f"{part}/{row:06d}" for part in chosen for row in range(len(index.labels[part]))),
+        groups=None if index.groups is None else np.concatenate([index.groups[part] for part in chosen]),
+    )
+
+
+def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequence[str]) -> None:
+    """Write tiles in the layout above, in one step: the file is whole and can be loaded, or it is not there.
+
+    Args:
+        path: the .npz file; replaced if it is there.
+        parts: for train, val and test (images uint8 (n, s, s, 3), labels (n,) with -1 = unlabelled in train only,
+            groups str (n,) or None).
+        classes: names of the labels 0, 1, ...
+
+    Raises:
+        ValueError: the parts are not as above.
+    """
+    path = Path(path)
+    if set(parts) != set(SPLITS):
+        raise ValueError(f"{path}: got the parts {', '.join(parts)}, expected {', '.join(SPLITS)}")
+    arrays: dict[str, NDArray[np.generic]] = {"classes": np.array(classes, dtype=np.str_)}
+    for part in SPLITS:
+        images, labels, groups = parts[part]
+        arrays[f"{part}_images"] = np.ascontiguousarray(images)
+        arrays[f"{part}_labels"] = np.asarray(labels).reshape(len(labels), 1)
+        if groups is not None:
+            arrays[f"{part}_groups"] = np.asarray(groups)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            _read_index(temporary)  # what is written here can be loaded
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(temporary), str(path))) from None
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_index(path: Path) -> _Index:
+    """Return what the file says, with every key, shape and label checked; of the pixels only the headers are read."""
+    if not path.is_file():
+        hint = "is a folder; name the .npz file in it" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {hint} (`sscl data download pathmnist` fetches PathMNIST)")
+    keys = _keys(path)
+    for part in SPLITS:
+        for key in (f"{part}_images", f"{part}_labels"):
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, n=1)
+                hint = f", {near[0]!r} is near" if near else ""
+                raise ValueError(
+                    f"{path}: key {key!r} is missing, found {', '.join(keys) or 'none'}{hint}; "
+                    "expected images and labels of train, val and test (MedMNIST layout)"
+                )
+    shapes = {part: _image_shape(path, f"{part}_images") for part in SPLITS}
+    sides = {part: shape[1] for part, shape in shapes.items()}
+    if len(set(sides.values())) > 1:
+        found = ", ".join(f"{part} {side} px" for part, side in sides.items())
+        raise ValueError(f"{path}: the splits' tiles differ in size ({found}); expected one size")
+    labels = {part: _labels(path, f"{part}_labels", count=shapes[part][0]) for part in SPLITS}
+    classes = _classes(path, keys, labels)
+    _check_classes(path, labels, classes)
+    return _Index(side=sides["train"], classes=classes, labels=labels, groups=_groups(path, keys, labels))
+
+
+def _keys(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: is not an .npz file, or is truncated; fetch or write it again") from error
+
+
+def _pieces(path: Path, key: str) -> Iterator[NDArray[np.uint8]]:
+    """Yield the rows of an image array in order, some MiB at a time, each uint8 (b, s, s, 3)."""
+    count, side, _, _ = _image_shape(path, key)
+    row_bytes = side * side * 3
+    step = max(1, _CHUNK_BYTES // row_bytes)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+            np.lib.format.read_magic(member)
+            np.lib.format.read_array_header_1_0(member)
+            for start in range(0, count, step):
+                rows = min(step, count - start)
+                data = member.read(rows * row_bytes)
+                yield np.frombuffer(data, dtype=np.uint8).reshape(rows, side, side, 3)
+            member.read(1)  # at the end of the member its checksum is compared
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: {key} is damaged ({error}); fetch or write the file again") from error
+
+
+def _image_shape(path: Path, key: str) -> tuple[int, int, int, int]:
+    """Return the shape (n, s, s, 3) of an image array from its header."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+            if np.lib.format.read_magic(member) != (1, 0):  # all that numpy writes for uint8
+                raise ValueError("an .npy header of another version than 1.0")
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
+            size = archive.getinfo(f"{key}.npy").file_size - member.tell()
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: {key} is damaged ({error}); fetch or write the file again") from error
+    where = f"{path}: {key}"
+    if dtype.hasobject:
+        raise ValueError(f"{where}: holds pickled Python objects, which are never loaded; save it as uint8")
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
+        raise ValueError(f"{where}: 1 channel, sscl needs RGB (3 channels); repeat the channel or take another set")
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+        raise ValueError(f"{where}: expected uint8 (n, s, s, 3), got {dtype} {shape}")
+    if shape[1] != shape[2]:
+        raise ValueError(f"{where}: tiles of {shape[2]}×{shape[1]} pixels; tiles must be square, crop them first")
+    if shape[0] == 0 or shape[1] == 0:
+        raise ValueError(f"{where}: shape {shape}, so this split is empty; expected at least one tile in each split")
+    if fortran_order and size == np.prod(shape, dtype=np.int64):
+        raise ValueError(f"{where}: is in Fortran order; save np.ascontiguousarray of it")
+    if size != np.prod(shape, dtype=np.int64):
+        raise ValueError(f"{where} is damaged ({size} bytes for shape {shape}); fetch or write the file again")
+    return shape
+
+
+def _array(path: Path, key: str) -> NDArray[np.generic]:
+    """Return a small array of the file; never a pickled one."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array: NDArray[np.generic] = archive[key]
+            return array
+    except _DAMAGE as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path}: {key}: holds pickled Python objects, which are never loaded; save it as numbers or text"
+            ) from error
+        raise ValueError(f"{path}: {key} is damaged ({error}); fetch or write the file again") from error
+
+
+def _labels(path: Path, key: str, *, count: int) -> NDArray[np.int64]:
+    """Return the labels of a split, int64 (n,), as many as it has tiles."""
+    labels = _array(path, key)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise ValueError(f"{path}: {key}: {labels.shape[1]} labels a tile (multi-label); sscl needs one, shape (n, 1)")
+    if labels.ndim != 2 or labels.shape[1] != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{path}: {key}: expected whole numbers (n, 1), got {labels.dtype} {labels.shape}")
+    if len(labels) != count:
+        raise ValueError(f"{path}: {key}: {len(labels)} labels for {count} images; expected as many")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < UNLABELLED or highest >= 2**31:
+        raise ValueError(f"{path}: {key}: labels {lowest} to {highest}; allowed are 0, 1, ... and -1 in train")
+    if lowest == UNLABELLED and key != "train_labels":
+        unlabelled = int((labels == UNLABELLED).sum())
+        raise ValueError(f"{path}: {key}: {unlabelled} tiles without label (-1); only train may have such tiles")
+    return labels[:, 0].astype(np.int64)
+
+
+def _classes(path: Path, keys: Sequence[str], labels: Mapping[str, NDArray[np.int64]]) -> tuple[str, ...]:
+    """Return the class names: the file's own, PathMNIST's, or numbers."""
+    if "classes" in keys:
+        names = _array(path, "classes")
+        if names.ndim != 1 or not np.issubdtype(names.dtype, np.str_) or len(names) == 0:
+            raise ValueError(f"{path}: classes: expected names, str (K,), got {names.dtype} {names.shape}")
+        classes = tuple(str(name) for name in names)
+        if len(set(classes)) != len(classes):
+            raise ValueError(f"{path}: classes: names repeat in {', '.join(classes)}")
+        return classes
+    counts = {part: len(values) for part, values in labels.items()}
+    highest = max(int(values.max()) for values in labels.values())
+    if _NAME_OF_PATHMNIST.fullmatch(path.name) or (
+        counts == PATHMNIST_COUNTS and highest == len(PATHMNIST_CLASSES) - 1
+    ):
+        return PATHMNIST_CLASSES
+    numbers = len(set().union(*(values.tolist() for values in labels.values())) - {UNLABELLED})
+    if numbers != highest + 1:
+        raise ValueError(
+            f"{path}: {numbers} different labels, the highest is {highest}; without `classes` (names, in the file) "
+            "they must be 0, 1, ... without gaps"
+        )
+    return tuple(str(label) for label in range(highest + 1))
+
+
+def _check_classes(path: Path, labels: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> None:
+    """Raise ValueError where a label has no name, or a class of val or test has no tile in train."""
+    for part, values in labels.items():
+        if values.max() >= len(classes):
+            raise ValueError(
+                f"{path}: {part}_labels: label {values.max()}, allowed are 0 to {len(classes) - 1} "
+                f"for the {len(classes)} classes {', '.join(classes)}"
+            )
+    for part in ("val", "test"):
+        unseen = sorted(set(labels[part].tolist()) - set(labels["train"].tolist()))
+        if unseen:
+            raise ValueError(
+                f"{path}: {part}_labels: class {classes[unseen[0]]!r} (label {unseen[0]}) has no tile in train; "
+                "a classifier cannot know it, add such tiles to train or take them out"
+            )
+
+
+def _groups(
+    path: Path, keys: Sequence[str], labels: Mapping[str, NDArray[np.int64]]
+) -> dict[str, NDArray[np.str_]] | None:
+    """Return the groups of each split, or None if the file has none."""
+    there = [part for part in SPLITS if f"{part}_groups" in keys]
+    if not there:
+        return None
+    groups = {}
+    for part in SPLITS:
+        key = f"{part}_groups"
+        if part not in there:
+            raise ValueError(f"{path}: has {there[0]}_groups but no {key}; give the groups of all splits, or of none")
+        values = _array(path, key)
+        if values.shape != labels[part].shape or not np.issubdtype(values.dtype, np.str_):
+            raise ValueError(
+                f"{path}: {key}: expected str ({len(labels[part])},), one group a tile, "
+                f"got {values.dtype} {values.shape}"
+            )
+        groups[part] = values.astype(np.str_)
+    return groups
