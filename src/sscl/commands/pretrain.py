@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from sscl.commands.inputs import all_rows, check_inputs_outside, describe_tiles,
 from sscl.config import PretrainConfig, plain
 from sscl.data.mix import draws_per_source, epoch_batches, occurrences
 from sscl.data.split import stratified_split
-from sscl.data.tiles import UNLABELLED, Tiles, TileStore, concatenate, place_store
+from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import ContrastiveModel, build_projection
@@ -156,7 +155,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 if late is not None:
                     value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=folder)
                     speed = batch_size * (step + 1) / (time.perf_counter() - started)
-                    bar.set_postfix_str(f"loss {value:.3f} ({value / collapse:.2f} of {collapse_name(config)}), {speed:.0f} tiles/s")
+                    share = f"{value / collapse:.2f} of {collapse_name(config)}"
+                    bar.set_postfix_str(f"loss {value:.3f} ({share}), {speed:.0f} tiles/s")
                 late = loss.detach()
                 bar.update()
             assert late is not None
@@ -235,36 +235,43 @@ def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
     """
     check_apart(config)
     loaded = [load_source(config, i) for i in range(len(config.data))]
-    watched = next((i for i, tiles in enumerate(loaded) if tiles.classes), 0)
-    grouped = loaded[watched].groups is not None
-    joined = []
-    for i, tiles in enumerate(loaded):
-        ids = tiles.ids if i == 0 else tuple(f"{i}/{name}" for name in tiles.ids)
-        if i == watched:
-            joined.append(replace(tiles, ids=ids))
-            continue
-        joined.append(
-            Tiles(
-                images=tiles.images,
-                labels=np.full(len(tiles), UNLABELLED, dtype=np.int64),
-                classes=(),
-                ids=ids,
-                groups=np.array([f"{i}/{name}" for name in tiles.ids]) if grouped else None,
-            )
-        )
     source_of = np.repeat(np.arange(len(loaded)), [len(tiles) for tiles in loaded])
-    return reduce(concatenate, joined), source_of
+    if len(loaded) == 1:
+        return loaded[0], source_of
+    watched = next((i for i, tiles in enumerate(loaded) if (tiles.labels >= 0).any()), 0)
+    ids = [[f"{i}/{name}" for name in tiles.ids] for i, tiles in enumerate(loaded)]
+    labels = [
+        tiles.labels if i == watched else np.full_like(tiles.labels, UNLABELLED) for i, tiles in enumerate(loaded)
+    ]
+    known = loaded[watched].groups
+    groups = None if known is None else [known if i == watched else np.array(ids[i]) for i in range(len(loaded))]
+    joined = Tiles(
+        images=np.concatenate([tiles.images for tiles in loaded]),
+        labels=np.concatenate(labels),
+        classes=loaded[watched].classes,
+        ids=tuple(name for part in ids for name in part),
+        groups=None if groups is None else np.concatenate(groups),
+    )
+    return joined, source_of
 
 
 def load_source(config: PretrainConfig, i: int) -> Tiles:
     """Return the training tiles of a source, or as many of them as are asked for, and print what they are."""
     data = config.data[i]
-    tiles = load_tiles(data, split="train", progress=config.log.progress)
+    try:
+        tiles = load_tiles(data, split="train", progress=config.log.progress)
+    except (FileNotFoundError, ValueError) as error:
+        if len(config.data) == 1:
+            raise
+        raise ValueError(f"{source_key(config, i, 'root')}: {error}") from error
     print(describe_tiles(data, tiles, split="train"))
     if data.tiles is None:
         return tiles
     if data.tiles > len(tiles):
-        raise ValueError(f"{source_key(config, i, 'tiles')}: got {data.tiles}, but {data.root} has only {len(tiles)}")
+        raise ValueError(
+            f"{source_key(config, i, 'tiles')}: got {data.tiles}, but {data.root} has only {len(tiles)}; "
+            "lower it, or leave it out to use all"
+        )
     order = np.random.default_rng([data.split_seed, 2]).permutation(len(tiles))  # fewer are part of more
     print(f"  of which {data.tiles} are used")
     return tiles.subset(np.sort(order[: data.tiles]))
@@ -281,10 +288,11 @@ def check_apart(config: PretrainConfig) -> None:
     for i, inner in enumerate(roots):
         for j, outer in enumerate(roots):
             if i != j and inner.is_relative_to(outer) and not inner.is_relative_to(outer / "train"):
-                what = "is" if inner == outer else "lies in"
+                if inner == outer:
+                    raise ValueError(f"data.{max(i, j)}.root: {inner} is data.{min(i, j)}.root too; name each set once")
                 raise ValueError(
-                    f"data.{i}.root: {inner} {what} data.{j}.root and so may hold its test tiles, which pretraining "
-                    "may not see; name each folder once"
+                    f"data.{i}.root: {inner} lies in data.{j}.root ({outer}), so the one may hold the other's test "
+                    "tiles, which pretraining may not see; name folders that are apart"
                 )
 
 
@@ -324,7 +332,9 @@ def losses_by_source(per_source: torch.Tensor, config: PretrainConfig) -> dict[s
         return {}
     sums, tiles = per_source.tolist()
     return {
-        f"loss_{i}_{Path(source.root).stem}": sums[i] / tiles[i] for i, source in enumerate(config.data) if tiles[i]
+        f"loss_{i}_{Path(source.root).resolve().stem}": sums[i] / tiles[i]
+        for i, source in enumerate(config.data)
+        if tiles[i]
     }
 
 
@@ -465,6 +475,10 @@ def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str
         sources = config["data"] if isinstance(config["data"], list) else [config["data"]]
         return flat({**config, "data": sources[0] if len(sources) == 1 else dict(enumerate(sources))})
 
+    earlier = content["config"]["data"]
+    count = len(earlier) if isinstance(earlier, list) else 1
+    if count != len(config.data):
+        raise ValueError(f"data: got {len(config.data)} sources, but the run to resume has {count}; leave it as it was")
     before, now = sections(content["config"]), sections(plain(config))
     for key, value in now.items():
         bare = re.sub(r"\.\d+\.", ".", key)
@@ -492,7 +506,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
         ("cosine similarity", ["positive_similarity", "negative_similarity"]),
         ("effective rank", ["effective_rank"]),
     ]
-    by_source = [key for key in rows[-1] if key.startswith("loss_") and key != "loss_relative"]
+    by_source = sorted({key for row in rows for key in row if key.startswith("loss_")} - {"loss_relative"})
     if by_source:
         series.append(("loss of each source", by_source))
     if any("knn_balanced_accuracy" in row for row in rows):

@@ -143,7 +143,8 @@ def _set_key(content: dict[str, Any], text: str) -> None:
 
 def _index(place: list[Any], word: str, dotted: str) -> int:
     if not word.isdigit() or int(word) >= len(place):
-        raise ValueError(f"{dotted}: got number {word} of a list of {len(place)}, allowed are 0 to {len(place) - 1}")
+        allowed = f"allowed are 0 to {len(place) - 1}" if place else "which has none"
+        raise ValueError(f"{dotted}: got number {word} of a list of {len(place)}, {allowed}")
     return int(word)
 
 

@@ -41,24 +41,37 @@ class SourceConfig(DataConfig):
 SHARED_KEYS = ("size_px", "cache_dir", "device_budget_gb")
 
 
-def one_size(value: Any) -> Any:
-    """Return a list of sources as a tuple, what all share taken from the first; one mapping is a list of one.
+def listed_sources(value: Any) -> Any:
+    """Return a list of sources as a tuple; one section is a list of one.
 
     Raises:
-        ValueError: a source wants another size than the first.
+        ValueError: neither.
     """
-    if isinstance(value, dict):
-        return (value,)
     if isinstance(value, list):
         value = tuple(value)
-    if not isinstance(value, tuple) or not value or not all(isinstance(source, dict) for source in value):
+    found = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, dict) and any(str(key).isdigit() for key in value):
+        raise ValueError("there is no list yet of which to number one; give it first: data='[{root: A}, {root: B}]'")
+    if not found or not all(isinstance(source, (dict, SourceConfig)) for source in found):
         raise ValueError("expected keys and values, or a list of such ([{root: A}, {root: B}])")
-    first = {key: value[0][key] for key in SHARED_KEYS if key in value[0]}
-    for i, source in enumerate(value[1:], 1):
-        for key in SHARED_KEYS:
-            if key in source and source[key] != first.get(key, SourceConfig.model_fields[key].default):
-                raise ValueError(f"{i}.{key}: got {source[key]}; all sources have the first's: set it there alone")
-    return tuple({**source, **first} for source in value)
+    return found
+
+
+def one_size(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+    """Return the sources with what all share taken from the first.
+
+    Raises:
+        ValueError: a source says otherwise than the first.
+    """
+    shared = {key: getattr(sources[0], key) for key in SHARED_KEYS}
+    for i, source in enumerate(sources[1:], 1):
+        for key, value in shared.items():
+            if key in source.model_fields_set and getattr(source, key) != value:
+                raise ValueError(
+                    f"{i}.{key}: got {getattr(source, key)}, but data.0 has {value}; one {key} holds for all sources: "
+                    "give it to the first alone"
+                )
+    return tuple(source.model_copy(update=shared) for source in sources)
 
 
 class SynthConfig(Section):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from sscl.config.base import Listed, OneOrMore, Section, knob
-from sscl.config.data import DataConfig, SourceConfig, one_size
+from sscl.config.data import DataConfig, SourceConfig, listed_sources, one_size
 
 Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
@@ -197,7 +197,7 @@ class PretrainConfig(Section):
     seed: int = knob(0, "seed of weights, order and views", ge=0, lt=2**63)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "auto: bf16 on a GPU that has it, else fp32")
-    data: Annotated[tuple[SourceConfig, ...], BeforeValidator(one_size), OneOrMore]
+    data: Annotated[tuple[SourceConfig, ...], BeforeValidator(listed_sources), AfterValidator(one_size), OneOrMore]
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     projection: ProjectionConfig = ProjectionConfig()

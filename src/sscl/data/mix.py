@@ -21,13 +21,15 @@ def draws_per_source(sizes: Sequence[int], *, weights: Sequence[float] | None) -
         weights: share of the draws of each source, any scale; None draws every tile once.
 
     Raises:
-        ValueError: negative weights, or all are zero.
+        ValueError: negative weights, all are zero, or there are not as many as sources.
     """
     if weights is None:
         return np.array(sizes, dtype=np.int64)
     share = np.array(weights, dtype=np.float64)
-    if (share < 0).any() or share.sum() <= 0:
-        raise ValueError(f"weights: got {list(weights)}, allowed are numbers >= 0 of which one is above 0")
+    if len(share) != len(sizes) or (share < 0).any() or share.sum() <= 0:
+        raise ValueError(
+            f"weights: got {list(weights)} for {len(sizes)} sources, allowed are as many numbers >= 0, one above 0"
+        )
     ideal = share / share.sum() * sum(sizes)
     draws = np.floor(ideal).astype(np.int64)
     rest = np.argsort(draws - ideal, kind="stable")[: sum(sizes) - int(draws.sum())]  # the largest remainders
@@ -70,9 +72,17 @@ def epoch_batches(
 
 
 def passes(size: int, *, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return `draws` rows of 0..size-1 in whole shuffled passes and a part of one, int64 (draws,)."""
-    rows = [rng.permutation(size).astype(np.int64) for _ in range(-(-draws // size))]
-    return np.concatenate(rows)[:draws] if rows else np.empty(0, dtype=np.int64)
+    """Return `draws` rows of 0..size-1 in whole shuffled passes and a part of one, int64 (draws,).
+
+    Raises:
+        ValueError: there is nothing to draw from.
+    """
+    if draws == 0:
+        return np.empty(0, dtype=np.int64)
+    if size == 0:
+        raise ValueError(f"{draws} draws from a source without tiles")
+    rows = [rng.permutation(size) for _ in range(-(-draws // size))]
+    return np.concatenate(rows)[:draws].astype(np.int64, copy=False)
 
 
 def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
