@@ -9,9 +9,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 LAYERS = (
-    {"dist", "metrics", "device", "weights"},
-    {"data", "augment", "models", "losses", "optim", "cam", "plots", "run"},
-    {"features", "embedding_plots"},
+    {"dist", "metrics", "device", "weights", "paired"},
+    {"data", "augment", "models", "losses", "optim", "cam", "plots", "run", "comparison", "probe_report"},
+    {"features", "embedding_plots", "comparison_plots", "probe_plots"},
     {"config"},
     {"commands"},
     {"cli"},
@@ -19,7 +19,7 @@ LAYERS = (
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 CONFIG_MAY = {"models"}  # constants for the documentation of defaults
-SHARED = {"commands.inputs"}  # what commands share; not a command
+SHARED = {"commands.inputs", "commands.planning"}  # what commands share; not commands
 
 
 def name_of(path: Path, root: Path) -> str:

@@ -122,7 +122,7 @@ def draw_charts(
                     for f in fractions
                 },
                 {
-                    f"{name}, {percent(most)} of the labels": point(name, place, most)
+                    f"{plots._shortened(name, 24)}, {percent(most)} of the labels": point(name, place, most)
                     for name, count in images.items()
                     if count is None
                 },
@@ -150,8 +150,8 @@ def plot_bars(
     for panel in panels:
         if not len(panel.linear) == len(panel.knn) == len(rows):
             raise ValueError(f"{panel.title}: {len(panel.linear)} and {len(panel.knn)} points for {len(rows)} rows")
-    figure, places, columns = _figure(panels, width=3.4, height=0.9 + 0.42 * len(rows), title=title, extra=1.6)
-    for index, (axes, panel) in enumerate(zip(places, panels, strict=True)):
+    figure, places, _ = _figure(panels, width=3.4, height=0.9 + 0.42 * len(rows), title=title, extra=1.6)
+    for axes, panel in zip(places, panels, strict=True):
         for row, (linear, knn) in enumerate(zip(panel.linear, panel.knn, strict=True)):
             colour = _colour(row)
             if linear is not None:
@@ -164,8 +164,7 @@ def plot_bars(
         axes.axvline(panel.chance, color="0.35", linewidth=1, linestyle=":")
         axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.5, -0.5), title=plots._plain(panel.title))
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
-        names = [plots._wrapped(name) for name in rows] if index % columns == 0 else [""] * len(rows)
-        axes.set_yticks(range(len(rows)), names)
+        axes.set_yticks(range(len(rows)), [plots._wrapped(name) for name in rows])  # shared: shown in the first column
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
@@ -226,9 +225,9 @@ def plot_curves(
         if index % columns == 0:
             axes.set_ylabel("Balanced accuracy")
     lines = [
-        Line2D([], [], marker="o", markersize=4, label=plots._plain(plots._shortened(name, 32)), **plots._line_style(i))
+        Line2D([], [], marker="o", markersize=4, label=plots._plain(plots._shortened(name, 48)), **plots._line_style(i))
         if any(name in panel.lines for panel in panels)
-        else Line2D([], [], label=plots._plain(plots._shortened(name, 32)), **_dashed(i))
+        else Line2D([], [], label=plots._plain(plots._shortened(name, 48)), **_dashed(i))
         for i, name in enumerate(names)
     ]
     rest = [

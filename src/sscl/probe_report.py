@@ -192,7 +192,8 @@ def legend(*, neighbours: int, samples: int, seed: int, reference: str | None) -
     lines = [
         "linear: balanced accuracy of logistic regression on frozen features, C chosen on validation; macro F1 of the "
         f"same; kNN: balanced accuracy, k = {neighbours}, cosine",
-        "± sd over seeds and label seeds; a single run has its 95% interval by stratified bootstrap of the tiles "
+        "± sd over seeds and label seeds (with all labels these differ in validation alone); a single run has its 95% "
+        "interval by stratified bootstrap of the tiles "
         f"({samples} resamples, seed {seed})",
     ]
     if reference is not None:
