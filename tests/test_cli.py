@@ -37,8 +37,8 @@ def test_overview_and_version(capsys):
         (["pretrian"], "no command 'pretrian'; did you mean pretrain?"),
         (["evaluate", "x=1"], "no command 'evaluate'; did you mean eval?"),
         (["synth"], "no command 'synth'; did you mean data synth?"),
-        (["data"], "no command 'data'; allowed are data synth, data inspect"),
-        (["data", "synht"], "no command 'data synht'; allowed are data synth, data inspect"),
+        (["data"], "no command 'data'; allowed are data synth, data download, data inspect"),
+        (["data", "synht"], "no command 'data synht'; allowed are data synth, data download, data inspect"),
         (["xyzzy"], f"no command 'xyzzy'; allowed are {', '.join(cli.COMMANDS)}"),
         (
             ["pretrain", "--confg", "x"],
@@ -78,6 +78,15 @@ def test_options_may_stand_anywhere(monkeypatch):
     assert cli.main(["pretrain", "run=a", "--overwrite", "data.root=d", "seed=3"]) == 0
     assert cli.main(["pretrain", "run=b", "data.root=d", "--resume"]) == 0
     assert seen == [("a", 3, {"resume": False, "overwrite": True}), ("b", 0, {"resume": True, "overwrite": False})]
+
+
+def test_a_bare_word_is_the_positional_key_of_the_command_that_has_one():
+    download, pretraining = cli.COMMANDS["data download"], cli.COMMANDS["pretrain"]
+    assert cli.as_overrides(download, ["out=d", "pathmnist_64"]) == ["out=d", "name=pathmnist_64"]
+    assert cli.as_overrides(download, ["name=a", "out=d"]) == ["name=a", "out=d"]
+    assert cli.as_overrides(download, ["", "a", "b"]) == ["", "name=a", "b"]
+    assert cli.as_overrides(pretraining, ["run=r", "a"]) == ["run=r", "a"]
+    assert [name for name, command in cli.COMMANDS.items() if command.positional] == ["data download"]
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,9 @@ def test_commands_are_accepted(command, monkeypatch):
     if "--help" in flags:
         return
     file = given[given.index("--config") + 1] if "--config" in given else None
-    overrides = [word for word in given if "=" in word]
     kind = getattr(config, cli.COMMANDS[name].config)
+    words = [word for word in given if not word.startswith("--") and word != file]
+    overrides = [word for word in cli.as_overrides(cli.COMMANDS[name], words) if "=" in word]
     assert isinstance(config.load_config(kind, file, overrides=overrides), kind)
 
 
