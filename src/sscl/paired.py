@@ -5,6 +5,7 @@ Shape letters: N tiles, K classes, P pairs of runs, S resamples, G groups.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,12 @@ def balanced_accuracy_difference(
         _, unit = np.unique(groups, return_inverse=True)
         gain, member = _sums(gain, unit), _sums(member, unit)  # (G, K) each
         strata = np.zeros(len(gain), dtype=np.int64)
-    rng = np.random.default_rng(seed)
+    # A generator per stratum makes the draws independent of the chunk size.
+    generators = [np.random.default_rng([seed, index]) for index in range(strata.max() + 1)]
     drawn = []
     chunk = max(1, _CHUNK_ELEMENTS // len(gain))
     for start in range(0, samples, chunk):
-        weights = _resample(strata, rng, samples=min(chunk, samples - start))  # (s, N or G)
+        weights = _resample(strata, generators, samples=min(chunk, samples - start))  # (s, N or G)
         tiles = weights @ member
         recall_gain = np.divide(weights @ gain, tiles, out=np.full(tiles.shape, np.nan), where=tiles > 0)
         drawn.append(np.nanmean(recall_gain, axis=1))
@@ -85,10 +87,11 @@ def _sums(values: FloatArray, unit: IntArray) -> FloatArray:
     return total
 
 
-def _resample(strata: IntArray, rng: np.random.Generator, *, samples: int) -> FloatArray:
+def _resample(strata: IntArray, generators: Sequence[np.random.Generator], *, samples: int) -> FloatArray:
     """Return how often each unit is drawn with replacement within its stratum, (samples, units)."""
     weights = np.zeros((samples, len(strata)))
-    for stratum in np.unique(strata):
+    for stratum, generator in enumerate(generators):
         members = np.flatnonzero(strata == stratum)
-        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=samples)
+        shares = np.full(len(members), 1 / len(members))
+        weights[:, members] = generator.multinomial(len(members), shares, size=samples)
     return weights

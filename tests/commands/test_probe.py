@@ -1,0 +1,476 @@
+"""sscl probe through the command line, on three colours that any features tell apart and on tiny encoders."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sscl import features, probe_plots
+from sscl.config import EncoderConfig
+
+COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}
+TINY = ("device=cpu", "progress=false", "bootstrap_samples=50", "c_grid=[0.01, 1]")
+
+
+def write_tiles(root: Path, counts: dict[str, dict[str, int]], *, size_px: int = 32) -> Path:
+    """Noisy tiles whose class shifts one channel a little."""
+    rng = np.random.default_rng(0)
+    for part, classes in counts.items():
+        for channel, (name, count) in enumerate(classes.items()):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (size_px, size_px, 3)) + rng.integers(0, 100, (1, 1, 3))
+                pixels[..., channel] += 35
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}_{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiles(tmp_path_factory.mktemp("probe") / "colours", COUNTS)
+
+
+@pytest.fixture
+def probe(cli, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Call `sscl probe` on the colours with a random encoder, and without charts, unless the call says otherwise."""
+    draw = probe_plots.draw_charts
+
+    def call(
+        *words: str,
+        encoders: str = "{name: r, model: resnet18}",
+        sets: str = "",
+        data: str = "",
+        charts: bool = False,
+    ) -> Any:
+        monkeypatch.setattr(probe_plots, "draw_charts", draw if charts else lambda *_, **__: [])
+        sets = sets or f"{{name: colours, source: folder, root: {colours}, size_px: 32{data}}}"
+        given = [f"out={tmp_path / 'out'}", f"encoders=[{encoders}]", f"sets=[{sets}]"]
+        return cli("probe", *given, f"cache_dir={tmp_path / 'cache'}", *TINY, *words)
+
+    return call
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of tiles that features were computed of, one entry a call."""
+    calls: list[int] = []
+    compute = features.outputs
+
+    def counted(model: Any, store: Any, rows: Any, **options: Any) -> torch.Tensor:
+        calls.append(len(rows))
+        return compute(model, store, rows, **options)
+
+    monkeypatch.setattr(features, "outputs", counted)
+    return calls
+
+
+def report_of(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out" / "probe.json").read_text())
+
+
+def cached_parts(tmp_path: Path) -> dict[int, np.ndarray]:
+    """Features in the cache by their number of tiles."""
+    found = [np.load(file) for file in (tmp_path / "cache").glob("features-*.npy")]
+    return {len(values): values for values in found}
+
+
+def labels_of(part: str) -> np.ndarray:
+    return np.repeat([0, 1, 2], list(COUNTS[part].values()))
+
+
+def test_figures_are_those_of_scikit_learn_on_the_same_features(probe, tmp_path):
+    result = probe("c_grid=[0.1]", "neighbours=7")
+    assert result.code == 0, result.err
+    saved = cached_parts(tmp_path)
+    x, y, queries, truth = saved[52].astype(float), labels_of("train"), saved[24].astype(float), labels_of("test")
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(x, y).predict(queries)
+    knn = KNeighborsClassifier(7, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(x, y).predict(queries)
+    runs = {entry["classifier"]: entry for entry in report_of(tmp_path)["runs"]}
+    assert set(runs) == {"linear", "knn"}
+    for name, predictions in (("linear", linear), ("knn", knn)):
+        found = runs[name]["metrics"]
+        assert found["accuracy"] == pytest.approx((predictions == truth).mean())
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predictions))
+        assert found["macro_f1"] == pytest.approx(f1_score(truth, predictions, average="macro"))
+        low, high = runs[name]["intervals"]["balanced_accuracy"]
+        assert low < found["balanced_accuracy"] < high
+    assert 0.4 < runs["linear"]["metrics"]["balanced_accuracy"] < 1
+    assert runs["linear"]["c"] == 0.1
+    assert runs["linear"]["labels"] == 52
+
+
+def test_table_files_and_charts(probe, tmp_path):
+    encoders = (
+        "{name: random, model: resnet18, seeds: [0, 1]}, {name: few, model: resnet18, seed: 5, images: 100}, "
+        "{name: many, model: resnet18, seed: 6, images: 1000}"
+    )
+    result = probe(
+        "fractions=[0.25, 1]", "reference=random", encoders=encoders, data=", holdout_fraction: 0.25", charts=True
+    )
+    assert result.code == 0, result.err
+    out = tmp_path / "out"
+    names = {"config.yaml", "env.json", "probe.json", "probe.md", "probe.png", "labels.png", "images.png"}
+    assert {path.name for path in out.iterdir()} == names
+    report = report_of(tmp_path)
+    assert report["sets"][0]["tiles"] == {
+        "train": {"benign": 18, "cancer": 12, "stroma": 9},
+        "test": {"benign": 10, "cancer": 8, "stroma": 6},
+        "held-out": {"benign": 6, "cancer": 4, "stroma": 3},
+    }
+    # 4 encoders x 2 parts x 2 fractions x 2 classifiers
+    assert len(report["runs"]) == 32
+    assert {entry["labels"] for entry in report["runs"]} == {39, 5 + 3 + 2}
+
+    def balanced(encoder: str, seed: int) -> float:
+        (found,) = [
+            entry["metrics"]["balanced_accuracy"]
+            for entry in report["runs"]
+            if (entry["encoder"], entry["seed"], entry["part"], entry["fraction"], entry["classifier"])
+            == (encoder, seed, "test", 1.0, "linear")
+        ]
+        return found
+
+    def row(rows: list[dict[str, Any]], encoder: str) -> dict[str, Any]:
+        place = {"encoder": encoder, "part": "test", "fraction": 1.0, "classifier": "linear"}
+        (found,) = [row for row in rows if place.items() <= row.items()]
+        return found
+
+    random = row(report["summary"], "random")["balanced_accuracy"]
+    both = [balanced("random", 0), balanced("random", 1)]
+    assert both[0] != both[1]
+    assert random == {"mean": pytest.approx(np.mean(both)), "sd": pytest.approx(np.std(both, ddof=1)), "interval": None}
+    few = row(report["summary"], "few")["balanced_accuracy"]
+    assert few["sd"] is None
+    gain = row(report["differences"], "few")
+    assert gain["pairs"] == 2  # the one seed meets both
+    assert gain["balanced_accuracy"]["values"] == pytest.approx([balanced("few", 5) - value for value in both])
+    assert not [row for row in report["differences"] if row["encoder"] == "random"]
+
+    low, high = few["interval"]
+    cell = f"{few['mean']:.3f} ({low:.3f} to {high:.3f})"
+    text = f"{random['mean']:.3f} ± {random['sd']:.3f}"
+    for content in (result.out, (out / "probe.md").read_text()):
+        assert "colours: 25% of the training labels (10 tiles)" in content
+        assert "colours: 100% of the training labels (39 tiles)" in content
+        assert cell in content
+        assert text in content
+    lines = (out / "probe.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert table[0].startswith("| encoder | test: linear | macro F1 | kNN | linear − random | held-out: linear |")
+
+
+def test_the_second_run_computes_no_features(probe, forwards, tmp_path):
+    assert probe().code == 0
+    assert sorted(forwards) == [24, 52]
+    first = report_of(tmp_path)
+    forwards.clear()
+    assert probe("--overwrite").code == 0
+    assert forwards == []
+    assert report_of(tmp_path) == first
+    # Another seed of the weights, another size, or adapted statistics are other features.
+    for changed in ("seed: 1", "size_px: 24", "adapt_batch_norm: true", "mean: [0.5, 0.5, 0.5]"):
+        assert probe("--overwrite", encoders=f"{{name: r, model: resnet18, {changed}}}").code == 0
+        assert sorted(forwards) == [24, 52], changed
+        forwards.clear()
+
+
+def test_features_are_those_of_the_encoder_at_its_own_size(probe, tmp_path, colours):
+    assert probe(encoders="{name: r, model: resnet18, seed: 3, size_px: 24, mean: [0.5, 0.5, 0.5]}").code == 0
+    from sscl.commands.inputs import frozen_encoder
+
+    start = frozen_encoder(EncoderConfig(model="resnet18", seed=3, mean=(0.5, 0.5, 0.5)))
+    tile = Image.open(colours / "test" / "benign" / "benign_0.png").resize((24, 24), Image.Resampling.BICUBIC)
+    x = torch.from_numpy(np.asarray(tile) / 255).float().permute(2, 0, 1)[None]
+    x = (x - torch.tensor(start.mean)[:, None, None]) / torch.tensor(start.std)[:, None, None]
+    with torch.no_grad():
+        expected = start.encoder(x)[0].numpy()
+    np.testing.assert_allclose(cached_parts(tmp_path)[24][0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_adapted_statistics_are_those_of_each_part(probe, tmp_path):
+    assert probe(encoders="{name: r, model: resnet18, adapt_batch_norm: true}").code == 0
+    adapted = cached_parts(tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    assert probe("--overwrite").code == 0
+    plain = cached_parts(tmp_path)
+    for count in (52, 24):
+        assert not np.allclose(adapted[count], plain[count], rtol=0.1)
+    (note,) = [n for n in run_notes(probe, "adapt_batch_norm: true") if n.startswith("r: batch-norm")]
+    assert "transductive" in note
+
+
+def run_notes(probe: Any, extra: str) -> list[str]:
+    result = probe("--overwrite", encoders=f"{{name: r, model: resnet18, {extra}}}")
+    assert result.code == 0, result.err
+    return [line.removeprefix("note: ") for line in result.out.splitlines() if line.startswith("note: ")]
+
+
+def test_seeds_take_their_place_in_the_weights(probe, pretrained, tmp_path):
+    for seed in (3, 4):
+        shutil.copytree(pretrained, tmp_path / f"run-{seed}")
+    result = probe(encoders=f"{{name: ours, weights: '{tmp_path}/run-{{seed}}', seeds: [3, 4]}}")
+    assert result.code == 0, result.err
+    told = report_of(tmp_path)["encoders"]
+    assert [(row["seed"], row["weights"]) for row in told] == [(s, f"{tmp_path}/run-{s}") for s in (3, 4)]
+    assert told[0]["fingerprint"] == told[1]["fingerprint"]  # copies of one run
+    assert told[0]["size_px"] == 32
+    result = probe("--overwrite", encoders=f"{{name: ours, weights: '{tmp_path}/run-{{seed}}', seeds: [3, 5]}}")
+    assert result.code == 2
+    assert result.err == f"sscl: encoders.0 (ours): {tmp_path}/run-5: no such run folder or checkpoint file\n"
+
+
+class TestLineage:
+    def words(self, root: Path, more: str = "") -> str:
+        return f"{{name: polyps, source: synthetic, root: {root}, size_px: 32{more}}}"
+
+    def notes(self, result: Any) -> str:
+        assert result.code == 0, result.err
+        return "\n".join(line for line in result.out.splitlines() if line.startswith("note: "))
+
+    def test_training_tiles_without_labels_and_with(self, probe, cli, tiles, finetuned):
+        same = f"{{name: polyps, source: mhist, published: false, root: {tiles}, size_px: 32, holdout_fraction: 0.3}}"
+        found = self.notes(probe(encoders=f"{{name: ours, weights: {finetuned}}}", sets=same))
+        seen = "note: ours was trained on the training tiles of polyps"
+        assert f"{seen} without labels, its held-out tiles among them" in found
+        assert f"{seen} with their labels, its held-out tiles among them" in found
+        assert "WARNING" not in found
+
+    def test_another_split_is_a_loud_warning(self, probe, tiles, pretrained):
+        found = self.notes(
+            probe(encoders=f"{{name: ours, weights: {pretrained}}}", sets=self.words(tiles, ", split_seed: 7"))
+        )
+        assert re.search(r"note: WARNING: ours was trained on polyps under another split \(.*data.split_seed", found)
+
+    def test_a_folder_above_the_set_is_a_loud_warning(self, probe, tiles, colours, pretrained, tmp_path):
+        content = torch.load(pretrained / "checkpoints" / "last.pt", weights_only=True)
+        (section,) = content["config"]["data"]
+        section["root"] = str(colours.parent)
+        torch.save(content, tmp_path / "above.pt")
+        found = self.notes(probe(encoders=f"{{name: ours, weights: {tmp_path / 'above.pt'}}}"))
+        assert f"note: WARNING: ours was trained on {colours.parent}, which overlaps colours" in found
+        section["root"] = str(colours / "train")
+        torch.save(content, tmp_path / "above.pt")
+        found = self.notes(probe("--overwrite", encoders=f"{{name: ours, weights: {tmp_path / 'above.pt'}}}"))
+        assert "ours was trained on the training tiles of colours without labels" in found
+        assert "WARNING" not in found
+
+    def test_another_set_is_not_mentioned(self, probe, pretrained):
+        assert "trained on" not in self.notes(probe(encoders=f"{{name: ours, weights: {pretrained}}}"))
+
+
+def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, colours):
+    lines = ["path,group"]
+    for part in COUNTS:
+        for file in sorted((colours / part).rglob("*.png")):
+            number = int(file.stem.split("_")[1])
+            lines.append(f"{file.relative_to(colours).as_posix()},{part}{number % 4}")
+    (tmp_path / "groups.csv").write_text("\n".join(lines) + "\n")
+    result = probe(
+        "reference=a",
+        encoders="{name: a, model: resnet18}, {name: b, model: resnet18, seed: 1}",
+        data=f", groups_csv: {tmp_path / 'groups.csv'}, holdout_fraction: 0.25",
+    )
+    assert result.code == 0, result.err
+    report = report_of(tmp_path)
+    assert sum(report["sets"][0]["tiles"]["held-out"].values()) == 13  # one slide of four
+    assert {row["resampled"] for row in report["differences"]} == {"whole groups"}
+    assert {entry["validation"] for entry in report["runs"] if "validation" in entry} == {"carved by group"}
+    assert "no slide or patient ids" not in result.out
+
+
+def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 60), ("val", 40), ("test", 30)):
+        labels = np.arange(count) % 3
+        images = rng.integers(0, 150, (count, 28, 28, 3))
+        images[np.arange(count), :, :, labels] += 25
+        arrays |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels[:, None].astype(np.uint8)}
+    np.savez(tmp_path / "set.npz", **arrays)
+    words = f"{{name: med, source: pathmnist, root: {tmp_path / 'set.npz'}, size_px: 28}}"
+    result = probe("fractions=[0.5]", sets=words)
+    assert result.code == 0, result.err
+    assert sorted(forwards) == [30, 40, 60]
+    (linear,) = [entry for entry in report_of(tmp_path)["runs"] if entry["classifier"] == "linear"]
+    assert (linear["validation"], linear["labels"]) == ("the set's own", 30)
+    saved = cached_parts(tmp_path)
+    x, y = saved[60].astype(float), np.arange(60) % 3
+    from sscl.data.split import label_fraction
+
+    used = label_fraction(y, fraction=0.5, seed=0)
+    ours = make_pipeline(StandardScaler(), LogisticRegression(C=linear["c"], max_iter=1000)).fit(x[used], y[used])
+    predicted = ours.predict(saved[30].astype(float))
+    assert linear["metrics"]["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(np.arange(30) % 3, predicted)
+    )
+
+
+def test_unlabelled_tiles_are_left_out_and_counted(probe, forwards, monkeypatch):
+    from sscl.commands import probe as command
+
+    load = command.load_tiles
+
+    def half_labelled(data: Any, *, split: str, progress: bool) -> Any:
+        tiles = load(data, split=split, progress=progress)
+        tiles.labels[::13] = -1
+        return tiles
+
+    monkeypatch.setattr(command, "load_tiles", half_labelled)
+    result = probe()
+    assert result.code == 0, result.err
+    assert "tiles: 48 train, 22 test; 6 without a label left out" in result.out
+    assert "note: colours: 6 tiles without a label were left out" in result.out
+    assert sorted(forwards) == [22, 48]
+
+
+def test_unconverged_fits_are_one_note(probe, recwarn):
+    result = probe("max_iterations=2")
+    assert result.code == 0, result.err
+    assert len(re.findall(r"note: \d of 3 linear fits stopped at max_iterations=2 before", result.out)) == 1
+    assert not [warning for warning in recwarn if "onverge" in str(warning.message)]
+
+
+class TestFaults:
+    """Every fault is one line, before any features are computed and before the folder is made."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_happens(self, forwards, tmp_path):
+        yield
+        assert forwards == []
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("encoders", "message"),
+        [
+            ("{name: a, model: resnet19}", r"encoders\.0\.model: .*resnet18"),
+            (
+                "{name: a, model: resnet18, weigths: x}",
+                r"encoders\.0\.weigths: unknown key; did you mean encoders\.0\.w",
+            ),
+            ("{model: resnet18}", r"encoders\.0\.name: missing"),
+            ("{name: a, model: resnet18}, {name: a, model: resnet34}", r"encoders: 2 of them are called 'a'"),
+            ("{name: a, weights: nowhere}", r"encoders\.0 \(a\): nowhere: no such run folder or checkpoint file"),
+            ("{name: a}", r"encoders\.0 \(a\): model: missing; random weights take"),
+            ("", r"encoders: is empty, name at least one"),
+            ("{name: a, weights: x, seeds: [0, 1]}", r"encoders\.0\.seeds: got \[0, 1\], but weights=x is the same"),
+            ("{name: a, model: resnet18, seeds: [1, 1]}", r"encoders\.0\.seeds: got \[1, 1\], allowed are different"),
+        ],
+    )
+    def test_encoders(self, probe, encoders, message):
+        result = probe(encoders=encoders)
+        assert result.code == 2
+        assert re.match(f"sscl: {message}", result.err), result.err
+        assert len(result.err.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("reference=rr", r"reference: got 'rr', allowed are r; did you mean r\?"),
+            ("fractions=[0, 1]", r"fractions: got \[0\.0, 1\.0\], allowed are different numbers > 0 and <= 1"),
+            ("fractions=[1, 1]", r"fractions: got"),
+            ("label_seeds=[]", r"label_seeds: got \[\], allowed are different whole numbers >= 0, at least one"),
+            ("c_grid=[-1]", r"c_grid: got \[-1\.0\], allowed are different numbers > 0"),
+            ("neighbors=3", r"neighbors: unknown key; did you mean neighbours\?"),
+            ("validation_fraction=1", r"validation_fraction: got 1, allowed is > 0 and < 1"),
+        ],
+    )
+    def test_keys(self, probe, word, message):
+        result = probe(word)
+        assert result.code == 2
+        assert re.match(f"sscl: {message}", result.err), result.err
+
+    def test_a_class_of_test_that_train_lacks(self, probe, colours, tmp_path):
+        from sscl.commands import probe as command
+
+        load = command.load_tiles
+
+        def without_stroma(data: Any, *, split: str, progress: bool) -> Any:
+            tiles = load(data, split=split, progress=progress)
+            return tiles.subset(np.flatnonzero(tiles.labels != 2)) if split == "train" else tiles
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(command, "load_tiles", without_stroma)
+            result = probe()
+        assert result.code == 2
+        assert result.err == (
+            f"sscl: sets (colours): {colours}: test has tiles of stroma, train has none; "
+            "add training tiles of that class or take it out\n"
+        )
+
+    def test_unlabelled_tiles(self, probe, colours, tmp_path):
+        flat = tmp_path / "flat"
+        shutil.copytree(colours / "train" / "benign", flat)
+        result = probe(sets=f"{{name: flat, source: folder, root: {flat}, size_px: 32}}")
+        assert result.code == 2
+        assert result.err == f"sscl: sets (flat): {flat} has no labelled tiles; a probe needs a class for each\n"
+
+    def test_one_class(self, probe, tmp_path):
+        root = write_tiles(tmp_path / "one", {"train": {"benign": 3}, "test": {"benign": 2}})
+        result = probe(sets=f"{{name: one, source: folder, root: {root}, size_px: 32}}")
+        assert result.code == 2
+        assert "sets (one): " in result.err
+        assert "has training tiles of benign alone; a probe needs two classes" in result.err
+
+    def test_no_such_root(self, probe):
+        result = probe(sets="{name: gone, source: folder, root: nowhere}")
+        assert result.code == 2
+        assert result.err == "sscl: sets (gone): nowhere: no such folder\n"
+
+    def test_a_second_set_that_is_broken_is_seen_before_the_first_is_computed(self, probe, colours):
+        good = f"{{name: good, source: folder, root: {colours}, size_px: 32}}"
+        result = probe(sets=f"{good}, {{name: gone, source: folder, root: nowhere}}")
+        assert result.code == 2
+        assert "sets (gone)" in result.err
+
+    def test_seeds_that_do_not_pair(self, probe):
+        encoders = "{name: a, model: resnet18, seeds: [0, 1]}, {name: b, model: resnet18, seeds: [2, 3]}"
+        result = probe("reference=a", encoders=encoders)
+        assert result.code == 2
+        assert "sscl: reference: a has the seeds [0, 1] and b has [2, 3]; pairs need the same seeds" in result.err
+
+
+def test_an_encoder_that_diverged_is_named(probe, tmp_path, pretrained):
+    content = torch.load(pretrained / "checkpoints" / "last.pt", weights_only=True)
+    content["encoder"]["bn1.running_mean"].fill_(float("nan"))
+    torch.save(content, tmp_path / "broken.pt")
+    result = probe(encoders=f"{{name: broken, weights: {tmp_path / 'broken.pt'}}}")
+    assert result.code == 2
+    assert result.err.startswith("sscl: broken on colours: the model's outputs for 52 of 52 tiles are not finite")
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "cache").glob("features-*")) == []
+
+
+def test_an_existing_folder_is_not_replaced(probe, tmp_path, snapshot, forwards):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    before = snapshot(tmp_path / "out")
+    for flags in ((), ("--overwrite",)):
+        result = probe(*flags)
+        assert result.code == 2
+        assert str(tmp_path / "out") in result.err
+        assert snapshot(tmp_path / "out") == before
+    assert forwards == []
+
+
+def test_the_set_may_not_lie_in_the_folder_to_write(probe, colours, cli, forwards):
+    words = [f"out={colours}", "encoders=[{name: r, model: resnet18}]", *TINY, "--overwrite"]
+    result = cli("probe", *words, f"sets=[{{name: c, source: folder, root: {colours}}}]")
+    assert result.code == 2
+    assert (colours / "train").is_dir()
+    assert forwards == []

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sscl import plots
+from sscl.probe_plots import BarPanel, CurvePanel, plot_bars, plot_curves
+
+ROWS = ["random", "a$b$_imagenet with a long name and more", "ours"]
+POINTS = [(0.4, 0.35, 0.44), (0.6, None, None), (0.7, 0.65, 0.75)]
+
+
+@pytest.fixture
+def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Figure]:
+    """Return the figure that a plot function is about to save, after really saving it without a warning."""
+    save = plots._save
+
+    def call(function: Callable[..., None], *args: object, **options: object) -> Figure:
+        figures: list[Figure] = []
+
+        def keep(figure: Figure, path: Path) -> None:
+            figures.append(figure)
+            save(figure, path)
+
+        monkeypatch.setattr(plots, "_save", keep)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function(*args, path=tmp_path / "figure.png", title="title", **options)
+        with Image.open(tmp_path / "figure.png") as image:
+            assert min(image.size) > 200
+        (figure,) = figures
+        return figure
+
+    return call
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_bars_have_their_values_whiskers_and_names(figure_of, count):
+    panels = [BarPanel(f"set {i}, test", 0.25, POINTS, [None, *POINTS[:2]]) for i in range(count)]
+    figure = figure_of(plot_bars, panels, rows=ROWS, whiskers="95% interval")
+    assert len(figure.axes) == count
+    for axes in figure.axes:
+        assert [bar.get_width() for bar in axes.patches] == [0.4, 0.6, 0.7]
+        whiskers = [segment for collection in axes.collections for segment in collection.get_segments()]
+        assert [[x for x, _ in segment] for segment in whiskers] == [
+            pytest.approx([0.35, 0.44]),
+            pytest.approx([0.65, 0.75]),
+        ]
+        diamonds = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
+        assert diamonds == [0.4, 0.6]
+        assert [text.get_text() for text in axes.texts] == ["0.40", "0.60", "0.70"]
+        assert axes.yaxis_inverted()
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[0] == "random"
+    assert r"\$" in names[1]
+    assert figure.axes[0].yaxis.get_tick_params()["labelleft"]
+
+
+def test_bars_refuse_another_number_of_points_than_rows(tmp_path):
+    with pytest.raises(ValueError, match="set: 3 and 3 points for 2 rows"):
+        plot_bars([BarPanel("set", 0.5, POINTS, POINTS)], rows=ROWS[:2], path=tmp_path / "x.png", title="", whiskers="")
+    with pytest.raises(ValueError, match="panels: is empty"):
+        plot_bars([], rows=ROWS, path=tmp_path / "x.png", title="", whiskers="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_have_their_points_bands_and_levels(figure_of):
+    whole = [(20.0, POINTS[0]), (200.0, POINTS[0]), (2000.0, POINTS[2])]
+    single = [(20.0, POINTS[0]), (200.0, POINTS[1])]
+    panel = CurvePanel("set, test", 0.2, {"ours": whole, "random": single}, {"ImageNet": (0.8, 0.7, 0.9)})
+    figure = figure_of(plot_curves, [panel, panel], x_label="Labelled tiles", band="±1 sd")
+    for axes in figure.axes:
+        assert axes.get_xscale() == "log"
+        ours, random = (line for line in axes.lines if line.get_marker() == "o")
+        assert [list(values) for values in ours.get_data()] == [[20, 200, 2000], [0.4, 0.4, 0.7]]
+        assert ours.get_color() != random.get_color()
+        (band,) = axes.collections  # the other line has one whisker: no band
+        assert band.get_paths()[0].get_extents().bounds == pytest.approx((20, 0.35, 1980, 0.4))
+        (level,) = [line for line in axes.lines if list(line.get_ydata()) == [0.8, 0.8]]
+        assert level.get_linestyle() == "--"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ours", "random", "ImageNet", "±1 sd", "chance"]
