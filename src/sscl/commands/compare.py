@@ -104,8 +104,9 @@ def evaluated(step: Step, config: CompareConfig) -> bool:
     written = folder / "predictions.csv"  # the later one of the two
     if not written.is_file() or modified(folder / "metrics.json") < modified(step.checkpoint):
         return False
-    content = read_yaml(folder / "config.yaml")
-    return not content.get("data") and "loss" in written.open(encoding="utf-8").readline().split(",")
+    with written.open(encoding="utf-8") as handle:
+        columns = handle.readline().strip().split(",")
+    return "loss" in columns and not read_yaml(folder / "config.yaml").get("data")
 
 
 def predictions_of(step: Step, config: CompareConfig) -> Predictions:
@@ -246,7 +247,7 @@ def draw_grid(config: CompareConfig, path: Path, step: Step, runs: Mapping[str, 
         truths=[first.classes[i] for i in first.labels[chosen]],
         predicted={row: [one.classes[i] for i in one.predictions[chosen]] for row, one in runs.items()},
         path=path,
-        title=f"{config.split} tiles drawn by seed {config.grid_seed}, predictions of the runs with seed {config.seeds[0]}",
+        title=f"{config.split} tiles drawn by seed {config.grid_seed}; runs with seed {config.seeds[0]}",
     )
 
 

@@ -139,9 +139,12 @@ def list_faults(config: CompareConfig) -> list[str]:
             if metric not in METRICS:
                 faults.append(f"{where}.published: unknown metric {metric!r}; {_nearest(metric, list(METRICS))}")
         own = taken | ({"model.weights": "start gives it"} if entry.start is not None else {})
-        given = {word.partition("=")[0] for word in (*config.set, *entry.set)}
+        given = {word.partition("=")[0] for word in entry.set}
         faults += [f"{where}.set: {key} is not set there: {why}" for key, why in own.items() if key in given]
         before[entry.name] = entry
+    for name in ("set", "set_pretrain", "set_finetune"):
+        given = {word.partition("=")[0] for word in getattr(config, name)}
+        faults += [f"{name}: {key} is not set there: {why}" for key, why in taken.items() if key in given]
     rows = [entry.name for entry in config.runs if entry.shown and entry.command == "finetune"]
     if not rows:
         faults.append("runs: no finetune entry with shown: true, so there is no row")
@@ -193,10 +196,18 @@ def _way(step: Step, ways: dict[Path, str], *, overwrite: bool) -> str:
     folder = run.check_run_folder(step.folder, overwrite=True, trains=True)
     if not folder.is_dir() or not any(folder.iterdir()):
         return "new"
-    complete, resumable = progress_of(step)
+    if not (folder / "config.yaml").is_file():
+        return "again: it was interrupted"
+    try:
+        before = load_config(KINDS[step.entry.command], folder / "config.yaml")
+    except ValueError as error:
+        complete, resumable = True, False  # for all we know
+        changes = [f"a config.yaml that this version does not take ({str(error).splitlines()[0]})"]
+    else:
+        complete, resumable = progress_of(folder, before)
+        changes = changed_keys(before, step)
     if not complete and not resumable:
         return "again: it was interrupted"
-    changes = changed_keys(step)
     if changes and not overwrite:
         raise ValueError(
             f"{folder}: was made with {'; '.join(changes)}; set it back, give another out, or make it again with "
@@ -217,32 +228,28 @@ def modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def progress_of(step: Step) -> tuple[bool, bool]:
-    """Return whether a run is complete, and whether it can be resumed.
+def progress_of(folder: Path, config: FinetuneConfig | PretrainConfig) -> tuple[bool, bool]:
+    """Return whether a run is complete by the configuration it was made with, and whether it can be resumed.
 
     A finetune run is complete when its log has the last epoch, or as many as its patience after the best one.
     """
-    log, last = step.folder / "metrics.jsonl", step.folder / "checkpoints" / "last.pt"
+    log = folder / "metrics.jsonl"
     rows = run.read_metrics(log) if log.is_file() else []
-    epochs = step.config.train.epochs
     ran = rows[-1]["epoch"] if rows else 0
-    if isinstance(step.config, PretrainConfig):
-        return step.checkpoint.is_file() and ran >= epochs, last.is_file()
-    if not step.checkpoint.is_file() or ran >= epochs:
-        return step.checkpoint.is_file(), False
-    best = run.load_checkpoint(step.checkpoint)["epoch"]
-    return bool(ran - best >= step.config.train.patience), False
+    if isinstance(config, PretrainConfig):
+        complete = (folder / "encoder.pt").is_file() and ran >= config.train.epochs
+        return complete, (folder / "checkpoints" / "last.pt").is_file()
+    best = folder / "checkpoints" / "best.pt"
+    if not best.is_file() or ran >= config.train.epochs:
+        return best.is_file(), False
+    return bool(ran - run.load_checkpoint(best)["epoch"] >= config.train.patience), False
 
 
-def changed_keys(step: Step) -> list[str]:
-    """Return each key in which a run differs from what would run now, as `key=before (now: value)`."""
-    try:
-        before = _flat(load_config(KINDS[step.entry.command], step.folder / "config.yaml"), step)
-    except (ValueError, FileNotFoundError) as error:
-        return [f"a config.yaml that is none of this version ({str(error).splitlines()[0]})"]
-    now = _flat(step.config, step)
-    keys = [key for key in now | before if now.get(key) != before.get(key)]
-    return [f"{key}={_shown(before.get(key))} (now {_shown(now.get(key))})" for key in keys]
+def changed_keys(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]:
+    """Return each key in which a run differs from what would run now, as `key=before (now value)`."""
+    was, now = _flat(before, step), _flat(step.config, step)
+    keys = [key for key in now | was if now.get(key) != was.get(key)]
+    return [f"{key}={_shown(was.get(key))} (now {_shown(now.get(key))})" for key in keys]
 
 
 def _flat(config: FinetuneConfig | PretrainConfig, step: Step) -> dict[str, Any]:

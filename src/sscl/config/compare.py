@@ -56,7 +56,11 @@ class CompareEntry(Section):
 
 
 class CompareConfig(Section):
-    """sscl compare: make or reuse the runs of a list over seeds, and put them side by side in one table and pictures."""
+    """sscl compare: runs over seeds and shares of the labels, made or reused, side by side in one table and pictures.
+
+    A run that is complete and was made with the same configuration is reused; an interrupted one goes on (pretrain) or
+    starts again (finetune). --overwrite makes those again whose configuration has changed.
+    """
 
     out: str = knob(..., "folder to write: runs/, compare.md, compare.json, pictures", min_length=1)
     runs: Annotated[tuple[CompareEntry, ...], Listed]

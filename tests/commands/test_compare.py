@@ -1,0 +1,502 @@
+"""sscl compare: what runs, what is reused, and a table that agrees with a calculation by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sscl import run
+from sscl.commands import compare, planning
+from sscl.config import CompareConfig, load_config, plain
+
+COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "resnet18"}}
+FINETUNE = {**COMMON, "train": {"epochs": 2, "batch_size": 8, "patience": 2}}
+PRETRAIN = {**COMMON, "train": {"epochs": 1, "batch_size": 8, "warmup_epochs": 1}, "health": {"tiles": 8}}
+ROWS: list[dict[str, Any]] = [
+    {"name": "scratch", "command": "finetune", "config": "ft.yaml"},
+    {"name": "ssl", "command": "pretrain", "config": "ssl.yaml"},
+    {
+        "name": "fine-tuned",
+        "command": "finetune",
+        "config": "ft.yaml",
+        "start": "ssl",
+        "published": {"accuracy": 0.9105, "loss": 0.3},
+    },
+]
+TWO_ROWS: list[dict[str, Any]] = [
+    {"name": "a", "command": "finetune", "config": "ft.yaml", "published": {"accuracy": 0.5}},
+    {"name": "b", "command": "finetune", "config": "ft.yaml", "set": {"train": {"freeze_encoder": True}}},
+]
+Study = Callable[..., Path]
+
+
+def write_study(folder: Path, tiles: Path, runs: list[dict[str, Any]], **keys: Any) -> Path:
+    """Write the configurations and return the compare file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "ft.yaml").write_text(yaml.safe_dump(FINETUNE))
+    (folder / "ssl.yaml").write_text(yaml.safe_dump(PRETRAIN))
+    path = folder / "compare.yaml"
+    content = {"out": str(folder / "out"), "root": str(tiles), "device": "cpu", "progress": False, "runs": runs}
+    path.write_text(yaml.safe_dump({**content, "bootstrap_samples": 50, **keys}))
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiles: Path) -> Study:
+    return lambda runs=TWO_ROWS, **keys: write_study(tmp_path / "study", tiles, runs, **keys)
+
+
+@pytest.fixture
+def here(cli: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Run the steps in this process, which saves starts of Python; the list that is returned grows by each step."""
+    return run_here(cli, monkeypatch)
+
+
+def run_here(cli: Any, patch: pytest.MonkeyPatch) -> list[list[str]]:
+    ran: list[list[str]] = []
+
+    def call(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        assert words[:3] == [sys.executable, "-m", "sscl"]
+        ran.append(words[3:])
+        result = cli(*words[3:])
+        assert result.code == 0, result.err
+        return subprocess.CompletedProcess(words, 0)
+
+    patch.setattr(compare, "subprocess", SimpleNamespace(run=call))
+    return ran
+
+
+def names(ran: list[list[str]]) -> list[str]:
+    """What ran, as `command folder`."""
+    found = []
+    for words in ran:
+        (folder,) = [word.partition("=")[2] for word in words if word.startswith(("run=", "checkpoint="))]
+        flags = [word for word in words if word.startswith("--") and word != "--config"]
+        found.append(" ".join([words[0], Path(folder).name, *flags]))
+    return found
+
+
+def plan_of(path: Path, *overrides: str) -> list[planning.Step]:
+    return planning.plan(load_config(CompareConfig, path, overrides=overrides))
+
+
+# --- runs of flesh and blood ---
+
+
+@pytest.fixture(scope="module")
+def compared(cli: Any, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[list[str]]]:
+    """The compare file of a comparison that has run, what it printed, and its steps."""
+    path = write_study(tmp_path_factory.mktemp("study"), tiles, ROWS, seeds=[0, 1])
+    with pytest.MonkeyPatch.context() as patch:
+        ran = run_here(cli, patch)
+        result = cli("compare", "--config", path)
+    assert result.code == 0, result.err
+    return path, result.out, list(ran)
+
+
+def test_steps_run_in_order_as_printed_and_start_from_the_run_of_their_seed(compared: Any) -> None:
+    path, printed, ran = compared
+    assert names(ran) == [
+        "finetune scratch-0",
+        "eval scratch-0",
+        "finetune scratch-1",
+        "eval scratch-1",
+        "pretrain ssl-0",
+        "pretrain ssl-1",
+        "finetune fine-tuned-0",
+        "eval fine-tuned-0",
+        "finetune fine-tuned-1",
+        "eval fine-tuned-1",
+    ]
+    assert [shlex.split(line)[2:] for line in printed.splitlines() if line.startswith("$ sscl ")] == ran
+    for seed in (0, 1):
+        made = yaml.safe_load((path.parent / f"out/runs/fine-tuned-{seed}/config.yaml").read_text())
+        assert made["seed"] == seed
+        assert made["model"]["weights"] == str(path.parent / f"out/runs/ssl-{seed}")
+
+
+def test_table_is_that_of_the_evaluations(compared: Any) -> None:
+    path, printed, _ = compared
+    out = path.parent / "out"
+    report = json.loads((out / "compare.json").read_text())
+    by_hand: dict[str, list[dict[str, float]]] = {}
+    for name in ("scratch", "fine-tuned"):
+        evaluations = [json.loads((out / f"runs/{name}-{s}/eval_test/metrics.json").read_text()) for s in (0, 1)]
+        by_hand[name] = [{"loss": one["loss"], **one["metrics"]} for one in evaluations]
+    assert [row["name"] for row in report["rows"]] == ["scratch", "fine-tuned"]
+    for row in report["rows"]:
+        for metric in ("loss", "accuracy", "balanced_accuracy", "macro_f1"):
+            values = [one[metric] for one in by_hand[row["name"]]]
+            assert [one["metrics"][metric] for one in row["runs"]] == pytest.approx(values, abs=1e-5)
+            assert row["mean"][metric] == pytest.approx(statistics.mean(values), abs=1e-5)
+            assert row["sd"][metric] == pytest.approx(statistics.stdev(values), abs=1e-5)
+    difference = report["differences"]["fine-tuned"]
+    gains = [b["accuracy"] - a["accuracy"] for a, b in zip(by_hand["scratch"], by_hand["fine-tuned"], strict=True)]
+    assert difference["against"] == "scratch"
+    assert difference["by_seed"]["accuracy"] == pytest.approx(gains)
+
+    mean, sd = report["rows"][1]["mean"]["accuracy"], report["rows"][1]["sd"]["accuracy"]
+    (line,) = [line for line in printed.splitlines() if re.match(r"fine-tuned .*0\.9105", line)]
+    assert f"{mean:.4f} ± {sd:.4f}" in line
+    assert line.split()[-2:] == ["0.9105", f"{mean - 0.9105:+.4f}"]
+    (line,) = [line for line in printed.splitlines() if re.match(r"scratch .*±", line)]
+    assert "0.9105" not in line
+    markdown = (out / "compare.md").read_text()
+    assert f"| fine-tuned | {report['rows'][1]['mean']['loss']:.4f} ±" in markdown
+    assert "published accuracy | ours - published" in markdown
+    assert "whole groups (2 slides" in markdown
+    for picture in ("curves.png", "grid.png"):
+        assert (out / picture).stat().st_size > 1000
+    assert not (out / "labels.png").exists()
+
+
+def test_second_time_nothing_runs_and_the_figures_are_the_same(compared: Any, cli: Any, here: Any) -> None:
+    path, _, _ = compared
+    before = json.loads((path.parent / "out/compare.json").read_text())
+    result = cli("compare", "--config", path)
+    assert result.code == 0, result.err
+    assert here == []
+    assert "6 runs in" in result.out
+    assert "6 complete, 0 to make" in result.out
+    assert result.out.count("reused: ") == 6
+    after = json.loads((path.parent / "out/compare.json").read_text())
+    assert {**after, "environment": 0} == {**before, "environment": 0}
+    again = load_config(CompareConfig, path.parent / "out/config.yaml")  # can be run again
+    assert {step.folder for step in planning.plan(again)} == {step.folder for step in plan_of(path)}
+    assert set(planning.decide(planning.plan(again), overwrite=False).values()) == {"reused"}
+
+
+def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, cli: Any, here: Any) -> None:
+    path, _, _ = compared
+    log = path.parent / "out/runs/fine-tuned-1/metrics.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    result = cli("compare", "--config", path, "runs.2.published.macro_f1=0.5", "bootstrap_samples=60")
+    assert result.code == 0, result.err
+    assert names(here) == ["finetune fine-tuned-1 --overwrite", "eval fine-tuned-1"]
+    assert "fine-tuned-1 again: it was interrupted" in result.out
+    assert "published macro F1" in result.out
+
+
+def test_real_pretraining_that_was_stopped_is_resumed(compared: Any) -> None:
+    path, _, _ = compared
+    steps = plan_of(path, "set_pretrain.train.stop_after_epoch=1")
+    assert set(planning.decide(steps, overwrite=False).values()) == {"reused"}
+    folder = path.parent / "out/runs/ssl-0"
+    (folder / "encoder.pt").rename(folder / "aside.pt")
+    try:
+        ways = planning.decide(steps, overwrite=False)
+    finally:
+        (folder / "aside.pt").rename(folder / "encoder.pt")
+    by_name = {folder.name: way for folder, way in ways.items()}
+    assert by_name["ssl-0"] == "resume"
+    assert by_name["fine-tuned-0"] == "again: ssl-0, which it starts from, is newer"
+    assert by_name["fine-tuned-1"] == by_name["ssl-1"] == by_name["scratch-0"] == "reused"
+
+
+# --- runs that are made up ---
+
+
+def fabricate(step: planning.Step, right: list[int] | None = None, *, epochs: int = 2, best: int = 1) -> None:
+    """Write what a run leaves behind: its configuration, log and checkpoint, and predictions, of which `right` are."""
+    run.start_folder(step.folder, config=plain(step.config), overwrite=False)
+    (step.folder.parents[1] / "env.json").write_text(json.dumps({"sscl": "0"}))
+    rows = [{"epoch": i + 1, "validation_accuracy": 0.5, "validation_loss": 1.0} for i in range(epochs)]
+    (step.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if step.entry.command == "pretrain":
+        run.save_checkpoint(step.folder / "checkpoints/last.pt", {"kind": "pretrain", "epoch": epochs})
+        torch.save({}, step.folder / "encoder.pt")
+        return
+    run.save_checkpoint(step.folder / "checkpoints/best.pt", {"kind": "finetune", "epoch": best})
+    if right is None:
+        return
+    folder = step.folder / "eval_test"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("data: {}\n")
+    (folder / "metrics.json").write_text(json.dumps({"epoch": best, "caveats": ["tiles lie"]}))
+    lines = ["id,label,prediction,probability_HP,probability_SSA,loss"]
+    for i, (name, label) in enumerate(TEST_TILES):
+        said = label if i in right else {"HP": "SSA", "SSA": "HP"}[label]
+        p = 0.8 if said == "SSA" else 0.2
+        lines.append(f"{name},{label},{said},{1 - p:.6f},{p:.6f},{-np.log(0.8 if i in right else 0.2):.6g}")
+    (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
+
+
+TEST_TILES: list[tuple[str, str]] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def test_tiles(tiles: Path) -> None:
+    """Ids and labels of the test split."""
+    from sscl.data.mhist import load_mhist
+
+    loaded = load_mhist(tiles, protocol="official", split="test", size_px=32, published=False)
+    TEST_TILES[:] = [(name, loaded.classes[label]) for name, label in zip(loaded.ids, loaded.labels, strict=True)]
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(words: list[str], *, check: bool) -> None:
+        raise AssertionError(f"ran {words}")
+
+    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=call))
+
+
+def test_fractions_reference_and_published_by_hand(study: Study, cli: Any, nothing_runs: None) -> None:
+    path = study(seeds=[3, 4], fractions=[0.25, 1], reference="b")
+    steps = plan_of(path)
+    assert [step.folder.name for step in steps] == [
+        *("a-0.25-3", "a-0.25-4", "a-3", "a-4"),
+        *("b-0.25-3", "b-0.25-4", "b-3", "b-4"),
+    ]
+    assert [step.config.train.label_fraction for step in steps[:4]] == [0.25, 0.25, 1, 1]
+    counts = {"a-0.25-3": 8, "a-0.25-4": 10, "a-3": 12, "a-4": 16, "b-0.25-3": 4, "b-0.25-4": 8, "b-3": 12, "b-4": 14}
+    for step in steps:
+        fabricate(step, list(range(counts[step.folder.name])))
+    result = cli("compare", "--config", path)
+    assert result.code == 0, result.err
+    out = path.parent / "out"
+    report = json.loads((out / "compare.json").read_text())
+
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["a, 25% labels", "a, 100% labels", "b, 25% labels", "b, 100% labels"]
+    assert rows["a, 25% labels"]["mean"]["accuracy"] == pytest.approx(9 / 16)
+    assert rows["a, 25% labels"]["sd"]["accuracy"] == pytest.approx(np.sqrt(2) / 16)
+    losses = [(16 - n) / 16 * -np.log(0.2) + n / 16 * -np.log(0.8) for n in (8, 10)]
+    assert rows["a, 25% labels"]["mean"]["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert [rows[name]["labelled_tiles"] for name in rows] == [8, 32, 8, 32]
+    # Of all labels only: a published figure beside a quarter of them would mislead.
+    assert [rows[name]["published"] for name in rows] == [{}, {"accuracy": 0.5}, {}, {}]
+    assert rows["a, 100% labels"]["ours_minus_published"]["accuracy"] == pytest.approx(14 / 16 - 0.5)
+    differences = report["differences"]
+    assert {name: one["against"] for name, one in differences.items()} == {
+        "a, 25% labels": "b, 25% labels",
+        "a, 100% labels": "b, 100% labels",
+    }
+    few = differences["a, 25% labels"]
+    assert few["by_seed"]["accuracy"] == pytest.approx([4 / 16, 2 / 16])
+    assert few["mean"]["accuracy"] == pytest.approx(3 / 16)
+    assert few["sd"]["accuracy"] == pytest.approx(np.sqrt(2) / 16)
+    assert few["intervals"]["accuracy"][0] <= 3 / 16 <= few["intervals"]["accuracy"][1]
+    assert report["caveats"] == ["tiles lie"]
+    assert (out / "labels.png").stat().st_size > 1000
+
+
+def test_one_seed_has_intervals_in_the_table(study: Study, cli: Any, nothing_runs: None) -> None:
+    path = study()
+    for step in plan_of(path):
+        fabricate(step, list(range(12)))
+    result = cli("compare", "--config", path, "grid=0")
+    assert result.code == 0, result.err
+    assert re.search(r"\na .* 0\.7500 \(0\.\d+ to 0\.\d+\) .*0\.5000 +\+0\.2500\n", result.out)
+    assert "±" not in result.out
+    assert "by seed" not in result.out
+    assert not (path.parent / "out/grid.png").exists()
+
+
+def test_what_is_evaluated_again(study: Study) -> None:
+    path = study()
+    config = load_config(CompareConfig, path)
+    step = plan_of(path)[0]
+    fabricate(step, [])
+    folder = step.folder / "eval_test"
+    assert compare.evaluated(step, config)
+    assert not compare.evaluated(step, load_config(CompareConfig, path, overrides=["split=train"]))
+    text = (folder / "predictions.csv").read_text()
+    (folder / "predictions.csv").write_text(text.replace("loss", "los"))  # as written before there was a loss
+    assert not compare.evaluated(step, config)
+    (folder / "predictions.csv").write_text(text)
+    (folder / "config.yaml").write_text("data: {root: elsewhere}\n")
+    assert not compare.evaluated(step, config)
+    (folder / "config.yaml").write_text("data: {}\n")
+    os.utime(folder / "metrics.json", (0, 0))  # the checkpoint is newer
+    assert not compare.evaluated(step, config)
+
+
+def test_another_configuration_is_refused_and_made_again_on_demand(
+    study: Study, cli: Any, nothing_runs: None, snapshot: Any
+) -> None:
+    path = study()
+    for step in plan_of(path):
+        fabricate(step, [])
+    before = snapshot(path.parent)
+    result = cli("compare", "--config", path, "set.train.epochs=5", "set.data.cache_dir=elsewhere", "device=auto")
+    assert result.code == 2
+    lines = result.err.splitlines()
+    assert len(lines) == 2  # both runs, at once
+    assert lines[0] == (
+        f"sscl: {path.parent}/out/runs/a-0: was made with train.epochs=2 (now 5); set it back, give another out, "
+        "or make it again with --overwrite"
+    )
+    assert snapshot(path.parent) == before
+    steps = plan_of(path, "set.train.epochs=5")
+    assert set(planning.decide(steps, overwrite=True).values()) == {"again: its configuration changed"}
+
+
+def test_a_run_of_another_version_is_not_lost(study: Study, cli: Any, nothing_runs: None) -> None:
+    path = study()
+    for step in plan_of(path):
+        fabricate(step, [])
+    made = path.parent / "out/runs/b-0/config.yaml"
+    made.write_text(made.read_text() + "colour: red\n")
+    result = cli("compare", "--config", path)
+    assert result.code == 2
+    assert "b-0: was made with a config.yaml that this version does not take (colour: unknown key" in result.err
+
+
+def test_early_stopping_counts_as_complete(study: Study) -> None:
+    path = study(set={"train": {"epochs": 9, "patience": 3}})
+    a, b = plan_of(path)
+    fabricate(a, epochs=5, best=2)
+    fabricate(b, epochs=5, best=3)
+    assert list(planning.decide([a, b], overwrite=False).values()) == ["reused", "again: it was interrupted"]
+
+
+def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
+    path = study(ROWS)
+    steps = plan_of(path)
+    for step in steps:
+        fabricate(step)
+    assert set(planning.decide(steps, overwrite=False).values()) == {"reused"}
+    later = (steps[2].folder / "config.yaml").stat().st_mtime + 5
+    os.utime(steps[1].checkpoint, (later, later))
+    assert list(planning.decide(steps, overwrite=False).values())[2].startswith("again: ssl-0, which it starts from")
+
+
+def test_files_beside_the_compare_file_or_from_the_working_directory(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = study()
+    beside = plan_of(path)[0]
+    assert beside.entry.config == str(path.parent / "ft.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert plan_of(path, "runs.0.config=study/ft.yaml")[0].entry.config == "study/ft.yaml"
+    with pytest.raises(ValueError, match=r"a: config: no such file: nowhere.yaml \(looked beside"):
+        plan_of(path, "runs.0.config=nowhere.yaml")
+
+
+def test_later_keys_win(study: Study) -> None:
+    runs = [{**TWO_ROWS[0], "set": ["train.batch_size=4", "model.weights='1e3'"]}, ROWS[1]]
+    path = study(runs, set={"train": {"batch_size": 6, "epochs": 3}}, set_finetune={"train": {"epochs": 4}})
+    finetune, pretrain = plan_of(path)
+    assert (finetune.config.train.batch_size, finetune.config.train.epochs) == (4, 4)
+    assert (pretrain.config.train.batch_size, pretrain.config.train.epochs) == (6, 3)
+    assert finetune.config.model.weights == "1e3"
+    assert finetune.config.data.root == load_config(CompareConfig, path).root
+
+
+def test_the_start_wins_over_weights_for_all(study: Study) -> None:
+    path = study(ROWS)
+    scratch, pretrain, finetuned = plan_of(path, "set.model.weights=null")
+    assert scratch.config.model.weights is pretrain.config.model.weights is None
+    assert finetuned.config.model.weights == str(pretrain.folder)
+    with pytest.raises(ValueError, match=r"runs\.2\.set: model\.weights is not set there: start gives it"):
+        plan_of(path, "runs.2.set.model.weights=null")
+
+
+def test_a_list_of_sources_keeps_its_roots(study: Study) -> None:
+    path = study([*ROWS])
+    (path.parent / "ssl.yaml").write_text(yaml.safe_dump({**PRETRAIN, "data": [{"root": "x"}, {"root": "y"}]}))
+    pretrain = plan_of(path)[1]
+    assert [source.root for source in pretrain.config.data] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("runs.1.name=a", "runs.1.name: 'a' is given twice; every entry needs a name of its own"),
+        ("runs.0.name=a/b", "runs.0.name: got 'a/b', allowed are letters, digits, _ - + and ."),
+        ("runs.0.start=b", "runs.0.start: 'b' does not come before a; move it up; no entry comes before it"),
+        ("runs.1.start=c", "runs.1.start: no entry 'c'; allowed are a"),
+        ("runs.1.start=b", "runs.1.start: 'b' does not come before b; move it up; allowed are a"),
+        ("runs.0.published.acuracy=1", "runs.0.published: unknown metric 'acuracy'; did you mean accuracy?"),
+        ("reference=c", "reference: no row 'c'; allowed are a, b"),
+        ("seeds=[1,1]", "seeds: got [1, 1], allowed are different values, at least one seed"),
+        ("seeds=[]", "seeds: got [], allowed are different values, at least one seed"),
+        ("seeds=[-1]", "seeds: got -1, allowed is >= 0"),
+        ("fractions=[0,1]", "fractions: got 0, allowed is > 0 and <= 1"),
+        ("set.seed=3", "set: seed is not set there: give seeds"),
+        ("runs.1.set.run=x", "runs.1.set: run is not set there: the folder comes from out and name"),
+        ("set.train.epoch=3", "a: train.epoch: unknown key; did you mean train.epochs?"),
+        ("runs.1.set.train.epochs=0", "b: train.epochs: got 0, allowed is >= 1"),
+        ("runs.0.nmae=x", "runs.0.nmae: unknown key; did you mean runs.0.name?"),
+        ("runs.0.command=probe", "runs.0.command: got 'probe', allowed are 'pretrain', 'finetune'"),
+        ("runs=[]", "runs: no finetune entry with shown: true, so there is no row"),
+        ("root=", "a: data.root: missing; give it in the YAML file or as data.root=VALUE"),
+    ],
+)
+def test_bad_input(study: Study, cli: Any, snapshot: Any, keys: str, message: str) -> None:
+    path = study()
+    before = snapshot(path.parent)
+    result = cli("compare", "--config", path, keys)
+    assert result.code == 2
+    assert result.err.splitlines()[0].startswith(f"sscl: {message}")
+    assert snapshot(path.parent) == before
+
+
+def test_all_faults_at_once(study: Study, cli: Any) -> None:
+    result = cli("compare", "--config", study(), "runs.0.set.train.epochs=0", "runs.1.set.data.size=3", "seeds=[0,1]")
+    assert [line.split(" (")[0] for line in result.err.splitlines()] == [
+        "sscl: a: train.epochs: got 0, allowed is >= 1",
+        "sscl: b: data.size: unknown key; did you mean data.size_px?",
+    ]
+
+
+def test_clashing_run_folders(study: Study, cli: Any) -> None:
+    runs = [TWO_ROWS[0], {**TWO_ROWS[1], "name": "a-0.5"}]
+    result = cli("compare", "--config", study(runs), "fractions=[0.5,1]")
+    assert result.code == 2
+    assert "runs: two of them would write " in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(study: Study, cli: Any, snapshot: Any, nothing_runs: None) -> None:
+    path = study()
+    for place in ("out/runs/a-0", "out"):
+        (path.parent / place).mkdir(parents=True)
+        (path.parent / place / "thesis.txt").write_text("")
+        before = snapshot(path.parent)
+        result = cli("compare", "--config", path)
+        assert result.code == 2
+        assert "not written by sscl" in result.err
+        assert snapshot(path.parent) == before
+        (path.parent / place / "thesis.txt").unlink()
+        (path.parent / place).rmdir()
+        if place != "out":
+            (path.parent / "out/runs").rmdir()
+            (path.parent / "out").rmdir()
+
+
+def test_a_failing_step_is_named_and_the_complete_ones_stay(
+    study: Study, cli: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The step is a real process; what it prints comes past this one's streams."""
+    path = study(set_finetune={"data": {"root": "nowhere"}})
+    result = cli("compare", "--config", path)
+    assert result.code == 2
+    assert "nowhere" in capfd.readouterr().err
+    assert result.err == "sscl: compare: a-0: `sscl finetune` failed, see above; complete runs are kept and reused\n"
+    assert not (path.parent / "out/compare.json").exists()
+
+
+def test_grid_shows_every_class_before_one_comes_twice() -> None:
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 2)
+    chosen = compare.pick(labels, count=7, seed=0)
+    assert len(set(chosen)) == 7
+    assert sorted(labels[chosen[:3]]) == sorted(labels[chosen[3:6]]) == [0, 1, 2]
+    assert (compare.pick(labels, count=7, seed=0) == chosen).all()
+    assert (compare.pick(labels, count=7, seed=1) != chosen).any()
+    assert len(compare.pick(labels, count=100, seed=0)) == 55

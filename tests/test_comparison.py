@@ -1,0 +1,169 @@
+"""Figures of several runs: against scikit-learn, against `metrics`, and against a loop over resamples."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from sscl import metrics
+from sscl.comparison import (
+    METRICS,
+    Predictions,
+    as_markdown,
+    as_text,
+    figures,
+    read_predictions,
+    resamples,
+    side_by_side,
+)
+
+CLASSES = ("adipose", "mucus", "stroma")
+
+
+def made(seed: int, *, count: int = 60, groups: bool = False, labels: Any = None) -> tuple[Predictions, np.ndarray]:
+    """Random predictions, and the probabilities (N, K) behind them."""
+    rng = np.random.default_rng(seed)
+    truth = np.random.default_rng(9).integers(0, 3, count) if labels is None else labels
+    logits = rng.normal(size=(count, 3)) + 1.2 * np.eye(3)[truth]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    found = Predictions(
+        ids=tuple(map(str, range(count))),
+        classes=CLASSES,
+        labels=truth,
+        predictions=probabilities.argmax(1),
+        losses=-np.log(probabilities[np.arange(count), truth]),
+        groups=tuple(f"slide {i // 5}" for i in range(count)) if groups else None,
+    )
+    return found, probabilities
+
+
+def by_hand(found: Predictions, rows: Any) -> list[float]:
+    """The four figures of the tiles at `rows`, with scikit-learn."""
+    truth, predicted = found.labels[rows], found.predictions[rows]
+    return [
+        float(found.losses[rows].mean()),
+        sk.accuracy_score(truth, predicted),
+        sk.balanced_accuracy_score(truth, predicted),
+        sk.f1_score(truth, predicted, average="macro"),
+    ]
+
+
+def test_figures_are_those_of_sklearn() -> None:
+    found, probabilities = made(0)
+    expected = by_hand(found, np.arange(60))
+    assert expected[0] == pytest.approx(sk.log_loss(found.labels, probabilities))
+    assert figures(found)[0] == pytest.approx(expected)
+    assert list(METRICS) == ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
+
+
+def test_weights_count_tiles_that_often() -> None:
+    found, _ = made(1)
+    weights = np.random.default_rng(0).integers(0, 4, (3, 60))
+    values = figures(found, weights.astype(float))
+    for row, counts in zip(values, weights, strict=True):
+        assert row == pytest.approx(by_hand(found, np.repeat(np.arange(60), counts)))
+
+
+def test_intervals_of_a_run_are_those_of_metrics() -> None:
+    """One method in the whole program: eval and compare say the same of one run."""
+    found, probabilities = made(2)
+    theirs = metrics.bootstrap_intervals(found.labels, probabilities, positive=None, samples=300, seed=5)
+    ours = side_by_side({"a": [found]}, against={}, samples=300, seed=5)["rows"]["a"]["runs"][0]["intervals"]
+    for metric in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert ours[metric] == pytest.approx(theirs[metric])
+    assert ours["loss"][0] < found.losses.mean() < ours["loss"][1]
+
+
+def test_mean_sd_and_paired_differences_by_hand() -> None:
+    ours, theirs = [made(seed)[0] for seed in (1, 2, 3)], [made(seed)[0] for seed in (4, 5, 6)]
+    result = side_by_side({"ours": ours, "theirs": theirs}, against={"ours": "theirs"}, samples=30, seed=1)
+    everything = np.arange(60)
+    a, b = (np.array([by_hand(run, everything) for run in runs]) for runs in (ours, theirs))
+    row, difference = result["rows"]["ours"], result["differences"]["ours"]
+    for column, metric in enumerate(METRICS):
+        assert row["mean"][metric] == pytest.approx(a[:, column].mean())
+        assert row["sd"][metric] == pytest.approx(a[:, column].std(ddof=1))
+        assert [run["metrics"][metric] for run in row["runs"]] == pytest.approx(a[:, column])
+        assert difference["by_seed"][metric] == pytest.approx(a[:, column] - b[:, column])
+        assert difference["mean"][metric] == pytest.approx((a - b)[:, column].mean())
+        assert difference["sd"][metric] == pytest.approx((a - b)[:, column].std(ddof=1))
+
+    # The interval, with a loop: in every resample both rows see the same tiles.
+    drawn = []
+    for chunk in resamples(ours[0], samples=30, seed=1):
+        for counts in chunk.astype(int):
+            rows = np.repeat(everything, counts)
+            pairs = [np.subtract(by_hand(x, rows), by_hand(y, rows)) for x, y in zip(ours, theirs, strict=True)]
+            drawn.append(np.mean(pairs, axis=0))
+    for column, metric in enumerate(METRICS):
+        low, high = np.quantile(np.array(drawn)[:, column], [0.025, 0.975])
+        assert difference["intervals"][metric] == pytest.approx((low, high))
+
+
+def test_pairing_narrows_the_interval_and_equal_rows_differ_by_nothing() -> None:
+    found, _ = made(3, count=200)
+    better = Predictions(
+        **{**vars(found), "predictions": np.where(np.arange(200) % 20 == 0, found.labels, found.predictions)}
+    )
+    result = side_by_side(
+        {"a": [found], "same": [found], "better": [better]}, against={"same": "a", "better": "a"}, samples=200, seed=0
+    )
+    same, gain = (result["differences"][name]["intervals"]["accuracy"] for name in ("same", "better"))
+    alone = result["rows"]["better"]["runs"][0]["intervals"]["accuracy"]
+    assert same == (0, 0)
+    assert 0 <= gain[0] <= result["differences"]["better"]["mean"]["accuracy"] <= gain[1]
+    assert gain[1] - gain[0] < 0.5 * (alone[1] - alone[0])
+    assert result["rows"]["a"]["sd"]["accuracy"] is None
+
+
+def test_whole_groups_are_drawn() -> None:
+    found, _ = made(4, groups=True)
+    weights = np.concatenate(list(resamples(found, samples=250, seed=0)))
+    assert weights.shape == (250, 60)
+    assert (weights.reshape(250, 12, 5) == weights.reshape(250, 12, 5)[:, :, :1]).all()  # tiles of a slide go together
+    assert (weights.sum(1) == 60).all()
+    assert weights.reshape(250, 12, 5)[:, :, 0].mean() == pytest.approx(1, abs=1e-9)
+    assert len(np.unique(weights[:, 0])) > 2
+    assert (np.concatenate(list(resamples(found, samples=250, seed=0))) == weights).all()
+
+
+def test_other_tiles_are_refused() -> None:
+    a, b = made(0)[0], made(0)[0]
+    other = Predictions(**{**vars(b), "ids": tuple(f"x{i}" for i in range(60))})
+    relabelled = Predictions(**{**vars(b), "labels": (b.labels + 1) % 3})
+    for wrong in (other, relabelled):
+        with pytest.raises(ValueError, match="second: was evaluated on other tiles than first"):
+            side_by_side({"first": [a], "second": [wrong]}, against={}, samples=10, seed=0)
+    with pytest.raises(ValueError, match="second: 2 runs, other rows have 1"):
+        side_by_side({"first": [a], "second": [a, a]}, against={}, samples=10, seed=0)
+
+
+def test_predictions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    text = (
+        "id,label,prediction,probability_b,probability_a,loss,group\nx,a,b,0.75,0.25,1.386,s1\ny,b,b,0.5,0.5,0.7,s2\n"
+    )
+    path.write_text(text)
+    found = read_predictions(path)
+    assert (found.ids, found.classes, found.groups) == (("x", "y"), ("b", "a"), ("s1", "s2"))
+    assert (found.labels.tolist(), found.predictions.tolist()) == ([1, 0], [0, 0])
+    assert found.losses.tolist() == [1.386, 0.7]
+    assert math.isclose(figures(found)[0, 1], 0.5)
+
+    path.write_text(text.replace(",loss", ",los"))
+    with pytest.raises(ValueError, match="has no column 'loss'; write it again with sscl eval"):
+        read_predictions(path)
+    path.write_text(text.replace("y,b,b", "y,c,b"))
+    with pytest.raises(ValueError, match="'c'"):
+        read_predictions(path)
+
+
+def test_tables_are_aligned() -> None:
+    lines = [["row", "loss"], ["a", "1.25"], ["longer", ""]]
+    assert as_text(lines) == "row     loss\na       1.25\nlonger"
+    assert as_markdown(lines) == "| row | loss |\n| --- | ---: |\n| a | 1.25 |\n| longer |  |"

@@ -1,0 +1,105 @@
+"""The pictures of a comparison: what is drawn is what was given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from sscl import comparison_plots
+
+Capture = Callable[..., Figure]
+
+
+@pytest.fixture
+def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Capture:
+    """Return the figure that a function is about to save, after really saving it."""
+    save = comparison_plots._save
+
+    def call(function: Callable[..., None], *args: object, **options: object) -> Figure:
+        figures: list[Figure] = []
+
+        def keep(figure: Figure, path: Path) -> None:
+            figures.append(figure)
+            save(figure, path)
+
+        monkeypatch.setattr(comparison_plots, "_save", keep)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function(*args, path=tmp_path / "figure.png", **options)
+        assert (tmp_path / "figure.png").stat().st_size > 1000
+        (figure,) = figures
+        return figure
+
+    return call
+
+
+def log(*values: float) -> list[dict[str, float]]:
+    return [{"epoch": i + 1, "acc": value, "loss": 1 - value} for i, value in enumerate(values)]
+
+
+def test_curves_have_a_colour_a_row_a_line_a_run_and_the_mean_of_all(figure_of: Capture) -> None:
+    histories = {"a$b$": [log(0.1, 0.3, 0.5), log(0.3, 0.5)], "one": [log(0.7)]}
+    figure = figure_of(
+        comparison_plots.plot_overlaid, histories, series=[("accuracy", "acc"), ("loss", "loss")], title="t"
+    )
+    upper, lower = figure.axes
+    first, second, mean, alone = upper.lines
+    assert first.get_ydata() == pytest.approx([0.1, 0.3, 0.5])
+    assert second.get_ydata() == pytest.approx([0.3, 0.5])
+    assert mean.get_xdata() == pytest.approx([1, 2])  # as far as both runs go
+    assert mean.get_ydata() == pytest.approx([0.2, 0.4])
+    assert first.get_color() == mean.get_color() != alone.get_color()
+    assert mean.get_linewidth() > 2 * first.get_linewidth()
+    assert lower.lines[2].get_ydata() == pytest.approx([0.8, 0.6])
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == [r"a\$b\$", "one"]
+
+
+def test_grid_says_right_and_wrong_by_mark_and_colour(figure_of: Capture) -> None:
+    images = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+    figure = figure_of(
+        comparison_plots.plot_predictions,
+        images,
+        truths=["x", "y", "x", "y"],
+        predicted={"base": ["x", "x", "x", "y"], "ssl": ["y", "y", "y", "y"]},
+        title="t",
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["true: x", "true: y", "true: x", "true: y"]
+    _, *texts = figure.texts
+    assert [text.get_text() for text in texts[:4]] == ["✓ base: x", "✗ ssl: y", "✗ base: x", "✓ ssl: y"]
+    assert texts[0].get_color() == texts[3].get_color() != texts[1].get_color()
+    for text in texts:  # readable on white
+        assert np.dot(to_rgb(text.get_color()), [0.2126, 0.7152, 0.0722]) < 0.5
+    # Every text lies below its own tile and above the next row's title.
+    boxes = [axes.get_position() for axes in figure.axes]
+    for i, box in enumerate(boxes):
+        for text in texts[2 * i : 2 * i + 2]:
+            assert text.get_position()[1] < box.y0
+    assert min(text.get_position()[1] for text in texts[:2]) > boxes[3].y1
+
+
+def test_grid_refuses_counts_that_differ(tmp_path: Path) -> None:
+    images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="ssl: 1 for 2 tiles"):
+        comparison_plots.plot_predictions(
+            images, truths=["x", "y"], predicted={"ssl": ["x"]}, path=tmp_path / "x.png", title=""
+        )
+
+
+def test_label_curve(figure_of: Capture) -> None:
+    lines = {"scratch": [(100, [0.5, 0.7]), (10, [0.2, 0.4])], "ssl": [(10, [0.6]), (100, [0.8])]}
+    figure = figure_of(comparison_plots.plot_label_curve, lines, measure="balanced accuracy", title="t")
+    (axes,) = figure.axes
+    means = [line for line in axes.lines if line.get_linewidth() == 2 and len(line.get_xdata()) == 2]
+    assert means[0].get_xdata().tolist() == [10, 100]  # in order
+    assert means[0].get_ydata() == pytest.approx([0.3, 0.6])
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "100"]
+    (band,) = axes.collections  # one row has several runs
+    sd = np.std([0.2, 0.4], ddof=1)
+    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(0.3 - sd)
