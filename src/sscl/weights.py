@@ -1,13 +1,92 @@
-"""Files of weights: read them safely, find the trunk in them, fill an encoder."""
+"""Files of weights, ours and others': read them safely, find the trunk in them, fill an encoder with it."""
 
 from __future__ import annotations
 
+import pickletools
+import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+TensorDict = dict[str, torch.Tensor]
+
+# Where training programs put the state dict; the first one that is there is taken. `teacher` before `student`, as
+# DINO's authors evaluate it (arXiv:2104.14294, section 3.1).
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "net", "network")
+# What torch's own wrappers put before every name: DataParallel and DistributedDataParallel, torch.compile.
+OUTER = ("module.", "_orig_mod.")
+# lightly cuts torchvision's ResNet with `nn.Sequential(*list(resnet.children())[:-1])`, so positions become names.
+POSITIONS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the tensors of a trunk are called in the files of one origin.
+
+    Attributes:
+        origin: in words.
+        prefix: what stands before the trunk's names.
+        mark: a name below the prefix by which the origin is recognised.
+        heads: beginnings of names below the prefix that are not the trunk's and are dropped.
+        elsewhere: beginnings of names outside the prefix that are dropped.
+        mean, std: what the weights expect of pixels in 0-1; None: not part of the origin.
+        positions: whether the names are positions in an nn.Sequential.
+    """
+
+    origin: str
+    prefix: str
+    mark: str = "conv1.weight"
+    heads: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    positions: bool = False
+
+
+_HALF = (0.5, 0.5, 0.5)
+# lightly: projection_head, prediction_head and the copies *_momentum of its examples, the memory bank in criterion.
+# solo-learn (solo/methods/*.py): classifier, projector, predictor, momentum_*, prototypes, queue*, DINO's head.
+_HEADS = (
+    "projection_head",
+    "prediction_head",
+    "backbone_momentum.",
+    "criterion.",
+    "classifier.",
+    "projector.",
+    "predictor.",
+    "momentum_",
+    "prototypes",
+    "queue",
+    "head.",
+)
+RULES = (
+    # github.com/ozanciga/self-supervised-histopathology: trunk and projection are one ResNet18 whose fc is a Sequential
+    # with parameters at 1 and 3. Its README does not say the normalisation, its author does: mean = std = 0.5.
+    Rule("Ciga et al.", "model.resnet.", heads=("fc.1.", "fc.3."), mean=_HALF, std=_HALF),
+    Rule("Ciga et al.", "resnet.", heads=("fc.1.", "fc.3."), mean=_HALF, std=_HALF),
+    # github.com/facebookresearch/moco, main_lincls.py: encoder_q up to before its embedding layer fc.
+    Rule("MoCo", "encoder_q.", heads=("fc.",), elsewhere=("encoder_k.", "queue")),
+    # github.com/facebookresearch/moco-v3, moco/builder.py: the projection is base_encoder.fc.
+    Rule("MoCo v3", "base_encoder.", heads=("fc.",), elsewhere=("momentum_encoder.", "predictor.")),
+    Rule("lightly", "backbone.", mark="0.weight", elsewhere=_HEADS, positions=True),
+    Rule("solo-learn, lightly or DINO", "backbone.", heads=("fc.",), elsewhere=_HEADS),
+    # solo-learn before version 1.0.3, lightning-bolts.
+    Rule("solo-learn", "encoder.", heads=("fc.",), elsewhere=("projection.", "momentum_", *_HEADS)),
+    # The names are torchvision's; timm's ResNets share them.
+    Rule("torchvision or timm", "", heads=("fc.",)),
+    # Nets of other packages keep the names they have there, below `net.` in our encoder.
+    Rule("sscl", "", mark="net."),
+    Rule("efficientnet-lite-pytorch", "", "_conv_stem.weight", ("_fc.",), (), (127 / 255,) * 3, (128 / 255,) * 3),
+    Rule("timm", "", mark="patch_embed.proj.weight", heads=("head.",)),
+    Rule("timm", "", mark="conv_stem.weight", heads=("classifier.",)),
+    Rule("timm", "", mark="stem.0.weight", heads=("head.fc.",)),
+)
 
 
 @dataclass(frozen=True)
@@ -15,77 +94,201 @@ class Trunk:
     """An encoder's tensors and what the file says about them.
 
     Attributes:
-        state: tensors by the encoder's own names (torchvision's for a ResNet).
+        state: tensors by the encoder's own names (torchvision's for a ResNet); what found no place in the rule for the
+            file's origin is in it too, by its whole name, and `load_trunk` refuses it.
         mean, std: channel means and deviations, of pixels in 0-1, that the weights expect; None: the file does not say.
         origin: where the names come from, in words.
     """
 
-    state: dict[str, torch.Tensor]
+    state: TensorDict
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     origin: str
 
 
+class _Inert:
+    """Stands for anything a file names that is neither a tensor nor a plain container: takes all, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _InertDict:
+    """Stands for a subclass of dict, which torch fills only if it is one of three types exactly."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return OrderedDict()
+
+
 def read_torch_file(path: str | Path) -> Any:
-    """Return what `torch.save` wrote, loaded on the CPU with `weights_only=True`.
+    """Return what a file of `torch.save` or safetensors holds, on the CPU; nothing in it is imported or run.
+
+    It is loaded with `weights_only=True`. Whatever else it names, such as the callbacks and hyperparameters in a
+    checkpoint of Lightning, is replaced by empty objects of ours; what torch refuses even then (os, sys) is an error.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, not written by torch, or holding more than tensors and plain containers.
+        ValueError: empty, truncated, not such a file, or one that torch refuses.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    with path.open("rb") as handle:
+        start = handle.read(60)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if not start:
+            raise ValueError("empty")
+        if path.suffix != ".safetensors" and start.isascii() and start.decode().isprintable():  # a web page, a pointer
+            raise ValueError(f"text, {start[:40].decode()!r}")
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with safe_globals([_stand_in(name) for name in _foreign_names(path)]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0])  # torch explains itself at length
         raise ValueError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120] if str(error) else 'empty'}); "
-            "it is truncated, or was not written by sscl"
+            f"{path}: not a readable checkpoint ({reason.strip()[:120]}); "
+            "it is truncated, or was not written by torch.save or safetensors"
         ) from error
 
 
+def _stand_in(dotted: str) -> Any:
+    """Return an empty class under a dotted name, by which torch finds it."""
+    module, _, name = dotted.rpartition(".")
+    base = _InertDict if name.lower().endswith("dict") else _Inert
+    return type(name, (base,), {"__module__": module, "__qualname__": name})
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """Return the dotted names of what a file of torch.save wants imported beyond what torch allows; imports nothing."""
+    if zipfile.is_zipfile(path):
+        return sorted(get_unsafe_globals_in_checkpoint(path))
+    names: set[str] = set()
+    with path.open(
+        "rb"
+    ) as handle:  # before torch 1.6: pickles of a number, the format's version, the system, the content
+        for _ in range(4 if handle.peek(1)[:1] == b"\x80" else 0):
+            for opcode, argument, _position in pickletools.genops(handle):
+                if opcode.name == "GLOBAL":
+                    module, name = str(argument).split(" ", 1)
+                    names.add(f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{name}")
+    return sorted(names)
+
+
 def read_trunk(path: str | Path) -> Trunk:
-    """Return the trunk in a checkpoint of ours or a torchvision state dict.
+    """Return the trunk in a file of weights: a checkpoint of ours, or one whose names `RULES` knows.
+
+    The trunk is renamed to the encoder's names, what the rule knows to be heads or copies is dropped, and all else is
+    kept for `load_trunk` to refuse. Batch norms without their `num_batches_tracked` (files before torch 0.4.1) get 0
+    there, and `origin` says so: nothing computes with it as long as the batch norm has a momentum.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated or holds something else.
+        ValueError: the file is not readable, or holds no trunk that sscl knows.
     """
     content = read_torch_file(path)
-    state = content.get("encoder", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or "conv1.weight" not in state:
+    if isinstance(content, dict) and str(content.get("format")).startswith("sscl checkpoint"):
+        preprocessing = content.get("preprocessing", {})
+        mean, std = (tuple(preprocessing[key]) if key in preprocessing else None for key in ("mean", "std"))
+        return Trunk(state=content["encoder"], mean=mean, std=std, origin="sscl")
+    tensors = _tensors(content)
+    while outer := next((name for name in OUTER if tensors and all(key.startswith(name) for key in tensors)), None):
+        tensors = {key.removeprefix(outer): value for key, value in tensors.items()}
+    rule = next((rule for rule in RULES if _has(tensors, rule.prefix + rule.mark)), None)
+    if rule is None:
         raise ValueError(
-            f"model.weights: {path} holds neither a checkpoint of sscl nor a torchvision ResNet state dict "
-            "(no tensor named conv1.weight)"
+            f"model.weights: {path} holds no trunk that sscl knows ({_some(list(tensors)) or 'no tensors by name'}); "
+            "allowed are a checkpoint of sscl and state dicts of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
         )
-    mean, std = None, None
-    if "preprocessing" in content:
-        mean, std = tuple(content["preprocessing"]["mean"]), tuple(content["preprocessing"]["std"])
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    return Trunk(state=state, mean=mean, std=std, origin="sscl" if "format" in content else "torchvision")
+    state: TensorDict = {}
+    for key, value in tensors.items():
+        inside = key.startswith(rule.prefix)
+        name = key.removeprefix(rule.prefix)
+        if name.startswith(rule.heads) if inside else key.startswith(rule.elsewhere):
+            continue
+        if inside and rule.positions:
+            position, _, rest = name.partition(".")
+            name = f"{POSITIONS[position]}.{rest}" if position in POSITIONS else key
+        state[name] = value
+    origin = rule.origin
+    norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
+    untracked = [f"{norm}num_batches_tracked" for norm in norms if f"{norm}num_batches_tracked" not in state]
+    if untracked:
+        origin += "; num_batches_tracked set to 0"
+        state |= {key: torch.tensor(0) for key in untracked}
+    return Trunk(state=state, mean=rule.mean, std=rule.std, origin=origin)
 
 
-def load_trunk(encoder: nn.Module, state: dict[str, torch.Tensor], *, source: str) -> None:
-    """Fill the encoder; every tensor must find its place.
+def _has(tensors: TensorDict, mark: str) -> bool:
+    return any(key.startswith(mark) for key in tensors) if mark.endswith(".") else mark in tensors
+
+
+def _tensors(content: Any) -> TensorDict:
+    """Return the tensors by name at the first level that has some, below the wrapping keys of training programs."""
+    while isinstance(content, dict):
+        tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if tensors or inner is None:
+            return {str(key): value for key, value in tensors.items()}
+        content = inner
+    return {}
+
+
+def load_trunk(encoder: nn.Module, state: TensorDict, *, source: str) -> None:
+    """Fill an encoder of `models.build_encoder`; every tensor must find its place.
+
+    A net of another package may come by the names it has there, without our `net.` before them.
 
     Raises:
-        ValueError: missing, left-over or wrongly shaped tensors, named.
+        ValueError: missing, left-over or wrongly shaped tensors, named, and which ResNet the weights look like.
     """
     own = encoder.state_dict()
-    missing = [key for key in own if key not in state]
-    left_over = [key for key in state if key not in own]
-    shaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if all(key.startswith("net.") for key in own):
+        state = {key if key.startswith("net.") else f"net.{key}": value for key, value in state.items()}
     faults = []
-    for what, keys in (("missing", missing), ("left over", left_over), ("of another shape", shaped)):
+    for what, keys in (
+        ("missing", [key for key in own if key not in state]),
+        ("left over", [key for key in state if key not in own]),
+        ("of another shape", [key for key in own if key in state and own[key].shape != state[key].shape]),
+    ):
         if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            faults.append(f"{what}: {', '.join(keys[:3])}{more}")
+            faults.append(f"{what}: {_some(keys)}")
     if faults:
+        looks = resnet_of(state)
         raise ValueError(
             f"model.weights: {source} does not fit {encoder.name} with the {encoder.stem} stem ({'; '.join(faults)}); "
-            "set model.name and model.stem to those of the weights"
+            f"{f'it looks like {looks}; ' if looks else ''}set model.name and model.stem to those of the weights"
         )
     encoder.load_state_dict(state)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def resnet_of(state: TensorDict) -> str | None:
+    """Return which ResNet the tensors look like, by their blocks, "resnet50 with the standard stem"; None if none."""
+    stages = tuple(
+        len({key.split(".")[1] for key in state if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)
+    )
+    bottleneck = "layer1.0.conv3.weight" in state
+    known: dict[tuple[tuple[int, ...], bool], str] = {
+        ((2, 2, 2, 2), False): "resnet18",
+        ((3, 4, 6, 3), False): "resnet34",
+        ((3, 4, 6, 3), True): "resnet50",
+        ((3, 4, 23, 3), True): "resnet101",
+        ((3, 8, 36, 3), True): "resnet152",
+    }
+    name = known.get((stages, bottleneck))
+    if name is None or "conv1.weight" not in state:
+        return name
+    return f"{name} with the {'standard' if state['conv1.weight'].shape[-1] == 7 else 'small'} stem"
