@@ -4,7 +4,7 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from sscl import cli, config
 from sscl.augment import Augmentation
-from sscl.config import EvalConfig, FinetuneConfig, GradcamConfig, PretrainConfig, load_config, plain
+from sscl.config import EvalConfig, FinetuneConfig, GradcamConfig, PretrainConfig, load_config, plain, training
 from sscl.run import to_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -32,6 +32,7 @@ COMMAND_OF = {
     "synth": "data synth",
     "inspect": "data inspect",
     "compare": "compare",
+    "labels": "compare",
 }
 
 
@@ -120,8 +121,8 @@ def test_all_faults_come_at_once_and_name_the_file(tmp_path):
             "train.epoch: unknown key; did you mean train.epochs?",
             "train.epochs: got 0, allowed is >= 1",
             "train.learning_rate: got 'x', allowed is a valid number",
-            "model.name: got 'resnet5', allowed are 'resnet18', 'resnet34', 'resnet50', 'resnet101'; "
-            "did you mean resnet50?",
+            "model.name: got 'resnet5'; did you mean resnet50 or resnet34? allowed are resnet18, resnet34, resnet50, "
+            "resnet101, resnet18_pathmnist, efficientnet_lite0, timm:NAME",
             "modle: unknown key; did you mean model?",
         )
     )
@@ -168,7 +169,7 @@ def test_numbers_with_exponents_are_numbers(tmp_path, text):
 def test_text_that_looks_like_an_exponent_only_when_quoted(tmp_path):
     path = write(tmp_path, "run: '1e-4'\ndata: {root: 1e-4x}\n")
     loaded = load_config(PretrainConfig, path)
-    assert (loaded.run, loaded.data.root) == ("1e-4", "1e-4x")
+    assert (loaded.run, loaded.data[0].root) == ("1e-4", "1e-4x")
 
 
 def test_runs_may_be_named_after_a_date():
@@ -196,13 +197,13 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ],
     )
     assert (loaded.train.epochs, loaded.train.batch_size) == (6, 8)
-    assert loaded.data.cache_dir is None
+    assert loaded.data[0].cache_dir is None
     assert loaded.model.weights is None
     assert loaded.model.mean == (0.5, 0.5, 0.25)
     assert loaded.augment.crop_scale == (1, 1)
     assert (loaded.health.tiles, loaded.health.neighbours) == (9, 20)
     assert loaded.log.progress is False
-    assert loaded.data.root == "a=b"
+    assert loaded.data[0].root == "a=b"
     assert load_config(GradcamConfig, overrides=["checkpoint=c", "ids=[a.png, b.png]"]).ids == ("a.png", "b.png")
     assert load_config(EvalConfig, overrides=["checkpoint=c", "data.root=x"]).data == {"root": "x"}
 
@@ -235,7 +236,11 @@ def test_augmentation_has_the_same_fields_and_defaults():
 @pytest.mark.parametrize(
     ("kind", "overrides"),
     [
-        (PretrainConfig, [*NEEDED, "train.learning_rate=3e-7", "model.mean=[0.1,0.2,0.3]", "data.unlabelled=u:v"]),
+        (PretrainConfig, [*NEEDED, "train.learning_rate=3e-7", "model.mean=[0.1,0.2,0.3]", "data.tiles=7"]),
+        (
+            PretrainConfig,
+            ["run=r", "data=[{root: a, size_px: 64, weight: 1e-1}, {root: 'b:c', source: pathmnist, weight: 2}]"],
+        ),
         (
             FinetuneConfig,
             [*NEEDED, "data.root='1e5'", "train.loss=focal", "seed=9007199254740993", "data.cache_dir='7'"],
@@ -264,7 +269,9 @@ def test_shipped_configs_parse_with_the_command_in_their_header(path):
         dotted, _, value = override.partition("=")
         found = plain(loaded)
         for part in dotted.split("."):
-            found = found[part]
+            if isinstance(found, list) and not part.isdigit():  # one section where a list may stand
+                (found,) = found
+            found = found[int(part) if isinstance(found, list) else part]
         assert str(found) == value
 
 
@@ -273,10 +280,16 @@ def test_every_shipped_folder_was_looked_at():
 
 
 def own_keys(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key with its default, found by another way than config.keys: from an unvalidated instance."""
+    """Every dotted key with its default, by the classes alone; N stands for the number of a list's section."""
     found: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+        element = get_args(field.annotation)[0] if get_origin(field.annotation) is tuple else None
+        if hasattr(element, "model_fields"):
+            # Pretraining's data may be one section, and mostly is: its keys go without a number.
+            found |= own_keys(
+                element, f"{prefix}{name}." if (kind, name) == (PretrainConfig, "data") else f"{prefix}{name}.N."
+            )
+        elif isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
             found |= own_keys(field.annotation, f"{prefix}{name}.")
         else:
             found[prefix + name] = field.default
@@ -298,8 +311,62 @@ def test_help_lists_every_key_with_its_default(name, capsys):
         shown, _, meaning = rest.partition("  ")
         value = yaml.safe_load(shown)
         expected = list(default) if isinstance(default, tuple) else default
-        assert value == (pytest.approx(expected, rel=1e-5) if isinstance(expected, (float, list)) else expected), key
+        numbers = isinstance(expected, float) or (
+            isinstance(expected, list) and all(isinstance(entry, (int, float)) for entry in expected)
+        )
+        assert value == (pytest.approx(expected, rel=1e-5) if numbers else expected), key
         assert meaning.strip(), f"{key} has no line of documentation"
+
+
+def test_help_shows_the_keys_of_lists_of_sections():
+    text = config.help_text(PretrainConfig)
+    assert "\n  data.root " in text
+    assert "\n  data.weight " in text
+    assert "data.N" not in text
+    listed = config.help_text(config.ProbeConfig)
+    assert "\n  encoders.N.name " in listed
+    assert "\n  sets.N.root " in listed
+
+
+def test_overrides_reach_into_lists(tmp_path):
+    path = write(tmp_path, "run: r\ndata:\n- {root: a, size_px: 64}\n- {root: b}\n")
+    words = ["data.1.root=c", "data.0.weight=1", "data.1.weight=2e0", "data.0.size_px=32"]
+    loaded = load_config(PretrainConfig, path, overrides=words)
+    assert [(source.root, source.weight, source.size_px) for source in loaded.data] == [("a", 1, 32), ("c", 2, 32)]
+    replaced = load_config(PretrainConfig, path, overrides=["data.1={root: d}"])
+    assert [source.root for source in replaced.data] == ["a", "d"]
+    assert [source.size_px for source in replaced.data] == [64, 64]
+    alone = load_config(PretrainConfig, path, overrides=["data={root: e}"])
+    assert [source.root for source in alone.data] == ["e"]
+    for word, message in (
+        ("data.root=c", "data.root: data is a list of 2; name one: data.0.root=..."),
+        ("data.2.root=c", "data.2.root: got number 2 of a list of 2, allowed are 0 to 1"),
+        ("data.2=c", "data.2: got number 2 of a list of 2, allowed are 0 to 1"),
+        ("data.0.root.x=c", "data.0.root.x: root was given the value 'a', so it has no keys below it"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            load_config(PretrainConfig, path, overrides=[word])
+    with pytest.raises(ValueError, match="got number 0 of a list of 0, which has none"):
+        load_config(PretrainConfig, overrides=["run=r", "data=[]", "data.0.root=a"])
+
+
+def test_what_all_sources_share_is_the_first_s():
+    words = ["run=r", "data=[{root: a, cache_dir: /c, size_px: 64}, {root: b, size_px: 64}, {root: c}]"]
+    loaded = load_config(PretrainConfig, overrides=words)
+    assert [(source.size_px, source.cache_dir) for source in loaded.data] == [(64, "/c")] * 3
+    same = PretrainConfig(run="r", data=[config.SourceConfig(root="a"), config.SourceConfig(root="b")])
+    assert [source.root for source in same.data] == ["a", "b"]
+    for key, value in (("size_px", 32), ("cache_dir", "/d"), ("device_budget_gb", 1.0)):
+        with pytest.raises(
+            ValueError, match=rf"^data\.1\.{key}: got {value}, but data\.0 has .*: give it to the first"
+        ):
+            load_config(PretrainConfig, overrides=["run=r", f"data=[{{root: a}}, {{root: b, {key}: {value}}}]"])
+
+
+def test_names_of_encoders_are_those_that_can_be_built():
+    from sscl import models
+
+    assert set(training.ENCODERS) == set(models.ENCODERS)
 
 
 def test_help_lists_the_allowed_words():

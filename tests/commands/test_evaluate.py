@@ -333,3 +333,24 @@ def test_a_guessed_positive_class_is_said_in_words() -> None:
     assert evaluate.guessed_positive(("benign", "cancer"), 1, wanted="cancer") == []
     assert evaluate.guessed_positive(("A", "B", "C"), None, wanted=None) == []
     assert "benign is taken" in evaluate.guessed_positive(("adenocarcinoma", "benign"), 1, wanted=None)[0]
+
+
+def test_every_source_that_the_encoder_was_pretrained_on_is_compared(
+    cli: Any, tiles: Path, folder3: Path, tmp_path: Path
+) -> None:
+    """The second source was split by another seed: some of its training tiles are test tiles here."""
+    folder = {"source": "folder", "root": str(folder3 / "train")}  # CLASS/*, so split by seed
+    sources = [{"root": str(tiles), "published": False, "size_px": 32, "tiles": 8}, {**folder, "split_seed": 1}]
+    words = [f"data.{key}={value}" for key, value in folder.items()]
+
+    assert cli.pretrain(tmp_path / "ssl", f"data={json.dumps(sources)}").code == 0
+    assert cli.finetune(tmp_path / "run", *words, f"model.weights={tmp_path / 'ssl'}").code == 0
+    result = cli.evaluate(tmp_path / "run", f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    content = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)
+    assert [(section["root"], section["split_seed"]) for section in content["history"]] == [
+        (str(tiles), 0),
+        (str(folder3 / "train"), 1),
+    ]
+    assert sum("data.split_seed differs from training" in note for note in report(tmp_path / "out")["caveats"]) == 1

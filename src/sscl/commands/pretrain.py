@@ -308,12 +308,19 @@ def epoch_rows(
     weights = [source.weight for source in config.data if source.weight is not None] or None
     draws = draws_per_source(sizes, weights=weights)
     for i, (size, draw) in enumerate(zip(sizes, draws, strict=True)):
-        if size == 0 and draw > 0:
+        if weights is not None and weights[i] == 0:
+            continue
+        if size == 0:
             raise ValueError(f"{source_key(config, i, 'root')}: no tiles to train on are left of {config.data[i].root}")
-        if config.train.mix == "source" and 0 < draw < config.train.batch_size:
+        if config.train.mix == "source" and draw < config.train.batch_size:
             raise ValueError(
                 f"train.mix: one source a batch needs batches of it, but source {i} ({config.data[i].root}) has "
                 f"{draw} draws an epoch and train.batch_size is {config.train.batch_size}; lower that, or mix=batch"
+            )
+        if draw == 0:
+            raise ValueError(
+                f"{source_key(config, i, 'weight')}: got {config.data[i].weight}, which is none of the {sum(sizes)} "
+                "draws of an epoch; raise it, or leave the source out"
             )
     rows = epoch_batches(
         sizes,
