@@ -213,6 +213,7 @@ def test_the_caption_names_size_and_the_most_frequent_classes() -> None:
     assert embed.cluster_caption(4, facts, total=80) == (
         "cluster 4\n20 tiles (25%)\n50% adenoma\n25% serrated\n15% healthy\n10% others"
     )
+    assert embed.cluster_caption(0, {"tiles": 9, "classes": {"unlabelled": 9}}, total=9) == "cluster 0\n9 tiles (100%)"
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,7 @@ def draw_clusters(tiles: Tiles, cluster: NDArray[np.int64], config: EmbedConfig,
 def cluster_caption(number: int, facts: dict[str, Any], *, total: int) -> str:
     """Return number, size, and the three most frequent classes with their share of the cluster."""
     size, counts = facts["tiles"], list(facts["classes"].items())
+    counts = [] if list(facts["classes"]) == ["unlabelled"] else counts
     lines = [f"cluster {number}", f"{size:,} tiles ({100 * size / total:.0f}%)"]
     for name, count in counts[:3]:
         short = name if len(name) <= 20 else f"{name[:19]}…"
