@@ -97,6 +97,14 @@ def test_the_cache_is_mapped_until_the_file_changes(file, cache, monkeypatch):
     np.testing.assert_array_equal(load_pathmnist(file, split="test").images, changed["test_images"])
 
 
+def test_splits_of_one_size_do_not_share_their_cache(tmp_path):
+    content = arrays()
+    content["val_images"], content["val_labels"] = 255 - content["test_images"], content["test_labels"]
+    path = save(tmp_path / "set.npz", content)
+    for part in ("test", "val"):
+        np.testing.assert_array_equal(load_pathmnist(path, split=part).images, content[f"{part}_images"])
+
+
 @pytest.mark.parametrize("size_px", [5, 13])
 def test_another_size_is_antialiased_like_files_are(file, size_px):
     tiles = load_pathmnist(file, split="val", size_px=size_px)
@@ -128,6 +136,17 @@ def test_only_the_pixels_asked_for_are_read(tmp_path):
     for split in ("train", "all"):
         with pytest.raises(ValueError, match=r"half\.npz: train_images is damaged \(Bad CRC-32"):
             load_pathmnist(path, split=split)
+
+
+@pytest.mark.parametrize("side", [8, 64])
+def test_the_checksum_of_packed_pixels_is_compared(tmp_path, side):
+    path = save(tmp_path / "set.npz", arrays(side=side))
+    with zipfile.ZipFile(path) as archive:
+        wrong = archive.getinfo("train_images.npy").CRC
+    path.write_bytes(path.read_bytes().replace(wrong.to_bytes(4, "little"), b"\1\2\3\4"))
+    # Of small files the header already shows it: zipfile reads ahead some KiB.
+    with pytest.raises(ValueError, match=r"train_images is damaged \(Bad CRC-32"):
+        load_pathmnist(path, split="train")
 
 
 # --- classes, labels, groups ---

@@ -213,7 +213,6 @@ def _pieces(path: Path, key: str) -> Iterator[NDArray[np.uint8]]:
                 rows = min(step, count - start)
                 data = member.read(rows * row_bytes)
                 yield np.frombuffer(data, dtype=np.uint8).reshape(rows, side, side, 3)
-            member.read(1)  # at the end of the member its checksum is compared
     except _DAMAGE as error:
         raise ValueError(f"{path}: {key} is damaged ({error}); fetch or write the file again") from error
 
