@@ -258,10 +258,21 @@ def used_labels(tiles: Tiles, config: FinetuneConfig) -> NDArray[np.int64]:
 
 
 def epoch_rows(train: NDArray[np.int64], tiles: Tiles, config: FinetuneConfig, *, epoch: int) -> NDArray[np.int64]:
-    """Return the rows of an epoch in their order; with balanced draws, classes come equally often."""
-    if config.train.balance == "draws":
-        return train[split.balanced_order(tiles.labels[train], seed=config.seed, epoch=epoch)]
-    return train[epoch_order(len(train), seed=config.seed, epoch=epoch)]
+    """Return the rows of an epoch in their order; with balanced draws, classes come equally often.
+
+    With `train.steps_per_epoch`, whole shuffled passes and a part of one, as many as fill those steps.
+    """
+
+    def one_pass(number: int) -> NDArray[np.int64]:
+        if config.train.balance == "draws":
+            return train[split.balanced_order(tiles.labels[train], seed=config.seed, epoch=number)]
+        return train[epoch_order(len(train), seed=config.seed, epoch=number)]
+
+    if config.train.steps_per_epoch is None:
+        return one_pass(epoch)
+    draws = config.train.steps_per_epoch * min(config.train.batch_size, len(train))
+    passes = -(-draws // len(train))
+    return np.concatenate([one_pass(epoch * passes + i) for i in range(passes)])[:draws]
 
 
 def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.device) -> ContrastiveModel | None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from sscl.config import DataConfig, EncoderConfig, ModelConfig, plain, validate
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.mhist import load_mhist
+from sscl.data.pathmnist import load_pathmnist
+from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
 from sscl.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, Encoder, build_encoder, preprocessing_of
 from sscl.run import CHECKPOINT_FORMAT, checkpoint_file, load_checkpoint
@@ -31,18 +33,12 @@ def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
     tiles = _load(data, split=split, progress=progress)
     if data.stain == "none":
         return tiles
-    from sscl.data.stain import normalise_tiles
-
     return normalise_tiles(tiles, method=data.stain, cache_dir=data.cache_dir, progress=progress)
 
 
 def _load(data: DataConfig, *, split: str, progress: bool) -> Tiles:
     if data.source == "pathmnist":
-        from sscl.data.pathmnist import load_pathmnist
-
-        return load_pathmnist(
-            data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress
-        )
+        return load_pathmnist(data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress)
     if data.source in ("mhist", "synthetic"):
         return load_mhist(
             data.root,
@@ -76,7 +72,8 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
     stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
     counts = ", ".join(f"{count} {name}" for name, count in tiles.class_counts().items())
-    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{f' ({counts})' if counts else ''}"
+    of = f" ({counts})" if counts else ""
+    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{of}"
 
 
 def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:

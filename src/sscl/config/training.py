@@ -223,6 +223,11 @@ class FinetuneTrainConfig(Section):
 
     epochs: int = knob(50, "passes over the labelled tiles, at most", ge=1)
     batch_size: int = knob(64, "tiles a step", ge=2)
+    steps_per_epoch: int | None = knob(
+        None,
+        "steps an epoch, tiles drawn again as needed, so that few labels train as long as many; null = one pass",
+        ge=1,
+    )
     optimizer: Literal["sgd", "lars", "adamw"] = knob("adamw", "the optimizer; adamw with weight_decay=0 is Adam")
     learning_rate: float = knob(1e-4, "peak learning rate of the trunk", gt=0)
     head_learning_rate: float = knob(1e-3, "peak learning rate of the classification head", gt=0)
