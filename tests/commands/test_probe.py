@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -20,7 +21,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sscl import features, probe_plots
+from sscl.commands import probe as command
+from sscl.commands.inputs import Start, frozen_encoder
 from sscl.config import EncoderConfig
+from sscl.data.split import label_fraction
 
 COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}
 TINY = ("device=cpu", "progress=false", "bootstrap_samples=50", "c_grid=[0.01, 1]")
@@ -45,10 +49,19 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiles(tmp_path_factory.mktemp("probe") / "colours", COUNTS)
 
 
+@functools.cache
+def random_encoder(spec: EncoderConfig) -> Start:
+    return frozen_encoder(spec)
+
+
 @pytest.fixture
 def probe(cli, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Call `sscl probe` on the colours with a random encoder, and without charts, unless the call says otherwise."""
     draw = probe_plots.draw_charts
+    # Drawing eleven million random numbers is most of the time here.
+    monkeypatch.setattr(
+        command, "frozen_encoder", lambda spec: random_encoder(spec) if spec.weights is None else frozen_encoder(spec)
+    )
 
     def call(
         *words: str,
@@ -192,8 +205,6 @@ def test_the_second_run_computes_no_features(probe, forwards, tmp_path):
 
 def test_features_are_those_of_the_encoder_at_its_own_size(probe, tmp_path, colours):
     assert probe(encoders="{name: r, model: resnet18, seed: 3, size_px: 24, mean: [0.5, 0.5, 0.5]}").code == 0
-    from sscl.commands.inputs import frozen_encoder
-
     start = frozen_encoder(EncoderConfig(model="resnet18", seed=3, mean=(0.5, 0.5, 0.5)))
     tile = Image.open(colours / "test" / "benign" / "benign_0.png").resize((24, 24), Image.Resampling.BICUBIC)
     x = torch.from_numpy(np.asarray(tile) / 255).float().permute(2, 0, 1)[None]
@@ -311,8 +322,6 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
     assert (linear["validation"], linear["labels"]) == ("the set's own", 30)
     saved = cached_parts(tmp_path)
     x, y = saved[60].astype(float), np.arange(60) % 3
-    from sscl.data.split import label_fraction
-
     used = label_fraction(y, fraction=0.5, seed=0)
     ours = make_pipeline(StandardScaler(), LogisticRegression(C=linear["c"], max_iter=1000)).fit(x[used], y[used])
     predicted = ours.predict(saved[30].astype(float))
@@ -322,8 +331,6 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
 
 
 def test_unlabelled_tiles_are_left_out_and_counted(probe, forwards, monkeypatch):
-    from sscl.commands import probe as command
-
     load = command.load_tiles
 
     def half_labelled(data: Any, *, split: str, progress: bool) -> Any:
@@ -396,8 +403,6 @@ class TestFaults:
         assert re.match(f"sscl: {message}", result.err), result.err
 
     def test_a_class_of_test_that_train_lacks(self, probe, colours, tmp_path):
-        from sscl.commands import probe as command
-
         load = command.load_tiles
 
         def without_stroma(data: Any, *, split: str, progress: bool) -> Any:
