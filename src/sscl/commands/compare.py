@@ -41,11 +41,10 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     kept = sum(way == "reused" for way in ways.values())
     print(f"{len(steps)} runs in {out / 'runs'}: {kept} complete, {len(steps) - kept} to make")
     shown = [step for step in steps if step.entry.shown and step.entry.command == "finetune"]
-    with ThreadPoolExecutor(config.jobs) as pool:
-        for entry in config.runs:
-            own = [step for step in steps if step.entry is entry]
-            for done in [pool.submit(make, step, ways[step.folder], config, shown=step in shown) for step in own]:
-                done.result()
+    for entry in config.runs:  # an entry's runs start from those of earlier entries only
+        own = [step for step in steps if step.entry is entry]
+        for i in range(0, len(own), config.jobs):
+            make_together(own[i : i + config.jobs], ways, config, shown=entry.shown and entry.command == "finetune")
 
     rows: dict[str, list[Step]] = {}
     for step in shown:
@@ -65,6 +64,16 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
 
 
 # --- running ---
+
+
+def make_together(steps: Sequence[Step], ways: Mapping[Path, str], config: CompareConfig, *, shown: bool) -> None:
+    """Make some runs at the same time; where one fails the others come to their end first."""
+    if len(steps) == 1:  # no thread between an interruption and the process it is for
+        make(steps[0], ways[steps[0].folder], config, shown=shown)
+        return
+    with ThreadPoolExecutor(len(steps)) as pool:
+        for done in [pool.submit(make, step, ways[step.folder], config, shown=shown) for step in steps]:
+            done.result()
 
 
 def make(step: Step, way: str, config: CompareConfig, *, shown: bool) -> None:
