@@ -100,7 +100,7 @@ def plot_predictions(
         axes = figure.add_axes((left / width, 1 - (top + tile) / height, tile / width, tile / height))
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(_plain(f"true: {_shortened(truths[i], 30)}"), fontsize=9, fontweight="bold", pad=3)
+        axes.set_title(_plain(f"true: {_shortened(truths[i], 26)}"), fontsize=9, fontweight="bold", pad=3)
         for at, (name, values) in enumerate(predicted.items()):
             right = values[i] == truths[i]
             figure.text(

@@ -229,9 +229,10 @@ def draw(
     comparison_plots.plot_overlaid(histories, series=CURVES, path=out / "curves.png", title=f"Validation, {seeds}")
     written = ["curves.png"]
     if config.grid:
-        draw_grid(
-            config, out / "grid.png", next(iter(rows.values()))[0], {name: runs[0] for name, runs in found.items()}
-        )
+        most = max(config.fractions, default=None)  # of several shares of the labels the largest is enough to look at
+        firsts = {name: steps[0] for name, steps in rows.items() if steps[0].fraction == most}
+        step = next(iter(firsts.values()))
+        draw_grid(config, out / "grid.png", step, {name: found[name][0] for name in firsts})
         written.append("grid.png")
     if len(config.fractions) > 1:
         lines: dict[str, list[tuple[int, list[float]]]] = {}
