@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sscl.commands import data
+from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles
 
 PICTURES = ("contact_sheet.png", "distribution.png", "two_views.png")
@@ -199,3 +200,33 @@ def test_inspect_counts_a_train_folder_without_test(cli: Any, tmp_path: Path) ->
     assert "train: 6 tiles of 16x16 px" in result.out
     assert "test:" not in result.out
     assert "image files, in pixels: 3 of 20x20, 3 of 30x30" in result.out
+
+
+def test_inspect_of_a_medmnist_file(cli: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = {"train": 8, "val": 4, "test": 6}
+    parts: dict[str, Any] = {
+        part: (rng.integers(0, 256, (n, 28, 28, 3), dtype=np.uint8), np.arange(n) % 2, None)
+        for part, n in counts.items()
+    }
+    parts["train"][1][:3] = -1
+    write_medmnist(tmp_path / "set.npz", parts, classes=["stroma", "tumour"])
+    result = inspect(cli, tmp_path / "set.npz", tmp_path / "out", "data.source=pathmnist", "tiles=6")
+
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert [line for line in lines if line.endswith("tiles of 32x32 px")] == [
+        "train: 8 tiles of 32x32 px",
+        "validation: 4 tiles of 32x32 px",
+        "test: 6 tiles of 32x32 px",
+    ]
+    assert "  unlabelled        3   37.5%" in lines
+    assert "tiles in the file, in pixels: 28x28" in lines
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*PICTURES, "config.yaml", "env.json"}
+
+
+def test_inspect_of_a_synthetic_set_by_its_own_name(cli: Any, tiles: Path, tmp_path: Path) -> None:
+    result = inspect(cli, tiles, tmp_path / "out", "data.source=synthetic", "tiles=6")
+
+    assert result.code == 0, result.err
+    assert "image files, in pixels: 48 of 32x32" in result.out.splitlines()

@@ -12,8 +12,9 @@ from PIL import Image
 
 from sscl import augment, plots, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import check_inputs_outside, load_tiles
+from sscl.commands.inputs import check_inputs_outside, has_validation, load_tiles
 from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
+from sscl.data.pathmnist import own_size_px
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
 
@@ -66,14 +67,18 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
 
 
 def load_splits(config: InspectConfig) -> dict[str, Tiles]:
-    """Return train and test; a flat folder without classes has one split, all, and train/ may stand without test/."""
+    """Return train, validation where the set has its own, and test.
+
+    A flat folder without classes has one split, all, and train/ may stand without test/.
+    """
     train = load_tiles(config.data, split="train", progress=config.progress)
     if not train.classes:
         return {"all": train}
     root = Path(config.data.root)
     if config.data.source == "folder" and (root / "train").is_dir() and not (root / "test").is_dir():
         return {"train": train}
-    return {"train": train, "test": load_tiles(config.data, split="test", progress=config.progress)}
+    names = ("validation", "test") if has_validation(config.data) else ("test",)
+    return {"train": train} | {name: load_tiles(config.data, split=name, progress=config.progress) for name in names}
 
 
 def describe(name: str, tiles: Tiles) -> str:
@@ -96,7 +101,10 @@ def describe(name: str, tiles: Tiles) -> str:
 
 def describe_files(data: DataConfig, splits: dict[str, Tiles]) -> str:
     """Return the sizes of the image files, before they are brought to data.size_px, most frequent first."""
-    folder = Path(data.root) / "images" if data.source == "mhist" else Path(data.root)
+    if data.source == "pathmnist":
+        side = own_size_px(data.root)
+        return f"tiles in the file, in pixels: {side}x{side}"
+    folder = Path(data.root) if data.source == "folder" else Path(data.root) / "images"
     sizes: Counter[tuple[int, int]] = Counter()
     for tiles in splits.values():
         for name in tiles.ids:

@@ -129,6 +129,15 @@ def load_pathmnist(
     )
 
 
+def own_size_px(path: Path | str) -> int:
+    """Return the side of the tiles in a MedMNIST .npz file, pixels.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_pathmnist`.
+    """
+    return _read_index(Path(path)).side
+
+
 def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequence[str]) -> None:
     """Write tiles in the layout above, in one step: the file is whole and can be loaded, or it is not there.
 
