@@ -168,6 +168,12 @@ def test_umap_is_drawn_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen["random_state"], seen["n_neighbors"], seen["n_jobs"]) == (7, 11, 1)
 
 
+def test_clusters_are_numbered_by_size() -> None:
+    unit = np.repeat(np.eye(6, dtype=np.float32), [3, 6, 1, 5, 2, 4], axis=0)
+    for seed in range(5):
+        assert np.bincount(embed.k_means(unit, clusters=6, seed=seed)[0]).tolist() == [6, 5, 4, 3, 2, 1]
+
+
 # --- the pictures ---
 
 
