@@ -27,7 +27,7 @@ from sscl.data.split import stratified_split
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
-from sscl.models import ContrastiveModel, build_projection
+from sscl.models import ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.plots import plot_history
 
 # Keys that may differ between a run and its resumption: they change nothing that is learned.
@@ -120,6 +120,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     with bar:
         for epoch in range(first_epoch, last_epoch):
             model.train()
+            if config.train.freeze_batch_norm:
+                keep_batch_statistics(model.encoder)
             order = epoch_rows(train, source_of, config, epoch=epoch)  # (steps, N)
             repeats = occurrences(order.ravel()).reshape(order.shape)  # weights repeat tiles; each is other views
             total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
@@ -513,7 +515,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
         ("cosine similarity", ["positive_similarity", "negative_similarity"]),
         ("effective rank", ["effective_rank"]),
     ]
-    by_source = sorted({key for row in rows for key in row if key.startswith("loss_")} - {"loss_relative"})
+    by_source = list(dict.fromkeys(key for row in rows for key in row if re.match(r"loss_\d", key)))
     if by_source:
         series.append(("loss of each source", by_source))
     if any("knn_balanced_accuracy" in row for row in rows):
