@@ -25,6 +25,7 @@ from sscl.models import (
     ContrastiveModel,
     build_encoder,
     build_projection,
+    keep_batch_statistics,
     preprocessing_of,
 )
 from sscl.weights import load_trunk, read_trunk
@@ -420,3 +421,17 @@ def test_a_failed_download_is_one_line(error, monkeypatch):
         build_encoder("resnet18", weights="imagenet")
     assert "give model.weights=PATH" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_kept_batch_statistics_do_not_move_and_everything_else_trains():
+    encoder = build_encoder("resnet18").train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    keep_batch_statistics(encoder)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    encoder(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    for name, value in encoder.state_dict().items():
+        statistic = "running" in name or "num_batches" in name
+        assert torch.equal(value, before[name]) == statistic, name
+    assert encoder.training
+    assert encoder.layer1.training

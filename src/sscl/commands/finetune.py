@@ -32,7 +32,7 @@ from sscl.data import split
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, epoch_order, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision
 from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
-from sscl.models import Classifier, ContrastiveModel, build_projection
+from sscl.models import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.plots import plot_history
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -130,7 +130,9 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
         for epoch in range(config.train.epochs):
             model.train()
             if frozen:
-                model.encoder.eval()  # batch-norm statistics stay those of pretraining
+                model.encoder.eval()  # no dropout; batch-norm statistics stay those of pretraining
+            elif config.train.freeze_batch_norm:
+                keep_batch_statistics(model.encoder)
             order = epoch_rows(train, tiles, config, epoch=epoch)
             repeats = split.occurrences(order)  # balanced draws repeat tiles; each repeat is another view
             total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, tiles right, contrastive loss

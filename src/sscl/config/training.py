@@ -178,6 +178,9 @@ class PretrainTrainConfig(Section):
     mix: Literal["batch", "source"] = knob(
         "batch", "several sources: every batch holds tiles of all, or of one source at a time"
     )
+    freeze_batch_norm: bool = knob(
+        False, "keep the encoder's batch-norm statistics as its weights bring them; for a start from ImageNet"
+    )
     stop_after_epoch: int | None = knob(None, "leave after this many epochs in all; --resume goes on", ge=1)
     compile: bool = knob(False, "torch.compile the model")
 
@@ -240,6 +243,9 @@ class FinetuneTrainConfig(Section):
     milestones: Milestones = knob((), "multistep: after these epochs, [2, 6]")
     gamma: float = knob(0.1, "multistep: factor at a milestone", gt=0, le=1)
     freeze_encoder: bool = knob(False, "train the head alone, on fixed features")
+    freeze_batch_norm: bool = knob(
+        False, "keep the encoder's batch-norm statistics as its weights bring them; for a start from ImageNet"
+    )
     loss: Literal["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"] = knob(
         "cross_entropy", "weighted_*: each class by its inverse frequency"
     )
