@@ -81,6 +81,13 @@ class TestLinearProbe:
         np.testing.assert_array_equal(a.regression.coef_, b.regression.coef_)
         assert a.scores[a.c] != b.scores[a.c]
 
+    def test_an_outlier_in_validation_does_not_scale_the_fold(self):
+        x = torch.tensor([-1.0] * 12 + [1.0] * 6 + [-1.0] * 5 + [1.0] * 5 + [1e6])[:, None]
+        y = np.array([0] * 12 + [1] * 6 + [0] * 5 + [1] * 6)
+        # Scaled by the outlier too, -1 and 1 would be one value, and all tiles of the larger class.
+        probe = fit_linear_probe(x, y, folds=[(np.arange(18), np.arange(18, 29))], grid=[0.1], rows=np.arange(18))
+        assert probe.scores == {0.1: 1.0}
+
     def test_without_folds_c_is_the_nearest_to_one(self):
         x, y = blobs(60, seed=0)
         probe = fit_linear_probe(x, y, folds=[], grid=(1e-3, 0.2, 30.0))
