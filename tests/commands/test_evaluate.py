@@ -252,6 +252,25 @@ def test_another_way_of_splitting_than_training_s_is_warned_of() -> None:
     assert "data.protocol differs" in str(note("test", protocol="paper_balanced"))
 
 
+@pytest.mark.parametrize(
+    ("trained", "warned"),
+    [
+        ("tiles", None),
+        ("tiles/train", None),
+        ("tiles/test", "overlaps"),
+        ("tiles/images", "overlaps"),
+        (".", "overlaps"),
+    ],
+)
+def test_training_on_a_folder_that_overlaps_the_test_tiles_is_warned_of(
+    tmp_path: Path, trained: str, warned: Any
+) -> None:
+    data = DataConfig(root=str(tmp_path / "tiles"), source="folder")
+    section = {**plain(data), "root": str(tmp_path / trained)}
+    note = evaluate.seen_in_training(data, section, split="test")
+    assert note is None if warned is None else warned in str(note)
+
+
 # --- folders that exist ---
 
 

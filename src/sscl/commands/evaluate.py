@@ -157,17 +157,16 @@ def training_tiles(data: DataConfig, content: dict[str, Any]) -> Tiles | None:
 
 def seen_in_training(data: DataConfig, trained: dict[str, Any], *, split: str) -> str | None:
     """Return a warning where tiles of the split took, or may have taken, part in training; else None."""
-    if Path(data.root).resolve() != Path(trained["root"]).resolve():
-        return None
+    here, there = Path(data.root).resolve(), Path(trained["root"]).resolve()
+    may_have = "tiles of this test split may have taken part in it, so the figures may say nothing about new tiles"
+    if there not in (here, here / "train"):
+        if not (there.is_relative_to(here) or here.is_relative_to(there)):
+            return None
+        return f"training took tiles of {there}, which overlaps {here}: {may_have}"
     if split != "test":
         return "these tiles took part in training: the figures say nothing about new tiles"
-    changed = split_changes(data, trained)
-    if not changed:
-        return None
-    return (
-        f"{', '.join(changed)} differs from training: tiles of this test split may have taken part in it, "
-        "so the figures may say nothing about new tiles"
-    )
+    changed = split_changes(data, trained) if there == here else []
+    return f"{', '.join(changed)} differs from training: {may_have}" if changed else None
 
 
 def write_predictions(path: Path, tiles: Tiles, *, probabilities: torch.Tensor, losses: torch.Tensor) -> None:
