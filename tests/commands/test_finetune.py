@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from sscl.commands import finetune
 from sscl.commands.inputs import start_encoder
 from sscl.config import FinetuneConfig, ModelConfig
-from sscl.data.split import label_fraction
+from sscl.data.split import label_fraction, occurrences
 from sscl.data.tiles import Tiles
 
 KEYS = {
@@ -366,7 +367,7 @@ def test_tiles_without_labels_are_refused(cli: Any, tiles: Path, tmp_path: Path)
 
 def test_repeats_of_a_tile_are_other_views_of_it() -> None:
     order = np.array([5, 3, 5, 5, 8, 3])
-    assert finetune.occurrences(order).tolist() == [0, 0, 1, 2, 0, 1]
+    assert occurrences(order).tolist() == [0, 0, 1, 2, 0, 1]
     images = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8).repeat(3, 1, 1, 1)
     views = finetune.augment.view(
         images,
@@ -382,8 +383,248 @@ def test_repeats_of_a_tile_are_other_views_of_it() -> None:
     assert not torch.equal(views[0], views[1])
 
 
-def test_a_finetune_run_is_no_start(cli: Any, finetuned: Path, tmp_path: Path) -> None:
-    result = cli.finetune(tmp_path / "run", f"model.weights={finetuned}")
+def test_a_finetune_run_as_a_start_is_said_and_kept_in_the_history(
+    cli: Any, finetuned: Path, tmp_path: Path, differing_tensors: Any
+) -> None:
+    result = cli.finetune(tmp_path / "run", f"model.weights={finetuned}", "train.freeze_encoder=true")
+
+    assert result.code == 0, result.err
+    assert "was trained with labels (HP, SSA)" in result.out
+    assert differing_tensors(dict(best(tmp_path / "run")["encoder"]), dict(best(finetuned)["encoder"])) == []
+    assert best(tmp_path / "run")["history"] == [*best(finetuned)["history"], best(finetuned)["config"]["data"]]
+
+
+# --- the schedule ---
+
+
+def test_multistep_drops_by_whole_epochs(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
+    words = ["train.schedule=multistep", "train.milestones=[1, 3]", "train.gamma=0.5", "train.warmup_epochs=9"]
+
+    result = cli.finetune(tmp_path / "run", *words, "train.epochs=4", "train.head_learning_rate=0.008")
+
+    assert result.code == 0, result.err
+    assert "warmup" not in result.out
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path / "run")]
+    assert rates == pytest.approx([0.008, 0.004, 0.004, 0.002])
+
+
+# --- a set with a validation split of its own, and unlabelled tiles ---
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of MedMNIST's layout, two classes told apart by colour: 24 labelled tiles, 20 unlabelled; 12 and 4."""
+    rng = np.random.default_rng(0)
+    content: dict[str, Any] = {}
+    for part, classes in (("train", [0, 1] * 12 + [-1] * 20), ("val", [0, 1] * 6), ("test", [0, 1] * 2)):
+        images = rng.integers(0, 150, (len(classes), 28, 28, 3), dtype=np.uint8)
+        images[np.array(classes) == 1, ..., 0] += 100
+        content |= {f"{part}_images": images, f"{part}_labels": np.array(classes)[:, None]}
+    path = tmp_path_factory.mktemp("npz") / "tiles.npz"
+    np.savez(path, **content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def npz_words(npz: Path) -> list[str]:
+    return [f"data.root={npz}", "data.source=pathmnist", "data.size_px=28"]
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[int]]]:
+    """The rows of every batch a run takes from the training store and from that of its validation tiles."""
+    asked: dict[str, list[list[int]]] = {"train": [], "validation": []}
+    real = finetune.place_store
+
+    def place(images: Any, **named: Any) -> Any:
+        store, part = real(images, **named), "validation" if len(images) == 12 else "train"
+        take = store.gather
+
+        def gather(rows: torch.Tensor) -> torch.Tensor:
+            asked[part].append(rows.tolist())
+            return take(rows)
+
+        store.gather = gather
+        return store
+
+    monkeypatch.setattr(finetune, "place_store", place)
+    return asked
+
+
+def test_the_sets_own_validation_split_selects(
+    cli: Any, npz_words: list[str], tmp_path: Path, gathered: dict[str, list[list[int]]]
+) -> None:
+    result = cli.finetune(tmp_path / "run", *npz_words)
+
+    assert result.code == 0, result.err
+    assert "split validation: 12 tiles (6 0, 6 1); train.validation_fraction is not used" in result.out
+    assert "12 tiles of the set's own validation split" in result.out
+    assert sorted(chain(*gathered["validation"])) == list(range(12))
+    assert sorted(chain(*gathered["train"])) == list(range(24))  # every label serves training
+    assert "20 tiles without a label, or beyond train.label_fraction: not used" in result.out
+
+
+def test_the_label_fraction_cuts_training_and_validation_alike(npz: Path) -> None:
+    halved = FinetuneConfig(
+        run="run", data={"root": str(npz), "source": "pathmnist", "size_px": 28}, train={"label_fraction": 0.5}
+    )
+    tiles, own = (finetune.load_tiles(halved.data, split=part, progress=False) for part in ("train", "validation"))
+
+    train, validation = finetune.labelled_parts(tiles, halved, own=own)
+
+    assert np.bincount(tiles.labels[train]).tolist() == [6, 6]
+    assert np.bincount(own.labels[validation]).tolist() == [3, 3]
+
+
+def test_unlabelled_tiles_join_the_contrastive_steps_alone(
+    cli: Any,
+    npz_words: list[str],
+    tmp_path: Path,
+    gathered: dict[str, list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finetune, "validate", lambda logits, labels: dict.fromkeys(VALIDATED, 0.5))
+
+    result = cli.finetune(tmp_path / "run", *npz_words, "contrast.kind=nt_xent", "train.epochs=2")
+
+    assert result.code == 0, result.err
+    assert "20 tiles without a label, or beyond train.label_fraction: in the contrastive steps alone" in result.out
+    labelled, contrastive = gathered["train"][0::2], gathered["train"][1::2]
+    assert len(labelled) == len(contrastive) == 6
+    assert set(chain(*labelled)) == set(range(24))
+    for batch, joined in zip(labelled, contrastive, strict=True):
+        assert set(joined) >= set(batch)
+        assert len(set(joined)) == len(joined) == 16
+        assert set(joined) - set(batch) <= set(range(24, 44))
+    first_pass = set(chain(*contrastive[:2])) - set(range(24))
+    assert len(first_pass) == 16  # 8 a step, none twice
+
+
+# --- joint training ---
+
+VALIDATED = ("validation_loss", "validation_accuracy", "validation_balanced_accuracy")
+JOINT = ["contrast.kind=cross_view", "contrast.projection.hidden=16", "contrast.projection.dim=8"]
+
+
+def test_joint_training_learns_both(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
+    words = ["train.epochs=6", "train.learning_rate=1e-3", "train.warmup_epochs=0", "train.patience=9"]
+
+    result = cli.finetune(tmp_path / "run", *JOINT, *words)
+
+    assert result.code == 0, result.err
+    rows = read_metrics(tmp_path / "run")
+    assert all(set(row) == KEYS | {"contrast_loss"} for row in rows)
+    assert rows[0]["contrast_loss"] == pytest.approx(math.log(8), abs=0.6)  # of guessing among 8
+    assert rows[-1]["contrast_loss"] < rows[0]["contrast_loss"]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    content = best(tmp_path / "run")
+    assert set(content["encoder"]) == set(start_encoder(ModelConfig(name="resnet18")).encoder.state_dict())
+    assert not any("projection" in key for key in content)
+
+
+@pytest.mark.parametrize("kind", ["cross_view", "nt_xent"])
+def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_they_are(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The published code went back through a graph made before the first of the two steps."""
+    events: list[str] = []
+    weights: list[torch.Tensor] = []
+    projected: list[bool] = []
+    real_build, real_pairs, real_step = finetune.build_loss, finetune.project_pairs, finetune.take_step
+    real_loss = finetune.CONTRAST_LOSSES[kind]
+
+    def build(*words: Any, **named: Any) -> Any:
+        loss = real_build(*words, **named)
+        return lambda logits, target: events.append("labels") or loss(logits, target)
+
+    def pairs(joint: Any, *words: Any, **named: Any) -> Any:
+        weights.append(joint.encoder.conv1.weight.detach().clone())
+        first, again = real_pairs(joint, *words, **named), real_pairs(joint, *words, **named)
+        projected.append(all(torch.equal(a, b) for a, b in zip(first, again, strict=True)))
+        return first
+
+    def contrast(a: torch.Tensor, b: torch.Tensor, *, temperature: float) -> torch.Tensor:
+        events.append(f"contrast at {temperature}")
+        return real_loss(a, b, temperature=temperature)
+
+    def step(loss: torch.Tensor, *, optimizer: Any, scaler: Any) -> None:
+        before = {key: p.detach().clone() for key, p in enumerate(optimizer.param_groups[0]["params"])}
+        assert len(weights) == 0 or events[-1] == "labels" or torch.equal(weights[-1], before[0])
+        real_step(loss, optimizer=optimizer, scaler=scaler)
+        moved = [key for key, p in enumerate(optimizer.param_groups[0]["params"]) if not torch.equal(before[key], p)]
+        assert len(moved) == len(before)  # both steps train the whole trunk
+        events.append("step")
+
+    monkeypatch.setattr(finetune, "build_loss", build)
+    monkeypatch.setattr(finetune, "project_pairs", pairs)
+    monkeypatch.setattr(finetune, "take_step", step)
+    monkeypatch.setitem(finetune.CONTRAST_LOSSES, kind, contrast)
+
+    result = cli.finetune(tmp_path / "run", *JOINT, f"contrast.kind={kind}", "contrast.temperature=0.3")
+
+    assert result.code == 0, result.err
+    assert events == ["labels", "step", "contrast at 0.3", "step"] * 3
+    assert projected == [True] * 3
+    assert len({tuple(w.flatten().tolist()) for w in weights}) == 3
+
+
+def test_without_its_contrastive_half_joint_training_is_the_plain_run(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, differing_tensors: Any
+) -> None:
+    """Same head to begin with, same order, same views: the contrastive steps are all that differs."""
+    words = ["train.epochs=2", "train.learning_rate=1e-3"]
+    assert cli.finetune(tmp_path / "plain", *words).code == 0
+    assert cli.finetune(tmp_path / "joint", *JOINT, *words).code == 0
+    real_step = finetune.take_step
+
+    def step(loss: torch.Tensor, **named: Any) -> None:
+        if loss.requires_grad:
+            real_step(loss, **named)
+
+    monkeypatch.setattr(finetune, "take_step", step)
+    monkeypatch.setattr(finetune, "project_pairs", lambda *words, **named: (torch.eye(8), torch.eye(8)))
+    assert cli.finetune(tmp_path / "half", *JOINT, *words).code == 0
+
+    plain, joint, half = (
+        {key: dict(best(tmp_path / name)[key]) for key in ("encoder", "head")} for name in ("plain", "joint", "half")
+    )
+    assert differing_tensors(plain, half) == []
+    assert {"/encoder/conv1.weight", "/head/weight"} <= set(differing_tensors(plain, joint))
+
+
+def test_contrast_compares_a_new_view_with_the_tile_as_it_is() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    store, rows = finetune.place_store(images, device="cpu", budget_gb=1), torch.tensor([3, 1])
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.3])
+
+    class Pixels(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)
+
+    a, b = finetune.project_pairs(
+        Pixels(), store, rows, view_of=lambda x, r: x.permute(0, 3, 1, 2) + r[:, None, None, None], mean=mean, std=std
+    )
+
+    raw = torch.from_numpy(images)[rows].permute(0, 3, 1, 2)
+    assert torch.equal(a, (raw + rows[:, None, None, None]).flatten(1).float())
+    clean = (raw.double() / 255 - mean[:, None, None]) / std[:, None, None]
+    assert torch.allclose(b.double(), clean.flatten(1), atol=1e-5)
+
+
+def test_contrast_on_a_frozen_encoder_is_refused(cli: Any, tmp_path: Path) -> None:
+    result = cli.finetune(tmp_path / "run", *JOINT, "train.freeze_encoder=true")
+
     assert result.code == 2
-    assert "was written by sscl finetune; start from a run of sscl pretrain" in result.err
+    assert result.err.count("\n") == 1
+    assert "contrast.kind: got 'cross_view' with train.freeze_encoder=true" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_divergence_of_the_contrastive_half_is_said(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(finetune.CONTRAST_LOSSES, "cross_view", lambda a, b, *, temperature: a.sum() * math.nan)
+
+    result = cli.finetune(tmp_path / "run", *JOINT, "train.batch_size=24")
+
+    assert result.code == 2
+    assert "the loss became nan in epoch 1" in result.err
+    assert not list((tmp_path / "run").rglob("*.pt"))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sscl.data.split import balance_down, balanced_order, class_weights, label_fraction, stratified_split
+from sscl.data.split import (
+    balance_down,
+    balanced_order,
+    class_weights,
+    label_fraction,
+    stratified_split,
+    with_unlabelled,
+)
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 20])[np.random.default_rng(5).permutation(100)]
 
@@ -161,3 +168,25 @@ def test_purposes_draw_from_streams_of_their_own():
     kept = set(balance_down(labels, seed=0)) - set(range(200, 300))
     held = set(stratified_split(labels, fraction=0.5, seed=0)[1]) - set(range(200, 300))
     assert 25 < len(kept & held) < 75  # 50 expected of independent draws, 100 of equal ones
+
+
+def test_unlabelled_tiles_come_in_passes_and_never_twice_in_a_step():
+    labelled, unlabelled = np.array([4, 2, 4, 9]), np.arange(100, 110)  # balanced draws repeat tile 4
+    steps = [with_unlabelled(labelled, unlabelled, seed=0, step=step) for step in range(6)]
+    for rows in steps:
+        assert set(rows) >= {2, 4, 9}
+        assert len(set(rows)) == len(rows) == 3 + 4
+    drawn = [set(rows) - {2, 4, 9} for rows in steps]
+    assert all(part <= set(unlabelled) for part in drawn)
+    for first, second in (drawn[0:2], drawn[2:4], drawn[4:6]):  # two steps of 4 make a pass of 10
+        assert not first & second
+    assert set().union(*drawn) == set(unlabelled)
+    again = with_unlabelled(labelled, unlabelled, seed=0, step=3)
+    assert again.tolist() == steps[3].tolist()
+    assert with_unlabelled(labelled, unlabelled, seed=1, step=3).tolist() != again.tolist()
+
+
+def test_few_or_no_unlabelled_tiles_join_as_they_are():
+    labelled = np.array([4, 2, 9])
+    assert with_unlabelled(labelled, np.array([], dtype=np.int64), seed=0, step=7).tolist() == [2, 4, 9]
+    assert with_unlabelled(labelled, np.array([20, 10]), seed=0, step=7).tolist() == [2, 4, 9, 10, 20]
