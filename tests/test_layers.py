@@ -19,7 +19,7 @@ LAYERS = (
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 CONFIG_MAY = {"models"}  # constants for the documentation of defaults
-SHARED = {"commands.inputs", "commands.planning"}  # what commands share; not commands
+SHARED = {"commands.inputs", "commands.planning", "commands.sources"}  # what commands share; not commands
 
 
 def name_of(path: Path, root: Path) -> str:
@@ -54,7 +54,7 @@ def faults(sources: dict[str, str]) -> list[str]:
             if part == target and part in ("data", "config"):
                 fine = True
             elif part == target == "commands":
-                fine = module not in SHARED and other in SHARED
+                fine = other in SHARED and (module not in SHARED or module != other == "commands.inputs")
             elif part == "config":
                 fine = target in CONFIG_MAY  # not even the layers below
             else:

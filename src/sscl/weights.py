@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickletools
 import zipfile
 from collections import OrderedDict
@@ -81,7 +82,7 @@ RULES = (
     # The names are torchvision's; timm's ResNets share them.
     Rule("torchvision or timm", "", heads=("fc.",)),
     # Nets of other packages keep the names they have there, below `net.` in our encoder.
-    Rule("sscl", "", mark="net."),
+    Rule("sscl", "", mark="net.", heads=("fc.",)),
     Rule("efficientnet-lite-pytorch", "", "_conv_stem.weight", ("_fc.",), (), (127 / 255,) * 3, (128 / 255,) * 3),
     Rule("timm", "", mark="patch_embed.proj.weight", heads=("head.",)),
     Rule("timm", "", mark="conv_stem.weight", heads=("classifier.",)),
@@ -225,7 +226,18 @@ def read_trunk(path: str | Path) -> Trunk:
     if untracked:
         origin += "; num_batches_tracked set to 0"
         state |= {key: torch.tensor(0) for key in untracked}
-    return Trunk(state=state, mean=rule.mean, std=rule.std, origin=origin)
+    facts = exported_facts(path)
+    mean, std = (tuple(facts[key]) if key in facts else getattr(rule, key) for key in ("mean", "std"))
+    return Trunk(state=state, mean=mean, std=std, origin="sscl export" if facts else origin)
+
+
+def exported_facts(path: str | Path) -> dict[str, Any]:
+    """Return what `sscl export` wrote into a .safetensors file beside the tensors; empty for any other file."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        found = (file.metadata() or {}).get("sscl")
+    return dict(json.loads(found)) if found is not None else {}
 
 
 def _has(tensors: TensorDict, mark: str) -> bool:

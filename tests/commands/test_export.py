@@ -132,6 +132,19 @@ def test_the_exported_trunk_is_an_encoder_again(exported: tuple[Path, str], pret
     assert all(torch.equal(found[key], value) for key, value in trained.items())
 
 
+def test_an_exported_safetensors_file_says_itself_what_it_is(exported: tuple[Path, str], pretrained: Path) -> None:
+    source, start = (
+        frozen_encoder(EncoderConfig(weights=str(path))) for path in (pretrained, exported[0] / "encoder.safetensors")
+    )
+    assert (start.encoder.name, start.size_px, start.mean, start.std) == (
+        source.encoder.name,
+        source.size_px,
+        source.mean,
+        source.std,
+    )
+    assert start.fingerprint == source.fingerprint
+
+
 def test_torchvision_and_timm_load_a_resnet50_strictly(cli: Any, tmp_path: Path, batch: torch.Tensor) -> None:
     torch.manual_seed(3)
     ours = build_encoder("resnet50").eval()

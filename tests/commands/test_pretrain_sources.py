@@ -18,7 +18,7 @@ from PIL import Image
 
 from sscl import augment
 from sscl.augment import Augmentation
-from sscl.commands import pretrain
+from sscl.commands import pretrain, sources
 from sscl.config import PretrainConfig, load_config
 from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles, TileStore
@@ -243,7 +243,7 @@ def test_labels_of_the_first_set_that_has_some_serve_the_health_signs(
     monkeypatch.setattr(pretrain, "load_tiles", lambda section, **_: sets[int(section.root[-1])])
     settings = config(*({"source": "folder", "root": f"/set{i}"} for i in range(len(sets))), health={"tiles": 12})
 
-    tiles, source = pretrain.load_sources(settings)
+    tiles, source = sources.load_sources(settings)
     watch = pretrain.carve_health(tiles, settings)
 
     assert source.tolist() == [i for i, part in enumerate(sets) for _ in range(len(part))]
@@ -273,7 +273,7 @@ def test_sources_of_other_sizes_are_brought_to_one(flat: Path, folder3: Path, np
         {"source": "pathmnist", "root": str(npz)},
     )
 
-    tiles, source = pretrain.load_sources(settings)
+    tiles, source = sources.load_sources(settings)
 
     assert tiles.images.shape == (24 + 12 + 6, 32, 32, 3)
     shrunk = tiles.images[source == 1]
@@ -285,7 +285,7 @@ def test_sources_of_other_sizes_are_brought_to_one(flat: Path, folder3: Path, np
 def test_fewer_tiles_are_part_of_more_and_drawn_by_the_split_seed(flat: Path) -> None:
     def names(tiles: int | None, **changed: Any) -> list[str]:
         entry = {"source": "folder", "root": str(flat), "tiles": tiles}
-        return list(pretrain.load_sources(config({**entry, **changed}, seed=tiles or 0))[0].ids)
+        return list(sources.load_sources(config({**entry, **changed}, seed=tiles or 0))[0].ids)
 
     everything, eight, four = names(None), names(8), names(4)
 
@@ -519,10 +519,10 @@ def test_sources_that_hold_one_another_are_refused(cli: Any, folder3: Path, tmp_
 def test_the_training_part_of_a_set_may_be_a_source(folder3: Path, flat: Path) -> None:
     roots = [folder3 / "train" / "benign", folder3 / "train" / "cancer", flat]
 
-    tiles, _ = pretrain.load_sources(config(*({"source": "folder", "root": str(root)} for root in roots)))
+    tiles, _ = sources.load_sources(config(*({"source": "folder", "root": str(root)} for root in roots)))
 
     assert len(tiles) == 8 + 8 + 12
-    pretrain.check_apart(config({"root": str(folder3)}, {"root": str(folder3 / "train")}))
+    sources.check_apart(config({"root": str(folder3)}, {"root": str(folder3 / "train")}))
 
 
 def test_a_source_that_cannot_be_read_is_named(

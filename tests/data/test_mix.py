@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sscl.data.mix import draws_per_source, epoch_batches, occurrences
+from sscl.data.mix import draws_per_source, epoch_batches
+from sscl.data.split import occurrences
 from sscl.data.tiles import epoch_order
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from PIL import Image
 
 from sscl.data import ingest
 from sscl.data.ingest import decode_tiles, read_table
-from sscl.data.tiles import Tiles, concatenate, epoch_order, place_store
+from sscl.data.tiles import Tiles, epoch_order, place_store
 
 
 def make_tiles(n: int = 6, *, size_px: int = 8, seed: int = 0, classes: tuple[str, ...] = ("a", "b")) -> Tiles:
@@ -95,8 +96,9 @@ def test_subset_shares_pixels_only_for_a_contiguous_range():
 def test_class_counts_name_the_unlabelled_only_when_there_are_any():
     tiles = make_tiles()
     assert tiles.class_counts() == {"a": 3, "b": 3}
-    mixed = concatenate(tiles, make_tiles(2, seed=1, classes=()))
-    assert mixed.class_counts() == {"a": 3, "b": 3, "unlabelled": 2}
+    labels = np.where(np.arange(len(tiles)) < 2, -1, tiles.labels)
+    mixed = dataclasses.replace(tiles, labels=labels)
+    assert mixed.class_counts() == {"a": 2, "b": 2, "unlabelled": 2}
 
 
 def test_fingerprint_is_stable_and_sees_ids_labels_and_pixels():
@@ -114,26 +116,6 @@ def test_fingerprint_is_stable_and_sees_ids_labels_and_pixels():
         Tiles(tiles.images, tiles.labels, ("b", "a"), tiles.ids),
     ]
     assert len({tiles.fingerprint, *(other.fingerprint for other in changed)}) == 5
-
-
-def test_concatenate_joins_labelled_and_unlabelled_and_keeps_ids_apart():
-    labelled, unlabelled = make_tiles(4), make_tiles(3, classes=())
-    joined = concatenate(labelled, unlabelled)
-    assert joined.classes == ("a", "b")
-    assert joined.labels.tolist() == [0, 1, 0, 1, -1, -1, -1]
-    assert joined.ids == labelled.ids + tuple(f"second/{name}" for name in unlabelled.ids)
-    np.testing.assert_array_equal(joined.images[4:], unlabelled.images)
-    assert len(joined.groups) == 7
-    plain = Tiles(unlabelled.images, unlabelled.labels, (), ("x", "y", "z"))
-    assert concatenate(plain, labelled).groups is None
-    assert concatenate(plain, labelled).ids == ("x", "y", "z", *labelled.ids)
-
-
-def test_concatenate_refuses_other_sizes_and_classes():
-    with pytest.raises(ValueError, match="tile sizes differ, 8 and 9 px"):
-        concatenate(make_tiles(), make_tiles(size_px=9, seed=1))
-    with pytest.raises(ValueError, match="classes differ"):
-        concatenate(make_tiles(), make_tiles(seed=1, classes=("a", "c")))
 
 
 # --- order and store ---

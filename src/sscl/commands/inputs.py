@@ -18,9 +18,9 @@ from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import load_pathmnist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
-from sscl.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, Encoder, build_encoder, preprocessing_of
+from sscl.models import Classifier, Encoder, build_encoder, preprocessing_of
 from sscl.run import CHECKPOINT_FORMAT, checkpoint_file, load_checkpoint
-from sscl.weights import load_trunk, read_torch_file, read_trunk
+from sscl.weights import exported_facts, load_trunk, read_torch_file, read_trunk
 
 # Keys that decide which tiles of a folder are its test split.
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv")
@@ -166,10 +166,13 @@ def frozen_encoder(spec: EncoderConfig) -> Start:
     file = weights_file(spec.weights)
     content = None if file is None else _own_content(file)
     name, stem, output_stride = spec.model, spec.stem, 32
+    said = {} if file is None else exported_facts(file)
     if content is not None:
-        if name not in (None, content["encoder_name"]):
-            raise ValueError(f"model: got {name}, but {file} holds {content['encoder_name']}; leave model out")
-        name, stem, output_stride = content["encoder_name"], content["stem"], content["output_stride"]
+        said = {**content, "encoder": content["encoder_name"], "size_px": content["preprocessing"]["size_px"]}
+    if said:
+        if name not in (None, said["encoder"]):
+            raise ValueError(f"model: got {name}, but {file} holds {said['encoder']}; leave model out")
+        name, stem, output_stride = said["encoder"], said["stem"], said["output_stride"]
     if name is None:
         what = "random weights" if spec.weights is None else f"weights={spec.weights}"
         raise ValueError(f"model: missing; {what} takes the encoder's name, for instance model=resnet18")
@@ -186,7 +189,7 @@ def frozen_encoder(spec: EncoderConfig) -> Start:
         content=content,
     )
     start.encoder.eval()
-    return start if spec.size_px is None else replace(start, size_px=spec.size_px)
+    return replace(start, size_px=spec.size_px or said.get("size_px"))
 
 
 def weights_file(weights: str | None) -> Path | None:
@@ -226,7 +229,8 @@ def _open(
         encoder = build_encoder(name, stem=stem, output_stride=output_stride)
         trunk = read_trunk(file)
         load_trunk(encoder, trunk.state, source=str(file))
-        own_mean, own_std = trunk.mean or IMAGENET_MEAN, trunk.std or IMAGENET_STD
+        usual_mean, usual_std = preprocessing_of(name, None)  # where the file does not say
+        own_mean, own_std = trunk.mean or usual_mean, trunk.std or usual_std
     if content is not None:
         size_px = content["preprocessing"]["size_px"]
         data = content["config"]["data"]  # pretraining has a list of sources

@@ -83,13 +83,3 @@ def passes(size: int, *, draws: int, rng: np.random.Generator) -> NDArray[np.int
         raise ValueError(f"{draws} draws from a source without tiles")
     rows = [rng.permutation(size) for _ in range(-(-draws // size))]
     return np.concatenate(rows)[:draws].astype(np.int64, copy=False)
-
-
-def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each entry stood in `order` before, (N,): 0 for the first time."""
-    by_value = np.argsort(order, kind="stable")
-    value = order[by_value]
-    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
-    counts = np.empty(len(order), dtype=np.int64)
-    counts[by_value] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    return counts

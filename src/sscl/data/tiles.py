@@ -105,34 +105,6 @@ class Tiles:
         return digest.hexdigest()
 
 
-def concatenate(a: Tiles, b: Tiles) -> Tiles:
-    """Return the tiles of `a` followed by those of `b`, for pretraining on both.
-
-    Either may be wholly unlabelled (`classes=()`) and then takes the other's classes. Groups and votes are
-    kept only where both sets have them. Should an id occur in both, all of b's get the prefix `second/`.
-
-    Raises:
-        ValueError: the tile sizes or the classes differ.
-    """
-    if a.images.shape[1:] != b.images.shape[1:]:
-        raise ValueError(
-            f"tile sizes differ, {a.images.shape[1]} and {b.images.shape[1]} px: load both with one size_px"
-        )
-    if a.classes and b.classes and a.classes != b.classes:
-        raise ValueError(f"classes differ, {a.classes} and {b.classes}: only sets with the same classes join")
-    clash = not set(a.ids).isdisjoint(b.ids)
-    both_grouped = a.groups is not None and b.groups is not None
-    both_voted = a.votes is not None and b.votes is not None
-    return Tiles(
-        images=np.concatenate([a.images, b.images]),
-        labels=np.concatenate([a.labels, b.labels]),
-        classes=a.classes or b.classes,
-        ids=a.ids + (tuple(f"second/{name}" for name in b.ids) if clash else b.ids),
-        groups=np.concatenate([a.groups, b.groups]) if both_grouped else None,
-        votes=np.concatenate([a.votes, b.votes]) if both_voted else None,
-    )
-
-
 def epoch_order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return a permutation of 0..n-1, int64 (n,): a function of (seed, epoch) alone."""
     return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int64, copy=False)
