@@ -25,6 +25,7 @@ from sscl.commands import probe as command
 from sscl.commands.inputs import Start, frozen_encoder
 from sscl.config import EncoderConfig
 from sscl.data.split import label_fraction
+from sscl.data.tiles import Tiles
 
 COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}
 TINY = ("device=cpu", "progress=false", "bootstrap_samples=50", "c_grid=[0.01, 1]")
@@ -125,6 +126,22 @@ def test_figures_are_those_of_scikit_learn_on_the_same_features(probe, tmp_path)
     assert 0.4 < runs["linear"]["metrics"]["balanced_accuracy"] < 1
     assert runs["linear"]["c"] == 0.1
     assert runs["linear"]["labels"] == 52
+
+
+def test_features_are_cached_by_every_pixel():
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 16, 16, 3), dtype=np.uint8)
+    rows = np.arange(10, 190, dtype=np.int64)
+
+    def fingerprint(row: int) -> str:
+        images = pixels.copy()
+        images[row, 3, 3, 0] ^= 1
+        tiles = Tiles(
+            images=images, labels=np.zeros(200, dtype=np.int64), classes=("a",), ids=tuple(map(str, range(200)))
+        )
+        return command.Part(tiles, rows).fingerprint
+
+    assert len({fingerprint(row) for row in (10, 11, 100, 101, 189)}) == 5
+    assert fingerprint(100) == fingerprint(100)
 
 
 def test_table_files_and_charts(probe, tmp_path):
