@@ -55,6 +55,22 @@ def write_study(folder: Path, tiles: Path, runs: list[dict[str, Any]], **keys: A
     return path
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if "runs" in yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_shipped_comparisons_can_be_planned(path):
+    config = load_config(CompareConfig, path)
+    steps = planning.plan(config)
+    assert {step.entry.name for step in steps} == {entry.name for entry in config.runs}
+    assert all(Path(step.entry.config).parent == path.parent for step in steps)
+
+
+def test_comparisons_are_shipped():
+    assert {path.relative_to(CONFIGS).as_posix() for path in SHIPPED} >= {"pathmnist/compare.yaml", "colon/labels.yaml"}
+
+
 @pytest.fixture
 def study(tmp_path: Path, tiles: Path) -> Study:
     return lambda runs=TWO_ROWS, **keys: write_study(tmp_path / "study", tiles, runs, **keys)
