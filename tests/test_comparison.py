@@ -18,7 +18,6 @@ from sscl.comparison import (
     as_text,
     figures,
     read_predictions,
-    resamples,
     side_by_side,
 )
 
@@ -95,7 +94,7 @@ def test_mean_sd_and_paired_differences_by_hand() -> None:
 
     # The interval, with a loop: in every resample both rows see the same tiles.
     drawn = []
-    for chunk in resamples(ours[0], samples=30, seed=1):
+    for chunk in metrics.resamples(ours[0].labels, samples=30, seed=1):
         for counts in chunk.astype(int):
             rows = np.repeat(everything, counts)
             pairs = [np.subtract(by_hand(x, rows), by_hand(y, rows)) for x, y in zip(ours, theirs, strict=True)]
@@ -122,14 +121,14 @@ def test_pairing_narrows_the_interval_and_equal_rows_differ_by_nothing() -> None
 
 
 def test_whole_groups_are_drawn() -> None:
+    """One tile of five is right in each slide: drawing tiles changes the accuracy, drawing slides does not."""
     found, _ = made(4, groups=True)
-    weights = np.concatenate(list(resamples(found, samples=250, seed=0)))
-    assert weights.shape == (250, 60)
-    assert (weights.reshape(250, 12, 5) == weights.reshape(250, 12, 5)[:, :, :1]).all()  # tiles of a slide go together
-    assert (weights.sum(1) == 60).all()
-    assert weights.reshape(250, 12, 5)[:, :, 0].mean() == pytest.approx(1, abs=1e-9)
-    assert len(np.unique(weights[:, 0])) > 2
-    assert (np.concatenate(list(resamples(found, samples=250, seed=0))) == weights).all()
+    right = np.arange(60) % 5 == 0
+    steady = Predictions(**{**vars(found), "predictions": np.where(right, found.labels, (found.labels + 1) % 3)})
+    for predictions, expected in ((steady, True), (Predictions(**{**vars(steady), "groups": None}), False)):
+        row = side_by_side({"a": [predictions]}, against={}, samples=100, seed=0)["rows"]["a"]["runs"][0]
+        low, high = row["intervals"]["accuracy"]
+        assert (high - low < 1e-9) == expected
 
 
 def test_other_tiles_are_refused() -> None:

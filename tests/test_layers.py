@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 LAYERS = (
-    {"dist", "metrics", "device", "weights", "paired"},
+    {"dist", "metrics", "device", "weights"},
     {"data", "augment", "models", "losses", "optim", "cam", "plots", "run", "comparison", "probe_report"},
     {"features", "embedding_plots", "comparison_plots", "probe_plots"},
     {"config"},

@@ -176,7 +176,7 @@ class TestBootstrap:
     def test_each_resample_equals_scikit_learn_on_the_same_tiles(self, classes: int, positive: int | None) -> None:
         labels, probabilities = drawn(tiles=120, classes=classes, seed=5)
         assert len(np.unique(probabilities[:, 1])) < 15  # tied scores
-        weights = np.concatenate(list(metrics._resample_weights(labels, samples=8, seed=1)))
+        weights = np.concatenate(list(metrics.resamples(labels, samples=8, seed=1)))
         values = metrics._weighted_metrics(labels, probabilities, weights, positive=positive)
         for sample in range(8):
             tiles = np.repeat(np.arange(120), weights[sample].astype(int))
@@ -189,7 +189,7 @@ class TestBootstrap:
 
     def test_intervals_are_the_quantiles_of_the_resamples(self) -> None:
         labels, probabilities = drawn(tiles=80, classes=2)
-        weights = np.concatenate(list(metrics._resample_weights(labels, samples=60, seed=7)))
+        weights = np.concatenate(list(metrics.resamples(labels, samples=60, seed=7)))
         values = []
         for row in weights:
             tiles = np.repeat(np.arange(80), row.astype(int))
@@ -202,7 +202,7 @@ class TestBootstrap:
 
     def test_resamples_are_stratified_and_differ(self) -> None:
         labels = np.repeat([0, 1, 2], [1, 2, 40])
-        weights = np.concatenate(list(metrics._resample_weights(labels, samples=300, seed=0)))
+        weights = np.concatenate(list(metrics.resamples(labels, samples=300, seed=0)))
         for label, count in enumerate([1, 2, 40]):
             assert (weights[:, labels == label].sum(axis=1) == count).all()
         # Of two tiles each resample draws both (half the time) or one twice (a quarter each).
@@ -213,7 +213,7 @@ class TestBootstrap:
 
     def test_classes_are_resampled_independently(self) -> None:
         labels = np.repeat([0, 1], 20)
-        weights = np.concatenate(list(metrics._resample_weights(labels, samples=50, seed=0)))
+        weights = np.concatenate(list(metrics.resamples(labels, samples=50, seed=0)))
         assert not np.array_equal(weights[:, :20], weights[:, 20:])
 
     def test_same_keys_as_the_point_values_which_lie_inside(self) -> None:
@@ -348,3 +348,43 @@ def test_refuses_bad_input(labels: list, probabilities: np.ndarray, message: str
 def test_refuses_a_positive_class_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="positive: 2, must be None or a class index 0 to 1"):
         classification_metrics([0, 1], np.eye(2), positive=2)
+
+
+def test_figures_of_predicted_classes_equal_the_other_metrics_and_count_weights() -> None:
+    labels, probabilities = drawn(tiles=60, classes=4, seed=3)
+    predictions = probabilities.argmax(1)
+    values = metrics.classification_metrics(labels, probabilities, positive=None)
+    assert metrics.figures(labels, predictions)[0] == pytest.approx([values[name] for name in metrics.FIGURES])
+    weights = np.random.default_rng(0).integers(0, 4, (3, 60))
+    for row, counts in zip(metrics.figures(labels, predictions, weights=weights.astype(float)), weights, strict=True):
+        rows = np.repeat(np.arange(60), counts)
+        truth, said = labels[rows], predictions[rows]
+        expected = [
+            sk.accuracy_score(truth, said),
+            sk.balanced_accuracy_score(truth, said),
+            sk.f1_score(truth, said, average="macro", labels=np.union1d(truth, said)),
+        ]
+        assert row == pytest.approx(expected)
+
+
+def test_resamples_of_groups_draw_them_whole() -> None:
+    labels = np.random.default_rng(1).integers(0, 3, 60)
+    groups = [f"slide {i // 5}" for i in range(60)]
+    weights = np.concatenate(list(metrics.resamples(labels, groups=groups, samples=250, seed=0)))
+    assert weights.shape == (250, 60)
+    assert (weights.reshape(250, 12, 5) == weights.reshape(250, 12, 5)[:, :, :1]).all()  # tiles of a slide go together
+    assert (weights.sum(1) == 60).all()
+    assert len(np.unique(weights[:, 0])) > 2
+
+
+@pytest.mark.parametrize("groups", [None, [str(i // 5) for i in range(60)]])
+def test_the_same_seed_gives_the_same_resamples_whatever_the_chunks(groups, monkeypatch) -> None:
+    labels = np.random.default_rng(1).integers(0, 3, 60)
+
+    def resamples(seed: int) -> np.ndarray:
+        return np.concatenate(list(metrics.resamples(labels, groups=groups, samples=50, seed=seed)))
+
+    first = resamples(0)
+    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", 7 * 60)
+    assert (resamples(0) == first).all()
+    assert not (resamples(1) == first).all()

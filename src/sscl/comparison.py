@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sscl.metrics import FloatArray, IntArray, _defined_mean, _ratio, _resample_weights
+from sscl import metrics
+from sscl.metrics import FloatArray, IntArray
 
 METRICS = {
     "loss": "loss",
@@ -80,36 +81,8 @@ def figures(found: Predictions, weights: FloatArray | None = None) -> FloatArray
     Without weights every tile counts once, and s is 1. The definitions are those of `metrics.classification_metrics`.
     """
     weights = np.ones((1, len(found.labels))) if weights is None else weights
-    classes = len(found.classes)
-    cell = found.labels * classes + found.predictions
-    matrix = (weights @ np.eye(classes**2)[cell]).reshape(-1, classes, classes)  # (s, K, K), rows = truth
-    right, actual, called = matrix.diagonal(axis1=1, axis2=2), matrix.sum(axis=2), matrix.sum(axis=1)  # (s, K) each
-    total = matrix.sum(axis=(1, 2))
-    return np.stack(
-        [
-            weights @ found.losses / total,
-            right.sum(axis=1) / total,
-            _defined_mean(_ratio(right, actual)),
-            _defined_mean(_ratio(2 * right, actual + called)),
-        ],
-        axis=1,
-    )
-
-
-def resamples(found: Predictions, *, samples: int, seed: int) -> Iterator[FloatArray]:
-    """Yield chunks (s, N) of how often each tile is in each resample.
-
-    Tiles are drawn within each true class, as `metrics.bootstrap_intervals` draws them; where the tiles have groups,
-    whole groups are drawn instead, because tiles of one slide or patient are not independent.
-    """
-    if found.groups is None:
-        yield from _resample_weights(found.labels, samples=samples, seed=seed)
-        return
-    names, member = np.unique(found.groups, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    for start in range(0, samples, 100):
-        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(100, samples - start))
-        yield drawn[:, member].astype(np.float64)
+    loss = weights @ found.losses / weights.sum(axis=1)
+    return np.column_stack([loss, metrics.figures(found.labels, found.predictions, weights=weights)])
 
 
 def side_by_side(
@@ -139,7 +112,7 @@ def side_by_side(
                 raise ValueError(f"{name}: was evaluated on other tiles than {next(iter(rows))}; nothing to compare")
     point = {name: np.concatenate([figures(run) for run in runs]) for name, runs in rows.items()}  # (R, M)
     chunks: dict[str, list[FloatArray]] = {name: [] for name in rows}
-    for weights in resamples(first, samples=samples, seed=seed):
+    for weights in metrics.resamples(first.labels, groups=first.groups, samples=samples, seed=seed):
         for name, runs in rows.items():
             chunks[name].append(np.stack([figures(run, weights) for run in runs]))
     drawn = {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}  # (R, S, M)

@@ -7,7 +7,7 @@ tiles, K classes, S resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")  # those of predicted classes that comparisons show
 ANNOTATORS = 7  # MHIST: votes are counts out of seven
 _CHUNK_ELEMENTS = 4_000_000  # resamples are worked through in chunks of about this many weights (32 MB)
 
@@ -103,7 +104,7 @@ def bootstrap_intervals(
         raise ValueError(f"level: {level}, must lie between 0 and 1 (0.95 is usual)")
     chunks = [
         _weighted_metrics(truth, scores, weights, positive=positive)
-        for weights in _resample_weights(truth, samples=samples, seed=seed)
+        for weights in resamples(truth, samples=samples, seed=seed)
     ]
     point = _weighted_metrics(truth, scores, np.ones((1, len(truth))), positive=positive)
     flat: dict[str, tuple[float, float] | None] = {}
@@ -179,21 +180,61 @@ def accuracy_by_agreement(
     return rows
 
 
-def _resample_weights(truth: IntArray, *, samples: int, seed: int) -> Iterator[FloatArray]:
-    """Yield chunks (s, N) of how often each tile is in each stratified resample."""
-    tiles = len(truth)
-    members = [np.flatnonzero(truth == label) for label in np.unique(truth)]
+def resamples(
+    labels: IntArray, *, groups: Sequence[str] | npt.NDArray[np.str_] | None = None, samples: int, seed: int
+) -> Iterator[FloatArray]:
+    """Yield chunks (s, N) of how often each tile is in each of S bootstrap resamples.
+
+    Tiles are drawn with replacement within each true class. Where they have groups (slides, patients) whole groups are
+    drawn instead, because tiles of one are not independent; nothing is kept fixed by class then. The draws depend on
+    labels, groups and seed alone: classifiers of the same tiles meet the same resamples, so their differences pair.
+
+    Args:
+        labels: true classes, (N,). groups: of each tile, (N,), or None.
+        samples, seed: number of resamples, seed of the draws.
+
+    Source: Efron & Tibshirani 1993, ch. 13; clusters: Davison & Hinkley 1997, sec. 3.8.
+    """
+    tiles = len(labels)
+    chunk = max(1, _CHUNK_ELEMENTS // tiles)
+    sizes = [min(chunk, samples - start) for start in range(0, samples, chunk)]
+    if groups is not None:
+        names, member = np.unique(groups, return_inverse=True)
+        rng = np.random.default_rng(seed)
+        for size in sizes:
+            drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=size)
+            yield drawn[:, member].astype(np.float64)
+        return
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     # A generator per class makes the draws independent of the chunk size.
     generators = [np.random.default_rng([seed, index]) for index in range(len(members))]
-    chunk = max(1, _CHUNK_ELEMENTS // tiles)
-    for start in range(0, samples, chunk):
-        size = min(chunk, samples - start)
-        drawn = [
+    for size in sizes:
+        picked = [
             member[generator.integers(len(member), size=(size, len(member)))]
             for member, generator in zip(members, generators, strict=True)
         ]
-        cells = np.concatenate(drawn, axis=1) + tiles * np.arange(size)[:, None]
+        cells = np.concatenate(picked, axis=1) + tiles * np.arange(size)[:, None]
         yield np.bincount(cells.ravel(), minlength=size * tiles).reshape(size, tiles).astype(np.float64)
+
+
+def figures(labels: IntArray, predictions: IntArray, *, weights: FloatArray | None = None) -> FloatArray:
+    """Return what `classification_metrics` says of predicted classes, in the order of FIGURES, (S, 3).
+
+    Args:
+        labels, predictions: class indices, (N,).
+        weights: how often each tile counts, (S, N), see `resamples`; None = each once, S = 1.
+    """
+    weights = np.ones((1, len(labels))) if weights is None else weights
+    classes = int(max(labels.max(), predictions.max())) + 1
+    right, actual, called = _counts(labels, predictions, weights, num_classes=classes)
+    return np.stack(
+        [
+            right.sum(axis=1) / actual.sum(axis=1),
+            _defined_mean(_ratio(right, actual)),
+            _defined_mean(_ratio(2 * right, actual + called)),
+        ],
+        axis=1,
+    )
 
 
 def _weighted_metrics(
@@ -204,11 +245,8 @@ def _weighted_metrics(
     Per-class metrics have keys such as "precision 0".
     """
     classes = scores.shape[1]
-    cell = truth * classes + scores.argmax(axis=1)
-    matrix = (weights @ np.eye(classes**2)[cell]).reshape(-1, classes, classes)  # (S, K, K), exact: small integers
-    total = matrix.sum(axis=(1, 2))
-    right = matrix.diagonal(axis1=1, axis2=2)  # (S, K)
-    actual, called = matrix.sum(axis=2), matrix.sum(axis=1)  # (S, K) each
+    right, actual, called = _counts(truth, scores.argmax(axis=1), weights, num_classes=classes)
+    total = actual.sum(axis=1)
     precision, recall = _ratio(right, called), _ratio(right, actual)
     f1 = _ratio(2 * right, actual + called)
 
@@ -238,6 +276,15 @@ def _weighted_metrics(
         values[f"recall {label}"] = recall[:, label]
         values[f"f1 {label}"] = f1[:, label]
     return values
+
+
+def _counts(
+    truth: IntArray, predicted: IntArray, weights: FloatArray, *, num_classes: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return tiles predicted right, of each true and of each predicted class, (S, K) each, exact: small integers."""
+    member = np.eye(num_classes)
+    actual, right = member[truth], member[truth] * (truth == predicted)[:, None]
+    return weights @ right, weights @ actual, weights @ member[predicted]
 
 
 def _ranking_metrics(

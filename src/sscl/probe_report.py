@@ -1,7 +1,7 @@
 """What a probe found: figures over seeds, paired differences, and the tables that show them.
 
-A run is a dict of `encoder`, `seed`, `set`, `part`, `fraction`, `label_seed`, `labels`, `classifier`, `metrics`
-{name: value} and `intervals` {name: (low, high)}; `Found` holds the runs and what each of them predicted.
+A run is a dict of `encoder`, `seed`, `set`, `part`, `fraction`, `label_seed`, `labels`, `classifier`; `measure` adds
+`metrics` {name: value} and `intervals` {name: (low, high)}. `Found` holds the runs and what each of them predicted.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from sscl.metrics import bootstrap_intervals, classification_metrics
-from sscl.paired import balanced_accuracy_difference
+from sscl.metrics import FIGURES, FloatArray, figures, resamples
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 CLASSIFIERS = ("linear", "knn")
 PLACE = ("set", "part", "fraction", "classifier")
 
@@ -30,22 +29,43 @@ class Found:
         predictions: what each run said of its part's tiles, class indices, (N,), in the order of `runs`.
         labels: true classes of the tiles, (N,), by (set, part).
         groups: their slides or patients, (N,), or None, by (set, part).
+        drawn: figures of each run in each resample of its tiles, (S, 3), in the order of `runs`; of `measure`.
     """
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[NDArray[np.int64]] = field(default_factory=list)
     labels: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict)
     groups: dict[tuple[str, str], NDArray[np.str_] | None] = field(default_factory=dict)
+    drawn: list[FloatArray] = field(default_factory=list)
 
 
-def score(
-    labels: NDArray[np.int64], predictions: NDArray[np.int64], *, num_classes: int, samples: int, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the metrics of predicted classes (N,) and their stratified bootstrap intervals, by name."""
-    certain = np.eye(num_classes)[predictions]  # the metrics of a predicted class ask for no more
-    values = classification_metrics(labels, certain, positive=None)
-    intervals = bootstrap_intervals(labels, certain, positive=None, samples=samples, seed=seed)
-    return {name: values[name] for name in METRICS}, {name: intervals[name] for name in METRICS}
+def measure(found: Found, *, samples: int, seed: int, progress: bool = False) -> None:
+    """Give each run its metrics and their 95% bootstrap intervals, and keep in `drawn` what each resample gave.
+
+    All runs on a part meet the same resamples: tiles within each class, or whole groups where there are any.
+    """
+    of: dict[tuple[str, str], list[int]] = {}
+    for index, entry in enumerate(found.runs):
+        of.setdefault((entry["set"], entry["part"]), []).append(index)
+    drawn: list[list[FloatArray]] = [[] for _ in found.runs]
+    with tqdm(total=samples * len(found.runs), desc="intervals", disable=not progress, leave=False) as bar:
+        for where, indices in of.items():
+            labels = found.labels[where]
+            for weights in resamples(labels, groups=found.groups[where], samples=samples, seed=seed):
+                for index in indices:
+                    drawn[index].append(figures(labels, found.predictions[index], weights=weights))
+                    bar.update(len(weights))
+    for entry, predictions, parts in zip(found.runs, found.predictions, drawn, strict=True):
+        (point,) = figures(found.labels[entry["set"], entry["part"]], predictions).tolist()
+        found.drawn.append(np.concatenate(parts))
+        entry["metrics"] = dict(zip(FIGURES, point, strict=True))
+        entry["intervals"] = _intervals(found.drawn[-1])
+
+
+def _intervals(drawn: FloatArray) -> dict[str, tuple[float, float]]:
+    """Return the 95% percentile intervals of (S, 3), by name."""
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0).tolist()
+    return dict(zip(FIGURES, zip(low, high, strict=True), strict=True))
 
 
 def summarise(found: Found) -> list[dict[str, Any]]:
@@ -60,7 +80,7 @@ def summarise(found: Found) -> list[dict[str, Any]]:
     summary = []
     for place, runs in rows.items():
         row: dict[str, Any] = {**dict(zip(keys, place, strict=True)), "labels": runs[0]["labels"], "runs": len(runs)}
-        for metric in METRICS:
+        for metric in FIGURES:
             values = np.array([entry["metrics"][metric] for entry in runs])
             row[metric] = {
                 "mean": float(values.mean()),
@@ -71,11 +91,12 @@ def summarise(found: Found) -> list[dict[str, Any]]:
     return summary
 
 
-def differences(found: Found, *, reference: str, samples: int, seed: int) -> list[dict[str, Any]]:
+def differences(found: Found, *, reference: str) -> list[dict[str, Any]]:
     """Return how much better each encoder is than the reference, run by run of the same seed and label seed.
 
-    An encoder of one seed meets every seed of the other. For each metric `mean` and `sd` over the pairs, for balanced
-    accuracy also the paired bootstrap `interval` over the tiles (over whole groups where there are any).
+    An encoder of one seed meets every seed of the other. For each metric the `values` of the pairs, their `mean` and
+    `sd` (None for one), and the `interval` of the mean when the tiles are drawn anew, for both sides alike: it tells
+    what other tiles would give, the sd what other seeds would.
     """
     keys = ("encoder", *PLACE)
     rows: dict[tuple[Any, ...], dict[tuple[int, int], int]] = {}
@@ -85,24 +106,19 @@ def differences(found: Found, *, reference: str, samples: int, seed: int) -> lis
     for (encoder, *place), ours in rows.items():
         if encoder == reference:
             continue
-        theirs = (reference, *place)
-        pairs = _pairs(ours, rows[theirs])
+        pairs = _pairs(ours, rows[(reference, *place)])
         where = (place[0], place[1])
-        left, right = ([pair[side] for pair in pairs] for side in (0, 1))
-        gain = balanced_accuracy_difference(
-            found.labels[where],
-            np.stack([found.predictions[index] for index in left]),
-            np.stack([found.predictions[index] for index in right]),
-            groups=found.groups[where],
-            samples=samples,
-            seed=seed,
-        )
         row = {"encoder": encoder, "reference": reference, **dict(zip(PLACE, place, strict=True)), "pairs": len(pairs)}
-        row["balanced_accuracy"] = {key: gain[key] for key in ("mean", "sd", "values", "interval")}
         row["resampled"] = "tiles of each class" if found.groups[where] is None else "whole groups"
-        for metric in ("accuracy", "macro_f1"):
+        intervals = _intervals(np.mean([found.drawn[a] - found.drawn[b] for a, b in pairs], axis=0))
+        for metric in FIGURES:
             gains = np.array([found.runs[a]["metrics"][metric] - found.runs[b]["metrics"][metric] for a, b in pairs])
-            row[metric] = {"mean": float(gains.mean()), "sd": float(gains.std(ddof=1)) if len(gains) > 1 else None}
+            row[metric] = {
+                "mean": float(gains.mean()),
+                "sd": float(gains.std(ddof=1)) if len(gains) > 1 else None,
+                "values": gains.tolist(),
+                "interval": intervals[metric],
+            }
         report.append(row)
     return report
 
@@ -193,15 +209,22 @@ def legend(*, neighbours: int, samples: int, seed: int, reference: str | None) -
         "linear: balanced accuracy of logistic regression on frozen features, C chosen on validation; macro F1 of the "
         f"same; kNN: balanced accuracy, k = {neighbours}, cosine",
         "± sd over seeds and label seeds (with all labels these differ in validation alone); a single run has its 95% "
-        "interval by stratified bootstrap of the tiles "
-        f"({samples} resamples, seed {seed})",
+        f"interval by bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
     ]
     if reference is not None:
         lines.append(
             f"linear − {reference}: mean difference over pairs of the same seed and label seed, ± their sd, and the "
-            "95% paired bootstrap interval over the tiles (over whole slides or patients where these are known)"
+            "95% interval over the same resamples of the tiles for both"
         )
     return lines
+
+
+def resampled(*, samples: int, seed: int) -> str:
+    """Return how the tiles were drawn."""
+    return (
+        "within each class, or whole slides or patients where these are known; "
+        f"{samples} resamples, seed {seed}, the same for all encoders"
+    )
 
 
 def percent(fraction: float) -> str:

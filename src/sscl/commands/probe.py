@@ -112,7 +112,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
                 embedded = embed(job, parts, data=data, config=config, device=device, precision=precision)
                 for fraction in config.fractions:
                     for label_seed in config.label_seeds:
-                        entries = fit_and_score(
+                        entries = fit_and_predict(
                             parts, embedded, config=config, fraction=fraction, label_seed=label_seed, fits=fits
                         )
                         for entry, predictions in entries:
@@ -121,20 +121,16 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
                             found.predictions.append(predictions)
                         bar.update()
 
+    bootstrap: dict[str, int] = {"samples": config.bootstrap_samples, "seed": config.bootstrap_seed}
+    probe_report.measure(found, **bootstrap, progress=config.progress)
     summary = probe_report.summarise(found)
-    gains = []
-    if config.reference is not None:
-        gains = probe_report.differences(
-            found, reference=config.reference, samples=config.bootstrap_samples, seed=config.bootstrap_seed
-        )
+    gains = [] if config.reference is None else probe_report.differences(found, reference=config.reference)
     report = {
         "device": describe_device(device),
         "precision": precision,
         "encoders": [describe_job(job) for job in jobs],
         "sets": [describe_parts(data, first[data.name]) for data in config.sets],
-        "interval_method": (
-            f"95% intervals: stratified bootstrap, {config.bootstrap_samples} resamples, seed {config.bootstrap_seed}"
-        ),
+        "interval_method": f"95% intervals: bootstrap of the tiles ({probe_report.resampled(**bootstrap)})",
         "linear_fits": fits,
         "notes": notes(config, jobs, first, fits),
         "summary": summary,
@@ -145,12 +141,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     run.write_json(out / "probe.json", report)
-    legend = probe_report.legend(
-        neighbours=config.neighbours,
-        samples=config.bootstrap_samples,
-        seed=config.bootstrap_seed,
-        reference=config.reference,
-    )
+    legend = probe_report.legend(neighbours=config.neighbours, **bootstrap, reference=config.reference)
     sections = [*(table.markdown() for table in tables), *(f"{line}." for line in legend)]
     sections += [f"Note: {note}." for note in report["notes"]]
     run.write_text(out / "probe.md", "\n\n".join(sections) + "\n")
@@ -297,7 +288,7 @@ def embed(
         raise ValueError(f"{job.row.name} on {data.name}: {error}") from error
 
 
-def fit_and_score(
+def fit_and_predict(
     parts: Parts,
     embedded: dict[str, torch.Tensor],
     *,
@@ -343,17 +334,9 @@ def fit_and_score(
             ("linear", linear.probabilities(embedded[name], num_classes=classes)),
             ("knn", votes.numpy()),
         ):
-            predictions = probabilities.argmax(1)
-            values, intervals = probe_report.score(
-                parts[name].labels,
-                predictions,
-                num_classes=classes,
-                samples=config.bootstrap_samples,
-                seed=config.bootstrap_seed,
-            )
             entry = {"part": name, "fraction": fraction, "label_seed": label_seed, "labels": len(y)}
             entry |= {"classifier": classifier, **(chosen if classifier == "linear" else {})}
-            entries.append(({**entry, "metrics": values, "intervals": intervals}, predictions))
+            entries.append((entry, probabilities.argmax(1)))
     return entries
 
 
