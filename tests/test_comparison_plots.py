@@ -46,7 +46,7 @@ def log(*values: float) -> list[dict[str, float]]:
 def test_curves_have_a_colour_a_row_a_line_a_run_and_the_mean_of_all(figure_of: Capture) -> None:
     histories = {"a$b$": [log(0.1, 0.3, 0.5), log(0.3, 0.5)], "one": [log(0.7)]}
     figure = figure_of(
-        comparison_plots.plot_overlaid, histories, series=[("accuracy", "acc"), ("loss", "loss")], title="t"
+        comparison_plots.plot_overlaid, {"": histories}, series=[("accuracy", "acc"), ("loss", "loss")], title="t"
     )
     upper, lower = figure.axes
     first, second, mean, alone = upper.lines
@@ -58,6 +58,19 @@ def test_curves_have_a_colour_a_row_a_line_a_run_and_the_mean_of_all(figure_of: 
     assert mean.get_linewidth() > 2 * first.get_linewidth()
     assert lower.lines[2].get_ydata() == pytest.approx([0.8, 0.6])
     assert [text.get_text() for text in upper.get_legend().get_texts()] == [r"a\$b\$", "one"]
+
+
+def test_a_row_has_its_colour_in_every_column(figure_of: Capture) -> None:
+    columns = {"1% labels": {"a": [log(0.1, 0.3)], "b": [log(0.2)]}, "all labels": {"b": [log(0.7, 0.8, 0.9)]}}
+    figure = figure_of(
+        comparison_plots.plot_overlaid, columns, series=[("accuracy", "acc"), ("loss", "loss")], title="t"
+    )
+    few, many, *_ = figure.axes
+    assert [few.get_title(), many.get_title()] == list(columns)
+    assert [few.get_ylabel(), many.get_ylabel()] == ["accuracy", ""]
+    assert few.lines[1].get_color() == many.lines[0].get_color() != few.lines[0].get_color()
+    assert few.get_ylim() == many.get_ylim()
+    assert [text.get_text() for text in many.get_legend().get_texts()] == ["a", "b"]
 
 
 def test_grid_says_right_and_wrong_by_mark_and_colour(figure_of: Capture) -> None:

@@ -10,7 +10,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from sscl.plots import _DPI, ByteArray, _check_images, _is_number, _line_style, _plain, _save, _shortened
@@ -19,7 +21,7 @@ _RIGHT, _WRONG = "#005A8C", "#B34700"  # beside the marks, which say the same
 
 
 def plot_overlaid(
-    histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    histories: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]],
     *,
     series: Sequence[tuple[str, str]],
     path: str | os.PathLike[str],
@@ -28,8 +30,9 @@ def plot_overlaid(
     """Draw the logs of several rows over one another: a colour a row, a thin line a run, a thick one their mean.
 
     Args:
-        histories: {row: [log of a run, ...]}, a log as metrics.jsonl has it. The mean reaches as far as all runs do.
-        series: (axis title, key of the log), one axis each.
+        histories: {title of a column: {row: [log of a run, ...]}}, a log as metrics.jsonl has it. A row has its colour
+            in every column. The mean reaches as far as all runs do.
+        series: (axis title, key of the log), one line of axes each.
         path: the PNG to write. title: above all axes.
 
     Raises:
@@ -37,29 +40,44 @@ def plot_overlaid(
     """
     if not series:
         raise ValueError("series: is empty, must hold at least one (axis title, key)")
-    figure = Figure(figsize=(8, 0.8 + 2.8 * len(series)), dpi=_DPI, layout="constrained")
+    names = list(dict.fromkeys(row for column in histories.values() for row in column))
+    width = 8 if len(histories) == 1 else 2 + 3.6 * len(histories)
+    figure = Figure(figsize=(width, 0.8 + 2.8 * len(series)), dpi=_DPI, layout="constrained")
     figure.suptitle(_plain(title))
-    column = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (name, key) in zip(column, series, strict=True):
-        for index, (row, logs) in enumerate(histories.items()):
-            runs = [{line["epoch"]: line[key] for line in log if _is_number(line.get(key))} for log in logs]
-            style = _line_style(index)
-            if len(runs) > 1:
-                for run in runs:
-                    marker = "." if len(run) == 1 else ""
-                    axes.plot(list(run), list(run.values()), marker=marker, **{**style, "linewidth": 0.8}, alpha=0.45)
-            shared = sorted(set.intersection(*map(set, runs))) if runs else []
-            means = [statistics.fmean(run[epoch] for run in runs) for epoch in shared]
-            marker = "o" if len(shared) <= 40 else ""
-            axes.plot(shared, means, marker=marker, markersize=3.5, label=_plain(row), **{**style, "linewidth": 2.2})
-        axes.set_ylabel(_plain(name))
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    column[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    column[-1].set_xlabel("epoch")
+    grid = figure.subplots(len(series), len(histories), sharex="col", sharey="row", squeeze=False)
+    for places, (heading, rows) in zip(grid.T, histories.items(), strict=True):
+        for axes, (name, key) in zip(places, series, strict=True):
+            for row, logs in rows.items():
+                _overlay(axes, logs, key=key, label=row, style=_line_style(names.index(row)))
+            axes.grid(color="0.9")
+            axes.set_axisbelow(True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if axes in grid[:, 0]:
+                axes.set_ylabel(_plain(name))
+        places[0].set_title(_plain(heading))
+        places[-1].set_xlabel("epoch")
+    handles = [
+        Line2D([], [], label=_plain(name), **{**_line_style(index), "linewidth": 2.2})
+        for index, name in enumerate(names)
+    ]
+    grid[0, -1].legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     figure.align_ylabels()
     _save(figure, path)
+
+
+def _overlay(
+    axes: Axes, logs: Sequence[Sequence[Mapping[str, Any]]], *, key: str, label: str, style: dict[str, Any]
+) -> None:
+    """Draw the runs of a row and their mean."""
+    runs = [{line["epoch"]: line[key] for line in log if _is_number(line.get(key))} for log in logs]
+    if len(runs) > 1:
+        for run in runs:
+            marker = "." if len(run) == 1 else ""
+            axes.plot(list(run), list(run.values()), marker=marker, **{**style, "linewidth": 0.8}, alpha=0.45)
+    shared = sorted(set.intersection(*map(set, runs))) if runs else []
+    means = [statistics.fmean(run[epoch] for run in runs) for epoch in shared]
+    marker = "o" if len(shared) <= 40 else ""
+    axes.plot(shared, means, marker=marker, markersize=3.5, label=_plain(label), **{**style, "linewidth": 2.2})
 
 
 def plot_predictions(

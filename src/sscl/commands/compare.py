@@ -223,16 +223,17 @@ def draw(
 ) -> list[str]:
     """Draw the pictures and return their names."""
     seeds = f"seed {config.seeds[0]}" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds (thick: mean)"
-    histories = {
-        name: [run.read_metrics(step.folder / "metrics.jsonl") for step in steps] for name, steps in rows.items()
-    }
+    histories: dict[str, dict[str, Any]] = {}  # by share of the labels, and by entry
+    for steps in rows.values():
+        logs = [run.read_metrics(step.folder / "metrics.jsonl") for step in steps]
+        histories.setdefault(steps[0].share, {})[steps[0].entry.name] = logs
     comparison_plots.plot_overlaid(histories, series=CURVES, path=out / "curves.png", title=f"Validation, {seeds}")
     written = ["curves.png"]
     if config.grid:
         most = max(config.fractions, default=None)  # of several shares of the labels the largest is enough to look at
         firsts = {name: steps[0] for name, steps in rows.items() if steps[0].fraction == most}
         step = next(iter(firsts.values()))
-        draw_grid(config, out / "grid.png", step, {name: found[name][0] for name in firsts})
+        draw_grid(config, out / "grid.png", step, {own.entry.name: found[name][0] for name, own in firsts.items()})
         written.append("grid.png")
     if len(config.fractions) > 1:
         lines: dict[str, list[tuple[int, list[float]]]] = {}
@@ -250,6 +251,7 @@ def draw_grid(config: CompareConfig, path: Path, step: Step, runs: Mapping[str, 
     """Draw some tiles with their true class and what each row's first seed predicts."""
     tiles = load_tiles(step.config.data, split=config.split, progress=config.progress)  # type: ignore[arg-type]
     first = next(iter(runs.values()))
+    share = f" and {step.share}" if step.share else ""
     chosen = pick(first.labels, count=config.grid, seed=config.grid_seed)
     row_of = {name: i for i, name in enumerate(tiles.ids)}
     comparison_plots.plot_predictions(
@@ -257,7 +259,7 @@ def draw_grid(config: CompareConfig, path: Path, step: Step, runs: Mapping[str, 
         truths=[first.classes[i] for i in first.labels[chosen]],
         predicted={row: [one.classes[i] for i in one.predictions[chosen]] for row, one in runs.items()},
         path=path,
-        title=f"{config.split} tiles drawn by seed {config.grid_seed}; runs with seed {config.seeds[0]}",
+        title=f"{config.split} tiles drawn by seed {config.grid_seed}; runs with seed {config.seeds[0]}{share}",
     )
 
 

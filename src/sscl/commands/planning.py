@@ -43,7 +43,12 @@ class Step:
     @property
     def row(self) -> str:
         """The name of its row."""
-        return self.entry.name if self.fraction is None else f"{self.entry.name}, {100 * self.fraction:g}% labels"
+        return f"{self.entry.name}, {self.share}" if self.share else self.entry.name
+
+    @property
+    def share(self) -> str:
+        """Its share of the labels in words; empty where its config says it."""
+        return "" if self.fraction is None else f"{100 * self.fraction:g}% labels"
 
     @property
     def checkpoint(self) -> Path:
