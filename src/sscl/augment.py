@@ -37,10 +37,10 @@ class Augmentation:
     blur_probability: float = 0.5
     blur_sigma_px: tuple[float, float] = (0.1, 2.0)
     jitter_probability: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
     grayscale_probability: float = 0.0
     stain_probability: float = 0.0
     stain_strength: float = 0.2

@@ -43,10 +43,10 @@ class AugmentConfig(Section):
     blur_probability: float = knob(0.5, "probability of the Gaussian blur", ge=0, le=1)
     blur_sigma_px: Range = knob((0.1, 2.0), "standard deviation of the blur, pixels at data.size_px")
     jitter_probability: float = knob(0.8, "probability of the colour jitter", ge=0, le=1)
-    brightness: float = knob(0.4, "brightness factor within 1 - x to 1 + x", ge=0)
-    contrast: float = knob(0.4, "contrast factor within 1 - x to 1 + x", ge=0)
-    saturation: float = knob(0.4, "saturation factor within 1 - x to 1 + x", ge=0)
-    hue: float = knob(0.1, "hue shift up to this share of a turn either way", ge=0, le=0.5)
+    brightness: float = knob(0.2, "brightness factor within 1 - x to 1 + x", ge=0)
+    contrast: float = knob(0.2, "contrast factor within 1 - x to 1 + x", ge=0)
+    saturation: float = knob(0.2, "saturation factor within 1 - x to 1 + x", ge=0)
+    hue: float = knob(0.05, "hue shift up to this share of a turn either way", ge=0, le=0.5)
     grayscale_probability: float = knob(0.0, "probability of grayscale", ge=0, le=1)
     stain_probability: float = knob(0.0, "probability of H&E stain jitter in optical density", ge=0, le=1)
     stain_strength: float = knob(0.2, "factor on haematoxylin and eosin within 1 - x to 1 + x", ge=0)
@@ -67,9 +67,6 @@ class FinetuneAugmentConfig(AugmentConfig):
 
     crop_scale: Range = knob((0.6, 1.0), "area of the random crop, as a share of the tile [lowest, highest]")
     blur_probability: float = knob(0.0, "probability of the Gaussian blur", ge=0, le=1)
-    brightness: float = knob(0.2, "brightness factor within 1 - x to 1 + x", ge=0)
-    contrast: float = knob(0.2, "contrast factor within 1 - x to 1 + x", ge=0)
-    saturation: float = knob(0.2, "saturation factor within 1 - x to 1 + x", ge=0)
     hue: float = knob(0.04, "hue shift up to this share of a turn either way", ge=0, le=0.5)
 
 
@@ -136,7 +133,7 @@ class ProjectionConfig(Section):
     """The head that exists during pretraining only."""
 
     kind: Literal["linear", "mlp", "mlp_no_norm"] = knob(
-        "linear", "linear: Jain & Lynn's; mlp: SimCLR's, with one hidden layer; mlp_no_norm: that without batch norm"
+        "mlp", "linear: Jain & Lynn's; mlp: SimCLR's, with one hidden layer; mlp_no_norm: that without batch norm"
     )
     hidden: int = knob(2048, "width of the mlp's hidden layer", ge=1)
     dim: int = knob(128, "dimensions of the projection", ge=2)
