@@ -41,7 +41,10 @@ def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_bars_have_their_values_whiskers_and_names(figure_of, count):
-    panels = [BarPanel(f"set {i}, test", 0.25, POINTS, [None, *POINTS[:2]]) for i in range(count)]
+    panels = [
+        BarPanel(f"set {i}, test", 0.25, POINTS, [None, *POINTS[:2]], runs=[[0.3, 0.5], [], [0.7]])
+        for i in range(count)
+    ]
     figure = figure_of(plot_bars, panels, rows=ROWS, whiskers="95% interval")
     assert len(figure.axes) == count
     for axes in figure.axes:
@@ -53,6 +56,8 @@ def test_bars_have_their_values_whiskers_and_names(figure_of, count):
         ]
         diamonds = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
         assert diamonds == [0.4, 0.6]
+        ticks = [line for line in axes.lines if line.get_marker() == "|" and line.get_alpha()]  # not a whisker's ends
+        assert [list(line.get_xdata()) for line in ticks] == [[0.3, 0.5], [], [0.7]]
         assert [text.get_text() for text in axes.texts] == ["0.40", "0.60", "0.70"]
         assert axes.yaxis_inverted()
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]

@@ -101,6 +101,18 @@ def test_a_single_run_has_the_interval_of_metrics():
         assert row[metric]["interval"] == pytest.approx(expected[metric])
 
 
+def test_several_runs_have_the_interval_of_their_mean():
+    """Against the difference to a classifier that is always right, whose figure no resample changes."""
+    labels, ours, _ = classifiers(120, 3)
+    found = measured(labels, ours, np.stack([labels] * 3))
+    row = next(row for row in summarise(found) if row["encoder"] == "ours")["balanced_accuracy"]
+    (gained,) = differences(found, reference="theirs")
+    low, high = gained["balanced_accuracy"]["interval"]
+    assert row["interval"] == pytest.approx((1 + low, 1 + high))
+    assert row["interval"][0] < row["mean"] < row["interval"][1]
+    assert row["sd"] == pytest.approx(np.std(row["values"], ddof=1))
+
+
 def test_tiles_of_a_slide_that_agree_widen_all_intervals():
     copies = [np.repeat(values, 6, axis=-1) for values in classifiers(40, 1)]
     slides = np.repeat(np.arange(40), 6).astype(str)

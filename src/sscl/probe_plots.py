@@ -33,12 +33,14 @@ class BarPanel:
         title: above the panel.
         chance: balanced accuracy of guessing.
         linear, knn: a point for each row; None leaves it out.
+        runs: the values behind each row's linear probe; empty leaves them out.
     """
 
     title: str
     chance: float
     linear: Sequence[Point | None]
     knn: Sequence[Point | None]
+    runs: Sequence[Sequence[float]] = ()
 
 
 @dataclass(frozen=True)
@@ -78,26 +80,34 @@ def draw_charts(
     labels = {(row["set"], row["fraction"]): row["labels"] for row in summary}
     most = fractions[-1]
 
-    def point(name: str, place: Place, fraction: float, classifier: str = "linear") -> Point:
-        figure = found[name, place, fraction, classifier]["balanced_accuracy"]
+    def of(name: str, place: Place, fraction: float, classifier: str = "linear") -> Mapping[str, Any]:
+        figure: Mapping[str, Any] = found[name, place, fraction, classifier]["balanced_accuracy"]
+        return figure
+
+    def bar(name: str, place: Place, classifier: str) -> Point:
+        figure = of(name, place, most, classifier)
+        return figure["mean"], *figure["interval"]
+
+    def point(name: str, place: Place, fraction: float) -> Point:
+        figure = of(name, place, fraction)
         mean, sd = figure["mean"], figure["sd"]
-        low, high = figure["interval"] or ((None, None) if sd is None else (mean - sd, mean + sd))
-        return mean, low, high
+        return bar(name, place, "linear") if sd is None else (mean, mean - sd, mean + sd)
 
     single, several = any(row["runs"] == 1 for row in summary), any(row["runs"] > 1 for row in summary)
-    whiskers = "±1 sd over runs, 95% interval of a single run" if single else "±1 sd over runs"
-    whiskers = whiskers if several else "95% interval"
+    band = "±1 sd over runs, 95% interval of a single run" if single else "±1 sd over runs"
+    band = band if several else "95% interval"
     bars = [
         BarPanel(
             f"{place[0]}, {place[1]}",
             chance[place],
-            linear=[point(name, place, most) for name in images],
-            knn=[point(name, place, most, "knn") for name in images],
+            linear=[bar(name, place, "linear") for name in images],
+            knn=[bar(name, place, "knn") for name in images],
+            runs=[of(name, place, most)["values"] for name in images] if several else (),
         )
         for place in chance
     ]
     title = f"Frozen features, {percent(most)} of the training labels"
-    plot_bars(bars, rows=list(images), path=folder / "probe.png", title=title, whiskers=whiskers)
+    plot_bars(bars, rows=list(images), path=folder / "probe.png", title=title, whiskers="95% interval over the tiles")
     written = ["probe.png"]
     if len(fractions) > 1:
         curves = [
@@ -109,7 +119,7 @@ def draw_charts(
             for place in chance
         ]
         title, x_label = "Linear probe by the number of labels", "Labelled training tiles"
-        plot_curves(curves, x_label=x_label, path=folder / "labels.png", title=title, band=whiskers)
+        plot_curves(curves, x_label=x_label, path=folder / "labels.png", title=title, band=band)
         written.append("labels.png")
     grown = sorted((count, name) for name, count in images.items() if count is not None)
     if grown:
@@ -130,7 +140,7 @@ def draw_charts(
             for place in chance
         ]
         title, x_label = "Linear probe by the number of pretraining tiles", "Pretraining tiles"
-        plot_curves(curves, x_label=x_label, path=folder / "images.png", title=title, band=whiskers)
+        plot_curves(curves, x_label=x_label, path=folder / "images.png", title=title, band=band)
         written.append("images.png")
     return written
 
@@ -161,6 +171,8 @@ def plot_bars(
                 axes.text(end + 0.015, row, f"{linear[0]:.2f}", va="center", fontsize=8)
             if knn is not None:
                 axes.plot(knn[0], row + 0.2, marker="D", markersize=4.5, color="white", markeredgecolor="black")
+        for row, values in enumerate(panel.runs):
+            axes.plot(values, [row - 0.2] * len(values), "k|", markersize=5, alpha=0.8)
         axes.axvline(panel.chance, color="0.35", linewidth=1, linestyle=":")
         axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.5, -0.5), title=plots._plain(panel.title))
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
@@ -170,15 +182,17 @@ def plot_bars(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("Balanced accuracy")
+    runs = [Line2D([], [], marker="|", markersize=6, color="black", linestyle="", label="its runs")]
     figure.legend(
         handles=[
             Patch(color="0.6", label="linear probe"),
+            *(runs if any(panel.runs for panel in panels) else []),
             Line2D([], [], color="black", linewidth=1.2, label=whiskers),
             Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="kNN"),
             Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
         ],
         loc="outside lower center",
-        ncols=4,
+        ncols=5,
         frameon=False,
         fontsize=8,
     )

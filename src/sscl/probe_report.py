@@ -71,24 +71,28 @@ def _intervals(drawn: FloatArray) -> dict[str, tuple[float, float]]:
 def summarise(found: Found) -> list[dict[str, Any]]:
     """Return each encoder's figures at each set, part, fraction and classifier, over its runs.
 
-    For each metric `mean`, `sd` (None for one run) and `interval` (the run's bootstrap interval; None for several).
+    For each metric the `values` of the runs, their `mean` and `sd` (None for one), and the `interval` of the mean when
+    the tiles are drawn anew.
     """
     keys = ("encoder", *PLACE)
-    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for entry in found.runs:
-        rows.setdefault(tuple(entry[key] for key in keys), []).append(entry)
+    rows: dict[tuple[Any, ...], list[int]] = {}
+    for index, entry in enumerate(found.runs):
+        rows.setdefault(tuple(entry[key] for key in keys), []).append(index)
     summary = []
-    for place, runs in rows.items():
+    for place, indices in rows.items():
+        runs = [found.runs[index] for index in indices]
+        intervals = _intervals(np.mean([found.drawn[index] for index in indices], axis=0))
         row: dict[str, Any] = {**dict(zip(keys, place, strict=True)), "labels": runs[0]["labels"], "runs": len(runs)}
         for metric in FIGURES:
-            values = np.array([entry["metrics"][metric] for entry in runs])
-            row[metric] = {
-                "mean": float(values.mean()),
-                "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-                "interval": runs[0]["intervals"][metric] if len(values) == 1 else None,
-            }
+            values = [entry["metrics"][metric] for entry in runs]
+            row[metric] = {**_over_runs(values), "interval": intervals[metric]}
         summary.append(row)
     return summary
+
+
+def _over_runs(values: list[float]) -> dict[str, Any]:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "values": values}
 
 
 def differences(found: Found, *, reference: str) -> list[dict[str, Any]]:
@@ -112,13 +116,8 @@ def differences(found: Found, *, reference: str) -> list[dict[str, Any]]:
         row["resampled"] = "tiles of each class" if found.groups[where] is None else "whole groups"
         intervals = _intervals(np.mean([found.drawn[a] - found.drawn[b] for a, b in pairs], axis=0))
         for metric in FIGURES:
-            gains = np.array([found.runs[a]["metrics"][metric] - found.runs[b]["metrics"][metric] for a, b in pairs])
-            row[metric] = {
-                "mean": float(gains.mean()),
-                "sd": float(gains.std(ddof=1)) if len(gains) > 1 else None,
-                "values": gains.tolist(),
-                "interval": intervals[metric],
-            }
+            gains = [found.runs[a]["metrics"][metric] - found.runs[b]["metrics"][metric] for a, b in pairs]
+            row[metric] = {**_over_runs(gains), "interval": intervals[metric]}
         report.append(row)
     return report
 
@@ -195,12 +194,10 @@ def tables(summary: Sequence[dict[str, Any]], gains: Sequence[dict[str, Any]], *
 
 
 def _figure(value: dict[str, Any], *, interval: bool = True, sign: str = "") -> str:
-    """Return 0.731 ± 0.012 over runs, 0.731 (0.702 to 0.760) with an interval, or both."""
+    """Return 0.731 (0.702 to 0.760), with ± sd in between where there are several runs."""
     text = f"{value['mean']:{sign}.3f}" + ("" if value["sd"] is None else f" ± {value['sd']:.3f}")
-    if interval and value["interval"] is not None:
-        low, high = value["interval"]
-        text += f" ({low:{sign}.3f} to {high:{sign}.3f})"
-    return text
+    low, high = value["interval"]
+    return f"{text} ({low:{sign}.3f} to {high:{sign}.3f})" if interval else text
 
 
 def legend(*, neighbours: int, samples: int, seed: int, reference: str | None) -> list[str]:
@@ -208,8 +205,8 @@ def legend(*, neighbours: int, samples: int, seed: int, reference: str | None) -
     lines = [
         "linear: balanced accuracy of logistic regression on frozen features, C chosen on validation; macro F1 of the "
         f"same; kNN: balanced accuracy, k = {neighbours}, cosine",
-        "± sd over seeds and label seeds (with all labels these differ in validation alone); a single run has its 95% "
-        f"interval by bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
+        "± sd over seeds and label seeds (with all labels these differ in validation alone); in brackets the mean's "
+        f"95% interval by bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
     ]
     if reference is not None:
         lines.append(

@@ -183,7 +183,8 @@ def test_table_files_and_charts(probe, tmp_path):
     random = row(report["summary"], "random")["balanced_accuracy"]
     both = [balanced("random", 0), balanced("random", 1)]
     assert both[0] != both[1]
-    assert random == {"mean": pytest.approx(np.mean(both)), "sd": pytest.approx(np.std(both, ddof=1)), "interval": None}
+    assert (random["mean"], random["sd"]) == (pytest.approx(np.mean(both)), pytest.approx(np.std(both, ddof=1)))
+    assert random["values"] == both
     few = row(report["summary"], "few")["balanced_accuracy"]
     assert few["sd"] is None
     gain = row(report["differences"], "few")
@@ -193,7 +194,7 @@ def test_table_files_and_charts(probe, tmp_path):
 
     low, high = few["interval"]
     cell = f"{few['mean']:.3f} ({low:.3f} to {high:.3f})"
-    text = f"{random['mean']:.3f} ± {random['sd']:.3f}"
+    text = "{mean:.3f} ± {sd:.3f} ({interval[0]:.3f} to {interval[1]:.3f})".format(**random)
     for content in (result.out, (out / "probe.md").read_text()):
         assert "colours: 25% of the training labels (10 tiles)" in content
         assert "colours: 100% of the training labels (39 tiles)" in content

@@ -254,7 +254,7 @@ def draw_clusters(tiles: Tiles, cluster: NDArray[np.int64], config: EmbedConfig,
         drawn = rng.choice(members, min(config.per_cluster, len(members)), replace=False)
         rows.append(np.stack([tiles.images[row] for row in drawn]))
         captions.append(cluster_caption(number, cluster_facts(cluster == number, tiles), total=len(tiles)))
-    title = f"{config.clusters} clusters of {len(tiles):,} tiles, {config.per_cluster} drawn at random from each"
+    title = f"{config.clusters} clusters of {len(tiles):,} tiles, up to {config.per_cluster} drawn at random from each"
     embedding_plots.cluster_sheet(rows, captions=captions, path=path, title=title)
 
 
