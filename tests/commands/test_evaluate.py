@@ -252,6 +252,45 @@ def test_another_way_of_splitting_than_training_s_is_warned_of() -> None:
     assert "data.protocol differs" in str(note("test", protocol="paper_balanced"))
 
 
+def test_nothing_but_the_file_decides_the_split_of_an_npz_file() -> None:
+    """split_seed then draws a part of the training tiles for pretraining (data.tiles)."""
+    data = DataConfig(root="/data/tiles.npz", source="pathmnist")
+    assert evaluate.seen_in_training(data, {**plain(data), "split_seed": 1}, split="test") is None
+
+
+def test_tiles_without_label_are_left_out_and_counted(cli: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    content: dict[str, Any] = {}
+    for part, labels in (("train", [0, 1] * 8 + [-1] * 5), ("val", [0, 1] * 2), ("test", [0, 1] * 2)):
+        content[f"{part}_images"] = rng.integers(0, 256, (len(labels), 28, 28, 3), dtype=np.uint8)
+        content[f"{part}_labels"] = np.array(labels)[:, None]
+    np.savez(tmp_path / "tiles.npz", **content)
+    words = [f"data.root={tmp_path / 'tiles.npz'}", "data.source=pathmnist", "data.size_px=28"]
+    assert cli.finetune(tmp_path / "run", *words).code == 0
+
+    result = cli.evaluate(tmp_path / "run", "split=train", f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    assert report(tmp_path / "out")["tiles"] == 16
+    assert "note: 5 tiles without a label are left out" in result.out
+    assert "took part in training" in result.out
+
+
+def test_a_checkpoint_from_before_sources_were_a_list_is_read(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+    """Its data section says `unlabelled: null` and knows no stain."""
+    run = Path(shutil.copytree(finetuned, tmp_path / "run"))
+    content = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    section = content["config"]["data"]
+    del section["stain"]
+    section["unlabelled"] = None
+    torch.save(content, run / "checkpoints/best.pt")
+
+    result = cli.evaluate(run, f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    assert report(tmp_path / "out")["data"]["stain"] == "none"
+
+
 @pytest.mark.parametrize(
     ("trained", "warned"),
     [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +25,7 @@ from sscl.commands.inputs import (
     split_changes,
 )
 from sscl.config import DataConfig, EvalConfig, plain
-from sscl.data.tiles import Tiles, place_store
+from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device
 
 NAMES = {
@@ -51,6 +52,9 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     check_inputs_outside(out, {"data.root": data.root})
     tiles = load_tiles(data, split=config.split, progress=config.progress)
     check_classes(tiles, content, checkpoint=config.checkpoint, root=data.root)
+    unlabelled = np.flatnonzero(tiles.labels == UNLABELLED)
+    if len(unlabelled):
+        tiles = tiles.subset(np.setdiff1d(all_rows(tiles), unlabelled))
     positive = positive_class(tiles.classes, config.positive)
 
     mean, std = normalisation(content, device)
@@ -100,6 +104,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         "accuracy_by_agreement": agreement,
         "caveats": [
             *guessed_positive(tiles.classes, positive, wanted=config.positive),
+            *([f"{len(unlabelled)} tiles without a label are left out"] if len(unlabelled) else []),
             *caveats(data, tiles, content, split=config.split),
         ],
     }
