@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 
 from sscl.commands import pretrain
-from sscl.config import PretrainConfig
+from sscl.commands.inputs import start_encoder
+from sscl.config import ModelConfig, PretrainConfig
 from sscl.data.tiles import Tiles
 
 KEYS = {
@@ -163,6 +164,67 @@ def test_two_epochs_and_two_resumed_equal_four(
     )
     assert resumed == straight
     assert (run / "encoder.pt").is_file()
+
+
+def test_a_run_from_before_newer_keys_goes_on(cli: Any, stopped: Path, tmp_path: Path) -> None:
+    """Its `data` is one section with `unlabelled`, and loss, schedule, mix and more are not in it."""
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    content = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    (section,) = content["config"]["data"]
+    for key in ("stain", "weight", "tiles"):
+        del section[key]
+    for key in ("loss", "second_view", "schedule", "milestones", "gamma", "mix", "freeze_batch_norm"):
+        del content["config"]["train"][key]
+    content["config"]["data"] = {**section, "unlabelled": None}
+    torch.save(content, run / "checkpoints/last.pt")
+
+    refused = cli.pretrain(run, "train.epochs=4", "train.loss=cross_view", "--resume")
+    result = cli.pretrain(run, "train.epochs=4", "train.stop_after_epoch=3", "--resume")
+
+    assert refused.code == 2
+    assert refused.err.startswith("sscl: train.loss: got 'cross_view', but the run to resume has 'nt_xent'")
+    assert result.code == 0, result.err
+    assert "after epoch 2" in result.out
+
+
+def test_a_folder_of_the_former_key_unlabelled_counts_as_seen(pretrained: Path, tmp_path: Path) -> None:
+    content = torch.load(pretrained / "checkpoints/last.pt", weights_only=True)
+    (section,) = content["config"]["data"]
+    content["config"]["data"] = {**section, "unlabelled": "/more"}
+    torch.save(content, tmp_path / "last.pt")
+
+    start = start_encoder(ModelConfig(name="resnet18", weights=str(tmp_path / "last.pt")))
+
+    assert [(part["source"], part["root"]) for part in start.history] == [
+        ("mhist", section["root"]),
+        ("folder", "/more"),
+    ]
+
+
+def test_the_former_key_unlabelled_is_refused_with_what_to_write(cli: Any, tmp_path: Path) -> None:
+    result = cli.pretrain(tmp_path / "run", "data.unlabelled=/more")
+
+    assert result.code == 2
+    assert result.err.startswith("sscl: data.unlabelled: is a source of its own now")
+    assert "{source: folder, root: /more}" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_batch_statistics_are_those_of_the_start(cli: Any, pretrained: Path, tmp_path: Path) -> None:
+    words = [f"model.weights={pretrained}", "train.freeze_batch_norm=true"]
+    before = torch.load(pretrained / "encoder.pt", weights_only=True)
+
+    result = cli.pretrain(tmp_path / "run", *words)
+    random = cli.pretrain(tmp_path / "random", "train.freeze_batch_norm=true")
+
+    assert result.code == 0, result.err
+    after = torch.load(tmp_path / "run/encoder.pt", weights_only=True)
+    statistics = [key for key in before if "running" in key or "num_batches" in key]
+    assert len(statistics) == 60
+    assert all(torch.equal(before[key], after[key]) for key in statistics)
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    assert "warning: train.freeze_batch_norm" not in result.out
+    assert "warning: train.freeze_batch_norm keeps" in random.out
 
 
 def test_another_seed_gives_another_encoder(cli: Any, stopped: Path, tmp_path: Path, differing_tensors: Any) -> None:

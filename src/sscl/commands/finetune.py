@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sscl import augment, features, metrics, optim, run
 from sscl.augment import Augmentation
 from sscl.commands.inputs import (
+    NO_STATISTICS,
     all_rows,
     check_inputs_outside,
     describe_tiles,
@@ -79,6 +80,8 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     model = Classifier(encoder, num_classes=len(tiles.classes)).to(device).to(memory_format=torch.channels_last)
     frozen = config.train.freeze_encoder
     model.encoder.requires_grad_(not frozen)
+    if config.train.freeze_batch_norm and config.model.weights is None:
+        print(NO_STATISTICS)
     decay = config.train.weight_decay
     groups = optim.parameter_groups(model.encoder, learning_rate=config.train.learning_rate, weight_decay=decay)
     groups += optim.parameter_groups(model.head, learning_rate=config.train.head_learning_rate, weight_decay=decay)

@@ -24,6 +24,10 @@ from sscl.weights import exported_facts, load_trunk, read_torch_file, read_trunk
 
 # Keys that decide which tiles of a folder are its test split.
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv")
+NO_STATISTICS = (
+    "warning: train.freeze_batch_norm keeps the batch-norm statistics of the weights, and random ones have none "
+    "(mean 0, variance 1): nothing is normalised; leave it out, or give model.weights"
+)
 # What a checkpoint holds besides plain values.
 TENSORS = ("encoder", "head", "model", "optimizer", "scaler")
 
@@ -87,7 +91,8 @@ def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
 def split_changes(data: DataConfig, trained: dict[str, Any]) -> list[str]:
     """Return the keys by which the test split differs from that of a data section trained on, as data.KEY."""
     now = plain(data)
-    return [f"data.{key}" for key in SPLIT_KEYS if now[key] != trained[key]]
+    deciding = ("source",) if data.source == "pathmnist" else SPLIT_KEYS  # an .npz file holds its splits
+    return [f"data.{key}" for key in deciding if now[key] != trained[key]]
 
 
 def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:
@@ -233,8 +238,15 @@ def _open(
         own_mean, own_std = trunk.mean or usual_mean, trunk.std or usual_std
     if content is not None:
         size_px = content["preprocessing"]["size_px"]
-        data = content["config"]["data"]  # pretraining has a list of sources
-        history = [*content["history"], *([data] if isinstance(data, dict) else data)]
+        data = content["config"]["data"]
+        sources = [data] if isinstance(data, dict) else data  # pretraining has a list
+        # Before it had one, there was `unlabelled`, a folder besides.
+        more = [
+            {**source, "source": "folder", "root": source["unlabelled"]}
+            for source in sources
+            if source.get("unlabelled")
+        ]
+        history = [*content["history"], *sources, *more]
     return Start(
         encoder=encoder,
         mean=tuple(mean or own_mean),

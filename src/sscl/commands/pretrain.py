@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from sscl import augment, features, optim, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import all_rows, check_inputs_outside, start_encoder
+from sscl.commands.inputs import NO_STATISTICS, all_rows, check_inputs_outside, start_encoder
 from sscl.commands.sources import epoch_rows, load_sources, source_key
-from sscl.config import PretrainConfig, plain
+from sscl.config import PretrainConfig, plain, validate
 from sscl.data.split import occurrences, stratified_split
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision
@@ -65,6 +65,8 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     torch.manual_seed(config.seed)
     start = start_encoder(config.model)
     encoder, mean, std = start.encoder, start.mean, start.std
+    if config.train.freeze_batch_norm and config.model.weights is None:
+        print(NO_STATISTICS)
     projection = build_projection(
         encoder.num_features, kind=config.projection.kind, hidden=config.projection.hidden, dim=config.projection.dim
     )
@@ -374,20 +376,22 @@ def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str
             found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         return found
 
-    def sections(config: dict[str, Any]) -> dict[str, Any]:
-        sources = config["data"] if isinstance(config["data"], list) else [config["data"]]
-        return flat({**config, "data": sources[0] if len(sources) == 1 else dict(enumerate(sources))})
+    def sections(config: PretrainConfig) -> dict[str, Any]:
+        keys = plain(config)
+        return flat({**keys, "data": keys["data"][0] if len(config.data) == 1 else dict(enumerate(keys["data"]))})
 
-    earlier = content["config"]["data"]
-    count = len(earlier) if isinstance(earlier, list) else 1
-    if count != len(config.data):
-        raise ValueError(f"data: got {len(config.data)} sources, but the run to resume has {count}; leave it as it was")
-    before, now = sections(content["config"]), sections(plain(config))
+    # Validated, so that keys which are newer than the run have their defaults, by which it went.
+    earlier = validate(PretrainConfig, content["config"], source="the run to resume")
+    if len(earlier.data) != len(config.data):
+        raise ValueError(
+            f"data: got {len(config.data)} sources, but the run to resume has {len(earlier.data)}; leave it as it was"
+        )
+    before, now = sections(earlier), sections(config)
     for key, value in now.items():
         bare = re.sub(r"\.\d+\.", ".", key)
         free = any(bare == name or bare.startswith(f"{name}.") for name in FREE_ON_RESUME)
-        if not free and before.get(key) != value:
-            raise ValueError(f"{key}: got {value!r}, but the run to resume has {before.get(key)!r}; leave it as it was")
+        if not free and before[key] != value:
+            raise ValueError(f"{key}: got {value!r}, but the run to resume has {before[key]!r}; leave it as it was")
     if content["precision"] != precision:
         raise ValueError(f"precision: is {precision} here, but the run to resume had {content['precision']}; set it")
     if content["data_fingerprint"] != fingerprint:

@@ -69,16 +69,16 @@ def source_key(config: PretrainConfig, i: int, key: str) -> str:
 
 
 def check_apart(config: PretrainConfig) -> None:
-    """Raise ValueError if a source may hold another's test tiles, or the same tiles."""
+    """Raise ValueError if a source may hold tiles of another, its test tiles perhaps."""
     roots = [Path(source.root).resolve() for source in config.data]
     for i, inner in enumerate(roots):
         for j, outer in enumerate(roots):
-            if i != j and inner.is_relative_to(outer) and not inner.is_relative_to(outer / "train"):
+            if i != j and inner.is_relative_to(outer):
                 if inner == outer:
                     raise ValueError(f"data.{max(i, j)}.root: {inner} is data.{min(i, j)}.root too; name each set once")
                 raise ValueError(
-                    f"data.{i}.root: {inner} lies in data.{j}.root ({outer}), so the one may hold the other's test "
-                    "tiles, which pretraining may not see; name folders that are apart"
+                    f"data.{i}.root: {inner} lies in data.{j}.root ({outer}), so the one holds tiles of the other, "
+                    "maybe its test tiles, which pretraining may not see; name folders that are apart"
                 )
 
 
@@ -88,7 +88,7 @@ def epoch_rows(
     """Return the rows of an epoch's batches, (steps, N).
 
     Raises:
-        ValueError: with one source a batch, a source that fills none.
+        ValueError: a source that is left without tiles or draws, or, with one source a batch, that fills no batch.
     """
     sizes = np.bincount(source_of[train], minlength=len(config.data)).tolist()
     weights = [source.weight for source in config.data if source.weight is not None] or None
@@ -98,10 +98,12 @@ def epoch_rows(
             continue
         if size == 0:
             raise ValueError(f"{source_key(config, i, 'root')}: no tiles to train on are left of {config.data[i].root}")
-        if config.train.mix == "source" and draw < config.train.batch_size:
+        # A batch with more draws than the source has tiles would hold some twice, as their own negatives.
+        if config.train.mix == "source" and min(size, draw) < config.train.batch_size:
             raise ValueError(
-                f"train.mix: one source a batch needs batches of it, but source {i} ({config.data[i].root}) has "
-                f"{draw} draws an epoch and train.batch_size is {config.train.batch_size}; lower that, or mix=batch"
+                f"train.mix: one source a batch needs batches of it, but source {i} ({config.data[i].root}) has {size} "
+                f"tiles, {draw} draws an epoch and train.batch_size is {config.train.batch_size}; lower that, or "
+                "mix=batch"
             )
         if draw == 0:
             raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from sscl.config.base import Section, knob
 
 
@@ -29,6 +31,19 @@ class DataConfig(Section):
     )
     cache_dir: str | None = knob(None, "folder for decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
     device_budget_gb: float = knob(4.0, "tiles go to the GPU as a whole up to this size, GiB", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_key(cls, value: Any) -> Any:
+        """Take `unlabelled: null`, which configurations and checkpoints have from before sources were a list."""
+        if not isinstance(value, dict) or "unlabelled" not in value:
+            return value
+        if value["unlabelled"] is not None:
+            raise ValueError(
+                "unlabelled: is a source of its own now, data: [{source: ..., root: ...}, "
+                f"{{source: folder, root: {value['unlabelled']}}}]"
+            )
+        return {key: kept for key, kept in value.items() if key != "unlabelled"}
 
 
 class SourceConfig(DataConfig):
