@@ -115,6 +115,51 @@ def test_frozen_encoder_stays_bit_identical_while_the_head_learns(
     assert not torch.equal(best(tmp_path / "a")["head"]["weight"], untrained.weight)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_frozen_batch_statistics_stay_while_all_else_learns(
+    cli: Any, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joint: bool
+) -> None:
+    """In every step, after validation too, and in the steps of both kinds."""
+    words = [f"model.weights={pretrained}", "train.freeze_batch_norm=true", "train.epochs=2", "train.select=loss"]
+    if joint:
+        words += ["contrast.kind=cross_view", "contrast.projection.kind=mlp", "contrast.projection.hidden=16"]
+    modes: list[tuple[bool, bool, bool]] = []
+    projection_modes: list[bool] = []
+    real_pairs, real_train = finetune.project_pairs, finetune.Classifier.forward
+
+    def forward(model: Any, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            modes.append((model.training, model.encoder.bn1.training, model.encoder.layer4[1].bn2.training))
+        return real_train(model, x)
+
+    def pairs(model: Any, *rest: Any, **named: Any) -> Any:
+        projection_modes.append(model.projection[1].training)
+        return real_pairs(model, *rest, **named)
+
+    monkeypatch.setattr(finetune.Classifier, "forward", forward)
+    monkeypatch.setattr(finetune, "project_pairs", pairs)
+
+    result = cli.finetune(tmp_path / "run", *words)
+
+    assert result.code == 0, result.err
+    assert modes == [(True, False, False)] * 6
+    assert projection_modes == ([True] * 6 if joint else [])  # the projection is new: it has no statistics to keep
+    before = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
+    after = dict(best(tmp_path / "run")["encoder"])
+    statistics = {key for key in before if "running" in key or "num_batches" in key}
+    assert len(statistics) == 60
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert same == statistics  # the scales and shifts of the batch norms learn
+
+
+def test_frozen_batch_statistics_of_random_weights_are_warned_of(cli: Any, tmp_path: Path) -> None:
+    result = cli.finetune(tmp_path / "run", "train.freeze_batch_norm=true")
+
+    assert result.code == 0, result.err
+    assert "warning: train.freeze_batch_norm keeps" in result.out
+    assert "random ones have none" in result.out
+
+
 def test_weights_of_another_encoder_are_refused_with_the_keys_to_set(
     cli: Any, pretrained: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +284,95 @@ def test_balanced_draws_show_classes_equally_often_and_only_training_tiles() -> 
     assert sorted(finetune.epoch_rows(train, tiles, plain, epoch=0)) == sorted(train)
     orders = [finetune.epoch_rows(train, tiles, plain, epoch=epoch).tolist() for epoch in (0, 1)]
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(1, 1), (6, 1), (7, 2), (25, 5)])
+def test_steps_an_epoch_are_whole_shuffled_passes_and_a_part_of_one(steps: int, passes: int) -> None:
+    tiles, settings = some_tiles([40, 16]), config(steps_per_epoch=steps, batch_size=8)
+    train, _ = finetune.labelled_parts(tiles, settings)
+    assert len(train) == 48
+
+    epochs = [finetune.epoch_rows(train, tiles, settings, epoch=epoch) for epoch in range(3)]
+
+    parts = [tuple(rows[start : start + 48].tolist()) for rows in epochs for start in range(0, len(rows), 48)]
+    assert [len(rows) for rows in epochs] == [8 * steps] * 3
+    assert len(parts) == len(set(parts)) == 3 * passes  # no pass in the order of another
+    for part in parts:
+        assert set(part) <= set(train.tolist())
+        assert len(set(part)) == len(part)
+    again = finetune.epoch_rows(train, tiles, settings, epoch=1)
+    assert again.tolist() == epochs[1].tolist()
+
+
+def test_steps_an_epoch_for_fewer_tiles_than_a_batch() -> None:
+    tiles, settings = some_tiles([4, 4]), config(steps_per_epoch=10, batch_size=64, validation_fraction=0.25)
+    train, _ = finetune.labelled_parts(tiles, settings)
+
+    rows = finetune.epoch_rows(train, tiles, settings, epoch=0)
+
+    assert np.bincount(rows)[train].tolist() == [10] * 6  # batches of 6, the whole set each
+
+
+@pytest.mark.parametrize("steps", [3, 6, 17])
+def test_steps_an_epoch_with_balanced_draws(steps: int) -> None:
+    tiles, settings = some_tiles([50, 6]), config(steps_per_epoch=steps, batch_size=8, balance="draws")
+    train, _ = finetune.labelled_parts(tiles, settings)
+
+    rows = finetune.epoch_rows(train, tiles, settings, epoch=2)
+
+    assert len(rows) == 8 * steps
+    whole = rows[: len(rows) // len(train) * len(train)]  # of the last pass only a part is drawn
+    assert len(whole) == 0 or np.ptp(np.bincount(tiles.labels[whole])) <= 2
+    assert 0.25 < tiles.labels[rows].mean() < 0.75
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (1.0, []),
+        (0.5, ["train.balance=draws"]),
+        (0.3, ["contrast.kind=cross_view", "contrast.projection.dim=8", "train.batch_size=6"]),
+    ],
+)
+def test_steps_an_epoch_do_not_depend_on_the_share_of_the_labels(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, words: list[str]
+) -> None:
+    """4 an epoch, where one pass is 3 or less; the schedule ends with the last, and no view of a tile comes twice."""
+    joint = 2 if "contrast.kind=cross_view" in words else 1
+    rates: list[float] = []
+    views: list[tuple[int, int, int]] = []
+    real_step, real_view = finetune.take_step, finetune.augment.view
+
+    def step(loss: torch.Tensor, *, optimizer: Any, scaler: Any) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        real_step(loss, optimizer=optimizer, scaler=scaler)
+
+    def view(images: Any, rows: torch.Tensor, *, view: Any, **named: Any) -> Any:
+        if isinstance(view, torch.Tensor):  # a step on labels
+            views.extend((named["epoch"], *pair) for pair in zip(rows.tolist(), view.tolist(), strict=True))
+        return real_view(images, rows, view=view, **named)
+
+    monkeypatch.setattr(finetune, "take_step", step)
+    monkeypatch.setattr(finetune.augment, "view", view)
+    settings = [f"train.label_fraction={share}", "train.steps_per_epoch=4", "train.epochs=2", "train.warmup_epochs=0"]
+
+    result = cli.finetune(tmp_path / "run", *settings, *words)
+
+    assert result.code == 0, result.err
+    assert "for validation, 4 steps of" in result.out
+    expected = [1e-4 * (1 + math.cos(math.pi * number / 8)) / 2 for number in range(8) for _ in range(joint)]
+    assert rates == pytest.approx(expected)
+    assert len(views) == len(set(views)) >= 8 * 6
+
+
+def test_as_many_steps_as_one_pass_has_change_nothing(cli: Any, tmp_path: Path, differing_tensors: Any) -> None:
+    plain = cli.finetune(tmp_path / "plain", "train.epochs=2")
+    counted = cli.finetune(tmp_path / "counted", "train.epochs=2", "train.steps_per_epoch=3")
+
+    assert ", 3 steps of 8" in plain.out
+    assert counted.code == 0, counted.err
+    a, b = (dict(best(tmp_path / name)["encoder"]) for name in ("plain", "counted"))
+    assert differing_tensors(a, b) == []
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"])
