@@ -174,9 +174,8 @@ def _foreign_names(path: Path) -> list[str]:
     if zipfile.is_zipfile(path):
         return sorted(get_unsafe_globals_in_checkpoint(path))
     names: set[str] = set()
-    with path.open(
-        "rb"
-    ) as handle:  # before torch 1.6: pickles of a number, the format's version, the system, the content
+    # Before torch 1.6: pickles of a number, the format's version, the system, the content.
+    with path.open("rb") as handle:
         for _ in range(4 if handle.peek(1)[:1] == b"\x80" else 0):
             for opcode, argument, _position in pickletools.genops(handle):
                 if opcode.name == "GLOBAL":
