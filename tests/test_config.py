@@ -90,7 +90,7 @@ def write(tmp_path: Path, text: str) -> Path:
             "augment.blur_sigma_px=[-1,1]",
             "augment.blur_sigma_px: got [-1, 1]; a bound is negative; allowed is 0 <= lowest <= highest",
         ),
-        ("model.std=[0.2,0,0.2]", "model.std: got [0.2, 0.0, 0.2], allowed are three numbers > 0"),
+        ("model.std=[0.2,0,0.2]", "model.std: got [0.2, 0, 0.2]; allowed are three numbers > 0"),
         # literals
         (
             "train.optimizer=adam",
@@ -101,6 +101,22 @@ def write(tmp_path: Path, text: str) -> Path:
 )
 def test_one_line_a_fault(override, message):
     assert fault_of(override) == f"{message} (command line)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "message"),
+    [
+        ("export", "std=[0.2,0,0.2]", "std: got [0.2, 0, 0.2]; allowed are three numbers > 0"),
+        ("embed", "encoder.std=[0.2,-1,0.2]", "encoder.std: got [0.2, -1, 0.2]; allowed are three numbers > 0"),
+        ("embed", "methods=pca", "methods: got 'pca', allowed is a list, [a, b, ...]"),
+        ("probe", "fractions=0.1", "fractions: got 0.1, allowed is a list, [a, b, ...]"),
+        ("probe", "c_grid=1", "c_grid: got 1, allowed is a list, [a, b, ...]"),
+    ],
+)
+def test_one_line_a_fault_of_the_other_commands(kind, override, message):
+    with pytest.raises(ValueError) as fault:
+        load_config(getattr(config, cli.COMMANDS[kind].config), overrides=[override])
+    assert f"{message} (command line)" in str(fault.value).splitlines()
 
 
 def test_missing_keys_are_all_named():

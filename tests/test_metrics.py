@@ -388,3 +388,8 @@ def test_the_same_seed_gives_the_same_resamples_whatever_the_chunks(groups, monk
     monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", 7 * 60)
     assert (resamples(0) == first).all()
     assert not (resamples(1) == first).all()
+
+
+def test_few_groups_are_told() -> None:
+    assert metrics.few_groups(None) is metrics.few_groups([str(i % 10) for i in range(40)]) is None
+    assert metrics.few_groups([str(i % 9) for i in range(40)]).startswith("9 slides or patients are few")

@@ -19,6 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")  # those of predicted classes that comparisons show
 ANNOTATORS = 7  # MHIST: votes are counts out of seven
+_ENOUGH_GROUPS = 10  # cluster bootstraps are known to cover too little with less than a few tens
 _CHUNK_ELEMENTS = 4_000_000  # resamples are worked through in chunks of about this many weights (32 MB)
 
 
@@ -215,6 +216,14 @@ def resamples(
         ]
         cells = np.concatenate(picked, axis=1) + tiles * np.arange(size)[:, None]
         yield np.bincount(cells.ravel(), minlength=size * tiles).reshape(size, tiles).astype(np.float64)
+
+
+def few_groups(groups: Sequence[str] | npt.NDArray[np.str_] | None) -> str | None:
+    """Return a sentence where intervals from resampled groups rest on too few of them; else None."""
+    count = len(set(groups)) if groups is not None else _ENOUGH_GROUPS
+    if count >= _ENOUGH_GROUPS:
+        return None
+    return f"{count} slides or patients are few to draw from: the intervals over them are too narrow"
 
 
 def figures(labels: IntArray, predictions: IntArray, *, weights: FloatArray | None = None) -> FloatArray:

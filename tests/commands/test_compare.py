@@ -223,6 +223,15 @@ def test_real_pretraining_that_was_stopped_is_resumed(compared: Any) -> None:
     assert by_name["fine-tuned-1"] == by_name["ssl-1"] == by_name["scratch-0"] == "reused"
 
 
+def test_a_missing_data_set_is_told_before_anything_is_written(study: Study, cli: Any, tmp_path: Path) -> None:
+    path = study(ROWS, root=str(tmp_path / "none"))
+    result = cli("compare", "--config", path)
+    assert result.code == 2
+    missing = f"data.root: {tmp_path / 'none'}: no such file or folder"
+    assert result.err.splitlines() == [f"sscl: {name}: {missing}" for name in ("scratch", "ssl", "fine-tuned")]
+    assert not (path.parent / "out").exists()
+
+
 # --- runs that are made up ---
 
 
@@ -497,10 +506,11 @@ def test_a_folder_that_is_not_ours_is_left_alone(study: Study, cli: Any, snapsho
 
 
 def test_a_failing_step_is_named_and_the_complete_ones_stay(
-    study: Study, cli: Any, capfd: pytest.CaptureFixture[str]
+    study: Study, cli: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The step is a real process; what it prints comes past this one's streams."""
-    path = study(set_finetune={"data": {"root": "nowhere"}})
+    (tmp_path / "nowhere").mkdir()
+    path = study(set_finetune={"data": {"root": str(tmp_path / "nowhere")}})
     result = cli("compare", "--config", path)
     assert result.code == 2
     assert "nowhere" in capfd.readouterr().err

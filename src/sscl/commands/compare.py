@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from sscl import comparison, comparison_plots, run
 from sscl.commands.inputs import load_tiles
-from sscl.commands.planning import Step, decide, modified, plan
+from sscl.commands.planning import Step, check_roots, decide, modified, plan
 from sscl.comparison import Predictions
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.split import label_fraction
+from sscl.metrics import few_groups
 
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
 
@@ -32,6 +33,7 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
             failed. Runs that are complete stay and are taken next time.
     """
     steps = plan(config)
+    check_roots(steps)
     out = run.check_run_folder(config.out, overwrite=True, trains=True)  # a comparison goes on in its own folder
     ways = decide(steps, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
@@ -179,6 +181,7 @@ def build_report(
         if first.groups is None
         else f"of whole groups ({len(set(first.groups))} slides or patients)"
     )
+    few = few_groups(first.groups)
     caveats = dict.fromkeys(caveat for evaluation in evaluations.values() for caveat in evaluation["caveats"])
     return {
         "split": config.split,
@@ -190,7 +193,10 @@ def build_report(
             f"seed {config.bootstrap_seed}, the same for all runs; sd is over seeds; loss is cross-entropy in nats"
         ),
         # Whole groups answer what eval says of its own intervals.
-        "caveats": [text for text in caveats if first.groups is None or not text.startswith("the intervals")],
+        "caveats": [
+            *([few] if few is not None else []),
+            *(text for text in caveats if first.groups is None or not text.startswith("the intervals")),
+        ],
         "rows": lines,
         "differences": result["differences"],
         "environment": run.environment(),

@@ -91,6 +91,18 @@ def plan(config: CompareConfig) -> list[Step]:
     return list(steps.values())
 
 
+def check_roots(steps: Sequence[Step]) -> None:
+    """Raise FileNotFoundError, a line for each, where there is no such data set; the runs would say it one by one."""
+    faults: dict[str, None] = {}
+    for step in steps:
+        data = step.config.data
+        for one in data if isinstance(data, tuple) else (data,):
+            if not Path(one.root).exists():
+                faults[f"{step.entry.name}: data.root: {one.root}: no such file or folder"] = None
+    if faults:
+        raise FileNotFoundError("\n".join(faults))
+
+
 def command_of(
     entry: CompareEntry,
     config: CompareConfig,

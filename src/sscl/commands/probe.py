@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from sscl import features, probe_plots, probe_report, run
+from sscl import features, metrics, probe_plots, probe_report, run
 from sscl.commands.inputs import check_inputs_outside, frozen_encoder, has_validation, load_tiles, split_changes
 from sscl.config import EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet, plain
 from sscl.data import split
@@ -85,9 +85,9 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     precision = pick_precision(config.precision, device)
     out = run.check_run_folder(config.out, overwrite=overwrite)
     check_inputs_outside(out, {f"sets.{i}.root": data.root for i, data in enumerate(config.sets)})
-    check_inputs_outside(out, {f"encoders.{i}.weights": row.weights for i, row in enumerate(config.encoders)})
     print(f"device: {describe_device(device)}, precision {precision}")
     jobs = open_encoders(config)
+    check_inputs_outside(out, {f"weights of {job.row.name}": job.spec.weights for job in jobs})
     opened = {
         (data.name, size): open_set(data.model_copy(update={"size_px": size}), config=config)
         for data in config.sets
@@ -403,6 +403,10 @@ def notes(config: ProbeConfig, jobs: list[Job], sets: dict[str, Parts], fits: di
         elif set(groups) & set(test):
             shared = sorted(set(groups) & set(test))
             found.append(f"{name}: {len(shared)} slides or patients lie in train and test, such as {shared[0]}")
+        for part in EVALUATED:
+            few = metrics.few_groups(parts[part].groups) if part in parts else None
+            if few is not None:
+                found.append(f"{name}, {part}: {few}")
     if fits["unconverged"]:
         found.append(
             f"{fits['unconverged']} of {fits['fits']} linear fits stopped at max_iterations={config.max_iterations} "

@@ -176,9 +176,7 @@ def _explain(kind: type[Section], fault: dict[str, Any], content: Any) -> str:
     if what in ("tuple_type", "too_long") or (what == "missing" and isinstance(fault["loc"][-1], int)):
         if what == "missing":  # of a list's numbers
             dotted = ".".join(parts[:-1])
-        kept = keys(kind).get(dotted, ((), ""))[0]
-        count = 3 if kept is None else len(kept)  # means and deviations are null or three
-        return f"{dotted}: {got}, allowed is a list" + (f" of {count} numbers" if count else ", [a, b, ...]")
+        return f"{dotted}: {got}, allowed is a list{_length(kind, dotted.split('.'))}"
     if what == "missing":
         section = _section(kind, parts)
         if section is not None:
@@ -205,6 +203,15 @@ def _explain(kind: type[Section], fault: dict[str, Any], content: Any) -> str:
         return f"{dotted}: {got}, expected keys below it (`{parts[-1] if parts else 'key'}: {{...}}`)"
     allowed = str(fault["msg"]).replace("Input should be", "allowed is")
     return f"{dotted}: {got}, {allowed}"
+
+
+def _length(kind: type[Section], parts: Sequence[str]) -> str:
+    """Return how many numbers a list takes, in words; how it is written where it takes any number of entries."""
+    section = _section(kind, parts[:-1])
+    field = None if section is None else section.model_fields.get(parts[-1])
+    if field is None or Ellipsis in get_args(field.annotation):
+        return ", [a, b, ...]"
+    return f" of {3 if field.default is None else len(field.default)} numbers"  # means and deviations are null or three
 
 
 def _limits(kind: type[Section], parts: Sequence[str]) -> str:

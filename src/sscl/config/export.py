@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from sscl.config.base import Section, knob
 from sscl.config.data import DataConfig
-from sscl.config.training import EncoderConfig, EncoderName, Triple
+from sscl.config.training import Deviations, EncoderConfig, EncoderName, Triple
 
 FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx")
 METHODS = ("pca", "tsne", "umap")
@@ -45,7 +45,7 @@ class ExportConfig(Section):
     stem: Literal["standard", "small"] = knob("standard", "as model.stem, where no checkpoint of sscl says it")
     size_px: int | None = knob(None, "side of the tiles, pixels; null = what the checkpoint says", ge=16, le=1024)
     mean: Triple | None = knob(None, "trunk: channel means of pixels in 0-1; null = those of the weights")
-    std: Triple | None = knob(None, "trunk: channel deviations of pixels in 0-1; null = those of the weights")
+    std: Deviations | None = knob(None, "trunk: channel deviations of pixels in 0-1; null = those of the weights")
 
 
 class EmbedConfig(Section):

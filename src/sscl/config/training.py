@@ -13,6 +13,15 @@ from sscl.config.data import DataConfig, SourceConfig, listed_sources, one_size
 Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
 
+def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(value) <= 0:
+        raise ValueError("allowed are three numbers > 0")
+    return value
+
+
+Deviations = Annotated[Triple, AfterValidator(_above_zero)]
+
+
 def _ordered(value: Any) -> Any:
     if isinstance(value, list):
         value = tuple(value)
@@ -108,13 +117,9 @@ class ModelConfig(Section):
         "file: ours, torchvision, timm, Ciga et al., lightly, solo-learn, MoCo",
     )
     mean: Triple | None = knob(None, "channel means of pixels in 0-1; null = those of the weights, else ImageNet's")
-    std: Triple | None = knob(None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's")
-
-    @model_validator(mode="after")
-    def _std_positive(self) -> ModelConfig:
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std: got {list(self.std)}, allowed are three numbers > 0")
-        return self
+    std: Deviations | None = knob(
+        None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's"
+    )
 
 
 class EncoderConfig(Section):
@@ -125,7 +130,9 @@ class EncoderConfig(Section):
     stem: Literal["standard", "small"] = knob("standard", "as model.stem, where no checkpoint of sscl says it")
     size_px: int | None = knob(None, "side of its tiles; null = what the checkpoint says, else data.size_px", ge=16)
     mean: Triple | None = knob(None, "channel means of pixels in 0-1; null = those of the weights, else ImageNet's")
-    std: Triple | None = knob(None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's")
+    std: Deviations | None = knob(
+        None, "channel deviations of pixels in 0-1; null = those of the weights, else ImageNet's"
+    )
     seed: int = knob(0, "seed of random weights", ge=0)
 
 
