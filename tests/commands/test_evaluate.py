@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,14 @@ def test_predictions_have_the_truth_and_votes_of_the_annotations(
     annotations = {row["Image Name"]: row for row in read_rows(tiles / "annotations.csv") if row["Partition"] == "test"}
     rows = read_rows(evaluated[0] / "predictions.csv")
 
-    assert list(rows[0]) == ["id", "label", "prediction", "probability_HP", "probability_SSA", "votes"]
+    assert list(rows[0]) == ["id", "label", "prediction", "probability_HP", "probability_SSA", "loss", "votes"]
     assert {row["id"] for row in rows} == set(annotations)
     for row in rows:
         truth = annotations[row["id"]]
         assert row["label"] == truth["Majority Vote Label"]
         assert row["votes"] == truth["Number of Annotators who Selected SSA (Out of 7)"]
+        assert float(row["loss"]) == pytest.approx(-math.log(float(row[f"probability_{row['label']}"])), abs=1e-4)
+    assert report(evaluated[0])["loss"] == pytest.approx(np.mean([float(row["loss"]) for row in rows]), abs=1e-5)
 
 
 def test_accuracy_by_agreement_is_counted_from_the_votes(evaluated: tuple[Path, str], read_rows: Any) -> None:
