@@ -110,7 +110,8 @@ def differences(found: Found, *, reference: str) -> list[dict[str, Any]]:
     for (encoder, *place), ours in rows.items():
         if encoder == reference:
             continue
-        pairs = _pairs(ours, rows[(reference, *place)])
+        theirs = (reference, *place)  # Python 3.10 takes no star within brackets
+        pairs = _pairs(ours, rows[theirs])
         where = (place[0], place[1])
         row = {"encoder": encoder, "reference": reference, **dict(zip(PLACE, place, strict=True)), "pairs": len(pairs)}
         row["resampled"] = "tiles of each class" if found.groups[where] is None else "whole groups"
