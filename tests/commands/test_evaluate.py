@@ -134,7 +134,7 @@ def test_predictions_have_the_truth_and_votes_of_the_annotations(
     annotations = {row["Image Name"]: row for row in read_rows(tiles / "annotations.csv") if row["Partition"] == "test"}
     rows = read_rows(evaluated[0] / "predictions.csv")
 
-    assert list(rows[0]) == ["id", "label", "prediction", "probability_HP", "probability_SSA", "loss", "votes"]
+    assert list(rows[0]) == ["id", "label", "prediction", "probability_HP", "probability_SSA", "loss", "votes", "group"]
     assert {row["id"] for row in rows} == set(annotations)
     for row in rows:
         truth = annotations[row["id"]]
