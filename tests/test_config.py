@@ -24,6 +24,8 @@ COMMAND_OF = {
     "scratch": "finetune",
     "baseline": "finetune",
     "finetuned": "finetune",
+    "finetune_nuclei": "finetune",
+    "labels_nuclei": "compare",
     "ssl_joint": "finetune",
     "ssl": "pretrain",
     "eval": "eval",
