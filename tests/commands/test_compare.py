@@ -174,6 +174,7 @@ def test_table_is_that_of_the_evaluations(compared: Any) -> None:
     markdown = (out / "compare.md").read_text()
     assert f"| fine-tuned | {report['rows'][1]['mean']['loss']:.4f} ±" in markdown
     assert "published accuracy | ours - published" in markdown
+    assert "Note: a difference from a published figure says something only on the data" in markdown
     assert "whole groups (2 slides" in markdown
     for picture in ("curves.png", "grid.png"):
         assert (out / picture).stat().st_size > 1000
@@ -316,7 +317,7 @@ def test_fractions_reference_and_published_by_hand(study: Study, cli: Any, nothi
     assert few["mean"]["accuracy"] == pytest.approx(3 / 16)
     assert few["sd"]["accuracy"] == pytest.approx(np.sqrt(2) / 16)
     assert few["intervals"]["accuracy"][0] <= 3 / 16 <= few["intervals"]["accuracy"][1]
-    assert report["caveats"] == ["tiles lie"]
+    assert report["caveats"] == [compare.PUBLISHED, "tiles lie"]
     assert (out / "labels.png").stat().st_size > 1000
 
 

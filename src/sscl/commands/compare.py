@@ -22,6 +22,7 @@ from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.split import label_fraction
 from sscl.metrics import few_groups
 
+PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
 
 
@@ -194,6 +195,7 @@ def build_report(
         ),
         # Whole groups answer what eval says of its own intervals.
         "caveats": [
+            *([PUBLISHED] if any(entry.published for entry in config.runs) else []),
             *([few] if few is not None else []),
             *(text for text in caveats if first.groups is None or not text.startswith("the intervals")),
         ],
