@@ -240,7 +240,7 @@ EMPTIED = some([-1] * 10, classes=2)  # the classes have names, no tile is of on
 def test_labels_of_the_first_set_that_has_some_serve_the_health_signs(
     sets: list[Tiles], watched: int | None, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain, "load_tiles", lambda section, **_: sets[int(section.root[-1])])
+    monkeypatch.setattr(sources, "load_tiles", lambda section, **_: sets[int(section.root[-1])])
     settings = config(*({"source": "folder", "root": f"/set{i}"} for i in range(len(sets))), health={"tiles": 12})
 
     tiles, source = sources.load_sources(settings)
