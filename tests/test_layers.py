@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 LAYERS = (
     {"dist", "metrics", "device", "weights"},
-    {"data", "augment", "models", "losses", "optim", "cam", "plots", "run", "comparison", "probe_report"},
-    {"features", "embedding_plots", "comparison_plots", "probe_plots"},
+    {"data", "augment", "models", "losses", "optim", "cam", "plots", "run", "comparison", "probe_report", "memory"},
+    {"features", "step", "embedding_plots", "comparison_plots", "probe_plots", "profiling"},
     {"config"},
     {"commands"},
     {"cli"},
@@ -19,7 +19,8 @@ LAYERS = (
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 CONFIG_MAY = {"models"}  # constants for the documentation of defaults
-SHARED = {"commands.inputs", "commands.planning", "commands.sources"}  # what commands share; not commands
+# What commands share; not commands.
+SHARED = {"commands.inputs", "commands.planning", "commands.sources", "commands.health"}
 
 
 def name_of(path: Path, root: Path) -> str:

@@ -1,0 +1,145 @@
+"""What a training run will need of memory, told before it starts.
+
+B views in one pass, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sscl.device import autocast
+
+# Values an optimiser keeps for each parameter.
+OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
+
+
+def activation_bytes(
+    model: nn.Module, *, shape: tuple[int, int, int, int], device_type: str, precision: str = "fp32"
+) -> int:
+    """Return the bytes that a forward pass keeps for its backward pass.
+
+    The pass runs on fake tensors, which have shapes and no values, so that it takes a fraction of a second, no memory
+    worth speaking of, and leaves the model as it is, its batch-norm statistics included. Counted is every storage that
+    autograd saves, once; parameters, buffers and the input are there anyway and are not counted, but what autocast
+    makes of them is. `torch.compile` may keep less.
+
+    Args:
+        model: in the mode in which it will train, before it is wrapped for several ranks or compiled.
+        shape: of the input, (B, 3, H, W).
+        device_type: "cuda" or "cpu", where it will train; without CUDA the count is that of a CPU.
+        precision: fp32, bf16 or fp16, the autocast of the training.
+
+    Raises:
+        ValueError: the precision is none of these.
+    """
+    device = torch.device(device_type if device_type == "cpu" or torch.cuda.is_available() else "cpu")
+    there: set[int] = set()
+    saved: dict[int, int] = {}
+    alive = []  # a storage that goes could leave its number to the next
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in there:
+            alive.append(storage)
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode(), torch.enable_grad():
+        state = {name: _fake(value, device) for name, value in _state(model).items()}
+        images = torch.empty(shape, device=device, memory_format=torch.channels_last)
+        there |= {value.untyped_storage()._cdata for value in (*state.values(), images)}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(device, precision):
+            torch.func.functional_call(model, state, (images,))
+    return sum(saved.values())
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _fake(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return an empty tensor of the same shape and strides; call it in FakeTensorMode."""
+    empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    return empty.requires_grad_(value.requires_grad)
+
+
+def report(
+    *,
+    model: nn.Module,
+    optimizer: str,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    precision: str,
+    store_bytes: int,
+    budget_gb: float,
+    views: int | None = None,
+) -> list[str]:
+    """Return lines that say what a training will take, to be printed before it starts.
+
+    It is an estimate from below: the libraries' workspaces, the loss and the gradients that live for a moment in the
+    backward pass come on top.
+
+    Args:
+        model: all that is trained, as for `activation_bytes`.
+        optimizer: sgd, lars or adamw.
+        shape: what goes through the model at a time, (B, 3, H, W): the views of a batch, or of a microbatch.
+        device, precision: of the training.
+        store_bytes: the tiles, uint8.
+        budget_gb: up to which size the tiles go to a GPU, GiB (data.device_budget_gb).
+        views: views that exist at a time, where those are more than B.
+
+    Raises:
+        ValueError: an unknown optimizer.
+    """
+    if optimizer not in OPTIMIZER_STATE:
+        raise ValueError(f"train.optimizer: got {optimizer!r}, allowed are {', '.join(OPTIMIZER_STATE)}")
+    count, side = shape[0], shape[2]
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    on_gpu = device.type == "cuda"
+    resident = on_gpu and store_bytes <= budget_gb * 2**30
+    if not on_gpu:
+        where = "where they are: in memory, or read from the cache as needed"
+    elif resident:
+        where = f"on the GPU (data.device_budget_gb {budget_gb:g})"
+    else:
+        where = f"not on the GPU, above data.device_budget_gb {budget_gb:g}: each batch is copied there"
+    parts = [
+        ("parameters", sum(value.nbytes for value in _state(model).values()), ""),
+        ("gradients", trained, ""),
+        (f"{optimizer} state", trained * OPTIMIZER_STATE[optimizer], ""),
+        (
+            "activations",
+            activation_bytes(model, shape=shape, device_type=device.type, precision=precision),
+            f"of {count} views at {side} px, {precision}",
+        ),
+        ("views", (views or count) * 3 * shape[2] * shape[3] * 4, f"{views or count} at {side} px"),
+        ("tiles", store_bytes, where),
+    ]
+    need = sum(size for name, size, _ in parts if name != "tiles" or resident)
+    limit = torch.cuda.get_device_properties(device).total_memory if on_gpu else None
+    total = ("total", need, "without the tiles" if limit is None else f"of the GPU's {readable(limit)}")
+    lines = [f"  {name:<12} {readable(size):>10}  {note}".rstrip() for name, size, note in (*parts, total)]
+    if limit is not None and need > limit:
+        lines.append(f"warning: this does not fit; {out_of_memory_hint()}")
+    return ["memory, estimated:", *lines]
+
+
+def readable(size: int) -> str:
+    """Return a size in bytes with a unit, in MiB below 1 GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def out_of_memory_hint(*, microbatch: bool = True) -> str:
+    """Return which keys to lower when memory runs out, the one that costs least first.
+
+    Args:
+        microbatch: whether the command has train.microbatch.
+    """
+    first = "train.microbatch (the result stays the same), then " if microbatch else ""
+    return (
+        f"lower {first}train.batch_size, data.device_budget_gb, data.size_px, "
+        "take a smaller model.name, or set precision=bf16"
+    )

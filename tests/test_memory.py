@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from sscl import memory, models, optim
+from sscl.device import autocast
+from sscl.memory import activation_bytes, out_of_memory_hint, readable, report
+
+CPU = torch.device("cpu")
+SHAPE = (4, 3, 32, 32)
+
+
+def contrastive(name: str) -> nn.Module:
+    encoder = models.build_encoder(name)
+    projection = models.build_projection(encoder.num_features, kind="mlp", hidden=64, dim=16)
+    return models.ContrastiveModel(encoder, projection=projection).to(memory_format=torch.channels_last)
+
+
+def really_saved(model: nn.Module, *, precision: str = "fp32") -> int:
+    """Bytes of all storages that autograd keeps after a forward pass that computes."""
+    model = copy.deepcopy(model)
+    images = torch.rand(SHAPE).contiguous(memory_format=torch.channels_last)
+    there = {value.untyped_storage().data_ptr() for value in (images, *model.parameters(), *model.buffers())}
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.detach()), lambda _: None)
+    with hooks, autocast(CPU, precision):
+        model(images)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(size for address, size in storages.items() if address not in there)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18_pathmnist"])
+def test_the_estimate_is_what_a_cpu_keeps(name):
+    model = contrastive(name)
+    assert activation_bytes(model, shape=SHAPE, device_type="cpu") == really_saved(model)
+
+
+def test_under_autocast_too():
+    # Exact but for batch norm's saved means, which a CPU keeps in fp32 and torch's shape rules give in bf16.
+    model = contrastive("resnet18")
+    estimate = activation_bytes(model, shape=SHAPE, device_type="cpu", precision="bf16")
+    assert estimate == pytest.approx(really_saved(model, precision="bf16"), rel=0.005)
+    assert estimate != activation_bytes(model, shape=SHAPE, device_type="cpu")
+
+
+def test_by_hand():
+    # conv keeps its input (the given one: not counted), batch norm its input and two statistics, ReLU its result.
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    assert activation_bytes(model, shape=(2, 3, 16, 16), device_type="cpu") == 2 * (2 * 8 * 16 * 16) * 4 + 2 * 8 * 4
+
+
+def test_it_grows_with_the_views_and_frozen_parts_keep_nothing():
+    model = contrastive("resnet18")
+    one, two = (activation_bytes(model, shape=(count, 3, 64, 64), device_type="cpu") for count in (64, 128))
+    assert two / one == pytest.approx(2, rel=1e-3)
+    model.encoder.requires_grad_(False)
+    assert activation_bytes(model, shape=(64, 3, 64, 64), device_type="cpu") < one / 100
+
+
+def test_the_model_stays_as_it_was():
+    model = contrastive("resnet18").train()
+    before = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    activation_bytes(model, shape=SHAPE, device_type="cpu", precision="bf16")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name][0]), name
+        assert value.data_ptr() == before[name][1]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert type(next(model.parameters()).data) is torch.Tensor
+
+
+def test_nothing_of_that_size_is_allocated():
+    # A ResNet50 with 8,192 views of 224 px keeps about 0.8 TB: a computed pass would not end well.
+    assert activation_bytes(contrastive("resnet50"), shape=(8192, 3, 224, 224), device_type="cpu") > 500 * 2**30
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_the_optimizers_keep_what_the_table_says(name):
+    layer = nn.Linear(10, 10, bias=False)
+    layer(torch.ones(1, 10)).sum().backward()
+    optimizer = optim.build_optimizer(name, optim.parameter_groups(layer, learning_rate=0.1, weight_decay=0.0))
+    optimizer.step()
+    kept = sum(value.numel() for value in optimizer.state[layer.weight].values() if value.numel() > 1)
+    assert kept == memory.OPTIMIZER_STATE[name] * layer.weight.numel()
+    assert set(memory.OPTIMIZER_STATE) == set(optim.OPTIMIZERS)
+
+
+def lines(device: torch.device = CPU, **changes) -> dict[str, str]:
+    given = {
+        "model": nn.Conv2d(3, 256, 16, stride=16, bias=False),  # 0.75 MiB
+        "optimizer": "adamw",
+        "shape": (4, 3, 32, 32),
+        "device": device,
+        "precision": "fp32",
+        "store_bytes": 3 * 2**30,
+        "budget_gb": 4.0,
+    }
+    found = report(**{**given, **changes})
+    assert found[0] == "memory, estimated:"
+    return {re.match(r"\s*(\D+?)(  |:)", line)[1]: " ".join(line.split()) for line in found[1:]}
+
+
+def test_the_report_on_a_cpu():
+    found = lines()
+    assert found == {
+        "parameters": "parameters 0.8 MiB",
+        "gradients": "gradients 0.8 MiB",
+        "adamw state": "adamw state 1.5 MiB",
+        "activations": "activations 0.0 MiB of 4 views at 32 px, fp32",
+        "views": "views 0.0 MiB 4 at 32 px",
+        "tiles": "tiles 3.0 GiB where they are: in memory, or read from the cache as needed",
+        "total": "total 3.0 MiB without the tiles",
+    }
+    assert lines(views=4096)["views"] == "views 48.0 MiB 4096 at 32 px"
+    assert lines(optimizer="lars")["lars state"] == "lars state 0.8 MiB"
+
+
+def test_frozen_parameters_have_no_gradient_and_no_state():
+    found = lines(model=nn.Conv2d(3, 256, 16, stride=16, bias=False).requires_grad_(False))
+    assert (found["gradients"], found["adamw state"]) == ("gradients 0.0 MiB", "adamw state 0.0 MiB")
+    assert found["parameters"] == "parameters 0.8 MiB"
+
+
+@pytest.mark.parametrize(
+    ("budget_gb", "memory_gb", "tiles", "total", "warned"),
+    [
+        (4.0, 16, "on the GPU (data.device_budget_gb 4)", "3.0 GiB of the GPU's 16.0 GiB", False),
+        (4.0, 2, "on the GPU (data.device_budget_gb 4)", "3.0 GiB of the GPU's 2.0 GiB", True),
+        (2.5, 2, "not on the GPU, above data.device_budget_gb 2.5: each batch is copied there", "3.0 MiB of", False),
+    ],
+)
+def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeypatch):
+    class Properties:
+        total_memory = memory_gb * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(memory, "activation_bytes", lambda *args, **kwargs: 0)
+    found = lines(torch.device("cuda"), budget_gb=budget_gb)
+    assert found["tiles"].endswith(tiles)
+    assert total in found["total"]
+    assert ("warning" in found) == warned
+    if warned:
+        assert found["warning"] == f"warning: this does not fit; {out_of_memory_hint()}"
+
+
+def test_an_unknown_optimizer():
+    with pytest.raises(ValueError, match=re.escape("train.optimizer: got 'adam', allowed are sgd, lars, adamw")):
+        lines(optimizer="adam")
+
+
+def test_the_hint_names_the_keys_in_order():
+    keys = ["train.batch_size", "data.device_budget_gb", "data.size_px", "model.name", "precision"]
+    for microbatch, expected in ((True, ["train.microbatch", *keys]), (False, keys)):
+        hint = out_of_memory_hint(microbatch=microbatch)
+        assert re.findall(r"[a-z_]+\.[a-z_]+|precision", hint) == expected
+
+
+def test_sizes():
+    assert [readable(size) for size in (0, 2**20, 2**30 - 1, 2**30)] == ["0.0 MiB", "1.0 MiB", "1024.0 MiB", "1.0 GiB"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_allocates_what_was_estimated(precision):
+    device, shape = torch.device("cuda"), (64, 3, 128, 128)
+    model = contrastive("resnet50").to(device)
+    images = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
+    estimate = activation_bytes(model, shape=shape, device_type="cuda", precision=precision)
+    before = torch.cuda.memory_allocated()
+    with autocast(device, precision):
+        out = model(images)
+        held = torch.cuda.memory_allocated() - before
+    del out
+    assert estimate == pytest.approx(held, rel=0.1)
