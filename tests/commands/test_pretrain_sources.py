@@ -21,7 +21,8 @@ from sscl.augment import Augmentation
 from sscl.commands import pretrain, sources
 from sscl.config import PretrainConfig, load_config
 from sscl.data.pathmnist import write_medmnist
-from sscl.data.tiles import Tiles, TileStore
+from sscl.data.tiles import Tiles
+from sscl.step import ViewProjections, Views
 
 Entry = dict[str, Any]
 
@@ -105,10 +106,10 @@ def seen(
         {"source": "pathmnist", "root": str(npz), "weight": 3},
     )
     seen = Seen(run=tmp_path_factory.mktemp("runs") / "all", out="")
-    project, view = pretrain.project_views, pretrain.augment.view
+    project, view = ViewProjections.forward, augment.view
 
-    def spy_project(model: Any, store: TileStore, rows: torch.Tensor, repeat: torch.Tensor, **named: Any) -> Any:
-        pair = project(model, store, rows, repeat, **named)
+    def spy_project(self: Any, images: torch.Tensor, rows: torch.Tensor, *rest: torch.Tensor) -> Any:
+        pair = project(self, images, rows, *rest)
         seen.rows.append(rows.tolist())
         seen.projections.append((pair[0].detach(), pair[1].detach()))
         return pair
@@ -118,8 +119,8 @@ def seen(
         return view(images, rows, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "project_views", spy_project)
-        patch.setattr(pretrain.augment, "view", spy_view)
+        patch.setattr(ViewProjections, "forward", spy_project)
+        patch.setattr(augment, "view", spy_view)
         result = cli.pretrain(seen.run, sources, "train.temperature=0.4")
     assert result.code == 0, result.err
     seen.out = result.out
@@ -247,7 +248,9 @@ def test_labels_of_the_first_set_that_has_some_serve_the_health_signs(
     watch = pretrain.carve_health(tiles, settings)
 
     assert source.tolist() == [i for i, part in enumerate(sets) for _ in range(len(part))]
-    np.testing.assert_array_equal(tiles.images[:, 0, 0, 0], np.concatenate([part.images[:, 0, 0, 0] for part in sets]))
+    np.testing.assert_array_equal(
+        tiles.images[:][:, 0, 0, 0], np.concatenate([part.images[:, 0, 0, 0] for part in sets])
+    )
     for i, part in enumerate(sets):
         expected = part.labels.tolist() if i == watched else [-1] * len(part)
         assert tiles.labels[source == i].tolist() == expected
@@ -303,11 +306,12 @@ def test_fewer_tiles_are_part_of_more_and_drawn_by_the_split_seed(flat: Path) ->
 def test_clean_second_view_is_the_normalised_tile() -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
-    views = pretrain.ViewSettings(augmentation=Augmentation(), seed=3, mean=mean, std=std, clean_second=True)
-    rows, repeat = torch.tensor([4, 0, 4]), torch.tensor([0, 0, 1])
-    store = TileStore(images, device=torch.device("cpu"))
+    views = Views(augmentation=Augmentation(), seed=3, mean=mean, std=std, clean_second=True)
+    rows, number = torch.tensor([4, 0, 4]), torch.tensor([0, 0, 2])
 
-    a, b = pretrain.project_views(torch.nn.Flatten(), store, rows, repeat, views=views, epoch=1)
+    a, b = ViewProjections(torch.nn.Flatten(), views=views)(
+        torch.from_numpy(images[[4, 0, 4]]), rows, number, torch.tensor(1)
+    )
 
     clean = (images[[4, 0, 4]].transpose(0, 3, 1, 2) / 255 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]
     np.testing.assert_allclose(b.reshape(3, 3, 16, 16).numpy(), clean, atol=1e-5)
@@ -372,14 +376,14 @@ def test_resumed_on_two_weighted_sources_equals_straight_through(
 ) -> None:
     run = Path(shutil.copytree(stopped, tmp_path / "resumed"))
     steps: list[list[int]] = []
-    project = pretrain.project_views
+    project = ViewProjections.forward
 
-    def spy(model: Any, store: TileStore, rows: torch.Tensor, *rest: Any, **named: Any) -> Any:
+    def spy(self: Any, images: torch.Tensor, rows: torch.Tensor, *rest: torch.Tensor) -> Any:
         steps.append(rows.tolist())
-        return project(model, store, rows, *rest, **named)
+        return project(self, images, rows, *rest)
 
     assert cli.pretrain(run, *two_sources, "--resume").code == 0
-    monkeypatch.setattr(pretrain, "project_views", spy)
+    monkeypatch.setattr(ViewProjections, "forward", spy)
     assert cli.pretrain(tmp_path / "straight", *two_sources).code == 0
 
     ours, theirs = (torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (run, tmp_path / "straight"))

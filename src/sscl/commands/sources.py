@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sscl.commands.inputs import describe_tiles, load_tiles
 from sscl.config import PretrainConfig
 from sscl.data.mix import draws_per_source, epoch_batches
+from sscl.data.rows import Rows
 from sscl.data.tiles import UNLABELLED, Tiles
 
 
@@ -32,7 +33,7 @@ def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
     known = loaded[watched].groups
     groups = None if known is None else [known if i == watched else np.array(ids[i]) for i in range(len(loaded))]
     joined = Tiles(
-        images=np.concatenate([tiles.images for tiles in loaded]),
+        images=Rows([tiles.images for tiles in loaded]),
         labels=np.concatenate(labels),
         classes=loaded[watched].classes,
         ids=tuple(name for part in ids for name in part),

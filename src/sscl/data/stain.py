@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sscl.data.ingest import cached_tiles
+from sscl.data.rows import Images
 from sscl.data.tiles import Tiles
 
 # Part of every cache key: raise it when the pixels that normalise_stain returns change.
@@ -112,7 +113,7 @@ def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None =
     return replace(tiles, images=images)
 
 
-def _check(images: NDArray[np.uint8], method: str, groups: NDArray[np.str_] | None) -> None:
+def _check(images: Images, method: str, groups: NDArray[np.str_] | None) -> None:
     if method not in _METHODS:
         raise ValueError(f"stain: got {method!r}, allowed are {', '.join(_METHODS)}")
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
@@ -123,7 +124,7 @@ def _check(images: NDArray[np.uint8], method: str, groups: NDArray[np.str_] | No
 
 def _normalise_into(
     result: NDArray[np.uint8],
-    images: NDArray[np.uint8],
+    images: Images,
     *,
     method: str,
     groups: NDArray[np.str_] | None,

@@ -7,6 +7,9 @@ channels_last already, so nothing is copied on the way to the network.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sscl.data.rows import Images, Rows
+
 UNLABELLED = -1
+_AHEAD = 2  # batches that are read while one is trained on
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +28,7 @@ class Tiles:
     """A set of tiles with what is known about each.
 
     Args:
-        images: uint8, (N, H, W, 3); may be a read-only memmap.
+        images: uint8, (N, H, W, 3); an array, a read-only memmap, or `Rows` of some.
         labels: int64, (N,); index into `classes`, -1 = unlabelled.
         classes: class names; empty when nothing is labelled.
         ids: N unique names (a file name, or a posix path relative to the data folder).
@@ -33,7 +39,7 @@ class Tiles:
         ValueError: a shape, a dtype, a label or the ids are not as above.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     ids: tuple[str, ...]
@@ -73,12 +79,20 @@ class Tiles:
     def subset(self, indices: ArrayLike) -> Tiles:
         """Return the tiles at `indices` (ints, each at most once), in that order.
 
-        A contiguous ascending range keeps a view of the pixels (a memmap stays a memmap); anything else
-        copies its rows into memory.
+        Pixels of a memmap or of `Rows` stay where they are (a contiguous ascending range of a memmap stays one), as
+        does a contiguous ascending range of an array; other rows of an array are copied.
         """
         rows = np.asarray(indices, dtype=np.int64)
         contiguous = len(rows) > 0 and bool((np.diff(rows) == 1).all()) and rows[0] >= 0
-        images = self.images[rows[0] : rows[-1] + 1] if contiguous else np.asarray(self.images[rows])
+        images: Images
+        if isinstance(self.images, Rows):
+            images = self.images.select(rows)
+        elif contiguous:
+            images = self.images[rows[0] : rows[-1] + 1]
+        elif isinstance(self.images, np.memmap):
+            images = Rows([self.images]).select(rows)
+        else:
+            images = self.images[rows]
         return Tiles(
             images=images,
             labels=self.labels[rows],
@@ -116,9 +130,10 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
 class TileStore:
     """Tiles of which any batch can be had on `device`; `place_store` makes it and decides where they wait."""
 
-    def __init__(self, images: NDArray[np.uint8] | torch.Tensor, *, device: torch.device) -> None:
+    def __init__(self, images: Images | torch.Tensor, *, device: torch.device) -> None:
         self.images = images
         self.device = device
+        self._rows = None if isinstance(images, torch.Tensor) else as_rows(images)
 
     @property
     def on_device(self) -> bool:
@@ -133,30 +148,66 @@ class TileStore:
         if isinstance(self.images, torch.Tensor):
             return self.images[indices.to(self.device, non_blocking=True)]
         rows = indices.cpu().numpy()
+        return self._read(rows, self._waiting(rows)).to(self.device, non_blocking=True)
+
+    def batches(self, order: Iterable[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        """Yield for each row of `order`, int64 (steps, B), what `gather` would return.
+
+        The next batches are read by a thread while the present one is trained on, unless the tiles lie on the device.
+        The thread ends with the loop, also where that breaks off; its errors are raised in the loop.
+        """
+        if self.on_device:
+            for rows in order:
+                yield self.gather(torch.from_numpy(rows))
+            return
+        coming: deque[Future[torch.Tensor]] = deque()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="tiles")
+        try:
+            for rows in order:
+                # Memory to copy from is had here, and copied from here: the thread does nothing on the device, so
+                # all is in the order of this thread's stream.
+                coming.append(pool.submit(self._read, rows, self._waiting(rows)))
+                if len(coming) > _AHEAD:
+                    yield coming.popleft().result().to(self.device, non_blocking=True)
+            while coming:
+                yield coming.popleft().result().to(self.device, non_blocking=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _waiting(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return memory for a batch, (B, H, W, 3), from which copying to the device can run beside the network.
+
+        torch's caching allocator makes it cheap to ask for each time and keeps the block until the copy is done.
+        """
+        return torch.empty(
+            (len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+        )
+
+    def _read(self, rows: NDArray[np.int64], batch: torch.Tensor) -> torch.Tensor:
+        """Return `batch`, filled with the tiles at `rows`."""
+        assert self._rows is not None
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"tile {rows.min()} to {rows.max()} asked for, the store has {len(self)}")
-        # Pinned memory lets the copy run beside the network; torch's caching allocator makes it cheap to ask
-        # for each time and keeps the block until the copy is done.
-        pin = self.device.type == "cuda"
-        batch = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=pin)
-        # mode="clip" (the range was checked above): mode="raise" would fill a second buffer first.
-        np.take(self.images, rows, axis=0, out=batch.numpy(), mode="clip")
-        return batch.to(self.device, non_blocking=True)
+        self._rows.take(rows, out=batch.numpy())
+        return batch
 
 
-def place_store(images: NDArray[np.uint8], *, device: torch.device | str, budget_gb: float) -> TileStore:
+def place_store(images: Images, *, device: torch.device | str, budget_gb: float) -> TileStore:
     """Return a store of `images`, uint8 (N, H, W, 3), on the device if they fit there.
 
-    On a CPU the array is used where it is (a memmap is read row by row and never loaded as a whole). On
-    another device the tiles move there if they take at most `budget_gb` (GiB); else they stay and each batch
-    is copied.
+    On a CPU they are used where they are (a memmap is read row by row and never loaded as a whole). On another device
+    the tiles move there if they take at most `budget_gb` (GiB); else they stay and each batch is copied.
     """
     device = torch.device(device)
     if device.type == "cpu" or images.nbytes > budget_gb * 2**30:
         return TileStore(images, device=device)
-    resident = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for start in range(0, len(images), 1024):
-        # np.array: torch warns of read-only arrays, and a block at a time bounds the host's memory.
-        block = np.array(images[start : start + 1024])
-        resident[start : start + 1024] = torch.from_numpy(block).to(device)
+    rows = as_rows(images)
+    resident = torch.empty(rows.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(rows), 1024):  # a block at a time bounds the host's memory
+        resident[start : start + 1024] = torch.from_numpy(rows[start : start + 1024]).to(device)
     return TileStore(resident, device=device)
+
+
+def as_rows(images: Images) -> Rows:
+    """Return the images as `Rows`, of which any can be read."""
+    return images if isinstance(images, Rows) else Rows([images])

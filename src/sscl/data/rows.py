@@ -1,0 +1,145 @@
+"""Rows of tile arrays, left where they lie: what stands for the pixels of sets that are larger than memory.
+
+N rows in all, B rows at a time, H = W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class Rows:
+    """Rows of one or several uint8 (n, H, W, 3) arrays, one after the other, of which nothing is copied.
+
+    It has what of an array's ways the pixels of `Tiles` need: shape, dtype, ndim, nbytes, len, np.asarray, and
+    `rows[row]`, `rows[slice]`, `rows[ints]`, each a new array of those pixels.
+
+    Rows of a read-only memmap are read from its file, not through the mapping: pages of a mapping count as memory of
+    the process once they were touched, and a page fault reads less from a disk (a page, or far more than a tile) than
+    is known to be needed. `scripts/benchmarks/data.py` measures both.
+
+    Args:
+        parts: arrays, or such rows, of tiles of one size; at least one.
+
+    Raises:
+        ValueError: a part is not as above, or the sizes differ.
+    """
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        for part in parts:
+            if part.ndim != 4 or part.shape[3] != 3 or part.dtype != np.uint8:
+                raise ValueError(f"images: expected uint8 (N, H, W, 3), got {part.dtype} {part.shape}")
+        sizes = list(dict.fromkeys(part.shape[1:3] for part in parts))
+        if len(sizes) != 1:
+            raise ValueError(f"images: expected tiles of one size, got (H, W) of {sizes}")
+        self._arrays: list[_Array] = []
+        orders = [np.empty(0, dtype=np.int64)]
+        for part in parts:
+            first = sum(len(array) for array in self._arrays)
+            if isinstance(part, Rows):
+                self._arrays += part._arrays
+                orders.append(first + part._order)
+            else:
+                self._arrays.append(_Array(part))
+                orders.append(np.arange(first, first + len(part)))
+        self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+        self._order: NDArray[np.int64] = np.concatenate(orders)  # (N,), rows of all arrays
+        self._tile: tuple[int, int, int] = (*sizes[0], 3)
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, 3)."""
+        return (len(self._order), *self._tile)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels, wherever they lie."""
+        return len(self._order) * int(np.prod(self._tile))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        chosen = np.asarray(self._order[key])
+        out = np.empty((chosen.size, *self._tile), dtype=np.uint8)
+        self._read(chosen.ravel(), out)
+        return out.reshape(*chosen.shape, *self._tile)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("the pixels of Rows cannot be had as one array without a copy")
+        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
+
+    def select(self, rows: ArrayLike) -> Rows:
+        """Return the rows at `rows` (ints), in that order, as rows of the same arrays."""
+        chosen = object.__new__(Rows)
+        chosen.__dict__.update(self.__dict__)
+        chosen._order = self._order[np.asarray(rows, dtype=np.int64)]
+        return chosen
+
+    def take(self, rows: NDArray[np.int64], *, out: NDArray[np.uint8]) -> None:
+        """Write the pixels at `rows`, int64 (B,), into `out`, uint8 (B, H, W, 3), C-contiguous.
+
+        Raises:
+            IndexError: there is no such row.
+            OSError: a file cannot be read any more.
+        """
+        self._read(self._order[rows], out)
+
+    def _read(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Write the pixels at `rows` of all arrays into `out`."""
+        part_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for part in np.unique(part_of):
+            places = np.flatnonzero(part_of == part)
+            self._arrays[part].read(rows[places] - self._starts[part], out, places=places)
+
+
+Images: TypeAlias = NDArray[np.uint8] | Rows
+
+
+class _Array:
+    """An array of tiles, and the file of which it is a read-only mapping, if it is one."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.pixels = array.view(np.ndarray)
+        self._file: int | None = None
+        if not isinstance(array, np.memmap) or not array.flags.c_contiguous or not hasattr(os, "preadv"):
+            return
+        whole = array
+        while isinstance(whole.base, np.memmap):  # a slice has its whole's offset
+            whole = whole.base
+        if whole.mode == "r" and whole.filename is not None:
+            self._file = os.open(whole.filename, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+            self._name = whole.filename
+            self._offset = whole.offset + array.ctypes.data - whole.ctypes.data
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
+        """Write row `rows[i]` to `out[places[i]]`."""
+        if self._file is None:
+            if len(places) == len(out):  # then they are 0, 1, ...; mode="raise" would fill a second buffer first
+                np.take(self.pixels, rows, axis=0, out=out, mode="clip")
+            else:
+                out[places] = self.pixels[rows]
+            return
+        size = int(np.prod(out.shape[1:]))
+        starts = (self._offset + rows * size).tolist()
+        if hasattr(os, "posix_fadvise"):  # so that a disk has all of them to do at once
+            for start in starts:
+                os.posix_fadvise(self._file, start, size, os.POSIX_FADV_WILLNEED)
+        target = out.data.cast("B")
+        for start, place in zip(starts, (places * size).tolist(), strict=True):
+            if os.preadv(self._file, [target[place : place + size]], start) != size:
+                raise OSError(f"{self._name}: was shortened while it was in use; start again")
