@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss
 from sklearn.utils.class_weight import compute_class_weight
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
+from sscl import losses
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, focal_loss, nt_xent, nt_xent_at_collapse
 
 # Golden values for a = sin(1..12), b = cos(1..12) as (4, 3): computed twice, independently, in float64.
@@ -210,6 +213,114 @@ def test_wrong_input_is_refused(loss_of):
         loss_of(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0)
     with pytest.raises(ValueError, match=f"{name}: reduction must be mean or none, got 'sum'"):
         loss_of(torch.zeros(2, 3), torch.zeros(2, 3), reduction="sum")
+
+
+def dense(a: torch.Tensor, b: torch.Tensor, *, temperature: float, cross_view: bool = False) -> torch.Tensor:
+    """Each tile's loss from the whole matrix of similarities at once, by torch's own cross-entropy."""
+    a, b = normalize(a, dim=1), normalize(b, dim=1)
+    rows, own = torch.cat([a, b]), torch.arange(len(a))
+    if cross_view:
+        logits = a @ b.T / temperature
+        terms = cross_entropy(torch.cat([logits, logits.T]), own.repeat(2), reduction="none")
+    else:
+        logits = (rows @ rows.T / temperature).masked_fill(torch.eye(len(rows)).bool(), -math.inf)
+        terms = cross_entropy(logits, torch.cat([own + len(a), own]), reduction="none")
+    return terms.reshape(2, -1).mean(0)
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@BOTH
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("rows", [1, 7, 61, 1000])  # of 122 anchors, or twice 61: uneven, exact, and one block
+def test_blocks_equal_the_whole_matrix(loss_of, dtype, error, rows, monkeypatch):
+    """Values and gradients, with another weight on each tile's loss."""
+    pairs = 61
+    candidates = pairs if loss_of is cross_view_info_nce else 2 * pairs
+    monkeypatch.setattr(losses, "BLOCK_BYTES", rows * candidates * dtype.itemsize + 1)
+    a, b = (x.to(dtype).requires_grad_() for x in random_pair(pairs, 16))
+    weights = random_pair(pairs, 1)[0][:, 0].to(dtype)
+    ours = loss_of(a, b, temperature=0.1, reduction="none")
+    theirs = dense(a, b, temperature=0.1, cross_view=loss_of is cross_view_info_nce)
+    assert relative_error(ours, theirs) < error
+    gradients = [torch.autograd.grad((weights * x).sum(), (a, b)) for x in (ours, theirs)]
+    for our_gradient, their_gradient in zip(*gradients, strict=True):
+        assert relative_error(our_gradient, their_gradient) < error
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_rows_against_other_candidates(masked, monkeypatch):
+    """What one of several ranks does: fewer anchors than candidates, each with its own column anywhere."""
+    monkeypatch.setattr(losses, "BLOCK_BYTES", 2 * 11 * 8)
+    anchors, candidates = random_pair(5, 4)[0].requires_grad_(), random_pair(11, 4)[1].requires_grad_()
+    own = torch.tensor([3, 4, 5, 0, 10]) if masked else None
+    products = anchors @ candidates.T
+    if masked:
+        products = products.masked_fill(torch.eye(11)[own].bool(), -math.inf)
+    expected = products.logsumexp(1)
+    ours = losses._logsumexp_of_products(anchors, candidates, own)
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-14)
+    weights = torch.arange(1.0, 6.0).double()
+    gradients = [torch.autograd.grad((weights * x).sum(), (anchors, candidates)) for x in (ours, expected)]
+    assert all(torch.allclose(x, y, rtol=0, atol=1e-14) for x, y in zip(*gradients, strict=True))
+    torch.library.opcheck(losses._logsumexp_of_products, (anchors, candidates, own))
+
+
+@BOTH
+def test_autocast_around_backward_changes_nothing(loss_of):
+    a, b = (x.float().requires_grad_() for x in random_pair(16, 8))
+    (plain,) = torch.autograd.grad(loss_of(a, b), a)
+    loss = loss_of(a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (within,) = torch.autograd.grad(loss, a)
+    assert torch.equal(plain, within)
+
+
+def peak_bytes(run, trace: Path) -> int:
+    """Most bytes that torch held at a time during a call, beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    profiler.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
+    events.sort(key=lambda e: e["ts"])
+    first = events[0]["args"]
+    return max(e["args"]["Total Allocated"] for e in events) - (first["Total Allocated"] - first["Bytes"])
+
+
+@BOTH
+def test_memory_grows_with_the_batch_and_not_with_its_square(loss_of, monkeypatch, tmp_path):
+    monkeypatch.setattr(losses, "BLOCK_BYTES", 2**20)
+    for pairs in (512, 1024):
+        a, b = (x.float().requires_grad_() for x in random_pair(pairs, 16))
+        cross_view = loss_of is cross_view_info_nce
+        ours = peak_bytes(lambda x=a, y=b: loss_of(x, y, temperature=0.5).backward(), tmp_path / "ours.json")
+        whole = peak_bytes(
+            lambda x=a, y=b, c=cross_view: dense(x, y, temperature=0.5, cross_view=c).mean().backward(),
+            tmp_path / "whole.json",
+        )
+        rows_bytes = 2 * pairs * 16 * 4
+        matrix_bytes = (pairs if cross_view else 2 * pairs) ** 2 * 4
+        assert whole > matrix_bytes  # so this would see it
+        assert ours < 2**20 + 12 * rows_bytes, (ours, whole)
+
+
+@BOTH
+def test_compiles_into_one_graph(loss_of):
+    a, b = (x.float().requires_grad_() for x in random_pair(6, 4))
+
+    def step(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return loss_of(a, b, temperature=0.3, reduction="none").square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs = compiled(a, b)
+    ours = step(a, b)
+    assert relative_error(theirs, ours) < 1e-6
+    for x, y in zip(torch.autograd.grad(theirs, (a, b)), torch.autograd.grad(ours, (a, b)), strict=True):
+        assert relative_error(x, y) < 1e-5
 
 
 def test_focal_loss_without_focus_is_cross_entropy():

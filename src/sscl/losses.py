@@ -6,11 +6,17 @@ B pairs on this rank, N pairs over all ranks, D dimensions, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from sscl import dist
+
+# The contrastive losses hold this much of their matrix of similarities at a time. Small enough for a GPU's cache, large
+# enough that each of its kernels has work; on a CPU anything below is as fast.
+BLOCK_BYTES = 32 * 2**20
 
 
 def nt_xent(a: torch.Tensor, b: torch.Tensor, *, temperature: float = 0.7, reduction: str = "mean") -> torch.Tensor:
@@ -21,7 +27,8 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, *, temperature: float = 0.7, reduc
     is the global loss; under DistributedDataParallel its gradient is the global one).
 
     Computed in float32 (float64 stays float64) with autocast off: autocast would turn even a `.float()` matmul into
-    bf16.
+    bf16. The matrix of similarities, (2B, 2N), is made in blocks of `BLOCK_BYTES`, and again in backward instead of
+    being kept, so memory grows with the batch and not with its square.
 
     Args:
         a, b: projections of the two views, (B, D); row i of each is the same tile. Need not be normalised.
@@ -38,14 +45,12 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, *, temperature: float = 0.7, reduc
         a, b = _unit_rows(a), _unit_rows(b)
         anchors = torch.cat([a, b])  # (2B, D)
         candidates = torch.cat([dist.gather(a), dist.gather(b)])  # (2N, D)
-        similarity = anchors @ candidates.T / temperature  # (2B, 2N)
         pairs, first = len(candidates) // 2, dist.rank() * len(a)
         own = torch.arange(first, first + len(a), device=a.device)
         own = torch.cat([own, own + pairs])  # each anchor's own column
-        columns = torch.arange(2 * pairs, device=a.device)
-        similarity = similarity.masked_fill(columns[None] == own[:, None], -math.inf)
+        everything = _logsumexp_of_products(anchors / temperature, candidates, own)  # (2B,)
         positive = (a * b).sum(1).repeat(2) / temperature  # (2B,)
-        return _reduced(similarity.logsumexp(1) - positive, reduction)
+        return _reduced(everything - positive, reduction)
 
 
 def nt_xent_at_collapse(pairs: int) -> float:
@@ -59,7 +64,8 @@ def cross_view_info_nce(
     """Return the mean symmetric cross-view InfoNCE loss of a batch, or the loss of each tile.
 
     As NT-Xent, but a row is compared with the other view alone: its positive is the same tile there, its negatives the
-    other N - 1 tiles there. The mean of both directions, a to b and b to a. Ranks and number formats as in `nt_xent`.
+    other N - 1 tiles there. The mean of both directions, a to b and b to a. Ranks, number formats and memory are those
+    of `nt_xent`.
 
     Args:
         a, b: projections of the two views, (B, D); row i of each is the same tile. Need not be normalised.
@@ -74,10 +80,10 @@ def cross_view_info_nce(
     _check_views(a, b, temperature=temperature, reduction=reduction, loss="cross_view_info_nce")
     with torch.autocast(a.device.type, enabled=False):
         a, b = _unit_rows(a), _unit_rows(b)
-        forth = a @ dist.gather(b).T / temperature  # (B, N)
-        back = b @ dist.gather(a).T / temperature  # (B, N)
+        forth = _logsumexp_of_products(a / temperature, dist.gather(b), None)  # (B,)
+        back = _logsumexp_of_products(b / temperature, dist.gather(a), None)  # (B,)
         positive = (a * b).sum(1).repeat(2) / temperature  # (2B,)
-        return _reduced(torch.cat([forth.logsumexp(1), back.logsumexp(1)]) - positive, reduction)
+        return _reduced(torch.cat([forth, back]) - positive, reduction)
 
 
 def cross_view_at_collapse(pairs: int) -> float:
@@ -102,6 +108,91 @@ def _unit_rows(x: torch.Tensor) -> torch.Tensor:
 def _reduced(rows: torch.Tensor, reduction: str) -> torch.Tensor:
     """Return the mean of the rows' losses (2B,), or each tile's, (B,)."""
     return rows.mean() if reduction == "mean" else rows.reshape(2, -1).mean(0)
+
+
+# A custom operator, not an autograd.Function: torch.compile looks into a Function and lays out every block beside the
+# others, which needs the whole matrix again and takes the longer to compile the more blocks there are. Autocast is off
+# inside too, for what is compiled and for who calls backward under it.
+@torch.library.custom_op(
+    "sscl::logsumexp_of_products", mutates_args=(), schema="(Tensor anchors, Tensor candidates, Tensor? own) -> Tensor"
+)
+def _logsumexp_of_products(anchors: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """Return the log-sum-exp of each row of anchors @ candidates.T, (A,), in blocks of rows.
+
+    Args:
+        anchors, candidates: (A, D) and (C, D) of one dtype.
+        own: the column of each anchor that is left out, int64 (A,); None leaves none out.
+    """
+    result = anchors.new_empty(anchors.shape[0])
+    with torch.autocast(anchors.device.type, enabled=False):
+        for rows, products in _blocks(anchors, candidates, own):
+            largest = products.amax(1)
+            torch.add(products.sub_(largest[:, None]).exp_().sum(1).log_(), largest, out=result[rows])
+    return result
+
+
+@torch.library.custom_op(
+    "sscl::logsumexp_of_products_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor anchors, Tensor candidates, Tensor? own, Tensor result) -> (Tensor, Tensor)",
+)
+def _logsumexp_of_products_backward(
+    grad: torch.Tensor,
+    anchors: torch.Tensor,
+    candidates: torch.Tensor,
+    own: torch.Tensor | None,
+    result: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of anchors, (A, D), and of candidates, (C, D), from that of the result, (A,)."""
+    to_anchors, to_candidates = torch.empty_like(anchors), torch.zeros_like(candidates)
+    with torch.autocast(anchors.device.type, enabled=False):
+        for rows, products in _blocks(anchors, candidates, own):
+            softmax = products.sub_(result[rows, None]).exp_()
+            torch.mm(softmax, candidates, out=to_anchors[rows])
+            to_candidates.addmm_(softmax.T, anchors[rows] * grad[rows, None])
+    return to_anchors.mul_(grad[:, None]), to_candidates
+
+
+def _blocks(
+    anchors: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield slices of anchors and their rows of anchors @ candidates.T, which lie in the same memory each time."""
+    count = max(1, min(len(anchors), BLOCK_BYTES // (len(candidates) * candidates.element_size())))
+    space = anchors.new_empty(count, len(candidates))
+    for start in range(0, len(anchors), count):
+        rows = slice(start, min(start + count, len(anchors)))
+        products = torch.mm(anchors[rows], candidates.T, out=space[: rows.stop - start])
+        if own is not None:
+            products.scatter_(1, own[rows, None], -math.inf)
+        yield rows, products
+
+
+@_logsumexp_of_products.register_fake
+def _(anchors: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    return anchors.new_empty(anchors.shape[0])
+
+
+@_logsumexp_of_products_backward.register_fake
+def _(
+    grad: torch.Tensor,
+    anchors: torch.Tensor,
+    candidates: torch.Tensor,
+    own: torch.Tensor | None,
+    result: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(anchors), torch.empty_like(candidates)
+
+
+def _keep(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    to_anchors, to_candidates = _logsumexp_of_products_backward(grad, *ctx.saved_tensors)
+    return to_anchors, to_candidates, None
+
+
+_logsumexp_of_products.register_autograd(_gradients, setup_context=_keep)
 
 
 def focal_loss(
