@@ -306,15 +306,14 @@ def test_memory_grows_with_the_batch_and_not_with_its_square(loss_of, monkeypatc
         assert ours < 2**20 + 12 * rows_bytes, (ours, whole)
 
 
-@BOTH
-def test_compiles_into_one_graph(loss_of):
+def test_compiles_into_one_graph():
     a, b = (x.float().requires_grad_() for x in random_pair(6, 4))
 
     def step(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return loss_of(a, b, temperature=0.3, reduction="none").square().sum()
+        return sum(f(a, b, temperature=0.3, reduction="none").square().sum() for f in (nt_xent, cross_view_info_nce))
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")  # the graphs alone: C++ takes half a minute
     with torch.autocast("cpu", dtype=torch.bfloat16):
         theirs = compiled(a, b)
     ours = step(a, b)

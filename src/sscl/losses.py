@@ -111,8 +111,8 @@ def _reduced(rows: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 # A custom operator, not an autograd.Function: torch.compile looks into a Function and lays out every block beside the
-# others, which needs the whole matrix again and takes the longer to compile the more blocks there are. Autocast is off
-# inside too, for what is compiled and for who calls backward under it.
+# others, which needs the whole matrix again and takes the longer to compile the more blocks there are. All matmuls
+# here are of the kinds that autocast leaves alone, out= and in place: backward may be called under it.
 @torch.library.custom_op(
     "sscl::logsumexp_of_products", mutates_args=(), schema="(Tensor anchors, Tensor candidates, Tensor? own) -> Tensor"
 )
@@ -124,10 +124,9 @@ def _logsumexp_of_products(anchors: torch.Tensor, candidates: torch.Tensor, own:
         own: the column of each anchor that is left out, int64 (A,); None leaves none out.
     """
     result = anchors.new_empty(anchors.shape[0])
-    with torch.autocast(anchors.device.type, enabled=False):
-        for rows, products in _blocks(anchors, candidates, own):
-            largest = products.amax(1)
-            torch.add(products.sub_(largest[:, None]).exp_().sum(1).log_(), largest, out=result[rows])
+    for rows, products in _blocks(anchors, candidates, own):
+        largest = products.amax(1)
+        torch.add(products.sub_(largest[:, None]).exp_().sum(1).log_(), largest, out=result[rows])
     return result
 
 
@@ -145,11 +144,10 @@ def _logsumexp_of_products_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of anchors, (A, D), and of candidates, (C, D), from that of the result, (A,)."""
     to_anchors, to_candidates = torch.empty_like(anchors), torch.zeros_like(candidates)
-    with torch.autocast(anchors.device.type, enabled=False):
-        for rows, products in _blocks(anchors, candidates, own):
-            softmax = products.sub_(result[rows, None]).exp_()
-            torch.mm(softmax, candidates, out=to_anchors[rows])
-            to_candidates.addmm_(softmax.T, anchors[rows] * grad[rows, None])
+    for rows, products in _blocks(anchors, candidates, own):
+        softmax = products.sub_(result[rows, None]).exp_()
+        torch.mm(softmax, candidates, out=to_anchors[rows])
+        to_candidates.addmm_(softmax.T, anchors[rows] * grad[rows, None])
     return to_anchors.mul_(grad[:, None]), to_candidates
 
 
