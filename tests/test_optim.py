@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sscl import optim
 from sscl.optim import (
@@ -150,6 +152,95 @@ def test_momentum_reaches_the_optimizer(name):
     assert {g["momentum"] for g in optimizer.param_groups} == {0.37}
 
 
+def trained(name: str, *, steps: range, state: dict | None = None, net: nn.Module | None = None):
+    """A small net after some steps, and its optimiser."""
+    net = small_net() if net is None else net
+    optimizer = build_optimizer(name, parameter_groups(net, learning_rate=0.05, weight_decay=0.1))
+    if state is not None:
+        optimizer.load_state_dict(state)
+    for step in steps:
+        optimizer.zero_grad()
+        loss_of(net, step).backward()
+        optimizer.step()
+    return net, optimizer
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("fused_first", [True, False])
+def test_a_state_loads_whether_or_not_it_was_fused(name, fused_first, monkeypatch):
+    """As between a GPU, where steps are fused, and a CPU; fused steps exist on both."""
+    whole, _ = trained(name, steps=range(6))
+    monkeypatch.setattr(optim, "_on_gpu", lambda groups: fused_first)
+    net, stopped = trained(name, steps=range(3))
+    assert {g["fused"] for g in stopped.param_groups} == {True if fused_first else None}
+    state = stopped.state_dict()
+    before = {**state, "param_groups": [dict(g) for g in state["param_groups"]]}
+
+    monkeypatch.setattr(optim, "_on_gpu", lambda groups: not fused_first)
+    net, resumed = trained(name, steps=range(3, 6), state=state, net=net)
+    assert {g["fused"] for g in resumed.param_groups} == {None if fused_first else True}
+    assert {g["weight_decay"] for g in resumed.param_groups} == {0.1, 0.0}
+    assert state["param_groups"] == before["param_groups"]  # what was given to load is left as it is
+    for ours, theirs in zip(net.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-8)  # the bias before the norm has a gradient of rounding
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_without_the_choice_loads_and_one_of_other_groups_is_refused(name):
+    net, optimizer = trained(name, steps=range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    old = {**state, "param_groups": [{k: v for k, v in g.items() if k != "fused"} for g in state["param_groups"]]}
+    ours, _ = trained(name, steps=range(2, 4), state=copy.deepcopy(old), net=copy.deepcopy(net))
+    theirs, _ = trained(name, steps=range(2, 4), state=state, net=net)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict({**state, "param_groups": state["param_groups"] * 2})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_only_gpus_fuse(name):
+    _, optimizer = trained(name, steps=range(1))
+    assert not any(g["fused"] for g in optimizer.param_groups)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_gpu_steps_as_a_cpu_and_skips_a_step_of_infinite_gradients(name):
+    nets = [small_net().float(), small_net().float().cuda()]
+    for net in nets:
+        device = next(net.parameters()).device
+        optimizer = build_optimizer(name, parameter_groups(net, learning_rate=0.05, weight_decay=0.1))
+        if name != "lars":
+            assert {g["fused"] for g in optimizer.param_groups} == {True if device.type == "cuda" else None}
+        scaler = torch.amp.GradScaler(device.type, init_scale=128.0)
+        for step in range(4):
+            optimizer.zero_grad()
+            x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(step)).to(device)
+            factor = math.inf if step == 2 else 1.0
+            scaler.scale(factor * net(x).square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 64.0
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.allclose(a, b.cpu(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_lars_never_waits_for_the_gpu():
+    net = small_net().float().cuda()
+    optimizer = build_optimizer("lars", parameter_groups(net, learning_rate=0.05, weight_decay=0.1))
+    x = torch.randn(5, 3, 3, 3, device="cuda")
+    net(x).square().sum().backward()
+    optimizer.step()  # makes the momentum buffers
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match=r"train\.optimizer: got 'adam', allowed are sgd, lars, adamw"):
         build_optimizer("adam", [])
@@ -212,6 +303,31 @@ def test_lars_of_zero_weights_and_missing_gradients():
     assert optimizer.step(lambda: 7.0) == 7.0
     assert torch.equal(zero.detach(), torch.full((2, 2), -0.1))  # a ratio of 0 would never let it leave zero
     assert torch.equal(unused.detach(), torch.ones(2, 2))
+
+
+def test_lars_makes_its_norms_into_factors_at_once():
+    """The arithmetic on norms must not grow with the number of tensors: on a GPU each little operation is a launch."""
+
+    def operations(tensors: int) -> int:
+        params = [nn.Parameter(torch.ones(2, 2)) for _ in range(tensors)]
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer = LARS([{"params": params, "weight_decay": 0.1}], lr=0.1)
+        optimizer.step()  # makes the momentum buffers
+        counter = Operations()
+        with counter:
+            optimizer.step()
+        return counter.count
+
+    assert operations(40) == operations(2) < 20
+
+
+class Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_lars_resumes_from_its_state():

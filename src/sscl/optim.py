@@ -100,22 +100,47 @@ def parameter_groups(module: nn.Module, *, learning_rate: float, weight_decay: f
 def build_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Return SGD with momentum, LARS or AdamW over the groups of `parameter_groups`.
 
-    There is no "adam": AdamW without weight decay is Adam, and with it the better one of the two.
+    There is no "adam": AdamW without weight decay is Adam, and with it the better one of the two. SGD and AdamW run
+    fused when all parameters are on a GPU. A state loads from any device: how to compute is not taken from it.
 
     Raises:
         ValueError: an unknown name.
     """
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=0.1, momentum=momentum)
     if name == "lars":
         return LARS(groups, momentum=momentum)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=1e-3)
-    raise ValueError(f"train.optimizer: got {name!r}, allowed are {', '.join(OPTIMIZERS)}")
+    fused = _on_gpu(groups) or None  # None: torch's choice among the rest
+    optimizer: torch.optim.Optimizer
+    if name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=momentum, fused=fused)
+    elif name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=fused)
+    else:
+        raise ValueError(f"train.optimizer: got {name!r}, allowed are {', '.join(OPTIMIZERS)}")
+    optimizer.register_load_state_dict_pre_hook(_keep_fused)
+    return optimizer
+
+
+def _on_gpu(groups: list[dict[str, Any]]) -> bool:
+    return all(p.is_cuda for group in groups for p in group["params"])
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state to load whose groups are fused as the optimiser's own are.
+
+    Half of that choice (how a gradient scaler is served) is made when an optimiser is built and does not change by
+    loading, so a state from another device would leave it divided.
+    """
+    own = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]
+    # Groups that do not match in number are left for torch to refuse.
+    groups = [{**group, **(own[i] if i < len(own) else {})} for i, group in enumerate(state["param_groups"])]
+    return {**state, "param_groups": groups}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to factor * its peak."""
+    """Set every group's rate to factor * its peak.
+
+    The rate is a Python number, which a CUDA graph would freeze: capture forward and backward, not the step.
+    """
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
 
@@ -123,7 +148,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step in each weight tensor is scaled to trust * |w| / |g + decay * w|.
 
-    Groups with `adapt: False` (biases, norms) take plain momentum steps.
+    Groups with `adapt: False` (biases, norms) take plain momentum steps. Nothing waits for the device.
 
     Source: You et al., arXiv:1708.03888; momentum after the scaling and the learning rate outside it, as in SimCLR.
     """
@@ -147,13 +172,9 @@ class LARS(torch.optim.Optimizer):
             if group["weight_decay"]:
                 updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
             if group["adapt"]:
-                weight_norms = torch._foreach_norm(params)
-                update_norms = torch._foreach_norm(updates)
-                factors = [
-                    torch.where((w > 0) & (u > 0), group["trust"] * w / u, 1.0)
-                    for w, u in zip(weight_norms, update_norms, strict=True)
-                ]
-                updates = list(torch._foreach_mul(updates, factors))
+                w, u = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
+                factors = torch.where((w > 0) & (u > 0), group["trust"] * w / u, 1.0)
+                updates = list(torch._foreach_mul(updates, factors.unbind()))
             buffers = [self._momentum_of(p) for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates)
