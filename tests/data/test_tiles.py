@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl.data import ingest
+from sscl.data import decode
 from sscl.data.ingest import decode_tiles, read_table
 from sscl.data.tiles import Tiles, epoch_order, place_store
 
@@ -200,7 +200,7 @@ def test_second_call_maps_the_cache_and_does_not_decode(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(ingest, "_decode", fail)
+    monkeypatch.setattr(decode, "decode_file", fail)
     again = decode_tiles(paths, size_px=16, root=tmp_path, cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(first, again)
 
@@ -264,14 +264,14 @@ def test_a_killed_ingest_leaves_no_half_cache(tmp_path):
     program = """
 import sys, time
 from pathlib import Path
-from sscl.data import ingest
-decode = ingest._decode
+from sscl.data import decode, ingest
+decode_file = decode.decode_file
 def slow(path, **options):
     if path.name > "0030":
         print("half way", flush=True)
         time.sleep(60)
-    return decode(path, **options)
-ingest._decode = slow
+    return decode_file(path, **options)
+decode.decode_file = slow
 root = Path(sys.argv[1])
 ingest.decode_tiles(sorted((root / "in").iterdir()), size_px=16, root=root, cache_dir=root / "cache")
 """

@@ -6,23 +6,19 @@ import contextlib
 import csv
 import difflib
 import hashlib
-import io
 import os
-import struct
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
-# Part of every cache key: raise it when the pixels that decode_tiles writes change.
+from sscl.data.decode import decode_into
+
+# Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 1
-_TILES_PER_JOB = 16
 _STALE_SECONDS = 3600
 
 
@@ -60,7 +56,7 @@ def decode_tiles(
     key = _files_key(paths, root, size_px, exact_size_px)
 
     def fill(images: NDArray[np.uint8]) -> None:
-        _decode_into(images, paths, exact_size_px=exact_size_px, progress=progress)
+        decode_into(images, paths, exact_size_px=exact_size_px, progress=progress)
 
     return cached_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
 
@@ -144,101 +140,6 @@ def _write_array(part: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.
     images.flush()
     with open(part, "r+b") as file:
         os.fsync(file.fileno())
-
-
-def _decode_into(
-    images: NDArray[np.uint8], paths: Sequence[Path], *, exact_size_px: int | None, progress: bool
-) -> None:
-    """Decode `paths` with all cores into the rows of `images`.
-
-    PIL lets go of the interpreter lock while it decodes and resizes, so threads do. Each writes its own rows of
-    the mapped file: a file written in order, by one thread, would hold many cores back.
-    """
-    size_px = images.shape[1]
-
-    def decode_rows(rows: range) -> list[str]:
-        faults = []
-        for row in rows:
-            try:
-                images[row] = _decode(paths[row], size_px=size_px, exact_size_px=exact_size_px)
-            except ValueError as error:
-                faults.append(str(error))
-        return faults
-
-    jobs = [range(start, min(start + _TILES_PER_JOB, len(paths))) for start in range(0, len(paths), _TILES_PER_JOB)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    faults: list[str] = []
-    pool = ThreadPoolExecutor(cores)
-    try:
-        with tqdm(total=len(paths), desc="decode", unit=" tiles", disable=not progress) as bar:
-            for job, found in zip(jobs, pool.map(decode_rows, jobs), strict=True):
-                faults += found
-                bar.update(len(job))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if faults:
-        raise ValueError(faults[0] + (f" (and {len(faults) - 1} more such files)" if len(faults) > 1 else ""))
-
-
-def _decode(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
-    """Return one file as uint8 (size_px, size_px, 3); ValueError with one line that names the file."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if not data:
-        raise ValueError(f"{path}: is empty (0 bytes); copy it again or take it out of the data set")
-    try:
-        image = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP") from error
-    with image:
-        width, height = image.size
-        if exact_size_px is not None and (width, height) != (exact_size_px, exact_size_px):
-            raise ValueError(
-                f"{path}: is {width}×{height} pixels, expected {exact_size_px}×{exact_size_px}; "
-                "replace it by the original tile"
-            )
-        if width != height:
-            raise ValueError(f"{path}: is {width}×{height} pixels; tiles must be square, crop it first")
-        try:
-            pages = getattr(image, "n_frames", 1)
-            rgb = _as_rgb(image, path) if pages == 1 else None
-        # PIL answers some damaged headers with TypeError (TIFF) or SyntaxError (PNG).
-        except (OSError, SyntaxError, TypeError, EOFError, struct.error) as error:
-            raise ValueError(
-                f"{path}: is truncated or damaged; copy it again or take it out of the data set"
-            ) from error
-    if rgb is None:
-        raise ValueError(f"{path}: holds {pages} pages; save the one tile as an image of its own")
-    if width != size_px:
-        rgb = resized(rgb, size_px)
-    return np.asarray(rgb)
-
-
-def resized(image: Image.Image, size_px: int) -> Image.Image:
-    """Return the image at size_px × size_px. PIL's filters widen with the scale, so shrinking is antialiased."""
-    return image.resize((size_px, size_px), Image.Resampling.BICUBIC)
-
-
-def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Return the image as RGB if no pixel loses anything by it.
-
-    Grey, palette and fully opaque RGBA keep every value; transparency, 16 bits, CMYK and the like do not.
-    """
-    # PIL opens 16-bit RGB files as 8-bit "RGB"; only the raw mode of the decoder tells.
-    sixteen_bits = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    if image.mode not in ("RGB", "L", "1", "P", "RGBA", "LA", "PA") or sixteen_bits:
-        mode = "16-bit RGB" if sixteen_bits and image.mode == "RGB" else image.mode
-        raise ValueError(
-            f"{path}: is in colour mode {mode}, which has no lossless 8-bit RGB form; save it as 8-bit RGB"
-        )
-    image.load()
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if np.asarray(image.getchannel("A")).min() < 255:
-            raise ValueError(f"{path}: has transparent pixels; save it as 8-bit RGB without transparency")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[str]]]:

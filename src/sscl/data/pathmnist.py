@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from sscl.data.ingest import cached_tiles, resized
+from sscl.data.decode import resized
+from sscl.data.ingest import cached_tiles
 from sscl.data.tiles import UNLABELLED, Tiles
 
 PATHMNIST_CLASSES = (
