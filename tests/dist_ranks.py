@@ -88,30 +88,26 @@ class Net(nn.Module):
         return self.projection(self.layers(x.to(self.projection.weight.dtype)))
 
 
-def train(dtype: torch.dtype) -> Results:
+def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
     """Two steps of pretraining on half a batch a rank: views, NT-Xent, SGD with momentum."""
     from sscl.augment import Augmentation
-    from sscl.commands.pretrain import ViewSettings, project_views
-    from sscl.data.tiles import place_store
+    from sscl.step import ContrastiveStep, Views
 
     images = np.random.default_rng(0).integers(0, 256, (2 * PAIRS, 16, 16, 3), dtype=np.uint8)
-    store = place_store(images, device="cpu", budget_gb=1)
-    views = ViewSettings(
+    views = Views(
         augmentation=Augmentation(), seed=3, mean=torch.tensor([0.5, 0.4, 0.3]), std=torch.tensor([0.2, 0.2, 0.3])
     )
     net = Net(dtype)
     start = {name: value.clone() for name, value in net.state_dict().items()}
-    model = nn.parallel.DistributedDataParallel(net) if dist.world_size() > 1 else net
+    contrast = ContrastiveStep(net, views=views, temperature=0.5, microbatch=microbatch)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
     losses = []
     for step in range(2):
         rows = share(torch.arange(step * PAIRS, (step + 1) * PAIRS))
-        a, b = project_views(model, store, rows, torch.zeros_like(rows), views=views, epoch=step)
-        loss = nt_xent(a, b, temperature=0.5)
         optimizer.zero_grad()
-        loss.backward()
+        signs = contrast.backward(torch.from_numpy(images)[rows], rows, torch.zeros_like(rows), torch.tensor(step))
         optimizer.step()
-        losses.append(dist.mean(loss))
+        losses.append(torch.stack([dist.mean(signs.losses.mean()), signs.positive, signs.negative]))
     moved = {f"moved.{name}": value - start[name] for name, value in net.state_dict().items()}
     return {"losses": torch.stack(losses), **net.state_dict(), **moved}
 
@@ -132,6 +128,7 @@ TASKS: dict[str, Callable[[], Results]] = {
     "gather_order": gather_order,
     "train32": lambda: train(torch.float32),
     "train64": lambda: train(torch.float64),
+    "train_cached": lambda: train(torch.float64, microbatch=2),
 }
 
 

@@ -120,7 +120,8 @@ def test_rows_come_in_rank_order(world, size, request):
 
 
 @pytest.mark.parametrize(
-    ("task", "dtype", "tolerance"), [("train32", torch.float32, 1e-6), ("train64", torch.float64, 1e-12)]
+    ("task", "dtype", "tolerance"),
+    [("train32", torch.float32, 1e-6), ("train64", torch.float64, 1e-12), ("train_cached", torch.float64, 1e-12)],
 )
 def test_training_steps_on_two_ranks_equal_one_process(two, task, dtype, tolerance):
     expected = ranks.train(dtype)

@@ -10,12 +10,21 @@ import torch
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, *, local_rank: int | None = None) -> torch.device:
     """Return the device for `auto`, `cuda`, `cuda:N` or `cpu`.
 
+    Args:
+        local_rank: this process's number on its machine under torchrun; `auto` and `cuda` then are the GPU of that
+            number.
+
     Raises:
-        ValueError: CUDA was asked for and is not there, or the name is none of these.
+        ValueError: CUDA was asked for and is not there, or the name is none of these; one GPU for several ranks.
     """
+    if local_rank is not None:
+        if name.startswith("cuda:"):
+            raise ValueError(f"device: got {name} for every rank of torchrun; give cuda, each then takes its own GPU")
+        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+            name = f"cuda:{local_rank}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":

@@ -5,23 +5,64 @@ B rows on this rank, W ranks.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Any
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
+from torch import nn
+
+T = TypeVar("T")
 
 
-def start() -> None:
-    """Join the process group that torchrun describes in the environment; does nothing without torchrun."""
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized():
-        td.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+def expected_ranks() -> int:
+    """Return how many ranks torchrun has started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int | None:
+    """Return this process's number on its machine, None without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) if expected_ranks() > 1 else None
+
+
+def start(device: torch.device | None = None, *, timeout_minutes: float = 30.0) -> None:
+    """Join the process group that torchrun describes in the environment; does nothing without torchrun.
+
+    Args:
+        device: of this rank; gloo on a CPU, NCCL on a GPU. None = a GPU if there is one.
+        timeout_minutes: a rank that hears nothing from the others for so long fails.
+    """
+    if expected_ranks() == 1 or td.is_initialized():
+        return
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=60 * timeout_minutes))
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
     if td.is_available() and td.is_initialized():
         td.destroy_process_group()
+
+
+@contextlib.contextmanager
+def group(device: torch.device, *, timeout_minutes: float = 30.0) -> Iterator[None]:
+    """Be one of torchrun's ranks for a while; only rank 0 prints.
+
+    A rank that fails does not say goodbye: the others may be waiting for it, and torchrun ends them.
+    """
+    start(device, timeout_minutes=timeout_minutes)
+    with contextlib.ExitStack() as stack:
+        if rank() > 0:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        yield
+    stop()
 
 
 def world_size() -> int:
@@ -32,6 +73,51 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's rank, 0 without a process group."""
     return td.get_rank() if td.is_available() and td.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        td.barrier()
+
+
+@contextlib.contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """Let one rank of each machine through before its others: it fills the cache that they then find."""
+    if local_rank():
+        barrier()
+    yield
+    if not local_rank():
+        barrier()
+
+
+def from_first(value: T) -> T:
+    """Return rank 0's value on every rank; anything that pickles."""
+    if world_size() == 1:
+        return value
+    values: list[Any] = [value]
+    td.broadcast_object_list(values, src=0)
+    return values[0]  # type: ignore[no-any-return]
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """Return the module with its gradients averaged over ranks in backward; as it is in a single process."""
+    if world_size() == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module)
+
+
+def no_average(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which `parallel`'s backward only adds up gradients, for the next backward to average."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Have the batch norms within the module normalise over all ranks' tiles; torch can do that on GPUs alone."""
+    if world_size() > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):

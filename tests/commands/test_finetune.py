@@ -572,13 +572,18 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[int]]]:
 
     def place(images: Any, **named: Any) -> Any:
         store, part = real(images, **named), "validation" if len(images) == 12 else "train"
-        take = store.gather
+        take, each = store.gather, store.batches
 
         def gather(rows: torch.Tensor) -> torch.Tensor:
             asked[part].append(rows.tolist())
             return take(rows)
 
-        store.gather = gather
+        def batches(order: Any) -> Any:
+            for rows, images in zip(order, each(order), strict=True):
+                asked[part].append(rows.tolist())
+                yield images
+
+        store.gather, store.batches = gather, batches
         return store
 
     monkeypatch.setattr(finetune, "place_store", place)

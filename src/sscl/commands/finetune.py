@@ -1,6 +1,6 @@
 """sscl finetune: a classifier from labels, alone or joined by contrastive steps, read from top to bottom.
 
-N tiles a batch, K classes, D dimensions of the projection.
+N tiles a batch, K classes, D dimensions of the projection; under torchrun each of R ranks has N / R tiles.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, features, metrics, optim, run
+from sscl import augment, dist, features, metrics, optim, run
 from sscl.augment import Augmentation
 from sscl.commands.inputs import (
     NO_STATISTICS,
@@ -43,24 +44,35 @@ CONTRAST_LOSSES = {"cross_view": cross_view_info_nce, "nt_xent": nt_xent}
 def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     """Train a classifier and write a run folder with its best checkpoint, chosen on validation.
 
+    Under torchrun this process is one of its ranks.
+
     Raises:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
-    device = pick_device(config.device)
+    device = pick_device(config.device, local_rank=dist.local_rank())
+    with dist.group(device, timeout_minutes=config.train.timeout_minutes):
+        finetune(config, device=device, overwrite=overwrite)
+
+
+def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -> None:
+    """Train on this rank's device; rank 0 validates and writes."""
+    ranks, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
     precision = pick_precision(config.precision, device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
     check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
     if config.log.tensorboard:
         run.check_tensorboard()
-    print(f"device: {describe_device(device)}, precision {precision}")
+    over = f", {ranks} ranks" if ranks > 1 else ""
+    print(f"device: {describe_device(device)}{over}, precision {precision}")
 
-    tiles = load_tiles(config.data, split="train", progress=config.log.progress)
+    with dist.first_on_each_machine():
+        tiles = load_tiles(config.data, split="train", progress=progress)
+        # Tiles that the data set itself keeps for validation.
+        own = load_tiles(config.data, split="validation", progress=progress) if has_validation(config.data) else None
     if not (tiles.labels != UNLABELLED).any():
         raise ValueError(f"data.root: {config.data.root} has no labels; finetune needs tiles in classes")
     print(describe_tiles(config.data, tiles, split="train"))
-    own = None  # tiles that the data set itself keeps for validation
-    if has_validation(config.data):
-        own = load_tiles(config.data, split="validation", progress=config.log.progress)
+    if own is not None:
         print(describe_tiles(config.data, own, split="validation") + "; train.validation_fraction is not used")
     train, validation = labelled_parts(tiles, config, own=own)
     watched, origin = (tiles, "carved from train") if own is None else (own, "of the set's own validation split")
@@ -69,8 +81,12 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
         use = "in the contrastive steps alone" if config.contrast.kind != "none" else "not used (contrast.kind is none)"
         print(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
     batch_size = min(config.train.batch_size, len(train))
-    if batch_size < 2:
-        raise ValueError(f"train.label_fraction: leaves {len(train)} tiles to train on, at least 2 are needed")
+    if config.train.batch_size % ranks:
+        raise ValueError(f"train.batch_size: got {config.train.batch_size}, which does not divide over {ranks} ranks")
+    batch_size -= batch_size % ranks
+    if batch_size < 2 * ranks:
+        each = " on each rank" if ranks > 1 else ""
+        raise ValueError(f"train.label_fraction: leaves {len(train)} tiles to train on, at least 2{each} are needed")
     if batch_size < config.train.batch_size:
         print(f"train.batch_size is {config.train.batch_size}; for {len(train)} training tiles it becomes {batch_size}")
 
@@ -79,6 +95,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     encoder, mean, std = start.encoder, start.mean, start.std
     model = Classifier(encoder, num_classes=len(tiles.classes)).to(device).to(memory_format=torch.channels_last)
     frozen = config.train.freeze_encoder
+    dist.synchronise_batch_norm(model, device)
     model.encoder.requires_grad_(not frozen)
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
@@ -98,8 +115,15 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     watched_store = (
         store if own is None else place_store(own.images, device=device, budget_gb=config.data.device_budget_gb)
     )
-    run.start_folder(folder, config=plain(config), overwrite=overwrite)
-    log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
+    dist.barrier()  # all have looked at the folder
+    log = None
+    if writes:
+        run.start_folder(folder, config=plain(config), overwrite=overwrite)
+        log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
+    step_model = dist.parallel(model)
+    step_joint = None if joint is None else dist.parallel(joint)
+    part = batch_size // ranks
+    share = slice(dist.rank() * part, (dist.rank() + 1) * part)
     labels = torch.from_numpy(tiles.labels).to(device)
     means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
     augmentation = Augmentation(**config.augment.model_dump())
@@ -125,7 +149,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     bar = tqdm(
         total=steps * config.train.epochs,
         unit="step",
-        disable=not config.log.progress,
+        disable=not progress,
         desc="finetune",
         dynamic_ncols=True,
     )
@@ -136,11 +160,13 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                 model.encoder.eval()  # no dropout; batch-norm statistics stay those of pretraining
             elif config.train.freeze_batch_norm:
                 keep_batch_statistics(model.encoder)
-            order = epoch_rows(train, tiles, config, epoch=epoch)
+            order = epoch_rows(train, tiles, config, epoch=epoch)[: steps * batch_size]
             repeats = split.occurrences(order)  # balanced draws repeat tiles; each repeat is another view
+            order, repeats = order.reshape(steps, batch_size), repeats.reshape(steps, batch_size)
+            rows, view = (torch.from_numpy(x[:, share]).to(device) for x in (order, repeats))
             total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, tiles right, contrastive loss
             started = time.perf_counter()
-            for step in range(steps):
+            for step, images in enumerate(store.batches(order[:, share])):
                 factor = optim.schedule_factor(
                     config.train.schedule,
                     epoch * steps + step,
@@ -151,30 +177,28 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                     gamma=config.train.gamma,
                 )
                 optim.set_learning_rate(optimizer, factor)
-                batch = slice(step * batch_size, (step + 1) * batch_size)
-                rows = torch.from_numpy(order[batch])
-                target = labels[rows.to(device, non_blocking=True)]
-                view = torch.from_numpy(repeats[batch]).to(device, non_blocking=True)
-                x = view_of(store.gather(rows), rows.to(device, non_blocking=True), epoch=epoch, view=view)
+                target = labels[rows[step]]
+                x = view_of(images, rows[step], epoch=epoch, view=view[step])
                 with autocast(device, precision):
-                    logits = model(x)  # (N, K)
+                    logits = step_model(x)  # (N / R, K)
                 loss = loss_of(logits.float(), target)
                 take_step(loss, optimizer=optimizer, scaler=scaler)
                 right = (logits.detach().argmax(1) == target).double().mean()
                 total[:2] += torch.stack([loss.detach().double(), right])
-                if joint is not None:
-                    pairs = split.with_unlabelled(order[batch], unlabelled, seed=config.seed, step=epoch * steps + step)
+                if step_joint is not None:
+                    pairs = split.with_unlabelled(order[step], unlabelled, seed=config.seed, step=epoch * steps + step)
+                    own_pairs = pairs[: len(pairs) // ranks * ranks].reshape(ranks, -1)[dist.rank()]
                     # Each step has a view number of its own, so that a tile met twice in an epoch gives two views.
                     pair_view = partial(view_of, epoch=epoch, view=step)
                     with autocast(device, precision):
                         a, b = project_pairs(
-                            joint, store, torch.from_numpy(pairs), view_of=pair_view, mean=means, std=stds
+                            step_joint, store, torch.from_numpy(own_pairs), view_of=pair_view, mean=means, std=stds
                         )  # (M, D) each
                     contrast = CONTRAST_LOSSES[config.contrast.kind](a, b, temperature=config.contrast.temperature)
                     take_step(contrast, optimizer=optimizer, scaler=scaler)
                     total[2] += contrast.detach()
                 bar.update()
-            train_loss, train_accuracy, contrast_loss = (total / steps).tolist()
+            train_loss, train_accuracy, contrast_loss = (dist.mean(total) / steps).tolist()
             seconds = time.perf_counter() - started  # of training; validation comes after
             if not np.isfinite(train_loss + contrast_loss):
                 left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
@@ -182,40 +206,46 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
                     f"the loss became {train_loss + contrast_loss} in epoch {epoch + 1}; lower train.learning_rate and "
                     f"train.head_learning_rate, or set precision=fp32 ({left})"
                 )
-            logits = features.outputs(
-                model,
-                watched_store,
-                validation,
-                mean=means,
-                std=stds,
-                batch_size=config.train.batch_size,
-                precision=precision,
-            )
-            row = {
-                "epoch": epoch + 1,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                **({} if joint is None else {"contrast_loss": contrast_loss}),
-                **validate(logits, watched.labels[validation]),
-                "learning_rate": optimizer.param_groups[-1]["lr"],
-                "tiles_per_second": steps * batch_size / seconds,
-            }
-            log.append(row)
+            row: dict[str, Any] = {}
+            if writes:
+                logits = features.outputs(
+                    model,
+                    watched_store,
+                    validation,
+                    mean=means,
+                    std=stds,
+                    batch_size=config.train.batch_size,
+                    precision=precision,
+                )
+                row = {
+                    "epoch": epoch + 1,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    **({} if joint is None else {"contrast_loss": contrast_loss}),
+                    **validate(logits, watched.labels[validation]),
+                    "learning_rate": optimizer.param_groups[-1]["lr"],
+                    "tiles_per_second": steps * batch_size / seconds,
+                }
+            row = dist.from_first(row)
             bar.set_postfix_str(
                 f"loss {train_loss:.3f}, validation {row['validation_loss']:.3f}, "
                 f"balanced accuracy {row['validation_balanced_accuracy']:.3f}"
             )
-            if best is None or score(row, config) > score(best, config):
-                best = row
-                state = {"encoder": model.encoder.state_dict(), "head": model.head.state_dict()}
-                run.save_checkpoint(
-                    folder / "checkpoints" / "best.pt", {**content, **state, "epoch": epoch + 1, "validation": row}
-                )
-            draw_curves(log.rows, folder / "curves.png")
+            better = best is None or score(row, config) > score(best, config)
+            best = row if better or best is None else best
+            if log is not None:
+                log.append(row)
+                if better:
+                    state = {"encoder": model.encoder.state_dict(), "head": model.head.state_dict()}
+                    run.save_checkpoint(
+                        folder / "checkpoints" / "best.pt", {**content, **state, "epoch": epoch + 1, "validation": row}
+                    )
+                draw_curves(log.rows, folder / "curves.png")
             if epoch + 1 - best["epoch"] >= config.train.patience:
                 bar.write(f"stopped: no better epoch than {best['epoch']} in {config.train.patience}")
                 break
-    log.close()
+    if log is not None:
+        log.close()
     assert best is not None
     print(
         f"best epoch {best['epoch']} by validation {config.train.select} ({len(validation)} tiles {origin}): "
@@ -293,7 +323,7 @@ def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.devi
 
 
 def project_pairs(
-    joint: ContrastiveModel,
+    joint: nn.Module,
     store: TileStore,
     rows: torch.Tensor,
     *,
@@ -318,13 +348,25 @@ def take_step(loss: torch.Tensor, *, optimizer: torch.optim.Optimizer, scaler: t
 
 
 def build_loss(config: FinetuneConfig, labels: NDArray[np.int64], *, num_classes: int, device: torch.device) -> Loss:
-    """Return the loss on (logits (N, K), labels (N,)); class weights come from the training labels."""
+    """Return the loss on (logits (N, K), labels (N,)); class weights come from the training labels.
+
+    The mean of it over ranks is the loss of all their tiles, although weights may differ in sum from rank to rank.
+    """
     weight: torch.Tensor | None = None
     if config.train.loss.startswith("weighted_"):
         weight = torch.from_numpy(split.class_weights(labels, num_classes=num_classes)).float().to(device)
-    if config.train.loss.endswith("focal"):
-        return lambda logits, target: focal_loss(logits, target, gamma=config.train.focal_gamma, weight=weight)
-    return lambda logits, target: F.cross_entropy(logits, target, weight=weight)
+
+    def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if config.train.loss.endswith("focal"):
+            loss = focal_loss(logits, target, gamma=config.train.focal_gamma, weight=weight)
+        else:
+            loss = F.cross_entropy(logits, target, weight=weight)
+        if weight is None or dist.world_size() == 1:
+            return loss
+        total = weight[target].sum()
+        return loss * total / dist.mean(total)
+
+    return loss_of
 
 
 def validate(logits: torch.Tensor, labels: NDArray[np.int64]) -> dict[str, float]:

@@ -1,48 +1,60 @@
 """sscl pretrain: contrastive pretraining (SimCLR with NT-Xent), read from top to bottom.
 
-N tiles a batch, two views each; D dimensions of the projection.
+N tiles a batch, two views each; under torchrun each of R ranks has N / R of them.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, features, optim, run
+from sscl import dist, optim, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import NO_STATISTICS, all_rows, check_inputs_outside, start_encoder
+from sscl.commands.health import carve_health, collapse_warning, health
+from sscl.commands.inputs import NO_STATISTICS, check_inputs_outside, start_encoder
 from sscl.commands.sources import epoch_rows, load_sources, source_key
 from sscl.config import PretrainConfig, plain, validate
-from sscl.data.split import occurrences, stratified_split
-from sscl.data.tiles import Tiles, TileStore, place_store
-from sscl.device import autocast, describe_device, pick_device, pick_precision
+from sscl.data.split import occurrences
+from sscl.data.tiles import place_store
+from sscl.device import describe_device, pick_device, pick_precision
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.plots import plot_history
+from sscl.step import ContrastiveStep, Views
 
 # Keys that may differ between a run and its resumption: they change nothing that is learned.
-FREE_ON_RESUME = ("run", "device", "log", "train.stop_after_epoch", "data.cache_dir", "data.device_budget_gb")
+FREE_ON_RESUME = (
+    "run",
+    "device",
+    "log",
+    "train.stop_after_epoch",
+    "train.profile",
+    "train.timeout_minutes",
+    "data.cache_dir",
+    "data.device_budget_gb",
+)
 
 
 def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Pretrain an encoder and write a run folder.
+    """Pretrain an encoder and write a run folder; under torchrun as one of its ranks.
 
     Raises:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("sscl pretrain runs in one process; start it without torchrun")
-    device = pick_device(config.device)
+    device = pick_device(config.device, local_rank=dist.local_rank())
+    with dist.group(device, timeout_minutes=config.train.timeout_minutes):
+        pretrain(config, device=device, overwrite=overwrite, resume=resume)
+
+
+def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:
+    """Pretrain on this rank's device; rank 0 writes."""
+    ranks, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
     precision = pick_precision(config.precision, device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
     if not resume:
@@ -50,11 +62,14 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         check_inputs_outside(folder, {"model.weights": config.model.weights, **roots})
     if config.log.tensorboard:
         run.check_tensorboard()
-    print(f"device: {describe_device(device)}, precision {precision}")
+    batch_size, share = config.train.batch_size, share_of_batch(config, ranks=ranks)
+    over = f", {ranks} ranks" if ranks > 1 else ""
+    print(f"device: {describe_device(device)}{over}, precision {precision}")
 
-    tiles, source_of = load_sources(config)
+    with dist.first_on_each_machine():
+        tiles, source_of = load_sources(config)
     watch = carve_health(tiles, config)
-    train, batch_size = watch.train, config.train.batch_size
+    train = watch.train
     steps = len(epoch_rows(train, source_of, config, epoch=0))
     if steps == 0:
         raise ValueError(
@@ -71,6 +86,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         encoder.num_features, kind=config.projection.kind, hidden=config.projection.hidden, dim=config.projection.dim
     )
     model = ContrastiveModel(encoder, projection=projection).to(device).to(memory_format=torch.channels_last)
+    dist.synchronise_batch_norm(model, device)
     peak = optim.scaled_learning_rate(
         config.train.learning_rate, batch_size=batch_size, scaling=config.train.learning_rate_scaling
     )
@@ -89,21 +105,33 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         scaler.load_state_dict(content["scaler"])
         first_epoch = content["epoch"]
         print(f"resuming {folder} after epoch {first_epoch}")
-    else:
-        run.start_folder(folder, config=plain(config), overwrite=overwrite)
-    log = run.MetricsLog(folder, keep_epochs=first_epoch if resume else None, tensorboard=config.log.tensorboard)
+    dist.barrier()  # all have looked at the folder
+    log = None
+    if writes:
+        if not resume:
+            run.start_folder(folder, config=plain(config), overwrite=overwrite)
+        log = run.MetricsLog(folder, keep_epochs=first_epoch if resume else None, tensorboard=config.log.tensorboard)
 
-    step_model = cast(nn.Module, torch.compile(model)) if config.train.compile else model
-    views = ViewSettings(
+    views = Views(
         augmentation=Augmentation(**config.augment.model_dump()),
         seed=config.seed,
         mean=torch.tensor(mean, device=device),
         std=torch.tensor(std, device=device),
         clean_second=config.train.second_view == "clean",
     )
-    contrast, collapse = nt_xent, nt_xent_at_collapse(batch_size)
+    loss_of, collapse = nt_xent, nt_xent_at_collapse(batch_size)
     if config.train.loss == "cross_view":
-        contrast, collapse = cross_view_info_nce, cross_view_at_collapse(batch_size)
+        loss_of, collapse = cross_view_info_nce, cross_view_at_collapse(batch_size)
+    contrast = ContrastiveStep(
+        model,
+        views=views,
+        loss=loss_of,
+        temperature=config.train.temperature,
+        precision=precision,
+        scaler=scaler,
+        microbatch=config.train.microbatch,
+        compile=config.train.compile,
+    )
     sources = torch.from_numpy(source_of).to(device)
     last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
     print(f"{len(train)} tiles to train on, {steps} steps of {batch_size} an epoch, peak learning rate {peak:.4g}")
@@ -115,7 +143,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         total=steps * config.train.epochs,
         initial=steps * first_epoch,
         unit="step",
-        disable=not config.log.progress,
+        disable=not progress,
         desc="pretrain",
         dynamic_ncols=True,
     )
@@ -126,11 +154,14 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                 keep_batch_statistics(model.encoder)
             order = epoch_rows(train, source_of, config, epoch=epoch)  # (steps, N)
             repeats = occurrences(order.ravel()).reshape(order.shape)  # weights repeat tiles; each is other views
+            order, repeats = order[:, share], repeats[:, share]
+            rows, number = torch.from_numpy(order).to(device), 2 * torch.from_numpy(repeats).to(device)
+            at = torch.tensor(epoch, device=device)
             total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
             per_source = torch.zeros(2, len(config.data), device=device, dtype=torch.float64)  # loss, tiles
             late: torch.Tensor | None = None
             started = time.perf_counter()
-            for step in range(steps):
+            for step, images in enumerate(store.batches(order)):
                 factor = optim.schedule_factor(
                     config.train.schedule,
                     epoch * steps + step,
@@ -141,33 +172,31 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
                     gamma=config.train.gamma,
                 )
                 optim.set_learning_rate(optimizer, factor)
-                rows, repeat = torch.from_numpy(order[step]), torch.from_numpy(repeats[step])
-                with autocast(device, precision):
-                    a, b = project_views(step_model, store, rows, repeat, views=views, epoch=epoch)  # (N, D) each
-                losses = contrast(a, b, temperature=config.train.temperature, reduction="none")  # (N,)
-                loss = losses.mean()
                 optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                signs = contrast.backward(images, rows[step], number[step], at)
                 scaler.step(optimizer)
                 scaler.update()
-                total += torch.stack([loss.detach().double(), *similarities(a, b)])
+                loss = signs.losses.mean()
+                total += torch.stack([loss.double(), signs.positive, signs.negative])
                 if len(config.data) > 1:
-                    ones = torch.ones_like(losses, dtype=torch.float64)
-                    part = torch.stack([losses.detach().double(), ones])
-                    per_source.index_add_(1, sources[rows.to(device, non_blocking=True)], part)
+                    part = torch.stack([signs.losses.double(), torch.ones_like(signs.losses, dtype=torch.float64)])
+                    per_source.index_add_(1, sources[rows[step]], part)
                 # Looked at one step late: reading this step's loss would leave the device idle until the next.
                 if late is not None:
                     value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=folder)
                     speed = batch_size * (step + 1) / (time.perf_counter() - started)
-                    share = f"{value / collapse:.2f} of {collapse_name(config)}"
-                    bar.set_postfix_str(f"loss {value:.3f} ({share}), {speed:.0f} tiles/s")
-                late = loss.detach()
+                    relative = f"{value / collapse:.2f} of {collapse_name(config)}"
+                    bar.set_postfix_str(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s")
+                late = loss
                 bar.update()
             assert late is not None
             check_finite(late.item(), epoch=epoch, step=steps - 1, folder=folder)
 
             seconds = time.perf_counter() - started
-            mean_loss, positive, negative = (total / steps).tolist()
+            mean_loss, positive, negative = (dist.mean(total) / steps).tolist()
+            per_source = dist.mean(per_source)
+            if log is None:
+                continue
             row = {
                 "epoch": epoch + 1,
                 "loss": mean_loss,
@@ -205,30 +234,32 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
             }
             run.save_checkpoint(folder / "checkpoints" / "last.pt", content)
             draw_curves(log.rows, folder / "curves.png")
-    log.close()
-    with run.replacing(folder / "encoder.pt") as temporary:
-        torch.save({key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}, temporary)
-    report_end(log.rows, folder, config=config, finished=last_epoch == config.train.epochs)
+    if log is not None:
+        log.close()
+        with run.replacing(folder / "encoder.pt") as temporary:
+            torch.save({key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}, temporary)
+        report_end(log.rows, folder, config=config, finished=last_epoch == config.train.epochs)
 
 
-@dataclass(frozen=True)
-class ViewSettings:
-    """What makes the views of an epoch."""
+def share_of_batch(config: PretrainConfig, *, ranks: int) -> slice:
+    """Return which tiles of a batch are this rank's.
 
-    augmentation: Augmentation
-    seed: int
-    mean: torch.Tensor  # (3,)
-    std: torch.Tensor  # (3,)
-    clean_second: bool = False  # compare a view with the tile as it is
-
-
-@dataclass(frozen=True)
-class HealthTiles:
-    """Rows of the tiles to train on and of those to look at."""
-
-    train: NDArray[np.int64]
-    queries: NDArray[np.int64]  # their embeddings are looked at; held out of training when labelled
-    bank: NDArray[np.int64]  # labelled training tiles; empty without labels
+    Raises:
+        ValueError: the batch does not divide over the ranks, or a rank's part not into microbatches.
+    """
+    whole, micro = config.train.batch_size, config.train.microbatch
+    if whole % ranks:
+        raise ValueError(
+            f"train.batch_size: got {whole}, which does not divide over {ranks} ranks; "
+            f"{whole // ranks * ranks or ranks} or {(whole // ranks + 1) * ranks} would"
+        )
+    part = whole // ranks
+    if micro is not None and part % micro:
+        raise ValueError(
+            f"train.microbatch: got {micro}, which does not divide the {part} tiles of a batch on "
+            f"{'this device' if ranks == 1 else 'each rank'}; allowed are its divisors"
+        )
+    return slice(dist.rank() * part, (dist.rank() + 1) * part)
 
 
 def losses_by_source(per_source: torch.Tensor, config: PretrainConfig) -> dict[str, float]:
@@ -241,118 +272,6 @@ def losses_by_source(per_source: torch.Tensor, config: PretrainConfig) -> dict[s
         for i, source in enumerate(config.data)
         if tiles[i]
     }
-
-
-def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
-    """Return which tiles are trained on and which are looked at after each epoch.
-
-    With labels, a stratified (and grouped) part is held out of training, so that kNN accuracy says something about
-    unseen tiles; the labels serve no other purpose, so where they do not allow that, pretraining goes on without.
-    """
-    rows = all_rows(tiles)
-    rng = np.random.default_rng([config.seed, 1])
-    labelled = rows[tiles.labels >= 0]
-    classes = len(np.unique(tiles.labels[labelled]))
-    fraction = min(0.2, config.health.tiles / max(1, len(labelled)))
-    held = None
-    if classes >= 2 and fraction * len(labelled) >= 2 * classes:
-        groups = None if tiles.groups is None else tiles.groups[labelled]
-        try:
-            rest, held = stratified_split(tiles.labels[labelled], fraction=fraction, seed=config.seed, groups=groups)
-        except ValueError as error:
-            print(f"no kNN accuracy, because no tiles can be held out for it: {error}")
-    if held is None:
-        queries = np.sort(rng.permutation(rows)[: config.health.tiles])
-        return HealthTiles(train=rows, queries=queries, bank=rows[:0])
-    bank = np.sort(rng.permutation(labelled[rest])[: config.health.bank_tiles])
-    return HealthTiles(train=np.setdiff1d(rows, labelled[held]), queries=labelled[held], bank=bank)
-
-
-def project_views(
-    model: nn.Module, store: TileStore, rows: torch.Tensor, repeat: torch.Tensor, *, views: ViewSettings, epoch: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the projections of the two views of the tiles at `rows`, (N, D) each.
-
-    `repeat`, (N,), counts how often each tile came before in this epoch: each time has views of its own.
-    """
-    images = store.gather(rows)
-    tiles = rows.to(store.device, non_blocking=True)
-    repeat = repeat.to(store.device, non_blocking=True)
-    pair = [
-        augment.view(
-            images,
-            tiles,
-            augmentation=views.augmentation,
-            seed=views.seed,
-            epoch=epoch,
-            view=2 * repeat + which,
-            mean=views.mean,
-            std=views.std,
-        )
-        for which in ((0,) if views.clean_second else (0, 1))
-    ]
-    if views.clean_second:
-        pair.append(augment.normalise(augment.to_unit(images), mean=views.mean, std=views.std))
-    a, b = model(torch.cat(pair)).chunk(2)
-    return a, b
-
-
-@torch.no_grad()
-def similarities(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean cosine similarity of the positive pairs and of all others, without a (2N, 2N) matrix."""
-    a, b = (nn.functional.normalize(x.detach().double(), dim=1) for x in (a, b))
-    count = 2 * len(a)
-    positive = (a * b).sum(1).mean()
-    everything = (a.sum(0) + b.sum(0)).square().sum()  # the sum over all ordered pairs, self-pairs included
-    return positive, (everything - count - count * positive) / (count * (count - 2))
-
-
-def health(
-    encoder: nn.Module,
-    store: TileStore,
-    tiles: Tiles,
-    watch: HealthTiles,
-    *,
-    views: ViewSettings,
-    config: PretrainConfig,
-    precision: str,
-) -> dict[str, float]:
-    """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles."""
-
-    def embed(rows: NDArray[np.int64]) -> torch.Tensor:
-        return features.outputs(
-            encoder,
-            store,
-            rows,
-            mean=views.mean,
-            std=views.std,
-            batch_size=config.train.batch_size,
-            precision=precision,
-        )
-
-    queries = embed(watch.queries)
-    signs = {"effective_rank": features.effective_rank(queries)}
-    if len(watch.bank):
-        signs["knn_balanced_accuracy"] = features.knn_accuracy(
-            embed(watch.bank),
-            torch.from_numpy(tiles.labels[watch.bank]),
-            queries,
-            torch.from_numpy(tiles.labels[watch.queries]),
-            neighbours=config.health.neighbours,
-        )
-    return signs
-
-
-def collapse_warning(row: dict[str, Any]) -> str | None:
-    """Return a plain sentence when the embeddings have collapsed, else None."""
-    remedy = "raise train.batch_size, lower train.learning_rate, or strengthen augment"
-    if row["negative_similarity"] > 0.95:
-        return f"different tiles look alike (mean similarity {row['negative_similarity']:.3f}): collapse; {remedy}"
-    if row["effective_rank"] < 3:
-        return f"the embeddings use {row['effective_rank']:.1f} directions only: collapse; {remedy}"
-    if row["loss_relative"] > 0.995:
-        return f"the loss is {row['loss_relative']:.3f} of what random guessing gives; {remedy}"
-    return None
 
 
 def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:

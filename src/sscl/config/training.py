@@ -186,7 +186,15 @@ class PretrainTrainConfig(Section):
         False, "keep the encoder's batch-norm statistics as its weights bring them; for a start from ImageNet"
     )
     stop_after_epoch: int | None = knob(None, "leave after this many epochs in all; --resume goes on", ge=1)
-    compile: bool = knob(False, "torch.compile the model")
+    microbatch: int | None = knob(
+        None,
+        "tiles forwarded at once on each device, for batches beyond its memory: the gradient of the whole batch at "
+        "about 4/3 of the time (gradient caching); null = all",
+        ge=1,
+    )
+    compile: bool = knob(False, "torch.compile views, net and loss; minutes at the start, faster steps after")
+    profile: bool = knob(False, "record some steps of the first epoch: trace.json and the largest costs")
+    timeout_minutes: float = knob(30.0, "torchrun: a rank that hears nothing from the others for so long fails", gt=0)
 
 
 class HealthConfig(Section):
@@ -267,6 +275,7 @@ class FinetuneTrainConfig(Section):
         "balanced_accuracy", "what the best epoch is chosen by, on validation (ties: lower loss)"
     )
     patience: int = knob(15, "stop after this many epochs without a better one", ge=1)
+    timeout_minutes: float = knob(30.0, "torchrun: a rank that hears nothing from the others for so long fails", gt=0)
 
 
 class ContrastProjectionConfig(ProjectionConfig):

@@ -1,0 +1,220 @@
+"""One contrastive step: two views of the tiles, their projections, the loss, and its gradient on the parameters.
+
+N tiles on this rank, M of them at once, D dimensions of the projection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.profiler import record_function
+
+from sscl import augment, dist
+from sscl.augment import Augmentation
+from sscl.device import autocast
+from sscl.losses import nt_xent
+
+Loss = Callable[..., torch.Tensor]  # nt_xent or cross_view_info_nce
+
+
+@dataclass(frozen=True)
+class Views:
+    """What makes the views of a tile."""
+
+    augmentation: Augmentation
+    seed: int
+    mean: torch.Tensor  # (3,)
+    std: torch.Tensor  # (3,)
+    clean_second: bool = False  # compare a view with the tile as it is
+
+
+class Signs(NamedTuple):
+    """What a step says about itself; nothing here has been read from the device."""
+
+    losses: torch.Tensor  # (N,), of this rank's tiles
+    positive: torch.Tensor  # mean cosine similarity of the pairs of all ranks
+    negative: torch.Tensor  # and of all other views
+
+
+class ViewProjections(nn.Module):
+    """Tiles to the projections of their two views: augmentation, encoder and head as one module.
+
+    So DistributedDataParallel and torch.compile see all of it, and a second call gives the same projections: views
+    are functions of (seed, epoch, tile, view number) alone.
+    """
+
+    def __init__(self, model: nn.Module, *, views: Views, precision: str = "fp32") -> None:
+        super().__init__()
+        self.model = model
+        self.views = views
+        self.precision = precision
+
+    def forward(
+        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the projections of both views, (N, D) each.
+
+        Args:
+            images: uint8 (N, H, W, 3).
+            tiles: int64 (N,), the tiles' indices in the data set.
+            number: int64 (N,), number of the first view; the second is the next.
+            epoch: int64, no dimensions.
+        """
+        v = self.views
+        with record_function("augment"):
+            pair = [
+                augment.view(
+                    images,
+                    tiles,
+                    augmentation=v.augmentation,
+                    seed=v.seed,
+                    epoch=epoch,
+                    view=number + which,
+                    mean=v.mean,
+                    std=v.std,
+                )
+                for which in ((0,) if v.clean_second else (0, 1))
+            ]
+            if v.clean_second:
+                pair.append(augment.normalise(augment.to_unit(images), mean=v.mean, std=v.std))
+            both = torch.cat(pair)
+        # Entered anew in each call: autocast remembers weights that it cast without a graph, as in the pass below.
+        with record_function("forward"), autocast(images.device, self.precision):
+            a, b = self.model(both).chunk(2)
+        return a, b
+
+
+class ContrastiveStep:
+    """The loss of a batch, and its gradient left on the parameters; under torchrun, that of all ranks' batches.
+
+    With `microbatch` the batch goes through the net M tiles at a time, twice: first without a graph, to get the
+    gradient of the loss at every projection, then with one, to take that back to the parameters (gradient caching,
+    Gao et al., arXiv:2101.06983). Memory is then that of M tiles and the gradient that of the whole batch. Batch norm
+    normalises each microbatch by itself; its running statistics move once a step, by the mean over the microbatches.
+
+    Args:
+        model: tiles' pixels (2N, 3, H, W) to projections (2N, D), on its device. No dropout with `microbatch`.
+        loss: `nt_xent` or `cross_view_info_nce`.
+        scaler: of fp16; None multiplies by nothing.
+        microbatch: M, tiles of a rank forwarded at once; divides N. None is N.
+        compile: torch.compile views, net and loss as one graph (with ranks or microbatches: views and net).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        views: Views,
+        loss: Loss = nt_xent,
+        temperature: float = 0.7,
+        precision: str = "fp32",
+        scaler: torch.amp.GradScaler | None = None,
+        microbatch: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.loss, self.temperature, self.scaler, self.microbatch = loss, temperature, scaler, microbatch
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        project: Any = ViewProjections(model, views=views, precision=precision)
+        whole: Any = self._signs
+        if compile and microbatch is None and dist.world_size() == 1:
+            whole = torch.compile(whole, fullgraph=True)
+        elif compile:
+            project = torch.compile(project, fullgraph=True)
+        self._once, self._project, self._whole = project, dist.parallel(project), whole
+
+    def backward(self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor) -> Signs:
+        """Add the batch's gradient to the parameters' `.grad`; arguments as of `ViewProjections.forward`."""
+        if self.microbatch is not None and self.microbatch < len(images):
+            return self._cached(images, tiles, number, epoch)
+        losses, positive, negative = self._whole(images, tiles, number, epoch)
+        with record_function("backward"):
+            torch.autograd.backward(self._scaled(losses.mean()))
+        return Signs(losses.detach(), positive, negative)
+
+    def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def _signs(self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor) -> Signs:
+        a, b = self._project(images, tiles, number, epoch)
+        with record_function("loss"):
+            losses = self.loss(a, b, temperature=self.temperature, reduction="none")
+            return Signs(losses, *similarities(a, b))
+
+    def _cached(self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor) -> Signs:
+        assert self.microbatch is not None
+        if len(images) % self.microbatch:
+            raise ValueError(f"microbatch: got {self.microbatch}, which does not divide the {len(images)} tiles")
+        parts = list(zip(*(torch.split(x, self.microbatch) for x in (images, tiles, number)), strict=True))
+        with statistics_once(self._norms, parts=len(parts)) as note:
+            pairs = []
+            for part in parts:
+                with torch.no_grad():
+                    pairs.append(torch.stack(self._once(*part, epoch)))  # (2, M, D)
+                note()
+            projections = torch.cat(pairs, 1).requires_grad_()  # (2, N, D)
+            losses = self.loss(*projections, temperature=self.temperature, reduction="none")
+            torch.autograd.backward(self._scaled(losses.mean()))
+            assert projections.grad is not None
+            gradients = torch.split(projections.grad, self.microbatch, dim=1)
+            for i, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
+                last = i + 1 == len(parts)  # the ranks' gradients are averaged once, at the end
+                with contextlib.nullcontext() if last else dist.no_average(self._project):
+                    torch.autograd.backward(self._project(*part, epoch), tuple(gradient))
+        return Signs(losses.detach(), *similarities(*projections))
+
+
+@contextlib.contextmanager
+def statistics_once(norms: list[_BatchNorm], *, parts: int) -> Iterator[Callable[[], None]]:
+    """Let running statistics of batch norm move once, by the mean over parts of a batch, however often they go through.
+
+    Gives a function to call after the forward pass of each part. Norms in evaluation mode are left alone.
+    """
+    moving = [n for n in norms if n.training and n.track_running_stats and n.running_mean is not None]
+    buffers = [buffer for n in moving for buffer in (n.running_mean, n.running_var) if buffer is not None]
+    counts = [n.num_batches_tracked for n in moving if n.num_batches_tracked is not None]
+    momenta = [n.momentum for n in moving]
+    before, counted = [b.clone() for b in buffers], [c.clone() for c in counts]
+    means = [torch.zeros_like(b) for b in buffers]
+
+    def note() -> None:
+        if buffers:
+            torch._foreach_add_(means, buffers, alpha=1 / parts)
+
+    for norm in moving:
+        norm.momentum = 1.0  # a buffer then holds the statistics of the last part alone
+    try:
+        yield note
+    finally:
+        for norm, momentum in zip(moving, momenta, strict=True):
+            norm.momentum = momentum
+    with torch.no_grad():
+        for i, norm in enumerate(moving):
+            # None is torch's sign for the plain mean over all steps.
+            momentum = norm.momentum if norm.momentum is not None else 1 / (float(counted[i]) + 1)
+            for j in (2 * i, 2 * i + 1):
+                buffers[j].copy_(before[j].lerp_(means[j], momentum))
+        for count, earlier in zip(counts, counted, strict=True):
+            count.copy_(earlier + 1)
+
+
+@torch.no_grad()
+def similarities(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean cosine similarity of the positive pairs and of all other views, over all ranks.
+
+    Args:
+        a, b: this rank's projections of both views, (N, D) each; no (2N, 2N) matrix is made.
+    """
+    a, b = (F.normalize(x.detach().double(), dim=1) for x in (a, b))
+    count = 2 * len(a) * dist.world_size()
+    # Mean over ranks of the sum of all views, (D,), and of the positive pairs' similarity, in one message.
+    shared = dist.mean(torch.cat([a.sum(0) + b.sum(0), (a * b).sum(1).mean()[None]]))
+    positive = shared[-1]
+    everything = (shared[:-1] * dist.world_size()).square().sum()  # over all ordered pairs, self-pairs included
+    return positive, (everything - count - count * positive) / (count * (count - 2))

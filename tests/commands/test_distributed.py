@@ -1,0 +1,194 @@
+"""pretrain and finetune under torchrun, over gloo: ranks equal one process, and a rank that dies ends the job.
+
+Batch norm is frozen or absent: a rank's own statistics are not those of the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SECONDS = 240
+FROZEN = ["train.freeze_batch_norm=true", "projection.kind=mlp_no_norm", "projection.hidden=64", "seed=5"]
+
+
+def started(ranks: int, *words: object, **options: Any) -> subprocess.Popen[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.Popen(
+        [*torchrun, "-m", "sscl", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"hung:\n{out}\n{err}") from None
+    return process.returncode, out, err
+
+
+def words_of(cli: Any, command: str, run: Path, *words: object) -> list[object]:
+    tiny = ["train.batch_size=8", "train.warmup_epochs=1"]
+    return [command, f"run={run}", *cli._common(), *tiny, *words]
+
+
+@pytest.fixture(scope="module")
+def pretrain_words(pretrained: Path) -> list[str]:
+    return [f"model.weights={pretrained}", *FROZEN, "train.epochs=2", "health.tiles=8", "train.learning_rate=0.02"]
+
+
+@pytest.fixture(scope="module")
+def alone(cli: Any, pretrain_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run: Path = tmp_path_factory.mktemp("runs") / "alone"
+    result = cli(*words_of(cli, "pretrain", run, *pretrain_words))
+    assert result.code == 0, result.err
+    return run
+
+
+@pytest.fixture(scope="module")
+def together(cli: Any, pretrain_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The first epoch on two ranks, the second on four, in microbatches of one tile."""
+    run: Path = tmp_path_factory.mktemp("runs") / "together"
+    words = words_of(cli, "pretrain", run, *pretrain_words, "train.microbatch=1")
+    code, first, err = finished(started(2, *words, "train.stop_after_epoch=1"))
+    assert code == 0, err
+    code, second, err = finished(started(4, *words, "--resume"))
+    assert code == 0, err
+    return run, first, second
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
+
+
+def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
+    alone: Path, together: tuple[Path, str, str], pretrained: Path, read_metrics: Any
+) -> None:
+    run, first, second = together
+    ours, expected = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (run, alone))
+    begun = torch.load(pretrained / "encoder.pt", weights_only=True)
+
+    assert "2 ranks" in first
+    assert "4 ranks" in second
+    assert first.count("tiles to train on") == 1  # only rank 0 speaks
+    assert ours["epoch"] == 2
+    moved = largest_difference(dict(begun), dict(expected["encoder"]))
+    assert moved > 3e-4
+    # Rounding decides ties of ReLU and max-pool; in double precision tests/test_dist.py asks for 1e-12.
+    assert largest_difference(ours["model"], expected["model"]) < moved / 20
+    rows, straight = read_metrics(run), read_metrics(alone)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row, other in zip(rows, straight, strict=True):
+        for key in other.keys() - {"seconds", "tiles_per_second"}:
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-4), key
+        assert row["loss"] == pytest.approx(other["loss"], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train.loss=weighted_focal", "train.epochs=2"], ["contrast.kind=nt_xent", "train.epochs=1"]],
+    ids=["weighted", "joint"],
+)
+def test_finetuning_on_ranks_equals_one_process(
+    cli: Any, pretrained: Path, tmp_path: Path, read_metrics: Any, words: list[str]
+) -> None:
+    words = [
+        *words,
+        f"model.weights={pretrained}",
+        "train.freeze_batch_norm=true",
+        "contrast.projection.hidden=32",
+        "train.optimizer=sgd",
+        "train.learning_rate=1e-3",
+        "train.select=loss",
+    ]
+
+    result = cli(*words_of(cli, "finetune", tmp_path / "alone", *words))
+    code, out, err = finished(started(2, *words_of(cli, "finetune", tmp_path / "together", *words)))
+
+    assert result.code == 0, result.err
+    assert code == 0, err
+    assert out.count("best epoch") == 1
+    rows, straight = read_metrics(tmp_path / "together"), read_metrics(tmp_path / "alone")
+    for row, other in zip(rows, straight, strict=True):
+        for key in other.keys() - {"tiles_per_second"}:
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-4), key
+    ours, expected = (
+        torch.load(tmp_path / f / "checkpoints/best.pt", weights_only=True) for f in ("together", "alone")
+    )
+    begun = torch.load(pretrained / "encoder.pt", weights_only=True)
+    moved = largest_difference(dict(begun), dict(expected["encoder"]))
+    assert moved > 3e-4
+    assert largest_difference(ours["encoder"], expected["encoder"]) < moved / 20
+    assert largest_difference(ours["head"], expected["head"]) < 1e-4
+
+
+def test_a_rank_that_dies_ends_the_job(cli: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(2, *words_of(cli, "pretrain", run, "train.epochs=2000", "health.tiles=8"))
+    end = time.monotonic() + SECONDS
+    while not (run / "checkpoints/last.pt").is_file() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+
+    os.kill(process_of(run, rank=1), signal.SIGKILL)
+    killed = time.monotonic()
+    code, _, err = finished(process)
+
+    assert code != 0, err
+    assert time.monotonic() - killed < 60
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["epoch"] >= 1  # whole
+
+
+def process_of(run: Path, *, rank: int) -> int:
+    """The process that torchrun started as this rank of the run."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_text().split("\0")
+                variables = (entry / "environ").read_text().split("\0")
+            except OSError:
+                continue
+            if f"run={run}" in words and f"RANK={rank}" in variables:
+                return int(entry.name)
+    raise AssertionError(f"no rank {rank} of {run}")
+
+
+def test_a_batch_that_does_not_divide_is_refused(cli: Any, tmp_path: Path) -> None:
+    code, _, err = finished(started(2, *words_of(cli, "pretrain", tmp_path / "run", "train.batch_size=7")))
+
+    assert code != 0
+    assert "train.batch_size: got 7, which does not divide over 2 ranks; 6 or 8 would" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.microbatch=3"], "train.microbatch: got 3, which does not divide the 8 tiles of a batch"),
+        (["train.microbatch=0"], "train.microbatch"),
+        (["train.timeout_minutes=0"], "train.timeout_minutes"),
+    ],
+)
+def test_keys_that_make_no_sense_are_refused(cli: Any, tmp_path: Path, words: list[str], message: str) -> None:
+    result = cli.pretrain(tmp_path / "run", *words)
+
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
