@@ -1,4 +1,4 @@
-"""Time several ways of doing the same, side by side in one run: their ratios are worth something, their seconds less."""
+"""Time several ways of doing the same, side by side in one run: their ratios mean something, their seconds less."""
 
 from __future__ import annotations
 
