@@ -1,8 +1,12 @@
 """The two augmented views of a batch of tiles: one warp, one blur, then the colours, on the device of the tiles.
 
 Every tile draws its parameters from a counter-based generator keyed by (seed, epoch, tile, view), so that its views are
-the same whatever the batch, the number of ranks, the device, or whether the run was resumed. Nothing here loops over
-tiles or looks at a value, so the whole can be compiled.
+the same whatever the batch, the number of ranks, the device, or whether the run was resumed. Nothing here looks at a
+value or copies one to or from the device, so the whole can be compiled to one graph.
+
+Most of the time goes into moving pixels through memory. So a CPU goes through the batch a few tiles at a time, which
+then stay in its cache, colours are planes of H x W rather than pixels of three, and what an operation made for itself
+is changed in place.
 
 B tiles, H = W pixels, n random numbers a tile.
 """
@@ -10,8 +14,9 @@ B tiles, H = W pixels, n random numbers a tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +24,10 @@ import torch.nn.functional as F
 # Ruifrok & Johnston 2001: optical density of haematoxylin, eosin, and what is left, in R, G, B.
 STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
+CACHED_PIXELS = 2 * 224 * 224  # a CPU core works on this many at once: about 1 MB for three colours in float32
+BAND_PX = 32  # the blur is a product with a matrix for so many pixels; measured fastest, and a GPU's tile size
+
+Operation = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]  # a function of tiles, its (B, ...) arguments
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,13 @@ def philox(counter: Sequence[torch.Tensor | int], *, seed: int, like: torch.Tens
 def _multiply(factor: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the high and low 32 bits of factor * x; halves, because 32 x 32 bits overflow a signed int64."""
     low = (factor & 0xFFFF) * x  # < 2^48
-    high = (factor >> 16) * x + (low >> 16)  # < 2^49
+    high = torch.add(low >> 16, x, alpha=factor >> 16)  # < 2^49
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def uniform(tiles: torch.Tensor, count: int, *, seed: int, epoch: int, view: int | torch.Tensor) -> torch.Tensor:
+def uniform(
+    tiles: torch.Tensor, count: int, *, seed: int, epoch: int | torch.Tensor, view: int | torch.Tensor
+) -> torch.Tensor:
     """Return `count` numbers in [0, 1) for each tile index, float32 (count, B), a function of the arguments alone."""
     blocks = torch.arange((count + 3) // 4, device=tiles.device)[:, None]
     words = philox([tiles[None] & 0xFFFFFFFF, blocks, epoch, view], seed=seed, like=tiles)  # (4, blocks, B)
@@ -108,7 +119,13 @@ def uniform(tiles: torch.Tensor, count: int, *, seed: int, epoch: int, view: int
 
 
 def draw(
-    augmentation: Augmentation, tiles: torch.Tensor, *, seed: int, epoch: int, view: int | torch.Tensor, size_px: int
+    augmentation: Augmentation,
+    tiles: torch.Tensor,
+    *,
+    seed: int,
+    epoch: int | torch.Tensor,
+    view: int | torch.Tensor,
+    size_px: int,
 ) -> ViewParameters:
     """Return the parameters of one view of each tile.
 
@@ -181,7 +198,7 @@ def view(
     *,
     augmentation: Augmentation,
     seed: int,
-    epoch: int,
+    epoch: int | torch.Tensor,
     view: int | torch.Tensor,
     mean: torch.Tensor,
     std: torch.Tensor,
@@ -194,46 +211,107 @@ def view(
     Args:
         images: uint8 (B, H, W, 3), square.
         tiles: int64 (B,), the tiles' indices in the data set.
+        epoch: a number, or int64 without dimensions on the tiles' device: a compiled step is then the same each epoch.
         view: 0 or 1, for all tiles or one for each, int64 (B,); other numbers give further views.
         mean, std: float32 (3,), of pixels scaled to 0-1.
     """
+    return _views(images, tiles, 1, augmentation, seed=seed, epoch=epoch, view=view, mean=mean, std=std)
+
+
+def pair(
+    images: torch.Tensor,
+    tiles: torch.Tensor,
+    *,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int | torch.Tensor,
+    view: int | torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> torch.Tensor:
+    """Return the views `view` and `view + 1` of the tiles, one batch after the other, (2 B, 3, H, W).
+
+    The same as two calls of `view`, but drawn at once and written where they belong. Arguments as there.
+    """
+    return _views(images, tiles, 2, augmentation, seed=seed, epoch=epoch, view=view, mean=mean, std=std)
+
+
+def _views(
+    images: torch.Tensor,
+    tiles: torch.Tensor,
+    count: int,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    epoch: int | torch.Tensor,
+    view: int | torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> torch.Tensor:
+    batch, side = images.shape[0], images.shape[1]
     # Autocast off: in bf16 the warp's coordinates and the stains would be good to three digits only.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        parameters = draw(augmentation, tiles, seed=seed, epoch=epoch, view=view, size_px=images.shape[1])
-        x = normalise(apply(to_unit(images), parameters, augmentation=augmentation), mean=mean, std=std)
-        return x.contiguous(memory_format=torch.channels_last)
+        numbers = (torch.arange(count, device=tiles.device)[:, None] + view).expand(count, batch).flatten()
+        parameters = draw(augmentation, tiles.repeat(count), seed=seed, epoch=epoch, view=numbers, size_px=side)
+        todo = operations(parameters, augmentation=augmentation, size_px=side)
+        sources = images if count == 1 else images.repeat(count, 1, 1, 1)
+        shape = (count * batch, 3, side, side)
+        views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
+        size = _tiles_at_once(sources)
+        for start in range(0, count * batch, size):
+            part = slice(start, start + size)
+            x = to_unit(sources[part])
+            for operation, arguments in todo:
+                x = operation(x, *(argument[part] for argument in arguments))
+            views[part] = normalise(x, mean=mean, std=std)
+        return views
+
+
+def _tiles_at_once(images: torch.Tensor) -> int:
+    """Return how many tiles to go through at a time: what fits a CPU's cache; a GPU and a compiler want them all."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return len(images)
+    return max(1, torch.get_num_threads() * CACHED_PIXELS // (images.shape[1] * images.shape[2]))
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 (B, H, W, 3) as float32 (B, 3, H, W) in 0-1, channels_last."""
-    return images.permute(0, 3, 1, 2).float() / 255
+    return images.permute(0, 3, 1, 2).to(torch.float32, copy=True).div_(255)
 
 
 def normalise(x: torch.Tensor, *, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Return (x - mean) / std for each channel of (B, 3, H, W)."""
-    return (x - mean[:, None, None]) / std[:, None, None]
+    return (x - mean[:, None, None]).div_(std[:, None, None])
 
 
 def apply(x: torch.Tensor, p: ViewParameters, *, augmentation: Augmentation) -> torch.Tensor:
     """Return the tiles (B, 3, H, W) in 0-1 after the drawn operations; ops that are switched off cost nothing."""
+    for operation, arguments in operations(p, augmentation=augmentation, size_px=x.shape[-1]):
+        x = operation(x, *arguments)
+    return x
+
+
+def operations(p: ViewParameters, *, augmentation: Augmentation, size_px: int) -> list[Operation]:
+    """Return what is done to the tiles, in this order; ops that are switched off are left out."""
     a = augmentation
-    x = warp(x, p)
+    todo: list[Operation] = [(_sample, (warp_matrix(p),))]
     if a.blur_probability > 0 and a.blur_sigma_px[1] > 0:
-        x = blur(x, p.blur_sigma, radius=blur_radius(a.blur_sigma_px[1]))
+        radius = min(blur_radius(a.blur_sigma_px[1]), size_px - 1)
+        todo.append((_blur, (_blur_matrix(p.blur_sigma, radius=radius),)))
     if a.jitter_probability > 0:
         if a.brightness:
-            x = adjust_brightness(x, p.brightness)
+            todo.append((adjust_brightness, (p.brightness,)))
         if a.contrast:
-            x = adjust_contrast(x, p.contrast)
+            todo.append((adjust_contrast, (p.contrast,)))
         if a.saturation:
-            x = adjust_saturation(x, p.saturation)
+            todo.append((adjust_saturation, (p.saturation,)))
         if a.hue:
-            x = adjust_hue(x, p.hue)
+            todo.append((partial(adjust_hue, largest=a.hue), (p.hue,)))
     if a.stain_probability > 0:
-        x = adjust_stain(x, p.stain_gain, p.stain_offset)
+        todo.append((adjust_stain, (p.stain_gain, p.stain_offset)))
     if a.grayscale_probability > 0:
-        x = x + p.grayscale[:, None, None, None] * (grayscale(x) - x)
-    return x
+        todo.append((_adjust_grayscale, (p.grayscale,)))
+    return todo
 
 
 def warp_matrix(p: ViewParameters) -> torch.Tensor:
@@ -263,7 +341,17 @@ def warp(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
     What an affine shift brings in from outside the crop is the tile's own surroundings, and mirrored tissue beyond its
     edge: black corners would tell the two views of a tile apart from those of another.
     """
-    grid = F.affine_grid(warp_matrix(p), list(x.shape), align_corners=False)
+    return _sample(x, warp_matrix(p))
+
+
+def _sample(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    side = x.shape[-1]
+    # Pixel centres in -1..1. The grid is a sum of what depends on the column and what on the row; F.affine_grid
+    # multiplies a matrix for each pixel, which takes longer than the sampling.
+    centres = (torch.arange(side, device=x.device, dtype=x.dtype) * 2 + (1 - side)) / side
+    across = matrix[:, :, 0, None] * centres  # (B, 2, W)
+    down = matrix[:, :, 1, None] * centres + matrix[:, :, 2, None]  # (B, 2, H)
+    grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -275,86 +363,121 @@ def blur_radius(sigma_px: float) -> int:
 def blur(x: torch.Tensor, sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
     """Return each tile blurred by its own Gaussian, separably, with mirrored borders; sigma 0 is the identity."""
     radius = min(radius, x.shape[-1] - 1)  # a mirrored border is at most as wide as the tile
-    steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, taps)
-    kernel = kernel / kernel.sum(1, keepdim=True)
-    count, channels, height, width = x.shape
-    flat = x.reshape(1, count * channels, height, width)
-    taps = kernel.repeat_interleave(channels, 0)[:, None, None]  # (B * 3, 1, 1, taps)
-    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="reflect"), taps, groups=count * channels)
-    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="reflect"), taps.mT, groups=count * channels)
-    return flat.view(x.shape)
+    return _blur(x, _blur_matrix(sigma, radius=radius))
+
+
+def _blur_matrix(sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
+    """Return the matrices from BAND_PX + 2 radius neighbouring pixels to the inner BAND_PX, blurred, (B, in, out)."""
+    inner = torch.arange(BAND_PX, device=sigma.device)
+    steps = torch.arange(-radius, BAND_PX + radius, device=sigma.device)[:, None] - inner
+    matrix = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None, None]) ** 2) * (steps.abs() <= radius)
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+def _blur(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return the tiles blurred along rows, then columns.
+
+    A convolution with a kernel for each tile has no fast form; a matrix product has. One matrix serves all bands.
+    """
+    height, width = x.shape[2:]
+    reach = matrix.shape[1] - BAND_PX
+    half = reach // 2
+    rows = F.pad(x, (half, half, 0, 0), mode="reflect").flatten(1, 2)  # (B, 3 H, W + reach)
+    blurred = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for start in range(0, width, BAND_PX):
+        n = min(BAND_PX, width - start)
+        band = blurred.flatten(1, 2)[:, :, start : start + n]
+        band.baddbmm_(rows[:, :, start : start + n + reach], matrix[:, : n + reach, :n], beta=0)
+    columns = F.pad(blurred, (0, 0, half, half), mode="reflect").flatten(0, 1)  # (3 B, H + reach, W)
+    matrix = matrix.mT.repeat_interleave(3, 0)
+    for start in range(0, height, BAND_PX):
+        n = min(BAND_PX, height - start)
+        band = blurred.flatten(0, 1)[:, start : start + n]
+        band.baddbmm_(matrix[:, :n, : n + reach], columns[:, start : start + n + reach], beta=0)
+    return blurred
 
 
 def grayscale(x: torch.Tensor) -> torch.Tensor:
     """Return the luma of (B, 3, H, W), (B, 1, H, W)."""
-    return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
-
-
-def _blend(x: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
-    factor = factor[:, None, None, None]
-    return (factor * x + (1 - factor) * other).clamp(0, 1)
+    return (LUMA[0] * x[:, 0:1]).add_(x[:, 1:2], alpha=LUMA[1]).add_(x[:, 2:3], alpha=LUMA[2])
 
 
 def adjust_brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Return the tiles blended with black."""
-    return _blend(x, 0.0, factor)
+    return (factor[:, None, None, None] * x).clamp_(0, 1)
 
 
 def adjust_contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Return the tiles blended with their mean luma."""
-    return _blend(x, grayscale(x).mean((2, 3), keepdim=True), factor)
+    factor = factor[:, None, None, None]
+    mean = grayscale(x.mean((2, 3), keepdim=True))
+    return (factor * x).add_((1 - factor) * mean).clamp_(0, 1)
 
 
 def adjust_saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Return the tiles blended with their luma."""
-    return _blend(x, grayscale(x), factor)
+    factor = factor[:, None, None, None]
+    return torch.addcmul(grayscale(x).mul_(1 - factor), factor, x).clamp_(0, 1)
 
 
-def adjust_hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+def adjust_hue(x: torch.Tensor, turns: torch.Tensor, *, largest: float = 0.5) -> torch.Tensor:
     """Return the tiles with the hue of HSV turned; value and saturation stay.
 
-    Turning keeps the value V and the chroma C, so RGB follows straight from the new hue h (in sixths of a turn):
-    V - C * clamp(min(k, 4 - k), 0, 1) with k = (5, 3, 1) + h modulo 6.
+    Up to a sixth of a turn needs no hue: with C the largest colour less the smallest, turning by t sixths moves the
+    middle one by t C, up or down by the order of the three, until it meets the largest or smallest; that one takes up
+    the rest. Both are 2 x - middle -+ t C for each colour x, kept between smallest and largest. A third of a turn
+    passes red on to green, green to blue, blue to red.
+
+    Args:
+        turns: (B,), 0.5 is the complementary hue.
+        largest: |turns| is at most this; up to a sixth saves a pass.
     """
-    red, green, blue = x.unbind(1)
-    value, lowest = x.amax(1), x.amin(1)
-    chroma = value - lowest
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = hue + 6 * turns[:, None, None]
-    channels = []
-    for start in (5, 3, 1):
-        k = torch.remainder(start + hue, 6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, 1)
+    if largest > 1 / 6:
+        thirds = torch.round(3 * turns)
+        source = (torch.arange(3, device=x.device) - thirds.long()[:, None]) % 3  # (B, 3)
+        source = source + 3 * torch.arange(len(x), device=x.device)[:, None]
+        x = x.flatten(0, 1).index_select(0, source.flatten()).view(x.shape)
+        turns = turns - thirds / 3
+    red, green, blue = x.unbind(1)  # (B, H, W) each
+    high, low = torch.maximum(red, green), torch.minimum(red, green)
+    value, lowest = torch.maximum(high, blue), torch.minimum(low, blue)
+    middle = torch.maximum(low, torch.minimum(high, blue))
+    shift = (value - lowest).mul_(6 * turns[:, None, None])
+    turned = torch.add(middle.neg_()[:, None], x, alpha=2)
+    for i, (following, last) in enumerate(((green, blue), (blue, red), (red, green))):
+        turned[:, i].addcmul_((following - last).sign_(), shift, value=-1)
+    return turned.clamp_(lowest[:, None], value[:, None])
+
+
+def _adjust_grayscale(x: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+    return x + amount[:, None, None, None] * (grayscale(x) - x)
 
 
 def adjust_stain(x: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Return the tiles with their amounts of haematoxylin and eosin changed, in optical-density space.
 
-    amounts -> gain * amounts + offset (Tellez et al., arXiv:1808.05896). Unmixing, gain and mixing are one 3 x 3
-    matrix a tile.
+    amounts -> gain * amounts + offset (Tellez et al., arXiv:1808.05896). Only what is added to the amounts is mixed
+    back, so an unchanged tile stays exactly as it was, black pixels included. The stains are plain numbers, since a
+    tensor of them would be copied to the device.
     """
-    stains = torch.tensor(STAINS, device=x.device, dtype=x.dtype)
-    stains = stains / stains.norm(dim=1, keepdim=True)
-    unmix = torch.tensor(_unmixing(), device=x.device, dtype=x.dtype)
-    matrix = unmix @ (gain[:, :, None] * stains)  # (B, 3, 3), optical density in -> optical density out
-    density = -torch.log(x.clamp(min=1 / 255))
-    change = torch.einsum("bchw,bcd->bdhw", density, matrix - torch.eye(3, device=x.device, dtype=x.dtype))
-    change = change + (offset @ stains)[:, :, None, None]
-    # A factor on x, not exp of the new density: an unchanged tile then stays exactly as it was, black pixels included.
-    return (x * torch.exp(-change)).clamp(0, 1)
+    red, green, blue = x.clamp(min=1 / 255).log_().neg_().unbind(1)  # optical density, (B, H, W) each
+    gain, offset = gain[:, :, None, None] - 1, offset[:, :, None, None]
+    change = torch.zeros_like(x)
+    for k, (stain, unmix) in enumerate(zip(_unit_stains(), zip(*_unmixing(), strict=True), strict=True)):
+        added = (unmix[0] * red).add_(green, alpha=unmix[1]).add_(blue, alpha=unmix[2])
+        added.mul_(gain[:, k]).add_(offset[:, k])
+        for channel in range(3):
+            change[:, channel].sub_(added, alpha=stain[channel])
+    return change.exp_().mul_(x).clamp_(0, 1)
+
+
+def _unit_stains() -> list[list[float]]:
+    return [[v / math.sqrt(sum(w * w for w in stain)) for v in stain] for stain in STAINS]
 
 
 def _unmixing() -> list[list[float]]:
     """Return the inverse of the row-normalised stain matrix; in plain numbers, since a 3 x 3 needs no device."""
-    rows = [[v / math.sqrt(sum(w * w for w in stain)) for v in stain] for stain in STAINS]
-    (a, b, c), (d, e, f), (g, h, i) = rows
+    (a, b, c), (d, e, f), (g, h, i) = _unit_stains()
     determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     adjugate = [
         [e * i - f * h, c * h - b * i, b * f - c * e],
