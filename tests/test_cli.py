@@ -122,6 +122,23 @@ def test_out_of_memory_names_the_keys_to_lower(error, monkeypatch, capsys):
     assert all(key in err[0] for key in ("train.batch_size", "data.size_px", "data.device_budget_gb", "model.name"))
 
 
+def test_a_lost_rank_is_one_line(monkeypatch, capsys):
+    """Of torch, where another of torchrun's ranks went; the same error in a single process is a bug of ours."""
+
+    def fail(config, **flags):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:29577\nmore")
+
+    monkeypatch.setattr(pretrain, "main", fail)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        cli.main(COMPLETE)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    code, _, err = call(capsys, *COMPLETE)
+    assert code == 2
+    (line,) = err
+    assert line.startswith("sscl: rank 1: another rank ended, or was silent for train.timeout_minutes (")
+
+
 def test_our_own_bugs_keep_their_traceback(monkeypatch):
     def fail(config, **flags):
         raise RuntimeError("shapes do not match")

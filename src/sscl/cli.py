@@ -6,8 +6,10 @@ The table below is the only list of commands. Nothing heavy is imported before a
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,16 +95,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _fail("interrupted; what was written up to the last epoch is whole")
         return 130
     except MemoryError:
-        return _fail("out of memory: lower train.batch_size (batch_size for eval and gradcam) or data.size_px")
+        return _fail(f"out of memory: {_less_memory()}")
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch's CPU allocator
-            return _fail("out of memory: lower train.batch_size (batch_size for eval and gradcam) or data.size_px")
-        if "out of memory" not in str(error).lower():
-            raise
-        return _fail(
-            "out of GPU memory: lower train.batch_size (batch_size for eval and gradcam), data.size_px or "
-            "data.device_budget_gb, take a smaller model.name, or set precision=bf16 or fp16"
-        )
+        text = str(error).lower()
+        if "out of memory" in text:
+            return _fail(f"out of GPU memory: {_less_memory()}")
+        if "can't allocate memory" in text:  # torch's CPU allocator
+            return _fail(f"out of memory: {_less_memory()}")
+        if os.environ.get("WORLD_SIZE", "1") != "1" and re.search("gloo|nccl|timed out|connection", text):
+            first = str(error).strip().splitlines()[0]
+            return _fail(f"another rank ended, or was silent for train.timeout_minutes ({first[:200]})")
+        raise
+
+
+def _less_memory() -> str:
+    from sscl.memory import out_of_memory_hint
+
+    return f"{out_of_memory_hint()}; for eval, gradcam and the like lower batch_size"
 
 
 def _dispatch(words: Sequence[str]) -> int:
@@ -167,7 +176,12 @@ def _run(name: str, words: Sequence[str]) -> int:
     config = configs.load_config(kind, given.config, overrides=as_overrides(command, given.overrides))
     module, function = command.function.split(":")
     chosen = {flag: getattr(given, flag) for flag in command.flags}
-    getattr(importlib.import_module(f"sscl.commands.{module}"), function)(config, **chosen)
+    gc.disable()  # imports make a million objects and hardly any garbage: looking for it is a seventh of the start
+    try:
+        command_module = importlib.import_module(f"sscl.commands.{module}")
+    finally:
+        gc.enable()
+    getattr(command_module, function)(config, **chosen)
     return 0
 
 
@@ -181,6 +195,7 @@ def as_overrides(command: Command, words: Sequence[str]) -> list[str]:
 
 
 def _fail(message: str) -> int:
+    of_rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     for line in message.splitlines():
-        print(f"sscl: {line}", file=sys.stderr)
+        print(f"sscl: {of_rank}{line}", file=sys.stderr)
     return 2

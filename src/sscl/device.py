@@ -61,6 +61,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
 
 
+def tune(device: torch.device) -> None:
+    """Have cuDNN try its convolutions once for each shape and keep the fastest; training has few shapes."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
 def describe_device(device: torch.device) -> str:
     """Return one phrase naming the device, for logs."""
     if device.type == "cuda":

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sscl.commands import evaluate, finetune, gradcam, pretrain
+from sscl.step import ContrastiveStep
 
 NAME, LABEL, VOTES, PARTITION = (
     "Image Name",
@@ -449,7 +450,7 @@ def test_out_of_gpu_memory_says_which_keys_to_lower(
 def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = pretrain.project_views, 0
+    real, calls = ContrastiveStep.backward, 0
 
     def no_room_in_epoch_2(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
@@ -458,7 +459,7 @@ def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(*arguments, **named)
 
-    monkeypatch.setattr(pretrain, "project_views", no_room_in_epoch_2)
+    monkeypatch.setattr(ContrastiveStep, "backward", no_room_in_epoch_2)
 
     assert_refused(cli.pretrain(tmp_path / "run", "train.epochs=2"), "out of GPU memory")
     assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["epoch"] == 1

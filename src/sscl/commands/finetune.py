@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, dist, features, metrics, optim, run
+from sscl import augment, dist, features, memory, metrics, optim, run
 from sscl.augment import Augmentation
 from sscl.commands.inputs import (
     NO_STATISTICS,
@@ -32,7 +32,7 @@ from sscl.commands.inputs import (
 from sscl.config import FinetuneConfig, plain
 from sscl.data import split
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, epoch_order, place_store
-from sscl.device import autocast, describe_device, pick_device, pick_precision
+from sscl.device import autocast, describe_device, pick_device, pick_precision, tune
 from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
 from sscl.models import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.plots import plot_history
@@ -58,6 +58,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
     """Train on this rank's device; rank 0 validates and writes."""
     ranks, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
     precision = pick_precision(config.precision, device)
+    tune(device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
     check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
     if config.log.tensorboard:
@@ -142,6 +143,19 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         "data_fingerprint": tiles.fingerprint,
     }
     print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
+    if writes:
+        at_once = part if joint is None else 4 * part  # two views of these tiles and of as many unlabelled ones
+        side = config.data.size_px
+        needs = memory.report(
+            model=model,
+            optimizer=config.train.optimizer,
+            shape=(at_once, 3, side, side),
+            device=device,
+            precision=precision,
+            store_bytes=tiles.images.nbytes,
+            budget_gb=config.data.device_budget_gb,
+        )
+        print("\n".join(needs))
     best: dict[str, Any] | None = None
     hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
     if hint is not None and config.train.schedule == "cosine":

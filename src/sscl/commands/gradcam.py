@@ -183,9 +183,7 @@ def explain_rows(
             raw, logits = cam.grad_cam(model, x, target=(1, 0))
             raw = raw * (2 * logits.argmax(1) - 1)[:, None, None]  # the map of (0, 1) is its negative
         elif target == "predicted":
-            with torch.no_grad():
-                predicted = model(x).argmax(1)
-            raw, _ = cam.grad_cam(model, x, target=predicted)
+            raw, _ = cam.grad_cam(model, x, target=None)
         else:
             raw, _ = cam.grad_cam(model, x, target=int(target))
         yield from cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 from tqdm import tqdm
 
-from sscl import dist, optim, run
+from sscl import dist, memory, optim, run
 from sscl.augment import Augmentation
 from sscl.commands.health import carve_health, collapse_warning, health
 from sscl.commands.inputs import NO_STATISTICS, check_inputs_outside, start_encoder
@@ -22,10 +23,11 @@ from sscl.commands.sources import epoch_rows, load_sources, source_key
 from sscl.config import PretrainConfig, plain, validate
 from sscl.data.split import occurrences
 from sscl.data.tiles import place_store
-from sscl.device import describe_device, pick_device, pick_precision
+from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.plots import plot_history
+from sscl.profiling import Profile
 from sscl.step import ContrastiveStep, Views
 
 # Keys that may differ between a run and its resumption: they change nothing that is learned.
@@ -56,6 +58,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     """Pretrain on this rank's device; rank 0 writes."""
     ranks, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
     precision = pick_precision(config.precision, device)
+    tune(device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
     if not resume:
         roots = {source_key(config, i, "root"): source.root for i, source in enumerate(config.data)}
@@ -133,6 +136,18 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         compile=config.train.compile,
     )
     sources = torch.from_numpy(source_of).to(device)
+    if writes:
+        side, at_once = config.data[0].size_px, 2 * (config.train.microbatch or batch_size // ranks)
+        needs = memory.report(
+            model=model,
+            optimizer=config.train.optimizer,
+            shape=(at_once, 3, side, side),
+            device=device,
+            precision=precision,
+            store_bytes=tiles.images.nbytes,
+            budget_gb=config.data[0].device_budget_gb,
+        )
+        print("\n".join(needs))
     last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
     print(f"{len(train)} tiles to train on, {steps} steps of {batch_size} an epoch, peak learning rate {peak:.4g}")
     if config.train.schedule == "cosine":
@@ -147,7 +162,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         desc="pretrain",
         dynamic_ncols=True,
     )
-    with bar:
+    profile = Profile(folder, enabled=config.train.profile and writes, steps=steps, device=device)
+    with bar, profile:
         for epoch in range(first_epoch, last_epoch):
             model.train()
             if config.train.freeze_batch_norm:
@@ -161,7 +177,10 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             per_source = torch.zeros(2, len(config.data), device=device, dtype=torch.float64)  # loss, tiles
             late: torch.Tensor | None = None
             started = time.perf_counter()
-            for step, images in enumerate(store.batches(order)):
+            batches = store.batches(order)
+            for step in range(steps):
+                with record_function("data"):
+                    images = next(batches)
                 factor = optim.schedule_factor(
                     config.train.schedule,
                     epoch * steps + step,
@@ -174,8 +193,9 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
                 optim.set_learning_rate(optimizer, factor)
                 optimizer.zero_grad(set_to_none=True)
                 signs = contrast.backward(images, rows[step], number[step], at)
-                scaler.step(optimizer)
-                scaler.update()
+                with record_function("optimizer"):
+                    scaler.step(optimizer)
+                    scaler.update()
                 loss = signs.losses.mean()
                 total += torch.stack([loss.double(), signs.positive, signs.negative])
                 if len(config.data) > 1:
@@ -189,6 +209,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
                     bar.set_postfix_str(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s")
                 late = loss
                 bar.update()
+                profile.step()
             assert late is not None
             check_finite(late.item(), epoch=epoch, step=steps - 1, folder=folder)
 
@@ -238,6 +259,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         log.close()
         with run.replacing(folder / "encoder.pt") as temporary:
             torch.save({key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}, temporary)
+        print("".join(f"{line}\n" for line in profile.lines()), end="")
         report_end(log.rows, folder, config=config, finished=last_epoch == config.train.epochs)
 
 
