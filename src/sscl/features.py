@@ -13,15 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -31,6 +28,10 @@ from sscl.data.split import stratified_split
 from sscl.data.tiles import TileStore, epoch_order
 from sscl.device import autocast
 from sscl.run import replacing
+
+if TYPE_CHECKING:  # takes a second to import, and training needs none of it
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
 Rows = NDArray[np.int64]
 
@@ -267,6 +268,10 @@ def fit_linear_probe(
         rows: tiles of the last fit, with the chosen C; None = all.
         max_iterations: of L-BFGS, a fit.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     x = _double(features)
     rows = np.arange(len(labels)) if rows is None else rows
     strengths = sorted(grid)
@@ -324,6 +329,8 @@ def validation_folds(
     Raises:
         ValueError: the fraction is out of range, or there are no tiles.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(counts) and counts.min() >= 2 and counts.min() * fraction >= 0.5:
         if groups is not None:

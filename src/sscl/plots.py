@@ -20,12 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from sklearn.metrics import (
-    average_precision_score,
-    precision_recall_curve,
-    roc_auc_score,
-    roc_curve,
-)
 
 ByteArray = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
@@ -108,6 +102,8 @@ def plot_roc(
         ValueError: the shapes do not agree. FileNotFoundError: the folder of path does not exist.
     """
 
+    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second, and curves of training need none of it
+
     def draw(axes: Axes, truth: BoolArray, scores: FloatArray, style: dict[str, Any]) -> str:
         false_positive, true_positive, _ = roc_curve(truth, scores, drop_intermediate=False)
         axes.plot(false_positive, true_positive, **style)
@@ -140,6 +136,8 @@ def plot_precision_recall(
 
     For one positive class the grey line is its share of the tiles, the precision of guessing.
     """
+
+    from sklearn.metrics import average_precision_score, precision_recall_curve
 
     def draw(axes: Axes, truth: BoolArray, scores: FloatArray, style: dict[str, Any]) -> str:
         precision, recall, _ = precision_recall_curve(truth, scores)
