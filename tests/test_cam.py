@@ -60,7 +60,7 @@ class TestMaps:
             features = model.forward_features(images)
             weights = model.resnet.fc.weight[target]
             expected = torch.einsum("c,bchw->bhw", weights, features) / (3 * 3)
-            assert torch.equal(logits, model(images))
+            torch.testing.assert_close(logits, model(images), rtol=error, atol=error)
         assert maps.dtype == dtype
         assert (maps - expected).norm() < error * expected.norm()
         assert (expected < 0).any()  # raw: the negative part is still there
@@ -110,6 +110,16 @@ class TestMaps:
         for index, target in enumerate([2, 0, 1]):
             alone, _ = grad_cam(model, images[index : index + 1], target=target)
             torch.testing.assert_close(maps[index], alone[0])
+
+    def test_no_target_is_the_predicted_class_of_each_image(self) -> None:
+        model, images = seeded_net(num_classes=3).double(), seeded_images(6).double()
+        with torch.no_grad():
+            model.resnet.fc.bias -= model(images).mean(0)  # so that not all are of one class
+            predicted = model(images).argmax(1)
+        assert len(predicted.unique()) > 1
+        maps, _ = grad_cam(model, images, target=None)
+        expected, _ = grad_cam(model, images, target=predicted)
+        assert torch.equal(maps, expected)
 
     @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
     def test_same_map_under_any_gradient_mode_and_frozen_weights(self, context: type) -> None:
