@@ -32,13 +32,13 @@ sys.path.insert(0, str(ROOT / "src"))  # what lies here is measured, installed o
 from sscl.device import describe_device, pick_device  # noqa: E402
 from sscl.run import environment, write_json, write_text  # noqa: E402
 
-# Topic: a module here with `measure(*, quick, device) -> rows`.
+# Topic: a module here with `measure(*, quick, device) -> rows`; what a run that is stopped should have goes first.
 TOPICS = {
+    "step": "pretraining as a whole",
     "views": "two views of a tile",
     "loss": "NT-Xent in blocks",
     "gradcam": "Grad-CAM",
     "data": "listing, decoding, start, sets larger than memory",
-    "step": "pretraining as a whole",
 }
 PEERS = ("lightly", "kornia", "grad-cam", "torchcam")
 Row = dict[str, Any]
