@@ -32,7 +32,7 @@ _WORKER_ENVIRONMENT = {
 
 def decode_into(
     images: NDArray[np.uint8],
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     *,
     exact_size_px: int | None = None,
     progress: bool = False,
@@ -91,7 +91,7 @@ def decode_into(
 
 
 def _decode_rows(
-    images: NDArray[np.uint8], rows: range, paths: Sequence[Path], *, exact_size_px: int | None
+    images: NDArray[np.uint8], rows: range, paths: Sequence[Path | str], *, exact_size_px: int | None
 ) -> list[str]:
     """Decode the files into these rows; return a line for each that cannot be used."""
     faults = []
@@ -154,16 +154,15 @@ def _serve() -> None:
         images = np.load(file, mmap_mode="r+")
         while True:
             rows, paths = pickle.load(asked)
-            pickle.dump(
-                _decode_rows(images, rows, [Path(path) for path in paths], exact_size_px=exact_size_px), answers
-            )
+            pickle.dump(_decode_rows(images, rows, paths, exact_size_px=exact_size_px), answers)
             answers.flush()
 
 
-def decode_file(path: Path, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
+def decode_file(path: Path | str, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
     """Return one file as uint8 (size_px, size_px, 3); ValueError with one line that names the file."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not data:
@@ -201,7 +200,7 @@ def resized(image: Image.Image, size_px: int) -> Image.Image:
     return image.resize((size_px, size_px), Image.Resampling.BICUBIC)
 
 
-def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _as_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     """Return the image as RGB if no pixel loses anything by it.
 
     Grey, palette and fully opaque RGBA keep every value; transparency, 16 bits, CMYK and the like do not.

@@ -81,7 +81,11 @@ def load_imagefolder(
     groups = None if groups_csv is None else read_groups(Path(groups_csv), ids, columns=("path", "group"))
     tiles = Tiles(
         images=decode_tiles(
-            [root / name for name in ids], size_px=size_px, root=root, cache_dir=cache_dir, progress=progress
+            [os.path.join(root, name) for name in ids],
+            size_px=size_px,
+            root=root,
+            cache_dir=cache_dir,
+            progress=progress,
         ),
         labels=labels,
         classes=classes,

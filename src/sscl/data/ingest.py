@@ -23,7 +23,7 @@ _STALE_SECONDS = 3600
 
 
 def decode_tiles(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     *,
     size_px: int,
     root: Path,
@@ -101,7 +101,7 @@ def cached_tiles(
     return images
 
 
-def _files_key(paths: Sequence[Path], root: Path, size_px: int, exact_size_px: int | None) -> str:
+def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size_px: int | None) -> str:
     """Return the fingerprint of the files. The folder counts too: archives can unpack different tiles with
     equal names, sizes and times."""
     digest = hashlib.sha256(repr((_CACHE_FORMAT, str(root.resolve()), size_px, exact_size_px)).encode())
