@@ -133,7 +133,7 @@ def verdict(row: Row, *, quick: bool) -> str:
     """
     if not row["target"]:
         return NOT_MEASURED if row["ours"] is None and row["ratio"] is None else ""
-    found = re.fullmatch(r"(>=|<=|>|<)\s*([\d,]*\.?\d+)\s*(.*)", row["target"])
+    found = re.fullmatch(r"(>=|<=|>|<)\s*([\d,]*\.?\d+(?:e-?\d+)?)\s*(.*)", row["target"])
     if found is None:
         raise ValueError(f"{row['what']}: target {row['target']!r} does not read as >= NUMBER, or < NUMBER UNIT")
     sign, bound, unit = found.groups()

@@ -119,6 +119,8 @@ def test_only_some_topics(fakes, tmp_path):
         ("<= 1.3x dense", 99.0, 1.4, "missed"),
         ("> 1", 0.5, 1.0, "missed"),
         ("< 1", 0.5, None, "reached"),
+        ("<= 1e-05", 2e-6, None, "reached"),
+        ("<= 1e-12", 2e-6, None, "missed"),
         ("< 0.3 s", 0.2, 5.0, "reached"),
         ("< 0.3 s", 0.4, 0.1, "missed"),
         (">= 5,500 views/s", 5400.0, 9.0, "missed"),
