@@ -367,11 +367,13 @@ def blur(x: torch.Tensor, sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
 
 
 def _blur_matrix(sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
-    """Return the matrices from BAND_PX + 2 radius neighbouring pixels to the inner BAND_PX, blurred, (B, in, out)."""
-    inner = torch.arange(BAND_PX, device=sigma.device)
-    steps = torch.arange(-radius, BAND_PX + radius, device=sigma.device)[:, None] - inner
-    matrix = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None, None]) ** 2) * (steps.abs() <= radius)
-    return matrix / matrix.sum(1, keepdim=True)
+    """Return the matrices from BAND_PX + 2 radius neighbouring pixels to the inner BAND_PX, blurred, (B, out, in)."""
+    steps = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)
+    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, taps)
+    # Written one after the other with a gap of BAND_PX, and cut into rows one shorter, kernels step to the right.
+    length = BAND_PX + 2 * radius
+    return F.pad(kernel, (0, BAND_PX)).repeat(1, BAND_PX)[:, : BAND_PX * length].unflatten(1, (BAND_PX, length))
 
 
 def _blur(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -380,16 +382,16 @@ def _blur(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     A convolution with a kernel for each tile has no fast form; a matrix product has. One matrix serves all bands.
     """
     height, width = x.shape[2:]
-    reach = matrix.shape[1] - BAND_PX
+    reach = matrix.shape[2] - BAND_PX
     half = reach // 2
     rows = F.pad(x, (half, half, 0, 0), mode="reflect").flatten(1, 2)  # (B, 3 H, W + reach)
     blurred = torch.empty_like(x, memory_format=torch.contiguous_format)
     for start in range(0, width, BAND_PX):
         n = min(BAND_PX, width - start)
         band = blurred.flatten(1, 2)[:, :, start : start + n]
-        band.baddbmm_(rows[:, :, start : start + n + reach], matrix[:, : n + reach, :n], beta=0)
+        band.baddbmm_(rows[:, :, start : start + n + reach], matrix[:, :n, : n + reach].mT, beta=0)
     columns = F.pad(blurred, (0, 0, half, half), mode="reflect").flatten(0, 1)  # (3 B, H + reach, W)
-    matrix = matrix.mT.repeat_interleave(3, 0)
+    matrix = matrix.repeat_interleave(3, 0)
     for start in range(0, height, BAND_PX):
         n = min(BAND_PX, height - start)
         band = blurred.flatten(0, 1)[:, start : start + n]
