@@ -263,7 +263,7 @@ def _views(
             x = to_unit(sources[part])
             for operation, arguments in todo:
                 x = operation(x, *(argument[part] for argument in arguments))
-            views[part] = normalise(x, mean=mean, std=std)
+            views[part] = x.sub_(mean[:, None, None]).div_(std[:, None, None])  # as normalise, in place
         return views
 
 
@@ -381,21 +381,20 @@ def _blur(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
     A convolution with a kernel for each tile has no fast form; a matrix product has. One matrix serves all bands.
     """
-    height, width = x.shape[2:]
-    reach = matrix.shape[2] - BAND_PX
-    half = reach // 2
-    rows = F.pad(x, (half, half, 0, 0), mode="reflect").flatten(1, 2)  # (B, 3 H, W + reach)
+    band_px, length = matrix.shape[1:]
+    reach = length - band_px
     blurred = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for start in range(0, width, BAND_PX):
-        n = min(BAND_PX, width - start)
-        band = blurred.flatten(1, 2)[:, :, start : start + n]
-        band.baddbmm_(rows[:, :, start : start + n + reach], matrix[:, :n, : n + reach].mT, beta=0)
-    columns = F.pad(blurred, (0, 0, half, half), mode="reflect").flatten(0, 1)  # (3 B, H + reach, W)
-    matrix = matrix.repeat_interleave(3, 0)
-    for start in range(0, height, BAND_PX):
-        n = min(BAND_PX, height - start)
-        band = blurred.flatten(0, 1)[:, start : start + n]
-        band.baddbmm_(matrix[:, :n, : n + reach], columns[:, start : start + n + reach], beta=0)
+    border = (reach // 2, reach // 2)
+    rows = F.pad(x, (*border, 0, 0), mode="reflect").flatten(1, 2)  # (B, 3 H, W + reach)
+    across = matrix.mT
+    for i, band in enumerate(blurred.flatten(1, 2).split(band_px, 2)):
+        source = rows[:, :, i * band_px : i * band_px + length]
+        band.baddbmm_(source, across[:, : source.shape[2], : band.shape[2]], beta=0)  # the last may be narrower
+    columns = F.pad(blurred, (0, 0, *border), mode="reflect").flatten(0, 1)  # (3 B, H + reach, W)
+    down = matrix.repeat_interleave(3, 0)
+    for i, band in enumerate(blurred.flatten(0, 1).split(band_px, 1)):
+        source = columns[:, i * band_px : i * band_px + length]
+        band.baddbmm_(down[:, : band.shape[1], : source.shape[1]], source, beta=0)
     return blurred
 
 
