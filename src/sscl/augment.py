@@ -296,8 +296,8 @@ def operations(p: ViewParameters, *, augmentation: Augmentation, size_px: int) -
     a = augmentation
     todo: list[Operation] = [(_sample, (warp_matrix(p),))]
     if a.blur_probability > 0 and a.blur_sigma_px[1] > 0:
-        radius = min(blur_radius(a.blur_sigma_px[1]), size_px - 1)
-        todo.append((_blur, (_blur_matrix(p.blur_sigma, radius=radius),)))
+        matrix = _blur_matrix(p.blur_sigma, radius=blur_radius(a.blur_sigma_px[1]), size_px=size_px)
+        todo.append((_blur, (matrix,)))
     if a.jitter_probability > 0:
         if a.brightness:
             todo.append((adjust_brightness, (p.brightness,)))
@@ -362,18 +362,19 @@ def blur_radius(sigma_px: float) -> int:
 
 def blur(x: torch.Tensor, sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
     """Return each tile blurred by its own Gaussian, separably, with mirrored borders; sigma 0 is the identity."""
-    radius = min(radius, x.shape[-1] - 1)  # a mirrored border is at most as wide as the tile
-    return _blur(x, _blur_matrix(sigma, radius=radius))
+    return _blur(x, _blur_matrix(sigma, radius=radius, size_px=x.shape[-1]))
 
 
-def _blur_matrix(sigma: torch.Tensor, *, radius: int) -> torch.Tensor:
-    """Return the matrices from BAND_PX + 2 radius neighbouring pixels to the inner BAND_PX, blurred, (B, out, in)."""
+def _blur_matrix(sigma: torch.Tensor, *, radius: int, size_px: int) -> torch.Tensor:
+    """Return the matrices that blur a band of pixels from those around it, (B, band, band + 2 radius)."""
+    radius = min(radius, size_px - 1)  # a mirrored border is at most as wide as the tile
+    band = math.ceil(size_px / math.ceil(size_px / BAND_PX))
     steps = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)  # (B, taps)
-    # Written one after the other with a gap of BAND_PX, and cut into rows one shorter, kernels step to the right.
-    length = BAND_PX + 2 * radius
-    return F.pad(kernel, (0, BAND_PX)).repeat(1, BAND_PX)[:, : BAND_PX * length].unflatten(1, (BAND_PX, length))
+    # Kernels one after the other with gaps of `band`, cut into rows one shorter, step to the right from row to row.
+    length = band + 2 * radius
+    return F.pad(kernel, (0, band)).repeat(1, band)[:, : band * length].reshape(-1, band, length)
 
 
 def _blur(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -381,21 +382,19 @@ def _blur(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
     A convolution with a kernel for each tile has no fast form; a matrix product has. One matrix serves all bands.
     """
-    band_px, length = matrix.shape[1:]
-    reach = length - band_px
-    blurred = torch.empty_like(x, memory_format=torch.contiguous_format)
-    border = (reach // 2, reach // 2)
-    rows = F.pad(x, (*border, 0, 0), mode="reflect").flatten(1, 2)  # (B, 3 H, W + reach)
-    across = matrix.mT
-    for i, band in enumerate(blurred.flatten(1, 2).split(band_px, 2)):
-        source = rows[:, :, i * band_px : i * band_px + length]
-        band.baddbmm_(source, across[:, : source.shape[2], : band.shape[2]], beta=0)  # the last may be narrower
-    columns = F.pad(blurred, (0, 0, *border), mode="reflect").flatten(0, 1)  # (3 B, H + reach, W)
-    down = matrix.repeat_interleave(3, 0)
-    for i, band in enumerate(blurred.flatten(0, 1).split(band_px, 1)):
-        source = columns[:, i * band_px : i * band_px + length]
-        band.baddbmm_(down[:, : band.shape[1], : source.shape[1]], source, beta=0)
-    return blurred
+    side, (band, length) = x.shape[-1], matrix.shape[1:]
+    border = (length - band) // 2
+    bands = -(-side // band)
+    rest = bands * band - side  # the last band may reach beyond the tile; what it has there is cut off
+    rows = F.pad(x, (border, border, 0, 0), mode="reflect")
+    rows = F.pad(rows, (0, rest)) if rest else rows
+    rows = rows.flatten(1, 2).unfold(2, length, band).flatten(1, 2)  # (B, 3 H bands, length)
+    x = torch.bmm(rows, matrix.mT).view(*x.shape[:3], bands * band)[..., :side]
+    columns = F.pad(x, (0, 0, border, border), mode="reflect")
+    columns = F.pad(columns, (0, 0, 0, rest)) if rest else columns
+    columns = columns.flatten(0, 1).unfold(1, length, band).mT.flatten(0, 1)  # (3 B bands, length, W)
+    blurred = torch.bmm(matrix.repeat_interleave(3 * bands, 0), columns)
+    return blurred.view(x.shape[0], 3, bands * band, side)[:, :, :side]
 
 
 def grayscale(x: torch.Tensor) -> torch.Tensor:
