@@ -72,7 +72,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     with dist.first_on_each_machine():
         tiles, source_of = load_sources(config)
     watch = carve_health(tiles, config)
-    train = watch.train
+    train, weighted = watch.train, config.data[0].weight is not None
     steps = len(epoch_rows(train, source_of, config, epoch=0))
     if steps == 0:
         raise ValueError(
@@ -169,7 +169,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             if config.train.freeze_batch_norm:
                 keep_batch_statistics(model.encoder)
             order = epoch_rows(train, source_of, config, epoch=epoch)  # (steps, N)
-            repeats = occurrences(order.ravel()).reshape(order.shape)  # weights repeat tiles; each is other views
+            # Weights repeat tiles; each time has other views.
+            repeats = occurrences(order.ravel()).reshape(order.shape) if weighted else np.zeros_like(order)
             order, repeats = order[:, share], repeats[:, share]
             rows, number = torch.from_numpy(order).to(device), 2 * torch.from_numpy(repeats).to(device)
             at = torch.tensor(epoch, device=device)
