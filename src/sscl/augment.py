@@ -294,7 +294,7 @@ def apply(x: torch.Tensor, p: ViewParameters, *, augmentation: Augmentation) -> 
 def operations(p: ViewParameters, *, augmentation: Augmentation, size_px: int) -> list[Operation]:
     """Return what is done to the tiles, in this order; ops that are switched off are left out."""
     a = augmentation
-    todo: list[Operation] = [(_sample, (warp_matrix(p),))]
+    todo: list[Operation] = [(_sample, _coordinates(p, size_px=size_px))]
     if a.blur_probability > 0 and a.blur_sigma_px[1] > 0:
         matrix = _blur_matrix(p.blur_sigma, radius=blur_radius(a.blur_sigma_px[1]), size_px=size_px)
         todo.append((_blur, (matrix,)))
@@ -341,17 +341,22 @@ def warp(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
     What an affine shift brings in from outside the crop is the tile's own surroundings, and mirrored tissue beyond its
     edge: black corners would tell the two views of a tile apart from those of another.
     """
-    return _sample(x, warp_matrix(p))
+    return _sample(x, *_coordinates(p, size_px=x.shape[-1]))
 
 
-def _sample(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    side = x.shape[-1]
-    # Pixel centres in -1..1. The grid is a sum of what depends on the column and what on the row; F.affine_grid
-    # multiplies a matrix for each pixel, which takes longer than the sampling.
-    centres = (torch.arange(side, device=x.device, dtype=x.dtype) * 2 + (1 - side)) / side
-    across = matrix[:, :, 0, None] * centres  # (B, 2, W)
-    down = matrix[:, :, 1, None] * centres + matrix[:, :, 2, None]  # (B, 2, H)
-    grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
+def _coordinates(p: ViewParameters, *, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where in the tile (x, y in -1 to 1) pixels are taken from: parts by column and by row, (B, 2, W or H).
+
+    Their sum is the grid. F.affine_grid multiplies by the matrix for each pixel, which takes longer than the sampling.
+    """
+    matrix = warp_matrix(p)
+    centres = (torch.arange(size_px, device=matrix.device, dtype=matrix.dtype) * 2 + (1 - size_px)) / size_px
+    across, down, offset = (matrix[:, :, i, None] for i in range(3))
+    return across * centres, down * centres + offset
+
+
+def _sample(x: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)  # (B, H, W, 2)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
