@@ -10,6 +10,7 @@ from sscl.data.split import (
     balanced_order,
     class_weights,
     label_fraction,
+    stratified_folds,
     stratified_split,
     with_unlabelled,
 )
@@ -190,3 +191,66 @@ def test_few_or_no_unlabelled_tiles_join_as_they_are():
     labelled = np.array([4, 2, 9])
     assert with_unlabelled(labelled, np.array([], dtype=np.int64), seed=0, step=7).tolist() == [2, 4, 9]
     assert with_unlabelled(labelled, np.array([20, 10]), seed=0, step=7).tolist() == [2, 4, 9, 10, 20]
+
+
+# --- folds ---
+
+
+@pytest.mark.parametrize("k", [2, 5, 20])
+def test_folds_hold_every_tile_once_and_equal_shares_of_every_class(k):
+    folds = stratified_folds(LABELS, k, seed=0)
+    assert len(folds) == k
+    assert sorted(np.concatenate(folds)) == list(range(100))
+    per_fold = np.array([counts(LABELS[held]) for held in folds])
+    assert (np.ptp(per_fold, axis=0) <= 1).all()
+    assert all((np.diff(held) > 0).all() and held.dtype == np.int64 for held in folds)
+
+
+def test_folds_are_a_function_of_the_seed():
+    first, again, other = (stratified_folds(LABELS, 4, seed=seed) for seed in (1, 1, 2))
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert any(set(a) != set(b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grouped_folds_keep_groups_whole_and_shares_near(seed):
+    rng = np.random.default_rng(seed)
+    groups = np.array([f"slide{g}" for g in rng.integers(0, 60, 1000)])
+    of_slide = rng.choice(3, 60, p=[0.5, 0.3, 0.2])  # a slide has mostly one class
+    slide = np.array([int(name[5:]) for name in groups])
+    labels = np.where(rng.random(1000) < 0.8, of_slide[slide], rng.integers(0, 3, 1000))
+    folds = stratified_folds(labels, 5, seed=seed, groups=groups)
+    assert sorted(np.concatenate(folds)) == list(range(1000))
+    for i, held in enumerate(folds):
+        others = np.concatenate([fold for j, fold in enumerate(folds) if j != i])
+        assert not set(groups[held]) & set(groups[others])
+        np.testing.assert_allclose(np.bincount(labels[held]) / np.bincount(labels), 0.2, atol=0.05)
+    again = stratified_folds(labels, 5, seed=seed, groups=groups)
+    assert all((a == b).all() for a, b in zip(folds, again, strict=True))
+
+
+def test_the_seed_moves_groups_that_are_alike():
+    labels, groups = np.tile([0, 1], 40), np.repeat([f"g{i}" for i in range(20)], 4)
+    found = {tuple(map(tuple, stratified_folds(labels, 4, seed=seed, groups=groups))) for seed in range(5)}
+    assert len(found) > 1
+    for folds in found:
+        assert [counts(labels[list(held)]) for held in folds] == [[10, 10, 0]] * 4
+
+
+def test_faults_of_folds():
+    labels = np.repeat([0, 1], [20, 3])
+    for k in (1, 0, -2):
+        with pytest.raises(ValueError, match=f"folds: got {k}, allowed are 2 or more"):
+            stratified_folds(labels, k, seed=0)
+    with pytest.raises(ValueError, match="folds: 4 need as many tiles of every class, class 1 has 3: take fewer folds"):
+        stratified_folds(labels, 4, seed=0)
+    groups = np.array(["a", "b", "c", "d"] * 5 + ["a", "b", "a"])
+    with pytest.raises(ValueError, match="folds: 3 need as many groups of every class, class 1 has 2"):
+        stratified_folds(labels, 3, seed=0, groups=groups)
+    assert len(stratified_folds(labels, 2, seed=0, groups=groups)) == 2
+    with pytest.raises(ValueError, match="unlabelled"):
+        stratified_folds(np.array([0, 0, -1]), 2, seed=0)
+    # Each class is in two of the three groups, and each two groups share one.
+    labels, groups = np.array([0, 0, 1, 1, 2, 2]), np.array(["a", "b", "a", "c", "b", "c"])
+    with pytest.raises(ValueError, match="no way was found to divide the 3 groups into 2 parts that each have every"):
+        stratified_folds(labels, 2, seed=0, groups=groups)

@@ -55,6 +55,52 @@ def stratified_split(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def stratified_folds(
+    labels: NDArray[np.int64], k: int, *, seed: int, groups: NDArray[np.str_] | None = None
+) -> list[Indices]:
+    """Return the k parts of cross-validation, sorted indices: every tile is in one, every class in all.
+
+    Without groups the shares of a class differ by one tile at most. With groups (slides, patients) each is in one part
+    as a whole, and the shares are as near as scikit-learn's greedy rule brings them: the most uneven groups first, each
+    where the shares become most equal. The seed then decides between groups that are alike, and nothing else.
+
+    Args:
+        k: number of parts, at least 2.
+        groups: group of each tile, (N,); None = every tile by itself.
+
+    Raises:
+        ValueError: k is below 2, a class has fewer tiles (groups) than k, no such parts of whole groups were found, or
+            a tile is unlabelled.
+    """
+    if k < 2:
+        raise ValueError(f"folds: got {k}, allowed are 2 or more")
+    rows_of = _rows_per_class(labels)
+    counts = [len(rows) if groups is None else len(np.unique(groups[rows])) for rows in rows_of]
+    if min(counts) < k:
+        what, label = "tiles" if groups is None else "groups", labels[rows_of[int(np.argmin(counts))][0]]
+        raise ValueError(
+            f"folds: {k} need as many {what} of every class, class {label} has {min(counts)}: take fewer folds"
+        )
+
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes a second
+
+    rng = _generator("folds", seed)
+    if groups is None:
+        splitter = StratifiedKFold(k, shuffle=True, random_state=int(rng.integers(2**32)))
+        return [np.sort(held).astype(np.int64) for _, held in splitter.split(labels, labels)]
+    # Its own shuffle lost the stratification before 1.8 (scikit-learn issue 32478); other numbers for the groups do the
+    # same.
+    names, group_of = np.unique(groups, return_inverse=True)
+    codes = rng.permutation(len(names))[group_of]
+    folds = [np.sort(held).astype(np.int64) for _, held in StratifiedGroupKFold(k).split(labels, labels, codes)]
+    if any(len(np.unique(labels[held])) < len(rows_of) for held in folds):
+        raise ValueError(
+            f"folds: no way was found to divide the {len(names)} groups into {k} parts that each have every class: "
+            "take fewer folds"
+        )
+    return folds
+
+
 def balance_down(labels: NDArray[np.int64], *, seed: int) -> Indices:
     """Return sorted indices with as many tiles of every class as the smallest class has, chosen by the seed.
 
