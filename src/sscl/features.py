@@ -59,12 +59,17 @@ def outputs(
     std: torch.Tensor,
     batch_size: int = 128,
     precision: str = "fp32",
+    symmetric: bool = False,
     progress: str | None = None,
 ) -> torch.Tensor:
     """Return model(tile) of the clean tiles at `rows`, in evaluation mode, float32 on the CPU, (N, ...).
 
     With an encoder these are its embeddings (N, C), with a classifier its logits (N, K). Every part of the
     model is left in the mode it was in.
+
+    With `symmetric` it is the mean over the 8 flips and rotations of each tile, to the last bit the same whichever way
+    the tile lies. Of a classifier it is the mean of logits, not of probabilities: what comes back is logits still, so
+    that a temperature is applied once and in one place, and no view counts for less because its softmax saturates.
 
     Raises:
         ValueError: some output is not a finite number: the weights have diverged.
@@ -76,7 +81,8 @@ def outputs(
         for part in batches(rows, batch_size=batch_size, progress=progress):
             x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
             with autocast(store.device, precision):
-                parts.append(model(x).float().cpu())
+                found = mean_over_symmetries(model, x) if symmetric else model(x)
+            parts.append(found.float().cpu())
     finally:
         for module, training in modes:
             module.training = training
@@ -88,6 +94,19 @@ def outputs(
             "lower train.learning_rate, lengthen train.warmup_epochs, or set precision=fp32"
         )
     return found
+
+
+def mean_over_symmetries(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the model's float32 outputs over the 8 flips and rotations of x (B, 3, H, H), (B, ...).
+
+    The views are sorted before they are added, so that rounding does not depend on which of them comes first.
+    """
+    views = []
+    for turns in range(4):
+        turned = torch.rot90(x, turns, (2, 3))
+        for view in (turned, turned.flip(3)):
+            views.append(model(view.contiguous(memory_format=torch.channels_last)).float())
+    return torch.stack(views).sort(0).values.mean(0)
 
 
 def cached_outputs(

@@ -75,6 +75,7 @@ def bootstrap_intervals(
     probabilities: npt.ArrayLike,
     *,
     positive: int | None,
+    groups: Sequence[str] | npt.NDArray[np.str_] | None = None,
     samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -82,13 +83,14 @@ def bootstrap_intervals(
     """Return percentile bootstrap intervals, (low, high) or None, under the keys of `classification_metrics`.
 
     Tiles are resampled with replacement within each true class, so the class counts stay as they are
-    (`support` has no interval: None). A metric has no interval where it is undefined on the tiles themselves,
-    or on more than 1 - level of the resamples. Tiles of one slide are treated as independent, so with several
-    tiles a slide the intervals are too narrow; and a class with no error (or with one tile) gets an interval
-    of zero width: see `wilson_interval` for those.
+    (`support` has no interval: None); with groups whole groups are, see `resamples`. A metric has no interval
+    where it is undefined on the tiles themselves, or on more than 1 - level of the resamples. Without groups,
+    tiles of one slide are treated as independent, so with several tiles a slide the intervals are too narrow;
+    and a class with no error (or with one tile) gets an interval of zero width: see `wilson_proportions`.
 
     Args:
         labels, probabilities, positive: as in `classification_metrics`.
+        groups: slide or patient of each tile, (N,), or None.
         samples: number of resamples, >= 1.
         seed: of the resampling; the same seed gives the same intervals.
         level: coverage, within 0..1 exclusive.
@@ -105,7 +107,7 @@ def bootstrap_intervals(
         raise ValueError(f"level: {level}, must lie between 0 and 1 (0.95 is usual)")
     chunks = [
         _weighted_metrics(truth, scores, weights, positive=positive)
-        for weights in resamples(truth, samples=samples, seed=seed)
+        for weights in resamples(truth, groups=groups, samples=samples, seed=seed)
     ]
     point = _weighted_metrics(truth, scores, np.ones((1, len(truth))), positive=positive)
     flat: dict[str, tuple[float, float] | None] = {}
@@ -140,6 +142,42 @@ def wilson_interval(successes: int, total: int, *, level: float = 0.95) -> tuple
     low = 0.0 if successes == 0 else centre - half_width
     high = 1.0 if successes == total else centre + half_width
     return low, high
+
+
+def proportion(successes: int, total: int) -> dict[str, Any] | None:
+    """Return {`count`, `of`, `value`, `wilson` (95%)} of a proportion; None of nothing."""
+    if not total:
+        return None
+    return {
+        "count": successes,
+        "of": total,
+        "value": successes / total,
+        "wilson": wilson_interval(successes, total),
+    }
+
+
+def wilson_proportions(matrix: npt.ArrayLike, *, positive: int | None) -> dict[str, Any]:
+    """Return every metric that is a share of tiles as its `proportion`, under the keys of `classification_metrics`.
+
+    These are accuracy, sensitivity and specificity (with `positive`), and precision and recall in `per_class`. Unlike
+    a bootstrap's, these intervals have a width where no tile is wrong.
+
+    Args:
+        matrix: counts (K, K), rows = truth, see `confusion_matrix`. positive: index of the positive class, or None.
+    """
+    counts = np.asarray(matrix)
+    right, actual, called = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    found: dict[str, Any] = {"accuracy": proportion(int(right.sum()), int(counts.sum()))}
+    if positive is not None:
+        negatives = int(counts.sum() - actual[positive])
+        false_alarms = int(called[positive] - right[positive])
+        found["sensitivity"] = proportion(int(right[positive]), int(actual[positive]))
+        found["specificity"] = proportion(negatives - false_alarms, negatives)
+    found["per_class"] = [
+        {"precision": proportion(int(r), int(c)), "recall": proportion(int(r), int(a))}
+        for r, c, a in zip(right, called, actual, strict=True)
+    ]
+    return found
 
 
 def accuracy_by_agreement(

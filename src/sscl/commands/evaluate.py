@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from sscl import features, metrics, plots, run
+from sscl import calibration, calibration_plots, evaluation, features, plots, run
 from sscl.commands.inputs import (
     all_rows,
     check_classes,
@@ -27,15 +25,7 @@ from sscl.commands.inputs import (
 from sscl.config import DataConfig, EvalConfig, plain
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device
-
-NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "mcc": "MCC",
-}
+from sscl.metrics import FloatArray
 
 
 def main(config: EvalConfig, *, overwrite: bool = False) -> None:
@@ -66,22 +56,9 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         mean=mean,
         std=std,
         batch_size=config.batch_size,
+        symmetric=config.tta,
         progress="evaluate" if config.progress else None,
     )
-    probabilities = logits.double().softmax(1).numpy()  # (N, K)
-    predictions = probabilities.argmax(1)
-    losses = F.cross_entropy(logits.double(), torch.from_numpy(tiles.labels), reduction="none")  # (N,), nats
-    values = metrics.classification_metrics(tiles.labels, probabilities, positive=positive)
-    intervals = metrics.bootstrap_intervals(
-        tiles.labels,
-        probabilities,
-        positive=positive,
-        samples=config.bootstrap_samples,
-        seed=config.bootstrap_seed,
-    )
-    matrix = metrics.confusion_matrix(tiles.labels, predictions, num_classes=len(tiles.classes))
-    agreement = None if tiles.votes is None else metrics.accuracy_by_agreement(tiles.labels, predictions, tiles.votes)
-    right = int((predictions == tiles.labels).sum())
     report: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "epoch": content["epoch"],
@@ -93,37 +70,73 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         "class_counts": tiles.class_counts(),
         "positive": None if positive is None else tiles.classes[positive],
         "data_fingerprint": tiles.fingerprint,
-        "loss": losses.mean().item(),
-        "metrics": values,
-        "intervals": intervals,
-        "interval_method": (
-            f"95% intervals: stratified bootstrap, {config.bootstrap_samples} resamples, seed {config.bootstrap_seed}"
+        "test_time_augmentation": config.tta,
+        **evaluation.evaluate(
+            tiles,
+            logits,
+            positive=positive,
+            kept=content.get("calibration"),  # older checkpoints have none
+            calibrate=config.calibrate,
+            sensitivity=config.sensitivity,
+            abstain=config.abstain,
+            samples=config.bootstrap_samples,
+            seed=config.bootstrap_seed,
         ),
-        "accuracy_wilson": metrics.wilson_interval(right, len(tiles)),
-        "confusion_matrix": matrix.tolist(),
-        "accuracy_by_agreement": agreement,
-        "caveats": [
-            *guessed_positive(tiles.classes, positive, wanted=config.positive),
-            *([f"{len(unlabelled)} tiles without a label are left out"] if len(unlabelled) else []),
-            *caveats(data, tiles, content, split=config.split),
-        ],
     }
+    report["caveats"] = [
+        *guessed_positive(tiles.classes, positive, wanted=config.positive),
+        *([f"{len(unlabelled)} tiles without a label are left out"] if len(unlabelled) else []),
+        *caveats(data, tiles, content, split=config.split),
+        *evaluation.interval_caveats(tiles),
+    ]
+    report["notes"] = evaluation.notes(report)
+    probabilities = calibration.softmax(logits, temperature=report["calibration"]["temperature"])
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     run.write_json(out / "metrics.json", report)
-    write_predictions(out / "predictions.csv", tiles, probabilities=torch.from_numpy(probabilities), losses=losses)
-    title = f"{config.split} split, {len(tiles)} tiles"
-    plots.plot_confusion(matrix, classes=tiles.classes, path=out / "confusion.png", title=title)
-    plots.plot_roc(tiles.labels, probabilities, classes=tiles.classes, positive=positive, path=out / "roc.png")
-    plots.plot_precision_recall(
-        tiles.labels, probabilities, classes=tiles.classes, positive=positive, path=out / "precision_recall.png"
-    )
+    write_predictions(out / "predictions.csv", tiles, probabilities=probabilities)
+    draw(out, tiles, report, probabilities=probabilities, positive=positive)
     print(f"device: {describe_device(device)}")
     print(describe_tiles(data, tiles, split=config.split))
-    print(table(report))
-    for caveat in report["caveats"]:
+    print(evaluation.table(report))
+    for caveat in (*report["caveats"], *report["notes"]):
         print(f"note: {caveat}")
-    print(f"wrote {out}/metrics.json, predictions.csv, confusion.png, roc.png, precision_recall.png")
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    print(f"wrote {out}/metrics.json, predictions.csv, {', '.join(pictures)}")
+
+
+def draw(out: Path, tiles: Tiles, report: dict[str, Any], *, probabilities: FloatArray, positive: int | None) -> None:
+    """Write the pictures."""
+    title = f"{report['split']} split, {len(tiles)} tiles"
+    curves: dict[str, Any] = {"classes": tiles.classes, "positive": positive}
+    plots.plot_confusion(report["confusion_matrix"], classes=tiles.classes, path=out / "confusion.png", title=title)
+    plots.plot_roc(tiles.labels, probabilities, path=out / "roc.png", **curves)
+    plots.plot_precision_recall(tiles.labels, probabilities, path=out / "precision_recall.png", **curves)
+    found, class_name = report["calibration"], report["positive"]
+    changed = found["temperature"] != 1
+    calibration_plots.plot_reliability(
+        {"before": found["before"], "after": found["after"]} if changed else {"as trained": found["after"]},
+        temperature=found["temperature"],
+        positive=class_name,
+        path=out / "reliability.png",
+        title=title,
+    )
+    abstention = report["coverage"]["abstention"]
+    calibration_plots.plot_coverage(
+        calibration.risk_coverage(probabilities.argmax(1) == tiles.labels, probabilities.max(1)),
+        decided=None if abstention is None else abstention["here"],
+        path=out / "coverage.png",
+        title=title,
+    )
+    if report["decision_curve"] is not None:
+        point = report["operating_point"]
+        calibration_plots.plot_decision_curve(
+            report["decision_curve"],
+            threshold=None if point is None else point["threshold"],
+            positive=class_name,
+            path=out / "decision_curve.png",
+            title=title,
+        )
 
 
 def guessed_positive(classes: Sequence[str], positive: int | None, *, wanted: str | None) -> list[str]:
@@ -148,7 +161,6 @@ def caveats(data: DataConfig, tiles: Tiles, content: dict[str, Any], *, split: s
         shared = sorted(set(tiles.groups.tolist()) & set(train.groups.tolist()))
         if shared:
             found.append(f"{len(shared)} slides lie in train and test (such as {shared[0]}): the figures are too good")
-    found.append("the intervals take tiles for independent; with several tiles a slide they are too narrow")
     return found
 
 
@@ -174,51 +186,21 @@ def seen_in_training(data: DataConfig, trained: dict[str, Any], *, split: str) -
     return f"{', '.join(changed)} differs from training: {may_have}" if changed else None
 
 
-def write_predictions(path: Path, tiles: Tiles, *, probabilities: torch.Tensor, losses: torch.Tensor) -> None:
-    """Write id, label, prediction, a probability per class, the cross-entropy, and votes and group where known."""
+def write_predictions(path: Path, tiles: Tiles, *, probabilities: FloatArray) -> None:
+    """Write id, label, prediction, a probability per class, the cross-entropy, and votes and group where known.
+
+    The probabilities are those after temperature scaling, and so is the cross-entropy.
+    """
     header = ["id", "label", "prediction", *(f"probability_{name}" for name in tiles.classes), "loss"]
     header += ["votes"] if tiles.votes is not None else []
     header += ["group"] if tiles.groups is not None else []
+    losses = evaluation.tile_losses(tiles, probabilities)
     rows = []
     for i, name in enumerate(tiles.ids):
         row = [name, tiles.classes[tiles.labels[i]], tiles.classes[int(probabilities[i].argmax())]]
         row += [f"{p:.6f}" for p in probabilities[i].tolist()]
-        row.append(f"{losses[i].item():.6g}")
+        row.append(f"{losses[i]:.6g}")
         row += [str(tiles.votes[i])] if tiles.votes is not None else []
         row += [str(tiles.groups[i])] if tiles.groups is not None else []
         rows.append(row)
     run.write_csv(path, header, rows)
-
-
-def table(report: dict[str, Any]) -> str:
-    """Return the report as lines for the terminal, each figure with its 95% interval."""
-
-    def cell(value: float | None, interval: Any) -> str:
-        if value is None:
-            return "undefined"
-        return f"{value:.4f}" + ("" if interval is None else f"  ({interval[0]:.4f} to {interval[1]:.4f})")
-
-    values, intervals, classes = report["metrics"], report["intervals"], report["classes"]
-    rows = [(name, cell(values[key], intervals[key])) for key, name in NAMES.items()]
-    if report["positive"] is not None:
-        for key in ("sensitivity", "specificity"):
-            rows.append((f"{report['positive']} {key}", cell(values[key], intervals[key])))
-    for i, name in enumerate(classes):
-        for key in ("precision", "recall", "f1"):
-            label = "F1" if key == "f1" else key
-            rows.append((f"{name} {label}", cell(values["per_class"][i][key], intervals["per_class"][i][key])))
-    low, high = report["accuracy_wilson"]
-    rows.append(("accuracy, Wilson 95%", f"        ({low:.4f} to {high:.4f})"))
-    for row in report["accuracy_by_agreement"] or []:
-        if row["count"]:
-            text = f"{cell(row['accuracy'], row['interval'])}  {row['correct']} of {row['count']}"
-            rows.append((f"accuracy, {row['agreement']} agree", text))
-    width = max(len(name) for name, _ in rows)
-    positive = "" if report["positive"] is None else f"; positive class {report['positive']}"
-    lines = [f"{report['interval_method']}{positive}", *(f"  {name:<{width}}  {text}" for name, text in rows)]
-    name_width = max(9, *map(len, classes))
-    cells = "  ".join(f"{name:>{name_width}}" for name in classes)
-    lines += ["confusion matrix (rows: truth, columns: prediction)", f"  {'':<{name_width}}  {cells}"]
-    for name, counts in zip(classes, report["confusion_matrix"], strict=True):
-        lines.append(f"  {name:<{name_width}}  " + "  ".join(f"{count:>{name_width}}" for count in counts))
-    return "\n".join(lines)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sscl import augment, dist, features, memory, metrics, optim, run
 from sscl.augment import Augmentation
+from sscl.calibration import fit_calibration
 from sscl.commands.inputs import (
     NO_STATISTICS,
     all_rows,
@@ -27,6 +28,7 @@ from sscl.commands.inputs import (
     describe_tiles,
     has_validation,
     load_tiles,
+    positive_class,
     start_encoder,
 )
 from sscl.config import FinetuneConfig, plain
@@ -157,6 +159,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         )
         print("\n".join(needs))
     best: dict[str, Any] | None = None
+    calibration: dict[str, Any] = {}
     hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
     if hint is not None and config.train.schedule == "cosine":
         print(hint)
@@ -251,8 +254,13 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                 log.append(row)
                 if better:
                     state = {"encoder": model.encoder.state_dict(), "head": model.head.state_dict()}
+                    positive = positive_class(tiles.classes, None)
+                    calibration = fit_calibration(
+                        logits, watched.labels[validation], classes=tiles.classes, positive=positive
+                    )
                     run.save_checkpoint(
-                        folder / "checkpoints" / "best.pt", {**content, **state, "epoch": epoch + 1, "validation": row}
+                        folder / "checkpoints" / "best.pt",
+                        {**content, **state, "epoch": epoch + 1, "validation": row, "calibration": calibration},
                     )
                 draw_curves(log.rows, folder / "curves.png")
             if epoch + 1 - best["epoch"] >= config.train.patience:
@@ -266,6 +274,11 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         f"accuracy {best['validation_accuracy']:.3f}, balanced accuracy {best['validation_balanced_accuracy']:.3f}, "
         f"loss {best['validation_loss']:.3f}"
     )
+    if writes:
+        print(
+            f"calibration on these: temperature {calibration['temperature']:.3f}, expected calibration error "
+            f"{calibration['ece_before']:.3f} before, {calibration['ece_after']:.3f} after"
+        )
     print(f"wrote {folder}/checkpoints/best.pt, metrics.jsonl, curves.png")
 
 

@@ -16,6 +16,17 @@ class EvalConfig(Section):
     split: Literal["test", "train", "all"] = knob("test", "which tiles")
     out: str | None = knob(None, "folder to write; null = RUN/eval_SPLIT")
     positive: str | None = knob(None, "positive class of two; null = SSA where there is one, else the second")
+    calibrate: bool = knob(True, "divide logits by the temperature that finetune fitted on its validation tiles")
+    tta: bool = knob(False, "test-time augmentation: the mean logits over the 8 flips and rotations of a tile")
+    sensitivity: float | None = knob(
+        None,
+        "sensitivity that the operating point must reach on the validation tiles; null = Youden's index there",
+        gt=0,
+        le=1,
+    )
+    abstain: float = knob(
+        0.2, "share of the validation tiles, the least confident, that the abstention threshold leaves out", ge=0, lt=1
+    )
     bootstrap_samples: int = knob(2000, "resamples behind each interval", ge=10)
     bootstrap_seed: int = knob(0, "seed of the resamples", ge=0)
     batch_size: int = knob(128, "tiles at a time", ge=1)
