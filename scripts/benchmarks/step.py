@@ -41,13 +41,13 @@ class Case:
         return f"{self.encoder} at {self.size_px} px, {self.batch_size} tiles"
 
 
-CPU = (Case("resnet18", "small", 64, 32),)
+CPU = (Case("resnet18", "standard", 64, 64),)
 GPU = (
     Case("resnet50", "standard", 224, 256),
     Case("resnet18", "standard", 224, 256),
     Case("resnet18_pathmnist", "standard", 28, 512),
 )
-QUICK = Case("resnet18", "small", 16, 4)
+QUICK = Case("resnet18", "standard", 16, 4)
 
 
 def measure(*, quick: bool, device: torch.device) -> list[dict[str, Any]]:
