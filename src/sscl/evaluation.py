@@ -137,11 +137,13 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "temperature and thresholds come from the validation tiles that also chose the epoch, and flatter it"
             + ("; they were fitted without test-time augmentation" if report["test_time_augmentation"] else "")
         )
+        if report["positive"] is not None and report["operating_point"] is None:
+            found.append("no operating point: the validation tiles are all of one class")
     before, after = (report["calibration"][stage]["loss"] for stage in ("before", "after"))
     if after > before:
         found.append(
-            f"the temperature made the cross-entropy here worse ({before:.4f} to {after:.4f}): too few validation tiles, "
-            "or these differ from them"
+            f"the temperature made the cross-entropy here worse ({before:.4f} to {after:.4f}): the validation tiles "
+            "are too few, or too unlike these"
         )
     if report["calibration"]["temperature"] != 1:
         found.append("probabilities and losses, in predictions.csv too, are the calibrated ones (calibrate=false: raw)")
