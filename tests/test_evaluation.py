@@ -1,0 +1,243 @@
+"""The report of an evaluation: which tiles choose, which are drawn, and what is said."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss
+
+from sscl import calibration, evaluation, metrics
+from sscl.data.tiles import Tiles
+
+
+def some(
+    *, tiles: int = 120, classes: int = 2, groups: int | None = None, votes: bool = False, seed: int = 0
+) -> tuple[Tiles, torch.Tensor]:
+    """Return tiles and overconfident logits; tiles of a group share a shift, so that they are not independent."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, tiles)
+    member = None if groups is None else rng.integers(0, groups, tiles)
+    logits = rng.normal(0, 1, (tiles, classes))
+    logits[np.arange(tiles), labels] += 1.0
+    if groups is not None:
+        logits[:, 1] += rng.normal(0, 2, groups)[member]
+    found = Tiles(
+        images=np.zeros((tiles, 2, 2, 3), dtype=np.uint8),
+        labels=labels,
+        classes=("HP", "SSA", "TA")[:classes],
+        ids=tuple(f"tile{i}" for i in range(tiles)),
+        groups=None if member is None else np.array([f"slide{g}" for g in member]),
+        votes=np.where(labels == 1, rng.integers(4, 8, tiles), rng.integers(0, 4, tiles)) if votes else None,
+    )
+    return found, torch.from_numpy(4 * logits)
+
+
+def kept_of(tiles: Tiles, logits: torch.Tensor, *, positive: int | None = 1) -> dict[str, Any]:
+    return calibration.fit_calibration(logits, tiles.labels, classes=tiles.classes, positive=positive)
+
+
+def report_of(tiles: Tiles, logits: torch.Tensor, *, positive: int | None = 1, **words: Any) -> dict[str, Any]:
+    """Return the report as the command completes it."""
+    words = {"samples": 200, **words}
+    return {
+        "classes": list(tiles.classes),
+        "class_counts": tiles.class_counts(),
+        "tiles": len(tiles),
+        "positive": None if positive is None else tiles.classes[positive],
+        "test_time_augmentation": False,
+        **evaluation.evaluate(tiles, logits, positive=positive, **words),
+    }
+
+
+def test_calibration_before_and_after_is_sklearns_of_raw_and_scaled_logits() -> None:
+    tiles, logits = some(votes=True)
+    kept = kept_of(*some(seed=1))
+    found = report_of(tiles, logits, kept=kept)["calibration"]
+    assert found["temperature"] == kept["temperature"] > 1.5
+    for stage, temperature in (("before", 1.0), ("after", kept["temperature"])):
+        p = calibration.softmax(logits, temperature=temperature)
+        assert found[stage]["loss"] == pytest.approx(log_loss(tiles.labels, p))
+        assert found[stage]["brier_positive"] == pytest.approx(brier_score_loss(tiles.labels, p[:, 1]))
+        assert found[stage]["brier"] == pytest.approx(2 * brier_score_loss(tiles.labels, p[:, 1]))
+        assert found[stage]["soft_vote_brier"] == pytest.approx(np.mean((tiles.votes / 7 - p[:, 1]) ** 2))
+        assert found[stage]["ece"] == pytest.approx(calibration.expected_calibration_error(tiles.labels, p))
+    assert found["after"]["loss"] < found["before"]["loss"]
+
+
+def test_calibrating_changes_no_prediction_and_can_be_left_out() -> None:
+    tiles, logits = some()
+    kept = kept_of(*some(seed=1))
+    scaled, raw = report_of(tiles, logits, kept=kept), report_of(tiles, logits, kept=kept, calibrate=False)
+    assert scaled["confusion_matrix"] == raw["confusion_matrix"]
+    assert raw["calibration"]["temperature"] == 1
+    assert "calibrate=false" in raw["calibration"]["method"]
+    assert scaled["metrics"]["auroc"] == pytest.approx(raw["metrics"]["auroc"])
+    assert raw["loss"] == scaled["calibration"]["before"]["loss"] > scaled["loss"]
+
+
+@pytest.mark.parametrize(("positive", "sensitivity"), [(1, None), (0, None), (1, 0.97)])
+def test_operating_point_is_chosen_on_validation_and_counted_here(positive: int, sensitivity: float | None) -> None:
+    tiles, logits = some()
+    there, its_logits = some(seed=1, tiles=70)
+    kept = kept_of(there, its_logits)
+    report = report_of(tiles, logits, positive=positive, kept=kept, sensitivity=sensitivity)
+    point = report["operating_point"]
+
+    validation = calibration.softmax(its_logits, temperature=kept["temperature"])[:, positive]
+    assert point["threshold"] == pytest.approx(
+        calibration.choose_threshold(there.labels == positive, validation, sensitivity=sensitivity), abs=1e-6
+    )
+    assert point["chosen_on"] == 70
+    if sensitivity is not None:
+        assert point["on_validation"]["sensitivity"] >= sensitivity
+    p = calibration.softmax(logits, temperature=kept["temperature"])[:, positive]
+    (tn, fp), (fn, tp) = confusion_matrix(tiles.labels == positive, p >= point["threshold"])
+    found = {name: (share["count"], share["of"]) for name, share in point["here"].items()}
+    assert found == {
+        "sensitivity": (tp, tp + fn),
+        "specificity": (tn, tn + fp),
+        "PPV": (tp, tp + fp),
+        "NPV": (tn, tn + fn),
+        "accuracy": (tp + tn, 120),
+    }
+    for share in point["here"].values():
+        assert share["wilson"] == metrics.wilson_interval(share["count"], share["of"])
+        assert share["interval"][0] < share["value"] < share["interval"][1]
+
+
+def test_abstention_is_chosen_on_validation() -> None:
+    tiles, logits = some()
+    kept = kept_of(*some(seed=1, tiles=70))
+    found = report_of(tiles, logits, kept=kept, abstain=0.5)["coverage"]
+    there = calibration.softmax(kept["logits"], temperature=kept["temperature"]).max(1)
+    assert (there >= found["abstention"]["threshold"]).sum() == 35
+    p = calibration.softmax(logits, temperature=kept["temperature"])
+    decided = p.max(1) >= found["abstention"]["threshold"]
+    here = found["abstention"]["here"]
+    assert (here["decided"]["count"], here["decided"]["of"]) == (decided.sum(), 120)
+    assert here["accuracy"]["count"] == (decided & (p.argmax(1) == tiles.labels)).sum()
+    assert here["accuracy"]["of"] == decided.sum()
+
+
+def test_accuracy_at_a_coverage_is_that_of_the_surest_tiles() -> None:
+    tiles, logits = some()
+    found = report_of(tiles, logits)["coverage"]
+    p = calibration.softmax(logits)
+    surest = np.argsort(-p.max(1))[:60]
+    half = found["at"][-1]
+    assert half["coverage"] == 0.5
+    assert half["accuracy"]["count"] == (p.argmax(1) == tiles.labels)[surest].sum()
+    assert found["at"][0]["accuracy"]["value"] == (p.argmax(1) == tiles.labels).mean()
+
+
+def test_groups_are_drawn_whole_everywhere() -> None:
+    """Tiles of a slide err together, so the honest intervals are wider than those of tiles for themselves."""
+    tiles, logits = some(tiles=400, groups=12)
+    kept = kept_of(*some(seed=1))
+    alone = Tiles(tiles.images, tiles.labels, tiles.classes, tiles.ids)
+    grouped, apart = (report_of(t, logits, kept=kept, samples=600) for t in (tiles, alone))
+
+    def width(interval: Any) -> float:
+        return float(interval[1] - interval[0])
+
+    assert width(grouped["intervals"]["sensitivity"]) > 1.5 * width(apart["intervals"]["sensitivity"])
+    ours, theirs = (r["operating_point"]["here"]["sensitivity"] for r in (grouped, apart))
+    assert width(ours["interval"]) > 1.5 * width(theirs["interval"])
+    assert ours["wilson"] == theirs["wilson"]
+    bands = [np.subtract(r["decision_curve"]["high"], r["decision_curve"]["low"]).mean() for r in (grouped, apart)]
+    assert bands[0] > 1.3 * bands[1]
+    assert "whole groups (12 slides or patients)" in grouped["interval_method"]
+    assert "stratified bootstrap" in apart["interval_method"]
+    assert "take tiles for independent" in " ".join(evaluation.interval_caveats(alone))
+    assert [text for text in evaluation.interval_caveats(tiles) if "few" in text] == []
+    few, _ = some(groups=4)
+    assert "draw whole groups, but 4 slides or patients are few" in evaluation.interval_caveats(few)[1]
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    tiles, logits = some(groups=12)
+    kept = kept_of(*some(seed=1))
+    first, again, other = (report_of(tiles, logits, kept=kept, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first["operating_point"]["here"]["PPV"]["interval"] != other["operating_point"]["here"]["PPV"]["interval"]
+
+
+def test_a_checkpoint_that_keeps_nothing_has_no_thresholds_and_says_so() -> None:
+    tiles, logits = some()
+    report = report_of(tiles, logits, kept=None)
+    assert report["calibration"]["temperature"] == 1
+    assert report["operating_point"] is report["coverage"]["abstention"] is None
+    assert any("from before calibration" in note for note in evaluation.notes(report))
+    assert "operating point" not in evaluation.table(report)
+
+
+def test_an_error_free_class_has_a_wilson_interval_and_is_named() -> None:
+    tiles, logits = some()
+    logits[tiles.labels == 0] = torch.tensor([9.0, 0.0], dtype=torch.float64)
+    report = report_of(tiles, logits)
+    recall = report["wilson"]["per_class"][0]["recall"]
+    assert report["intervals"]["per_class"][0]["recall"] == (1.0, 1.0)
+    assert recall["value"] == 1
+    assert recall["wilson"][0] < 0.96
+    flat = [note for note in evaluation.notes(report) if "interval without width" in note]
+    assert len(flat) == 1
+    assert "HP recall" in flat[0]
+    assert "SSA recall" not in flat[0]
+    line = next(line for line in evaluation.table(report).splitlines() if line.startswith("  HP recall"))
+    assert f"{recall['wilson'][0]:.4f} to 1.0000" in line
+
+
+def test_a_temperature_that_harms_is_reported() -> None:
+    tiles, logits = some()
+    kept = {**kept_of(*some(seed=1)), "temperature": 0.2}
+    report = report_of(tiles, logits, kept=kept)
+    assert any("made the cross-entropy here worse" in note for note in evaluation.notes(report))
+    assert not any("worse" in note for note in evaluation.notes(report_of(tiles, logits, kept=kept_of(*some(seed=1)))))
+
+
+def test_table_has_wilsons_interval_beside_every_accuracy() -> None:
+    tiles, logits = some(votes=True, groups=12)
+    report = report_of(tiles, logits, kept=kept_of(*some(seed=1)))
+    lines = evaluation.table(report).splitlines()
+    shown = [line for line in lines if line.startswith("  accuracy")]
+    assert len(shown) == 1 + 4 + 1 + 6 + 1  # all, by agreement, operating point, coverages, abstention
+    for line in shown:
+        *_, low, to, high, count, of, total = line.split()
+        assert (to, of) == ("to", "of")
+        assert (float(low), float(high)) == pytest.approx(metrics.wilson_interval(int(count), int(total)), abs=6e-5)
+    text = "\n".join(lines)
+    for part in ("positive class SSA", "before", "Brier against votes/7", "operating point: SSA", "PPV", "abstention"):
+        assert part in text
+    assert f"temperature {report['calibration']['temperature']:.3f} (fitted by the cross-entropy of 120" in text
+
+
+def test_three_classes_have_no_operating_point_and_all_is_plain_json() -> None:
+    tiles, logits = some(classes=3)
+    kept = kept_of(*some(classes=3, seed=1), positive=None)
+    report = report_of(tiles, logits, positive=None, kept=kept)
+    assert report["operating_point"] is report["decision_curve"] is None
+    assert report["calibration"]["after"]["ece_positive"] is None
+    assert report["coverage"]["abstention"] is not None
+    for written in (report, report_of(*some(votes=True, groups=12), kept=kept_of(*some(seed=1)))):
+        json.dumps(written, allow_nan=False)
+        json.dumps(evaluation.notes(written))
+        assert evaluation.table(written)
+
+
+def test_one_class_of_validation_or_of_test_leaves_undefined_what_is() -> None:
+    tiles, logits = some()
+    there, its_logits = some(seed=1)
+    only = there.subset(np.flatnonzero(there.labels == 0))
+    kept = kept_of(only, its_logits[there.labels == 0])
+    report = report_of(tiles, logits, kept=kept)
+    assert report["operating_point"] is None
+    assert any("all of one class" in note for note in evaluation.notes(report))
+    negatives = tiles.subset(np.flatnonzero(tiles.labels == 0))
+    report = report_of(negatives, logits[tiles.labels == 0], kept=kept_of(there, its_logits))
+    assert report["operating_point"]["here"]["sensitivity"] is None
+    assert "undefined" in evaluation.table(report)
+    json.dumps(report, allow_nan=False)
