@@ -357,7 +357,18 @@ def _coordinates(p: ViewParameters, *, size_px: int) -> tuple[torch.Tensor, torc
 
 def _sample(x: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)  # (B, H, W, 2)
+    return _compiled_grid_sample(x, grid) if torch.compiler.is_compiling() else _grid_sample(x, grid)
+
+
+def _grid_sample(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+# An operation that the compiler calls as it is: what it makes of grid_sample itself is 20 times slower on a CPU.
+_compiled_grid_sample = torch.library.custom_op(
+    "sscl::grid_sample", _grid_sample, mutates_args=(), schema="(Tensor x, Tensor grid) -> Tensor"
+)
+_compiled_grid_sample.register_fake(lambda x, grid: torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 def blur_radius(sigma_px: float) -> int:
