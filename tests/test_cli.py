@@ -8,6 +8,7 @@ import torch
 
 from sscl import __version__, cli
 from sscl.commands import pretrain
+from sscl.config import CompareConfig, load_config
 
 COMPLETE = ["pretrain", "run=r", "data.root=d"]
 
@@ -86,7 +87,16 @@ def test_a_bare_word_is_the_positional_key_of_the_command_that_has_one():
     assert cli.as_overrides(download, ["name=a", "out=d"]) == ["name=a", "out=d"]
     assert cli.as_overrides(download, ["", "a", "b"]) == ["", "name=a", "b"]
     assert cli.as_overrides(pretraining, ["run=r", "a"]) == ["run=r", "a"]
-    assert [name for name, command in cli.COMMANDS.items() if command.positional] == ["data download"]
+    assert [name for name, command in cli.COMMANDS.items() if command.positional] == ["data download", "compare"]
+
+
+def test_bare_words_are_the_list_of_a_command_that_takes_many():
+    compare = cli.COMMANDS["compare"]
+    words = ["runs/a", "out=o", "runs/b c", "7", "é"]
+    assert cli.as_overrides(compare, words) == ['finished=["runs/a", "runs/b c", "7", "é"]', "out=o"]
+    config = load_config(CompareConfig, overrides=cli.as_overrides(compare, words))
+    assert (config.finished, config.out) == (("runs/a", "runs/b c", "7", "é"), "o")
+    assert cli.as_overrides(compare, ["out=o"]) == ["out=o"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
 from sscl import metrics
@@ -17,8 +18,12 @@ from sscl.comparison import (
     as_markdown,
     as_text,
     figures,
+    holm,
+    mcnemar,
     read_predictions,
     side_by_side,
+    tables,
+    verdict,
 )
 
 CLASSES = ("adipose", "mucus", "stroma")
@@ -131,15 +136,124 @@ def test_whole_groups_are_drawn() -> None:
         assert (high - low < 1e-9) == expected
 
 
-def test_other_tiles_are_refused() -> None:
-    a, b = made(0)[0], made(0)[0]
-    other = Predictions(**{**vars(b), "ids": tuple(f"x{i}" for i in range(60))})
-    relabelled = Predictions(**{**vars(b), "labels": (b.labels + 1) % 3})
-    for wrong in (other, relabelled):
-        with pytest.raises(ValueError, match="second: was evaluated on other tiles than first"):
-            side_by_side({"first": [a], "second": [wrong]}, against={}, samples=10, seed=0)
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"ids": tuple(f"x{i}" for i in range(58)) + ("0", "1")}, "other tiles (60 and 60, 2 of them in both)"),
+        (
+            {"ids": tuple(str(59 - i) for i in range(60))},
+            "other tiles (60 and 60, 60 of them in both, in another order)",
+        ),
+        ({"classes": ("a", "b", "c")}, "other classes (a, b, c and adipose, mucus, stroma)"),
+        ({"labels": np.r_[1 - made(0)[0].labels[:1] % 2, made(0)[0].labels[1:]]}, "other labels (of 1 of 60 tiles)"),
+        ({"groups": ("s",) * 60}, "other slides or patients of the same tiles"),
+    ],
+)
+def test_other_tiles_are_refused(change: dict[str, Any], why: str) -> None:
+    a = made(0)[0]
+    wrong = Predictions(**{**vars(a), **change})
+    with pytest.raises(ValueError) as error:
+        side_by_side({"first": [a], "second": [wrong]}, against={}, samples=10, seed=0)
+    assert str(error.value) == f"second and first: evaluated on {why}; nothing to compare"
+
+
+def test_rows_of_other_lengths_are_refused() -> None:
+    a = made(0)[0]
     with pytest.raises(ValueError, match="second: 2 runs, other rows have 1"):
         side_by_side({"first": [a], "second": [a, a]}, against={}, samples=10, seed=0)
+
+
+def right_on(right: Any) -> Predictions:
+    """Predictions of tiles of one class, right where `right` says."""
+    wrong = 1 - np.asarray(right, dtype=np.int64)
+    count = len(wrong)
+    return Predictions(tuple(map(str, range(count))), CLASSES, np.zeros(count, np.int64), wrong, np.ones(count))
+
+
+@pytest.mark.parametrize(
+    ("both", "ours", "theirs", "neither"),
+    [(5, 0, 0, 1), (0, 1, 0, 0), (9, 5, 5, 2), (9, 12, 3, 0), (0, 3, 12, 4), (100, 40, 25, 3), (1000, 900, 1050, 50)],
+)
+def test_mcnemar_is_the_binomial_test_of_the_discordant_tiles(both: int, ours: int, theirs: int, neither: int) -> None:
+    a = right_on([1] * both + [1] * ours + [0] * theirs + [0] * neither)
+    b = right_on([1] * both + [0] * ours + [1] * theirs + [0] * neither)
+    found = mcnemar(a, b)
+    assert (found["only_row"], found["only_reference"]) == (ours, theirs)
+    expected = stats.binomtest(ours, ours + theirs, 0.5).pvalue if ours + theirs else 1.0
+    assert found["p"] == pytest.approx(expected, rel=1e-9)
+    # What statsmodels does with exact=True.
+    assert found["p"] == pytest.approx(min(1, 2 * stats.binom.cdf(min(ours, theirs), ours + theirs, 0.5)), rel=1e-9)
+    assert mcnemar(b, a)["p"] == found["p"]
+
+
+def test_a_published_mcnemar_value() -> None:
+    """Fagerland, Lydersen & Laake 2013: airway hyper-responsiveness, 7 against 1 discordant pairs, exact p 0.070."""
+    assert mcnemar(right_on([1] * 7 + [0]), right_on([0] * 7 + [1]))["p"] == pytest.approx(0.0703125)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+def test_verdict_names_the_better_one_only_where_the_interval_leaves_zero_out() -> None:
+    def said(low: float, high: float, metric: str = "accuracy") -> str:
+        return verdict((low, high), metric=metric, row="new", reference="old")
+
+    assert said(-0.1, 0.2) == said(0, 0.2) == said(-0.2, 0) == said(0, 0) == said(-1, 1, "loss") == "indistinguishable"
+    assert said(0.01, 0.2) == said(-0.2, -0.01, "loss") == "new is better"
+    assert said(-0.2, -0.01) == said(0.01, 0.2, "loss") == "old is better"
+
+
+def test_differences_come_with_verdicts_and_tests_of_each_seed() -> None:
+    rows = {name: [made(seed)[0] for seed in seeds] for name, seeds in (("a", (1, 2)), ("b", (3, 4)), ("c", (5, 6)))}
+    rows["sure"] = [
+        Predictions(**{**vars(run), "predictions": run.labels, "losses": run.losses / 9}) for run in rows["a"]
+    ]
+    result = side_by_side(rows, against=dict.fromkeys(("b", "c", "sure"), "a"), samples=200, seed=0)["differences"]
+    for name, one in result.items():
+        for metric, (low, high) in one["intervals"].items():
+            assert (one["verdicts"][metric] == "indistinguishable") == (low <= 0 <= high), (name, metric)
+        assert len(one["mcnemar"]) == 2
+        for test, ours, theirs in zip(one["mcnemar"], rows[name], rows["a"], strict=True):
+            assert {**mcnemar(ours, theirs), "p_holm": test["p_holm"]} == test
+    assert set(result["sure"]["verdicts"].values()) == {"sure is better"}
+    every = [test for one in result.values() for test in one["mcnemar"]]
+    assert [test["p_holm"] for test in every] == holm([test["p"] for test in every])
+    assert any(test["p_holm"] > test["p"] for test in every)
+
+
+@pytest.mark.parametrize("seeds", [[], [3], [0, 1]])
+def test_tables_say_in_words_what_the_intervals_say(seeds: list[int]) -> None:
+    rows = {"a": [made(1 + seed)[0] for seed in seeds or [0]], "b": [made(5 + seed)[0] for seed in seeds or [0]]}
+    result = side_by_side(rows, against={"b": "a"}, samples=50, seed=0)
+    lines = [
+        {
+            "name": name,
+            "published": {},
+            "labelled_tiles": None,
+            **values,
+            "runs": [{"seed": 0, **one} for one in values["runs"]],
+        }
+        for name, values in result["rows"].items()
+    ]
+    report = {"rows": lines, "seeds": seeds, "split": "test", "tiles": 60, "differences": result["differences"]}
+    found = tables(report)
+    title, lines = next(table for table in found if table[0].startswith("paired differences"))
+    assert [line[:2] for line in lines[1:]] == [["b - a", name] for name in METRICS.values()]
+    assert [line[-1] for line in lines[1:]] == list(result["differences"]["b"]["verdicts"].values())
+    low, high = result["differences"]["b"]["intervals"]["accuracy"]
+    assert lines[2][3] == f"{low:+.4f} to {high:+.4f}"
+    assert ("±" in lines[2][2]) == ("sd" in title) == (len(seeds) == 2)
+    title, lines = found[-1]
+    assert title.startswith("McNemar's exact test")
+    tests = result["differences"]["b"]["mcnemar"]
+    assert len(lines) == 1 + len(tests)
+    assert (lines[0][-1] == "p, Holm") == (len(tests) == 2)
+    assert f"{tests[0]['p']:.4f}" in lines[1]
+    assert str(tests[0]["only_row"]) in lines[1]
 
 
 def test_predictions_are_read(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Command:
     summary: str
     flags: tuple[str, ...] = ()
     positional: str | None = None  # the key that a word without = sets
+    many: bool = False  # whether that key takes all such words, as a list
 
 
 COMMANDS = {
@@ -39,7 +40,12 @@ COMMANDS = {
     "finetune": Command("finetune:main", "FinetuneConfig", "train a classifier with labels", ("overwrite",)),
     "eval": Command("evaluate:main", "EvalConfig", "metrics with intervals, confusion matrix, curves", ("overwrite",)),
     "compare": Command(
-        "compare:main", "CompareConfig", "runs over seeds and label shares, side by side", ("overwrite",)
+        "compare:main",
+        "CompareConfig",
+        "runs over seeds and label shares, or finished ones, side by side",
+        ("overwrite",),
+        positional="finished",
+        many=True,
     ),
     "probe": Command(
         "probe:main", "ProbeConfig", "what frozen features are worth: linear probe and kNN, by encoder", ("overwrite",)
@@ -76,8 +82,8 @@ def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0; 2 after a line on standard error for each fault that the user can mend; 130 after Ctrl-C; 141 where the reader of
-    the output has left. A traceback is for our own bugs.
+    0, or what the command returns: 1 for what --strict forbids; 2 after a line on standard error for each fault that
+    the user can mend; 130 after Ctrl-C; 141 where the reader of the output has left. A traceback is for our own bugs.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -164,7 +170,7 @@ def _run(name: str, words: Sequence[str]) -> int:
     kind = getattr(configs, command.config)
     if given.help:
         flags = "".join(f" [--{flag}]" for flag in command.flags)
-        word = f" [{command.positional.upper()}]" if command.positional else ""
+        word = f" [{command.positional.upper()}{' ...' if command.many else ''}]" if command.positional else ""
         print(f"usage: sscl {name}{word} [--config FILE.yaml]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
         for flag in command.flags:
             print(f"  --{flag:<12}{FLAG_HELP[flag]}")
@@ -181,17 +187,27 @@ def _run(name: str, words: Sequence[str]) -> int:
         command_module = importlib.import_module(f"sscl.commands.{module}")
     finally:
         gc.enable()
-    getattr(command_module, function)(config, **chosen)
-    return 0
+    code: int | None = getattr(command_module, function)(config, **chosen)
+    return code or 0
 
 
 def as_overrides(command: Command, words: Sequence[str]) -> list[str]:
-    """Return the words as key.path=value: the first without = is the value of the command's positional key, if any."""
-    overrides = list(words)
-    bare = next((i for i, word in enumerate(words) if word and "=" not in word), None)
-    if command.positional is not None and bare is not None:
-        overrides[bare] = f"{command.positional}={words[bare]}"
-    return overrides
+    """Return the words as key.path=value: those without = are the value of the command's positional key, if any.
+
+    Unless that key takes many, it takes the first one.
+    """
+    bare = [i for i, word in enumerate(words) if word and "=" not in word]
+    if command.positional is None or not bare:
+        return list(words)
+    import json
+
+    taken = bare if command.many else bare[:1]
+    value = words[taken[0]]
+    if command.many:
+        value = json.dumps([words[i] for i in taken], ensure_ascii=False)  # JSON is YAML
+    overrides: list[str | None] = [None if i in taken else word for i, word in enumerate(words)]
+    overrides[taken[0]] = f"{command.positional}={value}"
+    return [word for word in overrides if word is not None]
 
 
 def _fail(message: str) -> int:

@@ -1,12 +1,14 @@
 """Several classifiers on the same tiles: figures by run, over seeds, and paired differences with their intervals.
 
-Every resample of the tiles is the same for all runs, so a difference loses what is easy or hard about a tile. Shape
-letters: N tiles, K classes, R runs (seeds) of a row, S resamples, s of them in a chunk, M metrics.
+Every resample of the tiles is the same for all runs, so a difference loses what is easy or hard about a
+tile. One whose interval holds 0 is called indistinguishable; no other figure names a winner. Shape letters: N tiles, K
+classes, R runs (seeds) of a row, S resamples, s of them in a chunk, M metrics.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
 }
+LOWER_IS_BETTER = ("loss",)
+EQUAL = "indistinguishable"
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,18 @@ class Predictions:
     losses: FloatArray
     groups: tuple[str, ...] | None = None
 
-    def same_tiles(self, other: Predictions) -> bool:
-        """Return whether both are about the same tiles, in one order, with the same labels."""
-        return (self.ids, self.classes) == (other.ids, other.classes) and bool((self.labels == other.labels).all())
+    def unlike(self, other: Predictions) -> str | None:
+        """Return why the two do not pair tile by tile, in words; None where they do."""
+        if self.ids != other.ids:
+            shared = len(set(self.ids) & set(other.ids))
+            order = ", in another order" if shared == len(self.ids) == len(other.ids) else ""
+            return f"other tiles ({len(self.ids)} and {len(other.ids)}, {shared} of them in both{order})"
+        if self.classes != other.classes:
+            return f"other classes ({', '.join(self.classes)} and {', '.join(other.classes)})"
+        differing = int((self.labels != other.labels).sum())
+        if differing:
+            return f"other labels (of {differing} of {len(self.ids)} tiles)"
+        return None if self.groups == other.groups else "other slides or patients of the same tiles"
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -97,8 +110,10 @@ def side_by_side(
 
     Returns:
         {"rows": {row: {"runs": [{"metrics", "intervals"}], "mean", "sd"}}, "differences": {row: {"against", "by_seed",
-        "mean", "sd", "intervals"}}}; each of these by metric. sd is the sample's over the seeds, None for one seed; the
-        interval of a difference is that of its mean over the seeds when the tiles are drawn anew.
+        "mean", "sd", "intervals", "verdicts", "mcnemar"}}}; each of these by metric, but for `mcnemar`, a list by seed
+        with p values after Holm's correction over all of them. sd is the sample's over the seeds, None for one seed;
+        the interval of a difference is that of its mean over the seeds when the tiles are drawn anew, and the verdict
+        says whether it holds 0.
 
     Raises:
         ValueError: the runs are not about the same tiles, or rows differ in their number of runs.
@@ -108,14 +123,31 @@ def side_by_side(
         if len(runs) != len(next(iter(rows.values()))):
             raise ValueError(f"{name}: {len(runs)} runs, other rows have {len(next(iter(rows.values())))}")
         for run in runs:
-            if not run.same_tiles(first):
-                raise ValueError(f"{name}: was evaluated on other tiles than {next(iter(rows))}; nothing to compare")
+            unlike = run.unlike(first)
+            if unlike is not None:
+                raise ValueError(f"{name} and {next(iter(rows))}: evaluated on {unlike}; nothing to compare")
     point = {name: np.concatenate([figures(run) for run in runs]) for name, runs in rows.items()}  # (R, M)
     chunks: dict[str, list[FloatArray]] = {name: [] for name in rows}
     for weights in metrics.resamples(first.labels, groups=first.groups, samples=samples, seed=seed):
         for name, runs in rows.items():
             chunks[name].append(np.stack([figures(run, weights) for run in runs]))
     drawn = {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}  # (R, S, M)
+    differences: dict[str, Any] = {}
+    for name, other in against.items():
+        intervals = _intervals((drawn[name] - drawn[other]).mean(axis=0))
+        differences[name] = {
+            "against": other,
+            "by_seed": _by_metric((point[name] - point[other]).T.tolist()),
+            **_over_seeds(point[name] - point[other]),
+            "intervals": intervals,
+            "verdicts": {
+                metric: verdict(intervals[metric], metric=metric, row=name, reference=other) for metric in METRICS
+            },
+            "mcnemar": [mcnemar(ours, theirs) for ours, theirs in zip(rows[name], rows[other], strict=True)],
+        }
+    tests = [test for difference in differences.values() for test in difference["mcnemar"]]
+    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = p
     return {
         "rows": {
             name: {
@@ -127,16 +159,45 @@ def side_by_side(
             }
             for name in rows
         },
-        "differences": {
-            name: {
-                "against": other,
-                "by_seed": _by_metric((point[name] - point[other]).T.tolist()),
-                **_over_seeds(point[name] - point[other]),
-                "intervals": _intervals((drawn[name] - drawn[other]).mean(axis=0)),
-            }
-            for name, other in against.items()
-        },
+        "differences": differences,
     }
+
+
+def verdict(interval: Sequence[float], *, metric: str, row: str, reference: str) -> str:
+    """Return what the interval of row - reference says: which is better, or "indistinguishable" where it holds 0."""
+    low, high = interval
+    if low <= 0 <= high:
+        return EQUAL
+    return f"{row if (low > 0) != (metric in LOWER_IS_BETTER) else reference} is better"
+
+
+def mcnemar(ours: Predictions, theirs: Predictions) -> dict[str, Any]:
+    """Return McNemar's exact test of two classifiers on the same tiles: {`only_row`, `only_reference`, `p`}.
+
+    The first two count the tiles that one alone gets right. If both were right equally often, these would share the
+    discordant tiles like a fair coin; p is the two-sided binomial probability, exact at any count. It takes tiles for
+    independent: where several are of one slide it is too small.
+
+    Source: McNemar 1947, Psychometrika 12:153; exact: Fagerland, Lydersen & Laake 2013, BMC Med. Res. Methodol. 13:91.
+    """
+    right, theirs_right = ours.predictions == ours.labels, theirs.predictions == theirs.labels
+    only_ours, only_theirs = int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
+    discordant, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
+    tail = sum(math.comb(discordant, i) for i in range(fewer + 1))  # integers: no rounding before the division
+    return {"only_row": only_ours, "only_reference": only_theirs, "p": min(1.0, 2 * tail / 2**discordant)}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number, in the order given.
+
+    Source: Holm 1979, Scand. J. Statist. 6:65.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def _by_metric(values: Sequence[Any]) -> dict[str, Any]:
@@ -166,7 +227,7 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
 
     Args:
         report: what `sscl compare` writes to compare.json: `side_by_side`'s rows as a list with `name`, `published`,
-            `labelled_tiles` (may be None) and each run's `seed`; its differences; `seeds`.
+            `labelled_tiles` (may be None) and each run's `seed`; its differences; `seeds`, empty where rows share none.
     """
     rows, seeds = report["rows"], report["seeds"]
     published = [metric for metric in METRICS if any(metric in row["published"] for row in rows)]
@@ -177,13 +238,14 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     for row in rows:
         cells = [row["name"], *([f"{row['labelled_tiles']:,}"] if counted else [])]
         for metric in METRICS:
-            interval = row["runs"][0]["intervals"][metric] if len(seeds) == 1 else None
+            interval = row["runs"][0]["intervals"][metric] if len(seeds) < 2 else None
             cells.append(_cell(row["mean"][metric], sd=row["sd"][metric], interval=interval))
         for metric in published:
             value = row["published"].get(metric)
             cells += ["", ""] if value is None else [f"{value:.4f}", f"{row['mean'][metric] - value:+.4f}"]
         lines.append(cells)
-    over = f"mean ± sd over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}, 95% interval"
+    over = "95% interval" if not seeds else f"seed {seeds[0]}, 95% interval"
+    over = over if len(seeds) < 2 else f"mean ± sd over seeds {', '.join(map(str, seeds))}"
     found = [(f"{report['split']} split, {report['tiles']} tiles; {over}", lines)]
 
     if len(seeds) > 1:
@@ -195,21 +257,40 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
         found.append(("by seed, 95% interval", lines))
 
     if report["differences"]:
-        lines = [["row - reference", *METRICS.values()]]
-        for name, difference in report["differences"].items():
-            cells = [
-                _cell(
-                    difference["mean"][metric],
-                    sd=difference["sd"][metric],
-                    interval=difference["intervals"][metric],
-                    sign="+",
-                )
-                for metric in METRICS
-            ]
-            lines.append([f"{name} - {difference['against']}", *cells])
-        over = "mean ± sd over seeds, " if len(seeds) > 1 else ""
-        found.append((f"paired differences: {over}95% interval over the same tiles", lines))
+        found += [_differences(report["differences"], seeds), _tests(report["differences"], seeds)]
     return found
+
+
+def _differences(differences: Mapping[str, Any], seeds: Sequence[int]) -> tuple[str, list[list[str]]]:
+    """Return the table of paired differences: a line a metric, which says what the interval says."""
+    several = len(seeds) > 1
+    lines = [["row - reference", "metric", "mean ± sd" if several else "difference", "95% interval", "in words"]]
+    for name, one in differences.items():
+        for metric, text in METRICS.items():
+            low, high = one["intervals"][metric]
+            value = _cell(one["mean"][metric], sd=one["sd"][metric], sign="+")
+            pair = f"{name} - {one['against']}"
+            lines.append([pair, text, value, f"{low:+.4f} to {high:+.4f}", one["verdicts"][metric]])
+    over = "mean ± sd over seeds, " if several else ""
+    return f"paired differences: {over}95% interval over the same tiles", lines
+
+
+def _tests(differences: Mapping[str, Any], seeds: Sequence[int]) -> tuple[str, list[list[str]]]:
+    """Return the table of McNemar's tests, a line a pair of runs."""
+    several = len(seeds) > 1
+    count = sum(len(one["mcnemar"]) for one in differences.values())
+    lines = [["row against reference", *(["seed"] if several else []), "row alone right", "reference alone right", "p"]]
+    lines[0] += ["p, Holm"] if count > 1 else []
+    for name, one in differences.items():
+        for i, test in enumerate(one["mcnemar"]):
+            cells = [f"{name} against {one['against']}", *([str(seeds[i])] if several else [])]
+            cells += [str(test["only_row"]), str(test["only_reference"]), _p(test["p"])]
+            lines.append(cells + ([_p(test["p_holm"])] if count > 1 else []))
+    return "McNemar's exact test: tiles that one of the two alone gets right", lines
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
 
 
 def _cell(value: float, *, sd: float | None = None, interval: Sequence[float] | None = None, sign: str = "") -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -252,7 +253,7 @@ def fabricate(step: planning.Step, right: list[int] | None = None, *, epochs: in
     folder = step.folder / "eval_test"
     folder.mkdir()
     (folder / "config.yaml").write_text("data: {}\n")
-    (folder / "metrics.json").write_text(json.dumps({"epoch": best, "caveats": ["tiles lie"]}))
+    (folder / "metrics.json").write_text(json.dumps({"epoch": best, "split": "test", "caveats": ["tiles lie"]}))
     lines = ["id,label,prediction,probability_HP,probability_SSA,loss"]
     for i, (name, label) in enumerate(TEST_TILES):
         said = label if i in right else {"HP": "SSA", "SSA": "HP"}[label]
@@ -317,7 +318,11 @@ def test_fractions_reference_and_published_by_hand(study: Study, cli: Any, nothi
     assert few["mean"]["accuracy"] == pytest.approx(3 / 16)
     assert few["sd"]["accuracy"] == pytest.approx(np.sqrt(2) / 16)
     assert few["intervals"]["accuracy"][0] <= 3 / 16 <= few["intervals"]["accuracy"][1]
-    assert report["caveats"] == [compare.PUBLISHED, "tiles lie"]
+    assert report["caveats"] == [compare.PUBLISHED, *compare.many_differences(differences), "tiles lie"]
+    assert "8 differences are shown" in report["caveats"][1]
+    assert "the 4 p values" in report["caveats"][1]
+    assert [(test["only_row"], test["only_reference"]) for test in few["mcnemar"]] == [(4, 0), (2, 0)]
+    assert [test["p"] for test in few["mcnemar"]] == pytest.approx([2 * 0.5**4, 2 * 0.5**2])
     assert (out / "labels.png").stat().st_size > 1000
 
 
@@ -334,22 +339,20 @@ def test_one_seed_has_intervals_in_the_table(study: Study, cli: Any, nothing_run
 
 
 def test_what_is_evaluated_again(study: Study) -> None:
-    path = study()
-    config = load_config(CompareConfig, path)
-    step = plan_of(path)[0]
+    step = plan_of(study())[0]
     fabricate(step, [])
     folder = step.folder / "eval_test"
-    assert compare.evaluated(step, config)
-    assert not compare.evaluated(step, load_config(CompareConfig, path, overrides=["split=train"]))
+    assert compare.evaluated(step.folder, "test")
+    assert not compare.evaluated(step.folder, "train")
     text = (folder / "predictions.csv").read_text()
     (folder / "predictions.csv").write_text(text.replace("loss", "los"))  # as written before there was a loss
-    assert not compare.evaluated(step, config)
+    assert not compare.evaluated(step.folder, "test")
     (folder / "predictions.csv").write_text(text)
     (folder / "config.yaml").write_text("data: {root: elsewhere}\n")
-    assert not compare.evaluated(step, config)
+    assert not compare.evaluated(step.folder, "test")
     (folder / "config.yaml").write_text("data: {}\n")
     os.utime(folder / "metrics.json", (0, 0))  # the checkpoint is newer
-    assert not compare.evaluated(step, config)
+    assert not compare.evaluated(step.folder, "test")
 
 
 def test_another_configuration_is_refused_and_made_again_on_demand(
@@ -517,6 +520,197 @@ def test_a_failing_step_is_named_and_the_complete_ones_stay(
     assert "nowhere" in capfd.readouterr().err
     assert result.err == "sscl: compare: a-0: `sscl finetune` failed, see above; complete runs are kept and reused\n"
     assert not (path.parent / "out/compare.json").exists()
+
+
+# --- finished runs ---
+
+
+@pytest.fixture
+def finished(study: Study, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return a function that makes runs up, right on the first so many tiles, and gives their folder."""
+
+    def made(**right: int) -> Path:
+        path = study([{"name": name, "command": "finetune", "config": "ft.yaml"} for name in right])
+        for step in plan_of(path):
+            fabricate(step, list(range(right[step.entry.name])))
+            step.folder.rename(step.folder.with_name(step.entry.name))
+        monkeypatch.chdir(path.parent / "out/runs")
+        return path.parent / "out/runs"
+
+    return made
+
+
+def test_two_finished_runs_with_little_typing(finished: Any, cli: Any, nothing_runs: None) -> None:
+    finished(old=6, new=16)
+    result = cli("compare", "old", "new")
+    assert result.code == 0, result.err
+    report = json.loads(Path("compare_old_new/compare.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["old", "new"]
+    assert [row["runs"][0]["metrics"]["accuracy"] for row in report["rows"]] == [6 / 16, 1]
+    difference = report["differences"]["new"]
+    assert difference["against"] == "old"
+    assert difference["mean"]["accuracy"] == pytest.approx(10 / 16)
+    assert set(difference["verdicts"].values()) == {"new is better"}
+    assert difference["mcnemar"] == [{"only_row": 10, "only_reference": 0, "p": 2 * 0.5**10, "p_holm": 2 * 0.5**10}]
+    assert (report["split"], report["seeds"], report["tiles"]) == ("test", [], 16)
+    assert compare.ONE_RUN in report["caveats"]
+    assert re.search(r"\nnew - old +accuracy +\+0\.6250 +\+0\.\d+ to \+0\.\d+ +new is better\n", result.out)
+    assert "indistinguishable" not in result.out
+    for text in (result.out, Path("compare_old_new/compare.md").read_text()):
+        assert "0.0020" in text  # of McNemar
+        assert "4 differences are shown and their intervals are not corrected" in text
+    assert not list(Path("compare_old_new").glob("*.png"))
+    # The folder's configuration says it all again; a comparison goes on in its own folder.
+    again = cli("compare", "--config", "compare_old_new/config.yaml")
+    assert again.code == 0, again.err
+    assert again.out == result.out
+
+
+def test_runs_that_are_alike_are_called_indistinguishable(finished: Any, cli: Any, nothing_runs: None) -> None:
+    finished(a=9, b=10, c=9)
+    result = cli("compare", "a", "b", "c", "out=here", "reference=b")
+    assert result.code == 0, result.err
+    assert "is better" not in result.out
+    report = json.loads(Path("here/compare.json").read_text())
+    assert {name: one["against"] for name, one in report["differences"].items()} == {"a": "b", "c": "b"}
+    for one in report["differences"].values():
+        assert set(one["verdicts"].values()) == {"indistinguishable"}
+    assert result.out.count("indistinguishable") == 8
+    assert Path("here/compare.md").read_text().count("indistinguishable") == 8
+
+
+def test_whole_slides_are_drawn_and_said(finished: Any, cli: Any, nothing_runs: None) -> None:
+    finished(a=9, b=14)
+    for name in ("a", "b"):
+        table = Path(name, "eval_test/predictions.csv")
+        lines = table.read_text().splitlines()
+        table.write_text(
+            "\n".join([f"{lines[0]},group", *(f"{line},s{i // 4}" for i, line in enumerate(lines[1:]))]) + "\n"
+        )
+    result = cli("compare", "a", "b")
+    assert result.code == 0, result.err
+    assert "whole groups (4 slides or patients)" in result.out
+    assert "4 slides or patients are few to draw from" in result.out
+    assert f"note: {compare.DEPENDENT}" in result.out
+
+
+def test_folders_of_predictions_are_taken_as_they_are(finished: Any, cli: Any, nothing_runs: None) -> None:
+    folder = finished(a=9, b=14)
+    for name in ("a", "b"):
+        (folder / name / "eval_test").rename(folder / name / "elsewhere")
+        shutil.rmtree(folder / name / "checkpoints")
+    result = cli("compare", "a/elsewhere", "b/elsewhere", "out=o")
+    assert result.code == 0, result.err
+    report = json.loads(Path("o/compare.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["a/elsewhere", "b/elsewhere"]
+
+
+def test_runs_that_are_not_evaluated_are(
+    cli: Any, finetuned: Path, here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(finetuned, name, ignore=shutil.ignore_patterns("eval_*"))
+    words = ["compare", "a", "b", "device=cpu", "bootstrap_samples=50", "progress=false"]
+    result = cli(*words)
+    assert result.code == 0, result.err
+    assert names(here) == ["eval a", "eval b"]
+    report = json.loads(Path("compare_a_b/compare.json").read_text())
+    evaluation = json.loads(Path("b/eval_test/metrics.json").read_text())
+    assert report["rows"][1]["mean"]["accuracy"] == pytest.approx(evaluation["metrics"]["accuracy"])
+    assert report["rows"][1]["runs"][0]["epoch"] == evaluation["epoch"]
+    assert set(report["differences"]["b"]["verdicts"].values()) == {"indistinguishable"}  # it is the same model
+    assert report["differences"]["b"]["mcnemar"][0]["p"] == 1
+    assert "whole groups (2 slides" in report["interval_method"]
+    again = cli(*words)
+    assert again.code == 0, again.err
+    assert len(here) == 2
+
+
+def spoil_tiles() -> None:
+    table = Path("b/eval_test/predictions.csv")
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-4]))
+
+
+def spoil_age() -> None:
+    os.utime("b/eval_test/metrics.json", (0, 0))
+
+
+def spoil_training() -> None:
+    log = Path("b/metrics.jsonl")
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+
+
+def nothing_spoilt() -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "message"),
+    [
+        (
+            spoil_tiles,
+            ["a", "b"],
+            "b and a: evaluated on other tiles (12 and 16, 12 of them in both); nothing to compare",
+        ),
+        (
+            spoil_age,
+            ["a", "b"],
+            "finished: b/eval_test: is of an older checkpoint or version, or of data keys of its own; give --overwrite "
+            "to evaluate again, or name b/eval_test itself to compare it as it is",
+        ),
+        (spoil_training, ["a", "b"], "finished: b: its training was interrupted; train it again with --overwrite"),
+        (
+            nothing_spoilt,
+            ["a", "none"],
+            "finished: none: neither a finetune run (checkpoints/best.pt) nor a folder with predictions.csv",
+        ),
+        (nothing_spoilt, ["a"], "finished: got a; a comparison needs two or more, each once (command line)"),
+        (
+            nothing_spoilt,
+            ["a", "b", "a"],
+            "finished: got a, b, a; a comparison needs two or more, each once (command line)",
+        ),
+        (nothing_spoilt, ["a", "b", "reference=c"], "reference: no row 'c'; allowed are a, b"),
+        (
+            nothing_spoilt,
+            ["a", "b", "out=a"],
+            "a: holds checkpoints, which this command does not replace; name another folder",
+        ),
+        (nothing_spoilt, ["a", "b", "out=b/eval_test"], "b/eval_test: not written by sscl"),
+        (
+            nothing_spoilt,
+            ["a", "b", "seeds=[1,2]"],
+            "seeds: is for runs to be made, and finished ones are given; leave one of them out (command line)",
+        ),
+        (nothing_spoilt, [], "out: missing; give it in the YAML file, or name finished runs: sscl compare RUN RUN"),
+        (nothing_spoilt, ["out=o"], "runs: missing; give it in the YAML file, or name finished runs: sscl compare RUN"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    finished: Any, cli: Any, nothing_runs: None, snapshot: Any, spoil: Any, words: list[str], message: str
+) -> None:
+    folder = finished(a=9, b=14)
+    spoil()
+    before = snapshot(folder)
+    result = cli("compare", *words)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert result.err.startswith(f"sscl: {message}")
+    assert snapshot(folder) == before
+
+
+def test_a_stale_evaluation_is_made_again_on_demand(finished: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(a=9, b=14)
+    spoil_age()
+    ran: list[list[str]] = []
+
+    def call(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        ran.append(words[3:])
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=call))
+    assert cli("compare", "a", "b", "--overwrite").code == 0
+    assert names(ran) == ["eval b --overwrite"]
 
 
 def test_grid_shows_every_class_before_one_comes_twice() -> None:

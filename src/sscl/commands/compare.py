@@ -1,4 +1,4 @@
-"""sscl compare: a list of runs over seeds and shares of the labels, made or reused, side by side."""
+"""sscl compare: a list of runs over seeds and shares of the labels, made or reused, or finished ones, side by side."""
 
 from __future__ import annotations
 
@@ -16,13 +16,28 @@ from numpy.typing import NDArray
 
 from sscl import comparison, comparison_plots, run
 from sscl.commands.inputs import load_tiles
-from sscl.commands.planning import Step, check_roots, decide, modified, plan
-from sscl.comparison import Predictions
+from sscl.commands.planning import (
+    Step,
+    check_roots,
+    decide,
+    evaluated,
+    is_evaluated,
+    nearest,
+    plan,
+    short_names,
+    table_of,
+)
+from sscl.comparison import METRICS, Predictions
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.split import label_fraction
 from sscl.metrics import few_groups
 
 PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
+ONE_RUN = "one run a row: other seeds of the same recipes may differ by as much; the intervals are over the tiles alone"
+DEPENDENT = (
+    "McNemar's test takes tiles for independent, and several are of one slide or patient: its p values may be too "
+    "small; believe the intervals, which draw whole slides or patients"
+)
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
 
 
@@ -33,13 +48,15 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
         ValueError, FileNotFoundError: input that a user can mend, one line a fault, before anything runs; a step that
             failed. Runs that are complete stay and are taken next time.
     """
+    if config.finished:
+        compare_finished(config, overwrite=overwrite)
+        return
+    assert config.out is not None  # the configuration says so
     steps = plan(config)
     check_roots(steps)
     out = run.check_run_folder(config.out, overwrite=True, trains=True)  # a comparison goes on in its own folder
     ways = decide(steps, overwrite=overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    run.write_json(out / "env.json", run.environment())
-    run.write_text(out / "config.yaml", run.to_yaml(plain(config)))
+    start(out, config)
 
     kept = sum(way == "reused" for way in ways.values())
     print(f"{len(steps)} runs in {out / 'runs'}: {kept} complete, {len(steps) - kept} to make")
@@ -52,18 +69,66 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     rows: dict[str, list[Step]] = {}
     for step in shown:
         rows.setdefault(step.row, []).append(step)
-    found = {name: [predictions_of(step, config) for step in own] for name, own in rows.items()}
-    report = build_report(config, rows, found)
+    found = {
+        name: [comparison.read_predictions(table_of(step.folder, config.split)) for step in own]
+        for name, own in rows.items()
+    }
+    report = report_made(config, rows, found)
+    pictures = draw(config, out, rows, found, report)
+    finish(out, report, pictures)
+
+
+def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
+    """Compare runs as they are: a row each, evaluated where that is missing, against the reference or the first.
+
+    Raises:
+        ValueError, FileNotFoundError: one line for each that cannot be compared, before anything is written; runs on
+            other tiles.
+    """
+    folders = {name: Path(path) for name, path in zip(short_names(config.finished), config.finished, strict=True)}
+    reference = config.reference or next(iter(folders))
+    if reference not in folders:
+        raise ValueError(f"reference: no row {reference!r}; {nearest(reference, list(folders))}")
+    first = next(iter(folders.values()))
+    beside = first.parent / ("compare_" + "_".join(folders).replace("/", "-"))[:100]
+    out = run.check_run_folder(config.out or beside, overwrite=True)
+    if out.is_dir() and any(out.iterdir()) and not (out / "compare.json").is_file():
+        raise ValueError(f"{out}: exists and holds no comparison; name another folder with out=")
+    faults, missing = [], []
+    for name, folder in folders.items():
+        try:
+            if not is_evaluated(folder, config.split, overwrite=overwrite):
+                missing.append(name)
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(f"finished: {error}")
+    if faults:
+        raise ValueError("\n".join(faults))
+    for name in missing:
+        evaluate(folders[name], config)
+    found = {name: [comparison.read_predictions(table_of(folder, config.split))] for name, folder in folders.items()}
+    report = report_finished(config, folders, found, reference=reference)
+    start(out, config.model_copy(update={"out": str(out)}))
+    finish(out, report, [])
+
+
+def start(out: Path, config: CompareConfig) -> None:
+    """Make the folder, or go on in it, with the configuration and the environment."""
+    out.mkdir(parents=True, exist_ok=True)
+    run.write_json(out / "env.json", run.environment())
+    run.write_text(out / "config.yaml", run.to_yaml(plain(config)))
+
+
+def finish(out: Path, report: Mapping[str, Any], pictures: Sequence[str]) -> None:
+    """Write the report and print it."""
     run.write_json(out / "compare.json", report)
     tables = comparison.tables(report)
     run.write_text(out / "compare.md", markdown(report, tables))
-    pictures = draw(config, out, rows, found, report)
     for title, lines in tables:
         print(f"\n{title}\n{comparison.as_text(lines)}")
     print(f"\n{report['interval_method']}")
     for caveat in report["caveats"]:
         print(f"note: {caveat}")
-    print(f"wrote {out}/compare.md, compare.json, {', '.join(pictures)}")
+    print(f"wrote {out}/{', '.join(['compare.md', 'compare.json', *pictures])}")
 
 
 # --- running ---
@@ -91,48 +156,71 @@ def make(step: Step, way: str, config: CompareConfig, *, shown: bool) -> None:
         flag = {"new": [], "resume": ["--resume"]}.get(way, ["--overwrite"])
         if way.startswith("again"):
             print(f"\n{step.folder.name} {way}", flush=True)
-        call([*step.words, *flag], step)
-    if shown and not evaluated(step, config):
-        folder = step.folder / f"eval_{config.split}"
-        words = ["eval", f"checkpoint={step.folder}", f"split={config.split}"]
-        words += [f"bootstrap_samples={config.bootstrap_samples}", f"bootstrap_seed={config.bootstrap_seed}"]
-        words += [f"device={config.device}"] if config.device is not None else []
-        words += ["progress=false"] if not config.progress or config.jobs > 1 else []
-        call([*words, "--overwrite"] if folder.is_dir() else words, step)
+        call([*step.words, *flag], step.folder)
+    if shown and not evaluated(step.folder, config.split):
+        evaluate(step.folder, config)
 
 
-def call(words: Sequence[str], step: Step) -> None:
+def evaluate(folder: Path, config: CompareConfig) -> None:
+    """Evaluate a run on the split; what was there of another checkpoint, or of other data, is replaced.
+
+    Raises:
+        ValueError: the command failed.
+    """
+    words = ["eval", f"checkpoint={folder}", f"split={config.split}"]
+    words += [f"bootstrap_samples={config.bootstrap_samples}", f"bootstrap_seed={config.bootstrap_seed}"]
+    words += [f"device={config.device}"] if config.device is not None else []
+    words += ["progress=false"] if not config.progress or config.jobs > 1 else []
+    call([*words, "--overwrite"] if (folder / f"eval_{config.split}").is_dir() else words, folder)
+
+
+def call(words: Sequence[str], folder: Path) -> None:
     """Print a command and run it in a process of its own."""
     print(f"\n$ sscl {shlex.join(words)}", flush=True)
     if subprocess.run([sys.executable, "-m", "sscl", *words], check=False).returncode != 0:
         raise ValueError(
-            f"compare: {step.folder.name}: `sscl {words[0]}` failed, see above; complete runs are kept and reused"
+            f"compare: {folder.name}: `sscl {words[0]}` failed, see above; complete runs are kept and reused"
         )
-
-
-def evaluated(step: Step, config: CompareConfig) -> bool:
-    """Return whether the run has predictions of its checkpoint on this split, as its own data section says."""
-    folder = step.folder / f"eval_{config.split}"
-    written = folder / "predictions.csv"  # the later one of the two
-    if not written.is_file() or modified(folder / "metrics.json") < modified(step.checkpoint):
-        return False
-    with written.open(encoding="utf-8") as handle:
-        columns = handle.readline().strip().split(",")
-    return "loss" in columns and not read_yaml(folder / "config.yaml").get("data")
-
-
-def predictions_of(step: Step, config: CompareConfig) -> Predictions:
-    """Return what eval wrote of a run."""
-    return comparison.read_predictions(step.folder / f"eval_{config.split}" / "predictions.csv")
 
 
 # --- what is written ---
 
 
-def build_report(
+def report_finished(
+    config: CompareConfig, folders: Mapping[str, Path], found: Mapping[str, Sequence[Predictions]], *, reference: str
+) -> dict[str, Any]:
+    """Return the content of compare.json, a row a run."""
+    lines: dict[str, dict[str, Any]] = {}
+    said: list[dict[str, Any]] = []
+    for name, folder in folders.items():
+        beside = table_of(folder, config.split).parent
+        about = next((beside / file for file in ("metrics.json", "folds.json") if (beside / file).is_file()), None)
+        said.append({} if about is None else json.loads(about.read_text(encoding="utf-8")))
+        own = folder / "config.yaml"
+        content = read_yaml(own) if own.is_file() else {}
+        lines[name] = {
+            "entry": name,
+            "fraction": None,
+            "labelled_tiles": None,
+            "published": {},
+            "runs": [{"seed": content.get("seed"), "folder": str(folder), "epoch": said[-1].get("epoch")}],
+        }
+    splits = list(dict.fromkeys(one.get("split", "unknown") for one in said))
+    return build_report(
+        config,
+        found,
+        lines=lines,
+        against={name: reference for name in folders if name != reference},
+        said=said,
+        seeds=(),
+        split=splits[0] if len(splits) == 1 else " or ".join(splits),
+    )
+
+
+def report_made(
     config: CompareConfig, rows: Mapping[str, Sequence[Step]], found: Mapping[str, Sequence[Predictions]]
 ) -> dict[str, Any]:
-    """Return the content of compare.json: rows, their runs and paired differences, by metric.
+    """Return the content of compare.json, a row an entry and share of the labels.
 
     Raises:
         ValueError: the runs were not evaluated on the same tiles.
@@ -140,69 +228,108 @@ def build_report(
     reference = config.reference or next(iter(rows.values()))[0].entry.name
     of = {(steps[0].entry.name, steps[0].fraction): name for name, steps in rows.items()}
     against = {name: of[reference, steps[0].fraction] for name, steps in rows.items()}
-    result = comparison.side_by_side(
-        found,
-        against={name: other for name, other in against.items() if name != other},
-        samples=config.bootstrap_samples,
-        seed=config.bootstrap_seed,
-    )
-    first = next(iter(found.values()))[0]
-    evaluations = {
-        step.folder: json.loads((step.folder / f"eval_{config.split}" / "metrics.json").read_text(encoding="utf-8"))
-        for steps in rows.values()
-        for step in steps
-    }
-    lines = []
+    lines: dict[str, dict[str, Any]] = {}
+    said: list[dict[str, Any]] = []
     for name, steps in rows.items():
-        entry, fraction, values = steps[0].entry, steps[0].fraction, result["rows"][name]
-        published = entry.published if fraction in (None, 1) else {}
-        lines.append(
-            {
-                "name": name,
-                "entry": entry.name,
-                "fraction": fraction,
-                "labelled_tiles": None if fraction is None else labelled_tiles(steps[0], config),
-                "published": published,
-                "ours_minus_published": {key: values["mean"][key] - value for key, value in published.items()},
-                "mean": values["mean"],
-                "sd": values["sd"],
-                "runs": [
-                    {
-                        "seed": step.seed,
-                        "folder": str(step.folder),
-                        "epoch": evaluations[step.folder]["epoch"],
-                        **one,
-                    }
-                    for step, one in zip(steps, values["runs"], strict=True)
-                ],
-            }
-        )
+        entry, fraction = steps[0].entry, steps[0].fraction
+        files = [step.folder / f"eval_{config.split}" / "metrics.json" for step in steps]
+        evaluations = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        said += evaluations
+        lines[name] = {
+            "entry": entry.name,
+            "fraction": fraction,
+            "labelled_tiles": None if fraction is None else labelled_tiles(steps[0], config),
+            "published": entry.published if fraction in (None, 1) else {},
+            "runs": [
+                {"seed": step.seed, "folder": str(step.folder), "epoch": evaluation["epoch"]}
+                for step, evaluation in zip(steps, evaluations, strict=True)
+            ],
+        }
+    return build_report(
+        config,
+        found,
+        lines=lines,
+        against={name: other for name, other in against.items() if name != other},
+        said=said,
+        seeds=config.seeds,
+        split=config.split,
+        notes=[PUBLISHED] if any(entry.published for entry in config.runs) else [],
+    )
+
+
+def build_report(
+    config: CompareConfig,
+    found: Mapping[str, Sequence[Predictions]],
+    *,
+    lines: Mapping[str, Mapping[str, Any]],
+    against: Mapping[str, str],
+    said: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    split: str,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the content of compare.json: rows, their runs and paired differences, by metric.
+
+    Args:
+        found: the predictions of each row's runs.
+        lines: what is known of each row: entry, fraction, labelled_tiles, published, and of its runs.
+        against: the row that each row's difference is from. said: what each run's evaluation says, with its `caveats`.
+        seeds, split, notes: as the report says.
+
+    Raises:
+        ValueError: the runs were not evaluated on the same tiles.
+    """
+    result = comparison.side_by_side(
+        found, against=against, samples=config.bootstrap_samples, seed=config.bootstrap_seed
+    )
+    rows = []
+    for name, line in lines.items():
+        values = result["rows"][name]
+        gaps = {key: values["mean"][key] - value for key, value in line["published"].items()}
+        runs = [{**known, **one} for known, one in zip(line["runs"], values["runs"], strict=True)]
+        figures = {"ours_minus_published": gaps, "mean": values["mean"], "sd": values["sd"], "runs": runs}
+        rows.append({"name": name, **line, **figures})
+    first = next(iter(found.values()))[0]
+    several = first.groups is not None and len(set(first.groups)) < len(first.groups)
     drawn = (
         "stratified by class"
         if first.groups is None
         else f"of whole groups ({len(set(first.groups))} slides or patients)"
     )
     few = few_groups(first.groups)
-    caveats = dict.fromkeys(caveat for evaluation in evaluations.values() for caveat in evaluation["caveats"])
+    caveats = dict.fromkeys(caveat for one in said for caveat in one.get("caveats", ()))
     return {
-        "split": config.split,
+        "split": split,
         "tiles": len(first.labels),
         "classes": list(first.classes),
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "interval_method": (
             f"95% intervals: bootstrap over the tiles, {drawn}, {config.bootstrap_samples} resamples, "
             f"seed {config.bootstrap_seed}, the same for all runs; sd is over seeds; loss is cross-entropy in nats"
         ),
         # Whole groups answer what eval says of its own intervals.
         "caveats": [
-            *([PUBLISHED] if any(entry.published for entry in config.runs) else []),
+            *notes,
+            *(many_differences(result["differences"]) if result["differences"] else []),
+            *([DEPENDENT] if several and result["differences"] else []),
+            *([ONE_RUN] if all(len(runs) == 1 for runs in found.values()) and len(found) > 1 else []),
             *([few] if few is not None else []),
             *(text for text in caveats if first.groups is None or not text.startswith("the intervals")),
         ],
-        "rows": lines,
+        "rows": rows,
         "differences": result["differences"],
         "environment": run.environment(),
     }
+
+
+def many_differences(differences: Mapping[str, Any]) -> list[str]:
+    """Return a sentence that says how many differences a reader sees, and what was done about that."""
+    count, tests = len(METRICS) * len(differences), sum(len(one["mcnemar"]) for one in differences.values())
+    text = (
+        f"{count} differences are shown and their intervals are not corrected for that number: where nothing differs, "
+        "about one in 20 misses 0"
+    )
+    return [text + (f"; the {tests} p values of McNemar's test are also shown after Holm's" if tests > 1 else "")]
 
 
 def labelled_tiles(step: Step, config: CompareConfig) -> int:

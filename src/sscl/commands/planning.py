@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def plan(config: CompareConfig) -> list[Step]:
     Raises:
         ValueError: one line a fault of the list and of every entry's configuration, all at once.
     """
+    assert config.out is not None  # the configuration says so
     faults = list_faults(config)
     if faults:
         raise ValueError("\n".join(faults))
@@ -154,7 +156,7 @@ def list_faults(config: CompareConfig) -> list[str]:
             faults += [f"{where}.start: {fault}" for fault in start_faults(entry, config, before)]
         for metric in entry.published:
             if metric not in METRICS:
-                faults.append(f"{where}.published: unknown metric {metric!r}; {_nearest(metric, list(METRICS))}")
+                faults.append(f"{where}.published: unknown metric {metric!r}; {nearest(metric, list(METRICS))}")
         own = taken | ({"model.weights": "start gives it"} if entry.start is not None else {})
         given = {word.partition("=")[0] for word in entry.set}
         faults += [f"{where}.set: {key} is not set there: {why}" for key, why in own.items() if key in given]
@@ -166,7 +168,7 @@ def list_faults(config: CompareConfig) -> list[str]:
     if not rows:
         faults.append("runs: no finetune entry with shown: true, so there is no row")
     elif config.reference is not None and config.reference not in rows:
-        faults.append(f"reference: no row {config.reference!r}; {_nearest(config.reference, rows)}")
+        faults.append(f"reference: no row {config.reference!r}; {nearest(config.reference, rows)}")
     return faults
 
 
@@ -176,13 +178,14 @@ def start_faults(entry: CompareEntry, config: CompareConfig, before: dict[str, C
     if entry.start not in before:
         later = any(other.name == entry.start for other in config.runs)
         why = f"{entry.start!r} does not come before {entry.name}; move it up" if later else f"no entry {entry.start!r}"
-        return [f"{why}; {_nearest(str(entry.start), names)}" if names else f"{why}; no entry comes before it"]
+        return [f"{why}; {nearest(str(entry.start), names)}" if names else f"{why}; no entry comes before it"]
     if entry.command == "pretrain" and before[entry.start].command == "finetune" and config.fractions:
         return [f"{entry.start!r} runs once for each of fractions, a pretrain entry once a seed"]
     return []
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return which name was meant, or which are allowed."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(names)}"
 
@@ -300,3 +303,60 @@ def _is_free(key: str) -> bool:
 
 def _shown(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+
+
+# --- what is evaluated already ---
+
+
+def evaluated(folder: Path, split: str) -> bool:
+    """Return whether a run has predictions of its checkpoint on this split, as its own data section says."""
+    found = folder / f"eval_{split}"
+    written = found / "predictions.csv"  # the later one of the two
+    if not written.is_file() or modified(found / "metrics.json") < modified(folder / "checkpoints" / "best.pt"):
+        return False
+    with written.open(encoding="utf-8") as handle:
+        columns = handle.readline().strip().split(",")
+    return "loss" in columns and not read_yaml(found / "config.yaml").get("data")
+
+
+def table_of(folder: Path, split: str) -> Path:
+    """Return the predictions to compare: those in the folder itself, else those of its evaluation."""
+    own = folder / "predictions.csv"
+    return own if own.is_file() else folder / f"eval_{split}" / "predictions.csv"
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return a name for each path: its last part, or where these are not different what comes after the shared part."""
+    names = [Path(os.path.abspath(path)).name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    whole = [os.path.abspath(path) for path in paths]
+    return [Path(os.path.relpath(path, os.path.commonpath(whole))).as_posix() for path in whole]
+
+
+def is_evaluated(folder: Path, split: str, *, overwrite: bool) -> bool:
+    """Return whether a finished run has predictions to compare, and False where they are to be made.
+
+    Raises:
+        FileNotFoundError: nothing to compare there.
+        ValueError: training was interrupted; the evaluation there is not of this checkpoint, or of other data, and
+            without `overwrite` it is left alone.
+    """
+    if (folder / "predictions.csv").is_file():
+        return True
+    if not (folder / "checkpoints" / "best.pt").is_file():
+        raise FileNotFoundError(
+            f"{folder}: neither a finetune run (checkpoints/best.pt) nor a folder with predictions.csv"
+        )
+    trained = load_config(FinetuneConfig, folder / "config.yaml")
+    if not progress_of(folder, trained)[0]:
+        raise ValueError(f"{folder}: its training was interrupted; train it again with --overwrite")
+    if evaluated(folder, split):
+        return True
+    there = folder / f"eval_{split}"
+    if there.is_dir() and any(there.iterdir()) and not overwrite:
+        raise ValueError(
+            f"{there}: is of an older checkpoint or version, or of data keys of its own; give --overwrite to evaluate "
+            f"again, or name {there} itself to compare it as it is"
+        )
+    return False

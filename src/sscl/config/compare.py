@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from sscl.config.base import Listed, Section, knob, parse_value
 
@@ -28,6 +28,9 @@ def _flattened(content: dict[str, Any], prefix: str = "") -> list[str]:
             words.append(f"{prefix}{key}={value if bare else json.dumps(value)}")  # JSON is YAML
     return words
 
+
+# Keys of runs that are made; finished ones are taken as they are.
+FOR_MADE = ("runs", "seeds", "fractions", "root", "set", "set_pretrain", "set_finetune", "grid", "grid_seed", "jobs")
 
 Overrides = Annotated[tuple[str, ...], BeforeValidator(_as_overrides)]
 
@@ -60,10 +63,21 @@ class CompareConfig(Section):
 
     A run that is complete and was made with the same configuration is reused; an interrupted one goes on (pretrain) or
     starts again (finetune). --overwrite makes those again whose configuration has changed.
+
+    `sscl compare RUN RUN ...` compares finished runs as they are, evaluating those that are not yet.
     """
 
-    out: str = knob(..., "folder to write: runs/, compare.md, compare.json, pictures", min_length=1)
-    runs: Annotated[tuple[CompareEntry, ...], Listed]
+    out: str | None = knob(
+        None,
+        "folder to write: runs/, compare.md, compare.json, pictures; null = compare_A_B beside the first finished run",
+        min_length=1,
+    )
+    finished: Annotated[tuple[str, ...], Listed] = knob(
+        (),
+        "finetune runs that are there, or folders with a predictions.csv, [runs/a, runs/b], instead of runs: the words "
+        "of `sscl compare runs/a runs/b`",
+    )
+    runs: Annotated[tuple[CompareEntry, ...], Listed] = ()
     seeds: Annotated[tuple[int, ...], Listed] = knob((0,), "seeds, [0, 1, 2]: each gives one run of every entry")
     fractions: Annotated[tuple[float, ...], Listed] = knob(
         (), "shares of the labels, [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as the configs say"
@@ -81,3 +95,19 @@ class CompareConfig(Section):
     device: str | None = knob(None, "auto, cpu, cuda or cuda:N; null = as the configs say")
     jobs: int = knob(1, "runs at a time, within an entry", ge=1)
     progress: bool = knob(True, "show progress bars (with jobs above 1 none are shown)")
+
+    @model_validator(mode="after")
+    def _made_or_finished(self) -> CompareConfig:
+        if not self.finished:
+            missing = "out" if self.out is None else "runs"
+            if self.out is None or "runs" not in self.model_fields_set:
+                raise ValueError(
+                    f"{missing}: missing; give it in the YAML file, or name finished runs: sscl compare RUN RUN"
+                )
+            return self
+        for key in FOR_MADE:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: is for runs to be made, and finished ones are given; leave one of them out")
+        if len(self.finished) < 2 or len(set(self.finished)) < len(self.finished):
+            raise ValueError(f"finished: got {', '.join(self.finished)}; a comparison needs two or more, each once")
+        return self
