@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchcam.methods import GradCAM
+from torchcam.methods import GradCAM, LayerCAM
 from torchvision.models import resnet18
 
 from sscl import cam
-from sscl.cam import Box, centre_map, draw_box, find_box, grad_cam, heatmap_rgb, localisation, normalise, overlay
+from sscl.cam import Box, centre_map, class_maps, find_box, fuse_maps, grad_cam, localisation, margin, normalise
+from sscl.cam_plots import COLORMAPS, draw_box, heatmap_rgb, overlay
 
 
 class Net(nn.Module):
@@ -167,12 +172,218 @@ class TestMaps:
             ((1, 1), "two different classes"),
             (torch.tensor([0, 2]), "class 2"),
             (torch.tensor([0]), "one class per image"),
+            (torch.tensor([[0, 1, 0], [0, 1, 0]]), "a pair per image"),
+            (torch.tensor([[0, 1], [0, 2]]), "class 2"),
             (torch.tensor([0.0, 1.0]), "must be integers"),
         ],
     )
     def test_refuses_a_target_that_names_no_class(self, target: cam.Target, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             grad_cam(seeded_net(), seeded_images(), target=target)
+
+
+def golden() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("heatmaps", Path(__file__).parent / "golden" / "heatmaps.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GOLDEN = golden()
+
+
+def shown_by_grad_cam(raw: np.ndarray, *, size: int) -> np.ndarray:
+    """A raw map as the package grad-cam shows it: its positive part over its range, enlarged, over its range again."""
+    shown = np.maximum(raw, 0)
+    for resize in (size, None):
+        shown = (shown - shown.min()) / (1e-7 + (shown - shown.min()).max())
+        shown = shown if resize is None else cv2.resize(shown, (resize, resize))
+    return shown
+
+
+class TestMethods:
+    @pytest.mark.parametrize("layer", GOLDEN.LAYERS)
+    @pytest.mark.parametrize("method", cam.METHODS)
+    def test_equal_to_the_package_grad_cam(self, method: str, layer: str) -> None:
+        expected = np.load(GOLDEN.FILE)[f"{method} {layer}"]
+        net = GOLDEN.GoldenNet().eval()
+        maps, _ = class_maps(net, GOLDEN.images(), target=GOLDEN.TARGET, method=method, layers=[layer])
+        assert maps.shape[1] == {"trunk.1": 10, "trunk.2": 5, "trunk.4": 5}[layer]
+        for ours, theirs in zip(maps.numpy(), expected, strict=True):
+            shown = shown_by_grad_cam(ours, size=20)
+            if method == "eigencam":  # of which LAPACK chose the sign
+                other = shown_by_grad_cam(-ours, size=20)
+                shown = min(shown, other, key=lambda one: np.abs(one - theirs).max())
+            np.testing.assert_allclose(shown, theirs, atol=1e-5)
+
+    def test_golden_maps_tell_methods_and_layers_apart(self) -> None:
+        maps = list(np.load(GOLDEN.FILE).values())
+        assert len(maps) == 15
+        assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(maps) for b in maps[:i])
+
+    @pytest.mark.parametrize("layer", ["resnet.layer4", "resnet.layer3.0", "resnet.maxpool"])
+    # Not Grad-CAM++: torchcam 0.5.0 divides a copy, so that its weights are sums of ReLU(G) cubed.
+    @pytest.mark.parametrize(("method", "theirs"), [("gradcam", GradCAM), ("layercam", LayerCAM)])
+    def test_equal_to_torchcam(self, method: str, theirs: type, layer: str) -> None:
+        model, images = seeded_net(num_classes=3).double(), seeded_images(1).double()
+        maps, logits = class_maps(model, images, target=1, method=method, layers=[layer])
+        torch.testing.assert_close(logits, model(images))
+        with theirs(model, layer) as extractor:
+            (expected,) = extractor(1, model(images))
+        positive = maps.clamp_min(0)
+        low = positive.amin((1, 2), keepdim=True)
+        ours = (positive - low) / (positive.amax((1, 2), keepdim=True) - low)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("method", cam.METHODS)
+    def test_last_feature_map_is_the_default_and_has_a_name_too(self, method: str) -> None:
+        model, images = seeded_net(num_classes=3).double(), seeded_images().double()
+        default, _ = class_maps(model, images, target=margin, method=method)
+        named, _ = class_maps(model, images, target=margin, method=method, layers=["resnet.layer4"])
+        torch.testing.assert_close(default, named)
+
+    def test_one_method_is_not_another(self) -> None:
+        net, images = GOLDEN.GoldenNet().eval(), GOLDEN.images()
+        maps = [class_maps(net, images, target=1, method=method)[0] for method in cam.METHODS]
+        for index, one in enumerate(maps):
+            for other in maps[:index]:
+                assert (one / one.norm() - other / other.norm()).norm() > 1e-3
+        torch.testing.assert_close(grad_cam(net, images, target=1)[0], maps[0])
+
+    def test_hirescam_is_grad_cam_before_pooling_and_a_linear_head_only(self) -> None:
+        model, images = seeded_net().double(), seeded_images().double()
+        torch.testing.assert_close(
+            class_maps(model, images, target=1, method="hirescam")[0], class_maps(model, images, target=1)[0]
+        )
+
+    def test_eigencam_by_its_definition_whatever_the_target(self) -> None:
+        model, images = seeded_net().double(), seeded_images().double()
+        maps, _ = class_maps(model, images, target=0, method="eigencam")
+        other, _ = class_maps(model, images, target=(1, 0), method="eigencam")
+        assert torch.equal(maps, other)
+        with torch.no_grad():
+            features = model.forward_features(images).numpy()
+        for ours, one in zip(maps.numpy(), features, strict=True):
+            cells = one.reshape(512, -1).T
+            cells = cells - cells.mean(0)
+            values, vectors = np.linalg.eigh(cells @ cells.T)  # of the cells' own products, not a decomposition of them
+            expected = vectors[:, -1] * values[-1] ** 0.5
+            expected = expected if expected.max() >= -expected.min() else -expected
+            np.testing.assert_allclose(ours.ravel(), expected, atol=1e-9)
+            assert ours.max() >= -ours.min()
+
+    @pytest.mark.parametrize("layers", [(), ("resnet.layer2", "resnet.layer4"), ("resnet.conv1",), ("resnet.relu",)])
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+    def test_leaves_no_trace_under_any_gradient_mode(self, context: type, layers: tuple[str, ...]) -> None:
+        model, images = seeded_net(), seeded_images()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        expected, _ = class_maps(model, images, target=margin, method="layercam", layers=layers)
+        frozen = seeded_net().requires_grad_(False)
+        with context():
+            maps, logits = class_maps(frozen, images + 0, target=margin, method="layercam", layers=layers)
+        torch.testing.assert_close(maps, expected)
+        assert not maps.requires_grad
+        assert not logits.requires_grad
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+        assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+    def test_no_hook_stays_after_an_error(self) -> None:
+        model = seeded_net()
+        with pytest.raises(ValueError, match="class 9"):
+            class_maps(model, seeded_images(), target=9, layers=["resnet.layer3"])
+        with pytest.raises(RuntimeError):
+            class_maps(model, torch.zeros(1, 4, 96, 96), target=0, layers=["resnet.layer3"])
+        assert not any(module._forward_hooks for module in model.modules())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "grad-cam"}, "method: got 'grad-cam', allowed are gradcam, .*; did you mean gradcam"),
+            ({"fuse": "sum"}, "fuse: got 'sum', allowed are max, mean; did you mean"),
+            ({"layers": ["resnet.layr3"]}, r"layer: got 'resnet.layr3', .*; did you mean resnet.layer3\?"),
+            ({"layers": ["resnet.fc"]}, r"layer: resnet.fc gives no maps of channels \(its output is \(2, 2\)\)"),
+            ({"layers": ["resnet.layer1.0.relu"]}, "layer: resnet.layer1.0.relu runs 2 times in one pass"),
+            ({"layers": ["resnet.avgpool"]}, "layer: resnet.avgpool does not run in one pass"),
+        ],
+    )
+    def test_refusals(self, options: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            class_maps(seeded_net(), seeded_images(), target=0, **options)
+
+
+class TestTargets:
+    def test_margin_is_the_predicted_class_minus_the_next(self) -> None:
+        model, images = seeded_net(num_classes=3).double(), seeded_images(4).double()
+        maps, logits = grad_cam(model, images, target=margin)
+        for index, row in enumerate(logits):
+            first, second, _ = row.argsort(descending=True).tolist()
+            expected, _ = grad_cam(model, images[index : index + 1], target=(first, second))
+            torch.testing.assert_close(maps[index], expected[0])
+
+    def test_pair_per_image(self) -> None:
+        model, images = seeded_net(num_classes=3).double(), seeded_images().double()
+        maps, _ = grad_cam(model, images, target=torch.tensor([[2, 0], [0, 1]]))
+        for index, pair in enumerate([(2, 0), (0, 1)]):
+            torch.testing.assert_close(maps[index], grad_cam(model, images, target=pair)[0][index])
+
+
+class TestUnexplained:
+    @pytest.mark.parametrize("method", cam.COMPLETE)
+    @pytest.mark.parametrize("target", [0, (2, 1), None, margin, torch.tensor([1, 2])])
+    def test_nothing_is_before_pooling_and_a_linear_head(self, method: str, target: cam.Target) -> None:
+        model, images = seeded_net(num_classes=3), seeded_images()
+        with torch.no_grad():
+            model.resnet.fc.bias.copy_(torch.tensor([5.0, -3.0, 4.0]))  # without it another class leads
+        maps, logits = class_maps(model, images, target=target, method=method)
+        score, missed = cam.unexplained(maps, logits, bias=model.resnet.fc.bias, target=target)
+        free = (logits - model.resnet.fc.bias.detach()).double()
+        for index, row in enumerate(cam.target_classes(logits, target).tolist()):
+            expected = free[index, row[0]] - (free[index, row[1]] if len(row) == 2 else 0)
+            assert score[index].item() == pytest.approx(expected.item(), abs=1e-4)
+        assert score.abs().max() > 0.01
+        assert missed.abs().max() < 1e-5
+
+    def test_much_is_by_other_methods_and_heads(self) -> None:
+        model, images = seeded_net(), seeded_images()
+        for method in ("gradcam++", "layercam", "eigencam"):
+            maps, logits = class_maps(model, images, target=1, method=method)
+            _, missed = cam.unexplained(maps, logits, bias=model.resnet.fc.bias, target=1)
+            assert missed.abs().max() > 0.01
+
+
+class TestFusion:
+    def test_max_is_torchcams(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        maps = [torch.rand(2, side, side, generator=generator) for side in (3, 6, 12)]
+        maps = [m - m.amin((1, 2), keepdim=True) for m in maps]  # as theirs are: from 0 to 1
+        maps = [m / m.amax((1, 2), keepdim=True) for m in maps]
+        torch.testing.assert_close(fuse_maps([5 * m for m in maps]), LayerCAM.fuse_cams(maps), rtol=0, atol=1e-6)
+
+    def test_mean_is_that_of_the_enlarged_maps(self) -> None:
+        small, large = torch.tensor([[[0.0, 4.0], [2.0, -1.0]]]), torch.rand(1, 8, 8)
+        expected = cv2.resize(np.float32([[0, 1], [0.5, 0]]), (8, 8)) + large[0].numpy() / large.max().item()
+        np.testing.assert_allclose(fuse_maps([small, large], how="mean")[0].numpy(), expected / 2, atol=1e-6)
+
+    def test_layers_together_are_the_fused_maps_of_each(self) -> None:
+        model, images, names = seeded_net(), seeded_images(), ["resnet.layer4", "resnet.layer2", "resnet.layer3.1"]
+        for how in cam.FUSIONS:
+            together, _ = class_maps(model, images, target=1, method="layercam", layers=names, fuse=how)
+            each = [class_maps(model, images, target=1, method="layercam", layers=[name])[0] for name in names]
+            torch.testing.assert_close(together, fuse_maps(each, how=how))
+            assert together.shape == (2, 12, 12)
+
+    def test_a_layer_without_evidence_adds_nothing(self) -> None:
+        blob = torch.rand(1, 4, 4)
+        for silent in (-blob, 1e-6 * blob, torch.zeros(1, 2, 2)):
+            assert torch.equal(fuse_maps([blob, silent]), fuse_maps([blob]))
+        assert not fuse_maps([-blob, -blob]).any()
+
+    def test_refuses_nothing(self) -> None:
+        with pytest.raises(ValueError, match="at least one"):
+            fuse_maps([])
 
 
 class TestUpsample:
@@ -355,7 +566,7 @@ class TestLocalisation:
 
 
 class TestDrawing:
-    @pytest.mark.parametrize("colormap", sorted(cam.COLORMAPS))
+    @pytest.mark.parametrize("colormap", sorted(COLORMAPS))
     def test_colours_get_lighter_with_the_map(self, colormap: str) -> None:
         ramp = np.tile(np.linspace(0, 1, 64), (2, 1))
         colours = heatmap_rgb(ramp, colormap=colormap)

@@ -30,9 +30,11 @@ LAYERS = (
         "embedding_plots",
         "comparison_plots",
         "probe_plots",
+        "audit_plots",
         "profiling",
         "calibration_plots",
         "evaluation",
+        "box_checks",
         "cam_checks",
         "cam_plots",
     },
@@ -44,7 +46,7 @@ LAYERS = (
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 CONFIG_MAY = {"models"}  # constants for the documentation of defaults
 # What commands share; not commands.
-SHARED = {"commands.inputs", "commands.planning", "commands.sources", "commands.health"}
+SHARED = {"commands.inputs", "commands.planning", "commands.sources", "commands.health", "commands.heatmap_checks"}
 
 
 def name_of(path: Path, root: Path) -> str:

@@ -1,26 +1,32 @@
-"""Grad-CAM: raw maps, boxes, overlays, and how well they hit a truth mask.
+"""Grad-CAM and its relatives: raw maps, boxes, and how well they hit a truth mask.
 
-Maps stay raw (signed, in logits per cell) until they are drawn: for a net that ends in global average pooling
-and a linear layer they sum to the score without its bias, so their size means something. Shape letters: B
-tiles, C channels, h x w cells of the last feature map, H x W pixels, K classes.
+Maps stay raw until they are drawn. Those of Grad-CAM and HiResCAM are signed, in logits per cell: for a net that ends
+in global average pooling and a linear layer they sum to the score without its bias, so their size means something.
+Shape letters: B tiles, C channels, h x w cells of a feature map, H x W pixels, K classes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 FloatArray = npt.NDArray[np.floating[Any]]
-ByteArray = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
-Target = int | tuple[int, int] | Tensor | None
+Target = int | tuple[int, int] | Tensor | Callable[[Tensor], Tensor] | None
+
+METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam")
+COMPLETE = ("gradcam", "hirescam")  # their maps of the last features sum to the score, see `unexplained`
+FUSIONS = ("max", "mean")
 
 # Least peak, in logits per cell, that counts as evidence. On a 7 x 7 map everything below it together moves
 # the logit by less than 0.005 and a probability by about a thousandth.
@@ -29,16 +35,9 @@ MIN_EVIDENCE = 1e-4
 # (float32: 6e-8 a term, some thousand terms).
 _ROUNDING = 1e-5
 
-COLORMAPS = {
-    "viridis": cv2.COLORMAP_VIRIDIS,
-    "inferno": cv2.COLORMAP_INFERNO,
-    "magma": cv2.COLORMAP_MAGMA,
-    "cividis": cv2.COLORMAP_CIVIDIS,
-}
-
 
 class CamModel(Protocol):
-    """What `grad_cam` asks of a classifier (timm's names)."""
+    """What `class_maps` asks of a classifier (timm's names); for named layers it must be a torch Module."""
 
     training: bool
 
@@ -70,40 +69,247 @@ class Box:
     area_fraction: float
     raw_maximum: float
 
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """x0, y0, x1, y1."""
+        return self.x0, self.y0, self.x1, self.y1
+
 
 def grad_cam(model: CamModel, images: Tensor, *, target: Target) -> tuple[Tensor, Tensor]:
-    """Return the raw Grad-CAM maps (B, h, w), before ReLU and scaling, and the logits (B, K).
+    """Return the raw Grad-CAM maps (B, h, w), before ReLU and scaling, and the logits (B, K): see `class_maps`."""
+    return class_maps(model, images, target=target)
 
-    The trunk runs without a graph; only the head is differentiated, with respect to its input. So no hook is
-    needed, no `.grad` is left behind, and it works on frozen parameters and inside `torch.no_grad`.
+
+def class_maps(
+    model: CamModel,
+    images: Tensor,
+    *,
+    target: Target,
+    method: str = "gradcam",
+    layers: Sequence[str] = (),
+    fuse: str = "max",
+) -> tuple[Tensor, Tensor]:
+    """Return raw maps (B, h, w), before ReLU and scaling, and the logits (B, K).
+
+    Of the last feature map the trunk runs without a graph; only the head is differentiated, with respect to its
+    input. Of named layers the graph begins at the first of them. No hook stays, no `.grad` is left behind, and it
+    works on frozen parameters and inside `torch.no_grad`.
+
+    With A the features and G the score's gradient, both (C, h, w), a cell of the map is
+
+    - gradcam: sum over C of A x mean(G) (Selvaraju et al., arXiv:1610.02391, Eq. 1 and 2);
+    - gradcam++: sum of A x sum(ReLU(G) / (2 + sum(A) G)), sums over cells (Chattopadhay et al., arXiv:1710.11063,
+      Eq. 19 with G squared cancelled). They take G of exp(score), which scales a map as a whole;
+    - layercam: sum of A x ReLU(G) (Jiang et al., IEEE TIP 2021, doi 10.1109/TIP.2021.3089943);
+    - hirescam: sum of A x G (Draelos & Carin, arXiv:2011.08891). Of the last features, before pooling and a linear
+      head, it is Grad-CAM;
+    - eigencam: A on its first principal component over the cells, whatever the target (Muhammad & Yeasin,
+      arXiv:2008.00299). A's mean is taken off first, as the package grad-cam does and the paper does not; the sign,
+      which a decomposition leaves open, makes the value farthest from zero positive.
 
     Args:
         model: a classifier in eval mode, see `CamModel`.
         images: (B, 3, H, W), normalised as the model expects, on its device.
-        target: a class; or (a, b) for the difference logit a - logit b; or a class per image, an integer
-            tensor (B,); or None for the class that the model predicts, image by image. With two classes prefer
-            (a, b): adding one vector to both rows of the head changes no probability, and not this map, but it
-            does change the map of one class.
+        target: what is explained, see `target_classes`. With two classes prefer (a, b) or `margin`: adding one vector
+            to both rows of the head changes no probability, and not this map, but it does change the map of one class.
+        method: one of METHODS.
+        layers: modules of the model by their names, such as encoder.layer3.1; none: the last feature map. The maps of
+            several are fused, see `fuse_maps`, and are no longer in logits.
+        fuse: one of FUSIONS.
 
     Raises:
-        ValueError: the model is in training mode, or the target names no class.
-
-    Source: Selvaraju et al., arXiv:1610.02391, Eq. 1 and 2 without the ReLU.
+        ValueError: the model is in training mode; the target names no class; an unknown method, fusion or layer; or a
+            layer without a map.
     """
+    _check_name("method", method, METHODS)
+    _check_name("fuse", fuse, FUSIONS)
     if model.training:
         raise ValueError("model: is in training mode, where maps depend on the other tiles; call model.eval() first")
-    with torch.inference_mode(False), torch.no_grad():
-        # The faster order for convolutions, and on a CPU for pooling still more.
-        features = model.forward_features(images.contiguous(memory_format=torch.channels_last)).detach()
     with torch.inference_mode(False), torch.enable_grad():
-        features.requires_grad_(True)
-        logits = model.forward_head(features)
-        score = _score(logits, target)
-        (gradient,) = torch.autograd.grad(score.sum(), features)
-    features, logits = features.detach(), logits.detach()
-    dtype = torch.promote_types(features.dtype, torch.float32)  # half precision is too coarse for the sum below
-    weights = gradient.to(dtype).mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-    return (weights * features.to(dtype)).sum(dim=1), logits
+        images = images.contiguous(memory_format=torch.channels_last)  # the convolutions' faster order
+        features, logits = _last_features(model, images) if not layers else _layer_features(model, images, layers)
+        gradients: Sequence[Tensor | None] = [None] * len(features)
+        if method != "eigencam":
+            score = score_of(logits, target_classes(logits.detach(), target))
+            gradients = torch.autograd.grad(score.sum(), features, allow_unused=True)
+    maps = [
+        _map(A.detach(), torch.zeros_like(A) if G is None else G, method=method)
+        for A, G in zip(features, gradients, strict=True)
+    ]
+    return (maps[0] if len(maps) == 1 else fuse_maps(maps, how=fuse)), logits.detach()
+
+
+def margin(logits: Tensor) -> Tensor:
+    """Return for each image the predicted class and the next, (B, 2): a target, the logit difference of the two."""
+    return logits.topk(2, dim=1).indices
+
+
+def target_classes(logits: Tensor, target: Target) -> Tensor:
+    """Return the class that each image's score is the logit of, (B, 1), or the pair it is the difference of, (B, 2).
+
+    Args:
+        logits: (B, K).
+        target: a class; or (a, b) for the difference logit a - logit b; or a class per image, an integer tensor (B,),
+            or a pair per image, (B, 2); or a function of the logits that gives such a tensor, as `margin` does; or None
+            for the class that the model predicts, image by image.
+
+    Raises:
+        ValueError: it names no class.
+    """
+    batch, classes = logits.shape
+    if target is None:
+        return logits.argmax(dim=1, keepdim=True)
+    if callable(target) and not isinstance(target, Tensor):
+        target = target(logits)
+    if isinstance(target, Tensor):
+        shapes = (batch,), (batch, 1), (batch, 2)
+        if tuple(target.shape) not in shapes or target.is_floating_point() or target.dtype == torch.bool:
+            raise ValueError(
+                f"target: {target.dtype} tensor of shape {tuple(target.shape)}, must be integers of shape "
+                f"({batch},), one class per image, or ({batch}, 2), a pair per image"
+            )
+        found = target.reshape(batch, -1)
+        named = found.flatten().tolist()
+    else:
+        named = list(target) if isinstance(target, tuple) else [target]
+        if isinstance(target, tuple) and (len(named) != 2 or named[0] == named[1]):
+            raise ValueError(f"target: {target}, must be a class or two different classes (a, b)")
+        found = torch.tensor(named).expand(batch, -1)
+    outside = [label for label in named if not 0 <= label < classes]
+    if outside:
+        raise ValueError(f"target: class {outside[0]}, must lie within 0 to {classes - 1}")
+    return found.to(logits.device, torch.int64)
+
+
+def score_of(logits: Tensor, named: Tensor) -> Tensor:
+    """Return the score of each image, (B,), with what `target_classes` gave."""
+    values = logits.gather(1, named)
+    return values[:, 0] if named.shape[1] == 1 else values[:, 0] - values[:, 1]
+
+
+def unexplained(maps: Tensor, logits: Tensor, *, bias: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Return each image's score without its bias, and by how much the sum of its map misses it, (B,) each, float64.
+
+    The maps of the last features by the methods of COMPLETE miss it by rounding only, where the net ends in global
+    average pooling and a linear layer: every bit of the score lies somewhere on the map.
+
+    Args:
+        maps, logits: from `class_maps`, not enlarged.
+        bias: of the linear layer, (K,).
+        target: as given to `class_maps`.
+
+    Source: Draelos & Carin, arXiv:2011.08891, sec. 3.
+    """
+    named = target_classes(logits, target)  # of the logits as they are: without the bias another class may lead
+    score = score_of(logits.double() - bias.detach().double(), named)
+    return score, maps.double().sum(dim=(1, 2)) - score
+
+
+def fuse_maps(maps: Sequence[Tensor], *, how: str = "max") -> Tensor:
+    """Return one map, (B, h, w) as large as the largest, of the maps of several layers, (B, h_i, w_i) each.
+
+    Of each map the positive part over its maximum is taken, zeros where there is no evidence. `max`: of tanh(2 x map),
+    the largest (Jiang et al., doi 10.1109/TIP.2021.3089943, Eq. 9; they leave the last stage out of the tanh, torchcam
+    does not, nor do we: all layers count alike). `mean`: the mean (as the package grad-cam does).
+
+    Raises:
+        ValueError: no map, or an unknown way.
+    """
+    _check_name("fuse", how, FUSIONS)
+    if not maps:
+        raise ValueError("maps: none given, must be at least one")
+    size = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
+    fused = []
+    for raw in maps:
+        peak, largest = raw.amax((1, 2), keepdim=True), raw.abs().amax((1, 2), keepdim=True)
+        evident = (peak >= MIN_EVIDENCE) & (peak > _ROUNDING * largest)
+        unit = torch.where(evident, raw.clamp_min(0) / peak, 0.0)
+        unit = torch.tanh(2 * unit) if how == "max" else unit
+        fused.append(F.interpolate(unit[:, None], size=size, mode="bilinear", align_corners=False)[:, 0])
+    stack = torch.stack(fused)
+    return stack.amax(0) if how == "max" else stack.mean(0)
+
+
+def _last_features(model: CamModel, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    with torch.no_grad():
+        features = model.forward_features(images).detach()
+    features.requires_grad_(True)
+    return [features], model.forward_head(features)
+
+
+def _layer_features(model: CamModel, images: Tensor, layers: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+    """Return what the named modules give, part of the logits' graph, and the logits."""
+    net = cast(nn.Module, model)
+    # Detached parameters: the graph begins at the first named layer, and no parameter is in it.
+    constants = {name: value.detach() for name, value in net.named_parameters()}
+    with _keeping(net, layers) as kept:
+        logits: Tensor = torch.func.functional_call(net, constants, (images,))
+    rows, columns = images.shape[2:]
+    for name in layers:
+        found = kept[name]
+        if len(found) != 1:
+            times = "does not run" if not found else f"runs {len(found)} times"
+            raise ValueError(f"layer: {name} {times} in one pass, so it has no one map; name the block around it")
+        shape = tuple(found[0].shape)
+        if len(shape) != 4 or min(shape[2:]) < 2 or shape[2] * columns != shape[3] * rows:
+            raise ValueError(f"layer: {name} gives no maps of channels (its output is {shape}); name another layer")
+    return [kept[name][0] for name in layers], logits
+
+
+@contextlib.contextmanager
+def _keeping(net: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Keep what the named modules give, while the context lasts."""
+    modules = {name: module for name, module in net.named_modules() if name}
+    for name in layers:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=1, cutoff=0)
+            raise ValueError(f"layer: got {name!r}, the model has none of that name; did you mean {near[0]}?")
+    kept: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def keep(name: str) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor):
+                return None
+            found = output if output.requires_grad else output.detach().requires_grad_(True)
+            kept[name].append(found)
+            return found.clone()  # what follows may work in place
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in kept]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _map(features: Tensor, gradient: Tensor, *, method: str) -> Tensor:
+    """Return the raw maps (B, h, w) of features and the score's gradient, (B, C, h, w)."""
+    dtype = torch.promote_types(features.dtype, torch.float32)  # half precision is too coarse for the sums below
+    features, gradient = features.to(dtype), gradient.to(dtype)
+    if method == "gradcam":
+        return (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)
+    if method == "gradcam++":
+        share = 2 + features.sum(dim=(2, 3), keepdim=True) * gradient  # below 2 only where features are negative
+        weights = gradient.clamp_min(0) / torch.where(share == 0, torch.inf, share)
+        return (weights.sum(dim=(2, 3), keepdim=True) * features).sum(dim=1)
+    if method == "layercam":
+        return (gradient.clamp_min(0) * features).sum(dim=1)
+    if method == "hirescam":
+        return (gradient * features).sum(dim=1)
+    cells = features.flatten(2).transpose(1, 2)  # (B, h w, C)
+    cells = cells - cells.mean(dim=1, keepdim=True)
+    first: Tensor = torch.linalg.svd(cells, full_matrices=False).Vh[:, 0]  # (B, C)
+    found = (cells @ first[:, :, None])[:, :, 0]
+    sign = torch.where(found.amax(1) >= -found.amin(1), 1.0, -1.0).to(dtype)
+    return (sign[:, None] * found).view(len(found), *features.shape[2:])
+
+
+def _check_name(key: str, name: str, allowed: Sequence[str]) -> None:
+    if name not in allowed:
+        near = difflib.get_close_matches(name, allowed, n=1, cutoff=0)
+        raise ValueError(f"{key}: got {name!r}, allowed are {', '.join(allowed)}; did you mean {near[0]}?")
 
 
 def upsample(maps: Tensor, *, size_px: int) -> Tensor:
@@ -206,16 +412,30 @@ def localisation(cam: FloatArray, box: Box | None, mask: BoolArray) -> dict[str,
     """
     if cam.shape != mask.shape:
         raise ValueError(f"map and mask: shapes {cam.shape} and {mask.shape}, must be equal (enlarge the map first)")
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        raise ValueError("mask: has no true pixel, so there is nothing to hit; leave this tile out")
+    truth = mask_box(mask)
     if box is None:
         return {"peak_hit": False, "box_iou": 0.0, "box_hit": False}
     peak_hit = bool(mask[np.unravel_index(cam.argmax(), cam.shape)])
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    shared = max(0, min(box.x1, right) - max(box.x0, left)) * max(0, min(box.y1, bottom) - max(box.y0, top))
-    union = (box.x1 - box.x0) * (box.y1 - box.y0) + (right - left) * (bottom - top) - shared
-    return {"peak_hit": peak_hit, "box_iou": shared / union, "box_hit": shared >= 0.5 * union}
+    iou = box_iou(box.corners, truth)
+    return {"peak_hit": peak_hit, "box_iou": iou, "box_hit": iou >= 0.5}
+
+
+def mask_box(mask: BoolArray) -> tuple[int, int, int, int]:
+    """Return the smallest rectangle (x0, y0, x1, y1), half open, that holds a whole mask (H, W).
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("mask: has no true pixel, so there is nothing to hit; leave this tile out")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def box_iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    """Return intersection over union of two rectangles (x0, y0, x1, y1), half open."""
+    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 def centre_map(size_px: int) -> npt.NDArray[np.float32]:
@@ -226,98 +446,3 @@ def centre_map(size_px: int) -> npt.NDArray[np.float32]:
     """
     offset = (np.arange(size_px) - (size_px - 1) / 2) / (size_px / 5)
     return np.exp(-(offset[:, None] ** 2 + offset[None, :] ** 2) / 2).astype(np.float32)
-
-
-def heatmap_rgb(map01: FloatArray, *, colormap: str = "viridis") -> ByteArray:
-    """Return a map in 0..1 (H, W) as colours, uint8 (H, W, 3); the colormaps are perceptually uniform.
-
-    Raises:
-        ValueError: unknown colormap, or a map outside 0..1.
-    """
-    if colormap not in COLORMAPS:
-        raise ValueError(f"colormap: {colormap!r}, must be one of {', '.join(COLORMAPS)}")
-    _check_map01(map01)
-    levels = np.round(map01 * 255).astype(np.uint8)
-    return np.ascontiguousarray(cv2.applyColorMap(levels, COLORMAPS[colormap])[..., ::-1])  # cv2 gives BGR
-
-
-def overlay(image: ByteArray, map01: FloatArray, *, alpha: float = 0.7, colormap: str = "viridis") -> ByteArray:
-    """Return the heatmap laid over a tile, uint8 (H, W, 3).
-
-    The opacity is alpha x map, so tissue without evidence stays as it is, and a map without evidence changes
-    nothing.
-
-    Args:
-        image: the tile, uint8 (H, W, 3).
-        map01: from `normalise`, (H, W).
-        alpha: opacity at the peak, 0..1.
-        colormap: see `heatmap_rgb`.
-    """
-    _check_image(image)
-    if image.shape[:2] != map01.shape:
-        raise ValueError(f"image and map: {image.shape[:2]} and {map01.shape} pixels, must be equal (enlarge the map)")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: {alpha}, must lie within 0 to 1")
-    opacity = alpha * map01[..., None]
-    blended = (1 - opacity) * image + opacity * heatmap_rgb(map01, colormap=colormap)
-    rounded: ByteArray = np.round(blended).astype(np.uint8)
-    return rounded
-
-
-def draw_box(image: ByteArray, box: Box | None) -> ByteArray:
-    """Return a copy of a tile, uint8 (H, W, 3), with the box drawn; without a box, the plain copy.
-
-    A yellow line with a black one inside it, so that it shows on white lumen and on dark nuclei alike, also
-    to the colour-blind.
-    """
-    _check_image(image)
-    drawn: ByteArray = image.copy()
-    if box is None:
-        return drawn
-    width = max(1, round(min(image.shape[:2]) / 100))
-    for inset, colour in ((0, (255, 221, 0)), (width, (0, 0, 0))):
-        x0, y0, x1, y1 = box.x0 + inset, box.y0 + inset, box.x1 - inset, box.y1 - inset
-        if x1 <= x0 or y1 <= y0:
-            break
-        drawn[y0 : min(y0 + width, y1), x0:x1] = colour
-        drawn[max(y1 - width, y0) : y1, x0:x1] = colour
-        drawn[y0:y1, x0 : min(x0 + width, x1)] = colour
-        drawn[y0:y1, max(x1 - width, x0) : x1] = colour
-    return drawn
-
-
-def _score(logits: Tensor, target: Target) -> Tensor:
-    """Return the score of each image, (B,)."""
-    batch, classes = logits.shape
-    if target is None:
-        return logits.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
-    if isinstance(target, Tensor):
-        if target.shape != (batch,) or target.is_floating_point() or target.dtype == torch.bool:
-            raise ValueError(
-                f"target: {target.dtype} tensor of shape {tuple(target.shape)}, must be integers of shape "
-                f"({batch},), one class per image"
-            )
-        named = target.tolist()
-    else:
-        named = list(target) if isinstance(target, tuple) else [target]
-        if isinstance(target, tuple) and (len(named) != 2 or named[0] == named[1]):
-            raise ValueError(f"target: {target}, must be a class or two different classes (a, b)")
-    outside = [label for label in named if not 0 <= label < classes]
-    if outside:
-        raise ValueError(f"target: class {outside[0]}, must lie within 0 to {classes - 1}")
-    if isinstance(target, Tensor):
-        return logits.gather(1, target.to(logits.device, torch.int64)[:, None])[:, 0]
-    if isinstance(target, tuple):
-        return logits[:, target[0]] - logits[:, target[1]]
-    return logits[:, target]
-
-
-def _check_map01(map01: FloatArray) -> None:
-    # Written so that NaN fails too.
-    if map01.ndim != 2 or not (map01.min() >= 0 and map01.max() <= 1):
-        raise ValueError(f"map: shape {map01.shape}, must be (height, width) with values within 0 to 1; see normalise")
-
-
-def _check_image(image: ByteArray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image: {image.dtype} of shape {image.shape}, must be uint8 (height, width, 3)")

@@ -326,19 +326,26 @@ def plot_views(
 
 
 def plot_cam_panel(
-    image: ByteArray, overlay: ByteArray, boxed: ByteArray, *, title: str, path: str | os.PathLike[str]
+    image: ByteArray,
+    overlay: ByteArray,
+    boxed: ByteArray,
+    *,
+    title: str,
+    path: str | os.PathLike[str],
+    method: str = "Grad-CAM",
 ) -> None:
     """Draw the paper's Grad-CAM figure: original | heatmap | box.
 
     Args:
         image, overlay, boxed: uint8 (H, W, 3).
+        method: above the heatmap.
         title: such as true and predicted class with its probability; a line break stays.
         path: the PNG to write.
 
     Raises:
         ValueError: wrong shapes. FileNotFoundError: the folder of path does not exist.
     """
-    panels = (("Original", image), ("Grad-CAM", overlay), ("Box", boxed))
+    panels = (("Original", image), (method, overlay), ("Box", boxed))
     for name, picture in panels:
         _check_images(picture[None], name=name)
     lines = [part for line in title.split("\n") for part in textwrap.wrap(line, 84) or [""]]

@@ -93,7 +93,8 @@ def test_boxes_are_those_of_the_closed_form_maps(
 
     rows = read_rows(explained[0] / "boxes.csv")
 
-    assert list(rows[0]) == ["picture", "id", "label", "prediction", "probability", "positive_evidence", *BOX_COLUMNS]
+    first = ["picture", "id", "label", "prediction", "probability", "positive_evidence"]
+    assert list(rows[0]) == [*first, *BOX_COLUMNS, "score_without_bias", "map_sum_misses"]
     for row in rows:
         index = loaded.ids.index(row["id"])
         predicted = int(probabilities[index].argmax())

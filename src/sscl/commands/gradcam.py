@@ -6,15 +6,17 @@ N tiles, K classes, S the side of a tile in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, cam, features, plots, run
+from sscl import augment, box_checks, cam, cam_plots, features, plots, run
+from sscl.commands.heatmap_checks import DRAWS, check_maps, checks_text, completeness_text, write_checks
 from sscl.commands.inputs import (
     all_rows,
     blank_classifier,
@@ -34,7 +36,26 @@ from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
 from sscl.models import Classifier
 
+METHOD_NAMES = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "LayerCAM",
+    "hirescam": "HiResCAM",
+    "eigencam": "EigenCAM",
+}
 BOX_FIELDS = ("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum")
+
+
+class Heatmap(NamedTuple):
+    """A tile's raw map, (S, S) before ReLU and scaling, enlarged to tile size.
+
+    `score` is what it explains, without the bias, and `missed` by how much its sum before enlarging misses that, both
+    in logits; None where maps do not sum to the score.
+    """
+
+    raw: NDArray[np.float32]
+    score: float | None
+    missed: float | None
 
 
 def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
@@ -47,19 +68,23 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     model, content = load_classifier(config.checkpoint, device=device)
     classes = tuple(content["classes"])
     target = resolve_target(config.target, classes)
+    wanted = cam.margin if target == "difference" else None if target == "predicted" else int(target)
     where = "images" if config.images is not None else config.split
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"gradcam_{where}"
     run.check_run_folder(out, overwrite=overwrite)
     data = merge_data(content["config"]["data"], config.data)
     check_inputs_outside(out, {"data.root": data.root, "images": config.images})
+    explain = partial(cam.class_maps, method=config.method, layers=config.layer, fuse=config.fuse)
+    if config.layer:  # a wrong name is told before the tiles are read
+        explain(model, torch.zeros(1, 3, data.size_px, data.size_px, device=device), target=0)
     tiles = load_explained_tiles(config, data, content)
     store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
     mean, std = normalisation(content, device)
     print(f"device: {describe_device(device)}")
 
-    def maps_of(net: Classifier, rows: NDArray[np.int64], name: str) -> Iterator[NDArray[np.float32]]:
+    def maps_of(net: Classifier, rows: NDArray[np.int64], name: str) -> Iterator[Heatmap]:
         bar = name if config.progress else None
-        return explain_rows(net, store, rows, target=target, mean=mean, std=std, config=config, progress=bar)
+        return explain_rows(net, store, rows, target=wanted, mean=mean, std=std, config=config, progress=bar)
 
     everything = all_rows(tiles)
     logits = features.outputs(
@@ -79,18 +104,35 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     if config.images is None and data.source == "mhist":
         masks = load_truth_masks(data.root, tiles.ids, size_px=data.size_px)
     if masks is not None and masks.any():
-        torch.manual_seed(config.random_seed)
-        blank = blank_classifier(content).to(device).eval()
+        blank = random_net(content, seed=config.random_seed).to(device)
         named = {
-            "this model": maps_of(model, everything, "this model"),
+            "this model": (heatmap.raw for heatmap in maps_of(model, everything, "this model")),
             "centre": repeat(cam.centre_map(data.size_px), len(tiles)),
-            "random weights": maps_of(blank, everything, "random weights"),
+            "random weights": (heatmap.raw for heatmap in maps_of(blank, everything, "random weights")),
         }
-        localised = {name: localisation_rates(of, masks, threshold=config.threshold) for name, of in named.items()}
+        localised = {
+            name: localisation_rates(of, masks, threshold=config.threshold, all_thresholds=config.checks)
+            for name, of in named.items()
+        }
+    checked = None
+    if config.checks:
+        picked = np.random.default_rng(config.random_seed).permutation(len(tiles))[: config.check_tiles]
+        rows_checked = torch.from_numpy(np.sort(picked))
+        checked = check_maps(
+            model,
+            augment.normalise(augment.to_unit(store.gather(rows_checked)), mean=mean, std=std),
+            cam.target_classes(logits[rows_checked], wanted).to(device),
+            explain=lambda net, images, classes: explain(cast(Classifier, net), images, target=classes)[0],
+            blanks=[random_net(content, seed=config.random_seed + draw).to(device) for draw in range(DRAWS)],
+            threshold=config.threshold,
+            seed=config.random_seed,
+            batch_size=config.batch_size,
+            progress=config.progress,
+        )
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     rows = []
-    for number, (row, raw) in enumerate(zip(chosen, maps, strict=True)):
+    for number, (row, (raw, score, missed)) in enumerate(zip(chosen, maps, strict=True)):
         box = cam.find_box(raw, threshold=config.threshold)
         predicted = int(probabilities[row].argmax())
         truth = classes[tiles.labels[row]] if tiles.labels[row] >= 0 else "unknown"
@@ -98,14 +140,17 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         evidence = "yes" if box is not None else "no"
         title = (
             f"{tiles.ids[row]}\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); "
-            f"map of {describe_target(config.target, classes, predicted)}"
+            f"map of {describe_target(config, classes, predicted)}"
             + ("" if box is not None else "; no positive evidence, so no box")
         )
         name = f"{number:03d}_{Path(tiles.ids[row]).stem}"
-        draw_tile(tiles.images[row], raw, box, title=title, out=out, name=name)
+        draw_tile(tiles.images[row], raw, box, title=title, out=out, name=name, method=METHOD_NAMES[config.method])
         values = [getattr(box, field) for field in BOX_FIELDS] if box is not None else no_box(raw, config.threshold)
-        rows.append([name, tiles.ids[row], truth, classes[predicted], f"{probability:.6f}", evidence, *values])
+        rows.append(
+            [name, tiles.ids[row], truth, classes[predicted], f"{probability:.6f}", evidence, *values, score, missed]
+        )
     header = ["picture", "id", "label", "prediction", "probability", "positive_evidence", *BOX_FIELDS]
+    header += ["score_without_bias", "map_sum_misses"]
     run.write_csv(out / "boxes.csv", header, rows)
     run.write_json(out / "localisation.json", localised)
     if config.images is None:
@@ -115,9 +160,16 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         f"{len(rows)} tiles explained ({blank_maps} without positive evidence); boxes in pixels of the "
         f"{data.size_px} px tile, threshold {config.threshold:g} of the maximum, 8-connected"
     )
+    misses = [heatmap.missed for heatmap in maps if heatmap.missed is not None]
+    if misses:
+        print(completeness_text(misses))
     if localised is not None:
         print(localisation_table(localised))
-    print(f"wrote {out}/*_panel.png, *_heatmap.png, *_box.png, boxes.csv, localisation.json")
+    files = ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv", "localisation.json"]
+    if checked is not None:
+        files += write_checks(checked, out=out, title=f"{METHOD_NAMES[config.method]} of {describe_layer(config)}")
+        print(checks_text(checked))
+    print(f"wrote {out}/{', '.join(files)}")
 
 
 def resolve_target(target: str, classes: Sequence[str]) -> str | int:
@@ -137,12 +189,29 @@ def resolve_target(target: str, classes: Sequence[str]) -> str | int:
     return list(classes).index(target)
 
 
-def describe_target(target: str, classes: Sequence[str], predicted: int) -> str:
+def describe_target(config: GradcamConfig, classes: Sequence[str], predicted: int) -> str:
     """Return what a tile's map is the map of."""
-    wanted = resolve_target(target, classes)
+    layer = f" at {describe_layer(config)}" if config.layer else ""
+    if config.method == "eigencam":
+        return f"the features' main pattern, whatever the class{layer}"
+    wanted = resolve_target(config.target, classes)
     if wanted == "difference":
-        return f"logit {classes[predicted]} - {classes[1 - predicted]}"
-    return f"logit {classes[predicted if wanted == 'predicted' else int(wanted)]}"
+        return f"logit {classes[predicted]} - {classes[1 - predicted]}{layer}"
+    return f"logit {classes[predicted if wanted == 'predicted' else int(wanted)]}{layer}"
+
+
+def describe_layer(config: GradcamConfig) -> str:
+    """Return which features are explained."""
+    if not config.layer:
+        return "the last features"
+    return config.layer[0] if len(config.layer) == 1 else f"{', '.join(config.layer)} ({config.fuse})"
+
+
+def random_net(content: dict[str, Any], *, seed: int) -> Classifier:
+    """Return the checkpoint's classifier as it is before training, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return blank_classifier(content).eval()
 
 
 def load_explained_tiles(config: GradcamConfig, data: DataConfig, content: dict[str, Any]) -> Tiles:
@@ -170,23 +239,24 @@ def explain_rows(
     store: TileStore,
     rows: NDArray[np.int64],
     *,
-    target: str | int,
+    target: cam.Target,
     mean: torch.Tensor,
     std: torch.Tensor,
     config: GradcamConfig,
     progress: str | None,
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the raw map of each tile at `rows`, (S, S) before ReLU and scaling, enlarged to tile size."""
+) -> Iterator[Heatmap]:
+    """Yield the heatmap of each tile at `rows`."""
     for part in features.batches(rows, batch_size=config.batch_size, progress=progress):
         x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
-        if target == "difference":
-            raw, logits = cam.grad_cam(model, x, target=(1, 0))
-            raw = raw * (2 * logits.argmax(1) - 1)[:, None, None]  # the map of (0, 1) is its negative
-        elif target == "predicted":
-            raw, _ = cam.grad_cam(model, x, target=None)
-        else:
-            raw, _ = cam.grad_cam(model, x, target=int(target))
-        yield from cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
+        raw, logits = cam.class_maps(
+            model, x, target=target, method=config.method, layers=config.layer, fuse=config.fuse
+        )
+        large = cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
+        if config.method not in cam.COMPLETE or config.layer:
+            yield from (Heatmap(one, None, None) for one in large)
+            continue
+        score, missed = cam.unexplained(raw, logits, bias=model.head.bias, target=target)
+        yield from map(Heatmap, large, score.tolist(), missed.tolist())
 
 
 def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: GradcamConfig) -> list[int]:
@@ -205,13 +275,20 @@ def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: Gradc
 
 
 def draw_tile(
-    image: NDArray[np.uint8], raw: NDArray[np.float32], box: cam.Box | None, *, title: str, out: Path, name: str
+    image: NDArray[np.uint8],
+    raw: NDArray[np.float32],
+    box: cam.Box | None,
+    *,
+    title: str,
+    out: Path,
+    name: str,
+    method: str,
 ) -> None:
     """Write the panel, and the heatmap and the box alone, of one tile."""
     image = np.array(image)
-    heat = cam.overlay(image, cam.normalise(raw))
-    boxed = cam.draw_box(image, box)
-    plots.plot_cam_panel(image, heat, boxed, title=title, path=out / f"{name}_panel.png")
+    heat = cam_plots.overlay(image, cam.normalise(raw))
+    boxed = cam_plots.draw_box(image, box)
+    plots.plot_cam_panel(image, heat, boxed, title=title, path=out / f"{name}_panel.png", method=method)
     plots.write_image(heat, path=out / f"{name}_heatmap.png")
     plots.write_image(boxed, path=out / f"{name}_box.png")
 
@@ -222,26 +299,37 @@ def no_box(raw: NDArray[np.float32], threshold: float) -> list[Any]:
 
 
 def localisation_rates(
-    maps: Iterable[NDArray[np.float32]], masks: NDArray[np.bool_], *, threshold: float
-) -> dict[str, float | int]:
-    """Return how often peak and box hit the truth masks, over the tiles whose mask is not empty."""
-    hits = [
-        cam.localisation(raw, cam.find_box(raw, threshold=threshold), mask)
-        for raw, mask in zip(maps, masks, strict=True)
-        if mask.any()
-    ]
-    return {
+    maps: Iterable[NDArray[np.float32]], masks: NDArray[np.bool_], *, threshold: float, all_thresholds: bool
+) -> dict[str, Any]:
+    """Return how often peak and box hit the truth masks, over the tiles whose mask is not empty.
+
+    With `all_thresholds` also `max_box_accuracy`: how often the box would, at the threshold that suits these best.
+    """
+    hits, overlaps = [], []
+    for raw, mask in zip(maps, masks, strict=True):
+        if mask.any():
+            hits.append(cam.localisation(raw, cam.find_box(raw, threshold=threshold), mask))
+            overlaps += [box_checks.box_overlaps(raw, mask)] if all_thresholds else []
+    rates: dict[str, Any] = {
         "tiles": len(hits),
         "peak_hit": float(np.mean([hit["peak_hit"] for hit in hits])),
         "box_hit": float(np.mean([hit["box_hit"] for hit in hits])),
         "mean_box_iou": float(np.mean([hit["box_iou"] for hit in hits])),
     }
+    return rates | ({"max_box_accuracy": box_checks.max_box_accuracy(overlaps)} if all_thresholds else {})
 
 
 def localisation_table(localised: dict[str, dict[str, Any]]) -> str:
     """Return the rates as lines for the terminal."""
-    count = next(iter(localised.values()))["tiles"]
-    lines = [f"on the truth masks of {count} tiles:   peak on mask   box IoU >= 0.5   mean box IoU"]
+    first = next(iter(localised.values()))
+    lines = [f"on the truth masks of {first['tiles']} tiles:   peak on mask   box IoU >= 0.5   mean box IoU"]
     for name, rates in localised.items():
         lines.append(f"  {name:<34}{rates['peak_hit']:>10.3f}{rates['box_hit']:>17.3f}{rates['mean_box_iou']:>15.3f}")
+    if "max_box_accuracy" in first:
+        lines.append(
+            "box accuracy at the best threshold for these tiles:" + " " * 5 + "IoU >= 0.3   IoU >= 0.5   IoU >= 0.7"
+        )
+        for name, rates in localised.items():
+            cells = [f"{of['accuracy']:.3f} ({of['threshold']:.0%})" for of in rates["max_box_accuracy"].values()]
+            lines.append(f"  {name:<51}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)

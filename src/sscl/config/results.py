@@ -51,7 +51,17 @@ class GradcamConfig(Section):
         "difference: predicted logit - the other's (two classes); predicted: its logit alone; or a class's name; "
         "auto: difference for two classes, else predicted",
     )
-    random_seed: int = knob(0, "seed of the random-weights net compared with on truth masks", ge=0)
+    method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = knob("gradcam", "how maps are made")
+    layer: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
+    ] = knob(
+        (), "explain a layer by its name, such as encoder.layer3.1, or [a, b, ...] fused; empty = the last features"
+    )
+    fuse: Literal["max", "mean"] = knob("max", "how the maps of several layers become one")
+    checks: bool = knob(False, "check the maps: random weights, deletion and insertion, turned tiles, thresholds")
+    check_tiles: int = knob(32, "tiles to check on, drawn by random_seed", ge=2)
+    random_seed: int = knob(0, "seed of the nets with random weights, and of what the checks draw", ge=0)
     threshold: float = knob(0.2, "a box holds what is above this share of the map's maximum", gt=0, lt=1)
     batch_size: int = knob(32, "tiles at a time", ge=1)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")

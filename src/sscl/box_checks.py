@@ -1,0 +1,113 @@
+"""How much a heatmap's box is the threshold's doing, and how well boxes could do at the best threshold.
+
+N tiles, S the side of a tile in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sscl import cam
+
+FloatArray = npt.NDArray[np.float64]
+
+SAME_BOX = 0.5  # least mean overlap (IoU) of the boxes at thresholds 10 points apart
+BOX_THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(11))
+ACCURACY_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
+OVERLAPS = (0.3, 0.5, 0.7)
+
+
+def box_sensitivity(
+    maps: Sequence[cam.FloatArray], *, threshold: float, thresholds: Sequence[float] = BOX_THRESHOLDS
+) -> dict[str, Any]:
+    """Return how size and place of the box change with its threshold.
+
+    Args:
+        maps: raw, (S, S) each; those without evidence have no box and are left out.
+        threshold: what the others are compared with. thresholds: ascending.
+
+    Returns:
+        {`tiles`, `threshold`, `thresholds`, `area_fraction`, `centre_shift` (in sides of the tile), `iou` with the box
+        at `threshold`: {`mean`, `sd`} of one number a threshold, `steps`: the mean IoU of boxes 10 points apart,
+        `passed`, `verdict`}.
+    """
+    area, shift, overlap, steps = [], [], [], []
+    for raw in maps:
+        reference = cam.find_box(raw, threshold=threshold)
+        if reference is None:
+            continue
+        boxes = [box for value in thresholds if (box := cam.find_box(raw, threshold=value)) is not None]
+        area.append([box.area_fraction for box in boxes])
+        shift.append([math.dist(_centre(box), _centre(reference)) / raw.shape[-1] for box in boxes])
+        overlap.append([cam.box_iou(box.corners, reference.corners) for box in boxes])
+        apart = [
+            (a, b) for a, x in zip(boxes, thresholds, strict=True) for b, y in zip(boxes, thresholds, strict=True)
+            if abs(y - x - 0.1) < 1e-6
+        ]  # fmt: skip
+        steps.append(np.mean([cam.box_iou(a.corners, b.corners) for a, b in apart]))
+    facts = {"tiles": len(area), "threshold": threshold, "thresholds": list(thresholds)}
+    if not area:
+        nothing: dict[str, list[float]] = {"mean": [], "sd": []}
+        empty = dict.fromkeys(("area_fraction", "centre_shift", "iou"), nothing)
+        return facts | empty | {"steps": None, "passed": None, "verdict": "cannot be judged: no map has evidence"}
+    areas, shifts, ious = (_spread(np.array(values).T) for values in (area, shift, overlap))
+    step = float(np.mean(steps))
+    passed = step >= SAME_BOX
+    word = "passes: the box is much the same" if passed else "FAILS: the threshold decides the box"
+    return facts | {
+        "area_fraction": areas,
+        "centre_shift": shifts,
+        "iou": ious,
+        "steps": step,
+        "passed": passed,
+        "verdict": (
+            f"{word} (overlap {step:.2f} of boxes 10 points of threshold apart, passes from {SAME_BOX:g}; it holds "
+            f"{areas['mean'][0]:.0%} of the tile at {thresholds[0]:.0%} and {areas['mean'][-1]:.0%} at "
+            f"{thresholds[-1]:.0%}, its centre moves up to {max(shifts['mean']):.0%} of the side)"
+        ),
+    }
+
+
+def _centre(box: cam.Box) -> tuple[float, float]:
+    return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+
+
+def box_overlaps(
+    raw: cam.FloatArray, mask: cam.BoolArray, *, thresholds: Sequence[float] = ACCURACY_THRESHOLDS
+) -> FloatArray:
+    """Return the IoU of a map's box with the rectangle around its mask, (S, S) both, at each threshold; 0: no box."""
+    truth = cam.mask_box(mask)
+    boxes = [cam.find_box(raw, threshold=value) for value in thresholds]
+    return np.array([0.0 if box is None else cam.box_iou(box.corners, truth) for box in boxes])
+
+
+def max_box_accuracy(
+    overlaps: npt.ArrayLike, *, thresholds: Sequence[float] = ACCURACY_THRESHOLDS
+) -> dict[str, dict[str, float]]:
+    """Return {overlap: {`accuracy`, `threshold`}}: the share of boxes that overlap so much, at the best threshold.
+
+    One threshold for all tiles. It is picked on these very tiles, so the number is what the maps could do at best.
+
+    Args:
+        overlaps: from `box_overlaps`, (N, thresholds).
+
+    Source: MaxBoxAcc, Choe et al., arXiv:2001.07437, sec. 3.3, at the overlaps of MaxBoxAccV2.
+    """
+    table = np.asarray(overlaps, dtype=np.float64)
+    found = {}
+    for least in OVERLAPS:
+        shares = (table >= least).mean(0)
+        best = int(shares.argmax())
+        found[f"{least:g}"] = {"accuracy": float(shares[best]), "threshold": float(thresholds[best])}
+    return found
+
+
+def _spread(values: FloatArray) -> dict[str, list[float]]:
+    """Return the mean and the standard deviation over tiles of values (thresholds, N)."""
+    sd = values.std(1, ddof=1) if values.shape[1] > 1 else np.zeros(len(values))
+    return {"mean": values.mean(1).tolist(), "sd": sd.tolist()}
