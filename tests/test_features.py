@@ -170,3 +170,21 @@ def test_batches_come_in_order():
     parts = list(batches(ROWS, batch_size=3))
     assert [len(part) for part in parts] == [3, 3, 1]
     assert torch.cat(parts).tolist() == ROWS.tolist()
+
+
+def test_the_mean_over_symmetries_is_the_same_to_the_last_bit_whichever_way_the_tiles_lie():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(100, 3))
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+    def found(images: np.ndarray, **options: bool) -> torch.Tensor:
+        store = place_store(np.ascontiguousarray(images), device="cpu", budget_gb=1)
+        return outputs(net, store, np.arange(5), mean=MEAN, std=STD, batch_size=3, **options)
+
+    usual = found(tiles, symmetric=True)
+    eight = [np.rot90(flipped, turns, (1, 2)) for flipped in (tiles, tiles[:, :, ::-1]) for turns in range(4)]
+    assert len({image.tobytes() for image in eight}) == 8
+    for image in eight:
+        assert torch.equal(found(image, symmetric=True), usual)
+        assert torch.allclose(found(image), usual) is False
+    assert torch.allclose(torch.stack([found(image) for image in eight]).mean(0), usual, atol=1e-6)

@@ -266,6 +266,18 @@ class TestBootstrap:
         assert intervals["per_class"][1]["precision"] is None
         assert intervals["per_class"][0]["precision"] is not None
 
+    def test_groups_are_drawn_whole(self) -> None:
+        labels, probabilities = drawn(tiles=90, classes=2, seed=2)
+        groups = [f"slide {i % 9}" for i in range(90)]
+        weights = np.concatenate(list(metrics.resamples(labels, groups=groups, samples=60, seed=7)))
+        values = []
+        for row in weights:
+            tiles = np.repeat(np.arange(90), row.astype(int))
+            values.append(sklearn_metrics(labels[tiles], probabilities[tiles], positive=1))
+        intervals = bootstrap_intervals(labels, probabilities, positive=1, groups=groups, samples=60, seed=7)
+        for key in (*SCALARS, "sensitivity", "specificity"):
+            assert intervals[key] == pytest.approx(tuple(np.quantile([v[key] for v in values], [0.025, 0.975]))), key
+
     @pytest.mark.parametrize("options", [{"samples": 0}, {"level": 1.0}, {"level": 0.0}])
     def test_refuses_impossible_options(self, options: dict) -> None:
         with pytest.raises(ValueError, match=next(iter(options))):
@@ -279,6 +291,25 @@ class TestWilson:
             for bound in wilson_interval(successes, total):
                 distance = abs(successes / total - bound) / np.sqrt(bound * (1 - bound) / total)
                 assert distance == pytest.approx(1.959963984540054, rel=1e-9)
+
+    @pytest.mark.parametrize("positive", [None, 0, 1])
+    def test_proportions_are_the_metrics_with_their_counts(self, positive: int | None) -> None:
+        labels, probabilities = drawn(tiles=80, classes=3, seed=4)
+        matrix = confusion_matrix(labels, probabilities.argmax(axis=1), num_classes=3)
+        values = classification_metrics(labels, probabilities, positive=positive)
+        found = metrics.wilson_proportions(matrix, positive=positive)
+        shares = [(found[key], values[key]) for key in found if key != "per_class"]
+        assert len(shares) == (1 if positive is None else 3)
+        for mine, point in zip(found["per_class"], values["per_class"], strict=True):
+            shares += [(mine[key], point[key]) for key in ("precision", "recall")]
+        for share, value in shares:
+            assert share["value"] == share["count"] / share["of"] == pytest.approx(value)
+            assert share["wilson"] == wilson_interval(share["count"], share["of"])
+
+    def test_proportion_of_nothing_is_none(self) -> None:
+        found = metrics.wilson_proportions([[3, 0], [0, 0]], positive=1)
+        assert found["sensitivity"] is found["per_class"][1]["precision"] is None
+        assert found["specificity"] == {"count": 3, "of": 3, "value": 1.0, "wilson": wilson_interval(3, 3)}
 
     def test_all_or_none_right_is_not_certainty(self) -> None:
         assert wilson_interval(0, 10) == (0.0, pytest.approx(0.27753, abs=1e-5))

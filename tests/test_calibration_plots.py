@@ -1,0 +1,118 @@
+"""The pictures of calibration and decisions: what is drawn is what was given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from sscl import calibration_plots
+from sscl.calibration import reliability_curve, risk_coverage
+from sscl.metrics import proportion, wilson_interval
+
+Capture = Callable[..., Figure]
+
+
+@pytest.fixture
+def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Capture:
+    """Return the figure that a function is about to save, after really saving it without a warning."""
+    save = calibration_plots._save
+
+    def call(function: Callable[..., None], *args: object, **options: object) -> Figure:
+        figures: list[Figure] = []
+
+        def keep(figure: Figure, path: Path) -> None:
+            figures.append(figure)
+            save(figure, path)
+
+        monkeypatch.setattr(calibration_plots, "_save", keep)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function(*args, path=tmp_path / "figure.png", title="a$b$", **options)
+        assert (tmp_path / "figure.png").stat().st_size > 1000
+        (figure,) = figures
+        return figure
+
+    return call
+
+
+def stage(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    scores = rng.random(80)
+    return {"ece": 0.1 * (seed + 1), "reliability": reliability_curve(rng.random(80) < scores, scores, bins=5)}
+
+
+@pytest.mark.parametrize("positive", ["SSA", None])
+def test_reliability_has_the_curve_the_intervals_and_the_counts_of_each_stage(
+    figure_of: Capture, positive: str | None
+) -> None:
+    stages = {"before": stage(0), "after": stage(1)}
+    figure = figure_of(calibration_plots.plot_reliability, stages, temperature=1.5, positive=positive)
+    upper, lower = figure.axes[:2], figure.axes[2:]
+    for axes, below, (heading, found) in zip(upper, lower, stages.items(), strict=True):
+        rows = found["reliability"]
+        curve = axes.lines[-1]
+        assert curve.get_xdata() == pytest.approx([row["score"] for row in rows])
+        assert curve.get_ydata() == pytest.approx([row["share"] for row in rows])
+        (bars,) = axes.collections
+        assert [[y for _, y in segment] for segment in bars.get_segments()] == [
+            pytest.approx(row["interval"]) for row in rows
+        ]
+        assert [bar.get_height() for bar in below.patches] == [row["count"] for row in rows]
+        assert axes.get_title() == f"{heading}: top-label ECE {found['ece']:.3f}"
+        assert below.get_xlabel() == ("predicted confidence" if positive is None else "predicted probability of SSA")
+    assert "temperature 1.5" in figure.get_suptitle()
+
+
+def test_reliability_of_one_stage_says_no_temperature(figure_of: Capture) -> None:
+    figure = figure_of(calibration_plots.plot_reliability, {"as trained": stage(0)}, temperature=1.0, positive="SSA")
+    assert len(figure.axes) == 2
+    assert "temperature" not in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("threshold", [0.35, None])
+def test_decision_curve_has_model_all_none_and_the_operating_point(figure_of: Capture, threshold: float | None) -> None:
+    t = np.array([0.1, 0.5, 0.9])
+    curve = {"threshold": t, "model": [0.4, 0.3, 0.1], "low": [0.3, 0.2, 0.0], "high": [0.5, 0.4, 0.2]}
+    curve["treat_all"] = [0.45, 0.0, -4.0]
+    figure = figure_of(calibration_plots.plot_decision_curve, curve, threshold=threshold, positive="SSA")
+    (axes,) = figure.axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn["model, bootstrap 95%"] == curve["model"]
+    assert drawn["all called SSA"] == curve["treat_all"]
+    assert drawn["none called SSA"] == [0, 0]
+    assert ("operating point 0.350" in drawn) == (threshold is not None)
+    assert axes.get_ylim()[0] > -0.5  # calling all would crush the rest
+    (band,) = axes.collections
+    assert band.get_paths()[0].get_extents().bounds == pytest.approx((0.1, 0, 0.8, 0.5))
+
+
+def test_coverage_has_the_curve_from_ten_tiles_on_wilsons_band_and_the_threshold(figure_of: Capture) -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.random(1000)
+    right = rng.random(1000) < confidence
+    found = {"decided": proportion(800, 1000), "accuracy": proportion(600, 800)}
+    figure = figure_of(calibration_plots.plot_coverage, risk_coverage(right, confidence), decided=found)
+    (axes,) = figure.axes
+    line = axes.lines[0]
+    assert line.get_xdata()[0] == pytest.approx(0.01)
+    assert line.get_ydata()[0] == right[np.argsort(-confidence)[:10]].mean()
+    assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (1, pytest.approx(right.mean()))
+    assert len(line.get_xdata()) <= 300
+    (band,) = axes.collections
+    last = [y for x, y in band.get_paths()[0].vertices if x == 1]
+    assert (min(last), max(last)) == pytest.approx(wilson_interval(int(right.sum()), 1000))
+    (diamond,) = [line for line in axes.lines if line.get_marker() == "D"]
+    assert (diamond.get_xdata()[0], diamond.get_ydata()[0]) == (0.8, 0.75)
+
+
+@pytest.mark.parametrize("decided", [None, {"decided": proportion(0, 3), "accuracy": None}])
+def test_coverage_of_few_tiles_or_none_decided_is_drawn(figure_of: Capture, decided: object) -> None:
+    curve = risk_coverage(np.array([True, True, False]), [0.9, 0.8, 0.8])
+    figure = figure_of(calibration_plots.plot_coverage, curve, decided=decided)
+    assert len(figure.axes[0].lines) == 2
