@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
 from sscl import augment
@@ -47,9 +49,18 @@ def changed(**fields: torch.Tensor) -> ViewParameters:
 EVERYTHING = Augmentation(grayscale_probability=0.3, stain_probability=0.7)
 
 
-def views(images: torch.Tensor, index: torch.Tensor, **keys: int) -> torch.Tensor:
-    keys = {"seed": 1, "epoch": 2, "view": 0, **keys}
-    return augment.view(images, index, augmentation=EVERYTHING, mean=torch.zeros(3), std=torch.ones(3), **keys)
+KEYS = {"augmentation": EVERYTHING, "seed": 1, "epoch": 2, "view": 0, "mean": torch.zeros(3), "std": torch.ones(3)}
+
+
+def views(images: torch.Tensor, index: torch.Tensor, **keys: int | torch.Tensor) -> torch.Tensor:
+    return augment.view(images, index, **{**KEYS, **keys})
+
+
+def pictures(count: int, size_px: int = SIZE) -> torch.Tensor:
+    """Tiles with some noise, uint8 (count, size_px, size_px, 3)."""
+    x = F.interpolate(tiles(count), size_px, mode="bilinear")
+    x = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    return (x.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 # The generator
@@ -128,6 +139,129 @@ def test_views_compile_to_one_graph_without_looking_at_a_value():
     assert breaks == 0
 
 
+class Called(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_copied_to_the_device_or_read_from_it():
+    images, epoch = pictures(3), torch.tensor(4)
+    with Called() as called:
+        views(images, torch.arange(3), epoch=epoch)
+    assert {"grid_sampler_2d", "bmm"} & called.names
+    # What torch.tensor, .item() and indexing by a mask call.
+    assert not {"lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "item", "nonzero", "is_nonzero"} & called.names
+
+
+def test_an_epoch_may_be_a_tensor():
+    images, index = pictures(2), torch.arange(2)
+    for epoch in (0, 7):
+        assert torch.equal(views(images, index, epoch=torch.tensor(epoch)), views(images, index, epoch=epoch))
+        assert torch.equal(
+            augment.uniform(index, 5, seed=3, epoch=torch.tensor(epoch), view=0),
+            augment.uniform(index, 5, seed=3, epoch=epoch, view=0),
+        )
+
+
+def test_pair_is_two_views():
+    images, index = pictures(5), torch.tensor([4, 0, 3, 3, 9])
+    both = augment.pair(images, index, **KEYS)
+    assert both.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(both, torch.cat([views(images, index), views(images, index, view=1)]))
+    number = torch.tensor([0, 0, 0, 2, 0])  # the tile that is there twice
+    both = augment.pair(images, index, **{**KEYS, "view": number})
+    assert torch.equal(both, torch.cat([views(images, index, view=number), views(images, index, view=number + 1)]))
+    assert (both[2] - both[3]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_views_do_not_depend_on_how_many_tiles_the_cpu_takes_at_once(at_once, monkeypatch):
+    images, index = pictures(5, 50), torch.arange(5)
+    whole = augment.pair(images, index, **KEYS)
+    monkeypatch.setattr(augment, "_tiles_at_once", lambda images: at_once)
+    assert torch.equal(augment.pair(images, index, **KEYS), whole)
+
+
+def test_a_cpu_takes_what_fits_its_cache(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert augment._tiles_at_once(torch.empty(64, 224, 224, 3)) == 2
+    assert augment._tiles_at_once(torch.empty(64, 512, 512, 3)) == 1
+    assert augment._tiles_at_once(torch.empty(64, 28, 28, 3)) == 128
+    assert augment._tiles_at_once(torch.empty(64, 224, 224, 3, device="meta")) == 64
+
+
+# The whole against a plain version: operation by operation, a tile at a time
+
+
+def plain_view(image: torch.Tensor, tile: int, *, epoch: int, view: int, augmentation: Augmentation) -> torch.Tensor:
+    """A view by torch's affine grid, a convolution, torchvision's colours and matrices of the stains, (3, H, W)."""
+    a, side = augmentation, image.shape[1]
+    p = augment.draw(a, torch.tensor([tile]), seed=1, epoch=epoch, view=view, size_px=side)
+    x = image.permute(2, 0, 1)[None].float() / 255
+    grid = F.affine_grid(augment.warp_matrix(p), list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    if p.blur_sigma > 0:
+        radius = min(augment.blur_radius(a.blur_sigma_px[1]), side - 1)
+        kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / p.blur_sigma) ** 2)
+        kernel = (kernel / kernel.sum()).repeat(3, 1, 1, 1)  # (3, 1, 1, taps)
+        x = F.conv2d(F.pad(x, (radius, radius, 0, 0), mode="reflect"), kernel, groups=3)
+        x = F.conv2d(F.pad(x, (0, 0, radius, radius), mode="reflect"), kernel.mT, groups=3)
+    for adjust, amount in (
+        (tv.adjust_brightness, p.brightness),
+        (tv.adjust_contrast, p.contrast),
+        (tv.adjust_saturation, p.saturation),
+        (tv.adjust_hue, p.hue),
+    ):
+        x = adjust(x, amount.item())
+    stains = torch.tensor(augment.STAINS)
+    stains = stains / stains.norm(dim=1, keepdim=True)
+    density = -torch.log(x.clamp(min=1 / 255)).permute(0, 2, 3, 1)
+    amounts = density @ torch.linalg.inv(stains)
+    changed = (amounts * p.stain_gain + p.stain_offset) @ stains
+    x = (x * torch.exp(density - changed).permute(0, 3, 1, 2)).clamp(0, 1)
+    return (tv.rgb_to_grayscale(x, 3) if p.grayscale else x)[0]
+
+
+@pytest.mark.parametrize("size_px", [20, 32, 50, 96])  # less than a band of the blur, one, two uneven, three
+def test_views_equal_a_plain_version(size_px):
+    a = dataclasses.replace(EVERYTHING, hue=0.3)
+    for augmentation, tolerance in ((EVERYTHING, 1e-5), (a, 2e-5)):
+        images, index = pictures(8, size_px), torch.arange(8)
+        out = views(images, index, augmentation=augmentation)
+        for i in range(8):
+            expected = plain_view(images[i], i, epoch=2, view=0, augmentation=augmentation)
+            assert (out[i] - expected).abs().max() < tolerance, i
+
+
+def test_views_of_photograph_size_equal_a_plain_version():
+    images, index = pictures(3, 224), torch.arange(3)
+    out = views(images, index, epoch=torch.tensor(5), view=1)
+    for i in range(3):
+        expected = plain_view(images[i], i, epoch=5, view=1, augmentation=EVERYTHING)
+        assert (out[i] - expected).abs().max() < 1e-5
+
+
+# This takes the longest by far: the compiler runs.
+
+
+def test_compiled_views_are_one_graph_for_all_epochs_and_equal_the_others():
+    images, index = pictures(2), torch.arange(2)
+    compiled = torch.compile(augment.pair, fullgraph=True)
+    torch._dynamo.reset()
+    for epoch in (0, 1, 9):
+        with torch.compiler.set_stance("default" if epoch == 0 else "fail_on_recompile"):
+            out = compiled(images, index, **{**KEYS, "epoch": torch.tensor(epoch)})
+        assert (out - augment.pair(images, index, **{**KEYS, "epoch": epoch})).abs().max() < 1e-5
+        assert out.is_contiguous(memory_format=torch.channels_last)
+
+
 # Each operation against torchvision
 
 
@@ -202,6 +336,18 @@ def test_blur():
     assert torch.equal(augment.blur(x, torch.zeros(4), radius=6), x)
 
 
+@pytest.mark.parametrize(("size_px", "radius"), [(5, 6), (13, 6), (33, 6), (50, 40), (64, 6), (97, 12)])
+def test_blur_of_any_size(size_px, radius):
+    x = F.interpolate(tiles(), size_px, mode="nearest")
+    sigma = torch.tensor([0.3, 1.0, 4.0, 0.0])
+    out = augment.blur(x, sigma, radius=radius)
+    taps = 2 * min(radius, size_px - 1) + 1  # a mirrored border is narrower than the tile
+    for i in range(3):
+        expected = tv.gaussian_blur(x[i], [taps, taps], [float(sigma[i])] * 2)
+        assert (out[i] - expected).abs().max() < 1e-5
+    assert torch.equal(out[3], x[3])
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "factors"),
     [
@@ -218,6 +364,17 @@ def test_colour(ours, theirs, factors):
     out = ours(x, torch.tensor(factors))
     expected = torch.stack([theirs(x[i], factors[i]) for i in range(4)])
     assert (out - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("turn", [-1 / 6, -0.05, 0.0, 0.02, 1 / 6])
+def test_hue_of_small_turns_needs_no_shift_of_channels(turn):
+    x = tiles()
+    x[2, 0, :9], x[2, 1, :9] = 0.7, 0.7  # two colours alike
+    x[3] = x[3].round()
+    turns = torch.full((4,), turn)
+    few = augment.adjust_hue(x, turns, largest=1 / 6)
+    assert (few - augment.adjust_hue(x, turns)).abs().max() < 1e-6
+    assert (few - tv.adjust_hue(x, turn)).abs().max() < 1e-5
 
 
 def test_grayscale():
