@@ -23,6 +23,7 @@ class Command:
     config: str  # class in sscl.config
     summary: str
     flags: tuple[str, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()  # name and key of each that takes a value: --folds 5 is train.folds=5
     positional: str | None = None  # the key that a word without = sets
     many: bool = False  # whether that key takes all such words, as a list
 
@@ -34,10 +35,19 @@ COMMANDS = {
     "data inspect": Command(
         "data:inspect", "InspectConfig", "count tiles; draw contact sheet, distribution and two views", ("overwrite",)
     ),
+    "data audit": Command(
+        "audit:main", "AuditConfig", "does the split leak? duplicates, odd tiles", ("overwrite", "strict")
+    ),
     "pretrain": Command(
         "pretrain:main", "PretrainConfig", "contrastive pretraining without labels", ("resume", "overwrite")
     ),
-    "finetune": Command("finetune:main", "FinetuneConfig", "train a classifier with labels", ("overwrite",)),
+    "finetune": Command(
+        "finetune:main",
+        "FinetuneConfig",
+        "train a classifier with labels; cross-validate it",
+        ("overwrite",),
+        options=(("folds", "train.folds"),),
+    ),
     "eval": Command("evaluate:main", "EvalConfig", "metrics with intervals, confusion matrix, curves", ("overwrite",)),
     "compare": Command(
         "compare:main",
@@ -57,8 +67,10 @@ COMMANDS = {
     ),
 }
 FLAG_HELP = {
+    "folds": "K: cross-validation (train.folds=K); again after an interruption, it keeps the folds that are complete",
     "resume": "go on from the run folder's last checkpoint",
     "overwrite": "replace the folder to write, if it is one of sscl's",
+    "strict": "end with exit code 1 where the split leaks",
 }
 
 
@@ -159,6 +171,8 @@ def _run(name: str, words: Sequence[str]) -> int:
     parser.add_argument("-h", "--help", action="store_true")
     for flag in command.flags:
         parser.add_argument(f"--{flag}", action="store_true")
+    for option, _ in command.options:
+        parser.add_argument(f"--{option}")
     parser.add_argument("overrides", nargs="*")
     try:
         given, unknown = parser.parse_known_intermixed_args(list(words))
@@ -170,16 +184,19 @@ def _run(name: str, words: Sequence[str]) -> int:
     kind = getattr(configs, command.config)
     if given.help:
         flags = "".join(f" [--{flag}]" for flag in command.flags)
+        flags += "".join(f" [--{option} K]" for option, _ in command.options)
         word = f" [{command.positional.upper()}{' ...' if command.many else ''}]" if command.positional else ""
         print(f"usage: sscl {name}{word} [--config FILE.yaml]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
-        for flag in command.flags:
+        for flag in (*command.flags, *(option for option, _ in command.options)):
             print(f"  --{flag:<12}{FLAG_HELP[flag]}")
         print(f"\nkeys, defaults, meanings:\n{configs.help_text(kind)}")
         return 0
     if unknown:
-        flags = ", ".join(f"--{flag}" for flag in ("config", *command.flags))
+        flags = ", ".join(f"--{flag}" for flag in ("config", *command.flags, *dict(command.options)))
         raise ValueError(f"{unknown[0]}: unknown option; allowed are {flags} and key.path=value")
-    config = configs.load_config(kind, given.config, overrides=as_overrides(command, given.overrides))
+    overrides = as_overrides(command, given.overrides)
+    overrides += [f"{key}={value}" for option, key in command.options if (value := getattr(given, option)) is not None]
+    config = configs.load_config(kind, given.config, overrides=overrides)
     module, function = command.function.split(":")
     chosen = {flag: getattr(given, flag) for flag in command.flags}
     gc.disable()  # imports make a million objects and hardly any garbage: looking for it is a seventh of the start

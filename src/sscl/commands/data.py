@@ -12,7 +12,7 @@ from PIL import Image
 
 from sscl import augment, plots, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import check_inputs_outside, has_validation, load_tiles
+from sscl.commands.inputs import check_inputs_outside, load_splits
 from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
 from sscl.data.pathmnist import own_size_px
 from sscl.data.synthetic import write_synthetic
@@ -47,7 +47,7 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     """
     out = run.check_run_folder(config.out, overwrite=overwrite)
     check_inputs_outside(out, {"data.root": config.data.root})
-    splits = load_splits(config)
+    splits = load_splits(config.data, progress=config.progress)
     for name, tiles in splits.items():
         print(describe(name, tiles))
     print(describe_files(config.data, splits))
@@ -64,21 +64,6 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     )
     draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png")
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
-
-
-def load_splits(config: InspectConfig) -> dict[str, Tiles]:
-    """Return train, validation where the set has its own, and test.
-
-    A flat folder without classes has one split, all, and train/ may stand without test/.
-    """
-    train = load_tiles(config.data, split="train", progress=config.progress)
-    if not train.classes:
-        return {"all": train}
-    root = Path(config.data.root)
-    if config.data.source == "folder" and (root / "train").is_dir() and not (root / "test").is_dir():
-        return {"train": train}
-    names = ("validation", "test") if has_validation(config.data) else ("test",)
-    return {"train": train} | {name: load_tiles(config.data, split=name, progress=config.progress) for name in names}
 
 
 def describe(name: str, tiles: Tiles) -> str:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sscl import features
 from sscl.config import DataConfig, EncoderConfig, ModelConfig, plain, validate
+from sscl.data import duplicates
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import load_pathmnist
@@ -23,7 +25,7 @@ from sscl.run import CHECKPOINT_FORMAT, checkpoint_file, load_checkpoint
 from sscl.weights import exported_facts, load_trunk, read_torch_file, read_trunk
 
 # Keys that decide which tiles of a folder are its test split.
-SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv")
+SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
 NO_STATISTICS = (
     "warning: train.freeze_batch_norm keeps the batch-norm statistics of the weights, and random ones have none "
     "(mean 0, variance 1): nothing is normalised; leave it out, or give model.weights"
@@ -33,16 +35,67 @@ TENSORS = ("encoder", "head", "model", "optimizer", "scaler")
 
 
 def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
-    """Return the tiles of a split, "train", "test" or "all", or "validation" of a set with one of its own."""
-    tiles = _load(data, split=split, progress=progress)
-    if data.stain == "none":
-        return tiles
-    return normalise_tiles(tiles, method=data.stain, cache_dir=data.cache_dir, progress=progress)
+    """Return the tiles of a split, "train", "test" or "all", or "validation" of a set with one of its own.
+
+    With `data.group_near_duplicates` their groups are the given ones joined with the clusters of duplicates of the
+    whole set. Stain statistics stay those of the given groups.
+    """
+    found = near_duplicate_groups(data, split=split, progress=progress) if data.group_near_duplicates else None
+    tiles = _load(data, split=split, progress=progress, group_of=None if found is None else found.joined)
+    if data.stain != "none":
+        given = tiles if found is None else replace(tiles, groups=found.given_of(tiles.ids))
+        normal = normalise_tiles(given, method=data.stain, cache_dir=data.cache_dir, progress=progress)
+        tiles = replace(tiles, images=normal.images)
+    return tiles
 
 
-def _load(data: DataConfig, *, split: str, progress: bool) -> Tiles:
+@dataclass(frozen=True)
+class NearDuplicateGroups:
+    """The groups of a set's tiles by id: as given (None: not at all), and joined with the clusters of duplicates."""
+
+    given: dict[str, str] | None
+    joined: dict[str, str]
+
+    def given_of(self, ids: tuple[str, ...]) -> NDArray[np.str_] | None:
+        """Return the given groups of these tiles, (N,)."""
+        return None if self.given is None else np.array([self.given[name] for name in ids])
+
+
+def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> NearDuplicateGroups:
+    """Return the groups of a set's tiles, joined with the clusters of duplicates, which are kept in the cache.
+
+    Neither the tile size, the stain normalisation nor the split decides what is found: the whole set is searched, at
+    one size. A set that gives its splits as parts of one file is searched part by part.
+    """
+    whole = {"size_px": duplicates.SIZE_PX, "stain": "none"}
+    if data.source in ("mhist", "synthetic"):
+        whole["protocol"] = "official"  # all tiles, not those that a seed has drawn
+    part = split if data.source == "pathmnist" else "all"
+    tiles = _load(data.model_copy(update=whole), split=part, progress=progress)
+    digest = hashlib.sha256()
+    for start in range(0, len(tiles), 256):
+        digest.update(np.ascontiguousarray(tiles.images[start : start + 256]).data)
+
+    def search() -> torch.Tensor:
+        pairs = duplicates.find_pairs(tiles.images, progress=progress)
+        found = duplicates.clusters_of(len(tiles), [(pair.first, pair.second) for pair in pairs])
+        return torch.from_numpy(found.astype(np.float32))[:, None]
+
+    key = ("near-duplicates", duplicates.VERSION, digest.hexdigest())
+    numbers = features.cached_outputs(search, key=key, rows=len(tiles), cache_dir=data.cache_dir)
+    joined = duplicates.join_groups(numbers[:, 0].long().numpy(), tiles.groups, ids=tiles.ids)
+    return NearDuplicateGroups(
+        given=None if tiles.groups is None else dict(zip(tiles.ids, tiles.groups.tolist(), strict=True)),
+        joined=dict(zip(tiles.ids, joined.tolist(), strict=True)),
+    )
+
+
+def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None) -> Tiles:
     if data.source == "pathmnist":
-        return load_pathmnist(data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress)
+        tiles = load_pathmnist(
+            data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress
+        )
+        return tiles if group_of is None else replace(tiles, groups=np.array([group_of[name] for name in tiles.ids]))
     if data.source in ("mhist", "synthetic"):
         return load_mhist(
             data.root,
@@ -51,6 +104,7 @@ def _load(data: DataConfig, *, split: str, progress: bool) -> Tiles:
             seed=data.split_seed,
             size_px=data.size_px,
             published=data.published and data.source == "mhist",
+            group_of=group_of,
             cache_dir=data.cache_dir,
             progress=progress,
         )
@@ -58,12 +112,28 @@ def _load(data: DataConfig, *, split: str, progress: bool) -> Tiles:
         data.root,
         split=split,
         groups_csv=data.groups_csv,
+        group_of=group_of,
         test_fraction=data.test_fraction,
         seed=data.split_seed,
         size_px=data.size_px,
         cache_dir=data.cache_dir,
         progress=progress,
     )
+
+
+def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
+    """Return train, validation where the set has its own, and test.
+
+    A flat folder without classes has one split, all, and train/ may stand without test/.
+    """
+    train = load_tiles(data, split="train", progress=progress)
+    if not train.classes:
+        return {"all": train}
+    root = Path(data.root)
+    if data.source == "folder" and (root / "train").is_dir() and not (root / "test").is_dir():
+        return {"train": train}
+    names = ("validation", "test") if has_validation(data) else ("test",)
+    return {"train": train} | {name: load_tiles(data, split=name, progress=progress) for name in names}
 
 
 def has_validation(data: DataConfig) -> bool:
@@ -77,7 +147,14 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
     counts = ", ".join(f"{count} {name}" for name, count in tiles.class_counts().items())
     of = f" ({counts})" if counts else ""
-    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{of}"
+    together = ""
+    if data.group_near_duplicates and tiles.groups is not None:
+        _, sizes = np.unique(tiles.groups, return_counts=True)
+        together = (
+            f"; near-duplicates stay together: {(sizes > 1).sum()} clusters (with the given groups, if any) of 2 to "
+            f"{sizes.max()} tiles, {(sizes == 1).sum()} single tiles"
+        )
+    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{of}{together}"
 
 
 def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
@@ -92,7 +169,8 @@ def split_changes(data: DataConfig, trained: dict[str, Any]) -> list[str]:
     """Return the keys by which the test split differs from that of a data section trained on, as data.KEY."""
     now = plain(data)
     deciding = ("source",) if data.source == "pathmnist" else SPLIT_KEYS  # an .npz file holds its splits
-    return [f"data.{key}" for key in deciding if now[key] != trained[key]]
+    # Checkpoints from before there was a key have none of it: its default.
+    return [f"data.{key}" for key in deciding if now[key] != trained.get(key, DataConfig.model_fields[key].default)]
 
 
 def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:

@@ -4,6 +4,7 @@ A YAML file holds what differs from the defaults here; `key.path=value` on the c
 Library code never sees these classes: the commands hand it plain values.
 """
 
+from sscl.config.audit import AuditConfig
 from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, validate
 from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
@@ -28,6 +29,7 @@ from sscl.config.training import (
 )
 
 __all__ = [
+    "AuditConfig",
     "AugmentConfig",
     "CompareConfig",
     "CompareEntry",

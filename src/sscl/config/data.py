@@ -25,6 +25,9 @@ class DataConfig(Section):
     split_seed: int = knob(0, "seed of the splits made here (paper_balanced, a folder without test/)", ge=0)
     test_fraction: float = knob(0.2, "folder without test/: share of each class held out for test", gt=0, lt=1)
     groups_csv: str | None = knob(None, "folder: CSV `path,group`; no group lands on both sides of a split")
+    group_near_duplicates: bool = knob(
+        False, "look for duplicates first, and keep each cluster of them on one side of every split made here"
+    )
     size_px: int = knob(224, "side to which tiles are brought, pixels", ge=16, le=1024)
     stain: Literal["none", "reinhard", "macenko"] = knob(
         "none", "stain normalisation of every tile after decoding, to fixed reference stains"

@@ -8,6 +8,7 @@ root/*.png                                         unlabelled, for pretraining
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def load_imagefolder(
     *,
     split: str,
     groups_csv: Path | str | None = None,
+    group_of: Mapping[str, str] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     size_px: int = 224,
@@ -39,6 +41,7 @@ def load_imagefolder(
     Args:
         split: "train", "test" or "all". A folder without classes has no test part.
         groups_csv: CSV with the columns path,group (path relative to root) and a row for every tile.
+        group_of: the group of every id, in the place of those in groups_csv.
         test_fraction, seed: of the split made here; without meaning where train/ and test/ are given.
         size_px: working size, pixels.
         cache_dir, progress: see `decode_tiles`.
@@ -78,7 +81,11 @@ def load_imagefolder(
     listed = [tile for part in parts.values() for tile in part]
     ids = tuple(name for name, _ in listed)
     labels = np.array([label for _, label in listed], dtype=np.int64)
-    groups = None if groups_csv is None else read_groups(Path(groups_csv), ids, columns=("path", "group"))
+    groups = None
+    if group_of is not None:
+        groups = np.array([group_of[name] for name in ids])
+    elif groups_csv is not None:
+        groups = read_groups(Path(groups_csv), ids, columns=("path", "group"))
     tiles = Tiles(
         images=decode_tiles(
             [os.path.join(root, name) for name in ids],

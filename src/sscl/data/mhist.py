@@ -7,6 +7,7 @@ behind an access form; it publishes no slide or patient ids, so any split may ha
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def load_mhist(
     seed: int = 0,
     size_px: int = 224,
     published: bool = True,
+    group_of: Mapping[str, str] | None = None,
     cache_dir: Path | str | None = None,
     progress: bool = False,
 ) -> Tiles:
@@ -61,7 +63,7 @@ def load_mhist(
 
     - official: the column Partition; 2175 train and 977 test tiles.
     - paper_balanced: all SSA and as many HP drawn by the seed, then stratified 90:10 by the seed; 1782 and
-      198 tiles. Tiles, not slides, are split, as the paper does.
+      198 tiles. Tiles, not slides, are split, as the paper does, unless `group_of` is given.
 
     Args:
         protocol: "official" or "paper_balanced".
@@ -70,6 +72,7 @@ def load_mhist(
         size_px: working size, pixels.
         published: hold the published counts and 224×224 files; False (synthetic, a part of MHIST) allows any
             counts and any one square size.
+        group_of: the group of every id, in the place of those in slides.csv; paper_balanced then splits whole groups.
         cache_dir, progress: see `decode_tiles`.
 
     Raises:
@@ -89,6 +92,11 @@ def load_mhist(
     ids = tuple(row.name for row in rows)
     paths = _find_images(root, ids)
     slides = root / "slides.csv"
+    groups = None
+    if group_of is not None:
+        groups = np.array([group_of[name] for name in ids])
+    elif slides.is_file():
+        groups = read_groups(slides, ids, columns=("Image Name", "Slide"))
     tiles = Tiles(
         images=decode_tiles(
             paths,
@@ -101,7 +109,7 @@ def load_mhist(
         labels=np.array([row.label for row in rows], dtype=np.int64),
         classes=CLASSES,
         ids=ids,
-        groups=read_groups(slides, ids, columns=("Image Name", "Slide")) if slides.is_file() else None,
+        groups=groups,
         votes=np.array([row.votes for row in rows], dtype=np.int64),
     )
     if protocol == "official":
@@ -120,7 +128,8 @@ def load_mhist(
         return tiles.subset(balanced)
     if min(tiles.class_counts().values()) < 2:
         raise ValueError(f"{root / 'annotations.csv'}: the smaller class has 1 tile; paper_balanced needs at least 2")
-    train, test = stratified_split(tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed)
+    together = None if group_of is None or groups is None else groups[balanced]
+    train, test = stratified_split(tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed, groups=together)
     return tiles.subset(balanced[train if split == "train" else test])
 
 
