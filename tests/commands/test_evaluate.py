@@ -18,8 +18,12 @@ from PIL import Image
 from sscl.commands import evaluate
 from sscl.config import DataConfig, plain
 from sscl.data.tiles import Tiles
+from sscl.metrics import wilson_interval
 
-PICTURES = {"confusion.png", "roc.png", "precision_recall.png"}
+PICTURES = {
+    *("confusion.png", "roc.png", "precision_recall.png"),
+    *("reliability.png", "decision_curve.png", "coverage.png"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +127,11 @@ def test_probabilities_are_those_of_torchvisions_network(
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
     with torch.no_grad():
-        expected = network((x - mean[:, None, None]) / std[:, None, None]).softmax(1).numpy()
+        logits = network((x - mean[:, None, None]) / std[:, None, None])
+    expected = (logits / content["calibration"]["temperature"]).softmax(1).numpy()
 
     assert np.abs(found - expected).max() < 2e-5
+    assert np.abs(found - logits.softmax(1).numpy()).max() > 1e-3
 
 
 def test_predictions_have_the_truth_and_votes_of_the_annotations(
@@ -155,20 +161,125 @@ def test_accuracy_by_agreement_is_counted_from_the_votes(evaluated: tuple[Path, 
 
 
 def test_intervals_hold_the_value_and_follow_the_seed(
-    cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path
+    cli: Any, evaluated3: tuple[Path, str], finetuned3: Path, tmp_path: Path
 ) -> None:
-    written = report(evaluated[0])
+    written = report(evaluated3[0])  # without groups: two slides have few ways of being drawn
 
     assert "50 resamples, seed 0" in written["interval_method"]
     low, high = written["intervals"]["auroc"]
     assert low <= written["metrics"]["auroc"] <= high
     assert low < high
-    right = round(written["metrics"]["accuracy"] * 16)
-    assert written["accuracy_wilson"][0] < right / 16 < written["accuracy_wilson"][1]
-    again = cli.evaluate(finetuned, f"out={tmp_path / 'again'}", "bootstrap_seed=1", "batch_size=5")
+    right = round(written["metrics"]["accuracy"] * 15)
+    assert written["accuracy_wilson"] == pytest.approx(wilson_interval(right, 15))
+    again = cli.evaluate(finetuned3, f"out={tmp_path / 'again'}", "bootstrap_seed=1", "batch_size=5")
     assert again.code == 0, again.err
     assert report(tmp_path / "again")["intervals"]["auroc"] != [low, high]
     assert report(tmp_path / "again")["metrics"]["auroc"] == pytest.approx(written["metrics"]["auroc"])
+
+
+# --- calibration, thresholds, augmentation ---
+
+
+def test_temperature_and_threshold_are_those_of_the_checkpoint(evaluated: tuple[Path, str], finetuned: Path) -> None:
+    out, printed = evaluated
+    kept = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)["calibration"]
+    written = report(out)
+
+    assert written["calibration"]["temperature"] == kept["temperature"]
+    assert written["calibration"]["fitted_on"] == kept["tiles"]
+    assert written["operating_point"]["threshold"] == pytest.approx(kept["threshold"], abs=1e-6)
+    assert kept["positive"] == "SSA"
+    assert f"temperature {kept['temperature']:.3f} (" in printed
+    assert f"operating point: SSA from a probability of {kept['threshold']:.4f} on" in printed
+    assert written["calibration"]["after"]["loss"] == written["loss"]
+    assert written["calibration"]["after"]["soft_vote_brier"] is not None
+    assert f"on {kept['tiles']} validation tiles" in printed
+
+
+def test_a_checkpoint_without_calibration_is_read_as_it_was(
+    cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path, read_rows: Any
+) -> None:
+    run = Path(shutil.copytree(finetuned, tmp_path / "run"))
+    content = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    del content["calibration"]
+    torch.save(content, run / "checkpoints/best.pt")
+
+    old = cli.evaluate(run, f"out={tmp_path / 'old'}")
+    raw = cli.evaluate(finetuned, "calibrate=false", f"out={tmp_path / 'raw'}")
+
+    assert old.code == raw.code == 0, old.err + raw.err
+    assert "note: the checkpoint is from before calibration was kept: temperature 1" in old.out
+    assert "temperature 1.000 (calibrate=false; that of the checkpoint is " in raw.out
+    without, unscaled, scaled = report(tmp_path / "old"), report(tmp_path / "raw"), report(evaluated[0])
+    assert without["operating_point"] is without["coverage"]["abstention"] is None
+    assert unscaled["operating_point"] is not None
+    assert without["metrics"] == unscaled["metrics"]
+    assert without["loss"] == unscaled["loss"] == scaled["calibration"]["before"]["loss"] != scaled["loss"]
+    tables = [table_of(out, ["HP", "SSA"], read_rows) for out in (tmp_path / "old", tmp_path / "raw", evaluated[0])]
+    assert (tables[0][3] == tables[1][3]).all()
+    assert (tables[0][2] == tables[2][2]).all()  # predictions are the same, probabilities are not
+    assert not np.allclose(tables[0][3], tables[2][3], atol=1e-3)
+
+
+def test_a_stated_sensitivity_moves_the_operating_point(
+    cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path
+) -> None:
+    result = cli.evaluate(finetuned, "sensitivity=1", "abstain=0", f"out={tmp_path / 'out'}")
+
+    assert result.code == 0, result.err
+    point = report(tmp_path / "out")["operating_point"]
+    assert point["on_validation"]["sensitivity"] == 1
+    assert point["rule"] == "sensitivity of 1 or more"
+    assert point["threshold"] <= report(evaluated[0])["operating_point"]["threshold"]
+    assert report(tmp_path / "out")["coverage"]["abstention"]["share_on_validation"] == 0
+    refused = cli.evaluate(finetuned, "sensitivity=1.5", f"out={tmp_path / 'no'}")
+    assert refused.code == 2
+    assert "sensitivity: got 1.5" in refused.err
+
+
+def test_test_time_augmentation_is_the_mean_of_eight_and_is_said(
+    cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path, tiles: Path, read_rows: Any
+) -> None:
+    assert cli.evaluate(finetuned, "tta=true", "calibrate=false", f"out={tmp_path / 'out'}").code == 0
+    ids, _, _, found = table_of(tmp_path / "out", ["HP", "SSA"], read_rows)
+    assert report(tmp_path / "out")["test_time_augmentation"] is True
+    assert report(evaluated[0])["test_time_augmentation"] is False
+    assert "fitted without test-time augmentation" in " ".join(report(tmp_path / "out")["notes"])
+
+    content = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)
+    network = torchvision.models.resnet18(num_classes=2).eval()
+    network.load_state_dict({**content["encoder"], **{f"fc.{key}": value for key, value in content["head"].items()}})
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    logits = []
+    for name in ids[:3]:
+        picture = Image.open(tiles / "images" / name)
+        for turned in (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+            for degrees in (0, 90, 180, 270):
+                x = (np.asarray(turned.rotate(degrees)) / 255 - mean) / std
+                logits.append(network(torch.from_numpy(x).float().permute(2, 0, 1)[None]).detach())
+    expected = torch.cat(logits).reshape(3, 8, 2).mean(1).softmax(1).numpy()
+    assert np.abs(found[:3] - expected).max() < 2e-5
+
+
+def test_intervals_draw_slides_where_the_tiles_have_them(
+    evaluated: tuple[Path, str], evaluated3: tuple[Path, str]
+) -> None:
+    assert "bootstrap of whole groups (2 slides or patients)" in evaluated[1]
+    assert "note: the intervals draw whole groups, but 2 slides or patients are few" in evaluated[1]
+    assert "stratified bootstrap" in evaluated3[1]
+    assert "note: the intervals take tiles for independent" in evaluated3[1]
+
+
+def test_every_accuracy_that_is_printed_has_its_wilson_interval(
+    evaluated: tuple[Path, str], evaluated3: tuple[Path, str]
+) -> None:
+    for _, printed in (evaluated, evaluated3):
+        lines = [line for line in printed.splitlines() if line.startswith("  accuracy")]
+        assert len(lines) >= 7
+        for line in lines:
+            *_, low, to, high, count, of, total = line.split()
+            assert (to, of) == ("to", "of")
+            assert (float(low), float(high)) == pytest.approx(wilson_interval(int(count), int(total)), abs=6e-5)
 
 
 # --- what it says and writes ---

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from sscl.calibration import fit_calibration
 from sscl.commands import finetune
 from sscl.commands.inputs import start_encoder
 from sscl.config import FinetuneConfig, ModelConfig
@@ -73,6 +74,24 @@ def test_best_checkpoint_is_the_epoch_with_the_highest_logged_metric(finetuned: 
     assert content["epoch"] == wanted["epoch"]
     assert content["validation"] == wanted
     assert content["classes"] == ["HP", "SSA"]
+
+
+def test_best_checkpoint_keeps_the_calibration_of_its_own_validation_logits(finetuned: Path) -> None:
+    content = best(finetuned)
+    kept = content["calibration"]
+    logits, labels = kept["logits"], kept["labels"]
+
+    assert kept["tiles"] == len(labels) == 4
+    assert F.cross_entropy(logits, labels).item() == pytest.approx(content["validation"]["validation_loss"], abs=1e-5)
+    again = fit_calibration(logits, labels, classes=("HP", "SSA"), positive=1)
+    for key in ("temperature", "threshold", "positive", "tiles", "method", "ece_before", "ece_after"):
+        assert kept[key] == again[key], key
+
+
+def test_three_classes_are_calibrated_without_a_threshold(finetuned3: Path) -> None:
+    kept = best(finetuned3)["calibration"]
+    assert kept["threshold"] is kept["positive"] is None
+    assert kept["temperature"] > 0
 
 
 # --- what it starts from ---
