@@ -26,7 +26,6 @@ from sscl.data.tiles import place_store
 from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import ContrastiveModel, build_projection, keep_batch_statistics
-from sscl.plots import plot_history
 from sscl.profiling import Profile
 from sscl.step import ContrastiveStep, Views
 
@@ -350,6 +349,8 @@ def collapse_name(config: PretrainConfig) -> str:
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the loss, the similarities and the health signs against the epoch."""
+    from sscl.plots import plot_history  # matplotlib would hold the first step up
+
     series = [
         ("loss / loss at collapse", ["loss_relative"]),
         ("cosine similarity", ["positive_similarity", "negative_similarity"]),
