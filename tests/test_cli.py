@@ -38,8 +38,8 @@ def test_overview_and_version(capsys):
         (["pretrian"], "no command 'pretrian'; did you mean pretrain?"),
         (["evaluate", "x=1"], "no command 'evaluate'; did you mean eval?"),
         (["synth"], "no command 'synth'; did you mean data synth?"),
-        (["data"], "no command 'data'; allowed are data synth, data download, data inspect"),
-        (["data", "synht"], "no command 'data synht'; allowed are data synth, data download, data inspect"),
+        (["data"], "no command 'data'; allowed are data synth, data download, data inspect, data audit"),
+        (["data", "synht"], "no command 'data synht'; allowed are data synth, data download, data inspect, data audit"),
         (["xyzzy"], f"no command 'xyzzy'; allowed are {', '.join(cli.COMMANDS)}"),
         (
             ["pretrain", "--confg", "x"],

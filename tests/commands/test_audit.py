@@ -1,0 +1,251 @@
+"""sscl data audit on planted duplicates, and splits that keep near-duplicates together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sscl.commands import inputs
+from sscl.commands.inputs import load_tiles
+from sscl.config import DataConfig
+from sscl.data import duplicates
+from sscl.data.synthetic import draw_tile
+
+SIZE_PX = 96
+
+
+def picture(index: int) -> np.ndarray:
+    return draw_tile(index, seed=5, size_px=SIZE_PX).image
+
+
+def save(tile: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tile).save(path, quality=80) if path.suffix == ".jpg" else Image.fromarray(tile).save(path)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and test/ of two classes, without any duplicate."""
+    root = tmp_path_factory.mktemp("audit") / "clean"
+    for index in range(16):
+        save(picture(index), root / ("train" if index < 10 else "test") / "ab"[index % 2] / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def leaky(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with train's 0 in test again, turned and as JPEG, train's 1 as it is, and a twin within train."""
+    root = tmp_path_factory.mktemp("audit") / "leaky"
+    for file in clean.rglob("*.png"):
+        save(np.asarray(Image.open(file)), root / file.relative_to(clean))
+    save(np.ascontiguousarray(np.rot90(picture(0))), root / "test" / "a" / "turned.jpg")
+    save(picture(1), root / "test" / "b" / "again.png")
+    save(np.ascontiguousarray(np.fliplr(picture(2))), root / "train" / "a" / "flipped.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders, to be split here: 12 originals, each with two turned twins."""
+    root = tmp_path_factory.mktemp("audit") / "twins"
+    for index in range(12):
+        for turn in range(3):
+            tile = np.ascontiguousarray(np.rot90(picture(100 + index), turn))
+            save(tile, root / "ab"[index % 2] / f"{index}_{turn}.png")
+    return root
+
+
+def audit(cli: Any, root: Path, out: Path, *words: object) -> tuple[Any, dict[str, Any]]:
+    result = cli("data", "audit", f"data.root={root}", "data.source=folder", f"out={out}", "progress=false", *words)
+    return result, json.loads((out / "audit.json").read_text()) if (out / "audit.json").is_file() else {}
+
+
+def refused(result: Any, out: Path, *parts: str) -> None:
+    assert result.code == 2, result.out
+    assert len(result.err.splitlines()) == 1, result.err
+    for part in parts:
+        assert part in result.err
+    assert not out.exists()
+
+
+def names(pair: dict[str, Any]) -> set[str]:
+    return {f"{pair[side]['part']}:{pair[side]['id']}" for side in ("first", "second")}
+
+
+@pytest.mark.parametrize(("flags", "code"), [((), 0), (("--strict",), 1)])
+def test_planted_duplicates_are_found_and_strict_says_so_by_its_code(flags, code, cli, leaky, tmp_path):
+    result, report = audit(cli, leaky, tmp_path / "out", *flags)
+    assert result.code == code, result.err
+    assert report["leakage"] is True
+    assert [names(pair) for pair in report["pairs"]] == [
+        {"train:train/b/1.png", "test:test/b/again.png"},  # across splits first, the surest first
+        {"train:train/a/0.png", "test:test/a/turned.jpg"},
+        {"train:train/a/2.png", "train:train/a/flipped.png"},
+    ]
+    assert [pair["across"] for pair in report["pairs"]] == [True, True, False]
+    assert [pair["kind"] for pair in report["pairs"]] == ["exact", "hash", "hash"]
+    assert report["pairs"][1]["movement"] == "turned 90° counter-clockwise"
+    assert report["tiles_with_twins"] == {"test": {"train": 2}}
+    assert report["counts"]["clusters"] == 3
+    assert "THE SPLIT LEAKS: 2 of 8 test tiles show what a tile of train shows" in result.out
+    assert "3 (1 of equal pixels, 2 by hash, 0 by keypoints), 2 across splits" in result.out
+    assert Image.open(tmp_path / "out" / "pairs.png").width > 500
+
+
+def test_a_clean_set_passes_strict(cli, clean, tmp_path):
+    result, report = audit(cli, clean, tmp_path / "out", "--strict")
+    assert result.code == 0, result.err
+    assert report["pairs"] == report["clusters"] == []
+    assert not report["leakage"]
+    assert "no leakage found: no test tile shows what a tile of train shows" in result.out
+    assert not (tmp_path / "out" / "pairs.png").exists()
+    assert "no slide or patient ids" in result.out
+
+
+def test_pretraining_tiles_are_held_against_test_and_not_against_train(cli, clean, tmp_path):
+    flat = tmp_path / "flat"
+    save(np.ascontiguousarray(np.flipud(picture(12))), flat / "of_test.jpg")
+    save(picture(3), flat / "of_train.png")
+    save(picture(50), flat / "other.png")
+    result, report = audit(cli, clean, tmp_path / "out", f"against=[{{source: folder, root: {flat}}}]", "--strict")
+    assert result.code == 1, result.err
+    assert report["tiles_with_twins"] == {"test": {"train": 0, "against.0": 1}}
+    assert [(pair["across"], pair["kind"]) for pair in report["pairs"]] == [(True, "hash"), (False, "exact")]
+    (flat / "of_test.jpg").unlink()
+    result, _ = audit(cli, clean, tmp_path / "other", f"against=[{{source: folder, root: {flat}}}]", "--strict")
+    assert result.code == 0, result.out
+
+
+def test_the_sets_of_a_run_are_held_against_test(cli, clean, tiles, pretrained, tmp_path):
+    result, report = audit(cli, clean, tmp_path / "out", f"run={pretrained}")
+    assert result.code == 0, result.err
+    assert report["parts"]["run.0"]["root"] == str(tiles)
+    assert report["parts"]["run.0"]["tiles"] == 32
+
+
+def test_an_encoder_lists_tiles_that_are_only_alike(cli, clean, pretrained, tmp_path):
+    words = [f"encoder.weights={pretrained}", "min_cosine=0.5", "device=cpu", "--strict"]
+    result, report = audit(cli, clean, tmp_path / "out", *words)
+    assert result.code == 0, result.err  # alike is not the same
+    assert report["counts"]["pairs"]["embedding"] > 0
+    assert report["counts"]["clusters"] == 0
+    assert "alike by embedding only, not counted" in result.out
+
+
+def test_groups_on_both_sides_are_a_leak(cli, clean, tmp_path):
+    ids = [str(file.relative_to(clean)) for file in clean.rglob("*.png")]
+    rows = [f"{name},{'both' if name.endswith(('/1.png', '/11.png')) else name}" for name in ids]
+    (tmp_path / "groups.csv").write_text("path,group\n" + "\n".join(rows) + "\n")
+    result, report = audit(cli, clean, tmp_path / "out", f"data.groups_csv={tmp_path}/groups.csv", "--strict")
+    assert result.code == 1
+    assert report["straddling_groups"] == {"both": {"train": 1, "test": 1}}
+    assert "1 groups (slides, patients) have tiles on both sides" in result.out
+
+
+def test_one_tile_and_no_label(cli, tmp_path):
+    save(picture(0), tmp_path / "one" / "tile.png")
+    result, report = audit(cli, tmp_path / "one", tmp_path / "out", "--strict")
+    assert result.code == 0, result.err
+    assert report["counts"]["tiles"] == 1
+    assert "no held-out part" in result.out
+    save(np.full((SIZE_PX, SIZE_PX, 3), 250, np.uint8), tmp_path / "one" / "white.png")
+    save(np.full((SIZE_PX, SIZE_PX, 3), 250, np.uint8), tmp_path / "one" / "white2.png")
+    result, report = audit(cli, tmp_path / "one", tmp_path / "again")
+    assert report["counts"]["flagged"] == {"blank": 2}
+    assert report["counts"]["pairs"]["exact"] == 1
+    assert (tmp_path / "again" / "flagged.png").is_file()
+
+
+def test_bad_input_is_refused_and_nothing_written(cli, clean, tmp_path):
+    out = tmp_path / "out"
+    refused(audit(cli, tmp_path / "none", out)[0], out, "no such folder")
+    result, _ = audit(cli, clean, out, f"against=[{{source: folder, root: {tmp_path}/none}}]")
+    refused(result, out, "against.0.root", "no such folder")
+    refused(audit(cli, clean, out, f"run={tmp_path}/none")[0], out, "no such run folder")
+    refused(audit(cli, clean, out, "neighbours=0")[0], out, "neighbours: got 0")
+    (out / "mine").mkdir(parents=True)
+    result, _ = audit(cli, clean, out, "--overwrite")
+    assert (result.code, (out / "mine").is_dir()) == (2, True)
+
+
+# --- data.group_near_duplicates ---
+
+
+def of_folder(root: Path, **keys: Any) -> DataConfig:
+    return DataConfig(source="folder", root=str(root), size_px=32, group_near_duplicates=True, **keys)
+
+
+def original(name: str) -> str:
+    return name.split("/")[-1].split("_")[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_cluster_is_split(seed, twins):
+    data = of_folder(twins, split_seed=seed, test_fraction=0.3)
+    train, test = (load_tiles(data, split=split, progress=False) for split in ("train", "test"))
+    assert len(train) + len(test) == 36
+    assert {original(name) for name in train.ids} & {original(name) for name in test.ids} == set()
+    assert train.groups is not None
+    for name, group in zip(train.ids, train.groups, strict=True):
+        assert original(name) == original(str(group))
+    plain = data.model_copy(update={"group_near_duplicates": False})
+    mixed = [load_tiles(plain, split=split, progress=False) for split in ("train", "test")]
+    assert {original(name) for name in mixed[0].ids} & {original(name) for name in mixed[1].ids}
+    assert "12 clusters" in inputs.describe_tiles(data, load_tiles(data, split="all", progress=False), split="all")
+
+
+def test_given_groups_and_clusters_are_joined(twins, tmp_path):
+    ids = sorted(str(file.relative_to(twins)) for file in twins.rglob("*.png"))
+    slide = {name: "slide" if original(name) in "02" and "_0" in name else name for name in ids}
+    (tmp_path / "groups.csv").write_text("path,group\n" + "\n".join(f"{k},{v}" for k, v in slide.items()) + "\n")
+    tiles = load_tiles(of_folder(twins, groups_csv=str(tmp_path / "groups.csv")), split="all", progress=False)
+    assert tiles.groups is not None
+    joined = {original(name) for name, group in zip(tiles.ids, tiles.groups, strict=True) if group == tiles.groups[0]}
+    assert joined == {"0", "2"}  # one slide holds a tile of each, and their twins follow
+    assert len(np.unique(tiles.groups)) == 11
+
+
+def test_the_search_is_done_once_whatever_the_size_seed_and_stain(twins, tmp_path, monkeypatch):
+    calls = []
+    search = duplicates.find_pairs
+    monkeypatch.setattr(duplicates, "find_pairs", lambda *a, **k: calls.append(1) or search(*a, **k))
+    cache = str(tmp_path / "cache")
+    first = load_tiles(of_folder(twins, cache_dir=cache), split="train", progress=False)
+    for keys in ({"split_seed": 4}, {"stain": "reinhard"}, {}):
+        data = of_folder(twins, cache_dir=cache, **keys).model_copy(update={"size_px": 48})
+        again = load_tiles(data, split="train", progress=False)
+    assert len(calls) == 1
+    assert again.ids == first.ids
+
+
+def test_mhist_splits_made_here_keep_clusters_and_given_ones_stay(tiles, monkeypatch):
+    def planted(images: Any, **_: Any) -> list[duplicates.Pair]:
+        return [duplicates.Pair(i, i + 1, "exact", 1.0, "as it is") for i in range(0, len(images), 2)]
+
+    monkeypatch.setattr(duplicates, "find_pairs", planted)
+    monkeypatch.setattr(duplicates, "VERSION", -1)
+    data = DataConfig(source="synthetic", root=str(tiles), size_px=32, group_near_duplicates=True)
+    whole = load_tiles(data, split="all", progress=False)
+    balanced = data.model_copy(update={"protocol": "paper_balanced"})
+    train, test = (load_tiles(balanced, split=split, progress=False) for split in ("train", "test"))
+    assert train.groups is not None
+    assert test.groups is not None
+    assert set(train.groups) & set(test.groups) == set()
+    position = {name: row for row, name in enumerate(whole.ids)}
+    assert {position[name] // 2 for name in train.ids} & {position[name] // 2 for name in test.ids} == set()
+    plain = data.model_copy(update={"group_near_duplicates": False})
+    assert load_tiles(data, split="test", progress=False).ids == load_tiles(plain, split="test", progress=False).ids
+
+
+def test_the_audit_of_a_grouped_split_finds_no_leak(cli, twins, tmp_path):
+    result, report = audit(cli, twins, tmp_path / "before", "--strict")
+    assert result.code == 1
+    assert "data.group_near_duplicates=true keeps duplicates on one side" in result.out
+    result, report = audit(cli, twins, tmp_path / "after", "data.group_near_duplicates=true", "--strict")
+    assert result.code == 0, result.out
+    assert report["counts"]["clusters"] == 12

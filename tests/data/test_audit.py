@@ -1,0 +1,108 @@
+"""Odd tiles, pairs across splits and straddling groups, on tiles made for it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from sscl.data import audit
+from sscl.data.duplicates import Pair
+from sscl.data.synthetic import draw_tile
+from sscl.data.tiles import Tiles
+
+COUNT = 20
+PARTS = np.array(["train"] * 4 + ["validation"] * 2 + ["test"] * 3 + ["against.0"] * 2)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.stack([draw_tile(index, seed=1, size_px=64).image for index in range(COUNT)])
+
+
+def flagged(images: np.ndarray) -> dict[int, str]:
+    return {flag.row: flag.kind for flag in audit.flag_tiles(audit.measure(images))}
+
+
+def pair(first: int, second: int, kind: str = "hash") -> Pair:
+    return Pair(first, second, kind, 0.95, "as it is")
+
+
+def tiles_of(groups: list[str] | None, *, first: int = 0, count: int = 3) -> Tiles:
+    return Tiles(
+        images=np.zeros((count, 4, 4, 3), np.uint8),
+        labels=np.zeros(count, np.int64),
+        classes=("a",),
+        ids=tuple(str(first + i) for i in range(count)),
+        groups=None if groups is None else np.array(groups),
+    )
+
+
+def test_ordinary_tiles_are_not_flagged(images):
+    assert flagged(images) == {}
+
+
+def test_blank_blurred_and_oddly_stained_tiles_are_flagged(images):
+    images = images.copy()
+    images[3] = 243
+    images[3, :8, :8] = 120  # 1.6% tissue
+    images[7] = cv2.GaussianBlur(images[7], (0, 0), 4)
+    images[11] = images[11][..., [1, 2, 0]]
+    assert flagged(images) == {3: "blank", 7: "blurred", 11: "stain"}
+    (blank,) = [flag for flag in audit.flag_tiles(audit.measure(images)) if flag.kind == "blank"]
+    assert blank.reason == "1.6% tissue"
+
+
+def test_measures_are_those_of_a_plain_loop(images):
+    found = audit.measure(images[:2])
+    for row, tile in enumerate(images[:2].astype(float)):
+        density = -np.log((tile + 1) / 240)
+        tissue = [pixel for pixel in density.reshape(-1, 3) if pixel.mean() >= 0.15]
+        red, green, blue = np.mean(tissue, axis=0)
+        assert found.tissue[row] == pytest.approx(len(tissue) / 64**2)
+        expected = [(red + green + blue) / 3, red / (red + green + blue), blue / (red + green + blue)]
+        np.testing.assert_allclose(found.stain[row], expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_tiles_have_no_outliers(count, images):
+    assert flagged(images[:count]) == {}
+
+
+def test_only_blank_tiles():
+    assert flagged(np.full((3, 32, 32, 3), 250, np.uint8)) == {0: "blank", 1: "blank", 2: "blank"}
+
+
+def test_robust_deviations_are_standard_ones_of_normal_values_and_no_outlier_widens_them():
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 2, 20000)
+    values[:4000] = 1e6
+    values[4000] = np.nan
+    found = audit.robust_deviations(values)
+    assert found[4000] == 0
+    rest = found[4001:]
+    assert abs(np.median(rest)) < 0.5
+    assert 0.6 < rest.std() < 1
+    assert (audit.robust_deviations(np.array([1.0, 1, 1, 9])) == 0).all()
+
+
+def test_pairs_across_need_a_held_out_tile_and_more_than_likeness():
+    across = [pair(0, 6), pair(0, 4), pair(5, 8), pair(7, 10), pair(4, 9)]
+    within = [pair(0, 1), pair(6, 7), pair(2, 9), pair(9, 10), pair(1, 7, "embedding")]
+    found = audit.crossing([*across, *within], PARTS, held_out=("validation", "test"))
+    assert found == across
+
+
+def test_tiles_with_twins_are_counted_through_chains():
+    clusters = np.array([0, 1, 2, 3, 4, 5, 0, 0, 6, 5, 7])
+    found = audit.tiles_with_twins(clusters, PARTS, held_out=("validation", "test"))
+    assert found == {
+        "validation": {"train": 0, "test": 0, "against.0": 1},
+        "test": {"train": 2, "validation": 0, "against.0": 0},
+    }
+
+
+def test_straddling_groups_are_those_of_several_parts():
+    parts = {"train": tiles_of(["a", "a", "b"]), "test": tiles_of(["b", "c", "c"], first=3)}
+    assert audit.straddling_groups(parts) == {"b": {"train": 1, "test": 1}}
+    assert audit.straddling_groups({"train": tiles_of(None), "test": tiles_of(None)}) == {}

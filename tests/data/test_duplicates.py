@@ -1,0 +1,263 @@
+"""Duplicates against naive searches, on twins made from synthetic tiles, and where nothing must be found."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from sscl.data import duplicates, keypoints
+from sscl.data.duplicates import HASH_BITS, SYMMETRIES, Pair, clusters_of, find_pairs, join_groups
+from sscl.data.synthetic import draw_tile
+
+SIZE_PX = duplicates.SIZE_PX
+COUNT = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    cv2.setNumThreads(1)
+
+
+@pytest.fixture(scope="module")
+def originals() -> np.ndarray:
+    return np.stack([draw_tile(index, seed=3, size_px=SIZE_PX).image for index in range(COUNT)])
+
+
+def crop(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    side = round(0.9 * len(tile))
+    x, y = rng.integers(0, len(tile) - side + 1, 2)
+    return cv2.resize(tile[y : y + side, x : x + side], tile.shape[:2], interpolation=cv2.INTER_CUBIC)
+
+
+def jpeg(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    quality = int(rng.integers(60, 81))
+    return cv2.imdecode(cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+
+
+def colour(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    density = -np.log((tile + 1.0) / 256)
+    return (
+        (np.exp(-density * rng.uniform(0.88, 1.12, 3)) * 256 * rng.uniform(0.95, 1.05) - 1)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+
+
+def turn(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.ascontiguousarray(moved(tile, int(rng.integers(1, 8))))
+
+
+def rotate(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turned by up to 25 degrees and cut to what lies inside, as LC25000 was made."""
+    angle = rng.uniform(5, 25)
+    zoom = np.cos(np.radians(angle)) + np.sin(np.radians(angle))
+    middle = (len(tile) - 1) / 2
+    matrix = cv2.getRotationMatrix2D((middle, middle), angle, zoom)
+    return cv2.warpAffine(tile, matrix, tile.shape[:2], flags=cv2.INTER_CUBIC)
+
+
+def everything(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return jpeg(colour(crop(turn(tile, rng), rng), rng), rng)
+
+
+def moved(tile: np.ndarray, symmetry: int) -> np.ndarray:
+    """One of SYMMETRIES, by another road than the module's: what was done to the tile."""
+    return (
+        tile,
+        np.fliplr(tile),
+        np.flipud(tile),
+        np.rot90(tile, 2),
+        tile.swapaxes(0, 1),
+        np.rot90(tile, -1),
+        np.rot90(tile, 1),
+        np.rot90(tile.swapaxes(0, 1), 2),
+    )[symmetry]
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [(turn, 1.0), (crop, 0.95), (jpeg, 1.0), (colour, 1.0), (rotate, 0.9), (everything, 0.9)],
+    ids=["turn", "crop", "jpeg", "colour", "rotate", "everything"],
+)
+def test_twins_are_found_and_no_others(kind, least, originals):
+    rng = np.random.default_rng(7)
+    twins = np.stack([kind(tile, rng) for tile in originals])
+    found = {(pair.first, pair.second) for pair in find_pairs(np.concatenate([originals, twins]))}
+    true = {(row, COUNT + row) for row in range(COUNT)}
+    assert len(found & true) >= least * COUNT
+    assert found - true == set()
+
+
+def test_the_order_of_the_tiles_changes_nothing(originals):
+    rng = np.random.default_rng(0)
+    images = np.concatenate([originals[:10], [everything(tile, rng) for tile in originals[:10]]])
+    order = rng.permutation(len(images))
+    first = {frozenset((pair.first, pair.second)) for pair in find_pairs(images)}
+    second = {frozenset(order[[pair.first, pair.second]].tolist()) for pair in find_pairs(images[order])}
+    assert first == second
+    assert len(first) >= 9
+
+
+def test_equal_pixels_are_linked_to_the_first(originals):
+    images = originals[[0, 1, 0, 2, 1, 0]]
+    exact = [pair for pair in find_pairs(images) if pair.kind == "exact"]
+    assert [(pair.first, pair.second) for pair in exact] == [(0, 2), (1, 4), (0, 5)]
+    assert len(find_pairs(images)) == 3
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+def test_the_movement_says_what_was_done(symmetry, originals):
+    twin = np.ascontiguousarray(moved(jpeg(originals[0], np.random.default_rng(0)), symmetry))
+    (pair,) = find_pairs(np.stack([originals[0], twin, originals[1]]))
+    assert (pair.first, pair.second, pair.kind) == (0, 1, "hash")
+    assert pair.movement == SYMMETRIES[symmetry]
+    assert pair.score > 0.95
+
+
+def test_the_hash_is_the_signs_of_a_plain_cosine_transform_of_the_moved_tile(originals):
+    luma = np.stack([duplicates.thumbnail(duplicates.luma_of(tile)) for tile in originals[:3]])
+    signs = duplicates.hash_signs(luma)
+    assert signs.shape == (8, 3, HASH_BITS)
+    x = np.arange(32)
+    waves = np.cos(np.pi * (2 * x[None] + 1) * np.arange(8)[:, None] / 64)  # (8, 32)
+    for symmetry in range(8):
+        for row, tile in enumerate(luma):
+            naive = (waves @ moved(tile, symmetry) @ waves.T).ravel()[1:]
+            sure = np.abs(naive) > 1e-3
+            assert sure.sum() > 55
+            np.testing.assert_array_equal(signs[symmetry, row][sure], np.sign(naive)[sure])
+
+
+def test_hash_pairs_are_those_of_a_double_loop(monkeypatch):
+    monkeypatch.setattr(duplicates, "_BLOCK", 7)  # several blocks
+    rng = np.random.default_rng(1)
+    smooth = [cv2.GaussianBlur(rng.normal(size=(32, 32)), (0, 0), 3) for _ in range(15)]
+    near = [moved(tile, i % 8) + 0.02 * rng.normal(size=(32, 32)) for i, tile in enumerate(smooth[:10])]
+    tiles = np.stack([*smooth, *near]).astype(np.float32)
+    tiles -= tiles.mean((1, 2), keepdims=True)
+    tiles /= np.linalg.norm(tiles, axis=(1, 2), keepdims=True)
+    expected = {}
+    signs = duplicates.hash_signs(tiles)
+    for i in range(len(tiles)):
+        for j in range(i + 1, len(tiles)):
+            for symmetry in range(8):
+                distance = int((signs[0, i] != signs[symmetry, j]).sum())
+                score = float((tiles[i] * moved(tiles[j], symmetry)).sum())
+                if distance <= 12 and score >= 0.9 and score > expected.get((i, j), (0, 0))[1]:
+                    expected[i, j] = distance, score
+    found = {(pair.first, pair.second): (pair.distance, pair.score) for pair in duplicates.hash_pairs(tiles)}
+    assert found.keys() == expected.keys()
+    assert len(expected) >= 8
+    for key, (distance, score) in found.items():
+        assert distance == expected[key][0]
+        assert score == pytest.approx(expected[key][1], abs=1e-5)
+
+
+def test_nearest_pairs_are_those_of_a_full_sort(monkeypatch):
+    monkeypatch.setattr(duplicates, "_BLOCK", 4)
+    rng = np.random.default_rng(2)
+    vectors, others = rng.normal(size=(2, 11, 5)).astype(np.float32)
+    cosine = np.maximum(vectors @ vectors.T, vectors @ others.T)
+    expected = set()
+    for row in range(11):
+        order = [column for column in np.argsort(-cosine[row]) if column != row]
+        expected |= {(min(row, column), max(row, column)) for column in order[:3]}
+    assert {(i, j) for i, j, _ in duplicates.nearest_pairs(vectors, others, count=3)} == expected
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_an_alignment_gives_back_the_map_that_was_made(mirrored, originals):
+    first = duplicates.luma_of(originals[2])
+    matrix = cv2.getRotationMatrix2D((64, 60), 33, 1.2) + [[0, 0, 4], [0, 0, -3]]
+    second = cv2.warpAffine(first, matrix, first.shape, flags=cv2.INTER_CUBIC)
+    second = np.ascontiguousarray(second[:, ::-1]) if mirrored else second
+    points = keypoints.detect(first), keypoints.detect(second)
+    found = keypoints.align(first, second, points)
+    assert found is not None
+    assert found.mirrored == mirrored
+    corners = np.array([[30, 30, 1], [90, 40, 1], [50, 100, 1]]).T
+    np.testing.assert_allclose(found.matrix @ corners, matrix @ corners, atol=1.5)
+    assert found.correlation > 0.97
+    assert "1.2" in found.words
+    assert ("mirrored" in found.words) == mirrored
+    back = found.reversed(len(first))
+    straight = keypoints.align(second, first, points[::-1])
+    np.testing.assert_allclose(back.matrix @ corners, straight.matrix @ corners, atol=2)
+    assert back.overlap == pytest.approx(straight.overlap, abs=0.08)
+
+
+def test_mirrored_descriptors_are_those_of_the_mirrored_tile(originals):
+    luma = duplicates.luma_of(originals[0])
+    plain, mirrored = keypoints.detect(luma), keypoints.detect(np.ascontiguousarray(luma[:, ::-1]))
+    near = 0
+    for place, descriptor in zip(plain.places, plain.descriptors[:, keypoints._MIRRORED], strict=True):
+        there = np.abs(mirrored.places - [len(luma) - 1 - place[0], place[1]]).max(1) < 0.6
+        if there.any():
+            gaps = np.linalg.norm(mirrored.descriptors[there].astype(float) - descriptor, axis=1)
+            near += gaps.min() < 60  # of descriptors about 512 long
+    assert near > 0.8 * len(plain.places)
+
+
+def test_bland_tiles_are_no_twins():
+    rng = np.random.default_rng(0)
+    noise = (225 + rng.normal(0, 3, (30, SIZE_PX, SIZE_PX, 3))).clip(0, 255).astype(np.uint8)
+    assert find_pairs(noise) == []
+
+
+def test_tissue_of_one_look_is_no_twin():
+    """Textures of one kind, stain and brightness, as the tiles of one slide are."""
+    rng = np.random.default_rng(4)
+    images = np.zeros((60, SIZE_PX, SIZE_PX, 3), np.uint8)
+    for image in images:
+        cells = cv2.GaussianBlur(rng.normal(size=(SIZE_PX, SIZE_PX)), (0, 0), 2)
+        image[:] = (200 - 60 * (cells > 0.1)[..., None] * [1, 1.5, 0.7]).astype(np.uint8)
+    assert find_pairs(images) == []
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_tiles_make_no_pairs(count, originals):
+    assert find_pairs(originals[:count]) == []
+
+
+def test_embeddings_add_pairs_that_are_only_alike(originals):
+    embeddings = np.eye(COUNT, 8 + COUNT, dtype=np.float32)
+    embeddings[5] = embeddings[4] + 0.1 * embeddings[9]
+    (pair,) = find_pairs(originals, embeddings=embeddings, min_cosine=0.9, neighbours=3)
+    assert (pair.first, pair.second, pair.kind) == (4, 5, "embedding")
+    assert pair.score == pytest.approx(1 / np.sqrt(1.01), abs=1e-4)
+    assert find_pairs(originals, embeddings=embeddings, min_cosine=0.999, neighbours=3) == []
+
+
+def test_wrong_shapes_are_refused(originals):
+    with pytest.raises(ValueError, match=r"images: expected uint8 \(N, H, W, 3\)"):
+        find_pairs(originals.astype(np.float32))
+    with pytest.raises(ValueError, match="embeddings: expected"):
+        find_pairs(originals, embeddings=np.zeros((3, 2), np.float32))
+
+
+def test_clusters_are_the_connected_components():
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, 60, (35, 2))
+    found = clusters_of(60, [(int(a), int(b)) for a, b in pairs])
+    _, expected = connected_components(coo_matrix((np.ones(35), pairs.T), shape=(60, 60)), directed=False)
+    assert len(np.unique(found)) == len(np.unique(expected)) == len(np.unique(np.stack([found, expected]), axis=1).T)
+    assert found[0] == 0
+    first = np.unique(found, return_index=True)[1]
+    assert (np.diff(first) > 0).all()
+
+
+def test_groups_and_clusters_are_joined_both_ways():
+    #           slide a   a   b   b   c   d ; tile 1 and 2 are twins, 4 and 5 too
+    groups = np.array(["a", "a", "b", "b", "c", "d", "e"])
+    clusters = np.array([0, 1, 1, 2, 3, 3, 4])
+    joined = join_groups(clusters, groups, ids=list("tuvwxyz"))
+    assert joined.tolist() == ["a", "a", "a", "a", "c", "c", "e"]
+    assert join_groups(clusters, None, ids=list("tuvwxyz")).tolist() == ["t", "u", "u", "w", "x", "x", "z"]
+
+
+def test_pairs_can_be_kept_in_sets():
+    assert len({Pair(0, 1, "exact", 1.0, "as it is"), Pair(0, 1, "exact", 1.0, "as it is")}) == 1
