@@ -81,7 +81,7 @@ def test_best_checkpoint_keeps_the_calibration_of_its_own_validation_logits(fine
     kept = content["calibration"]
     logits, labels = kept["logits"], kept["labels"]
 
-    assert kept["tiles"] == len(labels) == 4
+    assert kept["tiles"] == len(labels) == 8
     assert F.cross_entropy(logits, labels).item() == pytest.approx(content["validation"]["validation_loss"], abs=1e-5)
     again = fit_calibration(logits, labels, classes=("HP", "SSA"), positive=1)
     for key in ("temperature", "threshold", "positive", "tiles", "method", "ece_before", "ece_after"):
