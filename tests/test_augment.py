@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as tv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
-from sscl import augment
+from sscl import augment, colours
 from sscl.augment import Augmentation, ViewParameters
 
 SIZE = 32
@@ -220,7 +220,7 @@ def plain_view(image: torch.Tensor, tile: int, *, epoch: int, view: int, augment
         (tv.adjust_hue, p.hue),
     ):
         x = adjust(x, amount.item())
-    stains = torch.tensor(augment.STAINS)
+    stains = torch.tensor(colours.STAINS)
     stains = stains / stains.norm(dim=1, keepdim=True)
     density = -torch.log(x.clamp(min=1 / 255)).permute(0, 2, 3, 1)
     amounts = density @ torch.linalg.inv(stains)
@@ -351,10 +351,10 @@ def test_blur_of_any_size(size_px, radius):
 @pytest.mark.parametrize(
     ("ours", "theirs", "factors"),
     [
-        (augment.adjust_brightness, tv.adjust_brightness, (0.5, 0.8, 1.3, 1.7)),
-        (augment.adjust_contrast, tv.adjust_contrast, (0.5, 0.8, 1.3, 1.7)),
-        (augment.adjust_saturation, tv.adjust_saturation, (0.0, 0.8, 1.3, 1.7)),
-        (augment.adjust_hue, tv.adjust_hue, (-0.5, -0.1, 0.07, 0.4)),
+        (colours.adjust_brightness, tv.adjust_brightness, (0.5, 0.8, 1.3, 1.7)),
+        (colours.adjust_contrast, tv.adjust_contrast, (0.5, 0.8, 1.3, 1.7)),
+        (colours.adjust_saturation, tv.adjust_saturation, (0.0, 0.8, 1.3, 1.7)),
+        (colours.adjust_hue, tv.adjust_hue, (-0.5, -0.1, 0.07, 0.4)),
     ],
 )
 def test_colour(ours, theirs, factors):
@@ -372,23 +372,23 @@ def test_hue_of_small_turns_needs_no_shift_of_channels(turn):
     x[2, 0, :9], x[2, 1, :9] = 0.7, 0.7  # two colours alike
     x[3] = x[3].round()
     turns = torch.full((4,), turn)
-    few = augment.adjust_hue(x, turns, largest=1 / 6)
-    assert (few - augment.adjust_hue(x, turns)).abs().max() < 1e-6
+    few = colours.adjust_hue(x, turns, largest=1 / 6)
+    assert (few - colours.adjust_hue(x, turns)).abs().max() < 1e-6
     assert (few - tv.adjust_hue(x, turn)).abs().max() < 1e-5
 
 
 def test_grayscale():
     x = tiles()
-    assert (augment.grayscale(x) - tv.rgb_to_grayscale(x)).abs().max() < 1e-6
+    assert (colours.grayscale(x) - tv.rgb_to_grayscale(x)).abs().max() < 1e-6
 
 
 # Stains
 
 
 def test_stain_matrix_is_inverted():
-    stains = torch.tensor(augment.STAINS, dtype=torch.float64)
+    stains = torch.tensor(colours.STAINS, dtype=torch.float64)
     stains = stains / stains.norm(dim=1, keepdim=True)
-    unmix = torch.tensor(augment._unmixing(), dtype=torch.float64)
+    unmix = torch.tensor(colours._unmixing(), dtype=torch.float64)
     assert torch.allclose(unmix @ stains, torch.eye(3, dtype=torch.float64), atol=1e-12)
 
 
@@ -396,8 +396,8 @@ def test_stain_jitter_against_a_pixel_by_pixel_reference():
     x = tiles()
     gain = torch.tensor([[1.2, 0.8, 1.0]]).repeat(4, 1)
     offset = torch.tensor([[0.02, -0.03, 0.0]]).repeat(4, 1)
-    out = augment.adjust_stain(x, gain, offset)
-    stains = np.array(augment.STAINS)
+    out = colours.adjust_stain(x, gain, offset)
+    stains = np.array(colours.STAINS)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
     for row, column in ((0, 0), (7, 20), (31, 31)):
         density = -np.log(np.maximum(x[2, :, row, column].numpy().astype(float), 1 / 255))
@@ -408,7 +408,7 @@ def test_stain_jitter_against_a_pixel_by_pixel_reference():
 
 def test_more_haematoxylin_darkens_and_differs_by_view():
     x = tiles()
-    darker = augment.adjust_stain(x, torch.tensor([[1.5, 1.0, 1.0]] * 4), torch.tensor([[0.1, 0.0, 0.0]] * 4))
+    darker = colours.adjust_stain(x, torch.tensor([[1.5, 1.0, 1.0]] * 4), torch.tensor([[0.1, 0.0, 0.0]] * 4))
     assert darker.mean() < x.mean()
     a = Augmentation(stain_probability=1.0)
     first, second = (augment.draw(a, torch.arange(50), seed=0, epoch=0, view=v, size_px=64).stain_gain for v in (0, 1))

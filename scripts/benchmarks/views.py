@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from race import race
 from torch import Tensor
 
-from sscl import augment
+from sscl import augment, colours
 from sscl.augment import Augmentation, ViewParameters
 
 SETTINGS = Augmentation()
@@ -200,18 +200,18 @@ def values(images: Tensor) -> list[dict[str, Any]]:
                 peer.filters.gaussian_blur2d(x, 2 * radius + 1, both, border_type="reflect"),
             ),
             "brightness": (
-                augment.adjust_brightness(x, factors),
+                colours.adjust_brightness(x, factors),
                 peer.enhance.adjust_brightness_accumulative(x, factors),
             ),
             "contrast": (
-                augment.adjust_contrast(x, factors),
+                colours.adjust_contrast(x, factors),
                 peer.enhance.adjust_contrast_with_mean_subtraction(x, factors),
             ),
             "saturation": (
-                augment.adjust_saturation(x, factors),
+                colours.adjust_saturation(x, factors),
                 peer.enhance.adjust_saturation_with_gray_subtraction(x, factors),
             ),
-            "hue": (augment.adjust_hue(x, turns), peer.enhance.adjust_hue(x, 2 * torch.pi * turns)),
+            "hue": (colours.adjust_hue(x, turns), peer.enhance.adjust_hue(x, 2 * torch.pi * turns)),
         }
     name = "kornia" if peer is None else f"kornia {version('kornia')}"
     row = {"peer": name, "theirs": None, "ours": None, "ratio": None, "unit": "of 0 to 1"}
