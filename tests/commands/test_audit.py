@@ -249,3 +249,4 @@ def test_the_audit_of_a_grouped_split_finds_no_leak(cli, twins, tmp_path):
     result, report = audit(cli, twins, tmp_path / "after", "data.group_near_duplicates=true", "--strict")
     assert result.code == 0, result.out
     assert report["counts"]["clusters"] == 12
+    assert "no slide or patient ids" in result.out  # clusters are none

@@ -19,6 +19,7 @@ from sscl.commands.inputs import (
     frozen_encoder,
     load_splits,
     load_tiles,
+    near_duplicate_groups,
     run_of,
     split_changes,
 )
@@ -258,8 +259,11 @@ def notes(config: AuditConfig, parts: Parts, *, leaks: bool) -> list[str]:
         found.append("this split is made here: data.group_near_duplicates=true keeps duplicates on one side")
     elif leaks:
         found.append("the set or its groups give this split: leave the tiles of audit.json out of one side")
-    first = next(iter(parts.tiles.values()))
-    if first.groups is None:
+    given = next(iter(parts.tiles.values())).groups
+    if config.data.group_near_duplicates:  # the groups hold clusters of duplicates too
+        found_groups = near_duplicate_groups(config.data, split="train", progress=False)
+        given = None if found_groups.given is None else given
+    if given is None:
         found.append(
             "no slide or patient ids: tiles of one slide that do not overlap may still lie on both sides, unseen"
         )
