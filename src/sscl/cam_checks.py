@@ -58,7 +58,7 @@ def stages(model: nn.Module) -> list[tuple[str, list[str]]]:
             elif wrapper and not single:  # the encoder, and the net of another package in it
                 only = sum(bool(other.state_dict()) for other in child.children()) == 1
                 visit(child, f"{whole}.", wrapper=only)
-            elif single and beside:
+            elif single and beside and prefix:  # not a net's head with its trunk
                 found[-1][1].append(whole)
             else:
                 found.append((whole, [whole]))
@@ -265,7 +265,7 @@ def _deletion_verdict(found: dict[str, Any]) -> tuple[bool, str]:
     start = (
         "passes: what the map marks matters more than chance"
         if passed
-        else "FAILS: the map marks no better than chance"
+        else "FAILS: what the map marks does not clearly matter more than patches drawn by chance"
     )
     return passed, f"{start} ({', '.join(said)}; passes where both beat random order, by 95% intervals)"
 
@@ -292,27 +292,26 @@ def equivariance(
         `passed`, `verdict`}.
     """
     own = _maps(model, images, classes, explain=explain, batch_size=batch_size)
-    found: dict[str, Array] = {}
+    judged = [index for index, raw in enumerate(own) if not constant(raw)]
+    if not judged:
+        said = "cannot be judged: every map is constant"
+        return {"tiles": 0, "symmetries": {}, "mean": None, "sd": None, "passed": None, "verdict": said}
+    own, images, classes = own[judged], images[judged], classes[judged]
+    found: dict[str, list[float]] = {}
     moves = [(turns, flip) for flip in (False, True) for turns in range(4) if turns or flip]
     for turns, flip in tqdm(moves, desc=progress, unit="symmetry", disable=progress is None, leave=False):
         maps = _maps(model, turned(images, turns, flip=flip), classes, explain=explain, batch_size=batch_size)
         back = turned(torch.from_numpy(maps), turns, flip=flip, back=True).numpy()
-        found[f"{90 * turns}°{', mirrored' if flip else ''}"] = np.array(
-            [spearman(a, b) for a, b in zip(own, back, strict=True)]
-        )
-    table = np.stack(list(found.values()))  # (7, N)
-    judged = ~np.array([constant(raw) for raw in own])
-    if not judged.any():
-        said = "cannot be judged: every map is constant"
-        return {"tiles": 0, "symmetries": {}, "mean": None, "sd": None, "passed": None, "verdict": said}
-    table = np.nan_to_num(table[:, judged])
+        name = f"{90 * turns}°{', mirrored' if flip else ''}"
+        found[name] = [spearman(a, b) for a, b in zip(own, back, strict=True)]
+    table = np.nan_to_num(np.array(list(found.values())))  # (7, N)
     mean = float(table.mean())
     passed = mean >= STEADY
     worst = min(range(len(moves)), key=lambda move: table[move].mean())
     name = list(found)[worst]
     word = "passes: the map turns with the tile" if passed else "FAILS: a turned or mirrored tile gets another map"
     return {
-        "tiles": int(judged.sum()),
+        "tiles": len(judged),
         "symmetries": {name: float(row.mean()) for name, row in zip(found, table, strict=True)},
         "mean": mean,
         "sd": float(table.mean(0).std(ddof=1)) if table.shape[1] > 1 else 0.0,

@@ -269,6 +269,11 @@ def test_three_classes_explain_the_predicted_one(
         ("finetuned3", "target=difference", "sscl: target: difference needs two classes"),
         ("finetuned", "ids=[nowhere.png]", "sscl: ids: nowhere.png is not among the 16 tiles"),
         ("finetuned", "threshold=1.5", "sscl: threshold: got 1.5"),
+        ("finetuned", "method=gradcamm", "sscl: method: got 'gradcamm', allowed are 'gradcam', 'gradcam++', "),
+        ("finetuned", "fuse=sum", "sscl: fuse: got 'sum', allowed are 'max', 'mean'"),
+        ("finetuned", "layer=encoder.layr3", "sscl: layer: got 'encoder.layr3', the model has none of that name; did "),
+        ("finetuned", "layer=[encoder.layer3, head]", "sscl: layer: head gives no maps of channels"),
+        ("finetuned", "check_tiles=1", "sscl: check_tiles: got 1, allowed is >= 2"),
     ],
 )
 def test_impossible_wishes_are_refused(
@@ -288,6 +293,119 @@ def test_ids_and_images_exclude_each_other(cli: Any, finetuned: Path, tiles: Pat
     assert result.code == 2
     assert "either ids or images" in result.err
     assert not (tmp_path / "out").exists()
+
+
+# --- methods and layers ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["method=layercam", "layer=[encoder.layer3, encoder.layer4]"], ""),
+        (["method=gradcam++", "layer=encoder.layer2.1"], ""),
+        (["method=eigencam"], ""),
+        (["method=hirescam"], "each map shows all there is"),
+    ],
+)
+def test_methods_and_layers(
+    cli: Any,
+    finetuned: Path,
+    truth: tuple[Tiles, Any, Any],
+    tmp_path: Path,
+    read_rows: Any,
+    words: list[str],
+    said: str,
+) -> None:
+    out = tmp_path / "out"
+
+    result = cli.gradcam(finetuned, f"out={out}", f"ids=[{truth[0].ids[3]}]", f"data.size_px={SIDE}", *words)
+
+    assert result.code == 0, result.err
+    assert said in result.out
+    assert ("map sum against score" in result.out) == bool(said)
+    (row,) = read_rows(out / "boxes.csv")
+    config = GradcamConfig(checkpoint="c", **{"layer": [], **dict(yaml_words(words))})
+    model, _ = load_classifier(str(finetuned), device=torch.device("cpu"))
+    x = torch.from_numpy(np.array(truth[0].images[3:4])).permute(0, 3, 1, 2).float() / 255
+    x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    raw, logits = cam.class_maps(model, x, target=cam.margin, method=config.method, layers=config.layer)
+    assert float(row["raw_maximum"]) == pytest.approx(cam.upsample(raw, size_px=SIDE).max().item(), rel=1e-3, abs=1e-5)
+    if said:
+        free = (logits - model.head.bias)[0].tolist()
+        expected = max(free) - min(free) if logits.argmax() == np.argmax(free) else min(free) - max(free)
+        assert float(row["score_without_bias"]) == pytest.approx(expected, rel=1e-3)
+        assert abs(float(row["map_sum_misses"])) < 1e-4
+    else:
+        assert (row["score_without_bias"], row["map_sum_misses"]) == ("", "")
+
+
+def yaml_words(words: list[str]) -> list[tuple[str, Any]]:
+    pairs = [word.split("=", 1) for word in words]
+    return [(key, value[1:-1].split(", ") if value.startswith("[") else value) for key, value in pairs]
+
+
+# --- checks ---
+
+
+@pytest.fixture(scope="module")
+def checked(cli: Any, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of checked maps of 6 x 6 cells, and what was printed."""
+    out: Path = tmp_path_factory.mktemp("checked") / "out"
+    words = ["checks=true", "check_tiles=4", "layer=encoder.layer3", "per_class=1", "threshold=0.3"]
+    result = cli.gradcam(finetuned, f"out={out}", f"data.size_px={SIDE}", *words)
+    assert result.code == 0, result.err
+    return out, result.out
+
+
+def test_checks_are_written_and_said(checked: tuple[Path, str]) -> None:
+    out, printed = checked
+    found = json.loads((out / "checks.json").read_text())
+
+    names = ["randomisation", "deletion_insertion", "equivariance", "box_sensitivity"]
+    assert list(found) == ["tiles", *names]
+    assert "checks of the maps, on 4 tiles:" in printed
+    for name in names:
+        assert found[name]["question"] in printed
+        assert found[name]["verdict"] in printed
+        assert found[name]["verdict"].startswith(
+            {True: "passes", False: "FAILS", None: "cannot"}[found[name]["passed"]]
+        )
+    for name in ("randomisation", "deletion_insertion", "box_sensitivity"):
+        with Image.open(out / f"{name}.png") as chart:
+            assert chart.width > 400
+    assert found["randomisation"]["cells"] == 36
+    assert found["randomisation"]["draws"] == 3
+    assert found["randomisation"]["stages"][0] == "head"
+    assert found["box_sensitivity"]["threshold"] == 0.3
+
+
+def test_checks_on_truth_masks_try_every_threshold(checked: tuple[Path, str], explained: tuple[Path, str]) -> None:
+    out, printed = checked
+    localised = json.loads((out / "localisation.json").read_text())
+    for rates in localised.values():
+        best = rates["max_box_accuracy"]
+        assert list(best) == ["0.3", "0.5", "0.7"]
+        assert best["0.3"]["accuracy"] >= best["0.5"]["accuracy"] >= best["0.7"]["accuracy"]
+        assert best["0.5"]["accuracy"] >= rates["box_hit"]  # 0.3 is one of the thresholds
+    assert "box accuracy at the best threshold" in printed
+    assert "max_box_accuracy" not in (explained[0] / "localisation.json").read_text()
+    assert "checks of the maps" not in explained[1]
+
+
+def test_completeness_is_printed_for_every_map(explained: tuple[Path, str], read_rows: Any) -> None:
+    rows = read_rows(explained[0] / "boxes.csv")
+    misses = [abs(float(row["map_sum_misses"])) for row in rows]
+    assert max(misses) < 1e-4
+    assert f"largest difference of {len(rows)} maps: {max(misses):.1e} logits; each map shows" in explained[1]
+
+
+def test_checks_say_what_cannot_be_judged(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+    result = cli.gradcam(finetuned, f"out={tmp_path / 'out'}", "checks=true", "check_tiles=2", "per_class=1")
+
+    assert result.code == 0, result.err
+    assert "cannot be judged: every map is constant" in result.out  # tiles of 32 px: one cell
+    assert not (tmp_path / "out/randomisation.png").exists()
+    assert (tmp_path / "out/checks.json").exists()
 
 
 # --- localisation ---

@@ -1,0 +1,395 @@
+"""The checks of heatmaps: against naive references, and on nets whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from sscl import box_checks, cam, cam_checks, cam_plots
+from sscl.map_similarity import spearman, ssim
+from sscl.models import Classifier, build_encoder
+
+SIDE = 64
+
+
+class RedNet(nn.Module):
+    """Sees red in cells of 8 px: its evidence for class 1 is where a cell is redder than a blurred one."""
+
+    def __init__(self, *, planted: bool = True, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(3, 8, 8, stride=8)
+            self.head = nn.Linear(8, 2)
+        self.eval()
+        if planted:
+            with torch.no_grad():
+                self.conv.weight.zero_()
+                self.conv.weight[0, 0] = 1 / 64
+                self.conv.bias.zero_()
+                self.conv.bias[0] = -0.5
+                self.head.weight.zero_()
+                self.head.weight[1, 0] = 400.0
+                self.head.bias.copy_(torch.tensor([4.0, 0.0]))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        return self.head(maps.mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class BlindNet(RedNet):
+    """Ignores its tile: its features are a fixed pattern, whatever the weights."""
+
+    def __init__(self, pattern: Tensor, *, seed: int = 0) -> None:
+        super().__init__(planted=False, seed=seed)
+        self.register_buffer("pattern", pattern, persistent=False)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.pattern.expand(len(x), 8, -1, -1)
+
+
+def red_tiles(count: int = 8) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Tiles of noise with a red square of 16 px on the grid of cells, never at the centre, and its corners."""
+    rng = np.random.default_rng(3)
+    tiles = torch.from_numpy(rng.normal(0, 0.2, (count, 3, SIDE, SIDE)).astype(np.float32))
+    corners = []
+    for tile in tiles:
+        y, x = 8 * rng.choice([0, 1, 5, 6], 2)
+        tile[0, y : y + 16, x : x + 16] += 1.5
+        corners.append((int(y), int(x)))
+    return tiles, corners
+
+
+def explain(net: Any, images: Tensor, classes: Tensor) -> Tensor:
+    return cam.grad_cam(net, images, target=classes)[0]
+
+
+def ones(count: int) -> Tensor:
+    return torch.ones(count, 1, dtype=torch.int64)
+
+
+def randomised(model: nn.Module, blanks: list[nn.Module], **options: Any) -> dict[str, Any]:
+    tiles = red_tiles()[0]
+    return cam_checks.randomisation(model, blanks, tiles, ones(8), explain=options.pop("explain", explain), **options)
+
+
+class TestSimilarity:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_rank_correlation_is_scipys_with_ties_too(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        a, b = rng.normal(size=(5, 7)), rng.integers(0, 4, size=(5, 7))
+        for first, second in ((a, b), (a, a**3), (b, -b), (b, rng.integers(0, 3, size=(5, 7)))):
+            assert spearman(first, second) == pytest.approx(
+                spearmanr(first.ravel(), second.ravel()).statistic, abs=1e-12
+            )
+
+    def test_a_constant_has_no_order(self) -> None:
+        a = np.arange(9.0).reshape(3, 3)
+        assert math.isnan(spearman(a, np.ones((3, 3))))
+        assert math.isnan(spearman(np.zeros((3, 3)), a))
+        assert math.isnan(spearman(1 + 1e-9 * a, a))  # rounding
+        assert spearman(1 + 1e-3 * a, a) == 1
+
+    def test_ssim_is_its_definition(self) -> None:
+        rng = np.random.default_rng(0)
+        a = rng.random((17, 14))
+        b = 0.6 * a + 0.4 * rng.random((17, 14))
+        offsets = np.arange(11) - 5
+        window = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * 1.5**2))
+        window /= window.sum()
+        values = []
+        for row in range(17 - 10):
+            for column in range(14 - 10):
+                x, y = a[row : row + 11, column : column + 11], b[row : row + 11, column : column + 11]
+                mx, my = (window * x).sum(), (window * y).sum()
+                vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+                cov = (window * (x - mx) * (y - my)).sum()
+                c1, c2 = 1e-4, 9e-4
+                values.append((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+        assert ssim(a, b) == pytest.approx(np.mean(values), abs=1e-9)
+        assert ssim(a, a) == pytest.approx(1)
+        assert ssim(a, b) < 0.95
+
+    def test_refusals(self) -> None:
+        with pytest.raises(ValueError, match="must be equal"):
+            spearman(np.zeros(3), np.zeros(4))
+        with pytest.raises(ValueError, match="11 px or more"):
+            ssim(np.zeros((10, 20)), np.zeros((10, 20)))
+
+
+class TestCascade:
+    @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "timm:convnext_atto", "timm:test_vit"])
+    def test_parts_hold_every_weight_once_and_start_at_the_head(self, name: str) -> None:
+        model = Classifier(build_encoder(name), num_classes=2)
+        parts = cam_checks.stages(model)
+        assert parts[0] == ("head", ["head"])
+        assert len(parts) >= 4
+        for key in model.state_dict():
+            assert sum(key == p or key.startswith(f"{p}.") for _, prefixes in parts for p in prefixes) == 1, key
+
+    def test_resnet_goes_block_by_block_down_to_the_stem(self) -> None:
+        names = [name for name, _ in cam_checks.stages(Classifier(build_encoder("resnet18"), num_classes=2))]
+        blocks = [f"encoder.layer{layer}.{block}" for layer in (4, 3, 2, 1) for block in (1, 0)]
+        assert names == ["head", *blocks, "encoder.conv1"]
+
+    def test_each_step_makes_one_part_more_random_as_the_net_is_before_training(self) -> None:
+        torch.manual_seed(0)
+        model, blank = (Classifier(build_encoder("resnet18"), num_classes=2).eval() for _ in range(2))
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        done: set[str] = set()
+        for (name, mixed), (_, prefixes) in zip(
+            cam_checks.cascade(model, blank), cam_checks.stages(model), strict=True
+        ):
+            done |= {key for key in before for prefix in prefixes if key.startswith(f"{prefix}.")}
+            state = mixed.state_dict()
+            for key, value in state.items():
+                assert torch.equal(value, (blank.state_dict() if key in done else before)[key]), (name, key)
+        assert done == set(before)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class TestRandomisation:
+    def test_a_planted_net_passes(self) -> None:
+        found = randomised(RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2, 3)])
+        assert found["passed"] is True
+        assert found["verdict"].startswith("passes: the maps depend on what was learned")
+        assert found["stages"] == ["head", "conv"]
+        assert (found["draws"], found["tiles"], found["cells"]) == (3, 8, 64)
+
+    def test_numbers_are_those_of_a_loop(self) -> None:
+        model, blanks = RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2)]
+        found = randomised(model, blanks, batch_size=3)
+        tiles = red_tiles()[0]
+        own = explain(model, tiles, ones(8)).double()
+        rho, alike = np.zeros((2, 8)), np.zeros((2, 8))
+        for draw, blank in enumerate(blanks):
+            theirs = explain(blank, tiles, ones(8)).double()
+            for tile in range(8):
+                value = spearmanr(own[tile].numpy().ravel(), theirs[tile].numpy().ravel()).statistic
+                rho[draw, tile] = value if np.isfinite(value) else 0
+                drawn = [
+                    cam.normalise(cam.upsample(m[tile][None], size_px=SIDE)[0].numpy()).astype(float)
+                    for m in (own, theirs)
+                ]
+                alike[draw, tile] = ssim(*drawn)
+        for key, values in (
+            ("absolute_rank_correlation", np.abs(rho)),
+            ("rank_correlation", rho),
+            ("ssim", alike),
+        ):
+            assert found[key]["mean"][-1] == pytest.approx(values.mean(), abs=1e-5)
+            assert found[key]["sd"][-1] == pytest.approx(values.mean(0).std(ddof=1), abs=1e-5)
+
+    def test_a_net_that_ignores_its_tile_fails(self) -> None:
+        pattern = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(8, 8, 8)
+        found = randomised(BlindNet(pattern), [BlindNet(pattern, seed=seed) for seed in (1, 2)])
+        assert found["passed"] is False
+        assert "FAILS: the maps do not depend on the weights at all" in found["verdict"]
+        assert found["absolute_rank_correlation"]["mean"] == pytest.approx([1.0, 1.0])
+
+    def test_a_map_that_is_mostly_there_without_training_fails(self) -> None:
+        fixed = torch.linspace(0, 1, 64).reshape(8, 8)
+
+        def shaken(net: Any, images: Tensor, classes: Tensor) -> Tensor:
+            noise = torch.randn(8, 8, generator=torch.Generator().manual_seed(int(1e6 * net.head.weight[0, 0].abs())))
+            return (fixed + 0.2 * noise).expand(len(images), 8, 8)
+
+        found = randomised(RedNet(), [RedNet(planted=False)], explain=shaken)
+        assert found["passed"] is False
+        assert found["verdict"].startswith("FAILS: much of the maps is there without anything learned")
+
+    def test_constant_maps_cannot_be_judged(self) -> None:
+        pattern = torch.ones(8, 8, 8)
+        found = randomised(BlindNet(pattern), [BlindNet(pattern, seed=1)])
+        assert found["passed"] is None
+        assert "every map is constant" in found["verdict"]
+        with pytest.raises(ValueError, match="no map could be judged"):
+            cam_plots.plot_randomisation(found, path="x.png", title="")
+
+    def test_maps_of_few_cells_cannot_be_judged(self) -> None:
+        def coarse(net: Any, images: Tensor, classes: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(explain(net, images, classes)[:, None], 4)[:, 0]
+
+        found = randomised(RedNet(), [RedNet(planted=False, seed=1)], explain=coarse)
+        assert found["passed"] is None
+        assert "a map of 4 cells is too coarse" in found["verdict"]
+
+    def test_a_random_net_without_any_map_is_another_map(self) -> None:
+        dead = RedNet(planted=False)
+        with torch.no_grad():
+            dead.conv.bias.fill_(-100)
+        found = randomised(RedNet(), [dead])
+        assert found["absolute_rank_correlation"]["mean"][-1] == 0
+        assert found["passed"] is True
+
+    def test_chance_of_unrelated_maps(self) -> None:
+        rng = np.random.default_rng(0)
+        for cells in (16, 49):
+            found = np.mean([abs(spearman(rng.random(cells), rng.random(cells))) for _ in range(2000)])
+            assert cam_checks.chance_correlation(cells) == pytest.approx(found, abs=0.01)
+
+
+class TestDeletionInsertion:
+    def test_planted_evidence_beats_chance_both_ways(self) -> None:
+        tiles, _ = red_tiles(16)
+        found = cam_checks.deletion_insertion(RedNet(), tiles, ones(16), explain(RedNet(), tiles, ones(16)))
+        assert found["passed"] is True
+        assert found["verdict"].startswith("passes: what the map marks matters")
+        assert "deletion beats random order, deletion beats centre, insertion beats random order" in found["verdict"]
+        assert found["deletion"]["map"]["auc"] < found["deletion"]["random order"]["auc"] - 0.2
+        assert found["insertion"]["map"]["auc"] > found["insertion"]["centre"]["auc"] + 0.03
+
+    @pytest.mark.parametrize("kind", ["constant", "opposite", "another net's"])
+    def test_maps_that_say_nothing_fail(self, kind: str) -> None:
+        tiles, _ = red_tiles(16)
+        own = explain(RedNet(), tiles, ones(16))
+        maps = {
+            "constant": torch.ones_like(own),
+            "opposite": -own,
+            "another net's": torch.rand(own.shape, generator=torch.Generator().manual_seed(1)),
+        }[kind]
+        found = cam_checks.deletion_insertion(RedNet(), tiles, ones(16), maps)
+        assert found["passed"] is False
+        assert found["verdict"].startswith("FAILS")
+
+    def test_curves_are_those_of_a_loop_over_pixels(self) -> None:
+        tiles, _ = red_tiles(2)
+        net = RedNet()
+        raw = torch.rand(2, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double()  # no ties
+        found = cam_checks.deletion_insertion(net, tiles, ones(2), raw, batch_size=1)
+        blurred = cam_checks._blurred(tiles)
+        assert (blurred.std((2, 3)) < 0.6 * tiles.std((2, 3))).all()
+        for way, start, end in (("deletion", tiles, blurred), ("insertion", blurred, tiles)):
+            curve = np.zeros((2, 11))
+            for tile in range(2):
+                order = raw[tile].flatten().argsort(descending=True)
+                for step in range(11):
+                    mixed = start[tile].clone().reshape(3, -1)
+                    first = order[: math.ceil(SIDE * SIDE * step / 10 - 1e-9)]
+                    mixed[:, first] = end[tile].reshape(3, -1)[:, first]
+                    curve[tile, step] = net(mixed.reshape(1, 3, SIDE, SIDE)).softmax(1)[0, 1].item()
+            np.testing.assert_allclose(found[way]["map"]["curve"], curve.mean(0), atol=1e-5)
+            assert found[way]["map"]["auc"] == pytest.approx(np.trapezoid(curve, dx=0.1, axis=1).mean(), abs=1e-5)
+
+    def test_same_seed_same_numbers(self) -> None:
+        tiles, _ = red_tiles(4)
+        maps = explain(RedNet(), tiles, ones(4))
+        one, two, other = (
+            cam_checks.deletion_insertion(RedNet(), tiles, ones(4), maps, seed=seed, samples=50) for seed in (0, 0, 1)
+        )
+        assert one == two
+        assert one["deletion"]["map"]["curve"] == other["deletion"]["map"]["curve"]
+        assert one["deletion"]["random order"]["curve"] != other["deletion"]["random order"]["curve"]
+
+    def test_the_explained_class_is_the_first_of_a_pair(self) -> None:
+        tiles, _ = red_tiles(2)
+        maps = explain(RedNet(), tiles, ones(2))
+        pair = cam_checks.deletion_insertion(RedNet(), tiles, torch.tensor([[1, 0]] * 2), maps)
+        assert (
+            pair["deletion"]["map"] == cam_checks.deletion_insertion(RedNet(), tiles, ones(2), maps)["deletion"]["map"]
+        )
+
+
+class TestEquivariance:
+    def test_a_net_of_whole_cells_turns_with_its_tile(self) -> None:
+        found = cam_checks.equivariance(RedNet(), red_tiles()[0], ones(8), explain=explain, batch_size=3)
+        assert found["passed"] is True
+        assert len(found["symmetries"]) == 7
+        assert found["mean"] == pytest.approx(1, abs=1e-6)
+
+    def test_a_net_that_looks_at_places_fails(self) -> None:
+        pattern = torch.arange(64.0).reshape(8, 8).expand(8, 8, 8)
+        found = cam_checks.equivariance(BlindNet(pattern), red_tiles()[0], ones(8), explain=explain)
+        assert found["passed"] is False
+        assert found["symmetries"]["180°"] == pytest.approx(-1)
+        assert found["verdict"].startswith("FAILS: a turned or mirrored tile gets another map")
+        assert "least -1.00 at 180°" in found["verdict"]
+
+    def test_constant_maps_cannot_be_judged(self) -> None:
+        found = cam_checks.equivariance(BlindNet(torch.ones(8, 8, 8)), red_tiles()[0], ones(8), explain=explain)
+        assert found["passed"] is None
+
+    def test_the_eight_are_eight_and_each_is_undone(self) -> None:
+        x = torch.arange(9.0).reshape(1, 3, 3)
+        seen = set()
+        for turns in range(4):
+            for flip in (False, True):
+                moved = cam_checks.turned(x, turns, flip=flip)
+                seen.add(tuple(moved.flatten().tolist()))
+                assert torch.equal(cam_checks.turned(moved, turns, flip=flip, back=True), x)
+        assert len(seen) == 8
+
+
+class TestBoxes:
+    def test_a_plateau_has_one_box(self) -> None:
+        raw = np.zeros((40, 40))
+        raw[10:20, 5:25] = 3.0
+        found = box_checks.box_sensitivity([raw, 2 * raw, -raw], threshold=0.2)
+        assert found["tiles"] == 2  # the third has no evidence
+        assert found["passed"] is True
+        assert found["ends"] == 1
+        assert set(found["area_fraction"]["mean"]) == {200 / 1600}
+        assert set(found["iou"]["mean"]) == {1.0}
+        assert set(found["centre_shift"]["mean"]) == {0.0}
+
+    def test_a_slope_has_the_box_of_its_threshold(self) -> None:
+        raw = np.tile(np.linspace(0, 1, 101)[1:], (100, 1))  # 0.01 to 1 from left to right
+        found = box_checks.box_sensitivity([raw], threshold=0.2)
+        expected = [1 - round(100 * t - 1) / 100 for t in found["thresholds"]]  # columns of at least t
+        assert found["area_fraction"]["mean"] == pytest.approx(expected, abs=0.011)
+        assert found["centre_shift"]["mean"][-1] == pytest.approx(0.2, abs=0.006)
+        assert found["iou"]["mean"][found["thresholds"].index(0.2)] == 1
+        assert found["iou"]["mean"][-1] == pytest.approx(0.41 / 0.81, abs=0.01)
+        assert found["ends"] == pytest.approx(0.41 / 0.91, abs=0.01)
+        assert found["passed"] is False
+        assert found["verdict"].startswith("FAILS: the threshold decides the box")
+
+    def test_no_evidence_no_verdict(self) -> None:
+        found = box_checks.box_sensitivity([-np.ones((8, 8))], threshold=0.2)
+        assert found["passed"] is None
+        with pytest.raises(ValueError, match="no map has a box"):
+            cam_plots.plot_box_sensitivity(found, path="x.png", title="")
+
+    def test_overlap_at_each_threshold_is_that_of_the_box(self) -> None:
+        y, x = np.mgrid[:40, :40]
+        raw = np.exp(-((y - 15) ** 2 + (x - 20) ** 2) / 50)
+        mask = np.zeros((40, 40), bool)
+        mask[10:20, 15:27] = True
+        found = box_checks.box_overlaps(raw, mask, thresholds=(0.1, 0.5, 0.9))
+        expected = [cam.localisation(raw, cam.find_box(raw, threshold=t), mask)["box_iou"] for t in (0.1, 0.5, 0.9)]
+        assert found.tolist() == pytest.approx(expected)
+        assert box_checks.box_overlaps(-raw, mask, thresholds=(0.1, 0.5)).tolist() == [0, 0]
+
+    def test_best_threshold_is_one_for_all_tiles(self) -> None:
+        overlaps = np.array([[0.2, 0.6, 0.4], [0.8, 0.5, 0.1], [0.3, 0.55, 0.75]])
+        found = box_checks.max_box_accuracy(overlaps, thresholds=(0.1, 0.2, 0.3))
+        assert found == {
+            "0.3": {"accuracy": 1.0, "threshold": 0.2},
+            "0.5": {"accuracy": 1.0, "threshold": 0.2},
+            "0.7": {"accuracy": pytest.approx(1 / 3), "threshold": 0.1},
+        }
+
+
+def test_charts_are_written(tmp_path: Path) -> None:
+    tiles, _ = red_tiles(4)
+    maps = explain(RedNet(), tiles, ones(4))
+    large = list(cam.upsample(maps, size_px=SIDE).numpy())
+    cam_plots.plot_randomisation(
+        randomised(RedNet(), [RedNet(planted=False, seed=1)]), path=tmp_path / "a.png", title="$x$"
+    )
+    found = cam_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
+    cam_plots.plot_deletion_insertion(found, path=tmp_path / "b.png", title="t")
+    cam_plots.plot_box_sensitivity(box_checks.box_sensitivity(large, threshold=0.2), path=tmp_path / "c.png", title="t")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
