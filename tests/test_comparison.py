@@ -20,11 +20,13 @@ from sscl.comparison import (
     figures,
     holm,
     mcnemar,
+    prediction_table,
     read_predictions,
     side_by_side,
     tables,
     verdict,
 )
+from sscl.run import write_csv
 
 CLASSES = ("adipose", "mucus", "stroma")
 
@@ -274,6 +276,32 @@ def test_predictions_are_read(tmp_path: Path) -> None:
     path.write_text(text.replace("y,b,b", "y,c,b"))
     with pytest.raises(ValueError, match="'c'"):
         read_predictions(path)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_predictions_that_are_written_are_read(known: bool, tmp_path: Path) -> None:
+    found, probabilities = made(3, groups=known)
+    votes = np.arange(60) % 8 if known else None
+    header, rows = prediction_table(
+        found.ids,
+        found.classes,
+        labels=found.labels,
+        probabilities=probabilities,
+        losses=found.losses,
+        votes=votes,
+        groups=found.groups,
+    )
+    assert header == [
+        *("id", "label", "prediction", "probability_adipose", "probability_mucus", "probability_stroma", "loss"),
+        *(("votes", "group") if known else ()),
+    ]
+    write_csv(tmp_path / "predictions.csv", header, rows)
+    again = read_predictions(tmp_path / "predictions.csv")
+    assert (again.ids, again.classes, again.groups) == (found.ids, found.classes, found.groups)
+    assert (again.labels == found.labels).all()
+    assert (again.predictions == found.predictions).all()
+    assert again.losses == pytest.approx(found.losses, rel=1e-5)
+    assert again.unlike(found) is None
 
 
 def test_tables_are_aligned() -> None:

@@ -116,3 +116,33 @@ def test_label_curve(figure_of: Capture) -> None:
     (band,) = axes.collections  # one row has several runs
     sd = np.std([0.2, 0.4], ddof=1)
     assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(0.3 - sd)
+
+
+def test_folds_are_points_with_intervals_the_pooled_one_last(figure_of: Capture) -> None:
+    folds = {
+        "accuracy": [(0.5, (0.4, 0.6)), (0.7, (0.6, 0.9)), (0.6, None)],
+        "AUR$OC$": [(0.5, (0.5, 0.5)), (None, None), (0.9, (0.8, 1.0))],
+    }
+    pooled = {"accuracy": (0.61, (0.55, 0.7)), "AUR$OC$": (0.7, (0.6, 0.8))}
+    figure = figure_of(comparison_plots.plot_folds, folds, pooled=pooled, title="t")
+    accuracy, auroc = figure.axes
+    assert accuracy.get_xlim() == auroc.get_xlim()
+    mean, *lines = accuracy.lines
+    assert list(mean.get_xdata()) == pytest.approx([0.6, 0.6])
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+    assert drawn == [
+        *(([0.4, 0.6], [0, 0]), ([0.5], [0])),
+        *(([0.6, 0.9], [1, 1]), ([0.7], [1])),
+        ([0.6], [2]),
+        *(([0.55, 0.7], [3, 3]), ([0.61], [3])),
+    ]
+    assert lines[-1].get_color() != lines[0].get_color()
+    band = accuracy.patches[0].get_extents().transformed(accuracy.transData.inverted())
+    assert (band.x0, band.x1) == pytest.approx((0.5, 0.7))  # sd 0.1
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["fold 1", "fold 2", "fold 3", "pooled"]
+    assert accuracy.get_ylim()[0] > accuracy.get_ylim()[1]  # fold 1 on top
+    assert len(auroc.lines) == 1 + 2 + 2 + 2  # nothing for the undefined one
+
+
+def test_one_metric_without_an_interval_is_drawn(figure_of: Capture) -> None:
+    figure_of(comparison_plots.plot_folds, {"a": [(0.5, None), (None, None)]}, pooled={"a": (None, None)}, title="t")

@@ -46,7 +46,14 @@ LAYERS = (
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 CONFIG_MAY = {"models"}  # constants for the documentation of defaults
 # What commands share; not commands.
-SHARED = {"commands.inputs", "commands.planning", "commands.sources", "commands.health", "commands.heatmap_checks"}
+SHARED = {
+    "commands.inputs",
+    "commands.planning",
+    "commands.sources",
+    "commands.health",
+    "commands.folds",
+    "commands.heatmap_checks",
+}
 
 
 def name_of(path: Path, root: Path) -> str:

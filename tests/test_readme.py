@@ -46,7 +46,11 @@ def test_commands_are_accepted(command, monkeypatch):
     name = " ".join(words[1:3]) if " ".join(words[1:3]) in cli.COMMANDS else words[1]
     given = words[1 + len(name.split()) :]
     flags = [word for word in given if word.startswith("--") and word != "--config"]
-    assert {flag.removeprefix("--") for flag in flags} <= {*cli.COMMANDS[name].flags, "help"}
+    assert {flag.removeprefix("--") for flag in flags} <= {
+        *cli.COMMANDS[name].flags,
+        *dict(cli.COMMANDS[name].options),
+        "help",
+    }
     if "--help" in flags:
         return
     file = given[given.index("--config") + 1] if "--config" in given else None

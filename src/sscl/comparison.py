@@ -88,6 +88,34 @@ def read_predictions(path: str | Path) -> Predictions:
         raise ValueError(f"{path}: has a value that is none of sscl eval ({error}); write it again") from error
 
 
+def prediction_table(
+    ids: Sequence[str],
+    classes: Sequence[str],
+    *,
+    labels: IntArray,
+    probabilities: FloatArray,
+    losses: FloatArray,
+    votes: IntArray | None = None,
+    groups: Sequence[str] | None = None,
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a predictions.csv, as `read_predictions` reads it.
+
+    Args:
+        ids: N names. classes: K names. labels: class indices, (N,). probabilities: (N, K). losses, votes, groups: (N,).
+    """
+    header = ["id", "label", "prediction", *(f"probability_{name}" for name in classes), "loss"]
+    header += ["votes"] if votes is not None else []
+    header += ["group"] if groups is not None else []
+    rows = []
+    for i, name in enumerate(ids):
+        row = [name, classes[labels[i]], classes[int(probabilities[i].argmax())]]
+        row += [*(f"{p:.6f}" for p in probabilities[i]), f"{losses[i]:.6g}"]
+        row += [str(votes[i])] if votes is not None else []
+        row += [str(groups[i])] if groups is not None else []
+        rows.append(row)
+    return header, rows
+
+
 def figures(found: Predictions, weights: FloatArray | None = None) -> FloatArray:
     """Return the metrics of a run, in the order of METRICS, under each row of weights (s, N): (s, M); NaN = undefined.
 

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: overlaid curves, a grid of predictions, accuracy against labelled tiles.
+"""The pictures of a comparison: curves, a grid of predictions, accuracy against labelled tiles; of folds: intervals.
 
 Made like the rest of `plots`: one function a PNG, whole or not at all. Shape letters: N tiles, H x W pixels.
 """
@@ -172,4 +172,49 @@ def plot_label_curve(
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    _save(figure, path)
+
+
+def plot_folds(
+    folds: Mapping[str, Sequence[tuple[float | None, Sequence[float] | None]]],
+    *,
+    pooled: Mapping[str, tuple[float | None, Sequence[float] | None]],
+    path: str | os.PathLike[str],
+    title: str,
+) -> None:
+    """Draw each metric of every fold as a point with its interval, the pooled one below, and the folds' mean ± sd.
+
+    Args:
+        folds: {metric: [(value, (low, high)), ...]}, one entry a fold; None is left out.
+        pooled: {metric: (value, (low, high))}, of the same metrics.
+        path: the PNG to write. title: above all axes.
+
+    Raises:
+        FileNotFoundError: the folder of path does not exist.
+    """
+    count = len(next(iter(folds.values())))
+    figure = Figure(figsize=(1.2 + 2.3 * len(folds), 1.5 + 0.27 * (count + 1)), dpi=_DPI, layout="constrained")
+    figure.suptitle(_plain(title), fontsize=10)
+    fold_colour, pooled_colour = _line_style(0)["color"], _line_style(1)["color"]
+    for axes, (name, values) in zip(
+        figure.subplots(1, len(folds), sharex=True, sharey=True, squeeze=False)[0], folds.items(), strict=True
+    ):
+        known = [value for value, _ in values if value is not None]
+        if len(known) > 1:
+            mean, sd = statistics.fmean(known), statistics.stdev(known)
+            axes.axvspan(mean - sd, mean + sd, color="0.9", zorder=0)
+            axes.axvline(mean, color="0.6", linewidth=1, zorder=1)
+        points = [*((value, fold_colour, "o") for value in values), (pooled[name], pooled_colour, "D")]
+        for row, ((value, interval), colour, marker) in enumerate(points):
+            if interval is not None:
+                axes.plot(list(interval), [row, row], color=colour, linewidth=2)
+            if value is not None:
+                axes.plot([value], [row], marker=marker, color=colour, markersize=6)
+        axes.set_xlabel(_plain(name))
+        axes.grid(axis="x", color="0.85", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_yticks(range(count + 1), [*(f"fold {i + 1}" for i in range(count)), "pooled"])
+        axes.set_ylim(count + 0.6, -0.6)
+    figure.supxlabel("bars: 95% intervals; grey: mean ± sd of the folds", fontsize=8, color="0.35")
     _save(figure, path)

@@ -350,7 +350,10 @@ def test_what_is_evaluated_again(study: Study) -> None:
     (folder / "predictions.csv").write_text(text)
     (folder / "config.yaml").write_text("data: {root: elsewhere}\n")
     assert not compare.evaluated(step.folder, "test")
-    (folder / "config.yaml").write_text("data: {}\n")
+    (folder / "config.yaml").write_text("data: {}\ntta: true\n")
+    assert not compare.evaluated(step.folder, "test")
+    (folder / "config.yaml").write_text("data: {}\ntta: false\ncalibrate: true\n")
+    assert compare.evaluated(step.folder, "test")
     os.utime(folder / "metrics.json", (0, 0))  # the checkpoint is newer
     assert not compare.evaluated(step.folder, "test")
 
@@ -461,6 +464,10 @@ def test_a_list_of_sources_keeps_its_roots(study: Study) -> None:
         ("runs.1.set.run=x", "runs.1.set: run is not set there: the folder comes from out and name"),
         ("set.train.epoch=3", "a: train.epoch: unknown key; did you mean train.epochs?"),
         ("runs.1.set.train.epochs=0", "b: train.epochs: got 0, allowed is >= 1"),
+        (
+            "set_finetune.train.folds=3",
+            "a: train.folds: runs of a comparison have no folds; cross-validate first, then sscl compare RUN RUN",
+        ),
         ("runs.0.nmae=x", "runs.0.nmae: unknown key; did you mean runs.0.name?"),
         ("runs.0.command=probe", "runs.0.command: got 'probe', allowed are 'pretrain', 'finetune'"),
         ("runs=[]", "runs: no finetune entry with shown: true, so there is no row"),
@@ -656,8 +663,8 @@ def nothing_spoilt() -> None:
         (
             spoil_age,
             ["a", "b"],
-            "finished: b/eval_test: is of an older checkpoint or version, or of data keys of its own; give --overwrite "
-            "to evaluate again, or name b/eval_test itself to compare it as it is",
+            "finished: b/eval_test: is of an older checkpoint or version, or of keys of its own (data, tta, "
+            "calibrate); give --overwrite to evaluate again, or name b/eval_test itself to compare it as it is",
         ),
         (spoil_training, ["a", "b"], "finished: b: its training was interrupted; train it again with --overwrite"),
         (

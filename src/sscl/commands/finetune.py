@@ -21,6 +21,7 @@ from tqdm import tqdm
 from sscl import augment, dist, features, memory, metrics, optim, run
 from sscl.augment import Augmentation
 from sscl.calibration import fit_calibration
+from sscl.commands import folds
 from sscl.commands.inputs import (
     NO_STATISTICS,
     all_rows,
@@ -37,20 +38,27 @@ from sscl.data.tiles import UNLABELLED, Tiles, TileStore, epoch_order, place_sto
 from sscl.device import autocast, describe_device, pick_device, pick_precision, tune
 from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
 from sscl.models import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
-from sscl.plots import plot_history
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 CONTRAST_LOSSES = {"cross_view": cross_view_info_nce, "nt_xent": nt_xent}
 
 
 def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
-    """Train a classifier and write a run folder with its best checkpoint, chosen on validation.
+    """Train a classifier and write a run folder with its best checkpoint, chosen on validation; or one a fold.
 
     Under torchrun this process is one of its ranks.
 
     Raises:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
+    if config.train.folds is not None:
+        folds.cross_validate(config, train=train_classifier, parts=labelled_parts, overwrite=overwrite)
+    else:
+        train_classifier(config, overwrite=overwrite)
+
+
+def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
+    """Train one classifier, on all ranks."""
     device = pick_device(config.device, local_rank=dist.local_rank())
     with dist.group(device, timeout_minutes=config.train.timeout_minutes):
         finetune(config, device=device, overwrite=overwrite)
@@ -77,6 +85,9 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
     print(describe_tiles(config.data, tiles, split="train"))
     if own is not None:
         print(describe_tiles(config.data, own, split="validation") + "; train.validation_fraction is not used")
+    fingerprint = tiles.fingerprint  # of the split, whatever is held out of it
+    if config.train.fold is not None:
+        tiles = tiles.subset(folds.training_rows(tiles, config))
     train, validation = labelled_parts(tiles, config, own=own)
     watched, origin = (tiles, "carved from train") if own is None else (own, "of the set's own validation split")
     unlabelled = np.setdiff1d(all_rows(tiles), used_labels(tiles, config))
@@ -142,7 +153,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         "config": plain(config),
         "history": start.history,
         "precision": precision,
-        "data_fingerprint": tiles.fingerprint,
+        "data_fingerprint": fingerprint,
     }
     print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
     if writes:
@@ -414,6 +425,8 @@ def score(row: dict[str, Any], config: FinetuneConfig) -> tuple[float, float]:
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw training against validation."""
+    from sscl.plots import plot_history  # matplotlib would hold the first step up
+
     series = [
         ("loss", ["train_loss", "validation_loss"]),
         ("accuracy", ["train_accuracy", "validation_accuracy", "validation_balanced_accuracy"]),

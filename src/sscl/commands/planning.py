@@ -17,6 +17,7 @@ from sscl.comparison import METRICS
 from sscl.config import (
     CompareConfig,
     CompareEntry,
+    EvalConfig,
     FinetuneConfig,
     PretrainConfig,
     load_config,
@@ -83,6 +84,12 @@ def plan(config: CompareConfig) -> list[Step]:
                 except (ValueError, FileNotFoundError) as error:
                     faults += [f"{entry.name}: {line}" for line in str(error).splitlines()]
                     break  # the other seeds have the same faults
+                if isinstance(resolved, FinetuneConfig) and resolved.train.folds is not None:
+                    faults.append(
+                        f"{entry.name}: train.folds: runs of a comparison have no folds; cross-validate first, then "
+                        "sscl compare RUN RUN"
+                    )
+                    break
                 step = Step(entry, seed, fraction, folder, words, resolved, start)
                 steps[entry.name, seed, fraction] = step
     folders = [step.folder for step in steps.values()]
@@ -309,14 +316,17 @@ def _shown(value: Any) -> str:
 
 
 def evaluated(folder: Path, split: str) -> bool:
-    """Return whether a run has predictions of its checkpoint on this split, as its own data section says."""
+    """Return whether a run has predictions of its checkpoint on this split, made with eval's defaults."""
     found = folder / f"eval_{split}"
     written = found / "predictions.csv"  # the later one of the two
     if not written.is_file() or modified(found / "metrics.json") < modified(folder / "checkpoints" / "best.pt"):
         return False
     with written.open(encoding="utf-8") as handle:
         columns = handle.readline().strip().split(",")
-    return "loss" in columns and not read_yaml(found / "config.yaml").get("data")
+    settings, usual = read_yaml(found / "config.yaml"), EvalConfig.model_fields
+    # Keys that change what a tile is given; an older file has not all of them.
+    own = [key for key in ("calibrate", "tta") if settings.get(key, usual[key].default) != usual[key].default]
+    return "loss" in columns and not settings.get("data") and not own
 
 
 def table_of(folder: Path, split: str) -> Path:
@@ -356,7 +366,7 @@ def is_evaluated(folder: Path, split: str, *, overwrite: bool) -> bool:
     there = folder / f"eval_{split}"
     if there.is_dir() and any(there.iterdir()) and not overwrite:
         raise ValueError(
-            f"{there}: is of an older checkpoint or version, or of data keys of its own; give --overwrite to evaluate "
-            f"again, or name {there} itself to compare it as it is"
+            f"{there}: is of an older checkpoint or version, or of keys of its own (data, tta, calibrate); give "
+            f"--overwrite to evaluate again, or name {there} itself to compare it as it is"
         )
     return False

@@ -275,7 +275,22 @@ class FinetuneTrainConfig(Section):
         "balanced_accuracy", "what the best epoch is chosen by, on validation (ties: lower loss)"
     )
     patience: int = knob(15, "stop after this many epochs without a better one", ge=1)
+    folds: int | None = knob(
+        None,
+        "cross-validation: this many parts of the training split, by class and slide, each held out once by a run in "
+        "RUN/fold_N; label_fraction and validation_fraction are of what a fold trains on; null = none",
+        ge=2,
+    )
+    fold: int | None = knob(None, "of train.folds train this one alone, from 1, in RUN itself; null = all", ge=1)
     timeout_minutes: float = knob(30.0, "torchrun: a rank that hears nothing from the others for so long fails", gt=0)
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> FinetuneTrainConfig:
+        if self.fold is not None and self.folds is None:
+            raise ValueError(f"fold: got {self.fold} without train.folds, the number of all")
+        if self.fold is not None and self.folds is not None and self.fold > self.folds:
+            raise ValueError(f"fold: got {self.fold}, allowed are 1 to {self.folds} (train.folds)")
+        return self
 
 
 class ContrastProjectionConfig(ProjectionConfig):

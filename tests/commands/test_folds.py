@@ -1,0 +1,360 @@
+"""sscl finetune --folds: every training tile held out once, by a run that saw nothing of it; what is said of all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn import metrics as sk
+
+from sscl import metrics
+from sscl.commands import finetune, folds, inputs
+from sscl.config import FinetuneConfig
+from sscl.data.tiles import Tiles
+
+Rows = Callable[[Path], list[dict[str, str]]]
+
+
+def config(**train: Any) -> FinetuneConfig:
+    return FinetuneConfig(run="run", data={"root": "nowhere"}, train=train)
+
+
+def some_tiles(labels: list[int], groups: list[str] | None = None) -> Tiles:
+    return Tiles(
+        images=np.zeros((len(labels), 8, 8, 3), dtype=np.uint8),
+        labels=np.array(labels, dtype=np.int64),
+        classes=("a", "b"),
+        ids=tuple(f"tile{i}" for i in range(len(labels))),
+        groups=None if groups is None else np.array(groups),
+    )
+
+
+@pytest.fixture(scope="module")
+def crossed(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run folder of two folds, trained from scratch, and what was printed."""
+    run = tmp_path_factory.mktemp("folds") / "run"
+    result = cli.finetune(run, "--folds", "2", "train.learning_rate=1e-3", "train.validation_fraction=0.5")
+    assert result.code == 0, result.err
+    return run, result.out
+
+
+# --- what is held out ---
+
+
+def test_every_training_tile_is_held_out_once_and_no_slide_is_on_both_sides(
+    crossed: Any, tiles: Path, read_rows: Rows
+) -> None:
+    run, printed = crossed
+    wanted = [row["Image Name"] for row in read_rows(tiles / "annotations.csv") if row["Partition"] == "train"]
+    parts = [read_rows(run / f"fold_{i}/predictions.csv") for i in (1, 2)]
+    pooled = read_rows(run / "predictions.csv")
+    assert [row["id"] for row in pooled] == wanted  # in the order of the set
+    assert sorted(row["id"] for part in parts for row in part) == sorted(wanted)
+    slides = [{row["group"] for row in part} for part in parts]
+    assert slides[0].isdisjoint(slides[1])
+    assert [len(one) for one in slides] == [2, 2]
+    for i, part in enumerate(parts):
+        assert [row for row in pooled if row["fold"] == str(i + 1)] == [{**row, "fold": str(i + 1)} for row in part]
+        assert f"fold {i + 1} of 2: {len(part)} tiles of 2 slides or patients held out" in printed
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_a_fold_is_a_complete_run_and_can_be_evaluated_on_test(crossed: Any, cli: Any, tmp_path: Path) -> None:
+    run, _ = crossed
+    assert {"config.yaml", "env.json", "metrics.jsonl", "curves.png"} <= {
+        path.name for path in (run / "fold_2").iterdir()
+    }
+    result = cli.evaluate(run / "fold_2", f"out={tmp_path / 'eval'}")
+    assert result.code == 0, result.err
+    assert "training tiles are not those" not in result.out  # although it saw but a part of them
+
+
+def test_a_folds_configuration_trains_that_fold_again(crossed: Any, cli: Any, tmp_path: Path) -> None:
+    run, _ = crossed
+    result = cli("finetune", "--config", run / "fold_2/config.yaml", f"run={tmp_path / 'again'}")
+    assert result.code == 0, result.err
+    written = (run / "fold_2/predictions.csv").read_text()
+    assert (tmp_path / "again/predictions.csv").read_text() == written
+    assert not (tmp_path / "again/folds.json").exists()
+    assert "fold 1" not in result.out
+    assert "fold 2 of 2: " in result.out
+
+
+def test_held_out_tiles_and_test_tiles_select_nothing(
+    crossed: Any, cli: Any, broken: Path, tmp_path: Path, read_rows: Rows, differing_tensors: Any
+) -> None:
+    """With other pixels in fold 1's held-out tiles, and no test tile at all, its classifier is the same to the bit."""
+    run, _ = crossed
+    for row in read_rows(run / "fold_1/predictions.csv"):
+        Image.new("RGB", (32, 32), (255, 0, 0)).save(broken / "images" / row["id"])
+    words = [*read_words(run), "train.folds=2", "train.fold=1", f"data.root={broken}"]
+    result = cli.finetune(tmp_path / "other", *words)
+    assert result.code == 0, result.err
+    before, after = (
+        torch.load(folder / "checkpoints/best.pt", weights_only=True) for folder in (run / "fold_1", tmp_path / "other")
+    )
+    for part in ("encoder", "head", "epoch", "validation", "calibration"):
+        ours, theirs = before[part], after[part]
+        if part == "validation":
+            ours, theirs = ({k: v for k, v in row.items() if k != "tiles_per_second"} for row in (ours, theirs))
+        assert differing_tensors(ours, theirs) == [], part
+    said = [row["probability_SSA"] for row in read_rows(tmp_path / "other/predictions.csv")]
+    assert len(set(said)) == 1  # all are red
+
+
+def read_words(run: Path) -> list[str]:
+    train = yaml.safe_load((run / "config.yaml").read_text())["train"]
+    return [f"train.{key}={train[key]}" for key in ("learning_rate", "validation_fraction")]
+
+
+def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def spy(data: Any, *, split: str, progress: bool) -> Tiles:
+        asked.append(split)
+        return inputs.load_tiles(data, split=split, progress=progress)
+
+    for module in (finetune, folds):
+        monkeypatch.setattr(module, "load_tiles", spy)
+    result = cli.finetune(tmp_path / "run", "--folds=2", "train.fold=1")
+    assert result.code == 0, result.err
+    assert set(asked) == {"train"}
+
+
+def test_training_rows_leave_out_the_fold_and_unlabelled_tiles_of_its_slides() -> None:
+    groups = [f"s{i // 4}" for i in range(32)]
+    tiles = some_tiles([0, 1, 0, -1] * 8, groups)
+    seen: list[int] = []
+    for fold in (1, 2, 3, 4):
+        one = config(folds=4, fold=fold)
+        held, rows = folds.held_out(tiles, one)[fold - 1], folds.training_rows(tiles, one)
+        assert set(tiles.groups[rows]).isdisjoint(tiles.groups[held])  # type: ignore[index]
+        assert len(held) == 6
+        assert len(rows) == 24  # two slides of four tiles are away, the unlabelled ones too
+        seen += held.tolist()
+    assert sorted(seen) == np.flatnonzero(tiles.labels >= 0).tolist()
+
+    alone = some_tiles([0, 1, 0, -1] * 8)
+    rows = folds.training_rows(alone, config(folds=4, fold=1))
+    assert (len(rows), (alone.labels[rows] == -1).sum()) == (26, 8)
+
+
+# --- what is said ---
+
+
+def test_report_is_that_of_the_predictions(crossed: Any, read_rows: Rows) -> None:
+    run, printed = crossed
+    report = json.loads((run / "folds.json").read_text())
+    found = {"pooled": report["pooled"], **{f"fold_{one['fold']}": one for one in report["runs"]}}
+    assert list(found) == ["pooled", "fold_1", "fold_2"]
+    for name, one in found.items():
+        rows = read_rows(run / ("" if name == "pooled" else name) / "predictions.csv")
+        truth = np.array([row["label"] == "SSA" for row in rows], dtype=np.int64)
+        p = np.array([[float(row["probability_HP"]), float(row["probability_SSA"])] for row in rows])
+        assert one["tiles"] == len(rows)
+        assert one["metrics"]["accuracy"] == pytest.approx(sk.accuracy_score(truth, p.argmax(1)))
+        assert one["metrics"]["auroc"] == pytest.approx(sk.roc_auc_score(truth, p[:, 1]))
+        assert one["metrics"]["macro_f1"] == pytest.approx(sk.f1_score(truth, p.argmax(1), average="macro"))
+        assert one["loss"] == pytest.approx(sk.log_loss(truth, p), abs=1e-4)
+        groups = [row["group"] for row in rows]
+        assert one["groups"] == len(set(groups))
+        if name != "pooled":  # there the order of the tiles is the set's
+            drawn = metrics.bootstrap_intervals(truth, p, positive=1, groups=groups, samples=folds.SAMPLES)
+            for key in folds.SHOWN:
+                assert one["intervals"][key] == pytest.approx(drawn[key])
+        assert f"{one['metrics']['accuracy']:.4f}" in printed
+    for key in folds.SHOWN:
+        values = [one["metrics"][key] for one in report["runs"]]
+        assert report["mean"][key] == pytest.approx(statistics.mean(values))
+        assert report["sd"][key] == pytest.approx(statistics.stdev(values))
+        assert f"{report['mean'][key]:.4f} ± {report['sd'][key]:.4f}" in printed
+    assert (run / "folds.png").stat().st_size > 1000
+    assert folds.MODELS in report["caveats"]
+    assert folds.SHARED not in report["caveats"]  # two folds share no training tile
+    for note in report["caveats"]:
+        assert f"note: {note}\n" in printed
+
+
+def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> None:
+    run, _ = crossed
+    one = yaml.safe_load((run / "config.yaml").read_text())
+    loaded = inputs.load_tiles(FinetuneConfig.model_validate(one, strict=False).data, split="train", progress=False)
+    report = folds.build_report(
+        config(folds=3), loaded, [run / f"fold_{i}" for i in (1, 2, 1)], numbers=[1, 2, 3], notes=["n"]
+    )
+    assert report["caveats"][0] == folds.SHARED
+    assert report["caveats"][-1] == "n"
+    assert any("of single folds, 2 slides or patients are few" in note for note in report["caveats"])
+
+
+@pytest.mark.parametrize(
+    ("root", "kind", "words"),
+    [
+        ("tiles", "pretrain", "held-out ones may be among them, without their labels"),
+        ("tiles/train", "finetune", "held-out ones may be among them, with their labels: the figures are too good"),
+        ("elsewhere", "finetune", None),
+    ],
+)
+def test_weights_that_saw_the_tiles_are_told(
+    root: str, kind: str, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = SimpleNamespace(history=[{"root": str(tmp_path / root)}], content={"kind": kind})
+    monkeypatch.setattr(folds, "start_encoder", lambda model: start)
+    one = FinetuneConfig(run="run", data={"root": str(tmp_path / "tiles")}, train={"folds": 2})
+    found = folds.caveats(one, some_tiles([0, 1], ["s", "t"]))
+    assert [note.partition(", ")[2] for note in found] == ([] if words is None else [words])
+    assert "no slide or patient ids" in folds.caveats(one, some_tiles([0, 1]))[-1]
+
+
+# --- going on ---
+
+
+def test_an_interrupted_run_keeps_complete_folds_and_gives_the_same(
+    crossed: Any, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Any
+) -> None:
+    whole, _ = crossed
+    run, words = tmp_path / "run", [*read_words(whole), "--folds", "2"]
+    real = folds.predict
+
+    def die(config: FinetuneConfig, tiles: Tiles, *, device: Any) -> None:
+        if config.train.fold == 2:
+            raise KeyboardInterrupt
+        real(config, tiles, device=device)
+
+    monkeypatch.setattr(folds, "predict", die)
+    assert cli.finetune(run, *words).code == 130
+    assert not (run / "folds.json").exists()
+    before = snapshot(run / "fold_1")
+
+    monkeypatch.setattr(folds, "predict", real)
+    result = cli.finetune(run, *words, "device=auto")
+    assert result.code == 0, result.err
+    assert "2 folds in" in result.out
+    assert "1 complete, 1 to train" in result.out
+    assert "reused: fold_1" in result.out
+    assert snapshot(run / "fold_1") == before
+    assert (run / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
+    ours, theirs = (json.loads((folder / "folds.json").read_text()) for folder in (run, whole))
+    assert (ours["pooled"], ours["mean"]) == (theirs["pooled"], theirs["mean"])
+
+
+def test_another_configuration_other_tiles_and_newer_weights_are_refused(
+    crossed: Any, cli: Any, tmp_path: Path, snapshot: Any
+) -> None:
+    run, words = crossed[0], read_words(crossed[0])
+    before = snapshot(run)
+    result = cli.finetune(run, *words, "--folds", "2", "train.epochs=5", "seed=3")
+    assert result.code == 2
+    assert result.err == (
+        f"sscl: {run}: was made with seed=0 (now 3); train.epochs=1 (now 5); set it back, name another run, or make "
+        "all folds again with --overwrite\n"
+    )
+    assert "train.folds=2 (now 3)" in cli.finetune(run, *words, "--folds", "3").err
+    assert cli.finetune(run, *words).err.startswith(f"sscl: {run}: exists and is not empty")  # a plain run
+
+    one = run / "fold_1/config.yaml"
+    text = one.read_text()
+    one.write_text(text.replace("epochs: 1\n", "epochs: 7\n"))
+    assert "fold_1: was made with train.epochs=7 (now 1)" in cli.finetune(run, *words, "--folds", "2").err
+    one.write_text(text)
+    assert snapshot(run) == before
+
+    complete = folds.fold_config(
+        FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False), 1
+    )
+    tiles = inputs.load_tiles(complete.data, split="train", progress=False)
+    assert folds.is_complete(complete, tiles)
+    with pytest.raises(ValueError, match=r"fold_1: was trained on other tiles than .* holds now; make all folds again"):
+        folds.is_complete(complete, tiles.subset(np.arange(30)))
+    newer = tmp_path / "encoder.pt"
+    newer.write_bytes(b"")
+    (run / "fold_1/config.yaml").write_text(text.replace("weights: null", f"weights: {newer}"))
+    with_weights = complete.model_copy(update={"model": complete.model.model_copy(update={"weights": str(newer)})})
+    os.utime(newer, (2e9, 2e9))
+    with pytest.raises(ValueError, match=r"fold_1: model\.weights=.*encoder\.pt is newer than this fold"):
+        folds.is_complete(with_weights, tiles)
+    one.write_text(text)
+
+
+def test_a_plain_run_is_replaced_only_on_demand(crossed: Any, cli: Any, tmp_path: Path, snapshot: Any) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(crossed[0] / "fold_1", run)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["train"] |= {"folds": None, "fold": None}
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    before = snapshot(run)
+    result = cli.finetune(run, "--folds", "2")
+    assert result.code == 2
+    assert "exists and is not empty; give --overwrite to replace it" in result.err
+    assert snapshot(run) == before
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--folds", "1"], "train.folds: got 1, allowed is >= 2"),
+        (["--folds", "many"], "train.folds: got 'many', allowed is a valid integer"),
+        (["--folds"], "argument --folds: expected one argument"),
+        (["train.fold=1"], "train.fold: got 1 without train.folds, the number of all"),
+        (["train.folds=2", "train.fold=3"], "train.fold: got 3, allowed are 1 to 2 (train.folds)"),
+        (["--folds", "5"], "train.folds: 5 need as many groups of every class, class 0 has 4: take fewer folds"),
+        (["--folds", "4", "model.weights=none"], "none: no such run folder or checkpoint file"),
+        (["--folds=2", "device=cuda:7"], "device: "),
+    ],
+)
+def test_faults_are_one_line_and_nothing_is_written(cli: Any, tmp_path: Path, words: list[str], message: str) -> None:
+    result = cli.finetune(tmp_path / "run", *words)
+    assert result.code == 2
+    assert result.err.startswith(f"sscl: {message}")
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_later_fold_that_cannot_be_is_told_before_the_first_is_trained(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = finetune.labelled_parts
+
+    def parts(tiles: Tiles, config: FinetuneConfig, **named: Any) -> Any:
+        if config.train.fold == 2:
+            raise ValueError("train.validation_fraction: too few")
+        return real(tiles, config, **named)
+
+    monkeypatch.setattr(finetune, "labelled_parts", parts)
+    result = cli.finetune(tmp_path / "run", "--folds", "2")
+    assert (result.code, result.err) == (2, "sscl: train.validation_fraction: too few\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_is_refused(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = cli.finetune(tmp_path / "run", "--folds", "2")
+    assert result.code == 2
+    assert "train.folds: folds run one after the other in one process; start it without torchrun" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tiles_without_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.root: nowhere has no labels"):
+        folds.held_out(some_tiles([-1, -1]), config(folds=2))
+
+
+def test_help_says_how(cli: Any) -> None:
+    text = cli("finetune", "--help").out
+    assert "[--folds K]" in text.splitlines()[0]
+    assert "--folds       K: cross-validation (train.folds=K)" in text
+    assert "train.fold " in text
