@@ -376,7 +376,7 @@ def flag_caption(flag: Flag) -> str:
     """Return the short reason under a flagged tile."""
     if flag.kind == "blank":
         return f"blank: {flag.reason}"
-    return f"{flag.kind}: {flag.value:+.1f} deviations"
+    return f"{flag.kind}: {abs(flag.value):.1f} dev."  # contact_sheet has room for 20 letters
 
 
 def summary(report: dict[str, Any]) -> list[str]:
