@@ -59,7 +59,7 @@ def adjust_hue(x: torch.Tensor, turns: torch.Tensor, *, largest: float = 0.5) ->
     red, green, blue = x.unbind(1)  # (B, H, W) each
     high, low = torch.maximum(red, green), torch.minimum(red, green)
     value, lowest = torch.maximum(high, blue), torch.minimum(low, blue)
-    middle = torch.maximum(low, torch.minimum(high, blue))
+    middle = torch.clamp(blue, low, high)
     shift = (value - lowest).mul_(6 * turns[:, None, None])
     turned = torch.add(middle.neg_()[:, None], x, alpha=2)
     for i, (following, last) in enumerate(((green, blue), (blue, red), (red, green))):
