@@ -290,6 +290,18 @@ class TestMethods:
         assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
+    @pytest.mark.parametrize("layers", [["resnet.bn1"], ["resnet.layer1.1.bn2", "resnet.layer2.0.bn1"]])
+    def test_what_follows_in_place_does_not_touch_the_layers_features(self, layers: list[str]) -> None:
+        model, images = seeded_net(), seeded_images()
+        maps, logits = class_maps(model, images, target=1, method="hirescam", layers=layers)
+        torch.testing.assert_close(logits, model(images))
+        for module in model.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+        expected, _ = class_maps(model, images, target=1, method="hirescam", layers=layers)
+        torch.testing.assert_close(maps, expected)
+        assert (maps < 0).any() or len(layers) > 1  # a batch norm's, before the ReLU
+
     def test_no_hook_stays_after_an_error(self) -> None:
         model = seeded_net()
         with pytest.raises(ValueError, match="class 9"):
