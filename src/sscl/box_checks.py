@@ -33,8 +33,8 @@ def box_sensitivity(
 
     Returns:
         {`tiles`, `threshold`, `thresholds`, `area_fraction`, `centre_shift` (in sides of the tile), `iou` with the box
-        at `threshold`: {`mean`, `sd`} of one number a threshold, `ends`: the mean IoU of the boxes at the lowest and the highest threshold,
-        `passed`, `verdict`}.
+        at `threshold`: {`mean`, `sd`} of one number a threshold, `ends`: the mean IoU of the boxes at the lowest and
+        the highest threshold, `passed`, `verdict`}.
     """
     area, shift, overlap, ends = [], [], [], []
     for raw in maps:
@@ -64,8 +64,8 @@ def box_sensitivity(
         "passed": passed,
         "verdict": (
             f"{word} (it holds {areas['mean'][0]:.0%} of the tile at {low:.0%} and {areas['mean'][-1]:.0%} at "
-            f"{high:.0%}; their overlap is {between:.2f}, passes from {SAME_BOX:g}; against the box at {threshold:.0%} its "
-            f"centre moves by {max(shifts['mean']):.0%} of the side at most)"
+            f"{high:.0%}; their overlap is {between:.2f}, passes from {SAME_BOX:g}; against the box at {threshold:.0%} "
+            f"its centre moves by {max(shifts['mean']):.0%} of the side at most)"
         ),
     }
 

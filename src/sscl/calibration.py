@@ -85,9 +85,9 @@ def fit_calibration(
     """Return what a checkpoint keeps of its validation tiles, as tensors and plain values.
 
     Keys: `temperature`; `threshold` on the calibrated probability of the `positive` class by Youden's index (None
-    without a positive class, or without tiles of it and of the rest); `tiles`, how many; `method` of the temperature, in
-    words; `ece_before`, `ece_after` on these very tiles; `logits` (N, K) and `labels` (N,), so that another threshold
-    can be chosen on them later.
+    without a positive class, or without tiles of it and of the rest); `tiles`, how many; `method` of the temperature,
+    in words; `ece_before`, `ece_after` on these very tiles; `logits` (N, K) and `labels` (N,), so that another
+    threshold can be chosen on them later.
 
     Where every validation tile is right (`fit_temperature` then has no answer) the temperature stays 1: no finite
     number of tiles bears out unlimited confidence.
