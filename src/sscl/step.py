@@ -69,22 +69,12 @@ class ViewProjections(nn.Module):
         """
         v = self.views
         with record_function("augment"):
-            pair = [
-                augment.view(
-                    images,
-                    tiles,
-                    augmentation=v.augmentation,
-                    seed=v.seed,
-                    epoch=epoch,
-                    view=number + which,
-                    mean=v.mean,
-                    std=v.std,
-                )
-                for which in ((0,) if v.clean_second else (0, 1))
-            ]
+            keys: dict[str, Any] = {"augmentation": v.augmentation, "seed": v.seed, "mean": v.mean, "std": v.std}
             if v.clean_second:
-                pair.append(augment.normalise(augment.to_unit(images), mean=v.mean, std=v.std))
-            both = torch.cat(pair)
+                first = augment.view(images, tiles, epoch=epoch, view=number, **keys)
+                both = torch.cat([first, augment.normalise(augment.to_unit(images), mean=v.mean, std=v.std)])
+            else:
+                both = augment.pair(images, tiles, epoch=epoch, view=number, **keys)
         # Entered anew in each call: autocast remembers weights that it cast without a graph, as in the pass below.
         with record_function("forward"), autocast(images.device, self.precision):
             a, b = self.model(both).chunk(2)

@@ -49,8 +49,9 @@ def words_of(cli: Any, command: str, run: Path, *words: object) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def pretrain_words(pretrained: Path) -> list[str]:
-    return [f"model.weights={pretrained}", *FROZEN, "train.epochs=2", "health.tiles=8", "train.learning_rate=0.02"]
+def pretrain_words(pretrained: Path, folder3_words: list[str]) -> list[str]:
+    """Tiles of noise: in a drawn lumen all pixels are equal, and rounding decides which of them max-pool takes."""
+    return [*folder3_words, f"model.weights={pretrained}", *FROZEN, "train.epochs=2", "health.tiles=8", "train.learning_rate=0.02"]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,10 @@ def together(cli: Any, pretrain_words: list[str], tmp_path_factory: pytest.TempP
     return run, first, second
 
 
-def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The Euclidean distance of two states' tensors, taken as one vector."""
     assert a.keys() == b.keys()
-    return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
+    return sum(float((a[key].double() - b[key].double()).square().sum()) for key in a) ** 0.5
 
 
 def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
@@ -83,22 +85,22 @@ def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
 ) -> None:
     run, first, second = together
     ours, expected = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (run, alone))
-    begun = torch.load(pretrained / "encoder.pt", weights_only=True)
+    begun = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
 
     assert "2 ranks" in first
     assert "4 ranks" in second
     assert first.count("tiles to train on") == 1  # only rank 0 speaks
     assert ours["epoch"] == 2
-    moved = largest_difference(dict(begun), dict(expected["encoder"]))
-    assert moved > 3e-4
-    # Rounding decides ties of ReLU and max-pool; in double precision tests/test_dist.py asks for 1e-12.
-    assert largest_difference(ours["model"], expected["model"]) < moved / 20
+    moved = distance(begun, dict(expected["encoder"]))
+    # In double precision tests/test_dist.py asks for 1e-12.
+    assert distance(ours["encoder"], expected["encoder"]) < moved * 1e-3
+    assert distance(ours["model"], expected["model"]) < moved * 1e-3
     rows, straight = read_metrics(run), read_metrics(alone)
     assert [row["epoch"] for row in rows] == [1, 2]
     for row, other in zip(rows, straight, strict=True):
         for key in other.keys() - {"seconds", "tiles_per_second"}:
-            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-4), key
-        assert row["loss"] == pytest.approx(other["loss"], abs=5e-5)
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +109,10 @@ def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
     ids=["weighted", "joint"],
 )
 def test_finetuning_on_ranks_equals_one_process(
-    cli: Any, pretrained: Path, tmp_path: Path, read_metrics: Any, words: list[str]
+    cli: Any, pretrained: Path, folder3_words: list[str], tmp_path: Path, read_metrics: Any, words: list[str]
 ) -> None:
     words = [
+        *folder3_words,
         *words,
         f"model.weights={pretrained}",
         "train.freeze_batch_norm=true",
@@ -132,11 +135,10 @@ def test_finetuning_on_ranks_equals_one_process(
     ours, expected = (
         torch.load(tmp_path / f / "checkpoints/best.pt", weights_only=True) for f in ("together", "alone")
     )
-    begun = torch.load(pretrained / "encoder.pt", weights_only=True)
-    moved = largest_difference(dict(begun), dict(expected["encoder"]))
-    assert moved > 3e-4
-    assert largest_difference(ours["encoder"], expected["encoder"]) < moved / 20
-    assert largest_difference(ours["head"], expected["head"]) < 1e-4
+    begun = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
+    moved = distance(begun, dict(expected["encoder"]))
+    assert distance(ours["encoder"], expected["encoder"]) < moved * 1e-3
+    assert distance(ours["head"], expected["head"]) < 1e-4
 
 
 def test_a_rank_that_dies_ends_the_job(cli: Any, tmp_path: Path) -> None:

@@ -108,22 +108,21 @@ def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: An
 def test_every_epoch_shows_each_tile_once_in_two_new_views(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, int, int, list[int]]] = []
-    real = step.augment.view
+    asked: list[tuple[int, int, list[int]]] = []
+    real = step.augment.pair
 
     def spy(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
-        (which,) = set(named["view"].tolist())  # no tile comes twice, so all have the same two views
-        asked.append((int(named["epoch"]), which, named["seed"], rows.tolist()))
+        assert not named["view"].any()  # no tile comes twice, so all have the views 0 and 1
+        asked.append((int(named["epoch"]), named["seed"], rows.tolist()))
         return real(images, rows, **named)
 
-    monkeypatch.setattr(step.augment, "view", spy)
+    monkeypatch.setattr(step.augment, "pair", spy)
 
     assert cli.pretrain(tmp_path / "run", "train.epochs=2", "seed=7").code == 0
 
-    assert [(epoch, view) for epoch, view, _, _ in asked] == [(0, 0), (0, 1)] * 3 + [(1, 0), (1, 1)] * 3
-    assert {seed for _, _, seed, _ in asked} == {7}
-    assert all(asked[i][3] == asked[i + 1][3] for i in range(0, 12, 2))  # both views are of the same tiles
-    orders = [[row for epoch, view, _, rows in asked if (epoch, view) == (e, 0) for row in rows] for e in (0, 1)]
+    assert [epoch for epoch, _, _ in asked] == [0] * 3 + [1] * 3
+    assert {seed for _, seed, _ in asked} == {7}
+    orders = [[row for epoch, _, rows in asked if epoch == e for row in rows] for e in (0, 1)]
     assert len(set(orders[0])) == 24
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]

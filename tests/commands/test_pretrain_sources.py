@@ -106,21 +106,21 @@ def seen(
         {"source": "pathmnist", "root": str(npz), "weight": 3},
     )
     seen = Seen(run=tmp_path_factory.mktemp("runs") / "all", out="")
-    project, view = ViewProjections.forward, augment.view
+    project, pair = ViewProjections.forward, augment.pair
 
     def spy_project(self: Any, images: torch.Tensor, rows: torch.Tensor, *rest: torch.Tensor) -> Any:
-        pair = project(self, images, rows, *rest)
+        a, b = project(self, images, rows, *rest)
         seen.rows.append(rows.tolist())
-        seen.projections.append((pair[0].detach(), pair[1].detach()))
-        return pair
+        seen.projections.append((a.detach(), b.detach()))
+        return a, b
 
-    def spy_view(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
+    def spy_pair(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
         seen.views.append((rows.tolist(), named["view"].tolist()))
-        return view(images, rows, **named)
+        return pair(images, rows, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ViewProjections, "forward", spy_project)
-        patch.setattr(augment, "view", spy_view)
+        patch.setattr(augment, "pair", spy_pair)
         result = cli.pretrain(seen.run, sources, "train.temperature=0.4")
     assert result.code == 0, result.err
     seen.out = result.out
@@ -174,10 +174,9 @@ def test_loss_of_each_source_equals_a_hand_computation(seen: Seen, read_metrics:
 
 def test_a_tile_that_comes_again_comes_in_other_views(seen: Seen) -> None:
     count: Counter[int] = Counter()
-    for first, second in zip(seen.views[::2], seen.views[1::2], strict=True):
-        assert first[0] == second[0]
-        for tile, a, b in zip(first[0], first[1], second[1], strict=True):
-            assert (a, b) == (2 * count[tile], 2 * count[tile] + 1)
+    for rows, numbers in seen.views:
+        for tile, number in zip(rows, numbers, strict=True):
+            assert number == 2 * count[tile]  # the first of the pair; the second is the next
             count[tile] += 1
 
     assert max(count.values()) >= 3  # so this said something

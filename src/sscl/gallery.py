@@ -1,0 +1,229 @@
+"""The tiles of a report: which ones, their pictures, maps and boxes, small enough for one file.
+
+N tiles, K classes, h x w cells of a map.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from sscl import augment, cam, cam_plots, features
+from sscl.comparison import Predictions
+from sscl.data.decode import decode_file, resized
+from sscl.data.tiles import TileStore
+from sscl.metrics import ANNOTATORS, FloatArray, IntArray
+from sscl.models import Classifier
+
+SIDE_PX = 224  # of a picture, at most
+PICTURE_BYTES = 20_000  # of a picture, at most: a thousand of them are 27 MB as text
+QUALITIES = (85, 78, 70, 60, 50, 40, 30, 20)
+MAP_SIDE = 28  # of a map, at most; the last features of a 224 px tile have 7
+ALPHA = 0.7  # opacity at the peak, as in `cam_plots.overlay`
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is shown of a tile: RGB, (S, S), S at most SIDE_PX, and the side of the file it is from, if there is one."""
+
+    image: Image.Image
+    source_px: int | None
+
+
+@dataclass(frozen=True)
+class Heat:
+    """The map of a tile, raw, (h, w), and its box in pixels of the tile; None without positive evidence."""
+
+    raw: NDArray[np.float32]
+    box: cam.Box | None
+
+
+def choose(found: Predictions, *, count: int, seed: int = 0) -> tuple[IntArray, str]:
+    """Return the rows of at most `count` tiles, in their order, and a sentence on how they were chosen.
+
+    All errors, the surest first where there are too many; half of the rest are the least sure of the right ones, the
+    other half is drawn from these by the seed. Classes (of errors, cells of the confusion matrix) take turns.
+    """
+    total = len(found.ids)
+    confidence = probabilities_of(found).max(1)
+    if total <= count:
+        return np.arange(total), f"all {total:,} tiles"
+    wrong = np.flatnonzero(found.predictions != found.labels)
+    right = np.flatnonzero(found.predictions == found.labels)
+    cell = found.labels * len(found.classes) + found.predictions
+    errors = _in_turn(wrong[np.argsort(-confidence[wrong], kind="stable")], cell)[:count]
+    places = count - len(errors)
+    unsure = _in_turn(right[np.argsort(confidence[right], kind="stable")], found.labels)[: (places + 1) // 2]
+    others = np.setdiff1d(right, unsure)
+    drawn = _in_turn(np.random.default_rng(seed).permutation(others), found.labels)[: places - len(unsure)]
+    said = f"all {len(errors):,} errors" if len(errors) == len(wrong) else f"{len(errors):,} of {len(wrong):,} errors"
+    note = (
+        f"{count:,} of {total:,} tiles: {said}, {len(unsure):,} right ones that are the least sure and {len(drawn):,} "
+        "right ones by chance, classes in turn; errors are more frequent here than in the set"
+    )
+    return np.sort(np.concatenate([errors, unsure, drawn])), note
+
+
+def _in_turn(rows: IntArray, kind: IntArray) -> IntArray:
+    """Return the rows so that kinds take turns, each kind in the order given. kind: of every tile."""
+    times = np.empty(len(rows), dtype=np.int64)  # how many of its kind come before it
+    for value in np.unique(kind[rows]):
+        own = kind[rows] == value
+        times[own] = np.arange(own.sum())
+    return rows[np.argsort(times, kind="stable")]
+
+
+def probabilities_of(found: Predictions) -> FloatArray:
+    """Return the probabilities, (N, K)."""
+    assert found.probabilities is not None  # read from a file, it has them
+    return found.probabilities
+
+
+def heats(
+    model: Classifier,
+    store: TileStore,
+    rows: IntArray,
+    *,
+    target: cam.Target,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    threshold: float,
+    method: str = "gradcam",
+    layers: Sequence[str] = (),
+    fuse: str = "max",
+    batch_size: int = 32,
+    progress: str | None = None,
+) -> Iterator[Heat]:
+    """Yield the map of each tile at `rows` and its box, found on the map enlarged to the tile, as `sscl gradcam` does.
+
+    Args:
+        target, method, layers, fuse: see `cam.class_maps`. mean, std: (3,). threshold: of the box, see `cam.find_box`.
+    """
+    for part in features.batches(rows, batch_size=batch_size, progress=progress):
+        x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
+        raw, _ = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
+        large = cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
+        for small, enlarged in zip(raw.float().cpu().numpy(), large, strict=True):
+            yield Heat(small, cam.find_box(enlarged, threshold=threshold))
+
+
+def pictures_of_files(paths: Iterable[Path]) -> Iterator[Picture]:
+    """Yield the pictures of tiles as they lie in their files, scaled to at most SIDE_PX.
+
+    Raises:
+        ValueError: a file that cannot be used, in one line.
+    """
+    for path in paths:
+        with Image.open(path) as image:
+            side = image.size[0]
+        pixels = decode_file(path, size_px=min(side, SIDE_PX), exact_size_px=None)
+        yield Picture(Image.fromarray(pixels), source_px=side)
+
+
+def pictures_of_pixels(images: Iterable[NDArray[np.uint8]]) -> Iterator[Picture]:
+    """Yield the pictures of tiles, uint8 (S, S, 3) each, scaled to at most SIDE_PX."""
+    for pixels in images:
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        yield Picture(image if image.width <= SIDE_PX else resized(image, SIDE_PX), source_px=None)
+
+
+def encode_picture(image: Image.Image, *, limit: int = PICTURE_BYTES) -> tuple[str, int]:
+    """Return an RGB image as a data URI of a JPEG of at most `limit` bytes, and its quality.
+
+    The first quality of QUALITIES at which it is small enough; where none is, at the last and half the side.
+    """
+    for quality in QUALITIES:
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=quality, optimize=True)
+        if stream.tell() <= limit:
+            return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode(), quality
+    return encode_picture(image.resize((max(1, image.width // 2), max(1, image.height // 2))), limit=limit)
+
+
+def encode_map(raw: NDArray[np.float32]) -> str:
+    """Return the positive part of a raw map, (h, w), scaled so that its maximum is 255, as base64 of h x w bytes.
+
+    Empty without evidence. A map of more than MAP_SIDE cells a side is made smaller by means.
+    """
+    unit = cam.normalise(raw)
+    if not unit.any():
+        return ""
+    if max(unit.shape) > MAP_SIDE:
+        unit = F.adaptive_avg_pool2d(torch.from_numpy(unit)[None], MAP_SIDE)[0].numpy()
+        unit = unit / unit.max()
+    return base64.b64encode(np.round(255 * unit).astype(np.uint8).tobytes()).decode()
+
+
+def build(
+    found: Predictions,
+    rows: IntArray,
+    *,
+    pictures: Iterable[Picture],
+    heats: Iterable[Heat],
+    size_px: int,
+    target: str,
+    threshold: float,
+    decided_from: float | None,
+    note: str,
+) -> dict[str, Any]:
+    """Return the gallery of `sscl.page.render`.
+
+    Args:
+        found: what the classifier said of all tiles, as `comparison.read_predictions` reads it. rows: those to show.
+        pictures, heats: of these, in their order.
+        size_px: side of the tiles that the classifier saw, in whose pixels the boxes are.
+        target: what the maps explain, in words. threshold: of the boxes.
+        decided_from: confidence from which on a tile is decided; None = there is no such threshold.
+        note: what a reader must know.
+    """
+    probabilities = probabilities_of(found)
+    two_with_votes = found.votes is not None and len(found.classes) == 2
+    tiles, side, lowered = [], 0, 0
+    for row, picture, heat in zip(rows.tolist(), pictures, heats, strict=True):
+        uri, quality = encode_picture(picture.image)
+        lowered += quality != QUALITIES[0]
+        side = min(MAP_SIDE, max(heat.raw.shape))
+        votes = int(found.votes[row]) if found.votes is not None and two_with_votes else None
+        confidence = float(probabilities[row].max())
+        tiles.append(
+            {
+                "id": found.ids[row],
+                "label": int(found.labels[row]),
+                "prediction": int(found.predictions[row]),
+                "probabilities": [round(p, 4) for p in probabilities[row].tolist()],
+                "loss": round(float(found.losses[row]), 4),
+                "agreement": None if votes is None else f"{max(votes, ANNOTATORS - votes)}/{ANNOTATORS}",
+                "votes": votes,
+                "group": None if found.groups is None else found.groups[row],
+                "decided": None if decided_from is None else confidence >= decided_from,
+                "image": uri,
+                "map": encode_map(heat.raw),
+                "maximum": round(float(heat.raw.max()), 4),
+                "box": None if heat.box is None else list(heat.box.corners),
+                "source_px": picture.source_px,
+            }
+        )
+    if lowered:
+        note += f"; {lowered:,} pictures are JPEG of a quality below {QUALITIES[0]}, so that the page stays small"
+    colours = cam_plots.heatmap_rgb(np.arange(256)[None] / 255)
+    return {
+        "classes": list(found.classes),
+        "size_px": size_px,
+        "map_side": side,
+        "colours": base64.b64encode(colours.tobytes()).decode(),
+        "alpha": ALPHA,
+        "target": target,
+        "threshold": threshold,
+        "note": note,
+        "tiles": tiles,
+    }

@@ -1,0 +1,90 @@
+"""The pieces that a report's sections are made of: plain containers that `sscl.page` renders."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sscl import svg
+
+Block = dict[str, Any]
+Section = dict[str, Any]
+
+_PICTURE_SIDE_PX = 1600
+
+
+def section(name: str, title: str, blocks: Sequence[Block]) -> Section:
+    """Return a section; `name` is its id, of letters, digits and hyphens, and no other section has it."""
+    return {"id": name, "title": title, "blocks": list(blocks)}
+
+
+def paragraph(text: str) -> Block:
+    """Return a paragraph."""
+    return {"kind": "text", "text": text}
+
+
+def facts(rows: Mapping[str, str]) -> Block:
+    """Return names and values, a line each."""
+    return {"kind": "facts", "rows": [[name, value] for name, value in rows.items()]}
+
+
+def bullets(items: Sequence[str]) -> Block:
+    """Return a list."""
+    return {"kind": "list", "items": list(items)}
+
+
+def table(caption: str, lines: Sequence[Sequence[str]], *, numeric_from: int = 1) -> Block:
+    """Return a table; the first of `lines` is its header, columns from `numeric_from` on hold numbers."""
+    header, *rows = ([str(cell) for cell in line] for line in lines)
+    return {"kind": "table", "caption": caption, "header": header, "rows": rows, "numeric_from": numeric_from}
+
+
+def code(title: str, text: str) -> Block:
+    """Return lines that stay as they are, such as a configuration, under a title that unfolds them."""
+    return {"kind": "code", "title": title, "text": text}
+
+
+def verdict(passed: bool | None, title: str, text: str) -> Block:
+    """Return the answer to a question; None: it was not, or cannot be, judged."""
+    return {"kind": "verdict", "passed": passed, "title": title, "text": text}
+
+
+def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]], *, note: str) -> Block:
+    """Return a confusion matrix, rows = truth, whose cells filter the gallery."""
+    return {"kind": "confusion", "classes": list(classes), "matrix": [list(row) for row in matrix], "note": note}
+
+
+def figure(name: str, draw: Callable[[Path], None], *, alt: str, caption: str) -> Block:
+    """Return a chart; `draw` writes it to a path, `name` is no other figure's, `alt` says it to those who see none."""
+    drawn = svg.inline(draw, prefix=f"figure-{name}")
+    return {"kind": "figure", "svg": drawn, "png": None, "alt": alt, "caption": caption}
+
+
+def picture(path: Path, *, alt: str, caption: str) -> Block:
+    """Return a picture of tiles that lies in a file, as a JPEG of at most 1600 px a side."""
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_PICTURE_SIDE_PX, _PICTURE_SIDE_PX), Image.Resampling.LANCZOS)
+    return {"kind": "figure", "svg": None, "png": jpeg_uri(small, quality=82), "alt": alt, "caption": caption}
+
+
+def jpeg_uri(image: Image.Image, *, quality: int) -> str:
+    """Return an RGB image as a data URI."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """Return a figure as it is shown."""
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def interval(pair: Sequence[float] | None, *, digits: int = 3) -> str:
+    """Return the ends of an interval as they are shown; nothing where there is none."""
+    return "" if pair is None else f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}"
