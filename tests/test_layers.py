@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 LAYERS = (
-    {"dist", "metrics", "device", "weights", "colours", "map_similarity"},
+    {"dist", "metrics", "device", "weights", "colours", "map_similarity", "page"},
     {
         "data",
         "augment",
