@@ -37,6 +37,7 @@ LAYERS = (
         "box_checks",
         "cam_checks",
         "cam_plots",
+        "classifier",
     },
     {"config"},
     {"commands"},

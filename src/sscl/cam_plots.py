@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from sscl.cam import Box
-from sscl.plots import _DPI, ByteArray, FloatArray, _line_style, _plain, _save
+from sscl.cam import Box, normalise
+from sscl.plots import _DPI, ByteArray, FloatArray, _line_style, _plain, _save, plot_cam_panel, write_image
 
 COLORMAPS = {
     "viridis": cv2.COLORMAP_VIRIDIS,
@@ -22,6 +23,15 @@ COLORMAPS = {
     "magma": cv2.COLORMAP_MAGMA,
     "cividis": cv2.COLORMAP_CIVIDIS,
 }
+METHOD_NAMES = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "LayerCAM",
+    "hirescam": "HiResCAM",
+    "eigencam": "EigenCAM",
+}
+# Columns of boxes.csv.
+BOX_FIELDS = ("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum")
 
 
 def heatmap_rgb(map01: FloatArray, *, colormap: str = "viridis") -> ByteArray:
@@ -80,6 +90,29 @@ def draw_box(image: ByteArray, box: Box | None) -> ByteArray:
         drawn[y0:y1, x0 : min(x0 + width, x1)] = colour
         drawn[y0:y1, max(x1 - width, x0) : x1] = colour
     return drawn
+
+
+def draw_tile(
+    image: ByteArray, raw: FloatArray, box: Box | None, *, title: str, out: Path, name: str, method: str
+) -> None:
+    """Write the panel, and the heatmap and the box alone, of one tile: NAME_panel.png, _heatmap.png, _box.png.
+
+    Args:
+        image: the tile, uint8 (H, W, 3). raw: its map, (H, W), before ReLU and scaling. box: of that map.
+        title: above the panel. out, name: where. method: one of METHOD_NAMES.
+    """
+    image = np.array(image)
+    heat, boxed = overlay(image, normalise(raw)), draw_box(image, box)
+    plot_cam_panel(image, heat, boxed, title=title, path=out / f"{name}_panel.png", method=METHOD_NAMES[method])
+    write_image(heat, path=out / f"{name}_heatmap.png")
+    write_image(boxed, path=out / f"{name}_box.png")
+
+
+def box_values(raw: FloatArray, box: Box | None, *, threshold: float) -> list[Any]:
+    """Return the BOX_FIELDS of a map, (H, W); of one without positive evidence the raw maximum is kept."""
+    if box is None:
+        return [None, None, None, None, threshold, 8, 0, None, float(raw.max())]
+    return [getattr(box, field) for field in BOX_FIELDS]
 
 
 def _check_map01(map01: FloatArray) -> None:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from sscl import cam
+from sscl.classifier import load_classifier
 from sscl.commands import gradcam
-from sscl.commands.inputs import load_classifier
 from sscl.config import GradcamConfig
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.mhist import load_mhist, load_truth_masks

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from sscl import calibration, calibration_plots, evaluation, features, plots, run
+from sscl import calibration, calibration_plots, evaluation, features, model_card, plots, run
+from sscl.classifier import load_classifier, normalisation, positive_class
 from sscl.commands.inputs import (
     all_rows,
     check_classes,
     check_inputs_outside,
     describe_tiles,
-    load_classifier,
     load_tiles,
     merge_data,
-    normalisation,
-    positive_class,
     run_of,
     split_changes,
 )
@@ -103,6 +101,17 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         print(f"note: {caveat}")
     pictures = sorted(path.name for path in out.glob("*.png"))
     print(f"wrote {out}/metrics.json, predictions.csv, {', '.join(pictures)}")
+    if config.split == "test":
+        update_card(run_of(config.checkpoint) / model_card.FILE, report, content, out=out)
+
+
+def update_card(path: Path, report: dict[str, Any], content: dict[str, Any], *, out: Path) -> None:
+    """Put the figures into the run's model card; runs of earlier versions, and files moved elsewhere, have none."""
+    if not path.is_file():
+        return
+    sections = [*content["history"], content["config"]["data"]]
+    why_not = model_card.refresh(path, model_card.test_section(report, sections=sections, folder=out))
+    print(f"note: {why_not}" if why_not is not None else f"the test figures in {path} are these now")
 
 
 def draw(out: Path, tiles: Tiles, report: dict[str, Any], *, probabilities: FloatArray, positive: int | None) -> None:

@@ -33,7 +33,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sscl import __version__, augment, run
-from sscl.commands.inputs import check_inputs_outside, frozen_encoder, load_classifier, run_of
+from sscl.classifier import load_classifier
+from sscl.commands.inputs import check_inputs_outside, frozen_encoder, run_of
 from sscl.config import EncoderConfig, ExportConfig, plain
 
 SUFFIXES = {

@@ -18,18 +18,20 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, dist, features, memory, metrics, optim, run
+from sscl import augment, dist, features, memory, metrics, model_card, optim, run
 from sscl.augment import Augmentation
 from sscl.calibration import fit_calibration
+from sscl.classifier import positive_class
 from sscl.commands import folds
 from sscl.commands.inputs import (
     NO_STATISTICS,
     all_rows,
     check_inputs_outside,
     describe_tiles,
+    groups_are,
     has_validation,
     load_tiles,
-    positive_class,
+    slides_known,
     start_encoder,
 )
 from sscl.config import FinetuneConfig, plain
@@ -269,10 +271,20 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                     calibration = fit_calibration(
                         logits, watched.labels[validation], classes=tiles.classes, positive=positive
                     )
-                    run.save_checkpoint(
-                        folder / "checkpoints" / "best.pt",
-                        {**content, **state, "epoch": epoch + 1, "validation": row, "calibration": calibration},
+                    found = {**content, "epoch": epoch + 1, "validation": row, "calibration": calibration}
+                    run.save_checkpoint(folder / "checkpoints" / "best.pt", {**found, **state})
+                    card = model_card.model_card(
+                        found,
+                        folder=folder,
+                        origin=model_card.origin_of_weights(config.model.weights, start.content),
+                        train=model_card.part_of(tiles, train),
+                        validation=model_card.part_of(watched, validation),
+                        carved=own is None,
+                        groups_are=groups_are(config.data),
+                        slides_known=slides_known(config.data),
+                        unlabelled=0 if joint is None else len(unlabelled),
                     )
+                    run.write_text(folder / model_card.FILE, card)
                 draw_curves(log.rows, folder / "curves.png")
             if epoch + 1 - best["epoch"] >= config.train.patience:
                 bar.write(f"stopped: no better epoch than {best['epoch']} in {config.train.patience}")
@@ -290,7 +302,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
             f"calibration on these: temperature {calibration['temperature']:.3f}, expected calibration error "
             f"{calibration['ece_before']:.3f} before, {calibration['ece_after']:.3f} after"
         )
-    print(f"wrote {folder}/checkpoints/best.pt, metrics.jsonl, curves.png")
+    print(f"wrote {folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
 
 
 def labelled_parts(

@@ -17,14 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import calibration, comparison, comparison_plots, dist, features, metrics, run
+from sscl.classifier import load_classifier, normalisation, positive_class
 from sscl.commands.inputs import (
     all_rows,
     check_inputs_outside,
     has_validation,
-    load_classifier,
     load_tiles,
-    normalisation,
-    positive_class,
     start_encoder,
     weights_file,
 )

@@ -15,18 +15,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, cam, cam_plots, features, plots, run
+from sscl import augment, box_checks, cam, cam_plots, features, run
+from sscl.cam_plots import BOX_FIELDS, METHOD_NAMES
+from sscl.classifier import (
+    blank_classifier,
+    describe_layer,
+    describe_target,
+    load_classifier,
+    normalisation,
+    resolve_target,
+    target_of,
+)
 from sscl.commands.heatmap_checks import DRAWS, check_maps, checks_text, completeness_text, write_checks
 from sscl.commands.inputs import (
     all_rows,
-    blank_classifier,
     check_classes,
     check_inputs_outside,
     describe_tiles,
-    load_classifier,
     load_tiles,
     merge_data,
-    normalisation,
     run_of,
 )
 from sscl.config import DataConfig, GradcamConfig, plain
@@ -35,16 +42,6 @@ from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
 from sscl.models import Classifier
-
-METHOD_NAMES = {
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "layercam": "LayerCAM",
-    "hirescam": "HiResCAM",
-    "eigencam": "EigenCAM",
-}
-BOX_FIELDS = ("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum")
-
 
 class Heatmap(NamedTuple):
     """A tile's raw map, (S, S) before ReLU and scaling, enlarged to tile size.
@@ -67,8 +64,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     device = pick_device(config.device)
     model, content = load_classifier(config.checkpoint, device=device)
     classes = tuple(content["classes"])
-    target = resolve_target(config.target, classes)
-    wanted = cam.margin if target == "difference" else None if target == "predicted" else int(target)
+    wanted = target_of(resolve_target(config.target, classes))
     where = "images" if config.images is not None else config.split
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"gradcam_{where}"
     run.check_run_folder(out, overwrite=overwrite)
@@ -132,6 +128,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     rows = []
+    shown: dict[str, Any] = {"method": config.method, "layers": config.layer, "fuse": config.fuse}
     for number, (row, (raw, score, missed)) in enumerate(zip(chosen, maps, strict=True)):
         box = cam.find_box(raw, threshold=config.threshold)
         predicted = int(probabilities[row].argmax())
@@ -140,12 +137,12 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         evidence = "yes" if box is not None else "no"
         title = (
             f"{tiles.ids[row]}\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); "
-            f"map of {describe_target(config, classes, predicted)}"
+            f"map of {describe_target(config.target, classes, predicted, **shown)}"
             + ("" if box is not None else "; no positive evidence, so no box")
         )
         name = f"{number:03d}_{Path(tiles.ids[row]).stem}"
-        draw_tile(tiles.images[row], raw, box, title=title, out=out, name=name, method=METHOD_NAMES[config.method])
-        values = [getattr(box, field) for field in BOX_FIELDS] if box is not None else no_box(raw, config.threshold)
+        cam_plots.draw_tile(tiles.images[row], raw, box, title=title, out=out, name=name, method=config.method)
+        values = cam_plots.box_values(raw, box, threshold=config.threshold)
         rows.append(
             [name, tiles.ids[row], truth, classes[predicted], f"{probability:.6f}", evidence, *values, score, missed]
         )
@@ -167,44 +164,9 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         print(localisation_table(localised))
     files = ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv", "localisation.json"]
     if checked is not None:
-        files += write_checks(checked, out=out, title=f"{METHOD_NAMES[config.method]} of {describe_layer(config)}")
+        files += write_checks(checked, out=out, title=f"{METHOD_NAMES[config.method]} of {describe_layer(config.layer, config.fuse)}")
         print(checks_text(checked))
     print(f"wrote {out}/{', '.join(files)}")
-
-
-def resolve_target(target: str, classes: Sequence[str]) -> str | int:
-    """Return "difference", "predicted", or the index of a named class.
-
-    Raises:
-        ValueError: no such class, or a difference of more than two.
-    """
-    if target == "auto":
-        return "difference" if len(classes) == 2 else "predicted"
-    if target == "difference" and len(classes) != 2:
-        raise ValueError(f"target: difference needs two classes, the checkpoint has {len(classes)}; use predicted")
-    if target in ("difference", "predicted"):
-        return target
-    if target not in classes:
-        raise ValueError(f"target: got {target!r}, allowed are auto, difference, predicted, {', '.join(classes)}")
-    return list(classes).index(target)
-
-
-def describe_target(config: GradcamConfig, classes: Sequence[str], predicted: int) -> str:
-    """Return what a tile's map is the map of."""
-    layer = f" at {describe_layer(config)}" if config.layer else ""
-    if config.method == "eigencam":
-        return f"the features' main pattern, whatever the class{layer}"
-    wanted = resolve_target(config.target, classes)
-    if wanted == "difference":
-        return f"logit {classes[predicted]} - {classes[1 - predicted]}{layer}"
-    return f"logit {classes[predicted if wanted == 'predicted' else int(wanted)]}{layer}"
-
-
-def describe_layer(config: GradcamConfig) -> str:
-    """Return which features are explained."""
-    if not config.layer:
-        return "the last features"
-    return config.layer[0] if len(config.layer) == 1 else f"{', '.join(config.layer)} ({config.fuse})"
 
 
 def random_net(content: dict[str, Any], *, seed: int) -> Classifier:
@@ -272,30 +234,6 @@ def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: Gradc
             rows = np.flatnonzero((tiles.labels == label) & ((predicted == label) == right))
             chosen += rows[np.argsort(-confidence[rows], kind="stable")][: config.per_class].tolist()
     return chosen
-
-
-def draw_tile(
-    image: NDArray[np.uint8],
-    raw: NDArray[np.float32],
-    box: cam.Box | None,
-    *,
-    title: str,
-    out: Path,
-    name: str,
-    method: str,
-) -> None:
-    """Write the panel, and the heatmap and the box alone, of one tile."""
-    image = np.array(image)
-    heat = cam_plots.overlay(image, cam.normalise(raw))
-    boxed = cam_plots.draw_box(image, box)
-    plots.plot_cam_panel(image, heat, boxed, title=title, path=out / f"{name}_panel.png", method=method)
-    plots.write_image(heat, path=out / f"{name}_heatmap.png")
-    plots.write_image(boxed, path=out / f"{name}_box.png")
-
-
-def no_box(raw: NDArray[np.float32], threshold: float) -> list[Any]:
-    """Return the box columns of a map without positive evidence; its raw maximum is kept."""
-    return [None, None, None, None, threshold, 8, 0, None, float(raw.max())]
 
 
 def localisation_rates(

@@ -20,8 +20,8 @@ from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import load_pathmnist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
-from sscl.models import Classifier, Encoder, build_encoder, preprocessing_of
-from sscl.run import CHECKPOINT_FORMAT, checkpoint_file, load_checkpoint
+from sscl.models import Encoder, build_encoder, preprocessing_of
+from sscl.run import CHECKPOINT_FORMAT, checkpoint_file
 from sscl.weights import exported_facts, load_trunk, read_torch_file, read_trunk
 
 # Keys that decide which tiles of a folder are its test split.
@@ -134,6 +134,20 @@ def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
         return {"train": train}
     names = ("validation", "test") if has_validation(data) else ("test",)
     return {"train": train} | {name: load_tiles(data, split=name, progress=progress) for name in names}
+
+
+def slides_known(data: DataConfig) -> bool:
+    """Return whether the set says of which slide or patient its tiles are."""
+    if data.source == "folder":
+        return data.groups_csv is not None
+    return data.source != "pathmnist" and (Path(data.root) / "slides.csv").is_file()
+
+
+def groups_are(data: DataConfig) -> str:
+    """Return what the groups of the set's tiles are, in words, where they have some."""
+    if not data.group_near_duplicates:
+        return "slides or patients"
+    return "slides or patients, joined by near-duplicates" if slides_known(data) else "clusters of near-duplicates"
 
 
 def has_validation(data: DataConfig) -> bool:
@@ -333,44 +347,6 @@ def _open(
         size_px=size_px,
         content=content,
     )
-
-
-def blank_classifier(content: dict[str, Any]) -> Classifier:
-    """Return the classifier of a finetune checkpoint with random weights."""
-    encoder = build_encoder(content["encoder_name"], stem=content["stem"], output_stride=content["output_stride"])
-    return Classifier(encoder, num_classes=len(content["classes"]))
-
-
-def load_classifier(path: str, *, device: torch.device) -> tuple[Classifier, dict[str, Any]]:
-    """Return a finetune checkpoint's classifier, in evaluation mode on the device, and the checkpoint's content."""
-    content = load_checkpoint(path, kind="finetune")
-    classifier = blank_classifier(content)
-    classifier.encoder.load_state_dict(content["encoder"])
-    classifier.head.load_state_dict(content["head"])
-    return classifier.to(device).eval(), content
-
-
-def normalisation(content: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a checkpoint's channel means and deviations as tensors (3,) on the device."""
-    preprocessing = content["preprocessing"]
-    return torch.tensor(preprocessing["mean"], device=device), torch.tensor(preprocessing["std"], device=device)
-
-
-def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
-    """Return the index of the positive class: the wanted one, else SSA, else the second of two; None beyond two.
-
-    Raises:
-        ValueError: no such class, or a wanted class where there are more than two.
-    """
-    if wanted is not None:
-        if wanted not in classes:
-            raise ValueError(f"positive: got {wanted!r}, allowed are {', '.join(classes)}")
-        if len(classes) != 2:
-            raise ValueError(f"positive: a positive class needs two classes, the checkpoint has {len(classes)}")
-        return classes.index(wanted)
-    if len(classes) != 2:
-        return None
-    return classes.index("SSA") if "SSA" in classes else 1
 
 
 def all_rows(tiles: Tiles) -> NDArray[np.int64]:

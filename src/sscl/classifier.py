@@ -1,0 +1,114 @@
+"""A trained classifier out of its checkpoint, and what goes with it: normalisation, the positive class, what maps show.
+
+K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sscl import cam
+from sscl.models import Classifier, build_encoder
+from sscl.run import load_checkpoint
+
+LAST_FEATURES = "the last features"
+
+
+def blank_classifier(content: dict[str, Any]) -> Classifier:
+    """Return the classifier of a finetune checkpoint with random weights."""
+    encoder = build_encoder(content["encoder_name"], stem=content["stem"], output_stride=content["output_stride"])
+    return Classifier(encoder, num_classes=len(content["classes"]))
+
+
+def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifier, dict[str, Any]]:
+    """Return a finetune checkpoint's classifier, in evaluation mode on the device, and the checkpoint's content.
+
+    Raises:
+        FileNotFoundError: no such run or file.
+        ValueError: truncated, not ours, or of another command.
+    """
+    content = load_checkpoint(path, kind="finetune")
+    classifier = blank_classifier(content)
+    classifier.encoder.load_state_dict(content["encoder"])
+    classifier.head.load_state_dict(content["head"])
+    return classifier.to(device).eval(), content
+
+
+def normalisation(content: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a checkpoint's channel means and deviations as tensors (3,) on the device."""
+    preprocessing = content["preprocessing"]
+    return torch.tensor(preprocessing["mean"], device=device), torch.tensor(preprocessing["std"], device=device)
+
+
+def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
+    """Return the index of the positive class: the wanted one, else SSA, else the second of two; None beyond two.
+
+    Raises:
+        ValueError: no such class, or a wanted class where there are more than two.
+    """
+    if wanted is not None:
+        if wanted not in classes:
+            raise ValueError(f"positive: got {wanted!r}, allowed are {', '.join(classes)}")
+        if len(classes) != 2:
+            raise ValueError(f"positive: a positive class needs two classes, the checkpoint has {len(classes)}")
+        return classes.index(wanted)
+    if len(classes) != 2:
+        return None
+    return classes.index("SSA") if "SSA" in classes else 1
+
+
+def resolve_target(target: str, classes: Sequence[str]) -> str | int:
+    """Return "difference", "predicted", or the index of a named class.
+
+    Raises:
+        ValueError: no such class, or a difference of more than two.
+    """
+    if target == "auto":
+        return "difference" if len(classes) == 2 else "predicted"
+    if target == "difference" and len(classes) != 2:
+        raise ValueError(f"target: difference needs two classes, the checkpoint has {len(classes)}; use predicted")
+    if target in ("difference", "predicted"):
+        return target
+    if target not in classes:
+        raise ValueError(f"target: got {target!r}, allowed are auto, difference, predicted, {', '.join(classes)}")
+    return list(classes).index(target)
+
+
+def target_of(resolved: str | int) -> cam.Target:
+    """Return what `resolve_target` gave as `cam.class_maps` takes it."""
+    return cam.margin if resolved == "difference" else None if resolved == "predicted" else int(resolved)
+
+
+def describe_layer(layers: Sequence[str], fuse: str) -> str:
+    """Return which features are explained."""
+    if not layers:
+        return LAST_FEATURES
+    return layers[0] if len(layers) == 1 else f"{', '.join(layers)} ({fuse})"
+
+
+def describe_target(
+    target: str,
+    classes: Sequence[str],
+    predicted: int,
+    *,
+    method: str = "gradcam",
+    layers: Sequence[str] = (),
+    fuse: str = "max",
+) -> str:
+    """Return what a tile's map is the map of.
+
+    Args:
+        target: as `resolve_target` takes it. predicted: index of the tile's likeliest class.
+        method, layers, fuse: see `cam.class_maps`.
+    """
+    layer = f" at {describe_layer(layers, fuse)}" if layers else ""
+    if method == "eigencam":
+        return f"the features' main pattern, whatever the class{layer}"
+    wanted = resolve_target(target, classes)
+    if wanted == "difference":
+        return f"logit {classes[predicted]} - {classes[1 - predicted]}{layer}"
+    return f"logit {classes[predicted if wanted == 'predicted' else int(wanted)]}{layer}"
