@@ -5,7 +5,7 @@ N tiles, K classes, S the side of a tile in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -42,6 +42,7 @@ from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
 from sscl.models import Classifier
+
 
 class Heatmap(NamedTuple):
     """A tile's raw map, (S, S) before ReLU and scaling, enlarged to tile size.
@@ -164,7 +165,9 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         print(localisation_table(localised))
     files = ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv", "localisation.json"]
     if checked is not None:
-        files += write_checks(checked, out=out, title=f"{METHOD_NAMES[config.method]} of {describe_layer(config.layer, config.fuse)}")
+        files += write_checks(
+            checked, out=out, title=f"{METHOD_NAMES[config.method]} of {describe_layer(config.layer, config.fuse)}"
+        )
         print(checks_text(checked))
     print(f"wrote {out}/{', '.join(files)}")
 
