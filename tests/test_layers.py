@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 LAYERS = (
-    {"dist", "metrics", "device", "weights", "colours", "map_similarity", "page"},
+    {"dist", "metrics", "device", "weights", "colours", "map_similarity", "svg", "page"},
     {
         "data",
         "augment",
@@ -23,6 +23,7 @@ LAYERS = (
         "probe_report",
         "memory",
         "calibration",
+        "report_blocks",
     },
     {
         "features",
@@ -39,6 +40,7 @@ LAYERS = (
         "cam_plots",
         "classifier",
     },
+    {"gallery", "report_classifier", "report_studies"},
     {"config"},
     {"commands"},
     {"cli"},

@@ -61,6 +61,14 @@ COMMANDS = {
         "probe:main", "ProbeConfig", "what frozen features are worth: linear probe and kNN, by encoder", ("overwrite",)
     ),
     "gradcam": Command("gradcam:main", "GradcamConfig", "heatmaps and boxes: where the model looked", ("overwrite",)),
+    "report": Command(
+        "report:main",
+        "ReportConfig",
+        "one page (HTML, no network) of runs, with a gallery of tiles to review",
+        ("overwrite",),
+        positional="runs",
+        many=True,
+    ),
     "embed": Command("embed:main", "EmbedConfig", "embeddings, 2D maps, clusters of a tile set", ("overwrite",)),
     "export": Command(
         "export:main", "ExportConfig", "the trunk or classifier as files for other programs", ("overwrite",)
@@ -69,7 +77,7 @@ COMMANDS = {
 FLAG_HELP = {
     "folds": "K: cross-validation (train.folds=K); again after an interruption, it keeps the folds that are complete",
     "resume": "go on from the run folder's last checkpoint",
-    "overwrite": "replace the folder to write, if it is one of sscl's",
+    "overwrite": "replace what is to be written, if it is sscl's",
     "strict": "end with exit code 1 where the split leaks",
 }
 

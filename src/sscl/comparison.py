@@ -37,6 +37,7 @@ class Predictions:
     Attributes:
         ids: N names. classes: K names, in the order of the probabilities. groups: slide or patient, N, or None.
         labels, predictions: class indices, (N,). losses: cross-entropy of each tile, nats, (N,).
+        probabilities: (N, K), to six digits. votes: annotators who chose class 1, (N,), or None.
     """
 
     ids: tuple[str, ...]
@@ -45,6 +46,8 @@ class Predictions:
     predictions: IntArray
     losses: FloatArray
     groups: tuple[str, ...] | None = None
+    probabilities: FloatArray | None = None
+    votes: IntArray | None = None
 
     def unlike(self, other: Predictions) -> str | None:
         """Return why the two do not pair tile by tile, in words; None where they do."""
@@ -61,7 +64,7 @@ class Predictions:
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Return what eval wrote to predictions.csv: id, label, prediction, loss, probability_CLASS, and group if there.
+    """Return what eval wrote to predictions.csv: id, label, prediction, loss, probability_CLASS; votes, group if there.
 
     Raises:
         FileNotFoundError: no such file.
@@ -83,6 +86,8 @@ def read_predictions(path: str | Path) -> Predictions:
             predictions=np.array([index[row["prediction"]] for row in rows], dtype=np.int64),
             losses=np.array([float(row["loss"]) for row in rows]),
             groups=tuple(row["group"] for row in rows) if "group" in columns else None,
+            probabilities=np.array([[float(row[f"probability_{name}"]) for name in classes] for row in rows]),
+            votes=np.array([int(row["votes"]) for row in rows], dtype=np.int64) if "votes" in columns else None,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: has a value that is none of sscl eval ({error}); write it again") from error

@@ -121,7 +121,7 @@ def interval_caveats(tiles: Tiles) -> list[str]:
 def notes(report: Mapping[str, Any]) -> list[str]:
     """Return how to read intervals without width, probabilities, threshold and net benefit, a sentence each."""
     found = []
-    flat = [name for name, _, interval, _ in _figures(report) if interval is not None and interval[0] == interval[1]]
+    flat = [name for name, _, interval, _ in figures(report) if interval is not None and interval[0] == interval[1]]
     if flat:
         found.append(
             f"no resample differs in {', '.join(flat)}: an interval without width does not mean that the figure is "
@@ -306,18 +306,22 @@ def _decision_curve(
     }
 
 
-# --- the lines of the terminal ---
+# --- the rows of a table ---
 
 Row = tuple[str, float | None, Any, Any]  # name, value, bootstrap interval, `metrics.proportion`
 
 
-def _figures(report: Mapping[str, Any]) -> list[Row]:
-    """Return the figures of the argmax, a row each."""
-    values, intervals, wilson = report["metrics"], report["intervals"], report["wilson"]
+def figures(report: Mapping[str, Any]) -> list[Row]:
+    """Return the figures of the argmax, a row each; those of every class come last, three a class.
+
+    A report from before Wilson's intervals has none.
+    """
+    values, intervals = report["metrics"], report["intervals"]
+    wilson = report.get("wilson", {"per_class": [{} for _ in report["classes"]]})
     rows: list[Row] = [(name, values[key], intervals[key], wilson.get(key)) for key, name in NAMES.items()]
     if report["positive"] is not None:
         for key in ("sensitivity", "specificity"):
-            rows.append((f"{report['positive']} {key}", values[key], intervals[key], wilson[key]))
+            rows.append((f"{report['positive']} {key}", values[key], intervals[key], wilson.get(key)))
     for i, name in enumerate(report["classes"]):
         for key in ("precision", "recall", "f1"):
             label = "F1" if key == "f1" else key
@@ -326,12 +330,16 @@ def _figures(report: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _share_rows(shares: Mapping[str, Any], names: Mapping[str, str]) -> list[Row]:
+def share_rows(shares: Mapping[str, Any], names: Mapping[str, str]) -> list[Row]:
+    """Return the proportions of an operating point or of abstention, a row each; names: {key: what it is called}."""
     found: list[Row] = []
     for key, name in names.items():
         share = shares[key]
         found.append((name, None, None, None) if share is None else (name, share["value"], share["interval"], share))
     return found
+
+
+# --- the lines of the terminal ---
 
 
 def _lines(rows: list[Row], *, width: int) -> list[str]:
@@ -350,7 +358,7 @@ def _lines(rows: list[Row], *, width: int) -> list[str]:
 
 def table(report: Mapping[str, Any]) -> str:
     """Return the report as lines for the terminal, each figure with its 95% intervals."""
-    main = _figures(report)
+    main = figures(report)
     for row in report["accuracy_by_agreement"] or []:
         if row["count"]:
             share = metrics.proportion(row["correct"], row["count"])
@@ -400,7 +408,7 @@ def _decision_lines(report: Mapping[str, Any], *, width: int) -> list[str]:
             f"operating point: {report['positive']} from a probability of {point['threshold']:.4f} on, by "
             f"{point['rule']} on {point['chosen_on']} validation tiles ({there} there)"
         )
-        lines += _lines(_share_rows(point["here"], {key: key for key in point["here"]}), width=width)
+        lines += _lines(share_rows(point["here"], {key: key for key in point["here"]}), width=width)
     lines.append(
         f"abstention: area under the risk {coverage['area']:.4f} ({coverage['area_random']:.4f} in an order by chance, "
         f"{coverage['area_best']:.4f} at best)"
@@ -418,5 +426,5 @@ def _decision_lines(report: Mapping[str, Any], *, width: int) -> list[str]:
             f"{100 * abstention['share_on_validation']:g}% of {abstention['chosen_on']} validation tiles"
         )
         names = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
-        lines += _lines(_share_rows(abstention["here"], names), width=width)
+        lines += _lines(share_rows(abstention["here"], names), width=width)
     return lines

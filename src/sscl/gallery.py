@@ -42,10 +42,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Heat:
-    """The map of a tile, raw, (h, w), and its box in pixels of the tile; None without positive evidence."""
+    """The map of a tile.
+
+    Attributes:
+        raw: before ReLU and scaling, (h, w).
+        maximum: of the map enlarged to the tile. box: there, in pixels of the tile; None without positive evidence.
+        prediction: the class that the classifier finds likeliest.
+    """
 
     raw: NDArray[np.float32]
+    maximum: float
     box: cam.Box | None
+    prediction: int
 
 
 def choose(found: Predictions, *, count: int, seed: int = 0) -> tuple[IntArray, str]:
@@ -111,10 +119,11 @@ def heats(
     """
     for part in features.batches(rows, batch_size=batch_size, progress=progress):
         x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
-        raw, _ = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
+        raw, logits = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
         large = cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
-        for small, enlarged in zip(raw.float().cpu().numpy(), large, strict=True):
-            yield Heat(small, cam.find_box(enlarged, threshold=threshold))
+        predictions = logits.argmax(1).tolist()
+        for small, enlarged, prediction in zip(raw.float().cpu().numpy(), large, predictions, strict=True):
+            yield Heat(small, float(enlarged.max()), cam.find_box(enlarged, threshold=threshold), prediction)
 
 
 def pictures_of_files(paths: Iterable[Path]) -> Iterator[Picture]:
@@ -207,8 +216,8 @@ def build(
                 "group": None if found.groups is None else found.groups[row],
                 "decided": None if decided_from is None else confidence >= decided_from,
                 "image": uri,
-                "map": encode_map(heat.raw),
-                "maximum": round(float(heat.raw.max()), 4),
+                "map": "" if heat.box is None else encode_map(heat.raw),
+                "maximum": round(heat.maximum, 4),
                 "box": None if heat.box is None else list(heat.box.corners),
                 "source_px": picture.source_px,
             }

@@ -1,5 +1,7 @@
 """Every picture of the program: each function draws one figure and writes it as a PNG, all or nothing.
 
+Charts are also written as SVG, where the path ends so.
+
 Only matplotlib's object interface is used (no pyplot, no global state), so it works without a display and in
 threads. Shape letters: N tiles, K classes, H x W pixels.
 """
@@ -426,8 +428,9 @@ def write_image(image: ByteArray, *, path: str | os.PathLike[str]) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    form = "svg" if Path(path).suffix == ".svg" else "png"
     # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
-    _write(path, lambda partial: figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.08))
+    _write(path, lambda partial: figure.savefig(partial, format=form, bbox_inches="tight", pad_inches=0.08))
 
 
 def _write(path: str | os.PathLike[str], draw: Callable[[Path], None]) -> None:

@@ -15,12 +15,14 @@ from sscl.commands import demo
 YAML = {
     "synth": "{root: tiles, count: 32, size_px: 32, progress: false}",
     "inspect": "{data: {root: tiles, published: false, size_px: 32}, out: inspect, tiles: 4, progress: false}",
+    "audit": "{data: {root: tiles, published: false, size_px: 32}, out: audit, progress: false}",
     "pretrain": "{run: p, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: resnet18}, "
     "train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, log: {progress: false}}",
     "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: resnet18}, "
     "train: {epochs: 1, batch_size: 8}, log: {progress: false}}",
     "eval": "{checkpoint: f, device: cpu, bootstrap_samples: 20, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
+    "report": "{runs: [f, audit], device: cpu, progress: false}",
 }
 
 
@@ -36,7 +38,7 @@ def configs(tmp_path: Path) -> Path:
 def test_demo_prints_each_command_and_names_files_that_exist(
     cli: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps run in this process, which saves six starts of Python; the next test starts one."""
+    """The steps run in this process, which saves eight starts of Python; the next test starts one."""
     ran = []
 
     def here(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
@@ -52,11 +54,13 @@ def test_demo_prints_each_command_and_names_files_that_exist(
     printed = [shlex.split(line[2:])[1:] for line in result.out.splitlines() if line.startswith("$ sscl ")]
     assert printed == ran
     names = [" ".join(words[: words.index("--config")]) for words in ran]
-    assert names == ["data synth", "data inspect", "pretrain", "finetune", "eval", "gradcam"]
+    assert names == ["data synth", "data inspect", "data audit", "pretrain", "finetune", "eval", "gradcam", "report"]
     _, _, ending = result.out.partition("Open:\n")
     named = [Path(line[26:]) for line in ending.splitlines()]
-    assert len(named) == 6
-    assert all(path.is_file() and path.suffix == ".png" for path in named), named
+    assert len(named) == 7
+    assert named[0].name == "report.html"
+    assert all(path.is_file() for path in named), named
+    assert {path.suffix for path in named[1:]} == {".png"}
     assert "minutes" in result.out
 
 

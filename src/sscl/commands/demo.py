@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "demo"
 
 
 def main(config: DemoConfig, *, overwrite: bool = False) -> None:
-    """Write synthetic tiles, then pretrain, fine-tune, evaluate and explain; ends by naming the files to open.
+    """Write synthetic tiles, audit their split, pretrain, fine-tune, evaluate, explain; ends with the page to open.
 
     Raises:
         ValueError: a step failed, or the folder to write exists.
@@ -35,6 +35,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     panels = sorted((folder / "finetune" / "gradcam_test").glob("*_panel.png"))
     print(f"\ndone in {minutes:.1f} minutes. Open:")
     for what, path in (
+        ("everything on one page", folder / "finetune" / "report.html"),
         ("the tiles", folder / "inspect" / "contact_sheet.png"),
         ("their two views", folder / "inspect" / "two_views.png"),
         ("pretraining", folder / "pretrain" / "curves.png"),
@@ -47,7 +48,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
 
 def steps(configs: Path, folder: Path) -> list[list[str]]:
     """Return the commands, each as its words after `sscl`."""
-    tiles, pretrained, finetuned = folder / "tiles", folder / "pretrain", folder / "finetune"
+    tiles, audit, pretrained, finetuned = (folder / name for name in ("tiles", "audit", "pretrain", "finetune"))
 
     def command(name: str, *overrides: str) -> list[str]:
         return [*name.split(), "--config", str(configs / f"{name.split()[-1]}.yaml"), *overrides]
@@ -55,8 +56,10 @@ def steps(configs: Path, folder: Path) -> list[list[str]]:
     return [
         command("data synth", f"root={tiles}"),
         command("data inspect", f"data.root={tiles}", f"out={folder / 'inspect'}"),
+        command("data audit", f"data.root={tiles}", f"out={audit}"),
         command("pretrain", f"data.root={tiles}", f"run={pretrained}"),
         command("finetune", f"data.root={tiles}", f"model.weights={pretrained}", f"run={finetuned}"),
         command("eval", f"checkpoint={finetuned}"),
         command("gradcam", f"checkpoint={finetuned}"),
+        command("report", str(finetuned), str(audit)),
     ]

@@ -11,6 +11,7 @@ from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.download import DownloadConfig
 from sscl.config.export import EmbedConfig, ExportConfig
 from sscl.config.probe import ProbeConfig, ProbeEncoder, ProbeSet
+from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.training import (
     AugmentConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "ProbeEncoder",
     "ProbeSet",
     "ProjectionConfig",
+    "ReportConfig",
     "Section",
     "SourceConfig",
     "SynthConfig",

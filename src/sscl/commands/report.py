@@ -1,0 +1,567 @@
+"""sscl report: what runs have found on one page, with a gallery of tiles to review."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sscl import comparison, gallery, page, report_classifier, report_studies, run
+from sscl.classifier import describe_layer, load_classifier, normalisation, resolve_target, target_of
+from sscl.commands.health import collapse_warning
+from sscl.commands.inputs import check_classes, has_validation, load_tiles, merge_data, run_of
+from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, read_yaml, validate
+from sscl.data.tiles import UNLABELLED, Tiles, place_store
+from sscl.device import pick_device
+from sscl.metrics import IntArray
+from sscl.report_blocks import Section
+from sscl.report_classifier import Subject
+
+# What a folder is, by a file that only this kind has; the first that fits.
+KINDS = {
+    "folds.json": "cross-validation",
+    "compare.json": "comparison",
+    "audit.json": "audit",
+    "boxes.csv": "gradcam",
+    "checkpoints/best.pt": "finetune",
+    "checkpoints/last.pt": "pretrain",
+}
+OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
+MARK = "sscl report"  # on every page, in the line on how it was made
+
+Sources = dict[str, list[Path]]  # kind: folders
+
+
+def main(config: ReportConfig, *, overwrite: bool = False) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        ValueError, FileNotFoundError: input that a user can mend, one line a fault; then no page is written.
+    """
+    sources = sort_folders(config.runs)
+    own = next(iter(sources.get("finetune", [])), None)  # what the page is about
+    out = Path(config.out) if config.out is not None else Path(own or config.runs[0]) / "report.html"
+    check_page(out, overwrite=overwrite)
+    environment = run.environment()
+    content: dict[str, Any] = {
+        "title": "Report",
+        "subtitle": ", ".join(Path(name).resolve().name for name in config.runs),
+        "made": f"{environment['date']}, sscl {environment['sscl']}, {environment['command']}",
+        "id": hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:16],
+        "sections": [],
+        "gallery": None,
+    }
+    subject = None
+    if own is not None:
+        evaluate_where_missing(own, config, overwrite=overwrite)
+        subject = read_subject(own, config.split)
+        add_own_folders(sources, subject)
+        content |= about_classifier(subject, sources, config)
+    content["sections"] += about_studies(sources, subject)
+    content["sections"].append(report_studies.provenance(provenance_of(sources, subject), made=environment))
+    html = page.render(content)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    run.write_text(out, html)
+    shown = 0 if content["gallery"] is None else len(content["gallery"]["tiles"])
+    print(
+        f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles): open it in a browser; it needs no network"
+    )
+
+
+# --- which folders ---
+
+
+def sort_folders(names: Sequence[str]) -> Sources:
+    """Return the folders by what they are.
+
+    Raises:
+        ValueError, FileNotFoundError: one line for each that is none of sscl's.
+    """
+    found: Sources = {}
+    faults = []
+    for name in names:
+        folder = Path(name)
+        kind = kind_of(folder)
+        if kind is not None:
+            found.setdefault(kind, []).append(folder)
+        elif not folder.exists():
+            faults.append(f"runs: {name}: no such folder")
+        else:
+            faults.append(f"runs: {name}: {_not_ours(folder)}")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return found
+
+
+def kind_of(folder: Path) -> str | None:
+    """Return what a folder is, None for any other."""
+    return next((kind for file, kind in KINDS.items() if (folder / file).is_file()), None)
+
+
+def _not_ours(folder: Path) -> str:
+    """Return why a folder cannot be taken, and what to name instead."""
+    if folder.is_file():
+        return "is a file; name the folder of a run"
+    if (folder / "predictions.csv").is_file() and kind_of(folder.parent) == "finetune":
+        return f"is an evaluation; name its run, {folder.parent}"
+    below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
+    hint = f"; it holds {', '.join(below[:5])}" + (", ..." if len(below) > 5 else "") if below else ""
+    return f"neither a run nor an audit, comparison, cross-validation or gradcam folder{hint}"
+
+
+def add_own_folders(sources: Sources, subject: Subject) -> None:
+    """Add what lies beside a classifier: its heatmaps, and the pretraining run its weights came from."""
+    own = subject.folder / f"gradcam_{subject.report['split']}"
+    if kind_of(own) == "gradcam":
+        _add(sources, "gradcam", own)
+    start = started_from(subject)
+    if start is not None:
+        _add(sources, "pretrain", start)
+
+
+def _add(sources: Sources, kind: str, folder: Path) -> None:
+    known = sources.setdefault(kind, [])
+    if folder.resolve() not in [other.resolve() for other in known]:
+        known.insert(0, folder)
+
+
+def started_from(subject: Subject) -> Path | None:
+    """Return the pretraining run that the classifier's weights came from, where it still lies there or beside it."""
+    weights = subject.content["config"]["model"]["weights"]
+    if weights in (None, "imagenet"):
+        return None
+    path = Path(weights)
+    for folder in (path, path.parent, path.parent.parent, subject.folder.parent / path.name):
+        if kind_of(folder) == "pretrain":
+            return folder
+    return None
+
+
+def check_page(out: Path, *, overwrite: bool) -> None:
+    """Raise ValueError where something is there that may not be replaced."""
+    if out.is_dir():
+        raise ValueError(f"out: {out} is a folder; name a file that ends in .html")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out}: exists; give --overwrite to replace it, or another file with out=")
+    if out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{out}: not written by sscl report, so --overwrite leaves it alone; name another file")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what a file of another version, or a damaged one, leads to into one line.
+
+    Raises:
+        ValueError: the file is not as this version writes it.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not as this version of sscl writes it ({type(error).__name__}: {error}); make it again"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; None where there is none."""
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+# --- the classifier ---
+
+
+def evaluate_where_missing(folder: Path, config: ReportConfig, *, overwrite: bool) -> None:
+    """Run `sscl eval` where a run has no evaluation of its checkpoint on the split.
+
+    Raises:
+        ValueError: there is one of another checkpoint, and without `overwrite` it is left alone; the command failed.
+    """
+    there = folder / f"eval_{config.split}"
+    words = ["eval", f"checkpoint={folder}", f"split={config.split}", f"device={config.device}"]
+    words += [f"data.{key}={json.dumps(value)}" for key, value in config.data.items()]
+    words += [] if config.progress else ["progress=false"]
+    if (there / "predictions.csv").is_file() and (there / "metrics.json").is_file():
+        with reading(there / "metrics.json"):
+            epoch = read_json(there / "metrics.json")["epoch"]
+        if epoch == run.load_checkpoint(folder, kind="finetune")["epoch"]:
+            return
+        if not overwrite:
+            raise ValueError(f"{there}: is of another checkpoint; give --overwrite to evaluate again")
+        words.append("--overwrite")
+    print(f"$ sscl {shlex.join(words)}", flush=True)
+    if subprocess.run([sys.executable, "-m", "sscl", *words], check=False).returncode != 0:
+        raise ValueError("report: `sscl eval` failed, see above")
+    print()
+
+
+def read_subject(folder: Path, split: str) -> Subject:
+    """Return the classifier of a run with its evaluation.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
+    """
+    there = folder / f"eval_{split}"
+    content = run.load_checkpoint(folder, kind="finetune")
+    log = folder / "metrics.jsonl"
+    subject = Subject(
+        folder=folder,
+        content={key: value for key, value in content.items() if key not in ("encoder", "head")},
+        log=run.read_metrics(log) if log.is_file() else [],
+        evaluated=there,
+        report=read_json(there / "metrics.json"),
+        found=comparison.read_predictions(there / "predictions.csv"),
+    )
+    if list(subject.found.classes) != content["classes"] or len(subject.found.ids) != subject.report["tiles"]:
+        raise ValueError(f"{there}: predictions.csv and metrics.json are not of this classifier; evaluate it again")
+    return subject
+
+
+def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> dict[str, Any]:
+    """Return title, sections and gallery of a classifier."""
+    caveats = interrupted(subject)
+    settings, checks = map_settings(subject, sources, config)
+    data = merge_data(subject.report["data"], config.data)
+    counts, groups = count_tiles(subject, data, caveats=caveats, progress=config.progress)
+    shown = None
+    if config.tiles:
+        shown = build_gallery(subject, data, settings, config, checks=checks, caveats=caveats)
+    with reading(subject.evaluated / "metrics.json"):
+        sections = [
+            report_classifier.summary(
+                subject,
+                training_tiles=sum(counts["train"].values()) if "train" in counts else None,
+                audits=[read_json(folder / "audit.json") for folder in sources.get("audit", [])],
+                checks=checks or {},
+            ),
+            report_classifier.data(subject, counts=counts, groups=groups),
+            report_classifier.training(subject),
+            report_classifier.results(subject),
+            report_classifier.errors(subject, shown=0 if shown is None else len(shown["tiles"])),
+            report_classifier.probabilities(subject),
+            report_classifier.decisions(subject),
+            report_classifier.caveats(subject, caveats),
+        ]
+    return {
+        "title": f"{subject.folder.resolve().name}: {report_classifier.listed(subject.found.classes)}",
+        "subtitle": f"{subject.content['encoder_name']}, on {subject.report['tiles']:,} tiles of the {subject.split}",
+        "id": worksheet_id(subject),
+        "sections": [section for section in sections if section is not None],
+        "gallery": shown,
+    }
+
+
+def worksheet_id(subject: Subject) -> str:
+    """Return the key under which the browser keeps a review: equal for equal weights and tiles, whatever is shown."""
+    digest = hashlib.sha256(run.checkpoint_file(subject.folder).read_bytes())
+    digest.update(f"{subject.report['split']} {subject.report['data_fingerprint']}".encode())
+    return digest.hexdigest()[:16]
+
+
+def interrupted(subject: Subject) -> list[str]:
+    """Return a sentence where training did not come to its end."""
+    train, epochs = subject.content["config"]["train"], len(subject.log)
+    if not epochs or epochs >= train["epochs"] or epochs - subject.content["epoch"] >= train["patience"]:
+        return []
+    return [f"training ended after epoch {epochs} of {train['epochs']}: it was interrupted"]
+
+
+def count_tiles(
+    subject: Subject, data: DataConfig, *, caveats: list[str], progress: bool
+) -> tuple[dict[str, dict[str, int]], dict[str, int | None]]:
+    """Return tiles by class, and slides or patients, of the training split, of validation's own and of the evaluated.
+
+    Training tiles that are not there any more are not counted, which `caveats` then says.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    groups: dict[str, int | None] = {}
+    trained = subject.content["config"]["data"]
+    moved = trained["root"] == subject.report["data"]["root"]
+    changes = {"root": data.root, "cache_dir": data.cache_dir} if moved else {}
+    try:
+        before = merge_data(trained, changes)
+        for split in ("train", "validation") if has_validation(before) else ("train",):
+            tiles = load_tiles(before, split=split, progress=progress)
+            counts[split] = tiles.class_counts()
+            groups[split] = None if tiles.groups is None else len(np.unique(tiles.groups))
+    except (ValueError, FileNotFoundError) as error:
+        caveats.append(f"the training tiles are not counted: {str(error).splitlines()[0]}")
+    split = subject.report["split"]
+    counts[split] = subject.report["class_counts"]
+    groups[split] = None if subject.found.groups is None else len(set(subject.found.groups))
+    return counts, groups
+
+
+def map_settings(
+    subject: Subject, sources: Sources, config: ReportConfig
+) -> tuple[GradcamConfig, Mapping[str, Any] | None]:
+    """Return how the gallery's maps are made, and what `sscl gradcam checks=true` found of maps made so, if anything.
+
+    Raises:
+        ValueError: a key of `gradcam` is not as it takes it.
+    """
+    of_run = [folder for folder in sources.get("gradcam", []) if _explains(folder, subject)]
+    kept = {} if not of_run else read_yaml(of_run[0] / "config.yaml")
+    found = {key: kept[key] for key in OF_MAPS if key in kept} | config.gradcam
+    try:
+        settings = validate(GradcamConfig, {"checkpoint": str(subject.folder), **found}, source="sscl gradcam")
+        resolve_target(settings.target, subject.found.classes)
+    except ValueError as error:
+        raise ValueError("\n".join(f"gradcam.{line}" for line in str(error).splitlines())) from None
+    of_maps = {key: value for key, value in plain(settings).items() if key in OF_MAPS}
+    for folder in of_run:
+        own = validate(GradcamConfig, {"checkpoint": "-", **_of_maps(read_yaml(folder / "config.yaml"))}, source="")
+        if _of_maps(plain(own)) == of_maps and (folder / "checks.json").is_file():
+            return settings, read_json(folder / "checks.json")
+    return settings, None
+
+
+def _of_maps(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: keys[key] for key in OF_MAPS if key in keys}
+
+
+def _explains(folder: Path, subject: Subject) -> bool:
+    """Return whether a gradcam folder is of this classifier."""
+    if folder.resolve().parent == subject.folder.resolve():
+        return True
+    try:
+        return run_of(str(read_yaml(folder / "config.yaml")["checkpoint"])).resolve() == subject.folder.resolve()
+    except FileNotFoundError:
+        return False
+
+
+# --- its tiles ---
+
+
+def build_gallery(
+    subject: Subject,
+    data: DataConfig,
+    settings: GradcamConfig,
+    config: ReportConfig,
+    *,
+    checks: Mapping[str, Any] | None,
+    caveats: list[str],
+) -> dict[str, Any]:
+    """Return the gallery, with maps made by the checkpoint; what does not fit the evaluation goes to `caveats`.
+
+    Raises:
+        ValueError, FileNotFoundError: the tiles are not there, or are others than those evaluated.
+    """
+    device = pick_device(config.device)
+    model, content = load_classifier(str(subject.folder), device=device)
+    try:
+        tiles = load_tiles(data, split=config.split, progress=config.progress)
+    except (ValueError, FileNotFoundError) as error:
+        hint = "give data.root=..., or tiles=0 for a page without a gallery"
+        raise type(error)(f"data.root: {str(error).splitlines()[0]}; {hint}") from error
+    check_classes(tiles, content, checkpoint=str(subject.folder), root=data.root)
+    chosen, how = gallery.choose(subject.found, count=config.tiles)
+    rows = rows_of(tiles, subject, chosen, root=data.root)
+    evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
+    if evaluated.fingerprint != subject.report["data_fingerprint"]:
+        caveats.append(f"the tiles of {data.root} are not, bit for bit, those that were evaluated")
+    target = resolve_target(settings.target, subject.found.classes)
+    mean, std = normalisation(content, device)
+    files = [tile_file(data, tiles.ids[row]) for row in rows]
+    paths = [path for path in files if path is not None]
+    whole = len(paths) == len(files)
+    heats = list(
+        gallery.heats(
+            model,
+            place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
+            rows,
+            target=target_of(target),
+            mean=mean,
+            std=std,
+            threshold=settings.threshold,
+            method=settings.method,
+            layers=settings.layer,
+            fuse=settings.fuse,
+            batch_size=config.batch_size,
+            progress="heatmaps" if config.progress else None,
+        )
+    )
+    others = sum(heat.prediction != subject.found.predictions[row] for heat, row in zip(heats, chosen, strict=True))
+    if others:
+        caveats.append(
+            f"{others} of {len(chosen)} tiles of the gallery are predicted otherwise than in the evaluation, and their "
+            "maps explain the other class: it used test-time augmentation, other tiles or another device"
+        )
+    pixels = (tiles.images[row] for row in rows)
+    notes = [how, *picture_notes(data, from_files=whole), *map_notes(settings, checks)]
+    return gallery.build(
+        subject.found,
+        chosen,
+        pictures=gallery.pictures_of_files(paths) if whole else gallery.pictures_of_pixels(pixels),
+        heats=heats,
+        size_px=data.size_px,
+        target=explained(target, settings, subject.found.classes),
+        threshold=settings.threshold,
+        decided_from=subject.decided_from,
+        note=". ".join(note[:1].upper() + note[1:] for note in notes) + ".",
+    )
+
+
+def rows_of(tiles: Tiles, subject: Subject, chosen: IntArray, *, root: str) -> IntArray:
+    """Return where the chosen tiles of the evaluation lie among the tiles loaded now.
+
+    Raises:
+        ValueError: one is missing, or has another label.
+    """
+    row_of = {name: row for row, name in enumerate(tiles.ids)}
+    rows = []
+    for at in chosen.tolist():
+        name = subject.found.ids[at]
+        row = row_of.get(name)
+        if row is None or tiles.labels[row] != subject.found.labels[at]:
+            what = "has no tile" if row is None else "has another label for"
+            raise ValueError(
+                f"data.root: {root} {what} {name}, which {subject.evaluated} was made of; give data.root=..., evaluate "
+                "again, or take tiles=0 for a page without a gallery"
+            )
+        rows.append(row)
+    return np.array(rows, dtype=np.int64)
+
+
+def tile_file(data: DataConfig, name: str) -> Path | None:
+    """Return the file of a tile; None where tiles are not files of their own."""
+    if data.source == "pathmnist":
+        return None
+    return Path(data.root) / (name if data.source == "folder" else f"images/{name}")
+
+
+def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
+    """Return what to know of the pictures."""
+    if not from_files:
+        return []
+    stain = "" if data.stain == "none" else f", after {data.stain} stain normalisation"
+    return [f"pictures are of the files, at most {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
+
+
+def explained(target: str | int, settings: GradcamConfig, classes: Sequence[str]) -> str:
+    """Return what the maps show, in words."""
+    if settings.method == "eigencam":
+        return "the features' main pattern, whatever the class"
+    if target == "difference":
+        return "logit of the predicted class less that of the other"
+    return "logit of the predicted class" if target == "predicted" else f"logit of {classes[int(target)]}"
+
+
+def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list[str]:
+    """Return what to know of the maps."""
+    layer = describe_layer(settings.layer, settings.fuse)
+    said = [
+        f"maps: {settings.method} of {layer}; the box holds what is above {settings.threshold:.0%} of a map's maximum"
+    ]
+    if checks is None:
+        return [*said, "these maps were not checked (sscl gradcam checks=true)"]
+    failed = [
+        question.rstrip("?").lower()
+        for name, question in report_studies.QUESTIONS.items()
+        if checks[name]["passed"] is False
+    ]
+    if failed:
+        return [*said, f"of their checks, failed: {'; '.join(failed)} (see Heatmaps)"]
+    return [*said, "their checks: none failed (see Heatmaps)"]
+
+
+# --- everything else ---
+
+
+def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
+    """Return a section for each other folder, in an order that a reader follows."""
+    sections: list[Section] = []
+    start = None if subject is None else started_from(subject)
+    for name, folder in _numbered("audit", sources):
+        with reading(folder / "audit.json"):
+            pairs = folder / "pairs.png"
+            report = read_json(folder / "audit.json")
+            sections.append(report_studies.audit(name, report, pairs=pairs if pairs.is_file() else None))
+    for name, folder in _numbered("gradcam", sources):
+        with reading(folder / "checks.json"):
+            found = report_studies.heatmaps(
+                name,
+                config=read_yaml(folder / "config.yaml"),
+                checks=read_json(folder / "checks.json"),
+                localised=read_json(folder / "localisation.json"),
+            )
+        sections.append(found)
+    for name, folder in _numbered("pretrain", sources):
+        log, used = folder / "metrics.jsonl", start is not None and folder.resolve() == start.resolve()
+        with reading(log):
+            rows = run.read_metrics(log) if log.is_file() else []
+            section = report_studies.pretraining(
+                name,
+                config=read_yaml(folder / "config.yaml"),
+                log=rows,
+                warning=collapse_warning(rows[-1]) if rows else None,
+                note=f"{folder}: its encoder is what this classifier started from." if used else str(folder),
+            )
+        sections.append(section)
+    for name, folder in _numbered("cross-validation", sources):
+        with reading(folder / "folds.json"):
+            sections.append(report_studies.folds(name, read_json(folder / "folds.json")))
+    for name, folder in _numbered("comparison", sources):
+        with reading(folder / "compare.json"):
+            report = read_json(folder / "compare.json")
+            logs = logs_of(folder, report)
+            sections.append(report_studies.compared(name, report, logs=logs))
+    more = [folder for folder in sources.get("finetune", []) if subject is None or folder != subject.folder]
+    if more:
+        split = "test" if subject is None else subject.report["split"]
+        sections.append(further_runs(more, split))
+    return sections
+
+
+def _numbered(kind: str, sources: Sources) -> list[tuple[str, Path]]:
+    """Return the folders of a kind, each with the id of its section."""
+    folders = sources.get(kind, [])
+    return [(kind if at == 0 else f"{kind}-{at + 1}", folder) for at, folder in enumerate(folders)]
+
+
+def logs_of(folder: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the logs of a comparison's runs that are there, by their folders as the comparison names them."""
+    found = {}
+    for name in (one["folder"] for row in report["rows"] for one in row["runs"]):
+        for where in (Path(name), folder / "runs" / Path(name).name):
+            if (where / "metrics.jsonl").is_file():
+                found[name] = run.read_metrics(where / "metrics.jsonl")
+                break
+    return found
+
+
+def further_runs(folders: Sequence[Path], split: str) -> Section:
+    """Return a table of the other finetune runs.
+
+    Raises:
+        FileNotFoundError: one is not evaluated.
+    """
+    rows = {}
+    for folder in folders:
+        file = folder / f"eval_{split}" / "metrics.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"runs: {folder}: not evaluated; run `sscl eval checkpoint={folder}` first")
+        rows[str(folder)] = read_json(file)
+    with reading(folders[0]):
+        return report_studies.others(rows)
+
+
+def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return env.json and config.yaml of every folder, by its path."""
+    folders = [folder for of in sources.values() for folder in of]
+    if subject is not None:
+        folders = [subject.folder, subject.evaluated, *(folder for folder in folders if folder != subject.folder)]
+    found = {}
+    for folder in folders:
+        config = folder / "config.yaml"
+        text = config.read_text(encoding="utf-8") if config.is_file() else "there is none"
+        found[str(folder)] = read_json(folder / "env.json") or {}, text
+    return found

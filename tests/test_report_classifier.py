@@ -1,0 +1,237 @@
+"""What a report says of a classifier is what its evaluation found, and its verdicts turn with the figures."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sscl import calibration, evaluation, page, report_classifier
+from sscl.comparison import Predictions
+from sscl.data.tiles import Tiles
+from sscl.report_classifier import Subject
+
+CLASSES = ("HP", "SSA")
+AUDIT = {"leakage": False, "verdict": "no leakage found"}
+
+
+def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Subject:
+    """A classifier of 80 tiles; the larger `skill`, the better it tells the classes apart; 0 = not at all."""
+    rng = np.random.default_rng(seed)
+    count, kinds = 80, len(classes)
+    labels = np.arange(count) % kinds
+    logits = torch.from_numpy(rng.normal(size=(count, kinds)) + skill * np.eye(kinds)[labels])
+    tiles = Tiles(
+        images=np.zeros((count, 4, 4, 3), dtype=np.uint8),
+        labels=labels,
+        classes=classes,
+        ids=tuple(f"t{i}" for i in range(count)),
+        votes=rng.integers(0, 8, count) if kinds == 2 else None,
+    )
+    positive = 1 if kinds == 2 else None
+    kept = calibration.fit_calibration(logits[:40], labels[:40], classes=classes, positive=positive)
+    found = evaluation.evaluate(tiles, logits, positive=positive, kept=kept, samples=100)
+    report: dict[str, Any] = {
+        "split": "test",
+        "tiles": count,
+        "classes": list(classes),
+        "class_counts": tiles.class_counts(),
+        "positive": None if positive is None else classes[positive],
+        "data": {"source": "folder", "root": "/data/colon", "size_px": 64},
+        "test_time_augmentation": False,
+        "caveats": ["a caveat"],
+        **found,
+    }
+    report["notes"] = evaluation.notes(report)
+    report = json.loads(json.dumps(report))  # as it is read
+    probabilities = calibration.softmax(logits, temperature=report["calibration"]["temperature"])
+    train = {"batch_size": 8, "optimizer": "adamw", "learning_rate": 1e-3, "head_learning_rate": 1e-3}
+    train |= {"loss": "cross_entropy", "select": "loss"}
+    epoch = {"validation_accuracy": 0.8, "validation_balanced_accuracy": 0.75, "validation_loss": 0.5}
+    return Subject(
+        folder=Path("runs/x"),
+        content={
+            "encoder_name": "resnet18",
+            "stem": "standard",
+            "output_stride": 32,
+            "precision": "fp32",
+            "epoch": 2,
+            "classes": list(classes),
+            "calibration": kept,
+            "validation": epoch,
+            "history": [{"root": "/data/unlabelled"}],
+            "config": {"model": {"weights": "runs/ssl"}, "data": {"root": "/data/colon"}, "train": train},
+        },
+        log=[{"epoch": i, "train_loss": 1.0 - i / 10, "train_accuracy": 0.5, **epoch} for i in (1, 2, 3)],
+        evaluated=Path("runs/x/eval_test"),
+        report=report,
+        found=Predictions(
+            ids=tiles.ids,
+            classes=classes,
+            labels=labels,
+            predictions=probabilities.argmax(1),
+            losses=evaluation.tile_losses(tiles, probabilities),
+            probabilities=probabilities,
+            votes=tiles.votes,
+        ),
+    )
+
+
+def sections(one: Subject, **more: Any) -> list[dict[str, Any]]:
+    found = [
+        report_classifier.summary(one, training_tiles=100, audits=[AUDIT], checks={}),
+        report_classifier.data(one, counts={"train": {"HP": 60, "SSA": 40}}, groups={"train": 7}),
+        report_classifier.training(one),
+        report_classifier.results(one),
+        report_classifier.errors(one, shown=50),
+        report_classifier.probabilities(one),
+        report_classifier.decisions(one),
+        report_classifier.caveats(one, ["another"]),
+    ]
+    return [section for section in found if section is not None]
+
+
+def verdicts(section: dict[str, Any]) -> dict[str, bool | None]:
+    return {block["title"]: block["passed"] for block in section["blocks"] if block["kind"] == "verdict"}
+
+
+def tables(section: dict[str, Any]) -> dict[str, list[list[str]]]:
+    return {block["caption"]: block["rows"] for block in section["blocks"] if block["kind"] == "table"}
+
+
+@pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
+def test_the_page_takes_all_sections(classes):
+    made = sections(subject(classes=classes))
+    content = {"title": "t", "subtitle": "s", "made": "m", "id": "0" * 16, "gallery": None, "sections": made}
+
+    assert page.render(content)
+
+    figures = [block for section in made for block in section["blocks"] if block["kind"] == "figure"]
+    assert len(figures) == (6 if len(classes) == 2 else 5)  # no decision curve without a positive class
+    assert all(len(block["alt"]) > 20 and block["caption"] for block in figures)
+
+
+def test_the_summary_says_what_was_trained_on_what():
+    one = subject()
+    text = report_classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+
+    right = int((one.found.predictions == one.found.labels).sum())
+    assert "A resnet18 that starts from the weights of runs/ssl, which were trained on unlabelled" in text
+    assert "fine-tuned on 100 tiles of the training split of colon to tell HP and SSA apart" in text
+    assert "chose epoch 2" in text
+    assert f"right about {right} of 80 tiles" in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"), [(None, "from random weights was"), ("imagenet", "from ImageNet weights was")]
+)
+def test_where_the_weights_come_from(weights, said):
+    one = subject()
+    content = copy.deepcopy(dict(one.content)) | {"history": []}
+    content["config"]["model"]["weights"] = weights
+
+    text = report_classifier.summary(replace(one, content=content), training_tiles=None, audits=[], checks={})
+
+    assert said in text["blocks"][0]["text"]
+
+
+def test_every_metric_is_shown_with_its_intervals():
+    one = subject()
+    shown = tables(report_classifier.results(one))
+
+    rows = {row[0]: row[1:] for table in shown.values() for row in table}
+    metrics, drawn = one.report["metrics"], one.report["intervals"]
+    for key, name in evaluation.NAMES.items():
+        assert rows[name][:2] == [f"{metrics[key]:.3f}", f"{drawn[key][0]:.3f} to {drawn[key][1]:.3f}"]
+    assert rows["HP recall"][0] == f"{metrics['per_class'][0]['recall']:.3f}"
+    low, high = one.report["wilson"]["accuracy"]["wilson"]
+    right = int((one.found.predictions == one.found.labels).sum())
+    assert rows["accuracy"][2:] == [f"{low:.3f} to {high:.3f}", f"{right} of 80"]
+    by_agreement = next(rows for caption, rows in shown.items() if "annotators" in caption)
+    assert sum(int(row[-1].split(" of ")[1]) for row in by_agreement) == 80
+
+
+def test_better_than_guessing_turns_with_the_figures():
+    title = "Is it better than guessing?"
+    for skill, passed in ((2.0, True), (0.0, False)):
+        found = verdicts(report_classifier.summary(subject(skill=skill), training_tiles=1, audits=[], checks={}))
+        assert found[title] is passed
+
+
+def test_a_calibration_error_beyond_chance_fails():
+    one = subject()
+    title = "Do its probabilities say how often it is right?"
+    chance = one.report["calibration"]["after"]["ece_by_chance"]["quantile_95"]
+    for error, passed in ((chance, True), (chance + 0.001, False)):
+        one.report["calibration"]["after"]["ece"] = error
+        assert verdicts(report_classifier.summary(one, training_tiles=1, audits=[], checks={}))[title] is passed
+
+
+def test_a_leak_in_any_audit_fails_and_none_is_not_judged():
+    title = "Are the tiles it was tested on new to it?"
+    leak = {"leakage": True, "verdict": "THE SPLIT LEAKS: 3"}
+    for audits, passed in (([], None), ([AUDIT], True), ([AUDIT, leak], False)):
+        section = report_classifier.summary(subject(), training_tiles=1, audits=audits, checks={})
+        assert verdicts(section)[title] is passed
+    assert "THE SPLIT LEAKS: 3" in json.dumps(section)
+
+
+def test_the_verdicts_on_heatmaps_are_those_of_the_checks():
+    checks = {
+        "randomisation": {"passed": False, "verdict": "FAILS: a"},
+        "deletion_insertion": {"passed": None, "verdict": "cannot be judged: b"},
+    }
+    found = verdicts(report_classifier.summary(subject(), training_tiles=1, audits=[], checks=checks))
+
+    assert found["Do the heatmaps depend on what was learned?"] is False
+    assert found["Does what they mark matter to the classifier?"] is None
+    without = verdicts(report_classifier.summary(subject(), training_tiles=1, audits=[], checks={}))
+    assert without["Can the heatmaps be trusted?"] is None
+
+
+def test_an_evaluation_by_an_earlier_version_lacks_what_it_did_not_ask():
+    one = subject()
+    older = {
+        key: value
+        for key, value in one.report.items()
+        if key not in ("calibration", "operating_point", "decision_curve", "coverage", "wilson", "notes")
+    }
+    made = sections(replace(one, report=older))
+
+    assert [section["id"] for section in made] == ["summary", "data", "training", "results", "errors", "caveats"]
+    assert "evaluated by an earlier version" in json.dumps(made[-1])
+    assert verdicts(made[0])["Do its probabilities say how often it is right?"] is None
+    assert replace(one, report=older).decided_from is None
+
+
+def test_operating_point_and_abstention_are_those_of_the_evaluation():
+    one = subject()
+    shown = json.dumps(report_classifier.decisions(one))
+
+    assert f"from a probability of {one.report['operating_point']['threshold']:.4f} on" in shown
+    assert f"confidence below {one.report['coverage']['abstention']['threshold']:.4f}" in shown
+    assert one.decided_from == one.report["coverage"]["abstention"]["threshold"]
+
+
+def test_caveats_come_once_and_all():
+    one = subject()
+    (block,) = report_classifier.caveats(one, ["a caveat", "another"])["blocks"]
+
+    assert block["items"] == ["a caveat", *one.report["notes"], "another"]
+
+
+def test_the_data_table_counts_classes_and_slides():
+    section = report_classifier.data(
+        subject(), counts={"train": {"HP": 1234, "SSA": 40}, "test": {"HP": 1, "SSA": 2}}, groups={"train": 7}
+    )
+
+    assert tables(section)["Tiles of each class"] == [
+        ["train", "1,234", "40", "1,274", "7"],
+        ["test", "1", "2", "3", "not known"],
+    ]

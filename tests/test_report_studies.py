@@ -1,0 +1,294 @@
+"""What a report says of pretraining, audits, heatmaps, comparisons and folds is what their files hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sscl import comparison, page, report_studies
+from sscl.comparison import METRICS, Predictions
+
+
+def rendered(section: dict[str, Any]) -> str:
+    content = {"title": "t", "subtitle": "s", "made": "m", "id": "0" * 16, "gallery": None}
+    return page.render({**content, "sections": [section]})
+
+
+def kinds(section: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [block for block in section["blocks"] if block["kind"] == kind]
+
+
+class TestPretraining:
+    CONFIG: ClassVar[dict[str, Any]] = {
+        "model": {"name": "resnet18", "weights": None},
+        "data": [{"root": "a", "size_px": 64}, {"root": "b", "size_px": 64}],
+        "train": {"batch_size": 8, "temperature": 0.7, "optimizer": "adamw", "learning_rate": 1e-3, "epochs": 3},
+    }
+    ROW: ClassVar[dict[str, Any]] = {
+        "epoch": 2,
+        "loss": 2.5,
+        "loss_relative": 0.9,
+        "positive_similarity": 0.8,
+        "negative_similarity": 0.1,
+        "effective_rank": 20.0,
+        "loss_0_a": 1.0,
+    }
+
+    def test_facts_curves_and_no_collapse(self) -> None:
+        section = report_studies.pretraining(
+            "pretrain", config=self.CONFIG, log=[self.ROW | {"epoch": 1}, self.ROW], warning=None, note="n"
+        )
+
+        assert "a, b" in rendered(section)
+        (verdict,) = kinds(section, "verdict")
+        assert verdict["passed"] is True
+        assert "0.90 of that at collapse" in verdict["text"]
+        assert "loss of each source" in kinds(section, "figure")[0]["svg"]
+
+    def test_collapse_is_said(self) -> None:
+        section = report_studies.pretraining(
+            "pretrain", config=self.CONFIG, log=[self.ROW], warning="different tiles look alike", note=None
+        )
+
+        (verdict,) = kinds(section, "verdict")
+        assert verdict["passed"] is False
+        assert verdict["text"].startswith("different tiles look alike")
+
+    def test_one_set_and_no_log(self) -> None:
+        config = self.CONFIG | {"data": {"root": "a", "size_px": 64}}
+        section = report_studies.pretraining("pretrain", config=config, log=[], warning=None, note=None)
+
+        assert "0 of 3" in rendered(section)
+        assert not kinds(section, "figure")
+
+
+class TestAudit:
+    @staticmethod
+    def report(pairs: int) -> dict[str, Any]:
+        pair = {
+            "kind": "exact",
+            "across": True,
+            "first": {"part": "train", "id": "<a>"},
+            "second": {"part": "test", "id": "b"},
+            "score": 1.0,
+        }
+        return {
+            "leakage": pairs > 0,
+            "verdict": "THE SPLIT LEAKS: x" if pairs else "no leakage found: x",
+            "parts": {"train": {"root": "r", "tiles": 1000, "groups": None}},
+            "counts": {
+                "tiles": 1200,
+                "pairs": {"exact": pairs, "hash": 0, "keypoints": 0, "embedding": 0},
+                "pairs_across": pairs,
+                "clusters": 1,
+                "tiles_in_clusters": 2,
+                "largest_cluster": 2,
+                "flagged": {"blank": 3},
+            },
+            "pairs": [pair] * pairs,
+            "notes": ["no slide ids"],
+        }
+
+    @pytest.mark.parametrize("pairs", [0, 3, 30])
+    def test_verdict_counts_and_pairs(self, pairs: int, tmp_path: Path) -> None:
+        Image.new("RGB", (20, 20)).save(tmp_path / "pairs.png")
+        section = report_studies.audit("audit", self.report(pairs), pairs=tmp_path / "pairs.png" if pairs else None)
+
+        html = rendered(section)
+        (verdict,) = kinds(section, "verdict")
+        assert verdict["passed"] is (pairs == 0)
+        assert "3 blank" in html
+        assert "<a>" not in html
+        listed = [len(block["rows"]) for block in kinds(section, "table")][1:]
+        assert listed == ([min(pairs, 12)] if pairs else [])
+        assert len(kinds(section, "figure")) == bool(pairs)
+
+
+class TestHeatmaps:
+    CONFIG: ClassVar[dict[str, Any]] = {
+        "target": "auto",
+        "threshold": 0.2,
+        "method": "layercam",
+        "layer": ["a", "b"],
+        "fuse": "max",
+    }
+    RATES: ClassVar[dict[str, Any]] = {"tiles": 10, "peak_hit": 0.1, "box_hit": 0.2, "mean_box_iou": 0.3}
+
+    @staticmethod
+    def checks(passed: bool | None) -> dict[str, Any]:
+        spread = {"mean": [0.5, 0.2], "sd": [0.1, 0.1]}
+        way = {"curve": [0.9, 0.5], "auc": 0.7, "interval": [0.6, 0.8]}
+        common = {"tiles": 4, "passed": passed, "verdict": "passes: x" if passed else "FAILS: y"}
+        curves = dict.fromkeys(("rank_correlation", "absolute_rank_correlation", "ssim"), spread)
+        boxes = dict.fromkeys(("area_fraction", "iou", "centre_shift"), spread)
+        return {
+            "tiles": 4,
+            "randomisation": {"stages": ["head", "all"], "unrelated_below": 0.5, **curves, **common},
+            "deletion_insertion": {
+                "fractions": [0, 1],
+                "deletion": {"map": way, "centre": way},
+                "insertion": {"map": way, "centre": way},
+                **common,
+            },
+            "equivariance": common,
+            "box_sensitivity": {"threshold": 0.2, "thresholds": [0.1, 0.2], **boxes, **common},
+        }
+
+    @pytest.mark.parametrize("passed", [True, False])
+    def test_every_check_has_its_verdict_and_chart(self, passed: bool) -> None:
+        section = report_studies.heatmaps("gradcam", config=self.CONFIG, checks=self.checks(passed), localised=None)
+
+        assert "layercam of a, b (max)" in rendered(section)
+        assert [verdict["passed"] for verdict in kinds(section, "verdict")] == [passed] * 4
+        assert {verdict["title"] for verdict in kinds(section, "verdict")} == set(report_studies.QUESTIONS.values())
+        assert len(kinds(section, "figure")) == 3
+
+    def test_what_cannot_be_judged_has_no_chart(self) -> None:
+        checks = self.checks(None)
+        checks["randomisation"]["tiles"] = 0
+        section = report_studies.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
+
+        assert rendered(section)
+        assert not kinds(section, "figure")
+
+    def test_localisation_beside_centre_and_random_weights(self) -> None:
+        names = ("this model", "centre", "random weights")
+        section = report_studies.heatmaps(
+            "gradcam", config=self.CONFIG, checks=None, localised=dict.fromkeys(names, self.RATES)
+        )
+
+        (table,) = kinds(section, "table")
+        assert [row[0] for row in table["rows"]] == list(names)
+        assert table["rows"][0][1:] == ["0.100", "0.200", "0.300"]
+        assert "10 tiles" in table["caption"]
+
+
+def compare_report(*, fractions: tuple[float | None, ...] = (None,), seeds: tuple[int, ...] = (0,)) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+
+    def one() -> Predictions:
+        wrong = rng.random(40) < 0.3
+        guess = np.where(wrong, 1 - labels, labels)
+        return Predictions(tuple(map(str, range(40))), ("a", "b"), labels, guess, rng.random(40))
+
+    names = {f"{entry}, {share}": (entry, share) for share in fractions for entry in ("scratch", "<ssl>")}
+    found = {name: [one() for _ in seeds] for name in names}
+    against = {f"<ssl>, {share}": f"scratch, {share}" for share in fractions}
+    result = comparison.side_by_side(found, against=against, samples=50, seed=0)
+    rows = [
+        {
+            "name": name,
+            "entry": entry,
+            "fraction": share,
+            "labelled_tiles": None if share is None else round(100 * share),
+            "published": {},
+            "mean": result["rows"][name]["mean"],
+            "sd": result["rows"][name]["sd"],
+            "runs": [
+                {"seed": seed, "folder": f"runs/{name}-{seed}", **run}
+                for seed, run in zip(seeds, result["rows"][name]["runs"], strict=True)
+            ],
+        }
+        for name, (entry, share) in names.items()
+    ]
+    return {
+        "split": "test",
+        "tiles": 40,
+        "seeds": list(seeds),
+        "rows": rows,
+        "differences": result["differences"],
+        "interval_method": "95% intervals: x",
+        "caveats": ["y"],
+    }
+
+
+class TestComparison:
+    LOG: ClassVar[list[dict[str, Any]]] = [{"epoch": 1, "validation_accuracy": 0.5, "validation_loss": 0.7}]
+
+    def test_tables_are_those_of_compare(self) -> None:
+        report = compare_report()
+        section = report_studies.compared("comparison", report, logs={})
+
+        assert "<ssl>" not in rendered(section)
+        found = kinds(section, "table")
+        expected = comparison.tables(report)
+        assert [[block["header"], *block["rows"]] for block in found] == [lines for _, lines in expected]
+        assert not kinds(section, "figure")
+
+    def test_curves_of_rows_whose_logs_are_all_there_and_the_worth_of_labels(self) -> None:
+        report = compare_report(fractions=(0.1, 1.0), seeds=(0, 1))
+        logs = {one["folder"]: self.LOG for row in report["rows"] for one in row["runs"]}
+        del logs["runs/scratch, 1.0-1"]
+
+        section = report_studies.compared("comparison", report, logs=logs)
+
+        assert rendered(section)
+        first, second, labels = kinds(section, "figure")
+        assert "scratch" in first["alt"]
+        assert "scratch" not in second["alt"]
+        mean = np.mean([one["metrics"]["balanced_accuracy"] for one in report["rows"][0]["runs"]])
+        assert f"scratch: {mean:.3f} with 10" in labels["alt"]
+
+    def test_metrics_are_all_there(self) -> None:
+        section = report_studies.compared("comparison", compare_report(), logs={})
+
+        assert kinds(section, "table")[0]["header"] == ["row", *METRICS.values()]
+
+
+class TestFolds:
+    @staticmethod
+    def report(*, pooled: bool) -> dict[str, Any]:
+        keys = report_studies.FOLD_METRICS
+        one = {
+            "metrics": dict.fromkeys(keys, 0.75) | {"auroc": None},
+            "intervals": {key: [0.5, 1.0] for key in keys} | {"auroc": None},
+            "tiles": 20,
+            "loss": 0.5,
+        }
+        report = {
+            "folds": 2,
+            "runs": [{"fold": 1, **one}, {"fold": 2, **one}][: 1 + pooled],
+            "interval_method": "95% intervals: x",
+            "caveats": ["y"],
+        }
+        if pooled:
+            spread = dict.fromkeys((*keys, "loss"), 0.125)
+            report |= {"pooled": one | {"tiles": 40}, "mean": spread, "sd": spread}
+        return report
+
+    def test_folds_pooled_mean_and_sd(self) -> None:
+        section = report_studies.folds("cross-validation", self.report(pooled=True))
+
+        assert rendered(section)
+        (table,) = kinds(section, "table")
+        assert [row[0] for row in table["rows"]] == ["fold 1", "fold 2", "all, pooled", "mean ± sd of folds"]
+        assert table["rows"][0][1:] == ["20", *["0.750 (0.500 to 1.000)"] * 3, "undefined", "0.500"]
+        assert table["rows"][-1][2] == "0.125 ± 0.125"
+        assert len(kinds(section, "figure")) == 1
+
+    def test_a_fold_alone(self) -> None:
+        section = report_studies.folds("cross-validation", self.report(pooled=False))
+
+        assert len(kinds(section, "table")[0]["rows"]) == 1
+        assert not kinds(section, "figure")
+
+
+def test_provenance_holds_commands_and_configurations():
+    environment = {"command": "sscl eval <x>", "date": "d", "sscl": "1", "torch": "2", "gpu": None, "cpu_threads": 2}
+    section = report_studies.provenance(
+        {"runs/a": (environment, "key: <value>\n"), "runs/old": ({}, "there is none")}, made=environment
+    )
+
+    html = rendered(section)
+    assert "key: &lt;value&gt;" in html
+    assert "<x>" not in html
+    (table,) = kinds(section, "table")
+    assert table["rows"][0] == ["runs/a", "sscl eval <x>", "d", "1", "2", "CPU, 2 threads"]
+    assert table["rows"][1][1] == "unknown"
+    assert json.dumps(section)
