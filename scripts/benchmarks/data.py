@@ -322,7 +322,7 @@ def larger_than_memory(folder: Path, *, quick: bool, device: torch.device) -> li
         if which == "large" or not quick
     }
     totals = {which: [step["RssAnon"] + step["RssFile"] for step in run] for which, run in runs.items()}
-    # The first steps fill the allocator's pools, which then rise and fall by 100 MiB from step to step, whatever the set.
+    # The first steps fill the allocator's pools, which then rise and fall by 100 MiB whatever the set.
     large, settled = totals["large"], min(5, len(totals["large"]) - 2)
     middle = (settled + len(large)) // 2
     set_mib = count * size_px**2 * 3 / 2**20
@@ -335,8 +335,8 @@ def larger_than_memory(folder: Path, *, quick: bool, device: torch.device) -> li
             ours=max(large[middle:]) - max(large[settled:middle]),
             unit="MiB",
             target="< 64 MiB",
-            note=f"highest of steps {middle} to {len(large)} less highest of {settled} to {middle}, {batch_size} tiles a "
-            f"step; mapped pages {file_mib:+.1f} MiB; peak {max(large):,.0f} MiB",
+            note=f"highest of steps {middle} to {len(large)} less highest of {settled} to {middle}, {batch_size} tiles "
+            f"each; mapped pages {file_mib:+.1f} MiB; peak {max(large):,.0f} MiB",
         ),
         *(
             row(
