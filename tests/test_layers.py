@@ -38,6 +38,7 @@ LAYERS = (
         "box_checks",
         "cam_checks",
         "cam_plots",
+        "model_card",
         "classifier",
     },
     {"gallery", "report_classifier", "report_studies"},

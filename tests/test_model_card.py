@@ -1,0 +1,304 @@
+"""The model card says what a checkpoint says, whatever the names, and eval changes nothing outside its two lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sscl import model_card
+from sscl.calibration import fit_calibration
+from sscl.config import FinetuneConfig, plain
+from sscl.data.tiles import Tiles
+from sscl.evaluation import evaluate
+from sscl.metrics import wilson_interval
+
+LABELS = np.array([0] * 12 + [1] * 8)
+RIGHT = np.array([True] * 10 + [False] * 2 + [True] * 7 + [False])
+
+
+def logits() -> torch.Tensor:
+    """10 of 12 tiles of class 0 and 7 of 8 of class 1 are right."""
+    called = np.where(RIGHT, LABELS, 1 - LABELS)
+    return torch.eye(2)[called] * torch.linspace(1, 3, 20)[:, None]
+
+
+def content(classes: tuple[str, str] = ("HP", "SSA"), **keys: Any) -> dict[str, Any]:
+    data = {"root": "/home/someone/polyps", "source": "folder", **keys.pop("data", {})}
+    config = FinetuneConfig(run="runs/x", data=data, train=keys.pop("train", {}))
+    return {
+        "kind": "finetune",
+        "encoder_name": "resnet18",
+        "stem": "standard",
+        "output_stride": 32,
+        "preprocessing": {"size_px": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+        "classes": list(classes),
+        "config": plain(config),
+        "history": [],
+        "precision": "fp32",
+        "data_fingerprint": "0123456789abcdef" * 4,
+        "epoch": 3,
+        "calibration": fit_calibration(logits(), LABELS, classes=classes, positive=1),
+        **keys,
+    }
+
+
+def card(found: dict[str, Any], **keys: Any) -> str:
+    first, second = found["classes"][:2]
+    given: dict[str, Any] = {
+        "folder": Path("/somewhere/runs/x"),
+        "origin": "random weights",
+        "train": model_card.Part({first: 60, second: 80}, None),
+        "validation": model_card.Part({first: 12, second: 8}, None),
+        "carved": True,
+        "groups_are": "slides or patients",
+        "slides_known": True,
+    }
+    return model_card.model_card(found, **{**given, **keys})
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of the one table row of that name."""
+    (found,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in found.strip("|").split(" |")]
+
+
+# --- what finetune writes ---
+
+
+def test_the_figures_are_those_of_the_validation_tiles() -> None:
+    text = card(content())
+
+    low, high = wilson_interval(17, 20)
+    assert row(text, "accuracy") == ["accuracy", "0.850", f"{low:.3f} to {high:.3f}", "17 of 20"]
+    assert row(text, "`SSA` sensitivity")[1::2] == ["0.875", "7 of 8"]
+    assert row(text, "`SSA` specificity")[1::2] == ["0.833", "10 of 12"]
+    assert row(text, "balanced accuracy")[1:] == [f"{(10 / 12 + 7 / 8) / 2:.3f}", "", ""]
+    assert row(text, "`HP`") == ["`HP`", "60", "12"]
+    assert row(text, "all") == ["all", "140", "20"]
+    assert row(text, "epoch")[1].startswith("3 of at most 50, the best by validation balanced accuracy")
+
+
+def test_folders_of_this_machine_are_not_named() -> None:
+    history = [{"root": "/home/someone/before/tiles.npz", "source": "pathmnist", "protocol": "official"}]
+    before = {"config": {"model": {"weights": "/home/someone/imagenet.pt"}}, "kind": "pretrain", "epoch": 7}
+    origin = model_card.origin_of_weights("/home/someone/runs/pretrain", before)
+
+    text = card(content(history=history), origin=origin)
+
+    assert "/home" not in text
+    assert "/somewhere" not in text
+    assert row(text, "set")[1] == "`polyps` (folder)"
+    assert row(text, "trained before on")[1] == "`tiles.npz` (pathmnist)"
+    assert row(text, "started from")[1] == (
+        "the run `pretrain`, pretrained without labels up to epoch 7, itself from `imagenet.pt`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "before", "said"),
+    [
+        (None, None, "random weights"),
+        ("imagenet", None, "weights trained on ImageNet"),
+        ("a/b/ciga.ckpt", None, "the file `ciga.ckpt`, which does not say what it was trained on"),
+        (
+            "a/run/checkpoints/best.pt",
+            {"config": {"model": {"weights": None}}, "kind": "finetune", "epoch": 2, "classes": ["A", "B", "C"]},
+            "the run `run/checkpoints/best.pt`, trained with labels (`A`, `B` and `C`) up to epoch 2, itself from "
+            "random weights",
+        ),
+    ],
+)
+def test_origin_of_weights(weights: str | None, before: Any, said: str) -> None:
+    assert model_card.origin_of_weights(weights, before) == said
+
+
+def test_limits_follow_the_data() -> None:
+    known = card(content())
+    unknown = card(content(), slides_known=False, train=model_card.Part({"HP": 9, "SSA": 80}, None))
+    drawn = card(content(data={"source": "synthetic"}))
+
+    assert "medical device" in known
+    assert "tiles of one slide" not in known
+    assert "tiles of one slide may lie in training, validation and test" in unknown
+    assert "Few tiles" not in known
+    assert "Few tiles to learn from: 9 of `HP`." in unknown
+    assert "say nothing about tissue" in drawn
+    assert "say nothing about tissue" not in known
+
+
+def test_settings_that_change_what_was_learned_are_said() -> None:
+    plainly = card(content())
+    train = {"label_fraction": 0.1, "balance": "down", "freeze_encoder": True, "folds": 5, "fold": 2}
+    special = card(content(train={**train, "loss": "focal"}, data={"group_near_duplicates": True}), unlabelled=7)
+    own = card(content(), carved=False, train=model_card.Part({"HP": 1, "SSA": 1}, 2))
+
+    assert row(special, "labels used")[1] == "10% of each class, validation included"
+    assert row(special, "trained")[1] == "the head alone, on fixed features"
+    assert row(special, "loss")[1] == "focal, gamma 2"
+    assert "fold 2 of 5" in row(special, "split")[1]
+    assert "kept on one side" in row(special, "near-duplicates")[1]
+    assert row(special, "without labels")[1].startswith("7 more tiles")
+    assert "cut to the smallest" in special
+    assert not [name for name in ("labels used", "balance", "without labels") if f"| {name} |" in plainly]
+    assert row(plainly, "near-duplicates")[1] == "not looked for"
+    assert row(plainly, "trained")[1] == "the whole net"
+    assert row(plainly, "loss")[1] == "cross entropy"
+    assert "fold" not in row(plainly, "split")[1]
+    assert row(own, "validation tiles")[1] == "the set's own validation split"
+    assert row(own, "slides or patients") == ["slides or patients", "2", "not known"]
+
+
+def test_three_classes_have_recalls_and_no_threshold() -> None:
+    classes = ["a", "b", "c"]
+    three = torch.cat([logits(), torch.full((20, 1), -5.0)], dim=1)
+    kept = fit_calibration(three, LABELS, classes=classes, positive=None)
+    counts = model_card.Part(dict.fromkeys(classes, 50), None)
+    found = content() | {"classes": classes, "calibration": kept}
+    text = card(found, train=counts, validation=counts)
+
+    assert "sensitivity" not in text
+    assert row(text, "`a` recall")[1::2] == ["0.833", "10 of 12"]
+    assert row(text, "`c` recall") == ["`c` recall", "undefined", "", ""]
+    assert row(text, "AUROC")[1] == "undefined"
+    assert row(text, "operating point")[1].startswith("none")
+
+
+HOSTILE = "a|b\n# x `y` ``z <script>alert(1)</script> <!-- sscl eval writes from here --> \udcff\x07$1$"
+
+
+def test_names_are_no_markup() -> None:
+    text = card(content(classes=("HP", HOSTILE)))
+    begins = [line for line in text.splitlines() if line.strip() == model_card.BEGIN]
+    rows = [line for line in text.splitlines() if line.startswith("|") and "script" in line]
+
+    text.encode("utf-8")  # what cannot be written is gone
+    assert len(begins) == 1
+    assert not [line for line in text.splitlines() if line.startswith("# x")]
+    assert rows
+    for line in rows:  # the name stays one cell: its own bar is escaped, its code span is closed
+        cells = line.replace("\\|", "").strip("|").split("|")
+        assert len(cells) in (2, 3, 4)
+        (held,) = [cell for cell in cells if "script" in cell]
+        assert held.count("```") == 2
+
+
+def test_part_of_counts_the_rows_alone() -> None:
+    tiles = Tiles(
+        images=np.zeros((5, 4, 4, 3), dtype=np.uint8),
+        labels=np.array([0, 1, 1, -1, 0]),
+        classes=("a", "b", "c"),
+        ids=tuple("vwxyz"),
+        groups=np.array(["s", "s", "t", "u", "u"]),
+    )
+
+    assert model_card.part_of(tiles, np.array([0, 1, 2])) == model_card.Part({"a": 1, "b": 2, "c": 0}, 2)
+
+
+# --- what eval adds ---
+
+
+def report(**keys: Any) -> dict[str, Any]:
+    tiles = Tiles(
+        images=np.zeros((20, 4, 4, 3), dtype=np.uint8),
+        labels=LABELS,
+        classes=("HP", "SSA"),
+        ids=tuple(f"t{i}" for i in range(20)),
+    )
+    return {
+        "data": plain(FinetuneConfig(run="x", data={"root": "/home/someone/polyps"}))["data"],
+        "epoch": 3,
+        "tiles": 20,
+        "classes": ["HP", "SSA"],
+        "class_counts": tiles.class_counts(),
+        "positive": "SSA",
+        "test_time_augmentation": False,
+        **evaluate(tiles, logits(), positive=1, kept=content()["calibration"], samples=50),
+        "caveats": ["training took tiles of /home/someone/polyps/sub, which overlaps /home/someone/polyps: *so*"],
+        **keys,
+    }
+
+
+SECTIONS = [{"root": "/home/someone/polyps/sub"}, {"root": "/home/someone/polyps"}]
+
+
+def test_test_section_holds_the_figures_and_the_caveats() -> None:
+    text = model_card.test_section(report(), sections=SECTIONS, folder=Path("/runs/x/eval_test"))
+
+    found = report()
+    low, high = found["intervals"]["accuracy"]
+    wilson = wilson_interval(17, 20)
+    assert row(text, "accuracy")[1:] == [
+        "0.850",
+        f"{low:.3f} to {high:.3f}",
+        f"{wilson[0]:.3f} to {wilson[1]:.3f}",
+        "17 of 20",
+    ]
+    assert "`eval_test/metrics.json`" in text
+    assert "- training took tiles of sub, which overlaps polyps: \\*so\\*" in text
+    assert "/home" not in text
+    assert row(text, "set")[1] == "`polyps` (mhist, protocol official)"
+    assert len([line for line in text.splitlines() if "sensitivity, from a probability of" in line]) == 1
+
+
+def test_test_section_says_another_set_and_bare_reports() -> None:
+    other = {"data": {**report()["data"], "root": "/elsewhere"}, "positive": None}
+    bare = report(**other, operating_point=None)
+    bare["coverage"]["abstention"] = None
+    text = model_card.test_section(bare, sections=SECTIONS, folder=Path("eval_test"))
+
+    assert row(text, "set")[1].endswith("**another than trained on**")
+    assert "`HP` recall" in text
+    assert "decided" not in text
+
+
+def test_refresh_changes_what_is_between_the_markers_alone(tmp_path: Path) -> None:
+    path = tmp_path / model_card.FILE
+    path.write_text(card(content()), encoding="utf-8")
+    mine = "\n\nMine: **ünïcode** \u2028 and\ttabs  \n"
+    before = path.read_text(encoding="utf-8") + mine
+    path.write_text(before, encoding="utf-8")
+
+    for section in ("one", "two\nlines", "two\nlines"):
+        assert model_card.refresh(path, section) is None
+
+    after = path.read_text(encoding="utf-8")
+    head, tail = before.partition(model_card.BEGIN)[0], before.partition(model_card.END)[2]
+    assert after == f"{head}{model_card.BEGIN}\n\ntwo\nlines\n\n{model_card.END}{tail}"
+    assert [file.name for file in tmp_path.iterdir()] == [model_card.FILE]
+
+
+def test_refresh_keeps_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / model_card.FILE
+    path.write_bytes(f"mine\r\n{model_card.BEGIN}\r\nold\r\n{model_card.END}\r\nlast".encode())
+
+    assert model_card.refresh(path, "a\nb") is None
+    expected = f"mine\r\n{model_card.BEGIN}\r\n\r\na\r\nb\r\n\r\n{model_card.END}\r\nlast"
+    assert path.read_bytes() == expected.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("mine alone", "two marker lines"),
+        (f"{model_card.END}\n{model_card.BEGIN}\n", "two marker lines"),
+        (f"{model_card.BEGIN}\n{model_card.END}\n{model_card.BEGIN}\n{model_card.END}\n", "two marker lines"),
+        (f"x {model_card.BEGIN}\n{model_card.END}\n", "two marker lines"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_refresh_leaves_other_files_alone(tmp_path: Path, text: str | bytes, why: str) -> None:
+    path = tmp_path / model_card.FILE
+    held = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(held)
+
+    assert why in str(model_card.refresh(path, "new"))
+    assert path.read_bytes() == held
+
+
+def test_refresh_without_a_card_says_so(tmp_path: Path) -> None:
+    assert "there is no" in str(model_card.refresh(tmp_path / "none.md", "new"))
+    assert not list(tmp_path.iterdir())
