@@ -182,8 +182,8 @@
     const done = agree + disagree + unsure;
     const notes = known.filter((row) => row.note !== "").length;
     const parts = [`${agree} agree`, `${disagree} disagree`, `${unsure} unsure`, count(notes, "note")];
-    byId("progress").textContent =
-      `${done.toLocaleString("en")} of ${count(tiles.length, "tile")} reviewed: ${parts.join(", ")}`;
+    const total = `${done.toLocaleString("en")} of ${count(tiles.length, "tile")} reviewed`;
+    byId("progress").textContent = done + notes ? `${total}: ${parts.join(", ")}` : total;
     byId("reset").disabled = done + notes === 0;
   }
 
@@ -316,7 +316,7 @@
     if (unclear) remarks.push(`${count(unclear, "row")} whose review is none of ${REVIEWS.join(", ")}`);
     if (foreign) remarks.push(`${count(foreign, "row")} written by another report`);
     say(`${remarks.join("; ")}.`);
-    apply();
+    apply({ keepPlace: true });
     showProgress();
   }
 
@@ -486,14 +486,11 @@
   // What is unknown comes last, ties by name.
   const last = (value) => value ?? Infinity;
   const SORTS = {
-    unsure: ["confidence, least first", (index) => facts[index].confidence],
-    sure: ["confidence, most first", (index) => -facts[index].confidence],
-    error: ["error, largest first", (index) => last(tiles[index].loss === null ? null : -tiles[index].loss)],
-    disputed: ["annotators' agreement, least first", (index) => last(facts[index].agreement)],
-    agreed: [
-      "annotators' agreement, most first",
-      (index) => last(facts[index].agreement === null ? null : -facts[index].agreement),
-    ],
+    unsure: ["least sure first", (index) => facts[index].confidence],
+    sure: ["surest first", (index) => -facts[index].confidence],
+    error: ["largest error first", (index) => last(tiles[index].loss === null ? null : -tiles[index].loss)],
+    disputed: ["most disputed first", (index) => last(facts[index].agreement)],
+    agreed: ["least disputed first", (index) => last(facts[index].agreement === null ? null : -facts[index].agreement)],
     name: ["name", (index) => facts[index].name],
   };
 
@@ -507,8 +504,8 @@
     return text === "" || facts[index].text.includes(text) || reviewOf(index).note.toLowerCase().includes(text);
   }
 
-  /** Find the tiles that match and show them; the tile with the focus keeps it while it is among them. */
-  function apply() {
+  /** Find the tiles that match and show them, from the first on; `keepPlace`: where the reader is. */
+  function apply({ keepPlace = false } = {}) {
     const before = shown[current];
     const key = SORTS[filter.sort][1];
     const value = tiles.map((_, index) => key(index));
@@ -516,13 +513,14 @@
     shown.sort((a, b) => (value[a] === value[b] ? facts[a].name - facts[b].name : value[a] - value[b]));
     places.clear();
     shown.forEach((index, place) => places.set(index, place));
-    current = places.get(before) ?? 0;
+    current = (keepPlace ? places.get(before) : undefined) ?? 0;
     byId("again").hidden = true;
     const wrong = shown.filter((index) => facts[index].wrong).length;
     const undecided = shown.filter((index) => facts[index].undecided).length;
     const also = [`${wrong.toLocaleString("en")} wrong`, undecided ? `${undecided.toLocaleString("en")} undecided` : ""];
+    const some = shown.length < tiles.length ? `${shown.length.toLocaleString("en")} of ` : "";
     byId("count").textContent = shown.length
-      ? `${shown.length.toLocaleString("en")} of ${count(tiles.length, "tile")}: ${also.filter(Boolean).join(", ")}`
+      ? `${some}${count(tiles.length, "tile")}: ${also.filter(Boolean).join(", ")}`
       : `none of ${count(tiles.length, "tile")}`;
     byId("nothing").hidden = shown.length > 0;
     byId("nothing").textContent = tiles.length
@@ -538,6 +536,16 @@
       button.setAttribute("aria-pressed", String(truth === filter.truth && predicted === filter.predicted));
     }
     rebuild();
+    const hidden = covered() + GAP_PX - grid.getBoundingClientRect().top;
+    if (!keepPlace && hidden > GAP_PX) {
+      scrollBy({ top: -hidden, behavior: "instant" }); // a new order is read from its beginning
+      fill();
+    }
+  }
+
+  /** Pixels at the top of the window that the tools cover. */
+  function covered() {
+    return getComputedStyle(toolbar).position === "sticky" ? toolbar.offsetHeight : 0;
   }
 
   /** Lay the grid out anew: after a change of what is shown, of the tiles' size, or of the window's. */
@@ -609,8 +617,16 @@
       element("bdi", { className: "name", textContent: className(tile.prediction) }),
       element("span", { className: "sure", textContent: percent(fact.confidence) }),
     );
-    if (fact.undecided) said.append(element("span", { className: "undecided", textContent: "undecided" }));
-    const truth = [`true ${className(tile.label)}`, tile.agreement ?? ""].filter(Boolean).join(" · ");
+    const truth = element(
+      "div",
+      { className: "truth" },
+      element("span", { className: "name" }, "true ", element("bdi", { textContent: className(tile.label) })),
+    );
+    if (fact.undecided) truth.append(element("span", { className: "undecided", textContent: "undecided" }));
+    else if (tile.agreement !== null) {
+      truth.append(element("span", { title: "annotators who agree", textContent: tile.agreement }));
+    }
+    if (tile.map === "") picture.append(element("span", { className: "empty", textContent: "no evidence" }));
     const cell = element(
       "div",
       {
@@ -622,7 +638,7 @@
       picture,
       element("div", { className: "id", title: tile.id }, element("bdi", { textContent: tile.id })),
       said,
-      element("div", { className: "truth", textContent: tile.map === "" ? `${truth} · no evidence` : truth, title: truth }),
+      truth,
       element("div", { className: "review" }, ...reviewButtons(index)),
     );
     cell.dataset.index = index;
@@ -679,10 +695,9 @@
     current = Math.max(0, Math.min(shown.length - 1, place));
     const row = Math.floor(current / columns);
     const top = grid.getBoundingClientRect().top + row * rowHeight;
-    const covered = getComputedStyle(toolbar).position === "sticky" ? toolbar.offsetHeight : 0;
     const below = top + rowHeight - innerHeight;
-    const above = top - covered - GAP_PX;
-    if (above < 0 || rowHeight > innerHeight - covered) scrollBy({ top: above, behavior: "instant" });
+    const above = top - covered() - GAP_PX;
+    if (above < 0 || rowHeight > innerHeight - covered()) scrollBy({ top: above, behavior: "instant" });
     else if (below > 0) scrollBy({ top: Math.min(below, above), behavior: "instant" });
     fill();
     const cell = cellAt(current);
@@ -719,7 +734,7 @@
     byId("large-heat").replaceChildren(...layers(index, tile.map === "" ? null : largeCanvas));
     byId("large-plain").replaceChildren(...layers(index, null));
     byId("large-target").textContent =
-      tile.map === "" ? "no positive evidence, so no heatmap and no box" : `evidence for ${gallery.target}`;
+      tile.map === "" ? "no positive evidence, so no heatmap and no box" : `evidence: ${gallery.target}`;
     const order = tile.probabilities.map((_, label) => label);
     order.sort((a, b) => tile.probabilities[b] - tile.probabilities[a]);
     byId("large-probabilities").replaceChildren(
@@ -888,14 +903,15 @@
     byId("note").textContent = gallery.note;
     byId("note").hidden = gallery.note === "";
     byId("legend").textContent =
-      `Heatmap: evidence for ${gallery.target}, from none to each tile's own maximum. ` +
-      `Box: the largest region above ${Math.round(100 * gallery.threshold)}% of it.`;
+      `Heatmap: evidence (${gallery.target}) between none and each tile's own maximum, so two tiles cannot be compared by ` +
+      `colour. Box: the largest region of at least ${Math.round(100 * gallery.threshold)}% of that maximum.`;
     const strip = new ImageData(256, 1);
     for (let level = 0; level < 256; level++) strip.data.set([...colours.subarray(3 * level, 3 * level + 3), 255], 4 * level);
     byId("colours").getContext("2d").putImageData(strip, 0, 0);
 
     load();
     byId("gallery").hidden = false;
+    byId("worksheet").open = innerWidth >= 640; // a phone shows tiles first
     setHeat(100);
     setBoxes(true);
     showProgress();
@@ -919,7 +935,7 @@
       setFilters({});
       byId("find").focus(); // the button itself goes out of use
     });
-    byId("again").addEventListener("click", apply);
+    byId("again").addEventListener("click", () => apply());
     byId("size").addEventListener("change", rebuild);
     byId("keys").addEventListener("click", () => byId("help").showModal());
     for (const input of document.querySelectorAll(".heat-range")) {
@@ -1044,7 +1060,7 @@
     keep();
     unsaved = false;
     say(`The reviews and notes of ${count(known.length, "tile")} were deleted.`);
-    apply();
+    apply({ keepPlace: true });
     showProgress();
   }
 
