@@ -88,7 +88,7 @@ def test_a_bare_word_is_the_positional_key_of_the_command_that_has_one():
     assert cli.as_overrides(download, ["", "a", "b"]) == ["", "name=a", "b"]
     assert cli.as_overrides(pretraining, ["run=r", "a"]) == ["run=r", "a"]
     taking = [name for name, command in cli.COMMANDS.items() if command.positional]
-    assert taking == ["data download", "compare", "report"]
+    assert taking == ["data download", "compare", "predict", "report"]
 
 
 def test_bare_words_are_the_list_of_a_command_that_takes_many():

@@ -61,6 +61,15 @@ COMMANDS = {
         "probe:main", "ProbeConfig", "what frozen features are worth: linear probe and kNN, by encoder", ("overwrite",)
     ),
     "gradcam": Command("gradcam:main", "GradcamConfig", "heatmaps and boxes: where the model looked", ("overwrite",)),
+    "predict": Command(
+        "predict:main",
+        "PredictConfig",
+        "the classes of new tiles, calibrated, with abstention",
+        ("overwrite",),
+        options=(("checkpoint", "checkpoint"),),
+        positional="paths",
+        many=True,
+    ),
     "report": Command(
         "report:main",
         "ReportConfig",
@@ -75,6 +84,7 @@ COMMANDS = {
     ),
 }
 FLAG_HELP = {
+    "checkpoint": "RUN: the finetune run folder, or checkpoint file (checkpoint=RUN)",
     "folds": "K: cross-validation (train.folds=K); again after an interruption, it keeps the folds that are complete",
     "resume": "go on from the run folder's last checkpoint",
     "overwrite": "replace what is to be written, if it is sscl's",
@@ -102,8 +112,9 @@ def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0, or what the command returns: 1 for what --strict forbids; 2 after a line on standard error for each fault that
-    the user can mend; 130 after Ctrl-C; 141 where the reader of the output has left. A traceback is for our own bugs.
+    0, or what the command returns: 1 for what --strict forbids, 3 for files that predict could not read; 2 after a line
+    on standard error for each fault that the user can mend; 130 after Ctrl-C; 141 where the reader of the output has
+    left. A traceback is for our own bugs.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -219,9 +230,9 @@ def _run(name: str, words: Sequence[str]) -> int:
 def as_overrides(command: Command, words: Sequence[str]) -> list[str]:
     """Return the words as key.path=value: those without = are the value of the command's positional key, if any.
 
-    Unless that key takes many, it takes the first one.
+    Unless that key takes many, it takes the first one. A word with a / before its = is a path: no key has one.
     """
-    bare = [i for i, word in enumerate(words) if word and "=" not in word]
+    bare = [i for i, word in enumerate(words) if word and ("=" not in word or "/" in word.partition("=")[0])]
     if command.positional is None or not bare:
         return list(words)
     import json

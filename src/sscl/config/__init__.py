@@ -10,6 +10,7 @@ from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.download import DownloadConfig
 from sscl.config.export import EmbedConfig, ExportConfig
+from sscl.config.predict import PredictConfig
 from sscl.config.probe import ProbeConfig, ProbeEncoder, ProbeSet
 from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
@@ -49,6 +50,7 @@ __all__ = [
     "InspectConfig",
     "LogConfig",
     "ModelConfig",
+    "PredictConfig",
     "PretrainConfig",
     "PretrainTrainConfig",
     "ProbeConfig",

@@ -172,24 +172,27 @@ def decode_file(path: Path | str, *, size_px: int, exact_size_px: int | None) ->
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP") from error
     with image:
-        width, height = image.size
-        if exact_size_px is not None and (width, height) != (exact_size_px, exact_size_px):
-            raise ValueError(
-                f"{path}: is {width}×{height} pixels, expected {exact_size_px}×{exact_size_px}; "
-                "replace it by the original tile"
-            )
-        if width != height:
-            raise ValueError(f"{path}: is {width}×{height} pixels; tiles must be square, crop it first")
-        try:
-            pages = getattr(image, "n_frames", 1)
-            rgb = _as_rgb(image, path) if pages == 1 else None
-        # PIL answers some damaged headers with TypeError (TIFF) or SyntaxError (PNG).
-        except (OSError, SyntaxError, TypeError, EOFError, struct.error) as error:
-            raise ValueError(
-                f"{path}: is truncated or damaged; copy it again or take it out of the data set"
-            ) from error
+        return decode_image(image, name=path, size_px=size_px, exact_size_px=exact_size_px)
+
+
+def decode_image(image: Image.Image, *, name: Path | str, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
+    """Return an opened image as uint8 (size_px, size_px, 3); ValueError with one line that names it."""
+    width, height = image.size
+    if exact_size_px is not None and (width, height) != (exact_size_px, exact_size_px):
+        raise ValueError(
+            f"{name}: is {width}×{height} pixels, expected {exact_size_px}×{exact_size_px}; "
+            "replace it by the original tile"
+        )
+    if width != height:
+        raise ValueError(f"{name}: is {width}×{height} pixels; tiles must be square, crop it first")
+    try:
+        pages = getattr(image, "n_frames", 1)
+        rgb = _as_rgb(image, name) if pages == 1 else None
+    # PIL answers some damaged headers with TypeError (TIFF) or SyntaxError (PNG).
+    except (OSError, SyntaxError, TypeError, EOFError, struct.error) as error:
+        raise ValueError(f"{name}: is truncated or damaged; copy it again or take it out of the data set") from error
     if rgb is None:
-        raise ValueError(f"{path}: holds {pages} pages; save the one tile as an image of its own")
+        raise ValueError(f"{name}: holds {pages} pages; save the one tile as an image of its own")
     if width != size_px:
         rgb = resized(rgb, size_px)
     return np.asarray(rgb)

@@ -1,0 +1,396 @@
+"""A finetuned run at work, in a notebook or a program: `sscl.load(run)` predicts, explains and embeds tiles.
+
+N images, K classes, C features, S: side of a tile in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from sscl import augment, calibration, cam, cam_plots, features
+from sscl.classifier import describe_target, load_classifier, normalisation, positive_class, resolve_target, target_of
+from sscl.data import files
+from sscl.data.files import Item
+from sscl.data.stain import normalise_stain
+from sscl.data.tiles import TileStore
+from sscl.device import describe_device, pick_device
+from sscl.metrics import FloatArray
+from sscl.models import Classifier
+
+Images = Item | Sequence[Item]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a classifier says of N images.
+
+    Attributes:
+        names: of the images: paths, or "image 0" and so on. classes: K names, in the order of the probabilities.
+        probabilities: (N, K), calibrated where the run keeps a calibration.
+        decide_from: the confidence under which no decision is made; None: all are decided.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: FloatArray
+    decide_from: float | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def confidence(self) -> FloatArray:
+        """The probability of the likeliest class, (N,)."""
+        found: FloatArray = self.probabilities.max(1)
+        return found
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The likeliest class of each image, decided or not."""
+        return tuple(self.classes[index] for index in self.probabilities.argmax(1))
+
+    @property
+    def decided(self) -> NDArray[np.bool_]:
+        """Whether the confidence is enough to decide, bool (N,)."""
+        if self.decide_from is None:
+            return np.ones(len(self), dtype=np.bool_)
+        return np.asarray(self.confidence >= self.decide_from)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why there is no decision; empty where there is one."""
+        return tuple(
+            "" if decided else f"confidence {confidence:.4f} is under {self.decide_from:.4f}"
+            for decided, confidence in zip(self.decided, self.confidence.tolist(), strict=True)
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row an image, in the columns of `sscl predict`; `pandas.DataFrame(rows)` is a table."""
+        parts = zip(
+            self.names,
+            self.labels,
+            self.probabilities.tolist(),
+            self.confidence.tolist(),
+            self.decided.tolist(),
+            self.reasons,
+            strict=True,
+        )
+        return [
+            {
+                "path": name,
+                "prediction": label,
+                **{f"probability_{of}": p for of, p in zip(self.classes, probabilities, strict=True)},
+                "confidence": confidence,
+                "decided": decided,
+                "reason": reason,
+            }
+            for name, label, probabilities, confidence, decided, reason in parts
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanations:
+    """Where a classifier looked in N images.
+
+    Attributes:
+        predictions: of the same images.
+        images: as the classifier saw them, uint8 (N, S, S, 3). source_px: the side each had before, N.
+        maps: raw, before ReLU and scaling, enlarged to the tile, float32 (N, S, S); see `cam.class_maps`.
+        boxes: around the largest region above the threshold, in pixels of the tile; None without positive evidence.
+        targets: what each map explains, such as "logit SSA - HP".
+    """
+
+    predictions: Predictions
+    images: NDArray[np.uint8]
+    source_px: tuple[int, ...]
+    maps: NDArray[np.float32]
+    boxes: tuple[cam.Box | None, ...]
+    targets: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def heatmap(self, index: int, *, alpha: float = 0.7) -> NDArray[np.uint8]:
+        """Return a tile under its map, uint8 (S, S, 3); opacity is alpha at the peak, 0 where there is no evidence."""
+        return cam_plots.overlay(self.images[index], cam.normalise(self.maps[index]), alpha=alpha)
+
+    def boxed(self, index: int) -> NDArray[np.uint8]:
+        """Return a tile with its box, uint8 (S, S, 3)."""
+        return cam_plots.draw_box(self.images[index], self.boxes[index])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A finetuned classifier with all that the run decided on its training and validation tiles.
+
+    Images are one, or a list, of: a file, a folder (all images below it) or a CSV list (see `files.find_images`), a PIL
+    image, a uint8 array (H, W, 3); or an array (N, H, W, 3). All are square and are brought to `size_px`. What
+    `sscl finetune` would refuse as a tile is refused here, in one line that names the image.
+
+    Attributes:
+        net: the classifier, in evaluation mode, on `device`. content: the checkpoint.
+        temperature: logits are divided by it before they become probabilities.
+        decide_from: confidence under which nothing is decided; None: there is no such threshold.
+        operating_point: probability of the positive class from which on to call it; None: there is none.
+        tta: whether logits and features are means over the 8 flips and rotations of a tile.
+    """
+
+    net: Classifier
+    content: dict[str, Any]
+    device: torch.device
+    temperature: float
+    decide_from: float | None
+    operating_point: float | None
+    tta: bool
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """K names, in the order of the probabilities."""
+        return tuple(self.content["classes"])
+
+    @property
+    def size_px(self) -> int:
+        """Side of the tiles it was trained on, pixels."""
+        return int(self.content["preprocessing"]["size_px"])
+
+    @property
+    def positive(self) -> str | None:
+        """The positive class: SSA, else the second of two; None of more than two."""
+        index = positive_class(self.classes, None)
+        return None if index is None else self.classes[index]
+
+    @property
+    def stain(self) -> str:
+        """The stain normalisation it was trained with, which new tiles get too, each on its own: none, or a name."""
+        return str(self.content["config"]["data"].get("stain", "none"))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the run keeps a calibration, as all but old ones do."""
+        return self.content.get("calibration") is not None
+
+    def __repr__(self) -> str:
+        decides = "decides always" if self.decide_from is None else f"decides from {self.decide_from:.3f} on"
+        return (
+            f"<sscl model: {self.content['encoder_name']}, {' / '.join(self.classes)}, tiles of {self.size_px} px, "
+            f"temperature {self.temperature:.3f}, {decides}, {describe_device(self.device)}>"
+        )
+
+    def predict(
+        self, images: Images, *, names: Sequence[str] | None = None, batch_size: int = 128, progress: bool = False
+    ) -> Predictions:
+        """Return what the images are.
+
+        Args:
+            names: what to call them, instead of their paths or numbers. batch_size: at a time. progress: show a bar.
+
+        Raises:
+            ValueError, FileNotFoundError: an image that cannot be used, in one line that names it; or none at all.
+        """
+        listed, items = listed_images(images, names)
+        found = []
+        with _bar(len(items), progress) as bar:
+            for batch, predictions in self.stream(items, names=listed, batch_size=batch_size):
+                _refuse(batch, items, listed)
+                found.append(predictions.probabilities)
+                bar.update(len(predictions))
+        return self._predictions(listed, np.concatenate(found))
+
+    def stream(
+        self, items: Sequence[Item], *, names: Sequence[str], batch_size: int = 128
+    ) -> Generator[tuple[files.Batch, Predictions], None, None]:
+        """Yield the tiles of each batch and what they are; what cannot be used is named in the batch, and left out.
+
+        Memory does not grow with the number of images: the next batches are decoded while one is predicted.
+
+        Args:
+            items: files, PIL images and arrays. names: what each is called.
+        """
+        for batch in self._tiles(items, batch_size=batch_size):
+            probabilities = np.empty((0, len(self.classes)))
+            if len(batch.rows):
+                probabilities = calibration.softmax(self._logits(batch.images), temperature=self.temperature)
+            yield batch, self._predictions([names[row] for row in batch.rows], probabilities)
+
+    def explain(
+        self,
+        images: Images,
+        *,
+        target: str = "auto",
+        method: str = "gradcam",
+        layers: Sequence[str] = (),
+        fuse: str = "max",
+        threshold: float = 0.2,
+        names: Sequence[str] | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> Explanations:
+        """Return where it looked, as `sscl gradcam` does: read docs/RESULTS.md on what such maps are worth.
+
+        Args:
+            target: "difference" of the two logits, "predicted", or a class; "auto": the difference where there are two.
+            method, layers, fuse: see `cam.class_maps`.
+            threshold: a box holds what is above this share of the map's maximum.
+            names, batch_size, progress: as for `predict`.
+
+        Raises:
+            ValueError, FileNotFoundError: as `predict`; no such target, method or layer.
+        """
+        wanted = resolve_target(target, self.classes)
+        mean, std = normalisation(self.content, self.device)
+        listed, items = listed_images(images, names)
+        tiles, found, maps = [], [], []
+        sides: list[int] = []
+        with _bar(len(items), progress) as bar:
+            for batch in self._tiles(items, batch_size=batch_size):
+                _refuse(batch, items, listed)
+                logits = self._logits(batch.images)
+                named = cam.target_classes(logits, target_of(wanted)).to(self.device)  # by all views, where tta is set
+                x = augment.to_unit(torch.from_numpy(batch.images).to(self.device))
+                x = augment.normalise(x, mean=mean, std=std)
+                raw, _ = cam.class_maps(self.net, x, target=named, method=method, layers=layers, fuse=fuse)
+                maps.append(cam.upsample(raw, size_px=self.size_px).float().cpu().numpy())
+                tiles.append(batch.images)
+                sides += batch.sides_px
+                found.append(calibration.softmax(logits, temperature=self.temperature))
+                bar.update(len(batch.rows))
+        predictions = self._predictions(listed, np.concatenate(found))
+        whole = np.concatenate(maps)
+        return Explanations(
+            predictions=predictions,
+            images=np.concatenate(tiles),
+            source_px=tuple(sides),
+            maps=whole,
+            boxes=tuple(cam.find_box(raw, threshold=threshold) for raw in whole),
+            targets=tuple(
+                describe_target(target, self.classes, int(index), method=method, layers=layers, fuse=fuse)
+                for index in predictions.probabilities.argmax(1)
+            ),
+        )
+
+    def embed(self, images: Images, *, batch_size: int = 128, progress: bool = False) -> NDArray[np.float32]:
+        """Return the encoder's features of the images, float32 (N, C). Arguments and errors as for `predict`."""
+        listed, items = listed_images(images, None)
+        parts = []
+        with _bar(len(items), progress) as bar:
+            for batch in self._tiles(items, batch_size=batch_size):
+                _refuse(batch, items, listed)
+                parts.append(self._outputs(self.net.encoder, batch.images))
+                bar.update(len(batch.rows))
+        return torch.cat(parts).numpy()
+
+    def _tiles(self, items: Sequence[Item], *, batch_size: int) -> Iterator[files.Batch]:
+        """Yield images as tiles in the stain that the classifier was trained in."""
+        for batch in files.batches(items, size_px=self.size_px, batch_size=batch_size):
+            if self.stain != "none" and len(batch.rows):
+                batch = replace(batch, images=normalise_stain(batch.images, method=self.stain))
+            yield batch
+
+    def _outputs(self, module: nn.Module, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Return what a module gives for tiles, float32 on the CPU, as `sscl eval` and `sscl embed` have it."""
+        mean, std = normalisation(self.content, self.device)
+        rows = np.arange(len(images))
+        store = TileStore(images, device=self.device)
+        return features.outputs(module, store, rows, mean=mean, std=std, batch_size=len(rows), symmetric=self.tta)
+
+    def _logits(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        return self._outputs(self.net, images)
+
+    def _predictions(self, names: Sequence[str], probabilities: FloatArray) -> Predictions:
+        return Predictions(tuple(names), self.classes, probabilities, self.decide_from)
+
+
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    calibrate: bool = True,
+    abstain: float = 0.2,
+    confidence: float | None = None,
+    tta: bool = False,
+) -> Model:
+    """Return the classifier of a finetune run, ready for new tiles.
+
+    Args:
+        run: a run folder (its best.pt) or checkpoint file.
+        device: auto, cpu, cuda or cuda:N.
+        calibrate: divide logits by the temperature that finetune fitted on its validation tiles.
+        abstain: decide from the confidence on that leaves this share of the validation tiles undecided; 0: always.
+        confidence: decide from this one on, instead.
+        tta: mean logits over the 8 flips and rotations of a tile; temperature and thresholds were fitted without.
+
+    Raises:
+        FileNotFoundError: no such run or file.
+        ValueError: not a finetune checkpoint, or a value out of range.
+    """
+    if not 0 <= abstain < 1:
+        raise ValueError(f"abstain: got {abstain}, must be 0 or more and below 1")
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise ValueError(f"confidence: got {confidence}, must lie within 0 to 1")
+    where = pick_device(device)
+    net, content = load_classifier(run, device=where)
+    kept = content.get("calibration")  # checkpoints of old have none
+    temperature, decide_from, operating_point = 1.0, confidence, None
+    if kept is not None:
+        temperature = float(kept["temperature"]) if calibrate else 1.0
+        validation = calibration.softmax(kept["logits"], temperature=temperature)
+        if confidence is None and abstain > 0:
+            decide_from = calibration.choose_abstention(validation.max(1), share=abstain)
+        positive = positive_class(tuple(content["classes"]), None)
+        truth = kept["labels"].numpy() == positive
+        if positive is not None and 0 < truth.sum() < len(truth):
+            operating_point = calibration.choose_threshold(truth, validation[:, positive])
+    return Model(net, content, where, temperature, decide_from, operating_point, tta)
+
+
+def listed_images(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:
+    """Return what the images are called, and the images one by one; see `Model` for what they may be.
+
+    Raises:
+        ValueError, FileNotFoundError: none; a path that does not exist; not as many names as images.
+    """
+    given: list[Item]
+    if (isinstance(images, np.ndarray) and images.ndim == 4) or isinstance(images, (list, tuple)):
+        given = list(images)
+    else:
+        given = [images]  # type: ignore[list-item]  # whatever it is, reading it says so
+    if not given:
+        raise ValueError("images: none given, expected one or more")
+    called: list[str] = []
+    items: list[Item] = []
+    for item in given:
+        if isinstance(item, (str, Path)) and (os.path.isdir(item) or str(item).lower().endswith(".csv")):
+            found = files.find_images([item])
+            if found.faults:
+                raise ValueError("{}: {}".format(*found.faults[0]))
+            called += found.names
+            items += found.files
+            continue
+        if isinstance(item, (str, Path)) and not os.path.lexists(item):
+            raise FileNotFoundError(f"{item}: no such file or folder")
+        called.append(str(item) if isinstance(item, (str, Path)) else f"image {len(items)}")
+        items.append(item)
+    if names is not None and len(names) != len(items):
+        raise ValueError(f"names: got {len(names)} for {len(items)} images, expected one each")
+    return list(called if names is None else names), items
+
+
+def _bar(count: int, progress: bool) -> tqdm[Any]:
+    return tqdm(total=count, unit=" tiles", disable=not progress, leave=False)
+
+
+def _refuse(batch: files.Batch, items: Sequence[Item], names: Sequence[str]) -> None:
+    """Raise ValueError if an image of the batch cannot be used."""
+    if batch.faults:
+        place, why = batch.faults[0]
+        raise ValueError(why if isinstance(items[place], (str, Path)) else f"{names[place]}: {why}")

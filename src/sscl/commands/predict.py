@@ -1,0 +1,305 @@
+"""sscl predict: a finetuned classifier applied to new tiles, whatever their number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sscl import api, cam_plots, run
+from sscl.commands.inputs import run_of
+from sscl.config import PredictConfig, plain
+from sscl.data import files
+from sscl.data.files import Found
+from sscl.device import describe_device
+
+UNREADABLE = 3  # exit code where some files could not be used
+SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
+PANELS_AT_ONCE = 32
+NAME_BYTES = 120  # of a tile's name in the name of a picture
+
+
+@dataclass
+class Tally:
+    """What has been predicted so far.
+
+    Attributes:
+        classes: tiles by their likeliest class. undecided: of these, the ones under the threshold.
+        sides_px: files by the side they have. faults: (name, reason) of what could not be used.
+        places, confidences: of the predicted ones, in order.
+    """
+
+    classes: Counter[str] = field(default_factory=Counter)
+    undecided: Counter[str] = field(default_factory=Counter)
+    sides_px: Counter[int] = field(default_factory=Counter)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    places: array[int] = field(default_factory=lambda: array("q"))
+    confidences: array[float] = field(default_factory=lambda: array("d"))
+
+
+def main(config: PredictConfig, *, overwrite: bool = False) -> int:
+    """Write predictions.csv and summary.json, unreadable.csv where there is something to list, and panels if asked for.
+
+    Returns:
+        0, or 3 where some files could not be used.
+
+    Raises:
+        ValueError, FileNotFoundError: input that a user can mend, in one line; then nothing is written.
+    """
+    model = api.load(
+        config.checkpoint,
+        device=config.device,
+        calibrate=config.calibrate,
+        abstain=config.abstain,
+        confidence=config.confidence,
+        tta=config.tta,
+    )
+    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / "predictions"
+    run.check_run_folder(out, overwrite=overwrite)
+    check_apart(out, config.paths)
+    if config.panels:  # a wrong target or layer is told before all tiles are read
+        model.explain(np.zeros((model.size_px, model.size_px, 3), np.uint8), **how(config))
+    found = files.find_images(config.paths)
+    tally = Tally(faults=list(found.faults))
+    pictures = 0
+    with whole_folder(out, config=plain(config), overwrite=overwrite) as folder:
+        header = [
+            *("path", "prediction"),
+            *(f"probability_{name}" for name in model.classes),
+            *("confidence", "decided", "reason"),
+        ]
+        run.write_csv(folder / "predictions.csv", header, predicted_rows(model, found, tally, config))
+        if config.panels:
+            pictures = draw_panels(model, found, tally, config, folder=folder)
+        if tally.faults:
+            run.write_csv(folder / "unreadable.csv", ["path", "reason"], tally.faults)
+        run.write_json(folder / "summary.json", summary(model, found, tally, config))
+    print(f"device: {describe_device(model.device)}")
+    for line in described(model, found, tally, config):
+        print(line)
+    written = ["predictions.csv", "summary.json", *(["unreadable.csv"] if tally.faults else [])]
+    written += ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv"] if pictures else []
+    print(f"wrote {out}/{', '.join(written)}")
+    if not tally.faults:
+        return 0
+    sys.stdout.flush()
+    for line in unreadable(tally.faults):
+        print(f"sscl: {line}", file=sys.stderr)
+    return UNREADABLE
+
+
+def how(config: PredictConfig) -> dict[str, Any]:
+    """Return how maps are made, as `Model.explain` takes it."""
+    maps = config.gradcam
+    return {
+        "target": maps.target,
+        "method": maps.method,
+        "layers": maps.layer,
+        "fuse": maps.fuse,
+        "threshold": maps.threshold,
+    }
+
+
+def check_apart(out: Path, paths: Sequence[str]) -> None:
+    """Raise ValueError if what is read lies in the folder to write, or that in a folder that is read."""
+    there = out.resolve()
+    for path in map(Path, paths):
+        here = path.resolve()
+        if here.is_relative_to(there):
+            raise ValueError(f"out: {out} holds {path}, which is to be read; name another folder to write")
+        if path.is_dir() and there.is_relative_to(here):
+            raise ValueError(
+                f"out: {out} lies in {path}, all images below which are read, so next time the pictures in it too; "
+                "name another folder to write"
+            )
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, *, config: dict[str, Any], overwrite: bool) -> Iterator[Path]:
+    """Give a folder to write in; on success it takes the place of `out`, else nothing of it stays.
+
+    Tiles are predicted as they are written, so that an error or Ctrl-C may come at any time.
+    """
+    out = out.resolve()
+    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run.start_folder(staging, config=config, overwrite=False)
+        yield staging
+        run.check_run_folder(out, overwrite=overwrite)  # much time has passed
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def predicted_rows(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[list[Any]]:
+    """Yield the rows of predictions.csv while the tiles are predicted, and count them in the tally."""
+    stream = model.stream(found.files, names=found.names, batch_size=config.batch_size)
+    bar = tqdm(total=len(found.files), desc="predict", unit=" tiles", disable=not config.progress, leave=False)
+    with bar, contextlib.closing(stream):
+        for batch, predictions in stream:
+            tally.places.extend(batch.rows.tolist())
+            tally.confidences.extend(predictions.confidence.tolist())
+            tally.sides_px.update(batch.sides_px)
+            tally.faults += [
+                (found.names[place], why.removeprefix(f"{found.files[place]}: ")) for place, why in batch.faults
+            ]
+            for row in predictions.rows():
+                tally.classes[row["prediction"]] += 1
+                tally.undecided[row["prediction"]] += not row["decided"]
+                row["decided"] = "yes" if row["decided"] else "no"
+                yield [f"{value:.6f}" if isinstance(value, float) else value for value in row.values()]
+            bar.update(len(batch.rows) + len(batch.faults))
+
+
+def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictConfig, *, folder: Path) -> int:
+    """Write pictures and boxes.csv of all tiles in their order, or of the least confident ones; return how many."""
+    places = np.array(tally.places, dtype=np.int64)
+    if config.panels is not True:
+        places = places[np.argsort(tally.confidences, kind="stable")][: int(config.panels)]
+    bar = tqdm(total=len(places), desc="panels", unit=" tiles", disable=not config.progress, leave=False)
+    digits = max(3, len(str(len(places) - 1)))
+    rows: list[list[Any]] = []
+    with bar:
+        for start in range(0, len(places), PANELS_AT_ONCE):
+            part = places[start : start + PANELS_AT_ONCE].tolist()
+            names = [found.names[place] for place in part]
+            explained = model.explain([found.files[place] for place in part], names=names, **how(config))
+            for index, of in enumerate(explained.predictions.rows()):
+                raw, box = explained.maps[index], explained.boxes[index]
+                picture = f"{len(rows):0{digits}d}_{shortened(Path(of['path']).stem)}"
+                title = (
+                    f"{of['path']}\npredicted {of['prediction']} ({of['confidence']:.2f})"
+                    f"{'' if of['decided'] else ', undecided'}; map of {explained.targets[index]}"
+                    f"{'' if box is not None else '; no positive evidence, so no box'}"
+                )
+                cam_plots.draw_tile(
+                    explained.images[index],
+                    raw,
+                    box,
+                    title=title,
+                    out=folder,
+                    name=picture,
+                    method=config.gradcam.method,
+                )
+                rows.append(
+                    [
+                        picture,
+                        *(of[key] for key in ("path", "prediction")),
+                        f"{of['confidence']:.6f}",
+                        explained.targets[index],
+                        "yes" if box is not None else "no",
+                        *cam_plots.box_values(raw, box, threshold=config.gradcam.threshold),
+                        explained.source_px[index],
+                    ]
+                )
+                bar.update()
+    header = ["picture", "path", "prediction", "confidence", "map_of", "positive_evidence", *cam_plots.BOX_FIELDS]
+    run.write_csv(folder / "boxes.csv", [*header, "source_px"], rows)
+    return len(rows)
+
+
+def shortened(name: str) -> str:
+    """Return a file's name cut so that what is added to it still makes a file name."""
+    return name.encode()[:NAME_BYTES].decode(errors="ignore")
+
+
+def threshold_from(model: api.Model, config: PredictConfig) -> str:
+    """Return where the abstention threshold comes from, in words."""
+    if model.decide_from is None:
+        return "abstain=0" if config.abstain == 0 else "the checkpoint keeps no calibration"
+    if config.confidence is not None:
+        return "as given"
+    tiles = model.content["calibration"]["tiles"]
+    return f"leaves out {100 * config.abstain:g}% of {tiles} validation tiles"
+
+
+def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> dict[str, Any]:
+    """Return the content of summary.json."""
+    return {
+        "checkpoint": str(config.checkpoint),
+        "epoch": model.content["epoch"],
+        "classes": list(model.classes),
+        "size_px": model.size_px,
+        "stain": model.stain,
+        "temperature": model.temperature,
+        "calibrated": model.calibrated and config.calibrate,
+        "test_time_augmentation": config.tta,
+        "decide_from": model.decide_from,
+        "decide_from_method": threshold_from(model, config),
+        "tiles": len(tally.places),
+        "class_counts": {name: tally.classes[name] for name in model.classes},
+        "undecided": {name: tally.undecided[name] for name in model.classes},
+        "unreadable": len(tally.faults),
+        "repeated": found.repeated,
+        "passed_over": dict(found.passed_over),
+        "source_px": {str(side): count for side, count in sorted(tally.sides_px.items())},
+        "notes": notes(model, tally, config),
+    }
+
+
+def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
+    """Return what a reader must know, a sentence each."""
+    lines = []
+    if not model.calibrated:
+        lines.append(
+            "the checkpoint is from before calibration was kept: the probabilities are as trained, likely too sure"
+            + ("" if model.decide_from is not None else ", and nothing is left undecided")
+            + "; run sscl finetune again, or set confidence=0.8 or so"
+        )
+    elif config.tta:
+        lines.append("temperature and thresholds were fitted without test-time augmentation")
+    if model.stain != "none":
+        lines.append(f"{model.stain} stain normalisation, as trained, here of each tile on its own")
+    if len(tally.sides_px) > 1:
+        low, high = min(tally.sides_px), max(tally.sides_px)
+        lines.append(
+            f"the files have sides of {low} to {high} px, all brought to {model.size_px}: if they show tissue at other "
+            "scales than the training tiles did, the predictions say nothing"
+        )
+    lines.append("for research; predictions hold for tiles like those trained on, and no probability knows of others")
+    return lines
+
+
+def described(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[str]:
+    """Yield the lines of the terminal."""
+    yield (
+        f"{config.checkpoint}: epoch {model.content['epoch']}, {', '.join(model.classes)}, tiles of {model.size_px} "
+        f"px; temperature {model.temperature:.3f}"
+    )
+    counts = ", ".join(f"{tally.classes[name]:,} {name}" for name in model.classes)
+    yield f"{len(tally.places):,} tiles: {counts}"
+    if model.decide_from is None:
+        yield f"  all decided ({threshold_from(model, config)})"
+    else:
+        of_these = ", ".join(f"{tally.undecided[name]:,} {name}" for name in model.classes)
+        why = f"confidence under {model.decide_from:.4f}: {threshold_from(model, config)}"
+        yield f"  of these undecided: {of_these} ({why})"
+    if found.repeated:
+        yield f"{found.repeated:,} more mentions of files that are listed already: each is predicted once"
+    if found.passed_over:
+        yield f"passed over {files.describe_passed_over(found)}"
+    for note in notes(model, tally, config):
+        yield f"note: {note}"
+
+
+def unreadable(faults: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each file that could not be used, of many the first ones."""
+    yield f"{len(faults):,} file{'s' if len(faults) > 1 else ''} could not be used:"
+    for name, why in faults[:SHOWN]:
+        shown = name if name.isprintable() else repr(name)  # a name may hold what steers a terminal
+        yield f"  {shown}: {why}"
+    if len(faults) > SHOWN:
+        yield f"  and {len(faults) - SHOWN:,} more, see unreadable.csv"

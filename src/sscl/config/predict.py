@@ -1,0 +1,58 @@
+"""The command for new tiles: predict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, field_validator
+
+from sscl.config.base import Listed, Section, knob
+
+
+class MapConfig(Section):
+    """How the heatmaps of panels are made: the keys of sscl gradcam of the same names."""
+
+    target: str = knob(
+        "auto", "difference (of two logits), predicted, a class's name; auto: difference for two classes"
+    )
+    method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = knob("gradcam", "how maps are made")
+    layer: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
+    ] = knob((), "explain this layer, or [a, b, ...] fused; empty = the last features")
+    fuse: Literal["max", "mean"] = knob("max", "how the maps of several layers become one")
+    threshold: float = knob(0.2, "a box holds what is above this share of the map's maximum", gt=0, lt=1)
+
+
+class PredictConfig(Section):
+    """sscl predict: the classes of new tiles, with calibrated probabilities and abstention.
+
+    PATHS are folders (all images below), image files, and CSV files with a column `path` (relative to the CSV).
+    The exit code is 3 where files could not be read; the others are predicted.
+    """
+
+    checkpoint: str = knob(..., "a finetune run folder (its best.pt) or checkpoint file; --checkpoint", min_length=1)
+    paths: Annotated[tuple[str, ...], Listed] = knob(
+        ..., "folders, image files, CSV lists: [TILES, a.png, list.csv], or the words of the command", min_length=1
+    )
+    out: str | None = knob(None, "folder to write; null = RUN/predictions")
+    calibrate: bool = knob(True, "divide logits by the temperature that finetune fitted on its validation tiles")
+    tta: bool = knob(False, "test-time augmentation: the mean logits over the 8 flips and rotations of a tile")
+    abstain: float = knob(
+        0.2, "leave undecided what is less sure than this share of the validation tiles; 0 = decide all", ge=0, lt=1
+    )
+    confidence: float | None = knob(None, "decide from this confidence on, whatever abstain says", ge=0, le=1)
+    panels: bool | int = knob(
+        False, "heatmap, box and panel of every tile (true), or of so many, the least confident first"
+    )
+    gradcam: MapConfig = MapConfig()
+    batch_size: int = knob(128, "tiles at a time", ge=1)
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+    progress: bool = knob(True, "show progress bars")
+
+    @field_validator("panels")
+    @classmethod
+    def _a_number(cls, value: bool | int) -> bool | int:
+        if value < 0:
+            raise ValueError("allowed is true, false, or a number of tiles, 0 or more")
+        return value

@@ -1,0 +1,259 @@
+"""Images from anywhere: which files folders, lists and names stand for, and their pixels, a batch at a time.
+
+Names are held, pixels are not: whatever the number of files, a few batches of tiles are in memory. S: side of a tile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sscl.data.decode import decode_file, decode_image
+from sscl.data.imagefolder import EXTENSIONS
+from sscl.data.ingest import read_table
+
+Item = str | Path | Image.Image | NDArray[np.uint8]
+
+_TILES_PER_JOB = 8
+_AHEAD = 2  # batches that are decoded while one is used
+
+
+@dataclass
+class Found:
+    """The image files that some words stand for.
+
+    Attributes:
+        names: what each file is called: as in the CSV that lists it, else its path. files: where each one is.
+        repeated: how often a file that is listed already came up again.
+        passed_over: other files of the folders, by suffix.
+        faults: (name, reason) of what cannot be used, known without opening it.
+    """
+
+    names: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    repeated: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find_images(words: Sequence[str | Path]) -> Found:
+    """Return the images that files, folders and lists stand for, each once, in the order of the words.
+
+    A folder stands for all images below it (by suffix, see `imagefolder`), in the order of their names, without hidden
+    ones; links are followed. A file that ends in .csv is a list: its column `path`, relative to the CSV's own folder.
+    Any other file is taken for an image. A file that comes up again, by whatever way or link, counts once.
+
+    Raises:
+        FileNotFoundError: a word stands for nothing, or of a list no file is there.
+        ValueError: a list without the column, with an empty field, or two files of one name; no image at all.
+    """
+    missing = [str(word) for word in words if not os.path.lexists(word)]
+    if missing:
+        more = f" (and {len(missing) - 1} more such paths)" if len(missing) > 1 else ""
+        hint = "; the shell found nothing of that pattern" if set("*?[") & set(missing[0]) else ""
+        raise FileNotFoundError(f"{printable(missing[0])}: no such file or folder{hint}{more}")
+    found = Found()
+    seen: set[str] = set()
+    for word in map(str, words):
+        if os.path.isdir(word):
+            _add_folder(word, found, seen)
+        elif word.lower().endswith(".csv"):
+            _add_list(word, found, seen)
+        else:
+            _add(word, word, os.path.realpath(word), found, seen)
+    if not found.files and not found.faults:
+        where = printable(str(words[0])) if len(words) == 1 else f"{len(words)} paths"
+        suffixes = ", ".join(sorted(EXTENSIONS))
+        raise ValueError(f"{where}: no images below it (looked for {suffixes}{_others(found)})")
+    twice = [name for name, count in Counter(found.names).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{printable(twice[0])}: two lists name different files so; write whole paths, or use one list after the "
+            "other"
+        )
+    return found
+
+
+def _others(found: Found) -> str:
+    return f"; passed over {describe_passed_over(found)}" if found.passed_over else ""
+
+
+def describe_passed_over(found: Found) -> str:
+    """Return what other files the folders hold, such as "12 other files (.svs, .txt)"."""
+    count, most = found.passed_over.total(), [suffix for suffix, _ in found.passed_over.most_common(4)]
+    more = ", …" if len(found.passed_over) > len(most) else ""
+    return f"{count:,} other file{'s' if count > 1 else ''} ({', '.join(most)}{more})"
+
+
+def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
+    """List a file; real: where it is after all links."""
+    if real in seen:
+        found.repeated += 1
+        return
+    seen.add(real)
+    if printable(name) != name:
+        found.faults.append((printable(name), "its name is not UTF-8; rename it"))
+        return
+    found.names.append(name)
+    found.files.append(file)
+
+
+def _add_folder(folder: str, found: Found, seen: set[str]) -> None:
+    def refused(error: OSError) -> None:
+        found.faults.append((printable(str(error.filename)), f"cannot be listed ({error.strerror})"))
+
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=refused):
+        real = os.path.realpath(path)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_up(path, name, real))
+        for name in sorted(files):
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix not in EXTENSIONS:
+                found.passed_over[printable(suffix) or "without suffix"] += 1
+                continue
+            whole = os.path.join(path, name)
+            link = os.path.islink(whole)
+            _add(whole, whole, os.path.realpath(whole) if link else os.path.join(real, name), found, seen)
+
+
+def _leads_up(path: str, name: str, real: str) -> bool:
+    """Return whether a folder is a link to one that it lies in, so that following it would never end."""
+    whole = os.path.join(path, name)
+    if not os.path.islink(whole):
+        return False
+    target = os.path.realpath(whole)
+    return real == target or real.startswith(target.rstrip(os.sep) + os.sep)
+
+
+def _add_list(word: str, found: Found, seen: set[str]) -> None:
+    folder = os.path.dirname(word)
+    listed = []
+    for line, (name,) in read_table(Path(word), columns=("path",)):
+        if not name:
+            raise ValueError(f"{word}: line {line}: column 'path' is empty; fill it in or take the row out")
+        listed.append((name, os.path.join(folder, name)))
+    if not any(os.path.lexists(file) for _, file in listed):
+        raise FileNotFoundError(
+            f"{word}: none of its {len(listed)} files is there, the first would be {listed[0][1]}; "
+            "paths are relative to the CSV's own folder"
+        )
+    for name, file in listed:
+        _add(name, file, os.path.realpath(file), found, seen)
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that can be printed and written: bytes that are not UTF-8 as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace") if not _is_utf8(name) else name
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive images as tiles.
+
+    Attributes:
+        rows: places of those that could be used, (B,). images: uint8 (B, S, S, 3). sides_px: of each as it was, (B,).
+        faults: (place, reason) of the others.
+    """
+
+    rows: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    sides_px: tuple[int, ...]
+    faults: tuple[tuple[int, str], ...]
+
+
+def batches(items: Sequence[Item], *, size_px: int, batch_size: int) -> Iterator[Batch]:
+    """Yield the images as tiles, `batch_size` places at a time, in order; the next ones are decoded meanwhile.
+
+    Args:
+        items: files, PIL images or uint8 arrays (H, W, 3), square; see `decode.decode_file` for what is refused.
+        size_px: S, to which other sizes are brought.
+        batch_size: places a batch; it has fewer tiles where some cannot be used.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting: deque[list[Future[list[_Tile]]]] = deque()
+    pool = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    try:
+        for start in range(0, len(items), batch_size):
+            end = min(start + batch_size, len(items))
+            parts = [range(at, min(at + _TILES_PER_JOB, end)) for at in range(start, end, _TILES_PER_JOB)]
+            waiting.append([pool.submit(_decode, part, items, size_px) for part in parts])
+            if len(waiting) > _AHEAD:
+                yield _batch(waiting.popleft(), size_px=size_px)
+        while waiting:
+            yield _batch(waiting.popleft(), size_px=size_px)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_Tile = tuple[int, NDArray[np.uint8] | None, int, str]  # place, pixels, side of the image, why there are no pixels
+
+
+def _decode(places: range, items: Sequence[Item], size_px: int) -> list[_Tile]:
+    found: list[_Tile] = []
+    for place in places:
+        try:
+            pixels, side = pixels_of(items[place], size_px=size_px)
+            found.append((place, pixels, side, ""))
+        except ValueError as error:
+            found.append((place, None, 0, str(error)))
+    return found
+
+
+def _batch(jobs: Sequence[Future[list[_Tile]]], *, size_px: int) -> Batch:
+    tiles = [tile for job in jobs for tile in job.result()]
+    good = [(place, pixels, side) for place, pixels, side, _ in tiles if pixels is not None]
+    images = np.stack([pixels for _, pixels, _ in good]) if good else np.empty((0, size_px, size_px, 3), np.uint8)
+    return Batch(
+        rows=np.array([place for place, _, _ in good], dtype=np.int64),
+        images=images,
+        sides_px=tuple(side for _, _, side in good),
+        faults=tuple((place, why) for place, pixels, _, why in tiles if pixels is None),
+    )
+
+
+def pixels_of(item: Item, *, size_px: int) -> tuple[NDArray[np.uint8], int]:
+    """Return an image as a tile, uint8 (S, S, 3), and the side it had, pixels.
+
+    Args:
+        item: see `batches`. size_px: S.
+
+    Raises:
+        ValueError: what is wrong with it and what it should be, in one line that names the file, if it is one.
+    """
+    if isinstance(item, (str, Path)):
+        pixels = decode_file(item, size_px=size_px, exact_size_px=None)
+        with Image.open(item) as image:  # reads the head alone
+            return pixels, image.size[0]
+    if isinstance(item, Image.Image):
+        return _decode_opened(item, size_px=size_px), item.size[0]
+    if not isinstance(item, np.ndarray):
+        raise ValueError(f"is a {type(item).__name__}; expected a path, a PIL image or a uint8 array (H, W, 3)")
+    if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
+        hint = "; put channels last" if item.ndim == 3 and item.shape[0] == 3 else ""
+        hint += "; scale it to 0-255" if item.dtype.kind == "f" else ""
+        raise ValueError(f"is {item.dtype} of shape {item.shape}, expected uint8 (H, W, 3){hint}")
+    return _decode_opened(Image.fromarray(np.ascontiguousarray(item)), size_px=size_px), item.shape[1]
+
+
+def _decode_opened(image: Image.Image, *, size_px: int) -> NDArray[np.uint8]:
+    try:
+        return decode_image(image, name="image", size_px=size_px, exact_size_px=None)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("image: ")) from error
