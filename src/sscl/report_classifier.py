@@ -129,7 +129,7 @@ def listed(names: Sequence[str]) -> str:
 
 def _right(subject: Subject) -> str:
     right = sum(row[i] for i, row in enumerate(subject.report["confusion_matrix"]))
-    return f"On the {subject.split} it is right about {right:,} of {subject.report['tiles']:,} tiles."
+    return f"Of the {subject.report['tiles']:,} tiles of the {subject.split} it gets {right:,} right."
 
 
 def _better_than_guessing(subject: Subject) -> Block:
@@ -160,7 +160,7 @@ def _calibrated(subject: Subject) -> Block:
     title = "Do its probabilities say how often it is right?"
     found = subject.report.get("calibration")
     if found is None:
-        return blocks.verdict(None, title, "Evaluated by an earlier version, which did not ask. Run `sscl eval` again.")
+        return blocks.verdict(None, title, "Evaluated by an earlier version, which did not ask. Run sscl eval again.")
     error, chance = found["after"]["ece"], found["after"]["ece_by_chance"]["quantile_95"]
     return blocks.verdict(
         error <= chance,
@@ -172,7 +172,7 @@ def _calibrated(subject: Subject) -> Block:
 
 def _maps(checks: Mapping[str, Any]) -> list[Block]:
     if not checks:
-        text = "Not checked. `sscl gradcam checks=true` asks whether they depend on what was learned."
+        text = "Not checked: sscl gradcam checks=true asks whether they depend on what was learned."
         return [blocks.verdict(None, "Can the heatmaps be trusted?", text)]
     asked = {
         "randomisation": "Do the heatmaps depend on what was learned?",
@@ -211,9 +211,11 @@ def training(subject: Subject) -> Section:
     content, config = subject.content, subject.content["config"]
     train, best = config["train"], content.get("validation", {})
     facts = {
-        "encoder": f"{content['encoder_name']}, {content['stem']} stem, output stride {content.get('output_stride', 32)}",
+        "encoder": f"{content['encoder_name']}, {content['stem']} stem, output stride "
+        f"{content.get('output_stride', 32)}",
         "weights at the start": str(config["model"]["weights"] or "random"),
-        "epochs": f"{len(subject.log)}, of which {content['epoch']} was chosen by validation {train['select']}",
+        "epochs": f"{len(subject.log)}; epoch {content['epoch']} was chosen by validation "
+        f"{train['select'].replace('_', ' ')}",
         "batch": f"{train['batch_size']} tiles",
         "optimizer": f"{train['optimizer']}, learning rate {train['learning_rate']:g}, "
         f"{train['head_learning_rate']:g} for the head",
@@ -288,11 +290,7 @@ def errors(subject: Subject, *, shown: int) -> Section:
     """Return the confusion matrix, ROC and precision-recall curves. shown: tiles in the gallery."""
     report, found = subject.report, subject.found
     total = report["tiles"]
-    note = "Rows: true class; columns: predicted class."
-    if shown:
-        note += " A cell shows its tiles in the gallery" + (
-            f", which holds {shown:,} of {total:,}." if shown < total else "."
-        )
+    note = f"The gallery holds {shown:,} of the {total:,} tiles; a cell may show fewer than it counts."
     curves: dict[str, Any] = {"classes": found.classes, "positive": subject.positive}
     assert found.probabilities is not None  # read from a file, it has them
     scores = found.labels, found.probabilities
@@ -302,7 +300,7 @@ def errors(subject: Subject, *, shown: int) -> Section:
         "errors",
         "Right and wrong",
         [
-            blocks.confusion(found.classes, report["confusion_matrix"], note=note),
+            blocks.confusion(found.classes, report["confusion_matrix"], note=note if 0 < shown < total else ""),
             blocks.figure(
                 "roc",
                 lambda path: plots.plot_roc(*scores, path=path, **curves),
@@ -441,7 +439,7 @@ def caveats(subject: Subject, more: Sequence[str]) -> Section:
     found = [*subject.report["caveats"], *subject.report.get("notes", ()), *more]
     if "calibration" not in subject.report:
         found.append(
-            "evaluated by an earlier version, without calibration, thresholds and Wilson's intervals: `sscl eval "
-            "--overwrite` makes them"
+            "evaluated by an earlier version, without calibration, thresholds and Wilson's intervals: sscl eval "
+            "--overwrite makes them"
         )
     return blocks.section("caveats", "Caveats", [blocks.bullets(list(dict.fromkeys(found)))])

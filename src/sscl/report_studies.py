@@ -311,7 +311,7 @@ def others(rows: Mapping[str, Json]) -> Section:
             drawn = report["intervals"][key]
             cells.append(number(report["metrics"][key]) + (f" ({interval(drawn)})" if drawn is not None else ""))
         lines.append([name, f"{report['tiles']:,}", *cells])
-    text = "Intervals of single runs do not say whether runs differ: `sscl compare RUN RUN` does, tile by tile."
+    text = "Intervals of single runs do not say whether runs differ: sscl compare RUN RUN does, tile by tile."
     return blocks.section("others", "Further runs", [blocks.table("As evaluated", lines), blocks.paragraph(text)])
 
 
@@ -328,5 +328,5 @@ def provenance(folders: Mapping[str, tuple[Json, str]], *, made: Json) -> Sectio
         lines.append([name, *cells, device])
     found = [blocks.table("What was run", lines, numeric_from=len(lines[0]))]
     found += [blocks.code(f"{name}: config.yaml", text) for name, (_, text) in folders.items()]
-    found.append(blocks.paragraph(f"This page: `{made['command']}`, {made['date']}, sscl {made['sscl']}."))
+    found.append(blocks.paragraph(f"This page: {made['command']}, {made['date']}, sscl {made['sscl']}."))
     return blocks.section("provenance", "How to make it again", found)

@@ -17,7 +17,7 @@ import numpy as np
 from sscl import comparison, gallery, page, report_classifier, report_studies, run
 from sscl.classifier import describe_layer, load_classifier, normalisation, resolve_target, target_of
 from sscl.commands.health import collapse_warning
-from sscl.commands.inputs import check_classes, has_validation, load_tiles, merge_data, run_of
+from sscl.commands.inputs import check_classes, has_validation, load_tiles, merge_data, run_of, split_changes
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, read_yaml, validate
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
@@ -35,7 +35,7 @@ KINDS = {
     "checkpoints/last.pt": "pretrain",
 }
 OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
-MARK = "sscl report"  # on every page, in the line on how it was made
+MARK = "sscl report"  # on every page, in the line on how it was made; known by it
 
 Sources = dict[str, list[Path]]  # kind: folders
 
@@ -54,7 +54,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     content: dict[str, Any] = {
         "title": "Report",
         "subtitle": ", ".join(Path(name).resolve().name for name in config.runs),
-        "made": f"{environment['date']}, sscl {environment['sscl']}, {environment['command']}",
+        "made": f"Made by {MARK} {environment['sscl']} on {environment['date']}: {environment['command']}",
         "id": hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:16],
         "sections": [],
         "gallery": None,
@@ -239,7 +239,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
             report_classifier.summary(
                 subject,
                 training_tiles=sum(counts["train"].values()) if "train" in counts else None,
-                audits=[read_json(folder / "audit.json") for folder in sources.get("audit", [])],
+                audits=[read_json(folder / "audit.json") for folder in audits_of(data, sources)],
                 checks=checks or {},
             ),
             report_classifier.data(subject, counts=counts, groups=groups),
@@ -257,6 +257,17 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
         "sections": [section for section in sections if section is not None],
         "gallery": shown,
     }
+
+
+def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
+    """Return the audits of this very split; one of another set or another split says nothing of it."""
+    found = []
+    for folder in sources.get("audit", []):
+        with reading(folder / "config.yaml"):
+            own = read_yaml(folder / "config.yaml")["data"]
+            if Path(own["root"]).resolve() == Path(data.root).resolve() and not split_changes(data, own):
+                found.append(folder)
+    return found
 
 
 def worksheet_id(subject: Subject) -> str:

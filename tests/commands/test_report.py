@@ -1,0 +1,468 @@
+"""sscl report: the page holds what the runs hold, maps and boxes are gradcam's, and nothing is written in halves."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sscl import page, run, svg
+from sscl.commands import report
+
+Read = Callable[[Path], list[dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def evaluated(cli: Any, finetuned: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finetune run with its evaluation, beside the pretraining run that it started from."""
+    folder = tmp_path_factory.mktemp("study")
+    shutil.copytree(pretrained, folder / "pretrain")
+    shutil.copytree(finetuned, folder / "finetune")
+    for name in ("eval_test", "gradcam_test"):
+        shutil.rmtree(folder / "finetune" / name, ignore_errors=True)
+    result = cli.evaluate(folder / "finetune")
+    assert result.code == 0, result.err
+    return folder / "finetune"
+
+
+@pytest.fixture
+def study(evaluated: Path, tmp_path: Path) -> Path:
+    """A copy of it for a test to write into."""
+    shutil.copytree(evaluated.parent, tmp_path / "study")
+    return tmp_path / "study" / "finetune"
+
+
+@pytest.fixture
+def make(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Return a function that runs `sscl report`, and gives its result and the content of the page.
+
+    Charts, which take most of the time, are drawn only with `charts=True`.
+    """
+    seen: dict[str, Any] = {}
+    real = page.render
+
+    def render(content: dict[str, Any]) -> str:
+        seen.clear()
+        seen.update(content)
+        return real(content)
+
+    monkeypatch.setattr(report.page, "render", render)
+
+    def made(*words: object, charts: bool = False) -> tuple[Any, dict[str, Any]]:
+        seen.clear()
+        with monkeypatch.context() as patch:
+            if not charts:
+                patch.setattr(svg, "inline", lambda draw, prefix: f'<svg id="{prefix}"></svg>')
+            result = cli("report", *words, "device=cpu", "progress=false")
+        return result, dict(seen)
+
+    return made
+
+
+def section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(section for section in content["sections"] if section["id"] == name)
+
+
+def names(content: dict[str, Any]) -> list[str]:
+    return [section["id"] for section in content["sections"]]
+
+
+def test_the_page_of_a_run_holds_its_figures_and_all_its_tiles(
+    make: Any, study: Path, read_rows: Read, tiles: Path
+) -> None:
+    result, content = make(study, charts=True)
+
+    assert result.code == 0, result.err
+    html = (study / "report.html").read_text(encoding="utf-8")
+    assert html.startswith("<!DOCTYPE html>")
+    assert result.out.startswith(f"wrote {study}/report.html (")
+    assert "16 tiles): open it in a browser" in result.out
+    about = ["summary", "data", "training", "results", "errors", "probabilities", "decisions", "caveats"]
+    assert names(content) == [*about, "pretrain", "provenance"]
+    rows = read_rows(study / "eval_test/predictions.csv")
+    shown = content["gallery"]["tiles"]
+    classes = content["gallery"]["classes"]
+    assert [tile["id"] for tile in shown] == [row["id"] for row in rows]
+    for tile, row in zip(shown, rows, strict=True):
+        assert classes[tile["label"]] == row["label"]
+        assert classes[tile["prediction"]] == row["prediction"]
+        assert tile["votes"] == int(row["votes"])
+        assert tile["group"] == row["group"]
+        assert tile["loss"] == pytest.approx(float(row["loss"]), abs=1e-4)
+        assert tile["source_px"] == 32
+    matrix = next(block for block in section(content, "errors")["blocks"] if block["kind"] == "confusion")["matrix"]
+    assert matrix == json.loads((study / "eval_test/metrics.json").read_text())["confusion_matrix"]
+    first = Image.open(io.BytesIO(base64.b64decode(shown[0]["image"].partition(",")[2])))
+    original = np.asarray(Image.open(tiles / "images" / shown[0]["id"]), dtype=float)
+    assert np.abs(np.asarray(first, dtype=float) - original).mean() < 8
+    counted = next(block for block in section(content, "data")["blocks"] if block["kind"] == "table")["rows"]
+    assert counted == [["train", "16", "16", "32", "4"], ["test", "8", "8", "16", "2"]]
+    assert "32 tiles of the training split" in section(content, "summary")["blocks"][0]["text"]
+
+
+def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
+    make: Any, cli: Any, study: Path, read_rows: Read
+) -> None:
+    ids = [row["id"] for row in read_rows(study / "eval_test/predictions.csv")][:4]
+    made = cli.gradcam(study, f"ids={json.dumps(ids)}", "threshold=0.45")
+    assert made.code == 0, made.err
+    verdicts = {"randomisation": True, "deletion_insertion": False, "equivariance": None, "box_sensitivity": False}
+    keys = ("ssim", "rank_correlation", "absolute_rank_correlation", "area_fraction", "iou", "centre_shift")
+    spread = {key: {"mean": [0.1], "sd": [0.1]} for key in keys}
+    area = {"map": {"curve": [1, 0], "auc": 0.5, "interval": [0.4, 0.6]}}
+    more = {"stages": ["head"], "deletion": area, "insertion": area, "thresholds": [0.1]}
+    checks = {
+        name: {"tiles": 4, "passed": passed, "verdict": f"{name}: {passed}", **spread, **more}
+        for name, passed in verdicts.items()
+    }
+    (study / "gradcam_test/checks.json").write_text(json.dumps({"tiles": 4, **checks}))
+
+    result, content = make(study)
+
+    assert result.code == 0, result.err
+    found = content["gallery"]
+    shown = {tile["id"]: tile for tile in found["tiles"]}
+    rows = read_rows(study / "gradcam_test/boxes.csv")
+    assert len(rows) == 4
+    assert found["threshold"] == 0.45
+    for row in rows:
+        tile = shown[row["id"]]
+        box = [int(row[key]) for key in ("x0", "y0", "x1", "y1")] if row["positive_evidence"] == "yes" else None
+        assert tile["box"] == box
+        assert tile["maximum"] == pytest.approx(float(row["raw_maximum"]), abs=1e-3)
+        levels = base64.b64decode(tile["map"])
+        assert (len(levels), max(levels, default=0)) == ((found["map_side"] ** 2, 255) if box else (0, 0))
+    shown_verdicts = [block for block in section(content, "gradcam")["blocks"] if block["kind"] == "verdict"]
+    assert [block["passed"] for block in shown_verdicts] == list(verdicts.values())
+    summary = [block for block in section(content, "summary")["blocks"] if block["kind"] == "verdict"]
+    assert [block["passed"] for block in summary][-2:] == [True, False]
+    failed = "of their checks, failed: does what they mark matter to the classifier; is the box more than its threshold"
+    assert failed in found["note"].lower()
+
+    _, other = make(study, "gradcam.threshold=0.9", "--overwrite")
+
+    assert other["gallery"]["threshold"] == 0.9
+    assert "these maps were not checked" in other["gallery"]["note"].lower()
+    assert other["id"] == content["id"]  # the same review
+
+
+def test_a_missing_evaluation_is_made_by_eval_itself(
+    make: Any, cli: Any, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs in this process, which saves a start of Python."""
+    shutil.rmtree(study / "eval_test")
+    ran = []
+
+    def here(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        assert words[:3] == [sys.executable, "-m", "sscl"]
+        ran.append(words[3:])
+        return subprocess.CompletedProcess(words, cli(*words[3:], "bootstrap_samples=50").code)
+
+    monkeypatch.setattr(report.subprocess, "run", here)
+
+    result, content = make(study)
+    again, _ = make(study, "--overwrite")
+
+    assert result.code == again.code == 0, result.err
+    assert ran == [["eval", f"checkpoint={study}", "split=test", "device=cpu", "progress=false"]]
+    assert len(content["gallery"]["tiles"]) == 16
+
+
+def test_a_failing_evaluation_ends_it(make: Any, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(study / "eval_test")
+    monkeypatch.setattr(report.subprocess, "run", lambda words, check: subprocess.CompletedProcess(words, 2))
+
+    result, _ = make(study)
+
+    assert result.code == 2
+    assert result.err == "sscl: report: `sscl eval` failed, see above\n"
+    assert not (study / "report.html").exists()
+
+
+def test_an_evaluation_of_another_checkpoint_is_not_shown(make: Any, study: Path) -> None:
+    file = study / "eval_test/metrics.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "epoch": 99}))
+
+    result, _ = make(study)
+
+    assert result.code == 2
+    assert result.err == f"sscl: {study}/eval_test: is of another checkpoint; give --overwrite to evaluate again\n"
+
+
+def test_fewer_tiles_and_none(make: Any, study: Path) -> None:
+    result, some = make(study, "tiles=6")
+    assert result.code == 0, result.err
+    note = some["gallery"]["note"]
+    confusion = next(block for block in section(some, "errors")["blocks"] if block["kind"] == "confusion")
+
+    _, none = make(study, "tiles=0", "--overwrite")
+
+    assert len(some["gallery"]["tiles"]) == 6
+    assert note.startswith("6 of 16 tiles: ")
+    assert "The gallery holds 6 of the 16 tiles" in confusion["note"]
+    assert none["gallery"] is None
+    assert none["id"] == some["id"]
+
+
+def test_three_classes_of_a_folder_without_slides(
+    make: Any, cli: Any, finetuned3: Path, folder3: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finetuned3, tmp_path / "three", ignore=shutil.ignore_patterns("eval_*")))
+    assert cli.evaluate(folder).code == 0
+
+    result, content = make(folder)
+
+    assert result.code == 0, result.err
+    assert len(content["gallery"]["tiles"]) == 15
+    tile = content["gallery"]["tiles"][0]
+    assert (tile["group"], tile["votes"], tile["agreement"], tile["source_px"]) == (None, None, None, 32)
+    assert content["gallery"]["target"] == "logit of the predicted class"
+    assert content["title"] == "three: benign, cancer and stroma"
+
+
+def test_other_folders_add_their_sections(make: Any, cli: Any, study: Path, tiles: Path, tmp_path: Path) -> None:
+    audit, compared = tmp_path / "audit", tmp_path / "compared"
+    words = [f"data.root={tiles}", "data.published=false", "data.size_px=32", "progress=false"]
+    assert cli("data", "audit", *words, f"out={audit}").code == 0
+    shutil.copytree(study, study.parent / "second")
+    made = cli("compare", study, study.parent / "second", f"out={compared}", "bootstrap_samples=20")
+    assert made.code == 0, made.err
+
+    result, content = make(study, audit, compared, study.parent / "second", f"out={tmp_path}/new/page.html")
+
+    assert result.code == 0, result.err
+    assert (tmp_path / "new/page.html").is_file()
+    assert not (study / "report.html").exists()
+    assert names(content)[-5:] == ["audit", "pretrain", "comparison", "others", "provenance"]
+    verdict = json.loads((audit / "audit.json").read_text())["verdict"]
+    assert verdict in json.dumps(section(content, "summary"))
+    configs = [block["title"] for block in section(content, "provenance")["blocks"] if block["kind"] == "code"]
+    folders = [study, study / "eval_test", audit, compared, study.parent / "second"]
+    assert {f"{folder}: config.yaml" for folder in folders} <= set(configs)
+
+
+def test_an_audit_of_another_set_or_split_is_no_verdict_on_this_one(
+    make: Any, cli: Any, study: Path, tiles: Path, broken: Path, tmp_path: Path
+) -> None:
+    words = ["data.published=false", "data.size_px=32", "progress=false"]
+    for name, more in {"other": [f"data.root={broken}"], "split": [f"data.root={tiles}", "data.split_seed=1"]}.items():
+        assert cli("data", "audit", *words, *more, f"out={tmp_path / name}").code == 0
+
+    _, content = make(study, tmp_path / "other", tmp_path / "split", "tiles=0")
+
+    asked = "Are the tiles it was tested on new to it?"
+    verdict = next(block for block in section(content, "summary")["blocks"] if block.get("title") == asked)
+    assert verdict["passed"] is None
+    assert {"audit", "audit-2"} <= set(names(content))
+
+
+def test_a_page_without_a_classifier(make: Any, evaluated: Path, tmp_path: Path) -> None:
+    pretrain = Path(shutil.copytree(evaluated.parent / "pretrain", tmp_path / "ssl"))
+
+    result, content = make(pretrain)
+
+    assert result.code == 0, result.err
+    assert names(content) == ["pretrain", "provenance"]
+    assert content["gallery"] is None
+    assert (pretrain / "report.html").is_file()
+
+
+def test_an_evaluation_and_a_checkpoint_of_an_earlier_version(make: Any, study: Path) -> None:
+    newer = ("calibration", "operating_point", "decision_curve", "coverage", "wilson", "notes")
+    file = study / "eval_test/metrics.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in content.items() if key not in newer}))
+    checkpoint = torch.load(study / "checkpoints/best.pt", weights_only=True)
+    torch.save(
+        {key: value for key, value in checkpoint.items() if key not in ("calibration", "validation")},
+        study / "checkpoints/best.pt",
+    )
+
+    result, made = make(study)
+
+    assert result.code == 0, result.err
+    assert "probabilities" not in names(made)
+    assert "evaluated by an earlier version" in json.dumps(section(made, "caveats"))
+    assert {tile["decided"] for tile in made["gallery"]["tiles"]} == {None}
+
+
+def test_training_tiles_that_are_gone_are_a_caveat(make: Any, study: Path, tiles: Path, tmp_path: Path) -> None:
+    """The evaluated tiles moved, and with them the training tiles; then only these are gone."""
+    moved = Path(shutil.copytree(tiles, tmp_path / "moved"))
+    result, content = make(study, f"data.root={moved}")
+    assert result.code == 0, result.err
+    assert "not counted" not in json.dumps(content)
+
+    (moved / "annotations.csv").write_text("")
+    result, content = make(study, f"data.root={moved}", "tiles=0", "--overwrite")
+
+    assert result.code == 0, result.err
+    assert "the training tiles are not counted: " in json.dumps(section(content, "caveats"))
+
+
+def test_an_interrupted_training_is_a_caveat(make: Any, study: Path) -> None:
+    checkpoint = torch.load(study / "checkpoints/best.pt", weights_only=True)
+    checkpoint["config"]["train"] |= {"epochs": 9, "patience": 9}
+    torch.save(checkpoint, study / "checkpoints/best.pt")
+
+    _, content = make(study, "tiles=0")
+
+    assert "training ended after epoch 3 of 9: it was interrupted" in json.dumps(section(content, "caveats"))
+
+
+def test_other_tiles_under_the_same_names_are_a_caveat(make: Any, study: Path, broken: Path) -> None:
+    """Evaluated on some pixels, shown on others: what the classifier says of these is compared."""
+    for path in (broken / "images").iterdir():
+        Image.new("RGB", (32, 32), (255, 0, 255)).save(path)
+
+    result, content = make(study, f"data.root={broken}")
+
+    assert result.code == 0, result.err
+    caveats = json.dumps(section(content, "caveats"))
+    assert "are not, bit for bit, those that were evaluated" in caveats
+    rows = (study / "eval_test/predictions.csv").read_text().splitlines()[1:]
+    if len({row.split(",")[2] for row in rows}) > 1:  # equal tiles are all predicted alike now
+        assert "predicted otherwise than in the evaluation" in caveats
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{study}/nowhere"], "runs: {study}/nowhere: no such folder"),
+        (["{study}/eval_test"], "runs: {study}/eval_test: is an evaluation; name its run, {study}"),
+        (["{study}/.."], "it holds {study}/../finetune, {study}/../pretrain"),
+        (["{study}/config.yaml"], "runs: {study}/config.yaml: is a file; name the folder of a run"),
+        (["{study}", "{study}"], "{study} is given twice; name each folder once"),
+        (["{study}", "out={study}/page.txt"], "allowed is a file name that ends in .html"),
+        (["{study}", "gradcam.per_class=3"], "gradcam.per_class: unknown key; allowed are target, method"),
+        (["{study}", "gradcam.target=HPP"], "gradcam.target: got 'HPP', allowed are"),
+        (["{study}", "gradcam.threshold=2"], "gradcam.threshold: got 2, allowed is > 0 and < 1"),
+        (["{study}", "gradcam.layer=encoder.nothing"], "layer: got 'encoder.nothing'"),
+        (["{study}", "data.root=/nowhere"], "or tiles=0 for a page without a gallery"),
+        ([], "runs: missing"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_nothing_is_written(
+    make: Any, study: Path, snapshot: Any, words: list[str], said: str
+) -> None:
+    before = snapshot(study.parent)
+
+    result, _ = make(*(word.format(study=study) for word in words))
+
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert said.format(study=study) in result.err
+    assert snapshot(study.parent) == before
+
+
+def test_a_page_is_replaced_only_when_asked_and_only_one_of_ours(make: Any, study: Path) -> None:
+    assert make(study, "tiles=0")[0].code == 0
+
+    refused, _ = make(study, "tiles=0")
+    assert "exists; give --overwrite to replace it" in refused.err
+    assert make(study, "tiles=0", "--overwrite")[0].code == 0
+
+    (study / "report.html").write_text("<p>mine</p>")
+    alone, _ = make(study, "tiles=0", "--overwrite")
+    assert alone.code == 2
+    assert "not written by sscl report" in alone.err
+    assert (study / "report.html").read_text() == "<p>mine</p>"
+
+
+def test_a_failure_while_writing_leaves_the_page_that_was_there(
+    make: Any, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make(study, "tiles=0")[0].code == 0
+    before = (study / "report.html").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "report.html")
+
+    monkeypatch.setattr(run.os, "fsync", full)
+    result, _ = make(study, "tiles=0", "--overwrite")
+
+    assert result.code == 2
+    assert (study / "report.html").read_bytes() == before
+    assert not list(study.glob(".report*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.json", "{"),
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"epoch": "x"}'),
+        ("predictions.csv", "id,label\n"),
+    ],
+)
+def test_a_damaged_evaluation_is_one_line(make: Any, study: Path, file: str, text: str) -> None:
+    (study / "eval_test" / file).write_text(text)
+
+    result, _ = make(study)
+
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "eval_test" in result.err
+
+
+def test_tiles_with_another_label_are_not_shown(make: Any, study: Path, broken: Path) -> None:
+    """A set whose annotations changed since the evaluation."""
+    file = broken / "annotations.csv"
+    lines = file.read_text().splitlines()
+    swap = {"HP": ("SSA", "7"), "SSA": ("HP", "0")}
+    changed = [lines[0]]
+    for line in lines[1:]:
+        name, label, _, part = line.split(",")
+        changed.append(",".join([name, *swap[label], part]))
+    file.write_text("\n".join(changed) + "\n")
+
+    result, _ = make(study, f"data.root={broken}")
+
+    assert result.code == 2
+    assert "has another label for" in result.err
+
+
+def test_hostile_names_are_text(make: Any, cli: Any, finetuned3: Path, folder3: Path, tmp_path: Path) -> None:
+    """The run of the three classes under other names, which with that of a file end the element that holds the data."""
+    classes = {"benign": "<", "cancer": "a'\"&amp;<b>", "stroma": "b"}
+    file = "script><img src=x onerror=alert(1)>.png"
+    root, folder = tmp_path / "tiles", tmp_path / "run"
+    for part in ("train", "test"):
+        for old, new in classes.items():
+            shutil.copytree(folder3 / part / old, root / part / new)
+    (root / "test/</benign_0.png").rename(root / "test/<" / file)
+    shutil.copytree(finetuned3, folder, ignore=shutil.ignore_patterns("eval_*"))
+    content = torch.load(folder / "checkpoints/best.pt", weights_only=True)
+    content["classes"] = list(classes.values())
+    content["config"]["data"]["root"] = str(root)
+    torch.save(content, folder / "checkpoints/best.pt")
+    made = cli.evaluate(folder)
+    assert made.code == 0, made.err
+
+    result, content = make(folder, charts=True)
+
+    assert result.code == 0, result.err
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in html
+    assert len(re.findall("</script", html, re.IGNORECASE)) == 2  # data and the page's own
+    assert content["gallery"]["classes"] == list(classes.values())
+    assert f"test/</{file}" in [tile["id"] for tile in content["gallery"]["tiles"]]
+
+
+def test_the_shipped_example_is_accepted() -> None:
+    text = (Path(__file__).parents[2] / "configs/demo/report.yaml").read_text()
+    assert yaml.safe_load(text)["runs"] == ["demo-run/finetune", "demo-run/audit"]
