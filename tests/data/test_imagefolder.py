@@ -150,6 +150,17 @@ def test_layout_fault_is_one_line(root, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["A\nB", "A\x1b[31m", "A\udcff", "A/b\n.png", "A/\udcff.png"])
+def test_names_that_cannot_be_shown_are_refused(tmp_path, name):
+    place = tmp_path / name
+    place = place if place.suffix else place / "0.png"
+    place.parent.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(place)
+    with pytest.raises(ValueError, match="rename it") as caught:
+        load_imagefolder(tmp_path, split="all", size_px=32)
+    assert str(caught.value).isprintable()
+
+
 def test_a_class_of_one_cannot_be_split(root):
     write_classes(root, {"A": 4, "B": 1})
     assert len(load(root)) == 5

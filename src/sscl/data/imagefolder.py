@@ -8,6 +8,7 @@ root/*.png                                         unlabelled, for pretraining
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -128,6 +129,10 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
         raise FileNotFoundError(f"{folder}: no such folder") from error
     except OSError as error:
         raise ValueError(f"{folder}: cannot be listed ({error.strerror}); expected a folder of tiles") from error
+    for name in (*files, *folders):
+        # Both would break the lines and files that name tiles and classes; the second is a name that is not UTF-8.
+        if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise ValueError(f"{folder}: {name!r} has a line break, or another letter that cannot be shown; rename it")
     return sorted(files), sorted(folders)
 
 
