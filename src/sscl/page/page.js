@@ -712,9 +712,11 @@
   const largeCanvas = element("canvas", { className: "heat", "aria-hidden": "true" });
   const largeReview = large.querySelector(".large-review");
   largeReview.append(...reviewButtons(null, true));
+  let viewing = false; // until the large view has given the focus back
 
   function openLarge(place, { note = false } = {}) {
     moveTo(place);
+    viewing = true;
     large.showModal();
     showLarge();
     if (note) byId("large-note").focus();
@@ -950,7 +952,8 @@
     grid.addEventListener("focusin", (event) => {
       const cell = event.target.closest(".tile");
       const place = places.get(Number(cell?.dataset.index));
-      if (place === undefined || place === current) return;
+      // A dialog that closes hands the focus to the tile it was opened from, not to the one it shows.
+      if (viewing || place === undefined || place === current) return;
       const before = cellAt(current);
       if (before) before.tabIndex = -1;
       current = place;
@@ -964,7 +967,10 @@
     byId("previous").addEventListener("click", () => moveTo(current - 1));
     byId("next").addEventListener("click", () => moveTo(current + 1));
     byId("close").addEventListener("click", () => large.close());
-    large.addEventListener("close", () => moveTo(current));
+    large.addEventListener("close", () => {
+      viewing = false;
+      moveTo(current);
+    });
     byId("large-box").addEventListener("click", () => {
       downloadBoxes([shown[current]], `${tiles[shown[current]].id}.geojson`);
     });

@@ -1,0 +1,172 @@
+"""Content of a page that is made up, its names hostile, and a headless Chromium to open it in."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sscl.cam_plots import heatmap_rgb
+from sscl.page import render
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CLASSES = ["HP", "SSA<script>window.harmed = 1</script>", '"><img src=x onerror="window.harmed = 2">']
+HOSTILE_NAMES = [
+    "</script><script>window.harmed = 3</script>.png",
+    '"><svg onload="window.harmed = 4">.png',
+    "=HYPERLINK(1).png",
+    "__proto__",
+    "\u202egnp.exe",
+    "{{ 7 * 7 }}<!--.png",
+    "a,b;c\"d'.png",
+    "\udcff.png",
+]
+SIZE_PX, MAP_SIDE = 32, 4
+
+
+def picture(rng: np.random.Generator) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(120, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def tile(index: int, rng: np.random.Generator, *, pictures: list[str]) -> dict[str, Any]:
+    """Tiles differ in all that is sorted and filtered by; every seventh has no evidence, every eleventh no label."""
+    probabilities = rng.dirichlet((1, 1, 1))
+    label = -1 if index % 11 == 10 else int(rng.integers(0, 3))
+    cells = rng.integers(0, 256, MAP_SIDE**2, dtype=np.uint8)
+    cells[rng.integers(0, MAP_SIDE**2)] = 255
+    empty = index % 7 == 6
+    return {
+        "id": HOSTILE_NAMES[index] if index < len(HOSTILE_NAMES) else f"tile{index}.png",
+        "label": label,
+        "prediction": int(probabilities.argmax()),
+        "probabilities": probabilities.tolist(),
+        "loss": None if label < 0 else float(-np.log(probabilities[label])),
+        "agreement": None if index % 5 == 4 else f"{int(rng.integers(4, 8))}/7",
+        "votes": None,
+        "group": f"slide {index // 10}" if index % 2 else None,
+        "decided": bool(probabilities.max() > 0.5),
+        "image": pictures[index % len(pictures)],
+        "map": "" if empty else base64.b64encode(cells.tobytes()).decode(),
+        "maximum": 0.0 if empty else float(rng.random()),
+        "box": None if empty else [4, 8, 20, 28],
+        "source_px": None if index % 3 == 2 else 64,
+    }
+
+
+def make_content(count: int = 60) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    pictures = [picture(rng) for _ in range(5)]
+    tiles = [tile(index, rng, pictures=pictures) for index in range(count)]
+    matrix = np.zeros((3, 3), dtype=int)
+    for one in tiles:
+        if one["label"] >= 0:
+            matrix[one["label"], one["prediction"]] += 1
+    svg = '<svg viewBox="0 0 40 20" width="400" height="200"><path d="M0 0L40 20" stroke="currentColor"></path></svg>'
+    blocks = [
+        {"kind": "text", "text": "First <b>paragraph</b>.\n\nSecond."},
+        {"kind": "facts", "rows": [["encoder", "resnet18"], ["<i>", "&amp;"]]},
+        {"kind": "list", "items": ["one", "two </li>"]},
+        {
+            "kind": "table",
+            "caption": "Metrics",
+            "header": ["metric", "value", "95% interval"],
+            "rows": [["accuracy", "0.81", "0.75 to 0.86"], ["<u>", "1", "2"]],
+            "numeric_from": 1,
+        },
+        {"kind": "figure", "svg": svg, "png": None, "alt": "A line", "caption": "Falls."},
+        {"kind": "figure", "svg": None, "png": pictures[0], "alt": "Noise", "caption": ""},
+        {"kind": "verdict", "passed": True, "title": "Depends on the weights", "text": "It does."},
+        {"kind": "verdict", "passed": False, "title": "No leak", "text": ""},
+        {"kind": "verdict", "passed": None, "title": "Boxes", "text": "No masks."},
+        {"kind": "confusion", "classes": list(CLASSES), "matrix": matrix.tolist(), "note": "Rows are truth."},
+        {"kind": "code", "title": "Configuration", "text": "a:\n  b: </pre><script>window.harmed = 5</script>"},
+    ]
+    return {
+        "title": "Report <script>window.harmed = 6</script>",
+        "subtitle": "of made-up answers",
+        "id": "0123456789abcdef",
+        "made": "2026-11-21, sscl report",
+        "sections": [{"id": "metrics", "title": "Metrics & more", "blocks": blocks}],
+        "gallery": {
+            "classes": list(CLASSES),
+            "size_px": SIZE_PX,
+            "map_side": MAP_SIDE,
+            "colours": base64.b64encode(heatmap_rgb(np.arange(256)[None] / 255).tobytes()).decode(),
+            "alpha": 0.7,
+            "target": "logit of the predicted class",
+            "threshold": 0.5,
+            "note": "All tiles.",
+            "tiles": tiles,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def whole() -> dict[str, Any]:
+    return make_content()
+
+
+@pytest.fixture
+def content(whole: dict[str, Any]) -> dict[str, Any]:
+    """Content of one's own, to be changed."""
+    return copy.deepcopy(whole)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("NO CHROMIUM: the page is not tested in a browser; apt install chromium (Debian, Ubuntu)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the page is not tested in a browser")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Open content from disk in a browser without a past; whatever it complains of or asks for fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(content: dict[str, Any], *, width: int = 1280, init: str = "", **settings: Any) -> Any:
+        file = tmp_path / "report.html"
+        file.write_text(render(content), encoding="utf-8")
+        context = chromium.new_context(viewport={"width": width, "height": 800}, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.on("request", lambda request: complaints.append(f"request: {request.url[:80]}"))
+        if init:
+            page.add_init_script(init)
+        page.goto(file.as_uri())
+        return page
+
+    open_page.complaints = complaints  # type: ignore[attr-defined]
+    yield open_page
+    harmed = [page.evaluate("window.harmed ?? null") for context in contexts for page in context.pages]
+    for context in contexts:
+        context.close()
+    own = ("request: file://", "request: data:", "request: blob:")
+    assert [found for found in complaints if not found.startswith(own)] == []
+    assert set(harmed) <= {None}, "a script of the content ran"

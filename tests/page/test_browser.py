@@ -1,0 +1,631 @@
+"""The page in a headless Chromium, opened from disk. What it logs, asks for, or lets run fails every test here."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sscl.cam import upsample
+from sscl.cam_plots import overlay
+from sscl.page import render
+
+from .conftest import CLASSES, HOSTILE_NAMES, SIZE_PX, make_content
+
+NAMES = ".tile .id bdi"
+# Counts the pictures drawn and the rows put into the document.
+COUNT_WORK = """
+window.drawn = 0; window.added = 0;
+const put = CanvasRenderingContext2D.prototype.putImageData;
+CanvasRenderingContext2D.prototype.putImageData = function (...given) {
+  window.drawn++;
+  return put.apply(this, given);
+};
+new MutationObserver((records) => {
+  for (const record of records) for (const node of record.addedNodes) if (node.matches?.('.row')) window.added++;
+}).observe(document, {childList: true, subtree: true});
+"""
+
+
+def names(page: Any, count: int) -> list[str]:
+    """The first tiles shown, by name."""
+    return page.locator(NAMES).all_text_contents()[:count]
+
+
+def ids(content: dict[str, Any], key: Any, *, where: Any = lambda tile: True) -> list[str]:
+    """The ids of matching tiles in the order of a key, surrogates as the page shows them."""
+    tiles = sorted((tile for tile in content["gallery"]["tiles"] if where(tile)), key=key)
+    return [shown(tile["id"]) for tile in tiles]
+
+
+def shown(name: str) -> str:
+    return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def confidence(tile: dict[str, Any]) -> float:
+    return tile["probabilities"][tile["prediction"]]
+
+
+def focus_first(page: Any) -> None:
+    page.locator('.tile[tabindex="0"]').focus()
+
+
+def focused(page: Any) -> str:
+    return page.evaluate("document.activeElement.querySelector('.id bdi')?.textContent ?? document.activeElement.id")
+
+
+def drawn(page: Any) -> None:
+    """Wait until every heatmap in the document is on its canvas."""
+    page.locator(f".heat:not([width='{SIZE_PX}'])").first.wait_for(state="detached")
+
+
+def at_the_tiles(page: Any) -> Any:
+    """Scroll to them: what is far below is not in the document."""
+    page.evaluate("document.getElementById('page-toolbar').scrollIntoView({behavior: 'instant'})")
+    page.locator(".tile").nth(17).wait_for()
+    drawn(page)
+    return page
+
+
+@pytest.fixture
+def page(opened, content):
+    return at_the_tiles(opened(content))
+
+
+def test_it_opens_and_shows_what_the_report_says(page, content):
+    assert page.title() == content["title"]
+    assert page.locator("h1").text_content() == content["title"]
+    assert page.locator("#page-count").text_content().startswith("60 tiles: ")
+    assert names(page, 6) == ids(content, confidence)[:6]
+    # All of a tile is in its label too.
+    label = page.locator('.tile[tabindex="0"]').get_attribute("aria-label")
+    assert "not reviewed" in label
+    assert "true class" in label
+
+
+def test_a_heatmap_is_the_overlay_of_the_pictures(page, content):
+    """What the browser blends, at full and at a third of the opacity, against `cam_plots.overlay`."""
+    (tile,) = (tile for tile in content["gallery"]["tiles"] if tile["id"] == "tile12.png")
+    page.fill("#page-find", tile["id"])
+    drawn(page)
+    seen = np.array(
+        page.evaluate("""() => {
+            const canvas = document.querySelector('.tile .heat');
+            return Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data);
+        }""")
+    ).reshape(SIZE_PX, SIZE_PX, 4)
+    cells = np.frombuffer(base64.b64decode(tile["map"]), dtype=np.uint8).reshape(1, 4, 4) / 255
+    map01 = upsample(torch.from_numpy(cells.copy()), size_px=SIZE_PX)[0].numpy()
+    image = np.random.default_rng(1).integers(0, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    alpha = seen[..., 3:] / 255
+    for share in (1.0, 1 / 3):
+        blended = (1 - share * alpha) * image + share * alpha * seen[..., :3]
+        assert np.abs(blended - overlay(image, map01, alpha=0.7 * share)).max() <= 2
+
+
+def test_the_slider_and_the_keys_change_the_opacity_and_draw_nothing(opened, content):
+    page = at_the_tiles(opened(content, init=COUNT_WORK))
+    focus_first(page)
+    before = page.evaluate("[drawn, added]")
+    assert before[0] > 10
+    opacity = "getComputedStyle(document.querySelector('.heat')).opacity"
+    assert page.evaluate(opacity) == "1"
+    slider = page.get_by_label("Opacity of the heatmap").first
+    slider.fill("40")
+    assert page.evaluate(opacity) == "0.4"
+    page.keyboard.press("+")
+    assert page.evaluate(opacity) == "0.5"
+    page.keyboard.press("-")
+    page.keyboard.press("-")
+    assert (page.evaluate(opacity), slider.input_value()) == ("0.3", "30")
+    page.keyboard.press("h")
+    assert page.evaluate(opacity) == "0"
+    page.keyboard.press("h")
+    assert page.evaluate(opacity) == "0.3"
+    box = page.locator(".tile .box").first
+    assert box.is_visible()
+    page.keyboard.press("b")
+    assert not box.is_visible()
+    assert not page.get_by_label("boxes").is_checked()
+    page.get_by_label("boxes").check()
+    assert box.is_visible()
+    assert page.evaluate("[drawn, added]") == before
+
+
+def test_boxes_lie_where_they_should(page):
+    place = page.evaluate("""() => {
+        const box = document.querySelector('.tile .box').getBoundingClientRect();
+        const frame = document.querySelector('.tile .box').parentElement.getBoundingClientRect();
+        return [box.left - frame.left, box.top - frame.top, box.right - frame.left, box.bottom - frame.top]
+            .map((value) => 32 * value / frame.width);
+    }""")
+    assert place == pytest.approx([4, 8, 20, 28], abs=0.1)
+
+
+def test_sorting(page, content):
+    def last(value: float | None) -> float:
+        return float("inf") if value is None else value
+
+    def agreement(tile: dict[str, Any]) -> float | None:
+        return None if tile["agreement"] is None else int(tile["agreement"][0]) / 7
+
+    orders = {
+        "sure": lambda tile: -confidence(tile),
+        "error": lambda tile: last(None if tile["loss"] is None else -tile["loss"]),
+    }
+    for order, key in orders.items():
+        page.select_option("#page-sort", order)
+        assert names(page, 12) == ids(content, key)[:12], order
+    by_name = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
+    for order, sign in (("disputed", 1), ("agreed", -1)):
+        page.select_option("#page-sort", order)
+        seen = [agreement(by_name[name]) for name in names(page, 20)]
+        assert seen == sorted(seen, key=lambda value: last(None if value is None else sign * value))
+    page.select_option("#page-sort", "name")
+    page.fill("#page-find", "tile")
+    assert names(page, 4) == ["tile8.png", "tile9.png", "tile10.png", "tile11.png"]  # by number, not by letter
+
+
+FILTERS = {
+    ("true", "1"): lambda tile: tile["label"] == 1,
+    ("true", "-1"): lambda tile: tile["label"] == -1,
+    ("predicted", "2"): lambda tile: tile["prediction"] == 2,
+    ("outcome", "right"): lambda tile: tile["label"] == tile["prediction"],
+    ("outcome", "wrong"): lambda tile: tile["label"] not in (-1, tile["prediction"]),
+    ("outcome", "decided"): lambda tile: tile["label"] not in (-1, tile["prediction"]) and tile["decided"],
+    ("outcome", "undecided"): lambda tile: not tile["decided"],
+    ("outcome", "unknown"): lambda tile: tile["label"] == -1,
+}
+
+
+def test_filters(page, content):
+    for (name, value), where in FILTERS.items():
+        page.select_option(f"#page-{name}", value)
+        expected = ids(content, confidence, where=where)
+        assert 0 < len(expected) < 60, (name, value)
+        assert page.locator("#page-count").text_content().startswith(f"{len(expected)} of 60 tiles"), (name, value)
+        assert names(page, 6) == expected[:6], (name, value)
+        page.click("#page-clear")
+    assert page.locator("#page-count").text_content().startswith("60 tiles")
+
+
+def test_finding_by_text_also_in_notes_and_groups(page, content):
+    page.fill("#page-find", "SLIDE 3")
+    assert names(page, 9) == ids(content, confidence, where=lambda tile: tile["group"] == "slide 3")
+    page.fill("#page-find", "<script>")
+    assert names(page, 9) == [HOSTILE_NAMES[0]]
+    focus_first(page)
+    page.keyboard.press("n")
+    page.keyboard.type("Crypt base")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.fill("#page-find", "crypt")
+    assert names(page, 9) == [HOSTILE_NAMES[0]]
+    page.fill("#page-find", "no such tile")
+    assert names(page, 9) == []
+    assert page.get_by_text("No tile matches these filters").is_visible()
+    page.click("#page-clear")
+    assert len(names(page, 9)) == 9
+
+
+def test_cells_of_the_confusion_matrix_filter(page, content):
+    tiles = content["gallery"]["tiles"]
+    wanted = [tile for tile in tiles if tile["label"] == 1 and tile["prediction"] == 2]
+    cell = page.locator('.confusion button[data-true="1"][data-predicted="2"]')
+    assert cell.locator(".count").text_content() == str(len(wanted))
+    page.select_option("#page-outcome", "right")  # goes, or nothing would be left
+    cell.click()
+    assert page.locator("#page-count").text_content().startswith(f"{len(wanted)} of 60 tiles")
+    assert (page.input_value("#page-true"), page.input_value("#page-predicted")) == ("1", "2")
+    assert cell.get_attribute("aria-pressed") == "true"
+    assert page.locator(".tile").first.is_visible()
+    cell.click()
+    assert page.locator("#page-count").text_content().startswith("60 tiles")
+    assert cell.get_attribute("aria-pressed") == "false"
+
+
+def test_arrows_move_one_tab_stop_about(page, content):
+    order = ids(content, confidence)
+    columns = int(page.locator("#page-grid").get_attribute("aria-colcount"))
+    focus_first(page)
+    steps = {"ArrowRight": 1, "ArrowDown": 1 + columns, "ArrowLeft": columns, "ArrowUp": 0, "End": 59, "Home": 0}
+    for key, place in steps.items():
+        page.keyboard.press(key)
+        assert focused(page) == order[place], key
+        assert page.locator('.tile[tabindex="0"]').count() == 1
+        assert page.evaluate("document.activeElement.getBoundingClientRect().top >= 0")
+        assert page.evaluate("document.activeElement.getBoundingClientRect().bottom <= innerHeight")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    assert focused(page) == order[0]
+    page.keyboard.press("PageDown")
+    assert order.index(focused(page)) % columns == 0
+    assert order.index(focused(page)) >= columns
+    # The focus stays where it was when its row is scrolled far away.
+    at = focused(page)
+    page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+    page.wait_for_timeout(50)
+    assert focused(page) == at
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert outline == "3px"
+
+
+def test_the_large_view(page, content):
+    order = ids(content, confidence)
+    by_name = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
+    page.locator(".tile .frame").nth(1).click()
+    large = page.locator("#page-large")
+    title = page.locator("#page-large-title")
+    assert title.text_content() == order[1]
+    page.keyboard.press("ArrowRight")
+    assert title.text_content() == order[2]
+    page.click("#page-previous")
+    page.keyboard.press("ArrowLeft")
+    assert title.text_content() == order[0]
+    assert page.locator("#page-previous").is_disabled()
+    sure = confidence(by_name[order[0]])
+    assert large.locator(".probabilities .number").first.text_content() == f"{sure:.3f}"
+    page.keyboard.press("d")
+    assert large.get_by_role("button", name="disagree").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("n")
+    page.keyboard.type("b a - ?")  # in a note keys are letters
+    page.keyboard.press("Escape")
+    assert large.is_visible()  # the first leaves the note
+    page.keyboard.press("Escape")
+    assert not large.is_visible()
+    assert focused(page) == order[0]
+    assert page.locator('.tile[data-review="disagree"].noted .id').all_text_contents() == [order[0]]
+    assert page.locator("#page-progress").text_content() == (
+        "1 of 60 tiles reviewed: 0 agree, 1 disagree, 0 unsure, 1 note"
+    )
+    page.keyboard.press("Enter")
+    assert large.is_visible()
+    page.keyboard.press("?")
+    assert page.locator("#page-help").is_visible()
+    page.keyboard.press("a")  # not under the list of keys
+    page.keyboard.press("Escape")
+    assert large.get_by_role("button", name="disagree").get_attribute("aria-pressed") == "true"
+
+
+def test_no_evidence_is_said(page, content):
+    (empty,) = (tile for tile in content["gallery"]["tiles"] if tile["id"] == "tile13.png")
+    assert empty["map"] == ""
+    page.fill("#page-find", empty["id"])
+    assert page.locator(".tile .heat, .tile .box").count() == 0
+    assert page.locator(".tile .empty").text_content() == "no evidence"
+    page.locator(".tile .frame").click()
+    assert "no positive evidence" in page.locator("#page-large-target").text_content()
+    assert page.locator("#page-large-box").is_disabled()
+
+
+def test_reviews_by_key_and_by_button_and_taken_back(page, content):
+    order = ids(content, confidence)
+    focus_first(page)
+    for key in "adu":
+        page.keyboard.press(key)
+        page.keyboard.press("ArrowRight")
+    page.locator(".tile").nth(3).get_by_role("button", name="disagree").click()
+    assert focused(page) == order[3]
+    states = [page.locator(".tile").nth(place).get_attribute("data-review") for place in range(5)]
+    assert states == ["agree", "disagree", "unsure", "disagree", ""]
+    assert "; agree" in page.locator(".tile").first.get_attribute("aria-label")
+    page.keyboard.press("d")
+    assert page.locator(".tile").nth(3).get_attribute("data-review") == ""
+    page.select_option("#page-review", "any")
+    assert names(page, 9) == order[:3]
+    page.locator(".tile").first.get_by_role("button", name="agree", exact=True).click()
+    assert names(page, 9) == order[:3]  # what is under the reader's hand does not jump away
+    page.click("#page-again")
+    assert names(page, 9) == order[1:3]
+    page.click("#page-clear")
+    page.check("#page-advance")
+    focus_first(page)
+    page.keyboard.press("u")
+    assert focused(page) == order[1]
+
+
+def test_the_worksheet_is_kept_and_deleted_only_when_asked(page, content):
+    focus_first(page)
+    page.keyboard.press("a")
+    page.reload()
+    assert page.locator(".tile").first.get_attribute("data-review") == "agree"
+    page.click("#page-reset")
+    page.keyboard.press("Escape")
+    assert page.locator(".tile").first.get_attribute("data-review") == "agree"
+    page.click("#page-reset")
+    page.click("#page-ask-answers >> text=Delete")
+    assert page.locator(".tile").first.get_attribute("data-review") == ""
+    page.reload()
+    assert page.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
+
+
+def test_another_report_has_another_worksheet(page, content):
+    focus_first(page)
+    page.keyboard.press("a")
+    other = {**content, "id": "f" * 16}
+    file = Path(page.url.removeprefix("file://"))
+    file.write_text(render(other), encoding="utf-8")
+    page.reload()
+    assert page.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
+
+
+REFUSE = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
+
+
+def test_a_browser_that_keeps_nothing_says_so(opened, content):
+    page = opened(content, init=REFUSE)
+    assert "does not keep the worksheet (QuotaExceededError)" in page.locator("#page-kept").text_content()
+    focus_first(page)
+    page.keyboard.press("a")
+    assert page.locator(".tile").first.get_attribute("data-review") == "agree"
+
+
+def download(page: Any, selector: str) -> tuple[str, bytes]:
+    with page.expect_download() as event:
+        page.click(selector)
+    return event.value.suggested_filename, Path(event.value.path()).read_bytes()
+
+
+NOTES = [
+    "=1+1",
+    "'=1+1",
+    "''@x",
+    "'quoted' as usual",
+    '"a","b";c\td',
+    "two\nlines",
+    "- a dash\r",
+    "<img src=x onerror='window.harmed = 7'>",
+    "Kryptenbasis: µ 日本",
+]
+
+
+def write_notes(page: Any, content: dict[str, Any]) -> list[str]:
+    page.select_option("#page-sort", "name")
+    focus_first(page)
+    order = []
+    for number, note in enumerate(NOTES):
+        order.append(focused(page))
+        page.keyboard.press("adu"[number % 3])
+        page.keyboard.press("n")
+        page.fill("#page-large-note", note)
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+        page.keyboard.press("ArrowRight")
+    return order
+
+
+def test_the_worksheet_s_round_trip(opened, content, tmp_path):
+    page = opened(content)
+    order = write_notes(page, content)
+    filled = page.locator(".tile.noted").count()
+    assert filled == len(NOTES)
+    name, data = download(page, "#page-download")
+    assert name == f"review_{content['id']}.csv"
+    rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    assert len(rows) == 60
+    for row in rows:  # no cell that a spreadsheet would compute
+        assert not [cell for cell in row.values() if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
+    by_id = {row["id"].removeprefix("'"): row for row in rows}
+    assert by_id[order[0]]["note"] == "'=1+1"
+    assert by_id[order[1]]["note"] == "''=1+1"
+    assert [by_id[name]["review"] for name in order[:4]] == ["agree", "disagree", "unsure", "agree"]
+    assert by_id["tile9.png"]["predicted"].removeprefix("'") in CLASSES
+
+    other = opened(content)  # another browser
+    assert other.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
+    other.set_input_files("#page-file", {"name": name, "mimeType": "text/csv", "buffer": data})
+    other.get_by_text("9 tiles read from").wait_for()
+    assert stored(other) == stored(page)
+    assert [row[2] for row in stored(other) if row[0] == order[6]] == ["- a dash\n"]  # as a text field has it
+
+
+def stored(page: Any) -> list[list[str]]:
+    return sorted(json.loads(page.evaluate("localStorage.getItem('sscl.report.0123456789abcdef')"))["reviews"])
+
+
+def read(page: Any, text: str | bytes, *, name: str = "mine.csv") -> str:
+    data = text.encode() if isinstance(text, str) else text
+    page.evaluate("document.getElementById('page-message').textContent = ''")
+    page.set_input_files("#page-file", {"name": name, "mimeType": "text/csv", "buffer": data})
+    page.locator("#page-message:not(:empty)").wait_for()
+    return page.locator("#page-message").text_content()
+
+
+SPREADSHEETS = {
+    "semicolons": ("id;review;note\ntile9.png;agree;so, so\n", "so, so"),
+    "tabs": ("note\treview\tid\nso\tA\ttile9.png\n", "so"),
+    "a separator line": ("sep=;\r\nid;review;note\r\ntile9.png;Agree;so\r\n", "so"),
+    "old line ends": ('ID,Review,Note\rtile9.png, agree ,"a\rb"', "a\nb"),
+    "empty lines and short rows": ("id,review,note\n\n\ntile9.png,agree\n", ""),
+    "an open quote": ('id,review,note\ntile9.png,agree,"so', "so"),
+    "a quote within": ('id,review,note\ntile9.png,agree,5" wide\n', '5" wide'),
+    "Windows letters": ("id,review,note\ntile9.png,agree,µ für\n".encode("cp1252"), "µ für"),
+    "UTF-16": ("id\treview\tnote\ntile9.png\tagree\tµ\n".encode("utf-16"), "µ"),
+}
+
+
+def test_worksheets_as_spreadsheets_save_them(page):
+    for name, (text, note) in SPREADSHEETS.items():
+        page.evaluate("localStorage.clear()")
+        page.reload()
+        assert read(page, text) == "1 tile read from mine.csv.", name
+        ((found, review, kept, _),) = stored(page)
+        assert (found, review, kept) == ("tile9.png", "agree", note), name
+
+
+def test_what_is_wrong_with_a_worksheet_is_said(page):
+    nothing = "must have a column id and a column review or note in its first line; nothing was read."
+    for text in ("", "\0\0", "review,note\nagree,x\n", "id\ntile9.png\n"):
+        assert read(page, text).endswith(nothing)
+    said = read(page, "report,id,review,note\nf,tile9.png,agree,\n,nobody,agree,\n,tile8.png,maybe,\n,tile10.png,,\n")
+    assert said == (
+        "1 tile read from mine.csv; 1 row for tiles that this page does not have; "
+        "1 row whose review is none of agree, disagree, unsure; 1 row written by another report."
+    )
+
+
+def test_a_worksheet_replaces_other_answers_only_when_told(page):
+    read(page, "id,review\ntile9.png,agree\n")
+    for answer, expected in (("Cancel", "agree"), ("Keep mine", "agree"), ("Replace mine", "disagree")):
+        page.set_input_files(
+            "#page-file", {"name": "b.csv", "mimeType": "text/csv", "buffer": b"id,review\ntile9.png,disagree\n"}
+        )
+        page.click(f"#page-ask-answers >> text={answer}")
+        page.locator("#page-ask").wait_for(state="hidden")
+        page.wait_for_timeout(50)
+        assert [row[1] for row in stored(page)] == [expected]
+
+
+def test_boxes_for_qupath(page, content):
+    tiles = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
+    _, data = download(page, "#page-boxes-file")
+    whole = json.loads(data)
+    assert whole["type"] == "FeatureCollection"
+    images = {shown(feature["properties"]["image"]) for feature in whole["features"]}
+    assert images == {name for name, tile in tiles.items() if tile["box"]}
+    page.select_option("#page-sort", "name")
+    page.fill("#page-find", "tile9.png")
+    focus_first(page)
+    page.keyboard.press("u")
+    page.keyboard.press("Enter")
+    name, data = download(page, "#page-large-box")
+    assert name == "tile9.png.geojson"
+    (feature,) = json.loads(data)["features"]
+    tile = tiles["tile9.png"]
+    assert tile["source_px"] == 64  # twice the tile that the classifier saw
+    assert feature["geometry"] == {
+        "type": "Polygon",
+        "coordinates": [[[8, 16], [40, 16], [40, 56], [8, 56], [8, 16]]],
+    }
+    properties = feature["properties"]
+    assert (properties["objectType"], properties["name"]) == ("annotation", "tile9.png")
+    assert properties["classification"]["name"] == CLASSES[tile["prediction"]]
+    assert [0 <= part <= 255 for part in properties["classification"]["color"]] == [True] * 3
+    assert properties["measurements"]["Heatmap maximum"] == tile["maximum"]
+    assert properties["measurements"]["Box share of tile"] == pytest.approx(16 * 20 / 32**2)
+    assert all(isinstance(value, (int, float)) for value in properties["measurements"].values())
+    assert properties["metadata"]["Review"] == "unsure"
+    assert all(isinstance(value, str) for value in properties["metadata"].values())
+
+
+def test_work_does_not_grow_with_the_number_of_tiles(opened):
+    """What makes 1,000 tiles answer at once: only those in sight are in the document, drawn, and drawn again."""
+    work = {}
+    for count in (100, 1000):
+        page = at_the_tiles(opened(make_content(count), init=COUNT_WORK))
+        cells = page.locator(".tile").count()
+        page.evaluate("window.drawn = window.added = 0")
+        page.select_option("#page-sort", "sure")
+        page.select_option("#page-outcome", "wrong")
+        drawn(page)
+        work[count] = (cells, page.evaluate("added"), page.evaluate("drawn"))
+        assert cells < 90
+        focus_first(page)
+        page.evaluate("window.drawn = window.added = 0")
+        for key in "a", "b", "+", "ArrowRight":
+            page.keyboard.press(key)
+        assert page.evaluate("[drawn, added]") == [0, 0], count
+        page.keyboard.press("End")
+        drawn(page)
+        assert page.locator(".tile").count() < 90
+    assert work[1000][0] == work[100][0]
+    assert work[1000][1] <= work[100][1] + 2  # 100 tiles have fewer errors than fit into the window
+    assert work[1000][2] <= 2 * work[1000][0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(opened, content, scheme):
+    page = opened(content, width=360, color_scheme=scheme, has_touch=True)
+    for selector in ("h1", ".confusion", "#page-toolbar", "#page-grid"):
+        page.locator(selector).scroll_into_view_if_needed()
+        assert page.evaluate("document.documentElement.scrollWidth") == 360, selector
+    assert not page.locator("#page-worksheet").evaluate("(it) => it.open")
+    assert int(page.locator("#page-grid").get_attribute("aria-colcount")) == 2
+    page.locator(".tile .frame").first.tap()
+    assert page.locator("#page-large").evaluate("(it) => it.scrollWidth <= it.clientWidth")
+
+
+CONTRAST = """() => {
+    const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d',
+        {willReadFrequently: true});
+    const pixel = (...colours) => {
+        context.globalAlpha = 1;
+        for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+        return Array.from(context.getImageData(0, 0, 1, 1).data).slice(0, 3);
+    };
+    const light = (colour) => colour.map((part) => part / 255)
+        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
+    const found = [];
+    for (const element of document.querySelectorAll('body *')) {
+        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        if (!own || element.closest('script, svg, option, :disabled, .empty') || !element.checkVisibility()) continue;
+        const grounds = [];
+        for (let at = element; at; at = at.parentElement) grounds.unshift(getComputedStyle(at).backgroundColor);
+        const ground = pixel(...grounds);
+        const ink = pixel(...grounds, getComputedStyle(element).color);
+        const [low, high] = [light(ink), light(ground)].sort((a, b) => a - b);
+        const ratio = (high + 0.05) / (low + 0.05);
+        if (ratio < 4.5) found.push(`${element.className || element.tagName} ${ratio.toFixed(2)}`);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_themes(opened, content, scheme):
+    page = opened(content, color_scheme=scheme)
+    focus_first(page)
+    for key in "adu":
+        page.keyboard.press(key)
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate(CONTRAST) == []
+    page.keyboard.press("Enter")
+    assert page.evaluate(CONTRAST) == []
+    ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(","))) < 384) == (scheme == "dark")
+
+
+def test_everything_that_can_be_pressed_has_a_name(page):
+    page.locator(".tile .frame").first.click()
+    unnamed = page.evaluate("""() => [...document.querySelectorAll('button, select, input, textarea, img, [role=grid]')]
+        .filter((it) => !(it.textContent.trim() || it.ariaLabel || it.alt || it.labels?.length))
+        .map((it) => it.outerHTML.slice(0, 80))""")
+    assert unnamed == []
+
+
+def test_a_page_without_tiles(opened, content):
+    content["gallery"]["tiles"] = []
+    page = opened(content)
+    assert page.get_by_text("This report has no tiles.").is_visible()
+    assert page.locator(".confusion button").count() == 0
+    content["gallery"] = None
+    assert opened(content).locator("#gallery").count() == 0
+
+
+def test_the_policy_stops_what_a_hole_would_let_in(opened, content):
+    page = opened(content)
+    stopped = page.evaluate("""async () => {
+        const found = [];
+        const violation = () => new Promise((done) => document.addEventListener(
+            'securitypolicyviolation', (event) => done(found.push(event.effectiveDirective)), {once: true}));
+        let heard = violation();
+        document.body.append(Object.assign(new Image(), {src: 'https://example.org/x.png'}));
+        await heard;
+        heard = violation();
+        fetch('https://example.org/').catch(() => null);
+        await heard;
+        try { document.body.innerHTML = '<img>'; } catch (error) { found.push(error.name); }
+        try { document.body.setAttribute('onclick', 'window.harmed = 8'); } catch (error) { found.push(error.name); }
+        return found;
+    }""")
+    assert stopped == ["img-src", "connect-src", "TypeError", "TypeError"]
+    assert opened.complaints
+    opened.complaints.clear()

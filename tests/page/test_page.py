@@ -1,0 +1,172 @@
+"""The page as a file: what it holds, what it lets in, what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from sscl.page import render
+
+
+class Parsed(HTMLParser):
+    """Elements with their attributes in order, the text of scripts and styles, all other text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, Any]]] = []
+        self.raw: list[tuple[str, dict[str, Any], str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.raw.append((tag, dict(attrs), ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem:
+            tag, attributes, text = self.raw[-1]
+            self.raw[-1] = (tag, attributes, text + data)
+        else:
+            self.text += data
+
+    def of(self, tag: str) -> list[dict[str, Any]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def test_the_policy_lets_in_this_script_and_this_style_only(content):
+    page = Parsed(render(content))
+    (policy,) = (meta["content"] for meta in page.of("meta") if "http-equiv" in meta)
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    (style,) = (text for tag, _, text in page.raw if tag == "style")
+    data, script = ((given, text) for tag, given, text in page.raw if tag == "script")
+    assert data[0]["type"] == "application/json"
+    assert script[0] == {}
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert rules["script-src"] == f"'{digest(script[1])}'"
+    assert rules["style-src"] == f"'{digest(style)}'"
+    assert rules["img-src"] == "data: blob:"
+    assert "unsafe" not in policy
+    first = [name for name, _ in page.elements if name in ("meta", "link", "style", "script", "img")]
+    assert first[:2] == ["meta", "meta"]  # before anything that it rules over
+
+
+def test_nothing_is_fetched_and_nothing_is_styled_or_scripted_in_markup(content):
+    page = Parsed(render(content))
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name == "style" or name.startswith("on")], tag
+        for name in ("src", "href", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+
+
+def test_names_stay_text(content):
+    html = render(content)
+    page = Parsed(html)
+    assert len([tag for tag, _ in page.elements if tag == "script"]) == 2
+    assert "Report <script>window.harmed = 6</script>" in page.text
+    assert content["gallery"]["classes"][2] in page.text
+    assert "{{ 7 * 7 }}" in html
+    assert "<i>" not in html
+
+
+def test_the_data_come_back_whole(content):
+    html = render(content)
+    (data,) = (text for tag, given, text in Parsed(html).raw if tag == "script" and given)
+    assert "<" not in data
+    assert json.loads(data) == {"id": content["id"], "title": content["title"], "gallery": content["gallery"]}
+    html.encode("utf-8")  # although a file name is no UTF-8
+
+
+def test_every_kind_of_block(content):
+    page = Parsed(render(content))
+    for text in ("Second.", "resnet18", "two </li>", "0.75 to 0.86", "Falls.", "passed", "not passed", "not judged"):
+        assert text in page.text
+    assert {"aria-label": "A line", "role": "img"} in page.of("div")
+    assert page.of("caption")
+    assert {cell.get("scope") for cell in page.of("th")} == {"col", "row", "colgroup"}
+    numbers = [cell for tag, cell in page.elements if tag == "td" and cell.get("class") == "number"]
+    assert len(numbers) == 4
+
+
+def test_headings_are_in_order_and_ids_are_unique(content):
+    page = Parsed(render(content))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [given["id"] for _, given in page.elements if "id" in given]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in page.of("a") if link["href"].startswith("#")} <= set(ids)
+    for _, given in page.elements:
+        for key in ("aria-labelledby", "aria-describedby"):
+            assert given.get(key, ids[0]) in ids
+
+
+def test_a_matrix_of_other_classes_or_without_a_gallery_has_no_buttons(content):
+    def buttons() -> int:
+        return sum(given.get("class") == "cell" for given in Parsed(render(content)).of("button"))
+
+    assert buttons() == 9
+    (block,) = (block for block in content["sections"][0]["blocks"] if block["kind"] == "confusion")
+    block["classes"] = ["a", "b", "c"]
+    assert buttons() == 0
+    block["classes"] = content["gallery"]["classes"]
+    content["gallery"] = None
+    assert buttons() == 0
+    assert 'id="gallery"' not in render(content)
+
+
+def set_at(content: Any, path: tuple[Any, ...], value: Any) -> None:
+    for key in path[:-1]:
+        content = content[key]
+    content[path[-1]] = value
+
+
+TILE = ("gallery", "tiles", 9)
+BLOCK = ("sections", 0, "blocks")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("id",), "../x", "id is '../x', must be 16 hexadecimal digits"),
+        (("sections", 0, "id"), "page-grid", "section id 'page-grid', must be lower-case letters"),
+        (("sections", 0, "id"), "a b", "section id 'a b'"),
+        ((*BLOCK, 0, "kind"), "html", "section 'metrics': a block of kind 'html', allowed are text, facts"),
+        ((*BLOCK, 3, "rows"), [["a"]], "table 'Metrics' has 3 columns, but a row of 1"),
+        ((*BLOCK, 4, "svg"), None, "must have either svg or png"),
+        ((*BLOCK, 5, "png"), "https://example.org/x.png", "png must be a data URI"),
+        ((*BLOCK, 9, "matrix"), [[1]], "the confusion matrix must be 3 x 3"),
+        (("gallery", "colours"), "AAAA", "gallery.colours has 3 bytes, must be 768"),
+        ((*TILE, "id"), "tile10.png", "tile 'tile10.png' comes twice"),
+        ((*TILE, "label"), 3, "tile 'tile9.png': label 3, prediction"),
+        ((*TILE, "prediction"), -1, "prediction -1; 3 classes"),
+        ((*TILE, "probabilities"), [1.0], "1 probabilities for 3 classes"),
+        ((*TILE, "image"), "https://example.org/x.png", "tile 'tile9.png': image must be a data URI"),
+        ((*TILE, "image"), "data:text/html;base64,", "image must be a data URI of a picture"),
+        ((*TILE, "map"), "AAAA", "its map has 3 cells, must be 16"),
+        ((*TILE, "loss"), float("nan"), "gallery holds NaN or infinity"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(content, path, value, message):
+    set_at(content, path, value)
+    with pytest.raises(ValueError) as error:
+        render(content)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_section_of_another_s_name(content):
+    content["sections"].append({**content["sections"][0], "blocks": []})
+    with pytest.raises(ValueError, match="another for each section"):
+        render(content)
