@@ -39,6 +39,7 @@ TOPICS = {
     "loss": "NT-Xent in blocks",
     "gradcam": "Grad-CAM",
     "data": "listing, decoding, start, sets larger than memory",
+    "page": "the page of a report",
 }
 PEERS = ("lightly", "kornia", "grad-cam", "torchcam")
 Row = dict[str, Any]

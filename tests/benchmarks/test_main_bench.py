@@ -155,7 +155,7 @@ def test_unfit_rows(row, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--only", "views,speed"], "--only: got 'views,speed', allowed are step, views, loss, gradcam, data"),
+        (["--only", "views,speed"], "--only: got 'views,speed', allowed are step, views, loss, gradcam, data, page"),
         (["--out", "table.md"], "--out: got table.md, expected FILE.json in a folder that exists"),
         (["--out", "nowhere/x.json"], "--out: got nowhere/x.json"),
         (["--device", "gpu"], "--device: got 'gpu', allowed are auto, cpu, cuda, cuda:N"),
