@@ -267,9 +267,12 @@ class TestFolds:
 
         assert rendered(section)
         (table,) = kinds(section, "table")
-        assert [row[0] for row in table["rows"]] == ["fold 1", "fold 2", "all, pooled", "mean ± sd of folds"]
-        assert table["rows"][0][1:] == ["20", *["0.750 (0.500 to 1.000)"] * 3, "undefined", "0.500"]
-        assert table["rows"][-1][2] == "0.125 ± 0.125"
+        first, _, pooled, drawn, over = table["rows"]
+        assert [row[0] for row in table["rows"]][2:] == ["all, pooled", "95% interval", "mean ± sd of folds"]
+        assert first == ["fold 1", "20", *["0.750"] * 3, "undefined", "0.500"]
+        assert pooled[:3] == ["all, pooled", "40", "0.750"]
+        assert drawn[2:] == [*["0.500 to 1.000"] * 3, "", ""]
+        assert over[2] == "0.125 ± 0.125"
         assert len(kinds(section, "figure")) == 1
 
     def test_a_fold_alone(self) -> None:
@@ -281,14 +284,12 @@ class TestFolds:
 
 def test_provenance_holds_commands_and_configurations():
     environment = {"command": "sscl eval <x>", "date": "d", "sscl": "1", "torch": "2", "gpu": None, "cpu_threads": 2}
-    section = report_studies.provenance(
-        {"runs/a": (environment, "key: <value>\n"), "runs/old": ({}, "there is none")}, made=environment
-    )
+    section = report_studies.provenance({"runs/a": (environment, "key: <value>\n"), "runs/old": ({}, "there is none")})
 
     html = rendered(section)
     assert "key: &lt;value&gt;" in html
     assert "<x>" not in html
     (table,) = kinds(section, "table")
-    assert table["rows"][0] == ["runs/a", "sscl eval <x>", "d", "1", "2", "CPU, 2 threads"]
-    assert table["rows"][1][1] == "unknown"
+    assert table["rows"] == [["runs/a", "sscl eval <x>", "d"], ["runs/old", "unknown", "unknown"]]
+    assert "# torch: 2\n" in kinds(section, "code")[0]["text"]
     assert json.dumps(section)

@@ -28,6 +28,11 @@ FOLD_METRICS = {
     "macro_f1": "macro F1",
     "auroc": "AUROC",
 }
+TARGETS = {
+    "auto": "of two classes the logit of the predicted one less that of the other; of more, the predicted one's",
+    "difference": "the logit of the predicted class less that of the other",
+    "predicted": "the logit of the predicted class",
+}
 _PAIRS = 12  # of an audit that are listed
 
 
@@ -119,10 +124,11 @@ def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
         rest = f", the most serious {_PAIRS} of {len(report['pairs']):,}" if more > 0 else ""
         found.append(blocks.table(f"Pairs of tiles that show the same{rest}", lines, numeric_from=4))
     if pairs is not None:
-        caption = "Pairs of tiles, those across splits first and in a thick frame."
+        caption = f"Pairs of tiles, those across splits first and in a thick frame; larger in {pairs}."
         found.append(blocks.picture(pairs, alt=f"Sheet of pairs of tiles. {report['verdict']}", caption=caption))
     found += [blocks.bullets(report["notes"])] if report["notes"] else []
-    return blocks.section(name, "Audit of the split", found)
+    sets = dict.fromkeys(Path(of["root"]).name for of in report["parts"].values())
+    return blocks.section(name, f"Audit of {', '.join(sets)}", found)
 
 
 def heatmaps(name: str, *, config: Json, checks: Json | None, localised: Json | None) -> Section:
@@ -136,7 +142,7 @@ def heatmaps(name: str, *, config: Json, checks: Json | None, localised: Json | 
     where = ", ".join(layers) + (f" ({config['fuse']})" if len(layers) > 1 else "") if layers else "the last features"
     facts = {
         "method": f"{config.get('method', 'gradcam')} of {where}",
-        "target": config["target"],
+        "target": TARGETS.get(config["target"]) or str(config["target"]),
         "box": f"what is above {config['threshold']:.0%} of the map's maximum",
     }
     found: list[Block] = [blocks.facts(facts)]
@@ -263,16 +269,17 @@ def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> 
 
 
 def folds(name: str, report: Json) -> Section:
-    """Return a cross-validation."""
+    """Return a cross-validation; the intervals of single folds are in its chart."""
     lines = [["held out", "tiles", *FOLD_METRICS.values(), "loss"]]
-    rows = {f"fold {one['fold']}": one for one in report["runs"]}
-    rows |= {"all, pooled": report["pooled"]} if "pooled" in report else {}
-    for row, one in rows.items():
-        cells = []
-        for key in FOLD_METRICS:
-            drawn = one["intervals"][key]
-            cells.append(number(one["metrics"][key]) + (f" ({interval(drawn)})" if drawn is not None else ""))
-        lines.append([row, str(one["tiles"]), *cells, number(one["loss"])])
+    for one in report["runs"]:
+        cells = [number(one["metrics"][key]) for key in FOLD_METRICS]
+        lines.append([f"fold {one['fold']}", str(one["tiles"]), *cells, number(one["loss"])])
+    if "pooled" in report:
+        pooled = report["pooled"]
+        cells = [number(pooled["metrics"][key]) for key in FOLD_METRICS]
+        lines.append(["all, pooled", str(pooled["tiles"]), *cells, number(pooled["loss"])])
+        cells = [interval(pooled["intervals"][key]) for key in FOLD_METRICS]
+        lines.append(["95% interval", "", *cells, ""])
     if "mean" in report:
         over = [f"{report['mean'][key]:.3f} ± {report['sd'][key]:.3f}" for key in (*FOLD_METRICS, "loss")]
         lines.append(["mean ± sd of folds", "", *over])
@@ -282,7 +289,6 @@ def folds(name: str, report: Json) -> Section:
         def values(one: Json, key: str) -> tuple[float | None, Sequence[float] | None]:
             return one["metrics"][key], one["intervals"][key]
 
-        pooled = report["pooled"]
         found.append(
             blocks.figure(
                 name,
@@ -315,18 +321,17 @@ def others(rows: Mapping[str, Json]) -> Section:
     return blocks.section("others", "Further runs", [blocks.table("As evaluated", lines), blocks.paragraph(text)])
 
 
-def provenance(folders: Mapping[str, tuple[Json, str]], *, made: Json) -> Section:
+def provenance(folders: Mapping[str, tuple[Json, str]]) -> Section:
     """Return how everything can be made again.
 
     Args:
-        folders: {what it is called: (its env.json, the text of its config.yaml)}. made: environment of the report.
+        folders: {what it is called: (its env.json, the text of its config.yaml)}.
     """
-    lines = [["folder", "command", "date", "sscl", "torch", "device"]]
+    lines = [["folder", "command", "date"]]
     for name, (environment, _) in folders.items():
-        device = environment.get("gpu") or f"CPU, {environment.get('cpu_threads', '?')} threads"
-        cells = [str(environment.get(key, "unknown")) for key in ("command", "date", "sscl", "torch")]
-        lines.append([name, *cells, device])
+        lines.append([name, *(str(environment.get(key, "unknown")) for key in ("command", "date"))])
     found = [blocks.table("What was run", lines, numeric_from=len(lines[0]))]
-    found += [blocks.code(f"{name}: config.yaml", text) for name, (_, text) in folders.items()]
-    found.append(blocks.paragraph(f"This page: {made['command']}, {made['date']}, sscl {made['sscl']}."))
+    for name, (environment, text) in folders.items():
+        versions = [f"# {key}: {value}" for key, value in environment.items() if key not in ("command", "date")]
+        found.append(blocks.code(f"{name}: configuration and versions", "\n".join([*versions, text])))
     return blocks.section("provenance", "How to make it again", found)

@@ -66,7 +66,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
         add_own_folders(sources, subject)
         content |= about_classifier(subject, sources, config)
     content["sections"] += about_studies(sources, subject)
-    content["sections"].append(report_studies.provenance(provenance_of(sources, subject), made=environment))
+    content["sections"].append(report_studies.provenance(provenance_of(sources, subject)))
     html = page.render(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     run.write_text(out, html)
@@ -525,6 +525,12 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
             report = read_json(folder / "compare.json")
             logs = logs_of(folder, report)
             sections.append(report_studies.compared(name, report, logs=logs))
+    for kind in ("gradcam", "pretrain", "cross-validation", "comparison"):
+        folders = dict(_numbered(kind, sources))
+        if len(folders) > 1:
+            for section in sections:
+                if section["id"] in folders:
+                    section["title"] += f": {folders[section['id']].resolve().name}"
     more = [folder for folder in sources.get("finetune", []) if subject is None or folder != subject.folder]
     if more:
         split = "test" if subject is None else subject.report["split"]
