@@ -148,7 +148,7 @@ def test_whole_groups_are_drawn() -> None:
         ),
         ({"classes": ("a", "b", "c")}, "other classes (a, b, c and adipose, mucus, stroma)"),
         ({"labels": np.r_[1 - made(0)[0].labels[:1] % 2, made(0)[0].labels[1:]]}, "other labels (of 1 of 60 tiles)"),
-        ({"groups": ("s",) * 60}, "other slides or patients of the same tiles"),
+        ({"groups": ("s",) * 60}, "other groups of the same tiles"),
     ],
 )
 def test_other_tiles_are_refused(change: dict[str, Any], why: str) -> None:

@@ -115,6 +115,7 @@ def test_abstention_is_chosen_on_validation() -> None:
     found = report_of(tiles, logits, kept=kept, abstain=0.5)["coverage"]
     there = calibration.softmax(kept["logits"], temperature=kept["temperature"]).max(1)
     assert (there >= found["abstention"]["threshold"]).sum() == 35
+    assert found["abstention"]["left_out_on_validation"] == len(there) - 35
     p = calibration.softmax(logits, temperature=kept["temperature"])
     decided = p.max(1) >= found["abstention"]["threshold"]
     here = found["abstention"]["here"]
@@ -150,12 +151,12 @@ def test_groups_are_drawn_whole_everywhere() -> None:
     assert ours["wilson"] == theirs["wilson"]
     bands = [np.subtract(r["decision_curve"]["high"], r["decision_curve"]["low"]).mean() for r in (grouped, apart)]
     assert bands[0] > 1.3 * bands[1]
-    assert "whole groups (12 slides or patients)" in grouped["interval_method"]
+    assert "whole groups (12 slides, patients or clusters of near-duplicates)" in grouped["interval_method"]
     assert "stratified bootstrap" in apart["interval_method"]
     assert "take tiles for independent" in " ".join(evaluation.interval_caveats(alone))
     assert [text for text in evaluation.interval_caveats(tiles) if "few" in text] == []
     few, _ = some(groups=4)
-    assert "draw whole groups, but 4 slides or patients are few" in evaluation.interval_caveats(few)[1]
+    assert "draw whole groups, but 4 groups (slides, patients or clusters" in evaluation.interval_caveats(few)[1]
 
 
 def test_the_same_seed_draws_the_same() -> None:

@@ -423,4 +423,4 @@ def test_the_same_seed_gives_the_same_resamples_whatever_the_chunks(groups, monk
 
 def test_few_groups_are_told() -> None:
     assert metrics.few_groups(None) is metrics.few_groups([str(i % 10) for i in range(40)]) is None
-    assert metrics.few_groups([str(i % 9) for i in range(40)]).startswith("9 slides or patients are few")
+    assert metrics.few_groups([str(i % 9) for i in range(40)]).startswith("9 groups (slides, patients or")

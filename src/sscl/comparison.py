@@ -60,7 +60,7 @@ class Predictions:
         differing = int((self.labels != other.labels).sum())
         if differing:
             return f"other labels (of {differing} of {len(self.ids)} tiles)"
-        return None if self.groups == other.groups else "other slides or patients of the same tiles"
+        return None if self.groups == other.groups else "other groups of the same tiles"
 
 
 def read_predictions(path: str | Path) -> Predictions:

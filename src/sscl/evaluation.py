@@ -48,7 +48,7 @@ def evaluate(
             then there is neither a temperature, nor an operating point, nor an abstention threshold.
         calibrate: whether its temperature is applied.
         sensitivity: to be reached at the operating point on validation; None = Youden's index.
-        abstain: share of the validation tiles to be left undecided.
+        abstain: share of the validation tiles to be left undecided, at most.
         samples, seed: of the bootstrap; whole groups are drawn where the tiles have them.
     """
     temperature = float(kept["temperature"]) if kept is not None and calibrate else 1.0
@@ -102,7 +102,7 @@ def interval_method(tiles: Tiles, *, samples: int, seed: int) -> str:
     drawn = (
         "stratified bootstrap"
         if tiles.groups is None
-        else f"bootstrap of whole groups ({len(set(tiles.groups.tolist()))} slides or patients)"
+        else f"bootstrap of whole groups ({len(set(tiles.groups.tolist()))} {metrics.GROUPS})"
     )
     return f"95% intervals: {drawn}, {samples} resamples, seed {seed}; Wilson's beside shares of tiles"
 
@@ -263,6 +263,7 @@ def _abstention(
     return {
         "threshold": threshold,
         "share_on_validation": share,
+        "left_out_on_validation": int((validation.max(1) < threshold).sum()),
         "chosen_on": len(validation),
         "here": _shares(tiles, masks, drawn=drawn),
     }
@@ -423,7 +424,8 @@ def _decision_lines(report: Mapping[str, Any], *, width: int) -> list[str]:
     if abstention is not None:
         lines.append(
             f"  deciding from a confidence of {abstention['threshold']:.4f} on, which leaves out "
-            f"{100 * abstention['share_on_validation']:g}% of {abstention['chosen_on']} validation tiles"
+            f"{abstention['left_out_on_validation']} of {abstention['chosen_on']} validation tiles (at most "
+            f"{100 * abstention['share_on_validation']:g}% wanted)"
         )
         names = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
         lines += _lines(share_rows(abstention["here"], names), width=width)

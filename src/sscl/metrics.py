@@ -18,6 +18,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")  # those of predicted classes that comparisons show
+GROUPS = "slides, patients or clusters of near-duplicates"  # what whole groups of tiles may be
 ANNOTATORS = 7  # MHIST: votes are counts out of seven
 _ENOUGH_GROUPS = 10  # cluster bootstraps are known to cover too little with less than a few tens
 _CHUNK_ELEMENTS = 4_000_000  # resamples are worked through in chunks of about this many weights (32 MB)
@@ -90,7 +91,7 @@ def bootstrap_intervals(
 
     Args:
         labels, probabilities, positive: as in `classification_metrics`.
-        groups: slide or patient of each tile, (N,), or None.
+        groups: slide, patient or cluster of near-duplicates of each tile, (N,), or None.
         samples: number of resamples, >= 1.
         seed: of the resampling; the same seed gives the same intervals.
         level: coverage, within 0..1 exclusive.
@@ -261,7 +262,7 @@ def few_groups(groups: Sequence[str] | npt.NDArray[np.str_] | None) -> str | Non
     count = len(set(groups)) if groups is not None else _ENOUGH_GROUPS
     if count >= _ENOUGH_GROUPS:
         return None
-    return f"{count} slides or patients are few to draw from: the intervals over them are too narrow"
+    return f"{count} groups ({GROUPS}) are few to draw from: the intervals over them are too narrow"
 
 
 def figures(labels: IntArray, predictions: IntArray, *, weights: FloatArray | None = None) -> FloatArray:

@@ -220,7 +220,7 @@ def legend(*, neighbours: int, samples: int, seed: int, reference: str | None) -
 def resampled(*, samples: int, seed: int) -> str:
     """Return how the tiles were drawn."""
     return (
-        "within each class, or whole slides or patients where these are known; "
+        "within each class, or whole groups (slides, patients or clusters of near-duplicates) where these are known; "
         f"{samples} resamples, seed {seed}, the same for all encoders"
     )
 

@@ -374,7 +374,7 @@ def decisions(subject: Subject) -> Section | None:
     if abstention is not None:
         text = (
             f"Abstention: tiles of a confidence below {abstention['threshold']:.4f} are left to a person. That leaves "
-            f"out {100 * abstention['share_on_validation']:g}% of the {abstention['chosen_on']} validation tiles."
+            f"out at most {100 * abstention['share_on_validation']:g}% of {abstention['chosen_on']} validation tiles."
         )
         rows = evaluation.share_rows(
             abstention["here"], {"decided": "tiles decided here", "accuracy": "accuracy on these"}

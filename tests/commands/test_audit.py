@@ -144,7 +144,7 @@ def test_groups_on_both_sides_are_a_leak(cli, clean, tmp_path):
     result, report = audit(cli, clean, tmp_path / "out", f"data.groups_csv={tmp_path}/groups.csv", "--strict")
     assert result.code == 1
     assert report["straddling_groups"] == {"both": {"train": 1, "test": 1}}
-    assert "1 groups (slides, patients) have tiles on both sides" in result.out
+    assert "1 groups (slides, patients or clusters of near-duplicates) have tiles on both sides" in result.out
 
 
 def test_one_tile_and_no_label(cli, tmp_path):

@@ -596,8 +596,8 @@ def test_whole_slides_are_drawn_and_said(finished: Any, cli: Any, nothing_runs: 
         )
     result = cli("compare", "a", "b")
     assert result.code == 0, result.err
-    assert "whole groups (4 slides or patients)" in result.out
-    assert "4 slides or patients are few to draw from" in result.out
+    assert "whole groups (4 slides, patients or clusters of near-duplicates)" in result.out
+    assert "4 groups (slides, patients or clusters of near-duplicates) are few to draw from" in result.out
     assert f"note: {compare.DEPENDENT}" in result.out
 
 

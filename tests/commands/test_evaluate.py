@@ -232,7 +232,8 @@ def test_a_stated_sensitivity_moves_the_operating_point(
     assert point["on_validation"]["sensitivity"] == 1
     assert point["rule"] == "sensitivity of 1 or more"
     assert point["threshold"] <= report(evaluated[0])["operating_point"]["threshold"]
-    assert report(tmp_path / "out")["coverage"]["abstention"]["share_on_validation"] == 0
+    abstention = report(tmp_path / "out")["coverage"]["abstention"]
+    assert abstention["share_on_validation"] == abstention["left_out_on_validation"] == 0
     refused = cli.evaluate(finetuned, "sensitivity=1.5", f"out={tmp_path / 'no'}")
     assert refused.code == 2
     assert "sensitivity: got 1.5" in refused.err
@@ -265,8 +266,8 @@ def test_test_time_augmentation_is_the_mean_of_eight_and_is_said(
 def test_intervals_draw_slides_where_the_tiles_have_them(
     evaluated: tuple[Path, str], evaluated3: tuple[Path, str]
 ) -> None:
-    assert "bootstrap of whole groups (2 slides or patients)" in evaluated[1]
-    assert "note: the intervals draw whole groups, but 2 slides or patients are few" in evaluated[1]
+    assert "bootstrap of whole groups (2 slides, patients or clusters of near-duplicates)" in evaluated[1]
+    assert "note: the intervals draw whole groups, but 2 groups (slides, patients or clusters" in evaluated[1]
     assert "stratified bootstrap" in evaluated3[1]
     assert "note: the intervals take tiles for independent" in evaluated3[1]
 
@@ -492,9 +493,16 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatc
     def notes(shown: Tiles, **changed: Any) -> str:
         return " | ".join(evaluate.caveats(data, shown, {**content, **changed}, split="test"))
 
-    assert "1 slides lie in train and test (such as b)" in notes(test)
-    assert "slides lie in" not in notes(tiles(["c", "c", "d", "d"], 1))
+    assert "of the slides or patients 1 lie in train and test (such as b)" in notes(test)
+    assert "lie in train and test (" not in notes(tiles(["c", "c", "d", "d"], 1))
     assert "no slide or patient ids" in notes(tiles(None, 1))
+    given, data = data, data.model_copy(update={"group_near_duplicates": True})  # the groups are clusters then
+    assert "no slide or patient ids" in notes(test)
+    assert "of the clusters of near-duplicates 1 lie in train and test (such as b)" in notes(test)
+    data = data.model_copy(update={"groups_csv": "groups.csv"})
+    assert "no slide or patient ids" not in notes(test)
+    assert "of the slides or patients, joined by near-duplicates 1 lie" in notes(test)
+    data = given
     assert "training tiles are not those" in notes(test, data_fingerprint="of other files")
     assert "training tiles are not those" not in notes(test)
     pretrained = {**plain(data), "split_seed": 5}

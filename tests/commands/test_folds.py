@@ -195,7 +195,7 @@ def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> 
     )
     assert report["caveats"][0] == folds.SHARED
     assert report["caveats"][-1] == "n"
-    assert any("of single folds, 2 slides or patients are few" in note for note in report["caveats"])
+    assert any("of single folds, 2 groups (slides, patients or" in note for note in report["caveats"])
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,8 @@ def test_weights_that_saw_the_tiles_are_told(
     found = folds.caveats(one, some_tiles([0, 1], ["s", "t"]))
     assert [note.partition(", ")[2] for note in found] == ([] if words is None else [words])
     assert "no slide or patient ids" in folds.caveats(one, some_tiles([0, 1]))[-1]
+    near = one.model_copy(update={"data": one.data.model_copy(update={"group_near_duplicates": True})})
+    assert "no slide or patient ids" in folds.caveats(near, some_tiles([0, 1], ["s", "t"]))[-1]  # these are clusters
 
 
 # --- going on ---

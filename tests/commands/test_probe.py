@@ -321,7 +321,7 @@ def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, co
     assert {row["resampled"] for row in report["differences"]} == {"whole groups"}
     assert {entry["validation"] for entry in report["runs"] if "validation" in entry} == {"carved by group"}
     assert "no slide or patient ids" not in result.out
-    assert "note: colours, test: 4 slides or patients are few to draw from" in result.out
+    assert "note: colours, test: 4 groups (slides, patients or clusters" in result.out
 
 
 def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_path):

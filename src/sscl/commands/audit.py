@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import audit_plots, features, plots, run
+from sscl import audit_plots, features, metrics, plots, run
 from sscl.commands.inputs import (
     all_rows,
     check_inputs_outside,
@@ -245,7 +245,7 @@ def verdict(
         if count
     ]
     if straddling:
-        found.append(f"{len(straddling)} groups (slides, patients) have tiles on both sides")
+        found.append(f"{len(straddling)} groups ({metrics.GROUPS}) have tiles on both sides")
     if found and (across or straddling):
         return f"THE SPLIT LEAKS: {'; '.join(found)}"
     others = [part for part in parts.tiles if part not in twins]

@@ -30,13 +30,13 @@ from sscl.commands.planning import (
 from sscl.comparison import METRICS, Predictions
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.split import label_fraction
-from sscl.metrics import few_groups
+from sscl.metrics import GROUPS, few_groups
 
 PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
 ONE_RUN = "one run a row: other seeds of the same recipes may differ by as much; the intervals are over the tiles alone"
 DEPENDENT = (
-    "McNemar's test takes tiles for independent, and several are of one slide or patient: its p values may be too "
-    "small; believe the intervals, which draw whole slides or patients"
+    f"McNemar's test takes tiles for independent, and several are of one group ({GROUPS}): its p values may be too "
+    "small; believe the intervals, which draw whole groups"
 )
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
 
@@ -291,11 +291,7 @@ def build_report(
         rows.append({"name": name, **line, **figures})
     first = next(iter(found.values()))[0]
     several = first.groups is not None and len(set(first.groups)) < len(first.groups)
-    drawn = (
-        "stratified by class"
-        if first.groups is None
-        else f"of whole groups ({len(set(first.groups))} slides or patients)"
-    )
+    drawn = "stratified by class" if first.groups is None else f"of whole groups ({len(set(first.groups))} {GROUPS})"
     few = few_groups(first.groups)
     caveats = dict.fromkeys(caveat for one in said for caveat in one.get("caveats", ()))
     return {

@@ -15,9 +15,11 @@ from sscl.commands.inputs import (
     check_classes,
     check_inputs_outside,
     describe_tiles,
+    groups_are,
     load_tiles,
     merge_data,
     run_of,
+    slides_known,
     split_changes,
 )
 from sscl.config import DataConfig, EvalConfig, plain
@@ -164,12 +166,15 @@ def caveats(data: DataConfig, tiles: Tiles, content: dict[str, Any], *, split: s
     train = training_tiles(data, content) if split == "test" else None
     if train is not None and not found and train.fingerprint != content["data_fingerprint"]:
         found.append("the training tiles are not those that were trained on: test tiles may have been among those")
-    if tiles.groups is None:
+    if tiles.groups is None or (data.group_near_duplicates and not slides_known(data)):
         found.append("no slide or patient ids: tiles of one slide may lie in train and test")
-    elif train is not None and train.groups is not None:
+    if tiles.groups is not None and train is not None and train.groups is not None:
         shared = sorted(set(tiles.groups.tolist()) & set(train.groups.tolist()))
         if shared:
-            found.append(f"{len(shared)} slides lie in train and test (such as {shared[0]}): the figures are too good")
+            found.append(
+                f"of the {groups_are(data)} {len(shared)} lie in train and test (such as {shared[0]}): the figures are "
+                "too good"
+            )
     return found
 
 

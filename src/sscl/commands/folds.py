@@ -21,8 +21,10 @@ from sscl.classifier import load_classifier, normalisation, positive_class
 from sscl.commands.inputs import (
     all_rows,
     check_inputs_outside,
+    groups_are,
     has_validation,
     load_tiles,
+    slides_known,
     start_encoder,
     weights_file,
 )
@@ -94,7 +96,7 @@ def cross_validate(config: FinetuneConfig, *, train: Train, parts: Parts, overwr
             print(f"reused: {Path(one.run).name}", flush=True)
             continue
         rows = held[number - 1]
-        print(f"\nfold {number} of {len(held)}: {describe(tiles, rows)} held out", flush=True)
+        print(f"\nfold {number} of {len(held)}: {describe(tiles, rows, groups_are(config.data))} held out", flush=True)
         train(one, overwrite=overwrite or not alone)
         predict(one, tiles.subset(rows), device=device)
     report = build_report(config, tiles, [Path(one.run) for one in configs.values()], numbers=numbers, notes=notes)
@@ -145,11 +147,11 @@ def fold_config(config: FinetuneConfig, number: int) -> FinetuneConfig:
     return config.model_copy(update={"run": str(Path(config.run) / f"fold_{number}"), "train": train})
 
 
-def describe(tiles: Tiles, rows: NDArray[np.int64]) -> str:
-    """Return how many tiles, and groups, in words."""
+def describe(tiles: Tiles, rows: NDArray[np.int64], groups: str) -> str:
+    """Return how many tiles, and groups (what they are, in words), in words."""
     if tiles.groups is None:
         return f"{len(rows)} tiles"
-    return f"{len(rows)} tiles of {len(np.unique(tiles.groups[rows]))} slides or patients"
+    return f"{len(rows)} tiles of {len(np.unique(tiles.groups[rows]))} {groups}"
 
 
 # --- what is there already ---
@@ -244,7 +246,7 @@ def caveats(config: FinetuneConfig, tiles: Tiles) -> list[str]:
             labels = start.content is not None and start.content["kind"] == "finetune"
             how = "with their labels: the figures are too good" if labels else "without their labels"
             found.append(f"model.weights was trained on tiles of {there}, held-out ones may be among them, {how}")
-    if tiles.groups is None:
+    if tiles.groups is None or (config.data.group_near_duplicates and not slides_known(config.data)):
         found.append("no slide or patient ids: tiles of one slide may lie in several folds")
     return found
 
@@ -272,7 +274,7 @@ def build_report(
     }
     everything = [row for rows in tables for row in rows]
     groups = None if tiles.groups is None else [row["group"] for row in everything]
-    drawn = "stratified bootstrap" if groups is None else "bootstrap of whole slides or patients"
+    drawn = "stratified bootstrap" if groups is None else f"bootstrap of whole {groups_are(config.data)}"
     report["interval_method"] = (
         f"95% intervals: {drawn}, {SAMPLES} resamples, seed 0; they tell of other tiles for these classifiers, not of "
         "other training tiles"

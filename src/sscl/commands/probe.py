@@ -19,7 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from sscl import features, metrics, probe_plots, probe_report, run
-from sscl.commands.inputs import check_inputs_outside, frozen_encoder, has_validation, load_tiles, split_changes
+from sscl.commands.inputs import (
+    check_inputs_outside,
+    frozen_encoder,
+    groups_are,
+    has_validation,
+    load_tiles,
+    slides_known,
+    split_changes,
+)
 from sscl.config import EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet, plain
 from sscl.data import split
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
@@ -395,6 +403,7 @@ def notes(config: ProbeConfig, jobs: list[Job], sets: dict[str, Parts], fits: di
         if left_out:
             found.append(f"{name}: {left_out} tiles without a label were left out")
         groups, test = parts["train"].groups, parts["test"].groups
+        data = next(data for data in config.sets if data.name == name)
         if groups is None or test is None:
             found.append(
                 f"{name}: no slide or patient ids: tiles of one slide may lie in the training and the evaluated part, "
@@ -402,7 +411,12 @@ def notes(config: ProbeConfig, jobs: list[Job], sets: dict[str, Parts], fits: di
             )
         elif set(groups) & set(test):
             shared = sorted(set(groups) & set(test))
-            found.append(f"{name}: {len(shared)} slides or patients lie in train and test, such as {shared[0]}")
+            found.append(f"{name}: of the {groups_are(data)} {len(shared)} lie in train and test, such as {shared[0]}")
+        if groups is not None and data.group_near_duplicates and not slides_known(data):
+            found.append(
+                f"{name}: no slide or patient ids, only clusters of near-duplicates: tiles of one slide may lie in the "
+                "training and the evaluated part, and the intervals take them for independent"
+            )
         for part in EVALUATED:
             few = metrics.few_groups(parts[part].groups) if part in parts else None
             if few is not None:

@@ -25,7 +25,10 @@ class EvalConfig(Section):
         le=1,
     )
     abstain: float = knob(
-        0.2, "share of the validation tiles, the least confident, that the abstention threshold leaves out", ge=0, lt=1
+        0.2,
+        "share of the validation tiles that the abstention threshold may leave out at most, the least sure ones",
+        ge=0,
+        lt=1,
     )
     bootstrap_samples: int = knob(2000, "resamples behind each interval", ge=10)
     bootstrap_seed: int = knob(0, "seed of the resamples", ge=0)
