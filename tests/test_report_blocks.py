@@ -60,3 +60,8 @@ def test_number(value, said):
 def test_interval():
     assert blocks.interval((0.75, 0.8125)) == "0.750 to 0.812"
     assert blocks.interval(None) == ""
+
+
+def test_sentence():
+    assert blocks.sentence("passes: x") == "Passes: x."
+    assert blocks.sentence("FAILS.") == "FAILS."

@@ -122,7 +122,7 @@ def test_the_summary_says_what_was_trained_on_what():
     text = report_classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
 
     right = int((one.found.predictions == one.found.labels).sum())
-    assert "A resnet18 that starts from the weights of runs/ssl, which were trained on unlabelled" in text
+    assert "A resnet18 that starts from the weights of ssl, which were trained on unlabelled, was fine-tuned" in text
     assert "fine-tuned on 100 tiles of the training split of colon to tell HP and SSA apart" in text
     assert "chose epoch 2" in text
     assert f"Of the 80 tiles of the test split of colon it gets {right} right." in text

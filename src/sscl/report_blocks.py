@@ -88,3 +88,8 @@ def number(value: float | None, *, digits: int = 3) -> str:
 def interval(pair: Sequence[float] | None, *, digits: int = 3) -> str:
     """Return the ends of an interval as they are shown; nothing where there is none."""
     return "" if pair is None else f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}"
+
+
+def sentence(text: str) -> str:
+    """Return a line of the terminal as a sentence: a capital first, a full stop last."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."

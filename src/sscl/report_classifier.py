@@ -109,9 +109,10 @@ def _trained(subject: Subject, training_tiles: int | None) -> str:
     """Return in a sentence what was trained on what."""
     content, config = subject.content, subject.content["config"]
     weights = config["model"]["weights"]
-    origin = {None: "random weights", "imagenet": "ImageNet weights"}.get(weights) or f"the weights of {weights}"
+    known = {None: "random weights", "imagenet": "ImageNet weights"}
+    origin = known.get(weights) or f"the weights of {Path(weights).name}"
     roots = dict.fromkeys(Path(section["root"]).name for section in content["history"])
-    before = f", which were trained on {', '.join(roots)}" if roots else ""
+    before = f", which were trained on {listed(list(roots))}," if roots else ""
     share = config["train"].get("label_fraction", 1.0)
     part = "" if share == 1 else f"{100 * share:g}% of the labels of "
     of = "" if training_tiles is None else f"{training_tiles:,} tiles of "
@@ -149,9 +150,7 @@ def _better_than_guessing(subject: Subject) -> Block:
 def _leaks(audits: Sequence[Mapping[str, Any]]) -> Block:
     title = "Are the tiles it was tested on new to it?"
     if not audits:
-        return blocks.verdict(
-            None, title, "Not looked at. `sscl data audit` searches for tiles that are in both splits."
-        )
+        return blocks.verdict(None, title, "Not looked at: sscl data audit searches for tiles that are in both splits.")
     said = "; ".join(audit["verdict"] for audit in audits)
     return blocks.verdict(not any(audit["leakage"] for audit in audits), title, f"{said}.")
 
@@ -178,7 +177,10 @@ def _maps(checks: Mapping[str, Any]) -> list[Block]:
         "randomisation": "Do the heatmaps depend on what was learned?",
         "deletion_insertion": "Does what they mark matter to the classifier?",
     }
-    return [blocks.verdict(checks[name]["passed"], title, checks[name]["verdict"]) for name, title in asked.items()]
+    return [
+        blocks.verdict(checks[name]["passed"], title, blocks.sentence(checks[name]["verdict"]))
+        for name, title in asked.items()
+    ]
 
 
 # --- data, training ---

@@ -111,7 +111,9 @@ def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
         groups = "not known" if of["groups"] is None else f"{of['groups']:,}"
         parts.append([part, f"{of['tiles']:,}", groups, of["root"]])
     found = [
-        blocks.verdict(not report["leakage"], "Do the splits hold different tiles?", f"{report['verdict']}."),
+        blocks.verdict(
+            not report["leakage"], "Do the splits hold different tiles?", blocks.sentence(report["verdict"])
+        ),
         blocks.facts(facts),
         blocks.table("Looked at", parts),
     ]
@@ -166,7 +168,7 @@ def heatmaps(name: str, *, config: Json, checks: Json | None, localised: Json | 
 
 def _check(name: str, check: str, found: Json) -> list[Block]:
     """Return the verdict of one check and its chart, where there is something to draw."""
-    said = [blocks.verdict(found["passed"], QUESTIONS[check], f"{_capital(found['verdict'])}.")]
+    said = [blocks.verdict(found["passed"], QUESTIONS[check], blocks.sentence(found["verdict"]))]
     title = f"{found['tiles']} tiles"
     if check == "randomisation" and found["tiles"]:
         said.append(
@@ -264,7 +266,7 @@ def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> 
                 caption="What a label is worth: balanced accuracy against the number of labelled tiles.",
             )
         )
-    found += [blocks.paragraph(f"{_capital(report['interval_method'])}."), blocks.bullets(report["caveats"])]
+    found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
     return blocks.section(name, "Comparison", found)
 
 
@@ -303,7 +305,7 @@ def folds(name: str, report: Json) -> Section:
                 caption="Each fold is judged on tiles that it was not trained on.",
             )
         )
-    found += [blocks.paragraph(f"{report['interval_method']}."), blocks.bullets(report["caveats"])]
+    found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
     return blocks.section(name, "Cross-validation", found)
 
 
