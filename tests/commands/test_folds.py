@@ -7,6 +7,7 @@ import os
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,17 +277,43 @@ def test_another_configuration_other_tiles_and_newer_weights_are_refused(
         FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False), 1
     )
     tiles = inputs.load_tiles(complete.data, split="train", progress=False)
-    assert folds.is_complete(complete, tiles)
+    rows = folds.held_out(tiles, complete)[0]
+    assert folds.is_complete(complete, tiles, rows)
     with pytest.raises(ValueError, match=r"fold_1: was trained on other tiles than .* holds now; make all folds again"):
-        folds.is_complete(complete, tiles.subset(np.arange(30)))
+        folds.is_complete(complete, tiles.subset(np.arange(30)), rows)
     newer = tmp_path / "encoder.pt"
     newer.write_bytes(b"")
     (run / "fold_1/config.yaml").write_text(text.replace("weights: null", f"weights: {newer}"))
     with_weights = complete.model_copy(update={"model": complete.model.model_copy(update={"weights": str(newer)})})
     os.utime(newer, (2e9, 2e9))
     with pytest.raises(ValueError, match=r"fold_1: model\.weights=.*encoder\.pt is newer than this fold"):
-        folds.is_complete(with_weights, tiles)
+        folds.is_complete(with_weights, tiles, rows)
     one.write_text(text)
+
+
+def test_folds_of_other_groups_and_broken_predictions_are_refused(crossed: Any, cli: Any, tmp_path: Path) -> None:
+    """The file of the groups has the same name and the tiles are the same, but other tiles would be held out."""
+    words = read_words(crossed[0])
+    run = Path(shutil.copytree(crossed[0], tmp_path / "run"))
+    complete = folds.fold_config(
+        FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False), 1
+    )
+    complete = complete.model_copy(update={"run": str(run / "fold_1")})
+    tiles = inputs.load_tiles(complete.data, split="train", progress=False)
+    assert tiles.groups is not None
+    rows = folds.held_out(tiles, complete)[0]
+    renamed = replace(tiles, groups=np.char.add(tiles.groups, "x"))
+    for other, held in ((renamed, rows), (tiles, rows[:-1]), (replace(tiles, groups=None), rows)):
+        with pytest.raises(
+            ValueError, match="holds other tiles or groups than this fold holds out now; make all folds"
+        ):
+            folds.is_complete(complete, other, held)
+
+    table = run / "fold_2/predictions.csv"
+    table.write_text("id,label\n")
+    result = cli.finetune(run, *words, "--folds", "2")
+    assert result.code == 2
+    assert result.err.startswith(f"sscl: {table}: holds other tiles or groups")
 
 
 def test_a_plain_run_is_replaced_only_on_demand(crossed: Any, cli: Any, tmp_path: Path, snapshot: Any) -> None:

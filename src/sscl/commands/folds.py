@@ -85,7 +85,7 @@ def cross_validate(config: FinetuneConfig, *, train: Train, parts: Parts, overwr
         for one in configs.values():
             parts(tiles.subset(training_rows(tiles, one)), one)
     notes = caveats(config, tiles)
-    complete = [n for n in numbers if goes_on and is_complete(configs[n], tiles)]
+    complete = [n for n in numbers if goes_on and is_complete(configs[n], tiles, held[n - 1])]
     if not alone:
         if not goes_on:
             run.start_folder(folder, config=plain(config), overwrite=overwrite)
@@ -193,11 +193,12 @@ def refuse_changes(folder: Path, before: FinetuneConfig, now: FinetuneConfig) ->
         )
 
 
-def is_complete(config: FinetuneConfig, tiles: Tiles) -> bool:
-    """Return whether a fold is trained and its held-out tiles are predicted.
+def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -> bool:
+    """Return whether a fold is trained and its held-out tiles, those at `rows`, are predicted.
 
     Raises:
-        ValueError: it is, but with another configuration, on other tiles, or from weights that have changed since.
+        ValueError: it is, but with another configuration, on other tiles or groups, or from weights that have changed
+            since.
     """
     folder = Path(config.run)
     if not (folder / "predictions.csv").is_file():  # the last file that is written
@@ -209,6 +210,11 @@ def is_complete(config: FinetuneConfig, tiles: Tiles) -> bool:
     weights = weights_file(config.model.weights)
     if weights is not None and weights.stat().st_mtime > (folder / "config.yaml").stat().st_mtime:
         raise ValueError(f"{folder}: model.weights={config.model.weights} is newer than this fold; {again}")
+    held = [(row.get("id"), row.get("label"), row.get("group")) for row in read(folder / "predictions.csv")]
+    groups = [None] * len(rows) if tiles.groups is None else tiles.groups[rows].tolist()
+    # The groups decide what is held out, and may have changed while the tiles have not.
+    if held != [(tiles.ids[i], tiles.classes[tiles.labels[i]], group) for i, group in zip(rows, groups, strict=True)]:
+        raise ValueError(f"{folder}/predictions.csv: holds other tiles or groups than this fold holds out now; {again}")
     return True
 
 
