@@ -30,6 +30,8 @@ COMMAND_OF = {
     "ssl": "pretrain",
     "eval": "eval",
     "gradcam": "gradcam",
+    "audit": "data audit",
+    "report": "report",
     "probe": "probe",
     "probe_nuclei": "probe",
     "pretrain_imagenet": "pretrain",

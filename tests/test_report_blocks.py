@@ -65,3 +65,10 @@ def test_interval():
 def test_sentence():
     assert blocks.sentence("passes: x") == "Passes: x."
     assert blocks.sentence("FAILS.") == "FAILS."
+
+
+@pytest.mark.parametrize(
+    ("root", "name"), [("/data/colon5", "colon5"), ("/runs/demo/tiles", "demo/tiles"), ("/x/set.npz", "set.npz")]
+)
+def test_sets_are_called_by_what_says_something(root, name):
+    assert blocks.name_of(root) == name

@@ -80,6 +80,12 @@ def jpeg_uri(image: Image.Image, *, quality: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
+def name_of(root: str) -> str:
+    """Return what a set of tiles is called: the last part of its path, with the one before where that says little."""
+    path = Path(root).resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("tiles", "images", "data") else path.name
+
+
 def number(value: float | None, *, digits: int = 3) -> str:
     """Return a figure as it is shown."""
     return "undefined" if value is None else f"{value:.{digits}f}"

@@ -57,8 +57,8 @@ class Subject:
 
     @property
     def set_name(self) -> str:
-        """What the set of tiles is called: the last part of its path."""
-        return Path(self.report["data"]["root"]).resolve().name
+        """What the set of tiles is called."""
+        return blocks.name_of(self.report["data"]["root"])
 
     @property
     def split(self) -> str:
@@ -111,12 +111,12 @@ def _trained(subject: Subject, training_tiles: int | None) -> str:
     weights = config["model"]["weights"]
     known = {None: "random weights", "imagenet": "ImageNet weights"}
     origin = known.get(weights) or f"the weights of {Path(weights).name}"
-    roots = dict.fromkeys(Path(section["root"]).name for section in content["history"])
+    roots = dict.fromkeys(blocks.name_of(section["root"]) for section in content["history"])
     before = f", which were trained on {listed(list(roots))}," if roots else ""
     share = config["train"].get("label_fraction", 1.0)
     part = "" if share == 1 else f"{100 * share:g}% of the labels of "
     of = "" if training_tiles is None else f"{training_tiles:,} tiles of "
-    name = Path(config["data"]["root"]).resolve().name
+    name = blocks.name_of(config["data"]["root"])
     return (
         f"A {content['encoder_name']} that starts from {origin}{before} was fine-tuned on {part}{of}the training split "
         f"of {name} to tell {listed(content['classes'])} apart; validation tiles chose epoch {content['epoch']}."
@@ -151,8 +151,8 @@ def _leaks(audits: Sequence[Mapping[str, Any]]) -> Block:
     title = "Are the tiles it was tested on new to it?"
     if not audits:
         return blocks.verdict(None, title, "Not looked at: sscl data audit searches for tiles that are in both splits.")
-    said = "; ".join(audit["verdict"] for audit in audits)
-    return blocks.verdict(not any(audit["leakage"] for audit in audits), title, f"{said}.")
+    said = blocks.sentence("; ".join(audit["verdict"] for audit in audits))
+    return blocks.verdict(not any(audit["leakage"] for audit in audits), title, said)
 
 
 def _calibrated(subject: Subject) -> Block:
@@ -349,8 +349,8 @@ def probabilities(subject: Subject) -> Section | None:
                     title=subject.title,
                 ),
                 alt=f"Reliability diagram: predicted probability and how often it came true: {worded}",
-                caption="Points on the diagonal: what is given a probability comes true as often. Below it: too "
-                "confident. The bars below count the tiles.",
+                caption="Points on the diagonal: what is given a probability comes true as often. Below it: "
+                "too high a probability. The bars below count the tiles.",
             ),
         ],
     )

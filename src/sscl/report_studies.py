@@ -103,19 +103,21 @@ def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
         "overlapping, by keypoints": f"{kinds['keypoints']:,} pairs",
         "across splits": f"{counts['pairs_across']:,} pairs",
         "clusters": f"{counts['clusters']:,}, of up to {counts['largest_cluster']} tiles; "
-        f"{counts['tiles_in_clusters']:,} of {counts['tiles']:,} tiles",
+        f"{counts['tiles_in_clusters']:,} of {counts['tiles']:,} tiles"
+        if counts["clusters"]
+        else "none",
         "tiles to look at": ", ".join(f"{count} {kind}" for kind, count in sorted(counts["flagged"].items())) or "none",
     }
-    parts = [["part", "tiles", "slides or patients", "folder"]]
+    parts = [["part", "folder", "tiles", "slides or patients"]]
     for part, of in report["parts"].items():
         groups = "not known" if of["groups"] is None else f"{of['groups']:,}"
-        parts.append([part, f"{of['tiles']:,}", groups, of["root"]])
+        parts.append([part, of["root"], f"{of['tiles']:,}", groups])
     found = [
         blocks.verdict(
             not report["leakage"], "Do the splits hold different tiles?", blocks.sentence(report["verdict"])
         ),
         blocks.facts(facts),
-        blocks.table("Looked at", parts),
+        blocks.table("Looked at", parts, numeric_from=2),
     ]
     if report["pairs"]:
         lines = [["first", "second", "found by", "across splits", "correlation"]]
@@ -129,7 +131,7 @@ def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
         caption = f"Pairs of tiles, those across splits first and in a thick frame; larger in {pairs}."
         found.append(blocks.picture(pairs, alt=f"Sheet of pairs of tiles. {report['verdict']}", caption=caption))
     found += [blocks.bullets(report["notes"])] if report["notes"] else []
-    sets = dict.fromkeys(Path(of["root"]).name for of in report["parts"].values())
+    sets = dict.fromkeys(blocks.name_of(of["root"]) for of in report["parts"].values())
     return blocks.section(name, f"Audit of {', '.join(sets)}", found)
 
 

@@ -468,10 +468,7 @@ def explained(target: str | int, settings: GradcamConfig, classes: Sequence[str]
 
 def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list[str]:
     """Return what to know of the maps."""
-    layer = describe_layer(settings.layer, settings.fuse)
-    said = [
-        f"maps: {settings.method} of {layer}; the box holds what is above {settings.threshold:.0%} of a map's maximum"
-    ]
+    said = [f"maps: {settings.method} of {describe_layer(settings.layer, settings.fuse)}"]
     if checks is None:
         return [*said, "these maps were not checked (sscl gradcam checks=true)"]
     failed = [
