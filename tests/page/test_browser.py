@@ -61,6 +61,11 @@ def focused(page: Any) -> str:
     return page.evaluate("document.activeElement.querySelector('.id bdi')?.textContent ?? document.activeElement.id")
 
 
+def settle(page: Any) -> None:
+    """Wait for the events on their way, and for a frame, in which rows come and go."""
+    page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(() => setTimeout(done))))")
+
+
 def drawn(page: Any) -> None:
     """Wait until every heatmap in the document is on its canvas."""
     page.locator(f".heat:not([width='{SIZE_PX}'])").first.wait_for(state="detached")
@@ -249,10 +254,11 @@ def test_arrows_move_one_tab_stop_about(page, content):
     assert order.index(focused(page)) % columns == 0
     assert order.index(focused(page)) >= columns
     # The focus stays where it was when its row is scrolled far away.
-    at = focused(page)
+    page.keyboard.press("End")
     page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
-    page.wait_for_timeout(50)
-    assert focused(page) == at
+    settle(page)
+    assert page.locator(".tile").count() < 60
+    assert focused(page) == order[59]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
     assert outline == "3px"
 
@@ -279,6 +285,7 @@ def test_the_large_view(page, content):
     page.keyboard.press("Escape")
     assert large.is_visible()  # the first leaves the note
     page.keyboard.press("Escape")
+    settle(page)
     assert not large.is_visible()
     assert focused(page) == order[0]
     assert page.locator('.tile[data-review="disagree"].noted .id').all_text_contents() == [order[0]]
@@ -338,9 +345,11 @@ def test_the_worksheet_is_kept_and_deleted_only_when_asked(page, content):
     assert page.locator(".tile").first.get_attribute("data-review") == "agree"
     page.click("#page-reset")
     page.keyboard.press("Escape")
+    settle(page)
     assert page.locator(".tile").first.get_attribute("data-review") == "agree"
     page.click("#page-reset")
     page.click("#page-ask-answers >> text=Delete")
+    page.get_by_text("were deleted").wait_for()
     assert page.locator(".tile").first.get_attribute("data-review") == ""
     page.reload()
     assert page.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
@@ -397,6 +406,7 @@ def write_notes(page: Any, content: dict[str, Any]) -> list[str]:
         page.fill("#page-large-note", note)
         page.keyboard.press("Escape")
         page.keyboard.press("Escape")
+        settle(page)
         page.keyboard.press("ArrowRight")
     return order
 
@@ -474,12 +484,12 @@ def test_what_is_wrong_with_a_worksheet_is_said(page):
 def test_a_worksheet_replaces_other_answers_only_when_told(page):
     read(page, "id,review\ntile9.png,agree\n")
     for answer, expected in (("Cancel", "agree"), ("Keep mine", "agree"), ("Replace mine", "disagree")):
+        page.evaluate("document.getElementById('page-message').textContent = ''")
         page.set_input_files(
             "#page-file", {"name": "b.csv", "mimeType": "text/csv", "buffer": b"id,review\ntile9.png,disagree\n"}
         )
         page.click(f"#page-ask-answers >> text={answer}")
-        page.locator("#page-ask").wait_for(state="hidden")
-        page.wait_for_timeout(50)
+        page.locator("#page-message:not(:empty)").wait_for()
         assert [row[1] for row in stored(page)] == [expected]
 
 
