@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,22 @@ def test_verdict_names_the_better_one_only_where_the_interval_leaves_zero_out() 
     assert said(-0.1, 0.2) == said(0, 0.2) == said(-0.2, 0) == said(0, 0) == said(-1, 1, "loss") == "indistinguishable"
     assert said(0.01, 0.2) == said(-0.2, -0.01, "loss") == "new is better"
     assert said(-0.2, -0.01) == said(0.01, 0.2, "loss") == "old is better"
+    assert said(0.2, 0.2) == said(-0.2, -0.2) == "cannot be told"
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(60, "cannot be told"), (20, "sure is better, on few groups"), (5, "sure is better")]
+)
+def test_few_groups_are_said_with_the_verdict(size: int, words: str) -> None:
+    """One slide tells nothing of others, however many tiles it has."""
+    run = made(1)[0]
+    groups = tuple(str(i // size) for i in range(60))
+    rows = {
+        "a": [replace(run, groups=groups)],
+        "sure": [replace(run, groups=groups, predictions=run.labels, losses=run.losses / 9)],
+    }
+    result = side_by_side(rows, against={"sure": "a"}, samples=200, seed=0)
+    assert set(result["differences"]["sure"]["verdicts"].values()) == {words}
 
 
 def test_differences_come_with_verdicts_and_tests_of_each_seed() -> None:

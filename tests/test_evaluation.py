@@ -155,6 +155,10 @@ def test_groups_are_drawn_whole_everywhere() -> None:
     assert "stratified bootstrap" in apart["interval_method"]
     assert "take tiles for independent" in " ".join(evaluation.interval_caveats(alone))
     assert [text for text in evaluation.interval_caveats(tiles) if "few" in text] == []
+    one, _ = some(tiles=400, groups=1)
+    assert {share["interval"] for share in report_of(one, logits, kept=kept)["operating_point"]["here"].values()} == {
+        None
+    }
     few, _ = some(groups=4)
     assert "draw whole groups, but 4 groups (slides, patients or clusters" in evaluation.interval_caveats(few)[1]
 

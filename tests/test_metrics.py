@@ -424,3 +424,12 @@ def test_the_same_seed_gives_the_same_resamples_whatever_the_chunks(groups, monk
 def test_few_groups_are_told() -> None:
     assert metrics.few_groups(None) is metrics.few_groups([str(i % 10) for i in range(40)]) is None
     assert metrics.few_groups([str(i % 9) for i in range(40)]).startswith("9 groups (slides, patients or")
+    assert metrics.few_groups(["one"] * 40).startswith("1 group (slides, patients or")
+
+
+def test_one_group_alone_gives_no_interval() -> None:
+    labels, scores = np.arange(40) % 2, np.random.default_rng(0).dirichlet((1, 1), 40)
+    one = metrics.bootstrap_intervals(labels, scores, positive=1, groups=["slide"] * 40, samples=50)
+    two = metrics.bootstrap_intervals(labels, scores, positive=1, groups=["slide"] * 20 + ["other"] * 20, samples=50)
+    assert one["accuracy"] is one["auroc"] is one["per_class"][0]["recall"] is None
+    assert two["accuracy"] is not None

@@ -28,6 +28,7 @@ METRICS = {
 }
 LOWER_IS_BETTER = ("loss",)
 EQUAL = "indistinguishable"
+UNTOLD = "cannot be told"  # the tiles drawn anew are always the same: one group, or one tile of each class
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def side_by_side(
         for name, runs in rows.items():
             chunks[name].append(np.stack([figures(run, weights) for run in runs]))
     drawn = {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}  # (R, S, M)
+    few = metrics.few_groups(first.groups) is not None
     differences: dict[str, Any] = {}
     for name, other in against.items():
         intervals = _intervals((drawn[name] - drawn[other]).mean(axis=0))
@@ -174,7 +176,8 @@ def side_by_side(
             **_over_seeds(point[name] - point[other]),
             "intervals": intervals,
             "verdicts": {
-                metric: verdict(intervals[metric], metric=metric, row=name, reference=other) for metric in METRICS
+                metric: verdict(intervals[metric], metric=metric, row=name, reference=other, few=few)
+                for metric in METRICS
             },
             "mcnemar": [mcnemar(ours, theirs) for ours, theirs in zip(rows[name], rows[other], strict=True)],
         }
@@ -196,12 +199,18 @@ def side_by_side(
     }
 
 
-def verdict(interval: Sequence[float], *, metric: str, row: str, reference: str) -> str:
-    """Return what the interval of row - reference says: which is better, or "indistinguishable" where it holds 0."""
+def verdict(interval: Sequence[float], *, metric: str, row: str, reference: str, few: bool = False) -> str:
+    """Return what the interval of row - reference says: which is better, or "indistinguishable" where it holds 0.
+
+    An interval without width is none, and says nothing; `few` says that it rests on few groups.
+    """
     low, high = interval
     if low <= 0 <= high:
         return EQUAL
-    return f"{row if (low > 0) != (metric in LOWER_IS_BETTER) else reference} is better"
+    if low == high:
+        return UNTOLD
+    better = row if (low > 0) != (metric in LOWER_IS_BETTER) else reference
+    return f"{better} is better" + (", on few groups" if few else "")
 
 
 def mcnemar(ours: Predictions, theirs: Predictions) -> dict[str, Any]:

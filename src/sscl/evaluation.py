@@ -216,12 +216,13 @@ def _shares(
         counted = weights @ among
         chunks.append(np.divide(weights @ hits, counted, out=np.full_like(counted, np.nan), where=counted > 0))
     values = np.concatenate(chunks)  # (S, proportions)
+    alone = tiles.groups is not None and len(set(tiles.groups.tolist())) == 1  # nothing to draw from
     found: dict[str, Any] = {}
     for index, (name, (hit, counted_among)) in enumerate(masks.items()):
         share = metrics.proportion(int(hit.sum()), int(counted_among.sum()))
         defined = values[~np.isnan(values[:, index]), index]
         if share is not None:
-            enough = len(defined) >= 0.95 * len(values)
+            enough = len(defined) >= 0.95 * len(values) and not alone
             share["interval"] = tuple(np.quantile(defined, [0.025, 0.975]).tolist()) if enough else None
         found[name] = share
     return found

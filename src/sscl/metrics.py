@@ -86,8 +86,9 @@ def bootstrap_intervals(
     Tiles are resampled with replacement within each true class, so the class counts stay as they are
     (`support` has no interval: None); with groups whole groups are, see `resamples`. A metric has no interval
     where it is undefined on the tiles themselves, or on more than 1 - level of the resamples. Without groups,
-    tiles of one slide are treated as independent, so with several tiles a slide the intervals are too narrow;
-    and a class with no error (or with one tile) gets an interval of zero width: see `wilson_proportions`.
+    tiles of one slide are treated as independent, so with several tiles a slide the intervals are too narrow; of
+    one group alone there is nothing to draw, and no interval; and a class with no error (or with one tile) gets an
+    interval of zero width: see `wilson_proportions`.
 
     Args:
         labels, probabilities, positive: as in `classification_metrics`.
@@ -111,11 +112,12 @@ def bootstrap_intervals(
         for weights in resamples(truth, groups=groups, samples=samples, seed=seed)
     ]
     point = _weighted_metrics(truth, scores, np.ones((1, len(truth))), positive=positive)
+    alone = groups is not None and len(set(groups)) == 1
     flat: dict[str, tuple[float, float] | None] = {}
     for key in point:
         values = np.concatenate([chunk[key] for chunk in chunks])  # (S,)
         undefined = np.isnan(values)
-        if np.isnan(point[key][0]) or undefined.mean() > 1 - level:
+        if alone or np.isnan(point[key][0]) or undefined.mean() > 1 - level:
             flat[key] = None
         else:
             low, high = np.quantile(values[~undefined], [(1 - level) / 2, (1 + level) / 2])
@@ -262,6 +264,8 @@ def few_groups(groups: Sequence[str] | npt.NDArray[np.str_] | None) -> str | Non
     count = len(set(groups)) if groups is not None else _ENOUGH_GROUPS
     if count >= _ENOUGH_GROUPS:
         return None
+    if count == 1:
+        return f"1 group ({GROUPS}) is all there is: an interval over groups has no width, or is not given"
     return f"{count} groups ({GROUPS}) are few to draw from: the intervals over them are too narrow"
 
 
