@@ -180,6 +180,12 @@ def test_a_checkpoint_that_keeps_nothing_has_no_thresholds_and_says_so() -> None
     assert "operating point" not in evaluation.table(report)
 
 
+@pytest.mark.parametrize(("tiles", "said"), [(49, True), (50, False)])
+def test_few_validation_tiles_are_said(tiles: int, said: bool) -> None:
+    found = evaluation.notes(report_of(*some(), kept=kept_of(*some(seed=1, tiles=tiles))))
+    assert any(f"{tiles} validation tiles are few" in note for note in found) == said
+
+
 def test_an_error_free_class_has_a_wilson_interval_and_is_named() -> None:
     tiles, logits = some()
     logits[tiles.labels == 0] = torch.tensor([9.0, 0.0], dtype=torch.float64)

@@ -72,6 +72,7 @@ def row(text: str, name: str) -> list[str]:
 def test_the_figures_are_those_of_the_validation_tiles() -> None:
     text = card(content())
 
+    assert "20 tiles. They are few" in text
     low, high = wilson_interval(17, 20)
     assert row(text, "accuracy") == ["accuracy", "0.850", f"{low:.3f} to {high:.3f}", "17 of 20"]
     assert row(text, "`SSA` sensitivity")[1::2] == ["0.875", "7 of 8"]

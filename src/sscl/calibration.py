@@ -18,6 +18,7 @@ from sscl.metrics import ANNOTATORS, FloatArray, IntArray, wilson_interval
 BoolArray = npt.NDArray[np.bool_]
 
 BINS = 15  # as in Guo et al.
+FEW = 50  # validation tiles; below, what is fitted on them moves by much with other ones
 TEMPERATURES = (0.05, 20.0)  # beyond these the tiles do not tell one from another
 DEFINITION = (
     f"ECE: top-label confidence against accuracy in {BINS} bins of equal width (arXiv:1706.04599, Eq. 3); "
@@ -89,8 +90,8 @@ def fit_calibration(
     in words; `ece_before`, `ece_after` on these very tiles; `logits` (N, K) and `labels` (N,), so that another
     threshold can be chosen on them later.
 
-    Where every validation tile is right (`fit_temperature` then has no answer) the temperature stays 1: no finite
-    number of tiles bears out unlimited confidence.
+    Where every validation tile is right, or errs by next to nothing (`fit_temperature` then ends at its lower bound),
+    the temperature stays 1: no finite number of tiles bears out unlimited confidence.
 
     Args:
         logits, labels: of the validation tiles, (N, K) and (N,). classes: K names. positive: index or None.
@@ -100,7 +101,10 @@ def fit_calibration(
     method = f"fitted by the cross-entropy of {len(truth)} validation tiles"
     if temperature == TEMPERATURES[0]:
         temperature = 1.0
-        method = f"{len(truth)} validation tiles hardly err, so none can be fitted on them: 1 is kept"
+        method = (
+            f"that of {len(truth)} validation tiles would be below {TEMPERATURES[0]:g}, as where hardly one errs, and is "
+            "not believed: 1 is kept"
+        )
     elif temperature == TEMPERATURES[1]:
         method += f", on which the logits are worth nothing: held at the most that is allowed, {temperature:g}"
     before, after = softmax(logits), softmax(logits, temperature=temperature)

@@ -137,6 +137,11 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "temperature and thresholds come from the validation tiles that also chose the epoch, and flatter it"
             + ("; they were fitted without test-time augmentation" if report["test_time_augmentation"] else "")
         )
+        if report["calibration"]["fitted_on"] < calibration.FEW:
+            found.append(
+                f"{report['calibration']['fitted_on']} validation tiles are few: with others the temperature, the "
+                "operating point and the abstention threshold may be quite different"
+            )
         if report["positive"] is not None and report["operating_point"] is None:
             found.append("no operating point: the validation tiles are all of one class")
     before, after = (report["calibration"][stage]["loss"] for stage in ("before", "after"))

@@ -229,10 +229,13 @@ def _validation_lines(content: Mapping[str, Any]) -> list[str]:
         ("expected calibration error", f"{kept['ece_before']:.3f} before, {kept['ece_after']:.3f} after"),
         ("operating point", threshold),
     ]
+    few = ""
+    if kept["tiles"] < calibration.FEW:
+        few = " They are few: with others, temperature and threshold may be quite different."
     return [
         "## Validation",
         "",
-        f"{kept['tiles']} tiles. They chose the epoch and fitted temperature and threshold, so these figures flatter; "
+        f"{kept['tiles']} tiles.{few} They chose the epoch and fitted temperature and threshold, so these figures flatter; "
         "Wilson's intervals take tiles for independent and know nothing of that choice.",
         "",
         *_table(["figure", "value", "Wilson 95%", "tiles"], rows, numbers=3),
