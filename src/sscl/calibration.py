@@ -102,8 +102,8 @@ def fit_calibration(
     if temperature == TEMPERATURES[0]:
         temperature = 1.0
         method = (
-            f"that of {len(truth)} validation tiles would be below {TEMPERATURES[0]:g}, as where hardly one errs, and is "
-            "not believed: 1 is kept"
+            f"that of {len(truth)} validation tiles would be below {TEMPERATURES[0]:g}, as where hardly one errs, and "
+            "is not believed: 1 is kept"
         )
     elif temperature == TEMPERATURES[1]:
         method += f", on which the logits are worth nothing: held at the most that is allowed, {temperature:g}"

@@ -235,8 +235,8 @@ def _validation_lines(content: Mapping[str, Any]) -> list[str]:
     return [
         "## Validation",
         "",
-        f"{kept['tiles']} tiles.{few} They chose the epoch and fitted temperature and threshold, so these figures flatter; "
-        "Wilson's intervals take tiles for independent and know nothing of that choice.",
+        f"{kept['tiles']} tiles.{few} They chose the epoch and fitted temperature and threshold, so these figures "
+        "flatter; Wilson's intervals take tiles for independent and know nothing of that choice.",
         "",
         *_table(["figure", "value", "Wilson 95%", "tiles"], rows, numbers=3),
         "",
