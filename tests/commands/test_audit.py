@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,23 @@ def test_a_clean_set_passes_strict(cli, clean, tmp_path):
     assert result.code == 0, result.err
     assert report["pairs"] == report["clusters"] == []
     assert not report["leakage"]
-    assert "no leakage found: no test tile shows what a tile of train shows" in result.out
+    assert "no leakage found: no test tile was found that shows what a tile of train shows" in result.out
     assert not (tmp_path / "out" / "pairs.png").exists()
     assert "no slide or patient ids" in result.out
+
+
+def test_one_tile_in_two_classes_is_told(cli, clean, tmp_path):
+    root = Path(shutil.copytree(clean, tmp_path / "set"))
+    first = min((root / "train" / "a").iterdir())
+    shutil.copy(first, root / "train" / "b" / first.with_stem("again").name)
+    result, report = audit(cli, root, tmp_path / "out", "--strict")
+    assert result.code == 0, result.err  # no leak: both are training tiles
+    assert report["counts"]["pairs_labelled_otherwise"] == 1
+    assert [pair["labelled_otherwise"] for pair in report["pairs"]] == [True]
+    assert "of these, 1 pairs have another class on each side: look at them" in result.out
+    result, report = audit(cli, clean, tmp_path / "clean")
+    assert report["counts"]["pairs_labelled_otherwise"] == 0
+    assert "another class" not in result.out
 
 
 def test_pretraining_tiles_are_held_against_test_and_not_against_train(cli, clean, tmp_path):

@@ -28,7 +28,7 @@ from sscl.data import audit, duplicates
 from sscl.data.audit import Flag
 from sscl.data.duplicates import Pair
 from sscl.data.rows import Rows
-from sscl.data.tiles import Tiles, place_store
+from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
 
 HELD_OUT = ("validation", "test")  # no tile of these may come again in another part
@@ -41,7 +41,7 @@ class Parts:
     Attributes:
         tiles: of each part, at the size of the search: the set's splits, then the sets of `against` and `run`.
         root: of each part.
-        part_of, ids: of each row.
+        part_of, ids, labels: of each row.
     """
 
     tiles: dict[str, Tiles]
@@ -61,6 +61,12 @@ class Parts:
     def ids(self) -> list[str]:
         """The id of each row."""
         return [name for tiles in self.tiles.values() for name in tiles.ids]
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The class of each row; None where it has none."""
+        parts = self.tiles.values()
+        return [tiles.classes[label] if label != UNLABELLED else None for tiles in parts for label in tiles.labels]
 
 
 def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) -> int:
@@ -82,7 +88,7 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
     )
     parts = open_parts(config, further)
     embeddings = embed(config, further) if asks_for_encoder(config) else None
-    part_of, ids = parts.part_of, parts.ids
+    part_of, ids, labels = parts.part_of, parts.ids, parts.labels
     pairs = duplicates.find_pairs(
         parts.images,
         embeddings=embeddings,
@@ -110,13 +116,18 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
             "tiles": len(ids),
             "pairs": {kind: sum(pair.kind == kind for pair in pairs) for kind in duplicates.KINDS},
             "pairs_across": len(across),
+            "pairs_labelled_otherwise": sum(labelled_otherwise(pair, labels) for pair in sure),
             "clusters": int((sizes > 1).sum()),
             "tiles_in_clusters": int(sizes[sizes > 1].sum()),
             "largest_cluster": int(sizes.max()),
             "flagged": dict(Counter(flag.kind for flag in flags)),
         },
         "straddling_groups": straddling,
-        "pairs": [pair_facts(pair, part_of, ids, across=pair in set(across)) for pair in pairs],
+        "pairs": [
+            pair_facts(pair, part_of, ids, across=pair in set(across))
+            | {"labelled_otherwise": labelled_otherwise(pair, labels)}
+            for pair in pairs
+        ],
         "clusters": cluster_facts(clusters, part_of, ids),
         "flagged": [
             {"part": str(part_of[flag.row]), "id": ids[flag.row], "kind": flag.kind, "why": flag.reason}
@@ -249,7 +260,8 @@ def verdict(
     if found and (across or straddling):
         return f"THE SPLIT LEAKS: {'; '.join(found)}"
     others = [part for part in parts.tiles if part not in twins]
-    return f"no leakage found: no {' or '.join(twins)} tile shows what a tile of {', '.join(others)} shows"
+    of = ", ".join(others)
+    return f"no leakage found: no {' or '.join(twins)} tile was found that shows what a tile of {of} shows"
 
 
 def notes(config: AuditConfig, parts: Parts, *, leaks: bool) -> list[str]:
@@ -263,7 +275,7 @@ def notes(config: AuditConfig, parts: Parts, *, leaks: bool) -> list[str]:
     if config.data.group_near_duplicates:  # the groups hold clusters of duplicates too
         found_groups = near_duplicate_groups(config.data, split="train", progress=False)
         given = None if found_groups.given is None else given
-    if given is None:
+    if given is None and any(name in HELD_OUT for name in parts.tiles):
         found.append(
             "no slide or patient ids: tiles of one slide that do not overlap may still lie on both sides, unseen"
         )
@@ -301,6 +313,11 @@ def pair_facts(pair: Pair, part_of: NDArray[np.str_], ids: Sequence[str], *, acr
         "keypoints": pair.keypoints,
         "overlap": None if pair.overlap is None else round(pair.overlap, 3),
     }
+
+
+def labelled_otherwise(pair: Pair, labels: Sequence[str | None]) -> bool:
+    """Return whether both tiles of a pair have a class, and not the same one."""
+    return None not in (labels[pair.first], labels[pair.second]) and labels[pair.first] != labels[pair.second]
 
 
 def cluster_facts(
@@ -392,6 +409,10 @@ def summary(report: dict[str, Any]) -> list[str]:
         f"pairs that show the same: {kinds['exact'] + kinds['hash'] + kinds['keypoints']} ({kinds['exact']} of equal "
         f"pixels, {kinds['hash']} by hash, {kinds['keypoints']} by keypoints), {counts['pairs_across']} across splits"
     )
+    if counts["pairs_labelled_otherwise"]:
+        lines.append(
+            f"of these, {counts['pairs_labelled_otherwise']} pairs have another class on each side: look at them"
+        )
     if counts["clusters"]:
         lines.append(
             f"clusters: {counts['clusters']} of 2 to {counts['largest_cluster']} tiles, "
