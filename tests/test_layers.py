@@ -48,7 +48,7 @@ LAYERS = (
     {"__main__"},
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-PACKAGE_MAY = {"api.load"}  # when it is asked for
+PACKAGE_MAY = {"api"}  # when it is asked for
 CONFIG_MAY = {"models"}  # constants for the documentation of defaults
 # What commands share; not commands.
 SHARED = {

@@ -68,7 +68,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     run.check_run_folder(out, overwrite=overwrite)
     check_apart(out, config.paths)
     if config.panels:  # a wrong target or layer is told before all tiles are read
-        model.explain(np.zeros((model.size_px, model.size_px, 3), np.uint8), **how(config))
+        check_maps(model, config)
     found = files.find_images(config.paths)
     tally = Tally(faults=list(found.faults))
     pictures = 0
@@ -108,6 +108,14 @@ def how(config: PredictConfig) -> dict[str, Any]:
         "fuse": maps.fuse,
         "threshold": maps.threshold,
     }
+
+
+def check_maps(model: api.Model, config: PredictConfig) -> None:
+    """Raise ValueError if the model has no such target or layer."""
+    try:
+        model.explain(np.zeros((model.size_px, model.size_px, 3), np.uint8), **how(config))
+    except ValueError as error:
+        raise ValueError(f"gradcam.{error}" if str(error).startswith(("target:", "layer:")) else str(error)) from error
 
 
 def check_apart(out: Path, paths: Sequence[str]) -> None:
@@ -269,7 +277,7 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
             f"the files have sides of {low} to {high} px, all brought to {model.size_px}: if they show tissue at other "
             "scales than the training tiles did, the predictions say nothing"
         )
-    lines.append("for research; predictions hold for tiles like those trained on, and no probability knows of others")
+    lines.append("for research; probabilities hold for tiles like those trained on, and say nothing about other tissue or stains")
     return lines
 
 
@@ -280,7 +288,7 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
         f"px; temperature {model.temperature:.3f}"
     )
     counts = ", ".join(f"{tally.classes[name]:,} {name}" for name in model.classes)
-    yield f"{len(tally.places):,} tiles: {counts}"
+    yield f"{len(tally.places):,} tile{'s' if len(tally.places) != 1 else ''}: {counts}"
     if model.decide_from is None:
         yield f"  all decided ({threshold_from(model, config)})"
     else:

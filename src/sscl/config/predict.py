@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator
 
@@ -50,9 +50,9 @@ class PredictConfig(Section):
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
     progress: bool = knob(True, "show progress bars")
 
-    @field_validator("panels")
+    @field_validator("panels", mode="before")
     @classmethod
-    def _a_number(cls, value: bool | int) -> bool | int:
-        if value < 0:
+    def _a_number(cls, value: Any) -> Any:
+        if not isinstance(value, int) or value < 0:
             raise ValueError("allowed is true, false, or a number of tiles, 0 or more")
         return value

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sscl.data import files
+from sscl.data.decode import decode_file
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def names_below(folder: Path, found: files.Found) -> list[str]:
+    return [os.path.relpath(name, folder) for name in found.names]
+
+
+def test_a_folder_stands_for_all_images_below_it_in_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b.PNG", "a.jpeg", "sub/deep/c.tif", "sub/ä ö.webp", ".hidden.png", ".git/x.png", "slide.svs")
+    touch(tmp_path, "sub/notes.txt", "sub/more.txt", "README", "x.png/inner.bmp")
+    found = files.find_images([tmp_path])
+    assert names_below(tmp_path, found) == ["a.jpeg", "b.PNG", "sub/ä ö.webp", "sub/deep/c.tif", "x.png/inner.bmp"]
+    assert found.files == found.names
+    assert dict(found.passed_over) == {".svs": 1, ".txt": 2, "without suffix": 1}
+    assert files.describe_passed_over(found).startswith("4 other files (.txt, ")
+    assert (found.repeated, found.faults) == (0, [])
+
+
+def test_every_file_once_whatever_way_leads_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "t/a.png", "t/sub/b.png", "c.png")
+    (tmp_path / "t" / "link.png").symlink_to("a.png")
+    (tmp_path / "t" / "sub" / "up").symlink_to("..")  # never ends, if followed
+    (tmp_path / "other").symlink_to("t/sub")
+    (tmp_path / "list.csv").write_text("path\nt/a.png\nc.png\n")
+    monkeypatch.chdir(tmp_path)
+    found = files.find_images(["t", "t/a.png", "./t/../t/a.png", "other", str(tmp_path / "t" / "sub"), "list.csv"])
+    assert found.names == ["t/a.png", "t/sub/b.png", "c.png"]
+    assert found.repeated == 6  # link.png, a.png twice, b.png twice, a.png in the list
+    assert files.find_images(["other"]).names == ["other/b.png"]
+
+
+def test_a_list_keeps_its_names_and_means_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "set/x/a.png", "b.png")
+    text = f"slide,path\r\n1,x/a.png\r\n2,{tmp_path / 'b.png'}\r\n3,x/none.png\r\n"
+    (tmp_path / "set" / "list.CSV").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    monkeypatch.chdir(tmp_path)
+    found = files.find_images(["set/list.CSV"])
+    assert found.names == ["x/a.png", str(tmp_path / "b.png"), "x/none.png"]
+    assert found.files == ["set/x/a.png", str(tmp_path / "b.png"), "set/x/none.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "file,slide\na.png,1\n",
+            "list.csv: line 1: column 'path' is missing, found only file, slide; rename or add it",
+        ),
+        ("Path\na.png\n", "list.csv: line 1: column 'path' is missing, found 'Path' instead; rename or add it"),
+        ("path\n", "list.csv: has a header but no rows"),
+        ("", "list.csv: is empty; expected the header path"),
+        ("path,n\na.png,1\n,2\n", "list.csv: line 3: column 'path' is empty; fill it in or take the row out"),
+        (
+            "path\nx/a.png\nx/b.png\n",
+            "list.csv: none of its 2 files is there, the first would be x/a.png; paths are relative to the CSV's own "
+            "folder",
+        ),
+    ],
+)
+def test_lists_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: str) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"^{re.escape(line)}$"):
+        files.find_images(["list.csv"])
+
+
+def test_what_is_not_there_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "other/a.svs", "a/x.png", "b/x.png")
+    (tmp_path / "empty").mkdir()
+    for folder in ("a", "b"):
+        (tmp_path / folder / "list.csv").write_text("path\nx.png\n")
+    monkeypatch.chdir(tmp_path)
+    for words, line in (
+        (["a", "none", "til*.png"], "none: no such file or folder (and 1 more such paths)"),
+        (["til*.png"], "til*.png: no such file or folder; the shell found nothing of that pattern"),
+        (["empty"], "empty: no images below it (looked for .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)"),
+        (["other", "empty"], "2 paths: no images below it (looked for .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp; "),
+        (["a/list.csv", "b/list.csv"], "x.png: two lists name different files so; write whole paths, or use one list "),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"^{re.escape(line)}"):
+            files.find_images(words)
+
+
+def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
+        file.write(b"x")
+    found = files.find_images([tmp_path])
+    assert names_below(tmp_path, found) == ["a.png"]
+    assert found.faults == [(f"{tmp_path}/caf\\xe9.png", "its name is not UTF-8; rename it")]
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.png", "shut/b.png")
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = files.find_images([tmp_path])
+    assert names_below(tmp_path, found) == ["a.png"]
+    assert found.faults == [(f"{tmp_path}/shut", "cannot be listed (Permission denied)")]
+
+
+def test_batches_hold_what_the_files_hold_in_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(50):
+        side = 16 if i % 3 else 24
+        paths.append(tmp_path / f"{i:02d}.png")
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(paths[-1])
+    paths[7].write_bytes(b"no image")
+    paths[20].write_bytes(paths[21].read_bytes()[:200])
+    for i in range(32, 40):  # a whole batch
+        paths[i].write_bytes(b"")
+    found = list(files.batches(paths, size_px=16, batch_size=8))
+    assert [len(batch.rows) + len(batch.faults) for batch in found] == [8] * 6 + [2]
+    rows = np.concatenate([batch.rows for batch in found])
+    np.testing.assert_array_equal(rows, [i for i in range(50) if i not in (7, 20, *range(32, 40))])
+    expected = np.stack([decode_file(paths[row], size_px=16, exact_size_px=None) for row in rows])
+    np.testing.assert_array_equal(np.concatenate([batch.images for batch in found]), expected)
+    sides = [side for batch in found for side in batch.sides_px]
+    assert sides == [16 if row % 3 else 24 for row in rows]
+    faults = dict(fault for batch in found for fault in batch.faults)
+    assert list(faults) == [7, 20, *range(32, 40)]
+    assert faults[7].startswith(f"{paths[7]}: is not an image")
+    assert "truncated" in faults[20]
+    assert (found[4].images.shape, found[4].sides_px) == ((0, 16, 16, 3), ())
+
+
+def test_no_more_is_decoded_than_a_few_batches_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the number of files; and a reader that leaves ends the decoding."""
+    started = []
+
+    def pixels_of(item: Any, *, size_px: int) -> Any:
+        started.append(item)
+        return np.zeros((size_px, size_px, 3), np.uint8), size_px
+
+    monkeypatch.setattr(files, "pixels_of", pixels_of)
+    stream = files.batches([f"{i}" for i in range(1000)], size_px=16, batch_size=10)
+    for number in range(1, 5):
+        next(stream)
+        assert len(started) <= 10 * (number + files._AHEAD)
+    stream.close()
+    assert len(started) <= 10 * (4 + files._AHEAD)
