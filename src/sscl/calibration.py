@@ -46,7 +46,7 @@ def fit_temperature(logits: npt.ArrayLike | torch.Tensor, labels: npt.ArrayLike)
 
     The loss is convex in 1 / T, so the one root of its slope is the answer. T is held within TEMPERATURES: where every
     tile is right the likelihood knows no best T (the smaller, the better) and the lower end is returned; where the
-    logits say less than nothing of the labels, the upper one. A result at an end was bounded, not found.
+    logits are far too sure, or say less than nothing of the labels, the upper one. A result at an end was bounded, not found.
 
     Args:
         logits: (N, K), N >= 1, of tiles that did not train. labels: class indices, (N,).
@@ -106,7 +106,7 @@ def fit_calibration(
             "is not believed: 1 is kept"
         )
     elif temperature == TEMPERATURES[1]:
-        method += f", on which the logits are worth nothing: held at the most that is allowed, {temperature:g}"
+        method += f", which would be above {temperature:g}: held there; the logits are far too sure, or say nothing"
     before, after = softmax(logits), softmax(logits, temperature=temperature)
     threshold = None
     if positive is not None and 0 < (truth == positive).sum() < len(truth):
