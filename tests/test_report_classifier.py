@@ -122,14 +122,14 @@ def test_the_summary_says_what_was_trained_on_what():
     text = report_classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
 
     right = int((one.found.predictions == one.found.labels).sum())
-    assert "A resnet18 that starts from the weights of ssl, which were trained on unlabelled, was fine-tuned" in text
-    assert "fine-tuned on 100 tiles of the training split of colon to tell HP and SSA apart" in text
+    assert "a net of the kind resnet18, starts from the weights of ssl, which were trained on unlabelled, and" in text
+    assert "was fine-tuned on 100 tiles of the training split of colon to tell HP and SSA apart" in text
     assert "chose epoch 2" in text
     assert f"Of the 80 tiles of the test split of colon it gets {right} right." in text
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"), [(None, "from random weights was"), ("imagenet", "from ImageNet weights was")]
+    ("weights", "said"), [(None, "from random weights and was"), ("imagenet", "from ImageNet weights and was")]
 )
 def test_where_the_weights_come_from(weights, said):
     one = subject()

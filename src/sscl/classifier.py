@@ -20,7 +20,8 @@ LAST_FEATURES = "the last features"
 
 def blank_classifier(content: dict[str, Any]) -> Classifier:
     """Return the classifier of a finetune checkpoint with random weights."""
-    encoder = build_encoder(content["encoder_name"], stem=content["stem"], output_stride=content["output_stride"])
+    stride = content.get("output_stride", 32)  # older checkpoints do not say
+    encoder = build_encoder(content["encoder_name"], stem=content["stem"], output_stride=stride)
     return Classifier(encoder, num_classes=len(content["classes"]))
 
 

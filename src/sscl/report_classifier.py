@@ -118,8 +118,9 @@ def _trained(subject: Subject, training_tiles: int | None) -> str:
     of = "" if training_tiles is None else f"{training_tiles:,} tiles of "
     name = blocks.name_of(config["data"]["root"])
     return (
-        f"A {content['encoder_name']} that starts from {origin}{before} was fine-tuned on {part}{of}the training split "
-        f"of {name} to tell {listed(content['classes'])} apart; validation tiles chose epoch {content['epoch']}."
+        f"The encoder, a net of the kind {content['encoder_name']}, starts from {origin}{before} and was fine-tuned on "
+        f"{part}{of}the training split of {name} to tell {listed(content['classes'])} apart; validation tiles chose "
+        f"epoch {content['epoch']}."
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-import page
 import pytest
 import torch
+
+import page
 
 CPU = torch.device("cpu")
 

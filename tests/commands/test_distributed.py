@@ -51,7 +51,8 @@ def words_of(cli: Any, command: str, run: Path, *words: object) -> list[object]:
 @pytest.fixture(scope="module")
 def pretrain_words(pretrained: Path, folder3_words: list[str]) -> list[str]:
     """Tiles of noise: in a drawn lumen all pixels are equal, and rounding decides which of them max-pool takes."""
-    return [*folder3_words, f"model.weights={pretrained}", *FROZEN, "train.epochs=2", "health.tiles=8", "train.learning_rate=0.02"]
+    start = f"model.weights={pretrained}"
+    return [*folder3_words, start, *FROZEN, "train.epochs=2", "health.tiles=8", "train.learning_rate=0.02"]
 
 
 @pytest.fixture(scope="module")

@@ -260,7 +260,7 @@ def verdict(
     if found and (across or straddling):
         return f"THE SPLIT LEAKS: {'; '.join(found)}"
     others = [part for part in parts.tiles if part not in twins]
-    of = ", ".join(others)
+    of = " or ".join(part if "." not in part else f"{part} ({Path(parts.root[part]).name})" for part in others)
     return f"no leakage found: no {' or '.join(twins)} tile was found that shows what a tile of {of} shows"
 
 

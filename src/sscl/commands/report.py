@@ -51,10 +51,11 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     out = Path(config.out) if config.out is not None else Path(own or config.runs[0]) / "report.html"
     check_page(out, overwrite=overwrite)
     environment = run.environment()
+    made_on = f"{environment['date'][:16].replace('T', ' ')} UTC"
     content: dict[str, Any] = {
         "title": "Report",
         "subtitle": ", ".join(Path(name).resolve().name for name in config.runs),
-        "made": f"Made by {MARK} {environment['sscl']} on {environment['date']}: {environment['command']}",
+        "made": f"Made by {MARK} {environment['sscl']} on {made_on}: {environment['command']}",
         "id": hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:16],
         "sections": [],
         "gallery": None,
