@@ -251,6 +251,17 @@ class TestDeletionInsertion:
         assert found["deletion"]["map"]["auc"] < found["deletion"]["random order"]["auc"] - 0.2
         assert found["insertion"]["map"]["auc"] > found["insertion"]["centre"]["auc"] + 0.03
 
+    def test_a_net_that_is_sure_whatever_it_sees_cannot_be_judged(self) -> None:
+        """Its probability is 1 to many digits; the order of the remaining ones would be a verdict on rounding."""
+        tiles, _ = red_tiles(16)
+        sure = RedNet()
+        with torch.no_grad():
+            sure.head.bias.copy_(torch.tensor([-30.0, 0.0]))
+        found = cam_checks.deletion_insertion(sure, tiles, ones(16), explain(sure, tiles, ones(16)))
+        assert found["moves"] < 1e-3
+        assert found["passed"] is None
+        assert found["verdict"].startswith("cannot be judged: the probability moves by")
+
     @pytest.mark.parametrize("kind", ["constant", "opposite", "another net's"])
     def test_maps_that_say_nothing_fail(self, kind: str) -> None:
         tiles, _ = red_tiles(16)

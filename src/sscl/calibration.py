@@ -46,7 +46,8 @@ def fit_temperature(logits: npt.ArrayLike | torch.Tensor, labels: npt.ArrayLike)
 
     The loss is convex in 1 / T, so the one root of its slope is the answer. T is held within TEMPERATURES: where every
     tile is right the likelihood knows no best T (the smaller, the better) and the lower end is returned; where the
-    logits are far too sure, or say less than nothing of the labels, the upper one. A result at an end was bounded, not found.
+    logits are far too sure, or say less than nothing of the labels, the upper one. A result at an end was bounded, not
+    found.
 
     Args:
         logits: (N, K), N >= 1, of tiles that did not train. labels: class indices, (N,).

@@ -29,6 +29,7 @@ Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]  # net, tiles (B, 3, S, 
 UNRELATED = 0.5
 # Of maps with fewer cells unrelated ones look alike by chance: of 9, by 0.28 in the mean.
 FEWEST_CELLS = 16
+LEAST_MOVE = 0.05  # of a probability; where blurring moves it by less, the order of blurring says nothing
 STEADY = 0.7  # least mean rank correlation of a map with those of the turned tile
 _STEPS = 10
 _GRID = 7
@@ -203,7 +204,8 @@ def deletion_insertion(
 
     Returns:
         {`tiles`, `fractions`: K, `deletion`, `insertion`: {order: {`curve`: K, `auc`, `interval`, and of the baselines
-        `difference`: map - baseline, `difference_interval`}}, `passed`, `verdict`}.
+        `difference`: map - baseline, `difference_interval`}}, `moves`: by how much the probability moves at most, in
+        the mean over tiles, `passed`, `verdict`}.
 
     Source: Petsiuk et al., arXiv:1806.07421, sec. 3.3; they delete to grey and insert into blur.
     """
@@ -235,6 +237,8 @@ def deletion_insertion(
                         curves[way][name][part, step] = probability.cpu().numpy()
                         bar.update(len(mixed))
     found: dict[str, Any] = {"tiles": count, "fractions": fractions.tolist()}
+    every = [np.ptp(curve, axis=1).mean() for by_order in curves.values() for curve in by_order.values()]
+    found["moves"] = float(max(every))
     weights = np.concatenate(list(resamples(np.zeros(count, dtype=np.int64), samples=samples, seed=seed))) / count
     for way, by_order in curves.items():
         areas = {name: ((c[:, 1:] + c[:, :-1]) / 2 * np.diff(fractions)).sum(1) for name, c in by_order.items()}
@@ -253,7 +257,12 @@ def deletion_insertion(
     return found
 
 
-def _deletion_verdict(found: dict[str, Any]) -> tuple[bool, str]:
+def _deletion_verdict(found: dict[str, Any]) -> tuple[bool | None, str]:
+    if found["moves"] < LEAST_MOVE:
+        return None, (
+            f"cannot be judged: the probability moves by {found['moves']:.1g} of 1 at most, whatever is blurred "
+            f"(at least {LEAST_MOVE:g} is needed)"
+        )
     said, better = [], []
     for way, sign in (("deletion", -1), ("insertion", 1)):
         for name in ("random order", "centre"):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, cam, cam_plots, features, run
+from sscl import augment, box_checks, calibration, cam, cam_plots, features, run
 from sscl.cam_plots import BOX_FIELDS, METHOD_NAMES
 from sscl.classifier import (
     blank_classifier,
@@ -93,7 +93,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         batch_size=config.batch_size,
         progress="predict" if config.progress else None,
     )
-    probabilities = logits.double().softmax(1).numpy()  # (N, K)
+    kept = content.get("calibration")  # older checkpoints have none
+    probabilities = calibration.softmax(logits, temperature=1.0 if kept is None else kept["temperature"])  # (N, K)
     chosen = choose_tiles(tiles, probabilities, config)
     maps = list(maps_of(model, np.array(chosen, dtype=np.int64), "gradcam"))
     localised = None
