@@ -55,6 +55,10 @@ def test_commands_are_accepted(command, monkeypatch):
         return
     file = given[given.index("--config") + 1] if "--config" in given else None
     kind = getattr(config, cli.COMMANDS[name].config)
+    for option, key in cli.COMMANDS[name].options:  # --checkpoint RUN is checkpoint=RUN
+        if f"--{option}" in given:
+            place = given.index(f"--{option}")
+            given[place : place + 2] = [f"{key}={given[place + 1]}"]
     words = [word for word in given if not word.startswith("--") and word != file]
     overrides = [word for word in cli.as_overrides(cli.COMMANDS[name], words) if "=" in word]
     assert isinstance(config.load_config(kind, file, overrides=overrides), kind)

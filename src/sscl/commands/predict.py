@@ -277,7 +277,9 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
             f"the files have sides of {low} to {high} px, all brought to {model.size_px}: if they show tissue at other "
             "scales than the training tiles did, the predictions say nothing"
         )
-    lines.append("for research; probabilities hold for tiles like those trained on, and say nothing about other tissue or stains")
+    lines.append(
+        "for research; probabilities hold for tiles like those trained on, and say nothing about other tissue or stains"
+    )
     return lines
 
 
