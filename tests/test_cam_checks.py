@@ -368,7 +368,7 @@ class TestBoxes:
         assert found["verdict"].startswith("FAILS: the threshold decides the box")
 
     def test_no_evidence_no_verdict(self) -> None:
-        found = box_checks.box_sensitivity([-np.ones((8, 8))], threshold=0.2)
+        found = box_checks.box_sensitivity([-np.ones((8, 8)), np.ones((8, 8))], threshold=0.2)  # the second boxes all
         assert found["passed"] is None
         with pytest.raises(ValueError, match="no map has a box"):
             cam_plots.plot_box_sensitivity(found, path="x.png", title="")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscl import cam
+from sscl.map_similarity import constant
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -28,7 +29,7 @@ def box_sensitivity(
     """Return how size and place of the box change with its threshold.
 
     Args:
-        maps: raw, (S, S) each; those without evidence have no box and are left out.
+        maps: raw, (S, S) each; those without evidence have no box, constant ones no other than the tile: left out.
         threshold: what the others are compared with. thresholds: ascending.
 
     Returns:
@@ -39,7 +40,7 @@ def box_sensitivity(
     area, shift, overlap, ends = [], [], [], []
     for raw in maps:
         reference = cam.find_box(raw, threshold=threshold)
-        if reference is None:
+        if reference is None or constant(np.asarray(raw, dtype=np.float64)):
             continue
         boxes = [box for value in thresholds if (box := cam.find_box(raw, threshold=value)) is not None]
         area.append([box.area_fraction for box in boxes])
@@ -50,7 +51,15 @@ def box_sensitivity(
     if not area:
         nothing: dict[str, list[float]] = {"mean": [], "sd": []}
         empty = dict.fromkeys(("area_fraction", "centre_shift", "iou"), nothing)
-        return facts | empty | {"ends": None, "passed": None, "verdict": "cannot be judged: no map has evidence"}
+        return (
+            facts
+            | empty
+            | {
+                "ends": None,
+                "passed": None,
+                "verdict": "cannot be judged: no map has evidence, or more of it in one place",
+            }
+        )
     areas, shifts, ious = (_spread(np.array(values).T) for values in (area, shift, overlap))
     between = float(np.mean(ends))
     passed = between >= SAME_BOX

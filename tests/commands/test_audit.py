@@ -211,7 +211,10 @@ def test_no_cluster_is_split(seed, twins):
     plain = data.model_copy(update={"group_near_duplicates": False})
     mixed = [load_tiles(plain, split=split, progress=False) for split in ("train", "test")]
     assert {original(name) for name in mixed[0].ids} & {original(name) for name in mixed[1].ids}
-    assert "12 clusters" in inputs.describe_tiles(data, load_tiles(data, split="all", progress=False), split="all")
+    everything = load_tiles(data, split="all", progress=False)
+    assert "12 clusters" in inputs.describe_tiles(data, everything, split="all")
+    apart = everything.subset(np.unique(everything.groups, return_index=True)[1])
+    assert inputs.describe_tiles(data, apart, split="all").endswith(f"stay together: {len(apart)} single tiles")
 
 
 def test_given_groups_and_clusters_are_joined(twins, tmp_path):

@@ -164,9 +164,9 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     together = ""
     if data.group_near_duplicates and tiles.groups is not None:
         _, sizes = np.unique(tiles.groups, return_counts=True)
+        clusters = f"{(sizes > 1).sum()} clusters (with the given groups, if any) of 2 to {sizes.max()} tiles, "
         together = (
-            f"; near-duplicates stay together: {(sizes > 1).sum()} clusters (with the given groups, if any) of 2 to "
-            f"{sizes.max()} tiles, {(sizes == 1).sum()} single tiles"
+            f"; near-duplicates stay together: {clusters if (sizes > 1).any() else ''}{(sizes == 1).sum()} single tiles"
         )
     return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{of}{together}"
 
