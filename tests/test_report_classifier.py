@@ -235,3 +235,7 @@ def test_the_data_table_counts_classes_and_slides():
         ["train", "1,234", "40", "1,274", "7"],
         ["test", "1", "2", "3", "not known"],
     ]
+    assert "carved from the training split" in str(section)
+    own = subject()
+    own.content["config"]["data"]["source"] = "pathmnist"  # brings a validation split
+    assert "the set's own validation split" in str(report_classifier.data(own, counts={}, groups={}))

@@ -191,7 +191,7 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     """Return where the tiles are from and how many of each class there are.
 
     Args:
-        counts: {split: {class: tiles}}. groups: {split: slides or patients, None where these are not known}.
+        counts: {split: {class: tiles}}. groups: {split: slides, patients or clusters; None where these are not known}.
     """
     section = subject.report["data"]
     facts = {"tiles": section["root"], "source": section["source"]}
@@ -199,9 +199,11 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     facts |= {"side": f"{section['size_px']} px", "stain normalisation": section.get("stain", "none")}
     kept = subject.content.get("calibration")
     if kept is not None:
-        facts["validation"] = f"{kept['tiles']} tiles, carved from the training split; they chose the epoch"
+        own = subject.content["config"]["data"].get("source") == "pathmnist"
+        where = "the set's own validation split" if own else "carved from the training split"
+        facts["validation"] = f"{kept['tiles']} tiles, {where}; they chose the epoch"
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))
-    lines = [["split", *classes, "all", "slides or patients"]]
+    lines = [["split", *classes, "all", "groups (slides, patients or clusters)"]]
     for split, of in counts.items():
         known = groups.get(split)
         row = [f"{of.get(name, 0):,}" for name in classes]

@@ -108,7 +108,7 @@ def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
         else "none",
         "tiles to look at": ", ".join(f"{count} {kind}" for kind, count in sorted(counts["flagged"].items())) or "none",
     }
-    parts = [["part", "folder", "tiles", "slides or patients"]]
+    parts = [["part", "folder", "tiles", "groups (slides, patients or clusters)"]]
     for part, of in report["parts"].items():
         groups = "not known" if of["groups"] is None else f"{of['groups']:,}"
         parts.append([part, of["root"], f"{of['tiles']:,}", groups])

@@ -253,7 +253,9 @@ def caveats(config: FinetuneConfig, tiles: Tiles) -> list[str]:
             how = "with their labels: the figures are too good" if labels else "without their labels"
             found.append(f"model.weights was trained on tiles of {there}, held-out ones may be among them, {how}")
     if tiles.groups is None or (config.data.group_near_duplicates and not slides_known(config.data)):
-        found.append("no slide or patient ids: tiles of one slide may lie in several folds")
+        found.append(
+            "no slide or patient ids: tiles of one slide may lie in several folds; the intervals are too narrow then"
+        )
     return found
 
 

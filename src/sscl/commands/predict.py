@@ -231,7 +231,7 @@ def threshold_from(model: api.Model, config: PredictConfig) -> str:
     if config.confidence is not None:
         return "as given"
     tiles = model.content["calibration"]["tiles"]
-    return f"leaves out {100 * config.abstain:g}% of {tiles} validation tiles"
+    return f"leaves out at most {100 * config.abstain:g}% of {tiles} validation tiles"
 
 
 def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> dict[str, Any]:
