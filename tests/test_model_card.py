@@ -128,6 +128,9 @@ def test_limits_follow_the_data() -> None:
     assert "Few tiles" not in known
     assert "Few tiles to learn from: 9 of `HP`." in unknown
     assert "say nothing about tissue" in drawn
+    assert "There was no tile" not in known
+    lacking = card(content(), validation=model_card.Part({"HP": 20, "SSA": 0}, None))
+    assert "- There was no tile to validate with of `SSA`." in lacking
     assert "say nothing about tissue" not in known
 
 

@@ -94,7 +94,7 @@ def model_card(
         *_training_lines(content),
         *_validation_lines(content),
         *("## Test", "", BEGIN, "", *_untested(name), "", END, ""),
-        *_limit_lines(content, train, slides_known=slides_known),
+        *_limit_lines(content, train, validation, slides_known=slides_known),
         *_use_lines(name),
     ]
     return "\n".join(lines)
@@ -249,7 +249,7 @@ def _untested(name: str) -> list[str]:
     return [f"Not evaluated yet. `sscl eval checkpoint=RUN`, where RUN is the folder {_code(name)}, fills this in."]
 
 
-def _limit_lines(content: Mapping[str, Any], train: Part, *, slides_known: bool) -> list[str]:
+def _limit_lines(content: Mapping[str, Any], train: Part, validation: Part, *, slides_known: bool) -> list[str]:
     data = content["config"]["data"]
     classes = content["classes"]
     found = [
@@ -267,6 +267,10 @@ def _limit_lines(content: Mapping[str, Any], train: Part, *, slides_known: bool)
             "No slide or patient ids: tiles of one slide may lie in training, validation and test, which would make "
             "all figures too good."
         )
+    for what, part in (("train on", train), ("validate with", validation)):
+        absent = [_code(label) for label, count in part.counts.items() if not count]
+        if absent:
+            found.append(f"There was no tile to {what} of {_listed(absent)}.")
     if data["source"] == "synthetic":
         found.append("The tiles are drawn by a program: the figures say nothing about tissue.")
     if min(train.counts.values()) < 50:

@@ -622,6 +622,17 @@ def test_the_sets_own_validation_split_selects(
     assert "20 tiles without a label, or beyond train.label_fraction: not used" in result.out
 
 
+def test_a_class_that_validation_lacks_is_told(cli: Any, npz: Path, tmp_path: Path) -> None:
+    content = dict(np.load(npz))
+    content["val_labels"] = np.zeros_like(content["val_labels"])
+    np.savez(tmp_path / "lacking.npz", **content)
+    words = [f"data.root={tmp_path / 'lacking.npz'}", "data.source=pathmnist", "data.size_px=28"]
+    result = cli.finetune(tmp_path / "run", *words)
+    assert result.code == 0, result.err
+    assert "warning: there is no tile to validate with of 1\n" in result.out
+    assert "There was no tile to validate with of `1`." in (tmp_path / "run/MODEL_CARD.md").read_text(encoding="utf-8")
+
+
 def test_the_label_fraction_cuts_training_and_validation_alike(npz: Path) -> None:
     halved = FinetuneConfig(
         run="run", data={"root": str(npz), "source": "pathmnist", "size_px": 28}, train={"label_fraction": 0.5}

@@ -158,6 +158,10 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         "data_fingerprint": fingerprint,
     }
     print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
+    for what, held in (("train on", tiles.labels[train]), ("validate with", watched.labels[validation])):
+        absent = [name for i, name in enumerate(tiles.classes) if not (held == i).any()]
+        if absent:
+            print(f"warning: there is no tile to {what} of {', '.join(absent)}")
     if writes:
         at_once = part if joint is None else 4 * part  # two views of these tiles and of as many unlabelled ones
         side = config.data.size_px
