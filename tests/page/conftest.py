@@ -131,7 +131,7 @@ def content(whole: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(whole)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # one Playwright at a time in a process; other modules start their own
 def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("NO CHROMIUM: the page is not tested in a browser; apt install chromium (Debian, Ubuntu)")
