@@ -23,6 +23,7 @@ COLORMAPS = {
     "magma": cv2.COLORMAP_MAGMA,
     "cividis": cv2.COLORMAP_CIVIDIS,
 }
+NAME_BYTES = 120  # of a tile's name in the name of a picture
 METHOD_NAMES = {
     "gradcam": "Grad-CAM",
     "gradcam++": "Grad-CAM++",
@@ -90,6 +91,11 @@ def draw_box(image: ByteArray, box: Box | None) -> ByteArray:
         drawn[y0:y1, x0 : min(x0 + width, x1)] = colour
         drawn[y0:y1, max(x1 - width, x0) : x1] = colour
     return drawn
+
+
+def short_name(name: str) -> str:
+    """Return a file's name cut so that what is added to it still makes a file name."""
+    return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
 
 def draw_tile(

@@ -218,6 +218,9 @@ def test_folder_of_images_without_labels(
     names = sorted(path.name for path in (tiles / "images").iterdir())[:3]
     for name in names:
         shutil.copy(tiles / "images" / name, folder)
+    long = "ü" * 120 + ".png"  # with what is added to it, longer than a file's name can be
+    (folder / names[-1]).rename(folder / long)
+    names[-1] = long
     run = Path(shutil.copytree(finetuned, tmp_path / "run"))
 
     result = cli.gradcam(run, f"images={folder}")

@@ -142,7 +142,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
             f"map of {describe_target(config.target, classes, predicted, **shown)}"
             + ("" if box is not None else "; no positive evidence, so no box")
         )
-        name = f"{number:03d}_{Path(tiles.ids[row]).stem}"
+        name = f"{number:03d}_{cam_plots.short_name(Path(tiles.ids[row]).stem)}"
         cam_plots.draw_tile(tiles.images[row], raw, box, title=title, out=out, name=name, method=config.method)
         values = cam_plots.box_values(raw, box, threshold=config.threshold)
         rows.append(

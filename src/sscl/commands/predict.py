@@ -26,7 +26,6 @@ from sscl.device import describe_device
 UNREADABLE = 3  # exit code where some files could not be used
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
 PANELS_AT_ONCE = 32
-NAME_BYTES = 120  # of a tile's name in the name of a picture
 
 
 @dataclass
@@ -187,7 +186,7 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
             explained = model.explain([found.files[place] for place in part], names=names, **how(config))
             for index, of in enumerate(explained.predictions.rows()):
                 raw, box = explained.maps[index], explained.boxes[index]
-                picture = f"{len(rows):0{digits}d}_{shortened(Path(of['path']).stem)}"
+                picture = f"{len(rows):0{digits}d}_{cam_plots.short_name(Path(of['path']).stem)}"
                 title = (
                     f"{of['path']}\npredicted {of['prediction']} ({of['confidence']:.2f})"
                     f"{'' if of['decided'] else ', undecided'}; map of {explained.targets[index]}"
@@ -217,11 +216,6 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
     header = ["picture", "path", "prediction", "confidence", "map_of", "positive_evidence", *cam_plots.BOX_FIELDS]
     run.write_csv(folder / "boxes.csv", [*header, "source_px"], rows)
     return len(rows)
-
-
-def shortened(name: str) -> str:
-    """Return a file's name cut so that what is added to it still makes a file name."""
-    return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
 
 def threshold_from(model: api.Model, config: PredictConfig) -> str:
