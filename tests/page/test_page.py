@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sscl.page import render
+from sscl.page import MARK, render
 
 
 class Parsed(HTMLParser):
@@ -78,6 +78,27 @@ def test_names_stay_text(content):
     assert content["gallery"]["classes"][2] in page.text
     assert "{{ 7 * 7 }}" in html
     assert "<i>" not in html
+
+
+def test_names_do_not_turn_the_text_after_them(content):
+    content["title"] = "\u202eabc\u2066: 12 of 13"
+    content["sections"][0]["blocks"].insert(0, {"kind": "text", "text": "\u202dde; \u05d0\u200f stays"})
+    content["sections"][0]["blocks"][-1]["title"] = "\u2069\u202a"
+    content["gallery"]["tiles"][0]["id"] = "\u202e"
+
+    html = render(content)
+
+    shown, _, data = html.partition('<script type="application/json"')
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", shown)
+    assert "\\u202eabc\\u2066: 12 of 13" in shown
+    assert "\\u202dde; \u05d0\u200f stays" in shown
+    kept = json.loads(data.partition(">")[2].partition("</script>")[0])
+    assert kept["gallery"]["tiles"][0]["id"] == "\u202e"  # the worksheet's name of it; there the browser isolates it
+
+
+def test_a_page_is_known_by_its_mark(content):
+    content["title"] = MARK
+    assert render(content).count(MARK) == 1
 
 
 def test_the_data_come_back_whole(content):

@@ -19,6 +19,9 @@ from markupsafe import Markup
 
 BLOCKS = ("text", "facts", "list", "table", "figure", "verdict", "confusion", "code")
 _SLUG = re.compile(r"[a-z][a-z0-9-]*")
+MARK = '<meta name="generator" content="sscl report">'  # a page of ours is known by it; text cannot hold it
+# What turns the direction of all text after it; marks of a single place, which Hebrew and Arabic names need, do not.
+_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 # Ids of the page's own parts begin so; sections may not.
 _OWN = ("page-", "gallery")
 
@@ -62,12 +65,13 @@ def render(content: Mapping[str, Any]) -> str:
     folder = files(__name__)
     style, script, template = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html.jinja"))
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
     html = environment.from_string(template).render(
         **{**content, "gallery": None},
         tiles=None if content["gallery"] is None else len(content["gallery"]["tiles"]),
         gallery_classes=None if content["gallery"] is None else list(content["gallery"]["classes"]),
+        mark=Markup(MARK),
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
@@ -75,6 +79,13 @@ def render(content: Mapping[str, Any]) -> str:
     )
     # A file name that is no UTF-8 has lone surrogates: they are shown as escapes.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _visible(value: Any) -> Any:
+    """Return text in which the letters that would turn what follows them, figures too, are shown as escapes."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return _TURNING.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 def _policy(style: str, script: str) -> str:
