@@ -124,8 +124,23 @@ def test_the_summary_says_what_was_trained_on_what():
     right = int((one.found.predictions == one.found.labels).sum())
     assert "a net of the kind resnet18, starts from the weights of ssl, which were trained on unlabelled, and" in text
     assert "was fine-tuned on 100 tiles of the training split of colon to tell HP and SSA apart" in text
-    assert "chose epoch 2" in text
+    assert "apart; 40 of these tiles were kept apart for validation and chose epoch 2." in text
     assert f"Of the 80 tiles of the test split of colon it gets {right} right." in text
+
+
+def test_the_summary_says_which_tiles_it_was_not_trained_on():
+    one = subject()
+    train, data = one.content["config"]["train"], one.content["config"]["data"]
+
+    def said() -> str:
+        return report_classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+
+    train |= {"folds": 5, "fold": 2, "label_fraction": 0.5}
+    assert "fine-tuned on 50% of the labels of all but fold 2 of 5 of 100 tiles of the training split" in said()
+    data["source"] = "pathmnist"
+    assert "apart; 40 tiles of its own validation split chose epoch 2." in said()
+    one.content.pop("calibration")  # type: ignore[attr-defined]
+    assert "apart; validation tiles chose epoch 2." in said()
 
 
 @pytest.mark.parametrize(

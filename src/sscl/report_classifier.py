@@ -117,9 +117,17 @@ def _trained(subject: Subject, training_tiles: int | None) -> str:
     part = "" if share == 1 else f"{100 * share:g}% of the labels of "
     of = "" if training_tiles is None else f"{training_tiles:,} tiles of "
     name = blocks.name_of(config["data"]["root"])
+    fold = config["train"].get("fold")
+    part += "" if fold is None else f"all but fold {fold} of {config['train']['folds']} of "
+    kept = content.get("calibration")
+    own = config["data"].get("source") == "pathmnist"
+    chose = "validation tiles chose"
+    if kept is not None:
+        these = "tiles of its own validation split" if own else "of these tiles were kept apart for validation and"
+        chose = f"{kept['tiles']:,} {these} chose"
     return (
         f"The encoder, a net of the kind {content['encoder_name']}, starts from {origin}{before} and was fine-tuned on "
-        f"{part}{of}the training split of {name} to tell {listed(content['classes'])} apart; validation tiles chose "
+        f"{part}{of}the training split of {name} to tell {listed(content['classes'])} apart; {chose} "
         f"epoch {content['epoch']}."
     )
 
