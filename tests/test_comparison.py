@@ -293,6 +293,10 @@ def test_predictions_are_read(tmp_path: Path) -> None:
     path.write_text(text.replace("y,b,b", "y,c,b"))
     with pytest.raises(ValueError, match="'c'"):
         read_predictions(path)
+    for damaged in ("7.75", "-0.25", "nan"):
+        path.write_text(text.replace("0.75", damaged))
+        with pytest.raises(ValueError, match=r"predictions\.csv: has a probability that is not within 0 to 1"):
+            read_predictions(path)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -80,7 +80,7 @@ def read_predictions(path: str | Path) -> Predictions:
     classes = tuple(name.removeprefix("probability_") for name in columns if name.startswith("probability_"))
     index = {name: i for i, name in enumerate(classes)}
     try:
-        return Predictions(
+        found = Predictions(
             ids=tuple(row["id"] for row in rows),
             classes=classes,
             labels=np.array([index[row["label"]] for row in rows], dtype=np.int64),
@@ -92,6 +92,10 @@ def read_predictions(path: str | Path) -> Predictions:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: has a value that is none of sscl eval ({error}); write it again") from error
+    shares = found.probabilities
+    if shares is not None and not ((shares >= 0) & (shares <= 1)).all():  # NaN neither
+        raise ValueError(f"{path}: has a probability that is not within 0 to 1; write it again with sscl eval")
+    return found
 
 
 def prediction_table(
