@@ -354,6 +354,10 @@ def test_other_tiles_under_the_same_names_are_a_caveat(make: Any, study: Path, b
         (["{study}/.."], "it holds {study}/../finetune, {study}/../pretrain"),
         (["{study}/config.yaml"], "runs: {study}/config.yaml: is a file; name the folder of a run"),
         (["{study}", "{study}"], "{study} is given twice; name each folder once"),
+        (
+            ["{study}", "{study}/../finetune"],
+            "{study}/../finetune: is the same folder as {study}; name each folder once",
+        ),
         (["{study}", "out={study}/page.txt"], "allowed is a file name that ends in .html"),
         (["{study}", "gradcam.per_class=3"], "gradcam.per_class: unknown key; allowed are target, method"),
         (["{study}", "gradcam.target=HPP"], "gradcam.target: got 'HPP', allowed are"),
@@ -388,6 +392,8 @@ def test_a_page_is_replaced_only_when_asked_and_only_one_of_ours(make: Any, stud
     assert alone.code == 2
     assert "not written by sscl report" in alone.err
     assert (study / "report.html").read_text() == "<p>mine</p>"
+    (study / "report.html").write_text("<p>My notes on what sscl report says. Made by sscl report 0.1.0</p>")
+    assert "not written by sscl report" in make(study, "tiles=0", "--overwrite")[0].err
 
 
 def test_a_failure_while_writing_leaves_the_page_that_was_there(
@@ -410,20 +416,62 @@ def test_a_failure_while_writing_leaves_the_page_that_was_there(
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("metrics.json", "{"),
-        ("metrics.json", "[]"),
-        ("metrics.json", '{"epoch": "x"}'),
-        ("predictions.csv", "id,label\n"),
+        ("eval_test/metrics.json", "{"),
+        ("eval_test/metrics.json", "[]"),
+        ("eval_test/metrics.json", '{"epoch": "x"}'),
+        ("eval_test/predictions.csv", "id,label\n"),
+        ("config.yaml", "\udcff"),
+        ("env.json", "[1]"),
+        ("metrics.jsonl", '{"epoch": 1, "validation_loss": "<b>", "train_loss": 1}\n'),
+        ("gradcam_test/checks.json", "{}"),
+        ("gradcam_test/localisation.json", '{"this model": 3}'),
+        ("gradcam_test/config.yaml", None),
     ],
 )
-def test_a_damaged_evaluation_is_one_line(make: Any, study: Path, file: str, text: str) -> None:
-    (study / "eval_test" / file).write_text(text)
+def test_a_damaged_file_is_one_line_that_names_it(make: Any, study: Path, file: str, text: str | None) -> None:
+    if file.startswith("gradcam_test"):
+        (study / "gradcam_test").mkdir()
+        (study / "gradcam_test/boxes.csv").write_text("id\n")
+        (study / "gradcam_test/config.yaml").write_text(f"{{checkpoint: {study}, target: auto, threshold: 0.5}}")
+    if text is None:
+        (study / file).unlink()
+    else:
+        (study / file).write_text(text, errors="surrogateescape")
 
-    result, _ = make(study)
+    result, _ = make(study, "tiles=2")
 
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert "eval_test" in result.err
+    assert str(study / file) in result.err or str((study / file).parent) in result.err
+    assert not (study / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("metrics", "accuracy"), "<b>"),
+        (("intervals", "accuracy"), [0.1]),
+        (("calibration", "temperature"), "1"),
+        (("coverage",), None),
+        (("data",), None),
+        (("split",), "train"),
+        (("confusion_matrix",), [[1, 2], [3, 4]]),
+    ],
+)
+def test_a_changed_evaluation_is_one_line(make: Any, study: Path, keys: tuple[str, ...], value: Any) -> None:
+    file = study / "eval_test/metrics.json"
+    content = json.loads(file.read_text())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    file.write_text(json.dumps(content))
+
+    result, _ = make(study, "tiles=0")
+
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert str(file.parent) in result.err
 
 
 def test_tiles_with_another_label_are_not_shown(make: Any, study: Path, broken: Path) -> None:

@@ -21,7 +21,7 @@ from sscl.commands.inputs import check_classes, has_validation, load_tiles, merg
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, read_yaml, validate
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
-from sscl.metrics import IntArray
+from sscl.metrics import IntArray, confusion_matrix
 from sscl.report_blocks import Section
 from sscl.report_classifier import Subject
 
@@ -35,7 +35,6 @@ KINDS = {
     "checkpoints/last.pt": "pretrain",
 }
 OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
-MARK = "sscl report"  # on every page, in the line on how it was made; known by it
 
 Sources = dict[str, list[Path]]  # kind: folders
 
@@ -55,7 +54,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     content: dict[str, Any] = {
         "title": "Report",
         "subtitle": ", ".join(Path(name).resolve().name for name in config.runs),
-        "made": f"Made by {MARK} {environment['sscl']} on {made_on}: {environment['command']}",
+        "made": f"Made by sscl report {environment['sscl']} on {made_on}: {environment['command']}",
         "id": hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:16],
         "sections": [],
         "gallery": None,
@@ -88,10 +87,14 @@ def sort_folders(names: Sequence[str]) -> Sources:
     """
     found: Sources = {}
     faults = []
+    seen: dict[Path, str] = {}
     for name in names:
         folder = Path(name)
         kind = kind_of(folder)
-        if kind is not None:
+        other = seen.setdefault(folder.resolve(), name)
+        if other != name:
+            faults.append(f"runs: {name}: is the same folder as {other}; name each folder once")
+        elif kind is not None:
             found.setdefault(kind, []).append(folder)
         elif not folder.exists():
             faults.append(f"runs: {name}: no such folder")
@@ -152,7 +155,7 @@ def check_page(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"out: {out} is a folder; name a file that ends in .html")
     if out.exists() and not overwrite:
         raise ValueError(f"{out}: exists; give --overwrite to replace it, or another file with out=")
-    if out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace"):
+    if out.exists() and page.MARK not in out.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{out}: not written by sscl report, so --overwrite leaves it alone; name another file")
 
 
@@ -161,14 +164,32 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what a file of another version, or a damaged one, leads to into one line.
 
     Raises:
-        ValueError: the file is not as this version writes it.
+        Damaged: the file is not as this version writes it.
     """
     try:
         yield
-    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
+    except Damaged:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise Damaged(
             f"{path}: not as this version of sscl writes it ({type(error).__name__}: {error}); make it again"
         ) from error
+
+
+class Damaged(ValueError):
+    """A file that is not as this version of sscl writes it; the message names it."""
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's config.yaml.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is not one.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, so it is not known how {folder} was made; make it again")
+    return read_yaml(path)
 
 
 def read_json(path: Path) -> Any:
@@ -221,8 +242,15 @@ def read_subject(folder: Path, split: str) -> Subject:
         report=read_json(there / "metrics.json"),
         found=comparison.read_predictions(there / "predictions.csv"),
     )
-    if list(subject.found.classes) != content["classes"] or len(subject.found.ids) != subject.report["tiles"]:
-        raise ValueError(f"{there}: predictions.csv and metrics.json are not of this classifier; evaluate it again")
+    with reading(there / "metrics.json"):  # what is used everywhere is looked at here, where the file can be named
+        report = subject.report
+        _ = subject.positive, subject.decided_from, report["data"]["root"], report["data_fingerprint"]
+        if report["split"] != split:
+            raise Damaged(f"{there}: metrics.json is of the split {report['split']!r}; evaluate it again")
+        counted = confusion_matrix(subject.found.labels, subject.found.predictions, num_classes=len(content["classes"]))
+        same = list(subject.found.classes) == content["classes"] and counted.tolist() == report["confusion_matrix"]
+        if not same or len(subject.found.ids) != report["tiles"]:
+            raise Damaged(f"{there}: predictions.csv and metrics.json are not of this classifier; evaluate it again")
     return subject
 
 
@@ -265,7 +293,7 @@ def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
     found = []
     for folder in sources.get("audit", []):
         with reading(folder / "config.yaml"):
-            own = read_yaml(folder / "config.yaml")["data"]
+            own = config_of(folder)["data"]
             if Path(own["root"]).resolve() == Path(data.root).resolve() and not split_changes(data, own):
                 found.append(folder)
     return found
@@ -321,7 +349,7 @@ def map_settings(
         ValueError: a key of `gradcam` is not as it takes it.
     """
     of_run = [folder for folder in sources.get("gradcam", []) if _explains(folder, subject)]
-    kept = {} if not of_run else read_yaml(of_run[0] / "config.yaml")
+    kept = {} if not of_run else config_of(of_run[0])
     found = {key: kept[key] for key in OF_MAPS if key in kept} | config.gradcam
     try:
         settings = validate(GradcamConfig, {"checkpoint": str(subject.folder), **found}, source="sscl gradcam")
@@ -330,9 +358,12 @@ def map_settings(
         raise ValueError("\n".join(f"gradcam.{line}" for line in str(error).splitlines())) from None
     of_maps = {key: value for key, value in plain(settings).items() if key in OF_MAPS}
     for folder in of_run:
-        own = validate(GradcamConfig, {"checkpoint": "-", **_of_maps(read_yaml(folder / "config.yaml"))}, source="")
+        own = validate(GradcamConfig, {"checkpoint": "-", **_of_maps(config_of(folder))}, source="")
         if _of_maps(plain(own)) == of_maps and (folder / "checks.json").is_file():
-            return settings, read_json(folder / "checks.json")
+            with reading(folder / "checks.json"):
+                checks: Mapping[str, Any] = read_json(folder / "checks.json")
+                _ = [(checks[name]["passed"], checks[name]["verdict"]) for name in report_studies.QUESTIONS]
+            return settings, checks
     return settings, None
 
 
@@ -345,7 +376,7 @@ def _explains(folder: Path, subject: Subject) -> bool:
     if folder.resolve().parent == subject.folder.resolve():
         return True
     try:
-        return run_of(str(read_yaml(folder / "config.yaml")["checkpoint"])).resolve() == subject.folder.resolve()
+        return run_of(str(config_of(folder).get("checkpoint"))).resolve() == subject.folder.resolve()
     except FileNotFoundError:
         return False
 
@@ -495,10 +526,10 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
             report = read_json(folder / "audit.json")
             sections.append(report_studies.audit(name, report, pairs=pairs if pairs.is_file() else None))
     for name, folder in _numbered("gradcam", sources):
-        with reading(folder / "checks.json"):
+        with reading(folder):
             found = report_studies.heatmaps(
                 name,
-                config=read_yaml(folder / "config.yaml"),
+                config=config_of(folder),
                 checks=read_json(folder / "checks.json"),
                 localised=read_json(folder / "localisation.json"),
             )
@@ -509,7 +540,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
             rows = run.read_metrics(log) if log.is_file() else []
             section = report_studies.pretraining(
                 name,
-                config=read_yaml(folder / "config.yaml"),
+                config=config_of(folder),
                 log=rows,
                 warning=collapse_warning(rows[-1]) if rows else None,
                 note=f"{folder}: its encoder is what this classifier started from." if used else str(folder),
@@ -577,6 +608,10 @@ def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[
     found = {}
     for folder in folders:
         config = folder / "config.yaml"
-        text = config.read_text(encoding="utf-8") if config.is_file() else "there is none"
-        found[str(folder)] = read_json(folder / "env.json") or {}, text
+        with reading(config):
+            text = config.read_text(encoding="utf-8") if config.is_file() else "there is none"
+        environment = read_json(folder / "env.json") or {}
+        if not isinstance(environment, dict):
+            raise Damaged(f"{folder / 'env.json'}: not as this version of sscl writes it; make {folder} again")
+        found[str(folder)] = environment, text
     return found
