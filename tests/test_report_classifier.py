@@ -188,6 +188,20 @@ def test_a_calibration_error_beyond_chance_fails():
         assert verdicts(report_classifier.summary(one, training_tiles=1, audits=[], checks={}))[title] is passed
 
 
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_training_tiles_are_not_new_whatever_an_audit_says(split):
+    one = subject()
+    one.report["split"] = split  # type: ignore[index]
+    title = "Are the tiles it was tested on new to it?"
+
+    def said() -> bool | None:
+        return verdicts(report_classifier.summary(one, training_tiles=None, audits=[AUDIT], checks={}))[title]
+
+    assert said() is False
+    one.report["data"]["root"] = "/data/elsewhere"
+    assert said() is True
+
+
 def test_a_leak_in_any_audit_fails_and_none_is_not_judged():
     title = "Are the tiles it was tested on new to it?"
     leak = {"leakage": True, "verdict": "THE SPLIT LEAKS: 3"}

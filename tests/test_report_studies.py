@@ -200,6 +200,7 @@ def compare_report(*, fractions: tuple[float | None, ...] = (None,), seeds: tupl
     return {
         "split": "test",
         "tiles": 40,
+        "classes": ["a", "b"],
         "seeds": list(seeds),
         "rows": rows,
         "differences": result["differences"],
@@ -220,6 +221,7 @@ class TestComparison:
         expected = comparison.tables(report)
         assert [[block["header"], *block["rows"]] for block in found] == [lines for _, lines in expected]
         assert not kinds(section, "figure")
+        assert kinds(section, "facts")[0]["rows"] == [["classes", "a, b"]]
 
     def test_curves_of_rows_whose_logs_are_all_there_and_the_worth_of_labels(self) -> None:
         report = compare_report(fractions=(0.1, 1.0), seeds=(0, 1))
@@ -253,6 +255,8 @@ class TestFolds:
         }
         report = {
             "folds": 2,
+            "data": {"root": "/data/other", "size_px": 64},
+            "classes": ["benign", "cancer"],
             "runs": [{"fold": 1, **one}, {"fold": 2, **one}][: 1 + pooled],
             "interval_method": "95% intervals: x",
             "caveats": ["y"],
@@ -267,6 +271,7 @@ class TestFolds:
 
         assert rendered(section)
         (table,) = kinds(section, "table")
+        assert table["caption"] == "2 folds of the training split of other, 64 px (benign, cancer)"
         first, _, pooled, drawn, over = table["rows"]
         assert [row[0] for row in table["rows"]][2:] == ["all, pooled", "95% interval", "mean ± sd of folds"]
         assert first == ["fold 1", "20", *["0.750"] * 3, "undefined", "0.500"]

@@ -96,7 +96,7 @@ def summary(
         blocks.facts(headline),
         blocks.paragraph(f"{report['interval_method'].partition(';')[0]}."),
         _better_than_guessing(subject),
-        _leaks(audits),
+        _leaks(subject, audits),
         _calibrated(subject),
         *_maps(checks),
     ]
@@ -156,8 +156,12 @@ def _better_than_guessing(subject: Subject) -> Block:
     )
 
 
-def _leaks(audits: Sequence[Mapping[str, Any]]) -> Block:
+def _leaks(subject: Subject, audits: Sequence[Mapping[str, Any]]) -> Block:
     title = "Are the tiles it was tested on new to it?"
+    here, trained = (Path(of["data"]["root"]).resolve() for of in (subject.report, subject.content["config"]))
+    if subject.report["split"] != "test" and here == trained:  # an audit is of the test split
+        text = "They are tiles that it was trained on, or among them: the figures say nothing about new tiles."
+        return blocks.verdict(False, title, text)
     if not audits:
         return blocks.verdict(None, title, "Not looked at: sscl data audit searches for tiles that are in both splits.")
     said = blocks.sentence("; ".join(audit["verdict"] for audit in audits))

@@ -223,7 +223,7 @@ def _capital(text: str) -> str:
 
 def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> Section:
     """Return a comparison of runs. logs: rows of metrics.jsonl by run folder; those not given are not drawn."""
-    found: list[Block] = []
+    found: list[Block] = [blocks.facts({"classes": ", ".join(report["classes"])})]
     for caption, lines in comparison.tables(report):
         words = lines[0][-1] == "in words"
         found.append(blocks.table(_capital(caption), lines, numeric_from=2 if words else 1))
@@ -287,7 +287,8 @@ def folds(name: str, report: Json) -> Section:
     if "mean" in report:
         over = [f"{report['mean'][key]:.3f} ± {report['sd'][key]:.3f}" for key in (*FOLD_METRICS, "loss")]
         lines.append(["mean ± sd of folds", "", *over])
-    found = [blocks.table(f"{report['folds']} folds of the training split", lines)]
+    of = f"{blocks.name_of(report['data']['root'])}, {report['data']['size_px']} px ({', '.join(report['classes'])})"
+    found = [blocks.table(f"{report['folds']} folds of the training split of {of}", lines)]
     if "pooled" in report:
 
         def values(one: Json, key: str) -> tuple[float | None, Sequence[float] | None]:
