@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl import api, cam, cli, run
+from sscl import api, cam, cam_plots, cli, run
 from sscl.commands import predict
 from sscl.data import files
 from sscl.data.decode import decode_file
@@ -281,6 +281,6 @@ def test_the_keys_of_maps_are_those_of_gradcam() -> None:
 
 
 def test_names_of_pictures_fit_into_a_file_system() -> None:
-    assert predict.shortened("a" * 300) == "a" * 120
-    assert len(predict.shortened("é" * 119 + "中" * 100).encode()) <= 120
-    assert predict.shortened("tile 1") == "tile 1"
+    assert cam_plots.short_name("a" * 300) == "a" * 120
+    assert len(cam_plots.short_name("é" * 119 + "中" * 100).encode()) <= 120
+    assert cam_plots.short_name("tile 1") == "tile 1"
