@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from sscl import api, cam, cam_plots, cli, run
-from sscl.commands import predict
 from sscl.data import files
 from sscl.data.decode import decode_file
 
