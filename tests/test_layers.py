@@ -54,6 +54,8 @@ CONFIG_MAY = {"models"}  # constants for the documentation of defaults
 SHARED = {
     "commands.inputs",
     "commands.planning",
+    "commands.report_folders",
+    "commands.report_tiles",
     "commands.sources",
     "commands.health",
     "commands.folds",

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sscl import comparison, gallery, page, report_classifier, report_studies, run
-from sscl.classifier import describe_layer, load_classifier, normalisation, resolve_target, target_of
+from sscl import comparison, page, report_classifier, report_studies, run
+from sscl.classifier import resolve_target
 from sscl.commands.health import collapse_warning
-from sscl.commands.inputs import check_classes, has_validation, load_tiles, merge_data, run_of, split_changes
-from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, read_yaml, validate
-from sscl.data.tiles import UNLABELLED, Tiles, place_store
-from sscl.device import pick_device
-from sscl.metrics import IntArray, confusion_matrix
+from sscl.commands.inputs import has_validation, load_tiles, merge_data, run_of, split_changes
+from sscl.commands.report_folders import (
+    Damaged,
+    Sources,
+    add_own_folders,
+    config_of,
+    read_json,
+    reading,
+    sort_folders,
+    started_from,
+)
+from sscl.commands.report_tiles import build_gallery
+from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
+from sscl.metrics import confusion_matrix
 from sscl.report_blocks import Section
 from sscl.report_classifier import Subject
 
-# What a folder is, by a file that only this kind has; the first that fits.
-KINDS = {
-    "folds.json": "cross-validation",
-    "compare.json": "comparison",
-    "audit.json": "audit",
-    "boxes.csv": "gradcam",
-    "checkpoints/best.pt": "finetune",
-    "checkpoints/last.pt": "pretrain",
-}
 OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
-
-Sources = dict[str, list[Path]]  # kind: folders
 
 
 def main(config: ReportConfig, *, overwrite: bool = False) -> None:
@@ -76,79 +73,6 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     )
 
 
-# --- which folders ---
-
-
-def sort_folders(names: Sequence[str]) -> Sources:
-    """Return the folders by what they are.
-
-    Raises:
-        ValueError, FileNotFoundError: one line for each that is none of sscl's.
-    """
-    found: Sources = {}
-    faults = []
-    seen: dict[Path, str] = {}
-    for name in names:
-        folder = Path(name)
-        kind = kind_of(folder)
-        other = seen.setdefault(folder.resolve(), name)
-        if other != name:
-            faults.append(f"runs: {name}: is the same folder as {other}; name each folder once")
-        elif kind is not None:
-            found.setdefault(kind, []).append(folder)
-        elif not folder.exists():
-            faults.append(f"runs: {name}: no such folder")
-        else:
-            faults.append(f"runs: {name}: {_not_ours(folder)}")
-    if faults:
-        raise ValueError("\n".join(faults))
-    return found
-
-
-def kind_of(folder: Path) -> str | None:
-    """Return what a folder is, None for any other."""
-    return next((kind for file, kind in KINDS.items() if (folder / file).is_file()), None)
-
-
-def _not_ours(folder: Path) -> str:
-    """Return why a folder cannot be taken, and what to name instead."""
-    if folder.is_file():
-        return "is a file; name the folder of a run"
-    if (folder / "predictions.csv").is_file() and kind_of(folder.parent) == "finetune":
-        return f"is an evaluation; name its run, {folder.parent}"
-    below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
-    hint = f"; it holds {', '.join(below[:5])}" + (", ..." if len(below) > 5 else "") if below else ""
-    return f"neither a run nor an audit, comparison, cross-validation or gradcam folder{hint}"
-
-
-def add_own_folders(sources: Sources, subject: Subject) -> None:
-    """Add what lies beside a classifier: its heatmaps, and the pretraining run its weights came from."""
-    own = subject.folder / f"gradcam_{subject.report['split']}"
-    if kind_of(own) == "gradcam":
-        _add(sources, "gradcam", own)
-    start = started_from(subject)
-    if start is not None:
-        _add(sources, "pretrain", start)
-
-
-def _add(sources: Sources, kind: str, folder: Path) -> None:
-    known = sources.setdefault(kind, [])
-    if folder.resolve() not in [other.resolve() for other in known]:
-        known.insert(0, folder)
-
-
-def started_from(subject: Subject) -> Path | None:
-    """Return the pretraining run that the classifier's weights came from, where it still lies there or beside it."""
-    weights = subject.content["config"]["model"]["weights"]
-    if weights in (None, "imagenet"):
-        return None
-    path = Path(weights)
-    for folder in (path, path.parent, path.parent.parent, subject.folder.parent / path.name):
-        if kind_of(folder) == "pretrain":
-            return folder
-    return None
-
-
 def check_page(out: Path, *, overwrite: bool) -> None:
     """Raise ValueError where something is there that may not be replaced."""
     if out.is_dir():
@@ -157,45 +81,6 @@ def check_page(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{out}: exists; give --overwrite to replace it, or another file with out=")
     if out.exists() and page.MARK not in out.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{out}: not written by sscl report, so --overwrite leaves it alone; name another file")
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what a file of another version, or a damaged one, leads to into one line.
-
-    Raises:
-        Damaged: the file is not as this version writes it.
-    """
-    try:
-        yield
-    except Damaged:
-        raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise Damaged(
-            f"{path}: not as this version of sscl writes it ({type(error).__name__}: {error}); make it again"
-        ) from error
-
-
-class Damaged(ValueError):
-    """A file that is not as this version of sscl writes it; the message names it."""
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's config.yaml.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it is not one.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, so it is not known how {folder} was made; make it again")
-    return read_yaml(path)
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; None where there is none."""
-    with reading(path):
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 # --- the classifier ---
@@ -379,138 +264,6 @@ def _explains(folder: Path, subject: Subject) -> bool:
         return run_of(str(config_of(folder).get("checkpoint"))).resolve() == subject.folder.resolve()
     except FileNotFoundError:
         return False
-
-
-# --- its tiles ---
-
-
-def build_gallery(
-    subject: Subject,
-    data: DataConfig,
-    settings: GradcamConfig,
-    config: ReportConfig,
-    *,
-    checks: Mapping[str, Any] | None,
-    caveats: list[str],
-) -> dict[str, Any]:
-    """Return the gallery, with maps made by the checkpoint; what does not fit the evaluation goes to `caveats`.
-
-    Raises:
-        ValueError, FileNotFoundError: the tiles are not there, or are others than those evaluated.
-    """
-    device = pick_device(config.device)
-    model, content = load_classifier(str(subject.folder), device=device)
-    try:
-        tiles = load_tiles(data, split=config.split, progress=config.progress)
-    except (ValueError, FileNotFoundError) as error:
-        hint = "give data.root=..., or tiles=0 for a page without a gallery"
-        raise type(error)(f"data.root: {str(error).splitlines()[0]}; {hint}") from error
-    check_classes(tiles, content, checkpoint=str(subject.folder), root=data.root)
-    chosen, how = gallery.choose(subject.found, count=config.tiles)
-    rows = rows_of(tiles, subject, chosen, root=data.root)
-    evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
-    if evaluated.fingerprint != subject.report["data_fingerprint"]:
-        caveats.append(f"the tiles of {data.root} are not, bit for bit, those that were evaluated")
-    target = resolve_target(settings.target, subject.found.classes)
-    mean, std = normalisation(content, device)
-    files = [tile_file(data, tiles.ids[row]) for row in rows]
-    paths = [path for path in files if path is not None]
-    whole = len(paths) == len(files)
-    heats = list(
-        gallery.heats(
-            model,
-            place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
-            rows,
-            target=target_of(target),
-            mean=mean,
-            std=std,
-            threshold=settings.threshold,
-            method=settings.method,
-            layers=settings.layer,
-            fuse=settings.fuse,
-            batch_size=config.batch_size,
-            progress="heatmaps" if config.progress else None,
-        )
-    )
-    others = sum(heat.prediction != subject.found.predictions[row] for heat, row in zip(heats, chosen, strict=True))
-    if others:
-        caveats.append(
-            f"{others} of {len(chosen)} tiles of the gallery are predicted otherwise than in the evaluation, and their "
-            "maps explain the other class: it used test-time augmentation, other tiles or another device"
-        )
-    pixels = (tiles.images[row] for row in rows)
-    notes = [how, *picture_notes(data, from_files=whole), *map_notes(settings, checks)]
-    return gallery.build(
-        subject.found,
-        chosen,
-        pictures=gallery.pictures_of_files(paths) if whole else gallery.pictures_of_pixels(pixels),
-        heats=heats,
-        size_px=data.size_px,
-        target=explained(target, settings, subject.found.classes),
-        threshold=settings.threshold,
-        decided_from=subject.decided_from,
-        note=". ".join(note[:1].upper() + note[1:] for note in notes) + ".",
-    )
-
-
-def rows_of(tiles: Tiles, subject: Subject, chosen: IntArray, *, root: str) -> IntArray:
-    """Return where the chosen tiles of the evaluation lie among the tiles loaded now.
-
-    Raises:
-        ValueError: one is missing, or has another label.
-    """
-    row_of = {name: row for row, name in enumerate(tiles.ids)}
-    rows = []
-    for at in chosen.tolist():
-        name = subject.found.ids[at]
-        row = row_of.get(name)
-        if row is None or tiles.labels[row] != subject.found.labels[at]:
-            what = "has no tile" if row is None else "has another label for"
-            raise ValueError(
-                f"data.root: {root} {what} {name}, which {subject.evaluated} was made of; give data.root=..., evaluate "
-                "again, or take tiles=0 for a page without a gallery"
-            )
-        rows.append(row)
-    return np.array(rows, dtype=np.int64)
-
-
-def tile_file(data: DataConfig, name: str) -> Path | None:
-    """Return the file of a tile; None where tiles are not files of their own."""
-    if data.source == "pathmnist":
-        return None
-    return Path(data.root) / (name if data.source == "folder" else f"images/{name}")
-
-
-def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
-    """Return what to know of the pictures."""
-    if not from_files:
-        return []
-    stain = "" if data.stain == "none" else f", after {data.stain} stain normalisation"
-    return [f"pictures are of the files, at most {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
-
-
-def explained(target: str | int, settings: GradcamConfig, classes: Sequence[str]) -> str:
-    """Return what the maps show, in words."""
-    if settings.method == "eigencam":
-        return "the features' main pattern, whatever the class"
-    if target == "difference":
-        return "logit of the predicted class less that of the other"
-    return "logit of the predicted class" if target == "predicted" else f"logit of {classes[int(target)]}"
-
-
-def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list[str]:
-    """Return what to know of the maps."""
-    said = [f"maps: {settings.method} of {describe_layer(settings.layer, settings.fuse)}"]
-    if checks is None:
-        return [*said, "these maps were not checked (sscl gradcam checks=true)"]
-    failed = [
-        question.rstrip("?").lower()
-        for name, question in report_studies.QUESTIONS.items()
-        if checks[name]["passed"] is False
-    ]
-    if failed:
-        return [*said, f"of their checks, failed: {'; '.join(failed)} (see Heatmaps)"]
-    return [*said, "their checks: none failed (see Heatmaps)"]
 
 
 # --- everything else ---

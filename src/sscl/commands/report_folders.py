@@ -1,0 +1,132 @@
+"""What lies in the folders that `sscl report` is given, and reading it: a file that is damaged is named in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sscl.config import read_yaml
+from sscl.report_classifier import Subject
+
+# What a folder is, by a file that only this kind has; the first that fits.
+KINDS = {
+    "folds.json": "cross-validation",
+    "compare.json": "comparison",
+    "audit.json": "audit",
+    "boxes.csv": "gradcam",
+    "checkpoints/best.pt": "finetune",
+    "checkpoints/last.pt": "pretrain",
+}
+Sources = dict[str, list[Path]]  # kind: folders
+
+
+def sort_folders(names: Sequence[str]) -> Sources:
+    """Return the folders by what they are.
+
+    Raises:
+        ValueError, FileNotFoundError: one line for each that is none of sscl's.
+    """
+    found: Sources = {}
+    faults = []
+    seen: dict[Path, str] = {}
+    for name in names:
+        folder = Path(name)
+        kind = kind_of(folder)
+        other = seen.setdefault(folder.resolve(), name)
+        if other != name:
+            faults.append(f"runs: {name}: is the same folder as {other}; name each folder once")
+        elif kind is not None:
+            found.setdefault(kind, []).append(folder)
+        elif not folder.exists():
+            faults.append(f"runs: {name}: no such folder")
+        else:
+            faults.append(f"runs: {name}: {_not_ours(folder)}")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return found
+
+
+def kind_of(folder: Path) -> str | None:
+    """Return what a folder is, None for any other."""
+    return next((kind for file, kind in KINDS.items() if (folder / file).is_file()), None)
+
+
+def _not_ours(folder: Path) -> str:
+    """Return why a folder cannot be taken, and what to name instead."""
+    if folder.is_file():
+        return "is a file; name the folder of a run"
+    if (folder / "predictions.csv").is_file() and kind_of(folder.parent) == "finetune":
+        return f"is an evaluation; name its run, {folder.parent}"
+    below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
+    hint = f"; it holds {', '.join(below[:5])}" + (", ..." if len(below) > 5 else "") if below else ""
+    return f"neither a run nor an audit, comparison, cross-validation or gradcam folder{hint}"
+
+
+def add_own_folders(sources: Sources, subject: Subject) -> None:
+    """Add what lies beside a classifier: its heatmaps, and the pretraining run its weights came from."""
+    own = subject.folder / f"gradcam_{subject.report['split']}"
+    if kind_of(own) == "gradcam":
+        _add(sources, "gradcam", own)
+    start = started_from(subject)
+    if start is not None:
+        _add(sources, "pretrain", start)
+
+
+def _add(sources: Sources, kind: str, folder: Path) -> None:
+    known = sources.setdefault(kind, [])
+    if folder.resolve() not in [other.resolve() for other in known]:
+        known.insert(0, folder)
+
+
+def started_from(subject: Subject) -> Path | None:
+    """Return the pretraining run that the classifier's weights came from, where it still lies there or beside it."""
+    weights = subject.content["config"]["model"]["weights"]
+    if weights in (None, "imagenet"):
+        return None
+    path = Path(weights)
+    for folder in (path, path.parent, path.parent.parent, subject.folder.parent / path.name):
+        if kind_of(folder) == "pretrain":
+            return folder
+    return None
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what a file of another version, or a damaged one, leads to into one line.
+
+    Raises:
+        Damaged: the file is not as this version writes it.
+    """
+    try:
+        yield
+    except Damaged:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise Damaged(
+            f"{path}: not as this version of sscl writes it ({type(error).__name__}: {error}); make it again"
+        ) from error
+
+
+class Damaged(ValueError):
+    """A file that is not as this version of sscl writes it; the message names it."""
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's config.yaml.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is not one.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, so it is not known how {folder} was made; make it again")
+    return read_yaml(path)
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; None where there is none."""
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,147 @@
+"""The gallery of `sscl report`: the tiles of an evaluation, with maps made by the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sscl import gallery, report_studies
+from sscl.classifier import describe_layer, load_classifier, normalisation, resolve_target, target_of
+from sscl.commands.inputs import check_classes, load_tiles
+from sscl.config import DataConfig, GradcamConfig, ReportConfig
+from sscl.data.tiles import UNLABELLED, Tiles, place_store
+from sscl.device import pick_device
+from sscl.metrics import IntArray
+from sscl.report_classifier import Subject
+
+
+def build_gallery(
+    subject: Subject,
+    data: DataConfig,
+    settings: GradcamConfig,
+    config: ReportConfig,
+    *,
+    checks: Mapping[str, Any] | None,
+    caveats: list[str],
+) -> dict[str, Any]:
+    """Return the gallery, with maps made by the checkpoint; what does not fit the evaluation goes to `caveats`.
+
+    Raises:
+        ValueError, FileNotFoundError: the tiles are not there, or are others than those evaluated.
+    """
+    device = pick_device(config.device)
+    model, content = load_classifier(str(subject.folder), device=device)
+    try:
+        tiles = load_tiles(data, split=config.split, progress=config.progress)
+    except (ValueError, FileNotFoundError) as error:
+        hint = "give data.root=..., or tiles=0 for a page without a gallery"
+        raise type(error)(f"data.root: {str(error).splitlines()[0]}; {hint}") from error
+    check_classes(tiles, content, checkpoint=str(subject.folder), root=data.root)
+    chosen, how = gallery.choose(subject.found, count=config.tiles)
+    rows = rows_of(tiles, subject, chosen, root=data.root)
+    evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
+    if evaluated.fingerprint != subject.report["data_fingerprint"]:
+        caveats.append(f"the tiles of {data.root} are not, bit for bit, those that were evaluated")
+    target = resolve_target(settings.target, subject.found.classes)
+    mean, std = normalisation(content, device)
+    files = [tile_file(data, tiles.ids[row]) for row in rows]
+    paths = [path for path in files if path is not None]
+    whole = len(paths) == len(files)
+    heats = list(
+        gallery.heats(
+            model,
+            place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
+            rows,
+            target=target_of(target),
+            mean=mean,
+            std=std,
+            threshold=settings.threshold,
+            method=settings.method,
+            layers=settings.layer,
+            fuse=settings.fuse,
+            batch_size=config.batch_size,
+            progress="heatmaps" if config.progress else None,
+        )
+    )
+    others = sum(heat.prediction != subject.found.predictions[row] for heat, row in zip(heats, chosen, strict=True))
+    if others:
+        caveats.append(
+            f"{others} of {len(chosen)} tiles of the gallery are predicted otherwise than in the evaluation, and their "
+            "maps explain the other class: it used test-time augmentation, other tiles or another device"
+        )
+    pixels = (tiles.images[row] for row in rows)
+    notes = [how, *picture_notes(data, from_files=whole), *map_notes(settings, checks)]
+    return gallery.build(
+        subject.found,
+        chosen,
+        pictures=gallery.pictures_of_files(paths) if whole else gallery.pictures_of_pixels(pixels),
+        heats=heats,
+        size_px=data.size_px,
+        target=explained(target, settings, subject.found.classes),
+        threshold=settings.threshold,
+        decided_from=subject.decided_from,
+        note=". ".join(note[:1].upper() + note[1:] for note in notes) + ".",
+    )
+
+
+def rows_of(tiles: Tiles, subject: Subject, chosen: IntArray, *, root: str) -> IntArray:
+    """Return where the chosen tiles of the evaluation lie among the tiles loaded now.
+
+    Raises:
+        ValueError: one is missing, or has another label.
+    """
+    row_of = {name: row for row, name in enumerate(tiles.ids)}
+    rows = []
+    for at in chosen.tolist():
+        name = subject.found.ids[at]
+        row = row_of.get(name)
+        if row is None or tiles.labels[row] != subject.found.labels[at]:
+            what = "has no tile" if row is None else "has another label for"
+            raise ValueError(
+                f"data.root: {root} {what} {name}, which {subject.evaluated} was made of; give data.root=..., evaluate "
+                "again, or take tiles=0 for a page without a gallery"
+            )
+        rows.append(row)
+    return np.array(rows, dtype=np.int64)
+
+
+def tile_file(data: DataConfig, name: str) -> Path | None:
+    """Return the file of a tile; None where tiles are not files of their own."""
+    if data.source == "pathmnist":
+        return None
+    return Path(data.root) / (name if data.source == "folder" else f"images/{name}")
+
+
+def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
+    """Return what to know of the pictures."""
+    if not from_files:
+        return []
+    stain = "" if data.stain == "none" else f", after {data.stain} stain normalisation"
+    return [f"pictures are of the files, at most {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
+
+
+def explained(target: str | int, settings: GradcamConfig, classes: Sequence[str]) -> str:
+    """Return what the maps show, in words."""
+    if settings.method == "eigencam":
+        return "the features' main pattern, whatever the class"
+    if target == "difference":
+        return "logit of the predicted class less that of the other"
+    return "logit of the predicted class" if target == "predicted" else f"logit of {classes[int(target)]}"
+
+
+def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list[str]:
+    """Return what to know of the maps."""
+    said = [f"maps: {settings.method} of {describe_layer(settings.layer, settings.fuse)}"]
+    if checks is None:
+        return [*said, "these maps were not checked (sscl gradcam checks=true)"]
+    failed = [
+        question.rstrip("?").lower()
+        for name, question in report_studies.QUESTIONS.items()
+        if checks[name]["passed"] is False
+    ]
+    if failed:
+        return [*said, f"of their checks, failed: {'; '.join(failed)} (see Heatmaps)"]
+    return [*said, "their checks: none failed (see Heatmaps)"]
