@@ -24,7 +24,7 @@ from sscl import run
 from sscl.commands import compare, planning
 from sscl.config import CompareConfig, load_config, plain
 
-COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "resnet18"}}
+COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "timm:test_resnet"}}
 FINETUNE = {**COMMON, "train": {"epochs": 2, "batch_size": 8, "patience": 2}}
 PRETRAIN = {**COMMON, "train": {"epochs": 1, "batch_size": 8, "warmup_epochs": 1}, "health": {"tiles": 8}}
 ROWS: list[dict[str, Any]] = [

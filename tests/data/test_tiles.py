@@ -262,13 +262,13 @@ def test_a_failed_ingest_leaves_nothing_behind(tmp_path):
 def test_a_killed_ingest_leaves_no_half_cache(tmp_path):
     paths = save_tiles(tmp_path / "in", 40)
     program = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from sscl.data import decode, ingest
 decode_file = decode.decode_file
 def slow(path, **options):
     if path.name > "0030":
-        print("half way", flush=True)
+        os.write(1, b"half way\\n")  # in one piece: several threads come here
         time.sleep(60)
     return decode_file(path, **options)
 decode.decode_file = slow
