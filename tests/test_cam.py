@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 
 from sscl import cam
 from sscl.cam import Box, centre_map, class_maps, find_box, fuse_maps, grad_cam, localisation, margin, normalise
-from sscl.cam_plots import COLORMAPS, draw_box, heatmap_rgb, overlay
+from sscl.plots.cam import COLORMAPS, draw_box, heatmap_rgb, overlay
 
 
 class Net(nn.Module):

@@ -12,9 +12,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from sscl import box_checks, cam, cam_checks, cam_plots
+from sscl import box_checks, cam, cam_checks
 from sscl.map_similarity import spearman, ssim
 from sscl.models import Classifier, build_encoder
+from sscl.plots import cam as cam_plots
 
 SIDE = 64
 

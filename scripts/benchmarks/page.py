@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from sscl.cam import find_box, upsample
-from sscl.cam_plots import heatmap_rgb
 from sscl.data.synthetic import draw_tile
-from sscl.page import render
+from sscl.plots.cam import heatmap_rgb
+from sscl.report.page import render
 
 CLASSES = ("HP", "SSA")
 MAP_SIDE = 7
@@ -115,7 +115,7 @@ def answers(html: str, *, rounds: int) -> dict[str, list[float]]:
 
 
 def content(count: int, *, drawn: int = 60) -> dict[str, Any]:
-    """Return what `sscl.page.render` takes: made-up answers on `drawn` synthetic tiles that come again and again."""
+    """Return what `report.page.render` takes: made-up answers on `drawn` synthetic tiles that come again and again."""
     rng = np.random.default_rng(0)
     pictures = [jpeg(draw_tile(index, size_px=224).image) for index in range(drawn)]
     matrix = np.zeros((2, 2), dtype=int)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, calibration, cam, cam_plots, features
+from sscl import augment, calibration, cam, features
 from sscl.classifier import describe_target, load_classifier, normalisation, positive_class, resolve_target, target_of
 from sscl.data import files
 from sscl.data.files import Item
@@ -26,6 +26,7 @@ from sscl.data.tiles import TileStore
 from sscl.device import describe_device, pick_device
 from sscl.metrics import FloatArray
 from sscl.models import Classifier
+from sscl.plots import cam as cam_plots
 
 Images = Item | Sequence[Item]
 

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from sscl import embedding_plots, plots
 from sscl.commands import embed
 from sscl.config import EmbedConfig, load_config
+from sscl.plots import base
+from sscl.plots import embedding as embedding_plots
 
 WORDS = ["data.source=synthetic", "clusters=3", "per_cluster=4", "progress=false", "device=cpu"]
 
@@ -129,7 +130,7 @@ def test_unlabelled_tiles_are_coloured_by_cluster(
     cli: Any, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: Any
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (drawn.append(figure), figure.savefig(path)))
+    monkeypatch.setattr(base, "save_figure", lambda figure, path: (drawn.append(figure), figure.savefig(path)))
     words = ["encoder.model=resnet18", "data.source=folder", "data.size_px=32", "methods=[pca]"]
     result = call(cli, flat, tmp_path / "out", *words)
     assert result.code == 0, result.err
@@ -179,7 +180,7 @@ def test_clusters_are_numbered_by_size() -> None:
 
 def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(base, "save_figure", lambda figure, path: drawn.append(figure))
     rng = np.random.default_rng(0)
     points, labels = rng.normal(size=(200, 2)), rng.integers(-1, 9, 200)
     classes = [f"tissue$_{number}" for number in range(10)]  # the last has no tile
@@ -200,7 +201,7 @@ def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, monk
 
 def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(base, "save_figure", lambda figure, path: drawn.append(figure))
     rows = [np.full((count, 8, 8, 3), value, dtype=np.uint8) for count, value in ((3, 10), (1, 200))]
     embedding_plots.cluster_sheet(
         rows, captions=["cluster 0\n30 tiles", "cluster 1"], path=tmp_path / "c.png", title=""

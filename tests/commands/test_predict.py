@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl import api, cam, cam_plots, cli, run
+from sscl import api, cam, cli, run
 from sscl.data import files
 from sscl.data.decode import decode_file
+from sscl.plots import cam as cam_plots
 
 COLUMNS = ["path", "prediction", "probability_HP", "probability_SSA", "confidence", "decided", "reason"]
 

@@ -20,12 +20,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sscl import features, probe_plots
+from sscl import features
 from sscl.commands import probe as command
 from sscl.commands.inputs import Start, frozen_encoder
 from sscl.config import EncoderConfig
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles
+from sscl.plots import probe as probe_plots
 
 COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}
 TINY = ("device=cpu", "progress=false", "bootstrap_samples=50", "c_grid=[0.01, 1]")

@@ -19,8 +19,10 @@ import torch
 import yaml
 from PIL import Image
 
-from sscl import page, run, svg
+from sscl import run
 from sscl.commands import report
+from sscl.plots import svg
+from sscl.report import page
 
 Read = Callable[[Path], list[dict[str, str]]]
 

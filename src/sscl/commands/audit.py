@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import audit_plots, features, metrics, plots, run
+from sscl import features, metrics, run
 from sscl.commands.inputs import (
     all_rows,
     check_inputs_outside,
@@ -30,6 +30,8 @@ from sscl.data.duplicates import Pair
 from sscl.data.rows import Rows
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.plots import audit as audit_plots
+from sscl.plots import sheets
 
 HELD_OUT = ("validation", "test")  # no tile of these may come again in another part
 
@@ -369,7 +371,7 @@ def draw(
             order.append((turn[flag.kind], flag))
             turn[flag.kind] += 1
         chosen = [flag for _, flag in sorted(order, key=lambda entry: entry[0])[: config.shown]]
-        plots.contact_sheet(
+        sheets.contact_sheet(
             np.stack([images[flag.row] for flag in chosen]),
             captions=[f"{part_of[flag.row]}: {Path(ids[flag.row]).name}\n{flag_caption(flag)}" for flag in chosen],
             path=out / "flagged.png",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import comparison, comparison_plots, run
+from sscl import comparison, run
 from sscl.commands.inputs import load_tiles
 from sscl.commands.planning import (
     Step,
@@ -31,6 +31,7 @@ from sscl.comparison import METRICS, Predictions
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.split import label_fraction
 from sscl.metrics import GROUPS, few_groups
+from sscl.plots import comparison as comparison_plots
 
 PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
 ONE_RUN = "one run a row: other seeds of the same recipes may differ by as much; the intervals are over the tiles alone"

@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sscl import augment, plots, run
+from sscl import augment, run
 from sscl.augment import Augmentation
 from sscl.commands.inputs import check_inputs_outside, load_splits
 from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
 from sscl.data.pathmnist import own_size_px
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
+from sscl.plots import charts, sheets
 
 VIEWED = 6  # tiles shown with their two views
 
@@ -57,9 +58,9 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     captions = [f"{name}\n{label(shown, i)}" for i, name in enumerate(shown.ids)]
-    plots.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png")
+    sheets.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png")
     counts = {name: tiles.class_counts() for name, tiles in splits.items()}
-    plots.plot_class_distribution(
+    charts.plot_class_distribution(
         counts, path=out / "distribution.png", title=f"Class distribution of {Path(config.data.root).name}"
     )
     draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png")
@@ -139,4 +140,4 @@ def draw_views(tiles: Tiles, rows: NDArray[np.int64], *, config: InspectConfig, 
         for which in (0, 1)
     ]
     first, second = ((x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for x in pair)
-    plots.plot_views(images.numpy(), first, second, ids=[tiles.ids[row] for row in rows], path=path)
+    sheets.plot_views(images.numpy(), first, second, ids=[tiles.ids[row] for row in rows], path=path)

@@ -19,11 +19,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from sscl import embedding_plots, features, run
+from sscl import features, run
 from sscl.commands.inputs import all_rows, check_inputs_outside, describe_tiles, frozen_encoder, load_tiles
 from sscl.config import EmbedConfig, plain
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.plots import embedding as embedding_plots
 
 FloatArray = NDArray[np.float32]
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}

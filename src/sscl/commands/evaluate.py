@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sscl import calibration, calibration_plots, evaluation, features, model_card, plots, run
+from sscl import calibration, evaluation, features, model_card, run
 from sscl.classifier import load_classifier, normalisation, positive_class
 from sscl.commands.inputs import (
     all_rows,
@@ -26,6 +26,8 @@ from sscl.config import DataConfig, EvalConfig, plain
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device
 from sscl.metrics import FloatArray
+from sscl.plots import calibration as calibration_plots
+from sscl.plots import charts
 
 
 def main(config: EvalConfig, *, overwrite: bool = False) -> None:
@@ -120,9 +122,9 @@ def draw(out: Path, tiles: Tiles, report: dict[str, Any], *, probabilities: Floa
     """Write the pictures."""
     title = f"{report['split']} split, {len(tiles)} tiles"
     curves: dict[str, Any] = {"classes": tiles.classes, "positive": positive}
-    plots.plot_confusion(report["confusion_matrix"], classes=tiles.classes, path=out / "confusion.png", title=title)
-    plots.plot_roc(tiles.labels, probabilities, path=out / "roc.png", **curves)
-    plots.plot_precision_recall(tiles.labels, probabilities, path=out / "precision_recall.png", **curves)
+    charts.plot_confusion(report["confusion_matrix"], classes=tiles.classes, path=out / "confusion.png", title=title)
+    charts.plot_roc(tiles.labels, probabilities, path=out / "roc.png", **curves)
+    charts.plot_precision_recall(tiles.labels, probabilities, path=out / "precision_recall.png", **curves)
     found, class_name = report["calibration"], report["positive"]
     changed = found["temperature"] != 1
     calibration_plots.plot_reliability(

@@ -441,7 +441,7 @@ def score(row: dict[str, Any], config: FinetuneConfig) -> tuple[float, float]:
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw training against validation."""
-    from sscl.plots import plot_history  # matplotlib would hold the first step up
+    from sscl.plots.charts import plot_history  # matplotlib would hold the first step up
 
     series = [
         ("loss", ["train_loss", "validation_loss"]),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import calibration, comparison, comparison_plots, dist, features, metrics, run
+from sscl import calibration, comparison, dist, features, metrics, run
 from sscl.classifier import load_classifier, normalisation, positive_class
 from sscl.commands.inputs import (
     all_rows,
@@ -32,6 +32,7 @@ from sscl.config import FinetuneConfig, keys, load_config, plain
 from sscl.data import split
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, pick_precision
+from sscl.plots import comparison as comparison_plots
 
 # Keys that may differ when an interrupted cross-validation goes on: they change nothing that is learned.
 FREE = ("run", "device", "log.tensorboard", "log.progress", "data.cache_dir", "data.device_budget_gb")

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, calibration, cam, cam_plots, features, run
-from sscl.cam_plots import BOX_FIELDS, METHOD_NAMES
+from sscl import augment, box_checks, calibration, cam, features, run
 from sscl.classifier import (
     blank_classifier,
     describe_layer,
@@ -42,6 +41,8 @@ from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
 from sscl.models import Classifier
+from sscl.plots import cam as cam_plots
+from sscl.plots.cam import BOX_FIELDS, METHOD_NAMES
 
 
 class Heatmap(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sscl import box_checks, cam, cam_checks, cam_plots, run
+from sscl import box_checks, cam, cam_checks, run
+from sscl.plots import cam as cam_plots
 
 DRAWS = 3  # nets with random weights
 

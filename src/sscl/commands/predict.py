@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sscl import api, cam_plots, run
+from sscl import api, run
 from sscl.commands.inputs import run_of
 from sscl.config import PredictConfig, plain
 from sscl.data import files
 from sscl.data.files import Found
 from sscl.device import describe_device
+from sscl.plots import cam as cam_plots
 
 UNREADABLE = 3  # exit code where some files could not be used
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv

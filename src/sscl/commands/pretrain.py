@@ -349,7 +349,7 @@ def collapse_name(config: PretrainConfig) -> str:
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the loss, the similarities and the health signs against the epoch."""
-    from sscl.plots import plot_history  # matplotlib would hold the first step up
+    from sscl.plots.charts import plot_history  # matplotlib would hold the first step up
 
     series = [
         ("loss / loss at collapse", ["loss_relative"]),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from sscl import features, metrics, probe_plots, probe_report, run
+from sscl import features, metrics, probe_report, run
 from sscl.commands.inputs import (
     check_inputs_outside,
     frozen_encoder,
@@ -32,6 +32,7 @@ from sscl.config import EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet, plai
 from sscl.data import split
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.plots import probe as probe_plots
 
 EVALUATED = ("test", "held-out")
 

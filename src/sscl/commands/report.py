@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sscl import comparison, page, report_classifier, report_studies, run
+from sscl import comparison, run
 from sscl.classifier import resolve_target
 from sscl.commands.health import collapse_warning
 from sscl.commands.inputs import has_validation, load_tiles, merge_data, run_of, split_changes
@@ -30,8 +30,9 @@ from sscl.commands.report_folders import (
 from sscl.commands.report_tiles import build_gallery
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
 from sscl.metrics import confusion_matrix
-from sscl.report_blocks import Section
-from sscl.report_classifier import Subject
+from sscl.report import classifier, page, studies
+from sscl.report.blocks import Section
+from sscl.report.classifier import Subject
 
 OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
 
@@ -63,7 +64,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
         add_own_folders(sources, subject)
         content |= about_classifier(subject, sources, config)
     content["sections"] += about_studies(sources, subject)
-    content["sections"].append(report_studies.provenance(provenance_of(sources, subject)))
+    content["sections"].append(studies.provenance(provenance_of(sources, subject)))
     html = page.render(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     run.write_text(out, html)
@@ -150,22 +151,22 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
         shown = build_gallery(subject, data, settings, config, checks=checks, caveats=caveats)
     with reading(subject.evaluated / "metrics.json"):
         sections = [
-            report_classifier.summary(
+            classifier.summary(
                 subject,
                 training_tiles=sum(counts["train"].values()) if "train" in counts else None,
                 audits=[read_json(folder / "audit.json") for folder in audits_of(data, sources)],
                 checks=checks or {},
             ),
-            report_classifier.data(subject, counts=counts, groups=groups),
-            report_classifier.training(subject),
-            report_classifier.results(subject),
-            report_classifier.errors(subject, shown=0 if shown is None else len(shown["tiles"])),
-            report_classifier.probabilities(subject),
-            report_classifier.decisions(subject),
-            report_classifier.caveats(subject, caveats),
+            classifier.data(subject, counts=counts, groups=groups),
+            classifier.training(subject),
+            classifier.results(subject),
+            classifier.errors(subject, shown=0 if shown is None else len(shown["tiles"])),
+            classifier.probabilities(subject),
+            classifier.decisions(subject),
+            classifier.caveats(subject, caveats),
         ]
     return {
-        "title": f"{subject.folder.resolve().name}: {report_classifier.listed(subject.found.classes)}",
+        "title": f"{subject.folder.resolve().name}: {classifier.listed(subject.found.classes)}",
         "subtitle": f"{subject.content['encoder_name']}, on {subject.report['tiles']:,} tiles of the {subject.split}",
         "id": worksheet_id(subject),
         "sections": [section for section in sections if section is not None],
@@ -247,7 +248,7 @@ def map_settings(
         if _of_maps(plain(own)) == of_maps and (folder / "checks.json").is_file():
             with reading(folder / "checks.json"):
                 checks: Mapping[str, Any] = read_json(folder / "checks.json")
-                _ = [(checks[name]["passed"], checks[name]["verdict"]) for name in report_studies.QUESTIONS]
+                _ = [(checks[name]["passed"], checks[name]["verdict"]) for name in studies.QUESTIONS]
             return settings, checks
     return settings, None
 
@@ -277,10 +278,10 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
         with reading(folder / "audit.json"):
             pairs = folder / "pairs.png"
             report = read_json(folder / "audit.json")
-            sections.append(report_studies.audit(name, report, pairs=pairs if pairs.is_file() else None))
+            sections.append(studies.audit(name, report, pairs=pairs if pairs.is_file() else None))
     for name, folder in _numbered("gradcam", sources):
         with reading(folder):
-            found = report_studies.heatmaps(
+            found = studies.heatmaps(
                 name,
                 config=config_of(folder),
                 checks=read_json(folder / "checks.json"),
@@ -291,7 +292,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
         log, used = folder / "metrics.jsonl", start is not None and folder.resolve() == start.resolve()
         with reading(log):
             rows = run.read_metrics(log) if log.is_file() else []
-            section = report_studies.pretraining(
+            section = studies.pretraining(
                 name,
                 config=config_of(folder),
                 log=rows,
@@ -301,12 +302,12 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
         sections.append(section)
     for name, folder in _numbered("cross-validation", sources):
         with reading(folder / "folds.json"):
-            sections.append(report_studies.folds(name, read_json(folder / "folds.json")))
+            sections.append(studies.folds(name, read_json(folder / "folds.json")))
     for name, folder in _numbered("comparison", sources):
         with reading(folder / "compare.json"):
             report = read_json(folder / "compare.json")
             logs = logs_of(folder, report)
-            sections.append(report_studies.compared(name, report, logs=logs))
+            sections.append(studies.compared(name, report, logs=logs))
     for kind in ("gradcam", "pretrain", "cross-validation", "comparison"):
         folders = dict(_numbered(kind, sources))
         if len(folders) > 1:
@@ -350,7 +351,7 @@ def further_runs(folders: Sequence[Path], split: str) -> Section:
             raise FileNotFoundError(f"runs: {folder}: not evaluated; run `sscl eval checkpoint={folder}` first")
         rows[str(folder)] = read_json(file)
     with reading(folders[0]):
-        return report_studies.others(rows)
+        return studies.others(rows)
 
 
 def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[dict[str, Any], str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.config import read_yaml
-from sscl.report_classifier import Subject
+from sscl.report.classifier import Subject
 
 # What a folder is, by a file that only this kind has; the first that fits.
 KINDS = {

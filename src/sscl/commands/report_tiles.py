@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sscl import gallery, report_studies
 from sscl.classifier import describe_layer, load_classifier, normalisation, resolve_target, target_of
 from sscl.commands.inputs import check_classes, load_tiles
 from sscl.config import DataConfig, GradcamConfig, ReportConfig
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
 from sscl.metrics import IntArray
-from sscl.report_classifier import Subject
+from sscl.report import gallery, studies
+from sscl.report.classifier import Subject
 
 
 def build_gallery(
@@ -138,9 +138,7 @@ def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list
     if checks is None:
         return [*said, "these maps were not checked (sscl gradcam checks=true)"]
     failed = [
-        question.rstrip("?").lower()
-        for name, question in report_studies.QUESTIONS.items()
-        if checks[name]["passed"] is False
+        question.rstrip("?").lower() for name, question in studies.QUESTIONS.items() if checks[name]["passed"] is False
     ]
     if failed:
         return [*said, f"of their checks, failed: {'; '.join(failed)} (see Heatmaps)"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sscl import page, plots
-from sscl import report_blocks as blocks
+from sscl.plots import charts
+from sscl.report import blocks, page
 
 
 def test_the_page_takes_every_kind(tmp_path: Path):
@@ -19,7 +19,7 @@ def test_the_page_takes_every_kind(tmp_path: Path):
     rows = [{"epoch": 1, "x": 1.0}, {"epoch": 2, "x": 2.0}]
 
     def draw(path: Path) -> None:
-        plots.plot_history(rows, series=[("x", ["x"])], path=path, title="")
+        charts.plot_history(rows, series=[("x", ["x"])], path=path, title="")
 
     every = [
         blocks.paragraph("<b>text</b>"),

@@ -1,42 +1,20 @@
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
-from sscl import plots
-from sscl.probe_plots import BarPanel, CurvePanel, plot_bars, plot_curves
+from sscl.plots.probe import BarPanel, CurvePanel, plot_bars, plot_curves
 
 ROWS = ["random", "a$b$_imagenet with a long name and more", "ours"]
 POINTS = [(0.4, 0.35, 0.44), (0.6, None, None), (0.7, 0.65, 0.75)]
 
 
 @pytest.fixture
-def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Figure]:
-    """Return the figure that a plot function is about to save, after really saving it without a warning."""
-    save = plots._save
-
-    def call(function: Callable[..., None], *args: object, **options: object) -> Figure:
-        figures: list[Figure] = []
-
-        def keep(figure: Figure, path: Path) -> None:
-            figures.append(figure)
-            save(figure, path)
-
-        monkeypatch.setattr(plots, "_save", keep)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            function(*args, path=tmp_path / "figure.png", title="title", **options)
-        with Image.open(tmp_path / "figure.png") as image:
-            assert min(image.size) > 200
-        (figure,) = figures
-        return figure
-
-    return call
+def figure_of(figure_of: Callable[..., Figure]) -> Callable[..., Figure]:
+    return partial(figure_of, title="title")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])

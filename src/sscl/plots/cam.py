@@ -1,7 +1,4 @@
-"""The pictures of heatmaps: a map over its tile, a box, and the charts of the checks.
-
-Charts are made like the rest of `plots`: one function a PNG, whole or not at all. Shape letters: N tiles, H x W pixels.
-"""
+"""The pictures of heatmaps: a map over its tile, a box, and the charts of the checks; N tiles, H x W pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sscl.cam import Box, normalise
-from sscl.plots import _DPI, ByteArray, FloatArray, _line_style, _plain, _save, plot_cam_panel, write_image
+from sscl.plots import base
+from sscl.plots.base import ByteArray, FloatArray
+from sscl.plots.sheets import plot_cam_panel, write_image
 
 COLORMAPS = {
     "viridis": cv2.COLORMAP_VIRIDIS,
@@ -141,7 +140,7 @@ def plot_randomisation(found: Mapping[str, Any], *, path: str | os.PathLike[str]
     names = found["stages"]
     if len(found["ssim"]["mean"]) != len(names):
         raise ValueError("randomisation: holds no curve, since no map could be judged")
-    figure = Figure(figsize=(max(6.4, 1.6 + 0.48 * len(names)), 4.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(6.4, 1.6 + 0.48 * len(names)), 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(names) + 1)
     for index, (key, label) in enumerate(
@@ -152,7 +151,7 @@ def plot_randomisation(found: Mapping[str, Any], *, path: str | os.PathLike[str]
         )
     ):
         mean, sd = (np.array([start, *found[key][which]]) for which, start in (("mean", 1.0), ("sd", 0.0)))
-        style = _line_style(index)
+        style = base.line_style(index)
         axes.plot(places, mean, marker="os^"[index], markersize=4, label=label, **style)
         if key != "rank_correlation":  # three bands hide one another
             axes.fill_between(places, mean - sd, mean + sd, color=style["color"], alpha=0.13, linewidth=0)
@@ -166,15 +165,17 @@ def plot_randomisation(found: Mapping[str, Any], *, path: str | os.PathLike[str]
         ha="right",
         va="bottom",
     )
-    axes.set_xticks(places, ["as trained", *map(_plain, names)], rotation=55, ha="right", fontsize=8)
+    axes.set_xticks(places, ["as trained", *map(base.plain, names)], rotation=55, ha="right", fontsize=8)
     axes.set(
-        ylabel="Agreement with the trained net's maps", title=_plain(title), ylim=(min(axes.get_ylim()[0], -0.05), 1.05)
+        ylabel="Agreement with the trained net's maps",
+        title=base.plain(title),
+        ylim=(min(axes.get_ylim()[0], -0.05), 1.05),
     )
     axes.set_xlabel("Random from the head down to")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    _save(figure, path)
+    base.save_figure(figure, path)
 
 
 def plot_deletion_insertion(found: Mapping[str, Any], *, path: str | os.PathLike[str], title: str) -> None:
@@ -183,8 +184,8 @@ def plot_deletion_insertion(found: Mapping[str, Any], *, path: str | os.PathLike
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    figure = Figure(figsize=(9.4, 4), dpi=_DPI, layout="constrained")
-    figure.suptitle(_plain(title))
+    figure = Figure(figsize=(9.4, 4), dpi=base.DPI, layout="constrained")
+    figure.suptitle(base.plain(title))
     panels = (
         ("deletion", "Deletion: lower is better", "blurred"),
         ("insertion", "Insertion: higher is better", "brought back"),
@@ -193,7 +194,7 @@ def plot_deletion_insertion(found: Mapping[str, Any], *, path: str | os.PathLike
         for index, (name, entry) in enumerate(found[way].items()):
             low, high = entry["interval"]
             label = f"{name}: area {entry['auc']:.3f} ({low:.3f} to {high:.3f})"
-            style = _line_style(index) | {"linewidth": 2.2 if name == "map" else 1.4}
+            style = base.line_style(index) | {"linewidth": 2.2 if name == "map" else 1.4}
             axes.plot(found["fractions"], entry["curve"], marker="os^"[index], markersize=3.5, label=label, **style)
         axes.set(xlabel=f"Share of the tile {done}, in the order of each", title=heading, ylim=(0, 1.02), xlim=(0, 1))
         axes.grid(color="0.9")
@@ -201,7 +202,7 @@ def plot_deletion_insertion(found: Mapping[str, Any], *, path: str | os.PathLike
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
         if way == "deletion":
             axes.set_ylabel("Probability of the explained class")
-    _save(figure, path)
+    base.save_figure(figure, path)
 
 
 def plot_box_sensitivity(found: Mapping[str, Any], *, path: str | os.PathLike[str], title: str) -> None:
@@ -212,7 +213,7 @@ def plot_box_sensitivity(found: Mapping[str, Any], *, path: str | os.PathLike[st
     """
     if not found["tiles"]:
         raise ValueError("box sensitivity: holds no curve, since no map has a box")
-    figure = Figure(figsize=(7.4, 4.2), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(7.4, 4.2), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     places = 100 * np.array(found["thresholds"])
     series = (
@@ -222,15 +223,15 @@ def plot_box_sensitivity(found: Mapping[str, Any], *, path: str | os.PathLike[st
     )
     for index, (key, label) in enumerate(series):
         mean, sd = np.array(found[key]["mean"]), np.array(found[key]["sd"])
-        style = _line_style(index)
+        style = base.line_style(index)
         axes.plot(places, mean, marker="os^"[index], markersize=4, label=label, **style)
         axes.fill_between(
             places, np.maximum(mean - sd, 0), np.minimum(mean + sd, 1), color=style["color"], alpha=0.13, linewidth=0
         )
     axes.axvline(100 * found["threshold"], color="0.35", linewidth=1, linestyle=(0, (5, 3)), zorder=1)
     axes.set(xlabel="Threshold, percent of the map's maximum", ylabel="Mean over tiles, band ± 1 sd", ylim=(0, 1.03))
-    axes.set_title(_plain(title))
+    axes.set_title(base.plain(title))
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
-    _save(figure, path)
+    base.save_figure(figure, path)

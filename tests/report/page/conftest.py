@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sscl.cam_plots import heatmap_rgb
-from sscl.page import render
+from sscl.plots.cam import heatmap_rgb
+from sscl.report.page import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,33 +14,11 @@ from matplotlib.patches import Wedge
 from PIL import Image
 from sklearn import metrics as sk
 
-from sscl import plots
+from sscl.plots import base, charts
 
 LONG = "the$odd$_stroma associated-with cancer and no end"
 NINE = (*(f"class_{index}" for index in range(8)), LONG)
 Capture = Callable[..., Figure]
-
-
-@pytest.fixture
-def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Capture:
-    """Return the figure that a plot function is about to save, after really saving it."""
-    save = plots._save
-
-    def call(function: Callable[..., None], *args: object, **options: object) -> Figure:
-        figures: list[Figure] = []
-
-        def keep(figure: Figure, path: Path) -> None:
-            figures.append(figure)
-            save(figure, path)
-
-        monkeypatch.setattr(plots, "_save", keep)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as a glyph that is missing or a layout that failed
-            function(*args, path=tmp_path / "figure.png", **options)
-        (figure,) = figures
-        return figure
-
-    return call
 
 
 def texts(figure: Figure) -> list[str]:
@@ -55,10 +32,6 @@ def legend_of(figure: Figure, axes: int = 0) -> list[str]:
     return [text.get_text() for text in legend.get_texts()]
 
 
-def tiles(count: int, *, size: int = 32) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
 def drawn(classes: int, count: int = 120) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, classes, count)
@@ -68,7 +41,7 @@ def drawn(classes: int, count: int = 120) -> tuple[np.ndarray, np.ndarray]:
 
 class TestConfusion:
     def test_counts_and_percent_of_the_papers_matrix(self, figure_of: Capture) -> None:
-        figure = figure_of(plots.plot_confusion, [[84, 15], [13, 86]], classes=("HP", "SSA"), title="test, 198 tiles")
+        figure = figure_of(charts.plot_confusion, [[84, 15], [13, 86]], classes=("HP", "SSA"), title="test, 198 tiles")
         assert texts(figure) == ["84", "15", "13", "86", "84.8", "15.2", "13.1", "86.9"]
         for axes in figure.axes:
             assert (axes.get_xlabel(), axes.get_ylabel()) == ("Predicted class", "True class")
@@ -77,18 +50,18 @@ class TestConfusion:
         assert figure.get_suptitle() == "test, 198 tiles"
 
     def test_rows_are_drawn_as_rows(self, figure_of: Capture) -> None:
-        figure = figure_of(plots.plot_confusion, [[0, 3], [1, 0]], classes=("a", "b"), title="")
+        figure = figure_of(charts.plot_confusion, [[0, 3], [1, 0]], classes=("a", "b"), title="")
         (three,) = [text for text in figure.axes[0].texts if text.get_text() == "3"]
         assert three.get_position() == (1, 0)  # column 1, row 0
         assert figure.axes[0].get_images()[0].get_array()[0, 1] == 3
 
     def test_class_without_tiles_has_no_percent(self, figure_of: Capture) -> None:
-        figure = figure_of(plots.plot_confusion, [[5, 0], [0, 0]], classes=("a", "b"), title="")
+        figure = figure_of(charts.plot_confusion, [[5, 0], [0, 0]], classes=("a", "b"), title="")
         assert texts(figure)[4:] == ["100.0", "0.0", "–", "–"]
 
     def test_text_stands_out_from_its_cell(self, figure_of: Capture) -> None:
         matrix = np.arange(16).reshape(4, 4)
-        figure = figure_of(plots.plot_confusion, matrix, classes=tuple("abcd"), title="")
+        figure = figure_of(charts.plot_confusion, matrix, classes=tuple("abcd"), title="")
         weights = np.array([0.2126, 0.7152, 0.0722])
         for axes in figure.axes:
             image = axes.get_images()[0]
@@ -99,7 +72,7 @@ class TestConfusion:
 
     def test_refuses_a_matrix_of_another_size(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"shape \(2, 2\), must be \(3, 3\)"):
-            plots.plot_confusion([[1, 0], [0, 1]], classes=("a", "b", "c"), path=tmp_path / "x.png", title="")
+            charts.plot_confusion([[1, 0], [0, 1]], classes=("a", "b", "c"), path=tmp_path / "x.png", title="")
 
 
 class TestCurves:
@@ -110,14 +83,14 @@ class TestCurves:
         options = {"classes": ("HP", "SSA"), "positive": positive}
         name = ("HP", "SSA")[positive]
 
-        roc = figure_of(plots.plot_roc, labels, scores, **options)
+        roc = figure_of(charts.plot_roc, labels, scores, **options)
         x, y = roc.axes[0].lines[0].get_data()
         assert sk.auc(x, y) == pytest.approx(sk.roc_auc_score(truth, scores[:, positive]))
         auroc = f"{sk.roc_auc_score(truth, scores[:, positive]):.3f}"
         assert legend_of(roc) == [f"{name}: AUROC {auroc}, {truth.sum()} of 120 tiles"]
         assert name in roc.axes[0].get_title()
 
-        precision_recall = figure_of(plots.plot_precision_recall, labels, scores, **options)
+        precision_recall = figure_of(charts.plot_precision_recall, labels, scores, **options)
         recall, precision = precision_recall.axes[0].lines[0].get_data()
         area = -np.sum(np.diff(recall) * precision[:-1])
         assert area == pytest.approx(sk.average_precision_score(truth, scores[:, positive]))
@@ -125,7 +98,7 @@ class TestCurves:
         chance = precision_recall.axes[0].lines[1].get_ydata()
         assert chance == pytest.approx([truth.mean()] * 2)
 
-    @pytest.mark.parametrize("function", [plots.plot_roc, plots.plot_precision_recall])
+    @pytest.mark.parametrize("function", [charts.plot_roc, charts.plot_precision_recall])
     def test_nine_classes_of_which_one_is_absent(self, figure_of: Capture, function: Callable[..., None]) -> None:
         labels, scores = drawn(9)
         labels[labels == 3] = 4
@@ -140,7 +113,7 @@ class TestCurves:
     def test_refuses_other_classes_than_columns(self, tmp_path: Path) -> None:
         labels, scores = drawn(3)
         with pytest.raises(ValueError, match=r"shape \(120, 3\), must be \(120, 2\)"):
-            plots.plot_roc(labels, scores, classes=("a", "b"), positive=1, path=tmp_path / "x.png")
+            charts.plot_roc(labels, scores, classes=("a", "b"), positive=1, path=tmp_path / "x.png")
 
 
 class TestHistory:
@@ -153,39 +126,39 @@ class TestHistory:
             {"loss": 1.0},
             {"epoch": 6, "loss": 2.0, "lr": 0.2},
         ]
-        figure = figure_of(plots.plot_history, rows, series=[("Loss", ["loss"]), ("Rate", ["lr"])], title="run")
+        figure = figure_of(charts.plot_history, rows, series=[("Loss", ["loss"]), ("Rate", ["lr"])], title="run")
         loss, rate = figure.axes
         assert [list(values) for values in loss.lines[0].get_data()] == [[1, 6], [3.0, 2.0]]
         assert [list(values) for values in rate.lines[0].get_data()] == [[2, 6], [0.1, 0.2]]
         assert (loss.get_ylabel(), rate.get_ylabel(), rate.get_xlabel()) == ("Loss", "Rate", "epoch")
 
     def test_single_epoch_shows_a_marker_on_a_whole_number(self, figure_of: Capture) -> None:
-        figure = figure_of(plots.plot_history, [{"epoch": 1, "loss": 3.0}], series=[("Loss", ["loss"])], title="")
+        figure = figure_of(charts.plot_history, [{"epoch": 1, "loss": 3.0}], series=[("Loss", ["loss"])], title="")
         axes = figure.axes[0]
         assert axes.lines[0].get_marker() == "o"
         low, high = axes.get_xlim()
         assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
     def test_nothing_logged_is_said(self, figure_of: Capture) -> None:
-        figure = figure_of(plots.plot_history, [], series=[("Loss", ["loss"])], title="")
+        figure = figure_of(charts.plot_history, [], series=[("Loss", ["loss"])], title="")
         assert texts(figure) == ["nothing logged"]
 
     def test_several_keys_and_another_horizontal_axis(self, figure_of: Capture) -> None:
         rows = [{"step": step, "train": 1 / step, "val": 2 / step} for step in range(1, 101)]
-        figure = figure_of(plots.plot_history, rows, series=[("Loss", ["train", "val"])], title="", x="step")
+        figure = figure_of(charts.plot_history, rows, series=[("Loss", ["train", "val"])], title="", x="step")
         assert legend_of(figure) == ["train", "val"]
         assert figure.axes[0].get_xlabel() == "step"
         assert figure.axes[0].lines[0].get_color() != figure.axes[0].lines[1].get_color()
 
     def test_refuses_no_series(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="series: is empty"):
-            plots.plot_history([], series=[], path=tmp_path / "x.png", title="")
+            charts.plot_history([], series=[], path=tmp_path / "x.png", title="")
 
 
 class TestClassDistribution:
     def test_mhist(self, figure_of: Capture) -> None:
         counts = {"train": {"HP": 1545, "SSA": 630}, "test": {"HP": 617, "SSA": 360}}
-        figure = figure_of(plots.plot_class_distribution, counts, title="MHIST")
+        figure = figure_of(charts.plot_class_distribution, counts, title="MHIST")
         pie, bars = figure.axes
         assert legend_of(figure, 0) == ["HP: 2,162 (68.6%)", "SSA: 990 (31.4%)"]
         angles = [patch.theta2 - patch.theta1 for patch in pie.patches if isinstance(patch, Wedge)]
@@ -196,107 +169,30 @@ class TestClassDistribution:
 
     def test_class_missing_from_a_split(self, figure_of: Capture) -> None:
         counts = {"train": {"a": 3}, "val": {}, "test": {"b": 2}}
-        bars = figure_of(plots.plot_class_distribution, counts, title="").axes[1]
+        bars = figure_of(charts.plot_class_distribution, counts, title="").axes[1]
         assert [patch.get_width() for patch in bars.patches] == [3, 0, 0, 0, 0, 2]
 
     def test_nine_classes_have_nine_colours(self, figure_of: Capture) -> None:
-        figure = figure_of(plots.plot_class_distribution, {"all": dict.fromkeys(NINE, 5)}, title="")
+        figure = figure_of(charts.plot_class_distribution, {"all": dict.fromkeys(NINE, 5)}, title="")
         assert len({patch.get_facecolor() for patch in figure.axes[0].patches}) == 9
 
     def test_refuses_an_empty_set(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no class has a tile"):
-            plots.plot_class_distribution({"train": {"a": 0}}, path=tmp_path / "x.png", title="")
-
-
-class TestTiles:
-    def test_contact_sheet_shows_every_tile_in_reading_order(self, figure_of: Capture) -> None:
-        images = tiles(5)
-        captions = ["a", "b", "c", "d", "folder/a_very_long_name_of_a_tile_00017.png\nSSA"]
-        figure = figure_of(plots.contact_sheet, images, captions=captions, columns=3)
-        assert len(figure.axes) == 5
-        for axes, image in zip(figure.axes, images, strict=True):
-            assert (axes.get_images()[0].get_array() == image).all()
-        lefts = [round(axes.get_position().x0, 3) for axes in figure.axes]
-        tops = [round(axes.get_position().y1, 3) for axes in figure.axes]
-        assert lefts[:2] == lefts[3:]
-        assert lefts[0] < lefts[1] < lefts[2]
-        assert tops[0] == tops[2] > tops[3] == tops[4]
-        name, label = figure.axes[4].get_title().split("\n")
-        assert len(name) == 20
-        assert name.startswith("folder/")
-        assert name.endswith("_00017.png")
-        assert label == "SSA"
-
-    def test_tiles_of_mhist_keep_their_pixels(self, tmp_path: Path) -> None:
-        image = tiles(1, size=224)
-        plots.contact_sheet(image, captions=["x"], path=tmp_path / "x.png")
-        drawn = np.asarray(Image.open(tmp_path / "x.png").convert("RGB")).astype(int)
-        inside = image[0, 112].astype(int)  # one row of the tile is found again, to a pixel
-        assert any(
-            (row[start : start + 200] == inside[12:212]).all()
-            for row in drawn
-            for start in range(12, min(len(row) - 200, 40))
-        )
-
-    def test_views_stand_beside_their_tile(self, figure_of: Capture) -> None:
-        originals, first, second = tiles(2), tiles(2, size=16), tiles(2, size=24)
-        figure = figure_of(plots.plot_views, originals, first, second, ids=["one", LONG])
-        expected = [originals[0], first[0], second[0], originals[1], first[1], second[1]]
-        for axes, image in zip(figure.axes, expected, strict=True):
-            assert (axes.get_images()[0].get_array() == image).all()
-        assert [axes.get_title() for axes in figure.axes[:3]] == ["one", "first view", "second view"]
-
-    def test_cam_panel(self, figure_of: Capture) -> None:
-        pictures = tiles(3)
-        figure = figure_of(plots.plot_cam_panel, *pictures, title="true SSA, predicted SSA (0.93)")
-        for axes, picture in zip(figure.axes, pictures, strict=True):
-            assert (axes.get_images()[0].get_array() == picture).all()
-        assert [axes.get_title() for axes in figure.axes] == ["Original", "Grad-CAM", "Box"]
-        assert figure.get_suptitle() == "true SSA, predicted SSA (0.93)"
-
-    def test_write_image_keeps_every_pixel(self, tmp_path: Path) -> None:
-        (image,) = tiles(1)
-        plots.write_image(image, path=tmp_path / "x.png")
-        assert (np.asarray(Image.open(tmp_path / "x.png")) == image).all()
-        assert [entry.name for entry in tmp_path.iterdir()] == ["x.png"]
-        with pytest.raises(ValueError, match="image: uint8 of shape"):
-            plots.write_image(image[:, :, 0], path=tmp_path / "y.png")
-
-    def test_refusals(self, tmp_path: Path) -> None:
-        path = tmp_path / "x.png"
-        with pytest.raises(ValueError, match="captions: 1 for 2 tiles"):
-            plots.contact_sheet(tiles(2), captions=["a"], path=path)
-        with pytest.raises(ValueError, match="columns: 0"):
-            plots.contact_sheet(tiles(1), captions=["a"], path=path, columns=0)
-        with pytest.raises(ValueError, match="at least one tile"):
-            plots.contact_sheet(tiles(0), captions=[], path=path)
-        with pytest.raises(ValueError, match="2, 1, 2, 2 entries"):
-            plots.plot_views(tiles(2), tiles(1), tiles(2), ids=["a", "b"], path=path)
-        with pytest.raises(ValueError, match="Grad-CAM: float32"):
-            plots.plot_cam_panel(tiles(1)[0], tiles(1)[0].astype(np.float32), tiles(1)[0], title="", path=path)
-        assert list(tmp_path.iterdir()) == []
+            charts.plot_class_distribution({"train": {"a": 0}}, path=tmp_path / "x.png", title="")
 
 
 @pytest.mark.parametrize("name", ["short", LONG, "UNBROKENNAMEOFMANYLETTERSANDMORE" * 3, "a_b-c d", "x" * 17])
 def test_long_class_names_fit_two_lines_and_keep_both_ends(name: str) -> None:
-    lines = plots._wrapped(name).replace(r"\$", "$").split("\n")
+    lines = base.wrapped(name).replace(r"\$", "$").split("\n")
     assert len(lines) <= 2
     assert max(map(len, lines)) <= 18
     assert lines[0].startswith(name[:5])
     assert lines[-1].endswith(name[-5:])
 
 
-def test_title_stays_inside_the_picture_whatever_its_length(tmp_path: Path) -> None:
-    plots.plot_cam_panel(*tiles(3), title=f"{LONG} " * 6, path=tmp_path / "long.png")
-    drawn = np.asarray(Image.open(tmp_path / "long.png").convert("L"))
-    assert (drawn[:, :3] == 255).all()
-    assert (drawn[:, -3:] == 255).all()
-    assert (drawn[:3] == 255).all()
-
-
 class TestSaving:
     def save(self, path: Path) -> None:
-        plots.plot_history([{"epoch": 1, "loss": 1.0}], series=[("Loss", ["loss"])], path=path, title="")
+        charts.plot_history([{"epoch": 1, "loss": 1.0}], series=[("Loss", ["loss"])], path=path, title="")
 
     def test_writes_one_png(self, tmp_path: Path) -> None:
         self.save(tmp_path / "loss.png")
@@ -327,5 +223,5 @@ class TestSaving:
             self.save(tmp_path / "nowhere" / "loss.png")
 
     def test_no_global_state(self) -> None:
-        code = "import sys, sscl.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+        code = "import sys, sscl.plots.charts, sscl.plots.sheets; sys.exit('matplotlib.pyplot' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

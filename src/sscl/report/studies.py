@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sscl import cam_plots, comparison, comparison_plots, plots
-from sscl import report_blocks as blocks
-from sscl.report_blocks import Block, Section, interval, number
+from sscl import comparison
+from sscl.plots import cam as cam_plots
+from sscl.plots import charts
+from sscl.plots import comparison as comparison_plots
+from sscl.report import blocks
+from sscl.report.blocks import Block, Section, interval, number
 
 Json = Mapping[str, Any]
 
@@ -85,7 +88,7 @@ def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | 
         found.append(
             blocks.figure(
                 name,
-                lambda path: plots.plot_history(log, series=series, path=path, title=""),
+                lambda path: charts.plot_history(log, series=series, path=path, title=""),
                 alt=f"Pretraining over {len(log)} epochs; at the end {signs}",
                 caption="Two views of a tile should be alike (positive similarity), those of different tiles not "
                 "(negative similarity). An effective rank near 1 is collapse.",

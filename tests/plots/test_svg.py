@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sscl import calibration, calibration_plots, cam_plots, comparison_plots, plots, svg
+from sscl import calibration
+from sscl.plots import base, charts, svg
+from sscl.plots import calibration as calibration_plots
+from sscl.plots import cam as cam_plots
+from sscl.plots import comparison as comparison_plots
 
 HOSTILE = "</text><script>alert(1)</script> & \"'<b onload=x>"
 
 
 def drawn(figure: Figure) -> str:
-    return svg.inline(lambda path: plots._save(figure, path), prefix="f")
+    return svg.inline(lambda path: base.save_figure(figure, path), prefix="f")
 
 
 def wrapped(body: str, root: str = 'width="72pt" height="36pt" viewBox="0 0 72 36"') -> str:
@@ -77,7 +81,7 @@ def test_a_grey_on_white_is_what_matplotlib_drew():
 
 
 def test_ids_are_new_all_links_are_kept_and_two_figures_share_none():
-    texts = [svg.inline(lambda path: plots._save(example(), path), prefix=name) for name in ("a", "b")]
+    texts = [svg.inline(lambda path: base.save_figure(example(), path), prefix=name) for name in ("a", "b")]
 
     found = []
     for text in texts:
@@ -152,7 +156,7 @@ def test_the_same_chart_gives_the_same_text():
     assert drawn(example()) == drawn(example())
 
 
-def charts() -> dict[str, object]:
+def examples() -> dict[str, object]:
     """Every chart that a report has, of odd content."""
     rng = np.random.default_rng(0)
     names = ("a$b", "<i>", HOSTILE)
@@ -172,9 +176,9 @@ def charts() -> dict[str, object]:
     stage = {"ece": 0.1, "reliability": calibration.reliability_curve(right, probabilities.max(1))}
     log = [{"epoch": 1, "x": 0.5}, {"epoch": 2, "x": 0.25}]
     return {
-        "history": lambda path: plots.plot_history(log, series=[("x", ["x"]), (HOSTILE, ["y"])], path=path, title=""),
-        "roc": lambda path: plots.plot_roc(labels, probabilities, classes=names, positive=None, path=path),
-        "precision": lambda path: plots.plot_precision_recall(
+        "history": lambda path: charts.plot_history(log, series=[("x", ["x"]), (HOSTILE, ["y"])], path=path, title=""),
+        "roc": lambda path: charts.plot_roc(labels, probabilities, classes=names, positive=None, path=path),
+        "precision": lambda path: charts.plot_precision_recall(
             labels, probabilities, classes=names, positive=None, path=path
         ),
         "reliability": lambda path: calibration_plots.plot_reliability(
@@ -201,9 +205,9 @@ def charts() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", list(charts()))
+@pytest.mark.parametrize("name", list(examples()))
 def test_every_chart_of_a_report_is_made_of_foreseen_parts(name):
-    text = svg.inline(charts()[name], prefix=name)
+    text = svg.inline(examples()[name], prefix=name)
 
     assert text.startswith("<svg ")
     assert "style=" not in text
@@ -213,8 +217,8 @@ def test_every_chart_of_a_report_is_made_of_foreseen_parts(name):
 
 
 def test_png_stays_png(tmp_path: Path):
-    plots._save(example(), tmp_path / "a.png")
-    plots._save(example(), tmp_path / "a.svg")
+    base.save_figure(example(), tmp_path / "a.png")
+    base.save_figure(example(), tmp_path / "a.svg")
 
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")

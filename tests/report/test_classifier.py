@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from sscl import calibration, evaluation, page, report_classifier
+from sscl import calibration, evaluation
 from sscl.comparison import Predictions
 from sscl.data.tiles import Tiles
-from sscl.report_classifier import Subject
+from sscl.report import classifier, page
+from sscl.report.classifier import Subject
 
 CLASSES = ("HP", "SSA")
 AUDIT = {"leakage": False, "verdict": "no leakage found"}
@@ -85,14 +86,14 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
 
 def sections(one: Subject, **more: Any) -> list[dict[str, Any]]:
     found = [
-        report_classifier.summary(one, training_tiles=100, audits=[AUDIT], checks={}),
-        report_classifier.data(one, counts={"train": {"HP": 60, "SSA": 40}}, groups={"train": 7}),
-        report_classifier.training(one),
-        report_classifier.results(one),
-        report_classifier.errors(one, shown=50),
-        report_classifier.probabilities(one),
-        report_classifier.decisions(one),
-        report_classifier.caveats(one, ["another"]),
+        classifier.summary(one, training_tiles=100, audits=[AUDIT], checks={}),
+        classifier.data(one, counts={"train": {"HP": 60, "SSA": 40}}, groups={"train": 7}),
+        classifier.training(one),
+        classifier.results(one),
+        classifier.errors(one, shown=50),
+        classifier.probabilities(one),
+        classifier.decisions(one),
+        classifier.caveats(one, ["another"]),
     ]
     return [section for section in found if section is not None]
 
@@ -119,7 +120,7 @@ def test_the_page_takes_all_sections(classes):
 
 def test_the_summary_says_what_was_trained_on_what():
     one = subject()
-    text = report_classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+    text = classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
 
     right = int((one.found.predictions == one.found.labels).sum())
     assert "a net of the kind resnet18, starts from the weights of ssl, which were trained on unlabelled, and" in text
@@ -133,7 +134,7 @@ def test_the_summary_says_which_tiles_it_was_not_trained_on():
     train, data = one.content["config"]["train"], one.content["config"]["data"]
 
     def said() -> str:
-        return report_classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+        return classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
 
     train |= {"folds": 5, "fold": 2, "label_fraction": 0.5}
     assert "fine-tuned on 50% of the labels of all but fold 2 of 5 of 100 tiles of the training split" in said()
@@ -151,14 +152,14 @@ def test_where_the_weights_come_from(weights, said):
     content = copy.deepcopy(dict(one.content)) | {"history": []}
     content["config"]["model"]["weights"] = weights
 
-    text = report_classifier.summary(replace(one, content=content), training_tiles=None, audits=[], checks={})
+    text = classifier.summary(replace(one, content=content), training_tiles=None, audits=[], checks={})
 
     assert said in text["blocks"][0]["text"]
 
 
 def test_every_metric_is_shown_with_its_intervals():
     one = subject()
-    shown = tables(report_classifier.results(one))
+    shown = tables(classifier.results(one))
 
     rows = {row[0]: row[1:] for table in shown.values() for row in table}
     metrics, drawn = one.report["metrics"], one.report["intervals"]
@@ -175,7 +176,7 @@ def test_every_metric_is_shown_with_its_intervals():
 def test_better_than_guessing_turns_with_the_figures():
     title = "Is it better than guessing?"
     for skill, passed in ((2.0, True), (0.0, False)):
-        found = verdicts(report_classifier.summary(subject(skill=skill), training_tiles=1, audits=[], checks={}))
+        found = verdicts(classifier.summary(subject(skill=skill), training_tiles=1, audits=[], checks={}))
         assert found[title] is passed
 
 
@@ -185,7 +186,7 @@ def test_a_calibration_error_beyond_chance_fails():
     chance = one.report["calibration"]["after"]["ece_by_chance"]["quantile_95"]
     for error, passed in ((chance, True), (chance + 0.001, False)):
         one.report["calibration"]["after"]["ece"] = error
-        assert verdicts(report_classifier.summary(one, training_tiles=1, audits=[], checks={}))[title] is passed
+        assert verdicts(classifier.summary(one, training_tiles=1, audits=[], checks={}))[title] is passed
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -195,7 +196,7 @@ def test_training_tiles_are_not_new_whatever_an_audit_says(split):
     title = "Are the tiles it was tested on new to it?"
 
     def said() -> bool | None:
-        return verdicts(report_classifier.summary(one, training_tiles=None, audits=[AUDIT], checks={}))[title]
+        return verdicts(classifier.summary(one, training_tiles=None, audits=[AUDIT], checks={}))[title]
 
     assert said() is False
     one.report["data"]["root"] = "/data/elsewhere"
@@ -206,7 +207,7 @@ def test_a_leak_in_any_audit_fails_and_none_is_not_judged():
     title = "Are the tiles it was tested on new to it?"
     leak = {"leakage": True, "verdict": "THE SPLIT LEAKS: 3"}
     for audits, passed in (([], None), ([AUDIT], True), ([AUDIT, leak], False)):
-        section = report_classifier.summary(subject(), training_tiles=1, audits=audits, checks={})
+        section = classifier.summary(subject(), training_tiles=1, audits=audits, checks={})
         assert verdicts(section)[title] is passed
     assert "THE SPLIT LEAKS: 3" in json.dumps(section)
 
@@ -216,11 +217,11 @@ def test_the_verdicts_on_heatmaps_are_those_of_the_checks():
         "randomisation": {"passed": False, "verdict": "FAILS: a"},
         "deletion_insertion": {"passed": None, "verdict": "cannot be judged: b"},
     }
-    found = verdicts(report_classifier.summary(subject(), training_tiles=1, audits=[], checks=checks))
+    found = verdicts(classifier.summary(subject(), training_tiles=1, audits=[], checks=checks))
 
     assert found["Do the heatmaps depend on what was learned?"] is False
     assert found["Does what they mark matter to the classifier?"] is None
-    without = verdicts(report_classifier.summary(subject(), training_tiles=1, audits=[], checks={}))
+    without = verdicts(classifier.summary(subject(), training_tiles=1, audits=[], checks={}))
     assert without["Can the heatmaps be trusted?"] is None
 
 
@@ -241,7 +242,7 @@ def test_an_evaluation_by_an_earlier_version_lacks_what_it_did_not_ask():
 
 def test_operating_point_and_abstention_are_those_of_the_evaluation():
     one = subject()
-    shown = json.dumps(report_classifier.decisions(one))
+    shown = json.dumps(classifier.decisions(one))
 
     assert f"from a probability of {one.report['operating_point']['threshold']:.4f} on" in shown
     assert f"confidence below {one.report['coverage']['abstention']['threshold']:.4f}" in shown
@@ -250,13 +251,13 @@ def test_operating_point_and_abstention_are_those_of_the_evaluation():
 
 def test_caveats_come_once_and_all():
     one = subject()
-    (block,) = report_classifier.caveats(one, ["a caveat", "another"])["blocks"]
+    (block,) = classifier.caveats(one, ["a caveat", "another"])["blocks"]
 
     assert block["items"] == ["a caveat", *one.report["notes"], "another"]
 
 
 def test_the_data_table_counts_classes_and_slides():
-    section = report_classifier.data(
+    section = classifier.data(
         subject(), counts={"train": {"HP": 1234, "SSA": 40}, "test": {"HP": 1, "SSA": 2}}, groups={"train": 7}
     )
 
@@ -267,4 +268,4 @@ def test_the_data_table_counts_classes_and_slides():
     assert "carved from the training split" in str(section)
     own = subject()
     own.content["config"]["data"]["source"] = "pathmnist"  # brings a validation split
-    assert "the set's own validation split" in str(report_classifier.data(own, counts={}, groups={}))
+    assert "the set's own validation split" in str(classifier.data(own, counts={}, groups={}))

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sscl import plots
+from sscl.plots import base
 
 _SERIOUS = "#D55E00"
 _PLAIN = "#999999"
 
 
 def pair_sheet(
-    pairs: Sequence[tuple[plots.ByteArray, plots.ByteArray]],
+    pairs: Sequence[tuple[base.ByteArray, base.ByteArray]],
     *,
     captions: Sequence[tuple[str, str, str]],
     serious: Sequence[bool],
@@ -38,7 +38,7 @@ def pair_sheet(
     """
     for number, pair in enumerate(pairs):
         for image in pair:
-            plots._check_images(image[None], name=f"pairs[{number}]")
+            base.check_images(image[None], name=f"pairs[{number}]")
     if not pairs or not len(pairs) == len(captions) == len(serious):
         raise ValueError(
             f"pairs, captions, serious: {len(pairs)}, {len(captions)}, {len(serious)}, must be equally many, at least 1"
@@ -48,7 +48,7 @@ def pair_sheet(
     tile, gap, text = 1.3, 0.16, 0.52  # inches
     step_x, step_y = 2 * tile + 0.04 + 2 * gap, tile + text + gap
     width, height = columns * step_x + gap, rows * step_y + gap
-    figure = Figure(figsize=(width, height), dpi=plots._DPI)
+    figure = Figure(figsize=(width, height), dpi=base.DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     for number, (pair, (left_text, right_text, below), across) in enumerate(zip(pairs, captions, serious, strict=True)):
         row, column = divmod(number, columns)
@@ -56,8 +56,8 @@ def pair_sheet(
         for side, (image, said) in enumerate(zip(pair, (left_text, right_text), strict=True)):
             x = left + side * (tile + 0.04)
             axes.imshow(image, extent=(x, x + tile, top - tile, top), interpolation="antialiased")
-            axes.text(x, top - tile - 0.05, plots._caption(said, 24), fontsize=6.5, va="top")
-        axes.text(left, top - tile - 0.2, plots._caption(below, 50), fontsize=6.5, va="top", color="0.25")
+            axes.text(x, top - tile - 0.05, base.caption(said, 24), fontsize=6.5, va="top")
+        axes.text(left, top - tile - 0.2, base.caption(below, 50), fontsize=6.5, va="top", color="0.25")
         axes.add_patch(
             Rectangle(
                 (left - 0.05, top - tile - text),
@@ -70,5 +70,5 @@ def pair_sheet(
         )
     axes.set(xlim=(0, width), ylim=(0, height), aspect="auto")
     axes.set_axis_off()
-    figure.text(gap / width, 1 + 0.08 / height, plots._plain(title), fontsize=10, va="bottom")
-    plots._save(figure, path)
+    figure.text(gap / width, 1 + 0.08 / height, base.plain(title), fontsize=10, va="bottom")
+    base.save_figure(figure, path)

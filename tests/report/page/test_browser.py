@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from sscl.cam import upsample
-from sscl.cam_plots import overlay
-from sscl.page import render
+from sscl.plots.cam import overlay
+from sscl.report.page import render
 
 from .conftest import CLASSES, HOSTILE_NAMES, SIZE_PX, make_content
 
@@ -96,7 +96,7 @@ def test_it_opens_and_shows_what_the_report_says(page, content):
 
 
 def test_a_heatmap_is_the_overlay_of_the_pictures(page, content):
-    """What the browser blends, at full and at a third of the opacity, against `cam_plots.overlay`."""
+    """What the browser blends, at full and at a third of the opacity, against `plots.cam.overlay`."""
     (tile,) = (tile for tile in content["gallery"]["tiles"] if tile["id"] == "tile12.png")
     page.fill("#page-find", tile["id"])
     drawn(page)

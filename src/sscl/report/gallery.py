@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl import augment, cam, cam_plots, features
+from sscl import augment, cam, features
 from sscl.comparison import Predictions
 from sscl.data.decode import decode_file, resized
 from sscl.data.tiles import TileStore
 from sscl.metrics import ANNOTATORS, FloatArray, IntArray
 from sscl.models import Classifier
+from sscl.plots import cam as cam_plots
 
 SIDE_PX = 224  # of a picture, at most
 PICTURE_BYTES = 20_000  # of a picture, at most: a thousand of them are 27 MB as text
 QUALITIES = (85, 78, 70, 60, 50, 40, 30, 20)
 MAP_SIDE = 28  # of a map, at most; the last features of a 224 px tile have 7
-ALPHA = 0.7  # opacity at the peak, as in `cam_plots.overlay`
+ALPHA = 0.7  # opacity at the peak, as in `plots.cam.overlay`
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def build(
     decided_from: float | None,
     note: str,
 ) -> dict[str, Any]:
-    """Return the gallery of `sscl.page.render`.
+    """Return the gallery of `sscl.report.page.render`.
 
     Args:
         found: what the classifier said of all tiles, as `comparison.read_predictions` reads it. rows: those to show.

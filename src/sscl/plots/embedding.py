@@ -13,7 +13,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sscl import plots
+from sscl.plots import base
 
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _GREY = ("0.7", ".")
@@ -46,7 +46,7 @@ def plot_map(
     if at.ndim != 2 or at.shape[1] != 2 or label.shape != (len(at),) or not len(at):
         raise ValueError(f"points, labels: shapes {at.shape} and {label.shape}, must be (N, 2) and (N,), N >= 1")
     spread = np.maximum(np.ptp(at, axis=0), 1e-9)
-    figure = Figure(figsize=(6.4, 6.4 * float(np.clip(spread[1] / spread[0], 0.5, 1.5))), dpi=plots._DPI)
+    figure = Figure(figsize=(6.4, 6.4 * float(np.clip(spread[1] / spread[0], 0.5, 1.5))), dpi=base.DPI)
     axes = figure.subplots()
     area = float(np.clip(12000 / len(at), 8, 40))
     grey = label < 0
@@ -70,24 +70,24 @@ def plot_map(
     for index, name in enumerate(classes):
         count = int((label == index).sum())
         if count:
-            shown = f"{plots._plain(plots._shortened(name, 28))} ({count:,})"
+            shown = f"{base.plain(base.shortened(name, 28))} ({count:,})"
             colour, marker = _style(index)
             axes.scatter([], [], s=40, linewidths=0, label=shown, color=colour, marker=marker)
     if grey.any():
         shown = f"unlabelled ({int(grey.sum()):,})"
         axes.scatter([], [], s=40, linewidths=0, label=shown, color=_GREY[0], marker=_GREY[1])
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    axes.set_title(plots._plain(title), fontsize=11)
+    axes.set_title(base.plain(title), fontsize=11)
     axes.set_aspect("equal", adjustable="datalim")
     if axis_labels is None:
         axes.set(xticks=[], yticks=[])
     else:
         axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
-    plots._save(figure, path)
+    base.save_figure(figure, path)
 
 
 def cluster_sheet(
-    rows: Sequence[plots.ByteArray], *, captions: Sequence[str], path: str | os.PathLike[str], title: str
+    rows: Sequence[base.ByteArray], *, captions: Sequence[str], path: str | os.PathLike[str], title: str
 ) -> None:
     """Draw clusters of tiles, one a row, each with its caption on the left.
 
@@ -103,28 +103,28 @@ def cluster_sheet(
         ValueError: wrong shapes, or not a caption for each row. FileNotFoundError: the folder does not exist.
     """
     for row, tiles in enumerate(rows):
-        plots._check_images(tiles, name=f"rows[{row}]")
+        base.check_images(tiles, name=f"rows[{row}]")
     if not rows or len(captions) != len(rows):
         raise ValueError(f"rows, captions: {len(rows)} and {len(captions)} entries, must be equally many, at least one")
     columns = max(map(len, rows))
     tile, gap = 0.9, 0.06  # inches
     text = 0.3 + 0.068 * max(len(line) for caption in captions for line in caption.split("\n"))
     width, height = text + columns * (tile + gap), len(rows) * (tile + gap) + gap
-    figure = Figure(figsize=(width, height), dpi=plots._DPI)
+    figure = Figure(figsize=(width, height), dpi=base.DPI)
     # One axes in inches, upwards, for all: an axes for each of hundreds of tiles would take long.
     axes: Axes = figure.add_axes((0, 0, 1, 1))
     for row, (tiles, caption) in enumerate(zip(rows, captions, strict=True)):
         bottom = height - (row + 1) * (tile + gap)
-        axes.text(gap, bottom + tile / 2, plots._plain(caption), fontsize=8, va="center", linespacing=1.25)
+        axes.text(gap, bottom + tile / 2, base.plain(caption), fontsize=8, va="center", linespacing=1.25)
         for column, image in enumerate(tiles):
             left = text + column * (tile + gap)
             axes.imshow(image, extent=(left, left + tile, bottom, bottom + tile), interpolation="antialiased")
     axes.set(xlim=(0, width), ylim=(0, height), aspect="auto")
     axes.set_axis_off()
-    figure.text(gap / width, 1 + gap / height, plots._plain(title), fontsize=10, va="bottom")
-    plots._save(figure, path)
+    figure.text(gap / width, 1 + gap / height, base.plain(title), fontsize=10, va="bottom")
+    base.save_figure(figure, path)
 
 
 def _style(index: int) -> tuple[str, str]:
     """Return colour and marker: 7 and 8 of them, so that 56 classes differ."""
-    return plots._LINE_COLOURS[index % len(plots._LINE_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    return base.LINE_COLOURS[index % len(base.LINE_COLOURS)], _MARKERS[index % len(_MARKERS)]

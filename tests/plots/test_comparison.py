@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,32 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from sscl import comparison_plots
+from sscl.plots import comparison as comparison_plots
 
 Capture = Callable[..., Figure]
-
-
-@pytest.fixture
-def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Capture:
-    """Return the figure that a function is about to save, after really saving it."""
-    save = comparison_plots._save
-
-    def call(function: Callable[..., None], *args: object, **options: object) -> Figure:
-        figures: list[Figure] = []
-
-        def keep(figure: Figure, path: Path) -> None:
-            figures.append(figure)
-            save(figure, path)
-
-        monkeypatch.setattr(comparison_plots, "_save", keep)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            function(*args, path=tmp_path / "figure.png", **options)
-        assert (tmp_path / "figure.png").stat().st_size > 1000
-        (figure,) = figures
-        return figure
-
-    return call
 
 
 def log(*values: float) -> list[dict[str, float]]:

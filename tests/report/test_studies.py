@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sscl import comparison, page, report_studies
+from sscl import comparison
 from sscl.comparison import METRICS, Predictions
+from sscl.report import page, studies
 
 
 def rendered(section: dict[str, Any]) -> str:
@@ -40,7 +41,7 @@ class TestPretraining:
     }
 
     def test_facts_curves_and_no_collapse(self) -> None:
-        section = report_studies.pretraining(
+        section = studies.pretraining(
             "pretrain", config=self.CONFIG, log=[self.ROW | {"epoch": 1}, self.ROW], warning=None, note="n"
         )
 
@@ -51,7 +52,7 @@ class TestPretraining:
         assert "loss of each source" in kinds(section, "figure")[0]["svg"]
 
     def test_collapse_is_said(self) -> None:
-        section = report_studies.pretraining(
+        section = studies.pretraining(
             "pretrain", config=self.CONFIG, log=[self.ROW], warning="different tiles look alike", note=None
         )
 
@@ -61,7 +62,7 @@ class TestPretraining:
 
     def test_one_set_and_no_log(self) -> None:
         config = self.CONFIG | {"data": {"root": "a", "size_px": 64}}
-        section = report_studies.pretraining("pretrain", config=config, log=[], warning=None, note=None)
+        section = studies.pretraining("pretrain", config=config, log=[], warning=None, note=None)
 
         assert "0 of 3" in rendered(section)
         assert not kinds(section, "figure")
@@ -97,7 +98,7 @@ class TestAudit:
     @pytest.mark.parametrize("pairs", [0, 3, 30])
     def test_verdict_counts_and_pairs(self, pairs: int, tmp_path: Path) -> None:
         Image.new("RGB", (20, 20)).save(tmp_path / "pairs.png")
-        section = report_studies.audit("audit", self.report(pairs), pairs=tmp_path / "pairs.png" if pairs else None)
+        section = studies.audit("audit", self.report(pairs), pairs=tmp_path / "pairs.png" if pairs else None)
 
         html = rendered(section)
         (verdict,) = kinds(section, "verdict")
@@ -141,24 +142,24 @@ class TestHeatmaps:
 
     @pytest.mark.parametrize("passed", [True, False])
     def test_every_check_has_its_verdict_and_chart(self, passed: bool) -> None:
-        section = report_studies.heatmaps("gradcam", config=self.CONFIG, checks=self.checks(passed), localised=None)
+        section = studies.heatmaps("gradcam", config=self.CONFIG, checks=self.checks(passed), localised=None)
 
         assert "layercam of a, b (max)" in rendered(section)
         assert [verdict["passed"] for verdict in kinds(section, "verdict")] == [passed] * 4
-        assert {verdict["title"] for verdict in kinds(section, "verdict")} == set(report_studies.QUESTIONS.values())
+        assert {verdict["title"] for verdict in kinds(section, "verdict")} == set(studies.QUESTIONS.values())
         assert len(kinds(section, "figure")) == 3
 
     def test_what_cannot_be_judged_has_no_chart(self) -> None:
         checks = self.checks(None)
         checks["randomisation"]["tiles"] = 0
-        section = report_studies.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
+        section = studies.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
 
         assert rendered(section)
         assert not kinds(section, "figure")
 
     def test_localisation_beside_centre_and_random_weights(self) -> None:
         names = ("this model", "centre", "random weights")
-        section = report_studies.heatmaps(
+        section = studies.heatmaps(
             "gradcam", config=self.CONFIG, checks=None, localised=dict.fromkeys(names, self.RATES)
         )
 
@@ -214,7 +215,7 @@ class TestComparison:
 
     def test_tables_are_those_of_compare(self) -> None:
         report = compare_report()
-        section = report_studies.compared("comparison", report, logs={})
+        section = studies.compared("comparison", report, logs={})
 
         assert "<ssl>" not in rendered(section)
         found = kinds(section, "table")
@@ -228,7 +229,7 @@ class TestComparison:
         logs = {one["folder"]: self.LOG for row in report["rows"] for one in row["runs"]}
         del logs["runs/scratch, 1.0-1"]
 
-        section = report_studies.compared("comparison", report, logs=logs)
+        section = studies.compared("comparison", report, logs=logs)
 
         assert rendered(section)
         first, second, labels = kinds(section, "figure")
@@ -238,7 +239,7 @@ class TestComparison:
         assert f"scratch: {mean:.3f} with 10" in labels["alt"]
 
     def test_metrics_are_all_there(self) -> None:
-        section = report_studies.compared("comparison", compare_report(), logs={})
+        section = studies.compared("comparison", compare_report(), logs={})
 
         assert kinds(section, "table")[0]["header"] == ["row", *METRICS.values()]
 
@@ -246,7 +247,7 @@ class TestComparison:
 class TestFolds:
     @staticmethod
     def report(*, pooled: bool) -> dict[str, Any]:
-        keys = report_studies.FOLD_METRICS
+        keys = studies.FOLD_METRICS
         one = {
             "metrics": dict.fromkeys(keys, 0.75) | {"auroc": None},
             "intervals": {key: [0.5, 1.0] for key in keys} | {"auroc": None},
@@ -267,7 +268,7 @@ class TestFolds:
         return report
 
     def test_folds_pooled_mean_and_sd(self) -> None:
-        section = report_studies.folds("cross-validation", self.report(pooled=True))
+        section = studies.folds("cross-validation", self.report(pooled=True))
 
         assert rendered(section)
         (table,) = kinds(section, "table")
@@ -281,7 +282,7 @@ class TestFolds:
         assert len(kinds(section, "figure")) == 1
 
     def test_a_fold_alone(self) -> None:
-        section = report_studies.folds("cross-validation", self.report(pooled=False))
+        section = studies.folds("cross-validation", self.report(pooled=False))
 
         assert len(kinds(section, "table")[0]["rows"]) == 1
         assert not kinds(section, "figure")
@@ -289,7 +290,7 @@ class TestFolds:
 
 def test_provenance_holds_commands_and_configurations():
     environment = {"command": "sscl eval <x>", "date": "d", "sscl": "1", "torch": "2", "gpu": None, "cpu_threads": 2}
-    section = report_studies.provenance({"runs/a": (environment, "key: <value>\n"), "runs/old": ({}, "there is none")})
+    section = studies.provenance({"runs/a": (environment, "key: <value>\n"), "runs/old": ({}, "there is none")})
 
     html = rendered(section)
     assert "key: &lt;value&gt;" in html

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sscl.page import MARK, render
+from sscl.report.page import MARK, render
 
 
 class Parsed(HTMLParser):

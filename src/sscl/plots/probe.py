@@ -1,7 +1,4 @@
-"""The charts of a probe: bars by encoder, and balanced accuracy against labels or pretraining images.
-
-The same rules as in `sscl.plots`: one figure a function, written as a PNG whole or not at all, no pyplot.
-"""
+"""The charts of a probe: bars by encoder, and balanced accuracy against labels or pretraining images."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from sscl import plots
+from sscl.plots import base
 from sscl.probe_report import percent
 
 Place = tuple[str, str]  # set and part
@@ -132,7 +129,7 @@ def draw_charts(
                     for f in fractions
                 },
                 {
-                    f"{plots._shortened(name, 24)}, {percent(most)} of the labels": point(name, place, most)
+                    f"{base.shortened(name, 24)}, {percent(most)} of the labels": point(name, place, most)
                     for name, count in images.items()
                     if count is None
                 },
@@ -174,9 +171,9 @@ def plot_bars(
         for row, values in enumerate(panel.runs):
             axes.plot(values, [row - 0.2] * len(values), "k|", markersize=5, alpha=0.8)
         axes.axvline(panel.chance, color="0.35", linewidth=1, linestyle=":")
-        axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.5, -0.5), title=plots._plain(panel.title))
+        axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.5, -0.5), title=base.plain(panel.title))
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
-        axes.set_yticks(range(len(rows)), [plots._wrapped(name) for name in rows])  # shared: shown in the first column
+        axes.set_yticks(range(len(rows)), [base.wrapped(name) for name in rows])  # shared: shown in the first column
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
@@ -196,7 +193,7 @@ def plot_bars(
         frameon=False,
         fontsize=8,
     )
-    plots._save(figure, path)
+    base.save_figure(figure, path)
 
 
 def plot_curves(
@@ -215,7 +212,7 @@ def plot_curves(
     figure, places, columns = _figure(panels, width=3.6, height=3.2, title=title, extra=0.9)
     for index, (axes, panel) in enumerate(zip(places, panels, strict=True)):
         for name, points in panel.lines.items():
-            style = plots._line_style(names.index(name))
+            style = base.line_style(names.index(name))
             xs = [x for x, _ in points]
             axes.plot(xs, [point[0] for _, point in points], marker="o", markersize=4, **style)
             edges = [(x, point[1], point[2]) for x, point in points if point[1] is not None and point[2] is not None]
@@ -225,7 +222,7 @@ def plot_curves(
             for x, low_end, high_end in edges if len(edges) == 1 else []:
                 axes.plot([x, x], [low_end, high_end], color=style["color"], linewidth=1)
         for name, point in panel.levels.items():
-            style = {**plots._line_style(names.index(name)), "linestyle": "--", "linewidth": 1.2}
+            style = {**base.line_style(names.index(name)), "linestyle": "--", "linewidth": 1.2}
             axes.axhline(point[0], **style)
         axes.axhline(panel.chance, color="0.35", linewidth=1, linestyle=":")
         axes.set_xscale("log")
@@ -235,13 +232,13 @@ def plot_curves(
         axes.tick_params(axis="x", labelrotation=35 if _decades(panel) > 1.5 else 0)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-        axes.set(title=plots._plain(panel.title), xlabel=x_label)
+        axes.set(title=base.plain(panel.title), xlabel=x_label)
         if index % columns == 0:
             axes.set_ylabel("Balanced accuracy")
     lines = [
-        Line2D([], [], marker="o", markersize=4, label=plots._plain(plots._shortened(name, 48)), **plots._line_style(i))
+        Line2D([], [], marker="o", markersize=4, label=base.plain(base.shortened(name, 48)), **base.line_style(i))
         if any(name in panel.lines for panel in panels)
-        else Line2D([], [], label=plots._plain(plots._shortened(name, 48)), **_dashed(i))
+        else Line2D([], [], label=base.plain(base.shortened(name, 48)), **_dashed(i))
         for i, name in enumerate(names)
     ]
     rest = [
@@ -251,7 +248,7 @@ def plot_curves(
     figure.legend(
         handles=[*lines, *rest], loc="outside lower center", ncols=2 + (columns > 1), frameon=False, fontsize=8
     )
-    plots._save(figure, path)
+    base.save_figure(figure, path)
 
 
 def _figure(
@@ -267,8 +264,8 @@ def _figure(
         raise ValueError("panels: is empty, must hold at least one")
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(columns * width + extra, lines * height + 1.1), dpi=plots._DPI, layout="constrained")
-    figure.suptitle(plots._plain(title))
+    figure = Figure(figsize=(columns * width + extra, lines * height + 1.1), dpi=base.DPI, layout="constrained")
+    figure.suptitle(base.plain(title))
     places = list(figure.subplots(lines, columns, squeeze=False, sharey=True).ravel())
     for axes in places[len(panels) :]:
         axes.remove()
@@ -284,11 +281,11 @@ def _whisker(axes: Axes, point: Point, row: float, *, colour: str) -> None:
 
 
 def _colour(index: int) -> str:
-    return plots._LINE_COLOURS[index % (len(plots._LINE_COLOURS) - 1)]  # not the black of the whiskers
+    return base.LINE_COLOURS[index % (len(base.LINE_COLOURS) - 1)]  # not the black of the whiskers
 
 
 def _dashed(index: int) -> dict[str, Any]:
-    return {**plots._line_style(index), "linestyle": "--", "linewidth": 1.2}
+    return {**base.line_style(index), "linestyle": "--", "linewidth": 1.2}
 
 
 def _decades(panel: CurvePanel) -> float:

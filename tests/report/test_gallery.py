@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl import augment, cam, cam_plots, gallery
+from sscl import augment, cam
 from sscl.comparison import Predictions
 from sscl.data.tiles import place_store
 from sscl.models import Classifier, build_encoder
+from sscl.plots import cam as cam_plots
+from sscl.report import gallery
 
 
 def predictions(count: int, *, classes: int = 2, wrong: float = 0.2, seed: int = 0, **more: object) -> Predictions:

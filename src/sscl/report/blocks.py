@@ -1,4 +1,4 @@
-"""The pieces that a report's sections are made of: plain containers that `sscl.page` renders."""
+"""The pieces that a report's sections are made of: plain containers that `sscl.report.page` renders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from sscl import svg
+from sscl.plots import svg
 
 Block = dict[str, Any]
 Section = dict[str, Any]

@@ -1,6 +1,6 @@
 """The pictures of a comparison: curves, a grid of predictions, accuracy against labelled tiles; of folds: intervals.
 
-Made like the rest of `plots`: one function a PNG, whole or not at all. Shape letters: N tiles, H x W pixels.
+N tiles, H x W pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from sscl.plots import _DPI, ByteArray, _check_images, _is_number, _line_style, _plain, _save, _shortened
+from sscl.plots import base
+from sscl.plots.base import ByteArray
 
 _RIGHT, _WRONG = "#005A8C", "#B34700"  # beside the marks, which say the same
 
@@ -42,34 +43,34 @@ def plot_overlaid(
         raise ValueError("series: is empty, must hold at least one (axis title, key)")
     names = list(dict.fromkeys(row for column in histories.values() for row in column))
     width = 8 if len(histories) == 1 else 2 + 3.6 * len(histories)
-    figure = Figure(figsize=(width, 0.8 + 2.8 * len(series)), dpi=_DPI, layout="constrained")
-    figure.suptitle(_plain(title))
+    figure = Figure(figsize=(width, 0.8 + 2.8 * len(series)), dpi=base.DPI, layout="constrained")
+    figure.suptitle(base.plain(title))
     grid = figure.subplots(len(series), len(histories), sharex="col", sharey="row", squeeze=False)
     for places, (heading, rows) in zip(grid.T, histories.items(), strict=True):
         for axes, (name, key) in zip(places, series, strict=True):
             for row, logs in rows.items():
-                _overlay(axes, logs, key=key, label=row, style=_line_style(names.index(row)))
+                _overlay(axes, logs, key=key, label=row, style=base.line_style(names.index(row)))
             axes.grid(color="0.9")
             axes.set_axisbelow(True)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if axes in grid[:, 0]:
-                axes.set_ylabel(_plain(name))
-        places[0].set_title(_plain(heading))
+                axes.set_ylabel(base.plain(name))
+        places[0].set_title(base.plain(heading))
         places[-1].set_xlabel("epoch")
     handles = [
-        Line2D([], [], label=_plain(name), **{**_line_style(index), "linewidth": 2.2})
+        Line2D([], [], label=base.plain(name), **{**base.line_style(index), "linewidth": 2.2})
         for index, name in enumerate(names)
     ]
     grid[0, -1].legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     figure.align_ylabels()
-    _save(figure, path)
+    base.save_figure(figure, path)
 
 
 def _overlay(
     axes: Axes, logs: Sequence[Sequence[Mapping[str, Any]]], *, key: str, label: str, style: dict[str, Any]
 ) -> None:
     """Draw the runs of a row and their mean."""
-    runs = [{line["epoch"]: line[key] for line in log if _is_number(line.get(key))} for log in logs]
+    runs = [{line["epoch"]: line[key] for line in log if base.is_number(line.get(key))} for log in logs]
     if len(runs) > 1:
         for run in runs:
             marker = "." if len(run) == 1 else ""
@@ -77,7 +78,7 @@ def _overlay(
     shared = sorted(set.intersection(*map(set, runs))) if runs else []
     means = [statistics.fmean(run[epoch] for run in runs) for epoch in shared]
     marker = "o" if len(shared) <= 40 else ""
-    axes.plot(shared, means, marker=marker, markersize=3.5, label=_plain(label), **{**style, "linewidth": 2.2})
+    axes.plot(shared, means, marker=marker, markersize=3.5, label=base.plain(label), **{**style, "linewidth": 2.2})
 
 
 def plot_predictions(
@@ -101,7 +102,7 @@ def plot_predictions(
     Raises:
         ValueError: wrong shapes or counts. FileNotFoundError: the folder of path does not exist.
     """
-    _check_images(images, name="images")
+    base.check_images(images, name="images")
     for name, values in (("truths", truths), *predicted.items()):
         if len(values) != len(images):
             raise ValueError(f"{name}: {len(values)} for {len(images)} tiles, must be equally many")
@@ -111,25 +112,25 @@ def plot_predictions(
     wide, tile, line, head = 2.7, 1.9, 0.165, 0.45
     high = tile + 0.28 + line * len(predicted) + 0.15
     width, height = columns * wide, head + rows * high
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    figure.text(0.5, 1 - 0.12 / height, _plain(title), ha="center", va="top", fontsize=10)
+    figure = Figure(figsize=(width, height), dpi=base.DPI)
+    figure.text(0.5, 1 - 0.12 / height, base.plain(title), ha="center", va="top", fontsize=10)
     for i, image in enumerate(images):
         left, top = (i % columns) * wide + (wide - tile) / 2, head + (i // columns) * high + 0.25
         axes = figure.add_axes((left / width, 1 - (top + tile) / height, tile / width, tile / height))
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(_plain(f"true: {_shortened(truths[i], 26)}"), fontsize=9, fontweight="bold", pad=3)
+        axes.set_title(base.plain(f"true: {base.shortened(truths[i], 26)}"), fontsize=9, fontweight="bold", pad=3)
         for at, (name, values) in enumerate(predicted.items()):
             right = values[i] == truths[i]
             figure.text(
                 ((i % columns) * wide + 0.15) / width,
                 1 - (top + tile + 0.06 + at * line) / height,
-                _plain(f"{'✓' if right else '✗'} {_shortened(name, 18)}: {_shortened(values[i], 22)}"),
+                base.plain(f"{'✓' if right else '✗'} {base.shortened(name, 18)}: {base.shortened(values[i], 22)}"),
                 color=_RIGHT if right else _WRONG,
                 fontsize=7.5,
                 va="top",
             )
-    _save(figure, path)
+    base.save_figure(figure, path)
 
 
 def plot_label_curve(
@@ -149,16 +150,16 @@ def plot_label_curve(
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    figure = Figure(figsize=(7, 4.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(7, 4.4), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     counts = sorted({count for line in lines.values() for count, _ in line})
     for index, (name, line) in enumerate(lines.items()):
-        style = _line_style(index)
+        style = base.line_style(index)
         points = sorted(line)
         at = [count for count, _ in points]
         means = [statistics.fmean(values) for _, values in points]
         sds = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-        axes.plot(at, means, marker="o", markersize=5, label=_plain(name), **{**style, "linewidth": 2})
+        axes.plot(at, means, marker="o", markersize=5, label=base.plain(name), **{**style, "linewidth": 2})
         if any(sds):
             low, high = zip(*((m - sd, m + sd) for m, sd in zip(means, sds, strict=True)), strict=True)
             axes.fill_between(at, low, high, color=style["color"], alpha=0.13, linewidth=0)
@@ -168,11 +169,11 @@ def plot_label_curve(
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="labelled tiles (log scale)", ylabel=_plain(measure), title=_plain(title))
+    axes.set(xlabel="labelled tiles (log scale)", ylabel=base.plain(measure), title=base.plain(title))
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    _save(figure, path)
+    base.save_figure(figure, path)
 
 
 def plot_folds(
@@ -193,9 +194,9 @@ def plot_folds(
         FileNotFoundError: the folder of path does not exist.
     """
     count = len(next(iter(folds.values())))
-    figure = Figure(figsize=(1.2 + 2.3 * len(folds), 1.5 + 0.27 * (count + 1)), dpi=_DPI, layout="constrained")
-    figure.suptitle(_plain(title), fontsize=10)
-    fold_colour, pooled_colour = _line_style(0)["color"], _line_style(1)["color"]
+    figure = Figure(figsize=(1.2 + 2.3 * len(folds), 1.5 + 0.27 * (count + 1)), dpi=base.DPI, layout="constrained")
+    figure.suptitle(base.plain(title), fontsize=10)
+    fold_colour, pooled_colour = base.line_style(0)["color"], base.line_style(1)["color"]
     for axes, (name, values) in zip(
         figure.subplots(1, len(folds), sharex=True, sharey=True, squeeze=False)[0], folds.items(), strict=True
     ):
@@ -210,11 +211,11 @@ def plot_folds(
                 axes.plot(list(interval), [row, row], color=colour, linewidth=2)
             if value is not None:
                 axes.plot([value], [row], marker=marker, color=colour, markersize=6)
-        axes.set_xlabel(_plain(name))
+        axes.set_xlabel(base.plain(name))
         axes.grid(axis="x", color="0.85", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_yticks(range(count + 1), [*(f"fold {i + 1}" for i in range(count)), "pooled"])
         axes.set_ylim(count + 0.6, -0.6)
     figure.supxlabel("bars: 95% intervals; grey: mean ± sd of the folds", fontsize=8, color="0.35")
-    _save(figure, path)
+    base.save_figure(figure, path)

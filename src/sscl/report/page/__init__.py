@@ -29,7 +29,7 @@ _OWN = ("page-", "gallery")
 def render(content: Mapping[str, Any]) -> str:
     """Return the page as HTML; written as UTF-8, it needs nothing beside it.
 
-    Text may hold anything and stays text. Only `svg` is taken as it is: it comes from `sscl.svg`.
+    Text may hold anything and stays text. Only `svg` is taken as it is: it comes from `sscl.plots.svg`.
 
     Args:
         content: plain containers, as JSON has them:

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sscl import calibration, calibration_plots, evaluation, metrics, plots
-from sscl import report_blocks as blocks
+from sscl import calibration, evaluation, metrics
 from sscl.comparison import Predictions
-from sscl.report_blocks import Block, Section, interval, number
+from sscl.plots import calibration as calibration_plots
+from sscl.plots import charts
+from sscl.report import blocks
+from sscl.report.blocks import Block, Section, interval, number
 
 CURVES = [
     ("loss", ["train_loss", "validation_loss"]),
@@ -264,7 +266,7 @@ def training(subject: Subject) -> Section:
 
 
 def _history(log: Sequence[Mapping[str, Any]], series: Sequence[tuple[str, Sequence[str]]], path: Path) -> None:
-    plots.plot_history(log, series=series, path=path, title="")
+    charts.plot_history(log, series=series, path=path, title="")
 
 
 # --- figures ---
@@ -320,14 +322,14 @@ def errors(subject: Subject, *, shown: int) -> Section:
             blocks.confusion(found.classes, report["confusion_matrix"], note=note if 0 < shown < total else ""),
             blocks.figure(
                 "roc",
-                lambda path: plots.plot_roc(*scores, path=path, **curves),
+                lambda path: charts.plot_roc(*scores, path=path, **curves),
                 alt=f"ROC curve of {names}, area {auroc}",
                 caption="What share of each class is found, against how many others are taken for it, over all "
                 "thresholds.",
             ),
             blocks.figure(
                 "precision-recall",
-                lambda path: plots.plot_precision_recall(*scores, path=path, **curves),
+                lambda path: charts.plot_precision_recall(*scores, path=path, **curves),
                 alt=f"Precision against recall of {names}, average precision {average_precision}",
                 caption="How many of the tiles called so are so, against what share of the class is found.",
             ),

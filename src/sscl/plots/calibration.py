@@ -1,7 +1,4 @@
-"""The pictures of calibration and decisions: reliability, net benefit, accuracy against coverage.
-
-Made like the rest of `plots`: one function a PNG, whole or not at all.
-"""
+"""The charts of calibration and decisions: reliability, net benefit, accuracy against coverage."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sscl.metrics import proportion
-from sscl.plots import _DPI, _LINE_COLOURS, _plain, _save, _shortened
+from sscl.plots import base
 
-_BLUE, _ORANGE, _GREEN = _LINE_COLOURS[:3]
+_BLUE, _ORANGE, _GREEN = base.LINE_COLOURS[:3]
 _POINTS = 300  # of a coverage curve that are drawn, from _FEWEST tiles on: fewer say nothing
 _FEWEST = 10
 
@@ -40,11 +37,11 @@ def plot_reliability(
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    what = "top label" if positive is None else _plain(_shortened(positive, 20))
+    what = "top label" if positive is None else base.plain(base.shortened(positive, 20))
     score = "confidence" if positive is None else f"probability of {what}"
     share = "share that is right" if positive is None else f"share that is {what}"
-    figure = Figure(figsize=(4.4 * len(stages) + 0.4, 5.4), dpi=_DPI, layout="constrained")
-    figure.suptitle(_plain(title) + (f", temperature {temperature:.3g}" if len(stages) > 1 else ""))
+    figure = Figure(figsize=(4.4 * len(stages) + 0.4, 5.4), dpi=base.DPI, layout="constrained")
+    figure.suptitle(base.plain(title) + (f", temperature {temperature:.3g}" if len(stages) > 1 else ""))
     grid = figure.subplots(2, len(stages), sharex=True, sharey="row", squeeze=False, height_ratios=(3.2, 1))
     for (upper, lower), (heading, stage) in zip(grid.T, stages.items(), strict=True):
         rows: Sequence[Mapping[str, Any]] = stage["reliability"]
@@ -72,7 +69,7 @@ def plot_reliability(
     grid[0, 0].set_ylabel(share)
     grid[1, 0].set_ylabel("tiles")
     figure.align_ylabels()
-    _save(figure, path)
+    base.save_figure(figure, path)
 
 
 def plot_decision_curve(
@@ -93,9 +90,9 @@ def plot_decision_curve(
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    figure = Figure(figsize=(6.4, 4.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(6.4, 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
-    x, name = curve["threshold"], _plain(_shortened(positive, 20))
+    x, name = curve["threshold"], base.plain(base.shortened(positive, 20))
     axes.fill_between(x, curve["low"], curve["high"], color=_BLUE, alpha=0.15, linewidth=0)
     axes.plot(x, curve["model"], color=_BLUE, linewidth=2, label="model, bootstrap 95%")
     axes.plot(x, curve["treat_all"], color=_ORANGE, linewidth=1.5, linestyle="--", label=f"all called {name}")
@@ -106,14 +103,14 @@ def plot_decision_curve(
         ylim=(-0.25 * top, 1.06 * top),  # calling all falls without end
         xlabel=f"threshold: probability of {name} from which acting is worth it",
         ylabel="net benefit, per tile",
-        title=_plain(title),
+        title=base.plain(title),
     )
     if threshold is not None:
         axes.axvline(threshold, color=_GREEN, linewidth=1.2, label=f"operating point {threshold:.3f}")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
-    _save(figure, path)
+    base.save_figure(figure, path)
 
 
 def plot_coverage(
@@ -139,7 +136,7 @@ def plot_coverage(
     at = np.unique(np.linspace(first, len(count) - 1, _POINTS).round().astype(int))
     shares = [proportion(int(correct[i]), int(count[i])) for i in at]
     values = np.array([(s["value"], *s["wilson"]) for s in shares if s is not None])  # counts are never 0
-    figure = Figure(figsize=(6.4, 4.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     x = count[at] / count[-1]
     axes.fill_between(x, values[:, 1], values[:, 2], color=_BLUE, alpha=0.15, linewidth=0)
@@ -161,9 +158,9 @@ def plot_coverage(
         ylim=(max(0.0, min(values[:, 0].min(), values[-1, 1]) - 0.1), 1.01),
         xlabel="coverage: share of the tiles that are decided",
         ylabel="accuracy on these",
-        title=_plain(title) + f"\narea under the risk {curve['area']:.3f}, by chance {curve['area_random']:.3f}",
+        title=base.plain(title) + f"\narea under the risk {curve['area']:.3f}, by chance {curve['area_random']:.3f}",
     )
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
-    _save(figure, path)
+    base.save_figure(figure, path)

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sscl import calibration_plots
 from sscl.calibration import reliability_curve, risk_coverage
 from sscl.metrics import proportion, wilson_interval
+from sscl.plots import calibration as calibration_plots
 
 Capture = Callable[..., Figure]
 
 
 @pytest.fixture
-def figure_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Capture:
-    """Return the figure that a function is about to save, after really saving it without a warning."""
-    save = calibration_plots._save
-
-    def call(function: Callable[..., None], *args: object, **options: object) -> Figure:
-        figures: list[Figure] = []
-
-        def keep(figure: Figure, path: Path) -> None:
-            figures.append(figure)
-            save(figure, path)
-
-        monkeypatch.setattr(calibration_plots, "_save", keep)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            function(*args, path=tmp_path / "figure.png", title="a$b$", **options)
-        assert (tmp_path / "figure.png").stat().st_size > 1000
-        (figure,) = figures
-        return figure
-
-    return call
+def figure_of(figure_of: Callable[..., Figure]) -> Callable[..., Figure]:
+    return partial(figure_of, title="a$b$")
 
 
 def stage(seed: int) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""What all pictures share: how a figure is written, its colours, and names that fit and are no formula.
+
+A function of this package draws one figure and writes it, whole or not at all: as a PNG, and a chart as an SVG where
+the path ends so. Only matplotlib's object interface is used (no pyplot, no global state), so it works without a
+display and in threads.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+ByteArray = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.floating[Any]]
+
+DPI = 140
+# Okabe & Ito's colours without yellow, which is lost on white; after seven lines the dash pattern changes.
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    form = "svg" if Path(path).suffix == ".svg" else "png"
+    # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
+    write_whole(path, lambda partial: figure.savefig(partial, format=form, bbox_inches="tight", pad_inches=0.08))
+
+
+def write_whole(path: str | os.PathLike[str], draw: Callable[[Path], None]) -> None:
+    """Have a file written whole or not at all."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; create it first")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        draw(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    return {
+        "color": LINE_COLOURS[index % len(LINE_COLOURS)],
+        "linewidth": 1.5,
+        "linestyle": DASHES[index // len(LINE_COLOURS) % len(DASHES)],
+    }
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def plain(text: str) -> str:
+    """Return text that matplotlib draws as it is: a folder named a$b$c is no formula."""
+    return text.replace("$", r"\$")
+
+
+def shortened(text: str, length: int) -> str:
+    """Return text of at most `length` characters, its middle left out: file names differ at both ends."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def wrapped(name: str) -> str:
+    """Return a class name for a tick: on lines of about 16 characters, at most two."""
+    short = shortened(name, 30)
+    if len(short) <= 16:
+        return plain(short)
+    # Class names are folder names: they break at _ and - as well as at spaces.
+    breaks = [at + 1 for at, letter in enumerate(short[:17]) if letter in " _-/."]
+    at = breaks[-1] if breaks and len(short) - breaks[-1] <= 18 else (len(short) + 1) // 2
+    return plain(f"{short[:at]}\n{short[at:]}")
+
+
+def caption(text: str, length: int) -> str:
+    return "\n".join(plain(shortened(line, length)) for line in text.split("\n"))
+
+
+def check_images(images: ByteArray, *, name: str) -> None:
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(
+            f"{name}: {images.dtype} of shape {images.shape}, must be uint8 (tiles, height, width, 3) with "
+            "at least one tile"
+        )

@@ -1,0 +1,142 @@
+"""Sheets of tiles: a sample, its views, tiles beside their heatmaps; N tiles, H x W pixels."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sscl.plots import base
+from sscl.plots.base import ByteArray
+
+
+def contact_sheet(
+    images: ByteArray, *, captions: Sequence[str], path: str | os.PathLike[str], columns: int = 8
+) -> None:
+    """Draw tiles in a grid, each with its caption.
+
+    Args:
+        images: uint8 (N, H, W, 3), N >= 1.
+        captions: N texts; a long one loses its middle, a line break stays.
+        path: the PNG to write.
+        columns: tiles in a row.
+
+    Raises:
+        ValueError: wrong shapes, or columns < 1. FileNotFoundError: the folder of path does not exist.
+    """
+    base.check_images(images, name="images")
+    if len(captions) != len(images):
+        raise ValueError(f"captions: {len(captions)} for {len(images)} tiles, must be equally many")
+    if columns < 1:
+        raise ValueError(f"columns: {columns}, must be at least 1")
+    columns = min(columns, len(images))
+    lines = max(caption.count("\n") for caption in captions) + 1
+    _grid(
+        [images[start : start + columns] for start in range(0, len(images), columns)],
+        above=lambda row, column: base.caption(captions[row * columns + column], 20),
+        columns=columns,
+        caption_inches=0.08 + 0.15 * lines,
+        path=path,
+    )
+
+
+def plot_views(
+    originals: ByteArray,
+    first: ByteArray,
+    second: ByteArray,
+    *,
+    ids: Sequence[str],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw tiles beside their two augmented views, one tile a row.
+
+    Args:
+        originals, first, second: uint8 (N, H, W, 3), N >= 1; the views may have another size than the
+        originals. ids: N names of the tiles. path: the PNG to write.
+
+    Raises:
+        ValueError: the numbers of tiles differ. FileNotFoundError: the folder of path does not exist.
+    """
+    for name, images in (("originals", originals), ("first", first), ("second", second)):
+        base.check_images(images, name=name)
+    if not len(originals) == len(first) == len(second) == len(ids):
+        raise ValueError(
+            f"originals, first, second, ids: {len(originals)}, {len(first)}, {len(second)}, {len(ids)} "
+            "entries, must be equally many"
+        )
+    _grid(
+        list(zip(originals, first, second, strict=True)),
+        above=lambda row, column: (base.caption(ids[row], 24), "first view", "second view")[column],
+        columns=3,
+        caption_inches=0.23,
+        path=path,
+    )
+
+
+def plot_cam_panel(
+    image: ByteArray,
+    overlay: ByteArray,
+    boxed: ByteArray,
+    *,
+    title: str,
+    path: str | os.PathLike[str],
+    method: str = "Grad-CAM",
+) -> None:
+    """Draw the paper's Grad-CAM figure: original | heatmap | box.
+
+    Args:
+        image, overlay, boxed: uint8 (H, W, 3).
+        method: above the heatmap.
+        title: such as true and predicted class with its probability; a line break stays.
+        path: the PNG to write.
+
+    Raises:
+        ValueError: wrong shapes. FileNotFoundError: the folder of path does not exist.
+    """
+    panels = (("Original", image), (method, overlay), ("Box", boxed))
+    for name, picture in panels:
+        base.check_images(picture[None], name=name)
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, 84) or [""]]
+    figure = Figure(figsize=(9, 3.35 + 0.2 * len(lines)), dpi=base.DPI, layout="constrained")
+    figure.suptitle(base.plain("\n".join(lines)), fontsize=11)
+    for axes, (name, picture) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(name, fontsize=10)
+        axes.set_axis_off()
+    base.save_figure(figure, path)
+
+
+def write_image(image: ByteArray, *, path: str | os.PathLike[str]) -> None:
+    """Write pixels, uint8 (H, W, 3), as a PNG of the same size, whole or not at all.
+
+    Raises:
+        ValueError: wrong shape. FileNotFoundError: the folder of path does not exist.
+    """
+    base.check_images(image[None], name="image")
+    base.write_whole(path, lambda partial: Image.fromarray(image).save(partial, format="PNG"))
+
+
+def _grid(
+    rows: Sequence[Sequence[ByteArray] | ByteArray],
+    *,
+    above: Callable[[int, int], str],
+    columns: int,
+    caption_inches: float,
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw rows of tiles with a caption above each, placed by hand: layout engines are slow here."""
+    tile, gap = 224 / base.DPI, 0.08  # inches: a 224 px tile keeps its pixels
+    width = columns * (tile + gap) + gap
+    height = len(rows) * (tile + caption_inches) + gap
+    figure = Figure(figsize=(width, height), dpi=base.DPI)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            left, top = gap + column * (tile + gap), (row + 1) * caption_inches + row * tile
+            axes = figure.add_axes((left / width, 1 - (top + tile) / height, tile / width, tile / height))
+            axes.imshow(image, interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_title(above(row, column), fontsize=8, pad=2, linespacing=1.1)
+    base.save_figure(figure, path)
