@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from race import race
 from tqdm import tqdm
 
+from race import race
 from sscl.data import decode
 from sscl.data.imagefolder import load_imagefolder
 from sscl.data.mhist import COLUMNS, load_mhist

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from race import race
 from torch import Tensor
 
+from race import race
 from sscl.cam import grad_cam
 from sscl.models import Classifier, build_encoder
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from race import finish, race
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from race import finish, race
 from sscl.losses import nt_xent
 
 TEMPERATURE = 0.5

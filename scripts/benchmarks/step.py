@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from race import finish, race
 from torch import nn
 
+from race import finish, race
 from sscl import memory, optim
 from sscl.augment import Augmentation
 from sscl.data.tiles import place_store

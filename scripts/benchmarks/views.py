@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from race import race
 from torch import Tensor
 
+from race import race
 from sscl import augment, colours
 from sscl.augment import Augmentation, ViewParameters
 

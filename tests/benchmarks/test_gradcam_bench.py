@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import cv2
-import gradcam
 import pytest
 import torch
+
+import gradcam
 
 CPU = torch.device("cpu")
 KEYS = {"what", "ours", "peer", "theirs", "unit", "ratio", "target", "note"}

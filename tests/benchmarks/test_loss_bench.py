@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import loss
-import main
 import pytest
 import torch
+
+import loss
+import main
 
 CPU = torch.device("cpu")
 KEYS = {"what", "ours", "peer", "theirs", "unit", "ratio", "target", "note"}

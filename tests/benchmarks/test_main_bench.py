@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import main as bench
 import pytest
 import torch
+
+import main as bench
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import step
 import torch
+
+import step
 
 
 def test_rows_are_whole():

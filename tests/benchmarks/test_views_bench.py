@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+
 import views
 
 CPU = torch.device("cpu")
