@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 
 from sscl import cam
 from sscl.classifier import load_classifier
@@ -432,7 +433,7 @@ def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
         ]
         return {key: float(np.mean([hit[key] for hit in hits])) for key in ("peak_hit", "box_hit", "box_iou")}
 
-    assert list(written) == ["this model", "centre", "random weights"]
+    assert list(written) == ["this model", "centre", "random weights", "whole tile"]
     for name, given in (
         ("this model", difference_maps(maps, probabilities)),
         ("centre", np.repeat(cam.centre_map(SIDE)[None], 16, 0)),
@@ -442,6 +443,16 @@ def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
         assert written[name]["peak_hit"] == pytest.approx(expected["peak_hit"], abs=0.07)  # one tile of 16
         assert written[name]["box_hit"] == pytest.approx(expected["box_hit"], abs=0.07)
         assert written[name]["mean_box_iou"] == pytest.approx(expected["box_iou"], abs=0.01)
+        for key in ("peak_hit", "box_hit"):
+            count = round(written[name][key] * written[name]["tiles"])
+            wilson = binomtest(count, written[name]["tiles"]).proportion_ci(method="wilson")
+            assert written[name][f"{key}_wilson"] == pytest.approx(list(wilson))
+    everywhere = np.ones((SIDE, SIDE), dtype=np.float32)  # its box is the whole tile
+    shown = [mask for mask in masks if mask.any()]
+    whole = [cam.localisation(everywhere, cam.find_box(everywhere), mask) for mask in shown]
+    assert written["whole tile"]["box_hit"] == np.mean([hit["box_hit"] for hit in whole])
+    assert written["whole tile"]["mean_box_iou"] == pytest.approx(np.mean([hit["box_iou"] for hit in whole]))
+    assert written["whole tile"]["peak_hit"] == pytest.approx(np.mean([mask.mean() for mask in shown]))  # at random
     assert written["random weights"] != written["this model"]
     for name in written:
         assert f"{name}  " in explained[1]

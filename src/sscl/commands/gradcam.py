@@ -5,7 +5,7 @@ N tiles, K classes, S the side of a tile in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, calibration, cam, features, run
+from sscl import augment, box_checks, calibration, cam, features, metrics, run
 from sscl.classifier import (
     blank_classifier,
     describe_layer,
@@ -112,7 +112,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         localised = {
             name: localisation_rates(of, masks, threshold=config.threshold, all_thresholds=config.checks)
             for name, of in named.items()
-        }
+        } | {"whole tile": whole_tile_rates(masks, all_thresholds=config.checks)}
     checked = None
     if config.checks:
         picked = np.random.default_rng(config.random_seed).permutation(len(tiles))[: config.check_tiles]
@@ -253,26 +253,59 @@ def localisation_rates(
         if mask.any():
             hits.append(cam.localisation(raw, cam.find_box(raw, threshold=threshold), mask))
             overlaps += [box_checks.box_overlaps(raw, mask)] if all_thresholds else []
-    rates: dict[str, Any] = {
-        "tiles": len(hits),
-        "peak_hit": float(np.mean([hit["peak_hit"] for hit in hits])),
-        "box_hit": float(np.mean([hit["box_hit"] for hit in hits])),
-        "mean_box_iou": float(np.mean([hit["box_iou"] for hit in hits])),
-    }
+    rates: dict[str, Any] = {"tiles": len(hits)}
+    for key in ("peak_hit", "box_hit"):
+        count = sum(hit[key] for hit in hits)
+        rates |= {key: count / len(hits), f"{key}_wilson": metrics.wilson_interval(count, len(hits))}
+    rates["mean_box_iou"] = float(np.mean([hit["box_iou"] for hit in hits]))
     return rates | ({"max_box_accuracy": box_checks.max_box_accuracy(overlaps)} if all_thresholds else {})
+
+
+def whole_tile_rates(masks: NDArray[np.bool_], *, all_thresholds: bool) -> dict[str, Any]:
+    """Return what a map without any form has: its box is the whole tile, its peak a point drawn at random.
+
+    `peak_hit` is the mean share of the tile that the mask covers, so it has no interval; large boxes overlap much of
+    large masks, so a mean IoU means little below this one.
+    """
+    masks = masks[masks.any((1, 2))]
+    height, width = masks.shape[1:]
+    overlaps = np.array([cam.box_iou((0, 0, width, height), cam.mask_box(mask)) for mask in masks])
+    count = int((overlaps >= 0.5).sum())
+    rates: dict[str, Any] = {
+        "tiles": len(masks),
+        "peak_hit": float(masks.mean()),
+        "box_hit": count / len(masks),
+        "box_hit_wilson": metrics.wilson_interval(count, len(masks)),
+        "mean_box_iou": float(overlaps.mean()),
+    }
+    if all_thresholds:
+        shares = {f"{least:g}": float((overlaps >= least).mean()) for least in box_checks.OVERLAPS}
+        rates["max_box_accuracy"] = {least: {"accuracy": of, "threshold": None} for least, of in shares.items()}
+    return rates
+
+
+def interval_text(pair: Sequence[float] | None) -> str:
+    return "" if pair is None else f" ({pair[0]:.3f} to {pair[1]:.3f})"
 
 
 def localisation_table(localised: dict[str, dict[str, Any]]) -> str:
     """Return the rates as lines for the terminal."""
     first = next(iter(localised.values()))
-    lines = [f"on the truth masks of {first['tiles']} tiles:   peak on mask   box IoU >= 0.5   mean box IoU"]
+    heading = f"on the truth masks of {first['tiles']} tiles:"
+    lines = [f"{heading:<38}{'peak on mask':<26}{'box IoU >= 0.5':<26}mean box IoU"]
     for name, rates in localised.items():
-        lines.append(f"  {name:<34}{rates['peak_hit']:>10.3f}{rates['box_hit']:>17.3f}{rates['mean_box_iou']:>15.3f}")
+        cells = [f"{rates[key]:.3f}{interval_text(rates.get(f'{key}_wilson'))}" for key in ("peak_hit", "box_hit")]
+        lines.append(f"  {name:<36}" + "".join(f"{cell:<26}" for cell in cells) + f"{rates['mean_box_iou']:.3f}")
+    lines.append("  in brackets 95% by Wilson, for independent tiles; whole tile: a point at random, the largest box")
     if "max_box_accuracy" in first:
         lines.append(
             "box accuracy at the best threshold for these tiles:" + " " * 5 + "IoU >= 0.3   IoU >= 0.5   IoU >= 0.7"
         )
         for name, rates in localised.items():
-            cells = [f"{of['accuracy']:.3f} ({of['threshold']:.0%})" for of in rates["max_box_accuracy"].values()]
+            best = rates["max_box_accuracy"].values()
+            cells = [
+                f"{of['accuracy']:.3f}" + ("" if of["threshold"] is None else f" ({of['threshold']:.0%})")
+                for of in best
+            ]
             lines.append(f"  {name:<51}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)

@@ -160,15 +160,22 @@ def heatmaps(name: str, *, config: Json, checks: Json | None, localised: Json | 
     if localised:
         lines = [["", "peak on mask", "box IoU ≥ 0.5", "mean box IoU"]]
         for row, rates in localised.items():
-            lines.append([row, *(number(rates[key]) for key in ("peak_hit", "box_hit", "mean_box_iou"))])
+            shares = (f"{number(rates[key])}{_brackets(rates.get(f'{key}_wilson'))}" for key in ("peak_hit", "box_hit"))
+            lines.append([row, *shares, number(rates["mean_box_iou"])])
         tiles = next(iter(localised.values()))["tiles"]
         found.append(blocks.table(f"On the truth masks of {tiles:,} tiles", lines))
         found.append(
             blocks.paragraph(
-                "A map that finds what decides the class beats both a box in the centre and a net with random weights."
+                "A map that finds what decides the class beats a net with random weights, the centre, and the whole "
+                "tile: a point at random as its peak, the largest box. In brackets 95% by Wilson, for tiles that are "
+                "independent."
             )
         )
     return blocks.section(name, "Heatmaps", found)
+
+
+def _brackets(pair: Sequence[float] | None) -> str:
+    return "" if pair is None else f" ({interval(pair)})"
 
 
 def _check(name: str, check: str, found: Json) -> list[Block]:
