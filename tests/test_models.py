@@ -95,6 +95,17 @@ def test_size_of_the_last_feature_map(stem, side):
     assert maps.shape == (1, 512, side, side)
 
 
+def test_output_stride_16_keeps_the_resolution_of_the_last_stage():
+    coarse, fine = (build_encoder("resnet18", output_stride=stride).eval() for stride in (32, 16))
+    fine.load_state_dict(coarse.state_dict())
+    maps = torch.randn(1, 256, 4, 4)
+    with torch.no_grad():
+        assert fine.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)
+        for part in ("conv1", "downsample"):
+            wide, narrow = (getattr(net.layer4[0], part)(maps) for net in (fine, coarse))
+            torch.testing.assert_close(wide[:, :, ::2, ::2], narrow)  # the same where both have a value
+
+
 def test_the_small_stem_differs_in_the_first_convolution_alone():
     standard, small = (build_encoder("resnet18", stem=stem).state_dict() for stem in ("standard", "small"))
     assert list(standard) == list(small)

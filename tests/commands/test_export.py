@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sscl import __version__
+from sscl.classifier import load_classifier
 from sscl.commands import export
 from sscl.commands.inputs import frozen_encoder
 from sscl.config import EncoderConfig
@@ -143,6 +144,25 @@ def test_an_exported_safetensors_file_says_itself_what_it_is(exported: tuple[Pat
         source.std,
     )
     assert start.fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize(("said", "stride"), [(16, 16), (32, 32), (None, 32)], ids=["16", "32", "an older checkpoint"])
+def test_a_checkpoint_comes_back_with_its_stride(
+    finetuned: Path, tmp_path: Path, said: int | None, stride: int
+) -> None:
+    content = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)
+    content["output_stride"] = said
+    if said is None:
+        del content["output_stride"]
+    torch.save(content, tmp_path / "best.pt")
+
+    trunk = frozen_encoder(EncoderConfig(weights=str(tmp_path / "best.pt"))).encoder
+    classifier, _ = load_classifier(tmp_path / "best.pt", device=torch.device("cpu"))
+
+    for net in (trunk, classifier.encoder):
+        assert net.output_stride == stride
+        with torch.no_grad():
+            assert net.forward_features(torch.zeros(1, 3, 64, 64)).shape[2] == 64 // stride
 
 
 def test_torchvision_and_timm_load_a_resnet50_strictly(cli: Any, tmp_path: Path, batch: torch.Tensor) -> None:

@@ -269,7 +269,8 @@ def frozen_encoder(spec: EncoderConfig) -> Start:
     if said:
         if name not in (None, said["encoder"]):
             raise ValueError(f"model: got {name}, but {file} holds {said['encoder']}; leave model out")
-        name, stem, output_stride = said["encoder"], said["stem"], said["output_stride"]
+        # Older checkpoints and files do not say their stride.
+        name, stem, output_stride = said["encoder"], said["stem"], said.get("output_stride", 32)
     if name is None:
         what = "random weights" if spec.weights is None else f"weights={spec.weights}"
         raise ValueError(f"model: missing; {what} takes the encoder's name, for instance model=resnet18")
