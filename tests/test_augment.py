@@ -100,6 +100,56 @@ def test_draws_follow_ranges_and_probabilities():
     assert area.mean().item() == pytest.approx(0.6, abs=0.05)
 
 
+def test_every_parameter_has_its_own_probability_and_range():
+    a = Augmentation(
+        hflip_probability=0.1,
+        vflip_probability=0.9,
+        affine_probability=0.3,
+        rotation_degrees=20,
+        translation=0.07,
+        scale=(0.8, 1.3),
+        shear_degrees=6,
+        blur_probability=0.4,
+        blur_sigma_px=(0.5, 1.5),
+        jitter_probability=0.6,
+        brightness=0.1,
+        contrast=0.2,
+        saturation=0.3,
+        hue=0.04,
+        grayscale_probability=0.2,
+        stain_probability=0.7,
+        stain_strength=0.15,
+        stain_shift=0.03,
+    )
+    p = augment.draw(a, torch.arange(8000), seed=0, epoch=0, view=0, size_px=224)
+    drawn = [  # values, the identity, how many have another, from, to
+        *((p.flip[:, i], 1, share, -1, -1) for i, share in enumerate((0.1, 0.9))),
+        (p.rotation, 0, 0.3, -20, 20),
+        *((p.translation[:, i], 0, 0.3, -0.07, 0.07) for i in (0, 1)),
+        (p.scale, 1, 0.3, 0.8, 1.3),
+        *((p.shear[:, i], 0, 0.3, -6, 6) for i in (0, 1)),
+        (p.blur_sigma, 0, 0.4, 0.5, 1.5),
+        (p.brightness, 1, 0.6, 0.9, 1.1),
+        (p.contrast, 1, 0.6, 0.8, 1.2),
+        (p.saturation, 1, 0.6, 0.7, 1.3),
+        (p.hue, 0, 0.6, -0.04, 0.04),
+        (p.grayscale, 0, 0.2, 1, 1),
+        *((p.stain_gain[:, i], 1, 0.7, 0.85, 1.15) for i in (0, 1)),
+        *((p.stain_offset[:, i], 0, 0.7, -0.03, 0.03) for i in (0, 1)),
+    ]
+    for values, identity, share, low, high in drawn:
+        others = values[values != identity]
+        assert len(others) / 8000 == pytest.approx(share, abs=0.02)
+        width = 0.01 * (high - low) + 1e-6
+        assert others.min() == pytest.approx(low, abs=width)
+        assert others.max() == pytest.approx(high, abs=width)
+        assert others.mean() == pytest.approx((low + high) / 2, abs=3 * width)
+    assert (p.stain_gain[:, 2] == 1).all()
+    assert (p.stain_offset[:, 2] == 0).all()
+    unequal = torch.stack([values for values, *_, low, high in drawn if low < high])
+    assert (torch.corrcoef(unequal) - torch.eye(len(unequal))).abs().max() < 0.05
+
+
 # Whose randomness
 
 
@@ -119,6 +169,7 @@ def test_views_differ_by_tile_epoch_view_and_seed():
     assert torch.equal(base, views(images, torch.tensor([0])))
     for other in (
         views(images, torch.tensor([1])),
+        views(images, torch.tensor([2**16])),
         views(images, torch.tensor([0]), epoch=3),
         views(images, torch.tensor([0]), view=1),
         views(images, torch.tensor([0]), seed=2),

@@ -336,5 +336,10 @@ def test_focal_loss_against_the_formula():
     labels = torch.tensor([0, 0])
     expected = [-((1 - p) ** 2) * math.log(p) for p in (1 / (1 + math.exp(-3)), 1 / (1 + math.exp(3)))]
     assert focal_loss(logits, labels, gamma=2).item() == pytest.approx(sum(expected) / 2, abs=1e-6)
+    ours, theirs = (logits.clone().double().requires_grad_() for _ in range(2))
+    focal_loss(ours, labels, gamma=2).backward()
+    p = theirs.softmax(1)[:, 0]
+    (-((1 - p) ** 2) * p.log()).mean().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="gamma must be >= 0, got -1"):
         focal_loss(logits, labels, gamma=-1)

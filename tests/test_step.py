@@ -126,6 +126,23 @@ def test_running_statistics_move_once_by_the_mean_of_the_microbatches():
         assert norm.momentum == momenta[name]
 
 
+def test_without_a_momentum_statistics_are_the_plain_mean_over_the_steps():
+    found, expected = net(), net()
+    for model in (found, expected):
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None
+    for number in range(3):
+        images, tiles, view, epoch = batch()
+        # Both parts are the same tiles, so that their mean is that of one.
+        twice = [torch.cat([x[:6], x[:6]]) for x in (images, tiles, view + 2 * number)]
+        ContrastiveStep(found, views=views_of(), microbatch=6).backward(*twice, epoch)
+        ContrastiveStep(expected, views=views_of()).backward(*(x[:6] for x in twice), epoch)
+
+    for (name, ours), theirs in zip(found.named_buffers(), expected.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
 def test_frozen_statistics_stay_as_they_are():
     model, before = net(), net()
     keep_batch_statistics(model)
@@ -147,13 +164,14 @@ def test_an_error_in_the_net_leaves_the_momentum(monkeypatch):
     assert [m.momentum for m in model.modules() if hasattr(m, "momentum")] == [0.1, 0.3]
 
 
-def test_a_scaler_scales_the_cached_gradient_alike():
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_a_scaler_scales_the_gradient_alike(microbatch):
     plain, scaled = net(torch.float32), net(torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
     for model, how in ((plain, None), (scaled, scaler)):
         keep_batch_statistics(model)
-        ContrastiveStep(model, views=views_of(), scaler=how, microbatch=4).backward(*batch())
+        ContrastiveStep(model, views=views_of(), scaler=how, microbatch=microbatch).backward(*batch())
 
     torch.testing.assert_close(gradients(scaled) / 1024, gradients(plain))
 
