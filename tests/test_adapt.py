@@ -112,6 +112,13 @@ def test_a_last_batch_of_one_tile_is_shared_out():
     torch.testing.assert_close(adapted[2].running_var, x.var(0), rtol=1e-4, atol=1e-5)
 
 
+def test_the_precision_is_that_of_the_outputs_to_come():
+    net, store, rows = encoder(), store_of(12), rows_of(12)
+    exact, rough = (adapt_batch_norm(net, store, rows, precision=p, **OPTIONS).bn2 for p in ("fp32", "bf16"))
+    assert not torch.allclose(rough.running_var, exact.running_var, rtol=1e-5, atol=0)
+    torch.testing.assert_close(rough.running_var, exact.running_var, rtol=0.05, atol=1e-3)
+
+
 def test_dropout_stays_off():
     net = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3))
     store = store_of(6)

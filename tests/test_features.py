@@ -129,6 +129,13 @@ def test_outputs_are_the_models_on_clean_normalised_tiles(store):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+def test_outputs_are_computed_in_the_precision_asked_for(store):
+    exact, rough = (outputs(Net(), store, ROWS, mean=MEAN, std=STD, precision=p) for p in ("fp32", "bf16"))
+    assert rough.dtype == torch.float32
+    assert not torch.allclose(rough, exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_outputs_do_not_depend_on_the_batch_size(store, batch_size):
     model = Net()

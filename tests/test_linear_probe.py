@@ -123,6 +123,8 @@ class TestValidationFolds:
         ((train, held),), how = validation_folds(y, fraction=0.2, seed=0, groups=groups)
         assert how == "carved by group"
         assert not set(groups[train]) & set(groups[held])
+        drawn = {tuple(validation_folds(y, fraction=0.2, seed=s, groups=groups)[0][0][1]) for s in range(5)}
+        assert len(drawn) > 1
 
     def test_one_group_a_class_is_carved_by_tiles(self):
         y = np.repeat([0, 1], 20)
@@ -138,6 +140,8 @@ class TestValidationFolds:
         for train, held in pairs:
             assert not set(train) & set(held)
             assert set(y[train]) == set(y[held]) == {0, 1}
+        other, _ = validation_folds(y, fraction=0.1, seed=1)
+        assert not np.array_equal(pairs[0][1], other[0][1])
 
     def test_a_single_tile_is_always_fitted(self):
         y = np.array([0] * 6 + [1] * 6 + [2])
