@@ -90,6 +90,16 @@ def test_paper_balanced_takes_all_ssa_and_splits_by_the_seed(root):
     assert len(drawn) > 1
 
 
+def test_the_seed_decides_which_of_the_drawn_tiles_are_test(root):
+    """With as many HP as SSA nothing is left to draw, so that the split alone can differ."""
+    write_annotations(root, ROWS[4:])
+    ids = [
+        load(root, protocol="paper_balanced", split=split, seed=s).ids for split in ("all", "test") for s in range(6)
+    ]
+    assert len(set(ids[:6])) == 1
+    assert len(set(ids[6:])) > 2
+
+
 def test_paper_balanced_on_the_published_counts_is_1782_and_198(root, monkeypatch):
     """The real set cannot be had here: its counts, with one stand-in image."""
     rows = [
@@ -137,14 +147,17 @@ def test_truth_masks_follow_the_ids_and_halve_by_cover(root):
     assert load_truth_masks(root, ("t_00.png",), size_px=16) is None
     (root / "masks").mkdir()
     mask = np.zeros((16, 16), np.uint8)
-    mask[:8] = 255
+    mask[:9, :8] = mask[:8, 8:] = 255  # a row of half-covered pixels
+    mask[8, 8:12] = 100  # and of less
     Image.fromarray(mask).save(root / "masks" / "t_00.png")
     Image.fromarray(255 - mask).save(root / "masks" / "t_01.png")
     masks = load_truth_masks(root, ("t_01.png", "t_00.png"), size_px=8)
     assert masks.dtype == bool
     expected = np.zeros((8, 8), bool)
-    expected[:4] = True
-    np.testing.assert_array_equal(masks, [~expected, expected])
+    expected[:4] = expected[4, :4] = True
+    inverse = ~expected
+    inverse[4, :4] = True  # half covered is inside
+    np.testing.assert_array_equal(masks, [inverse, expected])
     with pytest.raises(FileNotFoundError, match=r"t_02\.png: this tile's truth mask is missing"):
         load_truth_masks(root, ("t_02.png",), size_px=8)
     Image.fromarray(pixels(0)).save(root / "masks" / "t_02.png")

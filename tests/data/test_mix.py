@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sscl.data.mix import draws_per_source, epoch_batches
+from sscl.data.mix import draws_per_source, epoch_batches, passes
 from sscl.data.split import occurrences
 from sscl.data.tiles import epoch_order
 
@@ -111,6 +111,15 @@ def test_weights_set_the_shares_and_a_source_s_tiles_differ_by_one_draw(mix):
     assert counts[:6].tolist() == [4] * 6
     assert sorted(counts[6:36]) == [0] * 22 + [1] * 8
     assert sorted(counts[36:]) == [1] * 8 + [2] * 4
+
+
+def test_each_pass_over_a_source_is_in_another_order():
+    rows = passes(9, draws=30, rng=np.random.default_rng(0))
+
+    whole = rows[:27].reshape(3, 9)
+    assert (np.sort(whole) == np.arange(9)).all()
+    assert len({tuple(order) for order in whole.tolist()}) == 3
+    assert len(set(rows[27:].tolist())) == 3
 
 
 def test_another_epoch_draws_other_tiles_of_a_source_that_is_not_gone_through():

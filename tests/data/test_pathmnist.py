@@ -97,6 +97,22 @@ def test_the_cache_is_mapped_until_the_file_changes(file, cache, monkeypatch):
     np.testing.assert_array_equal(load_pathmnist(file, split="test").images, changed["test_images"])
 
 
+def test_files_of_equal_length_do_not_share_their_cache(tmp_path):
+    """Another folder with the same name and time, as two archives can unpack; then another time alone."""
+    one, other = arrays(), arrays()
+    other["test_images"] = 255 - other["test_images"]
+    for folder, content in (("a", one), ("b", other)):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "set.npz", **content)
+        os.utime(tmp_path / folder / "set.npz", (1e9, 1e9))
+        found = load_pathmnist(tmp_path / folder / "set.npz", split="test")
+        np.testing.assert_array_equal(found.images, content["test_images"])
+    np.savez(tmp_path / "a/set.npz", **other)
+    assert (tmp_path / "a/set.npz").stat().st_size == (tmp_path / "b/set.npz").stat().st_size
+    os.utime(tmp_path / "a/set.npz", (2e9, 2e9))
+    np.testing.assert_array_equal(load_pathmnist(tmp_path / "a/set.npz", split="test").images, other["test_images"])
+
+
 def test_splits_of_one_size_do_not_share_their_cache(tmp_path):
     content = arrays()
     content["val_images"], content["val_labels"] = 255 - content["test_images"], content["test_labels"]

@@ -130,6 +130,8 @@ def test_balanced_order_draws_classes_equally_and_repeats_evenly():
     assert (np.diff(LABELS[order]) != 0).sum() > 40
     np.testing.assert_array_equal(order, balanced_order(LABELS, seed=0, epoch=0))
     assert set(order) != set(balanced_order(LABELS, seed=0, epoch=1))
+    most = {int(np.argmax(counts(LABELS[balanced_order(LABELS, seed=0, epoch=epoch)]))) for epoch in range(20)}
+    assert most == {0, 1, 2}  # the draw that is over goes to each class in turn
 
 
 def test_label_fractions_are_nested_stratified_and_never_lose_a_class():
