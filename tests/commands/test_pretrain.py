@@ -14,11 +14,15 @@ import torchvision
 import yaml
 from PIL import Image
 
-from sscl import step
+from sscl import features, step
+from sscl.augment import Augmentation
 from sscl.commands import pretrain
+from sscl.commands.health import HealthTiles, health
 from sscl.commands.inputs import start_encoder
 from sscl.config import ModelConfig, PretrainConfig
-from sscl.data.tiles import Tiles
+from sscl.data.tiles import Tiles, place_store
+from sscl.losses import cross_view_info_nce
+from sscl.models import build_encoder
 
 KEYS = {
     "epoch",
@@ -95,6 +99,7 @@ def test_metrics_have_a_row_an_epoch_with_loss_and_health(pretrained: Path, read
 
 def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
     words = ["train.optimizer=lars", "projection.kind=mlp", "projection.hidden=32", "augment.stain_probability=1"]
+    words += ["model.mean=[0.1, 0.2, 0.3]", "model.std=[0.4, 0.5, 0.6]", "model.output_stride=16"]
 
     result = cli.pretrain(tmp_path / "run", *words, "train.learning_rate_scaling=sqrt", "precision=bf16")
 
@@ -103,6 +108,8 @@ def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: An
     assert math.isfinite(read_metrics(tmp_path / "run")[0]["loss"])
     content = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert "projection.3.weight" in content["model"]  # the mlp
+    assert content["output_stride"] == 16
+    assert content["preprocessing"] == {"size_px": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 
 def test_every_epoch_shows_each_tile_once_in_two_new_views(
@@ -126,6 +133,58 @@ def test_every_epoch_shows_each_tile_once_in_two_new_views(
     assert len(set(orders[0])) == 24
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
+
+
+def test_every_key_of_training_arrives_where_it_works(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No value is a default, so that a key which is lost on the way shows; the first step ends the run."""
+    given: dict[str, Any] = {}
+    optimizer = pretrain.optim.build_optimizer
+
+    def build(name: str, groups: list[dict[str, Any]], **named: Any) -> Any:
+        given["optimizer"] = (name, [group["weight_decay"] for group in groups], groups[0]["peak_lr"], named)
+        return optimizer(name, groups, **named)
+
+    def contrast(model: Any, **named: Any) -> None:
+        given["model"], given["step"] = model, named
+
+    def factor(name: str, number: int, **named: Any) -> float:
+        given["schedule"] = (name, number, named)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(pretrain.optim, "build_optimizer", build)
+    monkeypatch.setattr(pretrain, "ContrastiveStep", contrast)
+    monkeypatch.setattr(pretrain.optim, "schedule_factor", factor)
+    words = ["seed=7", "precision=bf16", "model.mean=[0.1, 0.2, 0.3]", "model.std=[0.4, 0.5, 0.6]"]
+    words += ["train.optimizer=lars", "train.momentum=0.5", "train.weight_decay=0.02", "train.learning_rate=0.1"]
+    words += ["train.learning_rate_scaling=sqrt", "train.schedule=multistep", "train.milestones=[1, 2]"]
+    words += ["train.gamma=0.3", "train.warmup_epochs=0.5", "train.epochs=3", "train.temperature=0.2"]
+    words += ["train.loss=cross_view", "train.second_view=clean", "train.microbatch=4", "train.compile=true"]
+    words += ["projection.kind=mlp", "projection.hidden=24", "projection.dim=12"]
+    words += ["augment.hue=0.01", "augment.crop_scale=[0.5, 0.9]"]
+
+    assert cli.pretrain(tmp_path / "run", *words).err == "sscl: far enough\n"
+
+    assert given["optimizer"] == ("lars", [0.02, 0.0], pytest.approx(0.1 * math.sqrt(8)), {"momentum": 0.5})
+    named = {"epochs": 3, "warmup_epochs": 0.5, "milestones": (1, 2), "gamma": 0.3}
+    assert given["schedule"] == ("multistep", 0, {"steps_per_epoch": 3, **named})
+    views, keys = given["step"].pop("views"), given["step"]
+    assert not keys.pop("scaler").is_enabled()
+    assert keys == {
+        "loss": cross_view_info_nce,
+        "temperature": 0.2,
+        "precision": "bf16",
+        "microbatch": 4,
+        "compile": True,
+    }
+    assert (views.seed, views.clean_second) == (7, True)
+    assert views.augmentation == Augmentation(hue=0.01, crop_scale=(0.5, 0.9))
+    torch.testing.assert_close((views.mean, views.std), (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])))
+    projection = given["model"].projection
+    assert (projection[0].out_features, projection[-1].out_features) == (24, 12)
+    torch.manual_seed(7)
+    assert torch.equal(given["model"].encoder.conv1.weight, build_encoder("resnet18").conv1.weight)
 
 
 # --- resumption ---
@@ -223,6 +282,10 @@ def test_frozen_batch_statistics_are_those_of_the_start(cli: Any, pretrained: Pa
     assert len(statistics) == 60
     assert all(torch.equal(before[key], after[key]) for key in statistics)
     assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    started, trained = (
+        torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (pretrained, tmp_path / "run")
+    )
+    assert trained["history"] == [*started["history"], *started["config"]["data"]]  # what the weights have seen
     assert "warning: train.freeze_batch_norm" not in result.out
     assert "warning: train.freeze_batch_norm keeps" in random.out
 
@@ -272,6 +335,18 @@ def test_resume_with_other_tiles_is_refused(cli: Any, broken: Path, tmp_path: Pa
     assert result.code == 2
     assert result.err.startswith("sscl: data.root: the tiles of ")
     assert snapshot(tmp_path / "run") == before
+
+
+def test_resume_in_another_precision_is_refused(cli: Any, stopped: Path, tmp_path: Path) -> None:
+    """As on a machine where precision=auto means another one."""
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    content = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    torch.save({**content, "precision": "bf16"}, run / "checkpoints/last.pt")
+
+    result = cli.pretrain(run, "train.epochs=4", "--resume")
+
+    assert result.code == 2
+    assert result.err == "sscl: precision: is fp32 here, but the run to resume had bf16; set it\n"
 
 
 def test_resume_of_nothing_and_resume_with_overwrite_are_refused(cli: Any, stopped: Path, tmp_path: Path) -> None:
@@ -454,6 +529,46 @@ def test_health_tiles_are_held_out_of_training() -> None:
     assert len(watch.bank) == 50
     assert set(watch.bank) <= set(watch.train)
     assert tiles.labels[watch.bank].min() >= 0
+
+
+def test_health_tiles_are_drawn_by_the_seed() -> None:
+    labelled, bare = some_tiles([0, 1] * 40), some_tiles([0] + [-1] * 79)
+    for tiles in (labelled, bare):
+        drawn = [pretrain.carve_health(tiles, config(health={"tiles": 16}, seed=seed)) for seed in (0, 0, 1)]
+        assert drawn[0].queries.tolist() == drawn[1].queries.tolist() != drawn[2].queries.tolist()
+    few = [pretrain.carve_health(labelled, config(health={"tiles": 16, "bank_tiles": 20}, seed=s)) for s in (0, 1)]
+    assert few[0].bank.tolist() != few[1].bank.tolist()
+
+
+def test_health_signs_are_of_the_held_out_tiles_against_the_bank() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
+    labels = rng.integers(0, 2, 60)
+    tiles = Tiles(images=images, labels=labels, classes=("a", "b"), ids=tuple(map(str, range(60))))
+    watch = HealthTiles(train=np.arange(12, 60), queries=np.arange(12), bank=np.arange(20, 60))
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+
+    found = health(
+        torch.nn.Flatten(),
+        place_store(images, device="cpu", budget_gb=1),
+        tiles,
+        watch,
+        views=step.Views(Augmentation(), 0, mean, std),
+        config=config(health={"neighbours": 1}),
+        precision="fp32",
+    )
+
+    pixels = (images.transpose(0, 3, 1, 2) / 255 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]
+    x = torch.from_numpy(pixels.reshape(60, -1)).float()
+    assert found["effective_rank"] == pytest.approx(features.effective_rank(x[:12]), rel=1e-4)
+    nearest = [
+        features.knn_accuracy(
+            x[20:], torch.from_numpy(labels[20:]), x[:12], torch.from_numpy(labels[:12]), neighbours=k
+        )
+        for k in (1, 20)
+    ]
+    assert found["knn_balanced_accuracy"] == pytest.approx(nearest[0])
+    assert nearest[0] != nearest[1]  # so that the number of neighbours shows
 
 
 def test_health_tiles_share_no_slide_with_training() -> None:

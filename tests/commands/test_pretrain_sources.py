@@ -22,7 +22,7 @@ from sscl.commands import pretrain, sources
 from sscl.config import PretrainConfig, load_config
 from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles
-from sscl.step import ViewProjections, Views
+from sscl.step import ViewProjections, Views, similarities
 
 Entry = dict[str, Any]
 
@@ -172,6 +172,16 @@ def test_loss_of_each_source_equals_a_hand_computation(seen: Seen, read_metrics:
     assert total / sum(map(len, losses.values())) == pytest.approx(row["loss"], rel=1e-6)
 
 
+def test_similarities_are_those_of_the_projections(seen: Seen, read_metrics: Any) -> None:
+    (row,) = read_metrics(seen.run)
+    steps = torch.tensor([[float(value) for value in similarities(*pair)] for pair in seen.projections])
+
+    positive, negative = steps.mean(0).tolist()
+    assert row["positive_similarity"] == pytest.approx(positive, abs=1e-6)
+    assert row["negative_similarity"] == pytest.approx(negative, abs=1e-6)
+    assert abs(positive - negative) > 1e-3
+
+
 def test_a_tile_that_comes_again_comes_in_other_views(seen: Seen) -> None:
     count: Counter[int] = Counter()
     for rows, numbers in seen.views:
@@ -297,6 +307,18 @@ def test_fewer_tiles_are_part_of_more_and_drawn_by_the_split_seed(flat: Path) ->
     assert eight == sorted(eight)
     assert names(8, split_seed=1) != eight
     assert names(12) == everything
+
+
+def test_the_order_of_an_epoch_follows_seed_and_number() -> None:
+    train, source = np.arange(3, 23), np.zeros(23, dtype=np.int64)
+
+    def rows(seed: int, epoch: int) -> list[int]:
+        settings = config({"source": "folder", "root": "/set"}, seed=seed, train={"batch_size": 4})
+        return sources.epoch_rows(train, source, settings, epoch=epoch).ravel().tolist()
+
+    assert sorted(rows(0, 0)) == train.tolist()
+    assert rows(0, 0) == rows(0, 0)
+    assert len({tuple(rows(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
 # --- the views and the learning rate ---
