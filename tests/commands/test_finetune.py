@@ -262,6 +262,105 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
     assert 0 < read_metrics(tmp_path / "run")[-1]["learning_rate"] < 1e-2
 
 
+def test_every_key_of_training_arrives_where_it_works(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No value is a default, so that a key which is lost on the way shows; the first step ends the run."""
+    given: dict[str, Any] = {}
+    optimizer, projection = finetune.optim.build_optimizer, finetune.build_projection
+
+    def build(name: str, groups: list[dict[str, Any]], **named: Any) -> Any:
+        given["groups"] = [(group["peak_lr"], group["weight_decay"]) for group in groups]
+        given["optimizer"] = (name, named)
+        given["conv1"] = groups[0]["params"][0].detach().clone()
+        return optimizer(name, groups, **named)
+
+    def project(features: int, **named: Any) -> Any:
+        given["projection"] = named
+        return projection(features, **named)
+
+    def factor(name: str, number: int, **named: Any) -> float:
+        given["schedule"] = (name, number, named)
+        return 1.0
+
+    def view(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
+        given["view"] = named
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(finetune.optim, "build_optimizer", build)
+    monkeypatch.setattr(finetune, "build_projection", project)
+    monkeypatch.setattr(finetune.optim, "schedule_factor", factor)
+    monkeypatch.setattr(finetune.augment, "view", view)
+    words = ["seed=7", "model.mean=[0.1, 0.2, 0.3]", "model.std=[0.4, 0.5, 0.6]", "train.optimizer=lars"]
+    words += ["train.momentum=0.5", "train.weight_decay=0.02", "train.learning_rate=0.003", "train.epochs=3"]
+    words += ["train.head_learning_rate=0.04", "train.schedule=multistep", "train.milestones=[1, 2]"]
+    words += ["train.gamma=0.3", "train.warmup_epochs=0.5", "contrast.kind=nt_xent", "contrast.projection.kind=mlp"]
+    words += ["contrast.projection.hidden=24", "contrast.projection.dim=12", "augment.hue=0.01"]
+
+    assert cli.finetune(tmp_path / "run", *words, "augment.crop_scale=[0.5, 0.9]").err == "sscl: far enough\n"
+
+    trunk, head = [(0.003, 0.02), (0.003, 0.0)], [(0.04, 0.02), (0.04, 0.0)]
+    assert given["groups"] == [*trunk, *head, *head]  # the last two of the projection
+    assert given["optimizer"] == ("lars", {"momentum": 0.5})
+    assert given["projection"] == {"kind": "mlp", "hidden": 24, "dim": 12}
+    named = {"epochs": 3, "warmup_epochs": 0.5, "milestones": (1, 2), "gamma": 0.3}
+    assert given["schedule"] == ("multistep", 0, {"steps_per_epoch": 3, **named})
+    keys = given["view"]
+    # What finetune's views have of their own: FinetuneAugmentConfig.
+    assert keys["augmentation"] == finetune.Augmentation(hue=0.01, crop_scale=(0.5, 0.9), blur_probability=0.0)
+    assert keys["seed"] == 7
+    torch.testing.assert_close(
+        (keys["mean"], keys["std"]), (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6]))
+    )
+    torch.manual_seed(7)
+    assert torch.equal(given["conv1"], start_encoder(ModelConfig(name="resnet18")).encoder.conv1.weight)
+
+
+def test_training_figures_are_means_over_all_steps_and_validation_sees_normalised_tiles(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any
+) -> None:
+    steps: list[tuple[float, float]] = []
+    validated: list[tuple[list[float], list[float], str]] = []
+    precisions: set[str] = set()
+    build, outputs, autocast = finetune.build_loss, finetune.features.outputs, finetune.autocast
+
+    def build_loss(settings: FinetuneConfig, labels: Any, **named: Any) -> Any:
+        assert len(labels) == 24  # class weights come from the training tiles alone
+        real = build(settings, labels, **named)
+
+        def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            loss = real(logits, target)
+            steps.append((loss.item(), (logits.argmax(1) == target).double().mean().item()))
+            return loss
+
+        return loss_of
+
+    def spy_outputs(*words: Any, **named: Any) -> torch.Tensor:
+        validated.append((named["mean"].tolist(), named["std"].tolist(), named["precision"]))
+        return outputs(*words, **named)
+
+    def spy_autocast(device: torch.device, precision: str) -> Any:
+        precisions.add(precision)
+        return autocast(device, precision)
+
+    monkeypatch.setattr(finetune, "build_loss", build_loss)
+    monkeypatch.setattr(finetune.features, "outputs", spy_outputs)
+    monkeypatch.setattr(finetune, "autocast", spy_autocast)
+    words = ["model.mean=[0.25, 0.5, 0.75]", "model.std=[0.5, 1.0, 0.125]", "precision=bf16", "train.select=loss"]
+    words += ["model.output_stride=16"]
+
+    assert cli.finetune(tmp_path / "run", *words).code == 0
+
+    (row,) = read_metrics(tmp_path / "run")
+    assert len(steps) == 3
+    assert [row["train_loss"], row["train_accuracy"]] == pytest.approx(np.mean(steps, axis=0).tolist())
+    assert validated == [([0.25, 0.5, 0.75], [0.5, 1.0, 0.125], "bf16")]
+    assert precisions == {"bf16"}
+    preprocessing = {"size_px": 32, "mean": [0.25, 0.5, 0.75], "std": [0.5, 1.0, 0.125]}
+    assert best(tmp_path / "run")["preprocessing"] == preprocessing
+    assert best(tmp_path / "run")["output_stride"] == 16
+
+
 # --- which labels are used ---
 
 
@@ -280,6 +379,24 @@ def test_parts_are_disjoint_and_within_the_label_fraction(groups: list[str] | No
         assert not set(slides[train]) & set(slides[validation])
     other_train, _ = finetune.labelled_parts(tiles, config(label_fraction=0.5, validation_fraction=0.2, seed=1))
     assert set(other_train) != set(train)
+
+
+def test_every_draw_follows_the_seed_and_every_order_its_epoch() -> None:
+    tiles = some_tiles([100, 40])
+    train = np.arange(0, 140, 2)
+
+    def differ(draw: Any) -> bool:
+        first, again, other = (draw(seed).tolist() for seed in (0, 0, 1))
+        assert first == again
+        return bool(first != other)
+
+    assert differ(lambda seed: finetune.used_labels(tiles, config(label_fraction=0.5, seed=seed)))
+    assert differ(lambda seed: finetune.labelled_parts(tiles, config(seed=seed))[1])
+    # With validation tiles of its own nothing is carved, and all that is drawn is what balancing leaves.
+    assert differ(lambda seed: finetune.labelled_parts(tiles, config(balance="down", seed=seed), own=tiles)[0])
+    for balance in ("none", "draws"):
+        assert differ(lambda seed, b=balance: finetune.epoch_rows(train, tiles, config(balance=b, seed=seed), epoch=0))
+        assert differ(lambda epoch, b=balance: finetune.epoch_rows(train, tiles, config(balance=b), epoch=epoch))
 
 
 def test_balancing_down_cuts_training_and_leaves_validation() -> None:
@@ -759,6 +876,46 @@ def test_without_its_contrastive_half_joint_training_is_the_plain_run(
     )
     assert differing_tensors(plain, half) == []
     assert {"/encoder/conv1.weight", "/head/weight"} <= set(differing_tensors(plain, joint))
+
+
+def test_contrast_never_meets_validation_and_goes_on_through_the_unlabelled_tiles(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the 32 tiles without their labels; nothing is learned here."""
+    joined: list[tuple[int, int]] = []
+    views: list[tuple[int, int]] = []
+    met: set[int] = set()
+    held: set[int] = set()
+    real = finetune.split.with_unlabelled
+
+    def with_unlabelled(labelled: Any, unlabelled: Any, *, seed: int, step: int) -> Any:
+        assert len(unlabelled) == 16
+        joined.append((seed, step))
+        return real(labelled, unlabelled, seed=seed, step=step)
+
+    def pairs(joint: Any, store: Any, rows: torch.Tensor, *, view_of: Any, **named: Any) -> Any:
+        met.update(rows.tolist())
+        views.append((view_of.keywords["epoch"], view_of.keywords["view"]))
+        return torch.eye(len(rows)), torch.eye(len(rows))
+
+    def outputs(model: Any, store: Any, rows: Any, **named: Any) -> torch.Tensor:
+        held.update(rows.tolist())
+        return torch.zeros(len(rows), 2)
+
+    monkeypatch.setattr(finetune.split, "with_unlabelled", with_unlabelled)
+    monkeypatch.setattr(finetune, "project_pairs", pairs)
+    monkeypatch.setattr(finetune.features, "outputs", outputs)
+    monkeypatch.setattr(finetune, "draw_curves", lambda rows, path: None)
+    monkeypatch.setattr(finetune, "take_step", lambda loss, **named: None)
+    words = ["train.label_fraction=0.5", "train.batch_size=4", "train.epochs=2", "seed=3"]
+
+    result = cli.finetune(tmp_path / "run", *JOINT, *words)
+
+    assert result.code == 0, result.err
+    assert len(held) > 0
+    assert not met & held
+    assert joined == [(3, number) for number in range(6)]  # the second epoch goes on where the first ended
+    assert views == [(epoch, number) for epoch in (0, 1) for number in range(3)]
 
 
 def test_contrast_compares_a_new_view_with_the_tile_as_it_is() -> None:
