@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from sscl import metrics
+from sscl.classifier import load_classifier
 from sscl.commands import finetune, folds, inputs
 from sscl.config import FinetuneConfig
 from sscl.data.tiles import Tiles
@@ -151,6 +152,32 @@ def test_training_rows_leave_out_the_fold_and_unlabelled_tiles_of_its_slides() -
     assert (len(rows), (alone.labels[rows] == -1).sum()) == (26, 8)
 
 
+def test_the_seed_decides_what_each_fold_holds_out() -> None:
+    groups = [f"s{i // 2}" for i in range(32)]
+    for tiles in (some_tiles([0, 1] * 16), some_tiles([0, 1] * 16, groups)):
+        held = [
+            folds.held_out(tiles, config(folds=4).model_copy(update={"seed": seed}))[0].tolist() for seed in (0, 0, 1)
+        ]
+        assert held[0] == held[1] != held[2]
+
+
+def test_predictions_are_the_calibrated_ones_of_the_folds_own_classifier(crossed: Any, read_rows: Rows) -> None:
+    run, _ = crossed
+    settings = FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False)
+    tiles = inputs.load_tiles(settings.data, split="train", progress=False)
+    for i in (1, 2):
+        model, content = load_classifier(run / f"fold_{i}", device=torch.device("cpu"))
+        rows = read_rows(run / f"fold_{i}/predictions.csv")
+        pixels = torch.from_numpy(np.stack([tiles.images[tiles.ids.index(row["id"])] for row in rows]))
+        mean, std = (torch.tensor(content["preprocessing"][key]) for key in ("mean", "std"))
+        with torch.no_grad():
+            logits = model(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))
+        temperature = content["calibration"]["temperature"]
+        assert abs(temperature - 1) > 0.01
+        expected = (logits / temperature).softmax(1)[:, 1].tolist()
+        assert [float(row["probability_SSA"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+
+
 # --- what is said ---
 
 
@@ -197,6 +224,15 @@ def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> 
     assert report["caveats"][0] == folds.SHARED
     assert report["caveats"][-1] == "n"
     assert any("of single folds, 2 groups (slides, patients or" in note for note in report["caveats"])
+
+
+def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folds.run, "load_checkpoint", lambda folder, *, kind: {"epoch": 4})
+    monkeypatch.setattr(folds.run, "read_metrics", lambda path: [{}] * 9)
+    settings = FinetuneConfig.model_validate(yaml.safe_load((crossed[0] / "config.yaml").read_text()), strict=False)
+    loaded = inputs.load_tiles(settings.data, split="train", progress=False)
+    report = folds.build_report(settings, loaded, [crossed[0] / "fold_2"], numbers=[2], notes=[])
+    assert [(one["fold"], one["epoch"], one["epochs"]) for one in report["runs"]] == [(2, 4, 9)]
 
 
 @pytest.mark.parametrize(
