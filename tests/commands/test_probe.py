@@ -24,8 +24,10 @@ from sscl import features
 from sscl.commands import probe as command
 from sscl.commands.inputs import Start, frozen_encoder
 from sscl.config import EncoderConfig
+from sscl.data.imagefolder import load_imagefolder
 from sscl.data.split import label_fraction
-from sscl.data.tiles import Tiles
+from sscl.data.tiles import Tiles, place_store
+from sscl.models import build_encoder
 from sscl.plots import probe as probe_plots
 
 COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}
@@ -220,6 +222,41 @@ def test_the_second_run_computes_no_features(probe, forwards, tmp_path):
         assert probe("--overwrite", encoders=f"{{name: r, model: resnet18, {changed}}}").code == 0
         assert sorted(forwards) == [24, 52], changed
         forwards.clear()
+    assert probe("--overwrite", "precision=bf16").code == 0
+    assert sorted(forwards) == [24, 52]
+
+
+def test_the_fingerprint_of_an_encoder_holds_all_that_features_depend_on():
+    coarse, fine = (build_encoder("resnet18", output_stride=stride) for stride in (32, 16))
+    fine.load_state_dict(coarse.state_dict())
+    same = [(net, mean, 0.2) for net, mean in ((coarse, 0.5), (fine, 0.5), (coarse, 0.4))]
+    found = [
+        Start(encoder=net, mean=(mean,) * 3, std=(std,) * 3, history=[]).fingerprint
+        for net, mean, std in (*same, (coarse, 0.5, 0.3))
+    ]
+    coarse.bn1.running_var[3] += 1
+    found.append(Start(encoder=coarse, mean=(0.5,) * 3, std=(0.2,) * 3, history=[]).fingerprint)
+    assert len(set(found)) == 5
+
+
+def test_shares_and_seeds_arrive_where_tiles_are_drawn(probe, monkeypatch):
+    asked: dict[str, list[tuple[float, int]]] = {"labels": [], "held out": [], "validation": []}
+
+    def spy(module: Any, name: str, what: str) -> None:
+        real = getattr(module, name)
+
+        def called(labels: Any, *, fraction: float, seed: int, **named: Any) -> Any:
+            asked[what].append((fraction, seed))
+            return real(labels, fraction=fraction, seed=seed, **named)
+
+        monkeypatch.setattr(module, name, called)
+
+    spy(command.split, "label_fraction", "labels")
+    spy(command.split, "stratified_split", "held out")
+    spy(features, "validation_folds", "validation")
+    words = ("fractions=[0.5]", "label_seeds=[3]", "validation_fraction=0.4")
+    assert probe(*words, data=", holdout_fraction: 0.25, split_seed: 5").code == 0
+    assert asked == {"labels": [(0.5, 3)], "held out": [(0.25, 5)], "validation": [(0.4, 3)]}
 
 
 def test_features_are_those_of_the_encoder_at_its_own_size(probe, tmp_path, colours):
@@ -233,7 +270,7 @@ def test_features_are_those_of_the_encoder_at_its_own_size(probe, tmp_path, colo
     np.testing.assert_allclose(cached_parts(tmp_path)[24][0], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_adapted_statistics_are_those_of_each_part(probe, tmp_path):
+def test_adapted_statistics_are_those_of_each_part(probe, tmp_path, colours):
     assert probe(encoders="{name: r, model: resnet18, adapt_batch_norm: true}").code == 0
     adapted = cached_parts(tmp_path)
     shutil.rmtree(tmp_path / "cache")
@@ -241,6 +278,15 @@ def test_adapted_statistics_are_those_of_each_part(probe, tmp_path):
     plain = cached_parts(tmp_path)
     for count in (52, 24):
         assert not np.allclose(adapted[count], plain[count], rtol=0.1)
+    start = frozen_encoder(EncoderConfig(model="resnet18"))
+    given = {"mean": torch.tensor(start.mean), "std": torch.tensor(start.std)}
+    for part, count in (("train", 52), ("test", 24)):
+        images = load_imagefolder(colours, split=part, size_px=32, cache_dir=tmp_path / "cache").images
+        store, rows = place_store(images, device="cpu", budget_gb=1), np.arange(count)
+        expected = features.outputs(
+            features.adapt_batch_norm(start.encoder, store, rows, **given), store, rows, **given
+        )
+        np.testing.assert_allclose(adapted[count], expected, rtol=1e-3, atol=1e-4)
     (note,) = [n for n in run_notes(probe, "adapt_batch_norm: true") if n.startswith("r: batch-norm")]
     assert "transductive" in note
 
@@ -325,7 +371,7 @@ def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, co
     assert "note: colours, test: 4 groups (slides, patients or clusters" in result.out
 
 
-def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_path):
+def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 60), ("val", 40), ("test", 30)):
@@ -334,10 +380,17 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
         images[np.arange(count), :, :, labels] += 25
         arrays |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels[:, None].astype(np.uint8)}
     np.savez(tmp_path / "set.npz", **arrays)
+    asked = []
+    monkeypatch.setattr(
+        command.split,
+        "label_fraction",
+        lambda labels, **named: asked.append((len(labels), named["fraction"])) or label_fraction(labels, **named),
+    )
     words = f"{{name: med, source: pathmnist, root: {tmp_path / 'set.npz'}, size_px: 28}}"
     result = probe("fractions=[0.5]", sets=words)
     assert result.code == 0, result.err
     assert sorted(forwards) == [30, 40, 60]
+    assert asked == [(60, 0.5), (40, 0.5)]  # of both parts' labels as few
     (linear,) = [entry for entry in report_of(tmp_path)["runs"] if entry["classifier"] == "linear"]
     assert (linear["validation"], linear["labels"]) == ("the set's own", 30)
     saved = cached_parts(tmp_path)
