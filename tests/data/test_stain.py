@@ -279,15 +279,19 @@ def test_tiles_are_normalised_once(method, tmp_path: Path, monkeypatch):
 
 
 def test_what_changes_the_result_changes_the_key(tmp_path: Path):
-    tiles, changed = make_tiles(300), make_tiles(300)
-    other = max(set(range(300)) - set(np.linspace(0, 299, 64).astype(int)))  # unseen by the fingerprint
-    changed.images[other] = changed.images[other - 1]
-    assert changed.fingerprint == tiles.fingerprint
-    for variant in (tiles, changed, make_tiles(groups=["a"] * 70), make_tiles(groups=["a"] * 69 + ["b"])):
+    tiles = make_tiles(300)
+    unseen = sorted(set(range(300)) - set(np.linspace(0, 299, 64).astype(int)))  # by the fingerprint
+    variants = [tiles, make_tiles(groups=["a"] * 70), make_tiles(groups=["a"] * 69 + ["b"])]
+    for row in (unseen[len(unseen) // 2], unseen[-1]):
+        changed = make_tiles(300)
+        changed.images[row] = changed.images[row - 1]
+        assert changed.fingerprint == tiles.fingerprint
+        variants.append(changed)
+    for variant in variants:
         for method in METHODS:
             found = normalise_tiles(variant, method=method, cache_dir=tmp_path).images
             np.testing.assert_array_equal(found, normalise_stain(variant.images, method=method, groups=variant.groups))
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 10
 
 
 def test_a_broken_pass_leaves_nothing(tmp_path: Path, monkeypatch):
