@@ -350,7 +350,16 @@ class TestLineage:
         assert "trained on" not in self.notes(probe(encoders=f"{{name: ours, weights: {pretrained}}}"))
 
 
-def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, colours):
+def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, colours, monkeypatch):
+    divide = command.split.stratified_split
+    sides: list[tuple[set[str], set[str]]] = []
+
+    def spy(labels: Any, *, groups: Any, **named: Any) -> Any:
+        rest, held = divide(labels, groups=groups, **named)
+        sides.append((set(groups[rest]), set(groups[held])))
+        return rest, held
+
+    monkeypatch.setattr(command.split, "stratified_split", spy)
     lines = ["path,group"]
     for part in COUNTS:
         for file in sorted((colours / part).rglob("*.png")):
@@ -365,6 +374,7 @@ def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, co
     assert result.code == 0, result.err
     report = report_of(tmp_path)
     assert sum(report["sets"][0]["tiles"]["held-out"].values()) == 13  # one slide of four
+    assert [(len(rest), len(held), rest & held) for rest, held in sides] == [(3, 1, set())]
     assert {row["resampled"] for row in report["differences"]} == {"whole groups"}
     assert {entry["validation"] for entry in report["runs"] if "validation" in entry} == {"carved by group"}
     assert "no slide or patient ids" not in result.out
