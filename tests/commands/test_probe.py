@@ -396,11 +396,18 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
         "label_fraction",
         lambda labels, **named: asked.append((len(labels), named["fraction"])) or label_fraction(labels, **named),
     )
+    banks, vote = [], features.knn_probabilities
+    monkeypatch.setattr(
+        features,
+        "knn_probabilities",
+        lambda bank, *rest, **named: banks.append(len(bank)) or vote(bank, *rest, **named),
+    )
     words = f"{{name: med, source: pathmnist, root: {tmp_path / 'set.npz'}, size_px: 28}}"
     result = probe("fractions=[0.5]", sets=words)
     assert result.code == 0, result.err
     assert sorted(forwards) == [30, 40, 60]
     assert asked == [(60, 0.5), (40, 0.5)]  # of both parts' labels as few
+    assert banks == [30]  # nor has the kNN more of them
     (linear,) = [entry for entry in report_of(tmp_path)["runs"] if entry["classifier"] == "linear"]
     assert (linear["validation"], linear["labels"]) == ("the set's own", 30)
     saved = cached_parts(tmp_path)
