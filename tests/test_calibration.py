@@ -248,6 +248,7 @@ def test_net_benefit_is_the_formula_of_vickers_and_elkin() -> None:
         assert value == pytest.approx(hits / 90 - alarms / 90 * t / (1 - t))
     everyone = net_benefit(truth, np.ones(90), thresholds=[truth.mean()])
     assert everyone == pytest.approx([0], abs=1e-12)  # calling all is worth nothing where the odds are even
+    assert net_benefit(np.array([True]), [0.5], thresholds=[0.5]) == pytest.approx([1])  # at the threshold too
     with pytest.raises(ValueError, match="thresholds"):
         net_benefit(truth, p, thresholds=[1.0])
 

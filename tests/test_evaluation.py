@@ -68,6 +68,27 @@ def test_calibration_before_and_after_is_sklearns_of_raw_and_scaled_logits() -> 
     assert found["after"]["loss"] < found["before"]["loss"]
 
 
+@pytest.mark.parametrize("positive", [0, 1, None])
+def test_calibration_is_of_the_positive_class_or_of_the_top_label(positive: int | None) -> None:
+    tiles, logits = some()
+    kept = kept_of(*some(seed=1))
+    found = report_of(tiles, logits, kept=kept, positive=positive)["calibration"]
+    assert found["validation_ece"] == {"before": kept["ece_before"], "after": kept["ece_after"]}
+    for stage, temperature in (("before", 1.0), ("after", kept["temperature"])):
+        p = calibration.softmax(logits, temperature=temperature)
+        right = p.argmax(1) == tiles.labels
+        outcomes, scores = (right, p.max(1)) if positive is None else (tiles.labels == positive, p[:, positive])
+        one = found[stage]
+        assert one["reliability"] == calibration.reliability_curve(outcomes, scores)
+        assert one["ece"] == pytest.approx(calibration.calibration_error(right, p.max(1)))
+        assert one["ece_equal_mass"] == pytest.approx(calibration.calibration_error(right, p.max(1), binning="mass"))
+        if positive is not None:
+            assert one["ece_positive"] == pytest.approx(calibration.calibration_error(outcomes, scores))
+        mean, most = calibration.calibration_error_by_chance(p.max(1))
+        assert one["ece_by_chance"] == {"mean": mean, "quantile_95": most}
+        assert len({one["ece"], one["ece_equal_mass"], one["ece_positive"]}) == 3
+
+
 def test_calibrating_changes_no_prediction_and_can_be_left_out() -> None:
     tiles, logits = some()
     kept = kept_of(*some(seed=1))
@@ -107,6 +128,42 @@ def test_operating_point_is_chosen_on_validation_and_counted_here(positive: int,
     for share in point["here"].values():
         assert share["wilson"] == metrics.wilson_interval(share["count"], share["of"])
         assert share["interval"][0] < share["value"] < share["interval"][1]
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_decision_curve_is_that_of_the_positive_class_beside_calling_all(positive: int) -> None:
+    tiles, logits = some()
+    curve = report_of(tiles, logits, positive=positive)["decision_curve"]
+    truth, p = tiles.labels == positive, calibration.softmax(logits)[:, positive]
+    t = np.array(curve["threshold"])
+    odds = t / (1 - t)
+    benefit = (p[:, None] >= t) * np.where(truth[:, None], 1.0, -odds)
+    assert curve["model"] == pytest.approx(benefit.mean(0))
+    assert curve["treat_all"] == pytest.approx(truth.mean() - (1 - truth.mean()) * odds)
+    (weights,) = metrics.resamples(tiles.labels, samples=200, seed=0)
+    low, high = np.quantile(weights @ benefit / len(tiles), [0.025, 0.975], axis=0)
+    assert curve["low"] == pytest.approx(low)
+    assert curve["high"] == pytest.approx(high)
+
+
+def test_intervals_at_the_operating_point_are_the_quantiles_of_the_resamples() -> None:
+    tiles, logits = some(groups=12)
+    kept = kept_of(*some(seed=1))
+    point = report_of(tiles, logits, kept=kept)["operating_point"]
+    called = calibration.softmax(logits, temperature=kept["temperature"])[:, 1] >= point["threshold"]
+    (weights,) = metrics.resamples(tiles.labels, groups=tiles.groups, samples=200, seed=0)
+    for name, among, right in (("sensitivity", tiles.labels == 1, called), ("NPV", ~called, tiles.labels == 0)):
+        shares = weights @ (among & right) / (weights @ among)
+        assert point["here"][name]["interval"] == pytest.approx(np.quantile(shares, [0.025, 0.975]))
+
+
+@pytest.mark.parametrize(("positive", "said"), [(0, "30.0% of tiles are HP"), (1, "70.0% of tiles are SSA")])
+def test_what_depends_on_the_share_of_the_positive_class_says_that_share(positive: int, said: str) -> None:
+    tiles, logits = some()
+    kept = np.r_[np.flatnonzero(tiles.labels == 0)[:15], np.flatnonzero(tiles.labels == 1)[:35]]
+    report = report_of(tiles.subset(kept), logits[kept], positive=positive)
+    (note,) = [note for note in evaluation.notes(report) if "PPV" in note]
+    assert note.startswith(f"PPV, NPV and net benefit hold where {said}, as here")
 
 
 def test_abstention_is_chosen_on_validation() -> None:
@@ -180,6 +237,18 @@ def test_a_checkpoint_that_keeps_nothing_has_no_thresholds_and_says_so() -> None
     assert "operating point" not in evaluation.table(report)
 
 
+def test_figures_that_validation_flatters_and_calibrated_ones_are_called_that() -> None:
+    kept = kept_of(*some(seed=1))
+    notes, raw = (" ".join(evaluation.notes(report_of(*some(), kept=kept, calibrate=c))) for c in (True, False))
+    assert "validation tiles that also chose the epoch, and flatter it" in notes
+    assert "in predictions.csv too, are the calibrated ones" in notes
+    assert "flatter it" in raw
+    assert "the calibrated ones" not in raw
+    assert "without test-time augmentation" not in notes
+    report = report_of(*some(), kept=kept) | {"test_time_augmentation": True}
+    assert "they were fitted without test-time augmentation" in " ".join(evaluation.notes(report))
+
+
 @pytest.mark.parametrize(("tiles", "said"), [(49, True), (50, False)])
 def test_few_validation_tiles_are_said(tiles: int, said: bool) -> None:
     found = evaluation.notes(report_of(*some(), kept=kept_of(*some(seed=1, tiles=tiles))))
@@ -224,6 +293,42 @@ def test_table_has_wilsons_interval_beside_every_accuracy() -> None:
     for part in ("positive class SSA", "before", "Brier against votes/7", "operating point: SSA", "PPV", "abstention"):
         assert part in text
     assert f"temperature {report['calibration']['temperature']:.3f} (fitted by the cross-entropy of 120" in text
+
+
+def test_table_says_calibration_before_and_after_and_the_areas_of_abstention() -> None:
+    report = report_of(*some(votes=True), kept=kept_of(*some(seed=1)))
+    lines = evaluation.table(report).splitlines()
+    before, after = (report["calibration"][stage] for stage in ("before", "after"))
+    names = {"ECE ": "ece", "ECE, bins of equal mass": "ece_equal_mass", "Brier score": "brier"}
+    names |= {"cross-entropy": "loss", "Brier against votes/7": "soft_vote_brier"}
+    for name, key in names.items():
+        (line,) = [line for line in lines if line.startswith(f"  {name}")]
+        assert line[len(name) + 2 :].split()[:2] == [f"{before[key]:.4f}", f"{after[key]:.4f}"]
+    coverage = report["coverage"]
+    areas = f"{coverage['area']:.4f} ({coverage['area_random']:.4f} in an order by chance, {coverage['area_best']:.4f}"
+    assert f"abstention: area under the risk {areas} at best)" in lines
+    for name, key in {"tiles decided here": "decided", "accuracy on these": "accuracy"}.items():
+        share = coverage["abstention"]["here"][key]
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert line.endswith(f" {share['count']} of {share['of']}")
+
+
+def test_table_has_the_truth_in_the_rows_of_the_confusion_matrix() -> None:
+    report = report_of(*some(classes=3), positive=None) | {"confusion_matrix": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+    lines = evaluation.table(report).splitlines()
+    start = lines.index("confusion matrix (rows: truth, columns: prediction)") + 1
+    expected = [["HP", "SSA", "TA"], ["HP", "1", "2", "3"], ["SSA", "4", "5", "6"], ["TA", "7", "8", "9"]]
+    assert [line.split() for line in lines[start : start + 4]] == expected
+
+
+def test_figures_of_classes_are_named_after_their_class() -> None:
+    report = report_of(*some(), samples=20)
+    rows = {name: row for name, *row in evaluation.figures(report)}
+    for i, name in enumerate(("HP", "SSA")):
+        for key, label in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+            parts = (report[part]["per_class"][i].get(key) for part in ("metrics", "intervals", "wilson"))
+            assert rows[f"{name} {label}"] == [*parts]
+    assert len({row[0] for name, row in rows.items() if name.split()[0] in ("HP", "SSA")}) == 6
 
 
 def test_three_classes_have_no_operating_point_and_all_is_plain_json() -> None:
