@@ -112,6 +112,35 @@ def test_mean_sd_and_paired_differences_by_hand() -> None:
         assert difference["intervals"][metric] == pytest.approx((low, high))
 
 
+def test_each_run_has_its_own_figures_and_intervals_also_in_the_table() -> None:
+    runs = [made(seed)[0] for seed in (1, 2)]
+    together = side_by_side({"a": runs}, against={}, samples=50, seed=0)["rows"]["a"]
+    for run, one in zip(runs, together["runs"], strict=True):
+        (alone,) = side_by_side({"a": [run]}, against={}, samples=50, seed=0)["rows"]["a"]["runs"]
+        assert one == alone
+    first, second = together["runs"]
+    assert first["intervals"]["accuracy"] != second["intervals"]["accuracy"]
+
+    row = {"name": "a", "published": {}, "labelled_tiles": None, **together}
+    row["runs"] = [{"seed": seed, **one} for seed, one in zip((7, 8), together["runs"], strict=True)]
+    report = {"rows": [row], "seeds": [7, 8], "split": "test", "tiles": 60, "differences": {}}
+    by_seed = next(lines for title, lines in tables(report) if title.startswith("by seed"))
+    for line, one in zip(by_seed[1:], row["runs"], strict=True):
+        low, high = one["intervals"]["accuracy"]
+        shown = f"{one['metrics']['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+        assert (line[:2], line[3]) == (["a", str(one["seed"])], shown)
+
+
+def test_a_p_value_of_many_zeros_is_not_shown_as_none() -> None:
+    test = {"only_row": 40, "only_reference": 0, "p": 2 * 0.5**40, "p_holm": 4 * 0.5**40}
+    interval = dict.fromkeys(METRICS, (0.1, 0.2))
+    one = {"against": "a", "mean": dict.fromkeys(METRICS, 0.15), "sd": dict.fromkeys(METRICS), "intervals": interval}
+    one |= {"verdicts": dict.fromkeys(METRICS, "b is better"), "mcnemar": [test]}
+    report = {"rows": [], "seeds": [], "split": "test", "tiles": 60, "differences": {"b": one, "c": one}}
+    _, lines = tables(report)[-1]
+    assert lines[1][-4:] == ["40", "0", "1.8e-12", "3.6e-12"]
+
+
 def test_pairing_narrows_the_interval_and_equal_rows_differ_by_nothing() -> None:
     found, _ = made(3, count=200)
     better = Predictions(
@@ -271,8 +300,13 @@ def test_tables_say_in_words_what_the_intervals_say(seeds: list[int]) -> None:
     tests = result["differences"]["b"]["mcnemar"]
     assert len(lines) == 1 + len(tests)
     assert (lines[0][-1] == "p, Holm") == (len(tests) == 2)
-    assert f"{tests[0]['p']:.4f}" in lines[1]
-    assert str(tests[0]["only_row"]) in lines[1]
+    words = ["row alone right", "reference alone right", "p", *(["p, Holm"] if len(tests) == 2 else [])]
+    assert lines[0][-len(words) :] == words
+    for line, test in zip(lines[1:], tests, strict=True):
+        counts = [str(test["only_row"]), str(test["only_reference"])]
+        p_values = [f"{test[key]:.4f}" for key in ("p", "p_holm")[: len(words) - 2]]
+        assert line[-len(words) :] == [*counts, *p_values]
+    assert any(test["only_row"] != test["only_reference"] for test in tests)
 
 
 def test_predictions_are_read(tmp_path: Path) -> None:
@@ -323,6 +357,8 @@ def test_predictions_that_are_written_are_read(known: bool, tmp_path: Path) -> N
     assert (again.predictions == found.predictions).all()
     assert again.losses == pytest.approx(found.losses, rel=1e-5)
     assert again.unlike(found) is None
+    assert again.probabilities == pytest.approx(probabilities, abs=1e-6)
+    assert (again.votes is None) if votes is None else (again.votes.tolist() == votes.tolist())
 
 
 def test_tables_are_aligned() -> None:

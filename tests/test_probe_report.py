@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from sscl import metrics
-from sscl.probe_report import Found, differences, measure, summarise
+from sscl.probe_report import Found, differences, measure, summarise, tables
 
 SCORES = {
     "accuracy": accuracy_score,
@@ -127,6 +127,46 @@ def test_tiles_of_a_slide_that_agree_widen_all_intervals():
         return [high - low for low, high in intervals]
 
     assert all(whole > 1.7 * one for whole, one in zip(widths(groups=slides), widths(), strict=True))
+
+
+def test_only_runs_of_the_same_labels_are_paired():
+    """Of two seeds and two draws of the labels each run meets the one of its own seed and draw."""
+    labels, ours, theirs = classifiers(pairs=4)
+    place = {"set": "s", "part": "test", "fraction": 0.1, "labels": 9, "classifier": "linear"}
+    found = Found(labels={("s", "test"): labels}, groups={("s", "test"): None})
+    order = {"ours": [0, 1, 2, 3], "theirs": [3, 1, 0, 2]}
+    for encoder, predictions in (("ours", ours), ("theirs", theirs)):
+        for number in order[encoder]:
+            found.runs.append({"encoder": encoder, "seed": number // 2, "label_seed": number % 2, **place})
+            found.predictions.append(predictions[number])
+    measure(found, samples=20, seed=0)
+    (row,) = differences(found, reference="theirs")
+    assert row["resampled"] == "tiles of each class"
+    expected = [accuracy_score(labels, a) - accuracy_score(labels, b) for a, b in zip(ours, theirs, strict=True)]
+    assert row["accuracy"]["values"] == pytest.approx(expected)
+
+
+def test_tables_have_each_figure_in_its_column():
+    def figure(mean: float) -> dict[str, Any]:
+        return {"mean": mean, "sd": None, "interval": (mean - 0.01, mean + 0.02), "values": [mean]}
+
+    place = {"set": "s", "part": "test", "fraction": 0.1}
+    linear = {"balanced_accuracy": figure(0.7), "macro_f1": figure(0.6), "accuracy": figure(0.5)}
+    knn = {"balanced_accuracy": figure(0.4), "macro_f1": figure(0.3), "accuracy": figure(0.2)}
+    summary = [
+        {"encoder": encoder, **place, "classifier": classifier, "labels": 1200, **found}
+        for encoder in ("ours", "random")
+        for classifier, found in (("linear", linear), ("knn", knn))
+    ]
+    gains = [
+        {"encoder": "ours", **place, "classifier": classifier, "balanced_accuracy": figure(gained)}
+        for classifier, gained in (("linear", 0.25), ("knn", 0.15))
+    ]
+    (table,) = tables(summary, gains, reference="random")
+    assert table.title == "s: 10% of the training labels (1,200 tiles)"
+    assert table.header == ["encoder", "test: linear", "macro F1", "kNN", "linear − random"]
+    shown = ["0.700 (0.690 to 0.720)", "0.600", "0.400"]
+    assert table.rows == [["ours", *shown, "+0.250 (+0.240 to +0.270)"], ["random", *shown, ""]]
 
 
 def test_equal_predictions_differ_by_nothing():
