@@ -507,6 +507,14 @@ class TestBox:
         assert (eight.components, eight.x1, eight.y1) == (1, 7, 7)
         assert (four.components, four.x1, four.y1) == (2, 5, 5)
 
+    def test_a_pixel_at_the_threshold_belongs_to_the_box(self) -> None:
+        raw = np.zeros((8, 8))
+        raw[2, 3:6] = [4.0, 2.0, 1.0]
+        for threshold, columns in ((1.0, 1), (0.5, 2), (0.25, 3)):
+            box = find_box(raw, threshold=threshold)
+            assert box is not None
+            assert box.corners == (3, 2, 3 + columns, 3)
+
     def test_scale_of_the_map_does_not_matter(self) -> None:
         raw = blob_map() - 0.1
         one, thousand = find_box(raw), find_box(1000 * raw)
@@ -541,6 +549,9 @@ class TestLocalisation:
         assert localisation(raw, find_box(raw), self.mask)["peak_hit"] is True
         outside = blob_map(40, centre=(30, 19))
         assert localisation(outside, find_box(outside), self.mask)["peak_hit"] is False
+        against = raw.copy()
+        against[0, 0] = -9  # speaks against the target, however loudly
+        assert localisation(against, find_box(against), self.mask)["peak_hit"] is True
 
     @pytest.mark.parametrize(
         ("box", "iou", "hit"),

@@ -295,6 +295,33 @@ class TestDeletionInsertion:
             np.testing.assert_allclose(found[way]["map"]["curve"], curve.mean(0), atol=1e-5)
             assert found[way]["map"]["auc"] == pytest.approx(np.trapezoid(curve, dx=0.1, axis=1).mean(), abs=1e-5)
 
+    def test_intervals_are_of_the_tiles_and_of_their_own_differences(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tiles, _ = red_tiles(4)
+        maps = explain(RedNet(), tiles, ones(4))
+
+        def areas(weights: np.ndarray) -> dict[str, Any]:
+            monkeypatch.setattr(cam_checks, "resamples", lambda *_, **__: iter([weights]))
+            return cam_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
+
+        alone = [areas(4.0 * np.eye(4)[[tile]]) for tile in range(4)]
+        every = areas(4.0 * np.eye(4))
+        for way in ("deletion", "insertion"):
+            own = [one[way]["map"]["interval"][0] for one in alone]
+            assert np.mean(own) == pytest.approx(every[way]["map"]["auc"])
+            assert every[way]["map"]["interval"] == pytest.approx(np.quantile(own, [0.025, 0.975]))
+            for order in ("random order", "centre"):
+                theirs = [one[way][order]["interval"][0] for one in alone]
+                less = [a - b for a, b in zip(own, theirs, strict=True)]
+                assert every[way][order]["difference_interval"] == pytest.approx(np.quantile(less, [0.025, 0.975]))
+
+    def test_evidence_in_the_centre_passes_though_it_does_not_beat_the_centre(self) -> None:
+        better, equal = {"difference_interval": [-0.2, -0.1]}, {"difference_interval": [-0.1, 0.1]}
+        found = {"moves": 0.5, "deletion": {"random order": better, "centre": equal}}
+        found["insertion"] = {"random order": {"difference_interval": [0.1, 0.2]}, "centre": equal}
+        passed, verdict = cam_checks._deletion_verdict(found)
+        assert passed is True
+        assert "deletion beats random order, deletion not told from centre, insertion beats random order" in verdict
+
     def test_same_seed_same_numbers(self) -> None:
         tiles, _ = red_tiles(4)
         maps = explain(RedNet(), tiles, ones(4))
@@ -367,6 +394,8 @@ class TestBoxes:
         assert found["ends"] == pytest.approx(0.41 / 0.91, abs=0.01)
         assert found["passed"] is False
         assert found["verdict"].startswith("FAILS: the threshold decides the box")
+        areas = found["area_fraction"]["mean"]
+        assert f"it holds {areas[0]:.0%} of the tile at 10% and {areas[-1]:.0%} at 60%; their" in found["verdict"]
 
     def test_no_evidence_no_verdict(self) -> None:
         found = box_checks.box_sensitivity([-np.ones((8, 8)), np.ones((8, 8))], threshold=0.2)  # the second boxes all
