@@ -81,6 +81,19 @@ def test_the_figures_are_those_of_the_validation_tiles() -> None:
     assert row(text, "`HP`") == ["`HP`", "60", "12"]
     assert row(text, "all") == ["all", "140", "20"]
     assert row(text, "epoch")[1].startswith("3 of at most 50, the best by validation balanced accuracy")
+    kept = content()["calibration"]
+    assert kept["ece_before"] != pytest.approx(kept["ece_after"], abs=1e-3)
+    calibrated = f"{kept['ece_before']:.3f} before, {kept['ece_after']:.3f} after"
+    assert row(text, "expected calibration error")[1] == calibrated
+    assert row(text, "temperature")[1] == f"{kept['temperature']:.3f} ({kept['method']})"
+    assert row(text, "operating point")[1] == (
+        f"`SSA` from a probability of {kept['threshold']:.3f} on (Youden's index)"
+    )
+    assert "They chose the epoch and fitted temperature and threshold, so these figures flatter" in text
+    stated = {"size_px": 96, "mean": [0.7, 0.6, 0.5], "std": [0.3, 0.2, 0.1]}
+    assert row(card(content(preprocessing=stated)), "input")[1] == (
+        "RGB, 96 px a side; means 0.700, 0.600, 0.500, deviations 0.300, 0.200, 0.100 of pixels in 0-1"
+    )
 
 
 def test_folders_of_this_machine_are_not_named() -> None:
@@ -245,7 +258,22 @@ def test_test_section_holds_the_figures_and_the_caveats() -> None:
     assert "- training took tiles of sub, which overlaps polyps: \\*so\\*" in text
     assert "/home" not in text
     assert row(text, "set")[1] == "`polyps` (mhist, protocol official)"
-    assert len([line for line in text.splitlines() if "sensitivity, from a probability of" in line]) == 1
+    after, point, abstention = found["calibration"]["after"], found["operating_point"], found["coverage"]["abstention"]
+    assert row(text, "expected calibration error")[1] == (
+        f"{after['ece']:.3f} (true probabilities: below {after['ece_by_chance']['quantile_95']:.3f} in 95%)"
+    )
+    assert row(text, "Brier score, 0 to 2")[1] == f"{after['brier']:.3f}"
+    names = {
+        f"`SSA` {key}, from a probability of {point['threshold']:.3f} on": point["here"][key]
+        for key in ("sensitivity", "specificity")
+    }
+    decided = f"tiles decided, confidence of {abstention['threshold']:.3f} or more"
+    names |= {decided: abstention["here"]["decided"], "accuracy on these": abstention["here"]["accuracy"]}
+    for name, share in names.items():
+        low, high = share["interval"]
+        assert row(text, name)[1:3] == [f"{share['value']:.3f}", f"{low:.3f} to {high:.3f}"]
+        assert row(text, name)[-1] == f"{share['count']} of {share['of']}"
+    assert len({share["count"] for share in names.values()}) > 2
 
 
 def test_test_section_says_another_set_and_bare_reports() -> None:
@@ -255,7 +283,15 @@ def test_test_section_says_another_set_and_bare_reports() -> None:
     text = model_card.test_section(bare, sections=SECTIONS, folder=Path("eval_test"))
 
     assert row(text, "set")[1].endswith("**another than trained on**")
-    assert "`HP` recall" in text
+    low, high = bare["intervals"]["per_class"][0]["recall"]
+    assert (low, high) != bare["intervals"]["per_class"][0]["precision"]
+    wilson = wilson_interval(10, 12)
+    assert row(text, "`HP` recall")[1:] == [
+        "0.833",
+        f"{low:.3f} to {high:.3f}",
+        f"{wilson[0]:.3f} to {wilson[1]:.3f}",
+        "10 of 12",
+    ]
     assert "decided" not in text
 
 
