@@ -15,6 +15,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from sscl import calibration, evaluation
 from sscl.commands import evaluate
 from sscl.config import DataConfig, plain
 from sscl.data.tiles import Tiles
@@ -309,6 +310,48 @@ def test_writes_what_it_names(evaluated: tuple[Path, str]) -> None:
         with Image.open(out / name) as picture:
             assert picture.format == "PNG"
             assert np.asarray(picture.convert("L")).std() > 5  # not blank
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_pictures_are_of_what_the_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrate: bool) -> None:
+    drawn: dict[str, tuple[Any, ...]] = {}
+
+    def keep(*given: Any, path: Path, **words: Any) -> None:
+        drawn[path.name] = (*given, words)
+
+    for module in (evaluate.charts, evaluate.calibration_plots):
+        for name in [name for name in vars(module) if name.startswith("plot_")]:
+            monkeypatch.setattr(module, name, keep)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    logits = torch.from_numpy(3 * rng.normal(size=(60, 2)) + 2 * np.eye(2)[labels])
+    tiles = Tiles(np.zeros((60, 2, 2, 3), np.uint8), labels, ("HP", "SSA"), tuple(map(str, range(60))))
+    kept = calibration.fit_calibration(logits[:30], labels[:30], classes=tiles.classes, positive=1)
+    found = evaluation.evaluate(tiles, logits, positive=1, kept=kept, calibrate=calibrate, samples=20)
+    temperature = found["calibration"]["temperature"]
+    p = calibration.softmax(logits, temperature=temperature)
+
+    evaluate.draw(tmp_path, tiles, {"split": "test", "positive": "SSA", **found}, probabilities=p, positive=1)
+
+    assert set(drawn) == PICTURES
+    matrix, words = drawn["confusion.png"]
+    assert matrix == found["confusion_matrix"] != np.transpose(matrix).tolist()
+    assert words == {"classes": tiles.classes, "title": "test split, 60 tiles"}
+    for name in ("roc.png", "precision_recall.png"):
+        given, scores, words = drawn[name]
+        assert (given == labels).all()
+        assert (scores == p).all()
+        assert words == {"classes": tiles.classes, "positive": 1}
+    stages, words = drawn["reliability.png"]
+    before, after = (found["calibration"][stage] for stage in ("before", "after"))
+    assert stages == ({"before": before, "after": after} if calibrate else {"as trained": before})
+    assert (words["temperature"], words["positive"]) == (temperature, "SSA")
+    curve, words = drawn["coverage.png"]
+    assert curve["correct"][-1] == (p.argmax(1) == labels).sum()
+    assert words["decided"] == found["coverage"]["abstention"]["here"]
+    curve, words = drawn["decision_curve.png"]
+    assert curve == found["decision_curve"]
+    assert (words["threshold"], words["positive"]) == (found["operating_point"]["threshold"], "SSA")
 
 
 def test_without_groups_says_that_slides_may_be_shared(evaluated3: tuple[Path, str]) -> None:
