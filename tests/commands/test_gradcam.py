@@ -29,6 +29,18 @@ SIDE = 96
 
 
 @pytest.fixture(scope="module")
+def finetuned(finetuned: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with another bias: it calls half of the enlarged test tiles HP, where without it all would be SSA."""
+    run = Path(shutil.copytree(finetuned, tmp_path_factory.mktemp("gradcam") / "run"))
+    loaded = load_mhist(tiles, protocol="official", split="test", size_px=SIDE, published=False)
+    content = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    _, probabilities = closed_form(run, loaded.images)
+    content["head"]["bias"][0] += float(np.median(np.diff(np.log(probabilities), axis=1)))
+    torch.save(content, run / "checkpoints/best.pt")
+    return run
+
+
+@pytest.fixture(scope="module")
 def explained(cli: Any, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that gradcam of the test split wrote, and what it printed."""
     out: Path = tmp_path_factory.mktemp("gradcam") / "out"
@@ -139,6 +151,7 @@ def test_most_confident_right_and_wrong_of_each_class_are_chosen(
     explained: tuple[Path, str], truth: tuple[Tiles, Any, Any], read_rows: Any
 ) -> None:
     loaded, _, probabilities = truth
+    assert sorted(np.bincount(probabilities.argmax(1))) == [8, 8]
     expected = []
     for label in (0, 1):
         for right in (True, False):
@@ -385,6 +398,30 @@ def test_checks_are_written_and_said(checked: tuple[Path, str]) -> None:
     assert found["randomisation"]["draws"] == 3
     assert found["randomisation"]["stages"][0] == "head"
     assert found["box_sensitivity"]["threshold"] == 0.3
+
+
+def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_nets(
+    cli: Any, finetuned: Path, truth: tuple[Tiles, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stop(model: Any, images: Any, classes: Any, **words: Any) -> None:
+        seen.update(words, images=images, classes=classes)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(gradcam, "check_maps", stop)
+    words = [f"data.size_px={SIDE}", "checks=true", "check_tiles=9", "per_class=1", "random_seed=3"]
+    assert cli.gradcam(finetuned, f"out={tmp_path / 'out'}", *words).err == "sscl: enough\n"
+
+    pixels = torch.from_numpy(np.array(truth[0].images)).permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    shown = (pixels - mean[:, None, None]) / std[:, None, None]
+    rows = [int((shown - one).abs().amax((1, 2, 3)).argmin()) for one in seen["images"]]
+    assert len(set(rows)) == 9
+    predicted = truth[2].argmax(1)
+    assert seen["classes"].tolist() == [[int(predicted[row]), 1 - int(predicted[row])] for row in rows]
+    heads = [blank.head.weight for blank in seen["blanks"]]
+    assert len({tuple(head.flatten().tolist()) for head in heads}) == len(heads) == 3
 
 
 def test_checks_on_truth_masks_try_every_threshold(checked: tuple[Path, str], explained: tuple[Path, str]) -> None:
