@@ -243,6 +243,20 @@ def test_with_tta_it_does_not_matter_which_way_a_tile_lies(made: Path, model: ap
     assert np.log(found[0, 0] / found[0, 1]) * kept == pytest.approx(log_odds.mean(), abs=1e-4)
 
 
+def test_with_tta_maps_explain_the_class_that_is_predicted_by_all_views(made: Path, paths: list[str]) -> None:
+    careful, quick = (api.load(made, device="cpu", tta=tta) for tta in (True, False))
+    odds = [np.diff(np.log(model.predict(paths).probabilities))[:, 0] * model.temperature for model in (careful, quick)]
+    tile = int(np.abs(odds[0] - odds[1]).argmax())
+    with torch.no_grad():  # between the two, so that they call this tile otherwise
+        for model in (careful, quick):
+            model.net.head.bias[0] += float(odds[0][tile] + odds[1][tile]) / 2
+    one, other = (model.explain(paths[tile]) for model in (careful, quick))
+    assert one.predictions.labels != other.predictions.labels
+    assert one.targets != other.targets
+    np.testing.assert_allclose(one.maps, -other.maps, atol=1e-5)
+    assert np.abs(one.maps).max() > 1e-2
+
+
 def test_three_classes(tmp_path: Path, paths: list[str]) -> None:
     three = api.load(write_run(tmp_path / "three", classes=("a", "b", "c")), device="cpu")
     assert (three.positive, three.operating_point) == (None, None)
