@@ -15,6 +15,7 @@ import torch
 from sscl import calibration, evaluation
 from sscl.comparison import Predictions
 from sscl.data.tiles import Tiles
+from sscl.plots import svg
 from sscl.report import classifier, page
 from sscl.report.classifier import Subject
 
@@ -171,6 +172,93 @@ def test_every_metric_is_shown_with_its_intervals():
     assert rows["accuracy"][2:] == [f"{low:.3f} to {high:.3f}", f"{right} of 80"]
     by_agreement = next(rows for caption, rows in shown.items() if "annotators" in caption)
     assert sum(int(row[-1].split(" of ")[1]) for row in by_agreement) == 80
+    for row, found in zip(by_agreement, one.report["accuracy_by_agreement"], strict=True):
+        low, high = found["interval"]
+        counts = f"{found['correct']} of {found['count']}"
+        assert row == [found["agreement"], f"{found['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", counts]
+    of_class = [row[0] for row in shown["Of each class"]]
+    assert of_class == [f"{name} {key}" for name in CLASSES for key in ("precision", "recall", "F1")]
+    headline = dict(classifier.summary(one, training_tiles=1, audits=[], checks={})["blocks"][1]["rows"])
+    keys = {
+        "accuracy": "accuracy",
+        "AUROC": "auroc",
+        "sensitivity for SSA": "sensitivity",
+        "specificity": "specificity",
+    }
+    for name, key in keys.items():
+        low, high = drawn[key]
+        assert headline[name] == f"{metrics[key]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def test_the_summary_has_the_caveats_of_the_evaluation_if_any():
+    one = subject()
+
+    def listed() -> list[list[str]]:
+        found = classifier.summary(one, training_tiles=1, audits=[], checks={})["blocks"]
+        return [block["items"] for block in found if block["kind"] == "list"]
+
+    assert listed() == [["a caveat"]]
+    one.report["caveats"] = []  # type: ignore[index]
+    assert listed() == []
+
+
+def test_charts_are_of_what_the_evaluation_found(monkeypatch):
+    drawn: dict[str, tuple[Any, ...]] = {}
+
+    def keep(*given: Any, path: Path, **words: Any) -> None:
+        drawn[path.name] = (*given, words)
+
+    for module in (classifier.charts, classifier.calibration_plots):
+        for name in [name for name in vars(module) if name.startswith("plot_")]:
+            monkeypatch.setattr(module, name, keep)
+    monkeypatch.setattr(svg, "inline", lambda draw, prefix: draw(Path(prefix.removeprefix("figure-"))) or "<svg>")
+    one = subject()
+    log = [{**row, "validation_loss": loss} for row, loss in zip(one.log, (0.7, 0.4, 0.6), strict=True)]
+    made = sections(replace(one, log=log))
+
+    report, found = one.report, one.found
+    assert set(drawn) == {"training", "roc", "precision-recall", "reliability", "coverage", "decision"}
+    for name in ("roc", "precision-recall"):
+        labels, scores, words = drawn[name]
+        assert labels is found.labels
+        assert scores is found.probabilities
+        assert words == {"classes": CLASSES, "positive": 1}
+    stages, words = drawn["reliability"]
+    assert stages == {stage: report["calibration"][stage] for stage in ("before", "after")}
+    assert (words["temperature"], words["positive"]) == (report["calibration"]["temperature"], "SSA")
+    curve, words = drawn["coverage"]
+    assert curve["area"] == pytest.approx(report["coverage"]["area"])
+    assert words["decided"] == report["coverage"]["abstention"]["here"]
+    curve, words = drawn["decision"]
+    assert curve == report["decision_curve"]
+    assert (words["threshold"], words["positive"]) == (report["operating_point"]["threshold"], "SSA")
+    said = [block["alt"] for section in made for block in section["blocks"] if block["kind"] == "figure"]
+    assert "goes from 0.700 to 0.600 and is least, 0.400, in epoch 2" in said[0]
+
+
+def test_calibration_is_shown_before_and_after():
+    one = subject()
+    rows = {row[0]: row[1:] for row in tables(classifier.probabilities(one))["Calibration on these tiles"]}
+    before, after = (one.report["calibration"][stage] for stage in ("before", "after"))
+    for name, key in {"ECE": "ece", "Brier score": "brier", "cross-entropy": "loss"}.items():
+        assert rows[name] == [f"{before[key]:.3f}", f"{after[key]:.3f}"]
+    assert before["loss"] != pytest.approx(after["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ([0.3, 0.2, 0.1, -0.1], "from 0.20 to 0.30"),
+        ([0.3, 0.1, -0.05, -0.1], "nowhere"),
+        ([0.4] * 4, "from 0.10 to 0.40"),
+    ],
+)
+def test_where_the_classifier_is_of_use_it_beats_calling_all_and_calling_none(model, said):
+    one = subject()
+    curve = {"threshold": [0.1, 0.2, 0.3, 0.4], "model": model, "treat_all": [0.35, 0.1, -0.1, -0.2]}
+    one.report["decision_curve"] = {**curve, "low": model, "high": model}  # type: ignore[index]
+    (alt,) = [block["alt"] for block in classifier.decisions(one)["blocks"] if "Net benefit" in block.get("alt", "")]
+    assert alt.endswith(f"does better than calling all or none {said}")
 
 
 def test_better_than_guessing_turns_with_the_figures():
@@ -247,6 +335,15 @@ def test_operating_point_and_abstention_are_those_of_the_evaluation():
     assert f"from a probability of {one.report['operating_point']['threshold']:.4f} on" in shown
     assert f"confidence below {one.report['coverage']['abstention']['threshold']:.4f}" in shown
     assert one.decided_from == one.report["coverage"]["abstention"]["threshold"]
+    found = tables(classifier.decisions(one))
+    here = one.report["coverage"]["abstention"]["here"]
+    assert [[row[0], row[-1]] for row in found["Where it abstains"]] == [
+        ["tiles decided here", f"{here['decided']['count']} of 80"],
+        ["accuracy on these", f"{here['accuracy']['count']} of {here['decided']['count']}"],
+    ]
+    here = one.report["operating_point"]["here"]
+    counts = {name: f"{share['count']} of {share['of']}" for name, share in here.items()}
+    assert {row[0]: row[-1] for row in found["At the operating point"]} == counts
 
 
 def test_caveats_come_once_and_all():

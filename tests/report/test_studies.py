@@ -12,6 +12,7 @@ from PIL import Image
 
 from sscl import comparison
 from sscl.comparison import METRICS, Predictions
+from sscl.plots import svg
 from sscl.report import page, studies
 
 
@@ -48,7 +49,7 @@ class TestPretraining:
         assert "a, b" in rendered(section)
         (verdict,) = kinds(section, "verdict")
         assert verdict["passed"] is True
-        assert "0.90 of that at collapse" in verdict["text"]
+        assert "0.90 of that at collapse), similarity 0.80 of pairs and 0.10 of others" in verdict["text"]
         assert "loss of each source" in kinds(section, "figure")[0]["svg"]
 
     def test_collapse_is_said(self) -> None:
@@ -105,9 +106,31 @@ class TestAudit:
         assert verdict["passed"] is (pairs == 0)
         assert "3 blank" in html
         assert "<a>" not in html
+        assert [block["items"] for block in kinds(section, "list")] == [["no slide ids"]]
         listed = [len(block["rows"]) for block in kinds(section, "table")][1:]
         assert listed == ([min(pairs, 12)] if pairs else [])
         assert len(kinds(section, "figure")) == bool(pairs)
+
+    def test_counts_and_sides_of_pairs_are_those_of_the_audit(self) -> None:
+        report = self.report(2)
+        report["pairs"] = [{**report["pairs"][0], "across": across, "score": 0.5} for across in (True, False)]
+        report["counts"] |= {"pairs": {"exact": 5, "hash": 6, "keypoints": 7, "embedding": 8}, "pairs_across": 9}
+        report["counts"] |= {"clusters": 10, "tiles_in_clusters": 23, "largest_cluster": 4}
+        section = studies.audit("audit", report, pairs=None)
+
+        facts = dict(kinds(section, "facts")[0]["rows"])
+        assert facts == {
+            "equal pixels": "5 pairs",
+            "near-duplicates by hash": "6 pairs",
+            "overlapping, by keypoints": "7 pairs",
+            "across splits": "9 pairs",
+            "clusters": "10, of up to 4 tiles; 23 of 1,200 tiles",
+            "tiles to look at": "3 blank",
+        }
+        assert kinds(section, "table")[1]["rows"] == [
+            ["train: <a>", "test: b", "exact", "yes", "0.500"],
+            ["train: <a>", "test: b", "exact", "no", "0.500"],
+        ]
 
 
 class TestHeatmaps:
@@ -223,6 +246,7 @@ class TestComparison:
         assert [[block["header"], *block["rows"]] for block in found] == [lines for _, lines in expected]
         assert not kinds(section, "figure")
         assert kinds(section, "facts")[0]["rows"] == [["classes", "a, b"]]
+        assert kinds(section, "list")[-1]["items"] == ["y"]
 
     def test_curves_of_rows_whose_logs_are_all_there_and_the_worth_of_labels(self) -> None:
         report = compare_report(fractions=(0.1, 1.0), seeds=(0, 1))
@@ -263,8 +287,9 @@ class TestFolds:
             "caveats": ["y"],
         }
         if pooled:
-            spread = dict.fromkeys((*keys, "loss"), 0.125)
-            report |= {"pooled": one | {"tiles": 40}, "mean": spread, "sd": spread}
+            mean, sd = (dict.fromkeys((*keys, "loss"), value) for value in (0.75, 0.125))
+            metrics = dict.fromkeys(keys, 0.625) | {"auroc": 0.875}
+            report |= {"pooled": one | {"tiles": 40, "metrics": metrics}, "mean": mean, "sd": sd}
         return report
 
     def test_folds_pooled_mean_and_sd(self) -> None:
@@ -276,16 +301,50 @@ class TestFolds:
         first, _, pooled, drawn, over = table["rows"]
         assert [row[0] for row in table["rows"]][2:] == ["all, pooled", "95% interval", "mean ± sd of folds"]
         assert first == ["fold 1", "20", *["0.750"] * 3, "undefined", "0.500"]
-        assert pooled[:3] == ["all, pooled", "40", "0.750"]
+        assert pooled == ["all, pooled", "40", *["0.625"] * 3, "0.875", "0.500"]
         assert drawn[2:] == [*["0.500 to 1.000"] * 3, "", ""]
-        assert over[2] == "0.125 ± 0.125"
-        assert len(kinds(section, "figure")) == 1
+        assert over[2] == "0.750 ± 0.125"
+        (figure,) = kinds(section, "figure")
+        assert "pooled accuracy 0.625" in figure["alt"]
+        assert kinds(section, "list")[-1]["items"] == ["y"]
+
+    def test_the_chart_has_each_fold_and_the_pooled_figures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn: dict[str, Any] = {}
+
+        def keep(folds: Any, **words: Any) -> None:
+            drawn.update(words, folds=folds)
+
+        monkeypatch.setattr(studies.comparison_plots, "plot_folds", keep)
+        monkeypatch.setattr(svg, "inline", lambda draw, prefix: draw(Path("x")) or "<svg>")
+        studies.folds("cross-validation", self.report(pooled=True))
+
+        assert drawn["folds"]["accuracy"] == [(0.75, [0.5, 1.0])] * 2
+        assert drawn["folds"]["AUROC"] == [(None, None)] * 2
+        assert drawn["pooled"] == {
+            **dict.fromkeys(("accuracy", "balanced accuracy", "macro F1"), (0.625, [0.5, 1.0])),
+            "AUROC": (0.875, None),
+        }
 
     def test_a_fold_alone(self) -> None:
         section = studies.folds("cross-validation", self.report(pooled=False))
 
         assert len(kinds(section, "table")[0]["rows"]) == 1
         assert not kinds(section, "figure")
+
+
+def test_further_runs_have_their_figures_each_with_its_own_interval():
+    keys = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+    found = {
+        "tiles": 1200,
+        "metrics": {key: 0.5 + i / 10 for i, key in enumerate(keys)},
+        "intervals": {key: [0.4 + i / 10, 0.6 + i / 10] for i, key in enumerate(keys)},
+    }
+    found["intervals"]["auroc"] = None
+    (table,) = kinds(studies.others({"runs/a": found}), "table")
+    assert table["header"] == ["run", "tiles", "accuracy", "balanced accuracy", "macro F1", "AUROC"]
+    assert table["rows"] == [
+        ["runs/a", "1,200", "0.500 (0.400 to 0.600)", "0.600 (0.500 to 0.700)", "0.700 (0.600 to 0.800)", "0.800"]
+    ]
 
 
 def test_provenance_holds_commands_and_configurations():
