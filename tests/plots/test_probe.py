@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from matplotlib.figure import Figure
 
+from sscl.plots import probe as probe_plots
 from sscl.plots.probe import BarPanel, CurvePanel, plot_bars, plot_curves
 
 ROWS = ["random", "a$b$_imagenet with a long name and more", "ours"]
@@ -42,6 +43,46 @@ def test_bars_have_their_values_whiskers_and_names(figure_of, count):
     assert names[0] == "random"
     assert r"\$" in names[1]
     assert figure.axes[0].yaxis.get_tick_params()["labelleft"]
+
+
+def test_charts_of_a_summary_have_each_figure_in_its_place(monkeypatch, tmp_path):
+    def row(name: str, part: str, fraction: float, classifier: str, mean: float, sd: float | None) -> dict[str, object]:
+        figure = {"mean": mean, "sd": sd, "interval": (mean - 0.01, mean + 0.02), "values": [mean - 0.1, mean + 0.1]}
+        place = {"encoder": name, "set": "s", "part": part, "fraction": fraction, "classifier": classifier}
+        return {**place, "labels": round(1000 * fraction), "runs": 2 if sd else 1, "balanced_accuracy": figure}
+
+    means = {("a", 0.1): 0.3, ("a", 1.0): 0.5, ("b", 0.1): 0.4, ("b", 1.0): 0.7}
+    sds = {"a": 0.05, "b": None}
+    summary = [
+        row(name, part, fraction, classifier, mean + (part == "val") / 100 + (classifier == "knn") / 1000, sds[name])
+        for part in ("test", "val")
+        for (name, fraction), mean in means.items()
+        for classifier in ("linear", "knn")
+    ]
+    drawn = {}
+    for function in ("plot_bars", "plot_curves"):
+        monkeypatch.setattr(probe_plots, function, lambda panels, path, **words: drawn.update({path.name: panels}))
+    written = probe_plots.draw_charts(
+        summary, chance={("s", "test"): 0.2, ("s", "val"): 0.25}, images={"a": 40, "b": None}, folder=tmp_path
+    )
+    assert written == list(drawn) == ["probe.png", "labels.png", "images.png"]
+    for part, more, chance in (("test", 0.0, 0.2), ("val", 0.01, 0.25)):
+        bars, lines, grown = (next(p for p in panels if p.title == f"s, {part}") for panels in drawn.values())
+        assert bars.chance == lines.chance == grown.chance == chance
+        for points, extra in ((bars.linear, more), (bars.knn, more + 0.001)):
+            expected = [(mean + extra, mean + extra - 0.01, mean + extra + 0.02) for mean in (0.5, 0.7)]
+            assert points == [pytest.approx(point) for point in expected]
+        assert bars.runs[0] == pytest.approx([0.4 + more, 0.6 + more])
+        assert [x for x, _ in lines.lines["a"]] == [100, 1000]
+        ends = [(m + more - 0.05, m + more + 0.05) for m in (0.3, 0.5)]  # sd of several runs
+        assert [point[1:] for _, point in lines.lines["a"]] == [pytest.approx(end) for end in ends]
+        ends = [(m + more - 0.01, m + more + 0.02) for m in (0.4, 0.7)]  # interval of a single one
+        assert [point[1:] for _, point in lines.lines["b"]] == [pytest.approx(end) for end in ends]
+        ((name, level),) = grown.levels.items()
+        assert (name, level[0]) == ("b, 100% of the labels", pytest.approx(0.7 + more))
+        at = {name: [(x, point[0]) for x, point in points] for name, points in grown.lines.items()}
+        assert at["pretrained, 10% of the labels"] == [(40, pytest.approx(0.3 + more))]
+        assert at["pretrained, 100% of the labels"] == [(40, pytest.approx(0.5 + more))]
 
 
 def test_bars_refuse_another_number_of_points_than_rows(tmp_path):

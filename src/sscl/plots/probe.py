@@ -88,7 +88,7 @@ def draw_charts(
     def point(name: str, place: Place, fraction: float) -> Point:
         figure = of(name, place, fraction)
         mean, sd = figure["mean"], figure["sd"]
-        return bar(name, place, "linear") if sd is None else (mean, mean - sd, mean + sd)
+        return (mean, *figure["interval"]) if sd is None else (mean, mean - sd, mean + sd)
 
     single, several = any(row["runs"] == 1 for row in summary), any(row["runs"] > 1 for row in summary)
     band = "±1 sd over runs, 95% interval of a single run" if single else "±1 sd over runs"
