@@ -113,7 +113,7 @@ def make_content(count: int = 60) -> dict[str, Any]:
             "colours": base64.b64encode(heatmap_rgb(np.arange(256)[None] / 255).tobytes()).decode(),
             "alpha": 0.7,
             "target": "logit of the predicted class",
-            "threshold": 0.5,
+            "threshold": 0.3,
             "note": "All tiles.",
             "tiles": tiles,
         },

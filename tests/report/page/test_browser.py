@@ -95,6 +95,52 @@ def test_it_opens_and_shows_what_the_report_says(page, content):
     assert "true class" in label
 
 
+def outcome(tile: dict[str, Any]) -> str:
+    word = "true class unknown" if tile["label"] < 0 else "right" if tile["label"] == tile["prediction"] else "wrong"
+    return word if tile["decided"] else f"{word}, undecided"
+
+
+def class_name(label: int) -> str:
+    return "unknown" if label < 0 else CLASSES[label]
+
+
+def percent(share: float) -> str:
+    return f"{round(100 * share)}%"
+
+
+def test_a_tile_says_what_it_is_and_what_it_is_taken_for(page, content):
+    by_name = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
+    seen = page.evaluate("""() => [...document.querySelectorAll('.tile')].map((tile) => {
+        const text = (place) => tile.querySelector(place)?.textContent ?? '';
+        const places = ['.id bdi', '.sign', '.said .name', '.sure', '.truth bdi', '.undecided', '[title^=annotators]'];
+        return places.map(text);
+    })""")
+    assert len({outcome(by_name[name]) for name, *_ in seen}) == 6
+    for name, sign, said, sure, truth, undecided, agreement in seen:
+        tile = by_name[name]
+        expected = {"right": "✓", "wrong": "✕", "true class unknown": "·"}[outcome(tile).split(",")[0]]
+        assert (sign, said, truth) == (expected, class_name(tile["prediction"]), class_name(tile["label"])), name
+        assert sure == percent(confidence(tile))
+        assert undecided == ("" if tile["decided"] else "undecided")
+        assert agreement == (tile["agreement"] or "" if tile["decided"] else "")
+    wrong, unsure = (sum(word in outcome(tile) for tile in by_name.values()) for word in ("wrong", "undecided"))
+    assert page.locator("#page-count").text_content() == f"60 tiles: {wrong} wrong, {unsure} undecided"
+    assert "the largest region of at least 30% of that maximum" in page.locator("#page-legend").text_content()
+
+
+def test_no_probability_is_shown_as_certain(opened, content):
+    first, second, third, *_ = content["gallery"]["tiles"]
+    for tile, probabilities in (
+        (first, [0.9996, 0.0004, 0]),
+        (second, [1.0, 0.0, 0.0]),
+        (third, [0.9949, 0.0051, 0.0]),
+    ):
+        tile.update(probabilities=probabilities, prediction=0)
+    page = opened(content)
+    page.select_option("#page-sort", "sure")
+    assert page.locator(".tile .sure").all_text_contents()[:3] == ["100%", ">99%", "99%"]
+
+
 def test_a_heatmap_is_the_overlay_of_the_pictures(page, content):
     """What the browser blends, at full and at a third of the opacity, against `plots.cam.overlay`."""
     (tile,) = (tile for tile in content["gallery"]["tiles"] if tile["id"] == "tile12.png")
@@ -301,6 +347,49 @@ def test_the_large_view(page, content):
     assert large.get_by_role("button", name="disagree").get_attribute("aria-pressed") == "true"
 
 
+def test_the_large_view_has_the_facts_of_its_tile(opened, content):
+    tile = next(tile for tile in content["gallery"]["tiles"] if tile["id"] == "tile9.png")
+    tile |= {"votes": 5, "agreement": "5/7", "label": (tile["prediction"] + 1) % 3, "loss": 1.25, "maximum": 0.125}
+    page = opened(content)
+    page.fill("#page-find", tile["id"])
+    page.locator(".tile .frame").click()
+    facts = dict(
+        page.evaluate("""() => [...document.querySelectorAll('#page-large-facts div')]
+            .map((row) => [row.querySelector('dt').textContent, row.querySelector('dd').textContent])""")
+    )
+    assert facts == {
+        "true class": class_name(tile["label"]),
+        "outcome": outcome(tile),
+        "annotators": f"5/7 agree; 5 votes for {CLASSES[-1]}",
+        "group": tile["group"],
+        "loss": "1.250",
+        "heatmap's maximum": "0.125 (before scaling)",
+        "box": "16 × 20 px at (4, 8) of the 32 px tile, 31% of it",
+        "file": "64 × 64 px",
+    }
+    rows = page.evaluate("""() => [...document.querySelectorAll('#page-large-probabilities tr')].map((row) =>
+        [row.querySelector('bdi').textContent, row.querySelector('.number').textContent,
+         parseFloat(row.querySelector('.bar').style.width)])""")
+    order = sorted(range(3), key=lambda label: -tile["probabilities"][label])
+    assert [row[:2] for row in rows] == [[CLASSES[i], f"{tile['probabilities'][i]:.3f}"] for i in order]
+    assert [row[2] for row in rows] == pytest.approx([100 * tile["probabilities"][i] for i in order], abs=0.01)
+    assert page.locator("#page-large-target").text_content() == "evidence: logit of the predicted class"
+    assert page.locator("#page-large-heat .heat, #page-large-heat .box").count() == 2
+    assert page.locator("#page-large-plain .heat, #page-large-plain .box").count() == 0
+
+
+def test_the_large_view_draws_the_map_of_its_own_tile(page, content):
+    pixels = "canvas => canvas.toDataURL()"
+    own = [page.locator(f".tile .heat >> nth={place}").evaluate(pixels) for place in (0, 1)]
+    assert own[0] != own[1]
+    page.locator(".tile:has(.heat) .frame").first.click()
+    assert page.locator("#page-large-heat .heat").evaluate(pixels) == own[0]
+    page.keyboard.press("Escape")
+    settle(page)
+    page.locator(".tile:has(.heat) .frame").nth(1).click()
+    assert page.locator("#page-large-heat .heat").evaluate(pixels) == own[1]
+
+
 def test_no_evidence_is_said(page, content):
     (empty,) = (tile for tile in content["gallery"]["tiles"] if tile["id"] == "tile13.png")
     assert empty["map"] == ""
@@ -426,7 +515,15 @@ def test_the_worksheet_s_round_trip(opened, content, tmp_path):
     assert by_id[order[0]]["note"] == "'=1+1"
     assert by_id[order[1]]["note"] == "''=1+1"
     assert [by_id[name]["review"] for name in order[:4]] == ["agree", "disagree", "unsure", "agree"]
-    assert by_id["tile9.png"]["predicted"].removeprefix("'") in CLASSES
+    columns = ["report", "id", "true", "predicted", "confidence", "outcome", "review", "note", "changed"]
+    assert list(rows[0]) == columns
+    assert len({outcome(tile) for tile in content["gallery"]["tiles"]}) == 6
+    for row, tile in zip(rows, content["gallery"]["tiles"], strict=True):
+        assert row["report"] == content["id"]
+        assert row["true"].removeprefix("'") == ("" if tile["label"] < 0 else CLASSES[tile["label"]])
+        assert row["predicted"].removeprefix("'") == CLASSES[tile["prediction"]]
+        assert float(row["confidence"]) == pytest.approx(confidence(tile), abs=6e-5)
+        assert row["outcome"] == outcome(tile)
 
     other = opened(content)  # another browser
     assert other.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
@@ -521,7 +618,23 @@ def test_boxes_for_qupath(page, content):
     assert properties["measurements"]["Heatmap maximum"] == tile["maximum"]
     assert properties["measurements"]["Box share of tile"] == pytest.approx(16 * 20 / 32**2)
     assert all(isinstance(value, (int, float)) for value in properties["measurements"].values())
-    assert properties["metadata"]["Review"] == "unsure"
+    assert properties["metadata"] == {
+        "Image": "tile9.png",
+        "Explains": "logit of the predicted class",
+        "True class": class_name(tile["label"]),
+        "Pixels": "of the file",
+        "Review": "unsure",
+    }
+    for one in whole["features"]:
+        label = tiles[shown(one["properties"]["image"])]["label"]
+        assert one["properties"]["metadata"]["True class"] == class_name(label)
+    assert properties["measurements"]["Box threshold"] == 0.3
+    for label, name in enumerate(CLASSES):
+        assert properties["measurements"][f"Probability: {name}"] == tile["probabilities"][label]
+    unknown = next(tile for tile in content["gallery"]["tiles"] if tile["box"] and tile["source_px"] is None)
+    (feature,) = (one for one in whole["features"] if one["properties"]["image"] == unknown["id"])
+    assert feature["properties"]["metadata"]["Pixels"] == "of the 32 px tile"
+    assert feature["geometry"]["coordinates"][0][2] == [20, 28]
     assert all(isinstance(value, str) for value in properties["metadata"].values())
 
 

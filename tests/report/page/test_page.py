@@ -14,6 +14,8 @@ import pytest
 
 from sscl.report.page import MARK, render
 
+from .conftest import CLASSES
+
 
 class Parsed(HTMLParser):
     """Elements with their attributes in order, the text of scripts and styles, all other text."""
@@ -118,6 +120,36 @@ def test_every_kind_of_block(content):
     assert {cell.get("scope") for cell in page.of("th")} == {"col", "row", "colgroup"}
     numbers = [cell for tag, cell in page.elements if tag == "td" and cell.get("class") == "number"]
     assert len(numbers) == 4
+
+
+def test_a_verdict_says_the_same_by_its_sign_word_and_colour(content):
+    html = render(content)
+    found = re.findall(r'<div class="verdict (\w+)">\s*<p.*?>(.)</span> <strong>(.*?)</strong> <span.*?>(.*?)<', html)
+    assert found == [
+        ("passed", "✓", "Depends on the weights", "passed"),
+        ("failed", "✕", "No leak", "not passed"),
+        ("open", "–", "Boxes", "not judged"),
+    ]
+
+
+@pytest.mark.parametrize("buttons", [True, False])
+def test_the_confusion_matrix_has_truth_in_its_rows(content, buttons):
+    (block,) = (block for block in content["sections"][0]["blocks"] if block["kind"] == "confusion")
+    block["matrix"] = [[6, 3, 1], [0, 0, 0], [2, 5, 13]]
+    if not buttons:
+        content["gallery"] = None
+    (table,) = re.findall(r'<table class="confusion">.*?</table>', render(content), re.DOTALL)
+    axis, header, *rows = table.split("<tr>")[1:]
+    assert Parsed(axis).text.split() == ["predicted"]
+    assert " ".join(Parsed(header).text.split()) == " ".join(["true", *CLASSES])
+    for row, name, expected in zip(
+        rows, CLASSES, ("6 60.0% 3 30.0% 1 10.0%", "0 – 0 – 0 –", "2 10.0% 5 25.0% 13 65.0%"), strict=True
+    ):
+        assert Parsed(row).text.strip().startswith(name)
+        cells = re.findall(r'class="count">(.*?)</span><span class="percent">(.*?)</span>', row)
+        assert " ".join(part for cell in cells for part in cell) == expected
+    labels = [given["aria-label"] for given in Parsed(table).of("button")]
+    assert labels[1:2] == ([f"3 tiles, true HP, predicted {CLASSES[1]}: show in the gallery"] if buttons else [])
 
 
 def test_headings_are_in_order_and_ids_are_unique(content):
