@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sscl.commands import audit as command
 from sscl.commands import inputs
 from sscl.commands.inputs import load_tiles
-from sscl.config import DataConfig
+from sscl.config import AuditConfig, DataConfig, load_config
 from sscl.data import duplicates
+from sscl.data.duplicates import Pair
 from sscl.data.synthetic import draw_tile
+from sscl.data.tiles import Tiles
 
 SIZE_PX = 96
 
@@ -78,8 +82,20 @@ def names(pair: dict[str, Any]) -> set[str]:
     return {f"{pair[side]['part']}:{pair[side]['id']}" for side in ("first", "second")}
 
 
+def named(sheet: Any, seen: list[Any]) -> Any:
+    """A function that draws a sheet, and keeps what it was given."""
+
+    def draw(images: Any, **words: Any) -> None:
+        seen.append((images, words))
+        sheet(images, **words)
+
+    return draw
+
+
 @pytest.mark.parametrize(("flags", "code"), [((), 0), (("--strict",), 1)])
-def test_planted_duplicates_are_found_and_strict_says_so_by_its_code(flags, code, cli, leaky, tmp_path):
+def test_planted_duplicates_are_found_and_strict_says_so_by_its_code(flags, code, cli, leaky, tmp_path, monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(command.audit_plots, "pair_sheet", named(command.audit_plots.pair_sheet, seen))
     result, report = audit(cli, leaky, tmp_path / "out", *flags)
     assert result.code == code, result.err
     assert report["leakage"] is True
@@ -96,6 +112,16 @@ def test_planted_duplicates_are_found_and_strict_says_so_by_its_code(flags, code
     assert "THE SPLIT LEAKS: 2 of 8 test tiles show what a tile of train shows" in result.out
     assert "3 (1 of equal pixels, 2 by hash, 0 by keypoints), 2 across splits" in result.out
     assert Image.open(tmp_path / "out" / "pairs.png").width > 500
+    ((pairs, words),) = seen
+    assert words["serious"] == [True, True, False]
+    assert [caption[:2] for caption in words["captions"]] == [
+        ("train: 1.png", "test: again.png"),
+        ("train: 0.png", "test: turned.jpg"),
+        ("train: 2.png", "train: flipped.png"),
+    ]
+    assert words["captions"][0][2] == "equal pixels"
+    for (first, second), undone in zip(pairs, (lambda t: t, lambda t: np.rot90(t, -1), np.fliplr), strict=True):
+        assert np.abs(first.astype(float) - undone(second)).mean() < 8
 
 
 def test_a_clean_set_passes_strict(cli, clean, tmp_path):
@@ -106,6 +132,62 @@ def test_a_clean_set_passes_strict(cli, clean, tmp_path):
     assert "no leakage found: no test tile was found that shows what a tile of train shows" in result.out
     assert not (tmp_path / "out" / "pairs.png").exists()
     assert "no slide or patient ids" in result.out
+
+
+def tiles_of(images: np.ndarray, name: str) -> Tiles:
+    count = len(images)
+    return Tiles(images, np.zeros(count, np.int64), ("a",), tuple(f"{name}{i}" for i in range(count)))
+
+
+def test_tiles_of_further_sets_are_flagged_within_their_own_set_and_under_their_own_name():
+    images = np.stack([picture(index)[:64, :64] for index in range(24)])
+    images[5] = 243
+    further = images[12:, ..., [1, 2, 0]].copy()  # oddly stained as a whole, so that none stands out
+    further[3] = 243
+    tiles = {
+        "train": tiles_of(images[:8], "a"),
+        "test": tiles_of(images[8:12], "b"),
+        "against.0": tiles_of(further, "c"),
+    }
+    parts = command.Parts(tiles, dict.fromkeys(tiles, "root"))
+    flags = command.flag_sets(parts, own=2, progress=False)
+    assert [(flag.kind, str(parts.part_of[flag.row]), parts.ids[flag.row]) for flag in flags] == [
+        ("blank", "train", "a5"),
+        ("blank", "against.0", "c3"),
+    ]
+
+
+def test_embeddings_are_in_the_order_of_the_tiles_and_normalised_as_the_encoder_expects(clean, monkeypatch, tmp_path):
+    class Means(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+    start = inputs.Start(Means(), (0.5, 0.25, 0.125), (0.5, 0.2, 0.1), [], size_px=32)
+    monkeypatch.setattr(command, "frozen_encoder", lambda _: start)
+    flat = tmp_path / "flat"
+    for index in range(3):
+        save(picture(50 + index), flat / f"{index}.png")
+    words = [f"data.root={clean}", "data.source=folder", f"out={tmp_path}/out", "device=cpu", "progress=false"]
+    config = load_config(AuditConfig, overrides=[*words, f"against=[{{source: folder, root: {flat}}}]"])
+    further = command.further_sets(config)
+    found = command.embed(config, further)
+    parts = command.open_parts(config, further)
+    assert list(parts.tiles) == ["train", "test", "against.0"]
+    shades = np.stack([parts.images[row].mean((0, 1)) / 255 for row in range(len(parts.ids))])
+    expected = (shades - start.mean) / start.std
+    assert found == pytest.approx(expected, abs=0.02)
+    assert np.ptp(expected, axis=0).min() > 0.2  # else any order would do
+
+
+def test_the_verdict_counts_tiles_not_pairs():
+    tiles = {
+        "train": tiles_of(np.zeros((3, 4, 4, 3), np.uint8), "a"),
+        "test": tiles_of(np.ones((2, 4, 4, 3), np.uint8), "b"),
+    }
+    parts = command.Parts(tiles, dict.fromkeys(tiles, "root"))
+    across = [Pair(row, 3, "hash", 0.95, "as it is") for row in range(3)]  # one test tile, three times
+    said = command.verdict(parts, across=across, twins={"test": {"train": 1}}, straddling={})
+    assert said == "THE SPLIT LEAKS: 1 of 2 test tiles show what a tile of train shows"
 
 
 def test_one_tile_in_two_classes_is_told(cli, clean, tmp_path):
@@ -162,7 +244,9 @@ def test_groups_on_both_sides_are_a_leak(cli, clean, tmp_path):
     assert "1 groups (slides, patients or clusters of near-duplicates) have tiles on both sides" in result.out
 
 
-def test_one_tile_and_no_label(cli, tmp_path):
+def test_one_tile_and_no_label(cli, tmp_path, monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(command.sheets, "contact_sheet", named(command.sheets.contact_sheet, seen))
     save(picture(0), tmp_path / "one" / "tile.png")
     result, report = audit(cli, tmp_path / "one", tmp_path / "out", "--strict")
     assert result.code == 0, result.err
@@ -174,6 +258,9 @@ def test_one_tile_and_no_label(cli, tmp_path):
     assert report["counts"]["flagged"] == {"blank": 2}
     assert report["counts"]["pairs"]["exact"] == 1
     assert (tmp_path / "again" / "flagged.png").is_file()
+    ((images, words),) = seen
+    assert words["captions"] == ["all: white.png\nblank: 0.0% tissue", "all: white2.png\nblank: 0.0% tissue"]
+    assert (images == 250).all()
 
 
 def test_bad_input_is_refused_and_nothing_written(cli, clean, tmp_path):
