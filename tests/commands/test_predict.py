@@ -74,6 +74,11 @@ def test_the_figures_are_those_of_eval(
     assert summary["temperature"] == pytest.approx(metrics["calibration"]["temperature"])
     decided = metrics["coverage"]["abstention"]["here"]["decided"]["count"]
     assert sum(summary["undecided"].values()) == len(theirs) - decided
+    for name in ("HP", "SSA"):
+        own = [row for row in ours if row["prediction"] == name]
+        assert summary["class_counts"][name] == len(own)
+        assert summary["undecided"][name] == sum(row["decided"] == "no" for row in own)
+    assert summary["class_counts"]["HP"] != summary["class_counts"]["SSA"]
     assert ("fitted without test-time augmentation" in result.out) == tta
 
 
@@ -137,7 +142,10 @@ def test_many_that_cannot_be_read_are_not_all_printed(
 def test_panels_of_the_least_confident(ask: Any, some: Path, finetuned: Path, read_rows: Any, tmp_path: Path) -> None:
     long = some / f"{'é' * 120}.png"
     sorted(some.iterdir())[0].rename(long)
-    result = ask(finetuned, some, f"out={tmp_path / 'out'}", "panels=3", "gradcam.threshold=0.5")
+    # The last features of a tile of 32 px are one cell, of which any box is the whole tile.
+    maps = {"target": "HP", "method": "layercam", "layer": "encoder.layer2", "threshold": 0.5}
+    words = [f"gradcam.{key}={value}" for key, value in maps.items()]
+    result = ask(finetuned, some, f"out={tmp_path / 'out'}", "panels=3", *words)
     assert result.code == 0, result.err
     rows = read_rows(tmp_path / "out" / "predictions.csv")
     boxes = read_rows(tmp_path / "out" / "boxes.csv")
@@ -147,10 +155,12 @@ def test_panels_of_the_least_confident(ask: Any, some: Path, finetuned: Path, re
         assert float(row["confidence"]) == pytest.approx(float(other["confidence"]), abs=3e-6)
     model = api.load(finetuned, device="cpu")
     for row in boxes:
-        seen = model.explain(row["path"], threshold=0.5)
+        seen = model.explain(row["path"], target="HP", method="layercam", layers=["encoder.layer2"], threshold=0.5)
         box = seen.boxes[0]
         assert box == cam.find_box(seen.maps[0], threshold=0.5)
-        assert row["map_of"] == seen.targets[0]
+        assert row["map_of"] == seen.targets[0] == "logit HP at encoder.layer2"
+        assert box is not None
+        assert 0 < box.area_fraction < 1
         corners = "" if box is None else ",".join(map(str, box.corners))
         assert ",".join(row[key] for key in ("x0", "y0", "x1", "y1")).strip(",") == corners
         assert row["source_px"] == "32"
