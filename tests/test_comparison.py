@@ -289,6 +289,10 @@ def test_tables_say_in_words_what_the_intervals_say(seeds: list[int]) -> None:
     ]
     report = {"rows": lines, "seeds": seeds, "split": "test", "tiles": 60, "differences": result["differences"]}
     found = tables(report)
+    for line, row in zip(found[0][1][1:], lines, strict=True):
+        low, high = row["runs"][0]["intervals"]["accuracy"]
+        beside = f"± {row['sd']['accuracy']:.4f}" if len(seeds) == 2 else f"({low:.4f} to {high:.4f})"
+        assert (line[0], line[2]) == (row["name"], f"{row['mean']['accuracy']:.4f} {beside}")
     title, lines = next(table for table in found if table[0].startswith("paired differences"))
     assert [line[:2] for line in lines[1:]] == [["b - a", name] for name in METRICS.values()]
     assert [line[-1] for line in lines[1:]] == list(result["differences"]["b"]["verdicts"].values())
