@@ -190,6 +190,12 @@ def test_the_verdict_counts_tiles_not_pairs():
     assert said == "THE SPLIT LEAKS: 1 of 2 test tiles show what a tile of train shows"
 
 
+def test_a_tile_without_a_class_has_no_other_one():
+    pair = Pair(0, 1, "exact", 1.0, "as it is")
+    said = [command.labelled_otherwise(pair, labels) for labels in (["a", "b"], ["a", "a"], ["a", None], [None, None])]
+    assert said == [True, False, False, False]
+
+
 def test_one_tile_in_two_classes_is_told(cli, clean, tmp_path):
     root = Path(shutil.copytree(clean, tmp_path / "set"))
     first = min((root / "train" / "a").iterdir())
