@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import yaml
 from PIL import Image
 
 from sscl import run
-from sscl.commands import report
+from sscl.commands import report, report_tiles
+from sscl.config import GradcamConfig
 from sscl.plots import svg
 from sscl.report import page
 
@@ -107,9 +109,10 @@ def test_the_page_of_a_run_holds_its_figures_and_all_its_tiles(
         assert tile["source_px"] == 32
     matrix = next(block for block in section(content, "errors")["blocks"] if block["kind"] == "confusion")["matrix"]
     assert matrix == json.loads((study / "eval_test/metrics.json").read_text())["confusion_matrix"]
-    first = Image.open(io.BytesIO(base64.b64decode(shown[0]["image"].partition(",")[2])))
-    original = np.asarray(Image.open(tiles / "images" / shown[0]["id"]), dtype=float)
-    assert np.abs(np.asarray(first, dtype=float) - original).mean() < 8
+    for tile in shown:
+        picture = Image.open(io.BytesIO(base64.b64decode(tile["image"].partition(",")[2])))
+        original = np.asarray(Image.open(tiles / "images" / tile["id"]), dtype=float)
+        assert np.abs(np.asarray(picture, dtype=float) - original).mean() < 8
     counted = next(block for block in section(content, "data")["blocks"] if block["kind"] == "table")["rows"]
     assert counted == [["train", "16", "16", "32", "4"], ["test", "8", "8", "16", "2"]]
     assert "32 tiles of the training split" in section(content, "summary")["blocks"][0]["text"]
@@ -162,6 +165,49 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
     assert other["gallery"]["threshold"] == 0.9
     assert "these maps were not checked" in other["gallery"]["note"].lower()
     assert other["id"] == content["id"]  # the same review
+
+
+def made_up(folder: Path, weights: bytes = b"w", **keys: str) -> Any:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints/best.pt").write_bytes(weights)
+    return SimpleNamespace(folder=folder, report={"split": "test", "data_fingerprint": "f", **keys})
+
+
+def test_a_review_belongs_to_weights_and_tiles(tmp_path: Path) -> None:
+    one = report.worksheet_id(made_up(tmp_path / "a"))
+    assert re.fullmatch("[0-9a-f]{16}", one)
+    assert report.worksheet_id(made_up(tmp_path / "copy")) == one
+    others = [{"weights": b"v"}, {"split": "all"}, {"data_fingerprint": "g"}]
+    assert len({one, *(report.worksheet_id(made_up(tmp_path / "b", **keys)) for keys in others)}) == 4  # type: ignore[arg-type]
+
+
+def test_heatmaps_of_another_run_are_not_of_this_one(tmp_path: Path) -> None:
+    own, other = (made_up(tmp_path / name) for name in ("own", "other"))
+    for name, checkpoint in {
+        "of_own": tmp_path / "own",
+        "of_its_file": tmp_path / "own/checkpoints/best.pt",
+        "of_other": tmp_path / "other",
+        "of_none": tmp_path / "gone",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"checkpoint: {checkpoint}\n")
+    names = ("of_own", "of_its_file", "of_other", "of_none")
+    assert [report._explains(tmp_path / name, own) for name in names] == [True, True, False, False]
+    assert report._explains(tmp_path / "of_other", other)
+
+
+def test_the_page_says_what_its_maps_explain() -> None:
+    settings = GradcamConfig(checkpoint="c")
+    targets = ("difference", "predicted", 1)
+    assert [report_tiles.explained(target, settings, ("HP", "SSA")) for target in targets] == [
+        "logit of the predicted class less that of the other",
+        "logit of the predicted class",
+        "logit of SSA",
+    ]
+    pattern = GradcamConfig(checkpoint="c", method="eigencam")
+    assert report_tiles.explained("predicted", pattern, ("HP", "SSA")) == (
+        "the features' main pattern, whatever the class"
+    )
 
 
 def test_a_missing_evaluation_is_made_by_eval_itself(
