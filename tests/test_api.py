@@ -236,6 +236,9 @@ def test_with_tta_it_does_not_matter_which_way_a_tile_lies(made: Path, model: ap
     views = np.stack([np.rot90(side, turns) for side in (tile, tile[:, ::-1]) for turns in range(4)])
     found = careful.predict(views).probabilities
     np.testing.assert_allclose(found, np.broadcast_to(found[:1], found.shape), atol=1e-6)
+    features = careful.embed(views)
+    np.testing.assert_allclose(features, np.broadcast_to(features[:1], features.shape), atol=1e-5)
+    np.testing.assert_allclose(features[0], model.embed(views).mean(0), atol=1e-5)
     plain_views = model.predict(views).probabilities
     assert np.ptp(plain_views[:, 0]) > 1e-4  # without, it does
     kept = model.content["calibration"]["temperature"]

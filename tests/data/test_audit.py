@@ -64,6 +64,15 @@ def test_measures_are_those_of_a_plain_loop(images):
         np.testing.assert_allclose(found.stain[row], expected)
 
 
+def test_the_reason_names_the_part_of_the_stain_and_the_side():
+    stain = np.random.default_rng(0).normal([0.4, 0.3, 0.3], 0.01, (40, 3))
+    stain[[3, 5, 7], [0, 1, 2]] += [0.5, -0.5, 0.5]
+    flags = audit.flag_tiles(audit.Measures(np.ones(40), np.full(40, 100.0), stain))
+    assert {flag.row: flag.kind for flag in flags} == {3: "stain", 5: "stain", 7: "stain"}
+    for flag, part, side in zip(flags, audit.STAIN_PARTS, ("above", "below", "above"), strict=True):
+        assert flag.reason == f"{part} {abs(flag.value):.1f} deviations {side} the median"
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_tiles_have_no_outliers(count, images):
     assert flagged(images[:count]) == {}

@@ -188,6 +188,34 @@ def test_an_alignment_gives_back_the_map_that_was_made(mirrored, originals):
     assert back.overlap == pytest.approx(straight.overlap, abs=0.08)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        (
+            [[0, -1, 127], [1, 0, 0]],
+            "turned 90°, 1.00 times as large",
+        ),  # the upper left corner comes to the upper right
+        ([[0, 1, 0], [-1, 0, 127]], "turned 270°, 1.00 times as large"),
+        ([[2, 0, -5], [0, 2, 3]], "upright, 2.00 times as large"),
+    ],
+)
+def test_an_alignment_in_words(matrix, words):
+    found = keypoints.Alignment(np.array(matrix, dtype=float), False, 9, 1.0, 1.0)
+    assert found.words == words
+    assert keypoints.Alignment(found.matrix, True, 9, 1.0, 1.0).words == f"mirrored, {words}"
+
+
+def test_mirror_images_are_among_the_near_tiles(originals, monkeypatch):
+    """Of few tiles all are near; of many a mirrored twin is found by its mirror image alone."""
+    seen = []
+    search = duplicates.nearest_pairs
+    monkeypatch.setattr(duplicates, "nearest_pairs", lambda *a, **k: seen.append(a) or search(*a, **k))
+    duplicates.find_pairs(originals[:6])
+    ((upright, mirrored),) = seen
+    assert upright.shape == mirrored.shape
+    assert np.abs(upright - mirrored).max() > 0.01
+
+
 def test_mirrored_descriptors_are_those_of_the_mirrored_tile(originals):
     luma = duplicates.luma_of(originals[0])
     plain, mirrored = keypoints.detect(luma), keypoints.detect(np.ascontiguousarray(luma[:, ::-1]))
