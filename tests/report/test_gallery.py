@@ -208,6 +208,14 @@ class TestBuild:
         assert content["map_side"] == 2
         assert content["tiles"][0]["maximum"] == 4
 
+    def test_a_tile_at_the_threshold_is_decided(self) -> None:
+        found = predictions(5)
+        least = float(found.probabilities.max(1)[2])  # type: ignore[union-attr]
+
+        for threshold, decided in ((least, True), (float(np.nextafter(least, 1)), False), (None, None)):
+            (tile,) = built(found, np.array([2]), decided_from=threshold)["tiles"]
+            assert tile["decided"] is decided
+
     def test_votes_mean_agreement_between_two_classes_only(self) -> None:
         found = predictions(5, classes=3, votes=np.arange(5))
 

@@ -148,7 +148,8 @@ class TestHeatmaps:
         spread = {"mean": [0.5, 0.2], "sd": [0.1, 0.1]}
         way = {"curve": [0.9, 0.5], "auc": 0.7, "interval": [0.6, 0.8]}
         common = {"tiles": 4, "passed": passed, "verdict": "passes: x" if passed else "FAILS: y"}
-        curves = dict.fromkeys(("rank_correlation", "absolute_rank_correlation", "ssim"), spread)
+        curves = dict.fromkeys(("absolute_rank_correlation", "ssim"), spread)
+        curves["rank_correlation"] = {"mean": [0.4, -0.1], "sd": [0.1, 0.1]}
         boxes = dict.fromkeys(("area_fraction", "iou", "centre_shift"), spread)
         return {
             "tiles": 4,
@@ -170,7 +171,9 @@ class TestHeatmaps:
         assert "layercam of a, b (max)" in rendered(section)
         assert [verdict["passed"] for verdict in kinds(section, "verdict")] == [passed] * 4
         assert {verdict["title"] for verdict in kinds(section, "verdict")} == set(studies.QUESTIONS.values())
-        assert len(kinds(section, "figure")) == 3
+        figures = kinds(section, "figure")
+        assert len(figures) == 3
+        assert figures[0]["alt"].endswith("rank correlation head 0.40, all -0.10")
 
     def test_what_cannot_be_judged_has_no_chart(self) -> None:
         checks = self.checks(None)
