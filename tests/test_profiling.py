@@ -34,13 +34,13 @@ def names(folder) -> list[str]:
 
 def test_the_costs_the_wait_and_the_trace(tmp_path):
     with Profile(tmp_path, enabled=True, steps=20, device=CPU) as profile:
-        loop(profile, steps=20, waits=0.03, works=0.01)
+        loop(profile, steps=20, waits=0.06, works=0.01)
     trace = names(tmp_path)
     assert [trace.count(label) for label in ("data", "forward", "backward", "optimizer")] == [8] * 4
-    assert 50 < profile.data_wait < 90  # 30 of 40 ms, and what waking late and the rest take
+    assert 50 < profile.data_wait < 90  # 60 of 70 ms, and what waking late and the rest take
     (first, ms, share), (second, other, _), third = profile.costs
     assert (first, second) == ("data", "optimizer")
-    assert 30 <= ms < 90
+    assert 60 <= ms < 180
     assert 10 <= other < ms
     assert share == pytest.approx(profile.data_wait / 100, abs=0.01)
     assert third[1] < other
@@ -58,13 +58,13 @@ def test_the_costs_the_wait_and_the_trace(tmp_path):
     ("steps", "skipped", "recorded"), [(1, 0, 1), (2, 1, 1), (4, 3, 1), (6, 3, 3), (11, 3, 8), (15, 3, 8)]
 )
 def test_which_steps_are_recorded(steps, skipped, recorded, tmp_path):
-    """The skipped steps wait for long: were they recorded, the share would say so."""
     with Profile(tmp_path, enabled=True, steps=steps, device=CPU) as profile:
-        loop(profile, steps=skipped, waits=0.1, works=0)
-        loop(profile, steps=recorded, waits=0, works=0.02)
-        loop(profile, steps=steps - skipped - recorded, waits=0.1, works=0)
+        for number in range(steps):
+            with record_function(f"step {number}"):
+                loop(profile, steps=1, waits=0, works=0)
+    seen = [name for name in names(tmp_path) if name.startswith("step ")]
+    assert seen == [f"step {number}" for number in range(skipped, skipped + recorded)]
     assert names(tmp_path).count("data") == recorded
-    assert profile.data_wait < 20
     what = "one step" if recorded == 1 else f"{recorded} steps after {skipped} skipped"
     assert profile.lines()[0].startswith(f"profile of {what}: ")
 
