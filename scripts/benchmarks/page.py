@@ -96,7 +96,7 @@ def answers(html: str, *, rounds: int) -> dict[str, list[float]]:
     """
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise FileNotFoundError("chromium is not installed (Debian, Ubuntu: apt install chromium)")
     with tempfile.TemporaryDirectory(prefix="sscl-") as folder, sync_playwright() as playwright:

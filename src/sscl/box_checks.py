@@ -1,4 +1,4 @@
-"""How much a heatmap's box is the threshold's doing, and how well boxes could do at the best threshold.
+"""How much a heatmap's box is the threshold's doing, and how often peak and box hit a truth mask.
 
 N tiles, S the side of a tile in pixels.
 """
@@ -6,13 +6,13 @@ N tiles, S the side of a tile in pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sscl import cam
+from sscl import cam, metrics
 from sscl.map_similarity import constant
 
 FloatArray = npt.NDArray[np.float64]
@@ -51,15 +51,8 @@ def box_sensitivity(
     if not area:
         nothing: dict[str, list[float]] = {"mean": [], "sd": []}
         empty = dict.fromkeys(("area_fraction", "centre_shift", "iou"), nothing)
-        return (
-            facts
-            | empty
-            | {
-                "ends": None,
-                "passed": None,
-                "verdict": "cannot be judged: no map has evidence, or more of it in one place",
-            }
-        )
+        unknown = "cannot be judged: no map has evidence, or more of it in one place"
+        return facts | empty | {"ends": None, "passed": None, "verdict": unknown}
     areas, shifts, ious = (_spread(np.array(values).T) for values in (area, shift, overlap))
     between = float(np.mean(ends))
     passed = between >= SAME_BOX
@@ -111,6 +104,57 @@ def max_box_accuracy(
         best = int(shares.argmax())
         found[f"{least:g}"] = {"accuracy": float(shares[best]), "threshold": float(thresholds[best])}
     return found
+
+
+def localisation_rates(
+    maps: Iterable[cam.FloatArray], masks: cam.BoolArray, *, threshold: float, all_thresholds: bool
+) -> dict[str, Any]:
+    """Return how often peak and box hit the truth masks, over the tiles whose mask is not empty.
+
+    Args:
+        maps: raw, (S, S) each. masks: truth, (N, S, S), one at least not empty. threshold: of the boxes.
+        all_thresholds: also `max_box_accuracy`, how often the box would hit at the threshold that suits these best.
+
+    Returns:
+        {`tiles`, `peak_hit`, `box_hit`: shares of the tiles, `peak_hit_wilson`, `box_hit_wilson`: 95% each,
+        `mean_box_iou`}; see `cam.localisation`.
+    """
+    hits, overlaps = [], []
+    for raw, mask in zip(maps, masks, strict=True):
+        if mask.any():
+            hits.append(cam.localisation(raw, cam.find_box(raw, threshold=threshold), mask))
+            overlaps += [box_overlaps(raw, mask)] if all_thresholds else []
+    rates: dict[str, Any] = {"tiles": len(hits)}
+    for key in ("peak_hit", "box_hit"):
+        count = sum(hit[key] for hit in hits)
+        rates |= {key: count / len(hits), f"{key}_wilson": metrics.wilson_interval(count, len(hits))}
+    rates["mean_box_iou"] = float(np.mean([hit["box_iou"] for hit in hits]))
+    return rates | ({"max_box_accuracy": max_box_accuracy(overlaps)} if all_thresholds else {})
+
+
+def whole_tile_rates(masks: cam.BoolArray, *, all_thresholds: bool) -> dict[str, Any]:
+    """Return what a map without any form has: its box is the whole tile, its peak a point drawn at random.
+
+    `peak_hit` is the mean share of the tile that the mask covers, so it has no interval; large boxes overlap much of
+    large masks, so a mean IoU means little below this one.
+
+    Args, Returns: as of `localisation_rates`; the whole tile has no threshold, so that of its accuracy is None.
+    """
+    masks = masks[masks.any((1, 2))]
+    height, width = masks.shape[1:]
+    overlaps = np.array([cam.box_iou((0, 0, width, height), cam.mask_box(mask)) for mask in masks])
+    count = int((overlaps >= 0.5).sum())
+    rates: dict[str, Any] = {
+        "tiles": len(masks),
+        "peak_hit": float(masks.mean()),
+        "box_hit": count / len(masks),
+        "box_hit_wilson": metrics.wilson_interval(count, len(masks)),
+        "mean_box_iou": float(overlaps.mean()),
+    }
+    if all_thresholds:
+        shares = {f"{least:g}": float((overlaps >= least).mean()) for least in OVERLAPS}
+        rates["max_box_accuracy"] = {least: {"accuracy": of, "threshold": None} for least, of in shares.items()}
+    return rates
 
 
 def _spread(values: FloatArray) -> dict[str, list[float]]:

@@ -101,12 +101,13 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
     sure = [pair for pair in pairs if pair.kind != "embedding"]
     clusters = duplicates.clusters_of(len(ids), [(pair.first, pair.second) for pair in sure])
     across = audit.crossing(pairs, part_of, held_out=HELD_OUT)
+    crossing = set(across)
     twins = audit.tiles_with_twins(clusters, part_of, held_out=HELD_OUT)
     own = {name: tiles for name, tiles in parts.tiles.items() if name not in further}
     straddling = audit.straddling_groups(own)
     flags = flag_sets(parts, own=len(own), progress=config.progress)
     leaks = bool(across or straddling)
-    pairs = sorted(pairs, key=lambda pair: seriousness(pair, across=set(across)))
+    pairs = sorted(pairs, key=lambda pair: seriousness(pair, across=crossing))
 
     sizes = np.bincount(clusters)
     report: dict[str, Any] = {
@@ -126,7 +127,7 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
         },
         "straddling_groups": straddling,
         "pairs": [
-            pair_facts(pair, part_of, ids, across=pair in set(across))
+            pair_facts(pair, part_of, ids, across=pair in crossing)
             | {"labelled_otherwise": labelled_otherwise(pair, labels)}
             for pair in pairs
         ],

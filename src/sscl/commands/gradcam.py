@@ -5,7 +5,7 @@ N tiles, K classes, S the side of a tile in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, calibration, cam, features, metrics, run
+from sscl import augment, box_checks, calibration, cam, features, run
 from sscl.classifier import (
     blank_classifier,
     describe_layer,
@@ -110,9 +110,9 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
             "random weights": (heatmap.raw for heatmap in maps_of(blank, everything, "random weights")),
         }
         localised = {
-            name: localisation_rates(of, masks, threshold=config.threshold, all_thresholds=config.checks)
+            name: box_checks.localisation_rates(of, masks, threshold=config.threshold, all_thresholds=config.checks)
             for name, of in named.items()
-        } | {"whole tile": whole_tile_rates(masks, all_thresholds=config.checks)}
+        } | {"whole tile": box_checks.whole_tile_rates(masks, all_thresholds=config.checks)}
     checked = None
     if config.checks:
         picked = np.random.default_rng(config.random_seed).permutation(len(tiles))[: config.check_tiles]
@@ -239,49 +239,6 @@ def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: Gradc
             rows = np.flatnonzero((tiles.labels == label) & ((predicted == label) == right))
             chosen += rows[np.argsort(-confidence[rows], kind="stable")][: config.per_class].tolist()
     return chosen
-
-
-def localisation_rates(
-    maps: Iterable[NDArray[np.float32]], masks: NDArray[np.bool_], *, threshold: float, all_thresholds: bool
-) -> dict[str, Any]:
-    """Return how often peak and box hit the truth masks, over the tiles whose mask is not empty.
-
-    With `all_thresholds` also `max_box_accuracy`: how often the box would, at the threshold that suits these best.
-    """
-    hits, overlaps = [], []
-    for raw, mask in zip(maps, masks, strict=True):
-        if mask.any():
-            hits.append(cam.localisation(raw, cam.find_box(raw, threshold=threshold), mask))
-            overlaps += [box_checks.box_overlaps(raw, mask)] if all_thresholds else []
-    rates: dict[str, Any] = {"tiles": len(hits)}
-    for key in ("peak_hit", "box_hit"):
-        count = sum(hit[key] for hit in hits)
-        rates |= {key: count / len(hits), f"{key}_wilson": metrics.wilson_interval(count, len(hits))}
-    rates["mean_box_iou"] = float(np.mean([hit["box_iou"] for hit in hits]))
-    return rates | ({"max_box_accuracy": box_checks.max_box_accuracy(overlaps)} if all_thresholds else {})
-
-
-def whole_tile_rates(masks: NDArray[np.bool_], *, all_thresholds: bool) -> dict[str, Any]:
-    """Return what a map without any form has: its box is the whole tile, its peak a point drawn at random.
-
-    `peak_hit` is the mean share of the tile that the mask covers, so it has no interval; large boxes overlap much of
-    large masks, so a mean IoU means little below this one.
-    """
-    masks = masks[masks.any((1, 2))]
-    height, width = masks.shape[1:]
-    overlaps = np.array([cam.box_iou((0, 0, width, height), cam.mask_box(mask)) for mask in masks])
-    count = int((overlaps >= 0.5).sum())
-    rates: dict[str, Any] = {
-        "tiles": len(masks),
-        "peak_hit": float(masks.mean()),
-        "box_hit": count / len(masks),
-        "box_hit_wilson": metrics.wilson_interval(count, len(masks)),
-        "mean_box_iou": float(overlaps.mean()),
-    }
-    if all_thresholds:
-        shares = {f"{least:g}": float((overlaps >= least).mean()) for least in box_checks.OVERLAPS}
-        rates["max_box_accuracy"] = {least: {"accuracy": of, "threshold": None} for least, of in shares.items()}
-    return rates
 
 
 def interval_text(pair: Sequence[float] | None) -> str:

@@ -7,15 +7,18 @@ display and in threads.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+
+from sscl.run import replacing
 
 ByteArray = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
@@ -29,21 +32,23 @@ DASHES = ("-", "--", ":", "-.")
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     form = "svg" if Path(path).suffix == ".svg" else "png"
-    # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
-    write_whole(path, lambda partial: figure.savefig(partial, format=form, bbox_inches="tight", pad_inches=0.08))
+    with writing(path) as temporary:
+        # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
+        figure.savefig(temporary, format=form, bbox_inches="tight", pad_inches=0.08)
 
 
-def write_whole(path: str | os.PathLike[str], draw: Callable[[Path], None]) -> None:
-    """Have a file written whole or not at all."""
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write; the picture appears whole or not at all.
+
+    Raises:
+        FileNotFoundError: the folder of path does not exist.
+    """
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; create it first")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        draw(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        yield temporary
 
 
 def line_style(index: int) -> dict[str, Any]:

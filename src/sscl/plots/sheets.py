@@ -116,7 +116,8 @@ def write_image(image: ByteArray, *, path: str | os.PathLike[str]) -> None:
         ValueError: wrong shape. FileNotFoundError: the folder of path does not exist.
     """
     base.check_images(image[None], name="image")
-    base.write_whole(path, lambda partial: Image.fromarray(image).save(partial, format="PNG"))
+    with base.writing(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
 
 
 def _grid(
