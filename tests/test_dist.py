@@ -28,7 +28,7 @@ def load_script():
     return module
 
 
-ranks = load_script()
+rank_tasks = load_script()
 
 
 def free_port() -> int:
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 def together(
     world_size: int, tasks: list[str], folder: Path, *, script: Path = SCRIPT, seconds: float = SECONDS
-) -> dict[str, ranks.Results]:
+) -> dict[str, rank_tasks.Results]:
     """Run tasks on ranks of their own and return rank 0's results by task."""
     environment = {
         **os.environ,
@@ -79,7 +79,7 @@ def together(
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return together(2, list(ranks.TASKS), tmp_path_factory.mktemp("two"))
+    return together(2, list(rank_tasks.TASKS), tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def four(tmp_path_factory):
     return together(4, tasks, tmp_path_factory.mktemp("four"))
 
 
-def largest_difference(found: ranks.Results, expected: ranks.Results) -> float:
+def largest_difference(found: rank_tasks.Results, expected: rank_tasks.Results) -> float:
     assert found.keys() == expected.keys()
     return max(float((found[key] - expected[key]).abs().max()) for key in expected)
 
@@ -96,19 +96,19 @@ def largest_difference(found: ranks.Results, expected: ranks.Results) -> float:
 @pytest.mark.parametrize("world", ["two", "four"])
 @pytest.mark.parametrize("task", ["contrast", "contrast_cross_view"])
 def test_a_loss_over_ranks_equals_one_process(world, task, request):
-    found, expected = request.getfixturevalue(world)[task], ranks.TASKS[task]()
+    found, expected = request.getfixturevalue(world)[task], rank_tasks.TASKS[task]()
     assert largest_difference(found, expected) < 1e-12
     assert expected["weight"].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("world", ["two", "four"])
 def test_losses_of_tiles_over_ranks_equal_one_process(world, request):
-    assert largest_difference(request.getfixturevalue(world)["contrast_of_tiles"], ranks.contrast_of_tiles()) < 1e-12
+    assert largest_difference(request.getfixturevalue(world)["contrast_of_tiles"], rank_tasks.contrast_of_tiles()) < 1e-12
 
 
 @pytest.mark.parametrize("world", ["two", "four"])
 def test_the_comparison_notices_a_gather_without_gradient(world, request):
-    found, expected = request.getfixturevalue(world)["contrast_with_cut_gather"], ranks.contrast()
+    found, expected = request.getfixturevalue(world)["contrast_with_cut_gather"], rank_tasks.contrast()
     assert found["loss"] == pytest.approx(expected["loss"].item(), abs=1e-12)  # the loss alone would not tell
     assert largest_difference(found, expected) > 1e-4
 
@@ -124,7 +124,7 @@ def test_rows_come_in_rank_order(world, size, request):
     [("train32", torch.float32, 1e-6), ("train64", torch.float64, 1e-12), ("train_cached", torch.float64, 1e-12)],
 )
 def test_training_steps_on_two_ranks_equal_one_process(two, task, dtype, tolerance):
-    expected = ranks.train(dtype)
+    expected = rank_tasks.train(dtype)
     assert two[task]["projection.weight"].dtype == dtype
     assert largest_difference(two[task], expected) < tolerance
     for name, moved in expected.items():

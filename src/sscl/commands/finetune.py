@@ -68,14 +68,14 @@ def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
 
 def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -> None:
     """Train on this rank's device; rank 0 validates and writes."""
-    ranks, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
+    world, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
     precision = pick_precision(config.precision, device)
     tune(device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
     check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
     if config.log.tensorboard:
         run.check_tensorboard()
-    over = f", {ranks} ranks" if ranks > 1 else ""
+    over = f", {world} ranks" if world > 1 else ""
     print(f"device: {describe_device(device)}{over}, precision {precision}")
 
     with dist.first_on_each_machine():
@@ -97,11 +97,11 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         use = "in the contrastive steps alone" if config.contrast.kind != "none" else "not used (contrast.kind is none)"
         print(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
     batch_size = min(config.train.batch_size, len(train))
-    if config.train.batch_size % ranks:
-        raise ValueError(f"train.batch_size: got {config.train.batch_size}, which does not divide over {ranks} ranks")
-    batch_size -= batch_size % ranks
-    if batch_size < 2 * ranks:
-        each = " on each rank" if ranks > 1 else ""
+    if config.train.batch_size % world:
+        raise ValueError(f"train.batch_size: got {config.train.batch_size}, which does not divide over {world} ranks")
+    batch_size -= batch_size % world
+    if batch_size < 2 * world:
+        each = " on each rank" if world > 1 else ""
         raise ValueError(f"train.label_fraction: leaves {len(train)} tiles to train on, at least 2{each} are needed")
     if batch_size < config.train.batch_size:
         print(f"train.batch_size is {config.train.batch_size}; for {len(train)} training tiles it becomes {batch_size}")
@@ -138,7 +138,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
     step_model = dist.parallel(model)
     step_joint = None if joint is None else dist.parallel(joint)
-    part = batch_size // ranks
+    part = batch_size // world
     share = slice(dist.rank() * part, (dist.rank() + 1) * part)
     labels = torch.from_numpy(tiles.labels).to(device)
     means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
@@ -221,7 +221,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                 total[:2] += torch.stack([loss.detach().double(), right])
                 if step_joint is not None:
                     pairs = split.with_unlabelled(order[step], unlabelled, seed=config.seed, step=epoch * steps + step)
-                    own_pairs = pairs[: len(pairs) // ranks * ranks].reshape(ranks, -1)[dist.rank()]
+                    own_pairs = pairs[: len(pairs) // world * world].reshape(world, -1)[dist.rank()]
                     # Each step has a view number of its own, so that a tile met twice in an epoch gives two views.
                     pair_view = partial(view_of, epoch=epoch, view=step)
                     with autocast(device, precision):

@@ -55,7 +55,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
 
 def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:
     """Pretrain on this rank's device; rank 0 writes."""
-    ranks, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
+    world, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
     precision = pick_precision(config.precision, device)
     tune(device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
@@ -64,8 +64,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         check_inputs_outside(folder, {"model.weights": config.model.weights, **roots})
     if config.log.tensorboard:
         run.check_tensorboard()
-    batch_size, share = config.train.batch_size, share_of_batch(config, ranks=ranks)
-    over = f", {ranks} ranks" if ranks > 1 else ""
+    batch_size, share = config.train.batch_size, share_of_batch(config, world=world)
+    over = f", {world} ranks" if world > 1 else ""
     print(f"device: {describe_device(device)}{over}, precision {precision}")
 
     with dist.first_on_each_machine():
@@ -136,7 +136,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     )
     sources = torch.from_numpy(source_of).to(device)
     if writes:
-        side, at_once = config.data[0].size_px, 2 * (config.train.microbatch or batch_size // ranks)
+        side, at_once = config.data[0].size_px, 2 * (config.train.microbatch or batch_size // world)
         needs = memory.report(
             model=model,
             optimizer=config.train.optimizer,
@@ -263,23 +263,23 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         report_end(log.rows, folder, config=config, finished=last_epoch == config.train.epochs)
 
 
-def share_of_batch(config: PretrainConfig, *, ranks: int) -> slice:
+def share_of_batch(config: PretrainConfig, *, world: int) -> slice:
     """Return which tiles of a batch are this rank's.
 
     Raises:
         ValueError: the batch does not divide over the ranks, or a rank's part not into microbatches.
     """
     whole, micro = config.train.batch_size, config.train.microbatch
-    if whole % ranks:
+    if whole % world:
         raise ValueError(
-            f"train.batch_size: got {whole}, which does not divide over {ranks} ranks; "
-            f"{whole // ranks * ranks or ranks} or {(whole // ranks + 1) * ranks} would"
+            f"train.batch_size: got {whole}, which does not divide over {world} ranks; "
+            f"{whole // world * world or world} or {(whole // world + 1) * world} would"
         )
-    part = whole // ranks
+    part = whole // world
     if micro is not None and part % micro:
         raise ValueError(
             f"train.microbatch: got {micro}, which does not divide the {part} tiles of a batch on "
-            f"{'this device' if ranks == 1 else 'each rank'}; allowed are its divisors"
+            f"{'this device' if world == 1 else 'each rank'}; allowed are its divisors"
         )
     return slice(dist.rank() * part, (dist.rank() + 1) * part)
 
