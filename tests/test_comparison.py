@@ -27,7 +27,7 @@ from sscl.comparison import (
     tables,
     verdict,
 )
-from sscl.run import write_csv
+from sscl.writing import write_csv
 
 CLASSES = ("adipose", "mucus", "stroma")
 

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from sscl import cli, config
 from sscl.augment import Augmentation
 from sscl.config import EvalConfig, FinetuneConfig, GradcamConfig, PretrainConfig, load_config, plain, training
-from sscl.run import to_yaml
+from sscl.writing import to_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NEEDED = ("run=r", "data.root=d")

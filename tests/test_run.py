@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from sscl import __version__, run
+from sscl import __version__, run, writing
 
 CONTENT = {
     "kind": "pretrain",
@@ -140,9 +140,9 @@ def failing_rows():
     ("name", "write", "error"),
     [
         ("c.pt", lambda p: run.save_checkpoint(p, {"a": torch.ones(9), "b": Unwritable()}), OSError),
-        ("t.csv", lambda p: run.write_csv(p, ["a"], failing_rows()), OSError),
-        ("m.json", lambda p: run.write_json(p, {"a": float("nan")}), ValueError),
-        ("t.txt", lambda p: run.write_text(p, "a\udcff"), ValueError),
+        ("t.csv", lambda p: writing.write_csv(p, ["a"], failing_rows()), OSError),
+        ("m.json", lambda p: writing.write_json(p, {"a": float("nan")}), ValueError),
+        ("t.txt", lambda p: writing.write_text(p, "a\udcff"), ValueError),
     ],
 )
 def test_a_failing_write_leaves_what_was_there(tmp_path, name, write, error, there):
@@ -160,16 +160,16 @@ def test_a_file_is_synced_before_it_takes_its_place(tmp_path, monkeypatch):
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle)))
     monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
-    run.write_text(tmp_path / "a", "new")
+    writing.write_text(tmp_path / "a", "new")
     assert steps == ["fsync", "replace"]
     assert (tmp_path / "a").read_text() == "new"
 
 
 def test_json_and_csv(tmp_path):
-    run.write_json(tmp_path / "m.json", {"a": None, "b": [1, 2.5]})
+    writing.write_json(tmp_path / "m.json", {"a": None, "b": [1, 2.5]})
     assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [1, 2.5]}
     rows = [["a, b", None, 1.5], ['"c"', "é", -1]]
-    run.write_csv(tmp_path / "t.csv", ["id", "x", "y"], rows)
+    writing.write_csv(tmp_path / "t.csv", ["id", "x", "y"], rows)
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as handle:
         assert list(csv.reader(handle)) == [["id", "x", "y"], ["a, b", "", "1.5"], ['"c"', "é", "-1"]]
 
@@ -242,8 +242,8 @@ def test_the_environment_is_recorded(tmp_path):
 
 def test_yaml_reads_as_what_was_written():
     content = {"run": "1e-4", "rate": 1e-7, "name": "é: #", "none": None, "list": ["no", "2026-07-01", 1]}
-    assert yaml.safe_load(run.to_yaml(content)) == content
-    assert "'1e-4'" in run.to_yaml(content)  # plain YAML 1.1 would need no quotes; our loader does
+    assert yaml.safe_load(writing.to_yaml(content)) == content
+    assert "'1e-4'" in writing.to_yaml(content)  # plain YAML 1.1 would need no quotes; our loader does
 
 
 # --- metrics ---

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from race import race
 from sscl.data import decode
-from sscl.data.imagefolder import load_imagefolder
+from sscl.data.folder import load_folder
 from sscl.data.mhist import COLUMNS, load_mhist
 from sscl.data.synthetic import draw_tile
 
@@ -126,7 +126,7 @@ def listing(folder: Path, *, quick: bool) -> list[Row]:
     write_mhist(mhist, count, size_px=8)
 
     def as_folder() -> None:
-        load_imagefolder(classes, split="train", size_px=8, cache_dir=cache)
+        load_folder(classes, split="train", size_px=8, cache_dir=cache)
 
     def as_mhist() -> None:
         load_mhist(mhist, protocol="official", split="train", size_px=8, published=False, cache_dir=cache)

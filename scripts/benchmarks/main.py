@@ -30,7 +30,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))  # what lies here is measured, installed or not
 from sscl.device import describe_device, pick_device  # noqa: E402
-from sscl.run import environment, write_json, write_text  # noqa: E402
+from sscl.run import environment  # noqa: E402
+from sscl.writing import write_json, write_text  # noqa: E402
 
 # Topic: a module here with `measure(*, quick, device) -> rows`; what a run that is stopped should have goes first.
 TOPICS = {

@@ -27,7 +27,7 @@ from sscl import augment
 from sscl.data.split import stratified_split
 from sscl.data.tiles import TileStore, epoch_order
 from sscl.device import autocast
-from sscl.run import replacing
+from sscl.writing import replacing
 
 if TYPE_CHECKING:  # takes a second to import, and training needs none of it
     from sklearn.linear_model import LogisticRegression

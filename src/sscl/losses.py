@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sscl import dist
+from sscl import ranks
 
 # The contrastive losses hold this much of their matrix of similarities at a time. Small enough for a GPU's cache, large
 # enough that each of its kernels has work; on a CPU anything below is as fast.
@@ -23,8 +23,8 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, *, temperature: float = 0.7, reduc
     """Return the mean NT-Xent loss over both views of a batch, or the loss of each tile.
 
     Every row's positive is the other view of the same tile; its negatives are the 2N - 2 rows of the other tiles. With
-    a process group the negatives come from all ranks and the value is the mean over this rank's rows (`dist.mean` of it
-    is the global loss; under DistributedDataParallel its gradient is the global one).
+    a process group the negatives come from all ranks and the value is the mean over this rank's rows (`ranks.mean` of
+    it is the global loss; under DistributedDataParallel its gradient is the global one).
 
     Computed in float32 (float64 stays float64) with autocast off: autocast would turn even a `.float()` matmul into
     bf16. The matrix of similarities, (2B, 2N), is made in blocks of `BLOCK_BYTES`, and again in backward instead of
@@ -44,8 +44,8 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, *, temperature: float = 0.7, reduc
     with torch.autocast(a.device.type, enabled=False):
         a, b = _unit_rows(a), _unit_rows(b)
         anchors = torch.cat([a, b])  # (2B, D)
-        candidates = torch.cat([dist.gather(a), dist.gather(b)])  # (2N, D)
-        pairs, first = len(candidates) // 2, dist.rank() * len(a)
+        candidates = torch.cat([ranks.gather(a), ranks.gather(b)])  # (2N, D)
+        pairs, first = len(candidates) // 2, ranks.rank() * len(a)
         own = torch.arange(first, first + len(a), device=a.device)
         own = torch.cat([own, own + pairs])  # each anchor's own column
         everything = _logsumexp_of_products(anchors / temperature, candidates, own)  # (2B,)
@@ -80,8 +80,8 @@ def cross_view_info_nce(
     _check_views(a, b, temperature=temperature, reduction=reduction, loss="cross_view_info_nce")
     with torch.autocast(a.device.type, enabled=False):
         a, b = _unit_rows(a), _unit_rows(b)
-        forth = _logsumexp_of_products(a / temperature, dist.gather(b), None)  # (B,)
-        back = _logsumexp_of_products(b / temperature, dist.gather(a), None)  # (B,)
+        forth = _logsumexp_of_products(a / temperature, ranks.gather(b), None)  # (B,)
+        back = _logsumexp_of_products(b / temperature, ranks.gather(a), None)  # (B,)
         positive = (a * b).sum(1).repeat(2) / temperature  # (2B,)
         return _reduced(torch.cat([forth, back]) - positive, reduction)
 

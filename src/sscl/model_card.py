@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import calibration, metrics, run
+from sscl import calibration, metrics, run, writing
 from sscl.data.tiles import Tiles
 
 FILE = "MODEL_CARD.md"
@@ -371,7 +371,7 @@ def refresh(path: Path, section: str) -> str | None:
     end = first[len(first.rstrip("\r\n")) :]
     new = [line + end for line in ("", *section.split("\n"), "")]
     changed = "".join([*lines[: begins[0] + 1], *new, *lines[ends[0] :]])
-    with run.replacing(path) as temporary:
+    with writing.replacing(path) as temporary:
         temporary.write_bytes(changed.encode("utf-8"))
     return None
 

@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from sscl.run import replacing
+from sscl.writing import replacing
 
 SKIPPED, RECORDED = 3, 8  # steps
 COSTS = 3

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import datetime
 import json
 import os
 import platform
-import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-import yaml
 
 from sscl import __version__
 from sscl.weights import read_torch_file
+from sscl.writing import replacing, to_yaml, write_text
 
 CHECKPOINT_FORMAT = "sscl checkpoint 1"
 
@@ -82,21 +78,6 @@ def start_folder(path: Path, *, config: dict[str, Any], overwrite: bool) -> None
     write_text(path / "config.yaml", to_yaml(config))
 
 
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes text such as 1e-4, which sscl's loader would read as a number."""
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def to_yaml(content: dict[str, Any]) -> str:
-    """Return plain containers as YAML that loads as the same."""
-    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return text
-
-
 def environment() -> dict[str, Any]:
     """Return what a reader needs to place a result: versions, device, command."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -111,38 +92,6 @@ def environment() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["sscl", *sys.argv[1:]]),
     }
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; on success it is fsynced and takes `path`'s place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step; NaN is refused, undefined numbers are None."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file in one step; None is an empty field."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

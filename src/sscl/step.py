@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from sscl import augment, dist
+from sscl import augment, ranks
 from sscl.augment import Augmentation
 from sscl.device import autocast
 from sscl.losses import nt_xent
@@ -113,11 +113,11 @@ class ContrastiveStep:
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         project: Any = ViewProjections(model, views=views, precision=precision)
         whole: Any = self._signs
-        if compile and microbatch is None and dist.world_size() == 1:
+        if compile and microbatch is None and ranks.world_size() == 1:
             whole = torch.compile(whole, fullgraph=True)
         elif compile:
             project = torch.compile(project, fullgraph=True)
-        self._once, self._project, self._whole = project, dist.parallel(project), whole
+        self._once, self._project, self._whole = project, ranks.parallel(project), whole
 
     def backward(self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor) -> Signs:
         """Add the batch's gradient to the parameters' `.grad`; arguments as of `ViewProjections.forward`."""
@@ -155,7 +155,7 @@ class ContrastiveStep:
             gradients = torch.split(projections.grad, self.microbatch, dim=1)
             for i, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
                 last = i + 1 == len(parts)  # the ranks' gradients are averaged once, at the end
-                with contextlib.nullcontext() if last else dist.no_average(self._project):
+                with contextlib.nullcontext() if last else ranks.no_average(self._project):
                     torch.autograd.backward(self._project(*part, epoch), tuple(gradient))
         return Signs(losses.detach(), *similarities(*projections))
 
@@ -202,9 +202,9 @@ def similarities(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.
         a, b: this rank's projections of both views, (N, D) each; no (2N, 2N) matrix is made.
     """
     a, b = (F.normalize(x.detach().double(), dim=1) for x in (a, b))
-    count = 2 * len(a) * dist.world_size()
+    count = 2 * len(a) * ranks.world_size()
     # Mean over ranks of the sum of all views, (D,), and of the positive pairs' similarity, in one message.
-    shared = dist.mean(torch.cat([a.sum(0) + b.sum(0), (a * b).sum(1).mean()[None]]))
+    shared = ranks.mean(torch.cat([a.sum(0) + b.sum(0), (a * b).sum(1).mean()[None]]))
     positive = shared[-1]
-    everything = (shared[:-1] * dist.world_size()).square().sum()  # over all ordered pairs, self-pairs included
+    everything = (shared[:-1] * ranks.world_size()).square().sum()  # over all ordered pairs, self-pairs included
     return positive, (everything - count - count * positive) / (count * (count - 2))

@@ -20,7 +20,7 @@ from sscl import cam
 from sscl.classifier import load_classifier
 from sscl.commands import gradcam
 from sscl.config import GradcamConfig
-from sscl.data.imagefolder import load_imagefolder
+from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
 
@@ -273,7 +273,7 @@ def test_three_classes_explain_the_predicted_one(
     result = cli.gradcam(finetuned3, f"data.size_px={SIDE}", "per_class=1", f"out={out}")
 
     assert result.code == 0, result.err
-    loaded = load_imagefolder(folder3, split="test", size_px=SIDE)
+    loaded = load_folder(folder3, split="test", size_px=SIDE)
     maps, probabilities = closed_form(finetuned3, loaded.images)
     for row in read_rows(out / "boxes.csv"):
         index = loaded.ids.index(row["id"])

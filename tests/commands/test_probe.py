@@ -24,7 +24,7 @@ from sscl import features
 from sscl.commands import probe as command
 from sscl.commands.inputs import Start, frozen_encoder
 from sscl.config import EncoderConfig
-from sscl.data.imagefolder import load_imagefolder
+from sscl.data.folder import load_folder
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles, place_store
 from sscl.models import build_encoder
@@ -281,7 +281,7 @@ def test_adapted_statistics_are_those_of_each_part(probe, tmp_path, colours):
     start = frozen_encoder(EncoderConfig(model="resnet18"))
     given = {"mean": torch.tensor(start.mean), "std": torch.tensor(start.std)}
     for part, count in (("train", 52), ("test", 24)):
-        images = load_imagefolder(colours, split=part, size_px=32, cache_dir=tmp_path / "cache").images
+        images = load_folder(colours, split=part, size_px=32, cache_dir=tmp_path / "cache").images
         store, rows = place_store(images, device="cpu", budget_gb=1), np.arange(count)
         expected = features.outputs(
             features.adapt_batch_norm(start.encoder, store, rows, **given), store, rows, **given

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import features, metrics, run
+from sscl import features, metrics, run, writing
 from sscl.commands.inputs import (
     all_rows,
     check_inputs_outside,
@@ -146,7 +146,7 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
     }
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
-    run.write_json(out / "audit.json", report)
+    writing.write_json(out / "audit.json", report)
     written = ["audit.json", *draw(config, parts, pairs, across=across, flags=flags, out=out)]
     for line in summary(report):
         print(line)

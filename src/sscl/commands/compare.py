@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import comparison, run
+from sscl import comparison, run, writing
 from sscl.commands.inputs import load_tiles
 from sscl.commands.planning import (
     Step,
@@ -115,15 +115,15 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
 def start(out: Path, config: CompareConfig) -> None:
     """Make the folder, or go on in it, with the configuration and the environment."""
     out.mkdir(parents=True, exist_ok=True)
-    run.write_json(out / "env.json", run.environment())
-    run.write_text(out / "config.yaml", run.to_yaml(plain(config)))
+    writing.write_json(out / "env.json", run.environment())
+    writing.write_text(out / "config.yaml", writing.to_yaml(plain(config)))
 
 
 def finish(out: Path, report: Mapping[str, Any], pictures: Sequence[str]) -> None:
     """Write the report and print it."""
-    run.write_json(out / "compare.json", report)
+    writing.write_json(out / "compare.json", report)
     tables = comparison.tables(report)
-    run.write_text(out / "compare.md", markdown(report, tables))
+    writing.write_text(out / "compare.md", markdown(report, tables))
     for title, lines in tables:
         print(f"\n{title}\n{comparison.as_text(lines)}")
     print(f"\n{report['interval_method']}")

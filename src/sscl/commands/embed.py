@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from sscl import features, run
+from sscl import features, run, writing
 from sscl.commands.inputs import all_rows, check_inputs_outside, describe_tiles, frozen_encoder, load_tiles
 from sscl.config import EmbedConfig, plain
 from sscl.data.tiles import Tiles, place_store
@@ -93,8 +93,8 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
     draw_clusters(tiles, cluster, config, path=out / "clusters.png")
     labels = [tiles.classes[label] if label >= 0 else None for label in tiles.labels]
     table = zip(tiles.ids, cluster.tolist(), (f"{value:.6f}" for value in distance), labels, strict=True)
-    run.write_csv(out / "clusters.csv", ["id", "cluster", "distance", "class"], table)
-    run.write_json(out / "embed.json", report)
+    writing.write_csv(out / "clusters.csv", ["id", "cluster", "distance", "class"], table)
+    writing.write_json(out / "embed.json", report)
 
     weights = config.encoder.weights or f"random weights, seed {config.encoder.seed}"
     print(f"{start.encoder.name} ({weights}): {start.encoder.num_features} features of tiles at {size_px} px")
@@ -217,7 +217,7 @@ def write_embeddings(
     if tiles.groups is not None:
         arrays["groups"] = tiles.groups
     arrays |= {f"map_{name}": points for name, points in maps.items()}
-    with run.replacing(path) as temporary, temporary.open("wb") as handle:
+    with writing.replacing(path) as temporary, temporary.open("wb") as handle:
         np.savez(handle, **arrays)
 
 

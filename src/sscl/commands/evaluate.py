@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sscl import calibration, evaluation, features, model_card, run
+from sscl import calibration, evaluation, features, model_card, run, writing
 from sscl.classifier import load_classifier, normalisation, positive_class
 from sscl.commands.inputs import (
     all_rows,
@@ -95,7 +95,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     probabilities = calibration.softmax(logits, temperature=report["calibration"]["temperature"])
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
-    run.write_json(out / "metrics.json", report)
+    writing.write_json(out / "metrics.json", report)
     write_predictions(out / "predictions.csv", tiles, probabilities=probabilities)
     draw(out, tiles, report, probabilities=probabilities, positive=positive)
     print(f"device: {describe_device(device)}")
@@ -219,4 +219,4 @@ def write_predictions(path: Path, tiles: Tiles, *, probabilities: FloatArray) ->
         row += [str(tiles.votes[i])] if tiles.votes is not None else []
         row += [str(tiles.groups[i])] if tiles.groups is not None else []
         rows.append(row)
-    run.write_csv(path, header, rows)
+    writing.write_csv(path, header, rows)

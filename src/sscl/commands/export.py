@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from sscl import __version__, augment, run
+from sscl import __version__, augment, run, writing
 from sscl.classifier import load_classifier
 from sscl.commands.inputs import check_inputs_outside, frozen_encoder, run_of
 from sscl.config import EncoderConfig, ExportConfig, plain
@@ -93,12 +93,12 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
             files[path.name] = write_checked(exported, name, path, example=example, expected=expected)
         run.start_folder(out, config=plain(config), overwrite=overwrite)
         for name in files:
-            with run.replacing(out / name) as temporary:
+            with writing.replacing(out / name) as temporary:
                 os.replace(Path(folder) / name, temporary)
     shape = ["batch", *expected.shape[1:]]
     meaning = "pooled features" if config.what == "trunk" else "logits, in the order of classes"
     facts = {**facts, "output": {"shape": shape, "dtype": "float32", "meaning": meaning}, "files": files}
-    run.write_json(out / f"{stem}.json", facts)
+    writing.write_json(out / f"{stem}.json", facts)
 
     size = facts["size_px"]
     print(

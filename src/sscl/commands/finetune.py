@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, dist, features, memory, metrics, model_card, optim, run
+from sscl import augment, features, memory, metrics, model_card, optim, ranks, run, writing
 from sscl.augment import Augmentation
 from sscl.calibration import fit_calibration
 from sscl.classifier import positive_class
@@ -61,14 +61,14 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
     """Train one classifier, on all ranks."""
-    device = pick_device(config.device, local_rank=dist.local_rank())
-    with dist.group(device, timeout_minutes=config.train.timeout_minutes):
+    device = pick_device(config.device, local_rank=ranks.local_rank())
+    with ranks.group(device, timeout_minutes=config.train.timeout_minutes):
         finetune(config, device=device, overwrite=overwrite)
 
 
 def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -> None:
     """Train on this rank's device; rank 0 validates and writes."""
-    world, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
+    world, writes, progress = ranks.world_size(), ranks.rank() == 0, config.log.progress and ranks.rank() == 0
     precision = pick_precision(config.precision, device)
     tune(device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
@@ -78,7 +78,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
     over = f", {world} ranks" if world > 1 else ""
     print(f"device: {describe_device(device)}{over}, precision {precision}")
 
-    with dist.first_on_each_machine():
+    with ranks.first_on_each_machine():
         tiles = load_tiles(config.data, split="train", progress=progress)
         # Tiles that the data set itself keeps for validation.
         own = load_tiles(config.data, split="validation", progress=progress) if has_validation(config.data) else None
@@ -111,7 +111,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
     encoder, mean, std = start.encoder, start.mean, start.std
     model = Classifier(encoder, num_classes=len(tiles.classes)).to(device).to(memory_format=torch.channels_last)
     frozen = config.train.freeze_encoder
-    dist.synchronise_batch_norm(model, device)
+    ranks.synchronise_batch_norm(model, device)
     model.encoder.requires_grad_(not frozen)
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
@@ -131,15 +131,15 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
     watched_store = (
         store if own is None else place_store(own.images, device=device, budget_gb=config.data.device_budget_gb)
     )
-    dist.barrier()  # all have looked at the folder
+    ranks.barrier()  # all have looked at the folder
     log = None
     if writes:
         run.start_folder(folder, config=plain(config), overwrite=overwrite)
         log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
-    step_model = dist.parallel(model)
-    step_joint = None if joint is None else dist.parallel(joint)
+    step_model = ranks.parallel(model)
+    step_joint = None if joint is None else ranks.parallel(joint)
     part = batch_size // world
-    share = slice(dist.rank() * part, (dist.rank() + 1) * part)
+    share = slice(ranks.rank() * part, (ranks.rank() + 1) * part)
     labels = torch.from_numpy(tiles.labels).to(device)
     means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
     augmentation = Augmentation(**config.augment.model_dump())
@@ -221,7 +221,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                 total[:2] += torch.stack([loss.detach().double(), right])
                 if step_joint is not None:
                     pairs = split.with_unlabelled(order[step], unlabelled, seed=config.seed, step=epoch * steps + step)
-                    own_pairs = pairs[: len(pairs) // world * world].reshape(world, -1)[dist.rank()]
+                    own_pairs = pairs[: len(pairs) // world * world].reshape(world, -1)[ranks.rank()]
                     # Each step has a view number of its own, so that a tile met twice in an epoch gives two views.
                     pair_view = partial(view_of, epoch=epoch, view=step)
                     with autocast(device, precision):
@@ -232,7 +232,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                     take_step(contrast, optimizer=optimizer, scaler=scaler)
                     total[2] += contrast.detach()
                 bar.update()
-            train_loss, train_accuracy, contrast_loss = (dist.mean(total) / steps).tolist()
+            train_loss, train_accuracy, contrast_loss = (ranks.mean(total) / steps).tolist()
             seconds = time.perf_counter() - started  # of training; validation comes after
             if not np.isfinite(train_loss + contrast_loss):
                 left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
@@ -260,7 +260,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                     "learning_rate": optimizer.param_groups[-1]["lr"],
                     "tiles_per_second": steps * batch_size / seconds,
                 }
-            row = dist.from_first(row)
+            row = ranks.from_first(row)
             bar.set_postfix_str(
                 f"loss {train_loss:.3f}, validation {row['validation_loss']:.3f}, "
                 f"balanced accuracy {row['validation_balanced_accuracy']:.3f}"
@@ -288,7 +288,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                         slides_known=slides_known(config.data),
                         unlabelled=0 if joint is None else len(unlabelled),
                     )
-                    run.write_text(folder / model_card.FILE, card)
+                    writing.write_text(folder / model_card.FILE, card)
                 draw_curves(log.rows, folder / "curves.png")
             if epoch + 1 - best["epoch"] >= config.train.patience:
                 bar.write(f"stopped: no better epoch than {best['epoch']} in {config.train.patience}")
@@ -415,10 +415,10 @@ def build_loss(config: FinetuneConfig, labels: NDArray[np.int64], *, num_classes
             loss = focal_loss(logits, target, gamma=config.train.focal_gamma, weight=weight)
         else:
             loss = F.cross_entropy(logits, target, weight=weight)
-        if weight is None or dist.world_size() == 1:
+        if weight is None or ranks.world_size() == 1:
             return loss
         total = weight[target].sum()
-        return loss * total / dist.mean(total)
+        return loss * total / ranks.mean(total)
 
     return loss_of
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import calibration, comparison, dist, features, metrics, run
+from sscl import calibration, comparison, features, metrics, ranks, run, writing
 from sscl.classifier import load_classifier, normalisation, positive_class
 from sscl.commands.inputs import (
     all_rows,
@@ -66,7 +66,7 @@ def cross_validate(config: FinetuneConfig, *, train: Train, parts: Parts, overwr
     Raises:
         ValueError, FileNotFoundError: input that a user can mend, in one line, before anything is written.
     """
-    if dist.expected_ranks() > 1:
+    if ranks.expected_ranks() > 1:
         raise ValueError("train.folds: folds run one after the other in one process; start it without torchrun")
     device = pick_device(config.device)
     pick_precision(config.precision, device)
@@ -240,7 +240,7 @@ def predict(config: FinetuneConfig, tiles: Tiles, *, device: torch.device) -> No
         votes=tiles.votes,
         groups=None if tiles.groups is None else tiles.groups.tolist(),
     )
-    run.write_csv(Path(config.run) / "predictions.csv", header, rows)
+    writing.write_csv(Path(config.run) / "predictions.csv", header, rows)
 
 
 def caveats(config: FinetuneConfig, tiles: Tiles) -> list[str]:
@@ -345,14 +345,14 @@ def write(folder: Path, tiles: Tiles, report: dict[str, Any]) -> None:
         {**row, "fold": one["fold"]} for one in report["runs"] for row in read(Path(one["folder"]) / "predictions.csv")
     ]
     rows.sort(key=lambda row: row_of[row["id"]])
-    run.write_csv(folder / "predictions.csv", list(rows[0]), [list(row.values()) for row in rows])
+    writing.write_csv(folder / "predictions.csv", list(rows[0]), [list(row.values()) for row in rows])
     comparison_plots.plot_folds(
         {name: [value_of(one, key) for one in report["runs"]] for key, name in SHOWN.items()},
         pooled={name: value_of(report["pooled"], key) for key, name in SHOWN.items()},
         path=folder / "folds.png",
         title=f"{report['folds']} folds of the training split, {report['pooled']['tiles']} held-out tiles",
     )
-    run.write_json(folder / "folds.json", report)
+    writing.write_json(folder / "folds.json", report)
 
 
 def value_of(one: dict[str, Any], key: str) -> tuple[float | None, Sequence[float] | None]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, calibration, cam, features, run
+from sscl import augment, box_checks, calibration, cam, features, run, writing
 from sscl.classifier import (
     blank_classifier,
     describe_layer,
@@ -36,7 +36,7 @@ from sscl.commands.inputs import (
     run_of,
 )
 from sscl.config import DataConfig, GradcamConfig, plain
-from sscl.data.imagefolder import load_imagefolder
+from sscl.data.folder import load_folder
 from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
@@ -151,8 +151,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         )
     header = ["picture", "id", "label", "prediction", "probability", "positive_evidence", *BOX_FIELDS]
     header += ["score_without_bias", "map_sum_misses"]
-    run.write_csv(out / "boxes.csv", header, rows)
-    run.write_json(out / "localisation.json", localised)
+    writing.write_csv(out / "boxes.csv", header, rows)
+    writing.write_json(out / "localisation.json", localised)
     if config.images is None:
         print(describe_tiles(data, tiles, split=config.split))
     blank_maps = sum(row[5] == "no" for row in rows)
@@ -192,7 +192,7 @@ def load_explained_tiles(config: GradcamConfig, data: DataConfig, content: dict[
         return tiles
     if config.ids:
         raise ValueError("ids: choose tiles of the data set; give either ids or images")
-    tiles = load_imagefolder(
+    tiles = load_folder(
         config.images, split="all", size_px=data.size_px, cache_dir=data.cache_dir, progress=config.progress
     )
     if list(tiles.classes) == content["classes"]:

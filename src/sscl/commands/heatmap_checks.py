@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sscl import box_checks, cam, cam_checks, run
+from sscl import box_checks, cam, cam_checks, writing
 from sscl.plots import cam as cam_plots
 
 DRAWS = 3  # nets with random weights
@@ -72,7 +72,7 @@ def check_maps(
 
 def write_checks(found: dict[str, Any], *, out: Path, title: str) -> list[str]:
     """Write checks.json and the charts; return the names of the files. What could not be judged has no chart."""
-    run.write_json(out / "checks.json", found)
+    writing.write_json(out / "checks.json", found)
     names = ["checks.json"]
     charts = {"randomisation": cam_plots.plot_randomisation, "deletion_insertion": cam_plots.plot_deletion_insertion}
     for name, plot in (charts | {"box_sensitivity": cam_plots.plot_box_sensitivity}).items():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sscl import features
 from sscl.config import DataConfig, EncoderConfig, ModelConfig, plain, validate
 from sscl.data import duplicates
-from sscl.data.imagefolder import load_imagefolder
+from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import load_pathmnist
 from sscl.data.stain import normalise_tiles
@@ -108,7 +108,7 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             cache_dir=data.cache_dir,
             progress=progress,
         )
-    return load_imagefolder(
+    return load_folder(
         data.root,
         split=split,
         groups_csv=data.groups_csv,

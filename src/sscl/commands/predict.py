@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sscl import api, run
+from sscl import api, run, writing
 from sscl.commands.inputs import run_of
 from sscl.config import PredictConfig, plain
 from sscl.data import files
@@ -78,12 +78,12 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
             *(f"probability_{name}" for name in model.classes),
             *("confidence", "decided", "reason"),
         ]
-        run.write_csv(folder / "predictions.csv", header, predicted_rows(model, found, tally, config))
+        writing.write_csv(folder / "predictions.csv", header, predicted_rows(model, found, tally, config))
         if config.panels:
             pictures = draw_panels(model, found, tally, config, folder=folder)
         if tally.faults:
-            run.write_csv(folder / "unreadable.csv", ["path", "reason"], tally.faults)
-        run.write_json(folder / "summary.json", summary(model, found, tally, config))
+            writing.write_csv(folder / "unreadable.csv", ["path", "reason"], tally.faults)
+        writing.write_json(folder / "summary.json", summary(model, found, tally, config))
     print(f"device: {describe_device(model.device)}")
     for line in described(model, found, tally, config):
         print(line)
@@ -215,7 +215,7 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
                 )
                 bar.update()
     header = ["picture", "path", "prediction", "confidence", "map_of", "positive_evidence", *cam_plots.BOX_FIELDS]
-    run.write_csv(folder / "boxes.csv", [*header, "source_px"], rows)
+    writing.write_csv(folder / "boxes.csv", [*header, "source_px"], rows)
     return len(rows)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from sscl import dist, memory, optim, run
+from sscl import memory, optim, ranks, run, writing
 from sscl.augment import Augmentation
 from sscl.commands.health import carve_health, collapse_warning, health
 from sscl.commands.inputs import NO_STATISTICS, check_inputs_outside, start_encoder
@@ -48,14 +48,14 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     Raises:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
-    device = pick_device(config.device, local_rank=dist.local_rank())
-    with dist.group(device, timeout_minutes=config.train.timeout_minutes):
+    device = pick_device(config.device, local_rank=ranks.local_rank())
+    with ranks.group(device, timeout_minutes=config.train.timeout_minutes):
         pretrain(config, device=device, overwrite=overwrite, resume=resume)
 
 
 def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:
     """Pretrain on this rank's device; rank 0 writes."""
-    world, writes, progress = dist.world_size(), dist.rank() == 0, config.log.progress and dist.rank() == 0
+    world, writes, progress = ranks.world_size(), ranks.rank() == 0, config.log.progress and ranks.rank() == 0
     precision = pick_precision(config.precision, device)
     tune(device)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     over = f", {world} ranks" if world > 1 else ""
     print(f"device: {describe_device(device)}{over}, precision {precision}")
 
-    with dist.first_on_each_machine():
+    with ranks.first_on_each_machine():
         tiles, source_of = load_sources(config)
     watch = carve_health(tiles, config)
     train, weighted = watch.train, config.data[0].weight is not None
@@ -88,7 +88,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         encoder.num_features, kind=config.projection.kind, hidden=config.projection.hidden, dim=config.projection.dim
     )
     model = ContrastiveModel(encoder, projection=projection).to(device).to(memory_format=torch.channels_last)
-    dist.synchronise_batch_norm(model, device)
+    ranks.synchronise_batch_norm(model, device)
     peak = optim.scaled_learning_rate(
         config.train.learning_rate, batch_size=batch_size, scaling=config.train.learning_rate_scaling
     )
@@ -107,7 +107,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         scaler.load_state_dict(content["scaler"])
         first_epoch = content["epoch"]
         print(f"resuming {folder} after epoch {first_epoch}")
-    dist.barrier()  # all have looked at the folder
+    ranks.barrier()  # all have looked at the folder
     log = None
     if writes:
         if not resume:
@@ -214,8 +214,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             check_finite(late.item(), epoch=epoch, step=steps - 1, folder=folder)
 
             seconds = time.perf_counter() - started
-            mean_loss, positive, negative = (dist.mean(total) / steps).tolist()
-            per_source = dist.mean(per_source)
+            mean_loss, positive, negative = (ranks.mean(total) / steps).tolist()
+            per_source = ranks.mean(per_source)
             if log is None:
                 continue
             row = {
@@ -257,7 +257,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             draw_curves(log.rows, folder / "curves.png")
     if log is not None:
         log.close()
-        with run.replacing(folder / "encoder.pt") as temporary:
+        with writing.replacing(folder / "encoder.pt") as temporary:
             torch.save({key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
         report_end(log.rows, folder, config=config, finished=last_epoch == config.train.epochs)
@@ -281,7 +281,7 @@ def share_of_batch(config: PretrainConfig, *, world: int) -> slice:
             f"train.microbatch: got {micro}, which does not divide the {part} tiles of a batch on "
             f"{'this device' if world == 1 else 'each rank'}; allowed are its divisors"
         )
-    return slice(dist.rank() * part, (dist.rank() + 1) * part)
+    return slice(ranks.rank() * part, (ranks.rank() + 1) * part)
 
 
 def losses_by_source(per_source: torch.Tensor, config: PretrainConfig) -> dict[str, float]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from sscl import features, metrics, probe_report, run
+from sscl import features, metrics, probe_report, run, writing
 from sscl.commands.inputs import (
     check_inputs_outside,
     frozen_encoder,
@@ -149,11 +149,11 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     tables = probe_report.tables(summary, gains, reference=config.reference)
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
-    run.write_json(out / "probe.json", report)
+    writing.write_json(out / "probe.json", report)
     legend = probe_report.legend(neighbours=config.neighbours, **bootstrap, reference=config.reference)
     sections = [*(table.markdown() for table in tables), *(f"{line}." for line in legend)]
     sections += [f"Note: {note}." for note in report["notes"]]
-    run.write_text(out / "probe.md", "\n\n".join(sections) + "\n")
+    writing.write_text(out / "probe.md", "\n\n".join(sections) + "\n")
     chance = {where: 1 / len(np.unique(labels)) for where, labels in found.labels.items()}
     images = {row.name: row.images for row in config.encoders}
     charts = probe_plots.draw_charts(summary, chance=chance, images=images, folder=out)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sscl import comparison, run
+from sscl import comparison, run, writing
 from sscl.classifier import resolve_target
 from sscl.commands.health import collapse_warning
 from sscl.commands.inputs import has_validation, load_tiles, merge_data, run_of, split_changes
@@ -67,7 +67,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     content["sections"].append(studies.provenance(provenance_of(sources, subject)))
     html = page.render(content)
     out.parent.mkdir(parents=True, exist_ok=True)
-    run.write_text(out, html)
+    writing.write_text(out, html)
     shown = 0 if content["gallery"] is None else len(content["gallery"]["tiles"])
     print(
         f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles): open it in a browser; it needs no network"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.decode import decode_file, decode_image
-from sscl.data.imagefolder import EXTENSIONS
+from sscl.data.folder import EXTENSIONS
 from sscl.data.ingest import read_table
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
@@ -47,7 +47,7 @@ class Found:
 def find_images(words: Sequence[str | Path]) -> Found:
     """Return the images that files, folders and lists stand for, each once, in the order of the words.
 
-    A folder stands for all images below it (by suffix, see `imagefolder`), in the order of their names, without hidden
+    A folder stands for all images below it (by suffix, see `folder`), in the order of their names, without hidden
     ones; links are followed. A file that ends in .csv is a list: its column `path`, relative to the CSV's own folder.
     Any other file is taken for an image. A file that comes up again, by whatever way or link, counts once.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sscl.data.imagefolder import load_imagefolder
+from sscl.data.folder import load_folder
 
 
 def save(path: Path, *, seed: int = 0, size_px: int = 8) -> None:
@@ -18,7 +18,7 @@ def save(path: Path, *, seed: int = 0, size_px: int = 8) -> None:
 
 
 def load(root: Path, *, split: str = "all", **options):
-    return load_imagefolder(root, split=split, **{"size_px": 8, "cache_dir": root.parent / "cache", **options})
+    return load_folder(root, split=split, **{"size_px": 8, "cache_dir": root.parent / "cache", **options})
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_names_that_cannot_be_shown_are_refused(tmp_path, name):
     place.parent.mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(place)
     with pytest.raises(ValueError, match="rename it") as caught:
-        load_imagefolder(tmp_path, split="all", size_px=32)
+        load_folder(tmp_path, split="all", size_px=32)
     assert str(caught.value).isprintable()
 
 

@@ -1,4 +1,4 @@
-"""Ranks that talk over gloo equal one process. What a rank does is in tests/dist_ranks.py."""
+"""Ranks that talk over gloo equal one process. What a rank does is in tests/rank_tasks.py."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sscl import dist
+from sscl import ranks
 
-SCRIPT = Path(__file__).with_name("dist_ranks.py")
+SCRIPT = Path(__file__).with_name("rank_tasks.py")
 SECONDS = 120  # a rank that waits for another for ever is killed; they need a few
 
 
 def load_script():
-    spec = importlib.util.spec_from_file_location("dist_ranks", SCRIPT)
+    spec = importlib.util.spec_from_file_location("rank_tasks", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -103,7 +103,9 @@ def test_a_loss_over_ranks_equals_one_process(world, task, request):
 
 @pytest.mark.parametrize("world", ["two", "four"])
 def test_losses_of_tiles_over_ranks_equal_one_process(world, request):
-    assert largest_difference(request.getfixturevalue(world)["contrast_of_tiles"], rank_tasks.contrast_of_tiles()) < 1e-12
+    assert (
+        largest_difference(request.getfixturevalue(world)["contrast_of_tiles"], rank_tasks.contrast_of_tiles()) < 1e-12
+    )
 
 
 @pytest.mark.parametrize("world", ["two", "four"])
@@ -135,13 +137,13 @@ def test_training_steps_on_two_ranks_equal_one_process(two, task, dtype, toleran
 
 def test_one_process_needs_no_group():
     rows = torch.arange(6.0).reshape(3, 2).requires_grad_()
-    assert dist.world_size() == 1
-    assert dist.rank() == 0
-    assert dist.gather(rows) is rows
-    mean = dist.mean(rows.sum())
+    assert ranks.world_size() == 1
+    assert ranks.rank() == 0
+    assert ranks.gather(rows) is rows
+    mean = ranks.mean(rows.sum())
     assert mean.item() == 15
     assert not mean.requires_grad
-    dist.stop()  # nothing to leave
+    ranks.stop()  # nothing to leave
 
 
 def test_start_without_torchrun_does_nothing(monkeypatch):
@@ -149,7 +151,7 @@ def test_start_without_torchrun_does_nothing(monkeypatch):
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         if value is not None:
             monkeypatch.setenv("WORLD_SIZE", value)
-        dist.start()
+        ranks.start()
         assert not torch.distributed.is_initialized()
 
 

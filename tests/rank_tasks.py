@@ -1,4 +1,4 @@
-"""One rank of tests/test_dist.py: `python dist_ranks.py TASK [TASK ...]`, in the environment that torchrun gives.
+"""One rank of tests/test_dist.py: `python rank_tasks.py TASK [TASK ...]`, in the environment that torchrun gives.
 
 Each task returns named tensors, computed by all ranks together; rank 0 writes them to $RESULTS/TASK.pt. Run in one
 process, without that environment, the same functions give what the ranks must equal.
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as td
 from torch import nn
 
-from sscl import dist
+from sscl import ranks
 from sscl.losses import cross_view_info_nce, nt_xent
 
 PAIRS, INPUTS, DIM = 8, 6, 5
@@ -26,7 +26,7 @@ Results = dict[str, torch.Tensor]
 
 def share(rows: torch.Tensor) -> torch.Tensor:
     """This rank's rows of a batch."""
-    return rows.chunk(dist.world_size())[dist.rank()]
+    return rows.chunk(ranks.world_size())[ranks.rank()]
 
 
 def contrast(
@@ -42,34 +42,34 @@ def contrast(
         layer.weight.copy_(torch.randn(DIM, INPUTS, generator=generator, dtype=torch.float64))
         layer.bias.fill_(0.1)
     a, b = layer(torch.cat([share(first), share(second)])).chunk(2)
-    honest = dist.gather
-    dist.gather = gather or honest
+    honest = ranks.gather
+    ranks.gather = gather or honest
     try:
         loss = loss_of(a, b)
     finally:
-        dist.gather = honest
+        ranks.gather = honest
     loss.backward()
     assert layer.weight.grad is not None
     assert layer.bias.grad is not None
     # What DistributedDataParallel does, without the seconds it takes to import; `train` has the real one.
-    return {"loss": dist.mean(loss), "weight": dist.mean(layer.weight.grad), "bias": dist.mean(layer.bias.grad)}
+    return {"loss": ranks.mean(loss), "weight": ranks.mean(layer.weight.grad), "bias": ranks.mean(layer.bias.grad)}
 
 
 def contrast_with_cut_gather() -> Results:
     """The common mistake, which the comparison must notice: torch's all_gather, with this rank's rows put back."""
 
     def gather(rows: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.world_size())]
+        parts = [torch.empty_like(rows) for _ in range(ranks.world_size())]
         td.all_gather(parts, rows.detach().contiguous())
-        parts[dist.rank()] = rows
+        parts[ranks.rank()] = rows
         return torch.cat(parts)
 
-    return contrast(gather if dist.world_size() > 1 else None)
+    return contrast(gather if ranks.world_size() > 1 else None)
 
 
 def gather_order() -> Results:
-    rows = torch.arange(2.0)[:, None] + 10 * dist.rank()
-    return {"rows": dist.gather(rows)}
+    rows = torch.arange(2.0)[:, None] + 10 * ranks.rank()
+    return {"rows": ranks.gather(rows)}
 
 
 class Net(nn.Module):
@@ -107,7 +107,7 @@ def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
         optimizer.zero_grad()
         signs = contrast.backward(torch.from_numpy(images)[rows], rows, torch.zeros_like(rows), torch.tensor(step))
         optimizer.step()
-        losses.append(torch.stack([dist.mean(signs.losses.mean()), signs.positive, signs.negative]))
+        losses.append(torch.stack([ranks.mean(signs.losses.mean()), signs.positive, signs.negative]))
     moved = {f"moved.{name}": value - start[name] for name, value in net.state_dict().items()}
     return {"losses": torch.stack(losses), **net.state_dict(), **moved}
 
@@ -117,7 +117,7 @@ def contrast_of_tiles() -> Results:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, PAIRS, DIM, generator=generator, dtype=torch.float64)
     losses = (nt_xent, cross_view_info_nce)
-    return {f.__name__: dist.gather(f(share(a), share(b), reduction="none")) for f in losses}
+    return {f.__name__: ranks.gather(f(share(a), share(b), reduction="none")) for f in losses}
 
 
 TASKS: dict[str, Callable[[], Results]] = {
@@ -134,15 +134,15 @@ TASKS: dict[str, Callable[[], Results]] = {
 
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    dist.start()
-    assert dist.world_size() == int(os.environ["WORLD_SIZE"]), "no process group"
-    assert dist.rank() == int(os.environ["RANK"])
+    ranks.start()
+    assert ranks.world_size() == int(os.environ["WORLD_SIZE"]), "no process group"
+    assert ranks.rank() == int(os.environ["RANK"])
     for name in names:
         found: dict[str, Any] = TASKS[name]()
-        if dist.rank() == 0:
+        if ranks.rank() == 0:
             torch.save(found, Path(os.environ["RESULTS"]) / f"{name}.pt")
-    dist.stop()
-    assert dist.world_size() == 1
+    ranks.stop()
+    assert ranks.world_size() == 1
 
 
 if __name__ == "__main__":

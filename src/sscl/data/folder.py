@@ -21,7 +21,7 @@ from sscl.data.tiles import UNLABELLED, Tiles
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
 
-def load_imagefolder(
+def load_folder(
     root: Path | str,
     *,
     split: str,
