@@ -21,10 +21,12 @@ import torch
 from PIL import Image
 
 import sscl
-from sscl import api, augment, calibration, cam, run
+from sscl import api, augment, calibration, cam
 from sscl.config import FinetuneConfig, load_config, plain
 from sscl.data.stain import normalise_stain
-from sscl.models import Classifier, build_encoder
+from sscl.models import checkpoint
+from sscl.models.encoders import build_encoder
+from sscl.models.heads import Classifier
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "API.md"
 SIDE = 64
@@ -65,7 +67,7 @@ def write_run(
     if calibrated:
         positive = 1 if len(classes) == 2 else None
         content["calibration"] = calibration.fit_calibration(logits, truth, classes=classes, positive=positive)
-    run.save_checkpoint(folder / "checkpoints" / "best.pt", content)
+    checkpoint.save_checkpoint(folder / "checkpoints" / "best.pt", content)
     return folder
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sscl import box_checks, cam, cam_checks
 from sscl.map_similarity import spearman, ssim
-from sscl.models import Classifier, build_encoder
+from sscl.models.encoders import build_encoder
+from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
 
 SIDE = 64

@@ -13,8 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sscl import features
-from sscl.features import cached_outputs, fit_linear_probe, knn_probabilities, validation_folds
+from sscl.data.cache import cached_outputs
+from sscl.models import features
+from sscl.models.features import fit_linear_probe, knn_probabilities, validation_folds
 
 GRID = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 

@@ -7,18 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from sscl import memory, models, optim
+from sscl import memory, optim
 from sscl.device import autocast
 from sscl.memory import activation_bytes, out_of_memory_hint, readable, report
+from sscl.models import encoders, heads
 
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 32, 32)
 
 
 def contrastive(name: str) -> nn.Module:
-    encoder = models.build_encoder(name)
-    projection = models.build_projection(encoder.num_features, kind="mlp", hidden=64, dim=16)
-    return models.ContrastiveModel(encoder, projection=projection).to(memory_format=torch.channels_last)
+    encoder = encoders.build_encoder(name)
+    projection = heads.build_projection(encoder.num_features, kind="mlp", hidden=64, dim=16)
+    return heads.ContrastiveModel(encoder, projection=projection).to(memory_format=torch.channels_last)
 
 
 def really_saved(model: nn.Module, *, precision: str = "fp32") -> int:

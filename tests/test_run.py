@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from sscl import __version__, run, writing
+from sscl.models import checkpoint
 
 CONTENT = {
     "kind": "pretrain",
@@ -30,7 +31,7 @@ def files_of(folder: Path) -> list[str]:
 def our_folder(path: Path, *, checkpoint: bool = True) -> Path:
     run.start_folder(path, config={"run": str(path)}, overwrite=True)
     if checkpoint:
-        run.save_checkpoint(path / "checkpoints" / "last.pt", CONTENT)
+        checkpoint.save_checkpoint(path / "checkpoints" / "last.pt", CONTENT)
     return path
 
 
@@ -39,11 +40,11 @@ def our_folder(path: Path, *, checkpoint: bool = True) -> Path:
 
 def test_checkpoint_round_trip(tmp_path):
     path = tmp_path / "run" / "checkpoints" / "last.pt"
-    run.save_checkpoint(path, CONTENT)
+    checkpoint.save_checkpoint(path, CONTENT)
     assert files_of(tmp_path) == ["run/checkpoints/last.pt"]
     for given in (path, tmp_path / "run", str(tmp_path / "run")):
-        loaded = run.load_checkpoint(given, kind="pretrain")
-        assert loaded.pop("format") == run.CHECKPOINT_FORMAT
+        loaded = checkpoint.load_checkpoint(given, kind="pretrain")
+        assert loaded.pop("format") == checkpoint.CHECKPOINT_FORMAT
         assert {k: v for k, v in loaded.items() if k not in ("encoder", "optimizer")} == {
             k: v for k, v in CONTENT.items() if k not in ("encoder", "optimizer")
         }
@@ -54,30 +55,30 @@ def test_checkpoint_round_trip(tmp_path):
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
-    run.save_checkpoint(tmp_path / "checkpoints" / "last.pt", {**CONTENT, "epoch": 9})
-    assert run.load_checkpoint(tmp_path)["epoch"] == 9
-    run.save_checkpoint(tmp_path / "checkpoints" / "best.pt", {**CONTENT, "epoch": 5})
-    assert run.load_checkpoint(tmp_path)["epoch"] == 5
-    assert run.load_checkpoint(tmp_path / "checkpoints" / "last.pt")["epoch"] == 9
+    checkpoint.save_checkpoint(tmp_path / "checkpoints" / "last.pt", {**CONTENT, "epoch": 9})
+    assert checkpoint.load_checkpoint(tmp_path)["epoch"] == 9
+    checkpoint.save_checkpoint(tmp_path / "checkpoints" / "best.pt", {**CONTENT, "epoch": 5})
+    assert checkpoint.load_checkpoint(tmp_path)["epoch"] == 5
+    assert checkpoint.load_checkpoint(tmp_path / "checkpoints" / "last.pt")["epoch"] == 9
 
 
 def test_missing_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none: no such run folder or checkpoint file"):
-        run.load_checkpoint(tmp_path / "none")
+        checkpoint.load_checkpoint(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"not a run folder with a checkpoint \(no checkpoints/best.pt or last"):
-        run.load_checkpoint(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
 def test_truncated_checkpoints(tmp_path, share):
     path = tmp_path / "last.pt"
-    run.save_checkpoint(path, CONTENT)
+    checkpoint.save_checkpoint(path, CONTENT)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(
         ValueError, match=r"last\.pt: not a readable checkpoint \(.+\); it is truncated, or was"
     ) as caught:
-        run.load_checkpoint(path)
+        checkpoint.load_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
@@ -95,11 +96,11 @@ def test_files_that_are_not_ours(tmp_path, monkeypatch):
         lambda: path.write_text("hello"),
         lambda: path.write_bytes(pickle.dumps(Harmful(), protocol=2)),
         lambda: torch.save(Harmful(), path),
-        lambda: torch.save({"format": run.CHECKPOINT_FORMAT, "kind": Harmful()}, path),
+        lambda: torch.save({"format": checkpoint.CHECKPOINT_FORMAT, "kind": Harmful()}, path),
     ):
         write()
         with pytest.raises(ValueError, match=r"other\.pt: not a readable checkpoint"):
-            run.load_checkpoint(path)
+            checkpoint.load_checkpoint(path)
     assert not Path("harm-was-done").exists()
     for content, found in (
         ([torch.ones(2)], "'another file'"),
@@ -110,14 +111,14 @@ def test_files_that_are_not_ours(tmp_path, monkeypatch):
         with pytest.raises(
             ValueError, match=rf"other\.pt: not a checkpoint of this sscl \(found {found}, expected 'sscl"
         ):
-            run.load_checkpoint(path)
+            checkpoint.load_checkpoint(path)
 
 
 def test_checkpoints_of_another_command(tmp_path):
-    run.save_checkpoint(tmp_path / "last.pt", CONTENT)
+    checkpoint.save_checkpoint(tmp_path / "last.pt", CONTENT)
     message = r"last\.pt: written by sscl pretrain; a checkpoint of sscl finetune is needed here"
     with pytest.raises(ValueError, match=message):
-        run.load_checkpoint(tmp_path / "last.pt", kind="finetune")
+        checkpoint.load_checkpoint(tmp_path / "last.pt", kind="finetune")
 
 
 # --- files are whole or absent ---
@@ -139,7 +140,7 @@ def failing_rows():
 @pytest.mark.parametrize(
     ("name", "write", "error"),
     [
-        ("c.pt", lambda p: run.save_checkpoint(p, {"a": torch.ones(9), "b": Unwritable()}), OSError),
+        ("c.pt", lambda p: checkpoint.save_checkpoint(p, {"a": torch.ones(9), "b": Unwritable()}), OSError),
         ("t.csv", lambda p: writing.write_csv(p, ["a"], failing_rows()), OSError),
         ("m.json", lambda p: writing.write_json(p, {"a": float("nan")}), ValueError),
         ("t.txt", lambda p: writing.write_text(p, "a\udcff"), ValueError),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from race import race
 from sscl.cam import grad_cam
-from sscl.models import Classifier, build_encoder
+from sscl.models.encoders import build_encoder
+from sscl.models.heads import Classifier
 
 TARGET = 1  # the class that is explained
 

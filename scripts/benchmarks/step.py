@@ -21,7 +21,8 @@ from sscl.augment import Augmentation
 from sscl.data.tiles import place_store
 from sscl.device import autocast, pick_precision
 from sscl.losses import nt_xent
-from sscl.models import ContrastiveModel, build_encoder, build_projection
+from sscl.models.encoders import build_encoder
+from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.step import ContrastiveStep, Views, similarities
 
 SECONDS, QUICK_SECONDS = 40.0, 0.5

@@ -15,10 +15,7 @@ import torch
 import torchvision
 
 from sscl import __version__
-from sscl.weights import read_torch_file
-from sscl.writing import replacing, to_yaml, write_text
-
-CHECKPOINT_FORMAT = "sscl checkpoint 1"
+from sscl.writing import to_yaml, write_text
 
 
 def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False, trains: bool = False) -> Path:
@@ -94,51 +91,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint (tensors and plain containers) in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        torch.save({"format": CHECKPOINT_FORMAT, **content}, temporary)
-
-
-def checkpoint_file(path: str | Path) -> Path:
-    """Return the checkpoint file that a run folder or a file name stands for: best.pt if there is one, else last.pt.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such run folder or checkpoint file")
-        return path
-    for name in ("best.pt", "last.pt"):
-        if (path / "checkpoints" / name).is_file():
-            return path / "checkpoints" / name
-    raise FileNotFoundError(f"{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt)")
-
-
-def load_checkpoint(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
-    """Return a checkpoint's content.
-
-    Args:
-        path: a run folder or a checkpoint file.
-        kind: the command that must have written it, "pretrain" or "finetune"; None takes either.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, not ours, or written by another command.
-    """
-    file = checkpoint_file(path)
-    content = read_torch_file(file)
-    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
-        found = content.get("format", "another file of tensors") if isinstance(content, dict) else "another file"
-        raise ValueError(f"{file}: not a checkpoint of this sscl (found {found!r}, expected {CHECKPOINT_FORMAT!r})")
-    if kind is not None and content["kind"] != kind:
-        raise ValueError(f"{file}: written by sscl {content['kind']}; a checkpoint of sscl {kind} is needed here")
-    return content
-
-
 class MetricsLog:
     """metrics.jsonl, one JSON object a line, and TensorBoard events when asked for."""
 
@@ -201,3 +153,10 @@ def tensorboard_writer(folder: Path, *, keep_epochs: int | None = None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=None if keep_epochs is None else keep_epochs + 1)
+
+
+def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:
+    """Raise ValueError if a file or folder to read, given by its key, lies in the folder that would be replaced."""
+    for key, value in inputs.items():
+        if value not in (None, "imagenet") and Path(str(value)).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder}: holds {key}={value}, which would be lost; name another folder to write")

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from sscl.commands import audit as command
-from sscl.commands import inputs
-from sscl.commands.inputs import load_tiles
 from sscl.config import AuditConfig, DataConfig, load_config
-from sscl.data import duplicates
+from sscl.data import duplicates, load
 from sscl.data.duplicates import Pair
+from sscl.data.load import load_tiles
 from sscl.data.synthetic import draw_tile
 from sscl.data.tiles import Tiles
+from sscl.models import start
 
 SIZE_PX = 96
 
@@ -162,8 +162,8 @@ def test_embeddings_are_in_the_order_of_the_tiles_and_normalised_as_the_encoder_
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3))
 
-    start = inputs.Start(Means(), (0.5, 0.25, 0.125), (0.5, 0.2, 0.1), [], size_px=32)
-    monkeypatch.setattr(command, "frozen_encoder", lambda _: start)
+    opened = start.Start(Means(), (0.5, 0.25, 0.125), (0.5, 0.2, 0.1), [], size_px=32)
+    monkeypatch.setattr(command, "frozen_encoder", lambda _: opened)
     flat = tmp_path / "flat"
     for index in range(3):
         save(picture(50 + index), flat / f"{index}.png")
@@ -305,9 +305,9 @@ def test_no_cluster_is_split(seed, twins):
     mixed = [load_tiles(plain, split=split, progress=False) for split in ("train", "test")]
     assert {original(name) for name in mixed[0].ids} & {original(name) for name in mixed[1].ids}
     everything = load_tiles(data, split="all", progress=False)
-    assert "12 clusters" in inputs.describe_tiles(data, everything, split="all")
+    assert "12 clusters" in load.describe_tiles(data, everything, split="all")
     apart = everything.subset(np.unique(everything.groups, return_index=True)[1])
-    assert inputs.describe_tiles(data, apart, split="all").endswith(f"stay together: {len(apart)} single tiles")
+    assert load.describe_tiles(data, apart, split="all").endswith(f"stay together: {len(apart)} single tiles")
 
 
 def test_given_groups_and_clusters_are_joined(twins, tmp_path):

@@ -23,6 +23,7 @@ import yaml
 from sscl import run
 from sscl.commands import compare, planning
 from sscl.config import CompareConfig, load_config, plain
+from sscl.models import checkpoint
 
 COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "timm:test_resnet"}}
 FINETUNE = {**COMMON, "train": {"epochs": 2, "batch_size": 8, "patience": 2}}
@@ -247,10 +248,10 @@ def fabricate(step: planning.Step, right: list[int] | None = None, *, epochs: in
     rows = [{"epoch": i + 1, "validation_accuracy": 0.5, "validation_loss": 1.0} for i in range(epochs)]
     (step.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if step.entry.command == "pretrain":
-        run.save_checkpoint(step.folder / "checkpoints/last.pt", {"kind": "pretrain", "epoch": epochs})
+        checkpoint.save_checkpoint(step.folder / "checkpoints/last.pt", {"kind": "pretrain", "epoch": epochs})
         torch.save({}, step.folder / "encoder.pt")
         return
-    run.save_checkpoint(step.folder / "checkpoints/best.pt", {"kind": "finetune", "epoch": best})
+    checkpoint.save_checkpoint(step.folder / "checkpoints/best.pt", {"kind": "finetune", "epoch": best})
     if right is None:
         return
     folder = step.folder / "eval_test"

@@ -22,11 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sscl import __version__
-from sscl.classifier import load_classifier
 from sscl.commands import export
-from sscl.commands.inputs import frozen_encoder
 from sscl.config import EncoderConfig
-from sscl.models import build_encoder
+from sscl.models.classifier import load_classifier
+from sscl.models.encoders import build_encoder
+from sscl.models.start import frozen_encoder
 
 ALL = "formats=[safetensors,pt,torchscript,torch_export,onnx]"
 FILES = ["encoder.safetensors", "encoder.pt", "encoder.torchscript.pt", "encoder.pt2", "encoder.onnx"]

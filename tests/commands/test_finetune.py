@@ -16,10 +16,10 @@ from PIL import Image
 
 from sscl.calibration import fit_calibration
 from sscl.commands import finetune
-from sscl.commands.inputs import start_encoder
 from sscl.config import FinetuneConfig, ModelConfig
 from sscl.data.split import label_fraction, occurrences
 from sscl.data.tiles import Tiles
+from sscl.models.start import start_encoder
 
 KEYS = {
     "epoch",

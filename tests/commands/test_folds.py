@@ -20,10 +20,11 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from sscl import metrics
-from sscl.classifier import load_classifier
-from sscl.commands import finetune, folds, inputs
+from sscl.commands import finetune, folds
 from sscl.config import FinetuneConfig
+from sscl.data import load
 from sscl.data.tiles import Tiles
+from sscl.models.classifier import load_classifier
 
 Rows = Callable[[Path], list[dict[str, str]]]
 
@@ -125,7 +126,7 @@ def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: p
 
     def spy(data: Any, *, split: str, progress: bool) -> Tiles:
         asked.append(split)
-        return inputs.load_tiles(data, split=split, progress=progress)
+        return load.load_tiles(data, split=split, progress=progress)
 
     for module in (finetune, folds):
         monkeypatch.setattr(module, "load_tiles", spy)
@@ -164,7 +165,7 @@ def test_the_seed_decides_what_each_fold_holds_out() -> None:
 def test_predictions_are_the_calibrated_ones_of_the_folds_own_classifier(crossed: Any, read_rows: Rows) -> None:
     run, _ = crossed
     settings = FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False)
-    tiles = inputs.load_tiles(settings.data, split="train", progress=False)
+    tiles = load.load_tiles(settings.data, split="train", progress=False)
     for i in (1, 2):
         model, content = load_classifier(run / f"fold_{i}", device=torch.device("cpu"))
         rows = read_rows(run / f"fold_{i}/predictions.csv")
@@ -217,7 +218,7 @@ def test_report_is_that_of_the_predictions(crossed: Any, read_rows: Rows) -> Non
 def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> None:
     run, _ = crossed
     one = yaml.safe_load((run / "config.yaml").read_text())
-    loaded = inputs.load_tiles(FinetuneConfig.model_validate(one, strict=False).data, split="train", progress=False)
+    loaded = load.load_tiles(FinetuneConfig.model_validate(one, strict=False).data, split="train", progress=False)
     report = folds.build_report(
         config(folds=3), loaded, [run / f"fold_{i}" for i in (1, 2, 1)], numbers=[1, 2, 3], notes=["n"]
     )
@@ -230,7 +231,7 @@ def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, monkeypatch: pyte
     monkeypatch.setattr(folds.run, "load_checkpoint", lambda folder, *, kind: {"epoch": 4})
     monkeypatch.setattr(folds.run, "read_metrics", lambda path: [{}] * 9)
     settings = FinetuneConfig.model_validate(yaml.safe_load((crossed[0] / "config.yaml").read_text()), strict=False)
-    loaded = inputs.load_tiles(settings.data, split="train", progress=False)
+    loaded = load.load_tiles(settings.data, split="train", progress=False)
     report = folds.build_report(settings, loaded, [crossed[0] / "fold_2"], numbers=[2], notes=[])
     assert [(one["fold"], one["epoch"], one["epochs"]) for one in report["runs"]] == [(2, 4, 9)]
 
@@ -312,7 +313,7 @@ def test_another_configuration_other_tiles_and_newer_weights_are_refused(
     complete = folds.fold_config(
         FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False), 1
     )
-    tiles = inputs.load_tiles(complete.data, split="train", progress=False)
+    tiles = load.load_tiles(complete.data, split="train", progress=False)
     rows = folds.held_out(tiles, complete)[0]
     assert folds.is_complete(complete, tiles, rows)
     with pytest.raises(ValueError, match=r"fold_1: was trained on other tiles than .* holds now; make all folds again"):
@@ -335,7 +336,7 @@ def test_folds_of_other_groups_and_broken_predictions_are_refused(crossed: Any, 
         FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False), 1
     )
     complete = complete.model_copy(update={"run": str(run / "fold_1")})
-    tiles = inputs.load_tiles(complete.data, split="train", progress=False)
+    tiles = load.load_tiles(complete.data, split="train", progress=False)
     assert tiles.groups is not None
     rows = folds.held_out(tiles, complete)[0]
     renamed = replace(tiles, groups=np.char.add(tiles.groups, "x"))

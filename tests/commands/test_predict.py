@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl import api, cam, cli, run
+from sscl import api, cam, cli
 from sscl.data import files
 from sscl.data.decode import decode_file
+from sscl.models import checkpoint
 from sscl.plots import cam as cam_plots
 
 COLUMNS = ["path", "prediction", "probability_HP", "probability_SSA", "confidence", "decided", "reason"]
@@ -192,7 +193,7 @@ def test_a_checkpoint_from_before_calibration_says_so(
 ) -> None:
     content = torch.load(finetuned / "checkpoints" / "best.pt", weights_only=True)
     del content["calibration"]
-    run.save_checkpoint(tmp_path / "old" / "checkpoints" / "best.pt", content)
+    checkpoint.save_checkpoint(tmp_path / "old" / "checkpoints" / "best.pt", content)
     result = ask(tmp_path / "old", some)
     assert result.code == 0, result.err
     assert "note: the checkpoint is from before calibration was kept" in result.out

@@ -14,15 +14,16 @@ import torchvision
 import yaml
 from PIL import Image
 
-from sscl import features, step
+from sscl import step
 from sscl.augment import Augmentation
 from sscl.commands import pretrain
 from sscl.commands.health import HealthTiles, health
-from sscl.commands.inputs import start_encoder
 from sscl.config import ModelConfig, PretrainConfig
 from sscl.data.tiles import Tiles, place_store
 from sscl.losses import cross_view_info_nce
-from sscl.models import build_encoder
+from sscl.models import features
+from sscl.models.encoders import build_encoder
+from sscl.models.start import start_encoder
 
 KEYS = {
     "epoch",

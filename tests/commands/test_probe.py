@@ -20,14 +20,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sscl import features
 from sscl.commands import probe as command
-from sscl.commands.inputs import Start, frozen_encoder
 from sscl.config import EncoderConfig
 from sscl.data.folder import load_folder
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles, place_store
-from sscl.models import build_encoder
+from sscl.models import features
+from sscl.models.encoders import build_encoder
+from sscl.models.start import Start, frozen_encoder
 from sscl.plots import probe as probe_plots
 
 COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}

@@ -12,26 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import features, metrics, run, writing
-from sscl.commands.inputs import (
-    all_rows,
-    check_inputs_outside,
-    frozen_encoder,
-    load_splits,
-    load_tiles,
-    near_duplicate_groups,
-    run_of,
-    split_changes,
-)
+from sscl import metrics, run, writing
 from sscl.config import AuditConfig, DataConfig, SourceConfig, plain, validate
 from sscl.data import audit, duplicates
 from sscl.data.audit import Flag
 from sscl.data.duplicates import Pair
+from sscl.data.load import all_rows, load_splits, load_tiles, near_duplicate_groups, split_changes
 from sscl.data.rows import Rows
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.models import checkpoint, features
+from sscl.models.checkpoint import run_of
+from sscl.models.start import frozen_encoder
 from sscl.plots import audit as audit_plots
 from sscl.plots import sheets
+from sscl.run import check_inputs_outside
 
 HELD_OUT = ("validation", "test")  # no tile of these may come again in another part
 
@@ -168,7 +163,7 @@ def further_sets(config: AuditConfig) -> dict[str, DataConfig]:
     named: dict[str, DataConfig] = {f"against.{i}": data for i, data in enumerate(config.against)}
     if config.run is None:
         return named
-    content = run.load_checkpoint(config.run)
+    content = checkpoint.load_checkpoint(config.run)
     data = content["config"]["data"]
     sections = [*content["history"], *([data] if isinstance(data, dict) else data)]
     found: dict[str, DataConfig] = {}

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import comparison, run, writing
-from sscl.commands.inputs import load_tiles
 from sscl.commands.planning import (
     Step,
     check_roots,
@@ -29,6 +28,7 @@ from sscl.commands.planning import (
 )
 from sscl.comparison import METRICS, Predictions
 from sscl.config import CompareConfig, plain, read_yaml
+from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
 from sscl.metrics import GROUPS, few_groups
 from sscl.plots import comparison as comparison_plots

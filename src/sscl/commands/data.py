@@ -12,12 +12,13 @@ from PIL import Image
 
 from sscl import augment, run
 from sscl.augment import Augmentation
-from sscl.commands.inputs import check_inputs_outside, load_splits
 from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
+from sscl.data.load import load_splits
 from sscl.data.pathmnist import own_size_px
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
 from sscl.plots import charts, sheets
+from sscl.run import check_inputs_outside
 
 VIEWED = 6  # tiles shown with their two views
 

@@ -19,12 +19,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from sscl import features, run, writing
-from sscl.commands.inputs import all_rows, check_inputs_outside, describe_tiles, frozen_encoder, load_tiles
+from sscl import run, writing
 from sscl.config import EmbedConfig, plain
+from sscl.data.load import all_rows, describe_tiles, load_tiles
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.models import features
+from sscl.models.start import frozen_encoder
 from sscl.plots import embedding as embedding_plots
+from sscl.run import check_inputs_outside
 
 FloatArray = NDArray[np.float32]
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}

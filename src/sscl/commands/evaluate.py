@@ -8,26 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from sscl import calibration, evaluation, features, model_card, run, writing
-from sscl.classifier import load_classifier, normalisation, positive_class
-from sscl.commands.inputs import (
-    all_rows,
-    check_classes,
-    check_inputs_outside,
-    describe_tiles,
-    groups_are,
-    load_tiles,
-    merge_data,
-    run_of,
-    slides_known,
-    split_changes,
-)
+from sscl import calibration, evaluation, model_card, run, writing
 from sscl.config import DataConfig, EvalConfig, plain
+from sscl.data.load import all_rows, describe_tiles, groups_are, load_tiles, merge_data, slides_known, split_changes
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device
 from sscl.metrics import FloatArray
+from sscl.models import features
+from sscl.models.checkpoint import run_of
+from sscl.models.classifier import check_classes, load_classifier, positive_class
+from sscl.models.pixels import normalisation
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
+from sscl.run import check_inputs_outside
 
 
 def main(config: EvalConfig, *, overwrite: bool = False) -> None:

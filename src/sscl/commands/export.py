@@ -33,9 +33,11 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sscl import __version__, augment, run, writing
-from sscl.classifier import load_classifier
-from sscl.commands.inputs import check_inputs_outside, frozen_encoder, run_of
 from sscl.config import EncoderConfig, ExportConfig, plain
+from sscl.models.checkpoint import run_of
+from sscl.models.classifier import load_classifier
+from sscl.models.start import frozen_encoder
+from sscl.run import check_inputs_outside
 
 SUFFIXES = {
     "safetensors": ".safetensors",

@@ -18,28 +18,21 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, features, memory, metrics, model_card, optim, ranks, run, writing
+from sscl import augment, memory, metrics, model_card, optim, ranks, run, writing
 from sscl.augment import Augmentation
 from sscl.calibration import fit_calibration
-from sscl.classifier import positive_class
 from sscl.commands import folds
-from sscl.commands.inputs import (
-    NO_STATISTICS,
-    all_rows,
-    check_inputs_outside,
-    describe_tiles,
-    groups_are,
-    has_validation,
-    load_tiles,
-    slides_known,
-    start_encoder,
-)
 from sscl.config import FinetuneConfig, plain
 from sscl.data import split
+from sscl.data.load import all_rows, describe_tiles, groups_are, has_validation, load_tiles, slides_known
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, epoch_order, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision, tune
 from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
-from sscl.models import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models import checkpoint, features
+from sscl.models.classifier import positive_class
+from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.start import NO_STATISTICS, start_encoder
+from sscl.run import check_inputs_outside
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 CONTRAST_LOSSES = {"cross_view": cross_view_info_nce, "nt_xent": nt_xent}
@@ -276,7 +269,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                         logits, watched.labels[validation], classes=tiles.classes, positive=positive
                     )
                     found = {**content, "epoch": epoch + 1, "validation": row, "calibration": calibration}
-                    run.save_checkpoint(folder / "checkpoints" / "best.pt", {**found, **state})
+                    checkpoint.save_checkpoint(folder / "checkpoints" / "best.pt", {**found, **state})
                     card = model_card.model_card(
                         found,
                         folder=folder,

@@ -16,23 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import calibration, comparison, features, metrics, ranks, run, writing
-from sscl.classifier import load_classifier, normalisation, positive_class
-from sscl.commands.inputs import (
-    all_rows,
-    check_inputs_outside,
-    groups_are,
-    has_validation,
-    load_tiles,
-    slides_known,
-    start_encoder,
-    weights_file,
-)
+from sscl import calibration, comparison, metrics, ranks, run, writing
 from sscl.config import FinetuneConfig, keys, load_config, plain
 from sscl.data import split
+from sscl.data.load import all_rows, groups_are, has_validation, load_tiles, slides_known
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, pick_precision
+from sscl.models import checkpoint, features
+from sscl.models.classifier import load_classifier, positive_class
+from sscl.models.pixels import normalisation
+from sscl.models.start import start_encoder, weights_file
 from sscl.plots import comparison as comparison_plots
+from sscl.run import check_inputs_outside
 
 # Keys that may differ when an interrupted cross-validation goes on: they change nothing that is learned.
 FREE = ("run", "device", "log.tensorboard", "log.progress", "data.cache_dir", "data.device_budget_gb")
@@ -206,7 +201,7 @@ def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -
         return False
     refuse_changes(folder, load_config(FinetuneConfig, folder / "config.yaml"), config)
     again = "make all folds again with --overwrite"
-    if run.load_checkpoint(folder, kind="finetune")["data_fingerprint"] != tiles.fingerprint:
+    if checkpoint.load_checkpoint(folder, kind="finetune")["data_fingerprint"] != tiles.fingerprint:
         raise ValueError(f"{folder}: was trained on other tiles than {config.data.root} holds now; {again}")
     weights = weights_file(config.model.weights)
     if weights is not None and weights.stat().st_mtime > (folder / "config.yaml").stat().st_mtime:
@@ -268,7 +263,7 @@ def build_report(
     positive = positive_class(tiles.classes, None)
     runs = []
     for number, folder, rows in zip(numbers, folders, tables, strict=True):
-        content = run.load_checkpoint(folder, kind="finetune")
+        content = checkpoint.load_checkpoint(folder, kind="finetune")
         log = run.read_metrics(folder / "metrics.jsonl")
         facts = {"fold": number, "folder": str(folder), "epoch": content["epoch"], "epochs": len(log)}
         runs.append({**facts, **figures(rows, tiles.classes, positive=positive)})

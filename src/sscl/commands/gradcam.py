@@ -15,34 +15,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, calibration, cam, features, run, writing
-from sscl.classifier import (
-    blank_classifier,
-    describe_layer,
-    describe_target,
-    load_classifier,
-    normalisation,
-    resolve_target,
-    target_of,
-)
+from sscl import augment, box_checks, calibration, cam, run, writing
 from sscl.commands.heatmap_checks import DRAWS, check_maps, checks_text, completeness_text, write_checks
-from sscl.commands.inputs import (
-    all_rows,
-    check_classes,
-    check_inputs_outside,
-    describe_tiles,
-    load_tiles,
-    merge_data,
-    run_of,
-)
 from sscl.config import DataConfig, GradcamConfig, plain
 from sscl.data.folder import load_folder
+from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
 from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
-from sscl.models import Classifier
+from sscl.models import features
+from sscl.models.checkpoint import run_of
+from sscl.models.classifier import (
+    blank_classifier,
+    check_classes,
+    describe_layer,
+    describe_target,
+    load_classifier,
+    resolve_target,
+    target_of,
+)
+from sscl.models.heads import Classifier
+from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.cam import BOX_FIELDS, METHOD_NAMES
+from sscl.run import check_inputs_outside
 
 
 class Heatmap(NamedTuple):

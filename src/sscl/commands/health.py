@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sscl import features
-from sscl.commands.inputs import all_rows
 from sscl.config import PretrainConfig
+from sscl.data.load import all_rows
 from sscl.data.split import stratified_split
 from sscl.data.tiles import Tiles, TileStore
+from sscl.models import features
 from sscl.step import Views
 
 

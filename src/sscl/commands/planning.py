@@ -24,6 +24,7 @@ from sscl.config import (
     plain,
     read_yaml,
 )
+from sscl.models import checkpoint
 
 KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 # Keys that may differ between a run that is there and what would run now: they change nothing that is learned.
@@ -269,7 +270,7 @@ def progress_of(folder: Path, config: FinetuneConfig | PretrainConfig) -> tuple[
     best = folder / "checkpoints" / "best.pt"
     if not best.is_file() or ran >= config.train.epochs:
         return best.is_file(), False
-    return bool(ran - run.load_checkpoint(best)["epoch"] >= config.train.patience), False
+    return bool(ran - checkpoint.load_checkpoint(best)["epoch"] >= config.train.patience), False
 
 
 def changed_keys(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]:

@@ -17,11 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sscl import api, run, writing
-from sscl.commands.inputs import run_of
 from sscl.config import PredictConfig, plain
 from sscl.data import files
 from sscl.data.files import Found
 from sscl.device import describe_device
+from sscl.models.checkpoint import run_of
 from sscl.plots import cam as cam_plots
 
 UNREADABLE = 3  # exit code where some files could not be used

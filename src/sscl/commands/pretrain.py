@@ -18,15 +18,17 @@ from tqdm import tqdm
 from sscl import memory, optim, ranks, run, writing
 from sscl.augment import Augmentation
 from sscl.commands.health import carve_health, collapse_warning, health
-from sscl.commands.inputs import NO_STATISTICS, check_inputs_outside, start_encoder
 from sscl.commands.sources import epoch_rows, load_sources, source_key
 from sscl.config import PretrainConfig, plain, validate
 from sscl.data.split import occurrences
 from sscl.data.tiles import place_store
 from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
-from sscl.models import ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models import checkpoint
+from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.start import NO_STATISTICS, start_encoder
 from sscl.profiling import Profile
+from sscl.run import check_inputs_outside
 from sscl.step import ContrastiveStep, Views
 
 # Keys that may differ between a run and its resumption: they change nothing that is learned.
@@ -100,7 +102,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
 
     first_epoch = 0
     if resume:
-        content = run.load_checkpoint(folder / "checkpoints" / "last.pt", kind="pretrain")
+        content = checkpoint.load_checkpoint(folder / "checkpoints" / "last.pt", kind="pretrain")
         check_same(content, config, fingerprint, precision=precision)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
@@ -253,7 +255,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
             }
-            run.save_checkpoint(folder / "checkpoints" / "last.pt", content)
+            checkpoint.save_checkpoint(folder / "checkpoints" / "last.pt", content)
             draw_curves(log.rows, folder / "curves.png")
     if log is not None:
         log.close()

@@ -18,21 +18,16 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from sscl import features, metrics, probe_report, run, writing
-from sscl.commands.inputs import (
-    check_inputs_outside,
-    frozen_encoder,
-    groups_are,
-    has_validation,
-    load_tiles,
-    slides_known,
-    split_changes,
-)
+from sscl import metrics, probe_report, run, writing
 from sscl.config import EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet, plain
-from sscl.data import split
+from sscl.data import cache, split
+from sscl.data.load import groups_are, has_validation, load_tiles, slides_known, split_changes
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.models import features
+from sscl.models.start import frozen_encoder
 from sscl.plots import probe as probe_plots
+from sscl.run import check_inputs_outside
 
 EVALUATED = ("test", "held-out")
 
@@ -289,7 +284,7 @@ def embed(
         adapted = config.batch_size if job.row.adapt_batch_norm else 0
         key = (job.fingerprint, job.spec.stem, part.fingerprint, part.tiles.images.shape[1], precision, adapted)
         compute_part: Callable[[], torch.Tensor] = functools.partial(compute, name, part)
-        return features.cached_outputs(compute_part, key=key, rows=len(part.rows), cache_dir=config.cache_dir)
+        return cache.cached_outputs(compute_part, key=key, rows=len(part.rows), cache_dir=config.cache_dir)
 
     try:
         return {name: cached(name, part) for name, part in parts.items()}

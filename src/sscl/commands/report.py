@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 
 from sscl import comparison, run, writing
-from sscl.classifier import resolve_target
 from sscl.commands.health import collapse_warning
-from sscl.commands.inputs import has_validation, load_tiles, merge_data, run_of, split_changes
 from sscl.commands.report_folders import (
     Damaged,
     Sources,
@@ -29,7 +27,11 @@ from sscl.commands.report_folders import (
 )
 from sscl.commands.report_tiles import build_gallery
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
+from sscl.data.load import has_validation, load_tiles, merge_data, split_changes
 from sscl.metrics import confusion_matrix
+from sscl.models import checkpoint
+from sscl.models.checkpoint import run_of
+from sscl.models.classifier import resolve_target
 from sscl.report import classifier, page, studies
 from sscl.report.blocks import Section
 from sscl.report.classifier import Subject
@@ -100,7 +102,7 @@ def evaluate_where_missing(folder: Path, config: ReportConfig, *, overwrite: boo
     if (there / "predictions.csv").is_file() and (there / "metrics.json").is_file():
         with reading(there / "metrics.json"):
             epoch = read_json(there / "metrics.json")["epoch"]
-        if epoch == run.load_checkpoint(folder, kind="finetune")["epoch"]:
+        if epoch == checkpoint.load_checkpoint(folder, kind="finetune")["epoch"]:
             return
         if not overwrite:
             raise ValueError(f"{there}: is of another checkpoint; give --overwrite to evaluate again")
@@ -118,7 +120,7 @@ def read_subject(folder: Path, split: str) -> Subject:
         ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
     """
     there = folder / f"eval_{split}"
-    content = run.load_checkpoint(folder, kind="finetune")
+    content = checkpoint.load_checkpoint(folder, kind="finetune")
     log = folder / "metrics.jsonl"
     subject = Subject(
         folder=folder,
@@ -187,7 +189,7 @@ def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
 
 def worksheet_id(subject: Subject) -> str:
     """Return the key under which the browser keeps a review: equal for equal weights and tiles, whatever is shown."""
-    digest = hashlib.sha256(run.checkpoint_file(subject.folder).read_bytes())
+    digest = hashlib.sha256(checkpoint.checkpoint_file(subject.folder).read_bytes())
     digest.update(f"{subject.report['split']} {subject.report['data_fingerprint']}".encode())
     return digest.hexdigest()[:16]
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from sscl.classifier import describe_layer, load_classifier, normalisation, resolve_target, target_of
-from sscl.commands.inputs import check_classes, load_tiles
 from sscl.config import DataConfig, GradcamConfig, ReportConfig
+from sscl.data.load import load_tiles
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
 from sscl.metrics import IntArray
+from sscl.models.classifier import check_classes, describe_layer, load_classifier, resolve_target, target_of
+from sscl.models.pixels import normalisation
 from sscl.report import gallery, studies
 from sscl.report.classifier import Subject
 

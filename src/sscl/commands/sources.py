@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.commands.inputs import describe_tiles, load_tiles
 from sscl.config import PretrainConfig
+from sscl.data.load import describe_tiles, load_tiles
 from sscl.data.mix import draws_per_source, epoch_batches
 from sscl.data.rows import Rows
 from sscl.data.tiles import UNLABELLED, Tiles

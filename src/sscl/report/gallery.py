@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl import augment, cam, features
+from sscl import augment, cam
 from sscl.comparison import Predictions
 from sscl.data.decode import decode_file, resized
 from sscl.data.tiles import TileStore
 from sscl.metrics import ANNOTATORS, FloatArray, IntArray
-from sscl.models import Classifier
+from sscl.models import features
+from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
 
 SIDE_PX = 224  # of a picture, at most

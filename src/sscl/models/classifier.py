@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from sscl import cam
-from sscl.models import Classifier, build_encoder
-from sscl.run import load_checkpoint
+from sscl.data.tiles import Tiles
+from sscl.models.checkpoint import load_checkpoint
+from sscl.models.encoders import build_encoder
+from sscl.models.heads import Classifier
 
 LAST_FEATURES = "the last features"
 
@@ -37,12 +39,6 @@ def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifi
     classifier.encoder.load_state_dict(content["encoder"])
     classifier.head.load_state_dict(content["head"])
     return classifier.to(device).eval(), content
-
-
-def normalisation(content: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a checkpoint's channel means and deviations as tensors (3,) on the device."""
-    preprocessing = content["preprocessing"]
-    return torch.tensor(preprocessing["mean"], device=device), torch.tensor(preprocessing["std"], device=device)
 
 
 def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
@@ -113,3 +109,13 @@ def describe_target(
     if wanted == "difference":
         return f"logit {classes[predicted]} - {classes[1 - predicted]}{layer}"
     return f"logit {classes[predicted if wanted == 'predicted' else int(wanted)]}{layer}"
+
+
+def check_classes(tiles: Tiles, content: dict[str, Any], *, checkpoint: str, root: str) -> None:
+    """Raise ValueError unless the tiles have the classes, in order, that the checkpoint was trained on."""
+    if list(tiles.classes) != content["classes"]:
+        found = ", ".join(tiles.classes) or "none"
+        raise ValueError(
+            f"data.root: {root} has the classes {found}, but {checkpoint} was trained on "
+            f"{', '.join(content['classes'])}"
+        )

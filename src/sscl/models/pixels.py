@@ -1,0 +1,41 @@
+"""How pixels reach an encoder: the channel means and standard deviations that go with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sscl.models.encoders import TIMM, _extra, check_name
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# EfficientNet-lite takes (pixel - 127) / 128, pixels in 0..255 (its authors' lite/efficientnet_lite_builder.py).
+LITE_MEAN = (127 / 255,) * 3
+LITE_STD = (128 / 255,) * 3
+
+
+def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the channel means and deviations, of pixels in 0-1, that an encoder expects.
+
+    Args:
+        name: as for `build_encoder`.
+        weights: None or "imagenet", which agree for every encoder; those of a file are in `weights.read_trunk`, and
+            these here stand in where it does not say.
+
+    Raises:
+        ValueError: an unknown name, or a package missing.
+    """
+    check_name(name)
+    if name == "efficientnet_lite0":
+        return LITE_MEAN, LITE_STD
+    if name.startswith(TIMM):
+        config = _extra("timm", extra="timm").get_pretrained_cfg(name.removeprefix(TIMM))
+        return tuple(config.mean), tuple(config.std)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def normalisation(content: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a checkpoint's channel means and deviations as tensors (3,) on the device."""
+    preprocessing = content["preprocessing"]
+    return torch.tensor(preprocessing["mean"], device=device), torch.tensor(preprocessing["std"], device=device)
