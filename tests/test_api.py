@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 
 import sscl
-from sscl import api, augment, calibration, cam
+from sscl import api, augment, cam
 from sscl.config import FinetuneConfig, load_config, plain
 from sscl.data.stain import normalise_stain
+from sscl.evaluate import calibration
 from sscl.models import checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, calibration, cam
+from sscl import augment, cam
 from sscl.data import files
 from sscl.data.files import Item
 from sscl.data.stain import normalise_stain
 from sscl.data.tiles import TileStore
 from sscl.device import describe_device, pick_device
-from sscl.metrics import FloatArray
+from sscl.evaluate import calibration
+from sscl.evaluate.metrics import FloatArray
 from sscl.models import features
 from sscl.models.classifier import describe_target, load_classifier, positive_class, resolve_target, target_of
 from sscl.models.heads import Classifier

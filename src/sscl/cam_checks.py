@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sscl import cam
+from sscl.evaluate.metrics import resamples
 from sscl.map_similarity import constant, spearman, ssim
-from sscl.metrics import resamples
 
 Array = npt.NDArray[np.float64]
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]  # net, tiles (B, 3, S, S), classes (B, 1 or 2) -> (B, h, w)

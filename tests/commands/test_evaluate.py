@@ -15,11 +15,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from sscl import calibration, evaluation
 from sscl.commands import evaluate
 from sscl.config import DataConfig, plain
 from sscl.data.tiles import Tiles
-from sscl.metrics import wilson_interval
+from sscl.evaluate import calibration, evaluation
+from sscl.evaluate.metrics import wilson_interval
 
 PICTURES = {
     *("confusion.png", "roc.png", "precision_recall.png"),

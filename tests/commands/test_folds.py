@@ -19,11 +19,11 @@ import yaml
 from PIL import Image
 from sklearn import metrics as sk
 
-from sscl import metrics
 from sscl.commands import finetune, folds
 from sscl.config import FinetuneConfig
 from sscl.data import load
 from sscl.data.tiles import Tiles
+from sscl.evaluate import metrics
 from sscl.models.classifier import load_classifier
 
 Rows = Callable[[Path], list[dict[str, str]]]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sscl import model_card
+from sscl.evaluate import model_card
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from sscl.commands import pretrain
 from sscl.commands.health import HealthTiles, health
 from sscl.config import ModelConfig, PretrainConfig
 from sscl.data.tiles import Tiles, place_store
+from sscl.evaluate import probe
 from sscl.losses import cross_view_info_nce
-from sscl.models import features
 from sscl.models.encoders import build_encoder
 from sscl.models.start import start_encoder
 
@@ -561,11 +561,9 @@ def test_health_signs_are_of_the_held_out_tiles_against_the_bank() -> None:
 
     pixels = (images.transpose(0, 3, 1, 2) / 255 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]
     x = torch.from_numpy(pixels.reshape(60, -1)).float()
-    assert found["effective_rank"] == pytest.approx(features.effective_rank(x[:12]), rel=1e-4)
+    assert found["effective_rank"] == pytest.approx(probe.effective_rank(x[:12]), rel=1e-4)
     nearest = [
-        features.knn_accuracy(
-            x[20:], torch.from_numpy(labels[20:]), x[:12], torch.from_numpy(labels[:12]), neighbours=k
-        )
+        probe.knn_accuracy(x[20:], torch.from_numpy(labels[20:]), x[:12], torch.from_numpy(labels[:12]), neighbours=k)
         for k in (1, 20)
     ]
     assert found["knn_balanced_accuracy"] == pytest.approx(nearest[0])

@@ -10,7 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from sscl.data.tiles import place_store
-from sscl.models.features import batches, effective_rank, knn_accuracy, outputs
+from sscl.evaluate.probe import effective_rank, knn_accuracy
+from sscl.models.features import batches, outputs
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
 

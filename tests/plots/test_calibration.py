@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sscl.calibration import reliability_curve, risk_coverage
-from sscl.metrics import proportion, wilson_interval
+from sscl.evaluate.calibration import reliability_curve, risk_coverage
+from sscl.evaluate.metrics import proportion, wilson_interval
 from sscl.plots import calibration as calibration_plots
 
 Capture = Callable[..., Figure]

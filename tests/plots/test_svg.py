@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sscl import calibration
+from sscl.evaluate import calibration
 from sscl.plots import base, charts, svg
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import cam as cam_plots

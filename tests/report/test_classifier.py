@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sscl import calibration, evaluation
-from sscl.comparison import Predictions
 from sscl.data.tiles import Tiles
+from sscl.evaluate import calibration, evaluation
+from sscl.evaluate.comparison import Predictions
 from sscl.plots import svg
 from sscl.report import classifier, page
 from sscl.report.classifier import Subject

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from sscl import augment, cam
-from sscl.comparison import Predictions
 from sscl.data.tiles import place_store
+from sscl.evaluate.comparison import Predictions
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots

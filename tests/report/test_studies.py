@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sscl import comparison
-from sscl.comparison import METRICS, Predictions
+from sscl.evaluate import comparison
+from sscl.evaluate.comparison import METRICS, Predictions
 from sscl.plots import svg
 from sscl.report import page, studies
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import metrics, run, writing
+from sscl import run, writing
 from sscl.config import AuditConfig, DataConfig, SourceConfig, plain, validate
 from sscl.data import audit, duplicates
 from sscl.data.audit import Flag
@@ -21,6 +21,7 @@ from sscl.data.load import all_rows, load_splits, load_tiles, near_duplicate_gro
 from sscl.data.rows import Rows
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.evaluate import metrics
 from sscl.models import checkpoint, features
 from sscl.models.checkpoint import run_of
 from sscl.models.start import frozen_encoder

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import comparison, run, writing
+from sscl import run, writing
 from sscl.commands.planning import (
     Step,
     check_roots,
@@ -26,11 +26,12 @@ from sscl.commands.planning import (
     short_names,
     table_of,
 )
-from sscl.comparison import METRICS, Predictions
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
-from sscl.metrics import GROUPS, few_groups
+from sscl.evaluate import comparison
+from sscl.evaluate.comparison import METRICS, Predictions
+from sscl.evaluate.metrics import GROUPS, few_groups
 from sscl.plots import comparison as comparison_plots
 
 PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"

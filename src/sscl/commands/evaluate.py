@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from sscl import calibration, evaluation, model_card, run, writing
+from sscl import run, writing
 from sscl.config import DataConfig, EvalConfig, plain
 from sscl.data.load import all_rows, describe_tiles, groups_are, load_tiles, merge_data, slides_known, split_changes
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device
-from sscl.metrics import FloatArray
+from sscl.evaluate import calibration, evaluation, model_card
+from sscl.evaluate.metrics import FloatArray
 from sscl.models import features
 from sscl.models.checkpoint import run_of
 from sscl.models.classifier import check_classes, load_classifier, positive_class

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, memory, metrics, model_card, optim, ranks, run, writing
+from sscl import augment, memory, optim, ranks, run, writing
 from sscl.augment import Augmentation
-from sscl.calibration import fit_calibration
 from sscl.commands import folds
 from sscl.config import FinetuneConfig, plain
 from sscl.data import split
 from sscl.data.load import all_rows, describe_tiles, groups_are, has_validation, load_tiles, slides_known
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, epoch_order, place_store
 from sscl.device import autocast, describe_device, pick_device, pick_precision, tune
+from sscl.evaluate import metrics, model_card
+from sscl.evaluate.calibration import fit_calibration
 from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
 from sscl.models import checkpoint, features
 from sscl.models.classifier import positive_class

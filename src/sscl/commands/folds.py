@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import calibration, comparison, metrics, ranks, run, writing
+from sscl import ranks, run, writing
 from sscl.config import FinetuneConfig, keys, load_config, plain
 from sscl.data import split
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles, slides_known
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, pick_precision
+from sscl.evaluate import calibration, comparison, metrics
 from sscl.models import checkpoint, features
 from sscl.models.classifier import load_classifier, positive_class
 from sscl.models.pixels import normalisation

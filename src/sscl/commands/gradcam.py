@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, calibration, cam, run, writing
+from sscl import augment, box_checks, cam, run, writing
 from sscl.commands.heatmap_checks import DRAWS, check_maps, checks_text, completeness_text, write_checks
 from sscl.config import DataConfig, GradcamConfig, plain
 from sscl.data.folder import load_folder
@@ -23,6 +23,7 @@ from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
 from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
+from sscl.evaluate import calibration
 from sscl.models import features
 from sscl.models.checkpoint import run_of
 from sscl.models.classifier import (

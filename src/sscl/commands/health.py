@@ -14,6 +14,7 @@ from sscl.config import PretrainConfig
 from sscl.data.load import all_rows
 from sscl.data.split import stratified_split
 from sscl.data.tiles import Tiles, TileStore
+from sscl.evaluate import probe
 from sscl.models import features
 from sscl.step import Views
 
@@ -76,9 +77,9 @@ def health(
         )
 
     queries = embed(watch.queries)
-    signs = {"effective_rank": features.effective_rank(queries)}
+    signs = {"effective_rank": probe.effective_rank(queries)}
     if len(watch.bank):
-        signs["knn_balanced_accuracy"] = features.knn_accuracy(
+        signs["knn_balanced_accuracy"] = probe.knn_accuracy(
             embed(watch.bank),
             torch.from_numpy(tiles.labels[watch.bank]),
             queries,

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from sscl import run
-from sscl.comparison import METRICS
 from sscl.config import (
     CompareConfig,
     CompareEntry,
@@ -24,6 +23,7 @@ from sscl.config import (
     plain,
     read_yaml,
 )
+from sscl.evaluate.comparison import METRICS
 from sscl.models import checkpoint
 
 KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from sscl import metrics, probe_report, run, writing
+from sscl import run, writing
 from sscl.config import EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet, plain
 from sscl.data import cache, split
 from sscl.data.load import groups_are, has_validation, load_tiles, slides_known, split_changes
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.evaluate import metrics, probe, probe_tables
 from sscl.models import features
 from sscl.models.start import frozen_encoder
 from sscl.plots import probe as probe_plots
@@ -101,7 +102,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     for data in config.sets:
         print(describe_set(data, first[data.name]))
 
-    found = probe_report.Found()
+    found = probe_tables.Found()
     for name, parts in first.items():
         for part in EVALUATED:
             if part in parts:
@@ -126,26 +127,26 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
                         bar.update()
 
     bootstrap: dict[str, int] = {"samples": config.bootstrap_samples, "seed": config.bootstrap_seed}
-    probe_report.measure(found, **bootstrap, progress=config.progress)
-    summary = probe_report.summarise(found)
-    gains = [] if config.reference is None else probe_report.differences(found, reference=config.reference)
+    probe_tables.measure(found, **bootstrap, progress=config.progress)
+    summary = probe_tables.summarise(found)
+    gains = [] if config.reference is None else probe_tables.differences(found, reference=config.reference)
     report = {
         "device": describe_device(device),
         "precision": precision,
         "encoders": [describe_job(job) for job in jobs],
         "sets": [describe_parts(data, first[data.name]) for data in config.sets],
-        "interval_method": f"95% intervals: bootstrap of the tiles ({probe_report.resampled(**bootstrap)})",
+        "interval_method": f"95% intervals: bootstrap of the tiles ({probe_tables.resampled(**bootstrap)})",
         "linear_fits": fits,
         "notes": notes(config, jobs, first, fits),
         "summary": summary,
         "differences": gains,
         "runs": found.runs,
     }
-    tables = probe_report.tables(summary, gains, reference=config.reference)
+    tables = probe_tables.tables(summary, gains, reference=config.reference)
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
     writing.write_json(out / "probe.json", report)
-    legend = probe_report.legend(neighbours=config.neighbours, **bootstrap, reference=config.reference)
+    legend = probe_tables.legend(neighbours=config.neighbours, **bootstrap, reference=config.reference)
     sections = [*(table.markdown() for table in tables), *(f"{line}." for line in legend)]
     sections += [f"Note: {note}." for note in report["notes"]]
     writing.write_text(out / "probe.md", "\n\n".join(sections) + "\n")
@@ -318,8 +319,8 @@ def fit_and_predict(
     else:
         groups = None if train.groups is None else train.groups[used]
         fit_x, fit_y = x, y
-        folds, how = features.validation_folds(y, fraction=config.validation_fraction, seed=label_seed, groups=groups)
-    linear = features.fit_linear_probe(
+        folds, how = probe.validation_folds(y, fraction=config.validation_fraction, seed=label_seed, groups=groups)
+    linear = probe.fit_linear_probe(
         fit_x, fit_y, folds=folds, grid=config.c_grid, rows=fit_rows, max_iterations=config.max_iterations
     )
     fits["fits"] += linear.fits
@@ -331,7 +332,7 @@ def fit_and_predict(
     for name in EVALUATED:
         if name not in parts:
             continue
-        votes = features.knn_probabilities(
+        votes = probe.knn_probabilities(
             x, torch.from_numpy(y), embedded[name], neighbours=config.neighbours, num_classes=classes
         )
         for classifier, probabilities in (

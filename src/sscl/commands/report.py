@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sscl import comparison, run, writing
+from sscl import run, writing
 from sscl.commands.health import collapse_warning
 from sscl.commands.report_folders import (
     Damaged,
@@ -28,7 +28,8 @@ from sscl.commands.report_folders import (
 from sscl.commands.report_tiles import build_gallery
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
 from sscl.data.load import has_validation, load_tiles, merge_data, split_changes
-from sscl.metrics import confusion_matrix
+from sscl.evaluate import comparison
+from sscl.evaluate.metrics import confusion_matrix
 from sscl.models import checkpoint
 from sscl.models.checkpoint import run_of
 from sscl.models.classifier import resolve_target

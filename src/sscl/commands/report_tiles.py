@@ -12,7 +12,7 @@ from sscl.config import DataConfig, GradcamConfig, ReportConfig
 from sscl.data.load import load_tiles
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
-from sscl.metrics import IntArray
+from sscl.evaluate.metrics import IntArray
 from sscl.models.classifier import check_classes, describe_layer, load_classifier, resolve_target, target_of
 from sscl.models.pixels import normalisation
 from sscl.report import gallery, studies

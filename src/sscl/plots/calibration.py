@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sscl.metrics import proportion
+from sscl.evaluate.metrics import proportion
 from sscl.plots import base
 
 _BLUE, _ORANGE, _GREEN = base.LINE_COLOURS[:3]

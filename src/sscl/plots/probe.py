@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from sscl.evaluate.probe_tables import percent
 from sscl.plots import base
-from sscl.probe_report import percent
 
 Place = tuple[str, str]  # set and part
 Point = tuple[float, float | None, float | None]  # value, and low and high end of its whisker where it has one

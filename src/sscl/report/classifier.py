@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sscl import calibration, evaluation, metrics
-from sscl.comparison import Predictions
+from sscl.evaluate import calibration, evaluation, metrics
+from sscl.evaluate.comparison import Predictions
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
 from sscl.report import blocks

@@ -19,10 +19,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sscl import augment, cam
-from sscl.comparison import Predictions
 from sscl.data.decode import decode_file, resized
 from sscl.data.tiles import TileStore
-from sscl.metrics import ANNOTATORS, FloatArray, IntArray
+from sscl.evaluate.comparison import Predictions
+from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray
 from sscl.models import features
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots

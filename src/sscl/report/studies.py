@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sscl import comparison
+from sscl.evaluate import comparison
 from sscl.plots import cam as cam_plots
 from sscl.plots import charts
 from sscl.plots import comparison as comparison_plots

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sscl import calibration, metrics
-from sscl.calibration import BoolArray
 from sscl.data.tiles import Tiles
-from sscl.metrics import FloatArray
+from sscl.evaluate import calibration, metrics
+from sscl.evaluate.calibration import BoolArray
+from sscl.evaluate.metrics import FloatArray
 
 NAMES = {
     "accuracy": "accuracy",

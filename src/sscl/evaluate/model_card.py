@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import calibration, metrics, run, writing
+from sscl import run, writing
 from sscl.data.tiles import Tiles
+from sscl.evaluate import calibration, metrics
 
 FILE = "MODEL_CARD.md"
 BEGIN = "<!-- sscl eval writes from here -->"

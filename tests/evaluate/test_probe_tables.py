@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from sscl import metrics
-from sscl.probe_report import Found, differences, measure, summarise, tables
+from sscl.evaluate import metrics
+from sscl.evaluate.probe_tables import Found, differences, measure, summarise, tables
 
 SCORES = {
     "accuracy": accuracy_score,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sscl import model_card
-from sscl.calibration import fit_calibration
 from sscl.config import FinetuneConfig, plain
 from sscl.data.tiles import Tiles
-from sscl.evaluation import evaluate
-from sscl.metrics import wilson_interval
+from sscl.evaluate import model_card
+from sscl.evaluate.calibration import fit_calibration
+from sscl.evaluate.evaluation import evaluate
+from sscl.evaluate.metrics import wilson_interval
 
 LABELS = np.array([0] * 12 + [1] * 8)
 RIGHT = np.array([True] * 10 + [False] * 2 + [True] * 7 + [False])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sscl.metrics import FIGURES, FloatArray, figures, resamples
+from sscl.evaluate.metrics import FIGURES, FloatArray, figures, resamples
 
 CLASSIFIERS = ("linear", "knn")
 PLACE = ("set", "part", "fraction", "classifier")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from sscl import metrics
-from sscl.metrics import (
+from sscl.evaluate import metrics
+from sscl.evaluate.metrics import (
     accuracy_by_agreement,
     bootstrap_intervals,
     classification_metrics,

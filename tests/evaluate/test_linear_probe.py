@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sscl.data.cache import cached_outputs
-from sscl.models import features
-from sscl.models.features import fit_linear_probe, knn_probabilities, validation_folds
+from sscl.evaluate import probe
+from sscl.evaluate.probe import fit_linear_probe, knn_probabilities, validation_folds
 
 GRID = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 
@@ -156,7 +156,7 @@ class TestValidationFolds:
 
 @pytest.mark.parametrize("neighbours", [1, 20, 500])
 def test_votes_equal_scikit_learn(neighbours, monkeypatch):
-    monkeypatch.setattr(features, "_QUERIES_AT_ONCE", 32)  # several parts, the last one shorter
+    monkeypatch.setattr(probe, "_QUERIES_AT_ONCE", 32)  # several parts, the last one shorter
     bank, labels = blobs(200, seed=0)
     queries, _ = blobs(70, seed=1)
     knn = KNeighborsClassifier(

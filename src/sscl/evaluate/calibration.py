@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sscl.metrics import ANNOTATORS, FloatArray, IntArray, wilson_interval
+from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray, wilson_interval
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from sscl import metrics
-from sscl.comparison import (
+from sscl.evaluate import metrics
+from sscl.evaluate.comparison import (
     METRICS,
     Predictions,
     as_markdown,

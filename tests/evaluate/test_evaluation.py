@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss
 
-from sscl import calibration, evaluation, metrics
 from sscl.data.tiles import Tiles
+from sscl.evaluate import calibration, evaluation, metrics
 
 
 def some(

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from sscl import metrics
-from sscl.metrics import FloatArray, IntArray
+from sscl.evaluate import metrics
+from sscl.evaluate.metrics import FloatArray, IntArray
 
 METRICS = {
     "loss": "loss",

@@ -11,8 +11,8 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss, roc_curve
 
-from sscl import calibration, metrics
-from sscl.calibration import (
+from sscl.evaluate import calibration, metrics
+from sscl.evaluate.calibration import (
     binary_brier_score,
     brier_score,
     calibration_error,
