@@ -13,20 +13,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from sscl.evaluate import metrics
-from sscl.evaluate.comparison import (
-    METRICS,
-    Predictions,
-    as_markdown,
-    as_text,
-    figures,
-    holm,
-    mcnemar,
-    prediction_table,
-    read_predictions,
-    side_by_side,
-    tables,
-    verdict,
-)
+from sscl.evaluate.comparison import METRICS, figures, holm, mcnemar, side_by_side, tables, verdict
+from sscl.evaluate.predictions import Predictions, prediction_table, read_predictions
+from sscl.evaluate.tables import as_markdown, as_text
 from sscl.writing import write_csv
 
 CLASSES = ("adipose", "mucus", "stroma")

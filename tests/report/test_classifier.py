@@ -14,7 +14,7 @@ import torch
 
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation
-from sscl.evaluate.comparison import Predictions
+from sscl.evaluate.predictions import Predictions
 from sscl.plots import svg
 from sscl.report import classifier, page
 from sscl.report.classifier import Subject

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sscl import augment, cam
 from sscl.data.tiles import place_store
-from sscl.evaluate.comparison import Predictions
+from sscl.evaluate.predictions import Predictions
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from sscl.evaluate import comparison
-from sscl.evaluate.comparison import METRICS, Predictions
+from sscl.evaluate.comparison import METRICS
+from sscl.evaluate.predictions import Predictions
 from sscl.plots import svg
 from sscl.report import page, studies
 

@@ -29,9 +29,10 @@ from sscl.commands.planning import (
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
-from sscl.evaluate import comparison
-from sscl.evaluate.comparison import METRICS, Predictions
+from sscl.evaluate import comparison, predictions
+from sscl.evaluate.comparison import METRICS
 from sscl.evaluate.metrics import GROUPS, few_groups
+from sscl.evaluate.predictions import Predictions
 from sscl.plots import comparison as comparison_plots
 
 PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
@@ -72,7 +73,7 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     for step in shown:
         rows.setdefault(step.row, []).append(step)
     found = {
-        name: [comparison.read_predictions(table_of(step.folder, config.split)) for step in own]
+        name: [predictions.read_predictions(table_of(step.folder, config.split)) for step in own]
         for name, own in rows.items()
     }
     report = report_made(config, rows, found)
@@ -107,7 +108,7 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
         raise ValueError("\n".join(faults))
     for name in missing:
         evaluate(folders[name], config)
-    found = {name: [comparison.read_predictions(table_of(folder, config.split))] for name, folder in folders.items()}
+    found = {name: [predictions.read_predictions(table_of(folder, config.split))] for name, folder in folders.items()}
     report = report_finished(config, folders, found, reference=reference)
     start(out, config.model_copy(update={"out": str(out)}))
     finish(out, report, [])
@@ -126,7 +127,7 @@ def finish(out: Path, report: Mapping[str, Any], pictures: Sequence[str]) -> Non
     tables = comparison.tables(report)
     writing.write_text(out / "compare.md", markdown(report, tables))
     for title, lines in tables:
-        print(f"\n{title}\n{comparison.as_text(lines)}")
+        print(f"\n{title}\n{tables.as_text(lines)}")
     print(f"\n{report['interval_method']}")
     for caveat in report["caveats"]:
         print(f"note: {caveat}")
@@ -342,7 +343,7 @@ def markdown(report: Mapping[str, Any], tables: Sequence[tuple[str, list[list[st
     environment = report["environment"]
     parts = ["# Comparison", f"`{environment['command']}`, {environment['date']}, {environment['gpu'] or 'CPU'}"]
     for title, lines in tables:
-        parts += [f"## {title}", comparison.as_markdown(lines)]
+        parts += [f"## {title}", tables.as_markdown(lines)]
     parts += [report["interval_method"], *(f"Note: {caveat}." for caveat in report["caveats"])]
     return "\n\n".join(parts) + "\n"
 

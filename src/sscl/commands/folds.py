@@ -22,7 +22,7 @@ from sscl.data import split
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles, slides_known
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, pick_precision
-from sscl.evaluate import calibration, comparison, metrics
+from sscl.evaluate import calibration, metrics, predictions, tables
 from sscl.models import checkpoint, features
 from sscl.models.classifier import load_classifier, positive_class
 from sscl.models.pixels import normalisation
@@ -227,7 +227,7 @@ def predict(config: FinetuneConfig, tiles: Tiles, *, device: torch.device) -> No
     logits = features.outputs(model, store, all_rows(tiles), mean=mean, std=std, progress=progress)
     probabilities = calibration.softmax(logits, temperature=content["calibration"]["temperature"])
     losses = -np.log(np.maximum(probabilities[all_rows(tiles), tiles.labels], 1e-300))
-    header, rows = comparison.prediction_table(
+    header, rows = predictions.prediction_table(
         tiles.ids,
         tiles.classes,
         labels=tiles.labels,
@@ -374,4 +374,4 @@ def table(report: dict[str, Any]) -> str:
         over = [f"{report['mean'][key]:.4f} ± {report['sd'][key]:.4f}" for key in (*SHOWN, "loss")]
         lines.append(["mean ± sd of folds", "", *over])
     positive = "" if report["positive"] is None else f"; positive class {report['positive']}"
-    return f"\n{comparison.as_text(lines)}\n{report['interval_method']}{positive}"
+    return f"\n{tables.as_text(lines)}\n{report['interval_method']}{positive}"

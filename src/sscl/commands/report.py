@@ -28,7 +28,7 @@ from sscl.commands.report_folders import (
 from sscl.commands.report_tiles import build_gallery
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
 from sscl.data.load import has_validation, load_tiles, merge_data, split_changes
-from sscl.evaluate import comparison
+from sscl.evaluate import predictions
 from sscl.evaluate.metrics import confusion_matrix
 from sscl.models import checkpoint
 from sscl.models.checkpoint import run_of
@@ -129,7 +129,7 @@ def read_subject(folder: Path, split: str) -> Subject:
         log=run.read_metrics(log) if log.is_file() else [],
         evaluated=there,
         report=read_json(there / "metrics.json"),
-        found=comparison.read_predictions(there / "predictions.csv"),
+        found=predictions.read_predictions(there / "predictions.csv"),
     )
     with reading(there / "metrics.json"):  # what is used everywhere is looked at here, where the file can be named
         report = subject.report

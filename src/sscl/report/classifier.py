@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.evaluate import calibration, evaluation, metrics
-from sscl.evaluate.comparison import Predictions
+from sscl.evaluate.predictions import Predictions
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
 from sscl.report import blocks

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from sscl import augment, cam
 from sscl.data.decode import decode_file, resized
 from sscl.data.tiles import TileStore
-from sscl.evaluate.comparison import Predictions
 from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray
+from sscl.evaluate.predictions import Predictions
 from sscl.models import features
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
