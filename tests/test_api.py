@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 
 import sscl
-from sscl import api, augment, cam
+from sscl import api, augment
 from sscl.config import FinetuneConfig, load_config, plain
 from sscl.data.stain import normalise_stain
 from sscl.evaluate import calibration
+from sscl.explain import cam
 from sscl.models import checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier

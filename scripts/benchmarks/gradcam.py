@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from race import race
-from sscl.cam import grad_cam
+from sscl.explain.cam import grad_cam
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 

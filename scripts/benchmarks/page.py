@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sscl.cam import find_box, upsample
 from sscl.data.synthetic import draw_tile
+from sscl.explain.cam import find_box, upsample
 from sscl.plots.cam import heatmap_rgb
 from sscl.report.page import render
 

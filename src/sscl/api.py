@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, cam
+from sscl import augment
 from sscl.data import files
 from sscl.data.files import Item
 from sscl.data.stain import normalise_stain
@@ -25,8 +25,10 @@ from sscl.data.tiles import TileStore
 from sscl.device import describe_device, pick_device
 from sscl.evaluate import calibration
 from sscl.evaluate.metrics import FloatArray
+from sscl.explain import cam
+from sscl.explain.targets import describe_target, resolve_target, target_of
 from sscl.models import features
-from sscl.models.classifier import describe_target, load_classifier, positive_class, resolve_target, target_of
+from sscl.models.classifier import load_classifier, positive_class
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots

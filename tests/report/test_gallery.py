@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl import augment, cam
+from sscl import augment
 from sscl.data.tiles import place_store
 from sscl.evaluate.predictions import Predictions
+from sscl.explain import cam
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, box_checks, cam, run, writing
-from sscl.commands.heatmap_checks import DRAWS, check_maps, checks_text, completeness_text, write_checks
+from sscl import augment, run, writing
 from sscl.config import DataConfig, GradcamConfig, plain
 from sscl.data.folder import load_folder
 from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
@@ -24,17 +23,12 @@ from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
 from sscl.evaluate import calibration
+from sscl.explain import box_checks, cam
+from sscl.explain.checks import DRAWS, check_maps, checks_text, completeness_text, write_checks
+from sscl.explain.targets import describe_layer, describe_target, resolve_target, target_of
 from sscl.models import features
 from sscl.models.checkpoint import run_of
-from sscl.models.classifier import (
-    blank_classifier,
-    check_classes,
-    describe_layer,
-    describe_target,
-    load_classifier,
-    resolve_target,
-    target_of,
-)
+from sscl.models.classifier import blank_classifier, check_classes, load_classifier
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots

@@ -30,9 +30,9 @@ from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
 from sscl.data.load import has_validation, load_tiles, merge_data, split_changes
 from sscl.evaluate import predictions
 from sscl.evaluate.metrics import confusion_matrix
+from sscl.explain.targets import resolve_target
 from sscl.models import checkpoint
 from sscl.models.checkpoint import run_of
-from sscl.models.classifier import resolve_target
 from sscl.report import classifier, page, studies
 from sscl.report.blocks import Section
 from sscl.report.classifier import Subject

@@ -13,7 +13,8 @@ from sscl.data.load import load_tiles
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
 from sscl.evaluate.metrics import IntArray
-from sscl.models.classifier import check_classes, describe_layer, load_classifier, resolve_target, target_of
+from sscl.explain.targets import describe_layer, resolve_target, target_of
+from sscl.models.classifier import check_classes, load_classifier
 from sscl.models.pixels import normalisation
 from sscl.report import gallery, studies
 from sscl.report.classifier import Subject

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from sscl.cam import Box, normalise
+from sscl.explain.cam import Box, normalise
 from sscl.plots import base
 from sscl.plots.base import ByteArray, FloatArray
 from sscl.plots.sheets import plot_cam_panel, write_image

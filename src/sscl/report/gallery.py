@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl import augment, cam
+from sscl import augment
 from sscl.data.decode import decode_file, resized
 from sscl.data.tiles import TileStore
 from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray
 from sscl.evaluate.predictions import Predictions
+from sscl.explain import cam
 from sscl.models import features
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sscl.cam import upsample
+from sscl.explain.cam import upsample
 from sscl.plots.cam import overlay
 from sscl.report.page import render
 

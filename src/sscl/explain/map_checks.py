@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sscl import cam
 from sscl.evaluate.metrics import resamples
-from sscl.map_similarity import constant, spearman, ssim
+from sscl.explain import cam
+from sscl.explain.map_similarity import constant, spearman, ssim
 
 Array = npt.NDArray[np.float64]
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]  # net, tiles (B, 3, S, S), classes (B, 1 or 2) -> (B, h, w)

@@ -12,8 +12,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from sscl import box_checks, cam, cam_checks
-from sscl.map_similarity import spearman, ssim
+from sscl.explain import box_checks, cam, map_checks
+from sscl.explain.map_similarity import spearman, ssim
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
@@ -84,7 +84,7 @@ def ones(count: int) -> Tensor:
 
 def randomised(model: nn.Module, blanks: list[nn.Module], **options: Any) -> dict[str, Any]:
     tiles = red_tiles()[0]
-    return cam_checks.randomisation(model, blanks, tiles, ones(8), explain=options.pop("explain", explain), **options)
+    return map_checks.randomisation(model, blanks, tiles, ones(8), explain=options.pop("explain", explain), **options)
 
 
 class TestSimilarity:
@@ -135,14 +135,14 @@ class TestCascade:
     @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "timm:convnext_atto", "timm:test_vit"])
     def test_parts_hold_every_weight_once_and_start_at_the_head(self, name: str) -> None:
         model = Classifier(build_encoder(name), num_classes=2)
-        parts = cam_checks.stages(model)
+        parts = map_checks.stages(model)
         assert parts[0] == ("head", ["head"])
         assert len(parts) >= 4
         for key in model.state_dict():
             assert sum(key == p or key.startswith(f"{p}.") for _, prefixes in parts for p in prefixes) == 1, key
 
     def test_resnet_goes_block_by_block_down_to_the_stem(self) -> None:
-        names = [name for name, _ in cam_checks.stages(Classifier(build_encoder("resnet18"), num_classes=2))]
+        names = [name for name, _ in map_checks.stages(Classifier(build_encoder("resnet18"), num_classes=2))]
         blocks = [f"encoder.layer{layer}.{block}" for layer in (4, 3, 2, 1) for block in (1, 0)]
         assert names == ["head", *blocks, "encoder.conv1"]
 
@@ -152,7 +152,7 @@ class TestCascade:
         before = {key: value.clone() for key, value in model.state_dict().items()}
         done: set[str] = set()
         for (name, mixed), (_, prefixes) in zip(
-            cam_checks.cascade(model, blank), cam_checks.stages(model), strict=True
+            map_checks.cascade(model, blank), map_checks.stages(model), strict=True
         ):
             done |= {key for key in before for prefix in prefixes if key.startswith(f"{prefix}.")}
             state = mixed.state_dict()
@@ -240,13 +240,13 @@ class TestRandomisation:
         rng = np.random.default_rng(0)
         for cells in (16, 49):
             found = np.mean([abs(spearman(rng.random(cells), rng.random(cells))) for _ in range(2000)])
-            assert cam_checks.chance_correlation(cells) == pytest.approx(found, abs=0.01)
+            assert map_checks.chance_correlation(cells) == pytest.approx(found, abs=0.01)
 
 
 class TestDeletionInsertion:
     def test_planted_evidence_beats_chance_both_ways(self) -> None:
         tiles, _ = red_tiles(16)
-        found = cam_checks.deletion_insertion(RedNet(), tiles, ones(16), explain(RedNet(), tiles, ones(16)))
+        found = map_checks.deletion_insertion(RedNet(), tiles, ones(16), explain(RedNet(), tiles, ones(16)))
         assert found["passed"] is True
         assert found["verdict"].startswith("passes: what the map marks matters")
         assert "deletion beats random order, deletion beats centre, insertion beats random order" in found["verdict"]
@@ -259,7 +259,7 @@ class TestDeletionInsertion:
         sure = RedNet()
         with torch.no_grad():
             sure.head.bias.copy_(torch.tensor([-30.0, 0.0]))
-        found = cam_checks.deletion_insertion(sure, tiles, ones(16), explain(sure, tiles, ones(16)))
+        found = map_checks.deletion_insertion(sure, tiles, ones(16), explain(sure, tiles, ones(16)))
         assert found["moves"] < 1e-3
         assert found["passed"] is None
         assert found["verdict"].startswith("cannot be judged: the probability moves by")
@@ -273,7 +273,7 @@ class TestDeletionInsertion:
             "opposite": -own,
             "another net's": torch.rand(own.shape, generator=torch.Generator().manual_seed(1)),
         }[kind]
-        found = cam_checks.deletion_insertion(RedNet(), tiles, ones(16), maps)
+        found = map_checks.deletion_insertion(RedNet(), tiles, ones(16), maps)
         assert found["passed"] is False
         assert found["verdict"].startswith("FAILS")
 
@@ -281,8 +281,8 @@ class TestDeletionInsertion:
         tiles, _ = red_tiles(2)
         net = RedNet()
         raw = torch.rand(2, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double()  # no ties
-        found = cam_checks.deletion_insertion(net, tiles, ones(2), raw, batch_size=1)
-        blurred = cam_checks._blurred(tiles)
+        found = map_checks.deletion_insertion(net, tiles, ones(2), raw, batch_size=1)
+        blurred = map_checks._blurred(tiles)
         assert (blurred.std((2, 3)) < 0.6 * tiles.std((2, 3))).all()
         for way, start, end in (("deletion", tiles, blurred), ("insertion", blurred, tiles)):
             curve = np.zeros((2, 11))
@@ -301,8 +301,8 @@ class TestDeletionInsertion:
         maps = explain(RedNet(), tiles, ones(4))
 
         def areas(weights: np.ndarray) -> dict[str, Any]:
-            monkeypatch.setattr(cam_checks, "resamples", lambda *_, **__: iter([weights]))
-            return cam_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
+            monkeypatch.setattr(map_checks, "resamples", lambda *_, **__: iter([weights]))
+            return map_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
 
         alone = [areas(4.0 * np.eye(4)[[tile]]) for tile in range(4)]
         every = areas(4.0 * np.eye(4))
@@ -319,7 +319,7 @@ class TestDeletionInsertion:
         better, equal = {"difference_interval": [-0.2, -0.1]}, {"difference_interval": [-0.1, 0.1]}
         found = {"moves": 0.5, "deletion": {"random order": better, "centre": equal}}
         found["insertion"] = {"random order": {"difference_interval": [0.1, 0.2]}, "centre": equal}
-        passed, verdict = cam_checks._deletion_verdict(found)
+        passed, verdict = map_checks._deletion_verdict(found)
         assert passed is True
         assert "deletion beats random order, deletion not told from centre, insertion beats random order" in verdict
 
@@ -327,7 +327,7 @@ class TestDeletionInsertion:
         tiles, _ = red_tiles(4)
         maps = explain(RedNet(), tiles, ones(4))
         one, two, other = (
-            cam_checks.deletion_insertion(RedNet(), tiles, ones(4), maps, seed=seed, samples=50) for seed in (0, 0, 1)
+            map_checks.deletion_insertion(RedNet(), tiles, ones(4), maps, seed=seed, samples=50) for seed in (0, 0, 1)
         )
         assert one == two
         assert one["deletion"]["map"]["curve"] == other["deletion"]["map"]["curve"]
@@ -336,29 +336,29 @@ class TestDeletionInsertion:
     def test_the_explained_class_is_the_first_of_a_pair(self) -> None:
         tiles, _ = red_tiles(2)
         maps = explain(RedNet(), tiles, ones(2))
-        pair = cam_checks.deletion_insertion(RedNet(), tiles, torch.tensor([[1, 0]] * 2), maps)
+        pair = map_checks.deletion_insertion(RedNet(), tiles, torch.tensor([[1, 0]] * 2), maps)
         assert (
-            pair["deletion"]["map"] == cam_checks.deletion_insertion(RedNet(), tiles, ones(2), maps)["deletion"]["map"]
+            pair["deletion"]["map"] == map_checks.deletion_insertion(RedNet(), tiles, ones(2), maps)["deletion"]["map"]
         )
 
 
 class TestEquivariance:
     def test_a_net_of_whole_cells_turns_with_its_tile(self) -> None:
-        found = cam_checks.equivariance(RedNet(), red_tiles()[0], ones(8), explain=explain, batch_size=3)
+        found = map_checks.equivariance(RedNet(), red_tiles()[0], ones(8), explain=explain, batch_size=3)
         assert found["passed"] is True
         assert len(found["symmetries"]) == 7
         assert found["mean"] == pytest.approx(1, abs=1e-6)
 
     def test_a_net_that_looks_at_places_fails(self) -> None:
         pattern = torch.arange(64.0).reshape(8, 8).expand(8, 8, 8)
-        found = cam_checks.equivariance(BlindNet(pattern), red_tiles()[0], ones(8), explain=explain)
+        found = map_checks.equivariance(BlindNet(pattern), red_tiles()[0], ones(8), explain=explain)
         assert found["passed"] is False
         assert found["symmetries"]["180°"] == pytest.approx(-1)
         assert found["verdict"].startswith("FAILS: a turned or mirrored tile gets another map")
         assert "least -1.00 at 180°" in found["verdict"]
 
     def test_constant_maps_cannot_be_judged(self) -> None:
-        found = cam_checks.equivariance(BlindNet(torch.ones(8, 8, 8)), red_tiles()[0], ones(8), explain=explain)
+        found = map_checks.equivariance(BlindNet(torch.ones(8, 8, 8)), red_tiles()[0], ones(8), explain=explain)
         assert found["passed"] is None
 
     def test_the_eight_are_eight_and_each_is_undone(self) -> None:
@@ -366,9 +366,9 @@ class TestEquivariance:
         seen = set()
         for turns in range(4):
             for flip in (False, True):
-                moved = cam_checks.turned(x, turns, flip=flip)
+                moved = map_checks.turned(x, turns, flip=flip)
                 seen.add(tuple(moved.flatten().tolist()))
-                assert torch.equal(cam_checks.turned(moved, turns, flip=flip, back=True), x)
+                assert torch.equal(map_checks.turned(moved, turns, flip=flip, back=True), x)
         assert len(seen) == 8
 
 
@@ -431,7 +431,7 @@ def test_charts_are_written(tmp_path: Path) -> None:
     cam_plots.plot_randomisation(
         randomised(RedNet(), [RedNet(planted=False, seed=1)]), path=tmp_path / "a.png", title="$x$"
     )
-    found = cam_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
+    found = map_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
     cam_plots.plot_deletion_insertion(found, path=tmp_path / "b.png", title="t")
     cam_plots.plot_box_sensitivity(box_checks.box_sensitivity(large, threshold=0.2), path=tmp_path / "c.png", title="t")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]

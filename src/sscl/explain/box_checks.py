@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sscl import cam
 from sscl.evaluate import metrics
-from sscl.map_similarity import constant
+from sscl.explain import cam
+from sscl.explain.map_similarity import constant
 
 FloatArray = npt.NDArray[np.float64]
 

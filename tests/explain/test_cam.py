@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchcam.methods import GradCAM, LayerCAM
 from torchvision.models import resnet18
 
-from sscl import cam
-from sscl.cam import Box, centre_map, class_maps, find_box, fuse_maps, grad_cam, localisation, margin, normalise
+from sscl.explain import cam
+from sscl.explain.cam import Box, centre_map, class_maps, find_box, fuse_maps, grad_cam, localisation, margin, normalise
 from sscl.plots.cam import COLORMAPS, draw_box, heatmap_rgb, overlay
 
 

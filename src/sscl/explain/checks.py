@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sscl import box_checks, cam, cam_checks, writing
+from sscl import writing
+from sscl.explain import box_checks, cam, map_checks
 from sscl.plots import cam as cam_plots
 
 DRAWS = 3  # nets with random weights
@@ -20,7 +21,7 @@ def check_maps(
     images: torch.Tensor,
     classes: torch.Tensor,
     *,
-    explain: cam_checks.Explain,
+    explain: map_checks.Explain,
     blanks: Sequence[nn.Module],
     threshold: float,
     seed: int,
@@ -51,17 +52,17 @@ def check_maps(
         "tiles": len(images),
         "randomisation": {
             "question": "Does the map depend on what was learned? (the net made random from its head down)",
-            **cam_checks.randomisation(model, blanks, images, classes, progress=bar("random weights"), **common),
+            **map_checks.randomisation(model, blanks, images, classes, progress=bar("random weights"), **common),
         },
         "deletion_insertion": {
             "question": "Does what the map marks matter to the net? (blurred, and brought back, in the map's order)",
-            **cam_checks.deletion_insertion(
+            **map_checks.deletion_insertion(
                 model, images, classes, maps, seed=seed, batch_size=batch_size, progress=bar("deletion, insertion")
             ),
         },
         "equivariance": {
             "question": "Does the map turn with the tile? (7 quarter turns and mirrorings)",
-            **cam_checks.equivariance(model, images, classes, progress=bar("turned tiles"), **common),
+            **map_checks.equivariance(model, images, classes, progress=bar("turned tiles"), **common),
         },
         "box_sensitivity": {
             "question": "Is the box more than its threshold? (10 to 60% of the maximum)",
