@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from sscl import memory, optim
 from sscl.device import autocast
-from sscl.memory import activation_bytes, out_of_memory_hint, readable, report
 from sscl.models import encoders, heads
+from sscl.train import memory, optim
+from sscl.train.memory import activation_bytes, out_of_memory_hint, readable, report
 
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 32, 32)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sscl import optim
-from sscl.optim import (
+from sscl.train import optim
+from sscl.train.optim import (
     LARS,
     build_optimizer,
     multistep,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from sscl.profiling import Profile
+from sscl.train.profiling import Profile
 
 CPU = torch.device("cpu")
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sscl import step
 from sscl.augment import Augmentation
 from sscl.losses import cross_view_info_nce, nt_xent
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
-from sscl.step import ContrastiveStep, ViewProjections, Views
+from sscl.train import step
+from sscl.train.step import ContrastiveStep, ViewProjections, Views
 
 N, SIZE_PX = 12, 16
 

@@ -175,8 +175,8 @@ import importlib, os, sys, time
 load, begun = importlib.import_module, []
 def watched(name, *rest, **named):
     module = load(name, *rest, **named)
-    if name == "sscl.commands.pretrain":
-        from sscl.step import ContrastiveStep
+    if name == "sscl.train.pretrain":
+        from sscl.train.step import ContrastiveStep
         backward = ContrastiveStep.backward
         def timed(*given, **named):
             begun.append(time.time())

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from race import finish, race
-from sscl import memory, optim
 from sscl.augment import Augmentation
 from sscl.data.tiles import place_store
 from sscl.device import autocast, pick_precision
 from sscl.losses import nt_xent
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import ContrastiveModel, build_projection
-from sscl.step import ContrastiveStep, Views, similarities
+from sscl.train import memory, optim
+from sscl.train.step import ContrastiveStep, Views, similarities
 
 SECONDS, QUICK_SECONDS = 40.0, 0.5
 LIMIT_GIB = 8  # the old card whose owner needs gradient caching

@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _less_memory() -> str:
-    from sscl.memory import out_of_memory_hint
+    from sscl.train.memory import out_of_memory_hint
 
     return f"{out_of_memory_hint()}; for eval, gradcam and the like lower batch_size"
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl.commands import evaluate, finetune, gradcam, pretrain
-from sscl.step import ContrastiveStep
+from sscl.commands import evaluate, gradcam
+from sscl.train import finetune, pretrain
+from sscl.train.step import ContrastiveStep
 
 NAME, LABEL, VOTES, PARTITION = (
     "Image Name",

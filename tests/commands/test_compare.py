@@ -21,9 +21,10 @@ import torch
 import yaml
 
 from sscl import run
-from sscl.commands import compare, planning
+from sscl.commands import compare
 from sscl.config import CompareConfig, load_config, plain
 from sscl.models import checkpoint
+from sscl.train import plan
 
 COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "timm:test_resnet"}}
 FINETUNE = {**COMMON, "train": {"epochs": 2, "batch_size": 8, "patience": 2}}
@@ -67,7 +68,7 @@ SHIPPED = sorted(
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(CONFIGS).as_posix())
 def test_shipped_comparisons_can_be_planned(path):
     config = load_config(CompareConfig, path)
-    steps = planning.plan(config)
+    steps = plan.plan(config)
     assert {step.entry.name for step in steps} == {entry.name for entry in config.runs}
     assert all(Path(step.entry.config).parent == path.parent for step in steps)
 
@@ -111,8 +112,8 @@ def names(ran: list[list[str]]) -> list[str]:
     return found
 
 
-def plan_of(path: Path, *overrides: str) -> list[planning.Step]:
-    return planning.plan(load_config(CompareConfig, path, overrides=overrides))
+def plan_of(path: Path, *overrides: str) -> list[plan.Step]:
+    return plan.plan(load_config(CompareConfig, path, overrides=overrides))
 
 
 # --- runs of flesh and blood ---
@@ -198,8 +199,8 @@ def test_second_time_nothing_runs_and_the_figures_are_the_same(compared: Any, cl
     after = json.loads((path.parent / "out/compare.json").read_text())
     assert {**after, "environment": 0} == {**before, "environment": 0}
     again = load_config(CompareConfig, path.parent / "out/config.yaml")  # can be run again
-    assert {step.folder for step in planning.plan(again)} == {step.folder for step in plan_of(path)}
-    assert set(planning.decide(planning.plan(again), overwrite=False).values()) == {"reused"}
+    assert {step.folder for step in plan.plan(again)} == {step.folder for step in plan_of(path)}
+    assert set(plan.decide(plan.plan(again), overwrite=False).values()) == {"reused"}
 
 
 def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, cli: Any, here: Any) -> None:
@@ -216,11 +217,11 @@ def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, 
 def test_real_pretraining_that_was_stopped_is_resumed(compared: Any) -> None:
     path, _, _ = compared
     steps = plan_of(path, "set_pretrain.train.stop_after_epoch=1")
-    assert set(planning.decide(steps, overwrite=False).values()) == {"reused"}
+    assert set(plan.decide(steps, overwrite=False).values()) == {"reused"}
     folder = path.parent / "out/runs/ssl-0"
     (folder / "encoder.pt").rename(folder / "aside.pt")
     try:
-        ways = planning.decide(steps, overwrite=False)
+        ways = plan.decide(steps, overwrite=False)
     finally:
         (folder / "aside.pt").rename(folder / "encoder.pt")
     by_name = {folder.name: way for folder, way in ways.items()}
@@ -241,7 +242,7 @@ def test_a_missing_data_set_is_told_before_anything_is_written(study: Study, cli
 # --- runs that are made up ---
 
 
-def fabricate(step: planning.Step, right: list[int] | None = None, *, epochs: int = 2, best: int = 1) -> None:
+def fabricate(step: plan.Step, right: list[int] | None = None, *, epochs: int = 2, best: int = 1) -> None:
     """Write what a run leaves behind: its configuration, log and checkpoint, and predictions, of which `right` are."""
     run.start_folder(step.folder, config=plain(step.config), overwrite=False)
     (step.folder.parents[1] / "env.json").write_text(json.dumps({"sscl": "0"}))
@@ -379,7 +380,7 @@ def test_another_configuration_is_refused_and_made_again_on_demand(
     )
     assert snapshot(path.parent) == before
     steps = plan_of(path, "set.train.epochs=5")
-    assert set(planning.decide(steps, overwrite=True).values()) == {"again: its configuration changed"}
+    assert set(plan.decide(steps, overwrite=True).values()) == {"again: its configuration changed"}
 
 
 def test_a_run_of_another_version_is_not_lost(study: Study, cli: Any, nothing_runs: None) -> None:
@@ -398,7 +399,7 @@ def test_early_stopping_counts_as_complete(study: Study) -> None:
     a, b = plan_of(path)
     fabricate(a, epochs=5, best=2)
     fabricate(b, epochs=5, best=3)
-    assert list(planning.decide([a, b], overwrite=False).values()) == ["reused", "again: it was interrupted"]
+    assert list(plan.decide([a, b], overwrite=False).values()) == ["reused", "again: it was interrupted"]
 
 
 def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
@@ -406,10 +407,10 @@ def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
     steps = plan_of(path)
     for step in steps:
         fabricate(step)
-    assert set(planning.decide(steps, overwrite=False).values()) == {"reused"}
+    assert set(plan.decide(steps, overwrite=False).values()) == {"reused"}
     later = (steps[2].folder / "config.yaml").stat().st_mtime + 5
     os.utime(steps[1].checkpoint, (later, later))
-    assert list(planning.decide(steps, overwrite=False).values())[2].startswith("again: ssl-0, which it starts from")
+    assert list(plan.decide(steps, overwrite=False).values())[2].startswith("again: ssl-0, which it starts from")
 
 
 def test_files_beside_the_compare_file_or_from_the_working_directory(

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from sscl.commands import finetune
 from sscl.config import FinetuneConfig, ModelConfig
 from sscl.data.split import label_fraction, occurrences
 from sscl.data.tiles import Tiles
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models.start import start_encoder
+from sscl.train import finetune
 
 KEYS = {
     "epoch",

@@ -19,12 +19,12 @@ import yaml
 from PIL import Image
 from sklearn import metrics as sk
 
-from sscl.commands import finetune, folds
 from sscl.config import FinetuneConfig
 from sscl.data import load
 from sscl.data.tiles import Tiles
 from sscl.evaluate import metrics
 from sscl.models.classifier import load_classifier
+from sscl.train import finetune, folds
 
 Rows = Callable[[Path], list[dict[str, str]]]
 

@@ -14,16 +14,15 @@ import torchvision
 import yaml
 from PIL import Image
 
-from sscl import step
 from sscl.augment import Augmentation
-from sscl.commands import pretrain
-from sscl.commands.health import HealthTiles, health
 from sscl.config import ModelConfig, PretrainConfig
 from sscl.data.tiles import Tiles, place_store
 from sscl.evaluate import probe
 from sscl.losses import cross_view_info_nce
 from sscl.models.encoders import build_encoder
 from sscl.models.start import start_encoder
+from sscl.train import pretrain, step
+from sscl.train.health import HealthTiles, health
 
 KEYS = {
     "epoch",

@@ -18,11 +18,12 @@ from PIL import Image
 
 from sscl import augment
 from sscl.augment import Augmentation
-from sscl.commands import pretrain, sources
 from sscl.config import PretrainConfig, load_config
+from sscl.data import sources
 from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles
-from sscl.step import ViewProjections, Views, similarities
+from sscl.train import pretrain
+from sscl.train.step import ViewProjections, Views, similarities
 
 Entry = dict[str, Any]
 

@@ -25,7 +25,7 @@ from sscl.config import EncoderConfig
 from sscl.data.folder import load_folder
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles, place_store
-from sscl.evaluate import probe
+from sscl.evaluate import probe as probe_fits
 from sscl.models import features
 from sscl.models.encoders import build_encoder
 from sscl.models.start import Start, frozen_encoder
@@ -397,7 +397,7 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
         "label_fraction",
         lambda labels, **named: asked.append((len(labels), named["fraction"])) or label_fraction(labels, **named),
     )
-    banks, vote = [], probe.knn_probabilities
+    banks, vote = [], probe_fits.knn_probabilities
     monkeypatch.setattr(
         probe,
         "knn_probabilities",

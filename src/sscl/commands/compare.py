@@ -15,17 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import run, writing
-from sscl.commands.planning import (
-    Step,
-    check_roots,
-    decide,
-    evaluated,
-    is_evaluated,
-    nearest,
-    plan,
-    short_names,
-    table_of,
-)
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
@@ -34,6 +23,7 @@ from sscl.evaluate.comparison import METRICS
 from sscl.evaluate.metrics import GROUPS, few_groups
 from sscl.evaluate.predictions import Predictions
 from sscl.plots import comparison as comparison_plots
+from sscl.train.plan import Step, check_roots, decide, evaluated, is_evaluated, nearest, plan, short_names, table_of
 
 PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
 ONE_RUN = "one run a row: other seeds of the same recipes may differ by as much; the intervals are over the tiles alone"

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from sscl import run, writing
-from sscl.commands.health import collapse_warning
 from sscl.commands.report_folders import (
     Damaged,
     Sources,
@@ -36,6 +35,7 @@ from sscl.models.checkpoint import run_of
 from sscl.report import classifier, page, studies
 from sscl.report.blocks import Section
 from sscl.report.classifier import Subject
+from sscl.train.health import collapse_warning
 
 OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
 

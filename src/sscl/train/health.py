@@ -16,7 +16,7 @@ from sscl.data.split import stratified_split
 from sscl.data.tiles import Tiles, TileStore
 from sscl.evaluate import probe
 from sscl.models import features
-from sscl.step import Views
+from sscl.train.step import Views
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, memory, optim, ranks, run, writing
+from sscl import augment, ranks, run, writing
 from sscl.augment import Augmentation
-from sscl.commands import folds
 from sscl.config import FinetuneConfig, plain
 from sscl.data import split
 from sscl.data.load import all_rows, describe_tiles, groups_are, has_validation, load_tiles, slides_known
@@ -34,6 +33,7 @@ from sscl.models.classifier import positive_class
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.models.start import NO_STATISTICS, start_encoder
 from sscl.run import check_inputs_outside
+from sscl.train import folds, memory, optim
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 CONTRAST_LOSSES = {"cross_view": cross_view_info_nce, "nt_xent": nt_xent}

@@ -15,11 +15,10 @@ import torch
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from sscl import memory, optim, ranks, run, writing
+from sscl import ranks, run, writing
 from sscl.augment import Augmentation
-from sscl.commands.health import carve_health, collapse_warning, health
-from sscl.commands.sources import epoch_rows, load_sources, source_key
 from sscl.config import PretrainConfig, plain, validate
+from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import place_store
 from sscl.device import describe_device, pick_device, pick_precision, tune
@@ -27,9 +26,11 @@ from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt
 from sscl.models import checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.models.start import NO_STATISTICS, start_encoder
-from sscl.profiling import Profile
 from sscl.run import check_inputs_outside
-from sscl.step import ContrastiveStep, Views
+from sscl.train import memory, optim
+from sscl.train.health import carve_health, collapse_warning, health
+from sscl.train.profiling import Profile
+from sscl.train.step import ContrastiveStep, Views
 
 # Keys that may differ between a run and its resumption: they change nothing that is learned.
 FREE_ON_RESUME = (
