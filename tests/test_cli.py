@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sscl import __version__, cli
+from sscl.commands import pretrain
 from sscl.config import CompareConfig, load_config
-from sscl.train import pretrain
 
 COMPLETE = ["pretrain", "run=r", "data.root=d"]
 

@@ -21,10 +21,10 @@ import yaml
 from PIL import Image
 
 from sscl import run
-from sscl.commands import report, report_tiles
+from sscl.commands import report
 from sscl.config import GradcamConfig
 from sscl.plots import svg
-from sscl.report import page
+from sscl.report import page, tiles
 
 Read = Callable[[Path], list[dict[str, str]]]
 
@@ -199,15 +199,13 @@ def test_heatmaps_of_another_run_are_not_of_this_one(tmp_path: Path) -> None:
 def test_the_page_says_what_its_maps_explain() -> None:
     settings = GradcamConfig(checkpoint="c")
     targets = ("difference", "predicted", 1)
-    assert [report_tiles.explained(target, settings, ("HP", "SSA")) for target in targets] == [
+    assert [tiles.explained(target, settings, ("HP", "SSA")) for target in targets] == [
         "logit of the predicted class less that of the other",
         "logit of the predicted class",
         "logit of SSA",
     ]
     pattern = GradcamConfig(checkpoint="c", method="eigencam")
-    assert report_tiles.explained("predicted", pattern, ("HP", "SSA")) == (
-        "the features' main pattern, whatever the class"
-    )
+    assert tiles.explained("predicted", pattern, ("HP", "SSA")) == ("the features' main pattern, whatever the class")
 
 
 def test_a_missing_evaluation_is_made_by_eval_itself(

@@ -24,7 +24,7 @@ from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device
 from sscl.evaluate import calibration
 from sscl.explain import box_checks, cam
-from sscl.explain.checks import DRAWS, check_maps, checks_text, completeness_text, write_checks
+from sscl.explain.checks import DRAWS, check_maps, checks_text, completeness_text
 from sscl.explain.targets import describe_layer, describe_target, resolve_target, target_of
 from sscl.models import features
 from sscl.models.checkpoint import run_of
@@ -33,6 +33,7 @@ from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.cam import BOX_FIELDS, METHOD_NAMES
+from sscl.plots.checks import write_checks
 from sscl.run import check_inputs_outside
 
 

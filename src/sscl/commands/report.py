@@ -14,17 +14,6 @@ from typing import Any
 import numpy as np
 
 from sscl import run, writing
-from sscl.commands.report_folders import (
-    Damaged,
-    Sources,
-    add_own_folders,
-    config_of,
-    read_json,
-    reading,
-    sort_folders,
-    started_from,
-)
-from sscl.commands.report_tiles import build_gallery
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
 from sscl.data.load import has_validation, load_tiles, merge_data, split_changes
 from sscl.evaluate import predictions
@@ -35,6 +24,17 @@ from sscl.models.checkpoint import run_of
 from sscl.report import classifier, page, studies
 from sscl.report.blocks import Section
 from sscl.report.classifier import Subject
+from sscl.report.folders import (
+    Damaged,
+    Sources,
+    add_own_folders,
+    config_of,
+    read_json,
+    reading,
+    sort_folders,
+    started_from,
+)
+from sscl.report.tiles import build_gallery
 from sscl.train.health import collapse_warning
 
 OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes

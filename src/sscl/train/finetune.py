@@ -39,20 +39,6 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 CONTRAST_LOSSES = {"cross_view": cross_view_info_nce, "nt_xent": nt_xent}
 
 
-def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
-    """Train a classifier and write a run folder with its best checkpoint, chosen on validation; or one a fold.
-
-    Under torchrun this process is one of its ranks.
-
-    Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line.
-    """
-    if config.train.folds is not None:
-        folds.cross_validate(config, train=train_classifier, parts=labelled_parts, overwrite=overwrite)
-    else:
-        train_classifier(config, overwrite=overwrite)
-
-
 def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
     """Train one classifier, on all ranks."""
     device = pick_device(config.device, local_rank=ranks.local_rank())

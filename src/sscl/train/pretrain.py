@@ -21,7 +21,7 @@ from sscl.config import PretrainConfig, plain, validate
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import place_store
-from sscl.device import describe_device, pick_device, pick_precision, tune
+from sscl.device import describe_device, pick_precision, tune
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
@@ -43,17 +43,6 @@ FREE_ON_RESUME = (
     "data.cache_dir",
     "data.device_budget_gb",
 )
-
-
-def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Pretrain an encoder and write a run folder; under torchrun as one of its ranks.
-
-    Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line.
-    """
-    device = pick_device(config.device, local_rank=ranks.local_rank())
-    with ranks.group(device, timeout_minutes=config.train.timeout_minutes):
-        pretrain(config, device=device, overwrite=overwrite, resume=resume)
 
 
 def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:

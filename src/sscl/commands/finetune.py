@@ -1,0 +1,21 @@
+"""sscl finetune: train a classifier with labels, or cross-validate it."""
+
+from __future__ import annotations
+
+from sscl.config import FinetuneConfig
+from sscl.train import folds
+from sscl.train.finetune import labelled_parts, train_classifier
+
+
+def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
+    """Train a classifier and write a run folder with its best checkpoint, chosen on validation; or one a fold.
+
+    Under torchrun this process is one of its ranks.
+
+    Raises:
+        ValueError, FileNotFoundError: input that a user can mend, in one line.
+    """
+    if config.train.folds is not None:
+        folds.cross_validate(config, train=train_classifier, parts=labelled_parts, overwrite=overwrite)
+    else:
+        train_classifier(config, overwrite=overwrite)
