@@ -1,4 +1,4 @@
-"""Every knob: frozen pydantic models, one a command, and the strict YAML loader.
+"""Every setting: frozen pydantic models, one a command, and the strict YAML loader.
 
 A YAML file holds what differs from the defaults here; `key.path=value` on the command line comes on top.
 Library code never sees these classes: the commands hand it plain values.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from sscl.config.base import Listed, Section, knob
+from sscl.config.base import Listed, Section, setting
 from sscl.config.data import DataConfig
 from sscl.config.training import EncoderConfig
 
@@ -12,20 +12,22 @@ from sscl.config.training import EncoderConfig
 class AuditConfig(Section):
     """sscl data audit: duplicates within and across splits, odd tiles."""
 
-    out: str = knob(..., "folder to write", min_length=1)
+    out: str = setting(..., "folder to write", min_length=1)
     data: DataConfig
-    against: Annotated[tuple[DataConfig, ...], Listed] = knob(
+    against: Annotated[tuple[DataConfig, ...], Listed] = setting(
         (),
         "sets used in pretraining, [{source: folder, root: A}, ...]: no test tile may be in their training part",
     )
-    run: str | None = knob(None, "a run folder or checkpoint: the sets that it was trained on are taken as `against`")
+    run: str | None = setting(
+        None, "a run folder or checkpoint: the sets that it was trained on are taken as `against`"
+    )
     encoder: EncoderConfig = EncoderConfig()
-    min_cosine: float = knob(
+    min_cosine: float = setting(
         0.95, "with encoder.model or encoder.weights: pairs from this cosine on are listed as alike", gt=0, le=1
     )
-    neighbours: int = knob(20, "nearest tiles that each tile is compared with in full", ge=1)
-    shown: int = knob(60, "pairs in pairs.png and tiles in flagged.png, at most", ge=1, le=300)
-    batch_size: int = knob(128, "tiles at a time, with an encoder", ge=1)
-    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "auto: bf16 on a GPU that has it, else fp32")
-    progress: bool = knob(True, "show progress bars")
+    neighbours: int = setting(20, "nearest tiles that each tile is compared with in full", ge=1)
+    shown: int = setting(60, "pairs in pairs.png and tiles in flagged.png, at most", ge=1, le=300)
+    batch_size: int = setting(128, "tiles at a time, with an encoder", ge=1)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto: bf16 on a GPU that has it, else fp32")
+    progress: bool = setting(True, "show progress bars")

@@ -26,7 +26,7 @@ Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) e
 OneOrMore = "one or more"
 
 
-def knob(default: Any, doc: str, **bounds: Any) -> Any:
+def setting(default: Any, doc: str, **bounds: Any) -> Any:
     """Return a field with its default, its line of documentation and its bounds; `...` makes it required."""
     return Field(default, description=doc, **bounds)
 

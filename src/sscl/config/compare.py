@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from sscl.config.base import Listed, Section, knob, parse_value
+from sscl.config.base import Listed, Section, parse_value, setting
 
 
 def _as_overrides(value: Any) -> Any:
@@ -38,17 +38,19 @@ Overrides = Annotated[tuple[str, ...], BeforeValidator(_as_overrides)]
 class CompareEntry(Section):
     """One configuration of the comparison; it is run once for each seed, finetune also for each share of the labels."""
 
-    name: str = knob(..., "its row in the table, and the beginning of its run folders' names", min_length=1)
-    command: Literal["pretrain", "finetune"] = knob(..., "the command that makes its runs")
-    config: str = knob(
+    name: str = setting(..., "its row in the table, and the beginning of its run folders' names", min_length=1)
+    command: Literal["pretrain", "finetune"] = setting(..., "the command that makes its runs")
+    config: str = setting(
         ..., "YAML file of that command; looked for beside the compare file, then from the working directory"
     )
-    start: str | None = knob(
+    start: str | None = setting(
         None, "name of an earlier entry: its run of the same seed (and share of the labels) becomes model.weights"
     )
-    shown: bool = knob(True, "finetune: whether it is a row; pretrain entries never are")
-    set: Overrides = knob((), "keys of its config, nested as in YAML ({train: {epochs: 2}}) or [train.epochs=2, ...]")
-    published: dict[str, float] = knob({}, "published figures to put beside: {accuracy: 0.9}, of all labels")
+    shown: bool = setting(True, "finetune: whether it is a row; pretrain entries never are")
+    set: Overrides = setting(
+        (), "keys of its config, nested as in YAML ({train: {epochs: 2}}) or [train.epochs=2, ...]"
+    )
+    published: dict[str, float] = setting({}, "published figures to put beside: {accuracy: 0.9}, of all labels")
 
     @field_validator("config")
     @classmethod
@@ -67,34 +69,34 @@ class CompareConfig(Section):
     `sscl compare RUN RUN ...` compares finished runs as they are, evaluating those that are not yet.
     """
 
-    out: str | None = knob(
+    out: str | None = setting(
         None,
         "folder to write: runs/, compare.md, compare.json, pictures; null = compare_A_B beside the first finished run",
         min_length=1,
     )
-    finished: Annotated[tuple[str, ...], Listed] = knob(
+    finished: Annotated[tuple[str, ...], Listed] = setting(
         (),
         "finetune runs that are there, or folders with a predictions.csv, [runs/a, runs/b], instead of runs: the words "
         "of `sscl compare runs/a runs/b`",
     )
     runs: Annotated[tuple[CompareEntry, ...], Listed] = ()
-    seeds: Annotated[tuple[int, ...], Listed] = knob((0,), "seeds, [0, 1, 2]: each gives one run of every entry")
-    fractions: Annotated[tuple[float, ...], Listed] = knob(
+    seeds: Annotated[tuple[int, ...], Listed] = setting((0,), "seeds, [0, 1, 2]: each gives one run of every entry")
+    fractions: Annotated[tuple[float, ...], Listed] = setting(
         (), "shares of the labels, [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as the configs say"
     )
-    root: str | None = knob(None, "data.root of every entry whose data is one set; null = as the configs say")
-    set: Overrides = knob((), "keys of every entry's config: set.data.size_px=64, or in YAML {data: {size_px: 64}}")
-    set_pretrain: Overrides = knob((), "keys of the pretrain entries: set_pretrain.train.epochs=10")
-    set_finetune: Overrides = knob((), "keys of the finetune entries: set_finetune.train.epochs=10")
-    reference: str | None = knob(None, "row that the paired differences are against; null = the first")
-    split: Literal["test", "train", "all"] = knob("test", "which tiles")
-    grid: int = knob(9, "tiles of the grid of predictions; 0 = no grid", ge=0, le=100)
-    grid_seed: int = knob(0, "seed of the tiles in the grid", ge=0)
-    bootstrap_samples: int = knob(2000, "resamples of the tiles behind each interval", ge=10)
-    bootstrap_seed: int = knob(0, "seed of the resamples", ge=0)
-    device: str | None = knob(None, "auto, cpu, cuda or cuda:N; null = as the configs say")
-    jobs: int = knob(1, "runs at a time, within an entry", ge=1)
-    progress: bool = knob(True, "show progress bars (with jobs above 1 none are shown)")
+    root: str | None = setting(None, "data.root of every entry whose data is one set; null = as the configs say")
+    set: Overrides = setting((), "keys of every entry's config: set.data.size_px=64, or in YAML {data: {size_px: 64}}")
+    set_pretrain: Overrides = setting((), "keys of the pretrain entries: set_pretrain.train.epochs=10")
+    set_finetune: Overrides = setting((), "keys of the finetune entries: set_finetune.train.epochs=10")
+    reference: str | None = setting(None, "row that the paired differences are against; null = the first")
+    split: Literal["test", "train", "all"] = setting("test", "which tiles")
+    grid: int = setting(9, "tiles of the grid of predictions; 0 = no grid", ge=0, le=100)
+    grid_seed: int = setting(0, "seed of the tiles in the grid", ge=0)
+    bootstrap_samples: int = setting(2000, "resamples of the tiles behind each interval", ge=10)
+    bootstrap_seed: int = setting(0, "seed of the resamples", ge=0)
+    device: str | None = setting(None, "auto, cpu, cuda or cuda:N; null = as the configs say")
+    jobs: int = setting(1, "runs at a time, within an entry", ge=1)
+    progress: bool = setting(True, "show progress bars (with jobs above 1 none are shown)")
 
     @model_validator(mode="after")
     def _made_or_finished(self) -> CompareConfig:

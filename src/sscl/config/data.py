@@ -6,34 +6,34 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from sscl.config.base import Section, knob
+from sscl.config.base import Section, setting
 
 
 class DataConfig(Section):
     """Which tiles, from where, in which split."""
 
-    source: Literal["mhist", "folder", "pathmnist", "synthetic"] = knob(
+    source: Literal["mhist", "folder", "pathmnist", "synthetic"] = setting(
         "mhist",
         "mhist: annotations.csv + images/; folder: train/CLASS/*, test/CLASS/*, or CLASS/*, or flat; "
         "pathmnist: an .npz file of MedMNIST's layout; synthetic: what `sscl data synth` wrote",
     )
-    root: str = knob(..., "folder of the data set; pathmnist: its .npz file", min_length=1)
-    protocol: Literal["paper_balanced", "official"] = knob(
+    root: str = setting(..., "folder of the data set; pathmnist: its .npz file", min_length=1)
+    protocol: Literal["paper_balanced", "official"] = setting(
         "official", "mhist: official = its Partition column; paper_balanced = all SSA + as many HP, 90:10"
     )
-    published: bool = knob(True, "mhist: hold the set to MHIST's published counts and 224 px; false for other sets")
-    split_seed: int = knob(0, "seed of the splits made here (paper_balanced, a folder without test/)", ge=0)
-    test_fraction: float = knob(0.2, "folder without test/: share of each class held out for test", gt=0, lt=1)
-    groups_csv: str | None = knob(None, "folder: CSV `path,group`; no group lands on both sides of a split")
-    group_near_duplicates: bool = knob(
+    published: bool = setting(True, "mhist: hold the set to MHIST's published counts and 224 px; false for other sets")
+    split_seed: int = setting(0, "seed of the splits made here (paper_balanced, a folder without test/)", ge=0)
+    test_fraction: float = setting(0.2, "folder without test/: share of each class held out for test", gt=0, lt=1)
+    groups_csv: str | None = setting(None, "folder: CSV `path,group`; no group lands on both sides of a split")
+    group_near_duplicates: bool = setting(
         False, "look for duplicates first, and keep each cluster of them on one side of every split made here"
     )
-    size_px: int = knob(224, "side to which tiles are brought, pixels", ge=16, le=1024)
-    stain: Literal["none", "reinhard", "macenko"] = knob(
+    size_px: int = setting(224, "side to which tiles are brought, pixels", ge=16, le=1024)
+    stain: Literal["none", "reinhard", "macenko"] = setting(
         "none", "stain normalisation of every tile after decoding, to fixed reference stains"
     )
-    cache_dir: str | None = knob(None, "folder for decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
-    device_budget_gb: float = knob(4.0, "tiles go to the GPU as a whole up to this size, GiB", ge=0)
+    cache_dir: str | None = setting(None, "folder for decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
+    device_budget_gb: float = setting(4.0, "tiles go to the GPU as a whole up to this size, GiB", ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -52,8 +52,8 @@ class DataConfig(Section):
 class SourceConfig(DataConfig):
     """One of the sets that pretraining draws tiles from; their labels are not learned from."""
 
-    weight: float | None = knob(None, "share of the draws of an epoch; null (everywhere) = each tile once", ge=0)
-    tiles: int | None = knob(None, "use this many of its training tiles, drawn by split_seed; null = all", ge=2)
+    weight: float | None = setting(None, "share of the draws of an epoch; null (everywhere) = each tile once", ge=0)
+    tiles: int | None = setting(None, "use this many of its training tiles, drawn by split_seed; null = all", ge=2)
 
 
 SHARED_KEYS = ("size_px", "cache_dir", "device_budget_gb")
@@ -95,10 +95,10 @@ def one_size(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
 class SynthConfig(Section):
     """sscl data synth: procedural polyp tiles in the MHIST layout."""
 
-    root: str = knob(..., "folder to write", min_length=1)
-    count: int = knob(1000, "number of tiles", ge=4)
-    size_px: int = knob(224, "side of a tile, pixels", ge=32, le=1024)
-    seed: int = knob(0, "seed of the tiles", ge=0)
-    ssa_fraction: float = knob(0.5, "share of SSA tiles", gt=0, lt=1)
-    test_fraction: float = knob(0.3, "share of slides in the test partition", gt=0, lt=1)
-    progress: bool = knob(True, "show progress bars")
+    root: str = setting(..., "folder to write", min_length=1)
+    count: int = setting(1000, "number of tiles", ge=4)
+    size_px: int = setting(224, "side of a tile, pixels", ge=32, le=1024)
+    seed: int = setting(0, "seed of the tiles", ge=0)
+    ssa_fraction: float = setting(0.5, "share of SSA tiles", gt=0, lt=1)
+    test_fraction: float = setting(0.3, "share of slides in the test partition", gt=0, lt=1)
+    progress: bool = setting(True, "show progress bars")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sscl.config.base import Section, knob
+from sscl.config.base import Section, setting
 
 
 class DownloadConfig(Section):
     """sscl data download: PathMNIST (CC BY 4.0) from Zenodo; the first word may be the name."""
 
-    name: Literal["pathmnist", "pathmnist_64", "pathmnist_128", "pathmnist_224"] = knob(
+    name: Literal["pathmnist", "pathmnist_64", "pathmnist_128", "pathmnist_224"] = setting(
         ..., "tiles of 28, 64, 128 or 224 px"
     )
-    out: str = knob("data", "folder to write, which gets NAME.npz", min_length=1)
-    url: str | None = knob(None, "another address of the same file; null = Zenodo record 10519652", min_length=1)
-    progress: bool = knob(True, "show a progress bar")
+    out: str = setting("data", "folder to write, which gets NAME.npz", min_length=1)
+    url: str | None = setting(None, "another address of the same file; null = Zenodo record 10519652", min_length=1)
+    progress: bool = setting(True, "show a progress bar")

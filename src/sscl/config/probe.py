@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from sscl.config.base import Listed, Section, knob
+from sscl.config.base import Listed, Section, setting
 from sscl.config.data import DataConfig
 from sscl.config.training import EncoderConfig
 
@@ -16,14 +16,14 @@ from sscl.config.training import EncoderConfig
 class ProbeEncoder(EncoderConfig):
     """A row of the table: an encoder, or several that differ by their seed."""
 
-    name: str = knob(..., "name of the row", min_length=1)
-    seeds: Annotated[tuple[int, ...], Listed] = knob(
+    name: str = setting(..., "name of the row", min_length=1)
+    seeds: Annotated[tuple[int, ...], Listed] = setting(
         (), "one row from several runs, [0, 1, 2]: each takes the place of {seed} in weights; empty = [seed]"
     )
-    adapt_batch_norm: bool = knob(
+    adapt_batch_norm: bool = setting(
         False, "take batch-norm statistics from the tiles of each part themselves, the test tiles' too (no labels)"
     )
-    images: int | None = knob(None, "tiles it was pretrained on, for the curve over them", ge=1)
+    images: int | None = setting(None, "tiles it was pretrained on, for the curve over them", ge=1)
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> ProbeEncoder:
@@ -40,8 +40,8 @@ class ProbeEncoder(EncoderConfig):
 class ProbeSet(DataConfig):
     """Labelled tiles: a classifier is fitted on their training part."""
 
-    name: str = knob(..., "name of the set", min_length=1)
-    holdout_fraction: float = knob(
+    name: str = setting(..., "name of the set", min_length=1)
+    holdout_fraction: float = setting(
         0.0, "share of the training tiles held out as a second part to evaluate on, beside test; 0 = none", ge=0, lt=1
     )
 
@@ -49,29 +49,29 @@ class ProbeSet(DataConfig):
 class ProbeConfig(Section):
     """sscl probe: what frozen features are worth to a linear classifier and to nearest neighbours."""
 
-    out: str = knob(..., "folder to write", min_length=1)
+    out: str = setting(..., "folder to write", min_length=1)
     encoders: Annotated[tuple[ProbeEncoder, ...], Listed]
     sets: Annotated[tuple[ProbeSet, ...], Listed]
-    fractions: Annotated[tuple[float, ...], Listed] = knob(
+    fractions: Annotated[tuple[float, ...], Listed] = setting(
         (1.0,), "shares of the training labels to use, [0.01, 0.1, 1]"
     )
-    label_seeds: Annotated[tuple[int, ...], Listed] = knob(
+    label_seeds: Annotated[tuple[int, ...], Listed] = setting(
         (0,), "each draws another share of the labels, and another validation part of it"
     )
-    validation_fraction: float = knob(0.2, "share of the used labels that chooses C; folds where none", gt=0, lt=1)
-    c_grid: Annotated[tuple[float, ...], Listed] = knob(
+    validation_fraction: float = setting(0.2, "share of the used labels that chooses C; folds where none", gt=0, lt=1)
+    c_grid: Annotated[tuple[float, ...], Listed] = setting(
         tuple(10.0**power for power in range(-4, 4)), "values of C, the inverse strength of the linear probe's penalty"
     )
-    max_iterations: int = knob(1000, "iterations of L-BFGS in one fit, at most", ge=1)
-    neighbours: int = knob(20, "k of the kNN classifier (cosine)", ge=1)
-    reference: str | None = knob(None, "name of the row that the others are compared with, pair by pair")
-    bootstrap_samples: int = knob(2000, "resamples behind each interval", ge=10)
-    bootstrap_seed: int = knob(0, "seed of the resamples", ge=0)
-    batch_size: int = knob(128, "tiles at a time", ge=1)
-    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "auto: bf16 on a GPU that has it, else fp32")
-    cache_dir: str | None = knob(None, "folder for features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
-    progress: bool = knob(True, "show progress bars")
+    max_iterations: int = setting(1000, "iterations of L-BFGS in one fit, at most", ge=1)
+    neighbours: int = setting(20, "k of the kNN classifier (cosine)", ge=1)
+    reference: str | None = setting(None, "name of the row that the others are compared with, pair by pair")
+    bootstrap_samples: int = setting(2000, "resamples behind each interval", ge=10)
+    bootstrap_seed: int = setting(0, "seed of the resamples", ge=0)
+    batch_size: int = setting(128, "tiles at a time", ge=1)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto: bf16 on a GPU that has it, else fp32")
+    cache_dir: str | None = setting(None, "folder for features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
+    progress: bool = setting(True, "show progress bars")
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> ProbeConfig:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import field_validator
 
-from sscl.config.base import Listed, Section, knob
+from sscl.config.base import Listed, Section, setting
 
 
 class ReportConfig(Section):
@@ -17,21 +17,21 @@ class ReportConfig(Section):
     each add a section.
     """
 
-    runs: Annotated[tuple[str, ...], Listed] = knob(
+    runs: Annotated[tuple[str, ...], Listed] = setting(
         ..., "folders that sscl wrote, [RUN, AUDIT, ...]: the words of `sscl report RUN AUDIT ...`", min_length=1
     )
-    out: str | None = knob(None, "file to write, .html; null = report.html in the run that the page is about")
-    split: Literal["test", "train", "all"] = knob("test", "which tiles")
-    tiles: int = knob(1000, "tiles in the gallery, at most; 0 = no gallery", ge=0)
-    gradcam: dict[str, Any] = knob(
+    out: str | None = setting(None, "file to write, .html; null = report.html in the run that the page is about")
+    split: Literal["test", "train", "all"] = setting("test", "which tiles")
+    tiles: int = setting(1000, "tiles in the gallery, at most; 0 = no gallery", ge=0)
+    gradcam: dict[str, Any] = setting(
         {},
         "keys of sscl gradcam (target, method, layer, fuse, threshold) for the gallery, where they differ from those "
         "of RUN/gradcam_SPLIT: gradcam.threshold=0.5",
     )
-    data: dict[str, Any] = knob({}, "data keys that differ from the evaluation's, for instance data.root")
-    batch_size: int = knob(32, "tiles at a time", ge=1)
-    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
-    progress: bool = knob(True, "show progress bars")
+    data: dict[str, Any] = setting({}, "data keys that differ from the evaluation's, for instance data.root")
+    batch_size: int = setting(32, "tiles at a time", ge=1)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    progress: bool = setting(True, "show progress bars")
 
     @field_validator("runs")
     @classmethod
