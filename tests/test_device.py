@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 import torch
 
-from sscl.device import autocast, describe_device, pick_device, pick_precision
+from sscl.device import autocast, cpu_cores, describe_device, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -81,3 +82,14 @@ def test_the_real_gpu():
     with autocast(device, pick_precision("auto", device)):
         out = torch.nn.Linear(3, 2, device=device)(torch.ones(1, 3, device=device))
     assert out.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[pick_precision("auto", device)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away here")
+def test_only_the_cores_that_this_process_may_use_are_counted():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert cpu_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert cpu_cores() == len(before)

@@ -1,7 +1,8 @@
-"""The device and the number format of a run."""
+"""The device, the number format and the processor cores of a run."""
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 
@@ -73,3 +74,10 @@ def describe_device(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
     return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def cpu_cores() -> int:
+    """Return how many processor cores this process may use, which `taskset` or a container may have limited."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
