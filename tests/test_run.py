@@ -28,9 +28,9 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def our_folder(path: Path, *, checkpoint: bool = True) -> Path:
+def our_folder(path: Path, *, trained: bool = True) -> Path:
     run.start_folder(path, config={"run": str(path)}, overwrite=True)
-    if checkpoint:
+    if trained:
         checkpoint.save_checkpoint(path / "checkpoints" / "last.pt", CONTENT)
     return path
 
@@ -213,14 +213,14 @@ def test_commands_that_do_not_train_do_not_replace_checkpoints(tmp_path):
     folder = our_folder(tmp_path / "run")
     with pytest.raises(ValueError, match="run: holds checkpoints, which this command does not replace"):
         run.check_run_folder(folder, overwrite=True)
-    assert run.check_run_folder(our_folder(tmp_path / "eval", checkpoint=False), overwrite=True).name == "eval"
+    assert run.check_run_folder(our_folder(tmp_path / "eval", trained=False), overwrite=True).name == "eval"
 
 
 def test_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none: nothing to resume \(no checkpoints/last.pt\)"):
         run.check_run_folder(tmp_path / "none", overwrite=False, resume=True)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        run.check_run_folder(our_folder(tmp_path / "early", checkpoint=False), overwrite=False, resume=True)
+        run.check_run_folder(our_folder(tmp_path / "early", trained=False), overwrite=False, resume=True)
     folder = our_folder(tmp_path / "run")
     assert run.check_run_folder(folder, overwrite=False, resume=True) == folder
     with pytest.raises(ValueError, match="--resume and --overwrite exclude each other"):

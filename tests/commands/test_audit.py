@@ -174,7 +174,7 @@ def test_embeddings_are_in_the_order_of_the_tiles_and_normalised_as_the_encoder_
     parts = command.open_parts(config, further)
     assert list(parts.tiles) == ["train", "test", "against.0"]
     shades = np.stack([parts.images[row].mean((0, 1)) / 255 for row in range(len(parts.ids))])
-    expected = (shades - start.mean) / start.std
+    expected = (shades - opened.mean) / opened.std
     assert found == pytest.approx(expected, abs=0.02)
     assert np.ptp(expected, axis=0).min() > 0.2  # else any order would do
 

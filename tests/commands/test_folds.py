@@ -228,7 +228,7 @@ def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> 
 
 
 def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folds.run, "load_checkpoint", lambda folder, *, kind: {"epoch": 4})
+    monkeypatch.setattr(folds.checkpoint, "load_checkpoint", lambda folder, *, kind: {"epoch": 4})
     monkeypatch.setattr(folds.run, "read_metrics", lambda path: [{}] * 9)
     settings = FinetuneConfig.model_validate(yaml.safe_load((crossed[0] / "config.yaml").read_text()), strict=False)
     loaded = load.load_tiles(settings.data, split="train", progress=False)

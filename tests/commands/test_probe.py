@@ -254,7 +254,7 @@ def test_shares_and_seeds_arrive_where_tiles_are_drawn(probe, monkeypatch):
 
     spy(command.split, "label_fraction", "labels")
     spy(command.split, "stratified_split", "held out")
-    spy(features, "validation_folds", "validation")
+    spy(probe_fits, "validation_folds", "validation")
     words = ("fractions=[0.5]", "label_seeds=[3]", "validation_fraction=0.4")
     assert probe(*words, data=", holdout_fraction: 0.25, split_seed: 5").code == 0
     assert asked == {"labels": [(0.5, 3)], "held out": [(0.25, 5)], "validation": [(0.4, 3)]}

@@ -114,9 +114,9 @@ def start(out: Path, config: CompareConfig) -> None:
 def finish(out: Path, report: Mapping[str, Any], pictures: Sequence[str]) -> None:
     """Write the report and print it."""
     writing.write_json(out / "compare.json", report)
-    tables = comparison.tables(report)
-    writing.write_text(out / "compare.md", markdown(report, tables))
-    for title, lines in tables:
+    titled = comparison.tables(report)
+    writing.write_text(out / "compare.md", markdown(report, titled))
+    for title, lines in titled:
         print(f"\n{title}\n{tables.as_text(lines)}")
     print(f"\n{report['interval_method']}")
     for caveat in report["caveats"]:
@@ -328,11 +328,11 @@ def labelled_tiles(step: Step, config: CompareConfig) -> int:
     return len(label_fraction(tiles.labels[tiles.labels >= 0], fraction=fraction, seed=step.seed))
 
 
-def markdown(report: Mapping[str, Any], tables: Sequence[tuple[str, list[list[str]]]]) -> str:
+def markdown(report: Mapping[str, Any], titled: Sequence[tuple[str, list[list[str]]]]) -> str:
     """Return the tables with what a reader must know of them."""
     environment = report["environment"]
     parts = ["# Comparison", f"`{environment['command']}`, {environment['date']}, {environment['gpu'] or 'CPU'}"]
-    for title, lines in tables:
+    for title, lines in titled:
         parts += [f"## {title}", tables.as_markdown(lines)]
     parts += [report["interval_method"], *(f"Note: {caveat}." for caveat in report["caveats"])]
     return "\n\n".join(parts) + "\n"
