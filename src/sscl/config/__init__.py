@@ -5,8 +5,9 @@ Library code never sees these classes: the commands hand it plain values.
 """
 
 from sscl.config.audit import AuditConfig
-from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, validate
+from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, shown, validate
 from sscl.config.compare import CompareConfig, CompareEntry
+from sscl.config.compatibility import Change, changed_keys
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.download import DownloadConfig
 from sscl.config.export import EmbedConfig, ExportConfig
@@ -33,6 +34,7 @@ from sscl.config.training import (
 __all__ = [
     "AuditConfig",
     "AugmentConfig",
+    "Change",
     "CompareConfig",
     "CompareEntry",
     "DataConfig",
@@ -61,10 +63,12 @@ __all__ = [
     "Section",
     "SourceConfig",
     "SynthConfig",
+    "changed_keys",
     "help_text",
     "keys",
     "load_config",
     "plain",
     "read_yaml",
+    "shown",
     "validate",
 ]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 
@@ -26,9 +27,22 @@ Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) e
 OneOrMore = "one or more"
 
 
-def setting(default: Any, doc: str, **bounds: Any) -> Any:
-    """Return a field with its default, its line of documentation and its bounds; `...` makes it required."""
-    return Field(default, description=doc, **bounds)
+def setting(default: Any, doc: str, *, free: bool = False, path: bool = False, **bounds: Any) -> Any:
+    """Return a field of a section.
+
+    Args:
+        default: its default; `...` makes it required.
+        doc: its line of documentation.
+        free: whether it changes nothing that is learned, so that a run may be resumed or reused with another value.
+        path: whether it names a file or folder, so that two spellings of the same place are equal.
+        bounds: its limits, in pydantic's names.
+    """
+    return Field(default, description=doc, json_schema_extra={"free": free, "path": path}, **bounds)
+
+
+def marked(field: FieldInfo, mark: str) -> bool:
+    """Return whether a setting is marked `free` or `path`."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra[mark])
 
 
 Config = TypeVar("Config", bound=Section)
@@ -132,7 +146,7 @@ def _set_key(content: dict[str, Any], text: str) -> None:
             place[parent] = {}
         place = place[_index(place, parent, dotted) if isinstance(place, list) else parent]
         if not isinstance(place, (dict, list)):
-            raise ValueError(f"{dotted}: {parent} was given the value {_shown(place)}, so it has no keys below it")
+            raise ValueError(f"{dotted}: {parent} was given the value {shown(place)}, so it has no keys below it")
         if isinstance(place, list) and not [*parents, last][depth + 1].isdigit():
             name = ".".join(parents[: depth + 1])
             raise ValueError(
@@ -162,7 +176,7 @@ def _explain(kind: type[Section], fault: dict[str, Any], content: Any) -> str:
         elif isinstance(content, (list, tuple)) and isinstance(part, int) and part < len(content):
             content = content[part]
     dotted, what, context = ".".join(parts), fault["type"], fault.get("ctx", {})
-    got = f"got {_shown(fault['input'])}"
+    got = f"got {shown(fault['input'])}"
     if what in ("extra_forbidden", "invalid_key"):
         section = _section(kind, parts[:-1])
         names = list(section.model_fields) if section is not None else []
@@ -234,7 +248,8 @@ def _nearest(fault: dict[str, Any], context: dict[str, Any]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it is written in YAML, text in quotes, at most 60 characters."""
     if isinstance(value, dict):
         return "a mapping"
     text = repr(value) if isinstance(value, str) else _yaml_value(value)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 from sscl.config.base import Section, setting
 
 
@@ -17,14 +15,18 @@ class DataConfig(Section):
         "mhist: annotations.csv + images/; folder: train/CLASS/*, test/CLASS/*, or CLASS/*, or flat; "
         "pathmnist: an .npz file of MedMNIST's layout; synthetic: what `sscl data synth` wrote",
     )
-    root: str = setting(..., "folder of the data set; pathmnist: its .npz file", min_length=1)
+    root: str = setting(..., "folder of the data set; pathmnist: its .npz file", path=True, min_length=1)
     protocol: Literal["paper_balanced", "official"] = setting(
         "official", "mhist: official = its Partition column; paper_balanced = all SSA + as many HP, 90:10"
     )
-    published: bool = setting(True, "mhist: hold the set to MHIST's published counts and 224 px; false for other sets")
+    published: bool = setting(
+        True, "mhist: hold the set to MHIST's published counts and 224 px; false for other sets", free=True
+    )
     split_seed: int = setting(0, "seed of the splits made here (paper_balanced, a folder without test/)", ge=0)
     test_fraction: float = setting(0.2, "folder without test/: share of each class held out for test", gt=0, lt=1)
-    groups_csv: str | None = setting(None, "folder: CSV `path,group`; no group lands on both sides of a split")
+    groups_csv: str | None = setting(
+        None, "folder: CSV `path,group`; no group lands on both sides of a split", path=True
+    )
     group_near_duplicates: bool = setting(
         False, "look for duplicates first, and keep each cluster of them on one side of every split made here"
     )
@@ -32,21 +34,8 @@ class DataConfig(Section):
     stain: Literal["none", "reinhard", "macenko"] = setting(
         "none", "stain normalisation of every tile after decoding, to fixed reference stains"
     )
-    cache_dir: str | None = setting(None, "folder for decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
-    device_budget_gb: float = setting(4.0, "tiles go to the GPU as a whole up to this size, GiB", ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _former_key(cls, value: Any) -> Any:
-        """Take `unlabelled: null`, which configurations and checkpoints have from before sources were a list."""
-        if not isinstance(value, dict) or "unlabelled" not in value:
-            return value
-        if value["unlabelled"] is not None:
-            raise ValueError(
-                "unlabelled: is a source of its own now, data: [{source: ..., root: ...}, "
-                f"{{source: folder, root: {value['unlabelled']}}}]"
-            )
-        return {key: kept for key, kept in value.items() if key != "unlabelled"}
+    cache_dir: str | None = setting(None, "folder for decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", free=True)
+    device_budget_gb: float = setting(4.0, "tiles go to the GPU as a whole up to this size, GiB", free=True, ge=0)
 
 
 class SourceConfig(DataConfig):

@@ -115,6 +115,7 @@ class ModelConfig(Section):
         None,
         "start of the encoder: null = random, imagenet = torchvision's (or the net's own), else a run folder or a "
         "file: ours, torchvision, timm, Ciga et al., lightly, solo-learn, MoCo",
+        path=True,
     )
     mean: Triple | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, else ImageNet's")
     std: Deviations | None = setting(
@@ -150,9 +151,9 @@ class LogConfig(Section):
     """What is logged besides metrics.jsonl."""
 
     tensorboard: bool = setting(
-        False, "also write TensorBoard events (needs the extra: pip install 'sscl[tensorboard]')"
+        False, "also write TensorBoard events (needs the extra: pip install 'sscl[tensorboard]')", free=True
     )
-    progress: bool = setting(True, "show progress bars")
+    progress: bool = setting(True, "show progress bars", free=True)
 
 
 Milestones = Annotated[tuple[int, ...], Listed]
@@ -189,7 +190,9 @@ class PretrainTrainConfig(Section):
     freeze_batch_norm: bool = setting(
         False, "keep the encoder's batch-norm statistics as its weights bring them; for a start from ImageNet"
     )
-    stop_after_epoch: int | None = setting(None, "leave after this many epochs in all; --resume goes on", ge=1)
+    stop_after_epoch: int | None = setting(
+        None, "leave after this many epochs in all; --resume goes on", free=True, ge=1
+    )
     microbatch: int | None = setting(
         None,
         "tiles forwarded at once on each device, for batches beyond its memory: the gradient of the whole batch at "
@@ -197,9 +200,9 @@ class PretrainTrainConfig(Section):
         ge=1,
     )
     compile: bool = setting(False, "torch.compile views, net and loss; minutes at the start, faster steps after")
-    profile: bool = setting(False, "record some steps of the first epoch: trace.json and the largest costs")
+    profile: bool = setting(False, "record some steps of the first epoch: trace.json and the largest costs", free=True)
     timeout_minutes: float = setting(
-        30.0, "torchrun: a rank that hears nothing from the others for so long fails", gt=0
+        30.0, "torchrun: a rank that hears nothing from the others for so long fails", free=True, gt=0
     )
 
 
@@ -214,9 +217,9 @@ class HealthConfig(Section):
 class PretrainConfig(Section):
     """sscl pretrain: contrastive pretraining without labels."""
 
-    run: str = setting(..., "run folder to write", min_length=1)
+    run: str = setting(..., "run folder to write", free=True, min_length=1)
     seed: int = setting(0, "seed of weights, order and views", ge=0, lt=2**63)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto: bf16 on a GPU that has it, else fp32")
     data: Annotated[tuple[SourceConfig, ...], BeforeValidator(listed_sources), AfterValidator(one_size), OneOrMore]
     augment: AugmentConfig = AugmentConfig()
@@ -289,7 +292,7 @@ class FinetuneTrainConfig(Section):
     )
     fold: int | None = setting(None, "of train.folds train this one alone, from 1, in RUN itself; null = all", ge=1)
     timeout_minutes: float = setting(
-        30.0, "torchrun: a rank that hears nothing from the others for so long fails", gt=0
+        30.0, "torchrun: a rank that hears nothing from the others for so long fails", free=True, gt=0
     )
 
     @model_validator(mode="after")
@@ -322,9 +325,9 @@ class ContrastConfig(Section):
 class FinetuneConfig(Section):
     """sscl finetune: a classifier from labels, on a pretrained or fresh encoder."""
 
-    run: str = setting(..., "run folder to write", min_length=1)
+    run: str = setting(..., "run folder to write", free=True, min_length=1)
     seed: int = setting(0, "seed of head, order, views, validation split and label fraction", ge=0, lt=2**63)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto: bf16 on a GPU that has it, else fp32")
     data: DataConfig
     augment: FinetuneAugmentConfig = FinetuneAugmentConfig()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import ranks, run, writing
-from sscl.config import FinetuneConfig, keys, load_config, plain
+from sscl.config import FinetuneConfig, changed_keys, load_config, plain
 from sscl.data import split
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles, slides_known
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
@@ -30,8 +30,6 @@ from sscl.models.start import start_encoder, weights_file
 from sscl.plots import comparison as comparison_plots
 from sscl.run import check_inputs_outside
 
-# Keys that may differ when an interrupted cross-validation goes on: they change nothing that is learned.
-FREE = ("run", "device", "log.tensorboard", "log.progress", "data.cache_dir", "data.device_budget_gb")
 SHOWN = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -171,22 +169,11 @@ def check_folder(folder: Path, config: FinetuneConfig, *, overwrite: bool) -> bo
 
 def refuse_changes(folder: Path, before: FinetuneConfig, now: FinetuneConfig) -> None:
     """Raise ValueError where a run that is there was made with other values of keys that decide about the result."""
-
-    def value(config: FinetuneConfig, key: str) -> Any:
-        found: Any = plain(config)
-        for part in key.split("."):
-            found = found[part]
-        return found
-
-    changed = [
-        f"{key}={value(before, key)} (now {value(now, key)})"
-        for key in keys(FinetuneConfig)
-        if key not in FREE and value(before, key) != value(now, key)
-    ]
+    changed = changed_keys(before, now)
     if changed:
         raise ValueError(
-            f"{folder}: was made with {'; '.join(changed)}; set it back, name another run, or make all folds again "
-            "with --overwrite"
+            f"{folder}: was made with {'; '.join(map(str, changed))}; set it back, name another run, or make "
+            "all folds again with --overwrite"
         )
 
 

@@ -8,9 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from sscl import run
 from sscl.config import (
@@ -19,16 +16,14 @@ from sscl.config import (
     EvalConfig,
     FinetuneConfig,
     PretrainConfig,
+    changed_keys,
     load_config,
-    plain,
     read_yaml,
 )
 from sscl.evaluate.comparison import METRICS
 from sscl.models import checkpoint
 
 KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-# Keys that may differ between a run that is there and what would run now: they change nothing that is learned.
-FREE = ("run", "device", "log", "train.stop_after_epoch", "data.cache_dir", "data.device_budget_gb")
 
 
 @dataclass(frozen=True)
@@ -233,7 +228,7 @@ def _way(step: Step, ways: dict[Path, str], *, overwrite: bool) -> str:
         changes = [f"a config.yaml that this version does not take ({str(error).splitlines()[0]})"]
     else:
         complete, resumable = progress_of(folder, before)
-        changes = changed_keys(before, step)
+        changes = changes_of(before, step)
     if not complete and not resumable:
         return "again: it was interrupted"
     if changes and not overwrite:
@@ -273,44 +268,14 @@ def progress_of(folder: Path, config: FinetuneConfig | PretrainConfig) -> tuple[
     return bool(ran - checkpoint.load_checkpoint(best)["epoch"] >= config.train.patience), False
 
 
-def changed_keys(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]:
+def changes_of(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]:
     """Return each key in which a run differs from what would run now, as `key=before (now value)`."""
-    was, now = _flat(before, step), _flat(step.config, step)
-    keys = [key for key in now | was if now.get(key) != was.get(key)]
-    return [f"{key}={_shown(was.get(key))} (now {_shown(now.get(key))})" for key in keys]
-
-
-def _flat(config: FinetuneConfig | PretrainConfig, step: Step) -> dict[str, Any]:
-    """Return the keys that decide about the result; paths absolute, the run it starts from by its folder's name."""
-    flat: dict[str, Any] = {}
-
-    def walk(content: Any, prefix: str) -> None:
-        if isinstance(content, dict) and content:
-            for key, value in content.items():
-                walk(value, f"{prefix}.{key}" if prefix else key)
-        elif isinstance(content, list) and any(isinstance(value, dict) for value in content):
-            for i, value in enumerate(content):
-                walk(value, prefix if len(content) == 1 else f"{prefix}.{i}")
-        else:
-            flat[prefix] = content
-
-    walk(plain(config), "")
-    flat = {key: value for key, value in flat.items() if not _is_free(key)}
-    for key, value in flat.items():
-        if key == "model.weights" and step.start is not None:
-            flat[key] = Path(str(value)).name
-        elif key.split(".")[-1] in ("root", "weights", "groups_csv") and value not in (None, "imagenet"):
-            flat[key] = str(Path(value).resolve())
-    return flat
-
-
-def _is_free(key: str) -> bool:
-    bare = re.sub(r"\.\d+(?=\.)", "", key)  # data.1.cache_dir of a list of sources
-    return bare in FREE or bare.split(".")[0] in FREE
-
-
-def _shown(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+    now = step.config
+    # A comparison may have moved as a whole: the run that this one starts from is known by its folder's name.
+    if step.start is not None and Path(str(before.model.weights)).name == step.start.folder.name:
+        model = before.model.model_copy(update={"weights": now.model.weights})
+        before = before.model_copy(update={"model": model})
+    return [str(change) for change in changed_keys(before, now)]
 
 
 # --- what is evaluated already ---

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sscl import ranks, run, writing
 from sscl.augment import Augmentation
-from sscl.config import PretrainConfig, plain, validate
+from sscl.config import PretrainConfig, changed_keys, plain, shown, validate
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import place_store
@@ -31,18 +31,6 @@ from sscl.train import memory, optim
 from sscl.train.health import carve_health, collapse_warning, health
 from sscl.train.profiling import Profile
 from sscl.train.step import ContrastiveStep, Views
-
-# Keys that may differ between a run and its resumption: they change nothing that is learned.
-FREE_ON_RESUME = (
-    "run",
-    "device",
-    "log",
-    "train.stop_after_epoch",
-    "train.profile",
-    "train.timeout_minutes",
-    "data.cache_dir",
-    "data.device_budget_gb",
-)
 
 
 def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:
@@ -303,28 +291,16 @@ def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
 def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
     """Raise ValueError unless a checkpoint's run and this one would learn the same."""
 
-    def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in section.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return found
-
-    def sections(config: PretrainConfig) -> dict[str, Any]:
-        keys = plain(config)
-        return flat({**keys, "data": keys["data"][0] if len(config.data) == 1 else dict(enumerate(keys["data"]))})
-
-    # Validated, so that keys which are newer than the run have their defaults, by which it went.
     earlier = validate(PretrainConfig, content["config"], source="the run to resume")
-    if len(earlier.data) != len(config.data):
+    changes = changed_keys(earlier, config)
+    if changes:
         raise ValueError(
-            f"data: got {len(config.data)} sources, but the run to resume has {len(earlier.data)}; leave it as it was"
+            "\n".join(
+                f"{change.key}: got {shown(change.now)}, but the run to resume has {shown(change.before)}; "
+                "leave it as it was"
+                for change in changes
+            )
         )
-    before, now = sections(earlier), sections(config)
-    for key, value in now.items():
-        bare = re.sub(r"\.\d+\.", ".", key)
-        free = any(bare == name or bare.startswith(f"{name}.") for name in FREE_ON_RESUME)
-        if not free and before[key] != value:
-            raise ValueError(f"{key}: got {value!r}, but the run to resume has {before[key]!r}; leave it as it was")
     if content["precision"] != precision:
         raise ValueError(f"precision: is {precision} here, but the run to resume had {content['precision']}; set it")
     if content["data_fingerprint"] != fingerprint:
