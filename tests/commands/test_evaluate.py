@@ -435,21 +435,6 @@ def test_tiles_without_label_are_left_out_and_counted(cli: Any, tmp_path: Path) 
     assert "took part in training" in result.out
 
 
-def test_a_checkpoint_from_before_sources_were_a_list_is_read(cli: Any, finetuned: Path, tmp_path: Path) -> None:
-    """Its data section says `unlabelled: null` and knows no stain."""
-    run = Path(shutil.copytree(finetuned, tmp_path / "run"))
-    content = torch.load(run / "checkpoints/best.pt", weights_only=True)
-    section = content["config"]["data"]
-    del section["stain"]
-    section["unlabelled"] = None
-    torch.save(content, run / "checkpoints/best.pt")
-
-    result = cli.evaluate(run, f"out={tmp_path / 'out'}")
-
-    assert result.code == 0, result.err
-    assert report(tmp_path / "out")["data"]["stain"] == "none"
-
-
 @pytest.mark.parametrize(
     ("trained", "warned"),
     [

@@ -18,7 +18,7 @@ from sscl import run, writing
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
-from sscl.evaluate import comparison, predictions
+from sscl.evaluate import comparison, predictions, tables
 from sscl.evaluate.comparison import METRICS
 from sscl.evaluate.metrics import GROUPS, few_groups
 from sscl.evaluate.predictions import Predictions
