@@ -553,8 +553,7 @@ SPREADSHEETS = {
     "empty lines and short rows": ("id,review,note\n\n\ntile9.png,agree\n", ""),
     "an open quote": ('id,review,note\ntile9.png,agree,"so', "so"),
     "a quote within": ('id,review,note\ntile9.png,agree,5" wide\n', '5" wide'),
-    "Windows letters": ("id,review,note\ntile9.png,agree,µ für\n".encode("cp1252"), "µ für"),
-    "UTF-16": ("id\treview\tnote\ntile9.png\tagree\tµ\n".encode("utf-16"), "µ"),
+    "a byte-order mark": ("\ufeffid,review,note\ntile9.png,agree,µ für\n", "µ für"),
 }
 
 
@@ -571,6 +570,9 @@ def test_what_is_wrong_with_a_worksheet_is_said(page):
     nothing = "must have a column id and a column review or note in its first line; nothing was read."
     for text in ("", "\0\0", "review,note\nagree,x\n", "id\ntile9.png\n"):
         assert read(page, text).endswith(nothing)
+    for encoding in ("cp1252", "utf-16"):
+        said = read(page, "id,review,note\ntile9.png,agree,µ für\n".encode(encoding))
+        assert "mine.csv: not UTF-8" in said, encoding
     said = read(page, "report,id,review,note\nf,tile9.png,agree,\n,nobody,agree,\n,tile8.png,maybe,\n,tile10.png,,\n")
     assert said == (
         "1 tile read from mine.csv; 1 row for tiles that this page does not have; "

@@ -18,6 +18,20 @@ import jinja2
 from markupsafe import Markup
 
 BLOCKS = ("text", "facts", "list", "table", "figure", "verdict", "confusion", "code")
+# In this order: a rule replaces earlier ones, a script's constants must exist before they are used.
+STYLES = ("base.css", "sections.css", "gallery.css", "large_view.css", "screens.css")
+SCRIPTS = (
+    "state.js",
+    "csv.js",
+    "worksheet.js",
+    "geojson.js",
+    "heatmaps.js",
+    "filters.js",
+    "gallery.js",
+    "large_view.js",
+    "keys.js",
+    "start.js",
+)
 _SLUG = re.compile(r"[a-z][a-z0-9-]*")
 MARK = '<meta name="generator" content="sscl report">'  # a page of ours is known by it; text cannot hold it
 # What turns the direction of all text after it; marks of a single place, which Hebrew and Arabic names need, do not.
@@ -62,12 +76,12 @@ def render(content: Mapping[str, Any]) -> str:
         ValueError: what cannot be shown, by its key.
     """
     _check(content)
-    folder = files(__name__)
-    style, script, template = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html.jinja"))
+    style = "".join(_read(name) for name in STYLES)
+    script = "" if content["gallery"] is None else _script()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
-    html = environment.from_string(template).render(
+    html = environment.from_string(_read("page.html.jinja")).render(
         **{**content, "gallery": None},
         tiles=None if content["gallery"] is None else len(content["gallery"]["tiles"]),
         gallery_classes=None if content["gallery"] is None else list(content["gallery"]["classes"]),
@@ -79,6 +93,15 @@ def render(content: Mapping[str, Any]) -> str:
     )
     # A file name that is no UTF-8 has lone surrogates: they are shown as escapes.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _read(name: str) -> str:
+    return (files(__name__) / name).read_text("utf-8")
+
+
+def _script() -> str:
+    """Return the scripts as one function, so that their names do not become properties of `window`."""
+    return "\n".join(['"use strict";', "(() => {", *map(_read, SCRIPTS), "})();", ""])
 
 
 def _visible(value: Any) -> Any:

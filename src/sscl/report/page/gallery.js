@@ -1,0 +1,187 @@
+// The grid of tiles. Only the rows on screen are in the document, so the work does not grow with the number of tiles.
+
+const OVERSCAN_ROWS = 2;
+const GAP_PX = 12;
+const grid = byId("grid");
+const toolbar = byId("toolbar");
+let shown = []; // indices of the tiles that match, in order
+let current = 0; // place in `shown` of the tile that has, or would get, the focus
+let columns = 1;
+let rowHeight = 1;
+const rows = new Map(); // number of a row -> its element, for those in the document
+const places = new Map(); // tile's index -> its place in `shown`
+
+/** Pixels at the top of the window that the tools cover. */
+function covered() {
+  return getComputedStyle(toolbar).position === "sticky" ? toolbar.offsetHeight : 0;
+}
+
+/** Lay the grid out anew: after a change of what is shown, of the tiles' size, or of the window's. */
+function rebuild() {
+  const hadFocus = grid.contains(document.activeElement);
+  for (const element of rows.values()) element.remove();
+  rows.clear();
+  waiting.length = 0;
+  for (const [index, canvas] of kept) if (canvas.width !== MAP_SIDE_PX) kept.delete(index); // never drawn
+  const width = grid.clientWidth;
+  columns = Math.max(1, Math.floor((width + GAP_PX) / (Number(byId("size").value) + GAP_PX)));
+  grid.style.setProperty("--columns", columns);
+  grid.setAttribute("aria-rowcount", Math.ceil(shown.length / columns));
+  grid.setAttribute("aria-colcount", columns);
+  if (shown.length) {
+    const first = Math.floor(current / columns);
+    addRow(first);
+    rowHeight = rows.get(first).offsetHeight + GAP_PX;
+    rows.get(first).style.top = `${first * rowHeight}px`;
+  }
+  grid.style.height = `${Math.max(0, Math.ceil(shown.length / columns) * rowHeight - GAP_PX)}px`;
+  fill();
+  if (hadFocus) cellAt(current)?.focus({ preventScroll: true });
+}
+
+/** Bring the document up to what is in sight: those rows, a few around them, and that of the current tile. */
+function fill() {
+  const top = grid.getBoundingClientRect().top;
+  const end = Math.ceil(shown.length / columns) - 1;
+  const from = Math.max(0, Math.floor(-top / rowHeight) - OVERSCAN_ROWS);
+  const to = Math.min(end, Math.floor((innerHeight - top) / rowHeight) + OVERSCAN_ROWS);
+  const own = Math.floor(current / columns);
+  for (const [number, element] of rows) {
+    if ((number < from || number > to) && number !== own) {
+      element.remove();
+      rows.delete(number);
+    }
+  }
+  if (own <= end && !rows.has(own)) addRow(own);
+  for (let number = from; number <= to; number++) if (!rows.has(number)) addRow(number);
+  drawSoon();
+}
+
+function addRow(number) {
+  const made = element("div", { className: "row", role: "row", "aria-rowindex": number + 1 });
+  made.style.top = `${number * rowHeight}px`;
+  made.dataset.row = number;
+  const start = number * columns;
+  for (let place = start; place < Math.min(start + columns, shown.length); place++) made.append(cellOf(place));
+  const after = [...grid.children].find((other) => Number(other.dataset.row) > number);
+  grid.insertBefore(made, after ?? null);
+  rows.set(number, made);
+}
+
+function cellAt(place) {
+  return rows.get(Math.floor(place / columns))?.children[place % columns];
+}
+
+function cellOf(place) {
+  const index = shown[place];
+  const tile = tiles[index];
+  const fact = facts[index];
+  const picture = element("div", { className: "frame" }, ...layers(index, tile.map === "" ? null : canvasOf(index)));
+  const sign = element("span", { className: "sign", textContent: fact.wrong ? "✕" : fact.right ? "✓" : "·" });
+  const said = element(
+    "div",
+    { className: `said ${fact.wrong ? "wrong" : fact.right ? "right" : "unknown"}` },
+    sign,
+    element("bdi", { className: "name", textContent: className(tile.prediction) }),
+    element("span", { className: "sure", textContent: percent(fact.confidence) }),
+  );
+  const truth = element(
+    "div",
+    { className: "truth" },
+    element("span", { className: "name" }, "true ", element("bdi", { textContent: className(tile.label) })),
+  );
+  if (fact.undecided) truth.append(element("span", { className: "undecided", textContent: "undecided" }));
+  else if (tile.agreement !== null) {
+    truth.append(element("span", { title: "annotators who agree", textContent: tile.agreement }));
+  }
+  if (tile.map === "") picture.append(element("span", { className: "empty", textContent: "no evidence" }));
+  const cell = element(
+    "div",
+    {
+      className: "tile",
+      role: "gridcell",
+      tabIndex: place === current ? 0 : -1,
+      "aria-colindex": (place % columns) + 1,
+    },
+    picture,
+    element("div", { className: "id", title: tile.id }, element("bdi", { textContent: tile.id })),
+    said,
+    truth,
+    element("div", { className: "review" }, ...reviewButtons(index)),
+  );
+  cell.dataset.index = index;
+  showCellReview(cell, index);
+  return cell;
+}
+
+function reviewButtons(index, words = false) {
+  return REVIEWS.map((word) => {
+    const button = element("button", {
+      type: "button",
+      className: word,
+      tabIndex: words ? 0 : -1,
+      title: word,
+      "aria-label": word,
+      textContent: words ? word : word[0].toUpperCase(),
+    });
+    button.dataset.review = word;
+    if (index !== null) button.dataset.index = index;
+    return button;
+  });
+}
+
+/** Show on a cell what its reviewer said, and tell it to screen readers with all else. */
+function showCellReview(cell, index) {
+  const tile = tiles[index];
+  const { review, note } = reviewOf(index);
+  for (const button of cell.querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(button.dataset.review === review));
+  }
+  cell.dataset.review = review;
+  cell.classList.toggle("noted", note !== "");
+  const agreement = tile.agreement === null ? "" : `, annotators agree ${tile.agreement}`;
+  cell.setAttribute(
+    "aria-label",
+    `${tile.id}: predicted ${className(tile.prediction)}, ${percent(facts[index].confidence)}; ` +
+      `true class ${className(tile.label)}; ${outcomeOf(index)}${agreement}` +
+      `${tile.map === "" ? "; no positive evidence" : ""}; ${review || "not reviewed"}${note === "" ? "" : "; has a note"}`,
+  );
+}
+
+function showReview(index) {
+  const place = places.get(index);
+  const cell = place === undefined ? undefined : cellAt(place);
+  if (cell) showCellReview(cell, index);
+  if (large.open && shown[current] === index) showLargeReview(index);
+}
+
+/** Make a place the current one, bring it into sight, and give it the focus unless the large view has it. */
+function moveTo(place) {
+  if (!shown.length) return;
+  const before = cellAt(current);
+  if (before) before.tabIndex = -1;
+  current = Math.max(0, Math.min(shown.length - 1, place));
+  const row = Math.floor(current / columns);
+  const top = grid.getBoundingClientRect().top + row * rowHeight;
+  const below = top + rowHeight - innerHeight;
+  const above = top - covered() - GAP_PX;
+  if (above < 0 || rowHeight > innerHeight - covered()) scrollBy({ top: above, behavior: "instant" });
+  else if (below > 0) scrollBy({ top: Math.min(below, above), behavior: "instant" });
+  fill();
+  const cell = cellAt(current);
+  cell.tabIndex = 0;
+  if (large.open) showLarge();
+  else cell.focus({ preventScroll: true });
+}
+
+function onGridClick(event) {
+  const cell = event.target.closest(".tile");
+  if (cell === null) return;
+  const place = places.get(Number(cell.dataset.index));
+  const word = event.target.dataset.review;
+  if (word !== undefined) {
+    moveTo(place);
+    review(Number(cell.dataset.index), word);
+  } else if (event.target.closest(".frame")) openLarge(place);
+  else moveTo(place);
+}

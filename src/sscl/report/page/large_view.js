@@ -1,0 +1,91 @@
+// The large view of one tile.
+
+const large = byId("large");
+const largeCanvas = element("canvas", { className: "heat", "aria-hidden": "true" });
+const largeReview = large.querySelector(".large-review");
+largeReview.append(...reviewButtons(null, true));
+let viewing = false; // until the large view has given the focus back
+
+function openLarge(place, { note = false } = {}) {
+  moveTo(place);
+  viewing = true;
+  large.showModal();
+  showLarge();
+  if (note) byId("large-note").focus();
+  else byId("large-side").focus({ preventScroll: true });
+}
+
+function showLarge() {
+  const index = shown[current];
+  const tile = tiles[index];
+  const fact = facts[index];
+  byId("large-title").querySelector("bdi").textContent = tile.id;
+  byId("large-place").textContent =
+    `${(current + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}, ${outcomeOf(index)}`;
+  byId("previous").disabled = current === 0;
+  byId("next").disabled = current === shown.length - 1;
+  if (tile.map !== "") drawMap(largeCanvas, tile);
+  byId("large-heat").replaceChildren(...layers(index, tile.map === "" ? null : largeCanvas));
+  byId("large-plain").replaceChildren(...layers(index, null));
+  byId("large-target").textContent =
+    tile.map === "" ? "no positive evidence, so no heatmap and no box" : `evidence: ${gallery.target}`;
+  const order = tile.probabilities.map((_, label) => label);
+  order.sort((a, b) => tile.probabilities[b] - tile.probabilities[a]);
+  byId("large-probabilities").replaceChildren(
+    byId("large-probabilities").caption,
+    ...order.slice(0, 12).map((label) => {
+      const bar = element("div", { className: "bar" });
+      bar.style.width = `${100 * tile.probabilities[label]}%`;
+      return element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, element("bdi", { textContent: className(label) })),
+        element("td", { className: "bars", "aria-hidden": "true" }, bar),
+        element("td", { className: "number", textContent: tile.probabilities[label].toFixed(3) }),
+      );
+    }),
+  );
+  const lines = [
+    ["true class", className(tile.label)],
+    ["outcome", outcomeOf(index)],
+    ["annotators", [tile.agreement === null ? "" : `${tile.agreement} agree`, votesOf(tile)].filter(Boolean).join("; ")],
+    ["group", tile.group ?? ""],
+    ["loss", tile.loss === null ? "" : tile.loss.toFixed(3)],
+    ["heatmap's maximum", tile.map === "" ? "" : `${tile.maximum.toPrecision(3)} (before scaling)`],
+    ["box", tile.box === null ? "none" : boxText(tile)],
+    ["file", tile.source_px === null ? "" : `${tile.source_px} × ${tile.source_px} px`],
+  ];
+  byId("large-facts").replaceChildren(
+    ...lines
+      .filter(([, text]) => text !== "")
+      .map(([name, text]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: text }))),
+  );
+  byId("large-box").disabled = tile.box === null;
+  showLargeReview(index);
+}
+
+function votesOf(tile) {
+  return tile.votes === null ? "" : `${count(tile.votes, "vote")} for ${className(gallery.classes.length - 1)}`;
+}
+
+function boxText(tile) {
+  const [x0, y0, x1, y1] = tile.box;
+  const share = ((x1 - x0) * (y1 - y0)) / gallery.size_px ** 2;
+  return `${x1 - x0} × ${y1 - y0} px at (${x0}, ${y0}) of the ${gallery.size_px} px tile, ${percent(share)} of it`;
+}
+
+function showLargeReview(index) {
+  const { review, note } = reviewOf(index);
+  for (const button of largeReview.children) {
+    button.setAttribute("aria-pressed", String(button.dataset.review === review));
+  }
+  const field = byId("large-note");
+  if (field.value !== note) field.value = note; // not under the caret of who is writing
+}
+
+/** Take a review, or take it back when it is there already. */
+function review(index, word) {
+  const same = reviewOf(index).review === word;
+  setReview(index, { review: same ? "" : word });
+  if (!same && byId("advance").checked && shown[current] === index && current + 1 < shown.length) moveTo(current + 1);
+}

@@ -1,0 +1,141 @@
+// Fill the page and listen: the only file that runs anything.
+
+function start() {
+  const total = (predicate) => tiles.filter((_, index) => predicate(index)).length;
+  const classes = (key) =>
+    gallery.classes.map((name, label) => [String(label), `${name} (${total((index) => tiles[index][key] === label)})`]);
+  const unknown = total((index) => tiles[index].label < 0);
+  fillSelect("true", [["", "all"], ...classes("label"), ...(unknown ? [["-1", `unknown (${unknown})`]] : [])]);
+  fillSelect("predicted", [["", "all"], ...classes("prediction")]);
+  const outcomes = Object.entries(OUTCOMES)
+    .map(([key, [text, test]]) => [key, text, total((index) => test(facts[index]))])
+    .filter(([key, , number]) => number || key === "right" || key === "wrong")
+    .filter(([key]) => key !== "decided" || facts.some((fact) => fact.undecided));
+  fillSelect("outcome", [["", "all"], ...outcomes.map(([key, text, number]) => [key, `${text} (${number})`])]);
+  fillSelect("review", [["", "all"], ...Object.entries(REVIEW_FILTERS).map(([key, [text]]) => [key, text])]);
+  const known = {
+    error: tiles.some((tile) => tile.loss !== null),
+    disputed: facts.some((fact) => fact.agreement !== null),
+    agreed: facts.some((fact) => fact.agreement !== null),
+  };
+  const sorts = Object.entries(SORTS).filter(([key]) => known[key] ?? true);
+  fillSelect("sort", sorts.map(([key, [text]]) => [key, text])); // prettier-ignore
+
+  byId("note").textContent = gallery.note;
+  byId("note").hidden = gallery.note === "";
+  byId("legend").textContent =
+    `Heatmap: evidence (${gallery.target}) between none and each tile's own maximum, so two tiles cannot be compared by ` +
+    `colour. Box: the largest region of at least ${Math.round(100 * gallery.threshold)}% of that maximum.`;
+  const strip = new ImageData(256, 1);
+  for (let level = 0; level < 256; level++) strip.data.set([...colours.subarray(3 * level, 3 * level + 3), 255], 4 * level);
+  byId("colours").getContext("2d").putImageData(strip, 0, 0);
+
+  load();
+  byId("gallery").hidden = false;
+  byId("worksheet").open = innerWidth >= 640; // a phone shows tiles first
+  setHeat(100);
+  setBoxes(true);
+  showProgress();
+  apply();
+  listen();
+}
+
+function listen() {
+  const filters = { true: "truth", predicted: "predicted", outcome: "outcome", review: "review", sort: "sort" };
+  for (const [id, key] of Object.entries(filters)) {
+    byId(id).addEventListener("change", (event) => {
+      filter[key] = event.target.value;
+      apply();
+    });
+  }
+  byId("find").addEventListener("input", (event) => {
+    filter.text = event.target.value;
+    apply();
+  });
+  byId("clear").addEventListener("click", () => {
+    setFilters({});
+    byId("find").focus(); // the button itself goes out of use
+  });
+  byId("again").addEventListener("click", () => apply());
+  byId("size").addEventListener("change", rebuild);
+  byId("keys").addEventListener("click", () => byId("help").showModal());
+  for (const input of document.querySelectorAll(".heat-range")) {
+    input.addEventListener("input", () => setHeat(Number(input.value)));
+  }
+  for (const input of document.querySelectorAll(".boxes-check")) {
+    input.addEventListener("change", () => setBoxes(input.checked));
+  }
+  for (const button of document.querySelectorAll(".confusion button")) button.addEventListener("click", onConfusion);
+
+  grid.addEventListener("click", onGridClick);
+  grid.addEventListener("focusin", (event) => {
+    const cell = event.target.closest(".tile");
+    const place = places.get(Number(cell?.dataset.index));
+    // A dialog that closes hands the focus to the tile it was opened from, not to the one it shows.
+    if (viewing || place === undefined || place === current) return;
+    const before = cellAt(current);
+    if (before) before.tabIndex = -1;
+    current = place;
+    cell.tabIndex = 0;
+  });
+  largeReview.addEventListener("click", (event) => {
+    const word = event.target.dataset.review;
+    if (word !== undefined) review(shown[current], word);
+  });
+  byId("large-note").addEventListener("input", (event) => setReview(shown[current], { note: event.target.value }));
+  byId("previous").addEventListener("click", () => moveTo(current - 1));
+  byId("next").addEventListener("click", () => moveTo(current + 1));
+  byId("close").addEventListener("click", () => large.close());
+  large.addEventListener("close", () => {
+    viewing = false;
+    moveTo(current);
+  });
+  byId("large-box").addEventListener("click", () => {
+    downloadBoxes([shown[current]], `${tiles[shown[current]].id}.geojson`);
+  });
+
+  byId("download").addEventListener("click", () => {
+    download(`review_${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
+    unsaved = false;
+  });
+  byId("import").addEventListener("click", () => byId("file").click());
+  byId("file").addEventListener("change", async (event) => {
+    const [file] = event.target.files;
+    if (file) await importWorksheet(file);
+    byId("file").value = ""; // the same file may be chosen again
+  });
+  byId("boxes-file").addEventListener("click", () => downloadBoxes(shown, `boxes_${content.id}.geojson`));
+  byId("reset").addEventListener("click", onReset);
+
+  document.addEventListener("keydown", onKey);
+  let asked = false;
+  const refill = () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      fill();
+    });
+  };
+  addEventListener("scroll", refill, { passive: true });
+  addEventListener("resize", refill, { passive: true });
+  let width = grid.clientWidth;
+  new ResizeObserver(() => {
+    if (grid.clientWidth === width) return;
+    width = grid.clientWidth;
+    rebuild();
+  }).observe(grid);
+  // The same report in another window.
+  addEventListener("storage", (event) => {
+    if (event.key !== KEY) return;
+    load();
+    for (const cell of grid.querySelectorAll(".tile")) showCellReview(cell, Number(cell.dataset.index));
+    if (large.open) showLargeReview(shown[current]);
+    showProgress();
+  });
+  addEventListener("beforeunload", (event) => {
+    if (!keeps && unsaved) event.preventDefault();
+  });
+}
+
+start();
