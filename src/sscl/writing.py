@@ -7,6 +7,8 @@ import csv
 import json
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,42 @@ def to_yaml(content: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write; on success it is fsynced and takes `path`'s place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; on success it takes the place of `path`, which must be absent or an empty folder.
+
+    The folder above `path` is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put(finished: Path, path: Path) -> None:
+    """Bring a finished file to the disk, then move it to `path` in one step."""
+    with finished.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    os.replace(finished, path)
+
+
+def _beside(path: Path) -> Path:
+    """Return a name in the same folder, so on the same file system, that no other process or machine uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -62,9 +62,9 @@ def test_a_list_keeps_its_names_and_means_its_own_folder(tmp_path: Path, monkeyp
     [
         (
             "file,slide\na.png,1\n",
-            "list.csv: line 1: column 'path' is missing, found only file, slide; rename or add it",
+            "list.csv: line 1: column 'path' is missing, found file, slide; rename or add it",
         ),
-        ("Path\na.png\n", "list.csv: line 1: column 'path' is missing, found 'Path' instead; rename or add it"),
+        ("Path\na.png\n", "list.csv: line 1: column 'path' is missing, found Path; rename or add it"),
         ("path\n", "list.csv: has a header but no rows"),
         ("", "list.csv: is empty; expected the header path"),
         ("path,n\na.png,1\n,2\n", "list.csv: line 3: column 'path' is empty; fill it in or take the row out"),

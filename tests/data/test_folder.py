@@ -182,7 +182,7 @@ def test_missing_root_and_file_as_root(root, tmp_path):
         ("path,group\nA/00.png,s\n", r"no row for 3 of 4 tiles, the first is 'A/01.png'"),
         ("path,group\nA/00.png,s\nA/00.png,t\n", "line 3: 'A/00.png' occurs twice"),
         ("path,group\nA/00.png,\n", "line 2: 'A/00.png' has an empty 'group'"),
-        ("paths,group\nA/00.png,s\n", "line 1: column 'path' is missing, found 'paths' instead"),
+        ("paths,group\nA/00.png,s\n", "line 1: column 'path' is missing, found paths, group"),
     ],
 )
 def test_groups_csv_faults(root, tmp_path, content, message):

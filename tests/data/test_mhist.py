@@ -204,12 +204,15 @@ def test_annotation_fault_is_one_line_with_file_and_line(root, rows, message):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (("Image Name", "Majority Label", *COLUMNS[2:]), "'Majority Vote Label' is missing, found 'Majority Label'"),
-        (("image name", *COLUMNS[1:]), "'Image Name' is missing, found 'image name' instead; rename"),
-        ((*COLUMNS[:3], "xyz"), "'Partition' is missing, found only Image Name, Majority"),
+        (
+            ("Image Name", "Majority Label", *COLUMNS[2:]),
+            "'Majority Vote Label' is missing, found Image Name, Majority",
+        ),
+        (("image name", *COLUMNS[1:]), "'Image Name' is missing, found image name,"),
+        ((*COLUMNS[:3], "xyz"), "'Partition' is missing, found Image Name, Majority"),
     ],
 )
-def test_misspelt_column_is_named_with_the_nearest_one(root, columns, message):
+def test_a_missing_column_is_named_with_those_found(root, columns, message):
     write_annotations(root, ROWS, columns=columns)
     with pytest.raises(ValueError, match=f"line 1: column {message}"):
         load(root)

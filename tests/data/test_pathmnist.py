@@ -227,7 +227,7 @@ IMAGES, LABELS = arrays()["val_images"], arrays()["val_labels"]
         (
             changed(val_images=None, val_image=IMAGES),
             "key 'val_images' is missing, found train_images, train_labels, val_labels, test_images, test_labels, "
-            "val_image, 'val_image' is near; expected images and labels of train, val and test (MedMNIST layout)",
+            "val_image; expected images and labels of train, val and test (MedMNIST layout)",
         ),
         ({"x": IMAGES}, "key 'train_images' is missing, found x; expected"),
         (changed(val_images=IMAGES.astype(np.float32)), "val_images: expected uint8 (n, s, s, 3), got float32 (4,"),

@@ -302,5 +302,5 @@ def test_a_broken_pass_leaves_nothing(tmp_path: Path, monkeypatch):
     with pytest.raises(ValueError, match="stain: got 'none'"):
         normalise_tiles(make_tiles(), method="none", cache_dir=tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="the cache of decoded tiles cannot be written there"):
+    with pytest.raises(ValueError, match=r"file: .*cache of decoded tiles"):
         normalise_tiles(make_tiles(), method="reinhard", cache_dir=tmp_path / "file")

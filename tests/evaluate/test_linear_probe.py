@@ -13,7 +13,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sscl.data.cache import cached_outputs
 from sscl.evaluate import probe
 from sscl.evaluate.probe import fit_linear_probe, knn_probabilities, validation_folds
 
@@ -166,48 +165,3 @@ def test_votes_equal_scikit_learn(neighbours, monkeypatch):
     assert ours.shape == (70, 4)
     assert not ours[:, 3].any()
     np.testing.assert_allclose(ours[:, :3], knn.predict_proba(queries.double().numpy()), atol=1e-4)
-
-
-class TestCache:
-    def test_computes_once_for_a_key(self, tmp_path):
-        calls = []
-
-        def compute(value: float) -> torch.Tensor:
-            calls.append(value)
-            return torch.full((3, 2), value)
-
-        for key, value, expected in ((("a", 1), 1.0, 1.0), (("a", 1), 2.0, 1.0), (("a", 2), 3.0, 3.0)):
-            found = cached_outputs(lambda v=value: compute(v), key=key, rows=3, cache_dir=tmp_path / "new")
-            assert torch.equal(found, torch.full((3, 2), expected))
-        assert calls == [1.0, 3.0]
-        assert len(list((tmp_path / "new").iterdir())) == 2  # no temporary file stays
-
-    @pytest.mark.parametrize("damage", ["shortened", "empty", "other rows"])
-    def test_a_damaged_file_is_computed_again(self, tmp_path, damage):
-        cached_outputs(lambda: torch.zeros(4, 2), key=["k"], rows=4, cache_dir=tmp_path)
-        (file,) = tmp_path.iterdir()
-        if damage == "other rows":
-            np.save(file, np.zeros((3, 2), dtype=np.float32))
-        else:
-            file.write_bytes(file.read_bytes()[: 140 if damage == "shortened" else 0])
-        found = cached_outputs(lambda: torch.ones(4, 2), key=["k"], rows=4, cache_dir=tmp_path)
-        assert torch.equal(found, torch.ones(4, 2))
-        assert np.load(file).shape == (4, 2)
-
-    def test_the_environment_names_the_folder(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "here"))
-        cached_outputs(lambda: torch.zeros(1, 1), key=["k"], rows=1)
-        assert len(list((tmp_path / "here").glob("features-*.npy"))) == 1
-
-    def test_a_folder_that_cannot_be_written(self, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(ValueError, match=r"file: the cache of features cannot be written there .* cache_dir"):
-            cached_outputs(lambda: torch.zeros(1, 1), key=["k"], rows=1, cache_dir=tmp_path / "file")
-
-    def test_a_failed_computation_leaves_nothing(self, tmp_path):
-        def fail() -> torch.Tensor:
-            raise ValueError("diverged")
-
-        with pytest.raises(ValueError, match="diverged"):
-            cached_outputs(fail, key=["k"], rows=1, cache_dir=tmp_path)
-        assert list(tmp_path.iterdir()) == []

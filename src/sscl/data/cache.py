@@ -1,51 +1,130 @@
-"""Numbers that take long to compute, kept on disk: features of tiles, clusters of near-duplicates."""
+"""The cache on disk: decoded tiles, and numbers that take long to compute (features, clusters of near-duplicates)."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sscl.writing import replacing
 
-_CACHE_FORMAT = 1  # part of every cache key: raise it when `outputs` gives other numbers for the same input
+# Part of the key of every array: raise it when features or clusters get other numbers from the same input.
+_ARRAYS_VERSION = 1
+_STALE_SECONDS = 3600
+
+
+def cache_folder(given: Path | str | None) -> Path:
+    """Return the cache folder: the given one, else $SSCL_CACHE, else ~/.cache/sscl; it may not exist yet."""
+    return Path(given or os.environ.get("SSCL_CACHE") or Path.home() / ".cache" / "sscl")
 
 
 def cached_outputs(
-    compute: Callable[[], torch.Tensor], *, key: Sequence[object], rows: int, cache_dir: Path | str | None = None
+    compute: Callable[[], torch.Tensor],
+    *,
+    key: Sequence[object],
+    rows: int,
+    cache_dir: Path | str | None = None,
 ) -> torch.Tensor:
-    """Return what `compute` gives, float32 (rows, C), from the cache on disk where it has been computed before.
+    """Return what `compute` returns, float32 (rows, C), from the cache if it was computed before.
 
     Args:
-        compute: called when the cache has no whole file for the key.
+        compute: called when the cache has no complete file for the key.
         key: everything that the numbers depend on, as strings and numbers.
-        rows: how many rows there must be.
-        cache_dir: where the `.npy` file lies; None = $SSCL_CACHE, else ~/.cache/sscl.
+        rows: expected number of rows.
+        cache_dir: see `cache_folder`.
 
     Raises:
         ValueError: the cache folder cannot be written.
     """
-    folder = Path(cache_dir or os.environ.get("SSCL_CACHE") or Path.home() / ".cache" / "sscl")
-    name = hashlib.sha256(repr((_CACHE_FORMAT, *key)).encode()).hexdigest()[:32]
+    name = hashlib.sha256(repr((_ARRAYS_VERSION, *key)).encode()).hexdigest()[:32]
+    folder = cache_folder(cache_dir)
     file = folder / f"features-{name}.npy"
     try:
         found = np.load(file)
-    except (OSError, ValueError, EOFError):  # absent, or shortened by other hands: compute again
+    except (OSError, ValueError, EOFError):  # absent or damaged: compute again
         found = None
     if isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == rows and found.dtype == np.float32:
         return torch.from_numpy(found)
     computed = compute()
+    with (
+        _written(folder, what="features", size=computed.nbytes),
+        replacing(file) as temporary,
+        temporary.open("wb") as handle,
+    ):
+        np.save(handle, computed.numpy())
+    return computed
+
+
+def cached_tiles(
+    key: str,
+    shape: tuple[int, int, int, int],
+    fill: Callable[[NDArray[np.uint8]], None],
+    *,
+    cache_dir: Path | str | None = None,
+) -> NDArray[np.uint8]:
+    """Return the cached tiles under `key` as a read-only memmap, uint8 `shape`; `fill` writes them the first time.
+
+    Args:
+        key: fingerprint of everything the pixels depend on.
+        shape: (N, H, W, 3).
+        fill: writes every row of the array it is given; if it raises, nothing stays in the cache.
+        cache_dir: see `cache_folder`.
+
+    Raises:
+        ValueError: the cache folder cannot be written; and what `fill` raises.
+    """
+    folder = cache_folder(cache_dir)
+    file = folder / f"tiles-{key}.npy"
+    if not _is_complete(file, shape):
+        with _written(folder, what="decoded tiles", size=int(np.prod(shape))):
+            _remove_stale(folder)
+            with replacing(file) as temporary:
+                _fill_memmap(temporary, shape, fill)
+    images: NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    return images
+
+
+@contextlib.contextmanager
+def _written(folder: Path, *, what: str, size: int) -> Iterator[None]:
+    """Make the folder; turn an OSError into one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary, temporary.open("wb") as handle:
-            np.save(handle, computed.numpy())
+        yield
     except OSError as error:
         raise ValueError(
-            f"{folder}: the cache of features cannot be written there ({error.strerror or error}); "
-            "free some space, or name another folder with cache_dir or $SSCL_CACHE"
+            f"{folder}: cannot write the cache of {what} ({error.strerror or error}), which needs "
+            f"{size / 2**30:.2f} GiB; free some space, or set cache_dir or $SSCL_CACHE to another folder"
         ) from error
-    return computed
+
+
+def _is_complete(file: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(np.load(file, mmap_mode="r").shape == shape)
+    except (OSError, ValueError):  # absent or damaged: decode again
+        return False
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete what killed processes left behind; a live one wrote to its file within the last hour."""
+    for left in folder.glob(".tiles-*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                left.unlink()
+
+
+def _fill_memmap(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]) -> None:
+    """Have `fill` write a new .npy file."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # A mapped file on a full disk ends the process with a bus error; reserving the space now gives an OSError.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    fill(images)
+    images.flush()

@@ -56,7 +56,9 @@ def decode_into(
     """
     size_px = images.shape[1]
     jobs = [range(start, min(start + _TILES_PER_JOB, len(paths))) for start in range(0, len(paths), _TILES_PER_JOB)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from sscl.device import cpu_cores  # imports torch, which the decoding processes do without
+
+    cores = cpu_cores()
     if processes is None:
         processes = isinstance(images, np.memmap) and len(paths) >= _PROCESSES_FROM * cores and cores > 1
     faults: list[str] = []

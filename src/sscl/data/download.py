@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import re
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sscl import __version__
+from sscl.writing import put
 
 _CHUNK_BYTES = 2**20
 _TIMEOUT_S = 30
@@ -91,7 +91,7 @@ def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, prog
         raise ValueError(
             f"{url}: what came has md5 {found}, expected {md5}; it was removed, try again or give another url"
         )
-    os.replace(part, path)
+    put(part, path)
     return True
 
 
@@ -144,8 +144,6 @@ def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
             while data := _read(response):
                 file.write(data)
                 bar.update(len(data))
-            file.flush()
-            os.fsync(file.fileno())
     if total is not None and _size(part) < total:
         raise _CutError(f"the connection ended after {_size(part)} of {total} bytes")
 

@@ -12,11 +12,8 @@ about 15 N alignments.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +22,7 @@ from tqdm import tqdm
 
 from sscl.data import keypoints
 from sscl.data.rows import Images
+from sscl.data.threads import in_threads
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -57,10 +55,6 @@ _KEYPOINTS = 5  # of independent tiles of tissue, no more than 3 or 4 agree on a
 _ALIGNED_CORRELATION = 0.8  # of one place 0.97 and more, of others below 0.4
 _LEAST_OVERLAP = 0.05
 _BLOCK = 256  # rows compared with all others at a time
-_JOB = 16
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ def find_pairs(
         luma = luma_of(tile)
         return hashlib.sha256(tile.tobytes()).digest(), thumbnail(luma), keypoints.detect(luma)
 
-    seen = list(_in_threads(look, range(len(images)), desc="look at tiles" if progress else None))
+    seen = list(in_threads(look, range(len(images)), desc="look at tiles" if progress else None))
     pairs = exact_pairs([digest for digest, _, _ in seen])
     copies = {pair.second for pair in pairs}
     # In an order that depends on the pixels alone, as do words and axes then: the tiles may come in any order.
@@ -170,7 +164,7 @@ def find_pairs(
         )
 
     tried = sorted((candidates | cosine.keys()) - known)
-    aligned = [pair for pair in _in_threads(check, tried, desc="align" if progress else None) if pair is not None]
+    aligned = [pair for pair in in_threads(check, tried, desc="align" if progress else None) if pair is not None]
     known |= {(pair.first, pair.second) for pair in aligned}
     alike = [
         Pair(first, second, "embedding", value, "not aligned", overlap=None)
@@ -327,17 +321,3 @@ def _blocks(count: int, *, desc: str | None) -> Iterator[int]:
         for start in range(0, count, _BLOCK):
             yield start
             bar.update(min(_BLOCK, count - start))
-
-
-def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, desc: str | None) -> Iterator[Result]:
-    """Yield work(item) in order, from all cores; OpenCV lets go of the interpreter lock."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = [items[start : start + _JOB] for start in range(0, len(items), _JOB)]
-    pool = ThreadPoolExecutor(cores)
-    try:
-        with tqdm(total=len(items), desc=desc, disable=desc is None, leave=False) as bar:
-            for found in pool.map(lambda job: [work(item) for item in job], jobs):
-                yield from found
-                bar.update(len(found))
-    finally:
-        pool.shutdown(cancel_futures=True)

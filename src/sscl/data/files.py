@@ -19,6 +19,7 @@ from PIL import Image
 from sscl.data.decode import decode_file, decode_image
 from sscl.data.folder import EXTENSIONS
 from sscl.data.ingest import read_table
+from sscl.device import cpu_cores
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -186,9 +187,8 @@ def batches(items: Sequence[Item], *, size_px: int, batch_size: int) -> Iterator
         size_px: S, to which other sizes are brought.
         batch_size: places a batch; it has fewer tiles where some cannot be used.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: deque[list[Future[list[_Tile]]]] = deque()
-    pool = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(cpu_cores(), thread_name_prefix="decode")
     try:
         for start in range(0, len(items), batch_size):
             end = min(start + batch_size, len(items))

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import difflib
 import hashlib
 import os
-import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.data.cache import cached_tiles
 from sscl.data.decode import decode_into
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 1
-_STALE_SECONDS = 3600
 
 
 def decode_tiles(
@@ -40,7 +36,7 @@ def decode_tiles(
     Args:
         paths: the files, all below `root`.
         size_px: working size, pixels.
-        cache_dir: where the memmap goes; None = $SSCL_CACHE, else ~/.cache/sscl.
+        cache_dir: see `cache.cache_folder`.
         exact_size_px: the only size of file allowed; None = any square size.
         progress: show a bar.
 
@@ -61,46 +57,6 @@ def decode_tiles(
     return cached_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
 
 
-def cached_tiles(
-    key: str,
-    shape: tuple[int, int, int, int],
-    fill: Callable[[NDArray[np.uint8]], None],
-    *,
-    cache_dir: Path | str | None = None,
-) -> NDArray[np.uint8]:
-    """Return the cached tiles under `key` as a read-only memmap, uint8 `shape`; `fill` writes them the first time.
-
-    Args:
-        key: fingerprint of all that the pixels depend on.
-        shape: (N, H, W, 3).
-        fill: writes every row of the array it is given; what it raises leaves nothing in the cache.
-        cache_dir: where the memmap goes; None = $SSCL_CACHE, else ~/.cache/sscl.
-
-    Raises:
-        ValueError: the cache folder cannot be written; and what `fill` raises.
-    """
-    folder = Path(cache_dir or os.environ.get("SSCL_CACHE") or Path.home() / ".cache" / "sscl")
-    cached = folder / f"tiles-{key}.npy"
-    if not _is_complete(cached, shape):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_stale(folder)
-            part = cached.with_name(f"{cached.stem}-{uuid.uuid4().hex}.part")
-            try:
-                _write_array(part, shape, fill)
-                os.replace(part, cached)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"{folder}: the cache of decoded tiles cannot be written there "
-                f"({error.strerror or error}); it needs {np.prod(shape) / 2**30:.2f} GiB: "
-                "free some space, or name another folder with data.cache_dir or $SSCL_CACHE"
-            ) from error
-    images: NDArray[np.uint8] = np.load(cached, mmap_mode="r")
-    return images
-
-
 def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size_px: int | None) -> str:
     """Return the fingerprint of the files. The folder counts too: archives can unpack different tiles with
     equal names, sizes and times."""
@@ -112,34 +68,6 @@ def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size
             raise FileNotFoundError(f"{path}: cannot be opened ({error.strerror})") from error
         digest.update(f"{str(path).removeprefix(str(root))}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
-
-
-def _is_complete(cached: Path, shape: tuple[int, ...]) -> bool:
-    try:
-        return bool(np.load(cached, mmap_mode="r").shape == shape)
-    except (OSError, ValueError):  # absent, or shortened by other hands: decode again
-        return False
-
-
-def _remove_stale(folder: Path) -> None:
-    """Delete what killed ingests left; one that is alive wrote to its file within the last hour."""
-    for part in folder.glob("tiles-*.part"):
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                part.unlink()
-
-
-def _write_array(part: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]) -> None:
-    """Have `fill` write the new .npy file `part`, and bring it to the disk."""
-    images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        # A mapped file on a full disk ends the process with a bus error; asked for now, it is an OSError.
-        with open(part, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
-    fill(images)
-    images.flush()
-    with open(part, "r+b") as file:
-        os.fsync(file.fileno())
 
 
 def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
@@ -160,9 +88,9 @@ def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[st
                 raise ValueError(f"{path}: is empty; expected the header {','.join(columns)}")
             for column in columns:
                 if column not in header:
-                    near = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
-                    found = f"found {near[0]!r} instead" if near else f"found only {', '.join(header)}"
-                    raise ValueError(f"{path}: line 1: column {column!r} is missing, {found}; rename or add it")
+                    raise ValueError(
+                        f"{path}: line 1: column {column!r} is missing, found {', '.join(header)}; rename or add it"
+                    )
             places = [header.index(column) for column in columns]
             table = []
             for row in reader:

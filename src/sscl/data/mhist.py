@@ -26,6 +26,7 @@ COLUMNS = (
     "Number of Annotators who Selected SSA (Out of 7)",
     "Partition",
 )
+SLIDE_COLUMNS = ("Image Name", "Slide")  # of slides.csv, which is ours: MHIST publishes no slide ids
 ANNOTATORS = 7
 MAJORITY = 4
 PUBLISHED_SIZE_PX = 224
@@ -96,7 +97,7 @@ def load_mhist(
     if group_of is not None:
         groups = np.array([group_of[name] for name in ids])
     elif slides.is_file():
-        groups = read_groups(slides, ids, columns=("Image Name", "Slide"))
+        groups = read_groups(slides, ids, columns=SLIDE_COLUMNS)
     tiles = Tiles(
         images=decode_tiles(
             paths,

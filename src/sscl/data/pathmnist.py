@@ -10,11 +10,8 @@ Source of the layout and of PathMNIST's facts: Yang et al. 2023, MedMNIST v2, an
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import os
 import re
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from sscl.data.cache import cached_tiles
 from sscl.data.decode import resized
-from sscl.data.ingest import cached_tiles
 from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.writing import replacing
 
 PATHMNIST_CLASSES = (
     "adipose",
@@ -86,7 +84,7 @@ def load_pathmnist(
     Args:
         split: "train", "validation" (or "val"), "test", or "all" (the three in this order).
         size_px: working size, pixels; None = the file's own.
-        cache_dir: where the memmap goes; None = $SSCL_CACHE, else ~/.cache/sscl.
+        cache_dir: see `cache.cache_folder`.
         progress: show a bar.
 
     Raises:
@@ -161,19 +159,13 @@ def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequ
         arrays[f"{part}_labels"] = np.asarray(labels).reshape(len(labels), 1)
         if groups is not None:
             arrays[f"{part}_groups"] = np.asarray(groups)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(temporary, "wb") as file:
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
         try:
             _read_index(temporary)  # what is written here can be loaded
         except ValueError as error:
             raise ValueError(str(error).replace(str(temporary), str(path))) from None
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_index(path: Path) -> _Index:
@@ -185,10 +177,8 @@ def _read_index(path: Path) -> _Index:
     for part in SPLITS:
         for key in (f"{part}_images", f"{part}_labels"):
             if key not in keys:
-                near = difflib.get_close_matches(key, keys, n=1)
-                hint = f", {near[0]!r} is near" if near else ""
                 raise ValueError(
-                    f"{path}: key {key!r} is missing, found {', '.join(keys) or 'none'}{hint}; "
+                    f"{path}: key {key!r} is missing, found {', '.join(keys) or 'none'}; "
                     "expected images and labels of train, val and test (MedMNIST layout)"
                 )
     shapes = {part: _image_shape(path, f"{part}_images") for part in SPLITS}

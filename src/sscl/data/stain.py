@@ -7,18 +7,16 @@ never depends on the training tiles. N tiles, H = W pixels, P pixels of one tile
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from sscl.data.ingest import cached_tiles
+from sscl.data.cache import cached_tiles
 from sscl.data.rows import Images
+from sscl.data.threads import in_threads
 from sscl.data.tiles import Tiles
 
 # Part of every cache key: raise it when the pixels that normalise_stain returns change.
@@ -46,7 +44,6 @@ REINHARD_STD = (0.45, 0.06, 0.02)
 _LEAST_TISSUE = 0.05  # of the pixels
 _LEAST_ANGLE = 4.0  # degrees between haematoxylin and eosin
 _LARGEST_GAIN = 5.0
-_TILES_PER_JOB = 16
 
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / np.float32(_GLASS))  # of each value; + 1: no log of 0
 
@@ -132,35 +129,21 @@ def _normalise_into(
 ) -> None:
     """Fill `result`, (N, H, W, 3), with the normalised tiles, on all cores."""
     fit, apply = _METHODS[method].fit, _METHODS[method].apply
-    found: list[_Floats | None] = [None] * len(images)
+    pooled: list[_Floats | None] = []
 
-    def measure(rows: range) -> None:
-        for row in rows:
-            found[row] = fit(np.asarray(images[row]).reshape(-1, 3))
+    def measure(row: int) -> _Floats | None:
+        return fit(np.asarray(images[row]).reshape(-1, 3))
 
-    def paint(rows: range) -> None:
-        for row in rows:
-            pixels = np.asarray(images[row]).reshape(-1, 3)
-            statistics = fit(pixels) if groups is None else found[row]
-            result[row] = (pixels if statistics is None else apply(pixels, statistics)).reshape(images.shape[1:])
+    def paint(row: int) -> None:
+        pixels = np.asarray(images[row]).reshape(-1, 3)
+        statistics = fit(pixels) if groups is None else pooled[row]
+        result[row] = (pixels if statistics is None else apply(pixels, statistics)).reshape(images.shape[1:])
 
+    rows = range(len(images))
     if groups is not None:
-        _in_threads(measure, len(images), desc="stains" if progress else None)
-        found = _pool(found, groups)
-    _in_threads(paint, len(images), desc=method if progress else None)
-
-
-def _in_threads(work: Callable[[range], None], count: int, *, desc: str | None) -> None:
-    """Call `work` with ranges that make up 0 .. count-1; numpy lets go of the interpreter lock where the time goes."""
-    jobs = [range(start, min(start + _TILES_PER_JOB, count)) for start in range(0, count, _TILES_PER_JOB)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(cores)
-    try:
-        with tqdm(total=count, desc=desc, unit=" tiles", disable=desc is None) as bar:
-            for job, _ in zip(jobs, pool.map(work, jobs), strict=True):
-                bar.update(len(job))
-    finally:
-        pool.shutdown(cancel_futures=True)
+        pooled = _pool(list(in_threads(measure, rows, desc="stains" if progress else None)), groups)
+    for _ in in_threads(paint, rows, desc=method if progress else None):
+        pass
 
 
 def _pool(found: list[_Floats | None], groups: NDArray[np.str_]) -> list[_Floats | None]:

@@ -8,13 +8,10 @@ counts, workers and order change nothing.
 
 from __future__ import annotations
 
-import csv
+import math
 import multiprocessing
 import numbers
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,17 +24,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sscl.data.polyp import draw_polyp, draw_slide_look
+from sscl.writing import replacing_folder, write_csv
 
-CLASSES = ("HP", "SSA")
 TILES_PER_SLIDE = 8
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
 
-_ANNOTATIONS_HEADER = (
-    "Image Name",
-    "Majority Vote Label",
-    "Number of Annotators who Selected SSA (Out of 7)",
-    "Partition",
-)
+_ANNOTATORS = 7  # mhist.ANNOTATORS, which would import torch in every drawing process
 _MAX_SEED = 2**63 - 1
 _TILE_STREAM, _ORDER_STREAM, _LOOK_STREAM = 0, 1, 2
 _PARALLEL_FROM = 192  # fewer tiles are drawn before worker processes have started
@@ -129,7 +121,9 @@ def write_synthetic(
         if not 0 < value < 1:
             raise ValueError(f"{name}: got {value}, allowed are numbers between 0 and 1, both exclusive")
     if workers is None:
-        workers = 1 if count < _PARALLEL_FROM else _cores()
+        from sscl.device import cpu_cores  # imports torch, which the drawing processes do without
+
+        workers = 1 if count < _PARALLEL_FROM else cpu_cores()
     _check_whole("workers", workers, 1, 1024)
     partitions = _partitions(count, seed=seed, ssa_fraction=ssa_fraction, test_fraction=test_fraction)
     draw = partial(draw_tile, seed=seed, size_px=size_px, ssa_fraction=ssa_fraction)
@@ -137,16 +131,9 @@ def write_synthetic(
     root = Path(root).absolute()
     if root.is_symlink() or (root.exists() and not (root.is_dir() and not any(root.iterdir()))):
         raise ValueError(f"{root}: exists and is not an empty folder; remove it or choose another one")
-    scratch = None
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        # A sibling is on the same file system, so that the last step is one rename.
-        scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
-        unfinished = scratch / root.name
-        _write_files(unfinished, partitions, draw, workers=workers, progress=progress)
-        if root.exists():
-            root.rmdir()
-        unfinished.rename(root)
+        with replacing_folder(root) as unfinished:
+            _write_files(unfinished, partitions, draw, workers=workers, progress=progress)
     except OSError as error:
         raise ValueError(f"{root}: cannot be written ({error.strerror or error}); choose another folder") from error
     except BrokenProcessPool as error:
@@ -154,9 +141,6 @@ def write_synthetic(
             'workers: a drawing process died; a script needs `if __name__ == "__main__":` around this call, '
             "or take workers=1"
         ) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_whole(name: str, value: int, low: int, high: int) -> None:
@@ -171,7 +155,7 @@ def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
 
 
 def _is_chosen(rank: int, fraction: float) -> bool:
-    """Say whether item `rank` of an endless row is among the `fraction` that is chosen at even distances."""
+    """Return whether item `rank` of an endless row is among the `fraction` that is chosen at even distances."""
     return int((rank + 1) * fraction + 0.5) > int(rank * fraction + 0.5)
 
 
@@ -189,13 +173,17 @@ def _draw_votes(label: int, ambiguity: float, rng: np.random.Generator) -> int:
     be the majority are left out. The exponent makes about 1 tile in 6 a 4-to-3 one, as in MHIST.
     """
     chance = 0.5 * ambiguity**1.3
-    weights = np.array([ways * chance**k * (1 - chance) ** (7 - k) for k, ways in enumerate((1, 7, 21, 35))])
-    dissenters = int(rng.choice(4, p=weights / weights.sum()))
-    return 7 - dissenters if label else dissenters
+    minority = range((_ANNOTATORS + 1) // 2)
+    ways = [math.comb(_ANNOTATORS, k) for k in minority]
+    weights = np.array([ways[k] * chance**k * (1 - chance) ** (_ANNOTATORS - k) for k in minority])
+    dissenters = int(rng.choice(len(minority), p=weights / weights.sum()))
+    return _ANNOTATORS - dissenters if label else dissenters
 
 
 def _partitions(count: int, *, seed: int, ssa_fraction: float, test_fraction: float) -> list[str]:
     """Return train or test for every tile, by whole slides; an error if either lacks a class."""
+    from sscl.data.mhist import CLASSES
+
     partitions = ["test" if _is_chosen(i // TILES_PER_SLIDE, test_fraction) else "train" for i in range(count)]
     found = {(part, CLASSES[_draw_label(i, seed=seed, ssa_fraction=ssa_fraction)]) for i, part in enumerate(partitions)}
     for part in ("train", "test"):
@@ -216,9 +204,11 @@ def _write_files(
     workers: int,
     progress: bool,
 ) -> None:
-    """Write images, masks and both tables under a new folder."""
+    """Write images, masks and both tables into an empty folder."""
+    from sscl.data.mhist import CLASSES, COLUMNS, SLIDE_COLUMNS
+
     for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
+        (root / folder).mkdir()
     count = len(partitions)
     write = partial(_write_tile, root=root, draw=draw)
     bar = partial(tqdm, total=count, desc="drawing tiles", unit="tile", disable=not progress)
@@ -229,12 +219,12 @@ def _write_files(
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
             tiles = list(bar(pool.map(write, range(count), chunksize=16)))
-    _write_table(
+    write_csv(
         root / "annotations.csv",
-        _ANNOTATIONS_HEADER,
+        COLUMNS,
         ((name, CLASSES[label], votes, part) for (name, label, votes, _), part in zip(tiles, partitions, strict=True)),
     )
-    _write_table(root / "slides.csv", ("Image Name", "Slide"), ((name, slide) for name, _, _, slide in tiles))
+    write_csv(root / "slides.csv", SLIDE_COLUMNS, ((name, slide) for name, _, _, slide in tiles))
 
 
 def _write_tile(index: int, *, root: Path, draw: Callable[[int], SyntheticTile]) -> tuple[str, int, int, str]:
@@ -245,17 +235,6 @@ def _write_tile(index: int, *, root: Path, draw: Callable[[int], SyntheticTile])
     for folder, pixels in (("images", bgr), ("masks", tile.mask.astype(np.uint8) * 255)):
         (root / folder / name).write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     return name, tile.label, tile.votes, tile.slide
-
-
-def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _use_one_thread() -> None:

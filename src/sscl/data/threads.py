@@ -1,0 +1,35 @@
+"""Work on tiles from all cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from sscl.device import cpu_cores
+
+_JOB = 16  # items
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, desc: str | None) -> Iterator[Result]:
+    """Yield work(item) in order, computed on all cores; for work that releases the interpreter lock.
+
+    Args:
+        work: called in several threads at once.
+        items: what it is called with.
+        desc: name of a progress bar; None = no bar.
+    """
+    jobs = [items[start : start + _JOB] for start in range(0, len(items), _JOB)]
+    pool = ThreadPoolExecutor(cpu_cores())
+    try:
+        with tqdm(total=len(items), desc=desc, unit=" tiles", disable=desc is None, leave=False) as bar:
+            for found in pool.map(lambda job: [work(item) for item in job], jobs):
+                yield from found
+                bar.update(len(found))
+    finally:
+        pool.shutdown(cancel_futures=True)
