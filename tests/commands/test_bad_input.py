@@ -84,7 +84,7 @@ def test_misspelt_column_is_named_with_its_nearest(broken: Path, refuse_training
     text = (broken / "annotations.csv").read_text()
     (broken / "annotations.csv").write_text(text.replace("Partition", "Partiton", 1))
 
-    refuse_training("annotations.csv: line 1", "'Partition' is missing", "'Partiton'")
+    refuse_training("annotations.csv: line 1", "'Partition' is missing", "Partiton")
 
 
 @pytest.mark.parametrize(
