@@ -19,12 +19,13 @@ import yaml
 from PIL import Image
 from sklearn import metrics as sk
 
+from sscl.commands import finetune as finetune_command
 from sscl.config import FinetuneConfig
 from sscl.data import load
 from sscl.data.tiles import Tiles
 from sscl.evaluate import metrics
 from sscl.models.classifier import load_classifier
-from sscl.train import finetune, folds
+from sscl.train import folds
 
 Rows = Callable[[Path], list[dict[str, str]]]
 
@@ -393,14 +394,14 @@ def test_faults_are_one_line_and_nothing_is_written(cli: Any, tmp_path: Path, wo
 def test_a_later_fold_that_cannot_be_is_told_before_the_first_is_trained(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = finetune.labelled_parts
+    real = finetune_command.labelled_parts
 
     def parts(tiles: Tiles, config: FinetuneConfig, **named: Any) -> Any:
         if config.train.fold == 2:
             raise ValueError("train.validation_fraction: too few")
         return real(tiles, config, **named)
 
-    monkeypatch.setattr(finetune, "labelled_parts", parts)
+    monkeypatch.setattr(finetune_command, "labelled_parts", parts)
     result = cli.finetune(tmp_path / "run", "--folds", "2")
     assert (result.code, result.err) == (2, "sscl: train.validation_fraction: too few\n")
     assert list(tmp_path.iterdir()) == []

@@ -399,7 +399,7 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
     )
     banks, vote = [], probe_fits.knn_probabilities
     monkeypatch.setattr(
-        probe,
+        probe_fits,
         "knn_probabilities",
         lambda bank, *rest, **named: banks.append(len(bank)) or vote(bank, *rest, **named),
     )
