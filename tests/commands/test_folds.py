@@ -25,7 +25,7 @@ from sscl.data import load
 from sscl.data.tiles import Tiles
 from sscl.evaluate import metrics
 from sscl.models.classifier import load_classifier
-from sscl.train import folds
+from sscl.train import finetune, folds
 
 Rows = Callable[[Path], list[dict[str, str]]]
 
