@@ -24,7 +24,7 @@ from sscl import run
 from sscl.commands import report
 from sscl.config import GradcamConfig
 from sscl.plots import svg
-from sscl.report import page, tiles
+from sscl.report import contents, page, subject, tiles
 
 Read = Callable[[Path], list[dict[str, str]]]
 
@@ -174,11 +174,11 @@ def made_up(folder: Path, weights: bytes = b"w", **keys: str) -> Any:
 
 
 def test_a_review_belongs_to_weights_and_tiles(tmp_path: Path) -> None:
-    one = report.worksheet_id(made_up(tmp_path / "a"))
+    one = subject.worksheet_id(made_up(tmp_path / "a"))
     assert re.fullmatch("[0-9a-f]{16}", one)
-    assert report.worksheet_id(made_up(tmp_path / "copy")) == one
+    assert subject.worksheet_id(made_up(tmp_path / "copy")) == one
     others = [{"weights": b"v"}, {"split": "all"}, {"data_fingerprint": "g"}]
-    assert len({one, *(report.worksheet_id(made_up(tmp_path / "b", **keys)) for keys in others)}) == 4  # type: ignore[arg-type]
+    assert len({one, *(subject.worksheet_id(made_up(tmp_path / "b", **keys)) for keys in others)}) == 4  # type: ignore[arg-type]
 
 
 def test_heatmaps_of_another_run_are_not_of_this_one(tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_heatmaps_of_another_run_are_not_of_this_one(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(f"checkpoint: {checkpoint}\n")
     names = ("of_own", "of_its_file", "of_other", "of_none")
-    assert [report._explains(tmp_path / name, own) for name in names] == [True, True, False, False]
-    assert report._explains(tmp_path / "of_other", other)
+    assert [contents._explains(tmp_path / name, own) for name in names] == [True, True, False, False]
+    assert contents._explains(tmp_path / "of_other", other)
 
 
 def test_the_page_says_what_its_maps_explain() -> None:

@@ -16,8 +16,8 @@ from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation
 from sscl.evaluate.predictions import Predictions
 from sscl.plots import svg
-from sscl.report import classifier, page
-from sscl.report.classifier import Subject
+from sscl.report import classifier, decisions, page, summary
+from sscl.report.subject import Subject
 
 CLASSES = ("HP", "SSA")
 AUDIT = {"leakage": False, "verdict": "no leakage found"}
@@ -87,14 +87,14 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
 
 def sections(one: Subject, **more: Any) -> list[dict[str, Any]]:
     found = [
-        classifier.summary(one, training_tiles=100, audits=[AUDIT], checks={}),
+        summary.summary(one, training_tiles=100, audits=[AUDIT], checks={}),
         classifier.data(one, counts={"train": {"HP": 60, "SSA": 40}}, groups={"train": 7}),
         classifier.training(one),
         classifier.results(one),
         classifier.errors(one, shown=50),
-        classifier.probabilities(one),
-        classifier.decisions(one),
-        classifier.caveats(one, ["another"]),
+        decisions.probabilities(one),
+        decisions.decisions(one),
+        decisions.caveats(one, ["another"]),
     ]
     return [section for section in found if section is not None]
 
@@ -121,7 +121,7 @@ def test_the_page_takes_all_sections(classes):
 
 def test_the_summary_says_what_was_trained_on_what():
     one = subject()
-    text = classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+    text = summary.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
 
     right = int((one.found.predictions == one.found.labels).sum())
     assert "a net of the kind resnet18, starts from the weights of ssl, which were trained on unlabelled, and" in text
@@ -135,7 +135,7 @@ def test_the_summary_says_which_tiles_it_was_not_trained_on():
     train, data = one.content["config"]["train"], one.content["config"]["data"]
 
     def said() -> str:
-        return classifier.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+        return summary.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
 
     train |= {"folds": 5, "fold": 2, "label_fraction": 0.5}
     assert "fine-tuned on 50% of the labels of all but fold 2 of 5 of 100 tiles of the training split" in said()
@@ -153,7 +153,7 @@ def test_where_the_weights_come_from(weights, said):
     content = copy.deepcopy(dict(one.content)) | {"history": []}
     content["config"]["model"]["weights"] = weights
 
-    text = classifier.summary(replace(one, content=content), training_tiles=None, audits=[], checks={})
+    text = summary.summary(replace(one, content=content), training_tiles=None, audits=[], checks={})
 
     assert said in text["blocks"][0]["text"]
 
@@ -178,7 +178,7 @@ def test_every_metric_is_shown_with_its_intervals():
         assert row == [found["agreement"], f"{found['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", counts]
     of_class = [row[0] for row in shown["Of each class"]]
     assert of_class == [f"{name} {key}" for name in CLASSES for key in ("precision", "recall", "F1")]
-    headline = dict(classifier.summary(one, training_tiles=1, audits=[], checks={})["blocks"][1]["rows"])
+    headline = dict(summary.summary(one, training_tiles=1, audits=[], checks={})["blocks"][1]["rows"])
     keys = {
         "accuracy": "accuracy",
         "AUROC": "auroc",
@@ -194,7 +194,7 @@ def test_the_summary_has_the_caveats_of_the_evaluation_if_any():
     one = subject()
 
     def listed() -> list[list[str]]:
-        found = classifier.summary(one, training_tiles=1, audits=[], checks={})["blocks"]
+        found = summary.summary(one, training_tiles=1, audits=[], checks={})["blocks"]
         return [block["items"] for block in found if block["kind"] == "list"]
 
     assert listed() == [["a caveat"]]
@@ -208,7 +208,7 @@ def test_charts_are_of_what_the_evaluation_found(monkeypatch):
     def keep(*given: Any, path: Path, **words: Any) -> None:
         drawn[path.name] = (*given, words)
 
-    for module in (classifier.charts, classifier.calibration_plots):
+    for module in (classifier.charts, decisions.calibration_plots):
         for name in [name for name in vars(module) if name.startswith("plot_")]:
             monkeypatch.setattr(module, name, keep)
     monkeypatch.setattr(svg, "inline", lambda draw, prefix: draw(Path(prefix.removeprefix("figure-"))) or "<svg>")
@@ -238,7 +238,7 @@ def test_charts_are_of_what_the_evaluation_found(monkeypatch):
 
 def test_calibration_is_shown_before_and_after():
     one = subject()
-    rows = {row[0]: row[1:] for row in tables(classifier.probabilities(one))["Calibration on these tiles"]}
+    rows = {row[0]: row[1:] for row in tables(decisions.probabilities(one))["Calibration on these tiles"]}
     before, after = (one.report["calibration"][stage] for stage in ("before", "after"))
     for name, key in {"ECE": "ece", "Brier score": "brier", "cross-entropy": "loss"}.items():
         assert rows[name] == [f"{before[key]:.3f}", f"{after[key]:.3f}"]
@@ -257,14 +257,14 @@ def test_where_the_classifier_is_of_use_it_beats_calling_all_and_calling_none(mo
     one = subject()
     curve = {"threshold": [0.1, 0.2, 0.3, 0.4], "model": model, "treat_all": [0.35, 0.1, -0.1, -0.2]}
     one.report["decision_curve"] = {**curve, "low": model, "high": model}  # type: ignore[index]
-    (alt,) = [block["alt"] for block in classifier.decisions(one)["blocks"] if "Net benefit" in block.get("alt", "")]
+    (alt,) = [block["alt"] for block in decisions.decisions(one)["blocks"] if "Net benefit" in block.get("alt", "")]
     assert alt.endswith(f"does better than calling all or none {said}")
 
 
 def test_better_than_guessing_turns_with_the_figures():
     title = "Is it better than guessing?"
     for skill, passed in ((2.0, True), (0.0, False)):
-        found = verdicts(classifier.summary(subject(skill=skill), training_tiles=1, audits=[], checks={}))
+        found = verdicts(summary.summary(subject(skill=skill), training_tiles=1, audits=[], checks={}))
         assert found[title] is passed
 
 
@@ -274,7 +274,7 @@ def test_a_calibration_error_beyond_chance_fails():
     chance = one.report["calibration"]["after"]["ece_by_chance"]["quantile_95"]
     for error, passed in ((chance, True), (chance + 0.001, False)):
         one.report["calibration"]["after"]["ece"] = error
-        assert verdicts(classifier.summary(one, training_tiles=1, audits=[], checks={}))[title] is passed
+        assert verdicts(summary.summary(one, training_tiles=1, audits=[], checks={}))[title] is passed
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -284,7 +284,7 @@ def test_training_tiles_are_not_new_whatever_an_audit_says(split):
     title = "Are the tiles it was tested on new to it?"
 
     def said() -> bool | None:
-        return verdicts(classifier.summary(one, training_tiles=None, audits=[AUDIT], checks={}))[title]
+        return verdicts(summary.summary(one, training_tiles=None, audits=[AUDIT], checks={}))[title]
 
     assert said() is False
     one.report["data"]["root"] = "/data/elsewhere"
@@ -295,7 +295,7 @@ def test_a_leak_in_any_audit_fails_and_none_is_not_judged():
     title = "Are the tiles it was tested on new to it?"
     leak = {"leakage": True, "verdict": "THE SPLIT LEAKS: 3"}
     for audits, passed in (([], None), ([AUDIT], True), ([AUDIT, leak], False)):
-        section = classifier.summary(subject(), training_tiles=1, audits=audits, checks={})
+        section = summary.summary(subject(), training_tiles=1, audits=audits, checks={})
         assert verdicts(section)[title] is passed
     assert "THE SPLIT LEAKS: 3" in json.dumps(section)
 
@@ -305,11 +305,11 @@ def test_the_verdicts_on_heatmaps_are_those_of_the_checks():
         "randomisation": {"passed": False, "verdict": "FAILS: a"},
         "deletion_insertion": {"passed": None, "verdict": "cannot be judged: b"},
     }
-    found = verdicts(classifier.summary(subject(), training_tiles=1, audits=[], checks=checks))
+    found = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=checks))
 
     assert found["Do the heatmaps depend on what was learned?"] is False
     assert found["Does what they mark matter to the classifier?"] is None
-    without = verdicts(classifier.summary(subject(), training_tiles=1, audits=[], checks={}))
+    without = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks={}))
     assert without["Can the heatmaps be trusted?"] is None
 
 
@@ -330,12 +330,12 @@ def test_an_evaluation_by_an_earlier_version_lacks_what_it_did_not_ask():
 
 def test_operating_point_and_abstention_are_those_of_the_evaluation():
     one = subject()
-    shown = json.dumps(classifier.decisions(one))
+    shown = json.dumps(decisions.decisions(one))
 
     assert f"from a probability of {one.report['operating_point']['threshold']:.4f} on" in shown
     assert f"confidence below {one.report['coverage']['abstention']['threshold']:.4f}" in shown
     assert one.decided_from == one.report["coverage"]["abstention"]["threshold"]
-    found = tables(classifier.decisions(one))
+    found = tables(decisions.decisions(one))
     here = one.report["coverage"]["abstention"]["here"]
     assert [[row[0], row[-1]] for row in found["Where it abstains"]] == [
         ["tiles decided here", f"{here['decided']['count']} of 80"],
@@ -348,7 +348,7 @@ def test_operating_point_and_abstention_are_those_of_the_evaluation():
 
 def test_caveats_come_once_and_all():
     one = subject()
-    (block,) = classifier.caveats(one, ["a caveat", "another"])["blocks"]
+    (block,) = decisions.caveats(one, ["a caveat", "another"])["blocks"]
 
     assert block["items"] == ["a caveat", *one.report["notes"], "another"]
 

@@ -14,7 +14,7 @@ from sscl.evaluate import comparison
 from sscl.evaluate.comparison import METRICS
 from sscl.evaluate.predictions import Predictions
 from sscl.plots import svg
-from sscl.report import page, studies
+from sscl.report import comparisons, heatmaps, page, studies
 
 
 def rendered(section: dict[str, Any]) -> str:
@@ -167,11 +167,11 @@ class TestHeatmaps:
 
     @pytest.mark.parametrize("passed", [True, False])
     def test_every_check_has_its_verdict_and_chart(self, passed: bool) -> None:
-        section = studies.heatmaps("gradcam", config=self.CONFIG, checks=self.checks(passed), localised=None)
+        section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=self.checks(passed), localised=None)
 
         assert "layercam of a, b (max)" in rendered(section)
         assert [verdict["passed"] for verdict in kinds(section, "verdict")] == [passed] * 4
-        assert {verdict["title"] for verdict in kinds(section, "verdict")} == set(studies.QUESTIONS.values())
+        assert {verdict["title"] for verdict in kinds(section, "verdict")} == set(heatmaps.QUESTIONS.values())
         figures = kinds(section, "figure")
         assert len(figures) == 3
         assert figures[0]["alt"].endswith("rank correlation head 0.40, all -0.10")
@@ -179,14 +179,14 @@ class TestHeatmaps:
     def test_what_cannot_be_judged_has_no_chart(self) -> None:
         checks = self.checks(None)
         checks["randomisation"]["tiles"] = 0
-        section = studies.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
+        section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
 
         assert rendered(section)
         assert not kinds(section, "figure")
 
     def test_localisation_beside_centre_and_random_weights(self) -> None:
         names = ("this model", "centre", "random weights")
-        section = studies.heatmaps(
+        section = heatmaps.heatmaps(
             "gradcam", config=self.CONFIG, checks=None, localised=dict.fromkeys(names, self.RATES)
         )
 
@@ -242,7 +242,7 @@ class TestComparison:
 
     def test_tables_are_those_of_compare(self) -> None:
         report = compare_report()
-        section = studies.compared("comparison", report, logs={})
+        section = comparisons.compared("comparison", report, logs={})
 
         assert "<ssl>" not in rendered(section)
         found = kinds(section, "table")
@@ -257,7 +257,7 @@ class TestComparison:
         logs = {one["folder"]: self.LOG for row in report["rows"] for one in row["runs"]}
         del logs["runs/scratch, 1.0-1"]
 
-        section = studies.compared("comparison", report, logs=logs)
+        section = comparisons.compared("comparison", report, logs=logs)
 
         assert rendered(section)
         first, second, labels = kinds(section, "figure")
@@ -267,7 +267,7 @@ class TestComparison:
         assert f"scratch: {mean:.3f} with 10" in labels["alt"]
 
     def test_metrics_are_all_there(self) -> None:
-        section = studies.compared("comparison", compare_report(), logs={})
+        section = comparisons.compared("comparison", compare_report(), logs={})
 
         assert kinds(section, "table")[0]["header"] == ["row", *METRICS.values()]
 
@@ -275,7 +275,7 @@ class TestComparison:
 class TestFolds:
     @staticmethod
     def report(*, pooled: bool) -> dict[str, Any]:
-        keys = studies.FOLD_METRICS
+        keys = comparisons.FOLD_METRICS
         one = {
             "metrics": dict.fromkeys(keys, 0.75) | {"auroc": None},
             "intervals": {key: [0.5, 1.0] for key in keys} | {"auroc": None},
@@ -297,7 +297,7 @@ class TestFolds:
         return report
 
     def test_folds_pooled_mean_and_sd(self) -> None:
-        section = studies.folds("cross-validation", self.report(pooled=True))
+        section = comparisons.folds("cross-validation", self.report(pooled=True))
 
         assert rendered(section)
         (table,) = kinds(section, "table")
@@ -318,9 +318,9 @@ class TestFolds:
         def keep(folds: Any, **words: Any) -> None:
             drawn.update(words, folds=folds)
 
-        monkeypatch.setattr(studies.comparison_plots, "plot_folds", keep)
+        monkeypatch.setattr(comparisons.comparison_plots, "plot_folds", keep)
         monkeypatch.setattr(svg, "inline", lambda draw, prefix: draw(Path("x")) or "<svg>")
-        studies.folds("cross-validation", self.report(pooled=True))
+        comparisons.folds("cross-validation", self.report(pooled=True))
 
         assert drawn["folds"]["accuracy"] == [(0.75, [0.5, 1.0])] * 2
         assert drawn["folds"]["AUROC"] == [(None, None)] * 2
@@ -330,7 +330,7 @@ class TestFolds:
         }
 
     def test_a_fold_alone(self) -> None:
-        section = studies.folds("cross-validation", self.report(pooled=False))
+        section = comparisons.folds("cross-validation", self.report(pooled=False))
 
         assert len(kinds(section, "table")[0]["rows"]) == 1
         assert not kinds(section, "figure")
@@ -344,7 +344,7 @@ def test_further_runs_have_their_figures_each_with_its_own_interval():
         "intervals": {key: [0.4 + i / 10, 0.6 + i / 10] for i, key in enumerate(keys)},
     }
     found["intervals"]["auroc"] = None
-    (table,) = kinds(studies.others({"runs/a": found}), "table")
+    (table,) = kinds(comparisons.others({"runs/a": found}), "table")
     assert table["header"] == ["run", "tiles", "accuracy", "balanced accuracy", "macro F1", "AUROC"]
     assert table["rows"] == [
         ["runs/a", "1,200", "0.500 (0.400 to 0.600)", "0.600 (0.500 to 0.700)", "0.700 (0.600 to 0.800)", "0.800"]

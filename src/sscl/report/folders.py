@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sscl.config import read_yaml
-from sscl.report.classifier import Subject
 
 # What a folder is, by a file that only this kind has; the first that fits.
 KINDS = {
@@ -63,34 +62,6 @@ def _not_ours(folder: Path) -> str:
     below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
     hint = f"; it holds {', '.join(below[:5])}" + (", ..." if len(below) > 5 else "") if below else ""
     return f"neither a run nor an audit, comparison, cross-validation or gradcam folder{hint}"
-
-
-def add_own_folders(sources: Sources, subject: Subject) -> None:
-    """Add what lies beside a classifier: its heatmaps, and the pretraining run its weights came from."""
-    own = subject.folder / f"gradcam_{subject.report['split']}"
-    if kind_of(own) == "gradcam":
-        _add(sources, "gradcam", own)
-    start = started_from(subject)
-    if start is not None:
-        _add(sources, "pretrain", start)
-
-
-def _add(sources: Sources, kind: str, folder: Path) -> None:
-    known = sources.setdefault(kind, [])
-    if folder.resolve() not in [other.resolve() for other in known]:
-        known.insert(0, folder)
-
-
-def started_from(subject: Subject) -> Path | None:
-    """Return the pretraining run that the classifier's weights came from, where it still lies there or beside it."""
-    weights = subject.content["config"]["model"]["weights"]
-    if weights in (None, "imagenet"):
-        return None
-    path = Path(weights)
-    for folder in (path, path.parent, path.parent.parent, subject.folder.parent / path.name):
-        if kind_of(folder) == "pretrain":
-            return folder
-    return None
 
 
 @contextlib.contextmanager

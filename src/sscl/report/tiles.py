@@ -16,8 +16,9 @@ from sscl.evaluate.metrics import IntArray
 from sscl.explain.targets import describe_layer, resolve_target, target_of
 from sscl.models.classifier import check_classes, load_classifier
 from sscl.models.pixels import normalisation
-from sscl.report import gallery, studies
-from sscl.report.classifier import Subject
+from sscl.report import gallery
+from sscl.report.heatmaps import QUESTIONS
+from sscl.report.subject import Subject
 
 
 def build_gallery(
@@ -139,9 +140,7 @@ def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list
     said = [f"maps: {settings.method} of {describe_layer(settings.layer, settings.fuse)}"]
     if checks is None:
         return [*said, "these maps were not checked (sscl gradcam checks=true)"]
-    failed = [
-        question.rstrip("?").lower() for name, question in studies.QUESTIONS.items() if checks[name]["passed"] is False
-    ]
+    failed = [question.rstrip("?").lower() for name, question in QUESTIONS.items() if checks[name]["passed"] is False]
     if failed:
         return [*said, f"of their checks, failed: {'; '.join(failed)} (see Heatmaps)"]
     return [*said, "their checks: none failed (see Heatmaps)"]

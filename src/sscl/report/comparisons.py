@@ -1,0 +1,128 @@
+"""Sections that set classifiers side by side: a comparison, a cross-validation, further runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sscl.evaluate import comparison
+from sscl.plots import comparison as comparison_plots
+from sscl.report import blocks
+from sscl.report.blocks import Block, Section, interval, number
+
+Json = Mapping[str, Any]
+FOLD_METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+}
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> Section:
+    """Return a comparison of runs. logs: rows of metrics.jsonl by run folder; those not given are not drawn."""
+    found: list[Block] = [blocks.facts({"classes": ", ".join(report["classes"])})]
+    for caption, lines in comparison.tables(report):
+        words = lines[0][-1] == "in words"
+        found.append(blocks.table(_capital(caption), lines, numeric_from=2 if words else 1))
+    shares: dict[str, dict[str, list[Sequence[Json]]]] = {}
+    lines_of: dict[str, list[tuple[int, list[float]]]] = {}
+    for row in report["rows"]:
+        share = "" if row["fraction"] is None else f"{100 * row['fraction']:g}% labels"
+        of = [logs[one["folder"]] for one in row["runs"] if one["folder"] in logs]
+        if len(of) == len(row["runs"]):
+            shares.setdefault(share, {})[row["entry"]] = of
+        if row["labelled_tiles"] is not None:
+            values = [one["metrics"]["balanced_accuracy"] for one in row["runs"]]
+            lines_of.setdefault(row["entry"], []).append((row["labelled_tiles"], values))
+    if shares:
+        for at, (share, rows) in enumerate(shares.items()):  # one below another: side by side they are too wide
+            found.append(
+                blocks.figure(
+                    f"{name}-curves-{at}",
+                    lambda path, share=share, rows=rows: comparison_plots.plot_overlaid(  # type: ignore[misc]
+                        {share: rows},
+                        series=[("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")],
+                        path=path,
+                        title="",
+                    ),
+                    alt=f"Validation accuracy and loss by epoch{f', {share}' if share else ''}, of {', '.join(rows)}",
+                    caption=f"Validation by epoch{f', {share}' if share else ''}; thin: a run, thick: the mean of a "
+                    "row's runs.",
+                )
+            )
+    if any(len(points) > 1 for points in lines_of.values()):
+        worded = [
+            f"{entry}: " + ", ".join(f"{sum(values) / len(values):.3f} with {count:,}" for count, values in points)
+            for entry, points in lines_of.items()
+        ]
+        found.append(
+            blocks.figure(
+                f"{name}-labels",
+                lambda path: comparison_plots.plot_label_curve(
+                    lines_of, measure="balanced accuracy", path=path, title=""
+                ),
+                alt=f"Mean balanced accuracy by labelled tiles. {'; '.join(worded)}",
+                caption="What a label is worth: balanced accuracy against the number of labelled tiles.",
+            )
+        )
+    found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
+    return blocks.section(name, "Comparison", found)
+
+
+def folds(name: str, report: Json) -> Section:
+    """Return a cross-validation; the intervals of single folds are in its chart."""
+    lines = [["held out", "tiles", *FOLD_METRICS.values(), "loss"]]
+    for one in report["runs"]:
+        cells = [number(one["metrics"][key]) for key in FOLD_METRICS]
+        lines.append([f"fold {one['fold']}", str(one["tiles"]), *cells, number(one["loss"])])
+    if "pooled" in report:
+        pooled = report["pooled"]
+        cells = [number(pooled["metrics"][key]) for key in FOLD_METRICS]
+        lines.append(["all, pooled", str(pooled["tiles"]), *cells, number(pooled["loss"])])
+        cells = [interval(pooled["intervals"][key]) for key in FOLD_METRICS]
+        lines.append(["95% interval", "", *cells, ""])
+    if "mean" in report:
+        over = [f"{report['mean'][key]:.3f} ± {report['sd'][key]:.3f}" for key in (*FOLD_METRICS, "loss")]
+        lines.append(["mean ± sd of folds", "", *over])
+    of = f"{blocks.name_of(report['data']['root'])}, {report['data']['size_px']} px ({', '.join(report['classes'])})"
+    found = [blocks.table(f"{report['folds']} folds of the training split of {of}", lines)]
+    if "pooled" in report:
+
+        def values(one: Json, key: str) -> tuple[float | None, Sequence[float] | None]:
+            return one["metrics"][key], one["intervals"][key]
+
+        found.append(
+            blocks.figure(
+                name,
+                lambda path: comparison_plots.plot_folds(
+                    {title: [values(one, key) for one in report["runs"]] for key, title in FOLD_METRICS.items()},
+                    pooled={title: values(pooled, key) for key, title in FOLD_METRICS.items()},
+                    path=path,
+                    title=f"{report['folds']} folds, {pooled['tiles']} held-out tiles",
+                ),
+                alt="Metrics of each fold with intervals; pooled "
+                + ", ".join(f"{title} {number(pooled['metrics'][key])}" for key, title in FOLD_METRICS.items()),
+                caption="Each fold is judged on tiles that it was not trained on.",
+            )
+        )
+    found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
+    return blocks.section(name, "Cross-validation", found)
+
+
+def others(rows: Mapping[str, Json]) -> Section:
+    """Return the main figures of further classifiers, each with what its metrics.json holds."""
+    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
+    lines = [["run", "tiles", *names.values()]]
+    for name, report in rows.items():
+        cells = []
+        for key in names:
+            drawn = report["intervals"][key]
+            cells.append(number(report["metrics"][key]) + (f" ({interval(drawn)})" if drawn is not None else ""))
+        lines.append([name, f"{report['tiles']:,}", *cells])
+    text = "Intervals of single runs do not say whether runs differ: sscl compare RUN RUN does, tile by tile."
+    return blocks.section("others", "Further runs", [blocks.table("As evaluated", lines), blocks.paragraph(text)])

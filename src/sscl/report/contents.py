@@ -1,0 +1,209 @@
+"""What is on the page: its sections and its gallery, put together from the folders that sscl report was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sscl import run
+from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
+from sscl.data.load import merge_data, split_changes
+from sscl.explain.targets import resolve_target
+from sscl.models.checkpoint import run_of
+from sscl.report import classifier, comparisons, decisions, heatmaps, studies, summary
+from sscl.report.blocks import Section
+from sscl.report.folders import Damaged, Sources, config_of, read_json, reading
+from sscl.report.subject import Subject, count_tiles, interrupted, started_from, worksheet_id
+from sscl.report.tiles import build_gallery
+from sscl.train.health import collapse_warning
+from sscl.words import listed
+
+OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
+
+
+def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> dict[str, Any]:
+    """Return title, sections and gallery of a classifier."""
+    caveats = interrupted(subject)
+    settings, checks = map_settings(subject, sources, config)
+    data = merge_data(subject.report["data"], config.data)
+    counts, groups = count_tiles(subject, data, caveats=caveats, progress=config.progress)
+    shown = None
+    if config.tiles:
+        shown = build_gallery(subject, data, settings, config, checks=checks, caveats=caveats)
+    with reading(subject.evaluated / "metrics.json"):
+        sections = [
+            summary.summary(
+                subject,
+                training_tiles=sum(counts["train"].values()) if "train" in counts else None,
+                audits=[read_json(folder / "audit.json") for folder in audits_of(data, sources)],
+                checks=checks or {},
+            ),
+            classifier.data(subject, counts=counts, groups=groups),
+            classifier.training(subject),
+            classifier.results(subject),
+            classifier.errors(subject, shown=0 if shown is None else len(shown["tiles"])),
+            decisions.probabilities(subject),
+            decisions.decisions(subject),
+            decisions.caveats(subject, caveats),
+        ]
+    return {
+        "title": f"{subject.folder.resolve().name}: {listed(subject.found.classes)}",
+        "subtitle": f"{subject.content['encoder_name']}, on {subject.report['tiles']:,} tiles of the {subject.split}",
+        "id": worksheet_id(subject),
+        "sections": [section for section in sections if section is not None],
+        "gallery": shown,
+    }
+
+
+def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
+    """Return the audits of this very split; one of another set or another split says nothing of it."""
+    found = []
+    for folder in sources.get("audit", []):
+        with reading(folder / "config.yaml"):
+            own = config_of(folder)["data"]
+            if Path(own["root"]).resolve() == Path(data.root).resolve() and not split_changes(data, own):
+                found.append(folder)
+    return found
+
+
+def map_settings(
+    subject: Subject, sources: Sources, config: ReportConfig
+) -> tuple[GradcamConfig, Mapping[str, Any] | None]:
+    """Return how the gallery's maps are made, and what `sscl gradcam checks=true` found of maps made so, if anything.
+
+    Raises:
+        ValueError: a key of `gradcam` is not as it takes it.
+    """
+    of_run = [folder for folder in sources.get("gradcam", []) if _explains(folder, subject)]
+    kept = {} if not of_run else config_of(of_run[0])
+    found = {key: kept[key] for key in OF_MAPS if key in kept} | config.gradcam
+    try:
+        settings = validate(GradcamConfig, {"checkpoint": str(subject.folder), **found}, source="sscl gradcam")
+        resolve_target(settings.target, subject.found.classes)
+    except ValueError as error:
+        raise ValueError("\n".join(f"gradcam.{line}" for line in str(error).splitlines())) from None
+    of_maps = {key: value for key, value in plain(settings).items() if key in OF_MAPS}
+    for folder in of_run:
+        own = validate(GradcamConfig, {"checkpoint": "-", **_of_maps(config_of(folder))}, source="")
+        if _of_maps(plain(own)) == of_maps and (folder / "checks.json").is_file():
+            with reading(folder / "checks.json"):
+                checks: Mapping[str, Any] = read_json(folder / "checks.json")
+                _ = [(checks[name]["passed"], checks[name]["verdict"]) for name in heatmaps.QUESTIONS]
+            return settings, checks
+    return settings, None
+
+
+def _of_maps(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: keys[key] for key in OF_MAPS if key in keys}
+
+
+def _explains(folder: Path, subject: Subject) -> bool:
+    """Return whether a gradcam folder is of this classifier."""
+    if folder.resolve().parent == subject.folder.resolve():
+        return True
+    try:
+        return run_of(str(config_of(folder).get("checkpoint"))).resolve() == subject.folder.resolve()
+    except FileNotFoundError:
+        return False
+
+
+def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
+    """Return a section for each other folder, in an order that a reader follows."""
+    sections: list[Section] = []
+    start = None if subject is None else started_from(subject)
+    for name, folder in _numbered("audit", sources):
+        with reading(folder / "audit.json"):
+            pairs = folder / "pairs.png"
+            report = read_json(folder / "audit.json")
+            sections.append(studies.audit(name, report, pairs=pairs if pairs.is_file() else None))
+    for name, folder in _numbered("gradcam", sources):
+        with reading(folder):
+            found = heatmaps.heatmaps(
+                name,
+                config=config_of(folder),
+                checks=read_json(folder / "checks.json"),
+                localised=read_json(folder / "localisation.json"),
+            )
+        sections.append(found)
+    for name, folder in _numbered("pretrain", sources):
+        log, used = folder / "metrics.jsonl", start is not None and folder.resolve() == start.resolve()
+        with reading(log):
+            rows = run.read_metrics(log) if log.is_file() else []
+            section = studies.pretraining(
+                name,
+                config=config_of(folder),
+                log=rows,
+                warning=collapse_warning(rows[-1]) if rows else None,
+                note=f"{folder}: its encoder is what this classifier started from." if used else str(folder),
+            )
+        sections.append(section)
+    for name, folder in _numbered("cross-validation", sources):
+        with reading(folder / "folds.json"):
+            sections.append(comparisons.folds(name, read_json(folder / "folds.json")))
+    for name, folder in _numbered("comparison", sources):
+        with reading(folder / "compare.json"):
+            report = read_json(folder / "compare.json")
+            logs = logs_of(folder, report)
+            sections.append(comparisons.compared(name, report, logs=logs))
+    for kind in ("gradcam", "pretrain", "cross-validation", "comparison"):
+        folders = dict(_numbered(kind, sources))
+        if len(folders) > 1:
+            for section in sections:
+                if section["id"] in folders:
+                    section["title"] += f": {folders[section['id']].resolve().name}"
+    more = [folder for folder in sources.get("finetune", []) if subject is None or folder != subject.folder]
+    if more:
+        split = "test" if subject is None else subject.report["split"]
+        sections.append(further_runs(more, split))
+    return sections
+
+
+def _numbered(kind: str, sources: Sources) -> list[tuple[str, Path]]:
+    """Return the folders of a kind, each with the id of its section."""
+    folders = sources.get(kind, [])
+    return [(kind if at == 0 else f"{kind}-{at + 1}", folder) for at, folder in enumerate(folders)]
+
+
+def logs_of(folder: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the logs of a comparison's runs that are there, by their folders as the comparison names them."""
+    found = {}
+    for name in (one["folder"] for row in report["rows"] for one in row["runs"]):
+        for where in (Path(name), folder / "runs" / Path(name).name):
+            if (where / "metrics.jsonl").is_file():
+                found[name] = run.read_metrics(where / "metrics.jsonl")
+                break
+    return found
+
+
+def further_runs(folders: Sequence[Path], split: str) -> Section:
+    """Return a table of the other finetune runs.
+
+    Raises:
+        FileNotFoundError: one is not evaluated.
+    """
+    rows = {}
+    for folder in folders:
+        file = folder / f"eval_{split}" / "metrics.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"runs: {folder}: not evaluated; run `sscl eval checkpoint={folder}` first")
+        rows[str(folder)] = read_json(file)
+    with reading(folders[0]):
+        return comparisons.others(rows)
+
+
+def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return env.json and config.yaml of every folder, by its path."""
+    folders = [folder for of in sources.values() for folder in of]
+    if subject is not None:
+        folders = [subject.folder, subject.evaluated, *(folder for folder in folders if folder != subject.folder)]
+    found = {}
+    for folder in folders:
+        config = folder / "config.yaml"
+        with reading(config):
+            text = config.read_text(encoding="utf-8") if config.is_file() else "there is none"
+        environment = read_json(folder / "env.json") or {}
+        if not isinstance(environment, dict):
+            raise Damaged(f"{folder / 'env.json'}: not as this version of sscl writes it; make {folder} again")
+        found[str(folder)] = environment, text
+    return found

@@ -1,0 +1,163 @@
+"""The classifier that a report is about, with its evaluation: read from its run folder, checked to belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sscl import run
+from sscl.config import DataConfig
+from sscl.data.load import has_validation, load_tiles, merge_data
+from sscl.evaluate import predictions
+from sscl.evaluate.metrics import confusion_matrix
+from sscl.evaluate.predictions import Predictions
+from sscl.models import checkpoint
+from sscl.report import blocks
+from sscl.report.folders import Damaged, Sources, kind_of, read_json, reading
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier and its evaluation.
+
+    Attributes:
+        folder: of the run. content: of its checkpoint, without tensors. log: rows of its metrics.jsonl.
+        evaluated: folder of the evaluation. report: its metrics.json. found: its predictions.csv.
+    """
+
+    folder: Path
+    content: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    evaluated: Path
+    report: Mapping[str, Any]
+    found: Predictions
+
+    @property
+    def positive(self) -> int | None:
+        """Index of the positive class of two."""
+        name = self.report["positive"]
+        return None if name is None else self.found.classes.index(name)
+
+    @property
+    def decided_from(self) -> float | None:
+        """Confidence from which on a tile is decided."""
+        abstention = self.report.get("coverage", {}).get("abstention")
+        return None if abstention is None else float(abstention["threshold"])
+
+    @property
+    def set_name(self) -> str:
+        """What the set of tiles is called."""
+        return blocks.name_of(self.report["data"]["root"])
+
+    @property
+    def split(self) -> str:
+        """The tiles that were evaluated on, in words."""
+        return f"{self.report['split']} split of {self.set_name}"
+
+    @property
+    def title(self) -> str:
+        """Above the charts."""
+        return f"{self.report['split']} split, {self.report['tiles']} tiles"
+
+
+def read_subject(folder: Path, split: str) -> Subject:
+    """Return the classifier of a run with its evaluation.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
+    """
+    there = folder / f"eval_{split}"
+    content = checkpoint.load_checkpoint(folder, kind="finetune")
+    log = folder / "metrics.jsonl"
+    subject = Subject(
+        folder=folder,
+        content={key: value for key, value in content.items() if key not in ("encoder", "head")},
+        log=run.read_metrics(log) if log.is_file() else [],
+        evaluated=there,
+        report=read_json(there / "metrics.json"),
+        found=predictions.read_predictions(there / "predictions.csv"),
+    )
+    with reading(there / "metrics.json"):  # what is used everywhere is looked at here, where the file can be named
+        report = subject.report
+        _ = subject.positive, subject.decided_from, report["data"]["root"], report["data_fingerprint"]
+        if report["split"] != split:
+            raise Damaged(f"{there}: metrics.json is of the split {report['split']!r}; evaluate it again")
+        counted = confusion_matrix(subject.found.labels, subject.found.predictions, num_classes=len(content["classes"]))
+        same = list(subject.found.classes) == content["classes"] and counted.tolist() == report["confusion_matrix"]
+        if not same or len(subject.found.ids) != report["tiles"]:
+            raise Damaged(f"{there}: predictions.csv and metrics.json are not of this classifier; evaluate it again")
+    return subject
+
+
+def worksheet_id(subject: Subject) -> str:
+    """Return the key under which the browser keeps a review: equal for equal weights and tiles, whatever is shown."""
+    digest = hashlib.sha256(checkpoint.checkpoint_file(subject.folder).read_bytes())
+    digest.update(f"{subject.report['split']} {subject.report['data_fingerprint']}".encode())
+    return digest.hexdigest()[:16]
+
+
+def interrupted(subject: Subject) -> list[str]:
+    """Return a sentence where training did not come to its end."""
+    train, epochs = subject.content["config"]["train"], len(subject.log)
+    if not epochs or epochs >= train["epochs"] or epochs - subject.content["epoch"] >= train["patience"]:
+        return []
+    return [f"training ended after epoch {epochs} of {train['epochs']}: it was interrupted"]
+
+
+def count_tiles(
+    subject: Subject, data: DataConfig, *, caveats: list[str], progress: bool
+) -> tuple[dict[str, dict[str, int]], dict[str, int | None]]:
+    """Return tiles by class, and slides or patients, of the training split, of validation's own and of the evaluated.
+
+    Training tiles that are not there any more are not counted, which `caveats` then says.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    groups: dict[str, int | None] = {}
+    trained = subject.content["config"]["data"]
+    moved = trained["root"] == subject.report["data"]["root"]
+    changes = {"root": data.root, "cache_dir": data.cache_dir} if moved else {}
+    try:
+        before = merge_data(trained, changes)
+        for split in ("train", "validation") if has_validation(before) else ("train",):
+            tiles = load_tiles(before, split=split, progress=progress)
+            counts[split] = tiles.class_counts()
+            groups[split] = None if tiles.groups is None else len(np.unique(tiles.groups))
+    except (ValueError, FileNotFoundError) as error:
+        caveats.append(f"the training tiles are not counted: {str(error).splitlines()[0]}")
+    split = subject.report["split"]
+    counts[split] = subject.report["class_counts"]
+    groups[split] = None if subject.found.groups is None else len(set(subject.found.groups))
+    return counts, groups
+
+
+def add_own_folders(sources: Sources, subject: Subject) -> None:
+    """Add what lies beside a classifier: its heatmaps, and the pretraining run its weights came from."""
+    own = subject.folder / f"gradcam_{subject.report['split']}"
+    if kind_of(own) == "gradcam":
+        _add(sources, "gradcam", own)
+    start = started_from(subject)
+    if start is not None:
+        _add(sources, "pretrain", start)
+
+
+def _add(sources: Sources, kind: str, folder: Path) -> None:
+    known = sources.setdefault(kind, [])
+    if folder.resolve() not in [other.resolve() for other in known]:
+        known.insert(0, folder)
+
+
+def started_from(subject: Subject) -> Path | None:
+    """Return the pretraining run that the classifier's weights came from, where it still lies there or beside it."""
+    weights = subject.content["config"]["model"]["weights"]
+    if weights in (None, "imagenet"):
+        return None
+    path = Path(weights)
+    for folder in (path, path.parent, path.parent.parent, subject.folder.parent / path.name):
+        if kind_of(folder) == "pretrain":
+            return folder
+    return None
