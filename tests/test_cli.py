@@ -47,7 +47,10 @@ def test_overview_and_version(capsys):
         ),
         (["eval", "--resume"], "--resume: unknown option; allowed are --config, --overwrite and key.path=value"),
         (["pretrain", "--config"], "argument --config: expected one argument"),
-        (["pretrain", "--config", "none.yaml"], "--config: no such file: none.yaml"),
+        (
+            ["pretrain", "--config", "none.yaml"],
+            "--config: no such file or shipped config: none.yaml; `sscl configs` lists the shipped ones",
+        ),
         (
             ["pretrain", "train.epochs"],
             "argument 'train.epochs': expected key.path=value, for instance train.epochs=10",
@@ -88,7 +91,7 @@ def test_a_bare_word_is_the_positional_key_of_the_command_that_has_one():
     assert cli.as_overrides(download, ["", "a", "b"]) == ["", "name=a", "b"]
     assert cli.as_overrides(pretraining, ["run=r", "a"]) == ["run=r", "a"]
     taking = [name for name, command in cli.COMMANDS.items() if command.positional]
-    assert taking == ["data download", "compare", "predict", "report"]
+    assert taking == ["configs", "data download", "compare", "predict", "report"]
 
 
 def test_bare_words_are_the_list_of_a_command_that_takes_many():

@@ -1,4 +1,4 @@
-"""The command line: `sscl COMMAND --config FILE.yaml [key.path=value ...]`.
+"""The command line: `sscl COMMAND --config FILE.yaml [key.path=value ...]`; a shipped config goes by its name.
 
 The table below is the only list of commands. Nothing heavy is imported before a command is chosen.
 """
@@ -30,6 +30,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command("demo:main", "DemoConfig", "the whole method on synthetic polyps, in minutes", ("overwrite",)),
+    "configs": Command("configs:main", "ConfigsConfig", "list the shipped configs, or print one", positional="name"),
     "data synth": Command("data:synth", "SynthConfig", "write procedural polyp tiles in the MHIST layout"),
     "data download": Command("download:main", "DownloadConfig", "fetch PathMNIST, checked by md5", positional="name"),
     "data inspect": Command(
@@ -98,7 +99,7 @@ def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(
         [
-            "usage: sscl COMMAND [--config FILE.yaml] [key.path=value ...]",
+            "usage: sscl COMMAND [--config FILE.yaml|NAME] [key.path=value ...]",
             "",
             "Self-supervised contrastive learning on H&E colon tiles.",
             "",
@@ -205,7 +206,7 @@ def _run(name: str, words: Sequence[str]) -> int:
         flags = "".join(f" [--{flag}]" for flag in command.flags)
         flags += "".join(f" [--{option} K]" for option, _ in command.options)
         word = f" [{command.positional.upper()}{' ...' if command.many else ''}]" if command.positional else ""
-        print(f"usage: sscl {name}{word} [--config FILE.yaml]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
+        print(f"usage: sscl {name}{word} [--config FILE.yaml|NAME]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
         for flag in (*command.flags, *(option for option, _ in command.options)):
             print(f"  --{flag:<12}{FLAG_HELP[flag]}")
         print(f"\nkeys, defaults, meanings:\n{configs.help_text(kind)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from sscl import __version__
 from sscl.writing import to_yaml, write_text
@@ -81,7 +81,7 @@ def environment() -> dict[str, Any]:
     return {
         "sscl": __version__,
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),  # importing it takes seconds
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),

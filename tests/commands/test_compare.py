@@ -58,25 +58,6 @@ def write_study(folder: Path, tiles: Path, runs: list[dict[str, Any]], **keys: A
     return path
 
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-RUNS = {path: (yaml.safe_load(path.read_text()) or {}).get("runs", ()) for path in CONFIGS.rglob("*.yaml")}
-SHIPPED = sorted(
-    path for path, runs in RUNS.items() if any(isinstance(run, dict) for run in runs)
-)  # a report has folders
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(CONFIGS).as_posix())
-def test_shipped_comparisons_can_be_planned(path):
-    config = load_config(CompareConfig, path)
-    steps = plan.plan(config)
-    assert {step.entry.name for step in steps} == {entry.name for entry in config.runs}
-    assert all(Path(step.entry.config).parent == path.parent for step in steps)
-
-
-def test_comparisons_are_shipped():
-    assert {path.relative_to(CONFIGS).as_posix() for path in SHIPPED} >= {"pathmnist/compare.yaml", "colon/labels.yaml"}
-
-
 @pytest.fixture
 def study(tmp_path: Path, tiles: Path) -> Study:
     return lambda runs=TWO_ROWS, **keys: write_study(tmp_path / "study", tiles, runs, **keys)
@@ -421,7 +402,7 @@ def test_files_beside_the_compare_file_or_from_the_working_directory(
     assert beside.entry.config == str(path.parent / "ft.yaml")
     monkeypatch.chdir(tmp_path)
     assert plan_of(path, "runs.0.config=study/ft.yaml")[0].entry.config == "study/ft.yaml"
-    with pytest.raises(ValueError, match=r"a: config: no such file: nowhere.yaml \(looked beside"):
+    with pytest.raises(ValueError, match=r"a: config: no such file or shipped config: nowhere.yaml"):
         plan_of(path, "runs.0.config=nowhere.yaml")
 
 

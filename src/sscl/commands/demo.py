@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 from sscl import run
-from sscl.config import DemoConfig, plain
-
-SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "demo"
+from sscl.config import DemoConfig, plain, shipped
 
 
 def main(config: DemoConfig, *, overwrite: bool = False) -> None:
@@ -19,15 +17,15 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
 
     Raises:
         ValueError: a step failed, or the folder to write exists.
-        FileNotFoundError: the demo's YAML files are not there.
+        FileNotFoundError: one of the demo's YAML files is missing.
     """
-    configs = Path(config.configs) if config.configs is not None else SHIPPED
-    if not (configs / "pretrain.yaml").is_file():
-        raise FileNotFoundError(f"configs: {configs} has no pretrain.yaml; run from a checkout, or give configs=FOLDER")
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
+    commands = steps(config.configs, folder)
+    for command in commands:
+        shipped.find(command[command.index("--config") + 1], key="configs")
     run.start_folder(folder, config=plain(config), overwrite=overwrite)
     started = time.perf_counter()
-    for command in steps(configs, folder):
+    for command in commands:
         print(f"\n$ sscl {shlex.join(command)}", flush=True)
         if subprocess.run([sys.executable, "-m", "sscl", *command], check=False).returncode != 0:
             raise ValueError(f"demo: `sscl {shlex.join(command)}` failed, see above")
@@ -46,12 +44,18 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
         print(f"  {what:<24}{path}")
 
 
-def steps(configs: Path, folder: Path) -> list[list[str]]:
-    """Return the commands, each as its words after `sscl`."""
+def steps(configs: str, folder: Path) -> list[list[str]]:
+    """Return the commands, each as its words after `sscl`.
+
+    Args:
+        configs: a folder of YAML files, or of shipped configs; a folder that exists wins.
+        folder: where everything is written.
+    """
     tiles, audit, pretrained, finetuned = (folder / name for name in ("tiles", "audit", "pretrain", "finetune"))
+    ending = ".yaml" if Path(configs).is_dir() else ""
 
     def command(name: str, *overrides: str) -> list[str]:
-        return [*name.split(), "--config", str(configs / f"{name.split()[-1]}.yaml"), *overrides]
+        return [*name.split(), "--config", f"{configs}/{name.split()[-1]}{ending}", *overrides]
 
     return [
         command("data synth", f"root={tiles}"),

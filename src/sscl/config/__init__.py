@@ -9,6 +9,7 @@ from sscl.config.base import Section, help_text, keys, load_config, plain, read_
 from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.compatibility import Change, changed_keys
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
+from sscl.config.demo import ConfigsConfig, DemoConfig
 from sscl.config.download import DownloadConfig
 from sscl.config.export import EmbedConfig, ExportConfig
 from sscl.config.predict import PredictConfig
@@ -17,7 +18,6 @@ from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.training import (
     AugmentConfig,
-    DemoConfig,
     EncoderConfig,
     FinetuneAugmentConfig,
     FinetuneConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "Change",
     "CompareConfig",
     "CompareEntry",
+    "ConfigsConfig",
     "DataConfig",
     "DemoConfig",
     "DownloadConfig",

@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from sscl.config import shipped
+
 
 class Section(BaseModel):
     """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
@@ -76,16 +78,22 @@ _Loader.add_implicit_resolver(
 def load_config(kind: type[Config], path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a command from a YAML file and `key.path=value` overrides.
 
+    Args:
+        kind: the command's configuration.
+        path: a YAML file, or the name of a shipped config (`demo/pretrain`).
+        overrides: words that come on top.
+
     Raises:
-        FileNotFoundError: the file is missing.
+        FileNotFoundError: neither a file nor a shipped config.
         ValueError: one line a fault, all faults at once, each naming the dotted key.
     """
-    content: dict[str, Any] = read_yaml(path) if path is not None else {}
+    file = shipped.find(path) if path is not None else None
+    content: dict[str, Any] = read_yaml(file) if file is not None else {}
     for text in overrides:
         _set_key(content, text)
-    if path is None:
+    if file is None:
         return validate(kind, content, source="command line")
-    return validate(kind, content, source=str(path), folder=Path(path).parent)
+    return validate(kind, content, source=str(path), folder=file.parent)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -95,9 +103,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: the file is missing.
         ValueError: not YAML, or not a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"--config: no such file: {path}")
+    path = shipped.find(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:

@@ -355,10 +355,3 @@ class InspectConfig(Section):
     seed: int = setting(0, "seed of the tiles and views shown", ge=0, lt=2**63)
     tiles: int = setting(36, "tiles on the contact sheet", ge=1, le=400)
     progress: bool = setting(True, "show progress bars")
-
-
-class DemoConfig(Section):
-    """sscl demo: the whole method on synthetic polyps."""
-
-    run: str = setting("demo-run", "folder to write", min_length=1)
-    configs: str | None = setting(None, "folder of the demo's YAML files; null = the shipped configs/demo")

@@ -19,6 +19,7 @@ from sscl.config import (
     changed_keys,
     load_config,
     read_yaml,
+    shipped,
 )
 from sscl.evaluate.comparison import METRICS
 from sscl.models import checkpoint
@@ -117,11 +118,12 @@ def command_of(
     folder: Path,
     start: Step | None,
 ) -> list[str]:
-    """Return the words after `sscl` that make a run; later keys win."""
-    if not Path(entry.config).is_file():
-        raise FileNotFoundError(
-            f"config: no such file: {entry.config} (looked beside the compare file and from the working directory)"
-        )
+    """Return the words after `sscl` that make a run; later keys win.
+
+    Raises:
+        FileNotFoundError: the entry's config is neither a file nor a shipped one.
+    """
+    shipped.find(entry.config, key="config")
     words = [entry.command, "--config", entry.config]
     if config.root is not None and not isinstance(read_yaml(entry.config).get("data"), list):
         words.append(f"data.root={config.root}")

@@ -1,0 +1,101 @@
+"""The wheel alone: built, installed into a venv that has not seen the checkout, and used there."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from sscl.config import shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "synth": "{root: tiles, count: 32, size_px: 32, progress: false}",
+    "inspect": "{data: {root: tiles, published: false, size_px: 32}, out: inspect, tiles: 4, progress: false}",
+    "audit": "{data: {root: tiles, published: false, size_px: 32}, out: audit, progress: false}",
+    "pretrain": "{run: p, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: resnet18}, "
+    "train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, log: {progress: false}}",
+    "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: resnet18}, "
+    "train: {epochs: 1, batch_size: 8}, log: {progress: false}}",
+    "eval": "{checkpoint: f, device: cpu, bootstrap_samples: 20, progress: false}",
+    "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
+    "report": "{runs: [f, audit], device: cpu, progress: false}",
+}
+BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "src")
+
+
+class Installed:
+    """A venv with sscl from the wheel; what sscl depends on is taken from this Python's packages."""
+
+    def __init__(self, folder: Path) -> None:
+        source, self.folder = folder / "source", folder / "venv"
+        source.mkdir(parents=True)
+        for name in BUILT_FROM:  # a copy, so that no build/ is left in the checkout
+            subprocess.run(["cp", "-r", ROOT / name, source], check=True)
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run(
+            [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source], check=True, cwd=folder
+        )
+        venv.create(self.folder, with_pip=False)
+        (wheel,) = folder.glob("sscl-*.whl")
+        self.run(*pip[1:], f"--python={self.python}", "install", "--no-deps", wheel, program=Path(sys.executable))
+        (packages,) = (self.folder / "lib").glob("python*/site-packages")
+        # This folder goes onto the path; the .pth files in it (an editable install) are not read.
+        (packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    def run(self, *words: object, program: Path | None = None) -> str:
+        """Return the output of a program in the venv's folder, without what points to the checkout."""
+        known = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [str(program or self.python), *map(str, words)],
+            cwd=self.folder,
+            env={**known, "SSCL_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    def sscl(self, *words: object) -> str:
+        return self.run(*words, program=self.folder / "bin" / "sscl")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("wheel"))
+
+
+def test_it_is_the_wheel_that_is_imported(installed: Installed) -> None:
+    place = Path(installed.run("-c", "import sscl; print(sscl.__file__)").strip())
+    assert place.is_relative_to(installed.folder)
+
+
+def test_the_configs_come_with_it(installed: Installed) -> None:
+    listed = installed.sscl("configs").split()
+    assert set(shipped.names()) <= set(listed)
+    assert installed.sscl("configs", "mhist/official/finetune") == shipped.find("mhist/official/finetune").read_text()
+
+
+def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: Path) -> None:
+    for name, text in TINY.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    printed = installed.sscl("demo", "run=demo run", f"configs={tmp_path}")
+    commands = [shlex.split(line[2:])[1:] for line in printed.splitlines() if line.startswith("$ sscl ")]
+    names = [" ".join(words[: words.index("--config")]) for words in commands]
+    assert names == ["data synth", "data inspect", "data audit", "pretrain", "finetune", "eval", "gradcam", "report"]
+    _, _, ending = printed.partition("Open:\n")
+    named = [installed.folder / line[26:] for line in ending.splitlines()]
+    assert len(named) == 7
+    assert named[0].name == "report.html"
+    assert all(path.is_file() for path in named), named
+    assert {path.suffix for path in named[1:]} == {".png"}
