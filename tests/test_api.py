@@ -1,4 +1,4 @@
-"""A classifier on new tiles, and docs/API.md: its blocks run, and what stands after `# ->` is what comes.
+"""A classifier on new tiles, and docs/api.md: its blocks run, and what stands after `# ->` is what comes.
 
 The run is written without training: random weights that tell tiles apart, and a calibration of made-up logits.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,26 @@ def test_imports_point_down_only():
 
 def test_every_module_has_a_floor():
     assert {name.split(".")[0] for name in shipped()} - {""} == set(FLOORS)
+
+
+def described() -> dict[str, str]:
+    """The paragraphs of docs/architecture.md by floor, in its order."""
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    _, _, floors = page.partition("## The floors")
+    floors, _, _ = floors.partition("## One tile")
+    parts = re.split(r"\*\*`(\w+)/?`\*\*", floors)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_page_on_the_architecture_has_the_floors_in_order_and_every_module():
+    page = described()
+    assert tuple(reversed(page)) == FLOORS
+    missing = [
+        name
+        for name in shipped()
+        if "." in name and f"`{name.split('.', 1)[1]}`" not in page[name.split(".")[0]] and name != "report.page"
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def installed(name: str) -> str | None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return the table with its circumstances, as docs/PERFORMANCE.md has it."""
+    """Return the table with its circumstances, as docs/performance.md has it."""
     peers = ", ".join(f"{name} {version or 'not installed'}" for name, version in report["peers"].items())
     head = ["what", "ours", "theirs", "unit", "ratio", "target", "result"]
     lines = [

@@ -1,6 +1,6 @@
 """Self-supervised contrastive learning on H&E colon tiles.
 
-`sscl.load(run)` gives a finetuned classifier for new tiles (docs/API.md); everything else is in the modules.
+`sscl.load(run)` gives a finetuned classifier for new tiles (docs/api.md); everything else is in the modules.
 """
 
 from __future__ import annotations

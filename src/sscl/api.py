@@ -241,7 +241,7 @@ class Model:
         batch_size: int = 32,
         progress: bool = False,
     ) -> Explanations:
-        """Return where it looked, as `sscl gradcam` does: read docs/RESULTS.md on what such maps are worth.
+        """Return where it looked, as `sscl gradcam` does: read docs/results.md on what such maps are worth.
 
         Args:
             target: "difference" of the two logits, "predicted", or a class; "auto": the difference where there are two.
