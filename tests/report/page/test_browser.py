@@ -97,7 +97,7 @@ def test_it_opens_and_shows_what_the_report_says(page, content):
 
 def outcome(tile: dict[str, Any]) -> str:
     word = "true class unknown" if tile["label"] < 0 else "right" if tile["label"] == tile["prediction"] else "wrong"
-    return word if tile["decided"] else f"{word}, undecided"
+    return word if tile["decided"] else f"{word}, abstained"
 
 
 def class_name(label: int) -> str:
@@ -112,20 +112,20 @@ def test_a_tile_says_what_it_is_and_what_it_is_taken_for(page, content):
     by_name = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
     seen = page.evaluate("""() => [...document.querySelectorAll('.tile')].map((tile) => {
         const text = (place) => tile.querySelector(place)?.textContent ?? '';
-        const places = ['.id bdi', '.sign', '.said .name', '.sure', '.truth bdi', '.undecided', '[title^=annotators]'];
+        const places = ['.id bdi', '.sign', '.said .name', '.confidence', '.truth bdi', '.abstained', '[title^=annotators]'];
         return places.map(text);
     })""")
     assert len({outcome(by_name[name]) for name, *_ in seen}) == 6
-    for name, sign, said, sure, truth, undecided, agreement in seen:
+    for name, sign, said, sure, truth, abstained, agreement in seen:
         tile = by_name[name]
         expected = {"right": "✓", "wrong": "✕", "true class unknown": "·"}[outcome(tile).split(",")[0]]
         assert (sign, said, truth) == (expected, class_name(tile["prediction"]), class_name(tile["label"])), name
         assert sure == percent(confidence(tile))
-        assert undecided == ("" if tile["decided"] else "undecided")
+        assert abstained == ("" if tile["decided"] else "abstained")
         assert agreement == (tile["agreement"] or "" if tile["decided"] else "")
-    wrong, unsure = (sum(word in outcome(tile) for tile in by_name.values()) for word in ("wrong", "undecided"))
-    assert page.locator("#page-count").text_content() == f"60 tiles: {wrong} wrong, {unsure} undecided"
-    assert "the largest region of at least 30% of that maximum" in page.locator("#page-legend").text_content()
+    wrong, abstained = (sum(word in outcome(tile) for tile in by_name.values()) for word in ("wrong", "abstained"))
+    assert page.locator("#page-count").text_content() == f"60 tiles: {wrong} wrong, {abstained} abstained"
+    assert "at least 30% of" in page.locator("#page-legend").text_content()
 
 
 def test_no_probability_is_shown_as_certain(opened, content):
@@ -137,8 +137,8 @@ def test_no_probability_is_shown_as_certain(opened, content):
     ):
         tile.update(probabilities=probabilities, prediction=0)
     page = opened(content)
-    page.select_option("#page-sort", "sure")
-    assert page.locator(".tile .sure").all_text_contents()[:3] == ["100%", ">99%", "99%"]
+    page.select_option("#page-sort", "most-confident")
+    assert page.locator(".tile .confidence").all_text_contents()[:3] == ["100%", ">99%", "99%"]
 
 
 def test_a_heatmap_is_the_overlay_of_the_pictures(page, content):
@@ -208,14 +208,14 @@ def test_sorting(page, content):
         return None if tile["agreement"] is None else int(tile["agreement"][0]) / 7
 
     orders = {
-        "sure": lambda tile: -confidence(tile),
-        "error": lambda tile: last(None if tile["loss"] is None else -tile["loss"]),
+        "most-confident": lambda tile: -confidence(tile),
+        "loss": lambda tile: last(None if tile["loss"] is None else -tile["loss"]),
     }
     for order, key in orders.items():
         page.select_option("#page-sort", order)
         assert names(page, 12) == ids(content, key)[:12], order
     by_name = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
-    for order, sign in (("disputed", 1), ("agreed", -1)):
+    for order, sign in (("least-agreement", 1), ("most-agreement", -1)):
         page.select_option("#page-sort", order)
         seen = [agreement(by_name[name]) for name in names(page, 20)]
         assert seen == sorted(seen, key=lambda value: last(None if value is None else sign * value))
@@ -231,7 +231,7 @@ FILTERS = {
     ("outcome", "right"): lambda tile: tile["label"] == tile["prediction"],
     ("outcome", "wrong"): lambda tile: tile["label"] not in (-1, tile["prediction"]),
     ("outcome", "decided"): lambda tile: tile["label"] not in (-1, tile["prediction"]) and tile["decided"],
-    ("outcome", "undecided"): lambda tile: not tile["decided"],
+    ("outcome", "abstained"): lambda tile: not tile["decided"],
     ("outcome", "unknown"): lambda tile: tile["label"] == -1,
 }
 
@@ -363,9 +363,9 @@ def test_the_large_view_has_the_facts_of_its_tile(opened, content):
         "annotators": f"5/7 agree; 5 votes for {CLASSES[-1]}",
         "group": tile["group"],
         "loss": "1.250",
-        "heatmap's maximum": "0.125 (before scaling)",
-        "box": "16 × 20 px at (4, 8) of the 32 px tile, 31% of it",
-        "file": "64 × 64 px",
+        "heatmap maximum": "0.125 (before scaling)",
+        "box": "16 × 20 px at (4, 8), 31% of the 32 px tile",
+        "image file": "64 × 64 px",
     }
     rows = page.evaluate("""() => [...document.querySelectorAll('#page-large-probabilities tr')].map((row) =>
         [row.querySelector('bdi').textContent, row.querySelector('.number').textContent,
@@ -459,7 +459,7 @@ REFUSE = "Storage.prototype.setItem = () => { throw new DOMException('full', 'Qu
 
 def test_a_browser_that_keeps_nothing_says_so(opened, content):
     page = opened(content, init=REFUSE)
-    assert "does not keep the worksheet (QuotaExceededError)" in page.locator("#page-kept").text_content()
+    assert "QuotaExceededError" in page.locator("#page-kept").text_content()
     focus_first(page)
     page.keyboard.press("a")
     assert page.locator(".tile").first.get_attribute("data-review") == "agree"
@@ -528,7 +528,7 @@ def test_the_worksheet_s_round_trip(opened, content, tmp_path):
     other = opened(content)  # another browser
     assert other.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
     other.set_input_files("#page-file", {"name": name, "mimeType": "text/csv", "buffer": data})
-    other.get_by_text("9 tiles read from").wait_for()
+    other.get_by_text("9 tiles imported from").wait_for()
     assert stored(other) == stored(page)
     assert [row[2] for row in stored(other) if row[0] == order[6]] == ["- a dash\n"]  # as a text field has it
 
@@ -561,23 +561,26 @@ def test_worksheets_as_spreadsheets_save_them(page):
     for name, (text, note) in SPREADSHEETS.items():
         page.evaluate("localStorage.clear()")
         page.reload()
-        assert read(page, text) == "1 tile read from mine.csv.", name
+        assert read(page, text) == "1 tile imported from mine.csv.", name
         ((found, review, kept, _),) = stored(page)
         assert (found, review, kept) == ("tile9.png", "agree", note), name
 
 
 def test_what_is_wrong_with_a_worksheet_is_said(page):
-    nothing = "must have a column id and a column review or note in its first line; nothing was read."
     for text in ("", "\0\0", "review,note\nagree,x\n", "id\ntile9.png\n"):
-        assert read(page, text).endswith(nothing)
+        said = read(page, text)
+        assert "column id" in said
+        assert "nothing was imported" in said
     for encoding in ("cp1252", "utf-16"):
         said = read(page, "id,review,note\ntile9.png,agree,µ für\n".encode(encoding))
         assert "mine.csv: not UTF-8" in said, encoding
     said = read(page, "report,id,review,note\nf,tile9.png,agree,\n,nobody,agree,\n,tile8.png,maybe,\n,tile10.png,,\n")
-    assert said == (
-        "1 tile read from mine.csv; 1 row for tiles that this page does not have; "
-        "1 row whose review is none of agree, disagree, unsure; 1 row written by another report."
-    )
+    imported, absent, unclear, foreign = said.split("; ")
+    assert imported == "1 tile imported from mine.csv"
+    assert (absent[:5], unclear[:5], foreign[:5]) == ("1 row", "1 row", "1 row")
+    assert "not on this page" in absent
+    assert "agree, disagree or unsure" in unclear
+    assert "another report" in foreign
 
 
 def test_a_worksheet_replaces_other_answers_only_when_told(page):
@@ -618,7 +621,7 @@ def test_boxes_for_qupath(page, content):
     assert properties["classification"]["name"] == CLASSES[tile["prediction"]]
     assert [0 <= part <= 255 for part in properties["classification"]["color"]] == [True] * 3
     assert properties["measurements"]["Heatmap maximum"] == tile["maximum"]
-    assert properties["measurements"]["Box share of tile"] == pytest.approx(16 * 20 / 32**2)
+    assert properties["measurements"]["Box fraction of tile"] == pytest.approx(16 * 20 / 32**2)
     assert all(isinstance(value, (int, float)) for value in properties["measurements"].values())
     assert properties["metadata"] == {
         "Image": "tile9.png",
@@ -647,7 +650,7 @@ def test_work_does_not_grow_with_the_number_of_tiles(opened):
         page = at_the_tiles(opened(make_content(count), init=COUNT_WORK))
         cells = page.locator(".tile").count()
         page.evaluate("window.drawn = window.added = 0")
-        page.select_option("#page-sort", "sure")
+        page.select_option("#page-sort", "most-confident")
         page.select_option("#page-outcome", "wrong")
         drawn(page)
         work[count] = (cells, page.evaluate("added"), page.evaluate("drawn"))

@@ -1,12 +1,12 @@
 // Which tiles are shown, and in what order.
 
-const filter = { text: "", truth: "", predicted: "", outcome: "", review: "", sort: "unsure" };
+const filter = { text: "", truth: "", predicted: "", outcome: "", review: "", sort: "least-confident" };
 
 const OUTCOMES = {
   right: ["right", (fact) => fact.right],
   wrong: ["wrong", (fact) => fact.wrong],
-  decided: ["wrong, yet decided", (fact) => fact.wrong && !fact.undecided],
-  undecided: ["undecided", (fact) => fact.undecided],
+  decided: ["wrong, not abstained", (fact) => fact.wrong && !fact.abstained],
+  abstained: ["abstained", (fact) => fact.abstained],
   unknown: ["true class unknown", (fact) => !fact.right && !fact.wrong],
 };
 const REVIEW_FILTERS = {
@@ -20,11 +20,11 @@ const REVIEW_FILTERS = {
 // What is unknown comes last, ties by name.
 const last = (value) => value ?? Infinity;
 const SORTS = {
-  unsure: ["least sure first", (index) => facts[index].confidence],
-  sure: ["surest first", (index) => -facts[index].confidence],
-  error: ["largest error first", (index) => last(tiles[index].loss === null ? null : -tiles[index].loss)],
-  disputed: ["most disputed first", (index) => last(facts[index].agreement)],
-  agreed: ["least disputed first", (index) => last(facts[index].agreement === null ? null : -facts[index].agreement)],
+  "least-confident": ["least confident first", (index) => facts[index].confidence],
+  "most-confident": ["most confident first", (index) => -facts[index].confidence],
+  loss: ["largest loss first", (index) => last(tiles[index].loss === null ? null : -tiles[index].loss)],
+  "least-agreement": ["least agreement first", (index) => last(facts[index].agreement)],
+  "most-agreement": ["most agreement first", (index) => last(facts[index].agreement === null ? null : -facts[index].agreement)],
   name: ["name", (index) => facts[index].name],
 };
 
@@ -50,15 +50,15 @@ function apply({ keepPlace = false } = {}) {
   current = (keepPlace ? places.get(before) : undefined) ?? 0;
   byId("again").hidden = true;
   const wrong = shown.filter((index) => facts[index].wrong).length;
-  const undecided = shown.filter((index) => facts[index].undecided).length;
-  const also = [`${wrong.toLocaleString("en")} wrong`, undecided ? `${undecided.toLocaleString("en")} undecided` : ""];
+  const abstained = shown.filter((index) => facts[index].abstained).length;
+  const also = [`${wrong.toLocaleString("en")} wrong`, abstained ? `${abstained.toLocaleString("en")} abstained` : ""];
   const some = shown.length < tiles.length ? `${shown.length.toLocaleString("en")} of ` : "";
   byId("count").textContent = shown.length
     ? `${some}${count(tiles.length, "tile")}: ${also.filter(Boolean).join(", ")}`
-    : `none of ${count(tiles.length, "tile")}`;
+    : `0 of ${count(tiles.length, "tile")}`;
   byId("nothing").hidden = shown.length > 0;
   byId("nothing").textContent = tiles.length
-    ? "No tile matches these filters. “Clear filters” brings all of them back."
+    ? "No tile matches these filters. “Clear filters” shows all of them."
     : "This report has no tiles.";
   const withBox = shown.filter((index) => tiles[index].box !== null).length;
   byId("boxes-file").disabled = withBox === 0;

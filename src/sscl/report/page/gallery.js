@@ -39,7 +39,7 @@ function rebuild() {
   if (hadFocus) cellAt(current)?.focus({ preventScroll: true });
 }
 
-/** Bring the document up to what is in sight: those rows, a few around them, and that of the current tile. */
+/** Put the visible rows, a few around them and that of the current tile into the document; remove all others. */
 function fill() {
   const top = grid.getBoundingClientRect().top;
   const end = Math.ceil(shown.length / columns) - 1;
@@ -83,14 +83,14 @@ function cellOf(place) {
     { className: `said ${fact.wrong ? "wrong" : fact.right ? "right" : "unknown"}` },
     sign,
     element("bdi", { className: "name", textContent: className(tile.prediction) }),
-    element("span", { className: "sure", textContent: percent(fact.confidence) }),
+    element("span", { className: "confidence", textContent: percent(fact.confidence) }),
   );
   const truth = element(
     "div",
     { className: "truth" },
     element("span", { className: "name" }, "true ", element("bdi", { textContent: className(tile.label) })),
   );
-  if (fact.undecided) truth.append(element("span", { className: "undecided", textContent: "undecided" }));
+  if (fact.abstained) truth.append(element("span", { className: "abstained", textContent: "abstained" }));
   else if (tile.agreement !== null) {
     truth.append(element("span", { title: "annotators who agree", textContent: tile.agreement }));
   }
@@ -130,7 +130,7 @@ function reviewButtons(index, words = false) {
   });
 }
 
-/** Show on a cell what its reviewer said, and tell it to screen readers with all else. */
+/** Show the review of a tile in its cell, and describe the whole cell to screen readers. */
 function showCellReview(cell, index) {
   const tile = tiles[index];
   const { review, note } = reviewOf(index);
@@ -139,7 +139,7 @@ function showCellReview(cell, index) {
   }
   cell.dataset.review = review;
   cell.classList.toggle("noted", note !== "");
-  const agreement = tile.agreement === null ? "" : `, annotators agree ${tile.agreement}`;
+  const agreement = tile.agreement === null ? "" : `, ${tile.agreement} annotators agree`;
   cell.setAttribute(
     "aria-label",
     `${tile.id}: predicted ${className(tile.prediction)}, ${percent(facts[index].confidence)}; ` +
@@ -155,7 +155,7 @@ function showReview(index) {
   if (large.open && shown[current] === index) showLargeReview(index);
 }
 
-/** Make a place the current one, bring it into sight, and give it the focus unless the large view has it. */
+/** Make a place the current one, scroll to it, and give it the focus unless the large view has it. */
 function moveTo(place) {
   if (!shown.length) return;
   const before = cellAt(current);

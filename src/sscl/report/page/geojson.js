@@ -31,7 +31,7 @@ function feature(tile, index) {
         ...probabilities,
         ["Heatmap maximum", tile.maximum],
         ["Box threshold", gallery.threshold],
-        ["Box share of tile", ((tile.box[2] - tile.box[0]) * (tile.box[3] - tile.box[1])) / gallery.size_px ** 2],
+        ["Box fraction of tile", ((tile.box[2] - tile.box[0]) * (tile.box[3] - tile.box[1])) / gallery.size_px ** 2],
       ]),
       metadata: {
         Image: tile.id,

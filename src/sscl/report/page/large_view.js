@@ -51,9 +51,9 @@ function showLarge() {
     ["annotators", [tile.agreement === null ? "" : `${tile.agreement} agree`, votesOf(tile)].filter(Boolean).join("; ")],
     ["group", tile.group ?? ""],
     ["loss", tile.loss === null ? "" : tile.loss.toFixed(3)],
-    ["heatmap's maximum", tile.map === "" ? "" : `${tile.maximum.toPrecision(3)} (before scaling)`],
+    ["heatmap maximum", tile.map === "" ? "" : `${tile.maximum.toPrecision(3)} (before scaling)`],
     ["box", tile.box === null ? "none" : boxText(tile)],
-    ["file", tile.source_px === null ? "" : `${tile.source_px} × ${tile.source_px} px`],
+    ["image file", tile.source_px === null ? "" : `${tile.source_px} × ${tile.source_px} px`],
   ];
   byId("large-facts").replaceChildren(
     ...lines
@@ -70,8 +70,8 @@ function votesOf(tile) {
 
 function boxText(tile) {
   const [x0, y0, x1, y1] = tile.box;
-  const share = ((x1 - x0) * (y1 - y0)) / gallery.size_px ** 2;
-  return `${x1 - x0} × ${y1 - y0} px at (${x0}, ${y0}) of the ${gallery.size_px} px tile, ${percent(share)} of it`;
+  const fraction = ((x1 - x0) * (y1 - y0)) / gallery.size_px ** 2;
+  return `${x1 - x0} × ${y1 - y0} px at (${x0}, ${y0}), ${percent(fraction)} of the ${gallery.size_px} px tile`;
 }
 
 function showLargeReview(index) {
@@ -83,7 +83,7 @@ function showLargeReview(index) {
   if (field.value !== note) field.value = note; // not under the caret of who is writing
 }
 
-/** Take a review, or take it back when it is there already. */
+/** Set a review; clear it if it is set already. */
 function review(index, word) {
   const same = reviewOf(index).review === word;
   setReview(index, { review: same ? "" : word });

@@ -10,13 +10,13 @@ function start() {
   const outcomes = Object.entries(OUTCOMES)
     .map(([key, [text, test]]) => [key, text, total((index) => test(facts[index]))])
     .filter(([key, , number]) => number || key === "right" || key === "wrong")
-    .filter(([key]) => key !== "decided" || facts.some((fact) => fact.undecided));
+    .filter(([key]) => key !== "decided" || facts.some((fact) => fact.abstained));
   fillSelect("outcome", [["", "all"], ...outcomes.map(([key, text, number]) => [key, `${text} (${number})`])]);
   fillSelect("review", [["", "all"], ...Object.entries(REVIEW_FILTERS).map(([key, [text]]) => [key, text])]);
   const known = {
-    error: tiles.some((tile) => tile.loss !== null),
-    disputed: facts.some((fact) => fact.agreement !== null),
-    agreed: facts.some((fact) => fact.agreement !== null),
+    loss: tiles.some((tile) => tile.loss !== null),
+    "least-agreement": facts.some((fact) => fact.agreement !== null),
+    "most-agreement": facts.some((fact) => fact.agreement !== null),
   };
   const sorts = Object.entries(SORTS).filter(([key]) => known[key] ?? true);
   fillSelect("sort", sorts.map(([key, [text]]) => [key, text])); // prettier-ignore
@@ -24,8 +24,8 @@ function start() {
   byId("note").textContent = gallery.note;
   byId("note").hidden = gallery.note === "";
   byId("legend").textContent =
-    `Heatmap: evidence (${gallery.target}) between none and each tile's own maximum, so two tiles cannot be compared by ` +
-    `colour. Box: the largest region of at least ${Math.round(100 * gallery.threshold)}% of that maximum.`;
+    `Heatmap: evidence (${gallery.target}), scaled to the maximum of each tile, so colours cannot be compared between ` +
+    `tiles. Box: the largest region of at least ${Math.round(100 * gallery.threshold)}% of that maximum.`;
   const strip = new ImageData(256, 1);
   for (let level = 0; level < 256; level++) strip.data.set([...colours.subarray(3 * level, 3 * level + 3), 255], 4 * level);
   byId("colours").getContext("2d").putImageData(strip, 0, 0);

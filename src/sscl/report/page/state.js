@@ -24,11 +24,11 @@ function element(name, properties = {}, ...children) {
 const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 const className = (index) => (index < 0 ? "unknown" : gallery.classes[index]);
 
-/** A share as whole percent that never claims certainty: 0.9996 is >99%. */
-function percent(share) {
-  if (share > 0.995 && share < 1) return ">99%";
-  if (share < 0.005 && share > 0) return "<1%";
-  return `${Math.round(100 * share)}%`;
+/** A fraction as whole percent that never claims certainty: 0.9996 is >99%. */
+function percent(fraction) {
+  if (fraction > 0.995 && fraction < 1) return ">99%";
+  if (fraction < 0.005 && fraction > 0) return "<1%";
+  return `${Math.round(100 * fraction)}%`;
 }
 
 function bytesOf(base64) {
@@ -71,22 +71,22 @@ const names = new Intl.Collator("en", { numeric: true });
 const nameRank = new Map([...tiles].sort((a, b) => names.compare(a.id, b.id)).map((tile, rank) => [tile.id, rank]));
 const facts = tiles.map((tile) => ({
   confidence: tile.probabilities[tile.prediction],
-  agreement: shareOf(tile.agreement),
+  agreement: fractionOf(tile.agreement),
   wrong: tile.label >= 0 && tile.label !== tile.prediction,
   right: tile.label >= 0 && tile.label === tile.prediction,
-  undecided: tile.decided === false,
+  abstained: tile.decided === false,
   name: nameRank.get(tile.id),
   text: `${tile.id}\n${tile.group ?? ""}`.toLowerCase(),
 }));
 
-/** "6/7" as a number, null where it is no share. */
-function shareOf(text) {
+/** "6/7" as a number, null for any other text. */
+function fractionOf(text) {
   const found = /^(\d+)\/(\d+)$/.exec(text ?? "");
   return found && Number(found[2]) > 0 ? Number(found[1]) / Number(found[2]) : null;
 }
 
 function outcomeOf(index) {
-  const { wrong, right, undecided } = facts[index];
+  const { wrong, right, abstained } = facts[index];
   const word = wrong ? "wrong" : right ? "right" : "true class unknown";
-  return undecided ? `${word}, undecided` : word;
+  return abstained ? `${word}, abstained` : word;
 }

@@ -45,7 +45,7 @@ function keep() {
 function refused(error) {
   keeps = false;
   byId("kept").textContent =
-    `This browser does not keep the worksheet (${error.name}): download it before you close the page.`;
+    `This browser cannot store the worksheet (${error.name}): download it before you close the page.`;
   byId("kept").classList.add("warning");
 }
 
@@ -76,8 +76,8 @@ function worksheet() {
   const rows = tiles.map((tile, index) => {
     const { review, note, changed } = reviewOf(index);
     const truth = tile.label < 0 ? "" : className(tile.label);
-    const sure = facts[index].confidence.toFixed(4);
-    return [content.id, tile.id, truth, className(tile.prediction), sure, outcomeOf(index), review, note, changed];
+    const confidence = facts[index].confidence.toFixed(4);
+    return [content.id, tile.id, truth, className(tile.prediction), confidence, outcomeOf(index), review, note, changed];
   });
   const lines = [COLUMNS, ...rows].map((row) => row.map((cell) => quoted(guarded(cell))).join(","));
   return `\uFEFF${lines.join("\r\n")}\r\n`; // the mark tells spreadsheets that this is UTF-8
@@ -85,7 +85,7 @@ function worksheet() {
 
 async function importWorksheet(file) {
   if (file.size > IMPORT_BYTES) {
-    say(`${file.name}: ${Math.round(file.size / 2 ** 20)} MB is no worksheet of this page; nothing was read.`);
+    say(`${file.name}: ${Math.round(file.size / 2 ** 20)} MB, but worksheets have at most ${IMPORT_BYTES / 2 ** 20} MB; nothing was imported.`);
     return;
   }
   const text = decoded(await file.arrayBuffer());
@@ -97,7 +97,7 @@ async function importWorksheet(file) {
   const columns = (header ?? []).map((name) => name.trim().toLowerCase());
   const at = Object.fromEntries(["report", "id", "review", "note", "changed"].map((key) => [key, columns.indexOf(key)]));
   if (at.id < 0 || (at.review < 0 && at.note < 0)) {
-    say(`${file.name}: must have a column id and a column review or note in its first line; nothing was read.`);
+    say(`${file.name}: the first line must name the column id, and review or note; nothing was imported.`);
     return;
   }
   const found = new Map();
@@ -123,22 +123,22 @@ async function importWorksheet(file) {
   const others = [...found].filter(([id, next]) => differs(id, next)).map(([id]) => id);
   if (others.length) {
     const answer = await ask(
-      `${count(others.length, "tile has", "tiles have")} another review or note here than in ${file.name}. ` +
-        "Replace yours by those of the file?",
+      `${count(others.length, "tile has", "tiles have")} a different review or note in ${file.name}. ` +
+        "Replace yours?",
       ["Replace mine", "Keep mine"],
     );
     if (answer === null) {
-      say("Nothing was read.");
+      say("Nothing was imported.");
       return;
     }
     if (answer === "Keep mine") for (const id of others) found.delete(id);
   }
   for (const [id, next] of found) reviews.set(id, next);
   keep();
-  const remarks = [`${count(found.size, "tile")} read from ${file.name}`];
-  if (unknown) remarks.push(`${count(unknown, "row")} for tiles that this page does not have`);
-  if (unclear) remarks.push(`${count(unclear, "row")} whose review is none of ${REVIEWS.join(", ")}`);
-  if (foreign) remarks.push(`${count(foreign, "row")} written by another report`);
+  const remarks = [`${count(found.size, "tile")} imported from ${file.name}`];
+  if (unknown) remarks.push(`${count(unknown, "row")} for tiles that are not on this page`);
+  if (unclear) remarks.push(`${count(unclear, "row")} whose review is not ${REVIEWS.slice(0, -1).join(", ")} or ${REVIEWS.at(-1)}`);
+  if (foreign) remarks.push(`${count(foreign, "row")} from another report`);
   say(`${remarks.join("; ")}.`);
   apply({ keepPlace: true });
   showProgress();
