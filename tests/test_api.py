@@ -30,7 +30,7 @@ from sscl.models import checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "API.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 SIDE = 64
 
 
