@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 import sscl
 from sscl import api, augment
-from sscl.config import FinetuneConfig, load_config, plain
+from sscl.config import FinetuneConfig, load_config
 from sscl.data.stain import normalise_stain
 from sscl.evaluate import calibration
 from sscl.explain import cam
@@ -42,34 +43,35 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def write_run(
-    folder: Path, *, classes: tuple[str, ...] = ("HP", "SSA"), calibrated: bool = True, stain: str = "none"
-) -> Path:
+def write_run(folder: Path, *, classes: tuple[str, ...] = ("HP", "SSA"), stain: str = "none") -> Path:
     """Write a finetune checkpoint and return its run folder."""
     torch.manual_seed(0)
     net = Classifier(build_encoder("resnet18"), num_classes=len(classes))
     with torch.no_grad():
         net.head.weight.mul_(20)
-    config = load_config(FinetuneConfig, overrides=["run=r", "data.root=d", f"data.size_px={SIDE}"])
+    words = ["run=r", "data.root=d", f"data.size_px={SIDE}", f"data.stain={stain}", "model.name=resnet18"]
     logits = 3 * torch.randn(40, len(classes))
     truth = (logits + 2 * torch.randn_like(logits)).argmax(1).numpy()
-    content = {
-        "kind": "finetune",
-        "encoder_name": "resnet18",
-        "stem": "standard",
-        "output_stride": 32,
-        "preprocessing": {"size_px": SIDE, "mean": [0.5, 0.4, 0.6], "std": [0.25, 0.2, 0.3]},
-        "classes": list(classes),
-        "config": {**plain(config), "data": {**plain(config.data), "stain": stain}},
-        "history": [],
-        "epoch": 3,
-        "encoder": net.encoder.state_dict(),
-        "head": net.head.state_dict(),
-    }
-    if calibrated:
-        positive = 1 if len(classes) == 2 else None
-        content["calibration"] = calibration.fit_calibration(logits, truth, classes=classes, positive=positive)
-    checkpoint.save_checkpoint(folder / "checkpoints" / "best.pt", content)
+    blank = checkpoint.build_checkpoint(
+        load_config(FinetuneConfig, overrides=words),
+        mean=[0.5, 0.4, 0.6],
+        std=[0.25, 0.2, 0.3],
+        pooling="mean",
+        classes=classes,
+        lineage=[],
+        fingerprint="f",
+        precision="fp32",
+    )
+    positive = 1 if len(classes) == 2 else None
+    made = replace(
+        blank,
+        epoch=3,
+        encoder=net.encoder.state_dict(),
+        head=net.head.state_dict(),
+        validation={},
+        calibration=calibration.fit_calibration(logits, truth, classes=classes, positive=positive),
+    )
+    checkpoint.save_checkpoint(folder / "checkpoints" / "best.pt", made)
     return folder
 
 
@@ -111,7 +113,7 @@ def net_and_logits(made: Path, images: Any) -> tuple[Any, dict[str, Any]]:
     net = Classifier(build_encoder("resnet18"), num_classes=len(content["classes"])).eval()
     net.encoder.load_state_dict(content["encoder"])
     net.head.load_state_dict(content["head"])
-    mean, std = (torch.tensor(content["preprocessing"][key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         return net((x - mean) / std).double().numpy(), content
@@ -227,13 +229,6 @@ def test_the_operating_point_is_the_one_the_checkpoint_keeps(made: Path, model: 
     assert model.operating_point == pytest.approx(kept["threshold"])
 
 
-def test_a_run_from_before_calibration(tmp_path: Path, paths: list[str]) -> None:
-    old = api.load(write_run(tmp_path / "old", calibrated=False), device="cpu")
-    assert (old.calibrated, old.temperature, old.decide_from, old.operating_point) == (False, 1.0, None, None)
-    assert old.predict(paths).decided.all()
-    assert api.load(tmp_path / "old", device="cpu", confidence=1.0).predict(paths).decided.sum() == 0
-
-
 def test_with_tta_it_does_not_matter_which_way_a_tile_lies(made: Path, model: api.Model, paths: list[str]) -> None:
     tile = pixels(paths[0])
     careful = api.load(made, device="cpu", tta=True)
@@ -245,7 +240,7 @@ def test_with_tta_it_does_not_matter_which_way_a_tile_lies(made: Path, model: ap
     np.testing.assert_allclose(features[0], model.embed(views).mean(0), atol=1e-5)
     plain_views = model.predict(views).probabilities
     assert np.ptp(plain_views[:, 0]) > 1e-4  # without, it does
-    kept = model.content["calibration"]["temperature"]
+    kept = model.checkpoint.fitted.temperature
     log_odds = np.log(plain_views[:, 0] / plain_views[:, 1]) * kept  # the mean is of logits
     assert np.log(found[0, 0] / found[0, 1]) * kept == pytest.approx(log_odds.mean(), abs=1e-4)
 
@@ -303,8 +298,8 @@ def test_maps_and_boxes_are_those_of_the_closed_form(made: Path, model: api.Mode
     """With average pooling and a linear head the map of logit a - b is (w_a - w_b) . features / cells."""
     seen = model.explain(paths, batch_size=4)
     x = augment.to_unit(torch.from_numpy(np.stack([pixels(path) for path in paths])))
-    content = model.content["preprocessing"]
-    x = (x - torch.tensor(content["mean"])[:, None, None]) / torch.tensor(content["std"])[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.checkpoint.mean, model.checkpoint.std))
+    x = (x - mean) / std
     with torch.no_grad():
         maps = model.net.forward_features(x)
         predicted = model.net.forward_head(maps).argmax(1)

@@ -28,6 +28,7 @@ from sscl.evaluate.metrics import FloatArray
 from sscl.explain import cam
 from sscl.explain.targets import describe_target, resolve_target, target_of
 from sscl.models import features
+from sscl.models.checkpoint import Checkpoint
 from sscl.models.classifier import load_classifier, positive_class
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
@@ -144,7 +145,7 @@ class Model:
     `sscl finetune` would refuse as a tile is refused here, in one line that names the image.
 
     Attributes:
-        net: the classifier, in evaluation mode, on `device`. content: the checkpoint.
+        net: the classifier, in evaluation mode, on `device`. checkpoint: its facts.
         temperature: logits are divided by it before they become probabilities.
         decide_from: confidence under which nothing is decided; None: there is no such threshold.
         operating_point: probability of the positive class from which on to call it; None: there is none.
@@ -152,7 +153,7 @@ class Model:
     """
 
     net: Classifier
-    content: dict[str, Any]
+    checkpoint: Checkpoint
     device: torch.device
     temperature: float
     decide_from: float | None
@@ -162,12 +163,12 @@ class Model:
     @property
     def classes(self) -> tuple[str, ...]:
         """K names, in the order of the probabilities."""
-        return tuple(self.content["classes"])
+        return self.checkpoint.classes
 
     @property
     def size_px(self) -> int:
         """Side of the tiles it was trained on, pixels."""
-        return int(self.content["preprocessing"]["size_px"])
+        return self.checkpoint.size_px
 
     @property
     def positive(self) -> str | None:
@@ -178,17 +179,12 @@ class Model:
     @property
     def stain(self) -> str:
         """The stain normalisation it was trained with, which new tiles get too, each on its own: none, or a name."""
-        return str(self.content["config"]["data"].get("stain", "none"))
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the run keeps a calibration, as all but old ones do."""
-        return self.content.get("calibration") is not None
+        return self.checkpoint.finetune_config.data.stain
 
     def __repr__(self) -> str:
         decides = "decides always" if self.decide_from is None else f"decides from {self.decide_from:.3f} on"
         return (
-            f"<sscl model: {self.content['encoder_name']}, {' / '.join(self.classes)}, tiles of {self.size_px} px, "
+            f"<sscl model: {self.checkpoint.encoder_name}, {' / '.join(self.classes)}, tiles of {self.size_px} px, "
             f"temperature {self.temperature:.3f}, {decides}, {describe_device(self.device)}>"
         )
 
@@ -253,7 +249,7 @@ class Model:
             ValueError, FileNotFoundError: as `predict`; no such target, method or layer.
         """
         wanted = resolve_target(target, self.classes)
-        mean, std = normalisation(self.content, self.device)
+        mean, std = normalisation(self.checkpoint, self.device)
         listed, items = listed_images(images, names)
         tiles, found, maps = [], [], []
         sides: list[int] = []
@@ -304,7 +300,7 @@ class Model:
 
     def _outputs(self, module: nn.Module, images: NDArray[np.uint8]) -> torch.Tensor:
         """Return what a module gives for tiles, float32 on the CPU, as `sscl eval` and `sscl embed` have it."""
-        mean, std = normalisation(self.content, self.device)
+        mean, std = normalisation(self.checkpoint, self.device)
         rows = np.arange(len(images))
         store = TileStore(images, device=self.device)
         return features.outputs(module, store, rows, mean=mean, std=std, batch_size=len(rows), symmetric=self.tta)
@@ -344,19 +340,18 @@ def load(
     if confidence is not None and not 0 <= confidence <= 1:
         raise ValueError(f"confidence: got {confidence}, must lie within 0 to 1")
     where = pick_device(device)
-    net, content = load_classifier(run, device=where)
-    kept = content.get("calibration")  # checkpoints of old have none
-    temperature, decide_from, operating_point = 1.0, confidence, None
-    if kept is not None:
-        temperature = float(kept["temperature"]) if calibrate else 1.0
-        validation = calibration.softmax(kept["logits"], temperature=temperature)
-        if confidence is None and abstain > 0:
-            decide_from = calibration.choose_abstention(validation.max(1), share=abstain)
-        positive = positive_class(tuple(content["classes"]), None)
-        truth = kept["labels"].numpy() == positive
-        if positive is not None and 0 < truth.sum() < len(truth):
-            operating_point = calibration.choose_threshold(truth, validation[:, positive])
-    return Model(net, content, where, temperature, decide_from, operating_point, tta)
+    net, checkpoint = load_classifier(run, device=where)
+    kept = checkpoint.fitted
+    temperature = kept.temperature if calibrate else 1.0
+    validation = calibration.softmax(kept.logits, temperature=temperature)
+    decide_from, operating_point = confidence, None
+    if confidence is None and abstain > 0:
+        decide_from = calibration.choose_abstention(validation.max(1), share=abstain)
+    positive = positive_class(checkpoint.classes, None)
+    truth = kept.labels.numpy() == positive
+    if positive is not None and 0 < truth.sum() < len(truth):
+        operating_point = calibration.choose_threshold(truth, validation[:, positive])
+    return Model(net, checkpoint, where, temperature, decide_from, operating_point, tta)
 
 
 def listed_images(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:

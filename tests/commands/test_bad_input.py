@@ -297,11 +297,11 @@ def a_pickle_that_runs_code(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, "no such"),
-        (not_ours, "not a checkpoint of this sscl"),
+        (not_ours, "not an sscl checkpoint"),
         (lambda path: path.write_bytes(b""), "not a readable checkpoint"),
         (lambda path: path.write_text("hello"), "not a readable checkpoint"),
         (a_pickle_that_runs_code, "not a readable checkpoint"),
-        (lambda path: torch.save([1, 2], path), "not a checkpoint of this sscl"),
+        (lambda path: torch.save([1, 2], path), "not an sscl checkpoint"),
     ],
     ids=["missing", "not ours", "empty", "text", "pickle", "list"],
 )

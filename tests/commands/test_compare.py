@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,9 @@ import yaml
 
 from sscl import run
 from sscl.commands import compare
-from sscl.config import CompareConfig, load_config, plain
+from sscl.config import CompareConfig, FinetuneConfig, PretrainConfig, load_config, plain
 from sscl.models import checkpoint
+from sscl.models.calibration import KeptCalibration
 from sscl.train import plan
 
 COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "timm:test_resnet"}}
@@ -223,6 +225,23 @@ def test_a_missing_data_set_is_told_before_anything_is_written(study: Study, cli
 # --- runs that are made up ---
 
 
+def blank(config: FinetuneConfig | PretrainConfig, *, epoch: int) -> checkpoint.Checkpoint:
+    """A checkpoint without weights."""
+    made = checkpoint.build_checkpoint(
+        config,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        pooling="mean",
+        classes=("HP", "SSA"),
+        lineage=(),
+        fingerprint="f",
+        precision="fp32",
+    )
+    kept = KeptCalibration(1.0, None, None, 1, "m", 0.0, 0.0, torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+    fitted = {"validation": {}, "calibration": kept} if made.kind == "finetune" else {}
+    return replace(made, epoch=epoch, **fitted)
+
+
 def fabricate(step: plan.Step, right: list[int] | None = None, *, epochs: int = 2, best: int = 1) -> None:
     """Write what a run leaves behind: its configuration, log and checkpoint, and predictions, of which `right` are."""
     run.start_folder(step.folder, config=plain(step.config), overwrite=False)
@@ -230,10 +249,10 @@ def fabricate(step: plan.Step, right: list[int] | None = None, *, epochs: int = 
     rows = [{"epoch": i + 1, "validation_accuracy": 0.5, "validation_loss": 1.0} for i in range(epochs)]
     (step.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if step.entry.command == "pretrain":
-        checkpoint.save_checkpoint(step.folder / "checkpoints/last.pt", {"kind": "pretrain", "epoch": epochs})
+        checkpoint.save_checkpoint(step.folder / "checkpoints/last.pt", blank(step.config, epoch=epochs))
         torch.save({}, step.folder / "encoder.pt")
         return
-    checkpoint.save_checkpoint(step.folder / "checkpoints/best.pt", {"kind": "finetune", "epoch": best})
+    checkpoint.save_checkpoint(step.folder / "checkpoints/best.pt", blank(step.config, epoch=best))
     if right is None:
         return
     folder = step.folder / "eval_test"

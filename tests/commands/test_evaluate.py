@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import torchvision
 from PIL import Image
 
 from sscl.commands import evaluate
-from sscl.config import DataConfig, plain
+from sscl.config import DataConfig, FinetuneConfig, plain
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation
 from sscl.evaluate.metrics import wilson_interval
+from sscl.models.checkpoint import build_checkpoint
 
 PICTURES = {
     *("confusion.png", "roc.png", "precision_recall.png"),
@@ -198,29 +200,19 @@ def test_temperature_and_threshold_are_those_of_the_checkpoint(evaluated: tuple[
     assert f"on {kept['tiles']} validation tiles" in printed
 
 
-def test_a_checkpoint_without_calibration_is_read_as_it_was(
+def test_calibration_moves_probabilities_and_thresholds_and_no_prediction(
     cli: Any, evaluated: tuple[Path, str], finetuned: Path, tmp_path: Path, read_rows: Any
 ) -> None:
-    run = Path(shutil.copytree(finetuned, tmp_path / "run"))
-    content = torch.load(run / "checkpoints/best.pt", weights_only=True)
-    del content["calibration"]
-    torch.save(content, run / "checkpoints/best.pt")
-
-    old = cli.evaluate(run, f"out={tmp_path / 'old'}")
     raw = cli.evaluate(finetuned, "calibrate=false", f"out={tmp_path / 'raw'}")
 
-    assert old.code == raw.code == 0, old.err + raw.err
-    assert "note: the checkpoint is from before calibration was kept: temperature 1" in old.out
-    assert "temperature 1.000 (calibrate=false; that of the checkpoint is " in raw.out
-    without, unscaled, scaled = report(tmp_path / "old"), report(tmp_path / "raw"), report(evaluated[0])
-    assert without["operating_point"] is without["coverage"]["abstention"] is None
+    assert raw.code == 0, raw.err
+    assert "temperature 1.000 (calibrate=false" in raw.out
+    unscaled, scaled = report(tmp_path / "raw"), report(evaluated[0])
     assert unscaled["operating_point"] is not None
-    assert without["metrics"] == unscaled["metrics"]
-    assert without["loss"] == unscaled["loss"] == scaled["calibration"]["before"]["loss"] != scaled["loss"]
-    tables = [table_of(out, ["HP", "SSA"], read_rows) for out in (tmp_path / "old", tmp_path / "raw", evaluated[0])]
-    assert (tables[0][3] == tables[1][3]).all()
-    assert (tables[0][2] == tables[2][2]).all()  # predictions are the same, probabilities are not
-    assert not np.allclose(tables[0][3], tables[2][3], atol=1e-3)
+    assert unscaled["loss"] == scaled["calibration"]["before"]["loss"] != scaled["loss"]
+    tables = [table_of(out, ["HP", "SSA"], read_rows) for out in (tmp_path / "raw", evaluated[0])]
+    assert (tables[0][2] == tables[1][2]).all()
+    assert not np.allclose(tables[0][3], tables[1][3], atol=1e-3)
 
 
 def test_a_stated_sensitivity_moves_the_operating_point(
@@ -401,7 +393,7 @@ def test_another_way_of_splitting_than_training_s_is_warned_of() -> None:
 
     def note(split: str, **changed: Any) -> str | None:
         data = DataConfig.model_validate({**plain(trained), **changed})
-        return evaluate.seen_in_training(data, plain(trained), split=split)
+        return evaluate.seen_in_training(data, trained, split=split)
 
     assert note("test") is None
     assert note("test", root="/data/other", split_seed=1) is None
@@ -414,7 +406,7 @@ def test_another_way_of_splitting_than_training_s_is_warned_of() -> None:
 def test_nothing_but_the_file_decides_the_split_of_an_npz_file() -> None:
     """split_seed then draws a part of the training tiles for pretraining (data.tiles)."""
     data = DataConfig(root="/data/tiles.npz", source="pathmnist")
-    assert evaluate.seen_in_training(data, {**plain(data), "split_seed": 1}, split="test") is None
+    assert evaluate.seen_in_training(data, data.model_copy(update={"split_seed": 1}), split="test") is None
 
 
 def test_tiles_without_label_are_left_out_and_counted(cli: Any, tmp_path: Path) -> None:
@@ -449,7 +441,7 @@ def test_training_on_a_folder_that_overlaps_the_test_tiles_is_warned_of(
     tmp_path: Path, trained: str, warned: Any
 ) -> None:
     data = DataConfig(root=str(tmp_path / "tiles"), source="folder")
-    section = {**plain(data), "root": str(tmp_path / trained)}
+    section = data.model_copy(update={"root": str(tmp_path / trained)})
     note = evaluate.seen_in_training(data, section, split="test")
     assert note is None if warned is None else warned in str(note)
 
@@ -516,10 +508,19 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatc
     data = DataConfig(root="/data/tiles", source="folder")
     train, test = tiles(["a", "a", "b", "b"]), tiles(["b", "c", "c", "d"], 1)
     monkeypatch.setattr(evaluate, "load_tiles", lambda *_, **__: train)
-    content = {"history": [], "config": {"data": plain(data)}, "data_fingerprint": train.fingerprint}
+    trained = build_checkpoint(
+        FinetuneConfig(run="r", data=data),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        pooling="mean",
+        classes=("A", "B"),
+        lineage=(),
+        fingerprint=train.fingerprint,
+        precision="fp32",
+    )
 
     def notes(shown: Tiles, **changed: Any) -> str:
-        return " | ".join(evaluate.caveats(data, shown, {**content, **changed}, split="test"))
+        return " | ".join(evaluate.caveats(data, shown, replace(trained, **changed), split="test"))
 
     assert "of the slides or patients 1 lie in train and test (such as b)" in notes(test)
     assert "lie in train and test (" not in notes(tiles(["c", "c", "d", "d"], 1))
@@ -531,10 +532,10 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatc
     assert "no slide or patient ids" not in notes(test)
     assert "of the slides or patients, joined by near-duplicates 1 lie" in notes(test)
     data = given
-    assert "training tiles are not those" in notes(test, data_fingerprint="of other files")
+    assert "training tiles are not those" in notes(test, fingerprint="of other files")
     assert "training tiles are not those" not in notes(test)
-    pretrained = {**plain(data), "split_seed": 5}
-    assert "data.split_seed differs" in notes(test, history=[pretrained])
+    pretrained = data.model_copy(update={"split_seed": 5})
+    assert "data.split_seed differs" in notes(test, lineage=(pretrained,))
 
 
 def test_a_guessed_positive_class_is_said_in_words() -> None:
@@ -558,7 +559,7 @@ def test_every_source_that_the_encoder_was_pretrained_on_is_compared(
 
     assert result.code == 0, result.err
     content = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)
-    assert [(section["root"], section["split_seed"]) for section in content["history"]] == [
+    assert [(section["root"], section["split_seed"]) for section in content["lineage"]] == [
         (str(tiles), 0),
         (str(folder3 / "train"), 1),
     ]

@@ -107,7 +107,7 @@ def test_the_json_says_all_that_a_reader_needs(exported: tuple[Path, str], pretr
     assert facts["input"]["shape"] == ["batch", 3, 32, 32]
     assert facts["output"]["shape"] == ["batch", 512]
     assert facts["classes"] == ["HP", "SSA"]
-    assert facts["data_fingerprint"] == content["data_fingerprint"]
+    assert facts["data_fingerprint"] == content["fingerprint"]
     assert facts["config"] == content["config"]
     assert len(facts["history"]) == 1
     assert (facts["sscl"], facts["epoch"], facts["notes"]) == (__version__, 4, [])
@@ -146,14 +146,10 @@ def test_an_exported_safetensors_file_says_itself_what_it_is(exported: tuple[Pat
     assert start.fingerprint == source.fingerprint
 
 
-@pytest.mark.parametrize(("said", "stride"), [(16, 16), (32, 32), (None, 32)], ids=["16", "32", "an older checkpoint"])
-def test_a_checkpoint_comes_back_with_its_stride(
-    finetuned: Path, tmp_path: Path, said: int | None, stride: int
-) -> None:
+@pytest.mark.parametrize("stride", [16, 32])
+def test_a_checkpoint_comes_back_with_its_stride(finetuned: Path, tmp_path: Path, stride: int) -> None:
     content = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)
-    content["output_stride"] = said
-    if said is None:
-        del content["output_stride"]
+    content["output_stride"] = stride
     torch.save(content, tmp_path / "best.pt")
 
     trunk = frozen_encoder(EncoderConfig(weights=str(tmp_path / "best.pt"))).encoder

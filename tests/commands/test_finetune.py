@@ -85,7 +85,7 @@ def test_best_checkpoint_keeps_the_calibration_of_its_own_validation_logits(fine
     assert F.cross_entropy(logits, labels).item() == pytest.approx(content["validation"]["validation_loss"], abs=1e-5)
     again = fit_calibration(logits, labels, classes=("HP", "SSA"), positive=1)
     for key in ("temperature", "threshold", "positive", "tiles", "method", "ece_before", "ece_after"):
-        assert kept[key] == again[key], key
+        assert kept[key] == getattr(again, key), key
 
 
 def test_three_classes_are_calibrated_without_a_threshold(finetuned3: Path) -> None:
@@ -105,7 +105,7 @@ def test_weights_of_a_pretrain_run_come_with_their_mean_and_deviation(
     assert (start.mean, start.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     content = torch.load(pretrained / "checkpoints/last.pt", weights_only=True)
-    content["preprocessing"] |= {"mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
+    content |= {"mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
     torch.save(content, tmp_path / "other.pt")
 
     start = start_encoder(ModelConfig(name="resnet18", weights=str(tmp_path / "other.pt")))
@@ -356,8 +356,8 @@ def test_training_figures_are_means_over_all_steps_and_validation_sees_normalise
     assert [row["train_loss"], row["train_accuracy"]] == pytest.approx(np.mean(steps, axis=0).tolist())
     assert validated == [([0.25, 0.5, 0.75], [0.5, 1.0, 0.125], "bf16")]
     assert precisions == {"bf16"}
-    preprocessing = {"size_px": 32, "mean": [0.25, 0.5, 0.75], "std": [0.5, 1.0, 0.125]}
-    assert best(tmp_path / "run")["preprocessing"] == preprocessing
+    kept = best(tmp_path / "run")
+    assert (kept["size_px"], kept["mean"], kept["std"]) == (32, [0.25, 0.5, 0.75], [0.5, 1.0, 0.125])
     assert best(tmp_path / "run")["output_stride"] == 16
 
 
@@ -661,7 +661,7 @@ def test_a_finetune_run_as_a_start_is_said_and_kept_in_the_history(
     assert result.code == 0, result.err
     assert "was trained with labels (HP, SSA)" in result.out
     assert differing_tensors(dict(best(tmp_path / "run")["encoder"]), dict(best(finetuned)["encoder"])) == []
-    assert best(tmp_path / "run")["history"] == [*best(finetuned)["history"], best(finetuned)["config"]["data"]]
+    assert best(tmp_path / "run")["lineage"] == [*best(finetuned)["lineage"], best(finetuned)["config"]["data"]]
 
 
 # --- the schedule ---

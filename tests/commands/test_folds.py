@@ -168,13 +168,13 @@ def test_predictions_are_the_calibrated_ones_of_the_folds_own_classifier(crossed
     settings = FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False)
     tiles = load.load_tiles(settings.data, split="train", progress=False)
     for i in (1, 2):
-        model, content = load_classifier(run / f"fold_{i}", device=torch.device("cpu"))
+        model, trained = load_classifier(run / f"fold_{i}", device=torch.device("cpu"))
         rows = read_rows(run / f"fold_{i}/predictions.csv")
         pixels = torch.from_numpy(np.stack([tiles.images[tiles.ids.index(row["id"])] for row in rows]))
-        mean, std = (torch.tensor(content["preprocessing"][key]) for key in ("mean", "std"))
+        mean, std = (torch.tensor(values) for values in (trained.mean, trained.std))
         with torch.no_grad():
             logits = model(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))
-        temperature = content["calibration"]["temperature"]
+        temperature = trained.fitted.temperature
         assert abs(temperature - 1) > 0.01
         expected = (logits / temperature).softmax(1)[:, 1].tolist()
         assert [float(row["probability_SSA"]) for row in rows] == pytest.approx(expected, abs=1e-4)
@@ -229,7 +229,8 @@ def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> 
 
 
 def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folds.checkpoint, "load_checkpoint", lambda folder, *, kind: {"epoch": 4})
+    best = SimpleNamespace(epoch=4)
+    monkeypatch.setattr(folds.checkpoint, "load_checkpoint", lambda folder, **_: best)
     monkeypatch.setattr(folds.run, "read_metrics", lambda path: [{}] * 9)
     settings = FinetuneConfig.model_validate(yaml.safe_load((crossed[0] / "config.yaml").read_text()), strict=False)
     loaded = load.load_tiles(settings.data, split="train", progress=False)
@@ -248,7 +249,7 @@ def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, monkeypatch: pyte
 def test_weights_that_saw_the_tiles_are_told(
     root: str, kind: str, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = SimpleNamespace(history=[{"root": str(tmp_path / root)}], content={"kind": kind})
+    start = SimpleNamespace(lineage=[SimpleNamespace(root=str(tmp_path / root))], saw_labels=kind == "finetune")
     monkeypatch.setattr(folds, "start_encoder", lambda model: start)
     one = FinetuneConfig(run="run", data={"root": str(tmp_path / "tiles")}, train={"folds": 2})
     found = folds.caveats(one, some_tiles([0, 1], ["s", "t"]))

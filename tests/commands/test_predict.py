@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from sscl import api, cli
 from sscl.data import files
 from sscl.data.decode import decode_file
 from sscl.explain import cam
-from sscl.models import checkpoint
 from sscl.plots import cam as cam_plots
 
 COLUMNS = ["path", "prediction", "probability_HP", "probability_SSA", "confidence", "decided", "reason"]
@@ -187,19 +185,6 @@ def test_a_threshold_given_outright(ask: Any, some: Path, finetuned: Path, read_
     result = ask(finetuned, some, f"out={tmp_path / 'all'}", "abstain=0")
     assert {row["decided"] for row in read_rows(tmp_path / "all" / "predictions.csv")} == {"yes"}
     assert "all decided (abstain=0)" in result.out
-
-
-def test_a_checkpoint_from_before_calibration_says_so(
-    ask: Any, some: Path, finetuned: Path, read_rows: Any, tmp_path: Path
-) -> None:
-    content = torch.load(finetuned / "checkpoints" / "best.pt", weights_only=True)
-    del content["calibration"]
-    checkpoint.save_checkpoint(tmp_path / "old" / "checkpoints" / "best.pt", content)
-    result = ask(tmp_path / "old", some)
-    assert result.code == 0, result.err
-    assert "note: the checkpoint is from before calibration was kept" in result.out
-    assert {row["decided"] for row in read_rows(tmp_path / "old" / "predictions" / "predictions.csv")} == {"yes"}
-    assert json.loads((tmp_path / "old" / "predictions" / "summary.json").read_text())["calibrated"] is False
 
 
 def test_nothing_is_replaced_unasked(ask: Any, some: Path, finetuned: Path, snapshot: Any, tmp_path: Path) -> None:

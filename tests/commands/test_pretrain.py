@@ -108,7 +108,7 @@ def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: An
     content = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert "projection.3.weight" in content["model"]  # the mlp
     assert content["output_stride"] == 16
-    assert content["preprocessing"] == {"size_px": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    assert (content["size_px"], content["mean"], content["std"]) == (32, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 
 
 def test_every_epoch_shows_each_tile_once_in_two_new_views(
@@ -215,7 +215,7 @@ def test_two_epochs_and_two_resumed_equal_four(
     ours, theirs = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (run, pretrained))
     assert ours["epoch"] == 4
     assert ours["optimizer"]["state"]  # momentum is compared, not two empty dicts
-    for key in ("model", "encoder", "optimizer", "scaler", "epoch", "data_fingerprint"):
+    for key in ("model", "encoder", "optimizer", "scaler", "epoch", "fingerprint"):
         assert differing_tensors(ours[key], theirs[key], key) == []
     resumed, straight = (
         [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(f)] for f in (run, pretrained)
@@ -255,7 +255,7 @@ def test_frozen_batch_statistics_are_those_of_the_start(cli: Any, pretrained: Pa
     started, trained = (
         torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (pretrained, tmp_path / "run")
     )
-    assert trained["history"] == [*started["history"], *started["config"]["data"]]  # what the weights have seen
+    assert trained["lineage"] == [*started["lineage"], *started["config"]["data"]]  # what the weights have seen
     assert "warning: train.freeze_batch_norm" not in result.out
     assert "warning: train.freeze_batch_norm keeps" in random.out
 

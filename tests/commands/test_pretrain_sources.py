@@ -411,7 +411,7 @@ def test_resumed_on_two_weighted_sources_equals_straight_through(
     ours, theirs = (torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (run, tmp_path / "straight"))
     assert ours["epoch"] == 2
     assert ours["optimizer"]["state"]
-    for key in ("model", "optimizer", "scaler", "data_fingerprint", "classes"):
+    for key in ("model", "optimizer", "scaler", "fingerprint", "classes"):
         assert differing_tensors(ours[key], theirs[key], key) == []
     resumed, straight = (
         [{k: v for k, v in row.items() if k not in ("tiles_per_second", "seconds")} for row in read_metrics(folder)]

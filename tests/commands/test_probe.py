@@ -232,11 +232,11 @@ def test_the_fingerprint_of_an_encoder_holds_all_that_features_depend_on():
     fine.load_state_dict(coarse.state_dict())
     same = [(net, mean, 0.2) for net, mean in ((coarse, 0.5), (fine, 0.5), (coarse, 0.4))]
     found = [
-        Start(encoder=net, mean=(mean,) * 3, std=(std,) * 3, history=[]).fingerprint
+        Start(encoder=net, mean=(mean,) * 3, std=(std,) * 3).fingerprint
         for net, mean, std in (*same, (coarse, 0.5, 0.3))
     ]
     coarse.bn1.running_var[3] += 1
-    found.append(Start(encoder=coarse, mean=(0.5,) * 3, std=(0.2,) * 3, history=[]).fingerprint)
+    found.append(Start(encoder=coarse, mean=(0.5,) * 3, std=(0.2,) * 3).fingerprint)
     assert len(set(found)) == 5
 
 
@@ -464,7 +464,7 @@ class TestFaults:
             ("{model: resnet18}", r"encoders\.0\.name: missing"),
             ("{name: a, model: resnet18}, {name: a, model: resnet34}", r"encoders: 2 of them are called 'a'"),
             ("{name: a, weights: nowhere}", r"encoders\.0 \(a\): nowhere: no such run folder or checkpoint file"),
-            ("{name: a}", r"encoders\.0 \(a\): model: missing; random weights take"),
+            ("{name: a}", r"encoders\.0 \(a\): model: missing"),
             ("", r"encoders: is empty, name at least one"),
             ("{name: a, weights: x, seeds: [0, 1]}", r"encoders\.0\.seeds: got \[0, 1\], but weights=x is the same"),
             ("{name: a, model: resnet18, seeds: [1, 1]}", r"encoders\.0\.seeds: got \[1, 1\], allowed are different"),

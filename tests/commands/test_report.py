@@ -334,16 +334,11 @@ def test_a_page_without_a_classifier(make: Any, evaluated: Path, tmp_path: Path)
     assert (pretrain / "report.html").is_file()
 
 
-def test_an_evaluation_and_a_checkpoint_of_an_earlier_version(make: Any, study: Path) -> None:
+def test_an_evaluation_of_an_earlier_version(make: Any, study: Path) -> None:
     newer = ("calibration", "operating_point", "decision_curve", "coverage", "wilson", "notes")
     file = study / "eval_test/metrics.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in content.items() if key not in newer}))
-    checkpoint = torch.load(study / "checkpoints/best.pt", weights_only=True)
-    torch.save(
-        {key: value for key, value in checkpoint.items() if key not in ("calibration", "validation")},
-        study / "checkpoints/best.pt",
-    )
 
     result, made = make(study)
 

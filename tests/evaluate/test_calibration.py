@@ -307,24 +307,24 @@ def test_abstention_leaves_out_at_most_its_share() -> None:
 def test_kept_calibration_is_fitted_on_these_tiles() -> None:
     logits, labels = drawn(tiles=120, scale=4.0)
     kept = fit_calibration(torch.from_numpy(logits), labels, classes=("HP", "SSA"), positive=1)
-    assert kept["temperature"] == pytest.approx(fit_temperature(logits, labels))
-    assert kept["ece_before"] == pytest.approx(expected_calibration_error(labels, softmax(logits)))
-    assert kept["ece_after"] < kept["ece_before"]
-    after = softmax(logits, temperature=kept["temperature"])
-    assert kept["threshold"] == pytest.approx(choose_threshold(labels == 1, after[:, 1]))
-    assert (kept["positive"], kept["tiles"]) == ("SSA", 120)
-    assert (kept["labels"].numpy() == labels).all()
-    assert kept["logits"].numpy() == pytest.approx(logits, rel=1e-6)
+    assert kept.temperature == pytest.approx(fit_temperature(logits, labels))
+    assert kept.ece_before == pytest.approx(expected_calibration_error(labels, softmax(logits)))
+    assert kept.ece_after < kept.ece_before
+    after = softmax(logits, temperature=kept.temperature)
+    assert kept.threshold == pytest.approx(choose_threshold(labels == 1, after[:, 1]))
+    assert (kept.positive, kept.tiles) == ("SSA", 120)
+    assert (kept.labels.numpy() == labels).all()
+    assert kept.logits.numpy() == pytest.approx(logits, rel=1e-6)
 
 
 def test_tiles_that_do_not_err_leave_the_temperature_at_one_and_say_so() -> None:
     logits, _ = drawn(tiles=30)
     kept = fit_calibration(torch.from_numpy(logits), logits.argmax(1), classes=("HP", "SSA"), positive=1)
-    assert kept["temperature"] == 1
-    assert "that of 30 validation tiles would be below 0.05" in kept["method"]
+    assert kept.temperature == 1
+    assert "that of 30 validation tiles would be below 0.05" in kept.method
     wrong = fit_calibration(torch.from_numpy(logits), logits.argmin(1), classes=("HP", "SSA"), positive=1)
-    assert wrong["temperature"] == calibration.TEMPERATURES[1]
-    assert "would be above 20: held there" in wrong["method"]
+    assert wrong.temperature == calibration.TEMPERATURES[1]
+    assert "would be above 20: held there" in wrong.method
 
 
 @pytest.mark.parametrize(("positive", "label"), [(None, None), (1, 0)])
@@ -332,4 +332,4 @@ def test_no_threshold_without_a_positive_class_or_tiles_of_it(positive: int | No
     logits, labels = drawn(tiles=30)
     labels = labels if label is None else np.full(30, label)
     kept = fit_calibration(torch.from_numpy(logits), labels, classes=("HP", "SSA"), positive=positive)
-    assert kept["threshold"] is None
+    assert kept.threshold is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def test_calibration_before_and_after_is_sklearns_of_raw_and_scaled_logits() -> 
     tiles, logits = some(votes=True)
     kept = kept_of(*some(seed=1))
     found = report_of(tiles, logits, kept=kept)["calibration"]
-    assert found["temperature"] == kept["temperature"] > 1.5
-    for stage, temperature in (("before", 1.0), ("after", kept["temperature"])):
+    assert found["temperature"] == kept.temperature > 1.5
+    for stage, temperature in (("before", 1.0), ("after", kept.temperature)):
         p = calibration.softmax(logits, temperature=temperature)
         assert found[stage]["loss"] == pytest.approx(log_loss(tiles.labels, p))
         assert found[stage]["brier_positive"] == pytest.approx(brier_score_loss(tiles.labels, p[:, 1]))
@@ -73,8 +74,8 @@ def test_calibration_is_of_the_positive_class_or_of_the_top_label(positive: int 
     tiles, logits = some()
     kept = kept_of(*some(seed=1))
     found = report_of(tiles, logits, kept=kept, positive=positive)["calibration"]
-    assert found["validation_ece"] == {"before": kept["ece_before"], "after": kept["ece_after"]}
-    for stage, temperature in (("before", 1.0), ("after", kept["temperature"])):
+    assert found["validation_ece"] == {"before": kept.ece_before, "after": kept.ece_after}
+    for stage, temperature in (("before", 1.0), ("after", kept.temperature)):
         p = calibration.softmax(logits, temperature=temperature)
         right = p.argmax(1) == tiles.labels
         outcomes, scores = (right, p.max(1)) if positive is None else (tiles.labels == positive, p[:, positive])
@@ -108,14 +109,14 @@ def test_operating_point_is_chosen_on_validation_and_counted_here(positive: int,
     report = report_of(tiles, logits, positive=positive, kept=kept, sensitivity=sensitivity)
     point = report["operating_point"]
 
-    validation = calibration.softmax(its_logits, temperature=kept["temperature"])[:, positive]
+    validation = calibration.softmax(its_logits, temperature=kept.temperature)[:, positive]
     assert point["threshold"] == pytest.approx(
         calibration.choose_threshold(there.labels == positive, validation, sensitivity=sensitivity), abs=1e-6
     )
     assert point["chosen_on"] == 70
     if sensitivity is not None:
         assert point["on_validation"]["sensitivity"] >= sensitivity
-    p = calibration.softmax(logits, temperature=kept["temperature"])[:, positive]
+    p = calibration.softmax(logits, temperature=kept.temperature)[:, positive]
     (tn, fp), (fn, tp) = confusion_matrix(tiles.labels == positive, p >= point["threshold"])
     found = {name: (share["count"], share["of"]) for name, share in point["here"].items()}
     assert found == {
@@ -150,7 +151,7 @@ def test_intervals_at_the_operating_point_are_the_quantiles_of_the_resamples() -
     tiles, logits = some(groups=12)
     kept = kept_of(*some(seed=1))
     point = report_of(tiles, logits, kept=kept)["operating_point"]
-    called = calibration.softmax(logits, temperature=kept["temperature"])[:, 1] >= point["threshold"]
+    called = calibration.softmax(logits, temperature=kept.temperature)[:, 1] >= point["threshold"]
     (weights,) = metrics.resamples(tiles.labels, groups=tiles.groups, samples=200, seed=0)
     for name, among, right in (("sensitivity", tiles.labels == 1, called), ("NPV", ~called, tiles.labels == 0)):
         shares = weights @ (among & right) / (weights @ among)
@@ -170,10 +171,10 @@ def test_abstention_is_chosen_on_validation() -> None:
     tiles, logits = some()
     kept = kept_of(*some(seed=1, tiles=70))
     found = report_of(tiles, logits, kept=kept, abstain=0.5)["coverage"]
-    there = calibration.softmax(kept["logits"], temperature=kept["temperature"]).max(1)
+    there = calibration.softmax(kept.logits, temperature=kept.temperature).max(1)
     assert (there >= found["abstention"]["threshold"]).sum() == 35
     assert found["abstention"]["left_out_on_validation"] == len(there) - 35
-    p = calibration.softmax(logits, temperature=kept["temperature"])
+    p = calibration.softmax(logits, temperature=kept.temperature)
     decided = p.max(1) >= found["abstention"]["threshold"]
     here = found["abstention"]["here"]
     assert (here["decided"]["count"], here["decided"]["of"]) == (decided.sum(), 120)
@@ -273,7 +274,7 @@ def test_an_error_free_class_has_a_wilson_interval_and_is_named() -> None:
 
 def test_a_temperature_that_harms_is_reported() -> None:
     tiles, logits = some()
-    kept = {**kept_of(*some(seed=1)), "temperature": 0.2}
+    kept = replace(kept_of(*some(seed=1)), temperature=0.2)
     report = report_of(tiles, logits, kept=kept)
     assert any("made the cross-entropy here worse" in note for note in evaluation.notes(report))
     assert not any("worse" in note for note in evaluation.notes(report_of(tiles, logits, kept=kept_of(*some(seed=1)))))

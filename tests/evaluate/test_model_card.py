@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from sscl.config import FinetuneConfig, plain
+from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, plain
 from sscl.data.tiles import Tiles
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.evaluate.evaluation import evaluate
 from sscl.evaluate.metrics import wilson_interval
+from sscl.models.checkpoint import Checkpoint, build_checkpoint
 
 LABELS = np.array([0] * 12 + [1] * 8)
 RIGHT = np.array([True] * 10 + [False] * 2 + [True] * 7 + [False])
@@ -26,28 +28,26 @@ def logits() -> torch.Tensor:
     return torch.eye(2)[called] * torch.linspace(1, 3, 20)[:, None]
 
 
-def content(classes: tuple[str, str] = ("HP", "SSA"), **keys: Any) -> dict[str, Any]:
-    data = {"root": "/home/someone/polyps", "source": "folder", **keys.pop("data", {})}
-    config = FinetuneConfig(run="runs/x", data=data, train=keys.pop("train", {}))
-    return {
-        "kind": "finetune",
-        "encoder_name": "resnet18",
-        "stem": "standard",
-        "output_stride": 32,
-        "preprocessing": {"size_px": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
-        "classes": list(classes),
-        "config": plain(config),
-        "history": [],
-        "precision": "fp32",
-        "data_fingerprint": "0123456789abcdef" * 4,
-        "epoch": 3,
-        "calibration": fit_calibration(logits(), LABELS, classes=classes, positive=1),
-        **keys,
-    }
+def trained(classes: tuple[str, str] = ("HP", "SSA"), **changes: Any) -> Checkpoint:
+    """A finetune run's checkpoint without weights; `data` and `train` are sections of its configuration."""
+    data = {"root": "/home/someone/polyps", "source": "folder", "size_px": 96, **changes.pop("data", {})}
+    config = FinetuneConfig(run="runs/x", data=data, model={"name": "resnet18"}, train=changes.pop("train", {}))
+    blank = build_checkpoint(
+        config,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        pooling="mean",
+        classes=classes,
+        lineage=(),
+        fingerprint="0123456789abcdef" * 4,
+        precision="fp32",
+    )
+    kept = fit_calibration(logits(), LABELS, classes=classes, positive=1)
+    return replace(blank, **{"epoch": 3, "validation": {}, "calibration": kept, **changes})
 
 
-def card(found: dict[str, Any], **keys: Any) -> str:
-    first, second = found["classes"][:2]
+def card(found: Checkpoint, **keys: Any) -> str:
+    first, second = found.classes[:2]
     given: dict[str, Any] = {
         "folder": Path("/somewhere/runs/x"),
         "origin": "random weights",
@@ -70,7 +70,7 @@ def row(text: str, name: str) -> list[str]:
 
 
 def test_the_figures_are_those_of_the_validation_tiles() -> None:
-    text = card(content())
+    text = card(trained())
 
     assert "20 tiles. They are few" in text
     low, high = wilson_interval(17, 20)
@@ -81,27 +81,26 @@ def test_the_figures_are_those_of_the_validation_tiles() -> None:
     assert row(text, "`HP`") == ["`HP`", "60", "12"]
     assert row(text, "all") == ["all", "140", "20"]
     assert row(text, "epoch")[1].startswith("3 of at most 50, the best by validation balanced accuracy")
-    kept = content()["calibration"]
-    assert kept["ece_before"] != pytest.approx(kept["ece_after"], abs=1e-3)
-    calibrated = f"{kept['ece_before']:.3f} before, {kept['ece_after']:.3f} after"
+    kept = trained().fitted
+    assert kept.ece_before != pytest.approx(kept.ece_after, abs=1e-3)
+    calibrated = f"{kept.ece_before:.3f} before, {kept.ece_after:.3f} after"
     assert row(text, "expected calibration error")[1] == calibrated
-    assert row(text, "temperature")[1] == f"{kept['temperature']:.3f} ({kept['method']})"
-    assert row(text, "operating point")[1] == (
-        f"`SSA` from a probability of {kept['threshold']:.3f} on (Youden's index)"
-    )
+    assert row(text, "temperature")[1] == f"{kept.temperature:.3f} ({kept.method})"
+    assert row(text, "operating point")[1] == (f"`SSA` from a probability of {kept.threshold:.3f} on (Youden's index)")
     assert "They chose the epoch and fitted temperature and threshold, so these figures flatter" in text
-    stated = {"size_px": 96, "mean": [0.7, 0.6, 0.5], "std": [0.3, 0.2, 0.1]}
-    assert row(card(content(preprocessing=stated)), "input")[1] == (
+    stated = {"mean": (0.7, 0.6, 0.5), "std": (0.3, 0.2, 0.1)}
+    assert row(card(trained(**stated)), "input")[1] == (
         "RGB, 96 px a side; means 0.700, 0.600, 0.500, deviations 0.300, 0.200, 0.100 of pixels in 0-1"
     )
 
 
 def test_folders_of_this_machine_are_not_named() -> None:
-    history = [{"root": "/home/someone/before/tiles.npz", "source": "pathmnist", "protocol": "official"}]
-    before = {"config": {"model": {"weights": "/home/someone/imagenet.pt"}}, "kind": "pretrain", "epoch": 7}
+    lineage = (DataConfig(root="/home/someone/before/tiles.npz", source="pathmnist"),)
+    ssl = PretrainConfig(run="r", data={"root": "d"}, model={"weights": "/home/someone/imagenet.pt"})
+    before = replace(trained(), config=ssl, kind="pretrain", epoch=7)
     origin = model_card.origin_of_weights("/home/someone/runs/pretrain", before)
 
-    text = card(content(history=history), origin=origin)
+    text = card(trained(lineage=lineage), origin=origin)
 
     assert "/home" not in text
     assert "/somewhere" not in text
@@ -120,7 +119,7 @@ def test_folders_of_this_machine_are_not_named() -> None:
         ("a/b/ciga.ckpt", None, "the file `ciga.ckpt`, which does not say what it was trained on"),
         (
             "a/run/checkpoints/best.pt",
-            {"config": {"model": {"weights": None}}, "kind": "finetune", "epoch": 2, "classes": ["A", "B", "C"]},
+            replace(trained(), epoch=2, classes=("A", "B", "C")),
             "the run `run/checkpoints/best.pt`, trained with labels (`A`, `B` and `C`) up to epoch 2, itself from "
             "random weights",
         ),
@@ -131,9 +130,9 @@ def test_origin_of_weights(weights: str | None, before: Any, said: str) -> None:
 
 
 def test_limits_follow_the_data() -> None:
-    known = card(content())
-    unknown = card(content(), slides_known=False, train=model_card.Part({"HP": 9, "SSA": 80}, None))
-    drawn = card(content(data={"source": "synthetic"}))
+    known = card(trained())
+    unknown = card(trained(), slides_known=False, train=model_card.Part({"HP": 9, "SSA": 80}, None))
+    drawn = card(trained(data={"source": "synthetic"}))
 
     assert "medical device" in known
     assert "tiles of one slide" not in known
@@ -142,16 +141,16 @@ def test_limits_follow_the_data() -> None:
     assert "Few tiles to learn from: 9 of `HP`." in unknown
     assert "say nothing about tissue" in drawn
     assert "There was no tile" not in known
-    lacking = card(content(), validation=model_card.Part({"HP": 20, "SSA": 0}, None))
+    lacking = card(trained(), validation=model_card.Part({"HP": 20, "SSA": 0}, None))
     assert "- There was no tile to validate with of `SSA`." in lacking
     assert "say nothing about tissue" not in known
 
 
 def test_settings_that_change_what_was_learned_are_said() -> None:
-    plainly = card(content())
+    plainly = card(trained())
     train = {"label_fraction": 0.1, "balance": "down", "freeze_encoder": True, "folds": 5, "fold": 2}
-    special = card(content(train={**train, "loss": "focal"}, data={"group_near_duplicates": True}), unlabelled=7)
-    own = card(content(), carved=False, train=model_card.Part({"HP": 1, "SSA": 1}, 2))
+    special = card(trained(train={**train, "loss": "focal"}, data={"group_near_duplicates": True}), unlabelled=7)
+    own = card(trained(), carved=False, train=model_card.Part({"HP": 1, "SSA": 1}, 2))
 
     assert row(special, "labels used")[1] == "10% of each class, validation included"
     assert row(special, "trained")[1] == "the head alone, on fixed features"
@@ -174,7 +173,7 @@ def test_three_classes_have_recalls_and_no_threshold() -> None:
     three = torch.cat([logits(), torch.full((20, 1), -5.0)], dim=1)
     kept = fit_calibration(three, LABELS, classes=classes, positive=None)
     counts = model_card.Part(dict.fromkeys(classes, 50), None)
-    found = content() | {"classes": classes, "calibration": kept}
+    found = replace(trained(), classes=tuple(classes), calibration=kept)
     text = card(found, train=counts, validation=counts)
 
     assert "sensitivity" not in text
@@ -188,7 +187,7 @@ HOSTILE = "a|b\n# x `y` ``z <script>alert(1)</script> <!-- sscl eval writes from
 
 
 def test_names_are_no_markup() -> None:
-    text = card(content(classes=("HP", HOSTILE)))
+    text = card(trained(classes=("HP", HOSTILE)))
     begins = [line for line in text.splitlines() if line.strip() == model_card.BEGIN]
     rows = [line for line in text.splitlines() if line.startswith("|") and "script" in line]
 
@@ -233,13 +232,13 @@ def report(**keys: Any) -> dict[str, Any]:
         "class_counts": tiles.class_counts(),
         "positive": "SSA",
         "test_time_augmentation": False,
-        **evaluate(tiles, logits(), positive=1, kept=content()["calibration"], samples=50),
+        **evaluate(tiles, logits(), positive=1, kept=trained().fitted, samples=50),
         "caveats": ["training took tiles of /home/someone/polyps/sub, which overlaps /home/someone/polyps: *so*"],
         **keys,
     }
 
 
-SECTIONS = [{"root": "/home/someone/polyps/sub"}, {"root": "/home/someone/polyps"}]
+SECTIONS = [DataConfig(root="/home/someone/polyps/sub"), DataConfig(root="/home/someone/polyps")]
 
 
 def test_test_section_holds_the_figures_and_the_caveats() -> None:
@@ -297,7 +296,7 @@ def test_test_section_says_another_set_and_bare_reports() -> None:
 
 def test_refresh_changes_what_is_between_the_markers_alone(tmp_path: Path) -> None:
     path = tmp_path / model_card.FILE
-    path.write_text(card(content()), encoding="utf-8")
+    path.write_text(card(trained()), encoding="utf-8")
     mine = "\n\nMine: **ünïcode** \u2028 and\ttabs  \n"
     before = path.read_text(encoding="utf-8") + mine
     path.write_text(before, encoding="utf-8")

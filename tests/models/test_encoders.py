@@ -67,11 +67,11 @@ def test_an_exported_trunk_loads_into_torchvision_and_computes_the_same(name, tm
     assert not torch.allclose(before, expected, rtol=1e-2, atol=1e-2)
 
 
-def test_a_trunk_comes_back_from_every_kind_of_file(encoder, tmp_path):
+def test_a_trunk_comes_back_from_every_kind_of_file(encoder, checkpoint_of, tmp_path):
     torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
     theirs = {**encoder.state_dict(), "fc.weight": torch.ones(1000, 512), "fc.bias": torch.ones(1000)}
     torch.save(theirs, tmp_path / "torchvision.pt")
-    checkpoint.save_checkpoint(tmp_path / "last.pt", {"kind": "pretrain", "encoder": encoder.state_dict()})
+    checkpoint.save_checkpoint(tmp_path / "last.pt", checkpoint_of(encoder))
     for name in ("encoder.pt", "torchvision.pt", "last.pt"):
         assert read_trunk(tmp_path / name).state.keys() == encoder.state_dict().keys()
         loaded = build_encoder("resnet18", weights=str(tmp_path / name)).state_dict()

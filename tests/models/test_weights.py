@@ -14,10 +14,11 @@ import torch
 import torchvision
 from torch import nn
 
-from sscl.models import checkpoint, weights
+from sscl.models import checkpoint, torch_files
 from sscl.models.encoders import build_encoder
 from sscl.models.pixels import LITE_MEAN, LITE_STD
-from sscl.models.weights import load_trunk, read_torch_file, read_trunk, resnet_of
+from sscl.models.torch_files import read_torch_file
+from sscl.models.weights import load_trunk, read_trunk, resnet_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -179,12 +180,11 @@ def test_resnet50_of_torchvision_and_timm(make, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18_pathmnist", "efficientnet_lite0", "timm:test_vit", "timm:test_convnext"])
-def test_our_own_files_come_back_whole(name, tmp_path):
+def test_our_own_files_come_back_whole(name, checkpoint_of, tmp_path):
     torch.manual_seed(2)
-    before = build_encoder(name).state_dict()
-    checkpoint.save_checkpoint(
-        tmp_path / "last.pt", {"encoder": before, "preprocessing": {"mean": [0.1] * 3, "std": [0.2] * 3, "size_px": 28}}
-    )
+    encoder = build_encoder(name)
+    before = encoder.state_dict()
+    checkpoint.save_checkpoint(tmp_path / "last.pt", checkpoint_of(encoder))
     torch.save(before, tmp_path / "encoder.pt")
     for file in ("last.pt", "encoder.pt"):
         after = build_encoder(name, weights=str(tmp_path / file)).state_dict()
@@ -321,7 +321,7 @@ def test_foreign_classes_are_neither_imported_nor_run(zipped, lightning, resnet1
     assert not ran.exists()
     assert not [name for name in set(sys.modules) - before if "lightning" in name]
     assert loaded["hyper_parameters"] == {"lr": 0.1, "nested": [{"a": 1}]}
-    assert [type(item).__mro__[1] for item in loaded["attacks"]] == [weights._Inert] * 3
+    assert [type(item).__mro__[1] for item in loaded["attacks"]] == [torch_files._Inert] * 3
     assert not vars(loaded["callbacks"]["object"])
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -330,7 +330,7 @@ def test_foreign_classes_are_neither_imported_nor_run(zipped, lightning, resnet1
     assert not [
         item
         for item in torch.serialization.get_safe_globals()
-        if isinstance(item, type) and issubclass(item, weights._Inert)
+        if isinstance(item, type) and issubclass(item, torch_files._Inert)
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from sscl.config import DataConfig, FinetuneConfig
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation
 from sscl.evaluate.predictions import Predictions
+from sscl.models.checkpoint import build_checkpoint
 from sscl.plots import svg
 from sscl.report import classifier, decisions, page, summary
 from sscl.report.subject import Subject
@@ -53,23 +54,26 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
     report["notes"] = evaluation.notes(report)
     report = json.loads(json.dumps(report))  # as it is read
     probabilities = calibration.softmax(logits, temperature=report["calibration"]["temperature"])
-    train = {"batch_size": 8, "optimizer": "adamw", "learning_rate": 1e-3, "head_learning_rate": 1e-3}
-    train |= {"loss": "cross_entropy", "select": "loss"}
+    config = FinetuneConfig(
+        run="runs/x",
+        data={"root": "/data/colon"},
+        model={"name": "resnet18", "weights": "runs/ssl"},
+        train={"batch_size": 8, "learning_rate": 1e-3, "select": "loss"},
+    )
+    blank = build_checkpoint(
+        config,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        pooling="mean",
+        classes=classes,
+        lineage=(DataConfig(root="/data/unlabelled"),),
+        fingerprint="f",
+        precision="fp32",
+    )
     epoch = {"validation_accuracy": 0.8, "validation_balanced_accuracy": 0.75, "validation_loss": 0.5}
     return Subject(
         folder=Path("runs/x"),
-        content={
-            "encoder_name": "resnet18",
-            "stem": "standard",
-            "output_stride": 32,
-            "precision": "fp32",
-            "epoch": 2,
-            "classes": list(classes),
-            "calibration": kept,
-            "validation": epoch,
-            "history": [{"root": "/data/unlabelled"}],
-            "config": {"model": {"weights": "runs/ssl"}, "data": {"root": "/data/colon"}, "train": train},
-        },
+        trained=replace(blank, epoch=2, validation=epoch, calibration=kept),
         log=[{"epoch": i, "train_loss": 1.0 - i / 10, "train_accuracy": 0.5, **epoch} for i in (1, 2, 3)],
         evaluated=Path("runs/x/eval_test"),
         report=report,
@@ -83,6 +87,13 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
             votes=tiles.votes,
         ),
     )
+
+
+def changed(one: Subject, section: str, **keys: Any) -> Subject:
+    """The same with keys of a section of its configuration changed."""
+    config = one.trained.config
+    part = getattr(config, section).model_copy(update=keys)
+    return replace(one, trained=replace(one.trained, config=config.model_copy(update={section: part})))
 
 
 def sections(one: Subject, **more: Any) -> list[dict[str, Any]]:
@@ -131,29 +142,24 @@ def test_the_summary_says_what_was_trained_on_what():
 
 
 def test_the_summary_says_which_tiles_it_was_not_trained_on():
-    one = subject()
-    train, data = one.content["config"]["train"], one.content["config"]["data"]
 
-    def said() -> str:
+    def said(section: str, **keys: Any) -> str:
+        one = changed(subject(), section, **keys)
         return summary.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
 
-    train |= {"folds": 5, "fold": 2, "label_fraction": 0.5}
-    assert "fine-tuned on 50% of the labels of all but fold 2 of 5 of 100 tiles of the training split" in said()
-    data["source"] = "pathmnist"
-    assert "apart; 40 tiles of its own validation split chose epoch 2." in said()
-    one.content.pop("calibration")  # type: ignore[attr-defined]
-    assert "apart; validation tiles chose epoch 2." in said()
+    few = said("train", folds=5, fold=2, label_fraction=0.5)
+    assert "fine-tuned on 50% of the labels of all but fold 2 of 5 of 100 tiles of the training split" in few
+    assert "apart; 40 tiles of its own validation split chose epoch 2." in said("data", source="pathmnist")
 
 
 @pytest.mark.parametrize(
     ("weights", "said"), [(None, "from random weights and was"), ("imagenet", "from ImageNet weights and was")]
 )
 def test_where_the_weights_come_from(weights, said):
-    one = subject()
-    content = copy.deepcopy(dict(one.content)) | {"history": []}
-    content["config"]["model"]["weights"] = weights
+    one = changed(subject(), "model", weights=weights)
+    one = replace(one, trained=replace(one.trained, lineage=()))
 
-    text = summary.summary(replace(one, content=content), training_tiles=None, audits=[], checks={})
+    text = summary.summary(one, training_tiles=None, audits=[], checks={})
 
     assert said in text["blocks"][0]["text"]
 
@@ -363,6 +369,5 @@ def test_the_data_table_counts_classes_and_slides():
         ["test", "1", "2", "3", "not known"],
     ]
     assert "carved from the training split" in str(section)
-    own = subject()
-    own.content["config"]["data"]["source"] = "pathmnist"  # brings a validation split
+    own = changed(subject(), "data", source="pathmnist")  # brings a validation split
     assert "the set's own validation split" in str(classifier.data(own, counts={}, groups={}))

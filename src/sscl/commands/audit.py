@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import run, writing
-from sscl.config import AuditConfig, DataConfig, SourceConfig, plain, validate
+from sscl.config import AuditConfig, DataConfig, SourceConfig, plain
 from sscl.data import audit, duplicates
 from sscl.data.audit import Flag
 from sscl.data.duplicates import Pair
@@ -23,7 +23,6 @@ from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
 from sscl.evaluate import metrics
 from sscl.models import checkpoint, features
-from sscl.models.checkpoint import run_of
 from sscl.models.start import frozen_encoder
 from sscl.plots import audit as audit_plots
 from sscl.plots import sheets
@@ -164,14 +163,11 @@ def further_sets(config: AuditConfig) -> dict[str, DataConfig]:
     named: dict[str, DataConfig] = {f"against.{i}": data for i, data in enumerate(config.against)}
     if config.run is None:
         return named
-    content = checkpoint.load_checkpoint(config.run)
-    data = content["config"]["data"]
-    sections = [*content["history"], *([data] if isinstance(data, dict) else data)]
     found: dict[str, DataConfig] = {}
-    for section in sections:
-        source = validate(SourceConfig, section, source=f"the data of {run_of(config.run)}")
+    for section in checkpoint.load_checkpoint(config.run, tensors=False).trained_on:
+        source = SourceConfig(**plain(section))
         same = Path(source.root).resolve() == Path(config.data.root).resolve()
-        if not (same and not split_changes(config.data, section)) and source not in found.values():
+        if not (same and not split_changes(config.data, source)) and source not in found.values():
             found[f"run.{len(found)}"] = source
     return {**named, **found}
 

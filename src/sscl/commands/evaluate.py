@@ -16,7 +16,7 @@ from sscl.device import describe_device, pick_device
 from sscl.evaluate import calibration, evaluation, model_card
 from sscl.evaluate.metrics import FloatArray
 from sscl.models import features
-from sscl.models.checkpoint import run_of
+from sscl.models.checkpoint import Checkpoint, run_of
 from sscl.models.classifier import check_classes, load_classifier, positive_class
 from sscl.models.pixels import normalisation
 from sscl.plots import calibration as calibration_plots
@@ -31,19 +31,19 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
     device = pick_device(config.device)
-    model, content = load_classifier(config.checkpoint, device=device)
+    model, trained = load_classifier(config.checkpoint, device=device)
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"eval_{config.split}"
     run.check_run_folder(out, overwrite=overwrite)
-    data = merge_data(content["config"]["data"], config.data)
+    data = merge_data(trained.finetune_config.data, config.data)
     check_inputs_outside(out, {"data.root": data.root})
     tiles = load_tiles(data, split=config.split, progress=config.progress)
-    check_classes(tiles, content, checkpoint=config.checkpoint, root=data.root)
+    check_classes(tiles, trained.classes, checkpoint=config.checkpoint, root=data.root)
     unlabelled = np.flatnonzero(tiles.labels == UNLABELLED)
     if len(unlabelled):
         tiles = tiles.subset(np.setdiff1d(all_rows(tiles), unlabelled))
     positive = positive_class(tiles.classes, config.positive)
 
-    mean, std = normalisation(content, device)
+    mean, std = normalisation(trained, device)
     store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
     logits = features.outputs(
         model,
@@ -57,7 +57,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     )
     report: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
-        "epoch": content["epoch"],
+        "epoch": trained.epoch,
         "data": plain(data),
         "split": config.split,
         "protocol": data.protocol if data.source == "mhist" else None,
@@ -71,7 +71,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
             tiles,
             logits,
             positive=positive,
-            kept=content.get("calibration"),  # older checkpoints have none
+            kept=trained.fitted,
             calibrate=config.calibrate,
             sensitivity=config.sensitivity,
             abstain=config.abstain,
@@ -82,7 +82,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     report["caveats"] = [
         *guessed_positive(tiles.classes, positive, wanted=config.positive),
         *([f"{len(unlabelled)} tiles without a label are left out"] if len(unlabelled) else []),
-        *caveats(data, tiles, content, split=config.split),
+        *caveats(data, tiles, trained, split=config.split),
         *evaluation.interval_caveats(tiles),
     ]
     report["notes"] = evaluation.notes(report)
@@ -100,15 +100,14 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     pictures = sorted(path.name for path in out.glob("*.png"))
     print(f"wrote {out}/metrics.json, predictions.csv, {', '.join(pictures)}")
     if config.split == "test":
-        update_card(run_of(config.checkpoint) / model_card.FILE, report, content, out=out)
+        update_card(run_of(config.checkpoint) / model_card.FILE, report, trained, out=out)
 
 
-def update_card(path: Path, report: dict[str, Any], content: dict[str, Any], *, out: Path) -> None:
+def update_card(path: Path, report: dict[str, Any], trained: Checkpoint, *, out: Path) -> None:
     """Put the figures into the run's model card; runs of earlier versions, and files moved elsewhere, have none."""
     if not path.is_file():
         return
-    sections = [*content["history"], content["config"]["data"]]
-    why_not = model_card.refresh(path, model_card.test_section(report, sections=sections, folder=out))
+    why_not = model_card.refresh(path, model_card.test_section(report, sections=trained.trained_on, folder=out))
     print(f"note: {why_not}" if why_not is not None else f"the test figures in {path} are these now")
 
 
@@ -153,14 +152,12 @@ def guessed_positive(classes: Sequence[str], positive: int | None, *, wanted: st
     return [f"{classes[positive]} is taken for the positive class, as the second of two; set positive=NAME to choose"]
 
 
-def caveats(data: DataConfig, tiles: Tiles, content: dict[str, Any], *, split: str) -> list[str]:
+def caveats(data: DataConfig, tiles: Tiles, trained: Checkpoint, *, split: str) -> list[str]:
     """Return what a reader must know before believing the figures, a sentence each."""
-    notes = [
-        seen_in_training(data, section, split=split) for section in (*content["history"], content["config"]["data"])
-    ]
+    notes = [seen_in_training(data, section, split=split) for section in trained.trained_on]
     found = list(dict.fromkeys(note for note in notes if note is not None))
-    train = training_tiles(data, content) if split == "test" else None
-    if train is not None and not found and train.fingerprint != content["data_fingerprint"]:
+    train = training_tiles(data, trained.finetune_config.data) if split == "test" else None
+    if train is not None and not found and train.fingerprint != trained.fingerprint:
         found.append("the training tiles are not those that were trained on: test tiles may have been among those")
     if tiles.groups is None or (data.group_near_duplicates and not slides_known(data)):
         found.append("no slide or patient ids: tiles of one slide may lie in train and test")
@@ -174,17 +171,16 @@ def caveats(data: DataConfig, tiles: Tiles, content: dict[str, Any], *, split: s
     return found
 
 
-def training_tiles(data: DataConfig, content: dict[str, Any]) -> Tiles | None:
+def training_tiles(data: DataConfig, trained: DataConfig) -> Tiles | None:
     """Return the training split as it is now, at the size trained on; None for another folder than training's."""
-    trained = content["config"]["data"]
-    if Path(data.root).resolve() != Path(trained["root"]).resolve():
+    if Path(data.root).resolve() != Path(trained.root).resolve():
         return None
-    return load_tiles(data.model_copy(update={"size_px": trained["size_px"]}), split="train", progress=False)
+    return load_tiles(data.model_copy(update={"size_px": trained.size_px}), split="train", progress=False)
 
 
-def seen_in_training(data: DataConfig, trained: dict[str, Any], *, split: str) -> str | None:
+def seen_in_training(data: DataConfig, trained: DataConfig, *, split: str) -> str | None:
     """Return a warning where tiles of the split took, or may have taken, part in training; else None."""
-    here, there = Path(data.root).resolve(), Path(trained["root"]).resolve()
+    here, there = Path(data.root).resolve(), Path(trained.root).resolve()
     may_have = "tiles of this test split may have taken part in it, so the figures may say nothing about new tiles"
     if there not in (here, here / "train"):
         if not (there.is_relative_to(here) or here.is_relative_to(there)):

@@ -34,7 +34,7 @@ from torch import nn
 
 from sscl import __version__, augment, run, writing
 from sscl.config import EncoderConfig, ExportConfig, plain
-from sscl.models.checkpoint import run_of
+from sscl.models.checkpoint import Checkpoint, run_of
 from sscl.models.classifier import load_classifier
 from sscl.models.start import frozen_encoder
 from sscl.run import check_inputs_outside
@@ -147,7 +147,7 @@ def trunk(config: ExportConfig) -> Exported:
     encoder = start.encoder.cpu().eval()
     preprocessing = {"size_px": start.size_px, "mean": list(start.mean), "std": list(start.std)}
     state = dict(encoder.state_dict())
-    return Exported(encoder, state, describe(config, encoder, preprocessing, start.content or {}, start.history))
+    return Exported(encoder, state, describe(config, encoder, preprocessing, start.checkpoint))
 
 
 def classifier(config: ExportConfig) -> Exported:
@@ -160,12 +160,14 @@ def classifier(config: ExportConfig) -> Exported:
     for key in ("model", "mean", "std"):
         if getattr(config, key) is not None:
             raise ValueError(f"{key}: the classifier's checkpoint says it; leave {key} out, or set what=trunk")
-    net, content = load_classifier(config.checkpoint, device=torch.device("cpu"))
-    preprocessing = content["preprocessing"]
-    if config.size_px is not None:
-        preprocessing = {**preprocessing, "size_px": config.size_px}
+    net, checkpoint = load_classifier(config.checkpoint, device=torch.device("cpu"))
+    preprocessing = {
+        "size_px": config.size_px or checkpoint.size_px,
+        "mean": list(checkpoint.mean),
+        "std": list(checkpoint.std),
+    }
     head = {f"fc.{name}": value for name, value in net.head.state_dict().items()}
-    facts = describe(config, net.encoder, preprocessing, content, [*content["history"], content["config"]["data"]])
+    facts = describe(config, net.encoder, preprocessing, checkpoint)
     return Exported(net, {**net.encoder.state_dict(), **head}, facts)
 
 
@@ -173,8 +175,7 @@ def describe(
     config: ExportConfig,
     encoder: Any,
     preprocessing: dict[str, Any],
-    content: dict[str, Any],
-    history: list[dict[str, Any]],
+    checkpoint: Checkpoint | None,
 ) -> dict[str, Any]:
     """Return what the JSON file says of the net; what nobody knows of a foreign file's is None."""
     size = preprocessing["size_px"]
@@ -201,12 +202,12 @@ def describe(
             "dtype": "float32",
             "pixels": "RGB, uint8 / 255, then (x - mean) / std for each channel",
         },
-        "classes": content.get("classes"),
-        "kind": content.get("kind"),
-        "epoch": content.get("epoch"),
-        "data_fingerprint": content.get("data_fingerprint"),
-        "config": content.get("config"),
-        "history": history,
+        "classes": None if checkpoint is None else list(checkpoint.classes),
+        "kind": None if checkpoint is None else checkpoint.kind,
+        "epoch": None if checkpoint is None else checkpoint.epoch,
+        "data_fingerprint": None if checkpoint is None else checkpoint.fingerprint,
+        "config": None if checkpoint is None else plain(checkpoint.config),
+        "history": [] if checkpoint is None else [plain(data) for data in checkpoint.trained_on],
         "sscl": __version__,
         "torch": torch.__version__,
         "notes": notes,

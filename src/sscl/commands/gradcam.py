@@ -27,7 +27,7 @@ from sscl.explain import box_checks, cam
 from sscl.explain.checks import DRAWS, check_maps, checks_text, completeness_text
 from sscl.explain.targets import describe_layer, describe_target, resolve_target, target_of
 from sscl.models import features
-from sscl.models.checkpoint import run_of
+from sscl.models.checkpoint import Checkpoint, run_of
 from sscl.models.classifier import blank_classifier, check_classes, load_classifier
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
@@ -56,20 +56,20 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
     device = pick_device(config.device)
-    model, content = load_classifier(config.checkpoint, device=device)
-    classes = tuple(content["classes"])
+    model, trained = load_classifier(config.checkpoint, device=device)
+    classes = trained.classes
     wanted = target_of(resolve_target(config.target, classes))
     where = "images" if config.images is not None else config.split
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"gradcam_{where}"
     run.check_run_folder(out, overwrite=overwrite)
-    data = merge_data(content["config"]["data"], config.data)
+    data = merge_data(trained.finetune_config.data, config.data)
     check_inputs_outside(out, {"data.root": data.root, "images": config.images})
     explain = partial(cam.class_maps, method=config.method, layers=config.layer, fuse=config.fuse)
     if config.layer:  # a wrong name is told before the tiles are read
         explain(model, torch.zeros(1, 3, data.size_px, data.size_px, device=device), target=0)
-    tiles = load_explained_tiles(config, data, content)
+    tiles = load_explained_tiles(config, data, trained.classes)
     store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
-    mean, std = normalisation(content, device)
+    mean, std = normalisation(trained, device)
     print(f"device: {describe_device(device)}")
 
     def maps_of(net: Classifier, rows: NDArray[np.int64], name: str) -> Iterator[Heatmap]:
@@ -86,8 +86,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         batch_size=config.batch_size,
         progress="predict" if config.progress else None,
     )
-    kept = content.get("calibration")  # older checkpoints have none
-    probabilities = calibration.softmax(logits, temperature=1.0 if kept is None else kept["temperature"])  # (N, K)
+    probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)  # (N, K)
     chosen = choose_tiles(tiles, probabilities, config)
     maps = list(maps_of(model, np.array(chosen, dtype=np.int64), "gradcam"))
     localised = None
@@ -95,7 +94,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     if config.images is None and data.source == "mhist":
         masks = load_truth_masks(data.root, tiles.ids, size_px=data.size_px)
     if masks is not None and masks.any():
-        blank = random_net(content, seed=config.random_seed).to(device)
+        blank = random_net(trained, seed=config.random_seed).to(device)
         named = {
             "this model": (heatmap.raw for heatmap in maps_of(model, everything, "this model")),
             "centre": repeat(cam.centre_map(data.size_px), len(tiles)),
@@ -114,7 +113,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
             augment.normalise(augment.to_unit(store.gather(rows_checked)), mean=mean, std=std),
             cam.target_classes(logits[rows_checked], wanted).to(device),
             explain=lambda net, images, classes: explain(cast(Classifier, net), images, target=classes)[0],
-            blanks=[random_net(content, seed=config.random_seed + draw).to(device) for draw in range(DRAWS)],
+            blanks=[random_net(trained, seed=config.random_seed + draw).to(device) for draw in range(DRAWS)],
             threshold=config.threshold,
             seed=config.random_seed,
             batch_size=config.batch_size,
@@ -166,18 +165,18 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     print(f"wrote {out}/{', '.join(files)}")
 
 
-def random_net(content: dict[str, Any], *, seed: int) -> Classifier:
+def random_net(checkpoint: Checkpoint, *, seed: int) -> Classifier:
     """Return the checkpoint's classifier as it is before training, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return blank_classifier(content).eval()
+        return blank_classifier(checkpoint).eval()
 
 
-def load_explained_tiles(config: GradcamConfig, data: DataConfig, content: dict[str, Any]) -> Tiles:
+def load_explained_tiles(config: GradcamConfig, data: DataConfig, classes: tuple[str, ...]) -> Tiles:
     """Return the tiles of the split, or of `images`; there labels count only if the folders are the model's classes."""
     if config.images is None:
         tiles = load_tiles(data, split=config.split, progress=config.progress)
-        check_classes(tiles, content, checkpoint=config.checkpoint, root=data.root)
+        check_classes(tiles, classes, checkpoint=config.checkpoint, root=data.root)
         missing = [name for name in config.ids if name not in tiles.ids]
         if missing:
             raise ValueError(f"ids: {missing[0]} is not among the {len(tiles)} tiles (for instance {tiles.ids[0]})")
@@ -187,7 +186,7 @@ def load_explained_tiles(config: GradcamConfig, data: DataConfig, content: dict[
     tiles = load_folder(
         config.images, split="all", size_px=data.size_px, cache_dir=data.cache_dir, progress=config.progress
     )
-    if list(tiles.classes) == content["classes"]:
+    if tiles.classes == classes:
         return tiles
     unknown = np.full(len(tiles), -1, dtype=np.int64)
     return Tiles(images=tiles.images, labels=unknown, classes=(), ids=tiles.ids, groups=None, votes=None)

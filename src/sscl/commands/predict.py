@@ -222,10 +222,10 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
 def threshold_from(model: api.Model, config: PredictConfig) -> str:
     """Return where the abstention threshold comes from, in words."""
     if model.decide_from is None:
-        return "abstain=0" if config.abstain == 0 else "the checkpoint keeps no calibration"
+        return "abstain=0"
     if config.confidence is not None:
         return "as given"
-    tiles = model.content["calibration"]["tiles"]
+    tiles = model.checkpoint.fitted.tiles
     return f"leaves out at most {100 * config.abstain:g}% of {tiles} validation tiles"
 
 
@@ -233,12 +233,12 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
     """Return the content of summary.json."""
     return {
         "checkpoint": str(config.checkpoint),
-        "epoch": model.content["epoch"],
+        "epoch": model.checkpoint.epoch,
         "classes": list(model.classes),
         "size_px": model.size_px,
         "stain": model.stain,
         "temperature": model.temperature,
-        "calibrated": model.calibrated and config.calibrate,
+        "calibrated": config.calibrate,
         "test_time_augmentation": config.tta,
         "decide_from": model.decide_from,
         "decide_from_method": threshold_from(model, config),
@@ -256,13 +256,7 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
 def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     """Return what a reader must know, a sentence each."""
     lines = []
-    if not model.calibrated:
-        lines.append(
-            "the checkpoint is from before calibration was kept: the probabilities are as trained, likely too sure"
-            + ("" if model.decide_from is not None else ", and nothing is left undecided")
-            + "; run sscl finetune again, or set confidence=0.8 or so"
-        )
-    elif config.tta:
+    if config.tta:
         lines.append("temperature and thresholds were fitted without test-time augmentation")
     if model.stain != "none":
         lines.append(f"{model.stain} stain normalisation, as trained, here of each tile on its own")
@@ -281,7 +275,7 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
 def described(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[str]:
     """Yield the lines of the terminal."""
     yield (
-        f"{config.checkpoint}: epoch {model.content['epoch']}, {', '.join(model.classes)}, tiles of {model.size_px} "
+        f"{config.checkpoint}: epoch {model.checkpoint.epoch}, {', '.join(model.classes)}, tiles of {model.size_px} "
         f"px; temperature {model.temperature:.3f}"
     )
     counts = ", ".join(f"{tally.classes[name]:,} {name}" for name in model.classes)

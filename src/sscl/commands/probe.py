@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from sscl import run, writing
-from sscl.config import EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet, plain
+from sscl.config import DataConfig, EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet, plain
 from sscl.data import cache, split
 from sscl.data.load import groups_are, has_validation, load_tiles, slides_known, split_changes
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
@@ -40,7 +40,7 @@ class Job:
     Attributes:
         row: the row it belongs to. spec: the row's encoder with this seed.
         fingerprint: of weights and normalisation. num_features: C.
-        size_px: side of its tiles; None: each set's own. history: data sections of the runs behind its weights.
+        size_px: side of its tiles; None: each set's own. lineage: data sections of the runs behind its weights.
         labelled: the last of these, where its labels were trained on.
     """
 
@@ -50,8 +50,8 @@ class Job:
     fingerprint: str
     num_features: int
     size_px: int | None
-    history: list[dict[str, Any]]
-    labelled: dict[str, Any] | None
+    lineage: tuple[DataConfig, ...]
+    labelled: DataConfig | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,6 @@ def open_encoders(config: ProbeConfig) -> list[Job]:
             normed = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in start.encoder.modules())
             if row.adapt_batch_norm and not normed:
                 raise ValueError(f"{where}: adapt_batch_norm: {start.encoder.name} has no batch norm; leave it false")
-            labelled = start.content is not None and start.content["kind"] == "finetune"
             jobs.append(
                 Job(
                     row=row,
@@ -191,8 +190,8 @@ def open_encoders(config: ProbeConfig) -> list[Job]:
                     fingerprint=start.fingerprint,
                     num_features=start.encoder.num_features,
                     size_px=start.size_px,
-                    history=start.history,
-                    labelled=start.history[-1] if labelled else None,
+                    lineage=start.lineage,
+                    labelled=start.lineage[-1] if start.saw_labels else None,
                 )
             )
     check_seeds(config)
@@ -427,12 +426,12 @@ def notes(config: ProbeConfig, jobs: list[Job], sets: dict[str, Parts], fits: di
 
 
 def lineage(job: Job, data: ProbeSet, *, holds_out: bool) -> list[str]:
-    """Return what an encoder's weights have seen of a set, a sentence for each run of its history that did."""
+    """Return what an encoder's weights have seen of a set, a sentence for each run of its lineage that did."""
     found = []
     here = Path(data.root).resolve()
     may_have_seen = "its test tiles may have been among those, so the figures may say nothing about new tiles"
-    for section in job.history:
-        there = Path(section["root"]).resolve()
+    for section in job.lineage:
+        there = Path(section.root).resolve()
         with_labels = section is job.labelled
         how = "with their labels" if with_labels else "without labels"
         seen = f"{job.row.name} was trained on the training tiles of {data.name} {how}"

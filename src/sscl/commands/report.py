@@ -79,7 +79,7 @@ def evaluate_where_missing(folder: Path, config: ReportConfig, *, overwrite: boo
     if (there / "predictions.csv").is_file() and (there / "metrics.json").is_file():
         with reading(there / "metrics.json"):
             epoch = read_json(there / "metrics.json")["epoch"]
-        if epoch == checkpoint.load_checkpoint(folder, kind="finetune")["epoch"]:
+        if epoch == checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).epoch:
             return
         if not overwrite:
             raise ValueError(f"{there}: is of another checkpoint; give --overwrite to evaluate again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,20 +161,18 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{of}{together}"
 
 
-def merge_data(trained: dict[str, Any], changes: dict[str, Any]) -> DataConfig:
+def merge_data(trained: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
     """Return the data section a checkpoint was trained with, with some keys changed."""
     try:
-        return validate(DataConfig, {**trained, **changes}, source="the checkpoint's data with your data.* keys")
+        return validate(DataConfig, {**plain(trained), **changes}, source="the checkpoint's data with your data.* keys")
     except ValueError as error:
         raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from None
 
 
-def split_changes(data: DataConfig, trained: dict[str, Any]) -> list[str]:
+def split_changes(data: DataConfig, trained: DataConfig) -> list[str]:
     """Return the keys by which the test split differs from that of a data section trained on, as data.KEY."""
-    now = plain(data)
     deciding = ("source",) if data.source == "pathmnist" else SPLIT_KEYS  # an .npz file holds its splits
-    # Checkpoints from before there was a key have none of it: its default.
-    return [f"data.{key}" for key in deciding if now[key] != trained.get(key, DataConfig.model_fields[key].default)]
+    return [f"data.{key}" for key in deciding if getattr(data, key) != getattr(trained, key)]
 
 
 def all_rows(tiles: Tiles) -> NDArray[np.int64]:

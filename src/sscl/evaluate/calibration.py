@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray, wilson_interval
+from sscl.models.calibration import KeptCalibration
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -83,13 +84,8 @@ def fit_temperature(logits: npt.ArrayLike | torch.Tensor, labels: npt.ArrayLike)
 
 def fit_calibration(
     logits: torch.Tensor, labels: npt.ArrayLike, *, classes: Sequence[str], positive: int | None
-) -> dict[str, Any]:
-    """Return what a checkpoint keeps of its validation tiles, as tensors and plain values.
-
-    Keys: `temperature`; `threshold` on the calibrated probability of the `positive` class by Youden's index (None
-    without a positive class, or without tiles of it and of the rest); `tiles`, how many; `method` of the temperature,
-    in words; `ece_before`, `ece_after` on these very tiles; `logits` (N, K) and `labels` (N,), so that another
-    threshold can be chosen on them later.
+) -> KeptCalibration:
+    """Return what a checkpoint keeps of its validation tiles.
 
     Where every validation tile is right, or errs by next to nothing (`fit_temperature` then ends at its lower bound),
     the temperature stays 1: no finite number of tiles bears out unlimited confidence.
@@ -112,17 +108,17 @@ def fit_calibration(
     threshold = None
     if positive is not None and 0 < (truth == positive).sum() < len(truth):
         threshold = choose_threshold(truth == positive, after[:, positive])
-    return {
-        "temperature": temperature,
-        "threshold": threshold,
-        "positive": None if positive is None else classes[positive],
-        "tiles": len(truth),
-        "method": method,
-        "ece_before": expected_calibration_error(truth, before),
-        "ece_after": expected_calibration_error(truth, after),
-        "logits": logits.detach().float().cpu(),
-        "labels": torch.from_numpy(truth),
-    }
+    return KeptCalibration(
+        temperature=temperature,
+        threshold=threshold,
+        positive=None if positive is None else classes[positive],
+        tiles=len(truth),
+        method=method,
+        ece_before=expected_calibration_error(truth, before),
+        ece_after=expected_calibration_error(truth, after),
+        logits=logits.detach().float().cpu(),
+        labels=torch.from_numpy(truth),
+    )
 
 
 # --- how far off they are ---

@@ -15,6 +15,7 @@ from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics
 from sscl.evaluate.calibration import BoolArray
 from sscl.evaluate.metrics import FloatArray
+from sscl.models.calibration import KeptCalibration
 
 NAMES = {
     "accuracy": "accuracy",
@@ -33,7 +34,7 @@ def evaluate(
     logits: torch.Tensor,
     *,
     positive: int | None,
-    kept: Mapping[str, Any] | None = None,
+    kept: KeptCalibration | None = None,
     calibrate: bool = True,
     sensitivity: float | None = None,
     abstain: float = 0.2,
@@ -51,18 +52,18 @@ def evaluate(
         abstain: share of the validation tiles to be left undecided, at most.
         samples, seed: of the bootstrap; whole groups are drawn where the tiles have them.
     """
-    temperature = float(kept["temperature"]) if kept is not None and calibrate else 1.0
+    temperature = kept.temperature if kept is not None and calibrate else 1.0
     probabilities = calibration.softmax(logits, temperature=temperature)
     predictions = probabilities.argmax(1)
     matrix = metrics.confusion_matrix(tiles.labels, predictions, num_classes=len(tiles.classes))
     wilson = metrics.wilson_proportions(matrix, positive=positive)
     drawn: dict[str, Any] = {"groups": tiles.groups, "samples": samples, "seed": seed}
     intervals = metrics.bootstrap_intervals(tiles.labels, probabilities, positive=positive, **drawn)
-    validation = None if kept is None else calibration.softmax(kept["logits"], temperature=temperature)
+    validation = None if kept is None else calibration.softmax(kept.logits, temperature=temperature)
     point, abstention = None, None
     if kept is not None and validation is not None:
         if positive is not None:
-            is_positive = kept["labels"].numpy() == positive
+            is_positive = kept.labels.numpy() == positive
             point = _operating_point(
                 tiles, probabilities, is_positive, validation, positive=positive, sensitivity=sensitivity, drawn=drawn
             )
@@ -80,9 +81,9 @@ def evaluate(
         ),
         "calibration": {
             "temperature": temperature,
-            "fitted_on": None if kept is None else kept["tiles"],
+            "fitted_on": None if kept is None else kept.tiles,
             "method": _method(kept, calibrate=calibrate),
-            "validation_ece": None if kept is None else {"before": kept["ece_before"], "after": kept["ece_after"]},
+            "validation_ece": None if kept is None else {"before": kept.ece_before, "after": kept.ece_after},
             "definition": calibration.DEFINITION,
             "before": _calibration(tiles, calibration.softmax(logits), positive=positive),
             "after": _calibration(tiles, probabilities, positive=positive),
@@ -164,10 +165,10 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 # --- the parts of the report ---
 
 
-def _method(kept: Mapping[str, Any] | None, *, calibrate: bool) -> str:
+def _method(kept: KeptCalibration | None, *, calibrate: bool) -> str:
     if kept is None:
         return "the checkpoint keeps none"
-    return str(kept["method"]) if calibrate else f"calibrate=false; that of the checkpoint is {kept['temperature']:.3f}"
+    return kept.method if calibrate else f"calibrate=false; that of the checkpoint is {kept.temperature:.3f}"
 
 
 def _cross_entropy(tiles: Tiles, probabilities: FloatArray) -> float:

@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import run, writing
+from sscl.config import DataConfig
+from sscl.config.training import FinetuneTrainConfig
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics
+from sscl.models.checkpoint import Checkpoint
 
 FILE = "MODEL_CARD.md"
 BEGIN = "<!-- sscl eval writes from here -->"
@@ -56,7 +59,7 @@ def part_of(tiles: Tiles, rows: NDArray[np.int64]) -> Part:
 
 
 def model_card(
-    content: Mapping[str, Any],
+    checkpoint: Checkpoint,
     *,
     folder: Path,
     origin: str,
@@ -70,7 +73,7 @@ def model_card(
     """Return the text of a card, with no test figures yet.
 
     Args:
-        content: of the checkpoint, with its calibration.
+        checkpoint: with its calibration.
         folder: the run folder; its name alone is written.
         origin: where the encoder's weights came from, see `origin_of_weights`.
         train, validation: the tiles. carved: whether those for validation were taken from the training split.
@@ -78,55 +81,53 @@ def model_card(
         unlabelled: tiles that took part in contrastive steps without their labels.
     """
     name = folder.resolve().name
-    classes, config = content["classes"], content["config"]
     environment = run.environment()
     lines = [
         f"# Model card: {_code(name)}",
         "",
-        f"A {_code(content['encoder_name'])} that tells {_listed(map(_code, classes))} apart on tiles of H&E-stained "
-        f"tissue, {content['preprocessing']['size_px']} px a side. **Research software, not a medical device: no "
+        f"A {_code(checkpoint.encoder_name)} that tells {_listed(map(_code, checkpoint.classes))} apart on tiles of "
+        f"H&E-stained tissue, {checkpoint.size_px} px a side. **Research software, not a medical device: no "
         "diagnosis may rest on it.**",
         "",
         f"Written by `sscl finetune` (sscl {environment['sscl']}) on {environment['date'][:10]}. `sscl eval` rewrites "
         'what stands between the two marker lines under "Test"; everything else stays as you edit it.',
         "",
-        *_data_lines(config, content, train, validation, carved=carved, groups_are=groups_are, unlabelled=unlabelled),
-        *_model_lines(content, origin=origin),
-        *_training_lines(content),
-        *_validation_lines(content),
+        *_data_lines(checkpoint, train, validation, carved=carved, groups_are=groups_are, unlabelled=unlabelled),
+        *_model_lines(checkpoint, origin=origin),
+        *_training_lines(checkpoint),
+        *_validation_lines(checkpoint),
         *("## Test", "", BEGIN, "", *_untested(name), "", END, ""),
-        *_limit_lines(content, train, validation, slides_known=slides_known),
+        *_limit_lines(checkpoint, train, validation, slides_known=slides_known),
         *_use_lines(name),
     ]
     return "\n".join(lines)
 
 
-def origin_of_weights(weights: str | None, before: Mapping[str, Any] | None) -> str:
+def origin_of_weights(weights: str | None, before: Checkpoint | None) -> str:
     """Return where an encoder's weights came from, in words.
 
     Args:
-        weights: `model.weights`. before: content of the checkpoint that it names; None for other weights.
+        weights: `model.weights`. before: the checkpoint that it names; None for other weights.
     """
     usual = {None: "random weights", "imagenet": "weights trained on ImageNet"}
     if weights in usual:
         return usual[weights]
     if before is None:
         return f"the file {_code(_name(str(weights)))}, which does not say what it was trained on"
-    first = before["config"]["model"]["weights"]
+    first = before.config.model.weights
     own = usual.get(first) or f"{_code(_name(str(first)))}"
-    if before["kind"] == "finetune":
-        how = f"trained with labels ({_listed(map(_code, before['classes']))})"
+    if before.kind == "finetune":
+        how = f"trained with labels ({_listed(map(_code, before.classes))})"
     else:
         how = "pretrained without labels"
-    return f"the run {_code(_name(str(weights)))}, {how} up to epoch {before['epoch']}, itself from {own}"
+    return f"the run {_code(_name(str(weights)))}, {how} up to epoch {before.epoch}, itself from {own}"
 
 
 # --- what finetune knows ---
 
 
 def _data_lines(
-    config: Mapping[str, Any],
-    content: Mapping[str, Any],
+    checkpoint: Checkpoint,
     train: Part,
     validation: Part,
     *,
@@ -134,7 +135,7 @@ def _data_lines(
     groups_are: str,
     unlabelled: int,
 ) -> list[str]:
-    data, training = config["data"], config["train"]
+    data, training = checkpoint.finetune_config.data, checkpoint.finetune_config.train
     where = "carved from the training split, by class" if carved else "the set's own validation split"
     if carved and train.groups is not None:
         where += f"; kept whole: {groups_are}"
@@ -144,17 +145,17 @@ def _data_lines(
         ("validation tiles", where),
         (
             "near-duplicates",
-            "kept on one side of each split made here" if data["group_near_duplicates"] else "not looked for",
+            "kept on one side of each split made here" if data.group_near_duplicates else "not looked for",
         ),
-        ("stain normalisation", data["stain"]),
+        ("stain normalisation", data.stain),
     ]
-    if training["label_fraction"] < 1:
-        rows.insert(2, ("labels used", f"{100 * training['label_fraction']:g}% of each class, validation included"))
-    if training["balance"] == "down":
+    if training.label_fraction < 1:
+        rows.insert(2, ("labels used", f"{100 * training.label_fraction:g}% of each class, validation included"))
+    if training.balance == "down":
         rows.append(("balance", "every class of the training tiles cut to the smallest"))
     if unlabelled:
         rows.append(("without labels", f"{unlabelled} more tiles of the training split, in contrastive steps alone"))
-    rows.append(("fingerprint", _code(content["data_fingerprint"][:16]) + " (training split as a whole)"))
+    rows.append(("fingerprint", _code(checkpoint.fingerprint[:16]) + " (training split as a whole)"))
     counts = [[_code(label), str(n), str(validation.counts[label])] for label, n in train.counts.items()]
     counts.append(["all", str(sum(train.counts.values())), str(sum(validation.counts.values()))])
     if train.groups is not None or validation.groups is not None:
@@ -169,74 +170,73 @@ def _data_lines(
     ]
 
 
-def _model_lines(content: Mapping[str, Any], *, origin: str) -> list[str]:
-    preprocessing = content["preprocessing"]
-    mean, std = (", ".join(f"{value:.3f}" for value in preprocessing[key]) for key in ("mean", "std"))
+def _model_lines(checkpoint: Checkpoint, *, origin: str) -> list[str]:
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (checkpoint.mean, checkpoint.std))
     rows = [
-        ("encoder", f"{_code(content['encoder_name'])}, {content['stem']} stem, stride {content['output_stride']}"),
-        ("head", f"linear, {len(content['classes'])} classes"),
+        ("encoder", f"{_code(checkpoint.encoder_name)}, {checkpoint.stem} stem, stride {checkpoint.output_stride}"),
+        ("head", f"linear, {len(checkpoint.classes)} classes"),
         ("started from", origin),
         (
             "input",
-            f"RGB, {preprocessing['size_px']} px a side; means {mean}, deviations {std} of pixels in 0-1",
+            f"RGB, {checkpoint.size_px} px a side; means {mean}, deviations {std} of pixels in 0-1",
         ),
     ]
-    sets = list(dict.fromkeys(_set(section) for section in content["history"]))
+    sets = list(dict.fromkeys(_set(section) for section in checkpoint.lineage))
     if sets:
         rows.insert(3, ("trained before on", "; ".join(sets)))
     return ["## Model", "", *_table(["", ""], rows), ""]
 
 
-def _training_lines(content: Mapping[str, Any]) -> list[str]:
-    config = content["config"]
-    train, contrast = config["train"], config["contrast"]
-    learned = "the head alone, on fixed features" if train["freeze_encoder"] else "the whole net"
-    if train["freeze_batch_norm"]:
+def _training_lines(checkpoint: Checkpoint) -> list[str]:
+    config = checkpoint.finetune_config
+    train, contrast = config.train, config.contrast
+    learned = "the head alone, on fixed features" if train.freeze_encoder else "the whole net"
+    if train.freeze_batch_norm:
         learned += ", batch-norm statistics as they came"
-    rates = f"{train['learning_rate']:g} (head {train['head_learning_rate']:g})"
+    rates = f"{train.learning_rate:g} (head {train.head_learning_rate:g})"
     rows = [
         ("trained", learned),
-        ("loss", train["loss"].replace("_", " ") + _focus(train)),
-        ("optimizer", f"{train['optimizer']}, peak learning rate {rates}, {train['schedule']} schedule"),
-        ("weight decay", f"{train['weight_decay']:g}"),
-        ("batch", f"{train['batch_size']} tiles or as many as there are, random views of them"),
-        ("epoch", f"{content['epoch']} of at most {train['epochs']}, the best by validation {_words(train['select'])}"),
-        ("precision, seed", f"{content['precision']}, {config['seed']}"),
+        ("loss", train.loss.replace("_", " ") + _focus(train)),
+        ("optimizer", f"{train.optimizer}, peak learning rate {rates}, {train.schedule} schedule"),
+        ("weight decay", f"{train.weight_decay:g}"),
+        ("batch", f"{train.batch_size} tiles or as many as there are, random views of them"),
+        ("epoch", f"{checkpoint.epoch} of at most {train.epochs}, the best by validation {_words(train.select)}"),
+        ("precision, seed", f"{checkpoint.precision}, {config.seed}"),
     ]
-    if train["balance"] == "draws":
+    if train.balance == "draws":
         rows.append(("balance", "classes drawn equally often"))
-    if contrast["kind"] != "none":
-        rows.append(("contrastive steps", f"{contrast['kind']} at temperature {contrast['temperature']:g}, in turn"))
+    if contrast.kind != "none":
+        rows.append(("contrastive steps", f"{contrast.kind} at temperature {contrast.temperature:g}, in turn"))
     return ["## Training", "", *_table(["", ""], rows), "", "Every setting: `config.yaml` beside this file.", ""]
 
 
-def _validation_lines(content: Mapping[str, Any]) -> list[str]:
+def _validation_lines(checkpoint: Checkpoint) -> list[str]:
     """Return the figures of the validation tiles, from the logits that the checkpoint keeps."""
-    kept, classes = content["calibration"], content["classes"]
-    positive = None if kept["positive"] is None else classes.index(kept["positive"])
-    labels = kept["labels"].numpy()
-    probabilities = calibration.softmax(kept["logits"], temperature=kept["temperature"])
+    kept, classes = checkpoint.fitted, checkpoint.classes
+    positive = None if kept.positive is None else classes.index(kept.positive)
+    labels = kept.labels.numpy()
+    probabilities = calibration.softmax(kept.logits, temperature=kept.temperature)
     matrix = metrics.confusion_matrix(labels, probabilities.argmax(1), num_classes=len(classes))
     values = metrics.classification_metrics(labels, probabilities, positive=positive)
-    figures = {"classes": classes, "positive": kept["positive"], "metrics": values}
+    figures = {"classes": list(classes), "positive": kept.positive, "metrics": values}
     rows = _figure_rows(figures, wilson=metrics.wilson_proportions(matrix, positive=positive), intervals=None)
     threshold = (
         "none (it takes two classes, both among the validation tiles)"
-        if kept["threshold"] is None
-        else f"{_code(kept['positive'])} from a probability of {kept['threshold']:.3f} on (Youden's index)"
+        if kept.threshold is None
+        else f"{_code(kept.positive)} from a probability of {kept.threshold:.3f} on (Youden's index)"
     )
     facts = [
-        ("temperature", f"{kept['temperature']:.3f} ({kept['method']})"),
-        ("expected calibration error", f"{kept['ece_before']:.3f} before, {kept['ece_after']:.3f} after"),
+        ("temperature", f"{kept.temperature:.3f} ({kept.method})"),
+        ("expected calibration error", f"{kept.ece_before:.3f} before, {kept.ece_after:.3f} after"),
         ("operating point", threshold),
     ]
     few = ""
-    if kept["tiles"] < calibration.FEW:
+    if kept.tiles < calibration.FEW:
         few = " They are few: with others, temperature and threshold may be quite different."
     return [
         "## Validation",
         "",
-        f"{kept['tiles']} tiles.{few} They chose the epoch and fitted temperature and threshold, so these figures "
+        f"{kept.tiles} tiles.{few} They chose the epoch and fitted temperature and threshold, so these figures "
         "flatter; Wilson's intervals take tiles for independent and know nothing of that choice.",
         "",
         *_table(["figure", "value", "Wilson 95%", "tiles"], rows, numbers=3),
@@ -250,13 +250,12 @@ def _untested(name: str) -> list[str]:
     return [f"Not evaluated yet. `sscl eval checkpoint=RUN`, where RUN is the folder {_code(name)}, fills this in."]
 
 
-def _limit_lines(content: Mapping[str, Any], train: Part, validation: Part, *, slides_known: bool) -> list[str]:
-    data = content["config"]["data"]
-    classes = content["classes"]
+def _limit_lines(checkpoint: Checkpoint, train: Part, validation: Part, *, slides_known: bool) -> list[str]:
+    data, classes = checkpoint.finetune_config.data, checkpoint.classes
     found = [
         "Not a medical device, and not tried on patients: it judges single tiles, and nothing here says how well a "
         "slide or a patient would be judged.",
-        f"In this run it learned the labels of {_code(_name(data['root']))} alone. Tiles of other scanners, stains, "
+        f"In this run it learned the labels of {_code(_name(data.root))} alone. Tiles of other scanners, stains, "
         "laboratories, magnifications or patients may be judged far worse; the size of a pixel in µm is not recorded.",
         f"It answers with one of {len(classes)} classes whatever it is shown, also for other tissue, a blank or a "
         "blurred tile, and may be sure of it. Leaving the least confident tiles undecided helps only in part.",
@@ -272,7 +271,7 @@ def _limit_lines(content: Mapping[str, Any], train: Part, validation: Part, *, s
         absent = [_code(label) for label, count in part.counts.items() if not count]
         if absent:
             found.append(f"There was no tile to {what} of {_listed(absent)}.")
-    if data["source"] == "synthetic":
+    if data.source == "synthetic":
         found.append("The tiles are drawn by a program: the figures say nothing about tissue.")
     if min(train.counts.values()) < 50:
         rarest = min(train.counts, key=lambda label: train.counts[label])
@@ -295,16 +294,16 @@ def _use_lines(name: str) -> list[str]:
 # --- what eval adds ---
 
 
-def test_section(report: Mapping[str, Any], *, sections: Sequence[Mapping[str, Any]], folder: Path) -> str:
+def test_section(report: Mapping[str, Any], *, sections: Sequence[DataConfig], folder: Path) -> str:
     """Return what goes between the marker lines: the figures of an evaluation and what to know of them.
 
     Args:
         report: metrics.json of eval. folder: that of the evaluation.
         sections: the data sections that the weights were trained on; the last is that of the labels.
     """
-    data, found = report["data"], report["calibration"]
+    data, found = DataConfig(**report["data"]), report["calibration"]
     environment = run.environment()
-    same = Path(data["root"]).resolve() == Path(sections[-1]["root"]).resolve()
+    same = Path(data.root).resolve() == Path(sections[-1].root).resolve()
     counts = _listed(f"{n} {_code(label)}" for label, n in report["class_counts"].items())
     rows = _figure_rows(report, wilson=report["wilson"], intervals=report["intervals"])
     point, abstention = report["operating_point"], report["coverage"]["abstention"]
@@ -336,7 +335,7 @@ def test_section(report: Mapping[str, Any], *, sections: Sequence[Mapping[str, A
         ("Brier score, 0 to 2", f"{after['brier']:.3f}"),
         ("test-time augmentation", "8 flips and rotations" if report["test_time_augmentation"] else "none"),
     ]
-    caveats = [_pathless(text, roots=[section["root"] for section in (data, *sections)]) for text in report["caveats"]]
+    caveats = [_pathless(text, roots=[section.root for section in (data, *sections)]) for text in report["caveats"]]
     lines = [
         f"By `sscl eval` (sscl {environment['sscl']}) on {environment['date'][:10]}; all of it: "
         f"{_code(folder.resolve().name + '/metrics.json')}.",
@@ -444,9 +443,9 @@ def _name(path: str) -> str:
     return "/".join(whole.parts[-3:]) if whole.parent.name == "checkpoints" else whole.name
 
 
-def _set(data: Mapping[str, Any]) -> str:
-    protocol = f", protocol {data['protocol']}" if data["source"] == "mhist" else ""
-    return f"{_code(_name(data['root']))} ({data['source']}{protocol})"
+def _set(data: DataConfig) -> str:
+    protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
+    return f"{_code(_name(data.root))} ({data.source}{protocol})"
 
 
 def _pathless(text: str, *, roots: Sequence[str]) -> str:
@@ -458,14 +457,14 @@ def _pathless(text: str, *, roots: Sequence[str]) -> str:
     return re.sub(r"([\\`*_\[\]<>#|$~])", r"\\\1", _plain(text))
 
 
-def _fold(training: Mapping[str, Any]) -> str:
-    if training["fold"] is None:
+def _fold(training: FinetuneTrainConfig) -> str:
+    if training.fold is None:
         return ""
-    return f"; fold {training['fold']} of {training['folds']}, so one part of it was held out (`predictions.csv`)"
+    return f"; fold {training.fold} of {training.folds}, so one part of it was held out (`predictions.csv`)"
 
 
-def _focus(training: Mapping[str, Any]) -> str:
-    return f", gamma {training['focal_gamma']:g}" if training["loss"].endswith("focal") else ""
+def _focus(training: FinetuneTrainConfig) -> str:
+    return f", gamma {training.focal_gamma:g}" if training.loss.endswith("focal") else ""
 
 
 def _words(key: str) -> str:

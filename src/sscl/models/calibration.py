@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,16 +35,3 @@ class KeptCalibration:
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, as a checkpoint stores them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> KeptCalibration:
-        """Return what `to_dict` stored.
-
-        Raises:
-            ValueError: a field is missing or unknown.
-        """
-        expected = {field.name for field in fields(cls)}
-        wrong = sorted(expected ^ set(stored))
-        if wrong:
-            raise ValueError(f"calibration: missing or unknown: {', '.join(wrong)}")
-        return cls(**stored)

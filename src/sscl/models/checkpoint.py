@@ -1,30 +1,208 @@
-"""Checkpoints: written and read here alone."""
+"""The checkpoint of a run: what it holds, and the only place where it is built, written and read."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sscl.models.weights import read_torch_file
+from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
+from sscl.models.calibration import KeptCalibration
+from sscl.models.torch_files import read_torch_file
 from sscl.writing import replacing
 
-CHECKPOINT_FORMAT = "sscl checkpoint 1"
+CHECKPOINT_FORMAT = "sscl checkpoint 2"
+FORMATS = "sscl checkpoint "  # how every version of it begins
+
+Kind = Literal["pretrain", "finetune"]
+TensorDict = dict[str, torch.Tensor]
+StateDict = dict[str, object]  # of an optimizer or a gradient scaler, as torch defines it
+
+# What a checkpoint of either command has beyond the fields that both have.
+ONLY_IN: dict[Kind, tuple[str, ...]] = {
+    "pretrain": ("model", "optimizer", "scaler"),
+    "finetune": ("head", "validation", "calibration"),
+}
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A run after an epoch: its encoder, what goes with it, and what it was trained on.
+
+    Attributes:
+        kind: the command that wrote it.
+        epoch: epochs done.
+        encoder_name, stem, output_stride: as `build_encoder` takes them.
+        size_px: side of the tiles. mpp: µm per pixel; None: not known.
+        mean, std: channel means and standard deviations of pixels in 0-1.
+        pooling: how the last feature map becomes the feature of a tile, see `Encoder.pool`.
+        classes: K names in the order of the logits; of pretraining, those of its tiles if any.
+        config: the resolved configuration.
+        fingerprint: of the training tiles, see `Tiles.fingerprint`.
+        precision: fp32, bf16 or fp16.
+        lineage: data sections of the earlier runs behind its starting weights, oldest first.
+        encoder: its tensors.
+        head: those of the classifier's linear layer (finetune).
+        model, optimizer, scaler: what resuming needs (pretrain).
+        validation: the row of metrics.jsonl of this epoch (finetune).
+        calibration: fitted on the validation tiles (finetune).
+    """
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    kind: Kind
+    epoch: int
+    encoder_name: str
+    stem: Literal["standard", "small"]
+    output_stride: Literal[32, 16]
+    size_px: int
+    mpp: float | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pooling: Literal["mean"]
+    classes: tuple[str, ...]
+    config: PretrainConfig | FinetuneConfig
+    fingerprint: str
+    precision: str
+    lineage: tuple[DataConfig | SourceConfig, ...]
+    encoder: TensorDict = field(default_factory=dict, repr=False)
+    head: TensorDict = field(default_factory=dict, repr=False)
+    model: TensorDict = field(default_factory=dict, repr=False)
+    optimizer: StateDict = field(default_factory=dict, repr=False)
+    scaler: StateDict = field(default_factory=dict, repr=False)
+    validation: dict[str, float] | None = None
+    calibration: KeptCalibration | None = None
+
+    @property
+    def pretrain_config(self) -> PretrainConfig:
+        """The configuration of a pretrain run."""
+        return cast(PretrainConfig, self.config)
+
+    @property
+    def finetune_config(self) -> FinetuneConfig:
+        """The configuration of a finetune run."""
+        return cast(FinetuneConfig, self.config)
+
+    @property
+    def fitted(self) -> KeptCalibration:
+        """The calibration of a finetune run."""
+        assert self.calibration is not None
+        return self.calibration
+
+    @property
+    def trained_on(self) -> tuple[DataConfig | SourceConfig, ...]:
+        """Data sections of all runs behind these weights, oldest first; the last are this run's."""
+        data = self.config.data
+        return (*self.lineage, *((data,) if isinstance(data, DataConfig) else data))
+
+    def without_tensors(self) -> Checkpoint:
+        """Return the facts alone: no weights, no optimizer; the calibration's few logits stay."""
+        return dataclasses.replace(self, encoder={}, head={}, model={}, optimizer={}, scaler={})
+
+    def to_dict(self) -> dict[str, object]:
+        """Return tensors and plain containers, as they are written."""
+        found: dict[str, object] = {"format": CHECKPOINT_FORMAT}
+        for name in _fields(self.kind):
+            value = getattr(self, name)
+            found[name] = list(value) if isinstance(value, tuple) else value
+        found |= {"config": plain(self.config), "lineage": [plain(data) for data in self.lineage]}
+        if self.calibration is not None:
+            found["calibration"] = self.calibration.to_dict()
+        return found
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Checkpoint:
+        """Return the checkpoint in what `to_dict` gave.
+
+        Raises:
+            ValueError: another format, or a field is missing, unknown or of another type; it is named.
+        """
+        if content.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(f"format: got {content.get('format')!r}, expected {CHECKPOINT_FORMAT!r}")
+        kind = content.get("kind")
+        if kind not in ONLY_IN:
+            raise ValueError(f"kind: got {kind!r}, allowed are {', '.join(ONLY_IN)}")
+        missing = [name for name in _fields(kind) if name not in content]
+        if missing:
+            raise ValueError(f"{missing[0]}: missing")
+        try:
+            config = validate(
+                PretrainConfig if kind == "pretrain" else FinetuneConfig, content["config"], source="of the run"
+            )
+        except ValueError as error:
+            raise ValueError(f"config.{str(error).splitlines()[0]}") from None
+        fields = {name: value for name, value in content.items() if name != "format"} | {"config": config}
+        try:
+            return _adapter().validate_python(fields)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}") from None
+
+
+def _fields(kind: Kind) -> list[str]:
+    """Return the names of the fields that a checkpoint of a command has."""
+    others = {name for other, names in ONLY_IN.items() if other != kind for name in names}
+    return [field.name for field in dataclasses.fields(Checkpoint) if field.name not in others]
+
+
+_ADAPTERS: list[TypeAdapter[Checkpoint]] = []
+
+
+def _adapter() -> TypeAdapter[Checkpoint]:
+    if not _ADAPTERS:  # building it takes longer than importing this module
+        _ADAPTERS.append(TypeAdapter(Checkpoint))
+    return _ADAPTERS[0]
+
+
+def build_checkpoint(
+    config: PretrainConfig | FinetuneConfig,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pooling: Literal["mean"],
+    classes: Sequence[str],
+    lineage: Sequence[DataConfig | SourceConfig],
+    fingerprint: str,
+    precision: str,
+) -> Checkpoint:
+    """Return the checkpoint of a run before its first epoch, still without tensors; `dataclasses.replace` adds them."""
+    data = config.data if isinstance(config.data, DataConfig) else config.data[0]
+    return Checkpoint(
+        kind="pretrain" if isinstance(config, PretrainConfig) else "finetune",
+        epoch=0,
+        encoder_name=config.model.name,
+        stem=config.model.stem,
+        output_stride=config.model.output_stride,
+        size_px=data.size_px,
+        mpp=None,
+        mean=tuple(mean),
+        std=tuple(std),
+        pooling=pooling,
+        classes=tuple(classes),
+        config=config,
+        fingerprint=fingerprint,
+        precision=precision,
+        lineage=tuple(lineage),
+    )
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint (tensors and plain containers) in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        torch.save({"format": CHECKPOINT_FORMAT, **content}, temporary)
+        torch.save(checkpoint.to_dict(), temporary)
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Return the checkpoint file that a run folder or a file name stands for: best.pt if there is one, else last.pt.
+    """Return the checkpoint file of a run folder (best.pt, else last.pt); a file is returned as it is.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: no such file, or the folder has neither.
     """
     path = Path(path)
     if not path.is_dir():
@@ -37,25 +215,45 @@ def checkpoint_file(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt)")
 
 
-def load_checkpoint(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
-    """Return a checkpoint's content.
+def load_checkpoint(path: str | Path, *, kind: Kind | None = None, tensors: bool = True) -> Checkpoint:
+    """Return a checkpoint, on the CPU.
 
     Args:
         path: a run folder or a checkpoint file.
-        kind: the command that must have written it, "pretrain" or "finetune"; None takes either.
+        kind: the command that must have written it; None: either.
+        tensors: false leaves weights and optimizer out and reads the facts alone, which is quick.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, not ours, or written by another command.
+        ValueError: truncated, not an sscl checkpoint, a field missing or wrong, or written by the other command.
     """
     file = checkpoint_file(path)
     content = read_torch_file(file)
-    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
-        found = content.get("format", "another file of tensors") if isinstance(content, dict) else "another file"
-        raise ValueError(f"{file}: not a checkpoint of this sscl (found {found!r}, expected {CHECKPOINT_FORMAT!r})")
-    if kind is not None and content["kind"] != kind:
-        raise ValueError(f"{file}: written by sscl {content['kind']}; a checkpoint of sscl {kind} is needed here")
-    return content
+    if not is_checkpoint(content):
+        raise ValueError(
+            f"{file}: not an sscl checkpoint; expected the run folder or file of sscl {kind or 'pretrain'}"
+        )
+    found = parse_checkpoint(content, source=file)
+    if kind is not None and found.kind != kind:
+        raise ValueError(f"{file}: written by sscl {found.kind}; a checkpoint of sscl {kind} is needed here")
+    return found if tensors else found.without_tensors()
+
+
+def is_checkpoint(content: object) -> bool:
+    """Return whether what a file holds is an sscl checkpoint, of whatever version."""
+    return isinstance(content, dict) and str(content.get("format")).startswith(FORMATS)
+
+
+def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path) -> Checkpoint:
+    """Return the checkpoint in a file's content.
+
+    Raises:
+        ValueError: the file, the field and what is wrong with it, in one line.
+    """
+    try:
+        return Checkpoint.from_dict(content)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; damaged, or of another version of sscl: train again") from None
 
 
 def run_of(checkpoint: str) -> Path:

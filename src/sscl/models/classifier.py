@@ -6,35 +6,33 @@ K classes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sscl.data.tiles import Tiles
-from sscl.models.checkpoint import load_checkpoint
+from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 
 
-def blank_classifier(content: dict[str, Any]) -> Classifier:
+def blank_classifier(checkpoint: Checkpoint) -> Classifier:
     """Return the classifier of a finetune checkpoint with random weights."""
-    stride = content.get("output_stride", 32)  # older checkpoints do not say
-    encoder = build_encoder(content["encoder_name"], stem=content["stem"], output_stride=stride)
-    return Classifier(encoder, num_classes=len(content["classes"]))
+    encoder = build_encoder(checkpoint.encoder_name, stem=checkpoint.stem, output_stride=checkpoint.output_stride)
+    return Classifier(encoder, num_classes=len(checkpoint.classes))
 
 
-def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifier, dict[str, Any]]:
-    """Return a finetune checkpoint's classifier, in evaluation mode on the device, and the checkpoint's content.
+def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifier, Checkpoint]:
+    """Return a finetune run's classifier, in evaluation mode on the device, and the facts of its checkpoint.
 
     Raises:
         FileNotFoundError: no such run or file.
-        ValueError: truncated, not ours, or of another command.
+        ValueError: truncated, not an sscl checkpoint, or of another command.
     """
-    content = load_checkpoint(path, kind="finetune")
-    classifier = blank_classifier(content)
-    classifier.encoder.load_state_dict(content["encoder"])
-    classifier.head.load_state_dict(content["head"])
-    return classifier.to(device).eval(), content
+    checkpoint = load_checkpoint(path, kind="finetune")
+    classifier = blank_classifier(checkpoint)
+    classifier.encoder.load_state_dict(checkpoint.encoder)
+    classifier.head.load_state_dict(checkpoint.head)
+    return classifier.to(device).eval(), checkpoint.without_tensors()
 
 
 def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
@@ -54,11 +52,10 @@ def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
     return classes.index("SSA") if "SSA" in classes else 1
 
 
-def check_classes(tiles: Tiles, content: dict[str, Any], *, checkpoint: str, root: str) -> None:
+def check_classes(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, root: str) -> None:
     """Raise ValueError unless the tiles have the classes, in order, that the checkpoint was trained on."""
-    if list(tiles.classes) != content["classes"]:
+    if tiles.classes != classes:
         found = ", ".join(tiles.classes) or "none"
         raise ValueError(
-            f"data.root: {root} has the classes {found}, but {checkpoint} was trained on "
-            f"{', '.join(content['classes'])}"
+            f"data.root: {root} has the classes {found}, but {checkpoint} was trained on {', '.join(classes)}"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from http.client import HTTPException
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -30,9 +30,11 @@ class Encoder(nn.Module):
         name: what `build_encoder` was given.
         stem, output_stride: as `build_encoder` was given them.
         num_features: C of `forward`.
+        pooling: what `pool` does: "mean", over the positions of the map.
     """
 
     name: str
+    pooling: Literal["mean"] = "mean"
     stem: str = "standard"
     output_stride: int = 32
     num_features: int

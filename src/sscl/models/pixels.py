@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from sscl.models.checkpoint import Checkpoint
 from sscl.models.encoders import TIMM, _extra, check_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -16,7 +15,7 @@ LITE_STD = (128 / 255,) * 3
 
 
 def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the channel means and deviations, of pixels in 0-1, that an encoder expects.
+    """Return the channel means and standard deviations, of pixels in 0-1, that an encoder expects.
 
     Args:
         name: as for `build_encoder`.
@@ -35,7 +34,6 @@ def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float
     return IMAGENET_MEAN, IMAGENET_STD
 
 
-def normalisation(content: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a checkpoint's channel means and deviations as tensors (3,) on the device."""
-    preprocessing = content["preprocessing"]
-    return torch.tensor(preprocessing["mean"], device=device), torch.tensor(preprocessing["std"], device=device)
+def normalisation(checkpoint: Checkpoint, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a checkpoint's channel means and standard deviations as tensors (3,) on the device."""
+    return torch.tensor(checkpoint.mean, device=device), torch.tensor(checkpoint.std, device=device)

@@ -1,4 +1,4 @@
-"""The encoder to start from: random, ImageNet, a run of ours or a file of weights."""
+"""The encoder to start from: random, ImageNet, an sscl run or a file of weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sscl.config import EncoderConfig, ModelConfig
-from sscl.models.checkpoint import CHECKPOINT_FORMAT, checkpoint_file
+from sscl.config import DataConfig, EncoderConfig, ModelConfig, SourceConfig
+from sscl.models.checkpoint import Checkpoint, checkpoint_file
 from sscl.models.encoders import Encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
-from sscl.models.weights import exported_facts, load_trunk, read_torch_file, read_trunk
+from sscl.models.weights import Trunk, load_trunk, read_trunk
 
 NO_STATISTICS = (
-    "warning: train.freeze_batch_norm keeps the batch-norm statistics of the weights, and random ones have none "
+    "warning: train.freeze_batch_norm keeps the batch-norm statistics of the weights, and random weights have none "
     "(mean 0, variance 1): nothing is normalised; leave it out, or give model.weights"
 )
-# What a checkpoint holds besides plain values.
-TENSORS = ("encoder", "head", "model", "optimizer", "scaler")
 
 
 @dataclass(frozen=True)
@@ -30,24 +27,32 @@ class Start:
 
     Attributes:
         encoder: with its weights.
-        mean, std: channel means and deviations of pixels in 0-1.
-        history: the data sections of the runs that its weights went through, oldest first; eval compares them.
+        mean, std: channel means and standard deviations of pixels in 0-1.
+        lineage: the data sections of the runs that its weights went through, oldest first; eval compares them.
         size_px: side of the tiles it was trained on; None: nothing says.
-        content: a checkpoint of ours without its tensors; None for other weights.
+        checkpoint: the facts of an sscl checkpoint; None for other weights.
     """
 
     encoder: Encoder
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    history: list[dict[str, Any]]
+    lineage: tuple[DataConfig | SourceConfig, ...] = ()
     size_px: int | None = None
-    content: dict[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def saw_labels(self) -> bool:
+        """Whether the weights were trained with labels, by sscl; its last data section is then that of the labels."""
+        return self.checkpoint is not None and self.checkpoint.kind == "finetune"
 
     @cached_property
     def fingerprint(self) -> str:
         """64 hex digits from the name, the weights and the normalisation: equal for equal features of equal tiles."""
-        digest = hashlib.sha256(repr((self.encoder.name, self.encoder.output_stride, self.mean, self.std)).encode())
-        for name, value in self.encoder.state_dict().items():
+        encoder = self.encoder
+        digest = hashlib.sha256(
+            repr((encoder.name, encoder.output_stride, encoder.pooling, self.mean, self.std)).encode()
+        )
+        for name, value in encoder.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -61,63 +66,56 @@ def start_encoder(model: ModelConfig) -> Start:
         FileNotFoundError: no such run or file.
     """
     file = weights_file(model.weights)
-    content = None if file is None else _own_content(file)
-    if content is not None:
-        made = content["encoder_name"], content["stem"]
-        if made != (model.name, model.stem):
+    trunk = None if file is None else read_trunk(file)
+    if trunk is not None and trunk.checkpoint is not None:
+        checkpoint = trunk.checkpoint
+        name, stem = checkpoint.encoder_name, checkpoint.stem
+        if (name, stem) != (model.name, model.stem):
             raise ValueError(
-                f"model.weights: {file} holds {made[0]} with the {made[1]} stem; set model.name={made[0]} "
-                f"model.stem={made[1]} (got {model.name}, {model.stem})"
+                f"model.weights: {file} holds {name} with the {stem} stem; set model.name={name} model.stem={stem} "
+                f"(got {model.name}, {model.stem})"
             )
-        if content["kind"] == "finetune":
-            print(f"model.weights: {file} was trained with labels ({', '.join(content['classes'])})")
-    return _open(
-        model.name,
-        weights=model.weights,
-        file=file,
-        stem=model.stem,
-        output_stride=model.output_stride,
-        mean=model.mean,
-        std=model.std,
-        content=content,
-    )
+        if checkpoint.kind == "finetune":
+            print(f"model.weights: {file} was trained with labels ({', '.join(checkpoint.classes)})")
+    if trunk is None:
+        return _without_file(model.name, model, stem=model.stem, output_stride=model.output_stride)
+    encoder = build_encoder(model.name, stem=model.stem, output_stride=model.output_stride)
+    return _filled(encoder, trunk, model, source=str(file))
 
 
 def frozen_encoder(spec: EncoderConfig) -> Start:
-    """Return an encoder to look at, in evaluation mode; a checkpoint of ours says itself which one it is.
+    """Return an encoder to look at, in evaluation mode; a checkpoint or export of sscl says itself which one it is.
 
     Raises:
-        ValueError: it takes a name, or another one than given; the weights do not fit or are not readable.
+        ValueError: a name is missing, or differs from the file's; the weights do not fit or are not readable.
         FileNotFoundError: no such run or file.
     """
     file = weights_file(spec.weights)
-    content = None if file is None else _own_content(file)
-    name, stem, output_stride = spec.model, spec.stem, 32
-    said = {} if file is None else exported_facts(file)
-    if content is not None:
-        said = {**content, "encoder": content["encoder_name"], "size_px": content["preprocessing"]["size_px"]}
-    if said:
-        if name not in (None, said["encoder"]):
-            raise ValueError(f"model: got {name}, but {file} holds {said['encoder']}; leave model out")
-        # Older checkpoints and files do not say their stride.
-        name, stem, output_stride = said["encoder"], said["stem"], said.get("output_stride", 32)
+    trunk = None if file is None else read_trunk(file)
+    name: str | None = spec.model
+    stem: str = spec.stem
+    output_stride, size_px = 32, None
+    said: tuple[str, str, int, int] | None = None
+    if trunk is not None and trunk.checkpoint is not None:
+        made = trunk.checkpoint
+        said = made.encoder_name, made.stem, made.output_stride, made.size_px
+    elif trunk is not None and trunk.exported is not None:
+        said = trunk.exported.encoder, trunk.exported.stem, trunk.exported.output_stride, trunk.exported.size_px
+    if said is not None:
+        if name not in (None, said[0]):
+            raise ValueError(f"model: got {name}, but {file} holds {said[0]}; leave model out")
+        name, stem, output_stride, size_px = said
     if name is None:
-        what = "random weights" if spec.weights is None else f"weights={spec.weights}"
-        raise ValueError(f"model: missing; {what} takes the encoder's name, for instance model=resnet18")
-    if spec.weights is None:
-        torch.manual_seed(spec.seed)
-    start = _open(
-        name,
-        weights=spec.weights,
-        file=file,
-        stem=stem,
-        output_stride=output_stride,
-        mean=spec.mean,
-        std=spec.std,
-        content=content,
-    )
+        what = "random weights do" if spec.weights is None else f"weights={spec.weights} does"
+        raise ValueError(f"model: missing; {what} not say which encoder, give its name, for instance model=resnet18")
+    if trunk is None:
+        if spec.weights is None:
+            torch.manual_seed(spec.seed)
+        start = _without_file(name, spec, stem=stem, output_stride=output_stride)
+    else:
+        start = _filled(build_encoder(name, stem=stem, output_stride=output_stride), trunk, spec, source=str(file))
     start.encoder.eval()
-    return replace(start, size_px=spec.size_px or said.get("size_px"))
+    return replace(start, size_px=spec.size_px or size_px)
 
 
 def weights_file(weights: str | None) -> Path | None:
@@ -129,52 +127,23 @@ def weights_file(weights: str | None) -> Path | None:
     return None if weights in (None, "imagenet") else checkpoint_file(str(weights))
 
 
-def _own_content(file: Path) -> dict[str, Any] | None:
-    """Return a checkpoint's content without its tensors; None if it is not one of ours."""
-    content = read_torch_file(file)
-    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
-        return None
-    return {key: value for key, value in content.items() if key not in TENSORS}
+def _without_file(name: str, given: ModelConfig | EncoderConfig, *, stem: str, output_stride: int) -> Start:
+    """Return an encoder with random or ImageNet weights."""
+    encoder = build_encoder(name, weights=given.weights, stem=stem, output_stride=output_stride)
+    mean, std = preprocessing_of(name, given.weights)
+    return Start(encoder=encoder, mean=tuple(given.mean or mean), std=tuple(given.std or std))
 
 
-def _open(
-    name: str,
-    *,
-    weights: str | None,
-    file: Path | None,
-    stem: str,
-    output_stride: int,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    content: dict[str, Any] | None,
-) -> Start:
-    size_px: int | None = None
-    history: list[dict[str, Any]] = []
-    if file is None:
-        encoder = build_encoder(name, weights=weights, stem=stem, output_stride=output_stride)
-        own_mean, own_std = preprocessing_of(name, weights)
-    else:
-        encoder = build_encoder(name, stem=stem, output_stride=output_stride)
-        trunk = read_trunk(file)
-        load_trunk(encoder, trunk.state, source=str(file))
-        usual_mean, usual_std = preprocessing_of(name, None)  # where the file does not say
-        own_mean, own_std = trunk.mean or usual_mean, trunk.std or usual_std
-    if content is not None:
-        size_px = content["preprocessing"]["size_px"]
-        data = content["config"]["data"]
-        sources = [data] if isinstance(data, dict) else data  # pretraining has a list
-        # Before it had one, there was `unlabelled`, a folder besides.
-        more = [
-            {**source, "source": "folder", "root": source["unlabelled"]}
-            for source in sources
-            if source.get("unlabelled")
-        ]
-        history = [*content["history"], *sources, *more]
+def _filled(encoder: Encoder, trunk: Trunk, given: ModelConfig | EncoderConfig, *, source: str) -> Start:
+    """Return an encoder with the weights of a file; where the file does not say its normalisation, the usual one."""
+    load_trunk(encoder, trunk.state, source=source)
+    mean, std = preprocessing_of(encoder.name, None)
+    made = trunk.checkpoint
     return Start(
         encoder=encoder,
-        mean=tuple(mean or own_mean),
-        std=tuple(std or own_std),
-        history=history,
-        size_px=size_px,
-        content=content,
+        mean=tuple(given.mean or trunk.mean or mean),
+        std=tuple(given.std or trunk.std or std),
+        lineage=() if made is None else made.trained_on,
+        size_px=None if made is None else made.size_px,
+        checkpoint=made,
     )

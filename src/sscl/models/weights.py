@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import pickletools
-import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors.torch
+import safetensors
 import torch
+from pydantic import ValidationError
 from torch import nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-TensorDict = dict[str, torch.Tensor]
+from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_checkpoint
+from sscl.models.torch_files import read_torch_file
+from sscl.records import Record
 
 # Where training programs put the state dict; the first one that is there is taken. `teacher` before `student`, as
 # DINO's authors evaluate it (arXiv:2104.14294, section 3.1).
@@ -90,6 +88,26 @@ RULES = (
 )
 
 
+class ExportedFacts(Record):
+    """What `sscl export` writes into a .safetensors file beside the tensors.
+
+    Attributes:
+        what: trunk or classifier. classes: those of the classifier, or of the run; None: not known.
+        encoder, stem, output_stride, size_px, mean, std: as `Checkpoint` has them.
+        sscl: the version that wrote it.
+    """
+
+    what: str
+    encoder: str
+    stem: Literal["standard", "small"]
+    output_stride: Literal[32, 16]
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] | None
+    sscl: str
+
+
 @dataclass(frozen=True)
 class Trunk:
     """An encoder's tensors and what the file says about them.
@@ -97,95 +115,23 @@ class Trunk:
     Attributes:
         state: tensors by the encoder's own names (torchvision's for a ResNet); what found no place in the rule for the
             file's origin is in it too, by its whole name, and `load_trunk` refuses it.
-        mean, std: channel means and deviations, of pixels in 0-1, that the weights expect; None: the file does not say.
+        mean, std: channel means and standard deviations, of pixels in 0-1, that the weights expect; None: the file does
+            not say.
         origin: where the names come from, in words.
+        checkpoint: the facts of an sscl checkpoint; None for any other file.
+        exported: those of a .safetensors file of `sscl export`; None for any other file.
     """
 
     state: TensorDict
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     origin: str
-
-
-class _Inert:
-    """Stands for anything a file names that is neither a tensor nor a plain container: takes all, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _InertDict:
-    """Stands for a subclass of dict, which torch fills only if it is one of three types exactly."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return OrderedDict()
-
-
-def read_torch_file(path: str | Path) -> Any:
-    """Return what a file of `torch.save` or safetensors holds, on the CPU; nothing in it is imported or run.
-
-    It is loaded with `weights_only=True`. Whatever else it names, such as the callbacks and hyperparameters in a
-    checkpoint of Lightning, is replaced by empty objects of ours; what torch refuses even then (os, sys) is an error.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: empty, truncated, not such a file, or one that torch refuses.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
-    with path.open("rb") as handle:
-        start = handle.read(60)
-    try:
-        if not start:
-            raise ValueError("empty")
-        if path.suffix != ".safetensors" and start.isascii() and start.decode().isprintable():  # a web page, a pointer
-            raise ValueError(f"text, {start[:40].decode()!r}")
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with safe_globals([_stand_in(name) for name in _foreign_names(path)]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "GLOBAL" in line), lines[0])  # torch explains itself at length
-        raise ValueError(
-            f"{path}: not a readable checkpoint ({reason.strip()[:120]}); "
-            "it is truncated, or was not written by torch.save or safetensors"
-        ) from error
-
-
-def _stand_in(dotted: str) -> Any:
-    """Return an empty class under a dotted name, by which torch finds it."""
-    module, _, name = dotted.rpartition(".")
-    base = _InertDict if name.lower().endswith("dict") else _Inert
-    return type(name, (base,), {"__module__": module, "__qualname__": name})
-
-
-def _foreign_names(path: Path) -> list[str]:
-    """Return the dotted names of what a file of torch.save wants imported beyond what torch allows; imports nothing."""
-    if zipfile.is_zipfile(path):
-        return sorted(get_unsafe_globals_in_checkpoint(path))
-    names: set[str] = set()
-    # Before torch 1.6: pickles of a number, the format's version, the system, the content.
-    with path.open("rb") as handle:
-        for _ in range(4 if handle.peek(1)[:1] == b"\x80" else 0):
-            for opcode, argument, _position in pickletools.genops(handle):
-                if opcode.name == "GLOBAL":
-                    module, name = str(argument).split(" ", 1)
-                    names.add(f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{name}")
-    return sorted(names)
+    checkpoint: Checkpoint | None = None
+    exported: ExportedFacts | None = None
 
 
 def read_trunk(path: str | Path) -> Trunk:
-    """Return the trunk in a file of weights: a checkpoint of ours, or one whose names `RULES` knows.
+    """Return the trunk in a file of weights: an sscl checkpoint, or one whose names `RULES` knows.
 
     The trunk is renamed to the encoder's names, what the rule knows to be heads or copies is dropped, and all else is
     kept for `load_trunk` to refuse. Batch norms without their `num_batches_tracked` (files before torch 0.4.1) get 0
@@ -196,10 +142,15 @@ def read_trunk(path: str | Path) -> Trunk:
         ValueError: the file is not readable, or holds no trunk that sscl knows.
     """
     content = read_torch_file(path)
-    if isinstance(content, dict) and str(content.get("format")).startswith("sscl checkpoint"):
-        preprocessing = content.get("preprocessing", {})
-        mean, std = (tuple(preprocessing[key]) if key in preprocessing else None for key in ("mean", "std"))
-        return Trunk(state=content["encoder"], mean=mean, std=std, origin="sscl")
+    if is_checkpoint(content):
+        checkpoint = parse_checkpoint(content, source=path)
+        return Trunk(
+            state=checkpoint.encoder,
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            origin="sscl",
+            checkpoint=checkpoint.without_tensors(),
+        )
     tensors = _tensors(content)
     while outer := next((name for name in OUTER if tensors and all(key.startswith(name) for key in tensors)), None):
         tensors = {key.removeprefix(outer): value for key, value in tensors.items()}
@@ -207,8 +158,23 @@ def read_trunk(path: str | Path) -> Trunk:
     if rule is None:
         raise ValueError(
             f"model.weights: {path} holds no trunk that sscl knows ({_some(list(tensors)) or 'no tensors by name'}); "
-            "allowed are a checkpoint of sscl and state dicts of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
+            "allowed are sscl checkpoints and state dicts of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
         )
+    state = _renamed(tensors, rule)
+    origin = rule.origin
+    norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
+    untracked = [f"{norm}num_batches_tracked" for norm in norms if f"{norm}num_batches_tracked" not in state]
+    if untracked:
+        origin += "; num_batches_tracked set to 0"
+        state |= {key: torch.tensor(0) for key in untracked}
+    exported = exported_facts(path)
+    if exported is not None:
+        return Trunk(state=state, mean=exported.mean, std=exported.std, origin="sscl export", exported=exported)
+    return Trunk(state=state, mean=rule.mean, std=rule.std, origin=origin)
+
+
+def _renamed(tensors: TensorDict, rule: Rule) -> TensorDict:
+    """Return a file's tensors by the encoder's names, without what the rule knows to be heads or copies."""
     state: TensorDict = {}
     for key, value in tensors.items():
         inside = key.startswith(rule.prefix)
@@ -219,24 +185,28 @@ def read_trunk(path: str | Path) -> Trunk:
             position, _, rest = name.partition(".")
             name = f"{POSITIONS[position]}.{rest}" if position in POSITIONS else key
         state[name] = value
-    origin = rule.origin
-    norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
-    untracked = [f"{norm}num_batches_tracked" for norm in norms if f"{norm}num_batches_tracked" not in state]
-    if untracked:
-        origin += "; num_batches_tracked set to 0"
-        state |= {key: torch.tensor(0) for key in untracked}
-    facts = exported_facts(path)
-    mean, std = (tuple(facts[key]) if key in facts else getattr(rule, key) for key in ("mean", "std"))
-    return Trunk(state=state, mean=mean, std=std, origin="sscl export" if facts else origin)
+    return state
 
 
-def exported_facts(path: str | Path) -> dict[str, Any]:
-    """Return what `sscl export` wrote into a .safetensors file beside the tensors; empty for any other file."""
+def exported_facts(path: str | Path) -> ExportedFacts | None:
+    """Return what `sscl export` wrote into a .safetensors file beside the tensors; None for any other file.
+
+    Raises:
+        ValueError: it is not as this version writes it.
+    """
     if Path(path).suffix != ".safetensors":
-        return {}
+        return None
     with safetensors.safe_open(path, framework="pt") as file:
         found = (file.metadata() or {}).get("sscl")
-    return dict(json.loads(found)) if found is not None else {}
+    if found is None:
+        return None
+    try:
+        return ExportedFacts.model_validate_json(found)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ValueError(
+            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}; export it again"
+        ) from None
 
 
 def _has(tensors: TensorDict, mark: str) -> bool:

@@ -29,11 +29,9 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     facts = {"tiles": section["root"], "source": section["source"]}
     facts |= {"protocol": str(subject.report["protocol"])} if subject.report.get("protocol") else {}
     facts |= {"side": f"{section['size_px']} px", "stain normalisation": section.get("stain", "none")}
-    kept = subject.content.get("calibration")
-    if kept is not None:
-        own = subject.content["config"]["data"].get("source") == "pathmnist"
-        where = "the set's own validation split" if own else "carved from the training split"
-        facts["validation"] = f"{kept['tiles']} tiles, {where}; they chose the epoch"
+    own = subject.trained.finetune_config.data.source == "pathmnist"
+    where = "the set's own validation split" if own else "carved from the training split"
+    facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; they chose the epoch"
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))
     lines = [["split", *classes, "all", "groups (slides, patients or clusters)"]]
     for split, of in counts.items():
@@ -45,19 +43,18 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
 
 def training(subject: Subject) -> Section:
     """Return how it was trained, with its curves."""
-    content, config = subject.content, subject.content["config"]
-    train, best = config["train"], content.get("validation", {})
+    trained, config = subject.trained, subject.trained.finetune_config
+    train, best = config.train, trained.validation
     facts = {
-        "encoder": f"{content['encoder_name']}, {content['stem']} stem, output stride "
-        f"{content.get('output_stride', 32)}",
-        "weights at the start": str(config["model"]["weights"] or "random"),
-        "epochs": f"{len(subject.log)}; epoch {content['epoch']} was chosen by validation "
-        f"{train['select'].replace('_', ' ')}",
-        "batch": f"{train['batch_size']} tiles",
-        "optimizer": f"{train['optimizer']}, learning rate {train['learning_rate']:g}, "
-        f"{train['head_learning_rate']:g} for the head",
-        "loss": train["loss"],
-        "precision": content["precision"],
+        "encoder": f"{trained.encoder_name}, {trained.stem} stem, output stride {trained.output_stride}",
+        "weights at the start": str(config.model.weights or "random"),
+        "epochs": f"{len(subject.log)}; epoch {trained.epoch} was chosen by validation "
+        f"{train.select.replace('_', ' ')}",
+        "batch": f"{train.batch_size} tiles",
+        "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, "
+        f"{train.head_learning_rate:g} for the head",
+        "loss": train.loss,
+        "precision": trained.precision,
     }
     if best:
         facts["validation at that epoch"] = (

@@ -26,7 +26,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
     """Return title, sections and gallery of a classifier."""
     caveats = interrupted(subject)
     settings, checks = map_settings(subject, sources, config)
-    data = merge_data(subject.report["data"], config.data)
+    data = merge_data(DataConfig(**subject.report["data"]), config.data)
     counts, groups = count_tiles(subject, data, caveats=caveats, progress=config.progress)
     shown = None
     if config.tiles:
@@ -49,7 +49,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
         ]
     return {
         "title": f"{subject.folder.resolve().name}: {listed(subject.found.classes)}",
-        "subtitle": f"{subject.content['encoder_name']}, on {subject.report['tiles']:,} tiles of the {subject.split}",
+        "subtitle": f"{subject.trained.encoder_name}, on {subject.report['tiles']:,} tiles of the {subject.split}",
         "id": worksheet_id(subject),
         "sections": [section for section in sections if section is not None],
         "gallery": shown,
@@ -61,8 +61,8 @@ def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
     found = []
     for folder in sources.get("audit", []):
         with reading(folder / "config.yaml"):
-            own = config_of(folder)["data"]
-            if Path(own["root"]).resolve() == Path(data.root).resolve() and not split_changes(data, own):
+            own = DataConfig(**config_of(folder)["data"])
+            if Path(own.root).resolve() == Path(data.root).resolve() and not split_changes(data, own):
                 found.append(folder)
     return found
 

@@ -17,6 +17,7 @@ from sscl.evaluate import predictions
 from sscl.evaluate.metrics import confusion_matrix
 from sscl.evaluate.predictions import Predictions
 from sscl.models import checkpoint
+from sscl.models.checkpoint import Checkpoint
 from sscl.report import blocks
 from sscl.report.folders import Damaged, Sources, kind_of, read_json, reading
 
@@ -26,12 +27,12 @@ class Subject:
     """A classifier and its evaluation.
 
     Attributes:
-        folder: of the run. content: of its checkpoint, without tensors. log: rows of its metrics.jsonl.
+        folder: of the run. trained: the facts of its checkpoint. log: rows of its metrics.jsonl.
         evaluated: folder of the evaluation. report: its metrics.json. found: its predictions.csv.
     """
 
     folder: Path
-    content: Mapping[str, Any]
+    trained: Checkpoint
     log: Sequence[Mapping[str, Any]]
     evaluated: Path
     report: Mapping[str, Any]
@@ -72,11 +73,11 @@ def read_subject(folder: Path, split: str) -> Subject:
         ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
     """
     there = folder / f"eval_{split}"
-    content = checkpoint.load_checkpoint(folder, kind="finetune")
+    trained = checkpoint.load_checkpoint(folder, kind="finetune", tensors=False)
     log = folder / "metrics.jsonl"
     subject = Subject(
         folder=folder,
-        content={key: value for key, value in content.items() if key not in ("encoder", "head")},
+        trained=trained,
         log=run.read_metrics(log) if log.is_file() else [],
         evaluated=there,
         report=read_json(there / "metrics.json"),
@@ -87,8 +88,8 @@ def read_subject(folder: Path, split: str) -> Subject:
         _ = subject.positive, subject.decided_from, report["data"]["root"], report["data_fingerprint"]
         if report["split"] != split:
             raise Damaged(f"{there}: metrics.json is of the split {report['split']!r}; evaluate it again")
-        counted = confusion_matrix(subject.found.labels, subject.found.predictions, num_classes=len(content["classes"]))
-        same = list(subject.found.classes) == content["classes"] and counted.tolist() == report["confusion_matrix"]
+        counted = confusion_matrix(subject.found.labels, subject.found.predictions, num_classes=len(trained.classes))
+        same = tuple(subject.found.classes) == trained.classes and counted.tolist() == report["confusion_matrix"]
         if not same or len(subject.found.ids) != report["tiles"]:
             raise Damaged(f"{there}: predictions.csv and metrics.json are not of this classifier; evaluate it again")
     return subject
@@ -103,10 +104,10 @@ def worksheet_id(subject: Subject) -> str:
 
 def interrupted(subject: Subject) -> list[str]:
     """Return a sentence where training did not come to its end."""
-    train, epochs = subject.content["config"]["train"], len(subject.log)
-    if not epochs or epochs >= train["epochs"] or epochs - subject.content["epoch"] >= train["patience"]:
+    train, epochs = subject.trained.finetune_config.train, len(subject.log)
+    if not epochs or epochs >= train.epochs or epochs - subject.trained.epoch >= train.patience:
         return []
-    return [f"training ended after epoch {epochs} of {train['epochs']}: it was interrupted"]
+    return [f"training ended after epoch {epochs} of {train.epochs}: it was interrupted"]
 
 
 def count_tiles(
@@ -118,8 +119,8 @@ def count_tiles(
     """
     counts: dict[str, dict[str, int]] = {}
     groups: dict[str, int | None] = {}
-    trained = subject.content["config"]["data"]
-    moved = trained["root"] == subject.report["data"]["root"]
+    trained = subject.trained.finetune_config.data
+    moved = trained.root == subject.report["data"]["root"]
     changes = {"root": data.root, "cache_dir": data.cache_dir} if moved else {}
     try:
         before = merge_data(trained, changes)
@@ -153,8 +154,8 @@ def _add(sources: Sources, kind: str, folder: Path) -> None:
 
 def started_from(subject: Subject) -> Path | None:
     """Return the pretraining run that the classifier's weights came from, where it still lies there or beside it."""
-    weights = subject.content["config"]["model"]["weights"]
-    if weights in (None, "imagenet"):
+    weights = subject.trained.config.model.weights
+    if weights is None or weights == "imagenet":
         return None
     path = Path(weights)
     for folder in (path, path.parent, path.parent.parent, subject.folder.parent / path.name):

@@ -50,28 +50,25 @@ def summary(
 
 def _trained(subject: Subject, training_tiles: int | None) -> str:
     """Return in a sentence what was trained on what."""
-    content, config = subject.content, subject.content["config"]
-    weights = config["model"]["weights"]
+    trained, config = subject.trained, subject.trained.finetune_config
+    weights = config.model.weights
     known = {None: "random weights", "imagenet": "ImageNet weights"}
-    origin = known.get(weights) or f"the weights of {Path(weights).name}"
-    roots = dict.fromkeys(blocks.name_of(section["root"]) for section in content["history"])
+    origin = known.get(weights) or f"the weights of {Path(str(weights)).name}"
+    roots = dict.fromkeys(blocks.name_of(section.root) for section in trained.lineage)
     before = f", which were trained on {listed(list(roots))}," if roots else ""
-    share = config["train"].get("label_fraction", 1.0)
+    share = config.train.label_fraction
     part = "" if share == 1 else f"{100 * share:g}% of the labels of "
     of = "" if training_tiles is None else f"{training_tiles:,} tiles of "
-    name = blocks.name_of(config["data"]["root"])
-    fold = config["train"].get("fold")
-    part += "" if fold is None else f"all but fold {fold} of {config['train']['folds']} of "
-    kept = content.get("calibration")
-    own = config["data"].get("source") == "pathmnist"
-    chose = "validation tiles chose"
-    if kept is not None:
-        these = "tiles of its own validation split" if own else "of these tiles were kept apart for validation and"
-        chose = f"{kept['tiles']:,} {these} chose"
+    name = blocks.name_of(config.data.root)
+    fold = config.train.fold
+    part += "" if fold is None else f"all but fold {fold} of {config.train.folds} of "
+    own = config.data.source == "pathmnist"
+    these = "tiles of its own validation split" if own else "of these tiles were kept apart for validation and"
+    chose = f"{trained.fitted.tiles:,} {these} chose"
     return (
-        f"The encoder, a net of the kind {content['encoder_name']}, starts from {origin}{before} and was fine-tuned on "
-        f"{part}{of}the training split of {name} to tell {listed(content['classes'])} apart; {chose} "
-        f"epoch {content['epoch']}."
+        f"The encoder, a net of the kind {trained.encoder_name}, starts from {origin}{before} and was fine-tuned on "
+        f"{part}{of}the training split of {name} to tell {listed(trained.classes)} apart; {chose} "
+        f"epoch {trained.epoch}."
     )
 
 
@@ -96,7 +93,9 @@ def _better_than_guessing(subject: Subject) -> Block:
 
 def _leaks(subject: Subject, audits: Sequence[Mapping[str, Any]]) -> Block:
     title = "Are the tiles it was tested on new to it?"
-    here, trained = (Path(of["data"]["root"]).resolve() for of in (subject.report, subject.content["config"]))
+    here, trained = (
+        Path(root).resolve() for root in (subject.report["data"]["root"], subject.trained.finetune_config.data.root)
+    )
     if subject.report["split"] != "test" and here == trained:  # an audit is of the test split
         text = "They are tiles that it was trained on, or among them: the figures say nothing about new tiles."
         return blocks.verdict(False, title, text)

@@ -36,20 +36,20 @@ def build_gallery(
         ValueError, FileNotFoundError: the tiles are not there, or are others than those evaluated.
     """
     device = pick_device(config.device)
-    model, content = load_classifier(str(subject.folder), device=device)
+    model, trained = load_classifier(str(subject.folder), device=device)
     try:
         tiles = load_tiles(data, split=config.split, progress=config.progress)
     except (ValueError, FileNotFoundError) as error:
         hint = "give data.root=..., or tiles=0 for a page without a gallery"
         raise type(error)(f"data.root: {str(error).splitlines()[0]}; {hint}") from error
-    check_classes(tiles, content, checkpoint=str(subject.folder), root=data.root)
+    check_classes(tiles, trained.classes, checkpoint=str(subject.folder), root=data.root)
     chosen, how = gallery.choose(subject.found, count=config.tiles)
     rows = rows_of(tiles, subject, chosen, root=data.root)
     evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
     if evaluated.fingerprint != subject.report["data_fingerprint"]:
         caveats.append(f"the tiles of {data.root} are not, bit for bit, those that were evaluated")
     target = resolve_target(settings.target, subject.found.classes)
-    mean, std = normalisation(content, device)
+    mean, std = normalisation(trained, device)
     files = [tile_file(data, tiles.ids[row]) for row in rows]
     paths = [path for path in files if path is not None]
     whole = len(paths) == len(files)

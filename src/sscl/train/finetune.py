@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from sscl.evaluate import metrics, model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
 from sscl.models import checkpoint, features
+from sscl.models.calibration import KeptCalibration
 from sscl.models.classifier import positive_class
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.models.start import NO_STATISTICS, start_encoder
@@ -125,18 +127,16 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
     augmentation = Augmentation(**config.augment.model_dump())
     view_of = partial(augment.view, augmentation=augmentation, seed=config.seed, mean=means, std=stds)
     steps = max(1, len(epoch_rows(train, tiles, config, epoch=0)) // batch_size)
-    content: dict[str, Any] = {
-        "kind": "finetune",
-        "encoder_name": config.model.name,
-        "stem": config.model.stem,
-        "output_stride": config.model.output_stride,
-        "preprocessing": {"size_px": config.data.size_px, "mean": list(mean), "std": list(std)},
-        "classes": list(tiles.classes),
-        "config": plain(config),
-        "history": start.history,
-        "precision": precision,
-        "data_fingerprint": fingerprint,
-    }
+    blank = checkpoint.build_checkpoint(
+        config,
+        mean=mean,
+        std=std,
+        pooling=encoder.pooling,
+        classes=tiles.classes,
+        lineage=start.lineage,
+        fingerprint=fingerprint,
+        precision=precision,
+    )
     print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
     for what, held in (("train on", tiles.labels[train]), ("validate with", watched.labels[validation])):
         absent = [name for i, name in enumerate(tiles.classes) if not (held == i).any()]
@@ -156,7 +156,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         )
         print("\n".join(needs))
     best: dict[str, Any] | None = None
-    calibration: dict[str, Any] = {}
+    calibration: KeptCalibration | None = None
     hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
     if hint is not None and config.train.schedule == "cosine":
         print(hint)
@@ -250,17 +250,19 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
             if log is not None:
                 log.append(row)
                 if better:
-                    state = {"encoder": model.encoder.state_dict(), "head": model.head.state_dict()}
                     positive = positive_class(tiles.classes, None)
                     calibration = fit_calibration(
                         logits, watched.labels[validation], classes=tiles.classes, positive=positive
                     )
-                    found = {**content, "epoch": epoch + 1, "validation": row, "calibration": calibration}
-                    checkpoint.save_checkpoint(folder / "checkpoints" / "best.pt", {**found, **state})
+                    found = replace(blank, epoch=epoch + 1, validation=row, calibration=calibration)
+                    checkpoint.save_checkpoint(
+                        folder / "checkpoints" / "best.pt",
+                        replace(found, encoder=model.encoder.state_dict(), head=model.head.state_dict()),
+                    )
                     card = model_card.model_card(
                         found,
                         folder=folder,
-                        origin=model_card.origin_of_weights(config.model.weights, start.content),
+                        origin=model_card.origin_of_weights(config.model.weights, start.checkpoint),
                         train=model_card.part_of(tiles, train),
                         validation=model_card.part_of(watched, validation),
                         carved=own is None,
@@ -281,10 +283,10 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
         f"accuracy {best['validation_accuracy']:.3f}, balanced accuracy {best['validation_balanced_accuracy']:.3f}, "
         f"loss {best['validation_loss']:.3f}"
     )
-    if writes:
+    if calibration is not None:
         print(
-            f"calibration on these: temperature {calibration['temperature']:.3f}, expected calibration error "
-            f"{calibration['ece_before']:.3f} before, {calibration['ece_after']:.3f} after"
+            f"calibration on these: temperature {calibration.temperature:.3f}, expected calibration error "
+            f"{calibration.ece_before:.3f} before, {calibration.ece_after:.3f} after"
         )
     print(f"wrote {folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
 

@@ -189,7 +189,7 @@ def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -
         return False
     refuse_changes(folder, load_config(FinetuneConfig, folder / "config.yaml"), config)
     again = "make all folds again with --overwrite"
-    if checkpoint.load_checkpoint(folder, kind="finetune")["data_fingerprint"] != tiles.fingerprint:
+    if checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).fingerprint != tiles.fingerprint:
         raise ValueError(f"{folder}: was trained on other tiles than {config.data.root} holds now; {again}")
     weights = weights_file(config.model.weights)
     if weights is not None and weights.stat().st_mtime > (folder / "config.yaml").stat().st_mtime:
@@ -207,12 +207,12 @@ def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -
 
 def predict(config: FinetuneConfig, tiles: Tiles, *, device: torch.device) -> None:
     """Write predictions.csv of a fold's held-out tiles, by its best checkpoint and with its temperature."""
-    model, content = load_classifier(config.run, device=device)
-    mean, std = normalisation(content, device)
+    model, trained = load_classifier(config.run, device=device)
+    mean, std = normalisation(trained, device)
     store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
     progress = "held-out tiles" if config.log.progress else None
     logits = features.outputs(model, store, all_rows(tiles), mean=mean, std=std, progress=progress)
-    probabilities = calibration.softmax(logits, temperature=content["calibration"]["temperature"])
+    probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)
     losses = -np.log(np.maximum(probabilities[all_rows(tiles), tiles.labels], 1e-300))
     header, rows = predictions.prediction_table(
         tiles.ids,
@@ -231,10 +231,9 @@ def caveats(config: FinetuneConfig, tiles: Tiles) -> list[str]:
     found = []
     start = start_encoder(config.model)
     here = Path(config.data.root).resolve()
-    for there in dict.fromkeys(Path(section["root"]).resolve() for section in start.history):
+    for there in dict.fromkeys(Path(section.root).resolve() for section in start.lineage):
         if there.is_relative_to(here) or here.is_relative_to(there):
-            labels = start.content is not None and start.content["kind"] == "finetune"
-            how = "with their labels: the figures are too good" if labels else "without their labels"
+            how = "with their labels: the figures are too good" if start.saw_labels else "without their labels"
             found.append(f"model.weights was trained on tiles of {there}, held-out ones may be among them, {how}")
     if tiles.groups is None or (config.data.group_near_duplicates and not slides_known(config.data)):
         found.append(
@@ -251,9 +250,9 @@ def build_report(
     positive = positive_class(tiles.classes, None)
     runs = []
     for number, folder, rows in zip(numbers, folders, tables, strict=True):
-        content = checkpoint.load_checkpoint(folder, kind="finetune")
+        trained = checkpoint.load_checkpoint(folder, kind="finetune", tensors=False)
         log = run.read_metrics(folder / "metrics.jsonl")
-        facts = {"fold": number, "folder": str(folder), "epoch": content["epoch"], "epochs": len(log)}
+        facts = {"fold": number, "folder": str(folder), "epoch": trained.epoch, "epochs": len(log)}
         runs.append({**facts, **figures(rows, tiles.classes, positive=positive)})
     report: dict[str, Any] = {
         "folds": config.train.folds,

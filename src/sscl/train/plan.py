@@ -267,7 +267,7 @@ def progress_of(folder: Path, config: FinetuneConfig | PretrainConfig) -> tuple[
     best = folder / "checkpoints" / "best.pt"
     if not best.is_file() or ran >= config.train.epochs:
         return best.is_file(), False
-    return bool(ran - checkpoint.load_checkpoint(best)["epoch"] >= config.train.patience), False
+    return bool(ran - checkpoint.load_checkpoint(best, tensors=False).epoch >= config.train.patience), False
 
 
 def changes_of(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from tqdm import tqdm
 
 from sscl import ranks, run, writing
 from sscl.augment import Augmentation
-from sscl.config import PretrainConfig, changed_keys, plain, shown, validate
+from sscl.config import PretrainConfig, changed_keys, plain, shown
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import place_store
 from sscl.device import describe_device, pick_precision, tune
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import checkpoint
+from sscl.models.checkpoint import Checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
 from sscl.models.start import NO_STATISTICS, start_encoder
 from sscl.run import check_inputs_outside
@@ -77,15 +79,25 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     fingerprint = tiles.fingerprint
     store = place_store(tiles.images, device=device, budget_gb=config.data[0].device_budget_gb)
+    blank = checkpoint.build_checkpoint(
+        config,
+        mean=mean,
+        std=std,
+        pooling=encoder.pooling,
+        classes=tiles.classes,
+        lineage=start.lineage,
+        fingerprint=fingerprint,
+        precision=precision,
+    )
 
     first_epoch = 0
     if resume:
-        content = checkpoint.load_checkpoint(folder / "checkpoints" / "last.pt", kind="pretrain")
-        check_same(content, config, fingerprint, precision=precision)
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        scaler.load_state_dict(content["scaler"])
-        first_epoch = content["epoch"]
+        kept = checkpoint.load_checkpoint(folder / "checkpoints" / "last.pt", kind="pretrain")
+        check_same(kept, config, fingerprint, precision=precision)
+        model.load_state_dict(kept.model)
+        optimizer.load_state_dict(kept.optimizer)
+        scaler.load_state_dict(kept.scaler)
+        first_epoch = kept.epoch
         print(f"resuming {folder} after epoch {first_epoch}")
     ranks.barrier()  # all have looked at the folder
     log = None
@@ -216,24 +228,15 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             if warning:
                 bar.write(f"warning: epoch {epoch + 1}: {warning}")
             log.append(row)
-            content = {
-                "kind": "pretrain",
-                "epoch": epoch + 1,
-                "encoder": model.encoder.state_dict(),
-                "encoder_name": config.model.name,
-                "stem": config.model.stem,
-                "output_stride": config.model.output_stride,
-                "preprocessing": {"size_px": config.data[0].size_px, "mean": list(mean), "std": list(std)},
-                "classes": list(tiles.classes),
-                "config": plain(config),
-                "history": start.history,
-                "precision": precision,
-                "data_fingerprint": fingerprint,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-            }
-            checkpoint.save_checkpoint(folder / "checkpoints" / "last.pt", content)
+            now = replace(
+                blank,
+                epoch=epoch + 1,
+                encoder=model.encoder.state_dict(),
+                model=model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                scaler=scaler.state_dict(),
+            )
+            checkpoint.save_checkpoint(folder / "checkpoints" / "last.pt", now)
             draw_curves(log.rows, folder / "curves.png")
     if log is not None:
         log.close()
@@ -288,11 +291,10 @@ def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
     )
 
 
-def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
+def check_same(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
     """Raise ValueError unless a checkpoint's run and this one would learn the same."""
 
-    earlier = validate(PretrainConfig, content["config"], source="the run to resume")
-    changes = changed_keys(earlier, config)
+    changes = changed_keys(kept.pretrain_config, config)
     if changes:
         raise ValueError(
             "\n".join(
@@ -301,9 +303,9 @@ def check_same(content: dict[str, Any], config: PretrainConfig, fingerprint: str
                 for change in changes
             )
         )
-    if content["precision"] != precision:
-        raise ValueError(f"precision: is {precision} here, but the run to resume had {content['precision']}; set it")
-    if content["data_fingerprint"] != fingerprint:
+    if kept.precision != precision:
+        raise ValueError(f"precision: is {precision} here, but the run to resume had {kept.precision}; set it")
+    if kept.fingerprint != fingerprint:
         raise ValueError(
             f"data.root: the tiles of {', '.join(source.root for source in config.data)} are not those that the run to "
             "resume was trained on"

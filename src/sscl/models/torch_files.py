@@ -1,0 +1,90 @@
+"""Files of `torch.save` and safetensors, read without running anything in them."""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+
+class _Inert:
+    """Stands for anything a file names that is neither a tensor nor a plain container: takes all, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _InertDict:
+    """Stands for a subclass of dict, which torch fills only if it is one of three types exactly."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return OrderedDict()
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """Return what a file of `torch.save` or safetensors holds, on the CPU; nothing in it is imported or run.
+
+    It is loaded with `weights_only=True`. Whatever else it names, such as the callbacks and hyperparameters in a
+    checkpoint of Lightning, is replaced by empty objects of ours; what torch refuses even then (os, sys) is an error.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, truncated, not such a file, or one that torch refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    with path.open("rb") as handle:
+        start = handle.read(60)
+    try:
+        if not start:
+            raise ValueError("empty")
+        if path.suffix != ".safetensors" and start.isascii() and start.decode().isprintable():  # a web page, a pointer
+            raise ValueError(f"text, {start[:40].decode()!r}")
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with safe_globals([_stand_in(name) for name in _foreign_names(path)]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "GLOBAL" in line), lines[0])  # torch explains itself at length
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({reason.strip()[:120]}); "
+            "it is truncated, or was not written by torch.save or safetensors"
+        ) from error
+
+
+def _stand_in(dotted: str) -> Any:
+    """Return an empty class under a dotted name, by which torch finds it."""
+    module, _, name = dotted.rpartition(".")
+    base = _InertDict if name.lower().endswith("dict") else _Inert
+    return type(name, (base,), {"__module__": module, "__qualname__": name})
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """Return the dotted names of what a file of torch.save wants imported beyond what torch allows; imports nothing."""
+    if zipfile.is_zipfile(path):
+        return sorted(get_unsafe_globals_in_checkpoint(path))
+    names: set[str] = set()
+    # Before torch 1.6: pickles of a number, the format's version, the system, the content.
+    with path.open("rb") as handle:
+        for _ in range(4 if handle.peek(1)[:1] == b"\x80" else 0):
+            for opcode, argument, _position in pickletools.genops(handle):
+                if opcode.name == "GLOBAL":
+                    module, name = str(argument).split(" ", 1)
+                    names.add(f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{name}")
+    return sorted(names)
