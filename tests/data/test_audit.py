@@ -1,27 +1,15 @@
-"""Odd tiles, pairs across splits and straddling groups, on tiles made for it."""
+"""Pairs across splits and groups on both sides."""
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
-import pytest
 
 from sscl.data import audit
 from sscl.data.duplicates import Pair
 from sscl.data.synthetic import draw_tile
 from sscl.data.tiles import Tiles
 
-COUNT = 20
 PARTS = np.array(["train"] * 4 + ["validation"] * 2 + ["test"] * 3 + ["against.0"] * 2)
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.stack([draw_tile(index, seed=1, size_px=64).image for index in range(COUNT)])
-
-
-def flagged(images: np.ndarray) -> dict[int, str]:
-    return {flag.row: flag.kind for flag in audit.flag_tiles(audit.measure(images))}
 
 
 def pair(first: int, second: int, kind: str = "hash") -> Pair:
@@ -38,63 +26,6 @@ def tiles_of(groups: list[str] | None, *, first: int = 0, count: int = 3) -> Til
     )
 
 
-def test_ordinary_tiles_are_not_flagged(images):
-    assert flagged(images) == {}
-
-
-def test_blank_blurred_and_oddly_stained_tiles_are_flagged(images):
-    images = images.copy()
-    images[3] = 243
-    images[3, :8, :8] = 120  # 1.6% tissue
-    images[7] = cv2.GaussianBlur(images[7], (0, 0), 4)
-    images[11] = images[11][..., [1, 2, 0]]
-    assert flagged(images) == {3: "blank", 7: "blurred", 11: "stain"}
-    (blank,) = [flag for flag in audit.flag_tiles(audit.measure(images)) if flag.kind == "blank"]
-    assert blank.reason == "1.6% tissue"
-
-
-def test_measures_are_those_of_a_plain_loop(images):
-    found = audit.measure(images[:2])
-    for row, tile in enumerate(images[:2].astype(float)):
-        density = -np.log((tile + 1) / 240)
-        tissue = [pixel for pixel in density.reshape(-1, 3) if pixel.mean() >= 0.15]
-        red, green, blue = np.mean(tissue, axis=0)
-        assert found.tissue[row] == pytest.approx(len(tissue) / 64**2)
-        expected = [(red + green + blue) / 3, red / (red + green + blue), blue / (red + green + blue)]
-        np.testing.assert_allclose(found.stain[row], expected)
-
-
-def test_the_reason_names_the_part_of_the_stain_and_the_side():
-    stain = np.random.default_rng(0).normal([0.4, 0.3, 0.3], 0.01, (40, 3))
-    stain[[3, 5, 7], [0, 1, 2]] += [0.5, -0.5, 0.5]
-    flags = audit.flag_tiles(audit.Measures(np.ones(40), np.full(40, 100.0), stain))
-    assert {flag.row: flag.kind for flag in flags} == {3: "stain", 5: "stain", 7: "stain"}
-    for flag, part, side in zip(flags, audit.STAIN_PARTS, ("above", "below", "above"), strict=True):
-        assert flag.reason == f"{part} {abs(flag.value):.1f} deviations {side} the median"
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_too_few_tiles_have_no_outliers(count, images):
-    assert flagged(images[:count]) == {}
-
-
-def test_only_blank_tiles():
-    assert flagged(np.full((3, 32, 32, 3), 250, np.uint8)) == {0: "blank", 1: "blank", 2: "blank"}
-
-
-def test_robust_deviations_are_standard_ones_of_normal_values_and_no_outlier_widens_them():
-    rng = np.random.default_rng(0)
-    values = rng.normal(5, 2, 20000)
-    values[:4000] = 1e6
-    values[4000] = np.nan
-    found = audit.robust_deviations(values)
-    assert found[4000] == 0
-    rest = found[4001:]
-    assert abs(np.median(rest)) < 0.5
-    assert 0.6 < rest.std() < 1
-    assert (audit.robust_deviations(np.array([1.0, 1, 1, 9])) == 0).all()
-
-
 def test_pairs_across_need_a_held_out_tile_and_more_than_likeness():
     across = [pair(0, 6), pair(0, 4), pair(5, 8), pair(7, 10), pair(4, 9)]
     within = [pair(0, 1), pair(6, 7), pair(2, 9), pair(9, 10), pair(1, 7, "embedding")]
@@ -102,9 +33,9 @@ def test_pairs_across_need_a_held_out_tile_and_more_than_likeness():
     assert found == across
 
 
-def test_tiles_with_twins_are_counted_through_chains():
+def test_tiles_with_near_duplicates_are_counted_through_chains():
     clusters = np.array([0, 1, 2, 3, 4, 5, 0, 0, 6, 5, 7])
-    found = audit.tiles_with_twins(clusters, PARTS, held_out=("validation", "test"))
+    found = audit.tiles_with_near_duplicates(clusters, PARTS, held_out=("validation", "test"))
     assert found == {
         "validation": {"train": 0, "test": 0, "against.0": 1},
         "test": {"train": 2, "validation": 0, "against.0": 0},
@@ -115,3 +46,34 @@ def test_straddling_groups_are_those_of_several_parts():
     parts = {"train": tiles_of(["a", "a", "b"]), "test": tiles_of(["b", "c", "c"], first=3)}
     assert audit.straddling_groups(parts) == {"b": {"train": 1, "test": 1}}
     assert audit.straddling_groups({"train": tiles_of(None), "test": tiles_of(None)}) == {}
+
+
+def parts_of(images: dict[str, np.ndarray], *, own: int, labels: dict[str, list[int]] | None = None) -> audit.Parts:
+    tiles = {
+        name: Tiles(
+            images=pixels,
+            labels=np.array(labels[name] if labels else [0] * len(pixels), np.int64),
+            classes=("a", "b"),
+            ids=tuple(f"{name}{row}" for row in range(len(pixels))),
+        )
+        for name, pixels in images.items()
+    }
+    return audit.Parts(tiles, dict.fromkeys(tiles, "root"), own=own)
+
+
+def test_outliers_of_further_sets_are_found_within_their_own_set():
+    images = np.stack([draw_tile(index, seed=5, size_px=96).image[:64, :64] for index in range(24)])
+    images[5] = 243
+    further = images[12:, ..., [1, 2, 0]].copy()  # all of another stain, so that none stands out
+    further[3] = 243
+    parts = parts_of({"train": images[:8], "test": images[8:12], "against.0": further}, own=2)
+    found = audit.outliers_of(parts, progress=False)
+    assert [(outlier.kind, parts.place(outlier.row).model_dump()) for outlier in found] == [
+        ("blank", {"part": "train", "id": "train5"}),
+        ("blank", {"part": "against.0", "id": "against.03"}),
+    ]
+
+
+def test_labels_differ_only_between_two_labelled_tiles():
+    parts = parts_of({"all": np.zeros((4, 4, 4, 3), np.uint8)}, own=1, labels={"all": [0, 1, 0, -1]})
+    assert [parts.labels_differ(pair(0, other)) for other in (1, 2, 3)] == [True, False, False]

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from sscl.data.audit import Findings, Parts
+from sscl.data.duplicates import Pair
+from sscl.data.outliers import Outlier
+from sscl.data.tiles import Tiles
 from sscl.plots import audit as audit_plots
 
 
@@ -20,7 +24,7 @@ def test_pairs_have_their_tiles_captions_and_frames(figure_of: Callable[..., Fig
     pairs = [(tile(10), tile(20)), (tile(30), tile(40)), (tile(50), tile(60))]
     captions = [(f"train: {i}", f"test: {i}", f"r 0.9{i}") for i in range(3)]
     figure = figure_of(
-        audit_plots.pair_sheet, pairs, captions=captions, serious=[False, True, False], title="t", columns=2
+        audit_plots.pair_sheet, pairs, captions=captions, across=[False, True, False], title="t", columns=2
     )
     (axes,) = figure.axes
     pictures = axes.get_images()
@@ -39,8 +43,49 @@ def test_pairs_have_their_tiles_captions_and_frames(figure_of: Callable[..., Fig
     assert grey[0] == grey[1] == grey[2]
 
 
-def test_pairs_without_a_flag_each_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pairs, captions, serious: 1, 1, 2, must be equally many"):
+def test_lists_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pairs, captions, across: got 1, 1, 2; must be equally many"):
         audit_plots.pair_sheet(
-            [(tile(0), tile(1))], captions=[("", "", "")], serious=[True, False], path=tmp_path / "x.png", title=""
+            [(tile(0), tile(1))], captions=[("", "", "")], across=[True, False], path=tmp_path / "x.png", title=""
         )
+
+
+@pytest.fixture
+def parts() -> Parts:
+    """Tile i has the shade 10 i."""
+    tiles = {
+        name: Tiles(np.stack([tile(10 * row) for row in rows]), np.zeros(len(rows), np.int64), ("c",), ids)
+        for name, rows, ids in (("train", range(3), ("a/0.png", "a/1.png", "a/2.png")), ("test", (3, 4), ("3", "4")))
+    }
+    return Parts(tiles, dict.fromkeys(tiles, "root"), own=2)
+
+
+def test_pairs_are_drawn_with_the_tiles_and_names_of_their_rows(parts: Parts, figure_of: Callable[..., Figure]) -> None:
+    across = Pair(1, 3, "hash", 0.97, "turned 180°", distance=3)
+    pairs = [across, Pair(0, 2, "exact", 1.0, "as it is"), Pair(0, 4, "embedding", 0.99, "not aligned")]
+    found = Findings(pairs, [across], np.arange(5), {}, {}, [])
+    figure = figure_of(audit_plots.draw_pairs, parts, found, limit=2)
+    (axes,) = figure.axes
+    assert [int(picture.get_array()[0, 0, 0]) for picture in axes.get_images()] == [10, 30, 0, 20]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[:2] == ["train: 1.png", "test: 3"]
+    assert texts[3:] == ["train: 0.png", "train: 2.png", "identical pixels"]
+    assert "0.97" in texts[2]
+    assert "3 bits" in texts[2]
+    first, second = (frame.get_linewidth() for frame in axes.patches)
+    assert first > second
+
+
+def test_outliers_of_all_kinds_are_drawn_the_most_extreme_first(parts: Parts, figure_of: Callable[..., Figure]) -> None:
+    outliers = [
+        Outlier(0, "stain", "amount", -7.0),
+        Outlier(1, "stain", "amount", 9.0),
+        Outlier(2, "blank", "1.0% tissue", 0.01),
+        Outlier(3, "stain", "amount", 8.0),
+    ]
+    figure = figure_of(audit_plots.draw_outliers, parts, outliers, limit=3)
+    shades = [int(axes.get_images()[0].get_array()[0, 0, 0]) for axes in figure.axes]
+    assert shades == [20, 10, 30]
+    said = [axes.get_title() for axes in figure.axes]
+    assert "blank: 1.0% tissue" in said[0]
+    assert "stain: 9.0 SD" in said[1]

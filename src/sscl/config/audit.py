@@ -1,4 +1,4 @@
-"""The command that asks whether a split leaks: data audit."""
+"""The configuration of `sscl data audit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sscl.config.training import EncoderConfig
 
 
 class AuditConfig(Section):
-    """sscl data audit: duplicates within and across splits, odd tiles."""
+    """sscl data audit: near-duplicates within and across splits, and outliers."""
 
     out: str = setting(..., "folder to write", min_length=1)
     data: DataConfig

@@ -1,124 +1,253 @@
-"""What a reader of results must know about the tiles: do twins lie on both sides of a split, which tiles are odd.
+"""Does a split leak? Near-duplicates and groups on both sides of it, and the record of an audit.
 
-N tiles of H x W pixels; optical density = -ln(light / glass).
+N tiles of all parts, one part after the other. A part is a split of the set (train, validation, test), or a further set
+that was used for pretraining (against.0, run.0).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from sscl.config import DataConfig, EncoderConfig
+from sscl.data import duplicates, outliers
 from sscl.data.duplicates import Pair
-from sscl.data.rows import Images
-from sscl.data.tiles import Tiles
+from sscl.data.load import load_splits, load_tiles
+from sscl.data.outliers import Outlier
+from sscl.data.rows import Rows
+from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.records import Record
 
-Floats = NDArray[np.float64]
+HELD_OUT = ("validation", "test")  # no tile of these may have a near-duplicate in another part
 
-_GLASS = 240.0
-_TISSUE_DENSITY = 0.15  # mean of the channels; below it a pixel is background, as in stain.py
-_DENSITY = -np.log((np.arange(256) + 1) / _GLASS)
+Counts = dict[str, dict[str, int]]
 
-# Ours, chosen on real colon tiles: what a person would call blank, blurred, of another stain.
-BLANK_TISSUE = 0.05  # share of the pixels
-BLURRED_DEVIATIONS = 4.0  # below the median of log sharpness
-STAIN_DEVIATIONS = 6.0  # from the median of amount or colour
-STAIN_PARTS = ("amount of stain", "share of red", "share of blue")
+
+# --- the record ---
+
+
+class Place(Record):
+    """A tile by its part and its id in it."""
+
+    part: str
+    id: str
+
+
+class PartRecord(Record):
+    """A part: where it is from, its tiles by class, and its number of groups (None = no groups known)."""
+
+    root: str
+    tiles: int
+    class_counts: dict[str, int]
+    groups: int | None
+
+
+class PairRecord(Record):
+    """Two tiles that show the same; see `duplicates.Pair`.
+
+    across: one is in a held-out part, the other in another part. labelled_otherwise: their classes differ.
+    """
+
+    kind: str
+    across: bool
+    first: Place
+    second: Place
+    score: float
+    movement: str
+    hash_distance: int | None
+    keypoints: int | None
+    overlap: float | None
+    labelled_otherwise: bool
+
+
+class OutlierRecord(Record):
+    """A tile that stands out; see `outliers.Outlier`."""
+
+    part: str
+    id: str
+    kind: str
+    why: str
+
+
+class CountsRecord(Record):
+    """Totals. pairs: by kind; flagged: outliers by kind. Pairs of kind embedding count in `pairs` alone."""
+
+    tiles: int
+    pairs: dict[str, int]
+    pairs_across: int
+    pairs_labelled_otherwise: int
+    clusters: int
+    tiles_in_clusters: int
+    largest_cluster: int
+    flagged: dict[str, int]
+
+
+class MethodRecord(Record):
+    """How near-duplicates were searched; encoder and min_cosine are None without an encoder."""
+
+    size_px: int
+    neighbours: int
+    encoder: EncoderConfig | None
+    min_cosine: float | None
+
+
+class Audit(Record):
+    """audit.json.
+
+    leakage: whether near-duplicates or groups are on both sides. verdict: the same in words.
+    tiles_with_near_duplicates, straddling_groups: see the functions of these names. pairs: those across splits first.
+    clusters: of two and more tiles, largest first.
+    """
+
+    leakage: bool
+    verdict: str
+    parts: dict[str, PartRecord]
+    tiles_with_near_duplicates: Counts
+    counts: CountsRecord
+    straddling_groups: Counts
+    pairs: tuple[PairRecord, ...]
+    clusters: tuple[tuple[Place, ...], ...]
+    flagged: tuple[OutlierRecord, ...]
+    method: MethodRecord
+    notes: tuple[str, ...]
+
+
+# --- the search ---
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What is measured of each tile.
+class Parts:
+    """The tiles of each part, at the size of the search, and the folder of each part.
+
+    own: how many of the parts, the first ones, are splits of the set itself.
+    """
+
+    tiles: dict[str, Tiles]
+    root: dict[str, str]
+    own: int
+
+    @cached_property
+    def images(self) -> Rows:
+        """Pixels of all tiles."""
+        return Rows([tiles.images for tiles in self.tiles.values()])
+
+    @cached_property
+    def part_of(self) -> NDArray[np.str_]:
+        """The part of each tile, (N,)."""
+        return np.repeat(np.array(list(self.tiles)), [len(tiles) for tiles in self.tiles.values()])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of each tile."""
+        return [name for tiles in self.tiles.values() for name in tiles.ids]
+
+    @cached_property
+    def labels(self) -> list[str | None]:
+        """The class of each tile; None = unlabelled."""
+        parts = self.tiles.values()
+        return [tiles.classes[label] if label != UNLABELLED else None for tiles in parts for label in tiles.labels]
+
+    def place(self, row: int) -> Place:
+        """Return the part and id of a tile."""
+        return Place(part=str(self.part_of[row]), id=self.ids[row])
+
+    def labels_differ(self, pair: Pair) -> bool:
+        """Return whether both tiles of a pair have a class, and not the same one."""
+        first, second = self.labels[pair.first], self.labels[pair.second]
+        return None not in (first, second) and first != second
+
+
+def load_parts(data: DataConfig, further: Mapping[str, DataConfig], *, progress: bool) -> Parts:
+    """Return the splits of a set and the training tiles of further sets, at the size of the search.
+
+    Raises:
+        ValueError, FileNotFoundError: a set cannot be loaded; for a further one the line begins with its name.
+    """
+    searched = {"size_px": duplicates.SIZE_PX, "stain": "none"}
+    tiles = load_splits(data.model_copy(update=searched), progress=progress)
+    root, own = dict.fromkeys(tiles, data.root), len(tiles)
+    for name, section in further.items():
+        try:
+            tiles[name] = load_tiles(section.model_copy(update=searched), split="train", progress=progress)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{name}.root: {error}") from error
+        root[name] = section.root
+    return Parts(tiles, root, own)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found among the parts.
 
     Attributes:
-        tissue: share of the pixels that hold tissue, (N,).
-        sharpness: variance of the luma's Laplacian, (N,).
-        stain: of the tissue, mean optical density, and the shares of it in red and in blue, (N, 3); NaN without tissue.
+        pairs: all pairs, those across splits first, then by kind and score. across: those across splits.
+        clusters: the number of each tile's cluster of near-duplicates, (N,).
+        tiles_with_near_duplicates, straddling_groups: see the functions of these names.
+        outliers: by row.
     """
 
-    tissue: Floats
-    sharpness: Floats
-    stain: Floats
+    pairs: list[Pair]
+    across: list[Pair]
+    clusters: NDArray[np.int64]
+    tiles_with_near_duplicates: Counts
+    straddling_groups: Counts
+    outliers: list[Outlier]
+
+    @property
+    def leakage(self) -> bool:
+        """Whether near-duplicates or groups are on both sides."""
+        return bool(self.across or self.straddling_groups)
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A tile that stands out: its row, the kind (blank, blurred, stain), the reason in words, the value behind it."""
-
-    row: int
-    kind: str
-    reason: str
-    value: float
-
-
-def measure(images: Images, *, progress: bool = False) -> Measures:
-    """Return tissue share, sharpness and stain of the tiles, uint8 (N, H, W, 3)."""
-    tissue, sharpness = np.zeros(len(images)), np.zeros(len(images))
-    stain = np.full((len(images), len(STAIN_PARTS)), np.nan)
-    for row in tqdm(range(len(images)), desc="measure", unit=" tiles", disable=not progress, leave=False):
-        tile = np.ascontiguousarray(images[row])
-        density = _DENSITY[tile].reshape(-1, 3)
-        held = density[density.mean(1) >= _TISSUE_DENSITY]
-        tissue[row] = len(held) / len(density)
-        sharpness[row] = cv2.Laplacian(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var()
-        if tissue[row] >= BLANK_TISSUE:
-            red, green, blue = held.mean(0)
-            total = red + green + blue
-            stain[row] = total / 3, red / total, blue / total
-    return Measures(tissue, sharpness, stain)
-
-
-def flag_tiles(measures: Measures) -> list[Flag]:
-    """Return the tiles that stand out in their set, by row; blank ones are not judged further."""
-    blank = measures.tissue < BLANK_TISSUE
-    sharp = np.where(blank, np.nan, np.log(measures.sharpness + 1e-3))
-    below = -robust_deviations(sharp)
-    stain = np.stack([robust_deviations(values) for values in measures.stain.T], 1)
-    flags = []
-    for row in range(len(blank)):
-        if blank[row]:
-            share = float(measures.tissue[row])
-            flags.append(Flag(row, "blank", f"{100 * share:.1f}% tissue", share))
-            continue
-        if below[row] > BLURRED_DEVIATIONS:
-            reason = f"{below[row]:.1f} deviations less sharp than the median"
-            flags.append(Flag(row, "blurred", reason, float(below[row])))
-        part = int(np.abs(stain[row]).argmax())
-        if abs(stain[row, part]) > STAIN_DEVIATIONS:
-            far = float(stain[row, part])
-            side = "above" if far > 0 else "below"
-            flags.append(Flag(row, "stain", f"{STAIN_PARTS[part]} {abs(far):.1f} deviations {side} the median", far))
-    return flags
-
-
-def robust_deviations(values: Floats) -> Floats:
-    """Return how many deviations each value is from the median, (N,); 0 for NaN and where more than half are equal.
-
-    A deviation is 1.4826 times the median distance from the median, which for normal values is the standard deviation,
-    and which the outliers themselves do not widen.
-    """
-    known = np.isfinite(values)
-    if not known.any():
-        return np.zeros_like(values)
-    middle = np.median(values[known])
-    spread = 1.4826 * np.median(np.abs(values[known] - middle))
-    if spread == 0:
-        return np.zeros_like(values)
-    return np.where(known, (values - middle) / spread, 0.0)
+def search(
+    parts: Parts,
+    *,
+    embeddings: NDArray[np.float32] | None = None,
+    min_cosine: float = 0.95,
+    neighbours: int = 20,
+    progress: bool = False,
+) -> Findings:
+    """Return near-duplicates, shared groups and outliers of the parts; arguments as for `duplicates.find_pairs`."""
+    pairs = duplicates.find_pairs(
+        parts.images, embeddings=embeddings, min_cosine=min_cosine, neighbours=neighbours, progress=progress
+    )
+    same = [(pair.first, pair.second) for pair in pairs if pair.kind != "embedding"]
+    clusters = duplicates.clusters_of(len(parts.ids), same)
+    across = crossing(pairs, parts.part_of, held_out=HELD_OUT)
+    first = set(across)
+    own = list(parts.tiles)[: parts.own]
+    return Findings(
+        pairs=sorted(
+            pairs,
+            key=lambda pair: (
+                pair not in first,
+                duplicates.KINDS.index(pair.kind),
+                -pair.score,
+                pair.first,
+                pair.second,
+            ),
+        ),
+        across=across,
+        clusters=clusters,
+        tiles_with_near_duplicates=tiles_with_near_duplicates(clusters, parts.part_of, held_out=HELD_OUT),
+        straddling_groups=straddling_groups({name: parts.tiles[name] for name in own}),
+        outliers=outliers_of(parts, progress=progress),
+    )
 
 
 def crossing(pairs: Sequence[Pair], part_of: NDArray[np.str_], *, held_out: Collection[str]) -> list[Pair]:
-    """Return the pairs with a held-out tile on one side and a tile of another part on the other.
+    """Return the pairs of a held-out tile and a tile of another part.
 
-    Those of kind `embedding` are only alike, and are left out.
+    Pairs of kind `embedding` are only similar, and are left out.
 
     Args:
         part_of: the part of each tile (train, test, ...), (N,).
-        held_out: the parts that must have no twin elsewhere.
+        held_out: the parts whose tiles must have no near-duplicate elsewhere.
     """
     return [
         pair
@@ -129,23 +258,102 @@ def crossing(pairs: Sequence[Pair], part_of: NDArray[np.str_], *, held_out: Coll
     ]
 
 
-def tiles_with_twins(
+def tiles_with_near_duplicates(
     clusters: NDArray[np.int64], part_of: NDArray[np.str_], *, held_out: Collection[str]
-) -> dict[str, dict[str, int]]:
-    """Return, for each held-out and each other part, how many tiles of the first have a twin (or its twin) there."""
+) -> Counts:
+    """Return, for each held-out and each other part, how many tiles of the first have a near-duplicate in the other.
+
+    A near-duplicate of a near-duplicate counts too.
+    """
     parts = list(dict.fromkeys(part_of.tolist()))
-    found: dict[str, dict[str, int]] = {}
+    found: Counts = {}
     for held in (part for part in parts if part in held_out):
-        own = clusters[part_of == held]
-        found[held] = {part: int(np.isin(own, clusters[part_of == part]).sum()) for part in parts if part != held}
+        of_held = clusters[part_of == held]
+        found[held] = {part: int(np.isin(of_held, clusters[part_of == part]).sum()) for part in parts if part != held}
     return found
 
 
-def straddling_groups(parts: Mapping[str, Tiles]) -> dict[str, dict[str, int]]:
+def straddling_groups(parts: Mapping[str, Tiles]) -> Counts:
     """Return the groups (slides, patients) with tiles in several of the parts, and how many in each."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: Counts = {}
     for name, tiles in parts.items():
         if tiles.groups is not None:
             for group, count in zip(*np.unique(tiles.groups, return_counts=True), strict=True):
                 counts.setdefault(str(group), {})[name] = int(count)
     return {group: where for group, where in counts.items() if len(where) > 1}
+
+
+def outliers_of(parts: Parts, *, progress: bool) -> list[Outlier]:
+    """Return the tiles that stand out, with their rows among all: in the set as a whole, and in each further one."""
+    names = list(parts.tiles)
+    found, first = [], 0
+    for group in (names[: parts.own], *([name] for name in names[parts.own :])):
+        images = Rows([parts.tiles[name].images for name in group])
+        for outlier in outliers.find_outliers(outliers.measure(images, progress=progress)):
+            found.append(Outlier(first + outlier.row, outlier.kind, outlier.reason, outlier.value))
+        first += len(images)
+    return found
+
+
+# --- from the findings to the record ---
+
+
+def record_of(parts: Parts, found: Findings, *, method: MethodRecord, verdict: str, notes: Sequence[str]) -> Audit:
+    """Return the record of an audit."""
+    across = set(found.across)
+    same = [pair for pair in found.pairs if pair.kind != "embedding"]
+    sizes = np.bincount(found.clusters)
+    return Audit(
+        leakage=found.leakage,
+        verdict=verdict,
+        parts={name: _part_record(tiles, parts.root[name]) for name, tiles in parts.tiles.items()},
+        tiles_with_near_duplicates=found.tiles_with_near_duplicates,
+        counts=CountsRecord(
+            tiles=len(parts.ids),
+            pairs={kind: sum(pair.kind == kind for pair in found.pairs) for kind in duplicates.KINDS},
+            pairs_across=len(across),
+            pairs_labelled_otherwise=sum(map(parts.labels_differ, same)),
+            clusters=int((sizes > 1).sum()),
+            tiles_in_clusters=int(sizes[sizes > 1].sum()),
+            largest_cluster=int(sizes.max()),
+            flagged=dict(Counter(outlier.kind for outlier in found.outliers)),
+        ),
+        straddling_groups=found.straddling_groups,
+        pairs=tuple(_pair_record(parts, pair, across=pair in across) for pair in found.pairs),
+        clusters=tuple(tuple(map(parts.place, rows)) for rows in _members(found.clusters)),
+        flagged=tuple(
+            OutlierRecord(**parts.place(outlier.row).model_dump(), kind=outlier.kind, why=outlier.reason)
+            for outlier in found.outliers
+        ),
+        method=method,
+        notes=tuple(notes),
+    )
+
+
+def _part_record(tiles: Tiles, root: str) -> PartRecord:
+    groups = None if tiles.groups is None else len(np.unique(tiles.groups))
+    return PartRecord(root=root, tiles=len(tiles), class_counts=tiles.class_counts(), groups=groups)
+
+
+def _pair_record(parts: Parts, pair: Pair, *, across: bool) -> PairRecord:
+    return PairRecord(
+        kind=pair.kind,
+        across=across,
+        first=parts.place(pair.first),
+        second=parts.place(pair.second),
+        score=round(pair.score, 4),
+        movement=pair.movement,
+        hash_distance=pair.distance,
+        keypoints=pair.keypoints,
+        overlap=None if pair.overlap is None else round(pair.overlap, 3),
+        labelled_otherwise=parts.labels_differ(pair),
+    )
+
+
+def _members(clusters: NDArray[np.int64]) -> list[list[int]]:
+    """Return the rows of each cluster of two and more tiles, largest first."""
+    members: dict[int, list[int]] = {}
+    sizes = np.bincount(clusters)
+    for row in np.flatnonzero(sizes[clusters] > 1):
+        members.setdefault(int(clusters[row]), []).append(int(row))
+    return sorted(members.values(), key=lambda rows: -len(rows))

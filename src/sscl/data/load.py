@@ -145,6 +145,13 @@ def has_validation(data: DataConfig) -> bool:
     return data.source == "pathmnist"
 
 
+def split_is_made_here(data: DataConfig) -> bool:
+    """Return whether sscl divides the set into train and test, not the data set itself."""
+    if data.source == "folder":
+        return not (Path(data.root) / "train").is_dir()
+    return data.source in ("mhist", "synthetic") and data.protocol == "paper_balanced"
+
+
 def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     """Return one line: source, protocol, split, count, classes."""
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
