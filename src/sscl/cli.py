@@ -173,15 +173,15 @@ def _dispatch(words: Sequence[str]) -> int:
 
 def _no_command(words: Sequence[str]) -> str:
     """Return the line that says which command was meant."""
-    import difflib
+    from sscl.words import nearest
 
     group = [name for name in COMMANDS if name.split()[0] == words[0]]
+    given = words[0]
     if group:  # the first word of two
         given = " ".join(word for word in words[:2] if not word.startswith("-"))
-        return f"no command {given!r}; allowed are {', '.join(group)}"
-    near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(COMMANDS)}"
-    return f"no command {words[0]!r}; {hint}"
+        # Of the group the second word tells the names apart.
+        return f"no command {given!r}; {nearest(given, group, cutoff=0.8)}"
+    return f"no command {given!r}; {nearest(given, COMMANDS, cutoff=0.6)}"
 
 
 def _run(name: str, words: Sequence[str]) -> int:
@@ -197,7 +197,7 @@ def _run(name: str, words: Sequence[str]) -> int:
     try:
         given, unknown = parser.parse_known_intermixed_args(list(words))
     except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removeprefix("argument ")) from None
 
     from sscl import config as configs
 

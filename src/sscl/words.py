@@ -6,17 +6,22 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def nearest(name: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """Return "did you mean X?", or, where no name is near, "allowed are A, B, C".
+def closest(name: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """Return the allowed name that is most like the one given, None where none is near.
 
     Args:
         name: what was given.
         allowed: the names that exist.
         cutoff: similarity from which a name counts as near, in [0, 1] (see `difflib.get_close_matches`).
     """
+    return next(iter(difflib.get_close_matches(name, list(allowed), n=1, cutoff=cutoff)), None)
+
+
+def nearest(name: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Return "did you mean X?", or, where no name is near (see `closest`), "allowed are A, B, C"."""
     names = list(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(names)}"
+    near = closest(name, names, cutoff=cutoff)
+    return f"allowed are {', '.join(names)}" if near is None else f"did you mean {near}?"
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

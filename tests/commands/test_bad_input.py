@@ -473,11 +473,11 @@ def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
     ("command", "word", "words"),
     [
         ("pretrain", "train.epoch=3", ("train.epoch: unknown key", "train.epochs")),
-        ("pretrain", "train.epochs=ten", ("train.epochs: got 'ten'",)),
-        ("pretrain", "train.epochs=0", ("train.epochs: got 0", ">= 1")),
-        ("finetune", "train.loss=cross_entrop", ("train.loss: got 'cross_entrop'", "weighted_cross_entropy")),
-        ("finetune", "model.name=resnet19", ("model.name: got 'resnet19'", "resnet18")),
-        ("finetune", "precision=fp16", ("precision: fp16 needs a CUDA device",)),
+        ("pretrain", "train.epochs=ten", ("train.epochs: ", "got 'ten'")),
+        ("pretrain", "train.epochs=0", ("train.epochs: ", ">= 1", "got 0")),
+        ("finetune", "train.loss=cross_entrop", ("train.loss: ", "weighted_cross_entropy", "got 'cross_entrop'")),
+        ("finetune", "model.name=resnet19", ("model.name: ", "resnet18", "got 'resnet19'")),
+        ("finetune", "precision=fp16", ("precision: ", "fp16", "CUDA")),
     ],
 )
 def test_a_wrong_key_or_value(cli: Any, tmp_path: Path, command: str, word: str, words: tuple[str, ...]) -> None:

@@ -468,15 +468,15 @@ def test_a_list_of_sources_keeps_its_roots(study: Study) -> None:
         ("set.seed=3", "set: seed is not set there: give seeds"),
         ("runs.1.set.run=x", "runs.1.set: run is not set there: the folder comes from out and name"),
         ("set.train.epoch=3", "a: train.epoch: unknown key; did you mean train.epochs?"),
-        ("runs.1.set.train.epochs=0", "b: train.epochs: got 0, allowed is >= 1"),
+        ("runs.1.set.train.epochs=0", "b: train.epochs: must be >= 1, got 0"),
         (
             "set_finetune.train.folds=3",
             "a: train.folds: runs of a comparison have no folds; cross-validate first, then sscl compare RUN RUN",
         ),
         ("runs.0.nmae=x", "runs.0.nmae: unknown key; did you mean runs.0.name?"),
-        ("runs.0.command=probe", "runs.0.command: got 'probe', allowed are 'pretrain', 'finetune'"),
+        ("runs.0.command=probe", "runs.0.command: must be pretrain or finetune, got 'probe'"),
         ("runs=[]", "runs: no finetune entry with shown: true, so there is no row"),
-        ("root=", "a: data.root: missing; give it in the YAML file or as data.root=VALUE"),
+        ("root=", "a: data.root: missing; set it in the YAML file, or give data.root=VALUE"),
     ],
 )
 def test_bad_input(study: Study, cli: Any, snapshot: Any, keys: str, message: str) -> None:
@@ -491,7 +491,7 @@ def test_bad_input(study: Study, cli: Any, snapshot: Any, keys: str, message: st
 def test_all_faults_at_once(study: Study, cli: Any) -> None:
     result = cli("compare", "--config", study(), "runs.0.set.train.epochs=0", "runs.1.set.data.size=3", "seeds=[0,1]")
     assert [line.split(" (")[0] for line in result.err.splitlines()] == [
-        "sscl: a: train.epochs: got 0, allowed is >= 1",
+        "sscl: a: train.epochs: must be >= 1, got 0",
         "sscl: b: data.size: unknown key; did you mean data.size_px?",
     ]
 
@@ -677,11 +677,11 @@ def nothing_spoilt() -> None:
             ["a", "none"],
             "finished: none: neither a finetune run (checkpoints/best.pt) nor a folder with predictions.csv",
         ),
-        (nothing_spoilt, ["a"], "finished: got a; a comparison needs two or more, each once (command line)"),
+        (nothing_spoilt, ["a"], "finished: must name two or more different runs, got a (command line)"),
         (
             nothing_spoilt,
             ["a", "b", "a"],
-            "finished: got a, b, a; a comparison needs two or more, each once (command line)",
+            "finished: must name two or more different runs, got a, b, a (command line)",
         ),
         (nothing_spoilt, ["a", "b", "reference=c"], "reference: no row 'c'; allowed are a, b"),
         (
@@ -693,10 +693,10 @@ def nothing_spoilt() -> None:
         (
             nothing_spoilt,
             ["a", "b", "seeds=[1,2]"],
-            "seeds: is for runs to be made, and finished ones are given; leave one of them out (command line)",
+            "seeds: is for runs to be made, but finished runs are given; leave one of them out (command line)",
         ),
-        (nothing_spoilt, [], "out: missing; give it in the YAML file, or name finished runs: sscl compare RUN RUN"),
-        (nothing_spoilt, ["out=o"], "runs: missing; give it in the YAML file, or name finished runs: sscl compare RUN"),
+        (nothing_spoilt, [], "out: missing; set it in the YAML file, or name finished runs: sscl compare RUN RUN"),
+        (nothing_spoilt, ["out=o"], "runs: missing; set it in the YAML file, or name finished runs: sscl compare RUN"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

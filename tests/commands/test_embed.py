@@ -238,8 +238,8 @@ def test_a_map_refuses_shapes_that_do_not_agree(tmp_path: Path, points: Any, lab
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["methods=[tsna]"], ["methods: got [tsna]; allowed is a list of some of pca, tsne, umap"]),
-        (["clusters=1"], ["clusters: got 1, allowed is >= 2 and <= 100"]),
+        (["methods=[tsna]"], ["methods: must be a list with one or more of pca, tsne, umap, got [tsna]"]),
+        (["clusters=1"], ["clusters: must be >= 2 and <= 100, got 1"]),
         (["clusters=49"], ["clusters: got 49 for 48 tiles"]),
         (["encoder.model="], ["model: missing"]),
         (["encoder.weights=none"], ["none: no such run folder or checkpoint file"]),

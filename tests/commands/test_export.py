@@ -231,9 +231,9 @@ def test_a_net_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides(c
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["formats=[safetensor]"], ["formats: got [safetensor]; allowed is a list of some of safetensors, pt"]),
-        (["formats=[]"], ["formats: got []; allowed is a list of some of"]),
-        (["what=head"], ["what: got 'head', allowed are 'trunk', 'classifier'"]),
+        (["formats=[safetensor]"], ["formats: must be a list with one or more of safetensors, pt"]),
+        (["formats=[]"], ["formats: must be a list with one or more of"]),
+        (["what=head"], ["what: must be trunk or classifier, got 'head'"]),
         (["what=classifier"], ["written by sscl pretrain; a checkpoint of sscl finetune is needed"]),
         (["checkpoint=none"], ["none: no such run folder or checkpoint file"]),
         (["checkpoint=imagenet", "out=", "model=resnet18"], ["out: missing; imagenet has no run folder"]),

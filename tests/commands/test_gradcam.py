@@ -289,12 +289,12 @@ def test_three_classes_explain_the_predicted_one(
         ("finetuned", "target=SSL", "sscl: target: got 'SSL', allowed are auto, difference, predicted, HP, SSA"),
         ("finetuned3", "target=difference", "sscl: target: difference needs two classes"),
         ("finetuned", "ids=[nowhere.png]", "sscl: ids: nowhere.png is not among the 16 tiles"),
-        ("finetuned", "threshold=1.5", "sscl: threshold: got 1.5"),
-        ("finetuned", "method=gradcamm", "sscl: method: got 'gradcamm', allowed are 'gradcam', 'gradcam++', "),
-        ("finetuned", "fuse=sum", "sscl: fuse: got 'sum', allowed are 'max', 'mean'"),
+        ("finetuned", "threshold=1.5", "sscl: threshold: must be > 0 and < 1, got 1.5"),
+        ("finetuned", "method=gradcamm", "sscl: method: must be gradcam, gradcam++, "),
+        ("finetuned", "fuse=sum", "sscl: fuse: must be max or mean, got 'sum'"),
         ("finetuned", "layer=encoder.layr3", "sscl: layer: got 'encoder.layr3', the model has none of that name; did "),
         ("finetuned", "layer=[encoder.layer3, head]", "sscl: layer: head gives no maps of channels"),
-        ("finetuned", "check_tiles=1", "sscl: check_tiles: got 1, allowed is >= 2"),
+        ("finetuned", "check_tiles=1", "sscl: check_tiles: must be >= 2, got 1"),
     ],
 )
 def test_impossible_wishes_are_refused(

@@ -462,12 +462,15 @@ class TestFaults:
                 r"encoders\.0\.weigths: unknown key; did you mean encoders\.0\.w",
             ),
             ("{model: resnet18}", r"encoders\.0\.name: missing"),
-            ("{name: a, model: resnet18}, {name: a, model: resnet34}", r"encoders: 2 of them are called 'a'"),
+            ("{name: a, model: resnet18}, {name: a, model: resnet34}", r"encoders: 2 of them have the name 'a'"),
             ("{name: a, weights: nowhere}", r"encoders\.0 \(a\): nowhere: no such run folder or checkpoint file"),
             ("{name: a}", r"encoders\.0 \(a\): model: missing"),
-            ("", r"encoders: is empty, name at least one"),
-            ("{name: a, weights: x, seeds: [0, 1]}", r"encoders\.0\.seeds: got \[0, 1\], but weights=x is the same"),
-            ("{name: a, model: resnet18, seeds: [1, 1]}", r"encoders\.0\.seeds: got \[1, 1\], allowed are different"),
+            ("", r"encoders: is empty; name at least 1"),
+            ("{name: a, weights: x, seeds: [0, 1]}", r"encoders\.0\.weights: .*\{seed\}.*\[0, 1\].* got 'x'"),
+            (
+                "{name: a, model: resnet18, seeds: [1, 1]}",
+                r"encoders\.0\.seeds: must be different integers",
+            ),
         ],
     )
     def test_encoders(self, probe, encoders, message):
@@ -479,13 +482,13 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("word", "message"),
         [
-            ("reference=rr", r"reference: got 'rr', allowed are r; did you mean r\?"),
-            ("fractions=[0, 1]", r"fractions: got \[0\.0, 1\.0\], allowed are different numbers > 0 and <= 1"),
-            ("fractions=[1, 1]", r"fractions: got"),
-            ("label_seeds=[]", r"label_seeds: got \[\], allowed are different whole numbers >= 0, at least one"),
-            ("c_grid=[-1]", r"c_grid: got \[-1\.0\], allowed are different numbers > 0"),
+            ("reference=rr", r"reference: no encoder has the name 'rr'; did you mean r\?"),
+            ("fractions=[0, 1]", r"fractions: must be one or more different numbers > 0 and <= 1, got \[0\.0, 1\.0\]"),
+            ("fractions=[1, 1]", r"fractions: .*different.*got"),
+            ("label_seeds=[]", r"label_seeds: must be one or more different integers >= 0, got \[\]"),
+            ("c_grid=[-1]", r"c_grid: must be one or more different numbers > 0, got \[-1\.0\]"),
             ("neighbors=3", r"neighbors: unknown key; did you mean neighbours\?"),
-            ("validation_fraction=1", r"validation_fraction: got 1, allowed is > 0 and < 1"),
+            ("validation_fraction=1", r"validation_fraction: must be > 0 and < 1, got 1"),
         ],
     )
     def test_keys(self, probe, word, message):

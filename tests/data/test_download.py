@@ -316,11 +316,11 @@ def test_another_address_is_held_to_the_same_checksum(server, tmp_path, capsys):
     [
         (
             ["pathmnist_46"],
-            "name: got 'pathmnist_46', allowed are 'pathmnist', 'pathmnist_64', 'pathmnist_128', 'pathmnist_224'; "
+            "name: must be pathmnist, pathmnist_64, pathmnist_128 or pathmnist_224, got 'pathmnist_46'; "
             "did you mean pathmnist_64? (command line)",
         ),
-        ([], "name: missing; give it in the YAML file or as name=VALUE (command line)"),
-        (["pathmnist", "again"], "argument 'again': expected key.path=value, for instance train.epochs=10"),
+        ([], "name: missing; set it in the YAML file, or give name=VALUE (command line)"),
+        (["pathmnist", "again"], "argument 'again': must be key.path=value, as in train.epochs=10"),
         (
             ["pathmnist", "url=ftp://x/y"],
             "url: got 'ftp://x/y', expected an address that begins with http:// or https://",

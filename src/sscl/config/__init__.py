@@ -5,17 +5,20 @@ Library code never sees these classes: the commands hand it plain values.
 """
 
 from sscl.config.audit import AuditConfig
-from sscl.config.base import Section, help_text, keys, load_config, plain, read_yaml, shown, validate
 from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.compatibility import Change, changed_keys
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.demo import ConfigsConfig, DemoConfig
 from sscl.config.download import DownloadConfig
 from sscl.config.export import EmbedConfig, ExportConfig
+from sscl.config.help import help_text
+from sscl.config.loader import load_config, read_yaml, validate
+from sscl.config.messages import shown
 from sscl.config.predict import PredictConfig
 from sscl.config.probe import ProbeConfig, ProbeEncoder, ProbeSet
 from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
+from sscl.config.sections import Section, keys, plain
 from sscl.config.training import (
     AugmentConfig,
     EncoderConfig,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from sscl.config.base import Listed, Section, setting
 from sscl.config.data import DataConfig
+from sscl.config.sections import Listed, Section, setting
 from sscl.config.training import EncoderConfig
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from sscl.config.base import Listed, Section, parse_value, setting
+from sscl.config.loader import parse_value
+from sscl.config.sections import Listed, Section, fault, setting
 
 
 def _as_overrides(value: Any) -> Any:
@@ -103,13 +104,11 @@ class CompareConfig(Section):
         if not self.finished:
             missing = "out" if self.out is None else "runs"
             if self.out is None or "runs" not in self.model_fields_set:
-                raise ValueError(
-                    f"{missing}: missing; give it in the YAML file, or name finished runs: sscl compare RUN RUN"
-                )
+                raise fault(missing, "missing; set it in the YAML file, or name finished runs: sscl compare RUN RUN")
             return self
         for key in FOR_MADE:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: is for runs to be made, and finished ones are given; leave one of them out")
+                raise fault(key, "is for runs to be made, but finished runs are given; leave one of them out")
         if len(self.finished) < 2 or len(set(self.finished)) < len(self.finished):
-            raise ValueError(f"finished: got {', '.join(self.finished)}; a comparison needs two or more, each once")
+            raise fault("finished", f"must name two or more different runs, got {', '.join(self.finished)}")
         return self

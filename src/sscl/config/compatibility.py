@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from sscl.config.base import Section, marked, shown
+from sscl.config.messages import shown
+from sscl.config.sections import Section, marked
 
 Config = TypeVar("Config", bound=Section)
 

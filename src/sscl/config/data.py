@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sscl.config.base import Section, setting
+from sscl.config.sections import Section, fault, setting
 
 
 class DataConfig(Section):
@@ -58,9 +58,9 @@ def listed_sources(value: Any) -> Any:
         value = tuple(value)
     found = value if isinstance(value, tuple) else (value,)
     if isinstance(value, dict) and any(str(key).isdigit() for key in value):
-        raise ValueError("there is no list yet of which to number one; give it first: data='[{root: A}, {root: B}]'")
+        raise ValueError("is no list yet, so it has no numbers; give the list first: data='[{root: A}, {root: B}]'")
     if not found or not all(isinstance(source, (dict, SourceConfig)) for source in found):
-        raise ValueError("expected keys and values, or a list of such ([{root: A}, {root: B}])")
+        raise ValueError("must be a mapping ({root: A}) or a list of mappings ([{root: A}, {root: B}])")
     return found
 
 
@@ -74,9 +74,10 @@ def one_size(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
     for i, source in enumerate(sources[1:], 1):
         for key, value in shared.items():
             if key in source.model_fields_set and getattr(source, key) != value:
-                raise ValueError(
-                    f"{i}.{key}: got {getattr(source, key)}, but data.0 has {value}; one {key} holds for all sources: "
-                    "give it to the first alone"
+                raise fault(
+                    f"{i}.{key}",
+                    f"must be {value}, as for data.0, got {getattr(source, key)}; set it for data.0 only, it holds for "
+                    "all sources",
                 )
     return tuple(source.model_copy(update=shared) for source in sources)
 

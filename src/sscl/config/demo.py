@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sscl.config.base import Section, setting
+from sscl.config.sections import Section, setting
 
 
 class DemoConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sscl.config.base import Section, setting
+from sscl.config.sections import Section, setting
 
 
 class DownloadConfig(Section):

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from sscl.config.base import Section, setting
 from sscl.config.data import DataConfig
+from sscl.config.messages import shown
+from sscl.config.sections import Section, setting
 from sscl.config.training import Deviations, EncoderConfig, EncoderName, Triple
 
 FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx")
@@ -23,7 +24,7 @@ def _some_of(*allowed: str) -> Callable[[Any], Any]:
             return value
         unknown = [word for word in value if word not in allowed]
         if unknown or not value:
-            raise ValueError(f"allowed is a list of some of {', '.join(allowed)}")
+            raise ValueError(f"must be a list with one or more of {', '.join(allowed)}, got {shown(value)}")
         return tuple(dict.fromkeys(value))
 
     return check

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from sscl.config.base import Listed, Section, setting
+from sscl.config.messages import shown
+from sscl.config.sections import Listed, Section, setting
 
 
 class MapConfig(Section):
@@ -56,5 +57,5 @@ class PredictConfig(Section):
     @classmethod
     def _a_number(cls, value: Any) -> Any:
         if not isinstance(value, int) or value < 0:
-            raise ValueError("allowed is true, false, or a number of tiles, 0 or more")
+            raise ValueError(f"must be true, false, or a number of tiles >= 0, got {shown(value)}")
         return value

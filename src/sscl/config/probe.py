@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from sscl.config.base import Listed, Section, setting
 from sscl.config.data import DataConfig
+from sscl.config.messages import shown
+from sscl.config.sections import Listed, Section, fault, setting
 from sscl.config.training import EncoderConfig
+from sscl.words import nearest
 
 
 class ProbeEncoder(EncoderConfig):
@@ -28,11 +28,11 @@ class ProbeEncoder(EncoderConfig):
     @model_validator(mode="after")
     def _seeds_differ(self) -> ProbeEncoder:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
-            raise ValueError(f"seeds: got {list(self.seeds)}, allowed are different whole numbers >= 0")
+            raise fault("seeds", f"must be different integers >= 0, got {list(self.seeds)}")
         if len(self.seeds) > 1 and self.weights is not None and "{seed}" not in self.weights:
-            raise ValueError(
-                f"seeds: got {list(self.seeds)}, but weights={self.weights} is the same for each; "
-                "write {seed} where the runs differ"
+            raise fault(
+                "weights",
+                f"must hold {{seed}} where the runs of seeds={list(self.seeds)} differ, got {shown(self.weights)}",
             )
         return self
 
@@ -78,25 +78,20 @@ class ProbeConfig(Section):
         for key, entries in (("encoders", self.encoders), ("sets", self.sets)):
             names = [entry.name for entry in entries]
             if not names:
-                raise ValueError(f"{key}: is empty, name at least one: {key}='[{{name: ours, ...}}]'")
+                raise fault(key, f"is empty; name at least 1: {key}='[{{name: ours, ...}}]'")
             twice = [name for name in names if names.count(name) > 1]
             if twice:
-                raise ValueError(f"{key}: {len(twice)} of them are called {twice[0]!r}; give each a name of its own")
+                raise fault(key, f"{len(twice)} of them have the name {twice[0]!r}; give each a different name")
         if self.reference is not None:
-            check_name(self.reference, [entry.name for entry in self.encoders], key="reference")
+            names = [entry.name for entry in self.encoders]
+            if self.reference not in names:
+                hint = nearest(self.reference, names)
+                raise fault("reference", f"no encoder has the name {self.reference!r}; {hint}")
         for key, values, fine, allowed in (
             ("fractions", self.fractions, lambda v: 0 < v <= 1, "different numbers > 0 and <= 1"),
-            ("label_seeds", self.label_seeds, lambda v: v >= 0, "different whole numbers >= 0"),
+            ("label_seeds", self.label_seeds, lambda v: v >= 0, "different integers >= 0"),
             ("c_grid", self.c_grid, lambda v: v > 0, "different numbers > 0"),
         ):
             if not values or len(set(values)) < len(values) or not all(map(fine, values)):
-                raise ValueError(f"{key}: got {list(values)}, allowed are {allowed}, at least one")
+                raise fault(key, f"must be one or more {allowed}, got {list(values)}")
         return self
-
-
-def check_name(name: str, names: Sequence[str], *, key: str) -> None:
-    """Raise ValueError, with the nearest, unless the name is one of the names."""
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{key}: got {name!r}, allowed are {', '.join(names)}{hint}")

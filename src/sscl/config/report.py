@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import field_validator
 
-from sscl.config.base import Listed, Section, setting
+from sscl.config.messages import shown
+from sscl.config.sections import Listed, Section, fault, setting
+from sscl.words import nearest
 
 
 class ReportConfig(Section):
@@ -45,7 +47,7 @@ class ReportConfig(Section):
     @classmethod
     def _a_page(cls, value: str | None) -> str | None:
         if value is not None and not value.endswith((".html", ".htm")):
-            raise ValueError("allowed is a file name that ends in .html")
+            raise ValueError(f"must end in .html, got {shown(value)}")
         return value
 
     @field_validator("gradcam")
@@ -54,5 +56,5 @@ class ReportConfig(Section):
         allowed = ("target", "method", "layer", "fuse", "threshold")
         unknown = [key for key in value if key not in allowed]
         if unknown:
-            raise ValueError(f"{unknown[0]}: unknown key; allowed are {', '.join(allowed)}")
+            raise fault(unknown[0], f"unknown key; {nearest(unknown[0], allowed)}")
         return value

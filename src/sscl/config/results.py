@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from sscl.config.base import Section, setting
+from sscl.config.sections import Section, setting
 
 
 class EvalConfig(Section):

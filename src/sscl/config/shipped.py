@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sscl.words import nearest
+from sscl.words import closest
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
@@ -36,9 +36,8 @@ def by_name(name: str, *, key: str) -> Path:
     known = names()
     if name.removesuffix(".yaml") in known:
         return FOLDER / f"{name.removesuffix('.yaml')}.yaml"
-    hint = nearest(name.removesuffix(".yaml"), known)
-    if not hint.startswith("did you mean"):
-        hint = "`sscl configs` lists the shipped ones"
+    near = closest(name.removesuffix(".yaml"), known)
+    hint = "`sscl configs` lists the shipped ones" if near is None else f"did you mean {near}?"
     raise FileNotFoundError(f"{key}: no such file or shipped config: {name}; {hint}")
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from sscl.config.base import Listed, OneOrMore, Section, setting
 from sscl.config.data import DataConfig, SourceConfig, listed_sources, one_size
+from sscl.config.sections import Listed, OneOrMore, Section, fault, setting
+from sscl.words import closest
 
 Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
 
 def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
     if min(value) <= 0:
-        raise ValueError("allowed are three numbers > 0")
+        raise ValueError(f"must be three numbers > 0, got {list(value)}")
     return value
 
 
@@ -27,10 +27,8 @@ def _ordered(value: Any) -> Any:
         value = tuple(value)
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value):
         low, high = value
-        if low > high:
-            raise ValueError("the first number is above the second; allowed is [lowest, highest]")
-        if low < 0:
-            raise ValueError("a bound is negative; allowed is 0 <= lowest <= highest")
+        if not 0 <= low <= high:
+            raise ValueError(f"must be [lowest, highest] with 0 <= lowest <= highest, got {list(value)}")
     return value
 
 
@@ -64,10 +62,10 @@ class AugmentConfig(Section):
     @model_validator(mode="after")
     def _crop_fits(self) -> AugmentConfig:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale: got {list(self.crop_scale)}, allowed is 0 < lowest <= highest <= 1")
+            raise fault("crop_scale", f"must be within 0 < lowest <= highest <= 1, got {list(self.crop_scale)}")
         for key in ("crop_ratio", "scale"):
             if getattr(self, key)[0] <= 0:
-                raise ValueError(f"{key}: got {list(getattr(self, key))}, allowed is 0 < lowest <= highest")
+                raise fault(key, f"must be within 0 < lowest <= highest, got {list(getattr(self, key))}")
         return self
 
 
@@ -86,12 +84,12 @@ def known_encoder(name: Any) -> Any:
     """Return an encoder's name.
 
     Raises:
-        ValueError: no such encoder; the nearest names.
+        ValueError: no such encoder; with the nearest name.
     """
     if isinstance(name, str) and name not in ENCODERS and not name.startswith("timm:"):
-        near = difflib.get_close_matches(name, ENCODERS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"{hint}allowed are {', '.join(ENCODERS)}, timm:NAME")
+        near = closest(name, ENCODERS)
+        hint = "" if near is None else f"; did you mean {near}?"
+        raise ValueError(f"must be {', '.join(ENCODERS)} or timm:NAME, got {name!r}{hint}")
     return name
 
 
@@ -234,11 +232,11 @@ class PretrainConfig(Section):
         given = [source.weight for source in self.data]
         if any(weight is not None for weight in given):
             if None in given:
-                raise ValueError(
-                    f"data.{given.index(None)}.weight: missing, other sources have one; give it to all or to none"
+                raise fault(
+                    f"data.{given.index(None)}.weight", "missing, but other sources have one; give it to all or to none"
                 )
             if sum(weight for weight in given if weight is not None) <= 0:
-                raise ValueError("data: the weights of the sources sum to 0; give at least one a weight above 0")
+                raise fault("data", "the weights of the sources sum to 0; give at least one of them a weight > 0")
         return self
 
 
@@ -298,9 +296,9 @@ class FinetuneTrainConfig(Section):
     @model_validator(mode="after")
     def _fold_is_one_of_them(self) -> FinetuneTrainConfig:
         if self.fold is not None and self.folds is None:
-            raise ValueError(f"fold: got {self.fold} without train.folds, the number of all")
+            raise fault("fold", f"got {self.fold} without train.folds; set train.folds to their number")
         if self.fold is not None and self.folds is not None and self.fold > self.folds:
-            raise ValueError(f"fold: got {self.fold}, allowed are 1 to {self.folds} (train.folds)")
+            raise fault("fold", f"must be <= {self.folds} (train.folds), got {self.fold}")
         return self
 
 
@@ -339,9 +337,10 @@ class FinetuneConfig(Section):
     @model_validator(mode="after")
     def _contrast_trains_the_encoder(self) -> FinetuneConfig:
         if self.contrast.kind != "none" and self.train.freeze_encoder:
-            raise ValueError(
-                f"contrast.kind: got {self.contrast.kind!r} with train.freeze_encoder=true, which leaves it no encoder "
-                "to train; set one of them otherwise"
+            raise fault(
+                "contrast.kind",
+                f"must be none with train.freeze_encoder=true, got {self.contrast.kind!r}: the contrastive step trains "
+                "the encoder",
             )
         return self
 

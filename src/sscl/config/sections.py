@@ -1,0 +1,104 @@
+"""What every configuration is made of: frozen pydantic sections, and the settings in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# For lists in YAML: `Annotated[tuple[X, ...], Listed]`. Strict models accept no list for a tuple otherwise.
+Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+# Beside a validator that turns one mapping into a list of one, so that its keys are shown without a number.
+OneOrMore = "one or more"
+
+
+def setting(default: Any, doc: str, *, free: bool = False, path: bool = False, **bounds: Any) -> Any:
+    """Return a field of a section.
+
+    Args:
+        default: its default; `...` makes it required.
+        doc: its line of documentation.
+        free: whether it changes nothing that is learned, so that a run may be resumed or reused with another value.
+        path: whether it names a file or folder, so that two spellings of the same place are equal.
+        bounds: its limits, in pydantic's names.
+    """
+    return Field(default, description=doc, json_schema_extra={"free": free, "path": path}, **bounds)
+
+
+def marked(field: FieldInfo, mark: Literal["free", "path"]) -> bool:
+    """Return whether a setting is marked `free` or `path`."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra[mark])
+
+
+def fault(key: str, message: str) -> PydanticCustomError:
+    """Return the error of one key, for a validator of its whole section to raise.
+
+    Args:
+        key: the key within the section, as in `fold` or `1.root`.
+        message: what is wrong, as in "must be <= 5 (train.folds), got 7".
+    """
+    return PydanticCustomError("setting", "{message}", {"key": key, "message": message})
+
+
+def plain(config: Section) -> dict[str, Any]:
+    """Return the resolved configuration in plain containers, for YAML and checkpoints."""
+    return config.model_dump(mode="json")
+
+
+# --- what there is ---
+
+
+def keys(kind: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
+    """Return every dotted key of a configuration with its field; N stands for the number in a list of sections."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in kind.model_fields.items():
+        section = section_type(field)
+        if section is None:
+            found[prefix + name] = field
+        else:
+            many = get_origin(field.annotation) is tuple and OneOrMore not in field.metadata
+            found |= keys(section, f"{prefix}{name}.{'N.' if many else ''}")
+    return found
+
+
+def section_at(kind: type[Section], parts: Sequence[str]) -> type[Section] | None:
+    """Return the section class at a dotted place, None where there is a plain value."""
+    current: type[Section] = kind
+    for part in parts:
+        if part.isdigit():  # one of a list of sections; the section was entered with the list's own name
+            continue
+        field = current.model_fields.get(part)
+        found = None if field is None else section_type(field)
+        if found is None:
+            return None
+        current = found
+    return current
+
+
+def field_at(kind: type[Section], parts: Sequence[str]) -> FieldInfo | None:
+    """Return the field at a dotted place, None where there is no such key."""
+    section = section_at(kind, parts[:-1]) if parts else None
+    return None if section is None else section.model_fields.get(parts[-1])
+
+
+def section_type(field: FieldInfo) -> type[Section] | None:
+    """Return the section class of a field: X itself, or that of a list of X; None where there are plain values."""
+    annotation = field.annotation
+    inner = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    return inner if isinstance(inner, type) and issubclass(inner, Section) else None
+
+
+def choices(field: FieldInfo) -> tuple[Any, ...]:
+    """Return the values that a field is limited to, none where it is free text or a number."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sscl import config
+from sscl.config import EvalConfig, FinetuneConfig, GradcamConfig, PretrainConfig, load_config, plain
+from sscl.writing import to_yaml
+
+NEEDED = ("run=r", "data.root=d")
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def fault_of(*overrides: str, path: Path | None = None) -> str:
+    """The one line about a configuration of pretrain."""
+    with pytest.raises(ValueError) as caught:
+        load_config(PretrainConfig, path, overrides=overrides)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run: a\nseed: 1\nrun: b\n", ["line 3", "'run'", "twice"]),
+        ("run: a\ntrain: {epochs: 1, epochs: 2}\n", ["line 2", "'epochs'", "twice"]),
+        ("[a, b]: 1\n", ["line 1", "a key must be a word"]),
+        ("- a\n- b\n", ["`key: value`", "got a list"]),
+        ("run: [a\n", ["not valid YAML"]),
+        ("run: !!python/object:os.system {}\n", ["not valid YAML", "constructor"]),
+        ("1: a\nrun: r\ndata: {root: d}\n", ["1: unknown key", "run, seed"]),
+    ],
+)
+def test_faults_of_the_file(tmp_path, text, words):
+    path = write(tmp_path, text)
+    line = fault_of(path=path)
+    for word in [str(path), *words]:
+        assert word in line
+
+
+def test_files_that_are_no_text_or_not_there(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"run: \xff\xfe")
+    with pytest.raises(ValueError, match=r"config\.yaml: not a text file in UTF-8"):
+        load_config(PretrainConfig, path)
+    for missing in (tmp_path, tmp_path / "none.yaml"):
+        with pytest.raises(FileNotFoundError, match=f"--config: .*{re.escape(str(missing))}"):
+            load_config(PretrainConfig, missing)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "1.e-4", "0.0001", ".1e-3", "+1e-4"])
+def test_numbers_with_exponents_are_numbers(tmp_path, text):
+    path = write(tmp_path, f"run: r\ndata: {{root: d}}\ntrain: {{learning_rate: {text}}}\n")
+    assert load_config(PretrainConfig, path).train.learning_rate == pytest.approx(1e-4)
+    override = load_config(PretrainConfig, overrides=[*NEEDED, f"train.learning_rate={text}"])
+    assert override.train.learning_rate == pytest.approx(1e-4)
+
+
+def test_text_that_looks_like_an_exponent_only_when_quoted(tmp_path):
+    path = write(tmp_path, "run: '1e-4'\ndata: {root: 1e-4x}\n")
+    loaded = load_config(PretrainConfig, path)
+    assert (loaded.run, loaded.data[0].root) == ("1e-4", "1e-4x")
+
+
+def test_runs_may_be_named_after_a_date():
+    assert load_config(PretrainConfig, overrides=["run=2026-07-01", "data.root=d"]).run == "2026-07-01"
+
+
+def test_overrides_come_on_top_of_the_file(tmp_path):
+    path = write(
+        tmp_path,
+        "run: r\ndata: {root: d, cache_dir: /c}\ntrain: {epochs: 3, batch_size: 8}\nmodel: {weights: imagenet}\n",
+    )
+    loaded = load_config(
+        PretrainConfig,
+        path,
+        overrides=[
+            "train.epochs=5",
+            "train.epochs=6",
+            "data.cache_dir=null",
+            "model.weights=",
+            "model.mean=[0.5, 0.5, 0.25]",
+            "augment.crop_scale=[1,1]",
+            "health={tiles: 9}",
+            "log.progress=false",
+            "data.root=a=b",
+        ],
+    )
+    assert (loaded.train.epochs, loaded.train.batch_size) == (6, 8)
+    assert loaded.data[0].cache_dir is None
+    assert loaded.model.weights is None
+    assert loaded.model.mean == (0.5, 0.5, 0.25)
+    assert loaded.augment.crop_scale == (1, 1)
+    assert (loaded.health.tiles, loaded.health.neighbours) == (9, 20)
+    assert loaded.log.progress is False
+    assert loaded.data[0].root == "a=b"
+    assert load_config(GradcamConfig, overrides=["checkpoint=c", "ids=[a.png, b.png]"]).ids == ("a.png", "b.png")
+    assert load_config(EvalConfig, overrides=["checkpoint=c", "data.root=x"]).data == {"root": "x"}
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=3", ".epochs=3", "train.=3", "train..epochs=3", ""])
+def test_malformed_overrides(text):
+    line = fault_of(*NEEDED, text)
+    assert line.startswith(f"argument {text!r}: ")
+    assert "key.path=value" in line
+
+
+def test_override_below_a_value():
+    line = fault_of("data=folder", "data.root=d")
+    assert line.startswith("data.root: ")
+    assert "'folder'" in line
+
+
+def test_configurations_do_not_change():
+    loaded = load_config(PretrainConfig, overrides=NEEDED)
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.train.epochs = 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        (PretrainConfig, [*NEEDED, "train.learning_rate=3e-7", "model.mean=[0.1,0.2,0.3]", "data.tiles=7"]),
+        (
+            PretrainConfig,
+            ["run=r", "data=[{root: a, size_px: 64, weight: 1e-1}, {root: 'b:c', source: pathmnist, weight: 2}]"],
+        ),
+        (
+            FinetuneConfig,
+            [*NEEDED, "data.root='1e5'", "train.loss=focal", "seed=9007199254740993", "data.cache_dir='7'"],
+        ),
+        (EvalConfig, ["checkpoint=c", "data.root=ä b", "data.size_px=32"]),
+        (GradcamConfig, ["checkpoint=c", "ids=['1', 'no', a]", "threshold=0.30000000000000004"]),
+    ],
+)
+def test_the_written_configuration_loads_again(tmp_path, kind, overrides):
+    loaded = load_config(kind, overrides=overrides)
+    path = write(tmp_path, to_yaml(plain(loaded)))
+    assert load_config(kind, path) == loaded
+    assert loaded != load_config(kind, overrides=NEEDED if "run=r" in overrides else ["checkpoint=c"])
+
+
+def test_overrides_reach_into_lists(tmp_path):
+    path = write(tmp_path, "run: r\ndata:\n- {root: a, size_px: 64}\n- {root: b}\n")
+    words = ["data.1.root=c", "data.0.weight=1", "data.1.weight=2e0", "data.0.size_px=32"]
+    loaded = load_config(PretrainConfig, path, overrides=words)
+    assert [(source.root, source.weight, source.size_px) for source in loaded.data] == [("a", 1, 32), ("c", 2, 32)]
+    replaced = load_config(PretrainConfig, path, overrides=["data.1={root: d}"])
+    assert [source.root for source in replaced.data] == ["a", "d"]
+    assert [source.size_px for source in replaced.data] == [64, 64]
+    alone = load_config(PretrainConfig, path, overrides=["data={root: e}"])
+    assert [source.root for source in alone.data] == ["e"]
+    for word, hint in (
+        ("data.root=c", "data.0.root="),
+        ("data.2.root=c", "0 to 1"),
+        ("data.2=c", "0 to 1"),
+        ("data.0.root.x=c", "'a'"),
+    ):
+        line = fault_of(word, path=path)
+        assert line.startswith(f"{word.partition('=')[0]}: ")
+        assert hint in line
+    assert "empty" in fault_of("run=r", "data=[]", "data.0.root=a")
+
+
+def test_what_all_sources_share_is_the_first_s():
+    words = ["run=r", "data=[{root: a, cache_dir: /c, size_px: 64}, {root: b, size_px: 64}, {root: c}]"]
+    loaded = load_config(PretrainConfig, overrides=words)
+    assert [(source.size_px, source.cache_dir) for source in loaded.data] == [(64, "/c")] * 3
+    same = PretrainConfig(run="r", data=[config.SourceConfig(root="a"), config.SourceConfig(root="b")])
+    assert [source.root for source in same.data] == ["a", "b"]
+    for key, value in (("size_px", 32), ("cache_dir", "/d"), ("device_budget_gb", 1.0)):
+        line = fault_of("run=r", f"data=[{{root: a}}, {{root: b, {key}: {value}}}]")
+        assert line.startswith(f"data.1.{key}: ")
+        assert f"got {value}" in line
