@@ -1,4 +1,4 @@
-"""The table of twins at toy size."""
+"""The table of near-duplicates at toy size."""
 
 from __future__ import annotations
 

@@ -37,7 +37,10 @@ COMMANDS = {
         "data:inspect", "InspectConfig", "count tiles; draw contact sheet, distribution and two views", ("overwrite",)
     ),
     "data audit": Command(
-        "audit:main", "AuditConfig", "check a split for leakage; list near-duplicates and outliers", ("overwrite", "strict")
+        "audit:main",
+        "AuditConfig",
+        "check a split for leakage; list near-duplicates and outliers",
+        ("overwrite", "strict"),
     ),
     "pretrain": Command(
         "pretrain:main", "PretrainConfig", "contrastive pretraining without labels", ("resume", "overwrite")

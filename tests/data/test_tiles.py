@@ -211,15 +211,15 @@ def test_a_changed_file_another_size_and_another_folder_are_decoded_afresh(tmp_p
     decode_tiles([path], size_px=16, root=tmp_path / "a", cache_dir=cache)
     assert decode_tiles([path], size_px=8, root=tmp_path / "a", cache_dir=cache).shape == (1, 8, 8, 3)
     # Equal name, size and time, other pixels, in another folder: as two archives can unpack.
-    twin = tmp_path / "b" / path.name
-    twin.parent.mkdir()
-    noise(16, seed=9).save(twin.with_suffix(".bmp"))
+    other = tmp_path / "b" / path.name
+    other.parent.mkdir()
+    noise(16, seed=9).save(other.with_suffix(".bmp"))
     noise(16, seed=8).save(path.with_suffix(".bmp"))
-    path, twin = path.with_suffix(".bmp"), twin.with_suffix(".bmp")
-    for file in (path, twin):
+    path, other = path.with_suffix(".bmp"), other.with_suffix(".bmp")
+    for file in (path, other):
         os.utime(file, (1e9, 1e9))
     one = decode_tiles([path], size_px=16, root=path.parent, cache_dir=cache)
-    two = decode_tiles([twin], size_px=16, root=twin.parent, cache_dir=cache)
+    two = decode_tiles([other], size_px=16, root=other.parent, cache_dir=cache)
     assert (one != two).any()
     noise(16, seed=7).save(path)
     os.utime(path, (2e9, 2e9))

@@ -1,9 +1,9 @@
-"""Tiles that come twice: equal pixels, near-equal ones however turned, and overlapping views of one place.
+"""Near-duplicate tiles: equal pixels, near-equal ones however turned, and overlapping views of one place.
 
 Three searches, each with what it misses: equal pixels; a perceptual hash of 63 bits under the 8 turns and flips,
 confirmed by the correlation of the thumbnails (misses crops); keypoints (`keypoints.py`), confirmed by one affine map
-and the correlation under it (misses tiles with fewer than 5 keypoints). A hash or a near descriptor alone never makes a
-pair: bland tissue looks alike.
+and the correlation under it (misses tiles with fewer than 5 keypoints). A similar hash or descriptor alone never makes
+a pair: bland tissue looks the same everywhere.
 
 N tiles. Cost: 8 N^2 / 2 products of 63 numbers for the hash, 2 N^2 of 256 for the neighbours, then N detections and
 about 15 N alignments.
@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from sscl.data import keypoints
@@ -32,7 +34,7 @@ SIZE_PX = 128
 # Part of every cache key: raise it when other pairs are found in the same tiles.
 VERSION = 1
 
-KINDS = ("exact", "hash", "keypoints", "embedding")  # surest first
+KINDS = ("exact", "hash", "keypoints", "embedding")  # most certain first
 HASH_BITS = 63
 SYMMETRIES = (
     "as it is",
@@ -50,9 +52,9 @@ _THUMBNAIL_PX = 32
 _HASH_SIDE = 8
 _HASH_DISTANCE = 12  # bits
 _THUMBNAIL_CORRELATION = 0.9
-_FLAT = 3.0  # deviation of a thumbnail's luma, grey levels: below, there is nothing to compare
-_KEYPOINTS = 5  # of independent tiles of tissue, no more than 3 or 4 agree on an affine map
-_ALIGNED_CORRELATION = 0.8  # of one place 0.97 and more, of others below 0.4
+_FLAT = 3.0  # standard deviation of a thumbnail's luma, grey levels: below, there is nothing to compare
+_KEYPOINTS = 5  # in unrelated tissue tiles, at most 3 or 4 agree on an affine map
+_ALIGNED_CORRELATION = 0.8  # 0.97 and more for one place, below 0.4 for different ones
 _LEAST_OVERLAP = 0.05
 _BLOCK = 256  # rows compared with all others at a time
 
@@ -63,12 +65,12 @@ class Pair:
 
     Attributes:
         first, second: rows, first < second.
-        kind: exact (equal pixels), hash, keypoints, or embedding: near by an encoder's features alone, so only alike.
-        score: correlation of the luma when the second lies on the first; of `embedding` pairs the cosine.
+        kind: exact (equal pixels), hash, keypoints, or embedding (near by an encoder's features alone: only similar).
+        score: correlation of the luma with the second tile laid on the first; for `embedding` pairs the cosine.
         movement: what was done to the first to get the second, in words.
-        distance: differing bits of the hash, of 63; None for other kinds.
-        keypoints: that agree on the movement; None for other kinds.
-        overlap: share of the first that the second covers; None for `embedding`.
+        distance: bits of 63 in which the hashes differ; None for other kinds.
+        keypoints: number of keypoints that agree on the movement; None for other kinds.
+        overlap: fraction of the first that the second covers; None for `embedding`.
     """
 
     first: int
@@ -91,13 +93,13 @@ def find_pairs(
 ) -> list[Pair]:
     """Return the pairs of tiles that show the same, by kind and then by row.
 
-    Of n tiles with equal pixels the first stands for all: it makes n - 1 `exact` pairs, and the other pairs name it.
+    Of n tiles with equal pixels only the first is compared with others: it is in n - 1 `exact` pairs.
 
     Args:
         images: uint8, (N, H, W, 3); `SIZE_PX` is what the thresholds were chosen at.
-        embeddings: (N, C); their nearest neighbours are aligned by keypoints too. Those that cannot be aligned but
+        embeddings: (N, C); their nearest neighbours are aligned by keypoints too. Pairs that cannot be aligned but
             have a cosine of `min_cosine` or more become `embedding` pairs.
-        neighbours: nearest tiles, by keypoints and by embedding, that are aligned with each tile.
+        neighbours: how many nearest tiles, by keypoints and by embedding, are aligned with each tile.
         progress: show bars.
 
     Raises:
@@ -108,74 +110,85 @@ def find_pairs(
     if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != len(images)):
         raise ValueError(f"embeddings: expected (N, C) with N = {len(images)}, got {embeddings.shape}")
 
-    def look(row: int) -> tuple[bytes, Floats, keypoints.Keypoints]:
-        tile = np.ascontiguousarray(images[row])
-        luma = luma_of(tile)
-        return hashlib.sha256(tile.tobytes()).digest(), thumbnail(luma), keypoints.detect(luma)
+    tiles = list(in_threads(lambda row: _read(images, row), range(len(images)), desc="read" if progress else None))
+    exact = exact_pairs([tile.digest for tile in tiles])
+    copies = {pair.second for pair in exact}
+    originals = np.array([row for row in range(len(images)) if row not in copies], dtype=np.int64)
+    if len(originals) < 2:
+        return exact
 
-    seen = list(in_threads(look, range(len(images)), desc="look at tiles" if progress else None))
-    pairs = exact_pairs([digest for digest, _, _ in seen])
-    copies = {pair.second for pair in pairs}
-    # In an order that depends on the pixels alone, as do words and axes then: the tiles may come in any order.
-    originals = (row for row in range(len(images)) if row not in copies)
-    rows = np.array(sorted(originals, key=lambda row: seen[row][0]), dtype=np.int64)
-    if len(rows) < 2:
-        return pairs
-
-    kept = np.sort(rows)
-    near = [
-        replace(pair, first=int(kept[pair.first]), second=int(kept[pair.second]))
-        for pair in hash_pairs(np.stack([seen[row][1] for row in kept]), progress=progress)
+    hashed = [
+        replace(pair, first=int(originals[pair.first]), second=int(originals[pair.second]))
+        for pair in hash_pairs(np.stack([tiles[row].thumbnail for row in originals]), progress=progress)
     ]
-    known = {(pair.first, pair.second) for pair in near}
-
-    points = [seen[row][2] for row in rows]
-    upright, mirrored = keypoints.describe(points)
-    has_points = np.array([len(tile.places) >= _KEYPOINTS for tile in points])
-    candidates = {
-        _ordered(rows[i], rows[j])
-        for i, j, _ in nearest_pairs(upright, mirrored, count=neighbours, desc="near tiles" if progress else None)
-        if has_points[i] and has_points[j]
-    }
+    known = {(pair.first, pair.second) for pair in hashed}
+    # In an order that depends on the pixels alone, as do visual words and axes then: the tiles may come in any order.
+    rows = np.array(sorted(originals, key=lambda row: tiles[row].digest), dtype=np.int64)
+    candidates = _keypoint_candidates(tiles, rows, count=neighbours, progress=progress)
     cosine: dict[tuple[int, int], float] = {}
     if embeddings is not None:
-        chosen = embeddings[rows].astype(np.float32)
-        chosen /= np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-9)
-        found = nearest_pairs(chosen, None, count=neighbours, desc="near embeddings" if progress else None)
-        cosine = {_ordered(rows[i], rows[j]): value for i, j, value in found}
-
-    def check(pair: tuple[int, int]) -> Pair | None:
-        swapped = seen[pair[0]][0] > seen[pair[1]][0]
-        one, other = pair[::-1] if swapped else pair
-        found = keypoints.align(luma_of(images[one]), luma_of(images[other]), (seen[one][2], seen[other][2]))
-        if found is None or found.inliers < _KEYPOINTS or found.overlap < _LEAST_OVERLAP:
-            return None
-        if found.correlation < _ALIGNED_CORRELATION:
-            return None
-        if swapped:
-            found = found.reversed(images.shape[1])
-        return Pair(
-            *pair,
-            "keypoints",
-            found.correlation,
-            found.words,
-            keypoints=found.inliers,
-            overlap=found.overlap,
-        )
-
+        cosine = _near_embeddings(embeddings, rows, count=neighbours, progress=progress)
     tried = sorted((candidates | cosine.keys()) - known)
-    aligned = [pair for pair in in_threads(check, tried, desc="align" if progress else None) if pair is not None]
-    known |= {(pair.first, pair.second) for pair in aligned}
-    alike = [
+    aligned = in_threads(lambda pair: _align(images, tiles, pair), tried, desc="align" if progress else None)
+    overlapping = [pair for pair in aligned if pair is not None]
+    known |= {(pair.first, pair.second) for pair in overlapping}
+    similar = [
         Pair(first, second, "embedding", value, "not aligned", overlap=None)
         for (first, second), value in sorted(cosine.items())
         if value >= min_cosine and (first, second) not in known
     ]
-    return [*pairs, *sorted(near, key=lambda pair: (pair.first, pair.second)), *aligned, *alike]
+    return [*exact, *hashed, *overlapping, *similar]
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What the search keeps of a tile: the digest of its pixels, its thumbnail, its keypoints."""
+
+    digest: bytes
+    thumbnail: Floats
+    points: keypoints.Keypoints
+
+
+def _read(images: Images, row: int) -> _Tile:
+    pixels = np.ascontiguousarray(images[row])
+    luma = luma_of(pixels)
+    return _Tile(hashlib.sha256(pixels.tobytes()).digest(), thumbnail(luma), keypoints.detect(luma))
+
+
+def _keypoint_candidates(tiles: Sequence[_Tile], rows: Indices, *, count: int, progress: bool) -> set[tuple[int, int]]:
+    """Return the pairs among `rows` that are near by their keypoints, of tiles with enough of them."""
+    points = [tiles[row].points for row in rows]
+    upright, mirrored = keypoints.describe(points)
+    enough = np.array([len(tile.places) >= _KEYPOINTS for tile in points])
+    near = nearest_pairs(upright, mirrored, count=count, desc="nearest keypoints" if progress else None)
+    return {_ordered(rows[i], rows[j]) for i, j, _ in near if enough[i] and enough[j]}
+
+
+def _near_embeddings(embeddings: Floats, rows: Indices, *, count: int, progress: bool) -> dict[tuple[int, int], float]:
+    """Return the cosine of each pair among `rows` that is near by its embeddings."""
+    unit = embeddings[rows].astype(np.float32)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
+    near = nearest_pairs(unit, None, count=count, desc="nearest embeddings" if progress else None)
+    return {_ordered(rows[i], rows[j]): value for i, j, value in near}
+
+
+def _align(images: Images, tiles: Sequence[_Tile], pair: tuple[int, int]) -> Pair | None:
+    """Return the pair if one affine map brings the second tile onto the first, else None."""
+    # From the tile of the smaller digest, so that the order of the tiles does not matter.
+    swapped = tiles[pair[0]].digest > tiles[pair[1]].digest
+    one, other = pair[::-1] if swapped else pair
+    found = keypoints.align(luma_of(images[one]), luma_of(images[other]), (tiles[one].points, tiles[other].points))
+    if found is None or found.inliers < _KEYPOINTS or found.overlap < _LEAST_OVERLAP:
+        return None
+    if found.correlation < _ALIGNED_CORRELATION:
+        return None
+    if swapped:
+        found = found.reversed(images.shape[1])
+    return Pair(*pair, "keypoints", found.correlation, found.words, keypoints=found.inliers, overlap=found.overlap)
 
 
 def exact_pairs(digests: Sequence[bytes]) -> list[Pair]:
-    """Return each later tile of an equal digest with the first such tile."""
+    """Return a pair for each tile whose digest came before: the first tile with that digest, and this one."""
     first_of: dict[bytes, int] = {}
     pairs = []
     for row, digest in enumerate(digests):
@@ -209,24 +222,24 @@ def turned(values: Floats, symmetry: int) -> Floats:
 def hash_signs(thumbnails: Floats) -> Floats:
     """Return the hashes of thumbnails (N, S, S) under each symmetry, -1 or 1, float32 (8, N, 63).
 
-    They are the signs of the lowest 8 x 8 cosine coefficients but the mean. Mirroring a tile changes the sign of every
-    second one, and the diagonal swaps rows and columns, so that one transform does for all 8.
+    They are the signs of the lowest 8 x 8 cosine coefficients except the mean. Mirroring a tile changes the sign of
+    every second one, and the diagonal swaps rows and columns, so one transform serves all 8.
     """
     low = np.stack([cv2.dct(tile)[:_HASH_SIDE, :_HASH_SIDE] for tile in thumbnails])
-    odd = np.where(np.arange(_HASH_SIDE) % 2, -1, 1).astype(np.float32)
+    alternating = np.where(np.arange(_HASH_SIDE) % 2, -1, 1).astype(np.float32)
     found = []
     for symmetry in range(len(SYMMETRIES)):
         moved = low.swapaxes(1, 2) if symmetry & 4 else low
-        moved = moved * odd[:, None] if symmetry & 2 else moved
-        moved = moved * odd if symmetry & 1 else moved
+        moved = moved * alternating[:, None] if symmetry & 2 else moved
+        moved = moved * alternating if symmetry & 1 else moved
         found.append(moved.reshape(len(low), -1)[:, 1:])
     return np.where(np.stack(found) < 0, -1, 1).astype(np.float32)
 
 
 def hash_pairs(thumbnails: Floats, *, progress: bool = False) -> list[Pair]:
-    """Return the pairs of thumbnails (N, 32, 32) whose hashes are near and that correlate, with the best symmetry.
+    """Return the pairs of thumbnails (N, 32, 32) with similar hashes and a high correlation, with the best symmetry.
 
-    Two hashes of -1 and 1 have the product 63 - 2 x their distance, so that the search is a product of matrices.
+    The product of two hashes of -1 and 1 is 63 - 2 x their distance, so the search is a matrix product.
     """
     full = np.flatnonzero((thumbnails != 0).any((1, 2)))
     if len(full) < 2:
@@ -258,8 +271,8 @@ def nearest_pairs(
     """Return each tile's nearest tiles by cosine, `count` of them, as (first, second, cosine) with first < second.
 
     Args:
-        vectors: unit length, (N, D). others: of the tiles' mirror images, (N, D); the nearer of the two counts.
-        desc: name of a bar.
+        vectors: unit length, (N, D). others: the same of the mirrored tiles, (N, D); the nearer of the two counts.
+        desc: name of a progress bar; None = no bar.
     """
     found: dict[tuple[int, int], float] = {}
     count = min(count, len(vectors) - 1)
@@ -268,8 +281,8 @@ def nearest_pairs(
         cosine = block @ vectors.T
         if others is not None:
             np.maximum(cosine, block @ others.T, out=cosine)
-        own = np.arange(len(block))
-        cosine[own, start + own] = -np.inf
+        diagonal = np.arange(len(block))
+        cosine[diagonal, start + diagonal] = -np.inf
         nearest = np.argpartition(cosine, -count, axis=1)[:, -count:]
         for row, columns in enumerate(nearest):
             for column in columns:
@@ -279,25 +292,16 @@ def nearest_pairs(
 
 
 def clusters_of(count: int, pairs: Iterable[tuple[int, int]]) -> Indices:
-    """Return the number of each tile's cluster (connected component), (count,): 0 for that of tile 0, and so on."""
-    parent = list(range(count))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for first, second in pairs:
-        a, b = sorted((root(first), root(second)))
-        parent[b] = a
-    roots = [root(row) for row in range(count)]
-    number = {value: index for index, value in enumerate(dict.fromkeys(roots))}
-    return np.array([number[value] for value in roots], dtype=np.int64)
+    """Return the cluster (connected component) of each tile, (count,): 0 is that of tile 0, numbered in tile order."""
+    first, second = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(count, count))
+    _, labels = connected_components(links, directed=False)
+    _, at, cluster = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(at))[cluster].astype(np.int64)
 
 
 def join_groups(clusters: Indices, groups: NDArray[np.str_] | None, *, ids: Sequence[str]) -> NDArray[np.str_]:
-    """Return groups (N,) such that tiles of one cluster, and of one given group, are in one: the union of both.
+    """Return groups (N,) in which tiles of one cluster, and tiles of one given group, are together.
 
     A group is named after the given group, or the id, of its first tile.
     """
@@ -316,7 +320,7 @@ def _ordered(first: np.int64, second: np.int64) -> tuple[int, int]:
 
 
 def _blocks(count: int, *, desc: str | None) -> Iterator[int]:
-    """Yield the first row of each block, with a bar."""
+    """Yield the first row of each block, with a progress bar."""
     with tqdm(total=count, desc=desc, unit=" tiles", disable=desc is None, leave=False) as bar:
         for start in range(0, count, _BLOCK):
             yield start
