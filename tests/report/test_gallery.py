@@ -47,7 +47,7 @@ class TestChoice:
         assert rows.tolist() == list(range(20))
         assert said == "all 20 tiles"
 
-    def test_all_errors_then_the_least_sure_of_each_class(self) -> None:
+    def test_all_errors_then_the_least_confident_of_each_class(self) -> None:
         found = predictions(400, classes=3)
         rows, said = gallery.choose(found, count=200)
 
@@ -62,9 +62,9 @@ class TestChoice:
             least = of_class[np.argsort(confidence[of_class])][: places // 2 // 3]
             assert set(least) <= set(rows.tolist())
         assert f"all {(~right).sum()} errors" in said
-        assert "errors are more frequent here than in the set" in said
+        assert "errors are over-represented" in said
 
-    def test_too_many_errors_are_shared_among_the_cells_surest_first(self) -> None:
+    def test_too_many_errors_are_shared_among_the_cells_most_confident_first(self) -> None:
         found = predictions(300, classes=3, wrong=0.9)
         rows, said = gallery.choose(found, count=9)
 
@@ -83,7 +83,7 @@ class TestChoice:
         first, second, third = (set(gallery.choose(found, count=100, seed=seed)[0].tolist()) for seed in (0, 0, 1))
 
         assert first == second != third
-        assert len(first & third) >= 50  # the least sure are the same
+        assert len(first & third) >= 50  # the least confident are the same
 
 
 class TestMaps:

@@ -50,7 +50,10 @@ class TestPretraining:
         assert "a, b" in rendered(section)
         (verdict,) = kinds(section, "verdict")
         assert verdict["passed"] is True
-        assert "0.90 of that at collapse), similarity 0.80 of pairs and 0.10 of others" in verdict["text"]
+        assert (
+            "(0.90 of the loss at collapse), cosine similarity 0.80 of positive and 0.10 of negative pairs"
+            in verdict["text"]
+        )
         assert "loss of each source" in kinds(section, "figure")[0]["svg"]
 
     def test_collapse_is_said(self) -> None:
@@ -121,12 +124,12 @@ class TestAudit:
 
         facts = dict(kinds(section, "facts")[0]["rows"])
         assert facts == {
-            "equal pixels": "5 pairs",
+            "identical pixels": "5 pairs",
             "near-duplicates by hash": "6 pairs",
-            "overlapping, by keypoints": "7 pairs",
+            "overlapping crops by keypoints": "7 pairs",
             "across splits": "9 pairs",
             "clusters": "10, of up to 4 tiles; 23 of 1,200 tiles",
-            "tiles to look at": "3 blank",
+            "outliers": "3 blank",
         }
         assert kinds(section, "table")[1]["rows"] == [
             ["train: <a>", "test: b", "exact", "yes", "0.500"],

@@ -23,7 +23,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     """Write the page, whole or not at all.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, one line a fault; then no page is written.
+        ValueError, FileNotFoundError: bad input, one line each; no page is written.
     """
     sources = sort_folders(config.runs)
     own = next(iter(sources.get("finetune", [])), None)  # what the page is about
@@ -51,13 +51,11 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.write_text(out, html)
     shown = 0 if content["gallery"] is None else len(content["gallery"]["tiles"])
-    print(
-        f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles): open it in a browser; it needs no network"
-    )
+    print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles); open it in a browser, it works offline")
 
 
 def check_page(out: Path, *, overwrite: bool) -> None:
-    """Raise ValueError where something is there that may not be replaced."""
+    """Raise ValueError if the page would replace a file that it must not."""
     if out.is_dir():
         raise ValueError(f"out: {out} is a folder; name a file that ends in .html")
     if out.exists() and not overwrite:
@@ -82,7 +80,7 @@ def evaluate_where_missing(folder: Path, config: ReportConfig, *, overwrite: boo
         if epoch == checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).epoch:
             return
         if not overwrite:
-            raise ValueError(f"{there}: is of another checkpoint; give --overwrite to evaluate again")
+            raise ValueError(f"{there}: evaluates another checkpoint; give --overwrite to evaluate again")
         words.append("--overwrite")
     print(f"$ sscl {shlex.join(words)}", flush=True)
     if subprocess.run([sys.executable, "-m", "sscl", *words], check=False).returncode != 0:

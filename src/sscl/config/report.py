@@ -1,4 +1,4 @@
-"""The page that one opens: report."""
+"""The settings of sscl report."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from sscl.words import nearest
 
 
 class ReportConfig(Section):
-    """sscl report: what runs have found, with a gallery of tiles to review, on one page that needs no network.
+    """sscl report: the results of runs and a gallery of tiles to review, on one offline page.
 
-    The page is about the first finetune run named; its evaluation is made where it is missing, its heatmaps and their
-    checks are those of RUN/gradcam_SPLIT. Pretraining runs, cross-validations, comparisons, audits and gradcam folders
-    each add a section.
+    The page is about the first finetune run named. A missing evaluation is run first; heatmaps and their checks are
+    taken from RUN/gradcam_SPLIT. Every other pretraining run, cross-validation, comparison, audit or gradcam folder
+    adds a section.
     """
 
     runs: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders that sscl wrote, [RUN, AUDIT, ...]: the words of `sscl report RUN AUDIT ...`", min_length=1
+        ..., "folders written by sscl, [RUN, AUDIT, ...]; the same as `sscl report RUN AUDIT ...`", min_length=1
     )
-    out: str | None = setting(None, "file to write, .html; null = report.html in the run that the page is about")
-    split: Literal["test", "train", "all"] = setting("test", "which tiles")
-    tiles: int = setting(1000, "tiles in the gallery, at most; 0 = no gallery", ge=0)
+    out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about")
+    split: Literal["test", "train", "all"] = setting("test", "split to report on")
+    tiles: int = setting(1000, "maximum number of tiles in the gallery; 0 = no gallery", ge=0)
     gradcam: dict[str, Any] = setting(
         {},
-        "keys of sscl gradcam (target, method, layer, fuse, threshold) for the gallery, where they differ from those "
-        "of RUN/gradcam_SPLIT: gradcam.threshold=0.5",
+        "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "
+        "RUN/gradcam_SPLIT. Example: gradcam.threshold=0.5",
     )
-    data: dict[str, Any] = setting({}, "data keys that differ from the evaluation's, for instance data.root")
-    batch_size: int = setting(32, "tiles at a time", ge=1)
+    data: dict[str, Any] = setting({}, "data settings that differ from the evaluation, such as data.root")
+    batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     progress: bool = setting(True, "show progress bars")
 

@@ -27,40 +27,37 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     """
     section = subject.report["data"]
     facts = {"tiles": section["root"], "source": section["source"]}
-    facts |= {"protocol": str(subject.report["protocol"])} if subject.report.get("protocol") else {}
-    facts |= {"side": f"{section['size_px']} px", "stain normalisation": section.get("stain", "none")}
+    facts |= {"protocol": str(subject.report["protocol"])} if subject.report["protocol"] else {}
+    facts |= {"tile size": f"{section['size_px']} px", "stain normalisation": section["stain"]}
     own = subject.trained.finetune_config.data.source == "pathmnist"
-    where = "the set's own validation split" if own else "carved from the training split"
-    facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; they chose the epoch"
+    where = "the validation split of the data set" if own else "held out from the training split"
+    facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; used to select the epoch"
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))
     lines = [["split", *classes, "all", "groups (slides, patients or clusters)"]]
     for split, of in counts.items():
         known = groups.get(split)
         row = [f"{of.get(name, 0):,}" for name in classes]
-        lines.append([split, *row, f"{sum(of.values()):,}", "not known" if known is None else f"{known:,}"])
-    return blocks.section("data", "Data", [blocks.facts(facts), blocks.table("Tiles of each class", lines)])
+        lines.append([split, *row, f"{sum(of.values()):,}", "unknown" if known is None else f"{known:,}"])
+    return blocks.section("data", "Data", [blocks.facts(facts), blocks.table("Tiles per class", lines)])
 
 
 def training(subject: Subject) -> Section:
     """Return how it was trained, with its curves."""
     trained, config = subject.trained, subject.trained.finetune_config
     train, best = config.train, trained.validation
+    assert best is not None  # finetune keeps it
     facts = {
         "encoder": f"{trained.encoder_name}, {trained.stem} stem, output stride {trained.output_stride}",
-        "weights at the start": str(config.model.weights or "random"),
-        "epochs": f"{len(subject.log)}; epoch {trained.epoch} was chosen by validation "
-        f"{train.select.replace('_', ' ')}",
-        "batch": f"{train.batch_size} tiles",
+        "initial weights": str(config.model.weights or "random"),
+        "epochs": f"{len(subject.log)}; epoch {trained.epoch} selected by validation {train.select.replace('_', ' ')}",
+        "batch size": f"{train.batch_size} tiles",
         "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, "
         f"{train.head_learning_rate:g} for the head",
         "loss": train.loss,
         "precision": trained.precision,
+        "validation at the selected epoch": f"accuracy {number(best['validation_accuracy'])}, balanced accuracy "
+        f"{number(best['validation_balanced_accuracy'])}, loss {number(best['validation_loss'])}",
     }
-    if best:
-        facts["validation at that epoch"] = (
-            f"accuracy {number(best['validation_accuracy'])}, balanced accuracy "
-            f"{number(best['validation_balanced_accuracy'])}, loss {number(best['validation_loss'])}"
-        )
     found = [blocks.facts(facts)]
     if subject.log:
         series = [*CURVES]
@@ -72,9 +69,9 @@ def training(subject: Subject) -> Section:
                 "training",
                 partial(_history, subject.log, series),
                 alt=f"Loss and accuracy over {len(losses)} epochs: the validation loss goes from {losses[0]:.3f} to "
-                f"{losses[-1]:.3f} and is least, {min(losses):.3f}, in epoch {losses.index(min(losses)) + 1}",
-                caption="Training and validation by epoch. Validation loss that rises while training loss falls is "
-                "learning by heart.",
+                f"{losses[-1]:.3f} and is lowest, {min(losses):.3f}, in epoch {losses.index(min(losses)) + 1}",
+                caption="Training and validation by epoch. Rising validation loss while training loss falls "
+                "indicates overfitting.",
             )
         )
     return blocks.section("training", "Fine-tuning", found)
@@ -92,7 +89,7 @@ def results(subject: Subject) -> Section:
     header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
     found = [
         blocks.table(f"On the {subject.split}, {report['tiles']:,} tiles", [header, *rows_of_metrics(rows[:first])]),
-        blocks.table("Of each class", [header, *rows_of_metrics(rows[first:])]),
+        blocks.table("Per class", [header, *rows_of_metrics(rows[first:])]),
     ]
     by_agreement = [row for row in report["accuracy_by_agreement"] or [] if row["count"]]
     if by_agreement:
@@ -102,7 +99,7 @@ def results(subject: Subject) -> Section:
             assert share is not None  # there are tiles
             counts = f"{row['correct']} of {row['count']}"
             lines.append([row["agreement"], number(row["accuracy"]), interval(share["wilson"]), counts])
-        found.append(blocks.table("By how many annotators agree on the tile", lines))
+        found.append(blocks.table("Accuracy by annotator agreement", lines))
     positive = "" if report["positive"] is None else f" Positive class: {report['positive']}."
     how = report["interval_method"].rstrip(".")
     return blocks.section("results", "Results", [*found, blocks.paragraph(f"{how}.{positive}")])
@@ -121,7 +118,7 @@ def errors(subject: Subject, *, shown: int) -> Section:
     """Return the confusion matrix, ROC and precision-recall curves. shown: tiles in the gallery."""
     report, found = subject.report, subject.found
     total = report["tiles"]
-    note = f"The gallery holds {shown:,} of the {total:,} tiles; a cell may show fewer than it counts."
+    note = f"The gallery has {shown:,} of the {total:,} tiles, so a cell may show fewer tiles than it counts."
     curves: dict[str, Any] = {"classes": found.classes, "positive": subject.positive}
     assert found.probabilities is not None  # read from a file, it has them
     scores = found.labels, found.probabilities
@@ -129,21 +126,21 @@ def errors(subject: Subject, *, shown: int) -> Section:
     auroc, average_precision = (number(report["metrics"][key]) for key in ("auroc", "average_precision"))
     return blocks.section(
         "errors",
-        "Right and wrong",
+        "Errors",
         [
             blocks.confusion(found.classes, report["confusion_matrix"], note=note if 0 < shown < total else ""),
             blocks.figure(
                 "roc",
                 lambda path: charts.plot_roc(*scores, path=path, **curves),
                 alt=f"ROC curve of {names}, area {auroc}",
-                caption="What share of each class is found, against how many others are taken for it, over all "
-                "thresholds.",
+                caption="True positive rate against false positive rate over all thresholds.",
             ),
             blocks.figure(
                 "precision-recall",
                 lambda path: charts.plot_precision_recall(*scores, path=path, **curves),
                 alt=f"Precision against recall of {names}, average precision {average_precision}",
-                caption="How many of the tiles called so are so, against what share of the class is found.",
+                caption="Precision, the fraction of positive calls that are correct, against recall, the fraction of "
+                "positive tiles that are found.",
             ),
         ],
     )

@@ -51,8 +51,8 @@ def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> 
                         title="",
                     ),
                     alt=f"Validation accuracy and loss by epoch{f', {share}' if share else ''}, of {', '.join(rows)}",
-                    caption=f"Validation by epoch{f', {share}' if share else ''}; thin: a run, thick: the mean of a "
-                    "row's runs.",
+                    caption=f"Validation by epoch{f', {share}' if share else ''}; thin: one run; thick: mean over "
+                    "the runs of a row.",
                 )
             )
     if any(len(points) > 1 for points in lines_of.values()):
@@ -67,7 +67,7 @@ def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> 
                     lines_of, measure="balanced accuracy", path=path, title=""
                 ),
                 alt=f"Mean balanced accuracy by labelled tiles. {'; '.join(worded)}",
-                caption="What a label is worth: balanced accuracy against the number of labelled tiles.",
+                caption="Balanced accuracy against the number of labelled tiles.",
             )
         )
     found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
@@ -107,7 +107,7 @@ def folds(name: str, report: Json) -> Section:
                 ),
                 alt="Metrics of each fold with intervals; pooled "
                 + ", ".join(f"{title} {number(pooled['metrics'][key])}" for key, title in FOLD_METRICS.items()),
-                caption="Each fold is judged on tiles that it was not trained on.",
+                caption="Each fold is evaluated on tiles that its model was not trained on.",
             )
         )
     found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
@@ -115,7 +115,7 @@ def folds(name: str, report: Json) -> Section:
 
 
 def others(rows: Mapping[str, Json]) -> Section:
-    """Return the main figures of further classifiers, each with what its metrics.json holds."""
+    """Return the main metrics of further classifiers, by what each is called."""
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
     lines = [["run", "tiles", *names.values()]]
     for name, report in rows.items():
@@ -124,5 +124,8 @@ def others(rows: Mapping[str, Json]) -> Section:
             drawn = report["intervals"][key]
             cells.append(number(report["metrics"][key]) + (f" ({interval(drawn)})" if drawn is not None else ""))
         lines.append([name, f"{report['tiles']:,}", *cells])
-    text = "Intervals of single runs do not say whether runs differ: sscl compare RUN RUN does, tile by tile."
+    text = (
+        "Whether two runs differ cannot be read from their separate intervals; sscl compare RUN RUN compares them tile "
+        "by tile."
+    )
     return blocks.section("others", "Further runs", [blocks.table("As evaluated", lines), blocks.paragraph(text)])

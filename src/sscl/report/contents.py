@@ -23,7 +23,7 @@ OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam 
 
 
 def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> dict[str, Any]:
-    """Return title, sections and gallery of a classifier."""
+    """Return title, sections and gallery of the classifier."""
     caveats = interrupted(subject)
     settings, checks = map_settings(subject, sources, config)
     data = merge_data(DataConfig(**subject.report["data"]), config.data)
@@ -51,13 +51,13 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
         "title": f"{subject.folder.resolve().name}: {listed(subject.found.classes)}",
         "subtitle": f"{subject.trained.encoder_name}, on {subject.report['tiles']:,} tiles of the {subject.split}",
         "id": worksheet_id(subject),
-        "sections": [section for section in sections if section is not None],
+        "sections": sections,
         "gallery": shown,
     }
 
 
 def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
-    """Return the audits of this very split; one of another set or another split says nothing of it."""
+    """Return the audits of exactly this split; audits of other sets or splits do not apply."""
     found = []
     for folder in sources.get("audit", []):
         with reading(folder / "config.yaml"):
@@ -135,7 +135,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
                 config=config_of(folder),
                 log=rows,
                 warning=collapse_warning(rows[-1]) if rows else None,
-                note=f"{folder}: its encoder is what this classifier started from." if used else str(folder),
+                note=f"{folder}: the classifier above started from this encoder." if used else str(folder),
             )
         sections.append(section)
     for name, folder in _numbered("cross-validation", sources):
@@ -186,7 +186,7 @@ def further_runs(folders: Sequence[Path], split: str) -> Section:
     for folder in folders:
         file = folder / f"eval_{split}" / "metrics.json"
         if not file.is_file():
-            raise FileNotFoundError(f"runs: {folder}: not evaluated; run `sscl eval checkpoint={folder}` first")
+            raise FileNotFoundError(f"runs: {folder}: not evaluated; run sscl eval checkpoint={folder} first")
         rows[str(folder)] = read_json(file)
     with reading(folders[0]):
         return comparisons.others(rows)
@@ -201,7 +201,7 @@ def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[
     for folder in folders:
         config = folder / "config.yaml"
         with reading(config):
-            text = config.read_text(encoding="utf-8") if config.is_file() else "there is none"
+            text = config.read_text(encoding="utf-8") if config.is_file() else "no config.yaml"
         environment = read_json(folder / "env.json") or {}
         if not isinstance(environment, dict):
             raise Damaged(f"{folder / 'env.json'}: not as this version of sscl writes it; make {folder} again")

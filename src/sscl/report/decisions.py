@@ -14,13 +14,11 @@ from sscl.report.classifier import rows_of_metrics
 from sscl.report.subject import Subject
 
 
-def probabilities(subject: Subject) -> Section | None:
-    """Return what the probabilities are worth; None where the evaluation is from before that was asked."""
-    found = subject.report.get("calibration")
-    if found is None:
-        return None
+def probabilities(subject: Subject) -> Section:
+    """Return how well calibrated the probabilities are."""
+    found = subject.report["calibration"]
     before, after = found["before"], found["after"]
-    names = {"ece": "ECE", "ece_equal_mass": "ECE, bins of equal mass", "brier": "Brier score", "loss": "cross-entropy"}
+    names = {"ece": "ECE", "ece_equal_mass": "ECE, equal-mass bins", "brier": "Brier score", "loss": "cross-entropy"}
     names |= {"soft_vote_brier": f"Brier score against votes / {metrics.ANNOTATORS}"}
     lines = [["", "as trained", "calibrated"]]
     lines += [[name, number(before[key]), number(after[key])] for key, name in names.items() if after[key] is not None]
@@ -29,10 +27,10 @@ def probabilities(subject: Subject) -> Section | None:
     worded = "; ".join(f"{row['score']:.2f}: {row['share']:.2f} of {row['count']}" for row in after["reliability"])
     return blocks.section(
         "probabilities",
-        "Probabilities",
+        "Calibration",
         [
             blocks.paragraph(f"Temperature {found['temperature']:.3f}: {found['method']}. {found['definition']}."),
-            blocks.table("Calibration on these tiles", lines),
+            blocks.table("Calibration errors on these tiles", lines),
             blocks.figure(
                 "reliability",
                 lambda path: calibration_plots.plot_reliability(
@@ -42,20 +40,18 @@ def probabilities(subject: Subject) -> Section | None:
                     path=path,
                     title=subject.title,
                 ),
-                alt=f"Reliability diagram: predicted probability and how often it came true: {worded}",
-                caption="Points on the diagonal: what is given a probability comes true as often. Below it: "
-                "too high a probability. The bars below count the tiles.",
+                alt=f"Reliability diagram: predicted probability and observed frequency: {worded}",
+                caption="Points on the diagonal are calibrated, points below it overconfident. The bars count the "
+                "tiles.",
             ),
         ],
     )
 
 
-def decisions(subject: Subject) -> Section | None:
-    """Return operating point, abstention and net benefit; None where the evaluation is from before these."""
+def decisions(subject: Subject) -> Section:
+    """Return operating point, abstention and net benefit."""
     report = subject.report
-    coverage = report.get("coverage")
-    if coverage is None:
-        return None
+    coverage = report["coverage"]
     point, abstention, curve = report["operating_point"], coverage["abstention"], report["decision_curve"]
     header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
     found: list[Block] = []
@@ -73,13 +69,10 @@ def decisions(subject: Subject) -> Section | None:
             f"out at most {100 * abstention['share_on_validation']:g}% of {abstention['chosen_on']} validation tiles."
         )
         rows = evaluation.share_rows(
-            abstention["here"], {"decided": "tiles decided here", "accuracy": "accuracy on these"}
+            abstention["here"], {"decided": "tiles not abstained on", "accuracy": "accuracy on these tiles"}
         )
-        found += [blocks.paragraph(text), blocks.table("Where it abstains", [header, *rows_of_metrics(rows)])]
-    sure = [
-        (f"accuracy on the surest {100 * row['coverage']:.0f}%", row["accuracy"]["value"], None, row["accuracy"])
-        for row in coverage["at"]
-    ]
+        found += [blocks.paragraph(text), blocks.table("With abstention", [header, *rows_of_metrics(rows)])]
+    most_confident = [f"{row['coverage']:.0%}: {number(row['accuracy']['value'])}" for row in coverage["at"]]
     found.append(
         blocks.figure(
             "coverage",
@@ -91,9 +84,9 @@ def decisions(subject: Subject) -> Section | None:
                 path=path,
                 title=subject.title,
             ),
-            alt="; ".join(f"{name}: {number(value)}" for name, value, *_ in sure),
-            caption="Accuracy on the tiles it is surest about, against their share. A curve that rises to the left "
-            "means that its confidence tells which tiles to look at oneself.",
+            alt=f"Accuracy on the most confident tiles: {', '.join(most_confident)}",
+            caption="Accuracy on the most confident tiles against the fraction of tiles kept. A curve that rises to "
+            "the left means that low confidence identifies the tiles to review by eye.",
         )
     )
     if curve is not None:
@@ -108,11 +101,11 @@ def decisions(subject: Subject) -> Section | None:
                     title=subject.title,
                 ),
                 alt=_benefit(curve, report["positive"]),
-                caption="Net benefit: tiles rightly called, less those wrongly called, weighed by the threshold. Where "
-                "the classifier's line is not above both others, calling all or none serves as well.",
+                caption="Net benefit: true positives minus false positives, weighted by the odds of the threshold. "
+                "Where the classifier is not above both other lines, calling all tiles or none is as good.",
             )
         )
-    return blocks.section("decisions", "Decisions", found)
+    return blocks.section("decisions", "Operating point and abstention", found)
 
 
 def _confidence(found: Predictions) -> Any:
@@ -127,15 +120,10 @@ def _benefit(curve: Mapping[str, Sequence[float]], positive: str) -> str:
         if model > max(everything, 0)
     ]
     where = f"from {min(above):.2f} to {max(above):.2f}" if above else "nowhere"
-    return f"Net benefit of calling tiles {positive}: the classifier does better than calling all or none {where}"
+    return f"Net benefit of calling tiles {positive}: the classifier beats calling all or none {where}"
 
 
 def caveats(subject: Subject, more: Sequence[str]) -> Section:
     """Return what to know before believing the figures. more: sentences from elsewhere."""
-    found = [*subject.report["caveats"], *subject.report.get("notes", ()), *more]
-    if "calibration" not in subject.report:
-        found.append(
-            "evaluated by an earlier version, without calibration, thresholds and Wilson's intervals: sscl eval "
-            "--overwrite makes them"
-        )
+    found = [*subject.report["caveats"], *subject.report["notes"], *more]
     return blocks.section("caveats", "Caveats", [blocks.bullets(list(dict.fromkeys(found)))])

@@ -62,8 +62,9 @@ class Heat:
 def choose(found: Predictions, *, count: int, seed: int = 0) -> tuple[IntArray, str]:
     """Return the rows of at most `count` tiles, in their order, and a sentence on how they were chosen.
 
-    All errors, the surest first where there are too many; half of the rest are the least sure of the right ones, the
-    other half is drawn from these by the seed. Classes (of errors, cells of the confusion matrix) take turns.
+    All errors, the most confident first if there are too many; half of the rest are the least confident correct tiles,
+    the other half is drawn from the correct ones by the seed. Classes (of errors, cells of the confusion matrix) take
+    turns.
     """
     total = len(found.ids)
     confidence = probabilities_of(found).max(1)
@@ -79,8 +80,8 @@ def choose(found: Predictions, *, count: int, seed: int = 0) -> tuple[IntArray, 
     drawn = _in_turn(np.random.default_rng(seed).permutation(others), found.labels)[: places - len(unsure)]
     said = f"all {len(errors):,} errors" if len(errors) == len(wrong) else f"{len(errors):,} of {len(wrong):,} errors"
     note = (
-        f"{count:,} of {total:,} tiles: {said}, {len(unsure):,} right ones that are the least sure and {len(drawn):,} "
-        "right ones by chance, classes in turn; errors are more frequent here than in the set"
+        f"{count:,} of {total:,} tiles: {said}, the {len(unsure):,} least confident and {len(drawn):,} random correct "
+        "tiles, balanced over the classes; errors are over-represented"
     )
     return np.sort(np.concatenate([errors, unsure, drawn])), note
 
@@ -191,7 +192,7 @@ def build(
     """Return the gallery of `sscl.report.page.render`.
 
     Args:
-        found: what the classifier said of all tiles, as `comparison.read_predictions` reads it. rows: those to show.
+        found: the predictions of all tiles. rows: those to show.
         pictures, heats: of these, in their order.
         size_px: side of the tiles that the classifier saw, in whose pixels the boxes are.
         target: what the maps explain, in words. threshold: of the boxes.
@@ -226,7 +227,7 @@ def build(
             }
         )
     if lowered:
-        note += f"; {lowered:,} pictures are JPEG of a quality below {QUALITIES[0]}, so that the page stays small"
+        note += f"; {lowered:,} images are JPEGs of quality below {QUALITIES[0]}, to keep the page small"
     colours = cam_plots.heatmap_rgb(np.arange(256)[None] / 255)
     return {
         "classes": list(found.classes),

@@ -11,15 +11,15 @@ from sscl.report.blocks import Block, Section, interval, number
 
 Json = Mapping[str, Any]
 QUESTIONS = {
-    "randomisation": "Do the heatmaps depend on what was learned?",
-    "deletion_insertion": "Does what they mark matter to the classifier?",
-    "equivariance": "Do they turn with the tile?",
-    "box_sensitivity": "Is the box more than its threshold?",
+    "randomisation": "Do the maps depend on the trained weights?",
+    "deletion_insertion": "Does the model rely on what the maps highlight?",
+    "equivariance": "Do the maps rotate and flip with the tile?",
+    "box_sensitivity": "Does the box stay the same when its threshold changes?",
 }
 TARGETS = {
-    "auto": "of two classes the logit of the predicted one less that of the other; of more, the predicted one's",
-    "difference": "the logit of the predicted class less that of the other",
-    "predicted": "the logit of the predicted class",
+    "auto": "logit of the predicted class; with two classes, minus that of the other",
+    "difference": "logit of the predicted class minus that of the other",
+    "predicted": "logit of the predicted class",
 }
 
 
@@ -35,7 +35,7 @@ def heatmaps(name: str, *, config: Json, checks: Json | None, localised: Json | 
     facts = {
         "method": f"{config.get('method', 'gradcam')} of {where}",
         "target": TARGETS.get(config["target"]) or str(config["target"]),
-        "box": f"what is above {config['threshold']:.0%} of the map's maximum",
+        "box": f"largest region above {config['threshold']:.0%} of the maximum of the map",
     }
     found: list[Block] = [blocks.facts(facts)]
     if checks is not None:
@@ -51,9 +51,9 @@ def heatmaps(name: str, *, config: Json, checks: Json | None, localised: Json | 
         found.append(blocks.table(f"On the truth masks of {tiles:,} tiles", lines))
         found.append(
             blocks.paragraph(
-                "A map that finds what decides the class beats a net with random weights, the centre, and the whole "
-                "tile: a point at random as its peak, the largest box. In brackets 95% by Wilson, for tiles that are "
-                "independent."
+                "A map that finds the evidence beats the baselines: a model with random weights, the centre of the "
+                "tile, and the whole tile (a random point as the peak, the largest box). The Wilson 95% intervals in "
+                "brackets assume independent tiles."
             )
         )
     return blocks.section(name, "Heatmaps", found)
@@ -72,13 +72,13 @@ def _check(name: str, check: str, found: Json) -> list[Block]:
             blocks.figure(
                 f"{name}-{check}",
                 lambda path: cam_plots.plot_randomisation(found, path=path, title=title),
-                alt="Agreement of the maps with those of nets that are random from the head down: rank correlation "
+                alt="Agreement of the maps with those of models randomised from the head down: rank correlation "
                 + ", ".join(
                     f"{stage} {value:.2f}"
                     for stage, value in zip(found["stages"], found["rank_correlation"]["mean"], strict=True)
                 ),
-                caption="The classifier is made random from its head down, block by block. Maps that stay alike show "
-                "the tile's edges, not what was learned.",
+                caption="The classifier is randomised from its head down, block by block. Maps that stay similar show "
+                "edges of the tile, not what was learned.",
             )
         )
     elif check == "deletion_insertion" and found["passed"] is not None:
@@ -92,8 +92,8 @@ def _check(name: str, check: str, found: Json) -> list[Block]:
                 f"{name}-{check}",
                 lambda path: cam_plots.plot_deletion_insertion(found, path=path, title=title),
                 alt=f"Areas under the curves: {', '.join(areas)}",
-                caption="What the map marks is blurred first (deletion), or brought back first (insertion), beside "
-                "patches by chance and from the centre outwards.",
+                caption="Probability while the pixels the map highlights are blurred first (deletion) or restored "
+                "first (insertion), compared with random patches and with patches from the centre outwards.",
             )
         )
     elif check == "box_sensitivity" and found["passed"] is not None:
@@ -105,8 +105,8 @@ def _check(name: str, check: str, found: Json) -> list[Block]:
             blocks.figure(
                 f"{name}-{check}",
                 lambda path: cam_plots.plot_box_sensitivity(found, path=path, title=title),
-                alt=f"Share of the tile in the box, by threshold: {', '.join(areas)}",
-                caption="How the box grows, moves and overlaps with its threshold.",
+                alt=f"Fraction of the tile in the box, by threshold: {', '.join(areas)}",
+                caption="Size, position and overlap of the box as its threshold changes.",
             )
         )
     return said

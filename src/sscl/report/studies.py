@@ -19,17 +19,17 @@ def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | 
     """Return how an encoder was pretrained.
 
     Args:
-        name: of the section, see `report_blocks.section`. config: of the run. log: rows of its metrics.jsonl.
+        name: of the section, see `blocks.section`. config: of the run. log: rows of its metrics.jsonl.
         warning: what its last epoch says of collapse; None = nothing. note: a sentence on its part here.
     """
     train, data = config["train"], config["data"]
     sources = data if isinstance(data, list) else [data]
     facts = {
         "encoder": config["model"]["name"],
-        "weights at the start": str(config["model"]["weights"] or "random"),
+        "initial weights": str(config["model"]["weights"] or "random"),
         "tiles": ", ".join(source["root"] for source in sources),
-        "side": f"{sources[0]['size_px']} px",
-        "batch": f"{train['batch_size']} tiles, two views each",
+        "tile size": f"{sources[0]['size_px']} px",
+        "batch size": f"{train['batch_size']} tiles, two views each",
         "loss": f"{train.get('loss', 'nt_xent')} at temperature {train['temperature']:g}",
         "optimizer": f"{train['optimizer']}, learning rate {train['learning_rate']:g}",
         "epochs": f"{log[-1]['epoch'] if log else 0} of {train['epochs']}",
@@ -39,17 +39,17 @@ def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | 
     if log:
         last = log[-1]
         signs = (
-            f"loss {last['loss']:.3f} ({last['loss_relative']:.2f} of that at collapse), similarity "
-            f"{last['positive_similarity']:.2f} of pairs and {last['negative_similarity']:.2f} of others"
+            f"loss {last['loss']:.3f} ({last['loss_relative']:.2f} of the loss at collapse), cosine similarity "
+            f"{last['positive_similarity']:.2f} of positive and {last['negative_similarity']:.2f} of negative pairs"
         )
         signs += f", effective rank {last['effective_rank']:.1f}" if "effective_rank" in last else ""
         knn = last.get("knn_balanced_accuracy")
-        signs += f", kNN balanced accuracy {knn:.3f}" if knn is not None else ""
+        signs += f", k-NN balanced accuracy {knn:.3f}" if knn is not None else ""
         found.append(
             blocks.verdict(
                 warning is None,
-                "Did it learn to tell tiles apart?",
-                f"{'No sign of collapse' if warning is None else warning} in the last epoch: {signs}.",
+                "Is the encoder free of collapse?",
+                f"{'No indication of collapse' if warning is None else warning} in the last epoch: {signs}.",
             )
         )
         series = [
@@ -60,14 +60,14 @@ def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | 
         by_source = list(dict.fromkeys(key for row in log for key in row if re.match(r"loss_\d", key)))
         series += [("loss of each source", by_source)] if by_source else []
         if any("knn_balanced_accuracy" in row for row in log):
-            series.append(("kNN balanced accuracy", ["knn_balanced_accuracy"]))
+            series.append(("k-NN balanced accuracy", ["knn_balanced_accuracy"]))
         found.append(
             blocks.figure(
                 name,
                 lambda path: charts.plot_history(log, series=series, path=path, title=""),
                 alt=f"Pretraining over {len(log)} epochs; at the end {signs}",
-                caption="Two views of a tile should be alike (positive similarity), those of different tiles not "
-                "(negative similarity). An effective rank near 1 is collapse.",
+                caption="Two views of the same tile should be similar (positive similarity), views of different tiles "
+                "dissimilar (negative similarity). An effective rank near 1 indicates collapse.",
             )
         )
     return blocks.section(name, "Pretraining", found)
@@ -77,26 +77,26 @@ def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
     """Return what an audit of the split found. pairs: picture of the pairs; None = there is none."""
     counts, kinds = report["counts"], report["counts"]["pairs"]
     facts = {
-        "equal pixels": f"{kinds['exact']:,} pairs",
+        "identical pixels": f"{kinds['exact']:,} pairs",
         "near-duplicates by hash": f"{kinds['hash']:,} pairs",
-        "overlapping, by keypoints": f"{kinds['keypoints']:,} pairs",
+        "overlapping crops by keypoints": f"{kinds['keypoints']:,} pairs",
         "across splits": f"{counts['pairs_across']:,} pairs",
         "clusters": f"{counts['clusters']:,}, of up to {counts['largest_cluster']} tiles; "
         f"{counts['tiles_in_clusters']:,} of {counts['tiles']:,} tiles"
         if counts["clusters"]
         else "none",
-        "tiles to look at": ", ".join(f"{count} {kind}" for kind, count in sorted(counts["flagged"].items())) or "none",
+        "outliers": ", ".join(f"{count} {kind}" for kind, count in sorted(counts["flagged"].items())) or "none",
     }
     parts = [["part", "folder", "tiles", "groups (slides, patients or clusters)"]]
     for part, of in report["parts"].items():
-        groups = "not known" if of["groups"] is None else f"{of['groups']:,}"
+        groups = "unknown" if of["groups"] is None else f"{of['groups']:,}"
         parts.append([part, of["root"], f"{of['tiles']:,}", groups])
     found = [
         blocks.verdict(
-            not report["leakage"], "Do the splits hold different tiles?", blocks.sentence(report["verdict"])
+            not report["leakage"], "Do the splits have no tiles in common?", blocks.sentence(report["verdict"])
         ),
         blocks.facts(facts),
-        blocks.table("Looked at", parts, numeric_from=2),
+        blocks.table("Audited folders", parts, numeric_from=2),
     ]
     if report["pairs"]:
         lines = [["first", "second", "found by", "across splits", "correlation"]]
@@ -104,18 +104,20 @@ def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
             ends = [f"{pair[end]['part']}: {pair[end]['id']}" for end in ("first", "second")]
             lines.append([*ends, pair["kind"], "yes" if pair["across"] else "no", number(pair["score"])])
         more = len(report["pairs"]) - _PAIRS
-        rest = f", the most serious {_PAIRS} of {len(report['pairs']):,}" if more > 0 else ""
-        found.append(blocks.table(f"Pairs of tiles that show the same{rest}", lines, numeric_from=4))
+        rest = f", the {_PAIRS} most serious of {len(report['pairs']):,}" if more > 0 else ""
+        found.append(blocks.table(f"Near-duplicate pairs{rest}", lines, numeric_from=4))
     if pairs is not None:
-        caption = f"Pairs of tiles, those across splits first and in a thick frame; larger in {pairs}."
-        found.append(blocks.picture(pairs, alt=f"Sheet of pairs of tiles. {report['verdict']}", caption=caption))
+        caption = f"Near-duplicate pairs; those across splits come first, in a thick frame. Full size: {pairs}."
+        found.append(
+            blocks.picture(pairs, alt=f"Contact sheet of near-duplicate pairs. {report['verdict']}", caption=caption)
+        )
     found += [blocks.bullets(report["notes"])] if report["notes"] else []
     sets = dict.fromkeys(blocks.name_of(of["root"]) for of in report["parts"].values())
     return blocks.section(name, f"Audit of {', '.join(sets)}", found)
 
 
 def provenance(folders: Mapping[str, tuple[Json, str]]) -> Section:
-    """Return how everything can be made again.
+    """Return the commands, configurations and versions behind everything on the page.
 
     Args:
         folders: {what it is called: (its env.json, the text of its config.yaml)}.
@@ -123,8 +125,8 @@ def provenance(folders: Mapping[str, tuple[Json, str]]) -> Section:
     lines = [["folder", "command", "date"]]
     for name, (environment, _) in folders.items():
         lines.append([name, *(str(environment.get(key, "unknown")) for key in ("command", "date"))])
-    found = [blocks.table("What was run", lines, numeric_from=len(lines[0]))]
+    found = [blocks.table("Commands", lines, numeric_from=len(lines[0]))]
     for name, (environment, text) in folders.items():
         versions = [f"# {key}: {value}" for key, value in environment.items() if key not in ("command", "date")]
         found.append(blocks.code(f"{name}: configuration and versions", "\n".join([*versions, text])))
-    return blocks.section("provenance", "How to make it again", found)
+    return blocks.section("provenance", "Reproduce", found)

@@ -45,10 +45,9 @@ class Subject:
         return None if name is None else self.found.classes.index(name)
 
     @property
-    def decided_from(self) -> float | None:
-        """Confidence from which on a tile is decided."""
-        abstention = self.report.get("coverage", {}).get("abstention")
-        return None if abstention is None else float(abstention["threshold"])
+    def decided_from(self) -> float:
+        """Confidence below which the classifier abstains."""
+        return float(self.report["coverage"]["abstention"]["threshold"])
 
     @property
     def set_name(self) -> str:
@@ -87,11 +86,13 @@ def read_subject(folder: Path, split: str) -> Subject:
         report = subject.report
         _ = subject.positive, subject.decided_from, report["data"]["root"], report["data_fingerprint"]
         if report["split"] != split:
-            raise Damaged(f"{there}: metrics.json is of the split {report['split']!r}; evaluate it again")
+            raise Damaged(f"{there}: metrics.json is of the split {report['split']!r}; run sscl eval again")
         counted = confusion_matrix(subject.found.labels, subject.found.predictions, num_classes=len(trained.classes))
         same = tuple(subject.found.classes) == trained.classes and counted.tolist() == report["confusion_matrix"]
         if not same or len(subject.found.ids) != report["tiles"]:
-            raise Damaged(f"{there}: predictions.csv and metrics.json are not of this classifier; evaluate it again")
+            raise Damaged(
+                f"{there}: predictions.csv and metrics.json do not belong to this checkpoint; run sscl eval again"
+            )
     return subject
 
 
@@ -107,7 +108,7 @@ def interrupted(subject: Subject) -> list[str]:
     train, epochs = subject.trained.finetune_config.train, len(subject.log)
     if not epochs or epochs >= train.epochs or epochs - subject.trained.epoch >= train.patience:
         return []
-    return [f"training ended after epoch {epochs} of {train.epochs}: it was interrupted"]
+    return [f"training was interrupted after epoch {epochs} of {train.epochs}"]
 
 
 def count_tiles(
@@ -129,7 +130,7 @@ def count_tiles(
             counts[split] = tiles.class_counts()
             groups[split] = None if tiles.groups is None else len(np.unique(tiles.groups))
     except (ValueError, FileNotFoundError) as error:
-        caveats.append(f"the training tiles are not counted: {str(error).splitlines()[0]}")
+        caveats.append(f"the training tiles could not be counted: {str(error).splitlines()[0]}")
     split = subject.report["split"]
     counts[split] = subject.report["class_counts"]
     groups[split] = None if subject.found.groups is None else len(set(subject.found.groups))

@@ -40,14 +40,14 @@ def build_gallery(
     try:
         tiles = load_tiles(data, split=config.split, progress=config.progress)
     except (ValueError, FileNotFoundError) as error:
-        hint = "give data.root=..., or tiles=0 for a page without a gallery"
+        hint = "give data.root=..., or set tiles=0 for a page without a gallery"
         raise type(error)(f"data.root: {str(error).splitlines()[0]}; {hint}") from error
     check_classes(tiles, trained.classes, checkpoint=str(subject.folder), root=data.root)
     chosen, how = gallery.choose(subject.found, count=config.tiles)
     rows = rows_of(tiles, subject, chosen, root=data.root)
     evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
     if evaluated.fingerprint != subject.report["data_fingerprint"]:
-        caveats.append(f"the tiles of {data.root} are not, bit for bit, those that were evaluated")
+        caveats.append(f"the tiles in {data.root} differ from the evaluated ones (another fingerprint)")
     target = resolve_target(settings.target, subject.found.classes)
     mean, std = normalisation(trained, device)
     files = [tile_file(data, tiles.ids[row]) for row in rows]
@@ -72,8 +72,8 @@ def build_gallery(
     others = sum(heat.prediction != subject.found.predictions[row] for heat, row in zip(heats, chosen, strict=True))
     if others:
         caveats.append(
-            f"{others} of {len(chosen)} tiles of the gallery are predicted otherwise than in the evaluation, and their "
-            "maps explain the other class: it used test-time augmentation, other tiles or another device"
+            f"{others} of {len(chosen)} gallery tiles are predicted differently than in the evaluation, and their maps "
+            "explain that prediction: the evaluation used test-time augmentation, other tiles or another device"
         )
     pixels = (tiles.images[row] for row in rows)
     notes = [how, *picture_notes(data, from_files=whole), *map_notes(settings, checks)]
@@ -104,8 +104,8 @@ def rows_of(tiles: Tiles, subject: Subject, chosen: IntArray, *, root: str) -> I
         if row is None or tiles.labels[row] != subject.found.labels[at]:
             what = "has no tile" if row is None else "has another label for"
             raise ValueError(
-                f"data.root: {root} {what} {name}, which {subject.evaluated} was made of; give data.root=..., evaluate "
-                "again, or take tiles=0 for a page without a gallery"
+                f"data.root: {root} {what} {name}, which {subject.evaluated} evaluated; give data.root=..., run sscl "
+                "eval again, or set tiles=0 for a page without a gallery"
             )
         rows.append(row)
     return np.array(rows, dtype=np.int64)
@@ -119,28 +119,28 @@ def tile_file(data: DataConfig, name: str) -> Path | None:
 
 
 def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
-    """Return what to know of the pictures."""
+    """Return what a reader must know about the images."""
     if not from_files:
         return []
     stain = "" if data.stain == "none" else f", after {data.stain} stain normalisation"
-    return [f"pictures are of the files, at most {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
+    return [f"images are the original files, up to {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
 
 
 def explained(target: str | int, settings: GradcamConfig, classes: Sequence[str]) -> str:
     """Return what the maps show, in words."""
     if settings.method == "eigencam":
-        return "the features' main pattern, whatever the class"
+        return "main pattern of the features, independent of the class"
     if target == "difference":
-        return "logit of the predicted class less that of the other"
+        return "logit of the predicted class minus that of the other"
     return "logit of the predicted class" if target == "predicted" else f"logit of {classes[int(target)]}"
 
 
 def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list[str]:
-    """Return what to know of the maps."""
+    """Return what a reader must know about the maps."""
     said = [f"maps: {settings.method} of {describe_layer(settings.layer, settings.fuse)}"]
     if checks is None:
-        return [*said, "these maps were not checked (sscl gradcam checks=true)"]
+        return [*said, "these maps were not checked (run sscl gradcam with checks=true)"]
     failed = [question.rstrip("?").lower() for name, question in QUESTIONS.items() if checks[name]["passed"] is False]
     if failed:
-        return [*said, f"of their checks, failed: {'; '.join(failed)} (see Heatmaps)"]
-    return [*said, "their checks: none failed (see Heatmaps)"]
+        return [*said, f"failed checks: {'; '.join(failed)} (see Heatmaps)"]
+    return [*said, "no check failed (see Heatmaps)"]

@@ -112,8 +112,8 @@ def test_a_tile_says_what_it_is_and_what_it_is_taken_for(page, content):
     by_name = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
     seen = page.evaluate("""() => [...document.querySelectorAll('.tile')].map((tile) => {
         const text = (place) => tile.querySelector(place)?.textContent ?? '';
-        const places = ['.id bdi', '.sign', '.said .name', '.confidence', '.truth bdi', '.abstained', '[title^=annotators]'];
-        return places.map(text);
+        const places = ['.id bdi', '.sign', '.said .name', '.confidence', '.truth bdi', '.abstained'];
+        return [...places, '[title^=annotators]'].map(text);
     })""")
     assert len({outcome(by_name[name]) for name, *_ in seen}) == 6
     for name, sign, said, sure, truth, abstained, agreement in seen:
