@@ -27,6 +27,7 @@ def test_overview_and_version(capsys):
     for words in ((), ("--help",), ("-h",)):
         code, out, err = call(capsys, *words)
         assert (code, err) == (0, [])
+        assert max(map(len, out.splitlines())) <= 80
         for name, command in cli.COMMANDS.items():
             assert any(line.split() == [*name.split(), *command.summary.split()] for line in out.splitlines())
     assert call(capsys, "--version") == (0, f"sscl {__version__}\n", [])
@@ -45,7 +46,7 @@ def test_overview_and_version(capsys):
         (["eval", "--resume"], "--resume", "--config, --overwrite"),
         (["pretrain", "--config"], "--config", ""),
         (["pretrain", "--config", "none.yaml"], "--config", "none.yaml"),
-        (["pretrain", "train.epochs"], "argument 'train.epochs'", "key.path=value"),
+        (["pretrain", "train.epochs"], "argument 'train.epochs'", "KEY=VALUE"),
         ([*COMPLETE, "train.epoch=1"], "train.epoch", "did you mean train.epochs?"),
         ([*COMPLETE, "--resume", "--overwrite"], "--resume", "--overwrite"),
         ([*COMPLETE, "--resume"], "r", "checkpoints/last.pt"),
@@ -82,7 +83,7 @@ def test_a_bare_word_is_the_positional_key_of_the_command_that_has_one():
     assert cli.as_overrides(download, ["", "a", "b"]) == ["", "name=a", "b"]
     assert cli.as_overrides(pretraining, ["run=r", "a"]) == ["run=r", "a"]
     taking = [name for name, command in cli.COMMANDS.items() if command.positional]
-    assert taking == ["configs", "data download", "compare", "predict", "report"]
+    assert taking == ["configs", "data download", "compare", "report", "predict"]
 
 
 def test_bare_words_are_the_list_of_a_command_that_takes_many():
@@ -103,7 +104,6 @@ def test_bare_words_are_the_list_of_a_command_that_takes_many():
         (PermissionError(13, "Permission denied", "/r"), 2, "sscl: /r: Permission denied"),
         (NotADirectoryError(20, "Not a directory", "/r/x"), 2, "sscl: /r/x: Not a directory"),
         (OSError(28, "No space left on device"), 2, "sscl: [Errno 28] No space left on device"),
-        (KeyboardInterrupt(), 130, "sscl: interrupted; what was written up to the last epoch is whole"),
     ],
 )
 def test_what_a_command_raises(error, code, line, monkeypatch, capsys):
@@ -112,6 +112,27 @@ def test_what_a_command_raises(error, code, line, monkeypatch, capsys):
 
     monkeypatch.setattr(pretrain, "main", fail)
     assert call(capsys, *COMPLETE) == (code, "", [line])
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "advice"),
+    [
+        (COMPLETE, "pretrain", "--resume"),
+        (["finetune", "run=r", "data.root=d"], "finetune", "--overwrite"),
+        (["eval", "checkpoint=c"], "evaluate", "--overwrite"),
+        (["data", "synth", "root=r"], "data", "nothing is written"),
+        (["compare", "a", "b"], "compare", "reused"),
+    ],
+)
+def test_after_ctrl_c_each_command_says_how_to_go_on(words, module, advice, monkeypatch, capsys):
+    def interrupt(config, **flags):
+        raise KeyboardInterrupt
+
+    name = "synth" if module == "data" else "main"
+    monkeypatch.setattr(f"sscl.commands.{module}.{name}", interrupt)
+    code, _, (line,) = call(capsys, *words)
+    assert (code, line.startswith("sscl: interrupted; ")) == (130, True)
+    assert advice in line
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])

@@ -8,107 +8,156 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sscl.config import Section
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: where its function is, what its configuration is called, and which flags it takes."""
+    """A command: where its function is, what its configuration is called, and which flags it has."""
 
     function: str  # module:function
     config: str  # class in sscl.config
     summary: str
     flags: tuple[str, ...] = ()
-    options: tuple[tuple[str, str], ...] = ()  # name and key of each that takes a value: --folds 5 is train.folds=5
+    options: tuple[tuple[str, str], ...] = ()  # name and key of each that has a value: --folds 5 is train.folds=5
     positional: str | None = None  # the key that a word without = sets
-    many: bool = False  # whether that key takes all such words, as a list
+    many: bool = False  # whether that key is the list of all such words
+    interrupted: str = "every file is complete or absent; run it again with --overwrite"  # said after Ctrl-C
 
 
 COMMANDS = {
-    "demo": Command("demo:main", "DemoConfig", "the whole method on synthetic polyps, in minutes", ("overwrite",)),
-    "configs": Command("configs:main", "ConfigsConfig", "list the shipped configs, or print one", positional="name"),
-    "data synth": Command("data:synth", "SynthConfig", "write procedural polyp tiles in the MHIST layout"),
-    "data download": Command("download:main", "DownloadConfig", "fetch PathMNIST, checked by md5", positional="name"),
+    "demo": Command("demo:main", "DemoConfig", "run the whole method on synthetic polyps, in minutes", ("overwrite",)),
+    "configs": Command(
+        "configs:main",
+        "ConfigsConfig",
+        "list the configs that come with sscl, or print one",
+        positional="name",
+        interrupted="nothing is written",
+    ),
+    "data synth": Command(
+        "data:synth",
+        "SynthConfig",
+        "write synthetic polyp tiles in MHIST's layout",
+        interrupted="nothing is written; run it again",
+    ),
+    "data download": Command(
+        "download:main",
+        "DownloadConfig",
+        "download PathMNIST and verify its checksum",
+        positional="name",
+        interrupted="run it again to continue the download",
+    ),
     "data inspect": Command(
-        "data:inspect", "InspectConfig", "count tiles; draw contact sheet, distribution and two views", ("overwrite",)
+        "data:inspect", "InspectConfig", "count the tiles; show samples, classes and augmentations", ("overwrite",)
     ),
     "data audit": Command(
-        "audit:main",
-        "AuditConfig",
-        "check a split for leakage; list near-duplicates and outliers",
-        ("overwrite", "strict"),
+        "audit:main", "AuditConfig", "find duplicates within and across splits, and outliers", ("overwrite", "strict")
     ),
     "pretrain": Command(
-        "pretrain:main", "PretrainConfig", "contrastive pretraining without labels", ("resume", "overwrite")
+        "pretrain:main",
+        "PretrainConfig",
+        "train an encoder without labels (SimCLR)",
+        ("resume", "overwrite"),
+        interrupted="--resume continues from the last complete epoch, if there is one; --overwrite starts again",
     ),
     "finetune": Command(
         "finetune:main",
         "FinetuneConfig",
-        "train a classifier with labels; cross-validate it",
+        "train a classifier with labels, or cross-validate it",
         ("overwrite",),
         options=(("folds", "train.folds"),),
+        interrupted=(
+            "checkpoints/best.pt, if there is one, is the best of the complete epochs; --overwrite starts again, and "
+            "with --folds the same command continues with the folds that are missing"
+        ),
     ),
-    "eval": Command("evaluate:main", "EvalConfig", "metrics with intervals, confusion matrix, curves", ("overwrite",)),
+    "eval": Command(
+        "evaluate:main", "EvalConfig", "metrics with 95% intervals, confusion matrix, curves", ("overwrite",)
+    ),
     "compare": Command(
         "compare:main",
         "CompareConfig",
-        "runs over seeds and label shares, or finished ones, side by side",
+        "compare runs over seeds and label fractions, or finished runs",
         ("overwrite",),
         positional="finished",
         many=True,
+        interrupted="run it again: complete runs are reused",
     ),
     "probe": Command(
-        "probe:main", "ProbeConfig", "what frozen features are worth: linear probe and kNN, by encoder", ("overwrite",)
+        "probe:main",
+        "ProbeConfig",
+        "compare encoders by linear probe and k-NN",
+        ("overwrite",),
+        interrupted="run it again with --overwrite: features that are complete are read from the cache",
     ),
+    "embed": Command("embed:main", "EmbedConfig", "embeddings of a tile set, 2D maps and clusters", ("overwrite",)),
     "gradcam": Command("gradcam:main", "GradcamConfig", "heatmaps and boxes: where the model looked", ("overwrite",)),
+    "report": Command(
+        "report:main",
+        "ReportConfig",
+        "one HTML page of runs, with a gallery of tiles to review",
+        ("overwrite",),
+        positional="runs",
+        many=True,
+    ),
     "predict": Command(
         "predict:main",
         "PredictConfig",
-        "the classes of new tiles, calibrated, with abstention",
+        "classify new tiles: calibrated probabilities, abstention",
         ("overwrite",),
         options=(("checkpoint", "checkpoint"),),
         positional="paths",
         many=True,
     ),
-    "report": Command(
-        "report:main",
-        "ReportConfig",
-        "one page (HTML, no network) of runs, with a gallery of tiles to review",
-        ("overwrite",),
-        positional="runs",
-        many=True,
-    ),
-    "embed": Command("embed:main", "EmbedConfig", "embeddings, 2D maps, clusters of a tile set", ("overwrite",)),
     "export": Command(
-        "export:main", "ExportConfig", "the trunk or classifier as files for other programs", ("overwrite",)
+        "export:main", "ExportConfig", "write the encoder or classifier for other programs", ("overwrite",)
     ),
 }
-FLAG_HELP = {
-    "checkpoint": "RUN: the finetune run folder, or checkpoint file (checkpoint=RUN)",
-    "folds": "K: cross-validation (train.folds=K); again after an interruption, it keeps the folds that are complete",
-    "resume": "go on from the run folder's last checkpoint",
-    "overwrite": "replace what is to be written, if it is sscl's",
-    "strict": "end with exit code 1 where the split leaks",
+STAGES = {
+    "First steps": ("demo", "configs"),
+    "Data": ("data synth", "data download", "data inspect", "data audit"),
+    "Train": ("pretrain", "finetune"),
+    "Evaluate": ("eval", "compare", "probe", "embed"),
+    "Explain": ("gradcam", "report"),
+    "Use": ("predict", "export"),
+}
+OPTIONS = {  # how each is written, and what it does
+    "config": ("FILE|NAME", "YAML file, or the name of a shipped config (sscl configs lists them)"),
+    "checkpoint": ("RUN", "finetune run folder or checkpoint file (checkpoint=RUN)"),
+    "folds": ("K", "K-fold cross-validation (train.folds=K); run again, it continues with the missing folds"),
+    "resume": ("", "continue from the run folder's last checkpoint"),
+    "overwrite": ("", "replace what sscl wrote there before"),
+    "strict": ("", "exit with code 1 if the split leaks"),
 }
 
 
 def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
     """Return the text of `sscl --help`, or of a group of commands."""
-    width = max(map(len, commands))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    width = max(map(len, COMMANDS))
+    lines = []
+    for stage, names in STAGES.items():
+        rows = [f"  {name:<{width}}  {commands[name].summary}" for name in names if name in commands]
+        lines += ["", stage, *rows] if rows else []
     return "\n".join(
         [
-            "usage: sscl COMMAND [--config FILE.yaml|NAME] [key.path=value ...]",
+            "usage: sscl COMMAND [--config FILE|NAME] [KEY=VALUE ...]",
             "",
-            "Self-supervised contrastive learning on H&E colon tiles.",
-            "",
+            "Classifiers of H&E tiles from few labels: self-supervised pretraining,",
+            "fine-tuning, evaluation, and heatmaps of where the model looked.",
             *lines,
             "",
-            "`sscl COMMAND --help` lists every key with its default.",
+            "sscl COMMAND --help lists every key with its default. KEY=VALUE, as in",
+            "train.epochs=10, comes on top of the YAML file.",
         ]
     )
 
@@ -116,9 +165,9 @@ def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0, or what the command returns: 1 for what --strict forbids, 3 for files that predict could not read; 2 after a line
-    on standard error for each fault that the user can mend; 130 after Ctrl-C; 141 where the reader of the output has
-    left. A traceback is for our own bugs.
+    0, or what the command returns: 1 for what --strict forbids, 3 for files that predict could not read; 2 for bad
+    input, after one line on standard error for each fault; 130 after Ctrl-C; 141 if the reader of the output is gone.
+    A traceback is for our own bugs.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -133,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # ours carry a sentence; the system's a file: not allowed, not there, disk full
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; what was written up to the last epoch is whole")
+        name = _named(words)
+        _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")
         return 130
     except MemoryError:
         return _fail(f"out of memory: {_less_memory()}")
@@ -164,14 +214,19 @@ def _dispatch(words: Sequence[str]) -> int:
 
         print(f"sscl {__version__}")
         return 0
-    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
     group = {key: command for key, command in COMMANDS.items() if key.split()[0] == words[0] and key != words[0]}
     if group and words[1:] and words[1] in ("-h", "--help"):
         print(overview(group))
         return 0
-    if name not in COMMANDS:
+    name = _named(words)
+    if name is None:
         raise ValueError(_no_command(words))
     return _run(name, words[len(name.split()) :])
+
+
+def _named(words: Sequence[str]) -> str | None:
+    """Return the command that the first words name, None where there is no such command."""
+    return next((name for n in (2, 1) if (name := " ".join(words[:n])) in COMMANDS), None)
 
 
 def _no_command(words: Sequence[str]) -> str:
@@ -206,17 +261,11 @@ def _run(name: str, words: Sequence[str]) -> int:
 
     kind = getattr(configs, command.config)
     if given.help:
-        flags = "".join(f" [--{flag}]" for flag in command.flags)
-        flags += "".join(f" [--{option} K]" for option, _ in command.options)
-        word = f" [{command.positional.upper()}{' ...' if command.many else ''}]" if command.positional else ""
-        print(f"usage: sscl {name}{word} [--config FILE.yaml|NAME]{flags} [key.path=value ...]\n\n{kind.__doc__}\n")
-        for flag in (*command.flags, *(option for option, _ in command.options)):
-            print(f"  --{flag:<12}{FLAG_HELP[flag]}")
-        print(f"\nkeys, defaults, meanings:\n{configs.help_text(kind)}")
+        print(_help(name, kind))
         return 0
     if unknown:
-        flags = ", ".join(f"--{flag}" for flag in ("config", *command.flags, *dict(command.options)))
-        raise ValueError(f"{unknown[0]}: unknown option; allowed are {flags} and key.path=value")
+        flags = ", ".join(f"--{option}" for option in _options(command))
+        raise ValueError(f"{unknown[0]}: unknown option; allowed are {flags} and KEY=VALUE")
     overrides = as_overrides(command, given.overrides)
     overrides += [f"{key}={value}" for option, key in command.options if (value := getattr(given, option)) is not None]
     config = configs.load_config(kind, given.config, overrides=overrides)
@@ -231,10 +280,29 @@ def _run(name: str, words: Sequence[str]) -> int:
     return code or 0
 
 
+def _help(name: str, kind: type[Section]) -> str:
+    """Return the text of `sscl COMMAND --help`, as wide as the terminal; 80 columns where there is none."""
+    from sscl.config.help import columns, help_text, wrapped
+
+    command, width = COMMANDS[name], min(shutil.get_terminal_size().columns, 120)
+    options = {f"--{option} {OPTIONS[option][0]}".rstrip(): OPTIONS[option][1] for option in _options(command)}
+    word = [f"[{command.positional.upper()}{' ...' if command.many else ''}]"] if command.positional else []
+    words = [*word, *(f"[{option}]" for option in options), "[KEY=VALUE ...]"]
+    whole = [word.replace(" ", "\N{NO-BREAK SPACE}") for word in words]  # not wrapped within
+    usage = wrapped(" ".join(["usage: sscl", name, *whole]), width=width, indent=" " * 7)
+    parts = [usage.replace("\N{NO-BREAK SPACE}", " "), wrapped(inspect.getdoc(kind) or "", width=width)]
+    parts += ["\n".join(["Options", *columns(options, width=width)]), help_text(kind, width=width)]
+    return "\n\n".join(parts)
+
+
+def _options(command: Command) -> tuple[str, ...]:
+    return ("config", *command.flags, *dict(command.options))
+
+
 def as_overrides(command: Command, words: Sequence[str]) -> list[str]:
     """Return the words as key.path=value: those without = are the value of the command's positional key, if any.
 
-    Unless that key takes many, it takes the first one. A word with a / before its = is a path: no key has one.
+    If that key is no list, its value is the first of them. A word with a / before its = is a path: no key has one.
     """
     bare = [i for i, word in enumerate(words) if word and ("=" not in word or "/" in word.partition("=")[0])]
     if command.positional is None or not bare:

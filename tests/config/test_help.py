@@ -7,7 +7,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from sscl import cli, config
-from sscl.config import PretrainConfig
+from sscl.config import PretrainConfig, help_text
 
 
 def own_keys(kind: Any, prefix: str = "") -> dict[str, Any]:
@@ -27,37 +27,66 @@ def own_keys(kind: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def entries(text: str) -> dict[str, tuple[str | None, str]]:
+    """Every key of a help text with its default, None where it is required, and its meaning."""
+    found: dict[str, tuple[str | None, str]] = {}
+    key = ""
+    for line in text.splitlines():
+        if line.startswith("  ") and line[2:3].strip() and not line.startswith("  --"):
+            head, _, rest = line[2:].partition("  ")
+            key, equals, default = head.partition("=")
+            found[key] = (default if equals else None, rest.strip())
+        elif line.startswith("   ") and key:
+            found[key] = (found[key][0], f"{found[key][1]} {line.strip()}".strip())
+        else:
+            key = ""
+    return found
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_lists_every_key_with_its_default(name, capsys):
     assert cli.main([*name.split(), "--help"]) == 0
     text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
     for flag in cli.COMMANDS[name].flags:
         assert f"\n  --{flag}" in text
-    for key, default in own_keys(getattr(config, cli.COMMANDS[name].config)).items():
-        line = next(line for line in text.splitlines() if line.split()[:1] == [key])
-        rest = line.removeprefix(f"  {key}").strip()
+    shown = entries(text)
+    wanted = own_keys(getattr(config, cli.COMMANDS[name].config))
+    assert set(wanted) <= set(shown)
+    for key, default in wanted.items():
+        given, meaning = shown[key]
+        assert len(meaning) > 5, key
         if default is PydanticUndefined:
-            assert rest.startswith("(required)  ")
+            assert given is None
             continue
-        shown, _, meaning = rest.partition("  ")
-        value = yaml.safe_load(shown)
         expected = list(default) if isinstance(default, tuple) else default
         numbers = isinstance(expected, float) or (
             isinstance(expected, list) and all(isinstance(entry, (int, float)) for entry in expected)
         )
-        assert value == (pytest.approx(expected, rel=1e-5) if numbers else expected), key
-        assert meaning.strip(), f"{key} has no line of documentation"
+        assert yaml.safe_load(given) == (pytest.approx(expected, rel=1e-5) if numbers else expected), key
 
 
-def test_help_shows_the_keys_of_lists_of_sections():
-    text = config.help_text(PretrainConfig)
-    assert "\n  data.root " in text
-    assert "\n  data.weight " in text
-    assert "data.N" not in text
-    listed = config.help_text(config.ProbeConfig)
-    assert "\n  encoders.N.name " in listed
-    assert "\n  sets.N.root " in listed
+def test_required_keys_come_first_and_the_others_by_section():
+    heads = [line.partition(":")[0] for line in help_text(PretrainConfig).splitlines() if line[:1].strip()]
+    assert heads[:2] == ["Required", "Keys and their defaults"]
+    assert heads[2:] == ["data", "augment", "model", "projection", "train", "health", "log"]
+    required = help_text(PretrainConfig).split("\n\n")[0]
+    assert list(entries(required)) == ["run", "data.root"]
+
+
+def test_keys_of_lists_of_sections_have_a_number():
+    assert "data.weight" in entries(help_text(PretrainConfig))
+    listed = entries(help_text(config.ProbeConfig))
+    assert listed["encoders.N.name"][0] is None
+    assert "(required)" in listed["encoders.N.name"][1]
+    assert "sets.N.root" in listed
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_lines_are_as_wide_as_the_terminal(width):
+    lines = help_text(PretrainConfig, width=width).splitlines()
+    assert width - 12 < max(map(len, lines)) <= width
 
 
 def test_help_lists_the_allowed_words():
-    assert "[sgd | lars | adamw]" in config.help_text(PretrainConfig)
+    assert "[sgd | lars | adamw]" in " ".join(help_text(PretrainConfig).split())

@@ -320,7 +320,7 @@ def test_another_address_is_held_to_the_same_checksum(server, tmp_path, capsys):
             "did you mean pathmnist_64? (command line)",
         ),
         ([], "name: missing; set it in the YAML file, or give name=VALUE (command line)"),
-        (["pathmnist", "again"], "argument 'again': must be key.path=value, as in train.epochs=10"),
+        (["pathmnist", "again"], "argument 'again': must be KEY=VALUE, as in train.epochs=10"),
         (
             ["pathmnist", "url=ftp://x/y"],
             "url: got 'ftp://x/y', expected an address that begins with http:// or https://",

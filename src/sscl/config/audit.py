@@ -16,7 +16,8 @@ class AuditConfig(Section):
     data: DataConfig
     against: Annotated[tuple[DataConfig, ...], Listed] = setting(
         (),
-        "sets used in pretraining, [{source: folder, root: A}, ...]: their training tiles must not be near-duplicates of test tiles",
+        "sets used in pretraining, [{source: folder, root: A}, ...]: their training tiles must not be near-duplicates "
+        "of test tiles",
     )
     run: str | None = setting(None, "a run folder or checkpoint; the sets it was trained on are added to against")
     encoder: EncoderConfig = EncoderConfig()

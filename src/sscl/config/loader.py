@@ -109,7 +109,7 @@ def parse_value(text: str) -> Any:
 def _set_key(content: dict[str, Any], text: str) -> None:
     dotted, equals, raw = text.partition("=")
     if not equals or not all(dotted.split(".")):
-        raise ValueError(f"argument {text!r}: must be key.path=value, as in train.epochs=10")
+        raise ValueError(f"argument {text!r}: must be KEY=VALUE, as in train.epochs=10")
     value = parse_value(raw)
     *parents, last = dotted.split(".")
     place: Any = content
