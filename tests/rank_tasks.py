@@ -43,12 +43,12 @@ def contrast(
         layer.bias.fill_(0.1)
     a, b = layer(torch.cat([share(first), share(second)])).chunk(2)
     honest = ranks.gather
-    ranks.gather = gather or honest
+    ranks.gather = gather or honest  # type: ignore[assignment]
     try:
         loss = loss_of(a, b)
     finally:
         ranks.gather = honest
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert layer.weight.grad is not None
     assert layer.bias.grad is not None
     # What DistributedDataParallel does, without the seconds it takes to import; `train` has the real one.
@@ -85,7 +85,8 @@ class Net(nn.Module):
         self.to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.projection(self.layers(x.to(self.projection.weight.dtype)))
+        rows: torch.Tensor = self.projection(self.layers(x.to(self.projection.weight.dtype)))
+        return rows
 
 
 def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:

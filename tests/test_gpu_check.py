@@ -76,7 +76,7 @@ def test_all_is_well(tiles, tmp_path, monkeypatch, capsys):
     assert report["torch"] == torch.__version__
     assert report["device"].startswith("cpu")
     assert "| tests | passed | " in text
-    assert "Output of" not in text
+    assert "End of the output" not in text
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == ["gpu_check.json", "gpu_check.md"]
     assert text in capsys.readouterr().out
 
@@ -105,9 +105,14 @@ def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(til
     assert said[0] == ("failed", "exit status 3")
     assert said[1][0] == "cut"
     assert said[1][1].startswith("stopped after its 1 s")  # 0.3 of 2.3 parts of what is left of 10 s
-    assert said[2:] == [("passed", ""), ("skipped", "there is no absent.pt")]
+    assert said[2:] == [("passed", ""), ("skipped", "no absent.pt")]
     assert report["parts"][1]["tail"] == ["begun"]
-    for line in ("| benchmark | cut: stopped after its 1 s | ", "## Output of tests, its end", "broken", "pretrained"):
+    for line in (
+        "| benchmark | cut: stopped after its 1 s | ",
+        "## End of the output of tests",
+        "broken",
+        "pretrained",
+    ):
         assert line in text
     time.sleep(max(0.0, 5 - (time.monotonic() - started)))
     assert not child.exists(), "what a part had started went on after it was stopped"

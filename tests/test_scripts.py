@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -150,3 +151,17 @@ def test_install_does_nothing_when_all_is_there(before, after, again, tmp_path):
     install(root, before)
     program(root, ".venv/bin/sscl", "exit 0")
     assert ("pip install" in install(root, after)) == again
+
+
+def test_ruff_and_mypy_look_at_every_python_script():
+    """Scripts without a suffix are seen only where pyproject.toml names them."""
+    text = (ROOT / "pyproject.toml").read_text()
+    ruff, mypy = (
+        re.search(rf"^{key} = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)[1] for key in ("extend-include", "files")
+    )
+    for path in sorted((ROOT / "scripts").iterdir()):
+        if path.is_file() and "python" in path.read_text().split("\n")[0]:
+            assert f'"scripts/{path.name}"' in ruff
+            assert f'"scripts/{path.name}"' in mypy
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        assert path.name.startswith("test_") or f'"{path.relative_to(ROOT)}"' in mypy

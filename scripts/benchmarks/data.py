@@ -175,7 +175,7 @@ import importlib, os, sys, time
 load, begun = importlib.import_module, []
 def watched(name, *rest, **named):
     module = load(name, *rest, **named)
-    if name == "sscl.train.pretrain":
+    if name == "sscl.commands.pretrain":
         from sscl.train.step import ContrastiveStep
         backward = ContrastiveStep.backward
         def timed(*given, **named):

@@ -1,14 +1,16 @@
-"""Grad-CAM on a ResNet50: time and values against pytorch-grad-cam and torchcam, on the same net."""
+"""Grad-CAM on a ResNet50: time and values against pytorch-grad-cam and torchcam, on the same model."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from race import race
@@ -27,15 +29,24 @@ def measure(*, quick: bool, device: torch.device) -> list[dict[str, Any]]:
     images = torch.randn(batch, 3, size_px, size_px, device=device)
     peers = {name: peer(copy.deepcopy(model)) for name, peer in PEERS.items()}  # their hooks stay in their copies
     contenders: dict[str, Callable[[], object]] = {"ours": lambda: grad_cam(model, images, target=TARGET)}
-    contenders |= {name: lambda run=run: run(images) for name, run in peers.items() if run is not None}
+    contenders |= {name: partial(run, images) for name, run in peers.items() if run is not None}
     taken = race(contenders, seconds=0.2 if quick else 60.0)
     maps, _ = grad_cam(model, images, target=TARGET)
-    found = []
+    found: list[dict[str, Any]] = []
     for name, run in peers.items():
         what = f"{encoder} at {size_px} px, {batch} tiles"
         missing = None if run is not None else f"{name} is not installed; scripts/bench installs it"
-        row = {"what": f"Grad-CAM, {what}", "ours": 1e3 * taken["ours"], "unit": "ms", "target": TIMES[name]}
-        values = {"what": f"Grad-CAM, largest difference of maps within 0 to 1, {what}", "unit": "", "theirs": None}
+        row: dict[str, Any] = {
+            "what": f"Grad-CAM, {what}",
+            "ours": 1e3 * taken["ours"],
+            "unit": "ms",
+            "target": TIMES[name],
+        }
+        values: dict[str, Any] = {
+            "what": f"Grad-CAM, largest difference of maps within 0 to 1, {what}",
+            "unit": "",
+            "theirs": None,
+        }
         values |= {"ours": None, "ratio": None, "target": "<= 1e-05"}
         if run is None:
             row |= {"peer": name, "theirs": None, "ratio": None, "note": missing}
@@ -55,7 +66,7 @@ def pytorch_grad_cam(model: Classifier) -> Callable[[Tensor], Any] | None:
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError:
         return None
-    extractor = GradCAM(model, [model.encoder.layer4[-1]])
+    extractor = GradCAM(model, [list(model.encoder.get_submodule("layer4").children())[-1]])
     return lambda images: extractor(images, [ClassifierOutputTarget(TARGET)] * len(images))
 
 
@@ -65,7 +76,7 @@ def torchcam(model: Classifier) -> Callable[[Tensor], Any] | None:
         from torchcam.methods import GradCAM
     except ImportError:
         return None
-    extractor = GradCAM(model, model.encoder.layer4)
+    extractor = GradCAM(model, model.encoder.get_submodule("layer4"))
     return lambda images: extractor([TARGET] * len(images), model(images))[0]
 
 
@@ -80,12 +91,13 @@ def difference(maps: Tensor, theirs: Any) -> float:
     return float(max(np.abs(scaled(a, size=b.shape[0]) - b).max() for a, b in zip(positive, theirs, strict=True)))
 
 
-def scaled(cam: np.ndarray, *, size: int) -> np.ndarray:
+def scaled(cam: NDArray[np.float64], *, size: int) -> NDArray[np.float64]:
     """Return a map (h, w) as both show it: its range becomes 0 to 1, and once more after enlarging."""
     import cv2
 
-    unit = (cam - cam.min()) / (cam.max() - cam.min())
+    unit: NDArray[np.float64] = (cam - cam.min()) / (cam.max() - cam.min())
     if size == len(cam):
         return unit
-    large = cv2.resize(unit, (size, size))
-    return (large - large.min()) / (large.max() - large.min())
+    large = np.asarray(cv2.resize(unit, (size, size)))
+    scaled_again: NDArray[np.float64] = (large - large.min()) / (large.max() - large.min())
+    return scaled_again

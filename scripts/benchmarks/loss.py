@@ -41,8 +41,16 @@ def times(rows: int, dim: int, *, device: torch.device, seconds: float) -> list[
     if theirs is not None:
         contenders["lightly"] = theirs
     taken = race({name: backward(loss, a, b) for name, loss in contenders.items()}, seconds=seconds)
-    row = {"what": f"NT-Xent, forward and backward, 2N = {rows:,} x {dim}", "ours": 1e3 * taken["ours"], "unit": "ms"}
-    against_lightly = {"theirs": None, "ratio": None, "note": "lightly is not installed; scripts/bench installs it"}
+    row: dict[str, Any] = {
+        "what": f"NT-Xent, forward and backward, 2N = {rows:,} x {dim}",
+        "ours": 1e3 * taken["ours"],
+        "unit": "ms",
+    }
+    against_lightly: dict[str, Any] = {
+        "theirs": None,
+        "ratio": None,
+        "note": "lightly is not installed; scripts/bench installs it",
+    }
     if theirs is not None:
         values = [loss(a, b).item() for loss in (ours, theirs)]
         note = f"values {values[0]:.6f} and {values[1]:.6f}"

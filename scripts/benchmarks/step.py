@@ -283,7 +283,7 @@ def against_lightly(case: Case, *, device: torch.device, seconds: float) -> list
     def their_losses() -> None:
         x = torch.cat([view.to(device, non_blocking=True) for view in next(batches)])
         a, b = theirs.project(x.to(memory_format=torch.channels_last))
-        nt_xent(a, b).backward()
+        nt_xent(a, b).backward()  # type: ignore[no-untyped-call]
 
     # Their workers go on while ours steps, so turns would give them time for nothing: each has the machine to itself.
     taken = {"ours": stretch(ours, seconds=seconds / 2)}

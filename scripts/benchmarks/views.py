@@ -67,7 +67,11 @@ def times(
     where = "one core" if images.device.type == "cpu" else "the GPU"
     found = []
     for name, run in runs.items():
-        row = {"what": f"two views at {size_px} px, {where}", "unit": "ms a view", "note": f"batches of {count} tiles"}
+        row: dict[str, Any] = {
+            "what": f"two views at {size_px} px, {where}",
+            "unit": "ms a view",
+            "note": f"batches of {count} tiles",
+        }
         row |= {"ours": 500 * taken["ours"] / count, "target": TARGETS.get((name, size_px), "")}
         if run is None:
             row |= {"peer": name, "theirs": None, "ratio": None}
@@ -86,8 +90,7 @@ def ours(images: Tensor) -> Views:
     """Return what makes both views of images, uint8 (B, H, W, 3)."""
     index = torch.arange(len(images), device=images.device)
     mean, std = (torch.tensor(x, device=images.device) for x in (MEAN, STD))
-    keys = dict(augmentation=SETTINGS, seed=0, epoch=0, mean=mean, std=std)
-    return lambda: augment.pair(images, index, view=0, **keys)
+    return lambda: augment.pair(images, index, view=0, augmentation=SETTINGS, seed=0, epoch=0, mean=mean, std=std)
 
 
 def lightly(images: Tensor) -> Views | None:

@@ -43,11 +43,13 @@ class GoldenNet(nn.Module):
             self.head.weight *= 1e5
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.trunk(x)
+        maps: Tensor = self.trunk(x)
+        return maps
 
     def forward_head(self, maps: Tensor) -> Tensor:
         pooled = (maps * maps.sigmoid()).mean((2, 3))  # so that gradients differ from cell to cell
-        return self.head(torch.tanh(self.hidden(pooled)))
+        logits: Tensor = self.head(torch.tanh(self.hidden(pooled)))
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -69,7 +71,7 @@ def main() -> None:
             with kind(net, [net.get_submodule(layer)]) as extractor:
                 maps = extractor(images(), [ClassifierOutputTarget(TARGET)] * 2)
             found[f"{method} {layer}"] = np.asarray(maps, dtype=np.float32)
-    np.savez_compressed(FILE, **found)
+    np.savez_compressed(FILE, allow_pickle=False, **found)
 
 
 if __name__ == "__main__":
