@@ -164,4 +164,5 @@ def test_ruff_and_mypy_look_at_every_python_script():
             assert f'"scripts/{path.name}"' in ruff
             assert f'"scripts/{path.name}"' in mypy
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        assert path.name.startswith("test_") or f'"{path.relative_to(ROOT)}"' in mypy
+        assert path.name.startswith("test_") or path.name == "conftest.py" or f'"{path.relative_to(ROOT)}"' in mypy
+    assert '"tests/**/conftest.py"' in mypy
