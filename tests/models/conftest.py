@@ -19,7 +19,7 @@ def checkpoint_of() -> Callable[[Encoder], Checkpoint]:
     def made(encoder: Encoder) -> Checkpoint:
         model = {"name": encoder.name, "stem": encoder.stem, "output_stride": encoder.output_stride}
         blank = build_checkpoint(
-            PretrainConfig(run="r", data={"root": "d", "size_px": 28}, model=model),
+            PretrainConfig.model_validate({"run": "r", "data": {"root": "d", "size_px": 28}, "model": model}),
             mean=(0.1,) * 3,
             std=(0.2,) * 3,
             pooling=encoder.pooling,
