@@ -340,7 +340,7 @@ def test_features_are_what_the_head_reads(model: api.Model, paths: list[str]) ->
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (np.zeros((64, 48, 3), np.uint8), "image 0: is 48×64 pixels; tiles must be square, crop it first"),
+        (np.zeros((64, 48, 3), np.uint8), "image 0: is 48×64 pixels; tiles must be square"),
         (
             np.zeros((64, 64, 3)),
             "image 0: is float64 of shape (64, 64, 3), expected uint8 (H, W, 3); scale it to 0-255",

@@ -119,7 +119,7 @@ def test_a_wrong_value_is_named_with_its_line(
 def test_vote_against_its_label(broken: Path, refuse_training: Any, label: str, votes: str) -> None:
     change_rows(broken, lambda rows: rows[0].update({LABEL: label, VOTES: votes}))
 
-    refuse_training("annotations.csv: line 2", f"label {label} against {votes} of 7 votes")
+    refuse_training("annotations.csv: line 2", f"label {label} contradicts {votes} of 7 votes")
 
 
 def test_duplicate_image_name(broken: Path, refuse_training: Any) -> None:
@@ -176,7 +176,7 @@ def save_see_through(path: Path) -> None:
     [
         (truncate, "truncated or damaged"),
         (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
-        (lambda path: path.write_text("<html>access denied</html>"), "not an image"),
+        (lambda path: path.write_text("<html>access denied</html>"), "not a readable image"),
         (save("RGB", (40, 40)), "is 40×40 pixels, expected 32×32"),
         (save("RGB", (32, 31)), "is 32×31 pixels"),
         (save("I;16"), "colour mode I;16"),

@@ -113,7 +113,7 @@ def test_mixed_sizes_come_to_the_working_size(root):
 def test_missing_test_part_says_what_to_do(root):
     write_classes(root / "train", {"A": 2, "B": 2})
     assert len(load(root, split="train")) == 4
-    with pytest.raises(FileNotFoundError, match=r"has train/ but no test/; add test/ .*or put the class folders"):
+    with pytest.raises(FileNotFoundError, match=r"has train/ but no test/; add test/ .*or move the class folders"):
         load(root, split="test")
 
 
@@ -130,7 +130,7 @@ LAYOUT_FAULTS = {
     ),
     "train without classes": (lambda r: save(r / "train" / "x.png"), "train: has no class folders"),
     "mixed": (lambda r: (write_classes(r, {"A": 1}), save(r / "x.png")), r"both folders \(A, …\) and images \(x.png"),
-    "nothing": (lambda r: r.mkdir(), "holds no images .looked for .bmp"),
+    "nothing": (lambda r: r.mkdir(), "has no images .looked for .bmp"),
     "empty class": (
         lambda r: (write_classes(r, {"A": 1}), (r / "B").mkdir()),
         "B: class folder without images; add images or remove the folder",

@@ -164,7 +164,7 @@ def test_truth_masks_follow_the_ids_and_halve_by_cover(root):
     with pytest.raises(ValueError, match="is RGB of 16×16 pixels, expected a square 8-bit grey mask"):
         load_truth_masks(root, ("t_02.png",), size_px=8)
     (root / "masks" / "t_02.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"t_02\.png: is not an image"):
+    with pytest.raises(ValueError, match=r"t_02\.png: is not a readable image"):
         load_truth_masks(root, ("t_02.png",), size_px=8)
 
 
@@ -180,8 +180,8 @@ def test_truth_masks_follow_the_ids_and_halve_by_cover(root):
         (change(3, 2, "2.0"), r"line 5: '2.0' votes for SSA"),
         (change(3, 2, ""), r"line 5: '' votes for SSA"),
         (change(3, 2, "²"), r"line 5: '²' votes for SSA"),
-        (change(3, 2, "4"), r"line 5: label HP against 4 of 7 votes for SSA; SSA is 4 or more"),
-        (change(15, 2, "3"), r"line 17: label SSA against 3 of 7 votes"),
+        (change(3, 2, "4"), r"line 5: label HP contradicts 4 of 7 votes"),
+        (change(15, 2, "3"), r"line 17: label SSA contradicts 3 of 7 votes"),
         (change(2, 3, "val"), r"line 4: partition 'val', allowed are train, test"),
         (change(2, 0, "t_01.png"), r"line 4: image name 't_01.png' occurs twice"),
         (change(2, 0, "../t_02.png"), r"line 4: image name '../t_02.png'; expected a plain file name"),
@@ -244,7 +244,7 @@ def test_unusable_image_is_named(root):
     Image.fromarray(pixels(5)).save(root / "images" / "t_05.png")
     first = load(root).ids[0]
     (root / "images" / first).write_text("no image")
-    with pytest.raises(ValueError, match=rf"{first}: is not an image"):
+    with pytest.raises(ValueError, match=rf"{first}: is not a readable image"):
         load(root)
 
 

@@ -330,7 +330,7 @@ def write_transparent_palette(path: Path) -> None:
 
 BAD_FILES = {
     "empty.png": (lambda p: p.write_bytes(b""), "is empty .0 bytes."),
-    "text.png": (lambda p: p.write_text("not an image"), "is not an image that can be read; expected PNG"),
+    "text.png": (lambda p: p.write_text("not an image"), "is not a readable image; expected PNG"),
     "short.png": (lambda p: _save_shortened(p), "is truncated or damaged; copy it again"),
     "short.jpg": (lambda p: _save_shortened(p), "is truncated or damaged; copy it again"),
     "oblong.png": (lambda p: noise().resize((16, 12)).save(p), "is 16×12 pixels; tiles must be square"),
@@ -342,7 +342,7 @@ BAD_FILES = {
         lambda p: Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 200).save(p),
         "colour mode I;16",
     ),
-    "pages.tif": (lambda p: noise().save(p, save_all=True, append_images=[noise(seed=1)]), "holds 2 pages"),
+    "pages.tif": (lambda p: noise().save(p, save_all=True, append_images=[noise(seed=1)]), "2 pages"),
 }
 
 

@@ -10,7 +10,7 @@ import queue
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 _TILES_PER_JOB = 16
-# Tiles a core: fewer are decoded by threads before worker processes would have started.
+# Tiles per core: fewer are decoded by threads before worker processes would have started.
 _PROCESSES_FROM = 2000
-# Without these, glibc gives the memory of each image back to the system and asks for it anew, a fifth of the time.
+# Without these, glibc returns the memory of each image to the system and asks for it again: a fifth of the time.
 _WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
@@ -40,9 +40,9 @@ def decode_into(
 ) -> None:
     """Decode `paths` with all cores into the rows of `images`, uint8 (N, size_px, size_px, 3).
 
-    PIL lets go of the interpreter lock while it inflates and resizes, but a tenth of its time it does not, so that
-    threads keep some cores busy and not many. Each writes its own rows of the mapped file: a file written in order, by
-    one thread, would hold many cores back.
+    PIL releases the interpreter lock while it inflates and resizes, but holds it for a tenth of its time: threads keep
+    a few cores busy, many cores need processes. Each worker writes its rows straight into the mapped file: one thread
+    that writes for all would slow many cores down.
 
     Args:
         images: for processes, a memmap of an .npy file.
@@ -52,7 +52,7 @@ def decode_into(
         processes: decode in processes, not threads; None = where there are enough tiles to be worth their start.
 
     Raises:
-        ValueError: files that cannot be used (one line: the first, and how many more), or a process was ended.
+        ValueError: files that cannot be used (one line: the first, and how many more), or a process died.
     """
     size_px = images.shape[1]
     jobs = [range(start, min(start + _TILES_PER_JOB, len(paths))) for start in range(0, len(paths), _TILES_PER_JOB)]
@@ -106,10 +106,10 @@ def _decode_rows(
 
 
 class _Worker:
-    """A process that decodes into an .npy file. It ends when its input does, so also when this process is killed.
+    """A process that decodes into an .npy file. It ends when its input ends, so also when this process is killed.
 
-    It is a plain subprocess: those of `multiprocessing` would run the caller's script once more (spawn), copy a process
-    that has threads (fork), or outlive a parent that was killed.
+    It is a plain subprocess: `multiprocessing` would run the caller's script again (spawn), copy a process that has
+    threads (fork), or outlive a killed parent.
     """
 
     def __init__(self, file: str, size_px: int, exact_size_px: int | None) -> None:
@@ -141,16 +141,16 @@ class _Worker:
             faults: list[str] = pickle.load(self._process.stdout)
         except (BrokenPipeError, EOFError) as error:
             raise ValueError(
-                f"a process that decodes tiles ended with exit code {self._process.wait()}, while at {paths[0]} or one "
-                f"of the next {len(paths) - 1}; if the system ran out of memory, free some and start again"
+                f"a process that decodes tiles ended with exit code {self._process.wait()} at {paths[0]} or one of "
+                f"the next {len(paths) - 1} files; if the system ran out of memory, free some and start again"
             ) from error
         return faults
 
 
 def _serve() -> None:
-    """Decode what comes from standard input, until it ends: what a worker process does."""
+    """Decode what standard input asks for, until it ends: what a worker process does."""
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # whatever prints must not come between
+    sys.stdout = sys.stderr  # nothing that prints may get in between
     with contextlib.suppress(EOFError):
         file, exact_size_px = pickle.load(asked)
         images = np.load(file, mmap_mode="r+")
@@ -161,40 +161,59 @@ def _serve() -> None:
 
 
 def decode_file(path: Path | str, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
-    """Return one file as uint8 (size_px, size_px, 3); ValueError with one line that names the file."""
+    """Return one file as uint8 (size_px, size_px, 3).
+
+    Raises:
+        ValueError: the file cannot be used; one line that names it.
+    """
+    with open_image(path) as image:
+        return decode_image(image, name=path, size_px=size_px, exact_size_px=exact_size_px)
+
+
+@contextlib.contextmanager
+def open_image(path: Path | str) -> Iterator[Image.Image]:
+    """Give an image file's opened image, not yet decoded.
+
+    Raises:
+        ValueError: the file cannot be read, is empty or is no image; one line that names it.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not data:
-        raise ValueError(f"{path}: is empty (0 bytes); copy it again or take it out of the data set")
+        raise ValueError(f"{path}: is empty (0 bytes); copy it again or remove it from the data set")
     try:
         image = Image.open(io.BytesIO(data))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: is not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP") from error
+        raise ValueError(f"{path}: is not a readable image; expected PNG, JPEG, TIFF, BMP or WebP") from error
     with image:
-        return decode_image(image, name=path, size_px=size_px, exact_size_px=exact_size_px)
+        yield image
 
 
 def decode_image(image: Image.Image, *, name: Path | str, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
-    """Return an opened image as uint8 (size_px, size_px, 3); ValueError with one line that names it."""
+    """Return an opened image as uint8 (size_px, size_px, 3).
+
+    Raises:
+        ValueError: it cannot be used; one line that begins with `name`.
+    """
     width, height = image.size
     if exact_size_px is not None and (width, height) != (exact_size_px, exact_size_px):
         raise ValueError(
             f"{name}: is {width}×{height} pixels, expected {exact_size_px}×{exact_size_px}; "
-            "replace it by the original tile"
+            "replace it with the original tile"
         )
     if width != height:
-        raise ValueError(f"{name}: is {width}×{height} pixels; tiles must be square, crop it first")
+        raise ValueError(f"{name}: is {width}×{height} pixels; tiles must be square; crop it first")
     try:
         pages = getattr(image, "n_frames", 1)
         rgb = _as_rgb(image, name) if pages == 1 else None
-    # PIL answers some damaged headers with TypeError (TIFF) or SyntaxError (PNG).
+    # PIL raises TypeError (TIFF) or SyntaxError (PNG) for some damaged headers.
     except (OSError, SyntaxError, TypeError, EOFError, struct.error) as error:
-        raise ValueError(f"{name}: is truncated or damaged; copy it again or take it out of the data set") from error
+        raise ValueError(f"{name}: is truncated or damaged; copy it again or remove it from the data set") from error
     if rgb is None:
-        raise ValueError(f"{name}: holds {pages} pages; save the one tile as an image of its own")
+        raise ValueError(f"{name}: has {pages} pages; save the tile as an image file of one page")
     if width != size_px:
         rgb = resized(rgb, size_px)
     return np.asarray(rgb)

@@ -1,6 +1,6 @@
-"""Images from anywhere: which files folders, lists and names stand for, and their pixels, a batch at a time.
+"""Image files given as folders, CSV lists and file names: which ones they are, and their pixels batch by batch.
 
-Names are held, pixels are not: whatever the number of files, a few batches of tiles are in memory. S: side of a tile.
+Only names are kept: whatever the number of files, only a few batches of pixels are in memory. S: side of a tile.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sscl.data.decode import decode_file, decode_image
+from sscl.data.decode import decode_image, open_image
 from sscl.data.folder import EXTENSIONS
 from sscl.data.ingest import read_table
 from sscl.device import cpu_cores
+from sscl.words import count
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -29,12 +30,12 @@ _AHEAD = 2  # batches that are decoded while one is used
 
 @dataclass
 class Found:
-    """The image files that some words stand for.
+    """The image files that were found.
 
     Attributes:
-        names: what each file is called: as in the CSV that lists it, else its path. files: where each one is.
-        repeated: how often a file that is listed already came up again.
-        passed_over: other files of the folders, by suffix.
+        names: of each file: as in the CSV that lists it, else its path. files: path of each one.
+        repeated: how often a file came up again that was found already.
+        passed_over: number of other files in the folders, by suffix.
         faults: (name, reason) of what cannot be used, known without opening it.
     """
 
@@ -46,20 +47,20 @@ class Found:
 
 
 def find_images(words: Sequence[str | Path]) -> Found:
-    """Return the images that files, folders and lists stand for, each once, in the order of the words.
+    """Return the images in files, folders and CSV lists, each once, in the order given.
 
-    A folder stands for all images below it (by suffix, see `folder`), in the order of their names, without hidden
-    ones; links are followed. A file that ends in .csv is a list: its column `path`, relative to the CSV's own folder.
-    Any other file is taken for an image. A file that comes up again, by whatever way or link, counts once.
+    A folder gives all images below it (by suffix, see `folder`), sorted by name, without hidden ones; links are
+    followed. A file that ends in .csv is a list: its column `path`, relative to the folder of the CSV. Any other file
+    counts as an image. A file that is found twice, by whatever path or link, counts once.
 
     Raises:
-        FileNotFoundError: a word stands for nothing, or of a list no file is there.
+        FileNotFoundError: a path does not exist, or no file of a list exists.
         ValueError: a list without the column, with an empty field, or two files of one name; no image at all.
     """
     missing = [str(word) for word in words if not os.path.lexists(word)]
     if missing:
         more = f" (and {len(missing) - 1} more such paths)" if len(missing) > 1 else ""
-        hint = "; the shell found nothing of that pattern" if set("*?[") & set(missing[0]) else ""
+        hint = "; the shell found no file that matches" if set("*?[") & set(missing[0]) else ""
         raise FileNotFoundError(f"{printable(missing[0])}: no such file or folder{hint}{more}")
     found = Found()
     seen: set[str] = set()
@@ -74,11 +75,11 @@ def find_images(words: Sequence[str | Path]) -> Found:
         where = printable(str(words[0])) if len(words) == 1 else f"{len(words)} paths"
         suffixes = ", ".join(sorted(EXTENSIONS))
         raise ValueError(f"{where}: no images below it (looked for {suffixes}{_others(found)})")
-    twice = [name for name, count in Counter(found.names).items() if count > 1]
+    twice = [name for name, times in Counter(found.names).items() if times > 1]
     if twice:
         raise ValueError(
-            f"{printable(twice[0])}: two lists name different files so; write whole paths, or use one list after the "
-            "other"
+            f"{printable(twice[0])}: two lists give different files this name; write absolute paths, or run the lists "
+            "one by one"
         )
     return found
 
@@ -88,10 +89,10 @@ def _others(found: Found) -> str:
 
 
 def describe_passed_over(found: Found) -> str:
-    """Return what other files the folders hold, such as "12 other files (.svs, .txt)"."""
-    count, most = found.passed_over.total(), [suffix for suffix, _ in found.passed_over.most_common(4)]
+    """Return how many other files the folders have, such as "12 other files (.svs, .txt)"."""
+    most = [suffix for suffix, _ in found.passed_over.most_common(4)]
     more = ", …" if len(found.passed_over) > len(most) else ""
-    return f"{count:,} other file{'s' if count > 1 else ''} ({', '.join(most)}{more})"
+    return f"{count(found.passed_over.total(), 'other file')} ({', '.join(most)}{more})"
 
 
 def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
@@ -140,12 +141,12 @@ def _add_list(word: str, found: Found, seen: set[str]) -> None:
     listed = []
     for line, (name,) in read_table(Path(word), columns=("path",)):
         if not name:
-            raise ValueError(f"{word}: line {line}: column 'path' is empty; fill it in or take the row out")
+            raise ValueError(f"{word}: line {line}: column 'path' is empty; fill it in or remove the row")
         listed.append((name, os.path.join(folder, name)))
     if not any(os.path.lexists(file) for _, file in listed):
         raise FileNotFoundError(
-            f"{word}: none of its {len(listed)} files is there, the first would be {listed[0][1]}; "
-            "paths are relative to the CSV's own folder"
+            f"{word}: none of its {len(listed)} files exists, the first would be {listed[0][1]}; "
+            "paths are relative to the folder of the CSV"
         )
     for name, file in listed:
         _add(name, file, os.path.realpath(file), found, seen)
@@ -169,8 +170,8 @@ class Batch:
     """Some consecutive images as tiles.
 
     Attributes:
-        rows: places of those that could be used, (B,). images: uint8 (B, S, S, 3). sides_px: of each as it was, (B,).
-        faults: (place, reason) of the others.
+        rows: positions of the usable images, (B,). images: uint8 (B, S, S, 3). sides_px: original side of each, (B,).
+        faults: (position, reason) of the others.
     """
 
     rows: NDArray[np.int64]
@@ -180,12 +181,12 @@ class Batch:
 
 
 def batches(items: Sequence[Item], *, size_px: int, batch_size: int) -> Iterator[Batch]:
-    """Yield the images as tiles, `batch_size` places at a time, in order; the next ones are decoded meanwhile.
+    """Yield the images as tiles, `batch_size` positions at a time, in order; the next ones are decoded meanwhile.
 
     Args:
         items: files, PIL images or uint8 arrays (H, W, 3), square; see `decode.decode_file` for what is refused.
-        size_px: S, to which other sizes are brought.
-        batch_size: places a batch; it has fewer tiles where some cannot be used.
+        size_px: S; other sizes are resized to it.
+        batch_size: positions per batch; a batch has fewer tiles where some images cannot be used.
     """
     waiting: deque[list[Future[list[_Tile]]]] = deque()
     pool = ThreadPoolExecutor(cpu_cores(), thread_name_prefix="decode")
@@ -229,25 +230,24 @@ def _batch(jobs: Sequence[Future[list[_Tile]]], *, size_px: int) -> Batch:
 
 
 def pixels_of(item: Item, *, size_px: int) -> tuple[NDArray[np.uint8], int]:
-    """Return an image as a tile, uint8 (S, S, 3), and the side it had, pixels.
+    """Return an image as a tile, uint8 (S, S, 3), and its original side in pixels.
 
     Args:
         item: see `batches`. size_px: S.
 
     Raises:
-        ValueError: what is wrong with it and what it should be, in one line that names the file, if it is one.
+        ValueError: what was found and what is expected, in one line that names the file, if it is one.
     """
     if isinstance(item, (str, Path)):
-        pixels = decode_file(item, size_px=size_px, exact_size_px=None)
-        with Image.open(item) as image:  # reads the head alone
-            return pixels, image.size[0]
+        with open_image(item) as image:
+            return decode_image(image, name=item, size_px=size_px, exact_size_px=None), image.size[0]
     if isinstance(item, Image.Image):
         return _decode_opened(item, size_px=size_px), item.size[0]
     if not isinstance(item, np.ndarray):
         raise ValueError(f"is a {type(item).__name__}; expected a path, a PIL image or a uint8 array (H, W, 3)")
     if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
         hint = "; put channels last" if item.ndim == 3 and item.shape[0] == 3 else ""
-        hint += "; scale it to 0-255" if item.dtype.kind == "f" else ""
+        hint += "; scale it to 0-255 and convert it to uint8" if item.dtype.kind == "f" else ""
         raise ValueError(f"is {item.dtype} of shape {item.shape}, expected uint8 (H, W, 3){hint}")
     return _decode_opened(Image.fromarray(np.ascontiguousarray(item)), size_px=size_px), item.shape[1]
 

@@ -1,4 +1,4 @@
-"""Folders of tiles: one folder a class, already split or to be split here, or no classes at all.
+"""Folders of tiles: one folder per class, already split or split here, or no classes at all.
 
 root/train/CLASS/*.png + root/test/CLASS/*.png     split as the folders say
 root/CLASS/*.png                                   split here, stratified, by group where groups are given
@@ -36,14 +36,14 @@ def load_folder(
     """Return the tiles of a folder in one of the layouts above; ids are posix paths relative to `root`.
 
     Only images count (png, jpg, jpeg, tif, tiff, bmp, webp in any case); other files and hidden ones are
-    passed over. Classes are the folder names in alphabetical order. Images are square, of any size; they are
+    ignored. Classes are the folder names in alphabetical order. Images are square, of any size; they are
     resized to `size_px`.
 
     Args:
         split: "train", "test" or "all". A folder without classes has no test part.
         groups_csv: CSV with the columns path,group (path relative to root) and a row for every tile.
-        group_of: the group of every id, in the place of those in groups_csv.
-        test_fraction, seed: of the split made here; without meaning where train/ and test/ are given.
+        group_of: the group of every id; replaces those in groups_csv.
+        test_fraction, seed: of the split made here; unused where train/ and test/ exist.
         size_px: working size, pixels.
         cache_dir, progress: see `decode_tiles`.
 
@@ -54,48 +54,26 @@ def load_folder(
     root = Path(root)
     if split not in ("train", "test", "all"):
         raise ValueError(f"split: got {split!r}, allowed are train, test, all")
-    files, folders = _scan(root)
-    if "train" in folders:
-        parts, classes = _list_given_split(root, has_test="test" in folders)
-    elif "test" in folders:
-        raise ValueError(f"{root} has test/ but no train/; add train/ with the same class folders")
-    elif folders and files:
-        raise ValueError(
-            f"{root} holds both folders ({folders[0]}, …) and images ({files[0]}, …); "
-            "expected class folders or images, move one of them away"
-        )
-    elif folders:
-        classes = tuple(folders)
-        parts = {"all": _list_classes(root, "", classes)}
-    elif files:
-        classes, parts = (), {"all": [(name, UNLABELLED) for name in files]}
-    else:
-        raise ValueError(f"{root} holds no images (looked for {', '.join(sorted(EXTENSIONS))})")
+    classes, parts = _list_tiles(root)
     if split == "test" and parts.keys() == {"train"}:
         raise FileNotFoundError(
             f"{root} has train/ but no test/; add test/ with the same class folders, "
-            "or put the class folders into the root itself to have them split"
+            "or move the class folders into the root itself to have sscl split them"
         )
     if split == "test" and not classes:
-        raise ValueError(f"{root} has no class folders, so no test split; only split train or all can be had")
+        raise ValueError(f"{root} has no class folders, so no test split; use split train or all")
 
     listed = [tile for part in parts.values() for tile in part]
     ids = tuple(name for name, _ in listed)
-    labels = np.array([label for _, label in listed], dtype=np.int64)
     groups = None
     if group_of is not None:
         groups = np.array([group_of[name] for name in ids])
     elif groups_csv is not None:
         groups = read_groups(Path(groups_csv), ids, columns=("path", "group"))
+    paths = [os.path.join(root, name) for name in ids]
     tiles = Tiles(
-        images=decode_tiles(
-            [os.path.join(root, name) for name in ids],
-            size_px=size_px,
-            root=root,
-            cache_dir=cache_dir,
-            progress=progress,
-        ),
-        labels=labels,
+        images=decode_tiles(paths, size_px=size_px, root=root, cache_dir=cache_dir, progress=progress),
+        labels=np.array([label for _, label in listed], dtype=np.int64),
         classes=classes,
         ids=ids,
         groups=groups,
@@ -105,12 +83,34 @@ def load_folder(
     if "all" in parts:
         for name, count in tiles.class_counts().items():
             if count < 2:
-                raise ValueError(f"{root / name}: 1 image; a class needs at least 2 to be in train and in test")
-        train, test = stratified_split(labels, fraction=test_fraction, seed=seed, groups=groups)
+                raise ValueError(f"{root / name}: 1 image; a class needs at least 2, one for train and one for test")
+        train, test = stratified_split(tiles.labels, fraction=test_fraction, seed=seed, groups=groups)
         return tiles.subset(train if split == "train" else test)
-    # train lies before test, so either is one stretch of the memmap and is not copied.
+    # train lies before test, so either is one contiguous range of the memmap and is not copied.
     count = len(parts["train"])
     return tiles.subset(np.arange(count) if split == "train" else np.arange(count, len(tiles)))
+
+
+_Listed = list[tuple[str, int]]  # id and label of each tile
+
+
+def _list_tiles(root: Path) -> tuple[tuple[str, ...], dict[str, _Listed]]:
+    """Return the classes and the tiles of each part: train and test, or all where sscl makes the split."""
+    files, folders = _scan(root)
+    if "train" in folders:
+        return _list_given_split(root, has_test="test" in folders)
+    if "test" in folders:
+        raise ValueError(f"{root} has test/ but no train/; add train/ with the same class folders")
+    if folders and files:
+        raise ValueError(
+            f"{root} has both folders ({folders[0]}, …) and images ({files[0]}, …); "
+            "expected class folders or images, move one of them away"
+        )
+    if folders:
+        return tuple(folders), {"all": _list_classes(root, "", tuple(folders))}
+    if files:
+        return (), {"all": [(name, UNLABELLED) for name in files]}
+    raise ValueError(f"{root} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
 
 
 def _scan(folder: Path) -> tuple[list[str], list[str]]:
@@ -132,16 +132,18 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
     for name in (*files, *folders):
         # Both would break the lines and files that name tiles and classes; the second is a name that is not UTF-8.
         if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ValueError(f"{folder}: {name!r} has a line break, or another letter that cannot be shown; rename it")
+            raise ValueError(
+                f"{folder}: {name!r} has a line break or another character that cannot be printed; rename it"
+            )
     return sorted(files), sorted(folders)
 
 
-def _list_given_split(root: Path, *, has_test: bool) -> tuple[dict[str, list[tuple[str, int]]], tuple[str, ...]]:
-    """Return the tiles of train/ and, if it is there, test/, and the classes of both."""
+def _list_given_split(root: Path, *, has_test: bool) -> tuple[tuple[str, ...], dict[str, _Listed]]:
+    """Return the classes, and the tiles of train/ and, if it exists, test/."""
     class_lists = {part: tuple(_scan(root / part)[1]) for part in (("train", "test") if has_test else ("train",))}
     for part, names in class_lists.items():
         if not names:
-            raise ValueError(f"{root / part}: has no class folders; put its images into one folder a class")
+            raise ValueError(f"{root / part}: has no class folders; put its images into one folder per class")
         differing = sorted(set(names) ^ set(class_lists["train"]))
         if differing:
             raise ValueError(
@@ -149,10 +151,10 @@ def _list_given_split(root: Path, *, has_test: bool) -> tuple[dict[str, list[tup
                 f"but only one of them has {', '.join(differing)}"
             )
     classes = class_lists["train"]
-    return {part: _list_classes(root, f"{part}/", classes) for part in class_lists}, classes
+    return classes, {part: _list_classes(root, f"{part}/", classes) for part in class_lists}
 
 
-def _list_classes(root: Path, prefix: str, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+def _list_classes(root: Path, prefix: str, classes: tuple[str, ...]) -> _Listed:
     """Return (id, label) of every image in the class folders below `root / prefix`."""
     listed = []
     for label, name in enumerate(classes):
@@ -160,7 +162,7 @@ def _list_classes(root: Path, prefix: str, classes: tuple[str, ...]) -> list[tup
         if folders:
             raise ValueError(
                 f"{root / f'{prefix}{name}' / folders[0]}: a folder inside a class folder; "
-                "expected images only (slides or patients are named in groups_csv)"
+                "expected images only (give slides or patients in groups_csv)"
             )
         if not files:
             raise ValueError(

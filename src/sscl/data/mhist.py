@@ -1,7 +1,7 @@
-"""MHIST: hyperplastic polyps against sessile serrated adenomas. Its facts, and a loader that insists on them.
+"""MHIST: hyperplastic polyps against sessile serrated adenomas. Its facts, and a loader that checks them.
 
 Source: Wei et al. 2021, "A Petri Dish for Histopathology Image Analysis", arXiv:2101.12355. The set is
-behind an access form; it publishes no slide or patient ids, so any split may have one patient on both sides.
+behind an access form; it publishes no slide or patient ids, so any split may put one patient on both sides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ANNOTATORS = 7
 MAJORITY = 4
 PUBLISHED_SIZE_PX = 224
 PUBLISHED_COUNTS = {"train": {"HP": 1545, "SSA": 630}, "test": {"HP": 617, "SSA": 360}}
-# The test share of Jain & Lynn 2025 (doi 10.6026/973206300211836): 198 of 1980 tiles.
+# The test fraction of Jain & Lynn 2025 (doi 10.6026/973206300211836): 198 of 1980 tiles.
 PAPER_TEST_FRACTION = 0.1
 
 _GET_MHIST = 'see README, "Getting MHIST"'
@@ -60,7 +60,7 @@ def load_mhist(
     """Return tiles of MHIST, or of a set in its layout; label 1 is SSA, ids are the image names.
 
     `root` holds annotations.csv, images/, and optionally slides.csv (columns Image Name,Slide), which fills
-    `groups`. The protocols never mix:
+    `groups`. There are two protocols; never compare numbers across them:
 
     - official: the column Partition; 2175 train and 977 test tiles.
     - paper_balanced: all SSA and as many HP drawn by the seed, then stratified 90:10 by the seed; 1782 and
@@ -71,9 +71,9 @@ def load_mhist(
         split: "train", "test" or "all" (both).
         seed: of the draw and the split of paper_balanced.
         size_px: working size, pixels.
-        published: hold the published counts and 224×224 files; False (synthetic, a part of MHIST) allows any
+        published: require the published counts and 224×224 files; False (synthetic, a part of MHIST) allows any
             counts and any one square size.
-        group_of: the group of every id, in the place of those in slides.csv; paper_balanced then splits whole groups.
+        group_of: the group of every id; replaces those in slides.csv, and paper_balanced then splits whole groups.
         cache_dir, progress: see `decode_tiles`.
 
     Raises:
@@ -88,50 +88,65 @@ def load_mhist(
     rows = _read_annotations(root)
     if published:
         _check_published(root, rows)
-    # Train before test, so that the official splits are one stretch of the memmap each and are not copied.
+    # Train before test, so that the official splits are one contiguous range of the memmap each and are not copied.
     rows.sort(key=lambda row: row.partition != "train")
-    ids = tuple(row.name for row in rows)
-    paths = _find_images(root, ids)
-    slides = root / "slides.csv"
-    groups = None
-    if group_of is not None:
-        groups = np.array([group_of[name] for name in ids])
-    elif slides.is_file():
-        groups = read_groups(slides, ids, columns=SLIDE_COLUMNS)
     tiles = Tiles(
-        images=decode_tiles(
-            paths,
-            size_px=size_px,
-            root=root,
-            exact_size_px=PUBLISHED_SIZE_PX if published else _width(paths[0]),
-            cache_dir=cache_dir,
-            progress=progress,
-        ),
+        images=_decode(root, rows, size_px=size_px, published=published, cache_dir=cache_dir, progress=progress),
         labels=np.array([row.label for row in rows], dtype=np.int64),
         classes=CLASSES,
-        ids=ids,
-        groups=groups,
+        ids=tuple(row.name for row in rows),
+        groups=_groups(root, rows, group_of),
         votes=np.array([row.votes for row in rows], dtype=np.int64),
     )
     if protocol == "official":
-        if split == "all":
-            return tiles
-        chosen = [index for index, row in enumerate(rows) if row.partition == split]
-        missing = {0, 1} - {rows[index].label for index in chosen}
-        if missing:
-            raise ValueError(
-                f"{root / 'annotations.csv'}: partition {split} has no {CLASSES[min(missing)]} tile; "
-                "expected both classes in train and in test"
-            )
-        return tiles.subset(chosen)
+        return tiles if split == "all" else tiles.subset(_partition(root, rows, split))
+    return tiles.subset(_paper_balanced(root, tiles, split, seed=seed, grouped=group_of is not None))
+
+
+def _decode(
+    root: Path,
+    rows: list[_Row],
+    *,
+    size_px: int,
+    published: bool,
+    cache_dir: Path | str | None,
+    progress: bool,
+) -> NDArray[np.uint8]:
+    paths = _find_images(root, [row.name for row in rows])
+    exact = PUBLISHED_SIZE_PX if published else _width(paths[0])
+    return decode_tiles(paths, size_px=size_px, root=root, exact_size_px=exact, cache_dir=cache_dir, progress=progress)
+
+
+def _groups(root: Path, rows: list[_Row], group_of: Mapping[str, str] | None) -> NDArray[np.str_] | None:
+    """Return the group of each row: as given, else from slides.csv, else None."""
+    if group_of is not None:
+        return np.array([group_of[row.name] for row in rows])
+    slides = root / "slides.csv"
+    return read_groups(slides, [row.name for row in rows], columns=SLIDE_COLUMNS) if slides.is_file() else None
+
+
+def _partition(root: Path, rows: list[_Row], split: str) -> list[int]:
+    """Return the rows of a split of the protocol `official`."""
+    chosen = [index for index, row in enumerate(rows) if row.partition == split]
+    missing = {0, 1} - {rows[index].label for index in chosen}
+    if missing:
+        raise ValueError(
+            f"{root / 'annotations.csv'}: partition {split} has no {CLASSES[min(missing)]} tile; "
+            "expected both classes in train and in test"
+        )
+    return chosen
+
+
+def _paper_balanced(root: Path, tiles: Tiles, split: str, *, seed: int, grouped: bool) -> NDArray[np.int64]:
+    """Return the rows of a split of the protocol `paper_balanced`; grouped: no group is on both sides."""
     balanced = balance_down(tiles.labels, seed=seed)
     if split == "all":
-        return tiles.subset(balanced)
+        return balanced
     if min(tiles.class_counts().values()) < 2:
         raise ValueError(f"{root / 'annotations.csv'}: the smaller class has 1 tile; paper_balanced needs at least 2")
-    together = None if group_of is None or groups is None else groups[balanced]
-    train, test = stratified_split(tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed, groups=together)
-    return tiles.subset(balanced[train if split == "train" else test])
+    groups = tiles.groups[balanced] if grouped and tiles.groups is not None else None
+    train, test = stratified_split(tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed, groups=groups)
+    return balanced[train if split == "train" else test]
 
 
 def load_truth_masks(root: Path | str, ids: tuple[str, ...], *, size_px: int) -> NDArray[np.bool_] | None:
@@ -155,12 +170,12 @@ def load_truth_masks(root: Path | str, ids: tuple[str, ...], *, size_px: int) ->
                         f"{folder / name}: is {image.mode} of {image.width}×{image.height} pixels, "
                         "expected a square 8-bit grey mask (0 and 255)"
                     )
-                # The box filter makes a pixel the covered share of it; half covered counts as inside.
+                # The box filter gives each pixel the fraction that is covered; half covered counts as inside.
                 resized = image.resize((size_px, size_px), Image.Resampling.BOX)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{folder / name}: this tile's truth mask is missing") from error
         except OSError as error:
-            raise ValueError(f"{folder / name}: is not an image that can be read") from error
+            raise ValueError(f"{folder / name}: is not a readable image") from error
         masks[index] = np.asarray(resized) >= 128
     return masks
 
@@ -185,7 +200,7 @@ def _read_annotations(root: Path) -> list[_Row]:
             raise ValueError(f"{where}: {votes!r} votes for SSA, allowed is a whole number 0 to {ANNOTATORS}")
         if (label == "SSA") != (int(votes) >= MAJORITY):
             raise ValueError(
-                f"{where}: label {label} against {votes} of {ANNOTATORS} votes for SSA; SSA is {MAJORITY} or more"
+                f"{where}: label {label} contradicts {votes} of {ANNOTATORS} votes for SSA; SSA is {MAJORITY} or more"
             )
         if partition not in PUBLISHED_COUNTS:
             raise ValueError(f"{where}: partition {partition!r}, allowed are {', '.join(PUBLISHED_COUNTS)}")
@@ -203,12 +218,12 @@ def _check_published(root: Path, rows: list[_Row]) -> None:
             if found != counts[name]:
                 raise ValueError(
                     f"{root / 'annotations.csv'}: {found} {name} tiles in partition {partition}, MHIST has "
-                    f"{counts[name]}; fetch the file again, or set data.published=false for a set that is not the "
-                    "whole of MHIST"
+                    f"{counts[name]}; get the file again, or set data.published=false for a set that is not all "
+                    "of MHIST"
                 )
 
 
-def _find_images(root: Path, names: tuple[str, ...]) -> list[str]:
+def _find_images(root: Path, names: list[str]) -> list[str]:
     folder = root / "images"
     if not folder.is_dir():
         raise FileNotFoundError(f"{root} has no folder images/ ({_GET_MHIST})")
