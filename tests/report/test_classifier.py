@@ -20,8 +20,10 @@ from sscl.plots import svg
 from sscl.report import classifier, decisions, heatmaps, page, summary
 from sscl.report.subject import Subject
 
+from .conftest import make_audit
+
 CLASSES = ("HP", "SSA")
-AUDIT = {"leakage": False, "verdict": "no leakage found"}
+AUDIT = make_audit()
 
 
 def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Subject:
@@ -300,7 +302,7 @@ def test_training_tiles_are_not_new_whatever_an_audit_says(split):
 
 def test_a_leak_in_any_audit_fails_and_none_is_not_judged():
     title = "Are the evaluated tiles new to the model?"
-    leak = {"leakage": True, "verdict": "THE SPLIT LEAKS: 3"}
+    leak = make_audit(leakage=True, verdict="THE SPLIT LEAKS: 3")
     for audits, passed in (([], None), ([AUDIT], True), ([AUDIT, leak], False)):
         section = summary.summary(subject(), training_tiles=1, audits=audits, checks={})
         assert verdicts(section)[title] is passed

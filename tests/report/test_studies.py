@@ -16,6 +16,8 @@ from sscl.evaluate.predictions import Predictions
 from sscl.plots import svg
 from sscl.report import comparisons, heatmaps, page, studies
 
+from .conftest import make_audit
+
 
 def rendered(section: dict[str, Any]) -> str:
     content = {"title": "t", "subtitle": "s", "made": "m", "id": "0" * 16, "gallery": None}
@@ -74,36 +76,10 @@ class TestPretraining:
 
 
 class TestAudit:
-    @staticmethod
-    def report(pairs: int) -> dict[str, Any]:
-        pair = {
-            "kind": "exact",
-            "across": True,
-            "first": {"part": "train", "id": "<a>"},
-            "second": {"part": "test", "id": "b"},
-            "score": 1.0,
-        }
-        return {
-            "leakage": pairs > 0,
-            "verdict": "THE SPLIT LEAKS: x" if pairs else "no leakage found: x",
-            "parts": {"train": {"root": "r", "tiles": 1000, "groups": None}},
-            "counts": {
-                "tiles": 1200,
-                "pairs": {"exact": pairs, "hash": 0, "keypoints": 0, "embedding": 0},
-                "pairs_across": pairs,
-                "clusters": 1,
-                "tiles_in_clusters": 2,
-                "largest_cluster": 2,
-                "flagged": {"blank": 3},
-            },
-            "pairs": [pair] * pairs,
-            "notes": ["no slide ids"],
-        }
-
     @pytest.mark.parametrize("pairs", [0, 3, 30])
     def test_verdict_counts_and_pairs(self, pairs: int, tmp_path: Path) -> None:
         Image.new("RGB", (20, 20)).save(tmp_path / "pairs.png")
-        section = studies.audit("audit", self.report(pairs), pairs=tmp_path / "pairs.png" if pairs else None)
+        section = studies.audit("audit", make_audit(pairs=pairs), pairs=tmp_path / "pairs.png" if pairs else None)
 
         html = rendered(section)
         (verdict,) = kinds(section, "verdict")
@@ -116,10 +92,15 @@ class TestAudit:
         assert len(kinds(section, "figure")) == bool(pairs)
 
     def test_counts_and_sides_of_pairs_are_those_of_the_audit(self) -> None:
-        report = self.report(2)
-        report["pairs"] = [{**report["pairs"][0], "across": across, "score": 0.5} for across in (True, False)]
-        report["counts"] |= {"pairs": {"exact": 5, "hash": 6, "keypoints": 7, "embedding": 8}, "pairs_across": 9}
-        report["counts"] |= {"clusters": 10, "tiles_in_clusters": 23, "largest_cluster": 4}
+        report = make_audit(pairs=2)
+        first, second = (
+            pair.model_copy(update={"across": across, "score": 0.5})
+            for across, pair in zip((True, False), report.pairs, strict=True)
+        )
+        numbers = {"pairs": {"exact": 5, "hash": 6, "keypoints": 7, "embedding": 8}, "pairs_across": 9}
+        numbers |= {"clusters": 10, "tiles_in_clusters": 23, "largest_cluster": 4}
+        counts = report.counts.model_copy(update=numbers)
+        report = report.model_copy(update={"pairs": (first, second), "counts": counts})
         section = studies.audit("audit", report, pairs=None)
 
         facts = dict(kinds(section, "facts")[0]["rows"])

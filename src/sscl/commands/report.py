@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from sscl import run, writing
 from sscl.config import ReportConfig
 from sscl.models import checkpoint
-from sscl.report import page, studies
-from sscl.report.contents import about_classifier, about_studies, provenance_of
+from sscl.report import page
+from sscl.report.contents import page_content
 from sscl.report.folders import read_json, reading, sort_folders
 from sscl.report.subject import add_own_folders, read_subject
 
@@ -29,24 +27,15 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     own = next(iter(sources.get("finetune", [])), None)  # what the page is about
     out = Path(config.out) if config.out is not None else Path(own or config.runs[0]) / "report.html"
     check_page(out, overwrite=overwrite)
-    environment = run.environment()
-    made_on = f"{environment['date'][:16].replace('T', ' ')} UTC"
-    content: dict[str, Any] = {
-        "title": "Report",
-        "subtitle": ", ".join(Path(name).resolve().name for name in config.runs),
-        "made": f"Made by sscl report {environment['sscl']} on {made_on}: {environment['command']}",
-        "id": hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:16],
-        "sections": [],
-        "gallery": None,
-    }
     subject = None
     if own is not None:
         evaluate_where_missing(own, config, overwrite=overwrite)
         subject = read_subject(own, config.split)
         add_own_folders(sources, subject)
-        content |= about_classifier(subject, sources, config)
-    content["sections"] += about_studies(sources, subject)
-    content["sections"].append(studies.provenance(provenance_of(sources, subject)))
+    environment = run.environment()
+    made_on = f"{environment['date'][:16].replace('T', ' ')} UTC"
+    made = f"Made by sscl report {environment['sscl']} on {made_on}: {environment['command']}"
+    content = page_content(sources, subject, config, made=made)
     html = page.render(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.write_text(out, html)

@@ -1,4 +1,4 @@
-"""The pieces that a report's sections are made of: plain containers that `sscl.report.page` renders."""
+"""The blocks that a report's sections are made of, and numbers as they are shown."""
 
 from __future__ import annotations
 
@@ -6,67 +6,77 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from sscl.plots import svg
+from sscl.report.page.content import (
+    Block,
+    Bullets,
+    Code,
+    Confusion,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    Verdict,
+)
 
-Block = dict[str, Any]
-Section = dict[str, Any]
+__all__ = ["Block", "Section"]
 
 _PICTURE_SIDE_PX = 1600
 
 
 def section(name: str, title: str, blocks: Sequence[Block]) -> Section:
-    """Return a section; `name` is its id, of letters, digits and hyphens, and no other section has it."""
+    """Return a section; `name` is its id, of letters, digits and hyphens, unique on the page."""
     return {"id": name, "title": title, "blocks": list(blocks)}
 
 
-def paragraph(text: str) -> Block:
+def paragraph(text: str) -> Text:
     """Return a paragraph."""
     return {"kind": "text", "text": text}
 
 
-def facts(rows: Mapping[str, str]) -> Block:
+def facts(rows: Mapping[str, str]) -> Facts:
     """Return names and values, a line each."""
     return {"kind": "facts", "rows": [[name, value] for name, value in rows.items()]}
 
 
-def bullets(items: Sequence[str]) -> Block:
+def bullets(items: Sequence[str]) -> Bullets:
     """Return a list."""
     return {"kind": "list", "items": list(items)}
 
 
-def table(caption: str, lines: Sequence[Sequence[str]], *, numeric_from: int = 1) -> Block:
+def table(caption: str, lines: Sequence[Sequence[str]], *, numeric_from: int = 1) -> Table:
     """Return a table; the first of `lines` is its header, columns from `numeric_from` on hold numbers."""
     header, *rows = ([str(cell) for cell in line] for line in lines)
     return {"kind": "table", "caption": caption, "header": header, "rows": rows, "numeric_from": numeric_from}
 
 
-def code(title: str, text: str) -> Block:
+def code(title: str, text: str) -> Code:
     """Return lines that stay as they are, such as a configuration, under a title that unfolds them."""
     return {"kind": "code", "title": title, "text": text}
 
 
-def verdict(passed: bool | None, title: str, text: str) -> Block:
-    """Return the answer to a question; None: it was not, or cannot be, judged."""
+def verdict(passed: bool | None, title: str, text: str) -> Verdict:
+    """Return the answer to a question; None: not assessed."""
     return {"kind": "verdict", "passed": passed, "title": title, "text": text}
 
 
-def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]], *, note: str) -> Block:
+def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]], *, note: str) -> Confusion:
     """Return a confusion matrix, rows = truth, whose cells filter the gallery."""
     return {"kind": "confusion", "classes": list(classes), "matrix": [list(row) for row in matrix], "note": note}
 
 
-def figure(name: str, draw: Callable[[Path], None], *, alt: str, caption: str) -> Block:
-    """Return a chart; `draw` writes it to a path, `name` is no other figure's, `alt` says it to those who see none."""
+def figure(name: str, draw: Callable[[Path], None], *, alt: str, caption: str) -> Figure:
+    """Return a chart; `draw` writes it to a path, `name` is unique on the page, `alt` describes it in words."""
     drawn = svg.inline(draw, prefix=f"figure-{name}")
     return {"kind": "figure", "svg": drawn, "png": None, "alt": alt, "caption": caption}
 
 
-def picture(path: Path, *, alt: str, caption: str) -> Block:
-    """Return a picture of tiles that lies in a file, as a JPEG of at most 1600 px a side."""
+def picture(path: Path, *, alt: str, caption: str) -> Figure:
+    """Return a picture of tiles from a file, as a JPEG of at most 1600 px a side."""
     with Image.open(path) as image:
         small = image.convert("RGB")
     small.thumbnail((_PICTURE_SIDE_PX, _PICTURE_SIDE_PX), Image.Resampling.LANCZOS)
@@ -81,21 +91,21 @@ def jpeg_uri(image: Image.Image, *, quality: int) -> str:
 
 
 def name_of(root: str) -> str:
-    """Return what a set of tiles is called: the last part of its path, with the one before where that says little."""
+    """Return what a set of tiles is called: the last part of its path, with the one before if that says little."""
     path = Path(root).resolve()
     return f"{path.parent.name}/{path.name}" if path.name in ("tiles", "images", "data") else path.name
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
-    """Return a figure as it is shown."""
+    """Return a number as it is shown."""
     return "undefined" if value is None else f"{value:.{digits}f}"
 
 
 def interval(pair: Sequence[float] | None, *, digits: int = 3) -> str:
-    """Return the ends of an interval as they are shown; nothing where there is none."""
+    """Return the ends of an interval as they are shown; "" without one."""
     return "" if pair is None else f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}"
 
 
 def sentence(text: str) -> str:
-    """Return a line of the terminal as a sentence: a capital first, a full stop last."""
+    """Return a line of the terminal as a sentence, with a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."

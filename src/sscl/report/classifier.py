@@ -10,7 +10,7 @@ from typing import Any
 from sscl.evaluate import evaluation, metrics
 from sscl.plots import charts
 from sscl.report import blocks
-from sscl.report.blocks import Section, interval, number
+from sscl.report.blocks import Block, Section, interval, number
 from sscl.report.subject import Subject
 
 CURVES = [
@@ -58,7 +58,7 @@ def training(subject: Subject) -> Section:
         "validation at the selected epoch": f"accuracy {number(best['validation_accuracy'])}, balanced accuracy "
         f"{number(best['validation_balanced_accuracy'])}, loss {number(best['validation_loss'])}",
     }
-    found = [blocks.facts(facts)]
+    found: list[Block] = [blocks.facts(facts)]
     if subject.log:
         series = [*CURVES]
         if "contrast_loss" in subject.log[0]:
@@ -87,7 +87,7 @@ def results(subject: Subject) -> Section:
     rows = evaluation.figures(report)
     first = len(rows) - 3 * len(report["classes"])
     header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
-    found = [
+    found: list[Block] = [
         blocks.table(f"On the {subject.split}, {report['tiles']:,} tiles", [header, *rows_of_metrics(rows[:first])]),
         blocks.table("Per class", [header, *rows_of_metrics(rows[first:])]),
     ]

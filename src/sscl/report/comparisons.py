@@ -90,7 +90,7 @@ def folds(name: str, report: Json) -> Section:
         over = [f"{report['mean'][key]:.3f} ± {report['sd'][key]:.3f}" for key in (*FOLD_METRICS, "loss")]
         lines.append(["mean ± sd of folds", "", *over])
     of = f"{blocks.name_of(report['data']['root'])}, {report['data']['size_px']} px ({', '.join(report['classes'])})"
-    found = [blocks.table(f"{report['folds']} folds of the training split of {of}", lines)]
+    found: list[Block] = [blocks.table(f"{report['folds']} folds of the training split of {of}", lines)]
     if "pooled" in report:
 
         def values(one: Json, key: str) -> tuple[float | None, Sequence[float] | None]:

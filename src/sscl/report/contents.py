@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sscl import run
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
+from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
 from sscl.explain.targets import resolve_target
 from sscl.models.checkpoint import run_of
+from sscl.records import read_record
 from sscl.report import classifier, comparisons, decisions, heatmaps, studies, summary
 from sscl.report.blocks import Section
 from sscl.report.folders import Damaged, Sources, config_of, read_json, reading
+from sscl.report.page.content import Content, Gallery
 from sscl.report.subject import Subject, count_tiles, interrupted, started_from, worksheet_id
 from sscl.report.tiles import build_gallery
 from sscl.train.health import collapse_warning
@@ -22,8 +26,24 @@ from sscl.words import listed
 OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
 
 
-def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> dict[str, Any]:
-    """Return title, sections and gallery of the classifier."""
+def page_content(sources: Sources, subject: Subject | None, config: ReportConfig, *, made: str) -> Content:
+    """Return what the page shows: the classifier first, if there is one, then a section for each other folder."""
+    if subject is None:
+        title, subtitle = "Report", ", ".join(Path(name).resolve().name for name in config.runs)
+        key = hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:16]
+        sections: list[Section] = []
+        shown = None
+    else:
+        title = f"{subject.folder.resolve().name}: {listed(subject.found.classes)}"
+        subtitle = f"{subject.trained.encoder_name}, on {subject.report['tiles']:,} tiles of the {subject.split}"
+        key = worksheet_id(subject)
+        sections, shown = about_classifier(subject, sources, config)
+    sections += [*about_studies(sources, subject), studies.provenance(provenance_of(sources, subject))]
+    return {"title": title, "subtitle": subtitle, "made": made, "id": key, "sections": sections, "gallery": shown}
+
+
+def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> tuple[list[Section], Gallery | None]:
+    """Return the sections and the gallery of the classifier."""
     caveats = interrupted(subject)
     settings, checks = map_settings(subject, sources, config)
     data = merge_data(DataConfig(**subject.report["data"]), config.data)
@@ -36,7 +56,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
             summary.summary(
                 subject,
                 training_tiles=sum(counts["train"].values()) if "train" in counts else None,
-                audits=[read_json(folder / "audit.json") for folder in audits_of(data, sources)],
+                audits=[read_audit(folder) for folder in audits_of(data, sources)],
                 checks=checks or {},
             ),
             classifier.data(subject, counts=counts, groups=groups),
@@ -47,13 +67,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
             decisions.decisions(subject),
             decisions.caveats(subject, caveats),
         ]
-    return {
-        "title": f"{subject.folder.resolve().name}: {listed(subject.found.classes)}",
-        "subtitle": f"{subject.trained.encoder_name}, on {subject.report['tiles']:,} tiles of the {subject.split}",
-        "id": worksheet_id(subject),
-        "sections": sections,
-        "gallery": shown,
-    }
+    return sections, shown
 
 
 def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
@@ -65,6 +79,11 @@ def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
             if Path(own.root).resolve() == Path(data.root).resolve() and not split_changes(data, own):
                 found.append(folder)
     return found
+
+
+def read_audit(folder: Path) -> Audit:
+    """Return what an audit found."""
+    return read_record(Audit, folder / "audit.json", made_by="sscl data audit")
 
 
 def map_settings(
@@ -113,10 +132,8 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
     sections: list[Section] = []
     start = None if subject is None else started_from(subject)
     for name, folder in _numbered("audit", sources):
-        with reading(folder / "audit.json"):
-            pairs = folder / "pairs.png"
-            report = read_json(folder / "audit.json")
-            sections.append(studies.audit(name, report, pairs=pairs if pairs.is_file() else None))
+        pairs = folder / "pairs.png"
+        sections.append(studies.audit(name, read_audit(folder), pairs=pairs if pairs.is_file() else None))
     for name, folder in _numbered("gradcam", sources):
         with reading(folder):
             found = heatmaps.heatmaps(

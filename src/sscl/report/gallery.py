@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from sscl.explain import cam
 from sscl.models import features
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
+from sscl.report.page.content import Gallery, GalleryTile
 
 SIDE_PX = 224  # of a picture, at most
 PICTURE_BYTES = 20_000  # of a picture, at most: a thousand of them are 27 MB as text
@@ -188,7 +188,7 @@ def build(
     threshold: float,
     decided_from: float | None,
     note: str,
-) -> dict[str, Any]:
+) -> Gallery:
     """Return the gallery of `sscl.report.page.render`.
 
     Args:
@@ -201,7 +201,8 @@ def build(
     """
     probabilities = probabilities_of(found)
     two_with_votes = found.votes is not None and len(found.classes) == 2
-    tiles, side, lowered = [], 0, 0
+    tiles: list[GalleryTile] = []
+    side = lowered = 0
     for row, picture, heat in zip(rows.tolist(), pictures, heats, strict=True):
         uri, quality = encode_picture(picture.image)
         lowered += quality != QUALITIES[0]

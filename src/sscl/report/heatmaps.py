@@ -65,7 +65,7 @@ def _brackets(pair: Sequence[float] | None) -> str:
 
 def _check(name: str, check: str, found: Json) -> list[Block]:
     """Return the verdict of one check and its chart, where there is something to draw."""
-    said = [blocks.verdict(found["passed"], QUESTIONS[check], blocks.sentence(found["verdict"]))]
+    said: list[Block] = [blocks.verdict(found["passed"], QUESTIONS[check], blocks.sentence(found["verdict"]))]
     title = f"{found['tiles']} tiles"
     if check == "randomisation" and found["tiles"]:
         said.append(

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sscl.data.audit import Audit
 from sscl.plots import charts
 from sscl.report import blocks
-from sscl.report.blocks import Section, number
+from sscl.report.blocks import Block, Section, number
 
 Json = Mapping[str, Any]
 _PAIRS = 12  # of an audit that are listed
@@ -34,7 +35,7 @@ def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | 
         "optimizer": f"{train['optimizer']}, learning rate {train['learning_rate']:g}",
         "epochs": f"{log[-1]['epoch'] if log else 0} of {train['epochs']}",
     }
-    found = [blocks.paragraph(note)] if note else []
+    found: list[Block] = [blocks.paragraph(note)] if note else []
     found.append(blocks.facts(facts))
     if log:
         last = log[-1]
@@ -73,46 +74,44 @@ def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | 
     return blocks.section(name, "Pretraining", found)
 
 
-def audit(name: str, report: Json, *, pairs: Path | None) -> Section:
+def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
     """Return what an audit of the split found. pairs: picture of the pairs; None = there is none."""
-    counts, kinds = report["counts"], report["counts"]["pairs"]
+    counts, kinds = report.counts, report.counts.pairs
     facts = {
         "identical pixels": f"{kinds['exact']:,} pairs",
         "near-duplicates by hash": f"{kinds['hash']:,} pairs",
         "overlapping crops by keypoints": f"{kinds['keypoints']:,} pairs",
-        "across splits": f"{counts['pairs_across']:,} pairs",
-        "clusters": f"{counts['clusters']:,}, of up to {counts['largest_cluster']} tiles; "
-        f"{counts['tiles_in_clusters']:,} of {counts['tiles']:,} tiles"
-        if counts["clusters"]
+        "across splits": f"{counts.pairs_across:,} pairs",
+        "clusters": f"{counts.clusters:,}, of up to {counts.largest_cluster} tiles; "
+        f"{counts.tiles_in_clusters:,} of {counts.tiles:,} tiles"
+        if counts.clusters
         else "none",
-        "outliers": ", ".join(f"{count} {kind}" for kind, count in sorted(counts["flagged"].items())) or "none",
+        "outliers": ", ".join(f"{count} {kind}" for kind, count in sorted(counts.flagged.items())) or "none",
     }
     parts = [["part", "folder", "tiles", "groups (slides, patients or clusters)"]]
-    for part, of in report["parts"].items():
-        groups = "unknown" if of["groups"] is None else f"{of['groups']:,}"
-        parts.append([part, of["root"], f"{of['tiles']:,}", groups])
-    found = [
-        blocks.verdict(
-            not report["leakage"], "Do the splits have no tiles in common?", blocks.sentence(report["verdict"])
-        ),
+    for part, of in report.parts.items():
+        groups = "unknown" if of.groups is None else f"{of.groups:,}"
+        parts.append([part, of.root, f"{of.tiles:,}", groups])
+    found: list[Block] = [
+        blocks.verdict(not report.leakage, "Do the splits have no tiles in common?", blocks.sentence(report.verdict)),
         blocks.facts(facts),
         blocks.table("Audited folders", parts, numeric_from=2),
     ]
-    if report["pairs"]:
+    if report.pairs:
         lines = [["first", "second", "found by", "across splits", "correlation"]]
-        for pair in report["pairs"][:_PAIRS]:
-            ends = [f"{pair[end]['part']}: {pair[end]['id']}" for end in ("first", "second")]
-            lines.append([*ends, pair["kind"], "yes" if pair["across"] else "no", number(pair["score"])])
-        more = len(report["pairs"]) - _PAIRS
-        rest = f", the {_PAIRS} most serious of {len(report['pairs']):,}" if more > 0 else ""
+        for pair in report.pairs[:_PAIRS]:
+            ends = [f"{place.part}: {place.id}" for place in (pair.first, pair.second)]
+            lines.append([*ends, pair.kind, "yes" if pair.across else "no", number(pair.score)])
+        more = len(report.pairs) - _PAIRS
+        rest = f", the {_PAIRS} most serious of {len(report.pairs):,}" if more > 0 else ""
         found.append(blocks.table(f"Near-duplicate pairs{rest}", lines, numeric_from=4))
     if pairs is not None:
         caption = f"Near-duplicate pairs; those across splits come first, in a thick frame. Full size: {pairs}."
         found.append(
-            blocks.picture(pairs, alt=f"Contact sheet of near-duplicate pairs. {report['verdict']}", caption=caption)
+            blocks.picture(pairs, alt=f"Contact sheet of near-duplicate pairs. {report.verdict}", caption=caption)
         )
-    found += [blocks.bullets(report["notes"])] if report["notes"] else []
-    sets = dict.fromkeys(blocks.name_of(of["root"]) for of in report["parts"].values())
+    found += [blocks.bullets(report.notes)] if report.notes else []
+    sets = dict.fromkeys(blocks.name_of(of.root) for of in report.parts.values())
     return blocks.section(name, f"Audit of {', '.join(sets)}", found)
 
 
@@ -125,7 +124,7 @@ def provenance(folders: Mapping[str, tuple[Json, str]]) -> Section:
     lines = [["folder", "command", "date"]]
     for name, (environment, _) in folders.items():
         lines.append([name, *(str(environment.get(key, "unknown")) for key in ("command", "date"))])
-    found = [blocks.table("Commands", lines, numeric_from=len(lines[0]))]
+    found: list[Block] = [blocks.table("Commands", lines, numeric_from=len(lines[0]))]
     for name, (environment, text) in folders.items():
         versions = [f"# {key}: {value}" for key, value in environment.items() if key not in ("command", "date")]
         found.append(blocks.code(f"{name}: configuration and versions", "\n".join([*versions, text])))

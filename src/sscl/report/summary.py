@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sscl.data.audit import Audit
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.report.heatmaps import QUESTIONS
@@ -19,13 +20,13 @@ NOT_A_DEVICE = (
 
 
 def summary(
-    subject: Subject, *, training_tiles: int | None, audits: Sequence[Mapping[str, Any]], checks: Mapping[str, Any]
+    subject: Subject, *, training_tiles: int | None, audits: Sequence[Audit], checks: Mapping[str, Any]
 ) -> Section:
     """Return what was trained on what, the main figures, and what was judged.
 
     Args:
         training_tiles: tiles of the training split; None = not known here.
-        audits: content of audit.json files. checks: content of a checks.json; empty = the maps were not checked.
+        audits: of this split. checks: content of a checks.json; empty = the maps were not checked.
     """
     report, values, drawn = subject.report, subject.report["metrics"], subject.report["intervals"]
     rows = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
@@ -35,7 +36,7 @@ def summary(
         for key, name in rows.items()
         if values.get(key) is not None
     }
-    found = [
+    found: list[Block] = [
         blocks.paragraph(f"{_trained(subject, training_tiles)} {_right(subject)}"),
         blocks.facts(headline),
         blocks.paragraph(f"{report['interval_method'].partition(';')[0]}."),
@@ -89,7 +90,7 @@ def _better_than_chance(subject: Subject) -> Block:
     )
 
 
-def _leaks(subject: Subject, audits: Sequence[Mapping[str, Any]]) -> Block:
+def _leaks(subject: Subject, audits: Sequence[Audit]) -> Block:
     title = "Are the evaluated tiles new to the model?"
     here, trained = (
         Path(root).resolve() for root in (subject.report["data"]["root"], subject.trained.finetune_config.data.root)
@@ -99,8 +100,8 @@ def _leaks(subject: Subject, audits: Sequence[Mapping[str, Any]]) -> Block:
         return blocks.verdict(False, title, text)
     if not audits:
         return blocks.verdict(None, title, "Run sscl data audit to search for tiles that occur in both splits.")
-    said = blocks.sentence("; ".join(audit["verdict"] for audit in audits))
-    return blocks.verdict(not any(audit["leakage"] for audit in audits), title, said)
+    said = blocks.sentence("; ".join(audit.verdict for audit in audits))
+    return blocks.verdict(not any(audit.leakage for audit in audits), title, said)
 
 
 def _calibrated(subject: Subject) -> Block:

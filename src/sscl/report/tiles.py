@@ -18,6 +18,7 @@ from sscl.models.classifier import check_classes, load_classifier
 from sscl.models.pixels import normalisation
 from sscl.report import gallery
 from sscl.report.heatmaps import QUESTIONS
+from sscl.report.page.content import Gallery
 from sscl.report.subject import Subject
 
 
@@ -29,7 +30,7 @@ def build_gallery(
     *,
     checks: Mapping[str, Any] | None,
     caveats: list[str],
-) -> dict[str, Any]:
+) -> Gallery:
     """Return the gallery, with maps made by the checkpoint; what does not fit the evaluation goes to `caveats`.
 
     Raises:

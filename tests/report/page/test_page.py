@@ -221,5 +221,5 @@ def test_what_cannot_be_shown_is_one_line(content, path, value, message):
 
 def test_a_section_of_another_s_name(content):
     content["sections"].append({**content["sections"][0], "blocks": []})
-    with pytest.raises(ValueError, match="another for each section"):
+    with pytest.raises(ValueError, match="unique"):
         render(content)

@@ -1,0 +1,137 @@
+"""What a page holds, as plain containers: its sections of blocks, and the gallery of tiles."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class Text(TypedDict):
+    """Paragraphs, with an empty line between them."""
+
+    kind: Literal["text"]
+    text: str
+
+
+class Facts(TypedDict):
+    """Names and values, one pair a line."""
+
+    kind: Literal["facts"]
+    rows: list[list[str]]
+
+
+class Bullets(TypedDict):
+    """A list."""
+
+    kind: Literal["list"]
+    items: list[str]
+
+
+class Table(TypedDict):
+    """A table; its columns from `numeric_from` on hold numbers."""
+
+    kind: Literal["table"]
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    numeric_from: int
+
+
+class Figure(TypedDict):
+    """A picture: either `svg`, from `sscl.plots.svg`, or `png`, a data URI. `alt` describes it in words."""
+
+    kind: Literal["figure"]
+    svg: str | None
+    png: str | None
+    alt: str
+    caption: str
+
+
+class Verdict(TypedDict):
+    """The answer to a question; `passed` is None where it was not assessed."""
+
+    kind: Literal["verdict"]
+    passed: bool | None
+    title: str
+    text: str
+
+
+class Confusion(TypedDict):
+    """A confusion matrix, rows = truth; its cells filter the gallery if that has the same classes."""
+
+    kind: Literal["confusion"]
+    classes: list[str]
+    matrix: list[list[int]]
+    note: str
+
+
+class Code(TypedDict):
+    """Lines of code, folded away under a title."""
+
+    kind: Literal["code"]
+    title: str
+    text: str
+
+
+Block = Text | Facts | Bullets | Table | Figure | Verdict | Confusion | Code
+
+
+class Section(TypedDict):
+    """A section; its id is of lower-case words and hyphens."""
+
+    id: str
+    title: str
+    blocks: list[Block]
+
+
+class GalleryTile(TypedDict):
+    """A tile of the gallery.
+
+    id: no other tile has it. label: class, -1 = unknown. probabilities: K. agreement: such as "6/7".
+    decided: False = the classifier abstains. image: data URI. map: base64 of map_side x map_side bytes, maximum 255; ""
+    without evidence. maximum: of the map before scaling. box: x0, y0, x1, y1 in pixels of the tile, half open.
+    source_px: side of the image file.
+    """
+
+    id: str
+    label: int
+    prediction: int
+    probabilities: list[float]
+    loss: float | None
+    agreement: str | None
+    votes: int | None
+    group: str | None
+    decided: bool | None
+    image: str
+    map: str
+    maximum: float
+    box: list[int] | None
+    source_px: int | None
+
+
+class Gallery(TypedDict):
+    """The gallery.
+
+    size_px: side of the tiles. map_side: cells of a map's side. colours: base64 of 256 x 3 bytes. alpha: opacity at the
+    maximum of a map. target: what the maps explain. threshold: of the boxes. note: what a reader must know.
+    """
+
+    classes: list[str]
+    size_px: int
+    map_side: int
+    colours: str
+    alpha: float
+    target: str
+    threshold: float
+    note: str
+    tiles: list[GalleryTile]
+
+
+class Content(TypedDict):
+    """A page. id: 16 hexadecimal digits under which the browser keeps the worksheet. gallery: None = no gallery."""
+
+    title: str
+    subtitle: str
+    made: str
+    id: str
+    sections: list[Section]
+    gallery: Gallery | None
