@@ -1,4 +1,4 @@
-"""sscl compare: a list of runs, each over seeds and shares of the labels, side by side."""
+"""The configuration of `sscl compare`."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ def _flattened(content: dict[str, Any], prefix: str = "") -> list[str]:
     return words
 
 
-# Keys of runs that are made; finished ones are taken as they are.
+# Keys for runs that compare makes; finished runs are compared as they are.
 FOR_MADE = ("runs", "seeds", "fractions", "root", "set", "set_pretrain", "set_finetune", "grid", "grid_seed", "jobs")
 
 Overrides = Annotated[tuple[str, ...], BeforeValidator(_as_overrides)]
 
 
 class CompareEntry(Section):
-    """One configuration of the comparison; it is run once for each seed, finetune also for each share of the labels."""
+    """A configuration to compare: it is run for each seed, and finetune also for each label fraction."""
 
-    name: str = setting(..., "its row in the table, and the beginning of its run folders' names", min_length=1)
-    command: Literal["pretrain", "finetune"] = setting(..., "the command that makes its runs")
+    name: str = setting(..., "name of its row in the table; its run folders are NAME-SEED", min_length=1)
+    command: Literal["pretrain", "finetune"] = setting(..., "command of its runs")
     config: str = setting(
-        ..., "YAML file of that command; looked for beside the compare file, then from the working directory"
+        ...,
+        "YAML file of that command, looked up beside the compare file, then from the working directory",
     )
     start: str | None = setting(
-        None, "name of an earlier entry: its run of the same seed (and share of the labels) becomes model.weights"
+        None,
+        "name of an earlier entry: model.weights is its run of the same seed (and label fraction)",
     )
-    shown: bool = setting(True, "finetune: whether it is a row; pretrain entries never are")
-    set: Overrides = setting(
-        (), "keys of its config, nested as in YAML ({train: {epochs: 2}}) or [train.epochs=2, ...]"
-    )
-    published: dict[str, float] = setting({}, "published figures to put beside: {accuracy: 0.9}, of all labels")
+    shown: bool = setting(True, "finetune: whether it has a row in the table; pretrain entries have none")
+    set: Overrides = setting((), "changes to its config: {train: {epochs: 2}} or [train.epochs=2, ...]")
+    published: dict[str, float] = setting({}, "published results with all labels, for the table: {accuracy: 0.9}")
 
     @field_validator("config")
     @classmethod
@@ -62,42 +62,41 @@ class CompareEntry(Section):
 
 
 class CompareConfig(Section):
-    """sscl compare: runs over seeds and shares of the labels, made or reused, side by side in one table and pictures.
+    """Compare configurations over seeds and label fractions, in one table and pictures.
 
-    A run that is complete and was made with the same configuration is reused; an interrupted one goes on (pretrain) or
-    starts again (finetune). --overwrite makes those again whose configuration has changed.
+    Complete runs with the same configuration are reused; interrupted ones are resumed (pretrain) or started again
+    (finetune). --overwrite runs those again whose configuration has changed.
 
-    `sscl compare RUN RUN ...` compares finished runs as they are, evaluating those that are not yet.
+    `sscl compare RUN RUN ...` compares finished runs as they are, and evaluates those that have not been evaluated.
     """
 
     out: str | None = setting(
         None,
-        "folder to write: runs/, compare.md, compare.json, pictures; null = compare_A_B beside the first finished run",
+        "folder to write; required with runs; null = compare_A_B beside the first finished run",
         min_length=1,
     )
     finished: Annotated[tuple[str, ...], Listed] = setting(
         (),
-        "finetune runs that are there, or folders with a predictions.csv, [runs/a, runs/b], instead of runs: the words "
-        "of `sscl compare runs/a runs/b`",
+        "finished finetune runs, or folders with a predictions.csv, [runs/a, runs/b], instead of runs; also FINISHED",
     )
     runs: Annotated[tuple[CompareEntry, ...], Listed] = ()
-    seeds: Annotated[tuple[int, ...], Listed] = setting((0,), "seeds, [0, 1, 2]: each gives one run of every entry")
+    seeds: Annotated[tuple[int, ...], Listed] = setting((0,), "seeds, as in [0, 1, 2]: one run of every entry for each")
     fractions: Annotated[tuple[float, ...], Listed] = setting(
-        (), "shares of the labels, [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as the configs say"
+        (), "label fractions, as in [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as in the configs"
     )
-    root: str | None = setting(None, "data.root of every entry whose data is one set; null = as the configs say")
-    set: Overrides = setting((), "keys of every entry's config: set.data.size_px=64, or in YAML {data: {size_px: 64}}")
-    set_pretrain: Overrides = setting((), "keys of the pretrain entries: set_pretrain.train.epochs=10")
-    set_finetune: Overrides = setting((), "keys of the finetune entries: set_finetune.train.epochs=10")
-    reference: str | None = setting(None, "row that the paired differences are against; null = the first")
-    split: Literal["test", "train", "all"] = setting("test", "which tiles")
-    grid: int = setting(9, "tiles of the grid of predictions; 0 = no grid", ge=0, le=100)
-    grid_seed: int = setting(0, "seed of the tiles in the grid", ge=0)
-    bootstrap_samples: int = setting(2000, "resamples of the tiles behind each interval", ge=10)
-    bootstrap_seed: int = setting(0, "seed of the resamples", ge=0)
-    device: str | None = setting(None, "auto, cpu, cuda or cuda:N; null = as the configs say")
-    jobs: int = setting(1, "runs at a time, within an entry", ge=1)
-    progress: bool = setting(True, "show progress bars (with jobs above 1 none are shown)")
+    root: str | None = setting(None, "data.root of every entry with one data set; null = as in the configs")
+    set: Overrides = setting((), "changes to every config: set.data.size_px=64, or in YAML {data: {size_px: 64}}")
+    set_pretrain: Overrides = setting((), "changes to the pretrain configs: set_pretrain.train.epochs=10")
+    set_finetune: Overrides = setting((), "changes to the finetune configs: set_finetune.train.epochs=10")
+    reference: str | None = setting(None, "row that the others are compared with; null = the first")
+    split: Literal["test", "train", "all"] = setting("test", "split to evaluate on")
+    grid: int = setting(9, "tiles in the picture of predictions; 0 = no picture", ge=0, le=100)
+    grid_seed: int = setting(0, "seed of the tiles in that picture", ge=0)
+    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
+    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
+    device: str | None = setting(None, "auto, cpu, cuda or cuda:N; null = as in the configs")
+    jobs: int = setting(1, "number of runs of an entry in parallel", ge=1)
+    progress: bool = setting(True, "show progress bars; none are shown with jobs > 1")
 
     @model_validator(mode="after")
     def _made_or_finished(self) -> CompareConfig:

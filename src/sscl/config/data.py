@@ -8,41 +8,46 @@ from sscl.config.sections import Section, fault, setting
 
 
 class DataConfig(Section):
-    """Which tiles, from where, in which split."""
+    """The tiles and their split."""
 
     source: Literal["mhist", "folder", "pathmnist", "synthetic"] = setting(
         "mhist",
-        "mhist: annotations.csv + images/; folder: train/CLASS/*, test/CLASS/*, or CLASS/*, or flat; "
-        "pathmnist: an .npz file of MedMNIST's layout; synthetic: what `sscl data synth` wrote",
+        "mhist: annotations.csv and images/; folder: train/CLASS/* and test/CLASS/*, or CLASS/*, or images without "
+        "classes; pathmnist: an .npz file in MedMNIST's layout; synthetic: tiles of `sscl data synth`",
     )
-    root: str = setting(..., "folder of the data set; pathmnist: its .npz file", path=True, min_length=1)
+    root: str = setting(..., "folder of the data set; for pathmnist the .npz file", path=True, min_length=1)
     protocol: Literal["paper_balanced", "official"] = setting(
-        "official", "mhist: official = its Partition column; paper_balanced = all SSA + as many HP, 90:10"
+        "official",
+        "mhist: official = the Partition column; paper_balanced = all SSA and as many HP tiles, split 90:10",
     )
     published: bool = setting(
-        True, "mhist: hold the set to MHIST's published counts and 224 px; false for other sets", free=True
+        True, "mhist: check the published counts and tile size; set false for other tiles in that layout", free=True
     )
-    split_seed: int = setting(0, "seed of the splits made here (paper_balanced, a folder without test/)", ge=0)
-    test_fraction: float = setting(0.2, "folder without test/: share of each class held out for test", gt=0, lt=1)
+    split_seed: int = setting(0, "seed of the splits that sscl makes (paper_balanced; a folder without test/)", ge=0)
+    test_fraction: float = setting(0.2, "folder without test/: fraction of each class held out for test", gt=0, lt=1)
     groups_csv: str | None = setting(
-        None, "folder: CSV `path,group`; no group lands on both sides of a split", path=True
+        None, "folder: CSV file with columns path,group; tiles of one group stay on one side of each split", path=True
     )
     group_near_duplicates: bool = setting(
-        False, "look for duplicates first, and keep each cluster of them on one side of every split made here"
+        False, "find near-duplicates first, and keep each cluster on one side of each split that sscl makes"
     )
-    size_px: int = setting(224, "side to which tiles are brought, pixels", ge=16, le=1024)
+    size_px: int = setting(224, "tiles are resized to this side, pixels", ge=16, le=1024)
     stain: Literal["none", "reinhard", "macenko"] = setting(
-        "none", "stain normalisation of every tile after decoding, to fixed reference stains"
+        "none", "stain normalisation of every tile, to fixed reference stains"
     )
-    cache_dir: str | None = setting(None, "folder for decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", free=True)
-    device_budget_gb: float = setting(4.0, "tiles go to the GPU as a whole up to this size, GiB", free=True, ge=0)
+    cache_dir: str | None = setting(None, "cache of decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", free=True)
+    device_budget_gb: float = setting(
+        4.0, "keep all tiles on the GPU if they need at most this much memory, GiB", free=True, ge=0
+    )
 
 
 class SourceConfig(DataConfig):
-    """One of the sets that pretraining draws tiles from; their labels are not learned from."""
+    """The tiles: one data set, or a list of them. Pretraining does not use their labels."""
 
-    weight: float | None = setting(None, "share of the draws of an epoch; null (everywhere) = each tile once", ge=0)
-    tiles: int | None = setting(None, "use this many of its training tiles, drawn by split_seed; null = all", ge=2)
+    weight: float | None = setting(
+        None, "relative weight of this source in an epoch; null for all sources = each tile once", ge=0
+    )
+    tiles: int | None = setting(None, "use only this many of its training tiles, drawn by split_seed; null = all", ge=2)
 
 
 SHARED_KEYS = ("size_px", "cache_dir", "device_budget_gb")
@@ -83,12 +88,12 @@ def one_size(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
 
 
 class SynthConfig(Section):
-    """sscl data synth: procedural polyp tiles in the MHIST layout."""
+    """Write synthetic polyp tiles in MHIST's layout."""
 
     root: str = setting(..., "folder to write", min_length=1)
     count: int = setting(1000, "number of tiles", ge=4)
     size_px: int = setting(224, "side of a tile, pixels", ge=32, le=1024)
     seed: int = setting(0, "seed of the tiles", ge=0)
-    ssa_fraction: float = setting(0.5, "share of SSA tiles", gt=0, lt=1)
-    test_fraction: float = setting(0.3, "share of slides in the test partition", gt=0, lt=1)
+    ssa_fraction: float = setting(0.5, "fraction of SSA tiles", gt=0, lt=1)
+    test_fraction: float = setting(0.3, "fraction of the slides in the test partition", gt=0, lt=1)
     progress: bool = setting(True, "show progress bars")

@@ -6,13 +6,15 @@ from sscl.config.sections import Section, setting
 
 
 class DemoConfig(Section):
-    """sscl demo: the whole method on synthetic polyps."""
+    """Run the whole method on synthetic polyps: audit, pretrain, finetune, eval, gradcam, report."""
 
     run: str = setting("demo-run", "folder to write", min_length=1)
-    configs: str = setting("demo", "folder of its YAML files, or of shipped configs", min_length=1)
+    configs: str = setting("demo", "folder of its YAML files, or the name of a folder of shipped configs", min_length=1)
 
 
 class ConfigsConfig(Section):
-    """sscl configs: list the YAML files that come with sscl, or print one; the first word may be the name."""
+    """List the configs that come with sscl, or print one."""
 
-    name: str | None = setting(None, "the config to print, such as demo/pretrain; null = list them all", min_length=1)
+    name: str | None = setting(
+        None, "config to print, as in demo/pretrain; null = list them all; also NAME", min_length=1
+    )

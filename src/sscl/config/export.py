@@ -31,41 +31,49 @@ def _some_of(*allowed: str) -> Callable[[Any], Any]:
 
 
 class ExportConfig(Section):
-    """sscl export: the trunk, or the classifier, as files that other programs read."""
+    """Write the encoder or the classifier as files for other programs."""
 
     checkpoint: str = setting(
-        ..., "a run folder, a checkpoint, or an encoder's file as for model.weights", min_length=1
+        ..., "run folder, checkpoint, or file of an encoder as model.weights of pretrain", min_length=1
     )
     what: Literal["trunk", "classifier"] = setting(
-        "trunk", "trunk: tiles to features; classifier: tiles to logits, of a finetune checkpoint"
+        "trunk", "trunk: encoder, tiles to features; classifier: tiles to logits, of a finetune run"
     )
     formats: Annotated[tuple[str, ...], BeforeValidator(_some_of(*FORMATS))] = setting(
         ("safetensors", "pt"),
-        f"which files, some of {', '.join(FORMATS)} (onnx needs the extra: pip install 'sscl[onnx]')",
+        f"file formats, of {', '.join(FORMATS)} (onnx needs the extra: pip install 'sscl[onnx]')",
     )
     out: str | None = setting(None, "folder to write; null = RUN/export_WHAT")
-    model: EncoderName | None = setting(None, "the encoder's name, where no checkpoint of sscl says it")
-    stem: Literal["standard", "small"] = setting("standard", "as model.stem, where no checkpoint of sscl says it")
-    size_px: int | None = setting(None, "side of the tiles, pixels; null = what the checkpoint says", ge=16, le=1024)
+    model: EncoderName | None = setting(
+        None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
+    )
+    stem: Literal["standard", "small"] = setting(
+        "standard", "as model.stem of pretrain; ignored for an sscl checkpoint"
+    )
+    size_px: int | None = setting(None, "side of the tiles, pixels; null = that of the checkpoint", ge=16, le=1024)
     mean: Triple | None = setting(None, "trunk: channel means of pixels in 0-1; null = those of the weights")
-    std: Deviations | None = setting(None, "trunk: channel deviations of pixels in 0-1; null = those of the weights")
+    std: Deviations | None = setting(
+        None, "trunk: channel standard deviations of pixels in 0-1; null = those of the weights"
+    )
 
 
 class EmbedConfig(Section):
-    """sscl embed: embeddings of a tile set, maps of them and their clusters."""
+    """Embed a set of tiles, and draw 2D maps and clusters of the embeddings."""
 
     out: str = setting(..., "folder to write", min_length=1)
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig
-    split: Literal["train", "test", "all"] = setting("all", "which tiles")
+    split: Literal["train", "test", "all"] = setting("all", "tiles to embed")
     methods: Annotated[tuple[str, ...], BeforeValidator(_some_of(*METHODS))] = setting(
-        ("pca", "tsne"), f"which maps, some of {', '.join(METHODS)} (umap needs the extra: pip install 'sscl[umap]')"
+        ("pca", "tsne"), f"2D maps, of {', '.join(METHODS)} (umap needs the extra: pip install 'sscl[umap]')"
     )
-    tsne_tiles: int = setting(5000, "the t-SNE map shows at most this many tiles, drawn by seed", ge=50)
+    tsne_tiles: int = setting(5000, "largest number of tiles in the t-SNE map, drawn by seed", ge=50)
     clusters: int = setting(10, "k of the k-means clusters", ge=2, le=100)
-    per_cluster: int = setting(10, "tiles of each cluster on the contact sheet", ge=1, le=50)
-    seed: int = setting(0, "seed of clusters, maps and the tiles shown", ge=0, lt=2**32)
-    batch_size: int = setting(128, "tiles at a time", ge=1)
+    per_cluster: int = setting(10, "tiles of each cluster in its picture", ge=1, le=50)
+    seed: int = setting(0, "seed of clusters, maps and the tiles that are shown", ge=0, lt=2**32)
+    batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto: bf16 on a GPU that has it, else fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 if the GPU supports it, otherwise fp32"
+    )
     progress: bool = setting(True, "show progress bars")

@@ -11,45 +11,50 @@ from sscl.config.sections import Listed, Section, setting
 
 
 class MapConfig(Section):
-    """How the heatmaps of panels are made: the keys of sscl gradcam of the same names."""
+    """The heatmaps of panels, as in sscl gradcam."""
 
     target: str = setting(
-        "auto", "difference (of two logits), predicted, a class's name; auto: difference for two classes"
+        "auto", "logit to explain: difference (two classes), predicted, or a class; auto = difference, or predicted"
     )
     method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
-        "gradcam", "how maps are made"
+        "gradcam", "method of the heatmaps"
     )
     layer: Annotated[
         tuple[str, ...],
         BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
-    ] = setting((), "explain this layer, or [a, b, ...] fused; empty = the last features")
-    fuse: Literal["max", "mean"] = setting("max", "how the maps of several layers become one")
-    threshold: float = setting(0.2, "a box holds what is above this share of the map's maximum", gt=0, lt=1)
+    ] = setting((), "layer to explain, or [a, b, ...] to fuse several; empty = the last features")
+    fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
+    threshold: float = setting(0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1)
 
 
 class PredictConfig(Section):
-    """sscl predict: the classes of new tiles, with calibrated probabilities and abstention.
+    """Classify new tiles, with calibrated probabilities and abstention.
 
-    PATHS are folders (all images below), image files, and CSV files with a column `path` (relative to the CSV).
-    The exit code is 3 where files could not be read; the others are predicted.
+    PATHS are folders (all images below them), image files, and CSV files with a column `path`, relative to the CSV.
+    The exit code is 3 if some files could not be read; all others are classified.
     """
 
-    checkpoint: str = setting(..., "a finetune run folder (its best.pt) or checkpoint file; --checkpoint", min_length=1)
+    checkpoint: str = setting(
+        ..., "finetune run folder (its best.pt) or checkpoint file; also --checkpoint", min_length=1
+    )
     paths: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders, image files, CSV lists: [TILES, a.png, list.csv], or the words of the command", min_length=1
+        ..., "folders, image files and CSV lists, [TILES, a.png, list.csv]; also PATHS", min_length=1
     )
     out: str | None = setting(None, "folder to write; null = RUN/predictions")
-    calibrate: bool = setting(True, "divide logits by the temperature that finetune fitted on its validation tiles")
-    tta: bool = setting(False, "test-time augmentation: the mean logits over the 8 flips and rotations of a tile")
+    calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
+    tta: bool = setting(False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile")
     abstain: float = setting(
-        0.2, "leave undecided what is less sure than this share of the validation tiles; 0 = decide all", ge=0, lt=1
+        0.2,
+        "abstain below the confidence that this fraction of the validation tiles does not reach; 0 = never",
+        ge=0,
+        lt=1,
     )
-    confidence: float | None = setting(None, "decide from this confidence on, whatever abstain says", ge=0, le=1)
+    confidence: float | None = setting(None, "abstain below this confidence; takes precedence over abstain", ge=0, le=1)
     panels: bool | int = setting(
-        False, "heatmap, box and panel of every tile (true), or of so many, the least confident first"
+        False, "write heatmap, boxes and panel of every tile (true) or of this many, least confident first"
     )
     gradcam: MapConfig = MapConfig()
-    batch_size: int = setting(128, "tiles at a time", ge=1)
+    batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     progress: bool = setting(True, "show progress bars")
 

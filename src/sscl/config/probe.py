@@ -1,4 +1,4 @@
-"""The command that asks what frozen features are worth: probe."""
+"""The configuration of `sscl probe`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from sscl.words import nearest
 
 
 class ProbeEncoder(EncoderConfig):
-    """A row of the table: an encoder, or several that differ by their seed."""
+    """An encoder, one row of the table; or several that differ by their seed."""
 
-    name: str = setting(..., "name of the row", min_length=1)
+    name: str = setting(..., "name of its row in the table", min_length=1)
     seeds: Annotated[tuple[int, ...], Listed] = setting(
-        (), "one row from several runs, [0, 1, 2]: each takes the place of {seed} in weights; empty = [seed]"
+        (), "several runs in one row, as in [0, 1, 2]: each replaces {seed} in weights; empty = [seed]"
     )
     adapt_batch_norm: bool = setting(
-        False, "take batch-norm statistics from the tiles of each part themselves, the test tiles' too (no labels)"
+        False, "compute batch-norm statistics on the tiles of each split, the test tiles included (no labels)"
     )
-    images: int | None = setting(None, "tiles it was pretrained on, for the curve over them", ge=1)
+    images: int | None = setting(
+        None, "number of tiles it was pretrained on, for the curve of accuracy over them", ge=1
+    )
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> ProbeEncoder:
@@ -38,39 +40,42 @@ class ProbeEncoder(EncoderConfig):
 
 
 class ProbeSet(DataConfig):
-    """Labelled tiles: a classifier is fitted on their training part."""
+    """Labelled tiles; the classifiers are fitted on their training split."""
 
     name: str = setting(..., "name of the set", min_length=1)
     holdout_fraction: float = setting(
-        0.0, "share of the training tiles held out as a second part to evaluate on, beside test; 0 = none", ge=0, lt=1
+        0.0, "fraction of the training tiles held out as a second evaluation set besides test; 0 = none", ge=0, lt=1
     )
 
 
 class ProbeConfig(Section):
-    """sscl probe: what frozen features are worth to a linear classifier and to nearest neighbours."""
+    """Compare encoders by linear probe and k-NN on their frozen features."""
 
     out: str = setting(..., "folder to write", min_length=1)
     encoders: Annotated[tuple[ProbeEncoder, ...], Listed]
     sets: Annotated[tuple[ProbeSet, ...], Listed]
     fractions: Annotated[tuple[float, ...], Listed] = setting(
-        (1.0,), "shares of the training labels to use, [0.01, 0.1, 1]"
+        (1.0,), "fractions of the training labels to use, as in [0.01, 0.1, 1]"
     )
-    label_seeds: Annotated[tuple[int, ...], Listed] = setting(
-        (0,), "each draws another share of the labels, and another validation part of it"
+    label_seeds: Annotated[tuple[int, ...], Listed] = setting((0,), "seeds of the draw of labels and validation tiles")
+    validation_fraction: float = setting(
+        0.2, "fraction of the used labels that selects C; cross-validation if they are too few", gt=0, lt=1
     )
-    validation_fraction: float = setting(0.2, "share of the used labels that chooses C; folds where none", gt=0, lt=1)
     c_grid: Annotated[tuple[float, ...], Listed] = setting(
-        tuple(10.0**power for power in range(-4, 4)), "values of C, the inverse strength of the linear probe's penalty"
+        tuple(10.0**power for power in range(-4, 4)),
+        "values of C to choose from, the inverse strength of the L2 penalty of the linear probe",
     )
-    max_iterations: int = setting(1000, "iterations of L-BFGS in one fit, at most", ge=1)
-    neighbours: int = setting(20, "k of the kNN classifier (cosine)", ge=1)
-    reference: str | None = setting(None, "name of the row that the others are compared with, pair by pair")
-    bootstrap_samples: int = setting(2000, "resamples behind each interval", ge=10)
-    bootstrap_seed: int = setting(0, "seed of the resamples", ge=0)
-    batch_size: int = setting(128, "tiles at a time", ge=1)
+    max_iterations: int = setting(1000, "largest number of L-BFGS iterations in a fit", ge=1)
+    neighbours: int = setting(20, "k of the k-NN classifier, by cosine similarity", ge=1)
+    reference: str | None = setting(None, "name of the encoder that the others are compared with; null = no comparison")
+    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
+    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
+    batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto: bf16 on a GPU that has it, else fp32")
-    cache_dir: str | None = setting(None, "folder for features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 if the GPU supports it, otherwise fp32"
+    )
+    cache_dir: str | None = setting(None, "cache of features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
     progress: bool = setting(True, "show progress bars")
 
     @model_validator(mode="after")

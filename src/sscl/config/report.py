@@ -12,7 +12,7 @@ from sscl.words import nearest
 
 
 class ReportConfig(Section):
-    """sscl report: the results of runs and a gallery of tiles to review, on one offline page.
+    """Write one offline HTML page: the results of runs, and a gallery of tiles to review.
 
     The page is about the first finetune run named. A missing evaluation is run first; heatmaps and their checks are
     taken from RUN/gradcam_SPLIT. Every other pretraining run, cross-validation, comparison, audit or gradcam folder
@@ -20,7 +20,7 @@ class ReportConfig(Section):
     """
 
     runs: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders written by sscl, [RUN, AUDIT, ...]; the same as `sscl report RUN AUDIT ...`", min_length=1
+        ..., "folders written by sscl, [RUN, AUDIT, ...]; also RUNS", min_length=1
     )
     out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about")
     split: Literal["test", "train", "all"] = setting("test", "split to report on")

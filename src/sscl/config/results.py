@@ -1,4 +1,4 @@
-"""The commands that look at a trained classifier: eval and gradcam."""
+"""The configurations of `sscl eval` and `sscl gradcam`."""
 
 from __future__ import annotations
 
@@ -10,65 +10,68 @@ from sscl.config.sections import Section, setting
 
 
 class EvalConfig(Section):
-    """sscl eval: metrics with intervals on a split."""
+    """Evaluate a classifier: metrics with 95% intervals, confusion matrix, curves."""
 
-    checkpoint: str = setting(..., "a finetune run folder (its best.pt) or checkpoint file", min_length=1)
-    split: Literal["test", "train", "all"] = setting("test", "which tiles")
+    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", min_length=1)
+    split: Literal["test", "train", "all"] = setting("test", "split to evaluate")
     out: str | None = setting(None, "folder to write; null = RUN/eval_SPLIT")
-    positive: str | None = setting(None, "positive class of two; null = SSA where there is one, else the second")
-    calibrate: bool = setting(True, "divide logits by the temperature that finetune fitted on its validation tiles")
-    tta: bool = setting(False, "test-time augmentation: the mean logits over the 8 flips and rotations of a tile")
+    positive: str | None = setting(None, "positive class of two; null = SSA if it is one of them, otherwise the second")
+    calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
+    tta: bool = setting(False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile")
     sensitivity: float | None = setting(
         None,
-        "sensitivity that the operating point must reach on the validation tiles; null = Youden's index there",
+        "sensitivity that the threshold must reach on the validation tiles; null = maximise Youden's index there",
         gt=0,
         le=1,
     )
     abstain: float = setting(
         0.2,
-        "share of the validation tiles that the abstention threshold may leave out at most, the least sure ones",
+        "largest fraction of the validation tiles to abstain on, the least confident ones",
         ge=0,
         lt=1,
     )
-    bootstrap_samples: int = setting(2000, "resamples behind each interval", ge=10)
-    bootstrap_seed: int = setting(0, "seed of the resamples", ge=0)
-    batch_size: int = setting(128, "tiles at a time", ge=1)
+    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
+    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
+    batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    data: dict[str, Any] = setting({}, "data keys that differ from the checkpoint's, for instance data.root")
+    data: dict[str, Any] = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")
 
 
 class GradcamConfig(Section):
-    """sscl gradcam: heatmaps and boxes."""
+    """Explain a classifier: heatmaps and boxes of where it looked."""
 
-    checkpoint: str = setting(..., "a finetune run folder (its best.pt) or checkpoint file", min_length=1)
-    split: Literal["test", "train", "all"] = setting("test", "which tiles")
+    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", min_length=1)
+    split: Literal["test", "train", "all"] = setting("test", "split to explain tiles of")
     ids: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = setting(
-        (), "explain these tiles, [id, ...]; empty = the most confident ones"
+        (), "explain these tiles, [ID, ...]; empty = the most confident ones of each class"
     )
-    images: str | None = setting(None, "explain the image files of this folder instead of the data set's")
-    per_class: int = setting(3, "most confident right, and as many wrong, tiles of each class", ge=1)
+    images: str | None = setting(None, "explain the image files of this folder instead of the data set")
+    per_class: int = setting(3, "most confident correct tiles of each class, and as many wrong ones", ge=1)
     out: str | None = setting(None, "folder to write; null = RUN/gradcam_SPLIT")
     target: str = setting(
         "auto",
-        "difference: predicted logit - the other's (two classes); predicted: its logit alone; or a class's name; "
-        "auto: difference for two classes, else predicted",
+        "logit to explain: difference (two classes) = predicted - other; predicted; or a class; auto = difference for "
+        "two classes, otherwise predicted",
     )
     method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
-        "gradcam", "how maps are made"
+        "gradcam", "method of the heatmaps"
     )
     layer: Annotated[
         tuple[str, ...],
         BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
     ] = setting(
-        (), "explain a layer by its name, such as encoder.layer3.1, or [a, b, ...] fused; empty = the last features"
+        (),
+        "layer to explain, as in encoder.layer3.1, or [a, b, ...] to fuse several; empty = the last features",
     )
-    fuse: Literal["max", "mean"] = setting("max", "how the maps of several layers become one")
-    checks: bool = setting(False, "check the maps: random weights, deletion and insertion, turned tiles, thresholds")
-    check_tiles: int = setting(32, "tiles to check on, drawn by random_seed", ge=2)
-    random_seed: int = setting(0, "seed of the nets with random weights, and of what the checks draw", ge=0)
-    threshold: float = setting(0.2, "a box holds what is above this share of the map's maximum", gt=0, lt=1)
-    batch_size: int = setting(32, "tiles at a time", ge=1)
+    fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
+    checks: bool = setting(
+        False, "check the heatmaps: randomised weights, deletion and insertion, rotated tiles, thresholds"
+    )
+    check_tiles: int = setting(32, "tiles of the checks, drawn by random_seed", ge=2)
+    random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0)
+    threshold: float = setting(0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1)
+    batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    data: dict[str, Any] = setting({}, "data keys that differ from the checkpoint's, for instance data.root")
+    data: dict[str, Any] = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")
