@@ -26,7 +26,7 @@ from sscl import api, augment
 from sscl.config import FinetuneConfig, load_config
 from sscl.data.stain import normalise_stain
 from sscl.evaluate import calibration
-from sscl.explain import cam
+from sscl.explain import boxes
 from sscl.models import checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
@@ -308,7 +308,7 @@ def test_maps_and_boxes_are_those_of_the_closed_form(made: Path, model: api.Mode
         large = torch.nn.functional.interpolate(raw[:, None], size=(SIDE, SIDE), mode="bilinear")[:, 0].numpy()
     np.testing.assert_allclose(seen.maps, large, atol=1e-4)
     for i in range(len(seen)):
-        assert seen.boxes[i] == cam.find_box(seen.maps[i], threshold=0.2)
+        assert seen.boxes[i] == boxes.find_box(seen.maps[i], threshold=0.2)
         a, b = model.classes[predicted[i]], model.classes[1 - predicted[i]]
         assert seen.targets[i] == f"logit {a} - {b}"
     assert seen.predictions.probabilities == pytest.approx(model.predict(paths).probabilities, abs=1e-6)
@@ -387,7 +387,7 @@ def test_values_out_of_range(made: Path, words: dict[str, Any], line: str) -> No
 
 
 def test_targets_and_layers_that_are_not_there(model: api.Model, paths: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"^target: got 'XX', allowed are auto, difference, predicted, HP, SSA$"):
+    with pytest.raises(ValueError, match=r"^target: got 'XX', .*HP, SSA$"):
         model.explain(paths, target="XX")
     with pytest.raises(ValueError, match=r"^layer: got 'encoder\.layer9'"):
         model.explain(paths, layers=["encoder.layer9"])

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from sscl.data.synthetic import draw_tile
-from sscl.explain.cam import find_box, upsample
+from sscl.explain.boxes import find_box
+from sscl.explain.cam import upsample
 from sscl.plots.cam import heatmap_rgb
 from sscl.report.page import render
 

@@ -25,8 +25,8 @@ from sscl.data.tiles import TileStore
 from sscl.device import describe_device, pick_device
 from sscl.evaluate import calibration
 from sscl.evaluate.metrics import FloatArray
-from sscl.explain import cam
-from sscl.explain.targets import describe_target, resolve_target, target_of
+from sscl.explain import boxes, cam
+from sscl.explain.targets import describe_target, resolve_target, target_classes
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint
 from sscl.models.classifier import load_classifier, positive_class
@@ -121,7 +121,7 @@ class Explanations:
     images: NDArray[np.uint8]
     source_px: tuple[int, ...]
     maps: NDArray[np.float32]
-    boxes: tuple[cam.Box | None, ...]
+    boxes: tuple[boxes.Box | None, ...]
     targets: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class Explanations:
 
     def heatmap(self, index: int, *, alpha: float = 0.7) -> NDArray[np.uint8]:
         """Return a tile under its map, uint8 (S, S, 3); opacity is alpha at the peak, 0 where there is no evidence."""
-        return cam_plots.overlay(self.images[index], cam.normalise(self.maps[index]), alpha=alpha)
+        return cam_plots.overlay(self.images[index], boxes.normalise(self.maps[index]), alpha=alpha)
 
     def boxed(self, index: int) -> NDArray[np.uint8]:
         """Return a tile with its box, uint8 (S, S, 3)."""
@@ -257,7 +257,7 @@ class Model:
             for batch in self._tiles(items, batch_size=batch_size):
                 _refuse(batch, items, listed)
                 logits = self._logits(batch.images)
-                named = cam.target_classes(logits, target_of(wanted)).to(self.device)  # by all views, where tta is set
+                named = target_classes(logits, wanted).to(self.device)  # by all views, where tta is set
                 x = augment.to_unit(torch.from_numpy(batch.images).to(self.device))
                 x = augment.normalise(x, mean=mean, std=std)
                 raw, _ = cam.class_maps(self.net, x, target=named, method=method, layers=layers, fuse=fuse)
@@ -273,9 +273,9 @@ class Model:
             images=np.concatenate(tiles),
             source_px=tuple(sides),
             maps=whole,
-            boxes=tuple(cam.find_box(raw, threshold=threshold) for raw in whole),
+            boxes=tuple(boxes.find_box(raw, threshold=threshold) for raw in whole),
             targets=tuple(
-                describe_target(target, self.classes, int(index), method=method, layers=layers, fuse=fuse)
+                describe_target(wanted, self.classes, int(index), method=method, layers=layers, fuse=fuse)
                 for index in predictions.probabilities.argmax(1)
             ),
         )

@@ -22,7 +22,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 def write_record(path: Path, record: Record) -> None:
     """Write a record as JSON in one step."""
-    write_text(path, record.model_dump_json(indent=2) + "\n")
+    write_text(path, record.model_dump_json(indent=2, by_alias=True) + "\n")
 
 
 def read_record(kind: type[Kind], path: Path, *, made_by: str) -> Kind:

@@ -21,10 +21,12 @@ from sscl.config import GradcamConfig
 from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
-from sscl.explain import cam
+from sscl.explain import boxes, cam
+from sscl.explain.records import Localisation, MapChecks
+from sscl.explain.targets import DIFFERENCE
 from sscl.models.classifier import load_classifier
+from sscl.records import read_record
 
-BOX_COLUMNS = ["x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum"]
 SIDE = 96
 
 
@@ -111,7 +113,7 @@ def test_boxes_are_those_of_the_closed_form_maps(
     rows = read_rows(explained[0] / "boxes.csv")
 
     first = ["picture", "id", "label", "prediction", "probability", "positive_evidence"]
-    assert list(rows[0]) == [*first, *BOX_COLUMNS, "score_without_bias", "map_sum_misses"]
+    assert list(rows[0]) == [*first, *boxes.BOX_COLUMNS, "score_without_bias", "map_sum_misses"]
     for row in rows:
         index = loaded.ids.index(row["id"])
         predicted = int(probabilities[index].argmax())
@@ -120,7 +122,7 @@ def test_boxes_are_those_of_the_closed_form_maps(
         assert float(row["probability"]) == pytest.approx(calibrated[index, predicted], abs=1e-4)
         assert float(row["raw_maximum"]) == pytest.approx(wanted[index].max(), rel=1e-3)
         assert (row["threshold"], row["connectivity"]) == ("0.2", "8")
-        box = cam.find_box(wanted[index])
+        box = boxes.find_box(wanted[index])
         assert row["positive_evidence"] == ("no" if box is None else "yes")
         if box is not None:
             corners = [int(row[key]) for key in ("x0", "y0", "x1", "y1")]
@@ -218,7 +220,7 @@ def test_wanted_ids_and_targets(
         }[target]
         assert float(row["raw_maximum"]) == pytest.approx(expected.max(), rel=1e-3, abs=1e-5)
         assert row["threshold"] == "0.7"
-        box = cam.find_box(expected, threshold=0.7)
+        box = boxes.find_box(expected, threshold=0.7)
         if box is not None:
             corners = [int(row[key]) for key in ("x0", "y0", "x1", "y1")]
             assert np.abs(np.array(corners) - [box.x0, box.y0, box.x1, box.y1]).max() <= 1
@@ -243,7 +245,7 @@ def test_folder_of_images_without_labels(
     rows = read_rows(run / "gradcam_images/boxes.csv")
     assert [row["id"] for row in rows] == names
     assert {row["label"] for row in rows} == {"unknown"}
-    assert json.loads((run / "gradcam_images/localisation.json").read_text()) is None
+    assert not (run / "gradcam_images/localisation.json").exists()
     assert "truth masks" not in result.out
 
 
@@ -280,30 +282,31 @@ def test_three_classes_explain_the_predicted_one(
         predicted = int(probabilities[index].argmax())
         assert row["prediction"] == loaded.classes[predicted]
         assert float(row["raw_maximum"]) == pytest.approx(maps[index, predicted].max(), rel=1e-3, abs=1e-5)
-    assert json.loads((out / "localisation.json").read_text()) is None
+    assert not (out / "localisation.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("run", "word", "message"),
+    ("run", "word", "key", "said"),
     [
-        ("finetuned", "target=SSL", "sscl: target: got 'SSL', allowed are auto, difference, predicted, HP, SSA"),
-        ("finetuned3", "target=difference", "sscl: target: difference needs two classes"),
-        ("finetuned", "ids=[nowhere.png]", "sscl: ids: nowhere.png is not among the 16 tiles"),
-        ("finetuned", "threshold=1.5", "sscl: threshold: must be > 0 and < 1, got 1.5"),
-        ("finetuned", "method=gradcamm", "sscl: method: must be gradcam, gradcam++, "),
-        ("finetuned", "fuse=sum", "sscl: fuse: must be max or mean, got 'sum'"),
-        ("finetuned", "layer=encoder.layr3", "sscl: layer: got 'encoder.layr3', the model has none of that name; did "),
-        ("finetuned", "layer=[encoder.layer3, head]", "sscl: layer: head gives no maps of channels"),
-        ("finetuned", "check_tiles=1", "sscl: check_tiles: must be >= 2, got 1"),
+        ("finetuned", "target=SSL", "target", "SSA?"),
+        ("finetuned3", "target=difference", "target", "predicted"),
+        ("finetuned", "ids=[nowhere.png]", "ids", "nowhere.png is not among the 16 tiles"),
+        ("finetuned", "threshold=1.5", "threshold", "got 1.5"),
+        ("finetuned", "method=gradcamm", "method", "'gradcamm'"),
+        ("finetuned", "fuse=sum", "fuse", "'sum'"),
+        ("finetuned", "layer=encoder.layr3", "layer", "did you mean encoder.layer3?"),
+        ("finetuned", "layer=[encoder.layer3, head]", "layer", "head"),
+        ("finetuned", "check_tiles=1", "check_tiles", ">= 2"),
     ],
 )
-def test_impossible_wishes_are_refused(
-    cli: Any, tmp_path: Path, request: pytest.FixtureRequest, run: str, word: str, message: str
+def test_bad_input_is_one_line(
+    cli: Any, tmp_path: Path, request: pytest.FixtureRequest, run: str, word: str, key: str, said: str
 ) -> None:
     result = cli.gradcam(request.getfixturevalue(run), word, f"out={tmp_path / 'out'}")
 
     assert result.code == 2
-    assert result.err.startswith(message)
+    assert result.err.startswith(f"sscl: {key}: ")
+    assert said in result.err
     assert result.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -325,7 +328,7 @@ def test_ids_and_images_exclude_each_other(cli: Any, finetuned: Path, tiles: Pat
         (["method=layercam", "layer=[encoder.layer3, encoder.layer4]"], ""),
         (["method=gradcam++", "layer=encoder.layer2.1"], ""),
         (["method=eigencam"], ""),
-        (["method=hirescam"], "each map shows all there is"),
+        (["method=hirescam"], "account for the whole score"),
     ],
 )
 def test_methods_and_layers(
@@ -349,7 +352,7 @@ def test_methods_and_layers(
     model, _ = load_classifier(str(finetuned), device=torch.device("cpu"))
     x = torch.from_numpy(np.array(truth[0].images[3:4])).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    raw, logits = cam.class_maps(model, x, target=cam.margin, method=config.method, layers=config.layer)
+    raw, logits = cam.class_maps(model, x, target=DIFFERENCE, method=config.method, layers=config.layer)
     assert float(row["raw_maximum"]) == pytest.approx(cam.upsample(raw, size_px=SIDE).max().item(), rel=1e-3, abs=1e-5)
     if said:
         free = (logits - model.head.bias)[0].tolist()
@@ -380,27 +383,23 @@ def checked(cli: Any, finetuned: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_checks_are_written_and_said(checked: tuple[Path, str]) -> None:
     out, printed = checked
-    found = json.loads((out / "checks.json").read_text())
+    found = read_record(MapChecks, out / "checks.json", made_by="sscl gradcam")
 
-    names = ["randomisation", "deletion_insertion", "equivariance", "box_sensitivity"]
-    assert list(found) == ["tiles", *names]
-    assert "checks of the maps, on 4 tiles:" in printed
-    for name in names:
-        assert found[name]["question"] in printed
-        assert found[name]["verdict"] in printed
-        assert found[name]["verdict"].startswith(
-            {True: "passes", False: "FAILS", None: "cannot"}[found[name]["passed"]]
-        )
+    assert found.tiles == 4
+    for check in found.each.values():
+        assert check.question in printed
+        assert check.verdict in printed
+        assert check.verdict.startswith(f"{check.outcome.value}: ")
     for name in ("randomisation", "deletion_insertion", "box_sensitivity"):
         with Image.open(out / f"{name}.png") as chart:
             assert chart.width > 400
-    assert found["randomisation"]["cells"] == 36
-    assert found["randomisation"]["draws"] == 3
-    assert found["randomisation"]["stages"][0] == "head"
-    assert found["box_sensitivity"]["threshold"] == 0.3
+    assert found.randomisation.cells == 36
+    assert found.randomisation.draws == 3
+    assert found.randomisation.stages[0] == "head"
+    assert found.box_sensitivity.threshold == 0.3
 
 
-def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_nets(
+def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_models(
     cli: Any, finetuned: Path, truth: tuple[Tiles, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
@@ -410,7 +409,7 @@ def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_nets(
         raise ValueError("enough")
 
     monkeypatch.setattr(gradcam, "check_maps", stop)
-    words = [f"data.size_px={SIDE}", "checks=true", "check_tiles=9", "per_class=1", "random_seed=3"]
+    words = [f"data.size_px={SIDE}", "checks=true", "check_tiles=9", f"ids=[{truth[0].ids[0]}]", "random_seed=3"]
     assert cli.gradcam(finetuned, f"out={tmp_path / 'out'}", *words).err == "sscl: enough\n"
 
     pixels = torch.from_numpy(np.array(truth[0].images)).permute(0, 3, 1, 2).float() / 255
@@ -420,20 +419,22 @@ def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_nets(
     assert len(set(rows)) == 9
     predicted = truth[2].argmax(1)
     assert seen["classes"].tolist() == [[int(predicted[row]), 1 - int(predicted[row])] for row in rows]
-    heads = [blank.head.weight for blank in seen["blanks"]]
+    heads = [model.head.weight for model in seen["random_models"]]
     assert len({tuple(head.flatten().tolist()) for head in heads}) == len(heads) == 3
 
 
 def test_checks_on_truth_masks_try_every_threshold(checked: tuple[Path, str], explained: tuple[Path, str]) -> None:
     out, printed = checked
-    localised = json.loads((out / "localisation.json").read_text())
-    for rates in localised.values():
-        best = rates["max_box_accuracy"]
+    localised = read_record(Localisation, out / "localisation.json", made_by="sscl gradcam")
+    for rates in localised.each.values():
+        best = rates.max_box_accuracy
+        assert best is not None
         assert list(best) == ["0.3", "0.5", "0.7"]
-        assert best["0.3"]["accuracy"] >= best["0.5"]["accuracy"] >= best["0.7"]["accuracy"]
-        assert best["0.5"]["accuracy"] >= rates["box_hit"]  # 0.3 is one of the thresholds
+        assert best["0.3"].accuracy >= best["0.5"].accuracy >= best["0.7"].accuracy
+        assert best["0.5"].accuracy >= rates.box_hit  # 0.3 is one of the thresholds
     assert "box accuracy at the best threshold" in printed
-    assert "max_box_accuracy" not in (explained[0] / "localisation.json").read_text()
+    without = read_record(Localisation, explained[0] / "localisation.json", made_by="sscl gradcam")
+    assert {rates.max_box_accuracy for rates in without.each.values()} == {None}
     assert "checks of the maps" not in explained[1]
 
 
@@ -441,14 +442,14 @@ def test_completeness_is_printed_for_every_map(explained: tuple[Path, str], read
     rows = read_rows(explained[0] / "boxes.csv")
     misses = [abs(float(row["map_sum_misses"])) for row in rows]
     assert max(misses) < 1e-4
-    assert f"largest difference of {len(rows)} maps: {max(misses):.1e} logits; each map shows" in explained[1]
+    assert f"{len(rows)} maps: {max(misses):.1e} logits" in explained[1]
 
 
-def test_checks_say_what_cannot_be_judged(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+def test_checks_say_what_is_not_assessed(cli: Any, finetuned: Path, tmp_path: Path) -> None:
     result = cli.gradcam(finetuned, f"out={tmp_path / 'out'}", "checks=true", "check_tiles=2", "per_class=1")
 
     assert result.code == 0, result.err
-    assert "cannot be judged: every map is constant" in result.out  # tiles of 32 px: one cell
+    assert "not assessed: every map is constant" in result.out  # tiles of 32 px: one cell
     assert not (tmp_path / "out/randomisation.png").exists()
     assert (tmp_path / "out/checks.json").exists()
 
@@ -462,36 +463,36 @@ def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
     loaded, maps, probabilities = truth
     masks = load_truth_masks(tiles, loaded.ids, size_px=SIDE)
     assert masks is not None
-    written = json.loads((explained[0] / "localisation.json").read_text())
+    written = read_record(Localisation, explained[0] / "localisation.json", made_by="sscl gradcam")
+    assert list(json.loads((explained[0] / "localisation.json").read_text())) == list(written.each)
 
     def rates(given: Any) -> dict[str, float]:
         hits = [
-            cam.localisation(raw, cam.find_box(raw), mask) for raw, mask in zip(given, masks, strict=True) if mask.any()
+            boxes.localisation(raw, boxes.find_box(raw), mask)
+            for raw, mask in zip(given, masks, strict=True)
+            if mask.any()
         ]
-        return {key: float(np.mean([hit[key] for hit in hits])) for key in ("peak_hit", "box_hit", "box_iou")}
+        return {key: float(np.mean([getattr(hit, key) for hit in hits])) for key in ("peak_hit", "box_hit", "box_iou")}
 
-    assert list(written) == ["this model", "centre", "random weights", "whole tile"]
-    for name, given in (
-        ("this model", difference_maps(maps, probabilities)),
-        ("centre", np.repeat(cam.centre_map(SIDE)[None], 16, 0)),
+    for found, given in (
+        (written.this_model, difference_maps(maps, probabilities)),
+        (written.centre, np.repeat(boxes.centre_map(SIDE)[None], 16, 0)),
     ):
         expected = rates(given)
-        assert written[name]["tiles"] == sum(mask.any() for mask in masks)
-        assert written[name]["peak_hit"] == pytest.approx(expected["peak_hit"], abs=0.07)  # one tile of 16
-        assert written[name]["box_hit"] == pytest.approx(expected["box_hit"], abs=0.07)
-        assert written[name]["mean_box_iou"] == pytest.approx(expected["box_iou"], abs=0.01)
-        for key in ("peak_hit", "box_hit"):
-            count = round(written[name][key] * written[name]["tiles"])
-            wilson = binomtest(count, written[name]["tiles"]).proportion_ci(method="wilson")
-            assert written[name][f"{key}_wilson"] == pytest.approx(list(wilson))
+        assert found.tiles == sum(mask.any() for mask in masks)
+        assert found.peak_hit == pytest.approx(expected["peak_hit"], abs=0.07)  # one tile of 16
+        assert found.box_hit == pytest.approx(expected["box_hit"], abs=0.07)
+        assert found.mean_box_iou == pytest.approx(expected["box_iou"], abs=0.01)
+        for value, interval in ((found.peak_hit, found.peak_hit_wilson), (found.box_hit, found.box_hit_wilson)):
+            wilson = binomtest(round(value * found.tiles), found.tiles).proportion_ci(method="wilson")
+            assert interval == pytest.approx(tuple(wilson))
     everywhere = np.ones((SIDE, SIDE), dtype=np.float32)  # its box is the whole tile
-    shown = [mask for mask in masks if mask.any()]
-    whole = [cam.localisation(everywhere, cam.find_box(everywhere), mask) for mask in shown]
-    assert written["whole tile"]["box_hit"] == np.mean([hit["box_hit"] for hit in whole])
-    assert written["whole tile"]["mean_box_iou"] == pytest.approx(np.mean([hit["box_iou"] for hit in whole]))
-    assert written["whole tile"]["peak_hit"] == pytest.approx(np.mean([mask.mean() for mask in shown]))  # at random
-    assert written["random weights"] != written["this model"]
-    for name in written:
+    expected = rates([everywhere] * 16)
+    assert written.whole_tile.box_hit == expected["box_hit"]
+    assert written.whole_tile.mean_box_iou == pytest.approx(expected["box_iou"])
+    assert written.whole_tile.peak_hit == pytest.approx(np.mean([mask.mean() for mask in masks if mask.any()]))
+    assert written.random_weights != written.this_model
+    for name in written.each:
         assert f"{name}  " in explained[1]
 
 
@@ -503,10 +504,13 @@ def test_random_baseline_follows_its_seed(
     )
 
     assert result.code == 0, result.err
-    first, second = (json.loads((out / "localisation.json").read_text()) for out in (explained[0], tmp_path / "out"))
-    assert first["centre"] == second["centre"]
-    assert first["this model"]["mean_box_iou"] == pytest.approx(second["this model"]["mean_box_iou"], abs=0.01)
-    assert first["random weights"] != second["random weights"]
+    first, second = (
+        read_record(Localisation, out / "localisation.json", made_by="sscl gradcam")
+        for out in (explained[0], tmp_path / "out")
+    )
+    assert first.centre == second.centre
+    assert first.this_model.mean_box_iou == pytest.approx(second.this_model.mean_box_iou, abs=0.01)
+    assert first.random_weights != second.random_weights
 
 
 def test_masks_that_are_all_empty_give_no_rates(cli: Any, finetuned: Path, broken: Path, tmp_path: Path) -> None:
@@ -516,7 +520,7 @@ def test_masks_that_are_all_empty_give_no_rates(cli: Any, finetuned: Path, broke
     result = cli.gradcam(finetuned, f"data.root={broken}", "per_class=1", f"out={tmp_path / 'out'}")
 
     assert result.code == 0, result.err
-    assert json.loads((tmp_path / "out/localisation.json").read_text()) is None
+    assert not (tmp_path / "out/localisation.json").exists()
 
 
 # --- folders that exist ---

@@ -13,7 +13,7 @@ from PIL import Image
 from sscl import api, cli
 from sscl.data import files
 from sscl.data.decode import decode_file
-from sscl.explain import cam
+from sscl.explain.boxes import find_box
 from sscl.plots import cam as cam_plots
 
 COLUMNS = ["path", "prediction", "probability_HP", "probability_SSA", "confidence", "decided", "reason"]
@@ -148,16 +148,16 @@ def test_panels_of_the_least_confident(ask: Any, some: Path, finetuned: Path, re
     result = ask(finetuned, some, f"out={tmp_path / 'out'}", "panels=3", *words)
     assert result.code == 0, result.err
     rows = read_rows(tmp_path / "out" / "predictions.csv")
-    boxes = read_rows(tmp_path / "out" / "boxes.csv")
+    table = read_rows(tmp_path / "out" / "boxes.csv")
     least = sorted(rows, key=lambda row: float(row["confidence"]))[:3]
-    assert [row["path"] for row in boxes] == [row["path"] for row in least]
-    for row, other in zip(boxes, least, strict=True):
+    assert [row["path"] for row in table] == [row["path"] for row in least]
+    for row, other in zip(table, least, strict=True):
         assert float(row["confidence"]) == pytest.approx(float(other["confidence"]), abs=3e-6)
     model = api.load(finetuned, device="cpu")
-    for row in boxes:
+    for row in table:
         seen = model.explain(row["path"], target="HP", method="layercam", layers=["encoder.layer2"], threshold=0.5)
         box = seen.boxes[0]
-        assert box == cam.find_box(seen.maps[0], threshold=0.5)
+        assert box == find_box(seen.maps[0], threshold=0.5)
         assert row["map_of"] == seen.targets[0] == "logit HP at encoder.layer2"
         assert box is not None
         assert 0 < box.area_fraction < 1
@@ -207,8 +207,8 @@ def test_nothing_is_replaced_unasked(ask: Any, some: Path, finetuned: Path, snap
         (["SOME", "out=SOME"], "SOME: exists and is not empty"),
         (["SOME", "panels=-1"], "panels: must be true, false, or a number of tiles >= 0, got -1"),
         (["SOME", "panels=yess"], "panels: must be true, false, or a number of tiles >= 0, got 'yess'"),
-        (["SOME", "panels=1", "gradcam.target=TA"], "gradcam.target: got 'TA', allowed are auto, difference"),
-        (["SOME", "panels=1", "gradcam.layer=x"], "gradcam.layer: got 'x', the model has none of that name"),
+        (["SOME", "panels=1", "gradcam.target=TA"], "gradcam.target: got 'TA'"),
+        (["SOME", "panels=1", "gradcam.layer=x"], "gradcam.layer: got 'x'"),
         (["SOME", "abstain=1"], "abstain: must be >= 0 and < 1, got 1"),
         ([], "paths: missing"),
     ],

@@ -22,9 +22,9 @@ from PIL import Image
 
 from sscl import run
 from sscl.commands import report
-from sscl.config import GradcamConfig
+from sscl.explain.records import BoxSensitivity, DeletionInsertion
 from sscl.plots import svg
-from sscl.report import contents, heatmaps, page, subject, tiles
+from sscl.report import contents, page, subject
 
 Read = Callable[[Path], list[dict[str, str]]]
 
@@ -118,6 +118,32 @@ def test_the_page_of_a_run_holds_its_figures_and_all_its_tiles(
     assert "(32 tiles)" in section(content, "summary")["blocks"][0]["text"]
 
 
+def checked(passed: dict[str, bool | None]) -> dict[str, Any]:
+    """The content of a checks.json with these verdicts."""
+    spread = {"mean": [0.1], "sd": [0.1]}
+    area = {"map": {"curve": [1, 0], "auc": 0.5, "interval": [0.4, 0.6]}}
+    more: dict[str, dict[str, Any]] = {
+        "randomisation": {
+            "draws": 1,
+            "cells": 49,
+            "stages": ["head"],
+            "unrelated_below": 0.5,
+            **dict.fromkeys(("ssim", "rank_correlation", "absolute_rank_correlation"), spread),
+        },
+        "deletion_insertion": {"fractions": [0, 1], "moves": 0.5, "deletion": area, "insertion": area},
+        "equivariance": {},
+        "box_sensitivity": {
+            "threshold": 0.2,
+            "thresholds": [0.1],
+            **dict.fromkeys(("area_fraction", "iou", "centre_shift"), spread),
+        },
+    }
+    return {
+        "tiles": 4,
+        **{name: {"tiles": 4, "passed": passed[name], "verdict": name, **of} for name, of in more.items()},
+    }
+
+
 def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
     make: Any, cli: Any, study: Path, read_rows: Read
 ) -> None:
@@ -126,15 +152,7 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
     made = cli.gradcam(study, f"ids={json.dumps(ids)}", "threshold=0.45", "method=layercam", "layer=encoder.layer2")
     assert made.code == 0, made.err
     verdicts = {"randomisation": True, "deletion_insertion": False, "equivariance": None, "box_sensitivity": False}
-    keys = ("ssim", "rank_correlation", "absolute_rank_correlation", "area_fraction", "iou", "centre_shift")
-    spread = {key: {"mean": [0.1], "sd": [0.1]} for key in keys}
-    area = {"map": {"curve": [1, 0], "auc": 0.5, "interval": [0.4, 0.6]}}
-    more = {"stages": ["head"], "deletion": area, "insertion": area, "thresholds": [0.1]}
-    checks = {
-        name: {"tiles": 4, "passed": passed, "verdict": f"{name}: {passed}", **spread, **more}
-        for name, passed in verdicts.items()
-    }
-    (study / "gradcam_test/checks.json").write_text(json.dumps({"tiles": 4, **checks}))
+    (study / "gradcam_test/checks.json").write_text(json.dumps(checked(verdicts)))
 
     result, content = make(study)
 
@@ -157,7 +175,7 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
     assert [block["passed"] for block in shown_verdicts] == list(verdicts.values())
     summary = [block for block in section(content, "summary")["blocks"] if block["kind"] == "verdict"]
     assert [block["passed"] for block in summary][-2:] == [True, False]
-    failed = [heatmaps.QUESTIONS[name].rstrip("?").lower() for name in ("deletion_insertion", "box_sensitivity")]
+    failed = [kind.model_fields["question"].default.rstrip("?").lower() for kind in (DeletionInsertion, BoxSensitivity)]
     assert f"failed checks: {'; '.join(failed)}" in found["note"].lower()
 
     _, other = make(study, "gradcam.threshold=0.9", "--overwrite")
@@ -194,18 +212,6 @@ def test_heatmaps_of_another_run_are_not_of_this_one(tmp_path: Path) -> None:
     names = ("of_own", "of_its_file", "of_other", "of_none")
     assert [contents._explains(tmp_path / name, own) for name in names] == [True, True, False, False]
     assert contents._explains(tmp_path / "of_other", other)
-
-
-def test_the_page_says_what_its_maps_explain() -> None:
-    settings = GradcamConfig(checkpoint="c")
-    targets = ("difference", "predicted", 1)
-    assert [tiles.explained(target, settings, ("HP", "SSA")) for target in targets] == [
-        "logit of the predicted class minus that of the other",
-        "logit of the predicted class",
-        "logit of SSA",
-    ]
-    pattern = GradcamConfig(checkpoint="c", method="eigencam")
-    assert "main pattern of the features" in tiles.explained("predicted", pattern, ("HP", "SSA"))
 
 
 def test_a_missing_evaluation_is_made_by_eval_itself(

@@ -13,8 +13,19 @@ from torchcam.methods import GradCAM, LayerCAM
 from torchvision.models import resnet18
 
 from sscl.explain import cam
-from sscl.explain.cam import Box, centre_map, class_maps, find_box, fuse_maps, grad_cam, localisation, margin, normalise
-from sscl.plots.cam import COLORMAPS, draw_box, heatmap_rgb, overlay
+from sscl.explain.boxes import find_box
+from sscl.explain.cam import class_maps, fuse_maps, grad_cam
+from sscl.explain.targets import (
+    DIFFERENCE,
+    PREDICTED,
+    AnyTarget,
+    Score,
+    Target,
+    describe_target,
+    describe_targets,
+    resolve_target,
+    target_classes,
+)
 
 
 class Net(nn.Module):
@@ -44,15 +55,6 @@ def seeded_net(*, num_classes: int = 2) -> Net:
 
 def seeded_images(count: int = 2) -> Tensor:
     return torch.randn(count, 3, 96, 96, generator=torch.Generator().manual_seed(1))  # maps of 3 x 3
-
-
-def blob_map(size: int = 64, *, centre: tuple[int, int] = (20, 40), width: float = 6.0) -> np.ndarray:
-    y, x = np.mgrid[:size, :size]
-    return np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / (2 * width**2))
-
-
-def box_at(x0: int, y0: int, x1: int, y1: int) -> Box:
-    return Box(x0, y0, x1, y1, threshold=0.2, connectivity=8, components=1, area_fraction=0.1, raw_maximum=1.0)
 
 
 class TestMaps:
@@ -122,7 +124,7 @@ class TestMaps:
             model.resnet.fc.bias -= model(images).mean(0)  # so that not all are of one class
             predicted = model(images).argmax(1)
         assert len(predicted.unique()) > 1
-        maps, _ = grad_cam(model, images, target=None)
+        maps, _ = grad_cam(model, images, target=PREDICTED)
         expected, _ = grad_cam(model, images, target=predicted)
         assert torch.equal(maps, expected)
 
@@ -166,7 +168,7 @@ class TestMaps:
     @pytest.mark.parametrize(
         ("target", "message"),
         [
-            (2, "class 2, must lie within 0 to 1"),
+            (2, "class 2, .* 0 to 1"),
             (-1, "class -1"),
             ((0, 5), "class 5"),
             ((1, 1), "two different classes"),
@@ -177,7 +179,7 @@ class TestMaps:
             (torch.tensor([0.0, 1.0]), "must be integers"),
         ],
     )
-    def test_refuses_a_target_that_names_no_class(self, target: cam.Target, message: str) -> None:
+    def test_refuses_a_target_that_names_no_class(self, target: AnyTarget, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             grad_cam(seeded_net(), seeded_images(), target=target)
 
@@ -244,8 +246,8 @@ class TestMethods:
     @pytest.mark.parametrize("method", cam.METHODS)
     def test_last_feature_map_is_the_default_and_has_a_name_too(self, method: str) -> None:
         model, images = seeded_net(num_classes=3).double(), seeded_images().double()
-        default, _ = class_maps(model, images, target=margin, method=method)
-        named, _ = class_maps(model, images, target=margin, method=method, layers=["resnet.layer4"])
+        default, _ = class_maps(model, images, target=DIFFERENCE, method=method)
+        named, _ = class_maps(model, images, target=DIFFERENCE, method=method, layers=["resnet.layer4"])
         torch.testing.assert_close(default, named)
 
     def test_one_method_is_not_another(self) -> None:
@@ -283,10 +285,10 @@ class TestMethods:
     def test_leaves_no_trace_under_any_gradient_mode(self, context: type, layers: tuple[str, ...]) -> None:
         model, images = seeded_net(), seeded_images()
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        expected, _ = class_maps(model, images, target=margin, method="layercam", layers=layers)
+        expected, _ = class_maps(model, images, target=DIFFERENCE, method="layercam", layers=layers)
         frozen = seeded_net().requires_grad_(False)
         with context():
-            maps, logits = class_maps(frozen, images + 0, target=margin, method="layercam", layers=layers)
+            maps, logits = class_maps(frozen, images + 0, target=DIFFERENCE, method="layercam", layers=layers)
         torch.testing.assert_close(maps, expected)
         assert not maps.requires_grad
         assert not logits.requires_grad
@@ -317,12 +319,12 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"method": "grad-cam"}, "method: got 'grad-cam', allowed are gradcam, .*; did you mean gradcam"),
-            ({"fuse": "sum"}, "fuse: got 'sum', allowed are max, mean; did you mean"),
+            ({"method": "grad-cam"}, "method: got 'grad-cam', did you mean gradcam"),
+            ({"fuse": "sum"}, "fuse: got 'sum', allowed are max, mean"),
             ({"layers": ["resnet.layr3"]}, r"layer: got 'resnet.layr3', .*; did you mean resnet.layer3\?"),
-            ({"layers": ["resnet.fc"]}, r"layer: resnet.fc gives no maps of channels \(its output is \(2, 2\)\)"),
-            ({"layers": ["resnet.layer1.0.relu"]}, "layer: resnet.layer1.0.relu runs 2 times in one pass"),
-            ({"layers": ["resnet.avgpool"]}, "layer: resnet.avgpool does not run in one pass"),
+            ({"layers": ["resnet.fc"]}, r"layer: resnet.fc .*\(2, 2\)"),
+            ({"layers": ["resnet.layer1.0.relu"]}, "layer: resnet.layer1.0.relu runs 2 times"),
+            ({"layers": ["resnet.avgpool"]}, "layer: resnet.avgpool does not run"),
         ],
     )
     def test_refusals(self, options: dict, message: str) -> None:
@@ -331,9 +333,9 @@ class TestMethods:
 
 
 class TestTargets:
-    def test_margin_is_the_predicted_class_minus_the_next(self) -> None:
+    def test_difference_is_the_predicted_class_minus_the_next(self) -> None:
         model, images = seeded_net(num_classes=3).double(), seeded_images(4).double()
-        maps, logits = grad_cam(model, images, target=margin)
+        maps, logits = grad_cam(model, images, target=DIFFERENCE)
         for index, row in enumerate(logits):
             first, second, _ = row.argsort(descending=True).tolist()
             expected, _ = grad_cam(model, images[index : index + 1], target=(first, second))
@@ -345,18 +347,50 @@ class TestTargets:
         for index, pair in enumerate([(2, 0), (0, 1)]):
             torch.testing.assert_close(maps[index], grad_cam(model, images, target=pair)[0][index])
 
+    @pytest.mark.parametrize(
+        ("name", "classes", "expected"),
+        [
+            ("auto", "ab", DIFFERENCE),
+            ("auto", "abc", PREDICTED),
+            ("difference", "ab", DIFFERENCE),
+            ("predicted", "ab", PREDICTED),
+            ("b", "abc", Target(Score.CLASS, 1)),
+        ],
+    )
+    def test_names_of_the_configuration(self, name: str, classes: str, expected: Target) -> None:
+        assert resolve_target(name, classes) == expected
+        logits = torch.tensor([[0.1, 3.0, 2.0][: len(classes)], [5.0, -1.0, 2.0][: len(classes)]])
+        named = {DIFFERENCE: [[1, 0], [0, 1]], PREDICTED: [[1], [0]]}.get(expected, [[1], [1]])
+        assert target_classes(logits, expected).tolist() == named
+
+    @pytest.mark.parametrize(("name", "classes", "message"), [("c", "ab", "got 'c'"), ("difference", "abc", "has 3")])
+    def test_names_that_are_refused(self, name: str, classes: str, message: str) -> None:
+        with pytest.raises(ValueError, match=f"target: .*{message}"):
+            resolve_target(name, classes)
+
+    def test_in_words(self) -> None:
+        options = {"method": "gradcam", "layers": (), "fuse": "max"}
+        assert describe_target(DIFFERENCE, ("HP", "SSA"), 1, **options) == "logit SSA - HP"
+        assert describe_target(PREDICTED, ("HP", "SSA"), 0, **options) == "logit HP"
+        assert describe_target(Target(Score.CLASS, 1), ("HP", "SSA"), 0, **options) == "logit SSA"
+        two = {**options, "layers": ("a", "b")}
+        assert describe_target(PREDICTED, ("HP", "SSA"), 0, **two) == "logit HP at a, b (max)"
+        words = [describe_targets(of, ("HP", "SSA"), method="gradcam") for of in (DIFFERENCE, Target(Score.CLASS, 1))]
+        assert words == ["logit of the predicted class minus that of the other", "logit of SSA"]
+        assert "independent of the class" in describe_targets(PREDICTED, ("a", "b"), method="eigencam")
+
 
 class TestUnexplained:
     @pytest.mark.parametrize("method", cam.COMPLETE)
-    @pytest.mark.parametrize("target", [0, (2, 1), None, margin, torch.tensor([1, 2])])
-    def test_nothing_is_before_pooling_and_a_linear_head(self, method: str, target: cam.Target) -> None:
+    @pytest.mark.parametrize("target", [0, (2, 1), PREDICTED, DIFFERENCE, torch.tensor([1, 2])])
+    def test_nothing_is_before_pooling_and_a_linear_head(self, method: str, target: AnyTarget) -> None:
         model, images = seeded_net(num_classes=3), seeded_images()
         with torch.no_grad():
             model.resnet.fc.bias.copy_(torch.tensor([5.0, -3.0, 4.0]))  # without it another class leads
         maps, logits = class_maps(model, images, target=target, method=method)
         score, missed = cam.unexplained(maps, logits, bias=model.resnet.fc.bias, target=target)
         free = (logits - model.resnet.fc.bias.detach()).double()
-        for index, row in enumerate(cam.target_classes(logits, target).tolist()):
+        for index, row in enumerate(target_classes(logits, target).tolist()):
             expected = free[index, row[0]] - (free[index, row[1]] if len(row) == 2 else 0)
             assert score[index].item() == pytest.approx(expected.item(), abs=1e-4)
         assert score.abs().max() > 0.01
@@ -402,6 +436,15 @@ class TestFusion:
             fuse_maps([])
 
 
+class TestNoEvidence:
+    def test_in_a_net_that_says_no_at_every_place(self) -> None:
+        model = seeded_net()
+        with torch.no_grad():
+            model.resnet.fc.weight[1] = -model.resnet.fc.weight[1].abs()  # features are >= 0 after the ReLU
+        maps, _ = grad_cam(model, seeded_images(), target=1)
+        assert all(find_box(raw.numpy()) is None for raw in cam.upsample(maps, size_px=96))
+
+
 class TestUpsample:
     @pytest.mark.parametrize("size", [7, 50, 224])
     def test_equal_to_cv2(self, size: int) -> None:
@@ -415,240 +458,3 @@ class TestUpsample:
     def test_refuses_a_single_map(self) -> None:
         with pytest.raises(ValueError, match=r"shape \(7, 7\)"):
             cam.upsample(torch.zeros(7, 7), size_px=14)
-
-
-class TestEvidence:
-    """Min-max scaling shows a red spot in every one of these."""
-
-    @pytest.mark.parametrize(
-        "raw",
-        [
-            np.zeros((8, 8)),
-            -blob_map(8),
-            np.full((8, 8), -1.0),
-            1e-5 * blob_map(8),  # a peak too small to move a probability
-            np.where(np.eye(8) > 0, 1e-3, -1e3),  # rounding beside evidence against the class
-        ],
-        ids=["zero", "negative", "constant negative", "negligible", "rounding"],
-    )
-    def test_none(self, raw: np.ndarray) -> None:
-        assert not cam.has_evidence(raw)
-        assert find_box(raw) is None
-        assert (normalise(raw) == 0).all()
-        image = np.full((8, 8, 3), 100, np.uint8)
-        assert (overlay(image, normalise(raw)) == image).all()
-        assert (draw_box(image, find_box(raw)) == image).all()
-
-    def test_constant_positive_map_is_evidence_everywhere(self) -> None:
-        raw = np.full((8, 8), 0.3)
-        assert (normalise(raw) == 1).all()
-        box = find_box(raw)
-        assert box is not None
-        assert (box.x0, box.y0, box.x1, box.y1, box.area_fraction) == (0, 0, 8, 8, 1.0)
-
-    def test_normalise_keeps_proportions_and_drops_the_negative_part(self) -> None:
-        raw = np.array([[-3.0, 0.0], [1.0, 4.0]])
-        assert normalise(raw).tolist() == [[0.0, 0.0], [0.25, 1.0]]
-        assert normalise(raw).dtype == np.float32
-
-    def test_least_evidence_is_a_choice(self) -> None:
-        raw = 1e-5 * blob_map(32, centre=(16, 16))
-        box = find_box(raw, min_evidence=1e-6)
-        assert box is not None
-        assert box.raw_maximum == pytest.approx(1e-5)
-        assert normalise(raw, min_evidence=1e-6).max() == 1
-
-    def test_in_a_net_that_says_no_at_every_place(self) -> None:
-        model = seeded_net()
-        with torch.no_grad():
-            model.resnet.fc.weight[1] = -model.resnet.fc.weight[1].abs()  # features are >= 0 after the ReLU
-        maps, _ = grad_cam(model, seeded_images(), target=1)
-        assert all(find_box(raw.numpy()) is None for raw in cam.upsample(maps, size_px=96))
-
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_refuses_broken_maps(self, value: float) -> None:
-        raw = blob_map(8)
-        raw[3, 3] = value
-        for function in (find_box, normalise):
-            with pytest.raises(ValueError, match="NaN or infinite"):
-                function(raw)
-
-
-class TestBox:
-    @pytest.mark.parametrize("threshold", [0.15, 0.2, 0.5])
-    def test_blob(self, threshold: float) -> None:
-        raw = 3.0 * blob_map(64, centre=(20, 40), width=6)
-        box = find_box(raw, threshold=threshold)
-        assert box is not None
-        reach = int(6 * np.sqrt(-2 * np.log(threshold)))  # pixels from the centre where the Gaussian falls below
-        assert (box.x0, box.x1) == (40 - reach, 40 + reach + 1)
-        assert (box.y0, box.y1) == (20 - reach, 20 + reach + 1)
-        assert (box.threshold, box.connectivity, box.components) == (threshold, 8, 1)
-        assert box.area_fraction == pytest.approx((2 * reach + 1) ** 2 / 64**2)
-        assert box.raw_maximum == pytest.approx(3.0)
-
-    def test_largest_region_wins_over_the_highest(self) -> None:
-        raw = np.zeros((20, 30))
-        raw[2:4, 2:4] = 1.0
-        raw[10:18, 15:25] = 0.4
-        box = find_box(raw)
-        assert box is not None
-        assert (box.x0, box.y0, box.x1, box.y1, box.components) == (15, 10, 25, 18, 2)
-        high = find_box(raw, threshold=0.5)
-        assert high is not None
-        assert (high.x0, high.y0, high.x1, high.y1, high.components) == (2, 2, 4, 4, 1)
-
-    def test_connectivity(self) -> None:
-        raw = np.zeros((10, 10))
-        raw[2:5, 2:5] = raw[5:7, 5:7] = 1.0  # touch at a corner
-        eight, four = find_box(raw), find_box(raw, connectivity=4)
-        assert eight is not None
-        assert four is not None
-        assert (eight.components, eight.x1, eight.y1) == (1, 7, 7)
-        assert (four.components, four.x1, four.y1) == (2, 5, 5)
-
-    def test_a_pixel_at_the_threshold_belongs_to_the_box(self) -> None:
-        raw = np.zeros((8, 8))
-        raw[2, 3:6] = [4.0, 2.0, 1.0]
-        for threshold, columns in ((1.0, 1), (0.5, 2), (0.25, 3)):
-            box = find_box(raw, threshold=threshold)
-            assert box is not None
-            assert box.corners == (3, 2, 3 + columns, 3)
-
-    def test_scale_of_the_map_does_not_matter(self) -> None:
-        raw = blob_map() - 0.1
-        one, thousand = find_box(raw), find_box(1000 * raw)
-        assert one is not None
-        assert thousand is not None
-        assert (one.x0, one.y0, one.x1, one.y1) == (thousand.x0, thousand.y0, thousand.x1, thousand.y1)
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"threshold": 0.0}, "threshold: 0.0"),
-            ({"threshold": 20}, "threshold: 20, must be above 0 and at most 1"),
-            ({"connectivity": 6}, "connectivity: 6, must be 4 or 8"),
-        ],
-    )
-    def test_refuses_impossible_options(self, options: dict, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            find_box(blob_map(), **options)
-
-    def test_refuses_a_batch(self) -> None:
-        with pytest.raises(ValueError, match=r"must be \(height, width\)"):
-            find_box(np.ones((1, 4, 4)))
-
-
-class TestLocalisation:
-    mask = np.zeros((40, 40), bool)
-    mask[10:30, 10:20] = True
-
-    def test_peak(self) -> None:
-        raw = blob_map(40, centre=(29, 19))
-        assert localisation(raw, None, self.mask)["peak_hit"] is False  # no box: no evidence, all are misses
-        assert localisation(raw, find_box(raw), self.mask)["peak_hit"] is True
-        outside = blob_map(40, centre=(30, 19))
-        assert localisation(outside, find_box(outside), self.mask)["peak_hit"] is False
-        against = raw.copy()
-        against[0, 0] = -9  # speaks against the target, however loudly
-        assert localisation(against, find_box(against), self.mask)["peak_hit"] is True
-
-    @pytest.mark.parametrize(
-        ("box", "iou", "hit"),
-        [
-            ((10, 10, 20, 30), 1.0, True),
-            ((10, 10, 20, 20), 0.5, True),
-            ((10, 10, 20, 19), 0.45, False),
-            ((15, 10, 25, 30), 100 / 300, False),
-            ((20, 10, 30, 30), 0.0, False),
-            ((0, 0, 40, 40), 200 / 1600, False),
-        ],
-    )
-    def test_box(self, box: tuple[int, int, int, int], iou: float, hit: bool) -> None:
-        result = localisation(blob_map(40), box_at(*box), self.mask)
-        assert result["box_iou"] == pytest.approx(iou)
-        assert result["box_hit"] is hit
-
-    def test_box_is_held_to_the_rectangle_around_the_whole_mask(self) -> None:
-        two = np.zeros((40, 40), bool)
-        two[10, 10] = two[29, 19] = True
-        assert localisation(blob_map(40), box_at(10, 10, 20, 30), two)["box_iou"] == 1.0
-
-    def test_centre_map_is_a_fair_baseline(self) -> None:
-        raw = centre_map(100)
-        box = find_box(raw)
-        assert box is not None
-        assert box.x0 == box.y0 == 100 - box.x1 == 100 - box.y1
-        assert 0.45 < box.area_fraction < 0.55
-        centred = np.zeros((100, 100), bool)
-        centred[40:60, 40:60] = True
-        assert localisation(raw, box, centred)["peak_hit"] is True
-        assert localisation(raw, box, ~centred)["peak_hit"] is False
-
-    def test_refuses_what_cannot_be_hit(self) -> None:
-        with pytest.raises(ValueError, match="no true pixel"):
-            localisation(blob_map(40), None, np.zeros((40, 40), bool))
-        with pytest.raises(ValueError, match=r"\(8, 8\) and \(40, 40\)"):
-            localisation(blob_map(8), None, self.mask)
-
-
-class TestDrawing:
-    @pytest.mark.parametrize("colormap", sorted(COLORMAPS))
-    def test_colours_get_lighter_with_the_map(self, colormap: str) -> None:
-        ramp = np.tile(np.linspace(0, 1, 64), (2, 1))
-        colours = heatmap_rgb(ramp, colormap=colormap)
-        assert colours.shape == (2, 64, 3)
-        assert colours.dtype == np.uint8
-        luminance = colours[0] @ np.array([0.2126, 0.7152, 0.0722])
-        assert (np.diff(luminance) > -0.5).all()
-        assert luminance[-1] - luminance[0] > 100
-
-    def test_colours_are_red_green_blue(self) -> None:
-        low, high = heatmap_rgb(np.array([[0.0, 1.0]]))[0].astype(int)  # viridis: from dark violet to yellow
-        assert low[2] > low[1]
-        assert high[0] > 200
-        assert high[1] > 200
-        assert high[2] < 80
-
-    def test_overlay_mixes_by_the_map(self) -> None:
-        image = np.full((1, 3, 3), 200, np.uint8)
-        map01 = np.array([[0.0, 0.5, 1.0]])
-        colours = heatmap_rgb(map01).astype(float)
-        mixed = overlay(image, map01, alpha=0.8)
-        expected = np.stack([[200 * (1 - a) + a * c for a, c in zip([0, 0.4, 0.8], colours[0], strict=True)]])
-        np.testing.assert_allclose(mixed, expected, atol=0.51)
-        assert (image == 200).all()
-
-    def test_box_is_drawn_inside_its_pixels_and_nowhere_else(self) -> None:
-        image = np.full((50, 60, 3), 128, np.uint8)
-        drawn = draw_box(image, box_at(5, 10, 35, 40))
-        changed = (drawn != image).any(axis=2)
-        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
-        assert (rows[0], rows[-1], columns[0], columns[-1]) == (10, 39, 5, 34)
-        assert changed[10, 5:35].all()
-        assert changed[39, 5:35].all()
-        assert changed[10:40, 5].all()
-        assert changed[10:40, 34].all()
-        assert not changed[15:35, 10:30].any()
-        assert (image == 128).all()
-
-    @pytest.mark.parametrize("box", [(0, 0, 1, 1), (63, 63, 64, 64), (0, 0, 64, 64), (10, 0, 11, 64)])
-    def test_thin_and_bordering_boxes(self, box: tuple[int, int, int, int]) -> None:
-        image = np.zeros((64, 64, 3), np.uint8)
-        changed = (draw_box(image, box_at(*box)) != image).any(axis=2)
-        assert changed[box[1] : box[3], box[0] : box[2]].any()
-        changed[box[1] : box[3], box[0] : box[2]] = False
-        assert not changed.any()
-
-    def test_refusals(self) -> None:
-        image = np.zeros((4, 4, 3), np.uint8)
-        with pytest.raises(ValueError, match="colormap: 'jet', must be one of viridis"):
-            heatmap_rgb(np.zeros((4, 4)), colormap="jet")
-        with pytest.raises(ValueError, match="within 0 to 1"):
-            heatmap_rgb(np.full((4, 4), 2.0))
-        with pytest.raises(ValueError, match="must be equal"):
-            overlay(image, np.zeros((2, 2)))
-        with pytest.raises(ValueError, match="alpha: 70"):
-            overlay(image, np.zeros((4, 4)), alpha=70)
-        with pytest.raises(ValueError, match="must be uint8"):
-            draw_box(image.astype(np.float32), None)

@@ -1,4 +1,4 @@
-"""The checks of heatmaps: against naive references, and on nets whose answer is known."""
+"""The checks of heatmaps: against naive references, and on models whose answer is known."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from sscl.explain import box_checks, cam, map_checks
+from sscl.explain import box_checks, boxes, cam, map_checks
+from sscl.explain.checks import check_maps, checks_text
+from sscl.explain.deletion_insertion import _blurred, _highlights_what_matters, _order_curves, deletion_insertion
 from sscl.explain.map_similarity import spearman, ssim
+from sscl.explain.records import BoxAccuracy, MapChecks, OrderCurve, Outcome, Randomisation
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
-from sscl.plots import cam as cam_plots
+from sscl.plots import checks as check_plots
+from sscl.records import read_record
 
 SIDE = 64
 
@@ -82,7 +86,7 @@ def ones(count: int) -> Tensor:
     return torch.ones(count, 1, dtype=torch.int64)
 
 
-def randomised(model: nn.Module, blanks: list[nn.Module], **options: Any) -> dict[str, Any]:
+def randomised(model: nn.Module, blanks: list[nn.Module], **options: Any) -> Randomisation:
     tiles = red_tiles()[0]
     return map_checks.randomisation(model, blanks, tiles, ones(8), explain=options.pop("explain", explain), **options)
 
@@ -146,7 +150,7 @@ class TestCascade:
         blocks = [f"encoder.layer{layer}.{block}" for layer in (4, 3, 2, 1) for block in (1, 0)]
         assert names == ["head", *blocks, "encoder.conv1"]
 
-    def test_each_step_makes_one_part_more_random_as_the_net_is_before_training(self) -> None:
+    def test_each_step_makes_one_part_more_random_as_the_model_is_before_training(self) -> None:
         torch.manual_seed(0)
         model, blank = (Classifier(build_encoder("resnet18"), num_classes=2).eval() for _ in range(2))
         before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -163,12 +167,13 @@ class TestCascade:
 
 
 class TestRandomisation:
-    def test_a_planted_net_passes(self) -> None:
+    def test_a_planted_model_passes(self) -> None:
         found = randomised(RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2, 3)])
-        assert found["passed"] is True
-        assert found["verdict"].startswith("passes: the maps depend on what was learned")
-        assert found["stages"] == ["head", "conv"]
-        assert (found["draws"], found["tiles"], found["cells"]) == (3, 8, 64)
+        assert found.passed is True
+        assert found.outcome is Outcome.PASSED
+        assert found.verdict.startswith("passed: ")
+        assert found.stages == ("head", "conv")
+        assert (found.draws, found.tiles, found.cells) == (3, 8, 64)
 
     def test_numbers_are_those_of_a_loop(self) -> None:
         model, blanks = RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2)]
@@ -182,24 +187,25 @@ class TestRandomisation:
                 value = spearmanr(own[tile].numpy().ravel(), theirs[tile].numpy().ravel()).statistic
                 rho[draw, tile] = value if np.isfinite(value) else 0
                 drawn = [
-                    cam.normalise(cam.upsample(m[tile][None], size_px=SIDE)[0].numpy()).astype(float)
+                    boxes.normalise(cam.upsample(m[tile][None], size_px=SIDE)[0].numpy()).astype(float)
                     for m in (own, theirs)
                 ]
                 alike[draw, tile] = ssim(*drawn)
-        for key, values in (
-            ("absolute_rank_correlation", np.abs(rho)),
-            ("rank_correlation", rho),
-            ("ssim", alike),
+        for spread, values in (
+            (found.absolute_rank_correlation, np.abs(rho)),
+            (found.rank_correlation, rho),
+            (found.ssim, alike),
         ):
-            assert found[key]["mean"][-1] == pytest.approx(values.mean(), abs=1e-5)
-            assert found[key]["sd"][-1] == pytest.approx(values.mean(0).std(ddof=1), abs=1e-5)
+            assert spread.mean[-1] == pytest.approx(values.mean(), abs=1e-5)
+            assert spread.sd[-1] == pytest.approx(values.mean(0).std(ddof=1), abs=1e-5)
 
-    def test_a_net_that_ignores_its_tile_fails(self) -> None:
+    def test_a_model_that_ignores_its_tile_fails(self) -> None:
         pattern = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(8, 8, 8)
         found = randomised(BlindNet(pattern), [BlindNet(pattern, seed=seed) for seed in (1, 2)])
-        assert found["passed"] is False
-        assert "FAILS: the maps do not depend on the weights at all" in found["verdict"]
-        assert found["absolute_rank_correlation"]["mean"] == pytest.approx([1.0, 1.0])
+        assert found.passed is False
+        assert found.verdict.startswith("FAILED: ")
+        assert "at all" in found.verdict
+        assert found.absolute_rank_correlation.mean == pytest.approx([1.0, 1.0])
 
     def test_a_map_that_is_mostly_there_without_training_fails(self) -> None:
         fixed = torch.linspace(0, 1, 64).reshape(8, 8)
@@ -209,32 +215,32 @@ class TestRandomisation:
             return (fixed + 0.2 * noise).expand(len(images), 8, 8)
 
         found = randomised(RedNet(), [RedNet(planted=False)], explain=shaken)
-        assert found["passed"] is False
-        assert found["verdict"].startswith("FAILS: much of the maps is there without anything learned")
+        assert found.passed is False
+        assert "0.5" in found.verdict
 
-    def test_constant_maps_cannot_be_judged(self) -> None:
+    def test_constant_maps_are_not_assessed(self) -> None:
         pattern = torch.ones(8, 8, 8)
         found = randomised(BlindNet(pattern), [BlindNet(pattern, seed=1)])
-        assert found["passed"] is None
-        assert "every map is constant" in found["verdict"]
-        with pytest.raises(ValueError, match="no map could be judged"):
-            cam_plots.plot_randomisation(found, path="x.png", title="")
+        assert found.passed is None
+        assert "every map is constant" in found.verdict
+        with pytest.raises(ValueError, match="randomisation: "):
+            check_plots.plot_randomisation(found, path="x.png", title="")
 
-    def test_maps_of_few_cells_cannot_be_judged(self) -> None:
+    def test_maps_of_few_cells_are_not_assessed(self) -> None:
         def coarse(net: Any, images: Tensor, classes: Tensor) -> Tensor:
             return nn.functional.avg_pool2d(explain(net, images, classes)[:, None], 4)[:, 0]
 
         found = randomised(RedNet(), [RedNet(planted=False, seed=1)], explain=coarse)
-        assert found["passed"] is None
-        assert "a map of 4 cells is too coarse" in found["verdict"]
+        assert found.passed is None
+        assert "4 cells" in found.verdict
 
-    def test_a_random_net_without_any_map_is_another_map(self) -> None:
+    def test_a_random_model_without_any_map_is_another_map(self) -> None:
         dead = RedNet(planted=False)
         with torch.no_grad():
             dead.conv.bias.fill_(-100)
         found = randomised(RedNet(), [dead])
-        assert found["absolute_rank_correlation"]["mean"][-1] == 0
-        assert found["passed"] is True
+        assert found.absolute_rank_correlation.mean[-1] == 0
+        assert found.passed is True
 
     def test_chance_of_unrelated_maps(self) -> None:
         rng = np.random.default_rng(0)
@@ -246,43 +252,43 @@ class TestRandomisation:
 class TestDeletionInsertion:
     def test_planted_evidence_beats_chance_both_ways(self) -> None:
         tiles, _ = red_tiles(16)
-        found = map_checks.deletion_insertion(RedNet(), tiles, ones(16), explain(RedNet(), tiles, ones(16)))
-        assert found["passed"] is True
-        assert found["verdict"].startswith("passes: what the map marks matters")
-        assert "deletion beats random order, deletion beats centre, insertion beats random order" in found["verdict"]
-        assert found["deletion"]["map"]["auc"] < found["deletion"]["random order"]["auc"] - 0.2
-        assert found["insertion"]["map"]["auc"] > found["insertion"]["centre"]["auc"] + 0.03
+        found = deletion_insertion(RedNet(), tiles, ones(16), explain(RedNet(), tiles, ones(16)))
+        assert found.passed is True
+        for said in ("deletion beats random order", "deletion beats centre", "insertion beats random order"):
+            assert said in found.verdict
+        assert found.deletion["map"].auc < found.deletion["random order"].auc - 0.2
+        assert found.insertion["map"].auc > found.insertion["centre"].auc + 0.03
 
-    def test_a_net_that_is_sure_whatever_it_sees_cannot_be_judged(self) -> None:
+    def test_a_model_that_is_sure_whatever_it_sees_are_not_assessed(self) -> None:
         """Its probability is 1 to many digits; the order of the remaining ones would be a verdict on rounding."""
         tiles, _ = red_tiles(16)
         sure = RedNet()
         with torch.no_grad():
             sure.head.bias.copy_(torch.tensor([-30.0, 0.0]))
-        found = map_checks.deletion_insertion(sure, tiles, ones(16), explain(sure, tiles, ones(16)))
-        assert found["moves"] < 1e-3
-        assert found["passed"] is None
-        assert found["verdict"].startswith("cannot be judged: the probability moves by")
+        found = deletion_insertion(sure, tiles, ones(16), explain(sure, tiles, ones(16)))
+        assert found.moves < 1e-3
+        assert found.passed is None
+        assert found.outcome is Outcome.NOT_ASSESSED
 
-    @pytest.mark.parametrize("kind", ["constant", "opposite", "another net's"])
+    @pytest.mark.parametrize("kind", ["constant", "opposite", "another model's"])
     def test_maps_that_say_nothing_fail(self, kind: str) -> None:
         tiles, _ = red_tiles(16)
         own = explain(RedNet(), tiles, ones(16))
         maps = {
             "constant": torch.ones_like(own),
             "opposite": -own,
-            "another net's": torch.rand(own.shape, generator=torch.Generator().manual_seed(1)),
+            "another model's": torch.rand(own.shape, generator=torch.Generator().manual_seed(1)),
         }[kind]
-        found = map_checks.deletion_insertion(RedNet(), tiles, ones(16), maps)
-        assert found["passed"] is False
-        assert found["verdict"].startswith("FAILS")
+        found = deletion_insertion(RedNet(), tiles, ones(16), maps)
+        assert found.passed is False
+        assert found.verdict.startswith("FAILED: ")
 
     def test_curves_are_those_of_a_loop_over_pixels(self) -> None:
         tiles, _ = red_tiles(2)
         net = RedNet()
         raw = torch.rand(2, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double()  # no ties
-        found = map_checks.deletion_insertion(net, tiles, ones(2), raw, batch_size=1)
-        blurred = map_checks._blurred(tiles)
+        found = deletion_insertion(net, tiles, ones(2), raw, batch_size=1)
+        blurred = _blurred(tiles)
         assert (blurred.std((2, 3)) < 0.6 * tiles.std((2, 3))).all()
         for way, start, end in (("deletion", tiles, blurred), ("insertion", blurred, tiles)):
             curve = np.zeros((2, 11))
@@ -293,73 +299,77 @@ class TestDeletionInsertion:
                     first = order[: math.ceil(SIDE * SIDE * step / 10 - 1e-9)]
                     mixed[:, first] = end[tile].reshape(3, -1)[:, first]
                     curve[tile, step] = net(mixed.reshape(1, 3, SIDE, SIDE)).softmax(1)[0, 1].item()
-            np.testing.assert_allclose(found[way]["map"]["curve"], curve.mean(0), atol=1e-5)
-            assert found[way]["map"]["auc"] == pytest.approx(np.trapezoid(curve, dx=0.1, axis=1).mean(), abs=1e-5)
+            of = getattr(found, way)["map"]
+            np.testing.assert_allclose(of.curve, curve.mean(0), atol=1e-5)
+            assert of.auc == pytest.approx(np.trapezoid(curve, dx=0.1, axis=1).mean(), abs=1e-5)
 
-    def test_intervals_are_of_the_tiles_and_of_their_own_differences(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        tiles, _ = red_tiles(4)
-        maps = explain(RedNet(), tiles, ones(4))
-
-        def areas(weights: np.ndarray) -> dict[str, Any]:
-            monkeypatch.setattr(map_checks, "resamples", lambda *_, **__: iter([weights]))
-            return map_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
-
-        alone = [areas(4.0 * np.eye(4)[[tile]]) for tile in range(4)]
-        every = areas(4.0 * np.eye(4))
-        for way in ("deletion", "insertion"):
-            own = [one[way]["map"]["interval"][0] for one in alone]
-            assert np.mean(own) == pytest.approx(every[way]["map"]["auc"])
-            assert every[way]["map"]["interval"] == pytest.approx(np.quantile(own, [0.025, 0.975]))
-            for order in ("random order", "centre"):
-                theirs = [one[way][order]["interval"][0] for one in alone]
-                less = [a - b for a, b in zip(own, theirs, strict=True)]
-                assert every[way][order]["difference_interval"] == pytest.approx(np.quantile(less, [0.025, 0.975]))
+    def test_intervals_are_of_the_tiles_and_of_their_own_differences(self) -> None:
+        rng = np.random.default_rng(0)
+        curves = {name: rng.random((4, 11)) for name in ("map", "random order", "centre")}
+        weights = rng.multinomial(4, [0.25] * 4, size=200) / 4
+        found = _order_curves(curves, weights)
+        areas = {name: np.trapezoid(curve, dx=0.1, axis=1) for name, curve in curves.items()}
+        for name, of in found.items():
+            assert of.curve == pytest.approx(curves[name].mean(0))
+            assert of.auc == pytest.approx(areas[name].mean())
+            means = [np.dot(row, areas[name]) for row in weights]
+            assert of.interval == pytest.approx(np.quantile(means, [0.025, 0.975]))
+            if name == "map":
+                assert (of.difference, of.difference_interval) == (None, None)
+                continue
+            less = areas["map"] - areas[name]
+            assert of.difference == pytest.approx(less.mean())
+            means = [np.dot(row, less) for row in weights]
+            assert of.difference_interval == pytest.approx(np.quantile(means, [0.025, 0.975]))
 
     def test_evidence_in_the_centre_passes_though_it_does_not_beat_the_centre(self) -> None:
-        better, equal = {"difference_interval": [-0.2, -0.1]}, {"difference_interval": [-0.1, 0.1]}
-        found = {"moves": 0.5, "deletion": {"random order": better, "centre": equal}}
-        found["insertion"] = {"random order": {"difference_interval": [0.1, 0.2]}, "centre": equal}
-        passed, verdict = map_checks._deletion_verdict(found)
+        def curves(random_order: tuple[float, float]) -> dict[str, OrderCurve]:
+            same = {"curve": (0.5, 0.5), "auc": 0.5, "interval": (0.4, 0.6)}
+            intervals = {"random order": random_order, "centre": (-0.1, 0.1)}
+            return {name: OrderCurve(**same, difference_interval=interval) for name, interval in intervals.items()}
+
+        better, worse = curves((-0.2, -0.1)), curves((0.1, 0.2))
+        passed, reason = _highlights_what_matters(0.5, better, worse)
         assert passed is True
-        assert "deletion beats random order, deletion not told from centre, insertion beats random order" in verdict
+        assert "deletion beats random order, deletion ties with centre, insertion beats random order" in reason
+        passed, reason = _highlights_what_matters(0.5, worse, worse)
+        assert passed is False
+        assert "deletion loses to random order" in reason
 
     def test_same_seed_same_numbers(self) -> None:
         tiles, _ = red_tiles(4)
         maps = explain(RedNet(), tiles, ones(4))
         one, two, other = (
-            map_checks.deletion_insertion(RedNet(), tiles, ones(4), maps, seed=seed, samples=50) for seed in (0, 0, 1)
+            deletion_insertion(RedNet(), tiles, ones(4), maps, seed=seed, samples=50) for seed in (0, 0, 1)
         )
         assert one == two
-        assert one["deletion"]["map"]["curve"] == other["deletion"]["map"]["curve"]
-        assert one["deletion"]["random order"]["curve"] != other["deletion"]["random order"]["curve"]
+        assert one.deletion["map"].curve == other.deletion["map"].curve
+        assert one.deletion["random order"].curve != other.deletion["random order"].curve
 
     def test_the_explained_class_is_the_first_of_a_pair(self) -> None:
         tiles, _ = red_tiles(2)
         maps = explain(RedNet(), tiles, ones(2))
-        pair = map_checks.deletion_insertion(RedNet(), tiles, torch.tensor([[1, 0]] * 2), maps)
-        assert (
-            pair["deletion"]["map"] == map_checks.deletion_insertion(RedNet(), tiles, ones(2), maps)["deletion"]["map"]
-        )
+        pair = deletion_insertion(RedNet(), tiles, torch.tensor([[1, 0]] * 2), maps)
+        assert pair.deletion["map"] == deletion_insertion(RedNet(), tiles, ones(2), maps).deletion["map"]
 
 
 class TestEquivariance:
-    def test_a_net_of_whole_cells_turns_with_its_tile(self) -> None:
+    def test_a_model_of_whole_cells_turns_with_its_tile(self) -> None:
         found = map_checks.equivariance(RedNet(), red_tiles()[0], ones(8), explain=explain, batch_size=3)
-        assert found["passed"] is True
-        assert len(found["symmetries"]) == 7
-        assert found["mean"] == pytest.approx(1, abs=1e-6)
+        assert found.passed is True
+        assert len(found.symmetries) == 7
+        assert found.mean == pytest.approx(1, abs=1e-6)
 
-    def test_a_net_that_looks_at_places_fails(self) -> None:
+    def test_a_model_that_looks_at_places_fails(self) -> None:
         pattern = torch.arange(64.0).reshape(8, 8).expand(8, 8, 8)
         found = map_checks.equivariance(BlindNet(pattern), red_tiles()[0], ones(8), explain=explain)
-        assert found["passed"] is False
-        assert found["symmetries"]["180°"] == pytest.approx(-1)
-        assert found["verdict"].startswith("FAILS: a turned or mirrored tile gets another map")
-        assert "least -1.00 at 180°" in found["verdict"]
+        assert found.passed is False
+        assert found.symmetries["180°"] == pytest.approx(-1)
+        assert "-1.00 at 180°" in found.verdict
 
-    def test_constant_maps_cannot_be_judged(self) -> None:
+    def test_constant_maps_are_not_assessed(self) -> None:
         found = map_checks.equivariance(BlindNet(torch.ones(8, 8, 8)), red_tiles()[0], ones(8), explain=explain)
-        assert found["passed"] is None
+        assert found.passed is None
 
     def test_the_eight_are_eight_and_each_is_undone(self) -> None:
         x = torch.arange(9.0).reshape(1, 3, 3)
@@ -377,32 +387,31 @@ class TestBoxes:
         raw = np.zeros((40, 40))
         raw[10:20, 5:25] = 3.0
         found = box_checks.box_sensitivity([raw, 2 * raw, -raw], threshold=0.2)
-        assert found["tiles"] == 2  # the third has no evidence
-        assert found["passed"] is True
-        assert found["ends"] == 1
-        assert set(found["area_fraction"]["mean"]) == {200 / 1600}
-        assert set(found["iou"]["mean"]) == {1.0}
-        assert set(found["centre_shift"]["mean"]) == {0.0}
+        assert found.tiles == 2  # the third has no evidence
+        assert found.passed is True
+        assert found.ends == 1
+        assert set(found.area_fraction.mean) == {200 / 1600}
+        assert set(found.iou.mean) == {1.0}
+        assert set(found.centre_shift.mean) == {0.0}
 
     def test_a_slope_has_the_box_of_its_threshold(self) -> None:
         raw = np.tile(np.linspace(0, 1, 101)[1:], (100, 1))  # 0.01 to 1 from left to right
         found = box_checks.box_sensitivity([raw], threshold=0.2)
-        expected = [1 - round(100 * t - 1) / 100 for t in found["thresholds"]]  # columns of at least t
-        assert found["area_fraction"]["mean"] == pytest.approx(expected, abs=0.011)
-        assert found["centre_shift"]["mean"][-1] == pytest.approx(0.2, abs=0.006)
-        assert found["iou"]["mean"][found["thresholds"].index(0.2)] == 1
-        assert found["iou"]["mean"][-1] == pytest.approx(0.41 / 0.81, abs=0.01)
-        assert found["ends"] == pytest.approx(0.41 / 0.91, abs=0.01)
-        assert found["passed"] is False
-        assert found["verdict"].startswith("FAILS: the threshold decides the box")
-        areas = found["area_fraction"]["mean"]
-        assert f"it holds {areas[0]:.0%} of the tile at 10% and {areas[-1]:.0%} at 60%; their" in found["verdict"]
+        expected = [1 - round(100 * t - 1) / 100 for t in found.thresholds]  # columns of at least t
+        assert found.area_fraction.mean == pytest.approx(expected, abs=0.011)
+        assert found.centre_shift.mean[-1] == pytest.approx(0.2, abs=0.006)
+        assert found.iou.mean[found.thresholds.index(0.2)] == 1
+        assert found.iou.mean[-1] == pytest.approx(0.41 / 0.81, abs=0.01)
+        assert found.ends == pytest.approx(0.41 / 0.91, abs=0.01)
+        assert found.passed is False
+        areas = found.area_fraction.mean
+        assert f"{areas[0]:.0%} of the tile at threshold 0.1, {areas[-1]:.0%} at 0.6" in found.verdict
 
     def test_no_evidence_no_verdict(self) -> None:
         found = box_checks.box_sensitivity([-np.ones((8, 8)), np.ones((8, 8))], threshold=0.2)  # the second boxes all
-        assert found["passed"] is None
-        with pytest.raises(ValueError, match="no map has a box"):
-            cam_plots.plot_box_sensitivity(found, path="x.png", title="")
+        assert found.passed is None
+        with pytest.raises(ValueError, match="box sensitivity: "):
+            check_plots.plot_box_sensitivity(found, path="x.png", title="")
 
     def test_overlap_at_each_threshold_is_that_of_the_box(self) -> None:
         y, x = np.mgrid[:40, :40]
@@ -410,7 +419,7 @@ class TestBoxes:
         mask = np.zeros((40, 40), bool)
         mask[10:20, 15:27] = True
         found = box_checks.box_overlaps(raw, mask, thresholds=(0.1, 0.5, 0.9))
-        expected = [cam.localisation(raw, cam.find_box(raw, threshold=t), mask)["box_iou"] for t in (0.1, 0.5, 0.9)]
+        expected = [boxes.localisation(raw, boxes.find_box(raw, threshold=t), mask).box_iou for t in (0.1, 0.5, 0.9)]
         assert found.tolist() == pytest.approx(expected)
         assert box_checks.box_overlaps(-raw, mask, thresholds=(0.1, 0.5)).tolist() == [0, 0]
 
@@ -418,20 +427,31 @@ class TestBoxes:
         overlaps = np.array([[0.2, 0.6, 0.4], [0.8, 0.5, 0.1], [0.3, 0.55, 0.75]])
         found = box_checks.max_box_accuracy(overlaps, thresholds=(0.1, 0.2, 0.3))
         assert found == {
-            "0.3": {"accuracy": 1.0, "threshold": 0.2},
-            "0.5": {"accuracy": 1.0, "threshold": 0.2},
-            "0.7": {"accuracy": pytest.approx(1 / 3), "threshold": 0.1},
+            "0.3": BoxAccuracy(accuracy=1.0, threshold=0.2),
+            "0.5": BoxAccuracy(accuracy=1.0, threshold=0.2),
+            "0.7": BoxAccuracy(accuracy=1 / 3, threshold=0.1),
         }
 
 
-def test_charts_are_written(tmp_path: Path) -> None:
+def test_the_four_checks_come_back_from_their_file(tmp_path: Path) -> None:
     tiles, _ = red_tiles(4)
-    maps = explain(RedNet(), tiles, ones(4))
-    large = list(cam.upsample(maps, size_px=SIDE).numpy())
-    cam_plots.plot_randomisation(
-        randomised(RedNet(), [RedNet(planted=False, seed=1)]), path=tmp_path / "a.png", title="$x$"
+    found = check_maps(
+        RedNet(),
+        tiles,
+        ones(4),
+        explain=explain,
+        random_models=[RedNet(planted=False, seed=1)],
+        threshold=0.3,
+        seed=0,
+        batch_size=4,
+        progress=False,
     )
-    found = map_checks.deletion_insertion(RedNet(), tiles, ones(4), maps)
-    cam_plots.plot_deletion_insertion(found, path=tmp_path / "b.png", title="t")
-    cam_plots.plot_box_sensitivity(box_checks.box_sensitivity(large, threshold=0.2), path=tmp_path / "c.png", title="t")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
+    names = ["checks.json", "randomisation.png", "deletion_insertion.png", "box_sensitivity.png"]
+    assert check_plots.write_checks(found, out=tmp_path, title="$x$") == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert read_record(MapChecks, tmp_path / "checks.json", made_by="a test") == found
+    text = checks_text(found)
+    for check in found.each.values():
+        assert check.question in text
+        assert check.verdict in text
+    assert found.box_sensitivity.threshold == 0.3

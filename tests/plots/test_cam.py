@@ -1,97 +1,75 @@
-"""The charts of the checks of heatmaps: what is drawn is what was found."""
+"""Heatmaps over tiles, and boxes on them: pixel by pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from sscl.plots import cam as cam_plots
-
-
-@pytest.fixture
-def figure_of(figure_of: Callable[..., Figure]) -> Callable[..., Figure]:
-    return partial(figure_of, title="a$b$")
+from sscl.explain.boxes import Box
+from sscl.plots.cam import COLORMAPS, draw_box, heatmap_rgb, overlay
 
 
-def lines_of(figure: Figure, axes: int = 0) -> dict[str, list[float]]:
-    """The values of each line with a name."""
-    lines = figure.axes[axes].lines
-    return {str(line.get_label()): list(line.get_ydata()) for line in lines if line.get_marker() != "None"}
+def box_at(x0: int, y0: int, x1: int, y1: int) -> Box:
+    return Box(x0, y0, x1, y1, threshold=0.2, components=1, area_fraction=0.1, raw_maximum=1.0)
 
 
-def test_randomisation_goes_from_the_trained_net_down_to_the_stem(figure_of):
-    found = {
-        "stages": ["head", "layer$4$", "stem"],
-        "unrelated_below": 0.5,
-        "absolute_rank_correlation": {"mean": [0.9, 0.7, 0.1], "sd": [0.1, 0.2, 0.05]},
-        "rank_correlation": {"mean": [0.8, -0.6, 0.0], "sd": [0.1, 0.1, 0.1]},
-        "ssim": {"mean": [0.95, 0.5, 0.3], "sd": [0.02, 0.1, 0.1]},
-    }
-    figure = figure_of(cam_plots.plot_randomisation, found)
-    assert lines_of(figure) == {
-        "|rank correlation|": [1, 0.9, 0.7, 0.1],
-        "rank correlation": [1, 0.8, -0.6, 0.0],
-        "SSIM": [1, 0.95, 0.5, 0.3],
-    }
-    (axes,) = figure.axes
-    names = [text.get_text() for text in axes.get_xticklabels()]
-    assert names == ["as trained", "head", r"layer\$4\$", "stem"]
-    assert list(axes.lines[-1].get_ydata()) == [0.5, 0.5]
-    bands = [band.get_paths()[0].vertices for band in axes.collections]
-    ends = [(at[at[:, 0] == 3, 1].min(), at[at[:, 0] == 3, 1].max()) for at in bands]
-    assert ends == [pytest.approx((0.05, 0.15)), pytest.approx((0.2, 0.4))]
+class TestDrawing:
+    @pytest.mark.parametrize("colormap", sorted(COLORMAPS))
+    def test_colours_get_lighter_with_the_map(self, colormap: str) -> None:
+        ramp = np.tile(np.linspace(0, 1, 64), (2, 1))
+        colours = heatmap_rgb(ramp, colormap=colormap)
+        assert colours.shape == (2, 64, 3)
+        assert colours.dtype == np.uint8
+        luminance = colours[0] @ np.array([0.2126, 0.7152, 0.0722])
+        assert (np.diff(luminance) > -0.5).all()
+        assert luminance[-1] - luminance[0] > 100
 
+    def test_colours_are_red_green_blue(self) -> None:
+        low, high = heatmap_rgb(np.array([[0.0, 1.0]]))[0].astype(int)  # viridis: from dark violet to yellow
+        assert low[2] > low[1]
+        assert high[0] > 200
+        assert high[1] > 200
+        assert high[2] < 80
 
-def test_deletion_and_insertion_have_their_own_curves_and_areas(figure_of):
-    def entry(start: float, end: float) -> dict[str, object]:
-        mean = (start + end) / 2
-        return {"curve": [start, end], "auc": mean, "interval": [mean - 0.01, mean + 0.02]}
+    def test_overlay_mixes_by_the_map(self) -> None:
+        image = np.full((1, 3, 3), 200, np.uint8)
+        map01 = np.array([[0.0, 0.5, 1.0]])
+        colours = heatmap_rgb(map01).astype(float)
+        mixed = overlay(image, map01, alpha=0.8)
+        expected = np.stack([[200 * (1 - a) + a * c for a, c in zip([0, 0.4, 0.8], colours[0], strict=True)]])
+        np.testing.assert_allclose(mixed, expected, atol=0.51)
+        assert (image == 200).all()
 
-    found = {
-        "fractions": [0, 1],
-        "deletion": {"map": entry(0.9, 0.1), "centre": entry(0.9, 0.3)},
-        "insertion": {"map": entry(0.2, 0.8), "centre": entry(0.4, 0.8)},
-    }
-    figure = figure_of(cam_plots.plot_deletion_insertion, found)
-    deletion, insertion = figure.axes
-    assert (deletion.get_title(), insertion.get_title()) == ("Deletion: lower is better", "Insertion: higher is better")
-    assert "blurred" in deletion.get_xlabel()
-    assert "brought back" in insertion.get_xlabel()
-    assert lines_of(figure, 0) == {
-        "map: area 0.500 (0.490 to 0.520)": [0.9, 0.1],
-        "centre: area 0.600 (0.590 to 0.620)": [0.9, 0.3],
-    }
-    assert lines_of(figure, 1) == {
-        "map: area 0.500 (0.490 to 0.520)": [0.2, 0.8],
-        "centre: area 0.600 (0.590 to 0.620)": [0.4, 0.8],
-    }
+    def test_box_is_drawn_inside_its_pixels_and_nowhere_else(self) -> None:
+        image = np.full((50, 60, 3), 128, np.uint8)
+        drawn = draw_box(image, box_at(5, 10, 35, 40))
+        changed = (drawn != image).any(axis=2)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        assert (rows[0], rows[-1], columns[0], columns[-1]) == (10, 39, 5, 34)
+        assert changed[10, 5:35].all()
+        assert changed[39, 5:35].all()
+        assert changed[10:40, 5].all()
+        assert changed[10:40, 34].all()
+        assert not changed[15:35, 10:30].any()
+        assert (image == 128).all()
 
+    @pytest.mark.parametrize("box", [(0, 0, 1, 1), (63, 63, 64, 64), (0, 0, 64, 64), (10, 0, 11, 64)])
+    def test_thin_and_bordering_boxes(self, box: tuple[int, int, int, int]) -> None:
+        image = np.zeros((64, 64, 3), np.uint8)
+        changed = (draw_box(image, box_at(*box)) != image).any(axis=2)
+        assert changed[box[1] : box[3], box[0] : box[2]].any()
+        changed[box[1] : box[3], box[0] : box[2]] = False
+        assert not changed.any()
 
-def test_box_sensitivity_has_area_overlap_and_shift(figure_of):
-    found = {
-        "tiles": 3,
-        "threshold": 0.2,
-        "thresholds": [0.1, 0.2, 0.6],
-        "area_fraction": {"mean": [0.8, 0.6, 0.2], "sd": [0.1, 0.1, 0.1]},
-        "iou": {"mean": [0.7, 1.0, 0.3], "sd": [0.1, 0.0, 0.1]},
-        "centre_shift": {"mean": [0.05, 0.0, 0.15], "sd": [0.01, 0.0, 0.1]},
-    }
-    figure = figure_of(cam_plots.plot_box_sensitivity, found)
-    assert lines_of(figure) == {
-        "box area, of the tile": [0.8, 0.6, 0.2],
-        "overlap (IoU) with the box at 20%": [0.7, 1.0, 0.3],
-        "its centre's distance from that at 20%, of the side": [0.05, 0.0, 0.15],
-    }
-    (axes,) = figure.axes
-    assert axes.lines[0].get_xdata() == pytest.approx([10, 20, 60])
-    assert list(axes.lines[-1].get_xdata()) == [20, 20]
-
-
-def test_of_a_map_without_evidence_the_table_keeps_its_maximum():
-    values = dict(zip(cam_plots.BOX_FIELDS, cam_plots.box_values(-np.eye(4), None, threshold=0.3), strict=True))
-    assert (values["x0"], values["threshold"], values["components"], values["raw_maximum"]) == (None, 0.3, 0, 0.0)
-    assert cam_plots.box_values(np.full((4, 4), -0.5), None, threshold=0.3)[-1] == -0.5
+    def test_refusals(self) -> None:
+        image = np.zeros((4, 4, 3), np.uint8)
+        with pytest.raises(ValueError, match="colormap: got 'jet'"):
+            heatmap_rgb(np.zeros((4, 4)), colormap="jet")
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            heatmap_rgb(np.full((4, 4), 2.0))
+        with pytest.raises(ValueError, match="must be equal"):
+            overlay(image, np.zeros((2, 2)))
+        with pytest.raises(ValueError, match="alpha: got 70"):
+            overlay(image, np.zeros((4, 4)), alpha=70)
+        with pytest.raises(ValueError, match="must be uint8"):
+            draw_box(image.astype(np.float32), None)

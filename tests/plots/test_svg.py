@@ -11,9 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from sscl.evaluate import calibration
+from sscl.explain.records import BoxSensitivity, DeletionInsertion, OrderCurve, Randomisation, Spread
 from sscl.plots import base, charts, svg
 from sscl.plots import calibration as calibration_plots
-from sscl.plots import cam as cam_plots
+from sscl.plots import checks as check_plots
 from sscl.plots import comparison as comparison_plots
 
 HOSTILE = "</text><script>alert(1)</script> & \"'<b onload=x>"
@@ -164,14 +165,24 @@ def examples() -> dict[str, object]:
     probabilities = rng.dirichlet(np.ones(3), 60)
     right = probabilities.argmax(1) == labels
     curve = {key: [0.1, 0.0, -0.1] for key in ("model", "low", "high", "treat_all")} | {"threshold": [0.2, 0.5, 0.8]}
-    spread = {"mean": [0.5, 0.2], "sd": [0.1, 0.1]}
-    stages = {"stages": ["head", "all"], "unrelated_below": 0.5} | dict.fromkeys(
-        ("rank_correlation", "absolute_rank_correlation", "ssim"), spread
+    spread = Spread(mean=(0.5, 0.2), sd=(0.1, 0.1))
+    common = {"tiles": 2, "passed": True, "verdict": "passed: so it is"}
+    stages = Randomisation(
+        **common,
+        draws=1,
+        cells=49,
+        stages=("head", "all"),
+        unrelated_below=0.5,
+        rank_correlation=spread,
+        absolute_rank_correlation=spread,
+        ssim=spread,
     )
-    way = {"curve": [0.9, 0.5], "auc": 0.7, "interval": [0.6, 0.8]}
-    patches = {"fractions": [0, 1], "deletion": {"map": way, "centre": way}, "insertion": {"map": way}}
-    boxes = {"tiles": 2, "threshold": 0.2, "thresholds": [0.1, 0.2]} | dict.fromkeys(
-        ("area_fraction", "iou", "centre_shift"), spread
+    way = OrderCurve(curve=(0.9, 0.5), auc=0.7, interval=(0.6, 0.8))
+    patches = DeletionInsertion(
+        **common, fractions=(0, 1), moves=0.4, deletion={"map": way, "centre": way}, insertion={"map": way}
+    )
+    boxes = BoxSensitivity(
+        **common, threshold=0.2, thresholds=(0.1, 0.2), area_fraction=spread, iou=spread, centre_shift=spread
     )
     stage = {"ece": 0.1, "reliability": calibration.reliability_curve(right, probabilities.max(1))}
     log = [{"epoch": 1, "x": 0.5}, {"epoch": 2, "x": 0.25}]
@@ -190,9 +201,9 @@ def examples() -> dict[str, object]:
         "decision": lambda path: calibration_plots.plot_decision_curve(
             curve, threshold=0.5, positive=HOSTILE, path=path, title="t"
         ),
-        "randomisation": lambda path: cam_plots.plot_randomisation(stages, path=path, title="t"),
-        "deletion": lambda path: cam_plots.plot_deletion_insertion(patches, path=path, title="t"),
-        "boxes": lambda path: cam_plots.plot_box_sensitivity(boxes, path=path, title="t"),
+        "randomisation": lambda path: check_plots.plot_randomisation(stages, path=path, title="t"),
+        "deletion": lambda path: check_plots.plot_deletion_insertion(patches, path=path, title="t"),
+        "boxes": lambda path: check_plots.plot_box_sensitivity(boxes, path=path, title="t"),
         "overlaid": lambda path: comparison_plots.plot_overlaid(
             {"all": {HOSTILE: [log, log]}}, series=[("x", "x")], path=path, title="t"
         ),

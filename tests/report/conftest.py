@@ -1,8 +1,23 @@
-"""Audits that are made up."""
+"""Audits and checks of heatmaps that are made up."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
 from sscl.data.audit import Audit
+from sscl.explain.records import (
+    BoxSensitivity,
+    DeletionInsertion,
+    Equivariance,
+    MapChecks,
+    OrderCurve,
+    Randomisation,
+    Spread,
+    verdict_of,
+)
 
 
 def make_audit(*, pairs: int = 0, leakage: bool | None = None, verdict: str | None = None) -> Audit:
@@ -44,3 +59,48 @@ def make_audit(*, pairs: int = 0, leakage: bool | None = None, verdict: str | No
             "notes": ["no slide ids"],
         }
     )
+
+
+@pytest.fixture(scope="session")
+def map_checks() -> Callable[..., MapChecks]:
+    """Return a function that gives checks of heatmaps that passed, failed or were not assessed, all or by name."""
+
+    def made(passed: bool | None = None, **by_name: bool | None) -> MapChecks:
+        def common(name: str) -> dict[str, Any]:
+            said = by_name.get(name, passed)
+            return {"tiles": 4 if said is not None else 0, "passed": said, "verdict": verdict_of(said, "so it is")}
+
+        spread = Spread(mean=(0.5, 0.2), sd=(0.1, 0.1))
+        way = OrderCurve(curve=(0.9, 0.5), auc=0.7, interval=(0.6, 0.8))
+        return MapChecks(
+            tiles=4,
+            randomisation=Randomisation(
+                **common("randomisation"),
+                draws=1,
+                cells=49,
+                stages=("head", "all"),
+                unrelated_below=0.5,
+                rank_correlation=Spread(mean=(0.4, -0.1), sd=(0.1, 0.1)),
+                absolute_rank_correlation=spread,
+                ssim=spread,
+            ),
+            deletion_insertion=DeletionInsertion(
+                **common("deletion_insertion"),
+                fractions=(0, 1),
+                moves=0.4,
+                deletion={"map": way, "centre": way},
+                insertion={"map": way, "centre": way},
+            ),
+            equivariance=Equivariance(**common("equivariance"), mean=0.9, sd=0.1),
+            box_sensitivity=BoxSensitivity(
+                **common("box_sensitivity"),
+                threshold=0.2,
+                thresholds=(0.1, 0.2),
+                area_fraction=spread,
+                iou=spread,
+                centre_shift=spread,
+                ends=0.6,
+            ),
+        )
+
+    return made

@@ -17,7 +17,7 @@ from sscl.evaluate import calibration, evaluation
 from sscl.evaluate.predictions import Predictions
 from sscl.models.checkpoint import build_checkpoint
 from sscl.plots import svg
-from sscl.report import classifier, decisions, heatmaps, page, summary
+from sscl.report import classifier, decisions, page, summary
 from sscl.report.subject import Subject
 
 from .conftest import make_audit
@@ -101,7 +101,7 @@ def changed(one: Subject, section: str, **keys: Any) -> Subject:
 
 def sections(one: Subject, **more: Any) -> list[dict[str, Any]]:
     found = [
-        summary.summary(one, training_tiles=100, audits=[AUDIT], checks={}),
+        summary.summary(one, training_tiles=100, audits=[AUDIT], checks=None),
         classifier.data(one, counts={"train": {"HP": 60, "SSA": 40}}, groups={"train": 7}),
         classifier.training(one),
         classifier.results(one),
@@ -135,7 +135,7 @@ def test_the_page_takes_all_sections(classes):
 
 def test_the_summary_says_what_was_trained_on_what():
     one = subject()
-    text = summary.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+    text = summary.summary(one, training_tiles=100, audits=[], checks=None)["blocks"][0]["text"]
 
     right = int((one.found.predictions == one.found.labels).sum())
     assert "resnet18 encoder was initialised with weights from ssl (trained on unlabelled)" in text
@@ -148,7 +148,7 @@ def test_the_summary_says_which_tiles_it_was_not_trained_on():
 
     def said(section: str, **keys: Any) -> str:
         one = changed(subject(), section, **keys)
-        return summary.summary(one, training_tiles=100, audits=[], checks={})["blocks"][0]["text"]
+        return summary.summary(one, training_tiles=100, audits=[], checks=None)["blocks"][0]["text"]
 
     few = said("train", folds=5, fold=2, label_fraction=0.5)
     assert "colon (100 tiles, without fold 2 of 5, 50% of the labels)" in few
@@ -162,7 +162,7 @@ def test_where_the_weights_come_from(weights, said):
     one = changed(subject(), "model", weights=weights)
     one = replace(one, trained=replace(one.trained, lineage=()))
 
-    text = summary.summary(one, training_tiles=None, audits=[], checks={})
+    text = summary.summary(one, training_tiles=None, audits=[], checks=None)
 
     assert said in text["blocks"][0]["text"]
 
@@ -187,7 +187,7 @@ def test_every_metric_is_shown_with_its_intervals():
         assert row == [found["agreement"], f"{found['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", counts]
     of_class = [row[0] for row in shown["Per class"]]
     assert of_class == [f"{name} {key}" for name in CLASSES for key in ("precision", "recall", "F1")]
-    headline = dict(summary.summary(one, training_tiles=1, audits=[], checks={})["blocks"][1]["rows"])
+    headline = dict(summary.summary(one, training_tiles=1, audits=[], checks=None)["blocks"][1]["rows"])
     keys = {
         "accuracy": "accuracy",
         "AUROC": "auroc",
@@ -203,7 +203,7 @@ def test_the_summary_has_the_caveats_of_the_evaluation_if_any():
     one = subject()
 
     def listed() -> list[list[str]]:
-        found = summary.summary(one, training_tiles=1, audits=[], checks={})["blocks"]
+        found = summary.summary(one, training_tiles=1, audits=[], checks=None)["blocks"]
         return [block["items"] for block in found if block["kind"] == "list"]
 
     assert listed() == [["a caveat"]]
@@ -273,7 +273,7 @@ def test_where_the_classifier_is_of_use_it_beats_calling_all_and_calling_none(mo
 def test_better_than_chance_turns_with_the_figures():
     title = "Is it better than chance?"
     for skill, passed in ((2.0, True), (0.0, False)):
-        found = verdicts(summary.summary(subject(skill=skill), training_tiles=1, audits=[], checks={}))
+        found = verdicts(summary.summary(subject(skill=skill), training_tiles=1, audits=[], checks=None))
         assert found[title] is passed
 
 
@@ -283,7 +283,7 @@ def test_a_calibration_error_beyond_chance_fails():
     chance = one.report["calibration"]["after"]["ece_by_chance"]["quantile_95"]
     for error, passed in ((chance, True), (chance + 0.001, False)):
         one.report["calibration"]["after"]["ece"] = error
-        assert verdicts(summary.summary(one, training_tiles=1, audits=[], checks={}))[title] is passed
+        assert verdicts(summary.summary(one, training_tiles=1, audits=[], checks=None))[title] is passed
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -293,7 +293,7 @@ def test_training_tiles_are_not_new_whatever_an_audit_says(split):
     title = "Are the evaluated tiles new to the model?"
 
     def said() -> bool | None:
-        return verdicts(summary.summary(one, training_tiles=None, audits=[AUDIT], checks={}))[title]
+        return verdicts(summary.summary(one, training_tiles=None, audits=[AUDIT], checks=None))[title]
 
     assert said() is False
     one.report["data"]["root"] = "/data/elsewhere"
@@ -304,21 +304,18 @@ def test_a_leak_in_any_audit_fails_and_none_is_not_judged():
     title = "Are the evaluated tiles new to the model?"
     leak = make_audit(leakage=True, verdict="THE SPLIT LEAKS: 3")
     for audits, passed in (([], None), ([AUDIT], True), ([AUDIT, leak], False)):
-        section = summary.summary(subject(), training_tiles=1, audits=audits, checks={})
+        section = summary.summary(subject(), training_tiles=1, audits=audits, checks=None)
         assert verdicts(section)[title] is passed
     assert "THE SPLIT LEAKS: 3" in json.dumps(section)
 
 
-def test_the_verdicts_on_heatmaps_are_those_of_the_checks():
-    checks = {
-        "randomisation": {"passed": False, "verdict": "FAILS: a"},
-        "deletion_insertion": {"passed": None, "verdict": "cannot be judged: b"},
-    }
+def test_the_verdicts_on_heatmaps_are_those_of_the_checks(map_checks):
+    checks = map_checks(randomisation=False, deletion_insertion=None)
     found = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=checks))
 
-    assert found[heatmaps.QUESTIONS["randomisation"]] is False
-    assert found[heatmaps.QUESTIONS["deletion_insertion"]] is None
-    without = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks={}))
+    assert found[checks.randomisation.question] is False
+    assert found[checks.deletion_insertion.question] is None
+    without = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=None))
     assert without["Can the heatmaps be trusted?"] is None
 
 

@@ -16,6 +16,8 @@ from sscl import augment
 from sscl.data.tiles import place_store
 from sscl.evaluate.predictions import Predictions
 from sscl.explain import cam
+from sscl.explain.boxes import find_box
+from sscl.explain.targets import DIFFERENCE, PREDICTED, Score, Target
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
@@ -103,8 +105,8 @@ class TestMaps:
         assert small[1, 0] == 128
         assert small.sum() == 255 + 128
 
-    @pytest.mark.parametrize("target", [cam.margin, None, 1])
-    def test_maps_and_boxes_are_those_of_cam_alone(self, target: cam.Target) -> None:
+    @pytest.mark.parametrize("target", [DIFFERENCE, PREDICTED, Target(Score.CLASS, 1)])
+    def test_maps_and_boxes_are_those_of_cam_alone(self, target: Target) -> None:
         torch.manual_seed(0)
         model = Classifier(build_encoder("resnet18"), num_classes=2).eval()
         images = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
@@ -130,8 +132,8 @@ class TestMaps:
             large = cam.upsample(raw, size_px=64)[0].numpy()
             np.testing.assert_allclose(heat.raw, raw[0].numpy(), atol=1e-5)
             assert heat.maximum == pytest.approx(float(large.max()), abs=1e-5)
-            assert heat.box == pytest.approx(cam.find_box(large, threshold=0.4)) or (
-                heat.box is not None and heat.box.corners == cam.find_box(large, threshold=0.4).corners  # type: ignore[union-attr]
+            assert heat.box == pytest.approx(find_box(large, threshold=0.4)) or (
+                heat.box is not None and heat.box.corners == find_box(large, threshold=0.4).corners  # type: ignore[union-attr]
             )
             assert heat.prediction == int(logits.argmax())
 
@@ -181,7 +183,7 @@ class TestPictures:
 def built(found: Predictions, rows: np.ndarray, *, raw: np.ndarray | None = None, **more: object) -> dict:
     raw = np.array([[0.0, 1.0], [2.0, 4.0]], dtype=np.float32) if raw is None else raw
     large = cam.upsample(torch.from_numpy(raw)[None], size_px=64)[0].numpy()
-    heat = gallery.Heat(raw, float(large.max()), cam.find_box(large, threshold=0.5), 0)
+    heat = gallery.Heat(raw, float(large.max()), find_box(large, threshold=0.5), 0)
     picture = gallery.Picture(Image.new("RGB", (64, 64)), source_px=128)
     keys = {"size_px": 64, "target": "x", "threshold": 0.5, "decided_from": None, "note": "n"} | more
     return gallery.build(found, rows, pictures=[picture] * len(rows), heats=[heat] * len(rows), **keys)  # type: ignore[arg-type]
@@ -244,7 +246,7 @@ def test_a_thousand_tiles_of_noise_stay_below_30_mb() -> None:
     found = predictions(3, classes=9, groups=("patient-with-a-long-name",) * 3)
     raw = rng.random((28, 28), dtype=np.float32)
     large = cam.upsample(torch.from_numpy(raw)[None], size_px=224)[0].numpy()
-    heat = gallery.Heat(raw, float(large.max()), cam.find_box(large, threshold=0.2), 0)
+    heat = gallery.Heat(raw, float(large.max()), find_box(large, threshold=0.2), 0)
     noise = gallery.Picture(Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)), source_px=224)
 
     content = gallery.build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +14,13 @@ from PIL import Image
 from sscl.evaluate import comparison
 from sscl.evaluate.comparison import METRICS
 from sscl.evaluate.predictions import Predictions
+from sscl.explain.records import HitRates, Localisation, MapChecks
 from sscl.plots import svg
 from sscl.report import comparisons, heatmaps, page, studies
 
 from .conftest import make_audit
+
+MadeChecks = Callable[..., MapChecks]
 
 
 def rendered(section: dict[str, Any]) -> str:
@@ -126,57 +130,33 @@ class TestHeatmaps:
         "layer": ["a", "b"],
         "fuse": "max",
     }
-    RATES: ClassVar[dict[str, Any]] = {"tiles": 10, "peak_hit": 0.1, "box_hit": 0.2, "mean_box_iou": 0.3}
-
-    @staticmethod
-    def checks(passed: bool | None) -> dict[str, Any]:
-        spread = {"mean": [0.5, 0.2], "sd": [0.1, 0.1]}
-        way = {"curve": [0.9, 0.5], "auc": 0.7, "interval": [0.6, 0.8]}
-        common = {"tiles": 4, "passed": passed, "verdict": "passes: x" if passed else "FAILS: y"}
-        curves = dict.fromkeys(("absolute_rank_correlation", "ssim"), spread)
-        curves["rank_correlation"] = {"mean": [0.4, -0.1], "sd": [0.1, 0.1]}
-        boxes = dict.fromkeys(("area_fraction", "iou", "centre_shift"), spread)
-        return {
-            "tiles": 4,
-            "randomisation": {"stages": ["head", "all"], "unrelated_below": 0.5, **curves, **common},
-            "deletion_insertion": {
-                "fractions": [0, 1],
-                "deletion": {"map": way, "centre": way},
-                "insertion": {"map": way, "centre": way},
-                **common,
-            },
-            "equivariance": common,
-            "box_sensitivity": {"threshold": 0.2, "thresholds": [0.1, 0.2], **boxes, **common},
-        }
 
     @pytest.mark.parametrize("passed", [True, False])
-    def test_every_check_has_its_verdict_and_chart(self, passed: bool) -> None:
-        section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=self.checks(passed), localised=None)
+    def test_every_check_has_its_verdict_and_chart(self, passed: bool, map_checks: MadeChecks) -> None:
+        checks = map_checks(passed)
+        section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
 
-        assert "layercam of a, b (max)" in rendered(section)
-        assert [verdict["passed"] for verdict in kinds(section, "verdict")] == [passed] * 4
-        assert {verdict["title"] for verdict in kinds(section, "verdict")} == set(heatmaps.QUESTIONS.values())
+        assert "LayerCAM of a, b (max)" in rendered(section)
+        found = {verdict["title"]: verdict["passed"] for verdict in kinds(section, "verdict")}
+        assert found == {check.question: passed for check in checks.each.values()}
         figures = kinds(section, "figure")
         assert len(figures) == 3
         assert figures[0]["alt"].endswith("rank correlation head 0.40, all -0.10")
 
-    def test_what_cannot_be_judged_has_no_chart(self) -> None:
-        checks = self.checks(None)
-        checks["randomisation"]["tiles"] = 0
-        section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
+    def test_what_was_not_assessed_has_no_chart(self, map_checks: MadeChecks) -> None:
+        section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=map_checks(None), localised=None)
 
         assert rendered(section)
         assert not kinds(section, "figure")
 
     def test_localisation_beside_centre_and_random_weights(self) -> None:
-        names = ("this model", "centre", "random weights")
-        section = heatmaps.heatmaps(
-            "gradcam", config=self.CONFIG, checks=None, localised=dict.fromkeys(names, self.RATES)
-        )
+        rates = HitRates(tiles=10, peak_hit=0.1, box_hit=0.2, box_hit_wilson=(0.1, 0.4), mean_box_iou=0.3)
+        found = Localisation(this_model=rates, centre=rates, random_weights=rates, whole_tile=rates)
+        section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=None, localised=found)
 
         (table,) = kinds(section, "table")
-        assert [row[0] for row in table["rows"]] == list(names)
-        assert table["rows"][0][1:] == ["0.100", "0.200", "0.300"]
+        assert [row[0] for row in table["rows"]] == ["this model", "centre", "random weights", "whole tile"]
+        assert table["rows"][0][1:] == ["0.100", "0.200 (0.100 to 0.400)", "0.300"]
         assert "10 tiles" in table["caption"]
 
 

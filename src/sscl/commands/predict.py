@@ -21,6 +21,7 @@ from sscl.config import PredictConfig, plain
 from sscl.data import files
 from sscl.data.files import Found
 from sscl.device import describe_device
+from sscl.explain import boxes
 from sscl.models.checkpoint import run_of
 from sscl.plots import cam as cam_plots
 
@@ -209,12 +210,12 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
                         f"{of['confidence']:.6f}",
                         explained.targets[index],
                         "yes" if box is not None else "no",
-                        *cam_plots.box_values(raw, box, threshold=config.gradcam.threshold),
+                        *boxes.box_cells(raw, box, threshold=config.gradcam.threshold),
                         explained.source_px[index],
                     ]
                 )
                 bar.update()
-    header = ["picture", "path", "prediction", "confidence", "map_of", "positive_evidence", *cam_plots.BOX_FIELDS]
+    header = ["picture", "path", "prediction", "confidence", "map_of", "positive_evidence", *boxes.BOX_COLUMNS]
     writing.write_csv(folder / "boxes.csv", [*header, "source_px"], rows)
     return len(rows)
 

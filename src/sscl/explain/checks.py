@@ -1,16 +1,24 @@
-"""What `sscl gradcam checks=true` asks of the heatmaps, and how it says the answers."""
+"""The checks of `sscl gradcam checks=true`: all four in one call, and how the terminal reports them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from sscl.explain import box_checks, cam, map_checks
+from sscl.explain.deletion_insertion import deletion_insertion
+from sscl.explain.records import Localisation, MapChecks
+from sscl.words import count
 
-DRAWS = 3  # nets with random weights
+DRAWS = 3  # models with random weights
+HOW = {
+    "randomisation": "weights randomised block by block, from the head down",
+    "deletion_insertion": "pixels blurred, and restored, in the map's order",
+    "equivariance": "7 rotations and reflections",
+    "box_sensitivity": f"{box_checks.BOX_THRESHOLDS[0]:g} to {box_checks.BOX_THRESHOLDS[-1]:g} of the maximum",
+}
 
 
 def check_maps(
@@ -19,18 +27,18 @@ def check_maps(
     classes: torch.Tensor,
     *,
     explain: map_checks.Explain,
-    blanks: Sequence[nn.Module],
+    random_models: Sequence[nn.Module],
     threshold: float,
     seed: int,
     batch_size: int,
     progress: bool,
-) -> dict[str, Any]:
-    """Return what the checks found, each with its `question`, its `verdict` and whether it `passed`.
+) -> MapChecks:
+    """Return what the four checks found.
 
     Args:
-        model: the trained net, in eval mode. images: (N, 3, S, S), normalised.
+        model: the trained model, in eval mode. images: (N, 3, S, S), normalised.
         classes: what is explained, (N, 1 or 2).
-        explain: makes maps. blanks: nets with random weights. threshold: of the boxes.
+        explain: makes maps. random_models: the model with random weights, several times. threshold: of the boxes.
         seed: of the random order and the bootstrap. batch_size: tiles at a time. progress: whether to show bars.
     """
 
@@ -44,51 +52,76 @@ def check_maps(
         ]
     )
     large = cam.upsample(maps, size_px=images.shape[-1]).float().cpu().numpy()
-    common: dict[str, Any] = {"explain": explain, "batch_size": batch_size}
-    return {
-        "tiles": len(images),
-        "randomisation": {
-            "question": "Does the map depend on what was learned? (the net made random from its head down)",
-            **map_checks.randomisation(model, blanks, images, classes, progress=bar("random weights"), **common),
-        },
-        "deletion_insertion": {
-            "question": "Does what the map marks matter to the net? (blurred, and brought back, in the map's order)",
-            **map_checks.deletion_insertion(
-                model, images, classes, maps, seed=seed, batch_size=batch_size, progress=bar("deletion, insertion")
-            ),
-        },
-        "equivariance": {
-            "question": "Does the map turn with the tile? (7 quarter turns and mirrorings)",
-            **map_checks.equivariance(model, images, classes, progress=bar("turned tiles"), **common),
-        },
-        "box_sensitivity": {
-            "question": "Is the box more than its threshold? (10 to 60% of the maximum)",
-            **box_checks.box_sensitivity(list(large), threshold=threshold),
-        },
-    }
+    return MapChecks(
+        tiles=len(images),
+        randomisation=map_checks.randomisation(
+            model,
+            random_models,
+            images,
+            classes,
+            explain=explain,
+            batch_size=batch_size,
+            progress=bar("random weights"),
+        ),
+        deletion_insertion=deletion_insertion(
+            model, images, classes, maps, seed=seed, batch_size=batch_size, progress=bar("deletion, insertion")
+        ),
+        equivariance=map_checks.equivariance(
+            model, images, classes, explain=explain, batch_size=batch_size, progress=bar("rotated tiles")
+        ),
+        box_sensitivity=box_checks.box_sensitivity(list(large), threshold=threshold),
+    )
 
 
-def checks_text(found: dict[str, Any]) -> str:
-    """Return the checks as lines for the terminal: what was asked, the numbers, the verdict."""
-    lines = [f"checks of the maps, on {found['tiles']} tiles:"]
-    for name in ("randomisation", "deletion_insertion", "equivariance", "box_sensitivity"):
-        lines.append(f"  {found[name]['question']}")
+def checks_text(found: MapChecks) -> str:
+    """Return the checks as lines for the terminal: the question, the numbers, the verdict."""
+    lines = [f"checks of the maps, on {count(found.tiles, 'tile')}:"]
+    for name, check in found.each.items():
+        lines.append(f"  {check.question} ({HOW[name]})")
         if name == "deletion_insertion":
-            for way, good in (("deletion", "low"), ("insertion", "high")):
-                of = found[name][way]
-                low, high = of["map"]["interval"]
-                others = ", ".join(f"{order} {of[order]['auc']:.3f}" for order in of if order != "map")
+            areas = found.deletion_insertion
+            for way, better, curves in (
+                ("deletion", "lower", areas.deletion),
+                ("insertion", "higher", areas.insertion),
+            ):
+                low, high = curves["map"].interval
+                others = ", ".join(f"{order} {of.auc:.3f}" for order, of in curves.items() if order != "map")
                 lines.append(
-                    f"    {way} area ({good} is good): {of['map']['auc']:.3f} ({low:.3f} to {high:.3f}); {others}"
+                    f"    {way} AUC ({better} is better): {curves['map'].auc:.3f} ({low:.3f} to {high:.3f}); {others}"
                 )
-        lines.append(f"    {found[name]['verdict']}")
+        lines.append(f"    {check.verdict}")
     return "\n".join(lines)
 
 
 def completeness_text(missed: Sequence[float]) -> str:
-    """Return a line on how far the sums of the maps miss the scores, in logits."""
+    """Return a line on how much the sums of the maps differ from the scores, in logits."""
     largest = max(map(abs, missed))
     said = (
-        "each map shows all there is" if largest < 1e-3 else "this net does not end in mean pooling and a linear layer"
+        "the maps account for the whole score"
+        if largest < 1e-3
+        else "the maps miss part of the score: the model does not end in mean pooling and a linear layer"
     )
-    return f"map sum against score without bias, largest difference of {len(missed)} maps: {largest:.1e} logits; {said}"
+    maps = count(len(missed), "map")
+    return f"map sum against score without bias, largest difference of {maps}: {largest:.1e} logits; {said}"
+
+
+def localisation_table(localised: Localisation) -> str:
+    """Return the hit rates as lines for the terminal."""
+
+    def rate(value: float, interval: tuple[float, float] | None) -> str:
+        return f"{value:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
+
+    heading = f"truth masks of {count(localised.centre.tiles, 'tile')}:"
+    lines = [f"{heading:<30}{'peak on mask':<25}{'box IoU >= 0.5':<25}mean IoU"]
+    for name, rates in localised.each.items():
+        cells = (rate(rates.peak_hit, rates.peak_hit_wilson), rate(rates.box_hit, rates.box_hit_wilson))
+        lines.append(f"  {name:<28}" + "".join(f"{cell:<25}" for cell in cells) + f"{rates.mean_box_iou:.3f}")
+    lines.append("  in brackets: Wilson 95%, assuming independent tiles")
+    lines.append("  whole tile: peak at a random point, box around everything")
+    if localised.centre.max_box_accuracy is not None:
+        lines.append(f"{'box accuracy at the best threshold:':<38}IoU >= 0.3    IoU >= 0.5    IoU >= 0.7")
+        for name, rates in localised.each.items():
+            best = (rates.max_box_accuracy or {}).values()
+            shown = (f"{of.accuracy:.3f}" + ("" if of.threshold is None else f" ({of.threshold:g})") for of in best)
+            lines.append(f"  {name:<36}" + "".join(f"{cell:<14}" for cell in shown).rstrip())
+    return "\n".join(lines)

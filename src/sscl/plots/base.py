@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sscl.writing import replacing
@@ -57,6 +58,28 @@ def line_style(index: int) -> dict[str, Any]:
         "linewidth": 1.5,
         "linestyle": DASHES[index // len(LINE_COLOURS) % len(DASHES)],
     }
+
+
+def grid(axes: Axes, **options: Any) -> None:
+    """Draw a light grid behind the data. options: as `Axes.grid` has them."""
+    axes.grid(**{"color": "0.9", **options})
+    axes.set_axisbelow(True)
+
+
+def band(axes: Axes, x: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, *, colour: str) -> None:
+    """Shade an interval around a line."""
+    axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+
+
+def legend_beside(axes: Axes, **options: Any) -> None:
+    """Draw the legend to the right of the axes, where it hides nothing."""
+    axes.legend(**{"fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False, **options})
+
+
+def legend_below(axes: Axes, **options: Any) -> None:
+    """Draw the legend below the axes and their label."""
+    placed = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "frameon": False}
+    axes.legend(**{**placed, "title_fontsize": 8, **options})
 
 
 def is_number(value: Any) -> bool:

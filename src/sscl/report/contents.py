@@ -11,12 +11,13 @@ from sscl import run
 from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
 from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
+from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
 from sscl.explain.targets import resolve_target
 from sscl.models.checkpoint import run_of
 from sscl.records import read_record
 from sscl.report import classifier, comparisons, decisions, heatmaps, studies, summary
 from sscl.report.blocks import Section
-from sscl.report.folders import Damaged, Sources, config_of, read_json, reading
+from sscl.report.folders import Damaged, Sources, config_of, read_json, reading, record_of
 from sscl.report.page.content import Content, Gallery
 from sscl.report.subject import Subject, count_tiles, interrupted, started_from, worksheet_id
 from sscl.report.tiles import build_gallery
@@ -57,7 +58,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
                 subject,
                 training_tiles=sum(counts["train"].values()) if "train" in counts else None,
                 audits=[read_audit(folder) for folder in audits_of(data, sources)],
-                checks=checks or {},
+                checks=checks,
             ),
             classifier.data(subject, counts=counts, groups=groups),
             classifier.training(subject),
@@ -86,9 +87,7 @@ def read_audit(folder: Path) -> Audit:
     return read_record(Audit, folder / "audit.json", made_by="sscl data audit")
 
 
-def map_settings(
-    subject: Subject, sources: Sources, config: ReportConfig
-) -> tuple[GradcamConfig, Mapping[str, Any] | None]:
+def map_settings(subject: Subject, sources: Sources, config: ReportConfig) -> tuple[GradcamConfig, MapChecks | None]:
     """Return how the gallery's maps are made, and what `sscl gradcam checks=true` found of maps made so, if anything.
 
     Raises:
@@ -105,11 +104,10 @@ def map_settings(
     of_maps = {key: value for key, value in plain(settings).items() if key in OF_MAPS}
     for folder in of_run:
         own = validate(GradcamConfig, {"checkpoint": "-", **_of_maps(config_of(folder))}, source="")
-        if _of_maps(plain(own)) == of_maps and (folder / "checks.json").is_file():
-            with reading(folder / "checks.json"):
-                checks: Mapping[str, Any] = read_json(folder / "checks.json")
-                _ = [(checks[name]["passed"], checks[name]["verdict"]) for name in heatmaps.QUESTIONS]
-            return settings, checks
+        if _of_maps(plain(own)) == of_maps:
+            checks = record_of(MapChecks, folder / "checks.json", made_by=CHECKED_BY)
+            if checks is not None:
+                return settings, checks
     return settings, None
 
 
@@ -139,8 +137,8 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
             found = heatmaps.heatmaps(
                 name,
                 config=config_of(folder),
-                checks=read_json(folder / "checks.json"),
-                localised=read_json(folder / "localisation.json"),
+                checks=record_of(MapChecks, folder / "checks.json", made_by=CHECKED_BY),
+                localised=record_of(Localisation, folder / "localisation.json", made_by="sscl gradcam"),
             )
         sections.append(found)
     for name, folder in _numbered("pretrain", sources):

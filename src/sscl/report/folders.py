@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.config import read_yaml
+from sscl.records import Kind, read_record
 
 # What a folder is, by a file that only this kind has; the first that fits.
 KINDS = {
@@ -101,3 +102,17 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None where there is none."""
     with reading(path):
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def record_of(kind: type[Kind], path: Path, *, made_by: str) -> Kind | None:
+    """Return the record in a JSON file; None if there is no such file.
+
+    Raises:
+        Damaged: the file is not as this version of sscl writes it.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read_record(kind, path, made_by=made_by)
+    except ValueError as error:
+        raise Damaged(str(error)) from error

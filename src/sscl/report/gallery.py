@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl import augment
 from sscl.data.decode import decode_file, resized
 from sscl.data.tiles import TileStore
 from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray
 from sscl.evaluate.predictions import Predictions
-from sscl.explain import cam
-from sscl.models import features
+from sscl.explain.boxes import Box, find_box, normalise
+from sscl.explain.heatmaps import heatmaps
+from sscl.explain.targets import Target
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
 from sscl.report.page.content import Gallery, GalleryTile
@@ -55,7 +55,7 @@ class Heat:
 
     raw: NDArray[np.float32]
     maximum: float
-    box: cam.Box | None
+    box: Box | None
     prediction: int
 
 
@@ -106,7 +106,7 @@ def heats(
     store: TileStore,
     rows: IntArray,
     *,
-    target: cam.Target,
+    target: Target,
     mean: torch.Tensor,
     std: torch.Tensor,
     threshold: float,
@@ -119,15 +119,24 @@ def heats(
     """Yield the map of each tile at `rows` and its box, found on the map enlarged to the tile, as `sscl gradcam` does.
 
     Args:
-        target, method, layers, fuse: see `cam.class_maps`. mean, std: (3,). threshold: of the box, see `cam.find_box`.
+        target, method, layers, fuse: see `cam.class_maps`. mean, std: (3,). threshold: of the box.
     """
-    for part in features.batches(rows, batch_size=batch_size, progress=progress):
-        x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
-        raw, logits = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
-        large = cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
-        predictions = logits.argmax(1).tolist()
-        for small, enlarged, prediction in zip(raw.float().cpu().numpy(), large, predictions, strict=True):
-            yield Heat(small, float(enlarged.max()), cam.find_box(enlarged, threshold=threshold), prediction)
+    found = heatmaps(
+        model,
+        store,
+        rows,
+        target=target,
+        mean=mean,
+        std=std,
+        method=method,
+        layers=layers,
+        fuse=fuse,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    for heatmap in found:
+        box = find_box(heatmap.enlarged, threshold=threshold)
+        yield Heat(heatmap.cells, float(heatmap.enlarged.max()), box, heatmap.prediction)
 
 
 def pictures_of_files(paths: Iterable[Path]) -> Iterator[Picture]:
@@ -168,7 +177,7 @@ def encode_map(raw: NDArray[np.float32]) -> str:
 
     Empty without evidence. A map of more than MAP_SIDE cells a side is made smaller by means.
     """
-    unit = cam.normalise(raw)
+    unit = normalise(raw)
     if not unit.any():
         return ""
     if max(unit.shape) > MAP_SIDE:

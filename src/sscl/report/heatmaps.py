@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sscl.plots import cam as cam_plots
+from sscl.explain.cam import METHODS
+from sscl.explain.records import BoxSensitivity, DeletionInsertion, Localisation, MapChecks, Randomisation
+from sscl.explain.targets import describe_layer
+from sscl.plots import checks as check_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
+from sscl.words import count
 
 Json = Mapping[str, Any]
-QUESTIONS = {
-    "randomisation": "Do the maps depend on the trained weights?",
-    "deletion_insertion": "Does the model rely on what the maps highlight?",
-    "equivariance": "Do the maps rotate and flip with the tile?",
-    "box_sensitivity": "Does the box stay the same when its threshold changes?",
-}
 TARGETS = {
     "auto": "logit of the predicted class; with two classes, minus that of the other",
     "difference": "logit of the predicted class minus that of the other",
@@ -23,32 +21,34 @@ TARGETS = {
 }
 
 
-def heatmaps(name: str, *, config: Json, checks: Json | None, localised: Json | None) -> Section:
+def heatmaps(name: str, *, config: Json, checks: MapChecks | None, localised: Localisation | None) -> Section:
     """Return what the checks of heatmaps found, and how well they hit truth masks.
 
     Args:
-        config: of `sscl gradcam`. checks: its checks.json; localised: its localisation.json; None = there is none.
+        config: of `sscl gradcam`. checks, localised: what it wrote; None = it did not.
     """
     layers = config.get("layer") or []
     layers = [layers] if isinstance(layers, str) else layers
-    where = ", ".join(layers) + (f" ({config['fuse']})" if len(layers) > 1 else "") if layers else "the last features"
+    method = config.get("method", "gradcam")
     facts = {
-        "method": f"{config.get('method', 'gradcam')} of {where}",
+        "method": f"{METHODS.get(method, method)} of {describe_layer(layers, config.get('fuse', 'max'))}",
         "target": TARGETS.get(config["target"]) or str(config["target"]),
         "box": f"largest region above {config['threshold']:.0%} of the maximum of the map",
     }
     found: list[Block] = [blocks.facts(facts)]
     if checks is not None:
-        found.append(blocks.paragraph(f"Checked on {checks['tiles']} tiles."))
-        for check in QUESTIONS:
-            found += _check(name, check, checks[check])
-    if localised:
+        found.append(blocks.paragraph(f"Checked on {count(checks.tiles, 'tile')}."))
+        found += _checked(name, checks)
+    if localised is not None:
         lines = [["", "peak on mask", "box IoU ≥ 0.5", "mean box IoU"]]
-        for row, rates in localised.items():
-            shares = (f"{number(rates[key])}{_brackets(rates.get(f'{key}_wilson'))}" for key in ("peak_hit", "box_hit"))
-            lines.append([row, *shares, number(rates["mean_box_iou"])])
-        tiles = next(iter(localised.values()))["tiles"]
-        found.append(blocks.table(f"On the truth masks of {tiles:,} tiles", lines))
+        for row, rates in localised.each.items():
+            cells = (
+                f"{number(rates.peak_hit)}{_brackets(rates.peak_hit_wilson)}",
+                f"{number(rates.box_hit)}{_brackets(rates.box_hit_wilson)}",
+            )
+            lines.append([row, *cells, number(rates.mean_box_iou)])
+        caption = f"On the truth masks of {count(localised.centre.tiles, 'tile')}"
+        found.append(blocks.table(caption, lines))
         found.append(
             blocks.paragraph(
                 "A map that finds the evidence beats the baselines: a model with random weights, the centre of the "
@@ -63,50 +63,65 @@ def _brackets(pair: Sequence[float] | None) -> str:
     return "" if pair is None else f" ({interval(pair)})"
 
 
-def _check(name: str, check: str, found: Json) -> list[Block]:
-    """Return the verdict of one check and its chart, where there is something to draw."""
-    said: list[Block] = [blocks.verdict(found["passed"], QUESTIONS[check], blocks.sentence(found["verdict"]))]
-    title = f"{found['tiles']} tiles"
-    if check == "randomisation" and found["tiles"]:
-        said.append(
-            blocks.figure(
-                f"{name}-{check}",
-                lambda path: cam_plots.plot_randomisation(found, path=path, title=title),
-                alt="Agreement of the maps with those of models randomised from the head down: rank correlation "
-                + ", ".join(
-                    f"{stage} {value:.2f}"
-                    for stage, value in zip(found["stages"], found["rank_correlation"]["mean"], strict=True)
-                ),
-                caption="The classifier is randomised from its head down, block by block. Maps that stay similar show "
-                "edges of the tile, not what was learned.",
-            )
+def _checked(name: str, checks: MapChecks) -> list[Block]:
+    """Return the verdict of each check, and its chart where there is something to draw."""
+    charts = {
+        "randomisation": _randomisation(name, checks.randomisation),
+        "deletion_insertion": _deletion_insertion(name, checks.deletion_insertion),
+        "box_sensitivity": _box_sensitivity(name, checks.box_sensitivity),
+    }
+    found: list[Block] = []
+    for key, check in checks.each.items():
+        found.append(blocks.verdict(check.passed, check.question, blocks.sentence(check.verdict)))
+        found += charts.get(key, [])
+    return found
+
+
+def _randomisation(name: str, found: Randomisation) -> list[Block]:
+    if not found.tiles:
+        return []
+    values = zip(found.stages, found.rank_correlation.mean, strict=True)
+    return [
+        blocks.figure(
+            f"{name}-randomisation",
+            lambda path: check_plots.plot_randomisation(found, path=path, title=count(found.tiles, "tile")),
+            alt="Similarity of the maps to those of models randomised from the head down: rank correlation "
+            + ", ".join(f"{stage} {value:.2f}" for stage, value in values),
+            caption="The classifier is randomised block by block, from the head down. Maps that remain similar show "
+            "the tile's edges, not what the model learned.",
         )
-    elif check == "deletion_insertion" and found["passed"] is not None:
-        areas = [
-            f"{way} {order} {of['auc']:.3f} ({interval(of['interval'])})"
-            for way in ("deletion", "insertion")
-            for order, of in found[way].items()
-        ]
-        said.append(
-            blocks.figure(
-                f"{name}-{check}",
-                lambda path: cam_plots.plot_deletion_insertion(found, path=path, title=title),
-                alt=f"Areas under the curves: {', '.join(areas)}",
-                caption="Probability while the pixels the map highlights are blurred first (deletion) or restored "
-                "first (insertion), compared with random patches and with patches from the centre outwards.",
-            )
+    ]
+
+
+def _deletion_insertion(name: str, found: DeletionInsertion) -> list[Block]:
+    if found.passed is None:
+        return []
+    areas = [
+        f"{way} {order} {of.auc:.3f} ({interval(of.interval)})"
+        for way, curves in (("deletion", found.deletion), ("insertion", found.insertion))
+        for order, of in curves.items()
+    ]
+    return [
+        blocks.figure(
+            f"{name}-deletion_insertion",
+            lambda path: check_plots.plot_deletion_insertion(found, path=path, title=count(found.tiles, "tile")),
+            alt=f"Areas under the curves: {', '.join(areas)}",
+            caption="Probability while the highlighted pixels are blurred first (deletion) or restored first "
+            "(insertion), compared with a random order and an order from the centre outwards.",
         )
-    elif check == "box_sensitivity" and found["passed"] is not None:
-        areas = [
-            f"{threshold:.0%}: {area:.2f}"
-            for threshold, area in zip(found["thresholds"], found["area_fraction"]["mean"], strict=True)
-        ]
-        said.append(
-            blocks.figure(
-                f"{name}-{check}",
-                lambda path: cam_plots.plot_box_sensitivity(found, path=path, title=title),
-                alt=f"Fraction of the tile in the box, by threshold: {', '.join(areas)}",
-                caption="Size, position and overlap of the box as its threshold changes.",
-            )
+    ]
+
+
+def _box_sensitivity(name: str, found: BoxSensitivity) -> list[Block]:
+    if not found.tiles:
+        return []
+    areas = zip(found.thresholds, found.area_fraction.mean, strict=True)
+    return [
+        blocks.figure(
+            f"{name}-box_sensitivity",
+            lambda path: check_plots.plot_box_sensitivity(found, path=path, title=count(found.tiles, "tile")),
+            alt="Fraction of the tile in the box, by threshold: "
+            + ", ".join(f"{threshold:g}: {area:.2f}" for threshold, area in areas),
+            caption="Size, position and overlap of the box as its threshold changes.",
         )
-    return said
+    ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sscl.data.audit import Audit
+from sscl.explain.records import MapChecks
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
-from sscl.report.heatmaps import QUESTIONS
 from sscl.report.subject import Subject
 from sscl.words import count, listed
 
@@ -20,13 +19,13 @@ NOT_A_DEVICE = (
 
 
 def summary(
-    subject: Subject, *, training_tiles: int | None, audits: Sequence[Audit], checks: Mapping[str, Any]
+    subject: Subject, *, training_tiles: int | None, audits: Sequence[Audit], checks: MapChecks | None
 ) -> Section:
     """Return what was trained on what, the main figures, and what was judged.
 
     Args:
         training_tiles: tiles of the training split; None = not known here.
-        audits: of this split. checks: content of a checks.json; empty = the maps were not checked.
+        audits: of this split. checks: of the maps; None = they were not checked.
     """
     report, values, drawn = subject.report, subject.report["metrics"], subject.report["intervals"]
     rows = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
@@ -116,11 +115,11 @@ def _calibrated(subject: Subject) -> Block:
     )
 
 
-def _maps(checks: Mapping[str, Any]) -> list[Block]:
-    if not checks:
+def _maps(checks: MapChecks | None) -> list[Block]:
+    if checks is None:
         text = "Run sscl gradcam with checks=true to test whether they depend on the trained weights."
         return [blocks.verdict(None, "Can the heatmaps be trusted?", text)]
     return [
-        blocks.verdict(checks[name]["passed"], QUESTIONS[name], blocks.sentence(checks[name]["verdict"]))
-        for name in ("randomisation", "deletion_insertion")
+        blocks.verdict(check.passed, check.question, blocks.sentence(check.verdict))
+        for check in (checks.randomisation, checks.deletion_insertion)
     ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,11 +11,11 @@ from sscl.data.load import load_tiles
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
 from sscl.evaluate.metrics import IntArray
-from sscl.explain.targets import describe_layer, resolve_target, target_of
+from sscl.explain.records import MapChecks, Outcome
+from sscl.explain.targets import describe_layer, describe_targets, resolve_target
 from sscl.models.classifier import check_classes, load_classifier
 from sscl.models.pixels import normalisation
 from sscl.report import gallery
-from sscl.report.heatmaps import QUESTIONS
 from sscl.report.page.content import Gallery
 from sscl.report.subject import Subject
 
@@ -28,7 +26,7 @@ def build_gallery(
     settings: GradcamConfig,
     config: ReportConfig,
     *,
-    checks: Mapping[str, Any] | None,
+    checks: MapChecks | None,
     caveats: list[str],
 ) -> Gallery:
     """Return the gallery, with maps made by the checkpoint; what does not fit the evaluation goes to `caveats`.
@@ -59,7 +57,7 @@ def build_gallery(
             model,
             place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
             rows,
-            target=target_of(target),
+            target=target,
             mean=mean,
             std=std,
             threshold=settings.threshold,
@@ -84,7 +82,7 @@ def build_gallery(
         pictures=gallery.pictures_of_files(paths) if whole else gallery.pictures_of_pixels(pixels),
         heats=heats,
         size_px=data.size_px,
-        target=explained(target, settings, subject.found.classes),
+        target=describe_targets(target, subject.found.classes, method=settings.method),
         threshold=settings.threshold,
         decided_from=subject.decided_from,
         note=". ".join(note[:1].upper() + note[1:] for note in notes) + ".",
@@ -127,21 +125,12 @@ def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
     return [f"images are the original files, up to {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
 
 
-def explained(target: str | int, settings: GradcamConfig, classes: Sequence[str]) -> str:
-    """Return what the maps show, in words."""
-    if settings.method == "eigencam":
-        return "main pattern of the features, independent of the class"
-    if target == "difference":
-        return "logit of the predicted class minus that of the other"
-    return "logit of the predicted class" if target == "predicted" else f"logit of {classes[int(target)]}"
-
-
-def map_notes(settings: GradcamConfig, checks: Mapping[str, Any] | None) -> list[str]:
+def map_notes(settings: GradcamConfig, checks: MapChecks | None) -> list[str]:
     """Return what a reader must know about the maps."""
     said = [f"maps: {settings.method} of {describe_layer(settings.layer, settings.fuse)}"]
     if checks is None:
         return [*said, "these maps were not checked (run sscl gradcam with checks=true)"]
-    failed = [question.rstrip("?").lower() for name, question in QUESTIONS.items() if checks[name]["passed"] is False]
+    failed = [check.question.rstrip("?").lower() for check in checks.each.values() if check.outcome is Outcome.FAILED]
     if failed:
         return [*said, f"failed checks: {'; '.join(failed)} (see Heatmaps)"]
     return [*said, "no check failed (see Heatmaps)"]

@@ -1,0 +1,176 @@
+"""The check by deletion and insertion: does the model rely on what its maps highlight?
+
+N tiles, S the side of a tile in pixels, h x w cells of a map, K steps of a curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.integrate import trapezoid
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sscl.evaluate.metrics import resamples
+from sscl.explain import boxes
+from sscl.explain.map_checks import enlarged
+from sscl.explain.records import DeletionInsertion, Interval, OrderCurve, verdict_of
+
+Array = npt.NDArray[np.float64]
+
+LEAST_MOVE = 0.05  # of a probability; where blurring changes it by less, the order of blurring says nothing
+_STEPS = 10
+_GRID = 7
+
+
+def deletion_insertion(
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    maps: Tensor,
+    *,
+    seed: int = 0,
+    samples: int = 2000,
+    batch_size: int = 32,
+    progress: str | None = None,
+) -> DeletionInsertion:
+    """Return how the class's probability falls as pixels are blurred in the map's order, and rises as they come back.
+
+    Deletion blurs one tenth of the tile after another, the map's highest values first; insertion starts from the
+    blurred tile and restores them. A good map has a small area under the first curve and a large one under the second.
+    The baselines are a random map of at most 7 x 7 cells, as coarse as Grad-CAM's, and `boxes.centre_map`. The blur is
+    a Gaussian whose standard deviation is an eighth of the tile: it leaves the local colour and no edge, where a flat
+    patch would be a shape of its own.
+
+    Args:
+        model: in eval mode. images: (N, 3, S, S), normalised. classes: (N, 1 or 2); the first is the class.
+        maps: raw, (N, h, w).
+        seed: of the random order and the bootstrap. samples: resamples behind each 95% interval over tiles.
+        batch_size: tiles at a time. progress: name of a bar, or None.
+
+    Source: Petsiuk et al., arXiv:1806.07421, sec. 3.3; they delete to grey and insert into blur.
+    """
+    count, size = len(images), images.shape[-1]
+    rng = np.random.default_rng(seed)
+    raw = maps.double().cpu().numpy()
+    grid = (count, min(_GRID, raw.shape[1]), min(_GRID, raw.shape[2]))
+    centre = np.broadcast_to(boxes.centre_map(size).astype(np.float64), (count, size, size))
+    orders = {"map": enlarged(raw, size), "random order": enlarged(rng.random(grid), size), "centre": centre}
+    # A tie, as all of a constant map is, is broken by chance, and no more finely than by the random order.
+    ranks = {name: _pixel_ranks(of, enlarged(rng.random(grid), size)) for name, of in orders.items()}
+    curves = _curves(model, images, classes[:, :1], ranks, batch_size=batch_size, progress=progress)
+    weights = np.concatenate(list(resamples(np.zeros(count, dtype=np.int64), samples=samples, seed=seed))) / count
+    deletion, insertion = (_order_curves(curves[way], weights) for way in ("deletion", "insertion"))
+    moves = float(max(np.ptp(curve, axis=1).mean() for of in curves.values() for curve in of.values()))
+    passed, reason = _highlights_what_matters(moves, deletion, insertion)
+    return DeletionInsertion(
+        tiles=count,
+        passed=passed,
+        verdict=verdict_of(passed, reason),
+        fractions=tuple(_fractions().tolist()),
+        moves=moves,
+        deletion=deletion,
+        insertion=insertion,
+    )
+
+
+def _fractions() -> Array:
+    return np.linspace(0, 1, _STEPS + 1)
+
+
+def _curves(
+    model: nn.Module,
+    images: Tensor,
+    wanted: Tensor,
+    ranks: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    batch_size: int,
+    progress: str | None,
+) -> dict[str, dict[str, Array]]:
+    """Return the probability of the wanted class (N, 1) of each tile at each step, (N, K + 1), by way and order."""
+    count, fractions, blurred = len(images), _fractions(), _blurred(images)
+    curves = {way: {name: np.zeros((count, len(fractions))) for name in ranks} for way in ("deletion", "insertion")}
+    total = 2 * len(ranks) * len(fractions) * count
+    with tqdm(total=total, desc=progress, unit="tile", disable=progress is None, leave=False) as bar, torch.no_grad():
+        for start in range(0, count, batch_size):
+            part = slice(start, start + batch_size)
+            for name, rank in ranks.items():
+                place = torch.from_numpy(rank[part]).to(images.device)[:, None]  # 0 = first, in fractions of the tile
+                for step, fraction in enumerate(fractions):
+                    first = place < fraction
+                    for way, mixed in (
+                        ("deletion", torch.where(first, blurred[part], images[part])),
+                        ("insertion", torch.where(first, images[part], blurred[part])),
+                    ):
+                        probability = model(mixed).double().softmax(1).gather(1, wanted[part])[:, 0]
+                        curves[way][name][part, step] = probability.cpu().numpy()
+                        bar.update(len(mixed))
+    return curves
+
+
+def _order_curves(curves: Mapping[str, Array], weights: Array) -> dict[str, OrderCurve]:
+    """Return the record of each order's curves, (N, K + 1). weights: of the tiles in each resample, (samples, N)."""
+    areas = {name: trapezoid(curve, _fractions(), axis=1) for name, curve in curves.items()}
+    found = {}
+    for name, area in areas.items():
+        less = None if name == "map" else areas["map"] - area
+        found[name] = OrderCurve(
+            curve=tuple(curves[name].mean(0).tolist()),
+            auc=float(area.mean()),
+            interval=_interval(weights @ area),
+            difference=None if less is None else float(less.mean()),
+            difference_interval=None if less is None else _interval(weights @ less),
+        )
+    return found
+
+
+def _highlights_what_matters(
+    moves: float, deletion: Mapping[str, OrderCurve], insertion: Mapping[str, OrderCurve]
+) -> tuple[bool | None, str]:
+    """Return whether the map's order beats the random one both ways, and why."""
+    if moves < LEAST_MOVE:
+        return None, (
+            f"blurring changes the probability by at most {moves:.1g} ({LEAST_MOVE:g} is needed), so the order of "
+            "blurring says nothing"
+        )
+    said, better = [], []
+    for way, curves, sign in (("deletion", deletion, -1), ("insertion", insertion, 1)):
+        for name in ("random order", "centre"):
+            interval = curves[name].difference_interval
+            assert interval is not None  # only the map's own order has none
+            low, high = sorted(sign * bound for bound in interval)
+            state = "beats" if low > 0 else "loses to" if high < 0 else "ties with"
+            said.append(f"{way} {state} {name}")
+            better.append(low > 0 or name == "centre")
+    start = (
+        "the highlighted regions matter more than random ones"
+        if all(better)
+        else "the highlighted regions do not clearly matter more than random ones"
+    )
+    return all(better), f"{start} ({', '.join(said)}; passes if both beat random order, by 95% intervals)"
+
+
+def _pixel_ranks(maps: Array, ties: Array) -> npt.NDArray[np.float32]:
+    """Return when each pixel's turn comes, highest first, as a fraction of the tile, 0..1, 1 excluded; (N, S, S)."""
+    count, pixels = len(maps), maps[0].size
+    ranks = np.empty((count, pixels), dtype=np.float32)
+    for row, raw, tie in zip(ranks, maps, ties, strict=True):
+        row[np.lexsort((tie.ravel(), -raw.ravel()))] = np.arange(pixels) / pixels
+    return ranks.reshape(maps.shape)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Return tiles (N, 3, S, S) blurred by a Gaussian of an eighth of their side, borders mirrored."""
+    sigma = images.shape[-1] / 8
+    rows = images.detach().cpu().permute(0, 2, 3, 1).contiguous().numpy()
+    blurred = np.stack([cv2.GaussianBlur(row, (0, 0), sigma) for row in rows])
+    return torch.from_numpy(blurred).permute(0, 3, 1, 2).to(images.device)
+
+
+def _interval(values: Array) -> Interval:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,219 @@
+"""What `sscl gradcam` writes as JSON: checks.json (`MapChecks`) and localisation.json (`Localisation`).
+
+D depths of a model, K steps of a curve, T thresholds.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AliasChoices, Field
+
+from sscl.records import Record
+
+Interval = tuple[float, float]
+Numbers = tuple[float, ...]
+
+CHECKED_BY = "sscl gradcam checks=true"  # writes checks.json
+
+
+class Outcome(Enum):
+    """What came of a check, in the word that its verdict starts with."""
+
+    PASSED = "passed"
+    FAILED = "FAILED"
+    NOT_ASSESSED = "not assessed"
+
+    @classmethod
+    def of(cls, passed: bool | None) -> Outcome:
+        """Return the outcome of a check that passed, failed, or (None) could not be assessed."""
+        return cls.NOT_ASSESSED if passed is None else cls.PASSED if passed else cls.FAILED
+
+
+def verdict_of(passed: bool | None, reason: str) -> str:
+    """Return the outcome and its reason, as in "passed: the maps depend on the trained weights"."""
+    return f"{Outcome.of(passed).value}: {reason}"
+
+
+class Spread(Record):
+    """Mean and standard deviation over tiles, one of each per depth or threshold; empty if nothing was measured."""
+
+    mean: Numbers = ()
+    sd: Numbers = ()
+
+    @classmethod
+    def over_tiles(cls, values: npt.NDArray[np.float64]) -> Spread:
+        """Return the spread of values (D or T, N) over their N tiles; the standard deviation of one tile is 0."""
+        sd = values.std(1, ddof=1) if values.shape[1] > 1 else np.zeros(len(values))
+        return cls(mean=tuple(values.mean(1).tolist()), sd=tuple(sd.tolist()))
+
+
+class Check(Record):
+    """What every check says.
+
+    Attributes:
+        question: what is checked. tiles: how many were assessed.
+        passed: None if the question could not be assessed on these maps.
+        verdict: outcome and reason, in words.
+    """
+
+    question: str
+    tiles: int
+    passed: bool | None
+    verdict: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """Passed, failed or not assessed."""
+        return Outcome.of(self.passed)
+
+
+class Randomisation(Check):
+    """How similar the maps remain while the model is randomised from its head down; see `map_checks.randomisation`.
+
+    Attributes:
+        draws: random models. cells: of a map. stages: D names. unrelated_below: |rank correlation| that passes.
+        rank_correlation, absolute_rank_correlation, ssim: D numbers each, of the mean over draws.
+    """
+
+    question: str = "Do the maps depend on the trained weights?"
+    draws: int
+    cells: int
+    stages: tuple[str, ...]
+    unrelated_below: float
+    rank_correlation: Spread = Spread()
+    absolute_rank_correlation: Spread = Spread()
+    ssim: Spread = Spread()
+
+
+class OrderCurve(Record):
+    """The mean probability of the explained class while pixels are blurred, or restored, in one order.
+
+    Attributes:
+        curve: K + 1 probabilities, means over tiles. auc: area under it. interval: of the area, 95% over tiles.
+        difference: area of the map's order - this area, with its interval; None for the map's own order.
+    """
+
+    curve: Numbers
+    auc: float
+    interval: Interval
+    difference: float | None = None
+    difference_interval: Interval | None = None
+
+
+class DeletionInsertion(Check):
+    """Whether the highlighted pixels matter more than others; see `map_checks.deletion_insertion`.
+
+    Attributes:
+        fractions: of the tile, K + 1 from 0 to 1. moves: largest mean change of the probability along a curve.
+        deletion, insertion: by order: "map", "random order", "centre".
+    """
+
+    question: str = "Does the model rely on what the maps highlight?"
+    fractions: Numbers
+    moves: float
+    deletion: dict[str, OrderCurve]
+    insertion: dict[str, OrderCurve]
+
+
+class Equivariance(Check):
+    """Whether the map rotates and flips with its tile; see `map_checks.equivariance`.
+
+    Attributes:
+        symmetries: mean rank correlation over tiles, by symmetry. mean, sd: over tiles, of their mean over symmetries.
+    """
+
+    question: str = "Do the maps rotate and flip with the tile?"
+    symmetries: dict[str, float] = Field(default_factory=dict)
+    mean: float | None = None
+    sd: float | None = None
+
+
+class BoxSensitivity(Check):
+    """How the box changes with its threshold; see `box_checks.box_sensitivity`.
+
+    Attributes:
+        threshold: in use. thresholds: T fractions of the maximum.
+        area_fraction: of the tile. centre_shift: from the box in use, in tile sides. iou: with the box in use.
+        ends: mean IoU of the boxes at the lowest and the highest threshold.
+    """
+
+    question: str = "Does the box stay the same when its threshold changes?"
+    threshold: float
+    thresholds: Numbers
+    area_fraction: Spread = Spread()
+    centre_shift: Spread = Spread()
+    iou: Spread = Spread()
+    ends: float | None = None
+
+
+class MapChecks(Record):
+    """The content of checks.json."""
+
+    tiles: int
+    randomisation: Randomisation
+    deletion_insertion: DeletionInsertion
+    equivariance: Equivariance
+    box_sensitivity: BoxSensitivity
+
+    @property
+    def each(self) -> dict[str, Check]:
+        """The checks by name, in the order in which they are reported."""
+        return {
+            "randomisation": self.randomisation,
+            "deletion_insertion": self.deletion_insertion,
+            "equivariance": self.equivariance,
+            "box_sensitivity": self.box_sensitivity,
+        }
+
+
+class BoxAccuracy(Record):
+    """The fraction of boxes that overlap enough at the best threshold; the whole tile has no threshold."""
+
+    accuracy: float
+    threshold: float | None
+
+
+class HitRates(Record):
+    """How often peaks and boxes hit truth masks; see `box_checks.localisation_rates`.
+
+    Attributes:
+        tiles: with a mask that is not empty. peak_hit, box_hit: fractions of these, with Wilson's 95% intervals.
+        peak_hit_wilson: None where peak_hit is an expectation, not a count.
+        max_box_accuracy: by least IoU; None unless all thresholds were tried.
+    """
+
+    tiles: int
+    peak_hit: float
+    peak_hit_wilson: Interval | None = None
+    box_hit: float
+    box_hit_wilson: Interval
+    mean_box_iou: float
+    max_box_accuracy: dict[str, BoxAccuracy] | None = None
+
+
+class Localisation(Record):
+    """The content of localisation.json: hit rates of the model's maps, and of baselines."""
+
+    this_model: HitRates = Field(
+        validation_alias=AliasChoices("this model", "this_model"), serialization_alias="this model"
+    )
+    centre: HitRates
+    random_weights: HitRates = Field(
+        validation_alias=AliasChoices("random weights", "random_weights"), serialization_alias="random weights"
+    )
+    whole_tile: HitRates = Field(
+        validation_alias=AliasChoices("whole tile", "whole_tile"), serialization_alias="whole tile"
+    )
+
+    @property
+    def each(self) -> dict[str, HitRates]:
+        """The rates by what made the maps."""
+        return {
+            "this model": self.this_model,
+            "centre": self.centre,
+            "random weights": self.random_weights,
+            "whole tile": self.whole_tile,
+        }
