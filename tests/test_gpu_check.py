@@ -85,7 +85,7 @@ def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(til
     child = tmp_path / "child"
     script = (
         "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-S', '-c', \"import time; time.sleep(3); open({str(child)!r}, 'w')\"])\n"
+        f"subprocess.Popen([sys.executable, '-S', '-c', \"import time; time.sleep(2); open({str(child)!r}, 'w')\"])\n"
         "print('begun', flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -114,7 +114,7 @@ def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(til
         "pretrained",
     ):
         assert line in text
-    time.sleep(max(0.0, 5 - (time.monotonic() - started)))
+    time.sleep(max(0.0, 3.5 - (time.monotonic() - started)))
     assert not child.exists(), "what a part had started went on after it was stopped"
 
 

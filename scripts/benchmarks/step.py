@@ -71,7 +71,7 @@ def measure(*, quick: bool, device: torch.device) -> list[dict[str, Any]]:
             "views a second, ResNet50 at 224 px, bf16, H200": ">= 5500",
             "pretraining against lightly's loop, ResNet18 at 224 px": ">= 3",
             "pretraining against lightly's loop, 28 px": ">= 10",
-            "augmentation, share of a ResNet50 step at 224 px": "<= 0.05",
+            "augmentation, fraction of a ResNet50 step at 224 px": "<= 0.05",
         }
         rows += [row(what, target=target, note="needs a GPU") for what, target in targets.items()]
     return rows
@@ -195,7 +195,7 @@ def against_synthetic(case: Case, *, device: torch.device, compiled: bool, secon
             target=targets.get(case.encoder, ""),
         ),
         row(
-            f"augmentation, share of the step, {at}",
+            f"augmentation, fraction of the step, {at}",
             ours=taken["views"] / taken["ours"],
             unit="of the step",
             ratio=taken["views"] / taken["ours"],
@@ -203,7 +203,7 @@ def against_synthetic(case: Case, *, device: torch.device, compiled: bool, secon
             note="" if not compiled else "the views themselves not compiled",
         ),
         row(
-            f"reading a batch, share of the step, {at}",
+            f"reading a batch, fraction of the step, {at}",
             ours=taken["data"] / 2 / taken["ours"],
             unit="of the step",
             ratio=taken["data"] / 2 / taken["ours"],
@@ -299,7 +299,7 @@ def against_lightly(case: Case, *, device: torch.device, seconds: float) -> list
             unit="tiles/s",
             ratio=taken["theirs"] / taken["ours"],
             target=target,
-            note=f"one after the other, {cores} workers, theirs from PIL tiles in memory; ours again afterwards: "
+            note=f"in turn, {cores} workers, theirs from PIL tiles in memory; ours again afterwards: "
             f"{case.batch_size / again:.4g} tiles/s",
         )
     ]
