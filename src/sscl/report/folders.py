@@ -1,4 +1,4 @@
-"""What lies in the folders that `sscl report` is given, and reading it: a file that is damaged is named in one line."""
+"""The folders that `sscl report` is given: what each one is, and reading its files, damaged ones named in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sscl.config import read_yaml
 from sscl.records import Kind, read_record
 
-# What a folder is, by a file that only this kind has; the first that fits.
+# The kind of a folder, by a file that only this kind has; the first that fits.
 KINDS = {
     "folds.json": "cross-validation",
     "compare.json": "comparison",
@@ -24,10 +24,10 @@ Sources = dict[str, list[Path]]  # kind: folders
 
 
 def sort_folders(names: Sequence[str]) -> Sources:
-    """Return the folders by what they are.
+    """Return the folders by kind.
 
     Raises:
-        ValueError, FileNotFoundError: one line for each that is none of sscl's.
+        ValueError, FileNotFoundError: one line for each that sscl did not write.
     """
     found: Sources = {}
     faults = []
@@ -43,34 +43,34 @@ def sort_folders(names: Sequence[str]) -> Sources:
         elif not folder.exists():
             faults.append(f"runs: {name}: no such folder")
         else:
-            faults.append(f"runs: {name}: {_not_ours(folder)}")
+            faults.append(f"runs: {name}: {_not_written_by_sscl(folder)}")
     if faults:
         raise ValueError("\n".join(faults))
     return found
 
 
 def kind_of(folder: Path) -> str | None:
-    """Return what a folder is, None for any other."""
+    """Return the kind of a folder; None for any other."""
     return next((kind for file, kind in KINDS.items() if (folder / file).is_file()), None)
 
 
-def _not_ours(folder: Path) -> str:
-    """Return why a folder cannot be taken, and what to name instead."""
+def _not_written_by_sscl(folder: Path) -> str:
+    """Return why a folder cannot be used, and what to name instead."""
     if folder.is_file():
         return "is a file; name the folder of a run"
     if (folder / "predictions.csv").is_file() and kind_of(folder.parent) == "finetune":
         return f"is an evaluation; name its run, {folder.parent}"
     below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
     hint = f"; it holds {', '.join(below[:5])}" + (", ..." if len(below) > 5 else "") if below else ""
-    return f"neither a run nor an audit, comparison, cross-validation or gradcam folder{hint}"
+    return f"not a run, audit, comparison, cross-validation or gradcam folder{hint}"
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what a file of another version, or a damaged one, leads to into one line.
+    """Turn the errors that a damaged file leads to into one line.
 
     Raises:
-        Damaged: the file is not as this version writes it.
+        Damaged: the file is not as sscl writes it.
     """
     try:
         yield
@@ -78,12 +78,12 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise Damaged(
-            f"{path}: not as this version of sscl writes it ({type(error).__name__}: {error}); make it again"
+            f"{path}: damaged, or written by another version of sscl ({type(error).__name__}: {error}); write it again"
         ) from error
 
 
 class Damaged(ValueError):
-    """A file that is not as this version of sscl writes it; the message names it."""
+    """A file that is not as sscl writes it; the message names it."""
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, so it is not known how {folder} was made; make it again")
+        raise FileNotFoundError(f"{path}: no such file, so how {folder} was made is unknown; run its command again")
     return read_yaml(path)
 
 

@@ -1,4 +1,4 @@
-"""The tiles of a report: which ones, their pictures, maps and boxes, small enough for one file.
+"""The tiles of a report: which ones, their images, maps and boxes, small enough for one file.
 
 N tiles, K classes, h x w cells of a map.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl.data.decode import decode_file, resized
+from sscl.data.decode import decode_image, open_image, resized
 from sscl.data.tiles import TileStore
 from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray
 from sscl.evaluate.predictions import Predictions
@@ -37,7 +37,7 @@ ALPHA = 0.7  # opacity at the peak, as in `plots.cam.overlay`
 
 @dataclass(frozen=True)
 class Picture:
-    """What is shown of a tile: RGB, (S, S), S at most SIDE_PX, and the side of the file it is from, if there is one."""
+    """The image of a tile: RGB, (S, S), S at most SIDE_PX, and the side of its file, if it has one."""
 
     image: Image.Image
     source_px: int | None
@@ -50,7 +50,7 @@ class Heat:
     Attributes:
         raw: before ReLU and scaling, (h, w).
         maximum: of the map enlarged to the tile. box: there, in pixels of the tile; None without positive evidence.
-        prediction: the class that the classifier finds likeliest.
+        prediction: the most probable class.
     """
 
     raw: NDArray[np.float32]
@@ -87,7 +87,7 @@ def choose(found: Predictions, *, count: int, seed: int = 0) -> tuple[IntArray, 
 
 
 def _in_turn(rows: IntArray, kind: IntArray) -> IntArray:
-    """Return the rows so that kinds take turns, each kind in the order given. kind: of every tile."""
+    """Return the rows so that kinds alternate, each kind in the order given. kind: of every tile."""
     times = np.empty(len(rows), dtype=np.int64)  # how many of its kind come before it
     for value in np.unique(kind[rows]):
         own = kind[rows] == value
@@ -140,15 +140,15 @@ def heats(
 
 
 def pictures_of_files(paths: Iterable[Path]) -> Iterator[Picture]:
-    """Yield the pictures of tiles as they lie in their files, scaled to at most SIDE_PX.
+    """Yield the tiles of image files, scaled to at most SIDE_PX.
 
     Raises:
         ValueError: a file that cannot be used, in one line.
     """
     for path in paths:
-        with Image.open(path) as image:
-            side = image.size[0]
-        pixels = decode_file(path, size_px=min(side, SIDE_PX), exact_size_px=None)
+        with open_image(path) as image:
+            side = image.width
+            pixels = decode_image(image, name=path, size_px=min(side, SIDE_PX), exact_size_px=None)
         yield Picture(Image.fromarray(pixels), source_px=side)
 
 
@@ -205,7 +205,7 @@ def build(
         pictures, heats: of these, in their order.
         size_px: side of the tiles that the classifier saw, in whose pixels the boxes are.
         target: what the maps explain, in words. threshold: of the boxes.
-        decided_from: confidence from which on a tile is decided; None = there is no such threshold.
+        decided_from: confidence below which the classifier abstains; None = it never does.
         note: what a reader must know.
     """
     probabilities = probabilities_of(found)
