@@ -29,37 +29,43 @@ from sscl.colours import (
     adjust_saturation,
     adjust_stain,
 )
+from sscl.config import AugmentConfig
 
 CACHED_PIXELS = 2 * 224 * 224  # a CPU core works on this many at once: about 1 MB for three colours in float32
 BAND_PX = 32  # the blur is a product with a matrix for so many pixels; measured fastest, and a GPU's tile size
 
 Operation = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]  # a function of tiles, its (B, ...) arguments
 
+_USUAL = AugmentConfig()
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities and ranges of one random view. Angles in degrees, shifts in fractions of the tile's side."""
+    """Probabilities and ranges of one random view. Angles in degrees, shifts in fractions of the tile's side.
 
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the crop / area of the tile
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
-    hflip_probability: float = 0.5
-    vflip_probability: float = 0.5
-    affine_probability: float = 0.5
-    rotation_degrees: float = 45.0
-    translation: float = 0.1
-    scale: tuple[float, float] = (0.9, 1.1)
-    shear_degrees: float = 10.0
-    blur_probability: float = 0.5
-    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
-    jitter_probability: float = 0.8
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.05
-    grayscale_probability: float = 0.0
-    stain_probability: float = 0.0
-    stain_strength: float = 0.2
-    stain_shift: float = 0.05
+    The defaults are those of the `augment` section of a configuration.
+    """
+
+    crop_scale: tuple[float, float] = _USUAL.crop_scale  # area of the crop / area of the tile
+    crop_ratio: tuple[float, float] = _USUAL.crop_ratio  # width / height of the crop
+    hflip_probability: float = _USUAL.hflip_probability
+    vflip_probability: float = _USUAL.vflip_probability
+    affine_probability: float = _USUAL.affine_probability
+    rotation_degrees: float = _USUAL.rotation_degrees
+    translation: float = _USUAL.translation
+    scale: tuple[float, float] = _USUAL.scale
+    shear_degrees: float = _USUAL.shear_degrees
+    blur_probability: float = _USUAL.blur_probability
+    blur_sigma_px: tuple[float, float] = _USUAL.blur_sigma_px
+    jitter_probability: float = _USUAL.jitter_probability
+    brightness: float = _USUAL.brightness
+    contrast: float = _USUAL.contrast
+    saturation: float = _USUAL.saturation
+    hue: float = _USUAL.hue
+    grayscale_probability: float = _USUAL.grayscale_probability
+    stain_probability: float = _USUAL.stain_probability
+    stain_strength: float = _USUAL.stain_strength
+    stain_shift: float = _USUAL.stain_shift
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch import nn
 
 from sscl.augment import Augmentation
 from sscl.losses import cross_view_info_nce, nt_xent
+from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.encoders import build_encoder
-from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.train import step
 from sscl.train.step import ContrastiveStep, ViewProjections, Views
 

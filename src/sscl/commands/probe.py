@@ -25,7 +25,7 @@ from sscl.data.load import groups_are, has_validation, load_tiles, slides_known,
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.device import describe_device, pick_device, pick_precision
 from sscl.evaluate import metrics, probe, probe_tables
-from sscl.models import features
+from sscl.models import batch_norm, features
 from sscl.models.start import frozen_encoder
 from sscl.plots import probe as probe_plots
 from sscl.run import check_inputs_outside
@@ -276,7 +276,7 @@ def embed(
         shown = f"{job.row.name}, {data.name} {name}" if config.progress else None
         given: dict[str, Any] = {"mean": mean, "std": std, "batch_size": config.batch_size, "precision": precision}
         if job.row.adapt_batch_norm:
-            net = features.adapt_batch_norm(net, store(part.tiles), part.rows, **given, progress=shown)
+            net = batch_norm.adapt_batch_norm(net, store(part.tiles), part.rows, **given, progress=shown)
         return features.outputs(net, store(part.tiles), part.rows, **given, progress=shown)
 
     def cached(name: str, part: Part) -> torch.Tensor:

@@ -1,11 +1,10 @@
-"""Encoders, projection heads and the classifier.
+"""The encoders: torchvision's ResNets, EfficientNet-lite0, and whatever timm has.
 
-B tiles, C features, K classes, H x W pixels, h x w the last feature map.
+B tiles, C features, H x W pixels, h x w positions of the last feature map.
 """
 
 from __future__ import annotations
 
-import difflib
 from http.client import HTTPException
 from importlib import import_module
 from typing import Any, Literal
@@ -14,10 +13,11 @@ import torch
 import torchvision
 from torch import nn
 
+from sscl.config.training import ENCODERS
 from sscl.models.weights import load_trunk, read_trunk
+from sscl.words import closest
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-ENCODERS = (*RESNETS, "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
 TIMM = "timm:"
 STEMS = ("standard", "small")
 OUTPUT_STRIDES = (32, 16)
@@ -129,17 +129,17 @@ class EfficientNetLite(Encoder):
 
 
 class TimmEncoder(Encoder):
-    """Any net of timm with a last feature map; `forward` gives its pooled features, before its classifier.
+    """Any model of timm with a last feature map; its feature is that map's mean, before timm's classifier.
 
-    Of a transformer that classifies by a class token `forward` gives that token, while a `Classifier` works on the last
-    map, the mean of the tile's tokens: no map explains a class token.
+    A transformer's map is its grid of patch tokens. Where timm classifies by a class token, the feature is the mean of
+    the patch tokens all the same: probe, finetune and Grad-CAM then work on one feature, and a map can explain it.
     """
 
     def __init__(self, name: str, *, weights: str | None = None) -> None:
         super().__init__()
         timm, self.name = _extra("timm", extra="timm"), name
         model = name.removeprefix(TIMM)
-        options = {"dynamic_img_size": True}  # tiles of any size, where the net can
+        options = {"dynamic_img_size": True}  # tiles of any size, where the model can
         try:
             self.net = timm.create_model(model, num_classes=0, **options)
         except TypeError as error:
@@ -169,33 +169,28 @@ class TimmEncoder(Encoder):
             raise ValueError(f"model.name: {name} has no feature map (its features are {tuple(shape)})")
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last feature map, (B, 3, H, W) -> (B, C, h, w); of a transformer, its tokens as a grid.
+        """Return the last feature map, (B, 3, H, W) -> (B, C, h, w); of a transformer, its patch tokens as a grid.
 
         Raises:
-            ValueError: the net does not take tiles of this size, or its tokens are no grid.
+            ValueError: the model does not accept tiles of this size, or its tokens are no grid.
         """
-        return self._to_maps(self._native(x), x.shape[2:])
-
-    def _native(self, x: torch.Tensor) -> torch.Tensor:
-        side = x.shape[-1]
-        if self._only_px not in (None, side):
-            raise ValueError(f"data.size_px: got {side}, {self.name} takes {self._only_px} only")
+        height, width = x.shape[2:]
+        if self._only_px not in (None, width):
+            raise ValueError(f"data.size_px: must be {self._only_px} for {self.name}, got {width}")
         try:
-            return self.net.forward_features(x)  # type: ignore[no-any-return]
+            native: torch.Tensor = self.net.forward_features(x)
         except AssertionError as error:  # how timm refuses a size
-            raise ValueError(f"data.size_px: got {side}, {self.name} does not take it ({error})") from error
-
-    def _to_maps(self, native: torch.Tensor, size: torch.Size) -> torch.Tensor:
+            raise ValueError(f"data.size_px: {self.name} does not accept {width} ({error})") from error
         if self._layout != "tokens":
             return native if self._layout == "NCHW" else native.permute(0, 3, 1, 2)
         tokens = native[:, getattr(self.net, "num_prefix_tokens", 0) :]  # (B, N, C)
-        rows = round((tokens.shape[1] * size[0] / size[1]) ** 0.5)
+        rows = round((tokens.shape[1] * height / width) ** 0.5)
         if tokens.shape[1] % rows:
             raise ValueError(f"model.name: {self.name} has no feature map (its {tokens.shape[1]} tokens are no grid)")
         return tokens.transpose(1, 2).reshape(len(tokens), -1, rows, tokens.shape[1] // rows)
 
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the features of feature maps, (B, C, h, w) -> (B, C): by the net's own head, or the mean of tokens."""
+        """Return the features of feature maps, (B, C, h, w) -> (B, C): their mean, with the norms of timm's head."""
         if self._layout == "tokens":
             if getattr(self.net, "global_pool", None) != "avg":
                 return maps.mean((2, 3))
@@ -203,10 +198,6 @@ class TimmEncoder(Encoder):
             others = tokens.new_zeros(len(tokens), getattr(self.net, "num_prefix_tokens", 0), tokens.shape[2])
             return self._head(torch.cat([others, tokens], dim=1))  # which leaves the others out
         return self._head(maps if self._layout == "NCHW" else maps.permute(0, 2, 3, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return timm's pooled features, (B, 3, H, W) -> (B, C)."""
-        return self._head(self._native(x))
 
     def _head(self, native: torch.Tensor) -> torch.Tensor:
         return self.net.forward_head(native, pre_logits=True)  # type: ignore[no-any-return]
@@ -223,10 +214,10 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
     """Return an encoder, in training mode.
 
     Args:
-        name: one of ENCODERS, or timm:NAME for any net of timm.
+        name: one of ENCODERS, or timm:NAME for any model of timm.
         weights: None (random), "imagenet" (torchvision's default weights, the package's own for efficientnet_lite0,
-            timm's pretrained ones; torchvision and timm download them once), or the path of a file of weights, ours or
-            another program's (`weights.read_trunk`). resnet18_pathmnist takes layer1, layer3 and layer4 from ImageNet.
+            timm's pretrained ones; torchvision and timm download them once), or the path of a file of weights, of
+            sscl or of another program (`weights.read_trunk`). resnet18_pathmnist gets layer1, layer3 and layer4 from ImageNet.
         stem: "standard" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool; for tiles under 96 px).
         output_stride: pixels of a tile per cell of the last feature map with the standard stem, 32 or 16.
 
@@ -236,14 +227,14 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
     """
     check_name(name)
     if stem not in STEMS:
-        raise ValueError(f"model.stem: got {stem!r}, allowed are {', '.join(STEMS)}")
+        raise ValueError(f"model.stem: must be {' or '.join(STEMS)}, got {stem!r}")
     if output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"model.output_stride: got {output_stride}, allowed are 32, 16")
+        raise ValueError(f"model.output_stride: must be 32 or 16, got {output_stride}")
     if name not in RESNETS:
         if stem != "standard":
-            raise ValueError(f"model.stem: got {stem}, {name} has its own; leave model.stem out")
+            raise ValueError(f"model.stem: {name} has its own, got {stem}; leave it out")
         if output_stride != 32:
-            raise ValueError(f"model.output_stride: got {output_stride}, {name} has its own; leave it out")
+            raise ValueError(f"model.output_stride: {name} has its own, got {output_stride}; leave it out")
     if name == "efficientnet_lite0":
         encoder: Encoder = EfficientNetLite(name, weights=weights)
     elif name.startswith(TIMM):
@@ -261,17 +252,16 @@ def check_name(name: str) -> None:
     """Raise ValueError, with the nearest names, unless an encoder is called so."""
     if not name.startswith(TIMM):
         if name not in ENCODERS:
-            near = difflib.get_close_matches(name, ENCODERS, n=3, cutoff=0.6)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"model.name: got {name!r}, allowed are {', '.join(ENCODERS)} and timm:NAME{hint}")
+            near = closest(name, ENCODERS)
+            hint = "" if near is None else f"; did you mean {near}?"
+            raise ValueError(f"model.name: must be {', '.join(ENCODERS)} or timm:NAME, got {name!r}{hint}")
         return
     timm, model = _extra("timm", extra="timm"), name.removeprefix(TIMM)
     if timm.is_model(model) and ("." not in model or model in timm.list_pretrained()):
         return
-    known = timm.list_pretrained() if timm.is_model(model) else timm.list_models()
-    near = [TIMM + other for other in difflib.get_close_matches(model, known, n=3, cutoff=0.5)]
-    hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-    raise ValueError(f"model.name: got {name!r}, timm has no such net; {hint}")
+    near = closest(model, timm.list_pretrained() if timm.is_model(model) else timm.list_models())
+    hint = "see timm.list_models()" if near is None else f"did you mean {TIMM}{near}?"
+    raise ValueError(f"model.name: timm has no model {model}, got {name!r}; {hint}")
 
 
 def _load_imagenet(encoder: Encoder) -> None:

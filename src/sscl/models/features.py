@@ -1,28 +1,21 @@
-"""Embeddings of a tile set, and what they are worth: kNN, linear probe, effective rank.
+"""What a model gives for the tiles of a set: an encoder's features, a classifier's logits.
 
-N tiles, M queries, C features, K classes.
+N tiles, B of them a batch, C features, K classes.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from sscl import augment
-from sscl.data.tiles import TileStore, epoch_order
+from sscl.data.tiles import TileStore
 from sscl.device import autocast
-
-if TYPE_CHECKING:  # takes a second to import, and training needs none of it
-    pass
 
 
 def batches(rows: NDArray[np.int64], *, batch_size: int, progress: str | None = None) -> Iterator[torch.Tensor]:
@@ -93,58 +86,3 @@ def mean_over_symmetries(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         for view in (turned, turned.flip(3)):
             views.append(model(view.contiguous(memory_format=torch.channels_last)).float())
     return torch.stack(views).sort(0).values.mean(0)
-
-
-@torch.no_grad()
-def adapt_batch_norm(
-    encoder: nn.Module,
-    store: TileStore,
-    rows: NDArray[np.int64],
-    *,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    batch_size: int = 128,
-    precision: str = "fp32",
-    progress: str | None = None,
-) -> nn.Module:
-    """Return a copy of the encoder whose batch-norm statistics are those of the clean tiles at `rows`.
-
-    In evaluation mode; the encoder itself is not touched. One pass in a fixed random order (batches of one class would
-    mislead the deeper layers), in batches of nearly equal size. A layer's statistics are of all its inputs together,
-    not an average over batches, so at the first layer they are those of one big batch; deeper layers see inputs that
-    were normalised batch by batch.
-
-    Raises:
-        ValueError: no batch norm with running statistics, or fewer than two tiles.
-
-    Source: AdaBN, Li et al., arXiv:1603.04779.
-    """
-    encoder = copy.deepcopy(encoder).eval()
-    layers = [m for m in encoder.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not layers:
-        raise ValueError("batch norm: the encoder has no batch-norm layer to adapt; leave its statistics as they are")
-    if len(rows) < 2:
-        raise ValueError(f"batch norm: got {len(rows)} tiles to adapt to, expected 2 or more")
-    sums: dict[nn.Module, torch.Tensor] = {}
-
-    def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0].float().transpose(0, 1).flatten(1)  # (C, B * h * w)
-        variance, centre = (value.double() for value in torch.var_mean(x, 1, correction=0))
-        count = torch.full_like(centre, x.shape[1])
-        sums[layer] = sums.get(layer, 0) + torch.stack([count, count * centre, count * (variance + centre**2)])
-
-    hooks = [layer.train().register_forward_pre_hook(add) for layer in layers]
-    shuffled = rows[epoch_order(len(rows), seed=0, epoch=0)]
-    batch_size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size))
-    for part in batches(shuffled, batch_size=batch_size, progress=progress):
-        x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
-        with autocast(store.device, precision):
-            encoder(x)
-    for layer, hook in zip(layers, hooks, strict=True):
-        hook.remove()
-        if layer in sums:  # else the forward pass does not use it
-            count, total, squares = sums[layer]
-            centre = total / count
-            variance = (squares / count - centre**2).clamp(min=0) * count / (count - 1)
-            layer.load_state_dict({"running_mean": centre, "running_var": variance}, strict=False)
-    return encoder.eval()

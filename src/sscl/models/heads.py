@@ -42,16 +42,6 @@ class ContrastiveModel(nn.Module):
         return self.projection(self.encoder(x))  # type: ignore[no-any-return]
 
 
-def keep_batch_statistics(module: nn.Module) -> None:
-    """Put every batch norm into evaluation mode: it normalises by its running statistics and leaves them as they are.
-
-    Call it after each `train()`. Its scale and shift still learn, where they require a gradient.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval()
-
-
 def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2048, dim: int = 128) -> nn.Module:
     """Return a projection head, (B, num_features) -> (B, dim).
 

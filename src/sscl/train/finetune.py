@@ -30,9 +30,10 @@ from sscl.evaluate import metrics, model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
 from sscl.models import checkpoint, features
+from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
 from sscl.models.classifier import positive_class
-from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.start import NO_STATISTICS, start_encoder
 from sscl.run import check_inputs_outside
 from sscl.train import folds, memory, optim

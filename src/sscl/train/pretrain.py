@@ -25,8 +25,9 @@ from sscl.data.tiles import place_store
 from sscl.device import describe_device, pick_precision, tune
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 from sscl.models import checkpoint
+from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint
-from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.start import NO_STATISTICS, start_encoder
 from sscl.run import check_inputs_outside
 from sscl.train import memory, optim

@@ -11,9 +11,10 @@ from torch import nn
 
 from sscl import augment
 from sscl.data.tiles import place_store
-from sscl.models import features
+from sscl.models import batch_norm
+from sscl.models.batch_norm import adapt_batch_norm
 from sscl.models.encoders import build_encoder
-from sscl.models.features import adapt_batch_norm, outputs
+from sscl.models.features import outputs
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
 OPTIONS = dict(mean=MEAN, std=STD)
@@ -99,7 +100,7 @@ def test_sorted_tiles_are_shuffled_the_same_way_each_time(monkeypatch):
 
     whole, ours = deep(64), deep(16)
     assert torch.equal(ours, deep(16))
-    monkeypatch.setattr(features, "epoch_order", lambda count, **_: np.arange(count))
+    monkeypatch.setattr(batch_norm, "epoch_order", lambda count, **_: np.arange(count))
     # In order, dark and light tiles come in batches of their own, and the second layer never sees them differ.
     assert (ours - whole).norm() < 0.4 * (deep(16) - whole).norm()
 
