@@ -217,7 +217,7 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
         name: one of ENCODERS, or timm:NAME for any model of timm.
         weights: None (random), "imagenet" (torchvision's default weights, the package's own for efficientnet_lite0,
             timm's pretrained ones; torchvision and timm download them once), or the path of a file of weights, of
-            sscl or of another program (`weights.read_trunk`). resnet18_pathmnist gets layer1, layer3 and layer4 from ImageNet.
+            sscl or another program (`weights.read_trunk`). resnet18_pathmnist gets layers 1, 3 and 4 from ImageNet.
         stem: "standard" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool; for tiles under 96 px).
         output_stride: pixels of a tile per cell of the last feature map with the standard stem, 32 or 16.
 
