@@ -1,10 +1,10 @@
-"""Measure sscl against its peers, side by side on this machine; scripts/bench runs it with the peers installed.
+"""Compare sscl with its peers on this machine; scripts/bench runs this with the peers installed.
 
     scripts/bench [--only views,loss] [--quick] [--device auto] [--out FILE.json]
 
-Prints a table; with --out it also writes FILE.json and the table as FILE.md, anew after each topic. Without a peer, or
-on a machine without a GPU, the row says what could not be measured. The exit status is 1 when a topic failed; a missed
-target is a result, not a failure.
+Prints a table; with --out it also writes FILE.json and the table as FILE.md after each topic. Without a peer or a GPU,
+the row says what could not be measured. The exit status is 1 when a topic failed; a missed target is a result, not a
+failure.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "src"))  # what lies here is measured, installed or not
+sys.path.insert(0, str(ROOT / "src"))  # this checkout is measured, installed or not
 from sscl.device import describe_device, pick_device  # noqa: E402
 from sscl.run import environment  # noqa: E402
 from sscl.writing import write_json, write_text  # noqa: E402
 
-# Topic: a module here with `measure(*, quick, device) -> rows`; what a run that is stopped should have goes first.
+# Topic: a module here with `measure(*, quick, device) -> rows`; the most important first, in case the run is stopped.
 TOPICS = {
     "step": "pretraining as a whole",
     "views": "two views of a tile",
@@ -58,7 +58,9 @@ def main(words: list[str] | None = None, *, topics: dict[str, str] = TOPICS) -> 
     """Measure, print, write; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(topics), help="topics, separated by commas: " + ", ".join(topics))
-    parser.add_argument("--quick", action="store_true", help="toy size, seconds: shows that it runs, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="toy size, takes seconds: shows that it runs, measures nothing"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write this file and FILE.md")
     words = sys.argv[1:] if words is None else words
@@ -98,7 +100,7 @@ def rows_of(topic: str, *, quick: bool, device: torch.device) -> list[Row]:
         return [{"topic": topic, **row, "verdict": verdict(row, quick=quick)} for row in map(checked, rows)]
     except Exception as error:  # whatever it is, the other topics are measured
         if isinstance(error, ModuleNotFoundError) and error.name == topic:
-            why = f"there is no {topic}.py beside main.py"
+            why = f"no {topic}.py beside main.py"
         else:
             traceback.print_exc()
             why = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
@@ -125,13 +127,13 @@ def checked(row: Row) -> Row:
 
 
 def verdict(row: Row, *, quick: bool) -> str:
-    """Return reached, missed, not measured, toy size, or nothing where there is no target.
+    """Return reached, missed, not measured or toy size; "" without a target.
 
     A target is a comparison with a number: `>= 2.5` or `<= 1.3x dense` is about the ratio (about ours, where there is
     no ratio), `< 0.3 s` or `>= 5,500 views/s`, with a unit, about ours.
 
     Raises:
-        ValueError: a target that does not read so.
+        ValueError: the target has another form.
     """
     if not row["target"]:
         return NOT_MEASURED if row["ours"] is None and row["ratio"] is None else ""
@@ -150,14 +152,14 @@ def verdict(row: Row, *, quick: bool) -> str:
 
 
 def facts(device: torch.device, words: list[str]) -> dict[str, Any]:
-    """Return what a reader needs to place the numbers."""
+    """Return what a reader needs to interpret the numbers."""
     return {
         **environment(),
         "command": shlex.join(["python", "scripts/benchmarks/main.py", *words]),
         "device": describe_device(device),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],  # before the start: what else the machine does
+        "load_average": [round(load, 2) for load in os.getloadavg()],  # before the start, by other processes
         "commit": commit(),
         "peers": {name: installed(name) for name in PEERS},
     }

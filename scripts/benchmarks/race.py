@@ -1,4 +1,4 @@
-"""Time several ways of doing the same, side by side in one run: their ratios mean something, their seconds less."""
+"""Time several ways of doing the same in one run: the ratios are more reliable than the seconds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 def race(contenders: Mapping[str, Callable[[], object]], *, seconds: float = 10.0, least: int = 3) -> dict[str, float]:
     """Return the median seconds a call of each contender.
 
-    They take turns, call by call, so that whatever else the machine does meets all of them alike. One call of each goes
-    before, unmeasured.
+    They take turns, call by call, so that other load on the machine affects all of them equally. One call of each comes
+    first, unmeasured.
 
     Args:
         contenders: name and function; work on a GPU is waited for.
-        seconds: how long the whole race lasts, about.
-        least: rounds that are run in any case.
+        seconds: about how long the whole race lasts.
+        least: the minimum number of rounds.
     """
     for run in contenders.values():
         run()
@@ -35,6 +35,6 @@ def race(contenders: Mapping[str, Callable[[], object]], *, seconds: float = 10.
 
 
 def finish() -> None:
-    """Wait until the GPU, if there is one, has done all it was given."""
+    """Wait until the GPU, if there is one, has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

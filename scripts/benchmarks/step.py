@@ -1,4 +1,4 @@
-"""The pretraining step: against the same step on tensors that wait on the device, and against lightly's loop."""
+"""The pretraining step: against the same step on tensors already on the device, and against lightly's loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIMIT_GIB = 8  # the old card whose owner needs gradient caching
 
 @dataclass(frozen=True)
 class Case:
-    """A net at a tile size."""
+    """A model at a tile size."""
 
     encoder: str
     stem: str
@@ -85,7 +85,7 @@ def row(what: str, **values: Any) -> dict[str, Any]:
 
 @dataclass
 class Training:
-    """A net, its optimizer, and how it steps."""
+    """A model, its optimizer, and how it steps."""
 
     model: ContrastiveModel
     optimizer: torch.optim.Optimizer
@@ -223,7 +223,7 @@ def no_loss(a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
 
 
 def against_lightly(case: Case, *, device: torch.device, seconds: float) -> list[dict[str, Any]]:
-    """Race our loop with lightly's SimCLR transform in torch's DataLoader, on the same net and loss."""
+    """Race our loop with lightly's SimCLR transform in torch's DataLoader, on the same model and loss."""
     what = f"pretraining against lightly's loop, {case}"
     target = ">= 1" if device.type == "cpu" else ">= 10" if case.size_px == 28 else ">= 3"
     try:

@@ -75,7 +75,7 @@ def test_a_topic_that_fails_says_so_and_the_rest_is_measured(fakes, tmp_path, ca
     failed = {row["topic"]: row["note"] for row in report["rows"] if row["verdict"] == "failed"}
     assert failed == {
         "fake_broken": "RuntimeError: out of",
-        "fake_absent": "there is no fake_absent.py beside main.py",
+        "fake_absent": "no fake_absent.py beside main.py",
         "fake_unfit": "ValueError: x: ours is nan; None, with the reason in note, is not measured",
         "fake_import": "ModuleNotFoundError: No module named 'no_such_package'",
     }
@@ -99,7 +99,7 @@ def test_what_was_measured_before_the_end_is_on_disk(fakes, tmp_path, monkeypatc
     assert "**Not reached yet: fake_second.**" in (tmp_path / "bench.md").read_text()
 
 
-def test_toy_size_is_not_judged(fakes, tmp_path):
+def test_toy_size_has_no_verdict(fakes, tmp_path):
     _, report, table = run(tmp_path, "fake_fast", words=("--quick",))
     assert [row["verdict"] for row in report["rows"]] == ["toy size", "toy size", "not measured"]
     assert report["rows"][2]["what"] == "on cpu, True"

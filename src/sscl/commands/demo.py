@@ -1,4 +1,4 @@
-"""sscl demo: the whole method on synthetic polyps, with the commands that a user types."""
+"""sscl demo: the whole method on synthetic polyps, with the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sscl.config import DemoConfig, plain, shipped
 
 
 def main(config: DemoConfig, *, overwrite: bool = False) -> None:
-    """Write synthetic tiles, audit their split, pretrain, fine-tune, evaluate, explain; ends with the page to open.
+    """Write synthetic tiles, audit their split, pretrain, fine-tune, evaluate, explain, report; name the files to open.
 
     Raises:
         ValueError: a step failed, or the folder to write exists.
@@ -28,7 +28,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     for command in commands:
         print(f"\n$ sscl {shlex.join(command)}", flush=True)
         if subprocess.run([sys.executable, "-m", "sscl", *command], check=False).returncode != 0:
-            raise ValueError(f"demo: `sscl {shlex.join(command)}` failed, see above")
+            raise ValueError(f"demo: `sscl {shlex.join(command)}` failed; its message is above")
     minutes = (time.perf_counter() - started) / 60
     panels = sorted((folder / "finetune" / "gradcam_test").glob("*_panel.png"))
     print(f"\ndone in {minutes:.1f} minutes. Open:")
@@ -36,9 +36,9 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
         ("everything on one page", folder / "finetune" / "report.html"),
         ("the tiles", folder / "inspect" / "contact_sheet.png"),
         ("their two views", folder / "inspect" / "two_views.png"),
-        ("pretraining", folder / "pretrain" / "curves.png"),
-        ("fine-tuning", folder / "finetune" / "curves.png"),
-        ("right and wrong", folder / "finetune" / "eval_test" / "confusion.png"),
+        ("pretraining curves", folder / "pretrain" / "curves.png"),
+        ("fine-tuning curves", folder / "finetune" / "curves.png"),
+        ("confusion matrix", folder / "finetune" / "eval_test" / "confusion.png"),
         ("where the model looked", panels[0] if panels else folder / "finetune" / "gradcam_test"),
     ):
         print(f"  {what:<24}{path}")
