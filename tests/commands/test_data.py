@@ -31,7 +31,7 @@ def test_synth_writes_what_it_names_and_follows_the_seed(cli: Any, tmp_path: Pat
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         result = cli("data", "synth", f"root={tmp_path / name}", f"seed={seed}", *words)
         assert result.code == 0, result.err
-        assert f"wrote 24 synthetic tiles: {tmp_path / name}/images" in result.out
+        assert f"wrote 24 synthetic tiles to {tmp_path / name}" in result.out
     with (tmp_path / "a/annotations.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
 
@@ -68,16 +68,16 @@ def test_inspect_counts_and_draws(cli: Any, tiles: Path, tmp_path: Path) -> None
     lines = result.out.splitlines()
     assert "train: 32 tiles of 32x32 px" in lines
     assert "test: 16 tiles of 32x32 px" in lines
-    assert "image files, in pixels: 48 of 32x32" in lines
-    assert lines.count("  groups: 4, of 8 to 8 tiles") == 1
-    assert lines.count("  groups: 2, of 8 to 8 tiles") == 1
+    assert "image files: 48 of 32x32 px" in lines
+    assert lines.count("  groups: 4, each 8 tiles") == 1
+    assert lines.count("  groups: 2, each 8 tiles") == 1
     with (tiles / "annotations.csv").open(newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["Partition"] == "train"]
     ssa = sum(row["Majority Vote Label"] == "SSA" for row in rows)
     assert f"  SSA       {ssa}  {100 * ssa / 32:5.1f}%" in lines
     votes = [int(row["Number of Annotators who Selected SSA (Out of 7)"]) for row in rows]
     unanimous = sum(vote in (0, 7) for vote in votes)
-    assert f"annotators agreeing: 7/7: {unanimous}, " in result.out
+    assert f"annotators who agree: 7/7: {unanimous}, " in result.out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*PICTURES, "config.yaml", "env.json"}
     for name in PICTURES:
         with Image.open(tmp_path / "out" / name) as picture:
@@ -107,8 +107,8 @@ def test_inspect_of_class_folders_with_groups(cli: Any, folder3: Path, tmp_path:
     assert result.code == 0, result.err
     assert "train: 18 tiles" in result.out  # 3 of 4 patients; each has 6 of the 24 tiles
     assert "test: 6 tiles" in result.out
-    assert "  groups: 3, of 6 to 6 tiles" in result.out
-    assert "  groups: 1, of 6 to 6 tiles" in result.out
+    assert "  groups: 3, each 6 tiles" in result.out
+    assert "  groups: 1, each 6 tiles" in result.out
 
 
 def test_inspect_refuses_a_folder_that_exists(cli: Any, tiles: Path, tmp_path: Path, snapshot: Any) -> None:
@@ -145,12 +145,12 @@ def test_shown_tiles_take_turns_between_classes() -> None:
         ids=tuple(map(str, range(33))),
     )
 
-    rows = data.spread(tiles, count=8, seed=0)
+    rows = data.spread(tiles, limit=8, seed=0)
 
     assert len(set(rows.tolist())) == 8
     assert np.bincount(labels[rows]).tolist() == [5, 3]
-    assert len(data.spread(tiles, count=100, seed=0)) == 33
-    assert data.spread(tiles, count=8, seed=1).tolist() != rows.tolist()
+    assert len(data.spread(tiles, limit=100, seed=0)) == 33
+    assert data.spread(tiles, limit=8, seed=1).tolist() != rows.tolist()
 
 
 def test_two_views_are_those_of_pretraining(
@@ -199,7 +199,7 @@ def test_inspect_counts_a_train_folder_without_test(cli: Any, tmp_path: Path) ->
     assert result.code == 0, result.err
     assert "train: 6 tiles of 16x16 px" in result.out
     assert "test:" not in result.out
-    assert "image files, in pixels: 3 of 20x20, 3 of 30x30" in result.out
+    assert "image files: 3 of 20x20 px, 3 of 30x30 px" in result.out
 
 
 def test_inspect_of_a_medmnist_file(cli: Any, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_inspect_of_a_medmnist_file(cli: Any, tmp_path: Path) -> None:
         "test: 6 tiles of 32x32 px",
     ]
     assert "  unlabelled        3   37.5%" in lines
-    assert "tiles in the file, in pixels: 28x28" in lines
+    assert "size of the tiles in the file: 28x28 px" in lines
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*PICTURES, "config.yaml", "env.json"}
 
 
@@ -229,4 +229,4 @@ def test_inspect_of_a_synthetic_set_by_its_own_name(cli: Any, tiles: Path, tmp_p
     result = inspect(cli, tiles, tmp_path / "out", "data.source=synthetic", "tiles=6")
 
     assert result.code == 0, result.err
-    assert "image files, in pixels: 48 of 32x32" in result.out.splitlines()
+    assert "image files: 48 of 32x32 px" in result.out.splitlines()

@@ -149,7 +149,7 @@ def test_the_weights_set_how_many_tiles_of_each_are_seen(seen: Seen, tiles: Path
     assert any(len({source_of(row) for row in step}) > 2 for step in seen.rows)  # mix: batch
     assert f"{tiles} (mhist, protocol official), split train: 32 tiles (16 HP, 16 SSA)" in seen.out
     assert f"{npz} (pathmnist), split train: 6 tiles" in seen.out
-    assert seen.out.count("of which 8 are used") == 2
+    assert seen.out.count("8 tiles of them used") == 2
 
 
 def test_loss_of_each_source_equals_a_hand_computation(seen: Seen, read_metrics: Any) -> None:
@@ -477,14 +477,14 @@ def test_resume_may_move_the_cache(
         (
             [{}, {}],
             ["train.mix=source", "train.batch_size=13"],
-            "has 12 tiles, 12 draws an epoch and train.batch_size is 13",
+            "has 12 tiles and 12 draws per epoch, and train.batch_size is 13",
         ),
         (
             [{"weight": 0.01}, {"weight": 1}],
             ["train.mix=source", "train.batch_size=4"],
-            "tiles, 0 draws an epoch and train.batch_size is 4; lower that, or mix=batch",
+            "tiles and 0 draws per epoch, and train.batch_size is 4",
         ),
-        ([{"weight": 0.01}, {"weight": 1}], [], "data.0.weight: got 0.01, which is none of the 36 draws of an epoch"),
+        ([{"weight": 0.01}, {"weight": 1}], [], "data.0.weight: got 0.01, which gives 0 of the 36 draws"),
     ],
 )
 def test_refused_in_one_line(
@@ -537,13 +537,13 @@ def test_sources_that_hold_one_another_are_refused(cli: Any, folder3: Path, tmp_
 
     refused(folder3, folder3, f"data.1.root: {folder3} is data.0.root too")
     refused(folder3, folder3 / "train" / "..", f"data.1.root: {folder3} is data.0.root too")
-    refused(folder3, folder3 / "test", f"data.1.root: {folder3}/test lies in data.0.root", "test tiles")
-    refused(folder3 / "test" / "benign", folder3, "data.0.root: ", "lies in data.1.root", "test tiles")
-    refused(folder3, folder3.parent, f"data.0.root: {folder3} lies in data.1.root ({folder3.parent})", "test tiles")
-    refused(folder3, folder3 / "train", f"data.1.root: {folder3}/train lies in data.0.root", "tiles of the other")
+    refused(folder3, folder3 / "test", f"data.1.root: {folder3}/test is inside data.0.root", "test tiles")
+    refused(folder3 / "test" / "benign", folder3, "data.0.root: ", "is inside data.1.root", "test tiles")
+    refused(folder3, folder3.parent, f"data.0.root: {folder3} is inside data.1.root ({folder3.parent})", "test tiles")
+    refused(folder3, folder3 / "train", f"data.1.root: {folder3}/train is inside data.0.root", "is inside data.0.root")
     link = tmp_path / "link"
     link.symlink_to(folder3 / "test")
-    refused(folder3, link, f"data.1.root: {folder3}/test lies in data.0.root")
+    refused(folder3, link, f"data.1.root: {folder3}/test is inside data.0.root")
     assert list(tmp_path.iterdir()) == [link]
 
 

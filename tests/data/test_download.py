@@ -199,7 +199,7 @@ def test_a_wrong_checksum_leaves_nothing(server, path, started):
     if started:
         part_of(path, started)
     server.content = CONTENT if started else b"<html>please log in</html>"
-    with pytest.raises(ValueError, match=rf"what came has md5 \w{{32}}, expected {MD5}; it was removed, try") as caught:
+    with pytest.raises(ValueError, match=rf"has md5 \w{{32}}, expected {MD5}; it was removed, try") as caught:
         fetch(server, path)
     assert "\n" not in str(caught.value)
     assert names(path) == []
@@ -207,7 +207,7 @@ def test_a_wrong_checksum_leaves_nothing(server, path, started):
 
 def test_not_found(server, path):
     server.statuses = [404]
-    with pytest.raises(ValueError, match="the server answers 404 Not Found; check the address"):
+    with pytest.raises(ValueError, match="the server answered 404 Not Found"):
         fetch(server, path)
     assert len(server.asked) == 1
     assert not path.parent.exists()
@@ -234,14 +234,14 @@ def test_no_network(path):
         with pytest.raises(ValueError, match=r"cannot be fetched .*Connection refused") as caught:
             download(url, path, md5=MD5, pause_s=0)
     assert str(caught.value).startswith(f"{url}: ")
-    assert str(caught.value).endswith(f"; check the network, or fetch it by other means and put it at {path}")
+    assert str(caught.value).endswith(f"put it at {path}")
     assert not path.parent.exists()
 
 
 def test_another_file_under_the_name_is_left_alone(server, path):
     path.parent.mkdir()
     path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=rf"is there already, but is not the file wanted \(md5 {MD5}\); move it away"):
+    with pytest.raises(ValueError, match=rf"exists already, but is not the expected file \(md5 {MD5}\)"):
         fetch(server, path)
     assert path.read_bytes() == b"mine"
     assert server.asked == []
@@ -249,14 +249,14 @@ def test_another_file_under_the_name_is_left_alone(server, path):
 
 def test_a_file_where_the_folder_should_be(server, tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="file: is a file; name a folder to write"):
+    with pytest.raises(ValueError, match="file: is a file"):
         fetch(server, tmp_path / "file" / "set.npz")
     assert server.asked == []
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "zenodo.org/a.npz", "http://"])
 def test_only_http(path, url):
-    with pytest.raises(ValueError, match="expected an address that begins with http:// or https://"):
+    with pytest.raises(ValueError, match="http:// or https://"):
         download(url, path, md5=MD5)
 
 
@@ -293,42 +293,39 @@ def test_the_command_takes_the_name_as_a_word(published, tmp_path, capsys, word)
     words = ["data", "download", f"out={tmp_path / 'd'}", word, "progress=false"]
     assert main(words) == 0
     assert (tmp_path / "d" / "pathmnist_64.npz").read_bytes() == CONTENT
-    assert capsys.readouterr().out == (
-        f"wrote {tmp_path}/d/pathmnist_64.npz, md5 {MD5} as published\n"
-        f"to use it: data.source=pathmnist data.root={tmp_path}/d/pathmnist_64.npz\n"
-    )
+    out = capsys.readouterr().out
+    assert f"wrote {tmp_path}/d/pathmnist_64.npz (md5 {MD5}" in out
+    assert f"data.source=pathmnist data.root={tmp_path}/d/pathmnist_64.npz\n" in out
     assert main(words) == 0
-    assert f"{tmp_path}/d/pathmnist_64.npz is there already, md5 {MD5} as published\n" in capsys.readouterr().out
+    assert f"{tmp_path}/d/pathmnist_64.npz exists" in capsys.readouterr().out
     assert len(published.asked) == 1
 
 
-def test_another_address_is_held_to_the_same_checksum(server, tmp_path, capsys):
+def test_another_url_must_have_the_same_checksum(server, tmp_path, capsys):
     assert main(["data", "download", "pathmnist", f"url={server.url}", f"out={tmp_path}", "progress=false"]) == 2
-    assert capsys.readouterr().err == (
-        f"sscl: {server.url}: what came has md5 {MD5}, expected a8b06965200029087d5bd730944a56c1; "
-        "it was removed, try again or give another url\n"
-    )
+    err = capsys.readouterr().err
+    assert err.startswith(f"sscl: {server.url}: ")
+    assert f"has md5 {MD5}, expected a8b06965200029087d5bd730944a56c1" in err
+    assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("words", "parts"),
     [
         (
             ["pathmnist_46"],
-            "name: must be pathmnist, pathmnist_64, pathmnist_128 or pathmnist_224, got 'pathmnist_46'; "
-            "did you mean pathmnist_64? (command line)",
+            ("name: ", "got 'pathmnist_46'", "did you mean pathmnist_64?"),
         ),
-        ([], "name: missing; set it in the YAML file, or give name=VALUE (command line)"),
-        (["pathmnist", "again"], "argument 'again': must be KEY=VALUE, as in train.epochs=10"),
-        (
-            ["pathmnist", "url=ftp://x/y"],
-            "url: got 'ftp://x/y', expected an address that begins with http:// or https://",
-        ),
+        ([], ("name: missing", "name=VALUE")),
+        (["pathmnist", "again"], ("argument 'again'", "KEY=VALUE")),
+        (["pathmnist", "url=ftp://x/y"], ("url: got 'ftp://x/y'", "http:// or https://")),
     ],
 )
-def test_bad_words_are_one_line(words, line, tmp_path, monkeypatch, capsys):
+def test_bad_words_are_one_line(words, parts, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["data", "download", *words]) == 2
-    assert capsys.readouterr().err == f"sscl: {line}\n"
+    err = capsys.readouterr().err
+    assert all(part in err for part in parts), err
+    assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

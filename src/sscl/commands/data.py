@@ -1,4 +1,4 @@
-"""sscl data synth and sscl data inspect."""
+"""sscl data synth: write a synthetic set. sscl data inspect: show what a data set contains."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from sscl import augment, run
 from sscl.augment import Augmentation
 from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
 from sscl.data.load import load_splits
-from sscl.data.pathmnist import own_size_px
+from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
+from sscl.data.pathmnist import stored_size_px
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
 from sscl.plots import charts, sheets
-from sscl.run import check_inputs_outside
+from sscl.words import count
 
-VIEWED = 6  # tiles shown with their two views
+VIEWED = 6  # tiles shown beside their two views
 
 
 def synth(config: SynthConfig) -> None:
-    """Write procedural polyp tiles in the MHIST layout.
+    """Write synthetic polyp tiles in the layout of MHIST.
 
     Raises:
-        ValueError: input that a user can mend, in one line.
+        ValueError: bad input, in one line.
     """
     write_synthetic(
         config.root,
@@ -38,23 +39,23 @@ def synth(config: SynthConfig) -> None:
         test_fraction=config.test_fraction,
         progress=config.progress,
     )
-    print(f"wrote {config.count} synthetic tiles: {config.root}/images, annotations.csv, masks, slides.csv")
+    print(f"wrote {count(config.count, 'synthetic tile')} to {config.root}: images, annotations.csv, masks, slides.csv")
 
 
 def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
-    """Count the tiles of every split, and draw a contact sheet, the class distribution and two views.
+    """Count the tiles of every split; draw a contact sheet, the class distribution, and two views of some tiles.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line.
+        ValueError, FileNotFoundError: bad input, in one line.
     """
     out = run.check_run_folder(config.out, overwrite=overwrite)
-    check_inputs_outside(out, {"data.root": config.data.root})
+    run.check_inputs_outside(out, {"data.root": config.data.root})
     splits = load_splits(config.data, progress=config.progress)
     for name, tiles in splits.items():
         print(describe(name, tiles))
     print(describe_files(config.data, splits))
     first = next(iter(splits.values()))
-    rows = spread(first, count=config.tiles, seed=config.seed)
+    rows = spread(first, limit=config.tiles, seed=config.seed)
     shown = first.subset(rows)
 
     run.start_folder(out, config=plain(config), overwrite=overwrite)
@@ -71,59 +72,61 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
 def describe(name: str, tiles: Tiles) -> str:
     """Return the counts of a split: tiles, classes, size, groups, votes."""
     side = tiles.images.shape[1]
-    lines = [f"{name}: {len(tiles)} tiles of {side}x{side} px"]
+    lines = [f"{name}: {count(len(tiles), 'tile')} of {side}x{side} px"]
     width = max((len(c) for c in tiles.class_counts()), default=0)
-    for class_name, count in tiles.class_counts().items():
-        lines.append(f"  {class_name:<{width}}  {count:>7}  {100 * count / max(1, len(tiles)):5.1f}%")
+    for class_name, number in tiles.class_counts().items():
+        lines.append(f"  {class_name:<{width}}  {number:>7}  {100 * number / max(1, len(tiles)):5.1f}%")
     if tiles.groups is None:
-        lines.append("  groups: no slide or patient ids, so a split may leak between tiles of one slide")
+        lines.append("  groups: no slide or patient ids; tiles of one slide may be on both sides of a split")
     else:
         sizes = Counter(tiles.groups.tolist()).values()
-        lines.append(f"  groups: {len(sizes)}, of {min(sizes)} to {max(sizes)} tiles")
+        low, high = min(sizes), max(sizes)
+        lines.append(f"  groups: {len(sizes)}, each {count(low, 'tile') if low == high else f'{low} to {high} tiles'}")
     if tiles.votes is not None:
-        agreeing = Counter(np.maximum(tiles.votes, 7 - tiles.votes).tolist())
-        lines.append("  annotators agreeing: " + ", ".join(f"{n}/7: {agreeing[n]}" for n in (7, 6, 5, 4)))
+        agreeing = Counter(np.maximum(tiles.votes, ANNOTATORS - tiles.votes).tolist())
+        shown = (f"{n}/{ANNOTATORS}: {agreeing[n]}" for n in range(ANNOTATORS, MAJORITY - 1, -1))
+        lines.append(f"  annotators who agree: {', '.join(shown)}")
     return "\n".join(lines)
 
 
 def describe_files(data: DataConfig, splits: dict[str, Tiles]) -> str:
-    """Return the sizes of the image files, before they are brought to data.size_px, most frequent first."""
+    """Return the sizes of the image files, before they are resized to data.size_px, most frequent first."""
     if data.source == "pathmnist":
-        side = own_size_px(data.root)
-        return f"tiles in the file, in pixels: {side}x{side}"
+        side = stored_size_px(data.root)
+        return f"size of the tiles in the file: {side}x{side} px"
     folder = Path(data.root) if data.source == "folder" else Path(data.root) / "images"
     sizes: Counter[tuple[int, int]] = Counter()
     for tiles in splits.values():
         for name in tiles.ids:
             with Image.open(folder / name) as image:  # reads the header only
                 sizes[image.size] += 1
-    shown = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes.most_common(5))
-    more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
-    return f"image files, in pixels: {shown}{more}"
+    shown = ", ".join(f"{number} of {width}x{height} px" for (width, height), number in sizes.most_common(5))
+    more = f" and {count(len(sizes) - 5, 'more size')}" if len(sizes) > 5 else ""
+    return f"image files: {shown}{more}"
 
 
 def label(tiles: Tiles, row: int) -> str:
-    """Return a tile's class, with its votes where there are any."""
+    """Return a tile's class, with its votes if they are known."""
     if tiles.labels[row] < 0:
         return "no label"
-    votes = "" if tiles.votes is None else f", {tiles.votes[row]} of 7 SSA"
+    votes = "" if tiles.votes is None else f", {tiles.votes[row]} of {ANNOTATORS} {CLASSES[1]}"
     return f"{tiles.classes[tiles.labels[row]]}{votes}"
 
 
-def spread(tiles: Tiles, *, count: int, seed: int) -> NDArray[np.int64]:
-    """Return up to `count` rows, the classes taking turns, drawn by the seed."""
+def spread(tiles: Tiles, *, limit: int, seed: int) -> NDArray[np.int64]:
+    """Return up to `limit` rows in random order, the classes taking turns."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(tiles))
     turn = np.empty(len(tiles), dtype=np.int64)
     for value in np.unique(tiles.labels):
         of_class = order[tiles.labels[order] == value]
         turn[of_class] = np.arange(len(of_class))
-    chosen = order[np.argsort(turn[order], kind="stable")][:count]
+    chosen = order[np.argsort(turn[order], kind="stable")][:limit]
     return chosen.astype(np.int64)
 
 
 def draw_views(tiles: Tiles, rows: NDArray[np.int64], *, config: InspectConfig, path: Path) -> None:
-    """Draw tiles beside the two views that pretraining would make of them in its first epoch."""
+    """Draw tiles beside the two views that pretraining makes of them in its first epoch."""
     images = torch.from_numpy(np.array(tiles.images[rows]))
     augmentation = Augmentation(**config.augment.model_dump())
     zero, one = torch.zeros(3), torch.ones(3)

@@ -1,4 +1,4 @@
-"""Files fetched over HTTP: resumed, checked by md5, and under their final name only when right."""
+"""Files fetched over HTTP: resumed, checked by md5, and given their final name only when correct."""
 
 from __future__ import annotations
 
@@ -40,36 +40,36 @@ FILES = {
 
 
 class _CutError(Exception):
-    """The connection failed or ended early; another attempt may go on from there."""
+    """The connection failed or ended early; another attempt may resume from there."""
 
 
 def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, progress: bool = False) -> bool:
-    """Fetch a file and return True; return False, doing nothing, if it is there already.
+    """Fetch a file and return True; do nothing and return False if it exists already.
 
-    Its bytes go to `path` + ".part", where a later call goes on, and get the final name only when their md5 is right.
+    Its bytes go to `path` + ".part", where a later call resumes, and get the final name only if their md5 is correct.
 
     Args:
         url: http or https.
-        path: the final name; its folder is made.
+        path: the final name; its folder is created.
         md5: of the whole file, 32 hex digits.
-        pause_s: wait before the second attempt, seconds; doubled before each further one.
+        pause_s: seconds to wait before the second attempt; doubled before each further one.
         progress: show a bar.
 
     Raises:
         ValueError: another file has the final name; the server refuses, or cannot be reached in several attempts; or
-            what came has another md5 (and is removed).
+            the fetched file has another md5 (and is removed).
         OSError: the file cannot be written.
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     if not re.match(r"https?://[^/]", url):
-        raise ValueError(f"url: got {url!r}, expected an address that begins with http:// or https://")
+        raise ValueError(f"url: got {url!r}, expected a URL that begins with http:// or https://")
     if path.parent.exists() and not path.parent.is_dir():
-        raise ValueError(f"{path.parent}: is a file; name a folder to write")
+        raise ValueError(f"{path.parent}: is a file; give a folder to write to")
     if path.exists():
         if path.is_file() and _md5_of(path) == md5:
             return False
-        raise ValueError(f"{path}: is there already, but is not the file wanted (md5 {md5}); move it away")
+        raise ValueError(f"{path}: exists already, but is not the expected file (md5 {md5}); move it away")
     failures, furthest = 0, _size(part)
     while True:
         try:
@@ -79,27 +79,27 @@ def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, prog
             failures = 1 if _size(part) > furthest else failures + 1
             furthest = max(furthest, _size(part))
             if failures >= _ATTEMPTS:
-                kept = f"; {part} is kept, and the next call goes on from there" if _size(part) else ""
+                kept = f"; {part} is kept, and the next call resumes from it" if _size(part) else ""
                 raise ValueError(
                     f"{url}: cannot be fetched ({error}){kept}; check the network, "
-                    f"or fetch it by other means and put it at {path}"
+                    f"or download it in another way and put it at {path}"
                 ) from error
             time.sleep(pause_s * 2 ** (failures - 1))
     found = _md5_of(part)
     if found != md5:
         part.unlink()
         raise ValueError(
-            f"{url}: what came has md5 {found}, expected {md5}; it was removed, try again or give another url"
+            f"{url}: the fetched file has md5 {found}, expected {md5}; it was removed, try again or give another url"
         )
     put(part, path)
     return True
 
 
 def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
-    """Append to `part` what it lacks of the file; a server that only sends whole files starts it again.
+    """Append the missing rest of the file to `part`; start again if the server only sends whole files.
 
     Raises:
-        _CutError: worth another attempt; what came is in `part`.
+        _CutError: worth another attempt; what arrived is in `part`.
         ValueError: the server refuses.
     """
     have = _size(part)
@@ -110,20 +110,20 @@ def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and have:  # nothing lies beyond what is there
+            if error.code == 416 and have:  # the server has nothing beyond these bytes
                 if error.headers.get("Content-Range") == f"bytes */{have}":
                     return
-                part.unlink()  # more than the file has, so it is of another one
-                raise _CutError("the part that was there is not of this file") from error
+                part.unlink()  # longer than the file, so part of another one
+                raise _CutError("the existing part is not of this file") from error
             if error.code in (408, 429) or error.code >= 500:
-                raise _CutError(f"the server answers {error.code} {error.reason}") from error
-            raise ValueError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
+                raise _CutError(f"the server answered {error.code} {error.reason}") from error
+            raise ValueError(f"{url}: the server answered {error.code} {error.reason}; check the URL") from error
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections among them
         raise _CutError(str(getattr(error, "reason", "") or error or type(error).__name__)) from error
 
     with response:
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise ValueError(f"{url}: the server sends another part of the file than the one asked for; remove {part}")
+            raise ValueError(f"{url}: the server sent a different part of the file than requested; remove {part}")
         if response.status != 206:
             have = 0
         length = response.headers.get("Content-Length")
@@ -149,7 +149,7 @@ def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """Return the next bytes, or none at the end; apart from writing, whose errors are not the network's."""
+    """Return the next bytes, or none at the end; separate from writing, whose errors are not the network's."""
     try:
         return response.read(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""From a data section of the configuration to tiles."""
+"""The tiles of a data section of the configuration."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import load_pathmnist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
+from sscl.words import count
 
-# Keys that decide which tiles of a folder are its test split.
+# Keys that decide which tiles are in the test split.
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
 
 
 def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
-    """Return the tiles of a split, "train", "test" or "all", or "validation" of a set with one of its own.
+    """Return the tiles of a split: "train", "test", "all", or "validation" if the set has its own validation split.
 
-    With `data.group_near_duplicates` their groups are the given ones joined with the clusters of duplicates of the
-    whole set. Stain statistics stay those of the given groups.
+    With `data.group_near_duplicates` their groups are the given ones joined with the clusters of near-duplicates of
+    the whole set. Stain normalisation still uses the given groups.
     """
     found = near_duplicate_groups(data, split=split, progress=progress) if data.group_near_duplicates else None
     tiles = _load(data, split=split, progress=progress, group_of=None if found is None else found.joined)
@@ -41,7 +42,7 @@ def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
 
 @dataclass(frozen=True)
 class NearDuplicateGroups:
-    """The groups of a set's tiles by id: as given (None: not at all), and joined with the clusters of duplicates."""
+    """The groups of a set's tiles by id: as given (None = no groups), and joined with clusters of near-duplicates."""
 
     given: dict[str, str] | None
     joined: dict[str, str]
@@ -52,10 +53,10 @@ class NearDuplicateGroups:
 
 
 def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> NearDuplicateGroups:
-    """Return the groups of a set's tiles, joined with the clusters of duplicates, which are kept in the cache.
+    """Return the groups of a set's tiles, joined with the clusters of near-duplicates, which are kept in the cache.
 
-    Neither the tile size, the stain normalisation nor the split decides what is found: the whole set is searched, at
-    one size. A set that gives its splits as parts of one file is searched part by part.
+    The result does not depend on tile size, stain normalisation or split: the whole set is searched, at one size. A set
+    whose splits are parts of one file is searched part by part.
     """
     whole = {"size_px": duplicates.SIZE_PX, "stain": "none"}
     if data.source in ("mhist", "synthetic"):
@@ -112,9 +113,9 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
 
 
 def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
-    """Return train, validation where the set has its own, and test.
+    """Return the splits by name: train, validation if the set has its own, and test.
 
-    A flat folder without classes has one split, all, and train/ may stand without test/.
+    A flat folder without classes has one split, all; a folder may have train/ without test/.
     """
     train = load_tiles(data, split="train", progress=progress)
     if not train.classes:
@@ -127,21 +128,21 @@ def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
 
 
 def slides_known(data: DataConfig) -> bool:
-    """Return whether the set says of which slide or patient its tiles are."""
+    """Return whether the slide or patient of each tile is known."""
     if data.source == "folder":
         return data.groups_csv is not None
     return data.source != "pathmnist" and (Path(data.root) / "slides.csv").is_file()
 
 
 def groups_are(data: DataConfig) -> str:
-    """Return what the groups of the set's tiles are, in words, where they have some."""
+    """Return what the groups of the set's tiles are, in words."""
     if not data.group_near_duplicates:
         return "slides or patients"
     return "slides or patients, joined by near-duplicates" if slides_known(data) else "clusters of near-duplicates"
 
 
 def has_validation(data: DataConfig) -> bool:
-    """Return whether the set has a validation split of its own, so that none is carved from train."""
+    """Return whether the set has its own validation split, so that none is taken from train."""
     return data.source == "pathmnist"
 
 
@@ -156,16 +157,15 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     """Return one line: source, protocol, split, count, classes."""
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
     stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
-    counts = ", ".join(f"{count} {name}" for name, count in tiles.class_counts().items())
+    counts = ", ".join(f"{number} {name}" for name, number in tiles.class_counts().items())
     of = f" ({counts})" if counts else ""
     together = ""
     if data.group_near_duplicates and tiles.groups is not None:
         _, sizes = np.unique(tiles.groups, return_counts=True)
-        clusters = f"{(sizes > 1).sum()} clusters (with the given groups, if any) of 2 to {sizes.max()} tiles, "
-        together = (
-            f"; near-duplicates stay together: {clusters if (sizes > 1).any() else ''}{(sizes == 1).sum()} single tiles"
-        )
-    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {len(tiles)} tiles{of}{together}"
+        clusters = f"{count((sizes > 1).sum(), 'cluster')} (or given groups) of 2 to {sizes.max()} tiles, "
+        singles = count((sizes == 1).sum(), "single tile")
+        together = f"; near-duplicates stay together: {clusters if (sizes > 1).any() else ''}{singles}"
+    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {count(len(tiles), 'tile')}{of}{together}"
 
 
 def merge_data(trained: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
@@ -177,7 +177,7 @@ def merge_data(trained: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
 
 
 def split_changes(data: DataConfig, trained: DataConfig) -> list[str]:
-    """Return the keys by which the test split differs from that of a data section trained on, as data.KEY."""
+    """Return the keys, as data.KEY, in which the test split differs from that of the data that was trained on."""
     deciding = ("source",) if data.source == "pathmnist" else SPLIT_KEYS  # an .npz file holds its splits
     return [f"data.{key}" for key in deciding if getattr(data, key) != getattr(trained, key)]
 

@@ -1,6 +1,6 @@
-"""Which tiles make the batches of an epoch, when they come from several sources.
+"""The batches of an epoch, when tiles come from several sources.
 
-N tiles in all, S steps an epoch, B tiles a batch. Rows count through the sources one after the other.
+N tiles in all, S steps per epoch, B tiles per batch. Rows are numbered through all sources, source by source.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ def draws_per_source(sizes: Sequence[int], *, weights: Sequence[float] | None) -
 
     Args:
         sizes: tiles of each source.
-        weights: share of the draws of each source, any scale; None draws every tile once.
+        weights: relative number of draws of each source, any scale; None draws every tile once.
 
     Raises:
-        ValueError: negative weights, all are zero, or there are not as many as sources.
+        ValueError: a weight is negative, all are zero, or their number is not that of the sources.
     """
     if weights is None:
         return np.array(sizes, dtype=np.int64)
-    share = np.array(weights, dtype=np.float64)
-    if len(share) != len(sizes) or (share < 0).any() or share.sum() <= 0:
+    weight = np.array(weights, dtype=np.float64)
+    if len(weight) != len(sizes) or (weight < 0).any() or weight.sum() <= 0:
         raise ValueError(
-            f"weights: got {list(weights)} for {len(sizes)} sources, allowed are as many numbers >= 0, one above 0"
+            f"weights: got {list(weights)} for {len(sizes)} sources, expected one number >= 0 per source, not all 0"
         )
-    ideal = share / share.sum() * sum(sizes)
+    ideal = weight / weight.sum() * sum(sizes)
     draws = np.floor(ideal).astype(np.int64)
     rest = np.argsort(draws - ideal, kind="stable")[: sum(sizes) - int(draws.sum())]  # the largest remainders
     draws[rest] += 1
@@ -42,8 +42,8 @@ def epoch_batches(
 ) -> NDArray[np.int64]:
     """Return the rows of an epoch's batches, int64 (S, B): a function of the arguments alone.
 
-    A source that is drawn from more often than it has tiles is gone through again, each time in another order, so that
-    its tiles differ by one draw at most. Draws that fill no batch are left out: with `batch` less than B in all, with
+    A source with more draws than tiles is passed through repeatedly, each time in another order, so that the draws of
+    its tiles differ by one at most. Draws that do not fill a batch are dropped: with `batch` less than B in all, with
     `source` less than B of each source.
 
     Args:
@@ -75,7 +75,7 @@ def passes(size: int, *, draws: int, rng: np.random.Generator) -> NDArray[np.int
     """Return `draws` rows of 0..size-1 in whole shuffled passes and a part of one, int64 (draws,).
 
     Raises:
-        ValueError: there is nothing to draw from.
+        ValueError: the source has no tiles.
     """
     if draws == 0:
         return np.empty(0, dtype=np.int64)

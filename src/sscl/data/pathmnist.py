@@ -128,7 +128,7 @@ def load_pathmnist(
     )
 
 
-def own_size_px(path: Path | str) -> int:
+def stored_size_px(path: Path | str) -> int:
     """Return the side of the tiles in a MedMNIST .npz file, pixels.
 
     Raises:
