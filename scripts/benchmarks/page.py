@@ -23,6 +23,7 @@ from sscl.explain.boxes import find_box
 from sscl.explain.cam import upsample
 from sscl.plots.cam import heatmap_rgb
 from sscl.report.page import render
+from sscl.report.page.content import Block, Content, Gallery, GalleryTile
 
 CLASSES = ("HP", "SSA")
 MAP_SIDE = 7
@@ -115,12 +116,12 @@ def answers(html: str, *, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def content(count: int, *, drawn: int = 60) -> dict[str, Any]:
+def content(count: int, *, drawn: int = 60) -> Content:
     """Return what `report.page.render` takes: made-up answers on `drawn` synthetic tiles that come again and again."""
     rng = np.random.default_rng(0)
     pictures = [jpeg(draw_tile(index, size_px=224).image) for index in range(drawn)]
     matrix = np.zeros((2, 2), dtype=int)
-    tiles = []
+    tiles: list[GalleryTile] = []
     for index in range(count):
         votes = int(rng.integers(0, 8))
         label = int(votes >= 4)
@@ -149,7 +150,7 @@ def content(count: int, *, drawn: int = 60) -> dict[str, Any]:
                 "source_px": 224,
             }
         )
-    gallery = {
+    gallery: Gallery = {
         "classes": list(CLASSES),
         "size_px": 224,
         "map_side": MAP_SIDE,
@@ -160,7 +161,7 @@ def content(count: int, *, drawn: int = 60) -> dict[str, Any]:
         "note": "The answers are made up and the tiles are drawn: this page shows how it works, not what is true.",
         "tiles": tiles,
     }
-    block = {"kind": "confusion", "classes": list(CLASSES), "matrix": matrix.tolist(), "note": ""}
+    block: Block = {"kind": "confusion", "classes": list(CLASSES), "matrix": matrix.tolist(), "note": ""}
     return {
         "title": "Report of a made-up classifier",
         "subtitle": f"{count:,} synthetic tiles",

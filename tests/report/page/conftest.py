@@ -8,7 +8,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from PIL import Image
 
 from sscl.plots.cam import heatmap_rgb
 from sscl.report.page import render
+from sscl.report.page.content import Content
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -149,7 +150,7 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     def open_page(content: dict[str, Any], *, width: int = 1280, init: str = "", **settings: Any) -> Any:
         file = tmp_path / "report.html"
-        file.write_text(render(content), encoding="utf-8")
+        file.write_text(render(cast(Content, content)), encoding="utf-8")
         context = chromium.new_context(viewport={"width": width, "height": 800}, **settings)
         contexts.append(context)
         page = context.new_page()
