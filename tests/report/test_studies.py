@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sscl.config import GradcamConfig, PretrainConfig
 from sscl.evaluate import comparison
 from sscl.evaluate.comparison import METRICS
 from sscl.evaluate.predictions import Predictions
@@ -33,11 +34,13 @@ def kinds(section: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 class TestPretraining:
-    CONFIG: ClassVar[dict[str, Any]] = {
-        "model": {"name": "resnet18", "weights": None},
-        "data": [{"root": "a", "size_px": 64}, {"root": "b", "size_px": 64}],
-        "train": {"batch_size": 8, "temperature": 0.7, "optimizer": "adamw", "learning_rate": 1e-3, "epochs": 3},
-    }
+    CONFIG = PretrainConfig.model_validate(
+        {
+            "run": "ssl",
+            "data": [{"root": "a", "size_px": 64}, {"root": "b", "size_px": 64}],
+            "train": {"batch_size": 8, "epochs": 3, "warmup_epochs": 1},
+        }
+    )
     ROW: ClassVar[dict[str, Any]] = {
         "epoch": 2,
         "loss": 2.5,
@@ -72,7 +75,7 @@ class TestPretraining:
         assert verdict["text"].startswith("different tiles look alike")
 
     def test_one_set_and_no_log(self) -> None:
-        config = self.CONFIG | {"data": {"root": "a", "size_px": 64}}
+        config = self.CONFIG.model_copy(update={"data": self.CONFIG.data[:1]})
         section = studies.pretraining("pretrain", config=config, log=[], warning=None, note=None)
 
         assert "0 of 3" in rendered(section)
@@ -123,13 +126,7 @@ class TestAudit:
 
 
 class TestHeatmaps:
-    CONFIG: ClassVar[dict[str, Any]] = {
-        "target": "auto",
-        "threshold": 0.2,
-        "method": "layercam",
-        "layer": ["a", "b"],
-        "fuse": "max",
-    }
+    CONFIG = GradcamConfig(checkpoint="c", threshold=0.2, method="layercam", layer=("a", "b"), fuse="max")
 
     @pytest.mark.parametrize("passed", [True, False])
     def test_every_check_has_its_verdict_and_chart(self, passed: bool, map_checks: MadeChecks) -> None:

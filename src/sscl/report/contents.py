@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl import run
-from sscl.config import DataConfig, GradcamConfig, ReportConfig, plain, validate
+from sscl.config import DataConfig, GradcamConfig, PretrainConfig, ReportConfig, plain, validate
 from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
 from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
@@ -136,7 +136,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
         with reading(folder):
             found = heatmaps.heatmaps(
                 name,
-                config=config_of(folder),
+                config=validate(GradcamConfig, config_of(folder), source=str(folder / "config.yaml")),
                 checks=record_of(MapChecks, folder / "checks.json", made_by=CHECKED_BY),
                 localised=record_of(Localisation, folder / "localisation.json", made_by="sscl gradcam"),
             )
@@ -147,7 +147,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
             rows = run.read_metrics(log) if log.is_file() else []
             section = studies.pretraining(
                 name,
-                config=config_of(folder),
+                config=validate(PretrainConfig, config_of(folder), source=str(folder / "config.yaml")),
                 log=rows,
                 warning=collapse_warning(rows[-1]) if rows else None,
                 note=f"{folder}: the classifier above started from this encoder." if used else str(folder),

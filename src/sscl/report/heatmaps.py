@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sscl.config import GradcamConfig
 from sscl.explain.cam import METHODS
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, Localisation, MapChecks, Randomisation
 from sscl.explain.targets import describe_layer
@@ -21,19 +22,16 @@ TARGETS = {
 }
 
 
-def heatmaps(name: str, *, config: Json, checks: MapChecks | None, localised: Localisation | None) -> Section:
+def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, localised: Localisation | None) -> Section:
     """Return what the checks of heatmaps found, and how well they hit truth masks.
 
     Args:
         config: of `sscl gradcam`. checks, localised: what it wrote; None = it did not.
     """
-    layers = config.get("layer") or []
-    layers = [layers] if isinstance(layers, str) else layers
-    method = config.get("method", "gradcam")
     facts = {
-        "method": f"{METHODS.get(method, method)} of {describe_layer(layers, config.get('fuse', 'max'))}",
-        "target": TARGETS.get(config["target"]) or str(config["target"]),
-        "box": f"largest region above {config['threshold']:.0%} of the maximum of the map",
+        "method": f"{METHODS[config.method]} of {describe_layer(config.layer, config.fuse)}",
+        "target": TARGETS.get(config.target) or config.target,
+        "box": f"largest region above {config.threshold:.0%} of the maximum of the map",
     }
     found: list[Block] = [blocks.facts(facts)]
     if checks is not None:

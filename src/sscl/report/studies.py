@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sscl.config import PretrainConfig
 from sscl.data.audit import Audit
 from sscl.plots import charts
 from sscl.report import blocks
@@ -16,41 +17,42 @@ Json = Mapping[str, Any]
 _PAIRS = 12  # of an audit that are listed
 
 
-def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | None, note: str | None) -> Section:
+def pretraining(
+    name: str, *, config: PretrainConfig, log: Sequence[Json], warning: str | None, note: str | None
+) -> Section:
     """Return how an encoder was pretrained.
 
     Args:
         name: of the section, see `blocks.section`. config: of the run. log: rows of its metrics.jsonl.
-        warning: what its last epoch says of collapse; None = nothing. note: a sentence on its part here.
+        warning: of collapse in its last epoch; None = no indication. note: a sentence on its role here.
     """
-    train, data = config["train"], config["data"]
-    sources = data if isinstance(data, list) else [data]
+    train = config.train
     facts = {
-        "encoder": config["model"]["name"],
-        "initial weights": str(config["model"]["weights"] or "random"),
-        "tiles": ", ".join(source["root"] for source in sources),
-        "tile size": f"{sources[0]['size_px']} px",
-        "batch size": f"{train['batch_size']} tiles, two views each",
-        "loss": f"{train.get('loss', 'nt_xent')} at temperature {train['temperature']:g}",
-        "optimizer": f"{train['optimizer']}, learning rate {train['learning_rate']:g}",
-        "epochs": f"{log[-1]['epoch'] if log else 0} of {train['epochs']}",
+        "encoder": config.model.name,
+        "initial weights": str(config.model.weights or "random"),
+        "tiles": ", ".join(source.root for source in config.data),
+        "tile size": f"{config.data[0].size_px} px",
+        "batch size": f"{train.batch_size} tiles, two views each",
+        "loss": f"{train.loss} at temperature {train.temperature:g}",
+        "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}",
+        "epochs": f"{log[-1]['epoch'] if log else 0} of {train.epochs}",
     }
     found: list[Block] = [blocks.paragraph(note)] if note else []
     found.append(blocks.facts(facts))
     if log:
         last = log[-1]
-        signs = (
+        health = (
             f"loss {last['loss']:.3f} ({last['loss_relative']:.2f} of the loss at collapse), cosine similarity "
             f"{last['positive_similarity']:.2f} of positive and {last['negative_similarity']:.2f} of negative pairs"
         )
-        signs += f", effective rank {last['effective_rank']:.1f}" if "effective_rank" in last else ""
+        health += f", effective rank {last['effective_rank']:.1f}" if "effective_rank" in last else ""
         knn = last.get("knn_balanced_accuracy")
-        signs += f", k-NN balanced accuracy {knn:.3f}" if knn is not None else ""
+        health += f", k-NN balanced accuracy {knn:.3f}" if knn is not None else ""
         found.append(
             blocks.verdict(
                 warning is None,
                 "Is the encoder free of collapse?",
-                f"{'No indication of collapse' if warning is None else warning} in the last epoch: {signs}.",
+                f"{'No indication of collapse' if warning is None else warning} in the last epoch: {health}.",
             )
         )
         series = [
@@ -66,7 +68,7 @@ def pretraining(name: str, *, config: Json, log: Sequence[Json], warning: str | 
             blocks.figure(
                 name,
                 lambda path: charts.plot_history(log, series=series, path=path, title=""),
-                alt=f"Pretraining over {len(log)} epochs; at the end {signs}",
+                alt=f"Pretraining over {len(log)} epochs; at the end {health}",
                 caption="Two views of the same tile should be similar (positive similarity), views of different tiles "
                 "dissimilar (negative similarity). An effective rank near 1 indicates collapse.",
             )
