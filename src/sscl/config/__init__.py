@@ -5,11 +5,13 @@ Library code never sees these classes: the commands hand it plain values.
 """
 
 from sscl.config.audit import AuditConfig
+from sscl.config.augmentation import AugmentConfig, FinetuneAugmentConfig
 from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.compatibility import Change, changed_keys
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.demo import ConfigsConfig, DemoConfig
 from sscl.config.download import DownloadConfig
+from sscl.config.encoders import EncoderConfig, ModelConfig, ProjectionConfig
 from sscl.config.export import EmbedConfig, ExportConfig
 from sscl.config.help import help_text
 from sscl.config.loader import load_config, read_yaml, validate
@@ -20,18 +22,13 @@ from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.sections import Section, keys, plain
 from sscl.config.training import (
-    AugmentConfig,
-    EncoderConfig,
-    FinetuneAugmentConfig,
     FinetuneConfig,
     FinetuneTrainConfig,
     HealthConfig,
     InspectConfig,
     LogConfig,
-    ModelConfig,
     PretrainConfig,
     PretrainTrainConfig,
-    ProjectionConfig,
 )
 
 __all__ = [

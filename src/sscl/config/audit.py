@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from sscl.config.data import DataConfig
+from sscl.config.encoders import EncoderConfig
 from sscl.config.sections import Listed, Section, setting
-from sscl.config.training import EncoderConfig
 
 
 class AuditConfig(Section):

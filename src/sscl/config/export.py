@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from sscl.config.data import DataConfig
+from sscl.config.encoders import EncoderConfig, EncoderName, StandardDeviations, Stem, Triple
 from sscl.config.messages import shown
 from sscl.config.sections import Section, setting
-from sscl.config.training import Deviations, EncoderConfig, EncoderName, Triple
 
 FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx")
 METHODS = ("pca", "tsne", "umap")
@@ -47,12 +47,10 @@ class ExportConfig(Section):
     model: EncoderName | None = setting(
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
     )
-    stem: Literal["standard", "small"] = setting(
-        "standard", "as model.stem of pretrain; ignored for an sscl checkpoint"
-    )
+    stem: Stem = setting("standard", "as model.stem of pretrain; ignored for an sscl checkpoint")
     size_px: int | None = setting(None, "side of the tiles, pixels; null = that of the checkpoint", ge=16, le=1024)
     mean: Triple | None = setting(None, "trunk: channel means of pixels in 0-1; null = those of the weights")
-    std: Deviations | None = setting(
+    std: StandardDeviations | None = setting(
         None, "trunk: channel standard deviations of pixels in 0-1; null = those of the weights"
     )
 

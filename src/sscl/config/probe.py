@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from sscl.config.data import DataConfig
+from sscl.config.encoders import EncoderConfig
 from sscl.config.messages import shown
 from sscl.config.sections import Listed, Section, fault, setting
-from sscl.config.training import EncoderConfig
 from sscl.words import nearest
 
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from http.client import HTTPException
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torchvision
 from torch import nn
 
-from sscl.config.training import ENCODERS
+from sscl.config.encoders import RESNETS, TIMM, OutputStride, Stem, known_encoder
 from sscl.models.weights import load_trunk, read_trunk
 from sscl.words import closest
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-TIMM = "timm:"
-STEMS = ("standard", "small")
-OUTPUT_STRIDES = (32, 16)
+STEMS: tuple[str, ...] = get_args(Stem)
+OUTPUT_STRIDES: tuple[int, ...] = get_args(OutputStride)
 
 
 class Encoder(nn.Module):
@@ -251,10 +249,10 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
 def check_name(name: str) -> None:
     """Raise ValueError, with the nearest names, unless an encoder is called so."""
     if not name.startswith(TIMM):
-        if name not in ENCODERS:
-            near = closest(name, ENCODERS)
-            hint = "" if near is None else f"; did you mean {near}?"
-            raise ValueError(f"model.name: must be {', '.join(ENCODERS)} or timm:NAME, got {name!r}{hint}")
+        try:
+            known_encoder(name)
+        except ValueError as error:
+            raise ValueError(f"model.name: {error}") from None
         return
     timm, model = _extra("timm", extra="timm"), name.removeprefix(TIMM)
     if timm.is_model(model) and ("." not in model or model in timm.list_pretrained()):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from sscl.config.encoders import TIMM
 from sscl.models.checkpoint import Checkpoint
-from sscl.models.encoders import TIMM, _extra, check_name
+from sscl.models.encoders import _extra, check_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -1,0 +1,100 @@
+"""The encoders by name, and the settings of an encoder, its start and its projection head."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator
+
+from sscl.config.sections import Section, setting
+from sscl.words import closest
+
+Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(value) <= 0:
+        raise ValueError(f"must be three numbers > 0, got {list(value)}")
+    return value
+
+
+StandardDeviations = Annotated[Triple, AfterValidator(_above_zero)]
+
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+ENCODERS = (*RESNETS, "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
+TIMM = "timm:"
+Stem = Literal["standard", "small"]
+OutputStride = Literal[32, 16]
+
+
+def known_encoder(name: Any) -> Any:
+    """Return an encoder's name; whether timm knows a name after timm: is seen when it is built.
+
+    Raises:
+        ValueError: no such encoder; with the nearest name.
+    """
+    if isinstance(name, str) and name not in ENCODERS and not name.startswith(TIMM):
+        near = closest(name, ENCODERS)
+        hint = "" if near is None else f"; did you mean {near}?"
+        raise ValueError(f"must be {', '.join(ENCODERS)} or timm:NAME, got {name!r}{hint}")
+    return name
+
+
+EncoderName = Annotated[str, BeforeValidator(known_encoder)]
+
+
+class ModelConfig(Section):
+    """The encoder and its start."""
+
+    name: EncoderName = setting(
+        "resnet50",
+        f"architecture: {', '.join(ENCODERS)}, or timm:NAME (needs the extra: pip install 'sscl[timm]'); "
+        "resnet18_pathmnist is for tiles of 28 px",
+    )
+    stem: Stem = setting(
+        "standard", "first layers: standard = 7x7, stride 2, max pooling; small = 3x3, stride 1, for tiles under 96 px"
+    )
+    output_stride: OutputStride = setting(
+        32, "tile side / feature map side; 16 gives heatmaps twice as fine, at up to twice the time"
+    )
+    weights: str | None = setting(
+        None,
+        "initial weights: null = random; imagenet = torchvision's (of timm:NAME timm's); or an sscl run folder; or a "
+        "file of sscl, torchvision, timm, Ciga et al., lightly, solo-learn or MoCo",
+        path=True,
+    )
+    mean: Triple | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")
+    std: StandardDeviations | None = setting(
+        None, "channel standard deviations of pixels in 0-1; null = those of the weights, or ImageNet's"
+    )
+
+
+class EncoderConfig(Section):
+    """The encoder, used as it is."""
+
+    model: EncoderName | None = setting(
+        None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
+    )
+    weights: str | None = setting(
+        None, "null = random; imagenet; or a run folder or file, as model.weights of pretrain"
+    )
+    stem: Stem = setting("standard", "as model.stem of pretrain; ignored if the weights are an sscl checkpoint")
+    size_px: int | None = setting(
+        None, "side of its tiles, pixels; null = that of the checkpoint, or data.size_px", ge=16
+    )
+    mean: Triple | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")
+    std: StandardDeviations | None = setting(
+        None, "channel standard deviations of pixels in 0-1; null = those of the weights, or ImageNet's"
+    )
+    seed: int = setting(0, "seed of random weights", ge=0)
+
+
+class ProjectionConfig(Section):
+    """The projection head, used during pretraining only."""
+
+    kind: Literal["linear", "mlp", "mlp_no_norm"] = setting(
+        "mlp", "linear: one layer (Jain & Lynn); mlp: one hidden layer (SimCLR); mlp_no_norm: mlp without batch norm"
+    )
+    hidden: int = setting(2048, "width of the hidden layer of mlp", ge=1)
+    dim: int = setting(128, "dimensions of the projection that the loss compares", ge=2)
