@@ -106,9 +106,9 @@ def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
     for step in range(2):
         rows = share(torch.arange(step * PAIRS, (step + 1) * PAIRS))
         optimizer.zero_grad()
-        signs = contrast.backward(torch.from_numpy(images)[rows], rows, torch.zeros_like(rows), torch.tensor(step))
+        result = contrast.backward(torch.from_numpy(images)[rows], rows, torch.zeros_like(rows), torch.tensor(step))
         optimizer.step()
-        losses.append(torch.stack([ranks.mean(signs.losses.mean()), signs.positive, signs.negative]))
+        losses.append(torch.stack([ranks.mean(result.losses.mean()), result.positive, result.negative]))
     moved = {f"moved.{name}": value - start[name] for name, value in net.state_dict().items()}
     return {"losses": torch.stack(losses), **net.state_dict(), **moved}
 

@@ -186,23 +186,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")
         return 130
     except MemoryError:
-        return _fail(f"out of memory: {_less_memory()}")
+        return _fail(f"out of memory: {_less_memory(words)}")
     except RuntimeError as error:
         text = str(error).lower()
         if "out of memory" in text:
-            return _fail(f"out of GPU memory: {_less_memory()}")
+            return _fail(f"out of GPU memory: {_less_memory(words)}")
         if "can't allocate memory" in text:  # torch's CPU allocator
-            return _fail(f"out of memory: {_less_memory()}")
+            return _fail(f"out of memory: {_less_memory(words)}")
         if os.environ.get("WORLD_SIZE", "1") != "1" and re.search("gloo|nccl|timed out|connection", text):
             first = str(error).strip().splitlines()[0]
             return _fail(f"another rank ended, or was silent for train.timeout_minutes ({first[:200]})")
         raise
 
 
-def _less_memory() -> str:
-    from sscl.train.memory import out_of_memory_hint
+def _less_memory(words: Sequence[str]) -> str:
+    """Return what to do when memory runs out in the command that these words call."""
+    from sscl.train.memory import advice
 
-    return f"{out_of_memory_hint()}; for eval, gradcam and the like lower batch_size"
+    return advice(_named(words) or "")
 
 
 def _dispatch(words: Sequence[str]) -> int:

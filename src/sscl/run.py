@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 
 from sscl import __version__
 from sscl.writing import to_yaml, write_text
+
+MetricsRow = dict[str, float]  # a row of metrics.jsonl by name; "epoch", from 1, is whole
 
 
 def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False, trains: bool = False) -> Path:
@@ -96,13 +99,13 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, keep_epochs: int | None = None, tensorboard: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[MetricsRow] = []
         if keep_epochs is not None and self.path.is_file():
             self.rows = [row for row in read_metrics(self.path) if row["epoch"] <= keep_epochs]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._writer = tensorboard_writer(folder, keep_epochs=keep_epochs) if tensorboard else None
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: MetricsRow) -> None:
         """Add a row; it is on disk when this returns."""
         line = json.dumps(row, allow_nan=False) + "\n"
         with self.path.open("a", encoding="utf-8") as handle:
@@ -121,7 +124,7 @@ class MetricsLog:
             self._writer.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[MetricsRow]:
     """Return the rows of a metrics.jsonl, without a last line that a killed run left half written.
 
     Raises:
@@ -155,7 +158,7 @@ def tensorboard_writer(folder: Path, *, keep_epochs: int | None = None) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=None if keep_epochs is None else keep_epochs + 1)
 
 
-def check_inputs_outside(folder: Path, inputs: dict[str, str | None]) -> None:
+def check_inputs_outside(folder: Path, inputs: Mapping[str, str | None]) -> None:
     """Raise ValueError if a file or folder to read, given by its key, lies in the folder that would be replaced."""
     for key, value in inputs.items():
         if value not in (None, "imagenet") and Path(str(value)).resolve().is_relative_to(folder.resolve()):

@@ -92,7 +92,7 @@ def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
 
     assert "2 ranks" in first
     assert "4 ranks" in second
-    assert first.count("tiles to train on") == 1  # only rank 0 speaks
+    assert first.count(" training tiles") == 1  # only rank 0 speaks
     assert ours["epoch"] == 2
     moved = distance(begun, dict(expected["encoder"]))
     # In double precision tests/test_dist.py asks for 1e-12.
@@ -119,7 +119,7 @@ def unequal(folder3: Path, tmp_path: Path) -> Path:
 def test_finetuning_on_ranks_equals_one_process(cli: Any, unequal: Path, tmp_path: Path, read_metrics: Any) -> None:
     """Class weights, of which the ranks' halves of a batch have different sums, and contrastive steps.
 
-    The net is smooth and without batch norm: at a kink of ReLU rounding can decide, which one class weight made it do.
+    The model is smooth and has no batch norm: at a kink of ReLU, rounding can decide.
     """
     words = ["data.source=folder", f"data.root={unequal}", "model.name=timm:test_vit"]
     start = cli.pretrain(tmp_path / "start", *words)

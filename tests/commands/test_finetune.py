@@ -14,12 +14,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from sscl import augment
+from sscl.augment import Augmentation
 from sscl.config import FinetuneConfig, ModelConfig
 from sscl.data.split import label_fraction, occurrences
 from sscl.data.tiles import Tiles
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models.start import start_encoder
-from sscl.train import finetune
+from sscl.train import finetune, labelled
+from sscl.train.setup import open_run
+from sscl.train.step import OBJECTIVES, Views
 
 KEYS = {
     "epoch",
@@ -97,7 +101,7 @@ def test_three_classes_are_calibrated_without_a_threshold(finetuned3: Path) -> N
 # --- what it starts from ---
 
 
-def test_weights_of_a_pretrain_run_come_with_their_mean_and_deviation(
+def test_weights_of_a_pretrain_run_come_with_their_mean_and_standard_deviation(
     cli: Any, pretrained: Path, tmp_path: Path, differing_tensors: Any
 ) -> None:
     start = start_encoder(ModelConfig(name="resnet18", weights=str(pretrained)))
@@ -221,13 +225,13 @@ def test_test_tiles_change_nothing_and_the_seed_decides(
 
 def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    real = finetune.load_tiles
+    real = labelled.load_tiles
 
     def spy(data: Any, *, split: str, progress: bool) -> Tiles:
         asked.append(split)
         return real(data, split=split, progress=progress)
 
-    monkeypatch.setattr(finetune, "load_tiles", spy)
+    monkeypatch.setattr(labelled, "load_tiles", spy)
 
     assert cli.finetune(tmp_path / "run").code == 0
     assert asked == ["train"]
@@ -238,7 +242,7 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any, frozen: bool
 ) -> None:
     asked, rates = [], []
-    real_view, real_optimizer = finetune.augment.view, finetune.optim.build_optimizer
+    real_view, real_optimizer = augment.view, finetune.optim.build_optimizer
 
     def view(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
         asked.append((named["epoch"], named["view"].tolist(), named["seed"]))
@@ -248,7 +252,7 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
         rates.extend((group["lr"], sum(p.numel() for p in group["params"])) for group in groups)
         return real_optimizer(name, groups, **named)
 
-    monkeypatch.setattr(finetune.augment, "view", view)
+    monkeypatch.setattr(augment, "view", view)
     monkeypatch.setattr(finetune.optim, "build_optimizer", optimizer)
     words = ["train.epochs=2", "train.learning_rate=1e-5", "train.head_learning_rate=1e-2", "train.warmup_epochs=0"]
 
@@ -261,61 +265,59 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
     assert 0 < read_metrics(tmp_path / "run")[-1]["learning_rate"] < 1e-2
 
 
-def test_every_key_of_training_arrives_where_it_works(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No value is a default, so that a key which is lost on the way shows; the first step ends the run."""
-    given: dict[str, Any] = {}
-    optimizer, projection = finetune.optim.build_optimizer, finetune.build_projection
+def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Path) -> None:
+    """No value is a default, so that a key which is lost on the way shows."""
+    train = {
+        "batch_size": 8,
+        "epochs": 3,
+        "warmup_epochs": 0.5,
+        "optimizer": "lars",
+        "momentum": 0.5,
+        "weight_decay": 0.02,
+        "learning_rate": 0.003,
+        "head_learning_rate": 0.04,
+        "schedule": "multistep",
+        "milestones": (1, 2),
+        "gamma": 0.3,
+    }
+    settings = FinetuneConfig(
+        run=str(tmp_path / "run"),
+        seed=7,
+        data={"root": str(tiles), "published": False, "size_px": 32},
+        model={"name": "resnet18", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
+        contrast={"kind": "nt_xent", "projection": {"kind": "mlp", "hidden": 24, "dim": 12}},
+        augment={"hue": 0.01, "crop_scale": (0.5, 0.9)},
+        train=train,
+        log={"progress": False},
+    )
 
-    def build(name: str, groups: list[dict[str, Any]], **named: Any) -> Any:
-        given["groups"] = [(group["peak_lr"], group["weight_decay"]) for group in groups]
-        given["optimizer"] = (name, named)
-        given["conv1"] = groups[0]["params"][0].detach().clone()
-        return optimizer(name, groups, **named)
+    opened = open_run(settings, device=torch.device("cpu"), inputs={}, overwrite=False)
+    job = finetune.prepare(settings, opened)
 
-    def project(features: int, **named: Any) -> Any:
-        given["projection"] = named
-        return projection(features, **named)
-
-    def factor(name: str, number: int, **named: Any) -> float:
-        given["schedule"] = (name, number, named)
-        return 1.0
-
-    def view(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
-        given["view"] = named
-        raise ValueError("far enough")
-
-    monkeypatch.setattr(finetune.optim, "build_optimizer", build)
-    monkeypatch.setattr(finetune, "build_projection", project)
-    monkeypatch.setattr(finetune.optim, "schedule_factor", factor)
-    monkeypatch.setattr(finetune.augment, "view", view)
-    words = ["seed=7", "model.mean=[0.1, 0.2, 0.3]", "model.std=[0.4, 0.5, 0.6]", "train.optimizer=lars"]
-    words += ["train.momentum=0.5", "train.weight_decay=0.02", "train.learning_rate=0.003", "train.epochs=3"]
-    words += ["train.head_learning_rate=0.04", "train.schedule=multistep", "train.milestones=[1, 2]"]
-    words += ["train.gamma=0.3", "train.warmup_epochs=0.5", "contrast.kind=nt_xent", "contrast.projection.kind=mlp"]
-    words += ["contrast.projection.hidden=24", "contrast.projection.dim=12", "augment.hue=0.01"]
-
-    assert cli.finetune(tmp_path / "run", *words, "augment.crop_scale=[0.5, 0.9]").err == "sscl: far enough\n"
-
+    groups = job.optimizer.param_groups
     trunk, head = [(0.003, 0.02), (0.003, 0.0)], [(0.04, 0.02), (0.04, 0.0)]
-    assert given["groups"] == [*trunk, *head, *head]  # the last two of the projection
-    assert given["optimizer"] == ("lars", {"momentum": 0.5})
-    assert given["projection"] == {"kind": "mlp", "hidden": 24, "dim": 12}
-    named = {"epochs": 3, "warmup_epochs": 0.5, "milestones": (1, 2), "gamma": 0.3}
-    assert given["schedule"] == ("multistep", 0, {"steps_per_epoch": 3, **named})
-    keys = given["view"]
-    # What finetune's views have of their own: FinetuneAugmentConfig.
-    assert keys["augmentation"] == finetune.Augmentation(hue=0.01, crop_scale=(0.5, 0.9), blur_probability=0.0)
-    assert keys["seed"] == 7
+    assert [(group["peak_lr"], group["weight_decay"]) for group in groups] == [*trunk, *head, *head]
+    assert type(job.optimizer).__name__ == "LARS"
+    assert {group["momentum"] for group in groups} == {0.5}
+    assert job.joint is not None
+    assert [layer.weight.shape for layer in job.joint.projection if hasattr(layer, "weight")] == [
+        (24, 512),
+        (24,),
+        (12, 24),
+    ]
+    assert (job.schedule.settings, job.schedule.steps_per_epoch) == (settings.train, 3)
+    # What fine-tuning's views have of their own: FinetuneAugmentConfig.
+    assert job.views.augmentation == Augmentation(hue=0.01, crop_scale=(0.5, 0.9), blur_probability=0.0)
+    assert job.views.seed == 7
     torch.testing.assert_close(
-        (keys["mean"], keys["std"]), (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6]))
+        (job.views.mean, job.views.std), (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6]))
     )
     torch.manual_seed(7)
-    assert torch.equal(given["conv1"], start_encoder(ModelConfig(name="resnet18")).encoder.conv1.weight)
+    begun = start_encoder(ModelConfig(name="resnet18")).encoder
+    assert torch.equal(job.model.encoder.conv1.weight, begun.conv1.weight)
 
 
-def test_training_figures_are_means_over_all_steps_and_validation_sees_normalised_tiles(
+def test_training_metrics_are_means_over_all_steps_and_validation_sees_normalised_tiles(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any
 ) -> None:
     steps: list[tuple[float, float]] = []
@@ -367,7 +369,7 @@ def test_training_figures_are_means_over_all_steps_and_validation_sees_normalise
 def test_parts_are_disjoint_and_within_the_label_fraction(groups: list[str] | None) -> None:
     tiles = some_tiles([120, 80], groups=groups)
 
-    train, validation = finetune.labelled_parts(tiles, config(label_fraction=0.5, validation_fraction=0.2))
+    train, validation = labelled.labelled_parts(tiles, config(label_fraction=0.5, validation_fraction=0.2))
 
     used = set(label_fraction(tiles.labels, fraction=0.5, seed=0).tolist())
     assert set(train.tolist()) | set(validation.tolist()) == used
@@ -376,7 +378,7 @@ def test_parts_are_disjoint_and_within_the_label_fraction(groups: list[str] | No
     if groups is not None:
         slides = np.array(groups)
         assert not set(slides[train]) & set(slides[validation])
-    other_train, _ = finetune.labelled_parts(tiles, config(label_fraction=0.5, validation_fraction=0.2, seed=1))
+    other_train, _ = labelled.labelled_parts(tiles, config(label_fraction=0.5, validation_fraction=0.2, seed=1))
     assert set(other_train) != set(train)
 
 
@@ -389,19 +391,19 @@ def test_every_draw_follows_the_seed_and_every_order_its_epoch() -> None:
         assert first == again
         return bool(first != other)
 
-    assert differ(lambda seed: finetune.used_labels(tiles, config(label_fraction=0.5, seed=seed)))
-    assert differ(lambda seed: finetune.labelled_parts(tiles, config(seed=seed))[1])
+    assert differ(lambda seed: labelled.used_labels(tiles, config(label_fraction=0.5, seed=seed)))
+    assert differ(lambda seed: labelled.labelled_parts(tiles, config(seed=seed))[1])
     # With validation tiles of its own nothing is carved, and all that is drawn is what balancing leaves.
-    assert differ(lambda seed: finetune.labelled_parts(tiles, config(balance="down", seed=seed), own=tiles)[0])
+    assert differ(lambda seed: labelled.labelled_parts(tiles, config(balance="down", seed=seed), own=tiles)[0])
     for balance in ("none", "draws"):
-        assert differ(lambda seed, b=balance: finetune.epoch_rows(train, tiles, config(balance=b, seed=seed), epoch=0))
-        assert differ(lambda epoch, b=balance: finetune.epoch_rows(train, tiles, config(balance=b), epoch=epoch))
+        assert differ(lambda seed, b=balance: labelled.epoch_rows(train, tiles, config(balance=b, seed=seed), epoch=0))
+        assert differ(lambda epoch, b=balance: labelled.epoch_rows(train, tiles, config(balance=b), epoch=epoch))
 
 
 def test_balancing_down_cuts_training_and_leaves_validation() -> None:
     tiles = some_tiles([100, 20])
 
-    train, validation = finetune.labelled_parts(tiles, config(balance="down", validation_fraction=0.2))
+    train, validation = labelled.labelled_parts(tiles, config(balance="down", validation_fraction=0.2))
 
     assert np.bincount(tiles.labels[train]).tolist() == [16, 16]
     assert np.bincount(tiles.labels[validation]).tolist() == [20, 4]
@@ -410,24 +412,24 @@ def test_balancing_down_cuts_training_and_leaves_validation() -> None:
 def test_balanced_draws_show_classes_equally_often_and_only_training_tiles() -> None:
     tiles = some_tiles([100, 20])
     drawn_evenly, plain = config(balance="draws"), config()
-    train, _ = finetune.labelled_parts(tiles, drawn_evenly)
+    train, _ = labelled.labelled_parts(tiles, drawn_evenly)
 
-    rows = finetune.epoch_rows(train, tiles, drawn_evenly, epoch=0)
+    rows = labelled.epoch_rows(train, tiles, drawn_evenly, epoch=0)
 
     assert set(rows) <= set(train)
     assert np.ptp(np.bincount(tiles.labels[rows])) <= 1
-    assert sorted(finetune.epoch_rows(train, tiles, plain, epoch=0)) == sorted(train)
-    orders = [finetune.epoch_rows(train, tiles, plain, epoch=epoch).tolist() for epoch in (0, 1)]
+    assert sorted(labelled.epoch_rows(train, tiles, plain, epoch=0)) == sorted(train)
+    orders = [labelled.epoch_rows(train, tiles, plain, epoch=epoch).tolist() for epoch in (0, 1)]
     assert orders[0] != orders[1]
 
 
 @pytest.mark.parametrize(("steps", "passes"), [(1, 1), (6, 1), (7, 2), (25, 5)])
 def test_steps_an_epoch_are_whole_shuffled_passes_and_a_part_of_one(steps: int, passes: int) -> None:
     tiles, settings = some_tiles([40, 16]), config(steps_per_epoch=steps, batch_size=8)
-    train, _ = finetune.labelled_parts(tiles, settings)
+    train, _ = labelled.labelled_parts(tiles, settings)
     assert len(train) == 48
 
-    epochs = [finetune.epoch_rows(train, tiles, settings, epoch=epoch) for epoch in range(3)]
+    epochs = [labelled.epoch_rows(train, tiles, settings, epoch=epoch) for epoch in range(3)]
 
     parts = [tuple(rows[start : start + 48].tolist()) for rows in epochs for start in range(0, len(rows), 48)]
     assert [len(rows) for rows in epochs] == [8 * steps] * 3
@@ -435,15 +437,15 @@ def test_steps_an_epoch_are_whole_shuffled_passes_and_a_part_of_one(steps: int, 
     for part in parts:
         assert set(part) <= set(train.tolist())
         assert len(set(part)) == len(part)
-    again = finetune.epoch_rows(train, tiles, settings, epoch=1)
+    again = labelled.epoch_rows(train, tiles, settings, epoch=1)
     assert again.tolist() == epochs[1].tolist()
 
 
 def test_steps_an_epoch_for_fewer_tiles_than_a_batch() -> None:
     tiles, settings = some_tiles([4, 4]), config(steps_per_epoch=10, batch_size=64, validation_fraction=0.25)
-    train, _ = finetune.labelled_parts(tiles, settings)
+    train, _ = labelled.labelled_parts(tiles, settings)
 
-    rows = finetune.epoch_rows(train, tiles, settings, epoch=0)
+    rows = labelled.epoch_rows(train, tiles, settings, epoch=0)
 
     assert np.bincount(rows)[train].tolist() == [10] * 6  # batches of 6, the whole set each
 
@@ -451,9 +453,9 @@ def test_steps_an_epoch_for_fewer_tiles_than_a_batch() -> None:
 @pytest.mark.parametrize("steps", [3, 6, 17])
 def test_steps_an_epoch_with_balanced_draws(steps: int) -> None:
     tiles, settings = some_tiles([50, 6]), config(steps_per_epoch=steps, batch_size=8, balance="draws")
-    train, _ = finetune.labelled_parts(tiles, settings)
+    train, _ = labelled.labelled_parts(tiles, settings)
 
-    rows = finetune.epoch_rows(train, tiles, settings, epoch=2)
+    rows = labelled.epoch_rows(train, tiles, settings, epoch=2)
 
     assert len(rows) == 8 * steps
     whole = rows[: len(rows) // len(train) * len(train)]  # of the last pass only a part is drawn
@@ -476,7 +478,7 @@ def test_steps_an_epoch_do_not_depend_on_the_share_of_the_labels(
     joint = 2 if "contrast.kind=cross_view" in words else 1
     rates: list[float] = []
     views: list[tuple[int, int, int]] = []
-    real_step, real_view = finetune.take_step, finetune.augment.view
+    real_step, real_view = finetune.take_step, augment.view
 
     def step(loss: torch.Tensor, *, optimizer: Any, scaler: Any) -> None:
         rates.append(optimizer.param_groups[0]["lr"])
@@ -488,13 +490,13 @@ def test_steps_an_epoch_do_not_depend_on_the_share_of_the_labels(
         return real_view(images, rows, view=view, **named)
 
     monkeypatch.setattr(finetune, "take_step", step)
-    monkeypatch.setattr(finetune.augment, "view", view)
+    monkeypatch.setattr(augment, "view", view)
     settings = [f"train.label_fraction={share}", "train.steps_per_epoch=4", "train.epochs=2", "train.warmup_epochs=0"]
 
     result = cli.finetune(tmp_path / "run", *settings, *words)
 
     assert result.code == 0, result.err
-    assert "for validation, 4 steps of" in result.out
+    assert "; 4 steps per epoch" in result.out
     expected = [1e-4 * (1 + math.cos(math.pi * number / 8)) / 2 for number in range(8) for _ in range(joint)]
     assert rates == pytest.approx(expected)
     assert len(views) == len(set(views)) >= 8 * 6
@@ -504,7 +506,7 @@ def test_as_many_steps_as_one_pass_has_change_nothing(cli: Any, tmp_path: Path, 
     plain = cli.finetune(tmp_path / "plain", "train.epochs=2")
     counted = cli.finetune(tmp_path / "counted", "train.epochs=2", "train.steps_per_epoch=3")
 
-    assert ", 3 steps of 8" in plain.out
+    assert "; 3 steps per epoch, batch size 8" in plain.out
     assert counted.code == 0, counted.err
     a, b = (dict(best(tmp_path / name)["encoder"]) for name in ("plain", "counted"))
     assert differing_tensors(a, b) == []
@@ -534,9 +536,9 @@ def test_options_work_together_and_say_what_was_used(cli: Any, tmp_path: Path) -
     result = cli.finetune(tmp_path / "run", *words, "train.batch_size=64")
 
     assert result.code == 0, result.err
-    train, validation = (int(result.out.split(word)[0].split()[-1]) for word in (" tiles to train", " for validation"))
+    train, validation = (int(result.out.split(f" {part} tiles")[0].split()[-1]) for part in ("training", "validation"))
     assert train + validation == 16  # of 32
-    assert f"for {train} training tiles it becomes {train}" in result.out
+    assert f"lowered to {train}" in result.out
 
 
 # --- how it ends ---
@@ -554,7 +556,7 @@ def test_early_stopping_and_ties(cli: Any, tmp_path: Path, monkeypatch: pytest.M
             "validation_balanced_accuracy": accuracy,
         }
 
-    monkeypatch.setattr(finetune, "validate", validate)
+    monkeypatch.setattr(finetune, "validation_metrics", validate)
 
     result = cli.finetune(tmp_path / "run", "train.epochs=9", "train.patience=2", "train.freeze_encoder=true")
 
@@ -577,13 +579,13 @@ def test_score_follows_the_chosen_metric() -> None:
     assert better == {"loss": False, "accuracy": True, "balanced_accuracy": False}
 
 
-def test_validation_figures_are_those_of_sklearn() -> None:
+def test_validation_metrics_are_those_of_sklearn() -> None:
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(40, 3, generator=generator), np.repeat([0, 0, 1, 2], 10)
 
-    found = finetune.validate(logits, labels)
+    found = finetune.validation_metrics(logits, labels)
 
     predicted = logits.argmax(1).numpy()
     assert found["validation_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
@@ -638,10 +640,10 @@ def test_repeats_of_a_tile_are_other_views_of_it() -> None:
     order = np.array([5, 3, 5, 5, 8, 3])
     assert occurrences(order).tolist() == [0, 0, 1, 2, 0, 1]
     images = torch.randint(0, 255, (1, 16, 16, 3), dtype=torch.uint8).repeat(3, 1, 1, 1)
-    views = finetune.augment.view(
+    views = augment.view(
         images,
         torch.tensor([4, 4, 4]),
-        augmentation=finetune.Augmentation(),
+        augmentation=Augmentation(),
         seed=0,
         epoch=0,
         view=torch.tensor([0, 1, 0]),
@@ -732,7 +734,7 @@ def test_the_sets_own_validation_split_selects(
 
     assert result.code == 0, result.err
     assert "split validation: 12 tiles (6 0, 6 1); train.validation_fraction is not used" in result.out
-    assert "12 tiles of the set's own validation split" in result.out
+    assert "(12 tiles of the data set's own validation split)" in result.out
     assert sorted(chain(*gathered["validation"])) == list(range(12))
     assert sorted(chain(*gathered["train"])) == list(range(24))  # every label serves training
     assert "20 tiles without a label, or beyond train.label_fraction: not used" in result.out
@@ -745,7 +747,7 @@ def test_a_class_that_validation_lacks_is_told(cli: Any, npz: Path, tmp_path: Pa
     words = [f"data.root={tmp_path / 'lacking.npz'}", "data.source=pathmnist", "data.size_px=28"]
     result = cli.finetune(tmp_path / "run", *words)
     assert result.code == 0, result.err
-    assert "warning: there is no tile to validate with of 1\n" in result.out
+    assert "warning: no validation tile of 1\n" in result.out
     assert "There was no tile to validate with of `1`." in (tmp_path / "run/MODEL_CARD.md").read_text(encoding="utf-8")
 
 
@@ -753,9 +755,9 @@ def test_the_label_fraction_cuts_training_and_validation_alike(npz: Path) -> Non
     halved = FinetuneConfig(
         run="run", data={"root": str(npz), "source": "pathmnist", "size_px": 28}, train={"label_fraction": 0.5}
     )
-    tiles, own = (finetune.load_tiles(halved.data, split=part, progress=False) for part in ("train", "validation"))
+    tiles, own = (labelled.load_tiles(halved.data, split=part, progress=False) for part in ("train", "validation"))
 
-    train, validation = finetune.labelled_parts(tiles, halved, own=own)
+    train, validation = labelled.labelled_parts(tiles, halved, own=own)
 
     assert np.bincount(tiles.labels[train]).tolist() == [6, 6]
     assert np.bincount(own.labels[validation]).tolist() == [3, 3]
@@ -768,12 +770,12 @@ def test_unlabelled_tiles_join_the_contrastive_steps_alone(
     gathered: dict[str, list[list[int]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(finetune, "validate", lambda logits, labels: dict.fromkeys(VALIDATED, 0.5))
+    monkeypatch.setattr(finetune, "validation_metrics", lambda logits, labels: dict.fromkeys(VALIDATED, 0.5))
 
     result = cli.finetune(tmp_path / "run", *npz_words, "contrast.kind=nt_xent", "train.epochs=2")
 
     assert result.code == 0, result.err
-    assert "20 tiles without a label, or beyond train.label_fraction: in the contrastive steps alone" in result.out
+    assert "20 tiles without a label, or beyond train.label_fraction: in the contrastive steps only" in result.out
     labelled, contrastive = gathered["train"][0::2], gathered["train"][1::2]
     assert len(labelled) == len(contrastive) == 6
     assert set(chain(*labelled)) == set(range(24))
@@ -816,7 +818,7 @@ def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_the
     weights: list[torch.Tensor] = []
     projected: list[bool] = []
     real_build, real_pairs, real_step = finetune.build_loss, finetune.project_pairs, finetune.take_step
-    real_loss = finetune.CONTRAST_LOSSES[kind]
+    objective = OBJECTIVES[kind]
 
     def build(*words: Any, **named: Any) -> Any:
         loss = real_build(*words, **named)
@@ -830,7 +832,7 @@ def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_the
 
     def contrast(a: torch.Tensor, b: torch.Tensor, *, temperature: float) -> torch.Tensor:
         events.append(f"contrast at {temperature}")
-        return real_loss(a, b, temperature=temperature)
+        return objective.loss(a, b, temperature=temperature)
 
     def step(loss: torch.Tensor, *, optimizer: Any, scaler: Any) -> None:
         before = {key: p.detach().clone() for key, p in enumerate(optimizer.param_groups[0]["params"])}
@@ -843,7 +845,7 @@ def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_the
     monkeypatch.setattr(finetune, "build_loss", build)
     monkeypatch.setattr(finetune, "project_pairs", pairs)
     monkeypatch.setattr(finetune, "take_step", step)
-    monkeypatch.setitem(finetune.CONTRAST_LOSSES, kind, contrast)
+    monkeypatch.setitem(OBJECTIVES, kind, objective._replace(loss=contrast))
 
     result = cli.finetune(tmp_path / "run", *JOINT, f"contrast.kind={kind}", "contrast.temperature=0.3")
 
@@ -882,7 +884,7 @@ def test_contrast_never_meets_validation_and_goes_on_through_the_unlabelled_tile
 ) -> None:
     """Half of the 32 tiles without their labels; nothing is learned here."""
     joined: list[tuple[int, int]] = []
-    views: list[tuple[int, int]] = []
+    numbers: list[tuple[int, int]] = []
     met: set[int] = set()
     held: set[int] = set()
     real = finetune.split.with_unlabelled
@@ -892,9 +894,9 @@ def test_contrast_never_meets_validation_and_goes_on_through_the_unlabelled_tile
         joined.append((seed, step))
         return real(labelled, unlabelled, seed=seed, step=step)
 
-    def pairs(joint: Any, store: Any, rows: torch.Tensor, *, view_of: Any, **named: Any) -> Any:
+    def pairs(joint: Any, store: Any, rows: torch.Tensor, *, views: Any, epoch: int, number: int) -> Any:
         met.update(rows.tolist())
-        views.append((view_of.keywords["epoch"], view_of.keywords["view"]))
+        numbers.append((epoch, number))
         return torch.eye(len(rows)), torch.eye(len(rows))
 
     def outputs(model: Any, store: Any, rows: Any, **named: Any) -> torch.Tensor:
@@ -914,7 +916,7 @@ def test_contrast_never_meets_validation_and_goes_on_through_the_unlabelled_tile
     assert len(held) > 0
     assert not met & held
     assert joined == [(3, number) for number in range(6)]  # the second epoch goes on where the first ended
-    assert views == [(epoch, number) for epoch in (0, 1) for number in range(3)]
+    assert numbers == [(epoch, number) for epoch in (0, 1) for number in range(3)]
 
 
 def test_contrast_compares_a_new_view_with_the_tile_as_it_is() -> None:
@@ -926,12 +928,14 @@ def test_contrast_compares_a_new_view_with_the_tile_as_it_is() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1)
 
-    a, b = finetune.project_pairs(
-        Pixels(), store, rows, view_of=lambda x, r: x.permute(0, 3, 1, 2) + r[:, None, None, None], mean=mean, std=std
-    )
+    views = Views(Augmentation(), seed=3, mean=mean, std=std)
+    a, b = finetune.project_pairs(Pixels(), store, rows, views=views, epoch=2, number=1)
 
     raw = torch.from_numpy(images)[rows].permute(0, 3, 1, 2)
-    assert torch.equal(a, (raw + rows[:, None, None, None]).flatten(1).float())
+    view = augment.view(
+        torch.from_numpy(images)[rows], rows, augmentation=Augmentation(), seed=3, epoch=2, view=1, mean=mean, std=std
+    )
+    assert torch.equal(a, view.flatten(1))
     clean = (raw.double() / 255 - mean[:, None, None]) / std[:, None, None]
     assert torch.allclose(b.double(), clean.flatten(1), atol=1e-5)
 
@@ -946,7 +950,8 @@ def test_contrast_on_a_frozen_encoder_is_refused(cli: Any, tmp_path: Path) -> No
 
 
 def test_divergence_of_the_contrastive_half_is_said(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(finetune.CONTRAST_LOSSES, "cross_view", lambda a, b, *, temperature: a.sum() * math.nan)
+    broken = OBJECTIVES["cross_view"]._replace(loss=lambda a, b, *, temperature: a.sum() * math.nan)
+    monkeypatch.setitem(OBJECTIVES, "cross_view", broken)
 
     result = cli.finetune(tmp_path / "run", *JOINT, "train.batch_size=24")
 

@@ -19,13 +19,12 @@ import yaml
 from PIL import Image
 from sklearn import metrics as sk
 
-from sscl.commands import finetune as finetune_command
 from sscl.config import FinetuneConfig
 from sscl.data import load
 from sscl.data.tiles import Tiles
 from sscl.evaluate import metrics
 from sscl.models.classifier import load_classifier
-from sscl.train import finetune, folds
+from sscl.train import folds, labelled
 
 Rows = Callable[[Path], list[dict[str, str]]]
 
@@ -129,7 +128,7 @@ def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: p
         asked.append(split)
         return load.load_tiles(data, split=split, progress=progress)
 
-    for module in (finetune, folds):
+    for module in (labelled, folds):
         monkeypatch.setattr(module, "load_tiles", spy)
     result = cli.finetune(tmp_path / "run", "--folds=2", "train.fold=1")
     assert result.code == 0, result.err
@@ -142,7 +141,7 @@ def test_training_rows_leave_out_the_fold_and_unlabelled_tiles_of_its_slides() -
     seen: list[int] = []
     for fold in (1, 2, 3, 4):
         one = config(folds=4, fold=fold)
-        held, rows = folds.held_out(tiles, one)[fold - 1], folds.training_rows(tiles, one)
+        held, rows = labelled.held_out(tiles, one)[fold - 1], labelled.training_rows(tiles, one)
         assert set(tiles.groups[rows]).isdisjoint(tiles.groups[held])  # type: ignore[index]
         assert len(held) == 6
         assert len(rows) == 24  # two slides of four tiles are away, the unlabelled ones too
@@ -150,7 +149,7 @@ def test_training_rows_leave_out_the_fold_and_unlabelled_tiles_of_its_slides() -
     assert sorted(seen) == np.flatnonzero(tiles.labels >= 0).tolist()
 
     alone = some_tiles([0, 1, 0, -1] * 8)
-    rows = folds.training_rows(alone, config(folds=4, fold=1))
+    rows = labelled.training_rows(alone, config(folds=4, fold=1))
     assert (len(rows), (alone.labels[rows] == -1).sum()) == (26, 8)
 
 
@@ -158,7 +157,8 @@ def test_the_seed_decides_what_each_fold_holds_out() -> None:
     groups = [f"s{i // 2}" for i in range(32)]
     for tiles in (some_tiles([0, 1] * 16), some_tiles([0, 1] * 16, groups)):
         held = [
-            folds.held_out(tiles, config(folds=4).model_copy(update={"seed": seed}))[0].tolist() for seed in (0, 0, 1)
+            labelled.held_out(tiles, config(folds=4).model_copy(update={"seed": seed}))[0].tolist()
+            for seed in (0, 0, 1)
         ]
         assert held[0] == held[1] != held[2]
 
@@ -316,7 +316,7 @@ def test_another_configuration_other_tiles_and_newer_weights_are_refused(
         FinetuneConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text()), strict=False), 1
     )
     tiles = load.load_tiles(complete.data, split="train", progress=False)
-    rows = folds.held_out(tiles, complete)[0]
+    rows = labelled.held_out(tiles, complete)[0]
     assert folds.is_complete(complete, tiles, rows)
     with pytest.raises(ValueError, match=r"fold_1: was trained on other tiles than .* holds now; make all folds again"):
         folds.is_complete(complete, tiles.subset(np.arange(30)), rows)
@@ -340,7 +340,7 @@ def test_folds_of_other_groups_and_broken_predictions_are_refused(crossed: Any, 
     complete = complete.model_copy(update={"run": str(run / "fold_1")})
     tiles = load.load_tiles(complete.data, split="train", progress=False)
     assert tiles.groups is not None
-    rows = folds.held_out(tiles, complete)[0]
+    rows = labelled.held_out(tiles, complete)[0]
     renamed = replace(tiles, groups=np.char.add(tiles.groups, "x"))
     for other, held in ((renamed, rows), (tiles, rows[:-1]), (replace(tiles, groups=None), rows)):
         with pytest.raises(
@@ -395,14 +395,14 @@ def test_faults_are_one_line_and_nothing_is_written(cli: Any, tmp_path: Path, wo
 def test_a_later_fold_that_cannot_be_is_told_before_the_first_is_trained(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = finetune_command.labelled_parts
+    real = folds.labelled_parts
 
     def parts(tiles: Tiles, config: FinetuneConfig, **named: Any) -> Any:
         if config.train.fold == 2:
             raise ValueError("train.validation_fraction: too few")
         return real(tiles, config, **named)
 
-    monkeypatch.setattr(finetune_command, "labelled_parts", parts)
+    monkeypatch.setattr(folds, "labelled_parts", parts)
     result = cli.finetune(tmp_path / "run", "--folds", "2")
     assert (result.code, result.err) == (2, "sscl: train.validation_fraction: too few\n")
     assert list(tmp_path.iterdir()) == []
@@ -418,7 +418,7 @@ def test_torchrun_is_refused(cli: Any, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_tiles_without_labels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.root: nowhere has no labels"):
-        folds.held_out(some_tiles([-1, -1]), config(folds=2))
+        labelled.held_out(some_tiles([-1, -1]), config(folds=2))
 
 
 def test_help_says_how(cli: Any) -> None:

@@ -1,4 +1,4 @@
-"""sscl pretrain: the run folder, exact resumption, refusals that leave everything as it was, and the health signs."""
+"""sscl pretrain: the run folder, exact resumption, refusals that leave everything as it was, and the health metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from sscl.evaluate import probe
 from sscl.losses import cross_view_info_nce
 from sscl.models.encoders import build_encoder
 from sscl.train import pretrain, step
-from sscl.train.health import HealthTiles, health
+from sscl.train.health import HealthTiles, carve_health, collapse_warning, health_metrics
+from sscl.train.setup import open_run
 
 KEYS = {
     "epoch",
@@ -134,56 +135,59 @@ def test_every_epoch_shows_each_tile_once_in_two_new_views(
     assert orders[0] != orders[1]
 
 
-def test_every_key_of_training_arrives_where_it_works(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No value is a default, so that a key which is lost on the way shows; the first step ends the run."""
-    given: dict[str, Any] = {}
-    optimizer = pretrain.optim.build_optimizer
-
-    def build(name: str, groups: list[dict[str, Any]], **named: Any) -> Any:
-        given["optimizer"] = (name, [group["weight_decay"] for group in groups], groups[0]["peak_lr"], named)
-        return optimizer(name, groups, **named)
-
-    def contrast(model: Any, **named: Any) -> None:
-        given["model"], given["step"] = model, named
-
-    def factor(name: str, number: int, **named: Any) -> float:
-        given["schedule"] = (name, number, named)
-        raise ValueError("far enough")
-
-    monkeypatch.setattr(pretrain.optim, "build_optimizer", build)
-    monkeypatch.setattr(pretrain, "ContrastiveStep", contrast)
-    monkeypatch.setattr(pretrain.optim, "schedule_factor", factor)
-    words = ["seed=7", "precision=bf16", "model.mean=[0.1, 0.2, 0.3]", "model.std=[0.4, 0.5, 0.6]"]
-    words += ["train.optimizer=lars", "train.momentum=0.5", "train.weight_decay=0.02", "train.learning_rate=0.1"]
-    words += ["train.learning_rate_scaling=sqrt", "train.schedule=multistep", "train.milestones=[1, 2]"]
-    words += ["train.gamma=0.3", "train.warmup_epochs=0.5", "train.epochs=3", "train.temperature=0.2"]
-    words += ["train.loss=cross_view", "train.second_view=clean", "train.microbatch=4", "train.compile=true"]
-    words += ["projection.kind=mlp", "projection.hidden=24", "projection.dim=12"]
-    words += ["augment.hue=0.01", "augment.crop_scale=[0.5, 0.9]"]
-
-    assert cli.pretrain(tmp_path / "run", *words).err == "sscl: far enough\n"
-
-    assert given["optimizer"] == ("lars", [0.02, 0.0], pytest.approx(0.1 * math.sqrt(8)), {"momentum": 0.5})
-    named = {"epochs": 3, "warmup_epochs": 0.5, "milestones": (1, 2), "gamma": 0.3}
-    assert given["schedule"] == ("multistep", 0, {"steps_per_epoch": 3, **named})
-    views, keys = given["step"].pop("views"), given["step"]
-    assert not keys.pop("scaler").is_enabled()
-    assert keys == {
-        "loss": cross_view_info_nce,
+def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Path) -> None:
+    """No value is a default, so that a key which is lost on the way shows."""
+    train = {
+        "batch_size": 8,
+        "epochs": 3,
+        "warmup_epochs": 0.5,
+        "optimizer": "lars",
+        "momentum": 0.5,
+        "weight_decay": 0.02,
+        "learning_rate": 0.1,
+        "learning_rate_scaling": "sqrt",
+        "schedule": "multistep",
+        "milestones": (1, 2),
+        "gamma": 0.3,
         "temperature": 0.2,
-        "precision": "bf16",
+        "loss": "cross_view",
+        "second_view": "clean",
         "microbatch": 4,
         "compile": True,
     }
+    settings = config(
+        tiles,
+        seed=7,
+        device="cpu",
+        precision="bf16",
+        model={"name": "resnet18", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
+        train=train,
+        projection={"kind": "mlp", "hidden": 24, "dim": 12},
+        augment={"hue": 0.01, "crop_scale": (0.5, 0.9)},
+        health={"tiles": 8},
+        log={"progress": False},
+    ).model_copy(update={"run": str(tmp_path / "run")})
+
+    opened = open_run(settings, device=torch.device("cpu"), inputs={}, overwrite=False)
+    job = pretrain.prepare(settings, opened, resume=False)
+
+    groups = job.optimizer.param_groups
+    assert type(job.optimizer).__name__ == "LARS"
+    assert [group["weight_decay"] for group in groups] == [0.02, 0.0]
+    assert [group["peak_lr"] for group in groups] == pytest.approx([0.1 * math.sqrt(8)] * 2)
+    assert {group["momentum"] for group in groups} == {0.5}
+    assert (job.schedule.settings, job.schedule.steps_per_epoch) == (settings.train, 3)
+    assert not job.scaler.is_enabled()
+    assert (job.step.loss, job.step.temperature, job.step.microbatch) == (cross_view_info_nce, 0.2, 4)
+    assert opened.precision == "bf16"
+    views = job.views
     assert (views.seed, views.clean_second) == (7, True)
     assert views.augmentation == Augmentation(hue=0.01, crop_scale=(0.5, 0.9))
     torch.testing.assert_close((views.mean, views.std), (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])))
-    projection = given["model"].projection
+    projection = job.model.projection
     assert (projection[0].out_features, projection[-1].out_features) == (24, 12)
     torch.manual_seed(7)
-    assert torch.equal(given["model"].encoder.conv1.weight, build_encoder("resnet18").conv1.weight)
+    assert torch.equal(job.model.encoder.conv1.weight, build_encoder("resnet18").conv1.weight)
 
 
 # --- resumption ---
@@ -195,7 +199,7 @@ def stopped(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run: Path = tmp_path_factory.mktemp("runs") / "stopped"
     result = cli.pretrain(run, "train.epochs=4", "train.stop_after_epoch=2")
     assert result.code == 0, result.err
-    assert "--resume goes on" in result.out
+    assert "--resume" in result.out
     return run
 
 
@@ -413,14 +417,14 @@ def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any
 ) -> None:
     calls = 0
-    real = pretrain.nt_xent
+    objective = pretrain.OBJECTIVES["nt_xent"]
 
     def breaks_in_epoch_2(a: torch.Tensor, b: torch.Tensor, **named: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return real(a, b, **named) * (math.nan if calls == 5 else 1)  # 3 steps an epoch
+        return objective.loss(a, b, **named) * (math.nan if calls == 5 else 1)  # 3 steps an epoch
 
-    monkeypatch.setattr(pretrain, "nt_xent", breaks_in_epoch_2)
+    monkeypatch.setitem(pretrain.OBJECTIVES, "nt_xent", objective._replace(loss=breaks_in_epoch_2))
 
     result = cli.pretrain(tmp_path / "run", "train.epochs=3")
 
@@ -455,21 +459,21 @@ def test_huge_learning_rate_leaves_no_broken_checkpoint(
     assert not list((tmp_path / "run").rglob("*.pt"))
 
 
-# --- health signs ---
+# --- health metrics ---
 
 
 def healthy(**changed: float) -> dict[str, float]:
     return {"negative_similarity": 0.1, "effective_rank": 20.0, "loss_relative": 0.8, **changed}
 
 
-def test_collapse_warning_is_silent_on_healthy_signs_and_names_each_sick_one() -> None:
-    assert pretrain.collapse_warning(healthy()) is None
+def test_collapse_warning_is_silent_on_healthy_metrics_and_names_each_sick_one() -> None:
+    assert collapse_warning(healthy()) is None
     for sick, words in (
-        ({"negative_similarity": 0.96}, "look alike"),
-        ({"effective_rank": 2.5}, "2.5 directions"),
-        ({"loss_relative": 0.999}, "0.999 of what random guessing gives"),
+        ({"negative_similarity": 0.96}, "0.960"),
+        ({"effective_rank": 2.5}, "only 2.5"),
+        ({"loss_relative": 0.999}, "0.999 times"),
     ):
-        warning = pretrain.collapse_warning(healthy(**sick))
+        warning = collapse_warning(healthy(**sick))
         assert warning is not None
         assert words in warning
         assert "train.batch_size" in warning  # says what to try
@@ -483,7 +487,7 @@ def test_collapse_is_warned_of_once_the_warm_up_is_over(cli: Any, tmp_path: Path
 
     assert result.code == 0, result.err
     printed = result.out + result.err
-    assert "warning: epoch 2: the loss is 1.000 of what random guessing gives" in printed
+    assert "warning: epoch 2: the loss is 1.000 times" in printed
     assert "(1.000 of ln(2N-1))" in printed
     assert "warning: epoch 1" not in printed
 
@@ -491,40 +495,41 @@ def test_collapse_is_warned_of_once_the_warm_up_is_over(cli: Any, tmp_path: Path
 def test_health_tiles_are_held_out_of_training() -> None:
     tiles = some_tiles([0] * 60 + [1] * 40 + [-1] * 30)
 
-    watch = pretrain.carve_health(tiles, config(health={"tiles": 20, "bank_tiles": 50}))
+    chosen = carve_health(tiles, config(health={"tiles": 20, "bank_tiles": 50}))
 
-    assert set(watch.train) | set(watch.queries) == set(range(130))
-    assert not set(watch.train) & set(watch.queries)
-    assert np.bincount(tiles.labels[watch.queries]).tolist() == [12, 8]  # stratified, labelled only
-    assert len(watch.bank) == 50
-    assert set(watch.bank) <= set(watch.train)
-    assert tiles.labels[watch.bank].min() >= 0
+    assert set(chosen.train) | set(chosen.queries) == set(range(130))
+    assert not set(chosen.train) & set(chosen.queries)
+    assert np.bincount(tiles.labels[chosen.queries]).tolist() == [12, 8]  # stratified, labelled only
+    assert len(chosen.bank) == 50
+    assert set(chosen.bank) <= set(chosen.train)
+    assert tiles.labels[chosen.bank].min() >= 0
 
 
 def test_health_tiles_are_drawn_by_the_seed() -> None:
     labelled, bare = some_tiles([0, 1] * 40), some_tiles([0] + [-1] * 79)
     for tiles in (labelled, bare):
-        drawn = [pretrain.carve_health(tiles, config(health={"tiles": 16}, seed=seed)) for seed in (0, 0, 1)]
+        drawn = [carve_health(tiles, config(health={"tiles": 16}, seed=seed)) for seed in (0, 0, 1)]
         assert drawn[0].queries.tolist() == drawn[1].queries.tolist() != drawn[2].queries.tolist()
-    few = [pretrain.carve_health(labelled, config(health={"tiles": 16, "bank_tiles": 20}, seed=s)) for s in (0, 1)]
+    few = [carve_health(labelled, config(health={"tiles": 16, "bank_tiles": 20}, seed=s)) for s in (0, 1)]
     assert few[0].bank.tolist() != few[1].bank.tolist()
 
 
-def test_health_signs_are_of_the_held_out_tiles_against_the_bank() -> None:
+def test_health_metrics_are_of_the_held_out_tiles_against_the_bank() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
     labels = rng.integers(0, 2, 60)
-    tiles = Tiles(images=images, labels=labels, classes=("a", "b"), ids=tuple(map(str, range(60))))
-    watch = HealthTiles(train=np.arange(12, 60), queries=np.arange(12), bank=np.arange(20, 60))
+    chosen = HealthTiles(train=np.arange(12, 60), queries=np.arange(12), bank=np.arange(20, 60))
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
 
-    found = health(
+    found = health_metrics(
         torch.nn.Flatten(),
         place_store(images, device="cpu", budget_gb=1),
-        tiles,
-        watch,
-        views=step.Views(Augmentation(), 0, mean, std),
-        config=config(health={"neighbours": 1}),
+        labels,
+        chosen,
+        mean=mean,
+        std=std,
+        batch_size=8,
+        neighbours=1,
         precision="fp32",
     )
 
@@ -542,29 +547,29 @@ def test_health_signs_are_of_the_held_out_tiles_against_the_bank() -> None:
 def test_health_tiles_share_no_slide_with_training() -> None:
     tiles = some_tiles([0, 1] * 40, groups=[f"slide{i // 8}" for i in range(80)])
 
-    watch = pretrain.carve_health(tiles, config(health={"tiles": 16}))
+    chosen = carve_health(tiles, config(health={"tiles": 16}))
 
     assert tiles.groups is not None
-    assert len(watch.queries) == 16
-    assert not set(tiles.groups[watch.queries]) & set(tiles.groups[watch.train])
+    assert len(chosen.queries) == 16
+    assert not set(tiles.groups[chosen.queries]) & set(tiles.groups[chosen.train])
 
 
 def test_without_labels_all_tiles_are_trained_on() -> None:
-    watch = pretrain.carve_health(some_tiles([-1] * 30), config(health={"tiles": 8}))
+    chosen = carve_health(some_tiles([-1] * 30), config(health={"tiles": 8}))
 
-    assert watch.train.tolist() == list(range(30))
-    assert len(watch.queries) == 8
-    assert len(watch.bank) == 0
+    assert chosen.train.tolist() == list(range(30))
+    assert len(chosen.queries) == 8
+    assert len(chosen.bank) == 0
 
 
 def test_labels_that_cannot_be_held_out_do_not_stop_pretraining(capsys: pytest.CaptureFixture[str]) -> None:
     tiles = some_tiles([0] * 40 + [1] * 40, groups=["one"] * 40 + ["two"] * 40)
 
-    watch = pretrain.carve_health(tiles, config(health={"tiles": 16}))
+    chosen = carve_health(tiles, config(health={"tiles": 16}))
 
-    assert len(watch.train) == 80
-    assert len(watch.bank) == 0
-    assert "no kNN accuracy" in capsys.readouterr().out
+    assert len(chosen.train) == 80
+    assert len(chosen.bank) == 0
+    assert "no k-NN accuracy" in capsys.readouterr().out
 
 
 # --- the rest ---

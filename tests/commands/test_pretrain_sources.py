@@ -22,7 +22,7 @@ from sscl.config import PretrainConfig, load_config
 from sscl.data import sources
 from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles
-from sscl.train import pretrain
+from sscl.train.health import carve_health
 from sscl.train.step import ViewProjections, Views, similarities
 
 Entry = dict[str, Any]
@@ -137,7 +137,7 @@ def source_of(row: int) -> int:
 
 
 def test_the_weights_set_how_many_tiles_of_each_are_seen(seen: Seen, tiles: Path, npz: Path) -> None:
-    held = 32 + 8 + 8 + 6 - int(seen.out.split(" tiles to train on")[0].split()[-1])
+    held = 32 + 8 + 8 + 6 - int(seen.out.split(" training tiles")[0].split()[-1])
     assert held > 0  # for the health signs, of the first source alone
     draws = 54 - held
     drawn = Counter(source_of(row) for step in seen.rows for row in step)
@@ -255,7 +255,7 @@ def test_labels_of_the_first_set_that_has_some_serve_the_health_signs(
     settings = config(*({"source": "folder", "root": f"/set{i}"} for i in range(len(sets))), health={"tiles": 12})
 
     tiles, source = sources.load_sources(settings)
-    watch = pretrain.carve_health(tiles, settings)
+    watch = carve_health(tiles, settings)
 
     assert source.tolist() == [i for i, part in enumerate(sets) for _ in range(len(part))]
     np.testing.assert_array_equal(

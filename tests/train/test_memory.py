@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from sscl import config
+from sscl.cli import COMMANDS
 from sscl.device import autocast
 from sscl.models import encoders, heads
 from sscl.train import memory, optim
-from sscl.train.memory import activation_bytes, out_of_memory_hint, readable, report
+from sscl.train.memory import activation_bytes, advice, readable, report
 
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 32, 32)
@@ -95,6 +97,7 @@ def test_the_optimizers_keep_what_the_table_says(name):
 
 def lines(device: torch.device = CPU, **changes) -> dict[str, str]:
     given = {
+        "command": "pretrain",
         "model": nn.Conv2d(3, 256, 16, stride=16, bias=False),  # 0.75 MiB
         "optimizer": "adamw",
         "shape": (4, 3, 32, 32),
@@ -119,7 +122,6 @@ def test_the_report_on_a_cpu():
         "tiles": "tiles 3.0 GiB where they are: in memory, or read from the cache as needed",
         "total": "total 3.0 MiB without the tiles",
     }
-    assert lines(views=4096)["views"] == "views 48.0 MiB 4096 at 32 px"
     assert lines(optimizer="lars")["lars state"] == "lars state 0.8 MiB"
 
 
@@ -148,7 +150,7 @@ def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeyp
     assert total in found["total"]
     assert ("warning" in found) == warned
     if warned:
-        assert found["warning"] == f"warning: this does not fit; {out_of_memory_hint()}"
+        assert found["warning"] == f"warning: this does not fit; {advice('pretrain')}"
 
 
 def test_an_unknown_optimizer():
@@ -156,11 +158,15 @@ def test_an_unknown_optimizer():
         lines(optimizer="adam")
 
 
-def test_the_hint_names_the_keys_in_order():
-    keys = ["train.batch_size", "data.device_budget_gb", "data.size_px", "model.name", "precision"]
-    for microbatch, expected in ((True, ["train.microbatch", *keys]), (False, keys)):
-        hint = out_of_memory_hint(microbatch=microbatch)
-        assert re.findall(r"[a-z_]+\.[a-z_]+|precision", hint) == expected
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_advice_names_keys_that_the_command_accepts(command):
+    text = advice(command)
+    allowed = set(config.keys(getattr(config, COMMANDS[command].config)))
+    named = re.findall(r"\b[a-z]+\.[a-z_]+|\bbatch_size\b(?<!\.batch_size)|\bprecision\b", text)
+    assert set(named) <= allowed
+    assert ("batch_size" in named) == ("batch_size" in allowed)
+    assert ("train.microbatch" in named) == (command == "pretrain")
+    assert ("train.batch_size" in named) == (command in ("pretrain", "finetune"))
 
 
 def test_sizes():

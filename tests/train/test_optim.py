@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -13,12 +12,8 @@ from sscl.train import optim
 from sscl.train.optim import (
     LARS,
     build_optimizer,
-    multistep,
     parameter_groups,
-    scaled_learning_rate,
-    schedule_factor,
     set_learning_rate,
-    warmup_cosine,
 )
 
 
@@ -30,63 +25,6 @@ def small_net() -> nn.Module:
 def loss_of(net: nn.Module, step: int) -> torch.Tensor:
     x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
     return net(x).square().sum()
-
-
-@pytest.mark.parametrize(
-    ("scaling", "batch_size", "expected"),
-    [("linear", 256, 0.06), ("linear", 128, 0.03), ("linear", 1024, 0.24), ("sqrt", 64, 0.48), ("none", 64, 0.06)],
-)
-def test_scaled_learning_rate(scaling, batch_size, expected):
-    assert scaled_learning_rate(0.06, batch_size=batch_size, scaling=scaling) == pytest.approx(expected, rel=1e-12)
-
-
-def test_warmup_cosine_endpoints():
-    factors = [warmup_cosine(step, warmup_steps=10, total_steps=110) for step in range(110)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[9] == factors[10] == 1
-    assert factors[60] == pytest.approx(0.5)
-    assert 0 < factors[-1] < 0.001
-    assert warmup_cosine(110, warmup_steps=10, total_steps=110) == 0
-    assert warmup_cosine(999, warmup_steps=10, total_steps=110) == 0
-    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
-
-
-def test_warmup_cosine_is_torchs_annealing():
-    parameter = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
-    for step in range(8):
-        expected = schedule.get_last_lr()[0]
-        assert warmup_cosine(step, warmup_steps=0, total_steps=7) == pytest.approx(expected, abs=1e-12)
-        optimizer.step()
-        schedule.step()
-
-
-def test_all_warmup_and_no_warmup_are_defined():
-    assert [warmup_cosine(s, warmup_steps=3, total_steps=3) for s in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert warmup_cosine(0, warmup_steps=0, total_steps=1) == 1
-
-
-@pytest.mark.parametrize("milestones", [(2, 6), (1,), (), (3, 3)])
-def test_multistep_is_torchs(milestones):
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=list(milestones), gamma=0.3)
-    for epoch in range(9):
-        expected = schedule.get_last_lr()[0]
-        assert multistep(epoch, milestones=milestones, gamma=0.3) == pytest.approx(expected, rel=1e-12)
-        optimizer.step()
-        schedule.step()
-
-
-def test_a_schedule_by_its_name():
-    run = {"steps_per_epoch": 5, "epochs": 4, "warmup_epochs": 1.0, "milestones": (1, 3), "gamma": 0.1}
-    cosine = [schedule_factor("cosine", step, **run) for step in range(20)]
-    drops = [schedule_factor("multistep", step, **run) for step in range(20)]
-    assert cosine == [warmup_cosine(step, warmup_steps=5, total_steps=20) for step in range(20)]
-    assert drops == pytest.approx([1.0] * 5 + [0.1] * 10 + [0.01] * 5)  # by whole epochs, and no warm-up
-    with pytest.raises(ValueError, match=r"train\.schedule: got 'linear', allowed are cosine, multistep"):
-        schedule_factor("linear", 0, **run)
 
 
 def test_adamw_without_decay_is_adam():
@@ -351,10 +289,3 @@ def test_lars_resumes_from_its_state():
     resumed.load_state_dict(stopped.state_dict())
     train(second, resumed, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
-
-
-def test_warmup_that_fills_the_run_is_said_in_words():
-    assert optim.warmup_warning(warmup_epochs=2, epochs=3) is None
-    warning = optim.warmup_warning(warmup_epochs=10, epochs=5)
-    assert warning is not None
-    assert "train.warmup_epochs (10) is not below train.epochs (5)" in warning

@@ -188,7 +188,7 @@ def test_step_against_plain_autograd():
     found, expected = net(), net()
     images, tiles, number, epoch = batch()
 
-    signs = ContrastiveStep(found, views=views_of(), temperature=0.3).backward(images, tiles, number, epoch)
+    result = ContrastiveStep(found, views=views_of(), temperature=0.3).backward(images, tiles, number, epoch)
 
     a, b = ViewProjections(expected, views=views_of())(images, tiles, number, epoch)
     z = F.normalize(torch.cat([a, b]), dim=1)
@@ -196,7 +196,7 @@ def test_step_against_plain_autograd():
     partner = torch.arange(2 * N).roll(N)
     rows = F.cross_entropy(similarity, partner, reduction="none")
     rows.mean().backward()
-    torch.testing.assert_close(signs.losses, rows.detach().reshape(2, N).mean(0))
+    torch.testing.assert_close(result.losses, rows.detach().reshape(2, N).mean(0))
     torch.testing.assert_close(gradients(found), gradients(expected))
 
 
@@ -217,10 +217,10 @@ def test_augmentation_net_and_loss_compile_without_a_graph_break(microbatch, mon
     compiled = ContrastiveStep(model, views=views_of(**changes), microbatch=microbatch, compile=True)
     eager = ContrastiveStep(other, views=views_of(**changes), microbatch=microbatch)
 
-    signs, expected = (one.backward(images, tiles, number, epoch) for one in (compiled, eager))
+    result, expected = (one.backward(images, tiles, number, epoch) for one in (compiled, eager))
 
-    torch.testing.assert_close(signs.losses, expected.losses, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(signs.negative, expected.negative, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result.losses, expected.losses, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result.negative, expected.negative, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients(model), gradients(other), atol=1e-5, rtol=1e-4)
     with torch.compiler.set_stance("fail_on_recompile"):
         compiled.backward(images, tiles + 1, number + 2, epoch + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sscl.config import FinetuneConfig
 from sscl.train import folds
-from sscl.train.finetune import labelled_parts, train_classifier
+from sscl.train.finetune import train_classifier
 
 
 def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
@@ -16,6 +16,6 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
         ValueError, FileNotFoundError: input that a user can mend, in one line.
     """
     if config.train.folds is not None:
-        folds.cross_validate(config, train=train_classifier, parts=labelled_parts, overwrite=overwrite)
+        folds.cross_validate(config, overwrite=overwrite)
     else:
         train_classifier(config, overwrite=overwrite)

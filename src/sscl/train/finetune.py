@@ -1,14 +1,14 @@
-"""sscl finetune: a classifier from labels, alone or joined by contrastive steps, read from top to bottom.
+"""Fine-tuning: a classifier from labels, with or without contrastive steps, read from top to bottom.
 
-N tiles a batch, K classes, D dimensions of the projection; under torchrun each of R ranks has N / R tiles.
+N tiles a batch, K classes, D dimensions of the projection, V validation tiles; under torchrun each of R ranks has N / R
+tiles of a batch.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,231 +19,64 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from sscl import augment, ranks, run, writing
+from sscl import ranks, writing
 from sscl.augment import Augmentation
-from sscl.config import FinetuneConfig, plain
+from sscl.config import FinetuneConfig
 from sscl.data import split
-from sscl.data.load import all_rows, describe_tiles, groups_are, has_validation, load_tiles, slides_known
-from sscl.data.tiles import UNLABELLED, Tiles, TileStore, epoch_order, place_store
-from sscl.device import autocast, describe_device, pick_device, pick_precision, tune
+from sscl.data.load import groups_are, slides_known
+from sscl.data.tiles import TileStore, place_store
+from sscl.device import autocast, pick_device
 from sscl.evaluate import metrics, model_card
 from sscl.evaluate.calibration import fit_calibration
-from sscl.losses import cross_view_info_nce, focal_loss, nt_xent
-from sscl.models import checkpoint, features
-from sscl.models.batch_norm import keep_batch_statistics
+from sscl.losses import focal_loss
+from sscl.models import features
 from sscl.models.calibration import KeptCalibration
+from sscl.models.checkpoint import build_checkpoint, save_checkpoint
 from sscl.models.classifier import positive_class
-from sscl.models.heads import Classifier, ContrastiveModel, build_projection
-from sscl.models.start import NO_STATISTICS, start_encoder
-from sscl.run import check_inputs_outside
-from sscl.train import folds, memory, optim
+from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.start import Start, start_encoder
+from sscl.run import MetricsRow
+from sscl.train import optim
+from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled, warn_of_absent_classes
+from sscl.train.schedule import Schedule
+from sscl.train.setup import OpenRun, announce_memory, open_run, progress_bar, start_log
+from sscl.train.step import OBJECTIVES, Views
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-CONTRAST_LOSSES = {"cross_view": cross_view_info_nce, "nt_xent": nt_xent}
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
-    """Train one classifier, on all ranks."""
+    """Train one classifier, as one of torchrun's ranks where there are some, and write its run folder."""
     device = pick_device(config.device, local_rank=ranks.local_rank())
     with ranks.group(device, timeout_minutes=config.train.timeout_minutes):
         finetune(config, device=device, overwrite=overwrite)
 
 
 def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -> None:
-    """Train on this rank's device; rank 0 validates and writes."""
-    world, writes, progress = ranks.world_size(), ranks.rank() == 0, config.log.progress and ranks.rank() == 0
-    precision = pick_precision(config.precision, device)
-    tune(device)
-    folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
-    check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
-    if config.log.tensorboard:
-        run.check_tensorboard()
-    over = f", {world} ranks" if world > 1 else ""
-    print(f"device: {describe_device(device)}{over}, precision {precision}")
+    """Train on this rank's device; rank 0 validates and writes.
 
-    with ranks.first_on_each_machine():
-        tiles = load_tiles(config.data, split="train", progress=progress)
-        # Tiles that the data set itself keeps for validation.
-        own = load_tiles(config.data, split="validation", progress=progress) if has_validation(config.data) else None
-    if not (tiles.labels != UNLABELLED).any():
-        raise ValueError(f"data.root: {config.data.root} has no labels; finetune needs tiles in classes")
-    print(describe_tiles(config.data, tiles, split="train"))
-    if own is not None:
-        print(describe_tiles(config.data, own, split="validation") + "; train.validation_fraction is not used")
-    fingerprint = tiles.fingerprint  # of the split, whatever is held out of it
-    if config.train.fold is not None:
-        tiles = tiles.subset(folds.training_rows(tiles, config))
-    train, validation = labelled_parts(tiles, config, own=own)
-    watched, origin = (tiles, "carved from train") if own is None else (own, "of the set's own validation split")
-    unlabelled = np.setdiff1d(all_rows(tiles), used_labels(tiles, config))
-    if len(unlabelled):
-        use = "in the contrastive steps alone" if config.contrast.kind != "none" else "not used (contrast.kind is none)"
-        print(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
-    batch_size = min(config.train.batch_size, len(train))
-    if config.train.batch_size % world:
-        raise ValueError(f"train.batch_size: got {config.train.batch_size}, which does not divide over {world} ranks")
-    batch_size -= batch_size % world
-    if batch_size < 2 * world:
-        each = " on each rank" if world > 1 else ""
-        raise ValueError(f"train.label_fraction: leaves {len(train)} tiles to train on, at least 2{each} are needed")
-    if batch_size < config.train.batch_size:
-        print(f"train.batch_size is {config.train.batch_size}; for {len(train)} training tiles it becomes {batch_size}")
+    Raises:
+        ValueError, FileNotFoundError: bad input, or a loss that is not finite; one line.
+    """
+    inputs = {"model.weights": config.model.weights, "data.root": config.data.root}
+    opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite)
+    job = prepare(config, opened)
+    log = start_log(opened, config, overwrite=overwrite)
+    announce(job)
 
-    torch.manual_seed(config.seed)
-    start = start_encoder(config.model)
-    encoder, mean, std = start.encoder, start.mean, start.std
-    model = Classifier(encoder, num_classes=len(tiles.classes)).to(device).to(memory_format=torch.channels_last)
-    frozen = config.train.freeze_encoder
-    ranks.synchronise_batch_norm(model, device)
-    model.encoder.requires_grad_(not frozen)
-    if config.train.freeze_batch_norm and config.model.weights is None:
-        print(NO_STATISTICS)
-    decay = config.train.weight_decay
-    groups = optim.parameter_groups(model.encoder, learning_rate=config.train.learning_rate, weight_decay=decay)
-    groups += optim.parameter_groups(model.head, learning_rate=config.train.head_learning_rate, weight_decay=decay)
-    joint = build_joint(config, model, device=device)  # shares the encoder; None without contrast
-    if joint is not None:
-        groups += optim.parameter_groups(
-            joint.projection, learning_rate=config.train.head_learning_rate, weight_decay=decay
-        )
-    optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    loss_of = build_loss(config, tiles.labels[train], num_classes=len(tiles.classes), device=device)
-
-    store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
-    watched_store = (
-        store if own is None else place_store(own.images, device=device, budget_gb=config.data.device_budget_gb)
-    )
-    ranks.barrier()  # all have looked at the folder
-    log = None
-    if writes:
-        run.start_folder(folder, config=plain(config), overwrite=overwrite)
-        log = run.MetricsLog(folder, tensorboard=config.log.tensorboard)
-    step_model = ranks.parallel(model)
-    step_joint = None if joint is None else ranks.parallel(joint)
-    part = batch_size // world
-    share = slice(ranks.rank() * part, (ranks.rank() + 1) * part)
-    labels = torch.from_numpy(tiles.labels).to(device)
-    means, stds = torch.tensor(mean, device=device), torch.tensor(std, device=device)
-    augmentation = Augmentation(**config.augment.model_dump())
-    view_of = partial(augment.view, augmentation=augmentation, seed=config.seed, mean=means, std=stds)
-    steps = max(1, len(epoch_rows(train, tiles, config, epoch=0)) // batch_size)
-    blank = checkpoint.build_checkpoint(
-        config,
-        mean=mean,
-        std=std,
-        pooling=encoder.pooling,
-        classes=tiles.classes,
-        lineage=start.lineage,
-        fingerprint=fingerprint,
-        precision=precision,
-    )
-    print(f"{len(train)} tiles to train on, {len(validation)} for validation, {steps} steps of {batch_size} an epoch")
-    for what, held in (("train on", tiles.labels[train]), ("validate with", watched.labels[validation])):
-        absent = [name for i, name in enumerate(tiles.classes) if not (held == i).any()]
-        if absent:
-            print(f"warning: there is no tile to {what} of {', '.join(absent)}")
-    if writes:
-        at_once = part if joint is None else 4 * part  # two views of these tiles and of as many unlabelled ones
-        side = config.data.size_px
-        needs = memory.report(
-            model=model,
-            optimizer=config.train.optimizer,
-            shape=(at_once, 3, side, side),
-            device=device,
-            precision=precision,
-            store_bytes=tiles.images.nbytes,
-            budget_gb=config.data.device_budget_gb,
-        )
-        print("\n".join(needs))
-    best: dict[str, Any] | None = None
+    best: MetricsRow | None = None
     calibration: KeptCalibration | None = None
-    hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
-    if hint is not None and config.train.schedule == "cosine":
-        print(hint)
-    bar = tqdm(
-        total=steps * config.train.epochs,
-        unit="step",
-        disable=not progress,
-        desc="finetune",
-        dynamic_ncols=True,
-    )
-    with bar:
+    with progress_bar(opened, job.schedule, command="finetune") as bar:
         for epoch in range(config.train.epochs):
-            model.train()
-            if frozen:
-                model.encoder.eval()  # no dropout; batch-norm statistics stay those of pretraining
-            elif config.train.freeze_batch_norm:
-                keep_batch_statistics(model.encoder)
-            order = epoch_rows(train, tiles, config, epoch=epoch)[: steps * batch_size]
-            repeats = split.occurrences(order)  # balanced draws repeat tiles; each repeat is another view
-            order, repeats = order.reshape(steps, batch_size), repeats.reshape(steps, batch_size)
-            rows, view = (torch.from_numpy(x[:, share]).to(device) for x in (order, repeats))
-            total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, tiles right, contrastive loss
-            started = time.perf_counter()
-            for step, images in enumerate(store.batches(order[:, share])):
-                factor = optim.schedule_factor(
-                    config.train.schedule,
-                    epoch * steps + step,
-                    steps_per_epoch=steps,
-                    epochs=config.train.epochs,
-                    warmup_epochs=config.train.warmup_epochs,
-                    milestones=config.train.milestones,
-                    gamma=config.train.gamma,
-                )
-                optim.set_learning_rate(optimizer, factor)
-                target = labels[rows[step]]
-                x = view_of(images, rows[step], epoch=epoch, view=view[step])
-                with autocast(device, precision):
-                    logits = step_model(x)  # (N / R, K)
-                loss = loss_of(logits.float(), target)
-                take_step(loss, optimizer=optimizer, scaler=scaler)
-                right = (logits.detach().argmax(1) == target).double().mean()
-                total[:2] += torch.stack([loss.detach().double(), right])
-                if step_joint is not None:
-                    pairs = split.with_unlabelled(order[step], unlabelled, seed=config.seed, step=epoch * steps + step)
-                    own_pairs = pairs[: len(pairs) // world * world].reshape(world, -1)[ranks.rank()]
-                    # Each step has a view number of its own, so that a tile met twice in an epoch gives two views.
-                    pair_view = partial(view_of, epoch=epoch, view=step)
-                    with autocast(device, precision):
-                        a, b = project_pairs(
-                            step_joint, store, torch.from_numpy(own_pairs), view_of=pair_view, mean=means, std=stds
-                        )  # (M, D) each
-                    contrast = CONTRAST_LOSSES[config.contrast.kind](a, b, temperature=config.contrast.temperature)
-                    take_step(contrast, optimizer=optimizer, scaler=scaler)
-                    total[2] += contrast.detach()
-                bar.update()
-            train_loss, train_accuracy, contrast_loss = (ranks.mean(total) / steps).tolist()
-            seconds = time.perf_counter() - started  # of training; validation comes after
-            if not np.isfinite(train_loss + contrast_loss):
-                left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
-                raise ValueError(
-                    f"the loss became {train_loss + contrast_loss} in epoch {epoch + 1}; lower train.learning_rate and "
-                    f"train.head_learning_rate, or set precision=fp32 ({left})"
-                )
-            row: dict[str, Any] = {}
-            if writes:
-                logits = features.outputs(
-                    model,
-                    watched_store,
-                    validation,
-                    mean=means,
-                    std=stds,
-                    batch_size=config.train.batch_size,
-                    precision=precision,
-                )
-                row = {
-                    "epoch": epoch + 1,
-                    "train_loss": train_loss,
-                    "train_accuracy": train_accuracy,
-                    **({} if joint is None else {"contrast_loss": contrast_loss}),
-                    **validate(logits, watched.labels[validation]),
-                    "learning_rate": optimizer.param_groups[-1]["lr"],
-                    "tiles_per_second": steps * batch_size / seconds,
-                }
+            means = train_epoch(job, epoch, bar=bar)
+            check_finite(means, epoch=epoch, best=best, folder=opened.folder)
+            row: MetricsRow = {}
+            if opened.writes:
+                logits = validation_logits(job)  # (V, K)
+                row = metrics_row(job, epoch, means, logits)
             row = ranks.from_first(row)
             bar.set_postfix_str(
-                f"loss {train_loss:.3f}, validation {row['validation_loss']:.3f}, "
+                f"loss {means.loss:.3f}, validation {row['validation_loss']:.3f}, "
                 f"balanced accuracy {row['validation_balanced_accuracy']:.3f}"
             )
             better = best is None or score(row, config) > score(best, config)
@@ -251,106 +84,106 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
             if log is not None:
                 log.append(row)
                 if better:
-                    positive = positive_class(tiles.classes, None)
-                    calibration = fit_calibration(
-                        logits, watched.labels[validation], classes=tiles.classes, positive=positive
-                    )
-                    found = replace(blank, epoch=epoch + 1, validation=row, calibration=calibration)
-                    checkpoint.save_checkpoint(
-                        folder / "checkpoints" / "best.pt",
-                        replace(found, encoder=model.encoder.state_dict(), head=model.head.state_dict()),
-                    )
-                    card = model_card.model_card(
-                        found,
-                        folder=folder,
-                        origin=model_card.origin_of_weights(config.model.weights, start.checkpoint),
-                        train=model_card.part_of(tiles, train),
-                        validation=model_card.part_of(watched, validation),
-                        carved=own is None,
-                        groups_are=groups_are(config.data),
-                        slides_known=slides_known(config.data),
-                        unlabelled=0 if joint is None else len(unlabelled),
-                    )
-                    writing.write_text(folder / model_card.FILE, card)
-                draw_curves(log.rows, folder / "curves.png")
+                    calibration = calibrate(job, logits)
+                    keep(job, row, calibration)
+                draw_curves(log.rows, opened.folder / "curves.png")
             if epoch + 1 - best["epoch"] >= config.train.patience:
                 bar.write(f"stopped: no better epoch than {best['epoch']} in {config.train.patience}")
                 break
     if log is not None:
         log.close()
-    assert best is not None
-    print(
-        f"best epoch {best['epoch']} by validation {config.train.select} ({len(validation)} tiles {origin}): "
-        f"accuracy {best['validation_accuracy']:.3f}, balanced accuracy {best['validation_balanced_accuracy']:.3f}, "
-        f"loss {best['validation_loss']:.3f}"
-    )
-    if calibration is not None:
-        print(
-            f"calibration on these: temperature {calibration.temperature:.3f}, expected calibration error "
-            f"{calibration.ece_before:.3f} before, {calibration.ece_after:.3f} after"
-        )
-    print(f"wrote {folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
+        assert best is not None
+        assert calibration is not None
+        print_summary(job, best, calibration)
 
 
-def labelled_parts(
-    tiles: Tiles, config: FinetuneConfig, *, own: Tiles | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows to train on and the rows for validation, both within the labels that may be used.
+# --- before the first step ---
 
-    The label fraction comes first: an honest few-label result may not choose its epoch on labels it does not have. It
-    cuts the tiles that the data set itself keeps for validation (`own`) alike; the second rows are then theirs.
+
+@dataclass(frozen=True)
+class Finetuning:
+    """All that an epoch needs.
+
+    Attributes:
+        data: tiles, and which of them train and validate. batch_size: N.
+        start: the encoder as it began, with mean and standard deviation of the pixels.
+        model: the classifier. joint: its encoder under a projection head, None without contrastive steps.
+        parallel_model, parallel_joint: the same, with gradients averaged over ranks.
+        labels: of all tiles, on the device.
     """
-    used = used_labels(tiles, config)
-    if own is not None:
-        train, validation = used, used_labels(own, config)
-    else:
-        groups = None if tiles.groups is None else tiles.groups[used]
-        try:
-            rest, held = split.stratified_split(
-                tiles.labels[used], fraction=config.train.validation_fraction, seed=config.seed, groups=groups
-            )
-        except ValueError as error:
-            raise ValueError(f"train.validation_fraction: {error} ({len(used)} labelled tiles are used)") from error
-        train, validation = used[rest], used[held]
-    if config.train.balance == "down":
-        train = train[split.balance_down(tiles.labels[train], seed=config.seed)]
-    return train, validation
+
+    config: FinetuneConfig
+    opened: OpenRun
+    data: LabelledTiles
+    batch_size: int
+    start: Start
+    model: Classifier
+    joint: ContrastiveModel | None
+    parallel_model: nn.Module
+    parallel_joint: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    schedule: Schedule
+    loss: Loss
+    views: Views
+    labels: torch.Tensor
+    store: TileStore
+    validation_store: TileStore
 
 
-def used_labels(tiles: Tiles, config: FinetuneConfig) -> NDArray[np.int64]:
-    """Return the rows whose labels may be used: `label_fraction` of each class, unlabelled tiles apart.
+def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
+    """Return tiles, model and optimizer as at the start.
 
     Raises:
-        ValueError: no tile has a label.
+        ValueError: tiles without labels, or too few; weights that do not fit.
     """
-    labelled = np.flatnonzero(tiles.labels != UNLABELLED)
-    return labelled[
-        split.label_fraction(tiles.labels[labelled], fraction=config.train.label_fraction, seed=config.seed)
-    ]
+    device = opened.device
+    data = load_labelled(config, progress=opened.progress)
+    batch_size = batch_size_of(config, tiles=len(data.train), world=opened.world)
+    steps = max(1, len(epoch_rows(data.train, data.tiles, config, epoch=0)) // batch_size)
 
+    torch.manual_seed(config.seed)
+    start = start_encoder(config.model)
+    model = Classifier(start.encoder, num_classes=len(data.classes)).to(device).to(memory_format=torch.channels_last)
+    ranks.synchronise_batch_norm(model, device)
+    model.encoder.requires_grad_(not config.train.freeze_encoder)
+    joint = build_joint(config, model, device=device)
+    optimizer = build_optimizer(config, model, joint)
 
-def epoch_rows(train: NDArray[np.int64], tiles: Tiles, config: FinetuneConfig, *, epoch: int) -> NDArray[np.int64]:
-    """Return the rows of an epoch in their order; with balanced draws, classes come equally often.
-
-    With `train.steps_per_epoch`, whole shuffled passes and a part of one, as many as fill those steps.
-    """
-
-    def one_pass(number: int) -> NDArray[np.int64]:
-        if config.train.balance == "draws":
-            return train[split.balanced_order(tiles.labels[train], seed=config.seed, epoch=number)]
-        return train[epoch_order(len(train), seed=config.seed, epoch=number)]
-
-    if config.train.steps_per_epoch is None:
-        return one_pass(epoch)
-    draws = config.train.steps_per_epoch * min(config.train.batch_size, len(train))
-    passes = -(-draws // len(train))
-    return np.concatenate([one_pass(epoch * passes + i) for i in range(passes)])[:draws]
+    budget_gb = config.data.device_budget_gb
+    store = place_store(data.tiles.images, device=device, budget_gb=budget_gb)
+    own = None if data.carved else place_store(data.validation_tiles.images, device=device, budget_gb=budget_gb)
+    views = Views(
+        augmentation=Augmentation(**config.augment.model_dump()),
+        seed=config.seed,
+        mean=torch.tensor(start.mean, device=device),
+        std=torch.tensor(start.std, device=device),
+    )
+    return Finetuning(
+        config,
+        opened,
+        data,
+        batch_size,
+        start,
+        model,
+        joint,
+        parallel_model=ranks.parallel(model),
+        parallel_joint=None if joint is None else ranks.parallel(joint),
+        optimizer=optimizer,
+        scaler=opened.scaler(),
+        schedule=Schedule(config.train, steps),
+        loss=build_loss(config, data.tiles.labels[data.train], num_classes=len(data.classes), device=device),
+        views=views,
+        labels=torch.from_numpy(data.tiles.labels).to(device),
+        store=store,
+        validation_store=store if own is None else own,
+    )
 
 
 def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.device) -> ContrastiveModel | None:
-    """Return the classifier's own encoder under a projection head, or None without contrastive steps.
+    """Return the classifier's encoder under a projection head, or None without contrastive steps.
 
-    The projection serves training alone and is in no checkpoint.
+    The projection exists during training only and is in no checkpoint.
     """
     if config.contrast.kind == "none":
         return None
@@ -359,35 +192,24 @@ def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.devi
     return ContrastiveModel(model.encoder, projection=projection.to(device))
 
 
-def project_pairs(
-    joint: nn.Module,
-    store: TileStore,
-    rows: torch.Tensor,
-    *,
-    view_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    mean: torch.Tensor,
-    std: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the projections of a random view of the tiles at `rows` (M,) and of the tiles as they are, (M, D) each."""
-    images = store.gather(rows)
-    view = view_of(images, rows.to(store.device, non_blocking=True))
-    clean = augment.normalise(augment.to_unit(images), mean=mean, std=std)
-    a, b = joint(torch.cat([view, clean])).chunk(2)
-    return a, b
-
-
-def take_step(loss: torch.Tensor, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Take one optimizer step down a loss; parameters that the loss does not depend on stay as they are."""
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    scaler.step(optimizer)
-    scaler.update()
+def build_optimizer(config: FinetuneConfig, model: Classifier, joint: ContrastiveModel | None) -> torch.optim.Optimizer:
+    """Return the optimizer: one peak rate for the encoder, another for the head and the projection."""
+    train = config.train
+    parts = [(model.encoder, train.learning_rate), (model.head, train.head_learning_rate)]
+    if joint is not None:
+        parts.append((joint.projection, train.head_learning_rate))
+    groups = [
+        group
+        for part, rate in parts
+        for group in optim.parameter_groups(part, learning_rate=rate, weight_decay=train.weight_decay)
+    ]
+    return optim.build_optimizer(train.optimizer, groups, momentum=train.momentum)
 
 
 def build_loss(config: FinetuneConfig, labels: NDArray[np.int64], *, num_classes: int, device: torch.device) -> Loss:
     """Return the loss on (logits (N, K), labels (N,)); class weights come from the training labels.
 
-    The mean of it over ranks is the loss of all their tiles, although weights may differ in sum from rank to rank.
+    Its mean over ranks is the loss of all their tiles, although the weights of a rank's tiles may differ in sum.
     """
     weight: torch.Tensor | None = None
     if config.train.loss.startswith("weighted_"):
@@ -406,8 +228,153 @@ def build_loss(config: FinetuneConfig, labels: NDArray[np.int64], *, num_classes
     return loss_of
 
 
-def validate(logits: torch.Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Return the unweighted loss, accuracy and balanced accuracy on the validation tiles."""
+def announce(job: Finetuning) -> None:
+    """Print how long the epochs are, which classes are absent, and what the run needs of memory."""
+    config, data = job.config, job.data
+    print(
+        f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; "
+        f"{job.schedule.steps_per_epoch} steps per epoch, batch size {job.batch_size}"
+    )
+    warn_of_absent_classes(data)
+    part = job.batch_size // job.opened.world
+    announce_memory(
+        job.opened,
+        command="finetune",
+        model=job.model,
+        optimizer=config.train.optimizer,
+        views=part if job.joint is None else 4 * part,  # two views of these tiles and of as many unlabelled ones
+        size_px=config.data.size_px,
+        store_bytes=data.tiles.images.nbytes,
+        budget_gb=config.data.device_budget_gb,
+    )
+    warning = job.schedule.warning()
+    if warning is not None:
+        print(warning)
+
+
+# --- an epoch ---
+
+
+@dataclass(frozen=True)
+class EpochMeans:
+    """Means over the steps and ranks of an epoch: losses, accuracy on random views, tiles per second."""
+
+    loss: float
+    accuracy: float
+    contrast_loss: float
+    tiles_per_second: float
+
+
+def train_epoch(job: Finetuning, epoch: int, *, bar: tqdm[Any]) -> EpochMeans:
+    """Train one epoch, counted from 0: a step on labels each time, followed by a contrastive one in joint training."""
+    config, model, device, steps = job.config, job.model, job.opened.device, job.schedule.steps_per_epoch
+    model.train()
+    if config.train.freeze_encoder:
+        model.encoder.eval()  # no dropout; batch-norm statistics stay those of pretraining
+    elif config.train.freeze_batch_norm:
+        keep_batch_statistics(model.encoder)
+    order = epoch_rows(job.data.train, job.data.tiles, config, epoch=epoch)[: steps * job.batch_size]
+    repeats = split.occurrences(order)  # balanced draws repeat tiles; each repeat is another view
+    order, repeats = order.reshape(steps, job.batch_size), repeats.reshape(steps, job.batch_size)
+    share = job.opened.share_of(job.batch_size)
+    rows, number = (torch.from_numpy(x[:, share]).to(device) for x in (order, repeats))  # (steps, N / R)
+    total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, accuracy, contrastive loss
+    started = time.perf_counter()
+    for step, images in enumerate(job.store.batches(order[:, share])):  # uint8 (N / R, H, W, 3)
+        at = epoch * steps + step
+        optim.set_learning_rate(job.optimizer, job.schedule.at(at))
+        target = job.labels[rows[step]]  # (N / R,)
+        x = job.views.one(images, rows[step], epoch=epoch, number=number[step])  # (N / R, 3, H, W)
+        with autocast(device, job.opened.precision):
+            logits = job.parallel_model(x)  # (N / R, K)
+        loss = job.loss(logits.float(), target)
+        take_step(loss, optimizer=job.optimizer, scaler=job.scaler)
+        right = (logits.detach().argmax(1) == target).double().mean()
+        total[:2] += torch.stack([loss.detach().double(), right])
+        if job.parallel_joint is not None:
+            pairs = split.with_unlabelled(order[step], job.data.unlabelled, seed=config.seed, step=at)
+            total[2] += contrast_step(job, job.parallel_joint, pairs, epoch=epoch, step=step)
+        bar.update()
+    train_loss, accuracy, contrast_loss = (ranks.mean(total) / steps).tolist()
+    seconds = time.perf_counter() - started
+    return EpochMeans(train_loss, accuracy, contrast_loss, tiles_per_second=steps * job.batch_size / seconds)
+
+
+def contrast_step(
+    job: Finetuning, joint: nn.Module, pairs: NDArray[np.int64], *, epoch: int, step: int
+) -> torch.Tensor:
+    """Take a contrastive step on the tiles at `pairs`, labelled and unlabelled, and return its loss, detached."""
+    config, world = job.config, job.opened.world
+    own = torch.from_numpy(pairs[: len(pairs) // world * world].reshape(world, -1)[ranks.rank()])  # (M,)
+    with autocast(job.opened.device, job.opened.precision):
+        # The step is the view's number, so that a tile met twice in an epoch gives two views.
+        a, b = project_pairs(joint, job.store, own, views=job.views, epoch=epoch, number=step)  # (M, D) each
+    loss = OBJECTIVES[config.contrast.kind].loss(a, b, temperature=config.contrast.temperature)
+    take_step(loss, optimizer=job.optimizer, scaler=job.scaler)
+    return loss.detach()
+
+
+def project_pairs(
+    joint: nn.Module, store: TileStore, rows: torch.Tensor, *, views: Views, epoch: int, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the projections of a random view of the tiles at `rows` (M,) and of the tiles as they are, (M, D) each."""
+    images = store.gather(rows)  # uint8 (M, H, W, 3)
+    view = views.one(images, rows.to(store.device, non_blocking=True), epoch=epoch, number=number)
+    a, b = joint(torch.cat([view, views.clean(images)])).chunk(2)
+    return a, b
+
+
+def take_step(loss: torch.Tensor, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Take one optimizer step down a loss; parameters that the loss does not depend on stay as they are."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def check_finite(means: EpochMeans, *, epoch: int, best: MetricsRow | None, folder: Path) -> None:
+    """Raise ValueError, saying what to try, if a loss is not a finite number."""
+    loss = means.loss + means.contrast_loss
+    if np.isfinite(loss):
+        return
+    left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
+    raise ValueError(
+        f"the loss became {loss} in epoch {epoch + 1}; lower train.learning_rate and train.head_learning_rate, or set "
+        f"precision=fp32 ({left})"
+    )
+
+
+# --- after an epoch ---
+
+
+def validation_logits(job: Finetuning) -> torch.Tensor:
+    """Return the logits of the validation tiles as they are, (V, K) on the CPU."""
+    return features.outputs(
+        job.model,
+        job.validation_store,
+        job.data.validation,
+        mean=job.views.mean,
+        std=job.views.std,
+        batch_size=job.config.train.batch_size,
+        precision=job.opened.precision,
+    )
+
+
+def metrics_row(job: Finetuning, epoch: int, means: EpochMeans, logits: torch.Tensor) -> MetricsRow:
+    """Return the epoch's row of metrics.jsonl."""
+    return {
+        "epoch": epoch + 1,
+        "train_loss": means.loss,
+        "train_accuracy": means.accuracy,
+        **({} if job.joint is None else {"contrast_loss": means.contrast_loss}),
+        **validation_metrics(logits, job.data.validation_tiles.labels[job.data.validation]),
+        "learning_rate": job.optimizer.param_groups[-1]["lr"],
+        "tiles_per_second": means.tiles_per_second,
+    }
+
+
+def validation_metrics(logits: torch.Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Return the unweighted loss, accuracy and balanced accuracy of logits (V, K)."""
     values = metrics.classification_metrics(labels, logits.softmax(1).double().numpy(), positive=None)
     return {
         "validation_loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
@@ -416,15 +383,52 @@ def validate(logits: torch.Tensor, labels: NDArray[np.int64]) -> dict[str, float
     }
 
 
-def score(row: dict[str, Any], config: FinetuneConfig) -> tuple[float, float]:
+def score(row: MetricsRow, config: FinetuneConfig) -> tuple[float, float]:
     """Return what a better epoch has more of; ties go to the lower loss."""
     loss = row["validation_loss"]
     return (-loss, 0.0) if config.train.select == "loss" else (row[f"validation_{config.train.select}"], -loss)
 
 
-def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+def calibrate(job: Finetuning, logits: torch.Tensor) -> KeptCalibration:
+    """Return the calibration fitted to the validation logits, (V, K)."""
+    labels = job.data.validation_tiles.labels[job.data.validation]
+    classes = job.data.classes
+    return fit_calibration(logits, labels, classes=classes, positive=positive_class(classes, None))
+
+
+def keep(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> None:
+    """Write the best checkpoint so far, and its model card."""
+    config, data, folder = job.config, job.data, job.opened.folder
+    blank = build_checkpoint(
+        config,
+        mean=job.start.mean,
+        std=job.start.std,
+        pooling=job.model.encoder.pooling,
+        classes=data.classes,
+        lineage=job.start.lineage,
+        fingerprint=data.fingerprint,
+        precision=job.opened.precision,
+    )
+    facts = replace(blank, epoch=int(row["epoch"]), validation=row, calibration=calibration)
+    whole = replace(facts, encoder=job.model.encoder.state_dict(), head=job.model.head.state_dict())
+    save_checkpoint(folder / "checkpoints" / "best.pt", whole)
+    card = model_card.model_card(
+        facts,
+        folder=folder,
+        origin=model_card.origin_of_weights(config.model.weights, job.start.checkpoint),
+        train=model_card.part_of(data.tiles, data.train),
+        validation=model_card.part_of(data.validation_tiles, data.validation),
+        carved=data.carved,
+        groups_are=groups_are(config.data),
+        slides_known=slides_known(config.data),
+        unlabelled=0 if job.joint is None else len(data.unlabelled),
+    )
+    writing.write_text(folder / model_card.FILE, card)
+
+
+def draw_curves(rows: list[MetricsRow], path: Path) -> None:
     """Draw training against validation."""
-    from sscl.plots.charts import plot_history  # matplotlib would hold the first step up
+    from sscl.plots.charts import plot_history  # importing matplotlib would delay the first step
 
     series = [
         ("loss", ["train_loss", "validation_loss"]),
@@ -433,3 +437,19 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     if "contrast_loss" in rows[0]:
         series.append(("contrastive loss", ["contrast_loss"]))
     plot_history(rows, series=series, path=path, title="Fine-tuning")
+
+
+def print_summary(job: Finetuning, best: MetricsRow, calibration: KeptCalibration) -> None:
+    """Print the best epoch's metrics, its calibration and what was written."""
+    config, data = job.config, job.data
+    origin = "carved from the training split" if data.carved else "of the data set's own validation split"
+    print(
+        f"best epoch {best['epoch']} by validation {config.train.select} ({len(data.validation)} tiles {origin}): "
+        f"accuracy {best['validation_accuracy']:.3f}, balanced accuracy {best['validation_balanced_accuracy']:.3f}, "
+        f"loss {best['validation_loss']:.3f}"
+    )
+    print(
+        f"calibrated on the same tiles: temperature {calibration.temperature:.3f}, expected calibration error "
+        f"{calibration.ece_before:.3f} before, {calibration.ece_after:.3f} after"
+    )
+    print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")

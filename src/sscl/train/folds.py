@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from sscl import ranks, run, writing
 from sscl.config import FinetuneConfig, changed_keys, load_config, plain
-from sscl.data import split
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles, slides_known
-from sscl.data.tiles import UNLABELLED, Tiles, place_store
+from sscl.data.tiles import Tiles, place_store
 from sscl.device import pick_device, pick_precision
 from sscl.evaluate import calibration, metrics, predictions, tables
 from sscl.models import checkpoint, features
@@ -29,6 +28,8 @@ from sscl.models.pixels import normalisation
 from sscl.models.start import start_encoder, weights_file
 from sscl.plots import comparison as comparison_plots
 from sscl.run import check_inputs_outside
+from sscl.train.finetune import train_classifier
+from sscl.train.labelled import held_out, labelled_parts, training_rows
 
 SHOWN = {
     "accuracy": "accuracy",
@@ -43,18 +44,13 @@ SHARED = (
 )
 MODELS = "the pooled predictions are of different classifiers: they judge the recipe, not any one of them"
 
-Train = Callable[..., None]
-Parts = Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
 
-
-def cross_validate(config: FinetuneConfig, *, train: Train, parts: Parts, overwrite: bool) -> None:
+def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
     """Train every fold that is not complete, and write predictions of all held-out tiles, their figures and a picture.
 
     With `train.fold` that fold alone is trained, in the run folder itself.
 
     Args:
-        train: trains one classifier by a configuration, `train(config, overwrite=...)`.
-        parts: returns the rows to train on and those for validation, `parts(tiles, config)`.
         overwrite: whether folds that are there are trained again.
 
     Raises:
@@ -78,7 +74,7 @@ def cross_validate(config: FinetuneConfig, *, train: Train, parts: Parts, overwr
     configs = {number: fold_config(config, number) for number in numbers}
     if not has_validation(config.data):
         for one in configs.values():
-            parts(tiles.subset(training_rows(tiles, one)), one)
+            labelled_parts(tiles.subset(training_rows(tiles, one)), one)
     notes = caveats(config, tiles)
     complete = [n for n in numbers if goes_on and is_complete(configs[n], tiles, held[n - 1])]
     if not alone:
@@ -92,7 +88,7 @@ def cross_validate(config: FinetuneConfig, *, train: Train, parts: Parts, overwr
             continue
         rows = held[number - 1]
         print(f"\nfold {number} of {len(held)}: {describe(tiles, rows, groups_are(config.data))} held out", flush=True)
-        train(one, overwrite=overwrite or not alone)
+        train_classifier(one, overwrite=overwrite or not alone)
         predict(one, tiles.subset(rows), device=device)
     report = build_report(config, tiles, [Path(one.run) for one in configs.values()], numbers=numbers, notes=notes)
     if not alone:
@@ -102,36 +98,6 @@ def cross_validate(config: FinetuneConfig, *, train: Train, parts: Parts, overwr
         print(f"note: {note}")
     written = "predictions.csv" if alone else "predictions.csv, folds.json, folds.png"
     print(f"wrote {folder}/{written}")
-
-
-# --- which tiles ---
-
-
-def held_out(tiles: Tiles, config: FinetuneConfig) -> list[NDArray[np.int64]]:
-    """Return the rows that each fold holds out; together they are all labelled tiles.
-
-    Raises:
-        ValueError: no tile has a label, or the tiles cannot be divided so.
-    """
-    labelled = np.flatnonzero(tiles.labels != UNLABELLED)
-    if not len(labelled):
-        raise ValueError(f"data.root: {config.data.root} has no labels; finetune needs tiles in classes")
-    assert config.train.folds is not None
-    groups = None if tiles.groups is None else tiles.groups[labelled]
-    try:
-        found = split.stratified_folds(tiles.labels[labelled], config.train.folds, seed=config.seed, groups=groups)
-    except ValueError as error:
-        raise ValueError(f"train.{error}") from error
-    return [labelled[part] for part in found]
-
-
-def training_rows(tiles: Tiles, config: FinetuneConfig) -> NDArray[np.int64]:
-    """Return the rows that `train.fold` may see: neither its held-out tiles nor unlabelled ones of their groups."""
-    assert config.train.fold is not None
-    held = held_out(tiles, config)[config.train.fold - 1]
-    if tiles.groups is not None:
-        return np.flatnonzero(~np.isin(tiles.groups, np.unique(tiles.groups[held])))
-    return np.setdiff1d(all_rows(tiles), held)
 
 
 def fold_config(config: FinetuneConfig, number: int) -> FinetuneConfig:

@@ -1,9 +1,9 @@
-"""Signs that pretraining learns something, taken after each epoch: effective rank, kNN accuracy, collapse."""
+"""Health metrics of pretraining, taken after each epoch: effective rank, k-NN accuracy, collapse."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +16,28 @@ from sscl.data.split import stratified_split
 from sscl.data.tiles import Tiles, TileStore
 from sscl.evaluate import probe
 from sscl.models import features
-from sscl.train.step import Views
 
 
 @dataclass(frozen=True)
 class HealthTiles:
-    """Rows of the tiles to train on and of those to look at."""
+    """Rows of the training tiles and of those that the health metrics are computed on.
+
+    Attributes:
+        train: trained on.
+        queries: whose embeddings are examined; held out of training when labelled.
+        bank: labelled training tiles, the neighbours of k-NN; empty without labels.
+    """
 
     train: NDArray[np.int64]
-    queries: NDArray[np.int64]  # their embeddings are looked at; held out of training when labelled
-    bank: NDArray[np.int64]  # labelled training tiles; empty without labels
+    queries: NDArray[np.int64]
+    bank: NDArray[np.int64]
 
 
 def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
-    """Return which tiles are trained on and which are looked at after each epoch.
+    """Return which tiles are trained on and which ones the health metrics are computed on.
 
-    With labels, a stratified (and grouped) part is held out of training, so that kNN accuracy says something about
-    unseen tiles; the labels serve no other purpose, so where they do not allow that, pretraining goes on without.
+    With labels, a stratified (and grouped) part is held out of training, so that k-NN accuracy is that of unseen
+    tiles. The labels serve no other purpose; where they do not allow that, pretraining continues without it.
     """
     rows = all_rows(tiles)
     rng = np.random.default_rng([config.seed, 1])
@@ -45,7 +50,7 @@ def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
         try:
             rest, held = stratified_split(tiles.labels[labelled], fraction=fraction, seed=config.seed, groups=groups)
         except ValueError as error:
-            print(f"no kNN accuracy, because no tiles can be held out for it: {error}")
+            print(f"no k-NN accuracy: no tiles can be held out for it ({error})")
     if held is None:
         queries = np.sort(rng.permutation(rows)[: config.health.tiles])
         return HealthTiles(train=rows, queries=queries, bank=rows[:0])
@@ -53,49 +58,54 @@ def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
     return HealthTiles(train=np.setdiff1d(rows, labelled[held]), queries=labelled[held], bank=bank)
 
 
-def health(
+def health_metrics(
     encoder: nn.Module,
     store: TileStore,
-    tiles: Tiles,
-    watch: HealthTiles,
+    labels: NDArray[np.int64],
+    chosen: HealthTiles,
     *,
-    views: Views,
-    config: PretrainConfig,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    batch_size: int,
+    neighbours: int,
     precision: str,
 ) -> dict[str, float]:
-    """Return the effective rank of the embeddings and, with labels, the kNN accuracy on held-out tiles."""
+    """Return the effective rank of the embeddings and, with labels, the k-NN accuracy on held-out tiles.
+
+    Args:
+        labels: of all tiles in the store. chosen: which of them.
+        mean, std: of the channels, (3,), as in training.
+        batch_size: tiles at a time. neighbours: k.
+    """
 
     def embed(rows: NDArray[np.int64]) -> torch.Tensor:
-        return features.outputs(
-            encoder,
-            store,
-            rows,
-            mean=views.mean,
-            std=views.std,
-            batch_size=config.train.batch_size,
-            precision=precision,
-        )
+        return features.outputs(encoder, store, rows, mean=mean, std=std, batch_size=batch_size, precision=precision)
 
-    queries = embed(watch.queries)
-    signs = {"effective_rank": probe.effective_rank(queries)}
-    if len(watch.bank):
-        signs["knn_balanced_accuracy"] = probe.knn_accuracy(
-            embed(watch.bank),
-            torch.from_numpy(tiles.labels[watch.bank]),
+    queries = embed(chosen.queries)
+    found = {"effective_rank": probe.effective_rank(queries)}
+    if len(chosen.bank):
+        found["knn_balanced_accuracy"] = probe.knn_accuracy(
+            embed(chosen.bank),
+            torch.from_numpy(labels[chosen.bank]),
             queries,
-            torch.from_numpy(tiles.labels[watch.queries]),
-            neighbours=config.health.neighbours,
+            torch.from_numpy(labels[chosen.queries]),
+            neighbours=neighbours,
         )
-    return signs
+    return found
 
 
-def collapse_warning(row: dict[str, Any]) -> str | None:
-    """Return a plain sentence when the embeddings have collapsed, else None."""
+def collapse_warning(row: Mapping[str, float]) -> str | None:
+    """Return a line when the embeddings have collapsed, else None.
+
+    Args:
+        row: negative_similarity, effective_rank and loss_relative, as in metrics.jsonl.
+    """
     remedy = "raise train.batch_size, lower train.learning_rate, or strengthen augment"
     if row["negative_similarity"] > 0.95:
-        return f"different tiles look alike (mean similarity {row['negative_similarity']:.3f}): collapse; {remedy}"
+        similarity = f"{row['negative_similarity']:.3f}"
+        return f"collapse: all tiles have nearly the same embedding (mean cosine similarity {similarity}); {remedy}"
     if row["effective_rank"] < 3:
-        return f"the embeddings use {row['effective_rank']:.1f} directions only: collapse; {remedy}"
+        return f"collapse: the effective rank of the embeddings is only {row['effective_rank']:.1f}; {remedy}"
     if row["loss_relative"] > 0.995:
-        return f"the loss is {row['loss_relative']:.3f} of what random guessing gives; {remedy}"
+        return f"the loss is {row['loss_relative']:.3f} times that of random guessing; {remedy}"
     return None

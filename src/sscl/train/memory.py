@@ -1,4 +1,4 @@
-"""What a training run will need of memory, told before it starts.
+"""What a training run will need of memory, and what to do where that is more than there is.
 
 B views in one pass, H x W pixels.
 """
@@ -13,6 +13,8 @@ from sscl.device import autocast
 
 # Values an optimiser keeps for each parameter.
 OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
+# Commands with a key batch_size, tiles forwarded at a time.
+BATCHED = ("data audit", "eval", "gradcam", "predict", "probe", "embed", "report")
 
 
 def activation_bytes(
@@ -68,6 +70,7 @@ def _fake(value: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def report(
     *,
+    command: str,
     model: nn.Module,
     optimizer: str,
     shape: tuple[int, int, int, int],
@@ -75,7 +78,6 @@ def report(
     precision: str,
     store_bytes: int,
     budget_gb: float,
-    views: int | None = None,
 ) -> list[str]:
     """Return lines that say what a training will take, to be printed before it starts.
 
@@ -83,13 +85,13 @@ def report(
     backward pass come on top.
 
     Args:
+        command: pretrain or finetune, for the advice where it does not fit.
         model: all that is trained, as for `activation_bytes`.
         optimizer: sgd, lars or adamw.
         shape: what goes through the model at a time, (B, 3, H, W): the views of a batch, or of a microbatch.
         device, precision: of the training.
         store_bytes: the tiles, uint8.
         budget_gb: up to which size the tiles go to a GPU, GiB (data.device_budget_gb).
-        views: views that exist at a time, where those are more than B.
 
     Raises:
         ValueError: an unknown optimizer.
@@ -115,7 +117,7 @@ def report(
             activation_bytes(model, shape=shape, device_type=device.type, precision=precision),
             f"of {count} views at {side} px, {precision}",
         ),
-        ("views", (views or count) * 3 * shape[2] * shape[3] * 4, f"{views or count} at {side} px"),
+        ("views", count * 3 * shape[2] * shape[3] * 4, f"{count} at {side} px"),
         ("tiles", store_bytes, where),
     ]
     need = sum(size for name, size, _ in parts if name != "tiles" or resident)
@@ -123,7 +125,7 @@ def report(
     total = ("total", need, "without the tiles" if limit is None else f"of the GPU's {readable(limit)}")
     lines = [f"  {name:<12} {readable(size):>10}  {note}".rstrip() for name, size, note in (*parts, total)]
     if limit is not None and need > limit:
-        lines.append(f"warning: this does not fit; {out_of_memory_hint()}")
+        lines.append(f"warning: this does not fit; {advice(command)}")
     return ["memory, estimated:", *lines]
 
 
@@ -132,14 +134,19 @@ def readable(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def out_of_memory_hint(*, microbatch: bool = True) -> str:
-    """Return which keys to lower when memory runs out, the one that costs least first.
-
-    Args:
-        microbatch: whether the command has train.microbatch.
-    """
-    first = "train.microbatch (the result stays the same), then " if microbatch else ""
-    return (
-        f"lower {first}train.batch_size, data.device_budget_gb, data.size_px, "
-        "take a smaller model.name, or set precision=bf16"
-    )
+def advice(command: str) -> str:
+    """Return what to do when memory runs out in a command: keys that it accepts, the one that costs least first."""
+    if command == "pretrain":
+        return (
+            "set train.microbatch to a divisor of train.batch_size (the same loss in less memory, about 4/3 of the "
+            "time; batch norm then uses the statistics of each microbatch), or lower train.batch_size; "
+            "precision=bf16, a lower data.device_budget_gb or data.size_px, and a smaller model.name also help"
+        )
+    if command == "finetune":
+        return (
+            "lower train.batch_size; precision=bf16, a lower data.device_budget_gb or data.size_px, and a smaller "
+            "model.name also help"
+        )
+    if command in BATCHED:
+        return "lower batch_size"
+    return "free some memory, or use a machine that has more"

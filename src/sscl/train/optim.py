@@ -1,85 +1,14 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimizers: parameter groups, SGD, LARS, AdamW."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
-LEARNING_RATE_SCALINGS = ("linear", "sqrt", "none")
-SCHEDULES = ("cosine", "multistep")
-
-
-def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str) -> float:
-    """Return the peak learning rate of a batch size.
-
-    `linear`: learning_rate * batch_size / 256 (Goyal et al., arXiv:1706.02677); `sqrt`: learning_rate *
-    sqrt(batch_size) (SimCLR, App. B.1); `none`: as it is.
-    """
-    if scaling == "linear":
-        return learning_rate * batch_size / 256
-    if scaling == "sqrt":
-        return learning_rate * math.sqrt(batch_size)
-    if scaling == "none":
-        return learning_rate
-    raise ValueError(f"train.learning_rate_scaling: got {scaling!r}, allowed are {', '.join(LEARNING_RATE_SCALINGS)}")
-
-
-def schedule_factor(
-    name: str,
-    step: int,
-    *,
-    steps_per_epoch: int,
-    epochs: int,
-    warmup_epochs: float = 0.0,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.1,
-) -> float:
-    """Return the factor on the peak learning rate at a step of the whole run (from 0).
-
-    `cosine` is `warmup_cosine`: `warmup_epochs` of linear rise, then down to 0 at the end of `epochs`. `multistep` has
-    no warm-up and stays level but for its drops at `milestones`.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name == "cosine":
-        warmup_steps = round(warmup_epochs * steps_per_epoch)
-        return warmup_cosine(step, warmup_steps=warmup_steps, total_steps=epochs * steps_per_epoch)
-    if name == "multistep":
-        return multistep(step // steps_per_epoch, milestones=milestones, gamma=gamma)
-    raise ValueError(f"train.schedule: got {name!r}, allowed are {', '.join(SCHEDULES)}")
-
-
-def multistep(epoch: int, *, milestones: Sequence[int], gamma: float) -> float:
-    """Return gamma to the power of the milestones reached: [2, 6] drops after 2 epochs and again after 6.
-
-    Args:
-        epoch: epochs that are complete, 0 in the first; as in `torch.optim.lr_scheduler.MultiStepLR`.
-    """
-    return float(gamma ** sum(milestone <= epoch for milestone in milestones))
-
-
-def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor on the peak learning rate at a step (from 0): a linear rise, then half a cosine down to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def warmup_warning(*, warmup_epochs: float, epochs: int) -> str | None:
-    """Return a sentence where the warm-up leaves no room for the peak learning rate, else None."""
-    if warmup_epochs < epochs:
-        return None
-    return (
-        f"warning: train.warmup_epochs ({warmup_epochs:g}) is not below train.epochs ({epochs}), so the peak learning "
-        "rate is never reached; lower train.warmup_epochs"
-    )
 
 
 def parameter_groups(module: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:

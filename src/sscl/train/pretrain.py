@@ -1,258 +1,182 @@
-"""sscl pretrain: contrastive pretraining (SimCLR with NT-Xent), read from top to bottom.
+"""Contrastive pretraining (SimCLR with NT-Xent), read from top to bottom.
 
-N tiles a batch, two views each; under torchrun each of R ranks has N / R of them.
+N tiles a batch, two views each; under torchrun each of R ranks has N / R of them. S sources.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from sscl import ranks, run, writing
+from sscl import ranks, writing
 from sscl.augment import Augmentation
-from sscl.config import PretrainConfig, changed_keys, plain, shown
+from sscl.config import PretrainConfig, changed_keys, shown
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
-from sscl.data.tiles import place_store
-from sscl.device import describe_device, pick_precision, tune
-from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
-from sscl.models import checkpoint
-from sscl.models.batch_norm import keep_batch_statistics
-from sscl.models.checkpoint import Checkpoint
-from sscl.models.heads import ContrastiveModel, build_projection
-from sscl.models.start import NO_STATISTICS, start_encoder
-from sscl.run import check_inputs_outside
-from sscl.train import memory, optim
-from sscl.train.health import carve_health, collapse_warning, health
+from sscl.data.tiles import Tiles, TileStore, place_store
+from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
+from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.start import Start, start_encoder
+from sscl.run import MetricsRow
+from sscl.train import optim
+from sscl.train.health import HealthTiles, carve_health, collapse_warning, health_metrics
 from sscl.train.profiling import Profile
-from sscl.train.step import ContrastiveStep, Views
+from sscl.train.schedule import Schedule, scaled_learning_rate
+from sscl.train.setup import OpenRun, announce_memory, open_run, progress_bar, start_log
+from sscl.train.step import OBJECTIVES, ContrastiveStep, Views
 
 
 def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:
-    """Pretrain on this rank's device; rank 0 writes."""
-    world, writes, progress = ranks.world_size(), ranks.rank() == 0, config.log.progress and ranks.rank() == 0
-    precision = pick_precision(config.precision, device)
-    tune(device)
-    folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
-    if not resume:
-        roots = {source_key(config, i, "root"): source.root for i, source in enumerate(config.data)}
-        check_inputs_outside(folder, {"model.weights": config.model.weights, **roots})
-    if config.log.tensorboard:
-        run.check_tensorboard()
-    batch_size, share = config.train.batch_size, share_of_batch(config, world=world)
-    over = f", {world} ranks" if world > 1 else ""
-    print(f"device: {describe_device(device)}{over}, precision {precision}")
+    """Pretrain on this rank's device; rank 0 writes the run folder.
 
+    Raises:
+        ValueError, FileNotFoundError: bad input, or a loss that is not finite; one line.
+    """
+    roots = {source_key(config, i, "root"): source.root for i, source in enumerate(config.data)}
+    inputs = {"model.weights": config.model.weights, **roots}
+    opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite, resume=resume)
+    job = prepare(config, opened, resume=resume)
+    log = start_log(opened, config, overwrite=overwrite, keep_epochs=job.first_epoch if resume else None)
+    announce(job)
+
+    steps = job.schedule.steps_per_epoch
+    last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
+    profile = Profile(opened.folder, enabled=config.train.profile and opened.writes, steps=steps, device=device)
+    with progress_bar(opened, job.schedule, command="pretrain", first_epoch=job.first_epoch) as bar, profile:
+        for epoch in range(job.first_epoch, last_epoch):
+            means = train_epoch(job, epoch, bar=bar, profile=profile)
+            if log is None:
+                continue
+            row = metrics_row(job, epoch, means)
+            # During warm-up, the loss of random guessing is to be expected.
+            warning = None if job.schedule.warms_up(epoch) else collapse_warning(row)
+            if warning:
+                bar.write(f"warning: epoch {epoch + 1}: {warning}")
+            log.append(row)
+            save_checkpoint(opened.folder / "checkpoints" / "last.pt", checkpoint_of(job, epoch))
+            draw_curves(log.rows, opened.folder / "curves.png")
+    if log is not None:
+        log.close()
+        export_encoder(job)
+        print("".join(f"{line}\n" for line in profile.lines()), end="")
+        print_summary(log.rows, opened.folder, config=config, finished=last_epoch == config.train.epochs)
+
+
+# --- before the first step ---
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """All that an epoch needs.
+
+    Attributes:
+        tiles: of all sources. source_of: int64 (len(tiles),), the source of each tile.
+        health_tiles: rows that are trained on, and those that the health metrics are of.
+        start: the encoder as it began, with mean and standard deviation of the pixels.
+        first_epoch: 0, or the epochs that the run to resume has.
+    """
+
+    config: PretrainConfig
+    opened: OpenRun
+    tiles: Tiles
+    source_of: NDArray[np.int64]
+    health_tiles: HealthTiles
+    start: Start
+    model: ContrastiveModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    schedule: Schedule
+    views: Views
+    step: ContrastiveStep
+    store: TileStore
+    first_epoch: int
+
+
+def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretraining:
+    """Return tiles, model and optimizer, as at the start or as the checkpoint to resume left them.
+
+    Raises:
+        ValueError: a batch that the ranks or the tiles do not allow; a checkpoint of another configuration.
+    """
+    check_batch(config, world=opened.world)
     with ranks.first_on_each_machine():
         tiles, source_of = load_sources(config)
-    watch = carve_health(tiles, config)
-    train, weighted = watch.train, config.data[0].weight is not None
-    steps = len(epoch_rows(train, source_of, config, epoch=0))
+    health_tiles = carve_health(tiles, config)
+    steps = len(epoch_rows(health_tiles.train, source_of, config, epoch=0))
     if steps == 0:
         raise ValueError(
-            f"train.batch_size: got {batch_size}, but there are only {len(train)} tiles to train on; "
-            "lower train.batch_size or add tiles"
+            f"train.batch_size: got {config.train.batch_size}, but there are only {len(health_tiles.train)} training "
+            "tiles; lower train.batch_size or add tiles"
         )
 
     torch.manual_seed(config.seed)
     start = start_encoder(config.model)
-    encoder, mean, std = start.encoder, start.mean, start.std
-    if config.train.freeze_batch_norm and config.model.weights is None:
-        print(NO_STATISTICS)
-    projection = build_projection(
-        encoder.num_features, kind=config.projection.kind, hidden=config.projection.hidden, dim=config.projection.dim
-    )
-    model = ContrastiveModel(encoder, projection=projection).to(device).to(memory_format=torch.channels_last)
-    ranks.synchronise_batch_norm(model, device)
-    peak = optim.scaled_learning_rate(
-        config.train.learning_rate, batch_size=batch_size, scaling=config.train.learning_rate_scaling
-    )
-    groups = optim.parameter_groups(model, learning_rate=peak, weight_decay=config.train.weight_decay)
+    head = config.projection
+    projection = build_projection(start.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
+    model = ContrastiveModel(start.encoder, projection=projection)
+    model = model.to(opened.device).to(memory_format=torch.channels_last)
+    ranks.synchronise_batch_norm(model, opened.device)
+    groups = optim.parameter_groups(model, learning_rate=peak_of(config), weight_decay=config.train.weight_decay)
     optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    fingerprint = tiles.fingerprint
-    store = place_store(tiles.images, device=device, budget_gb=config.data[0].device_budget_gb)
-    blank = checkpoint.build_checkpoint(
-        config,
-        mean=mean,
-        std=std,
-        pooling=encoder.pooling,
-        classes=tiles.classes,
-        lineage=start.lineage,
-        fingerprint=fingerprint,
-        precision=precision,
-    )
+    scaler = opened.scaler()
+    store = place_store(tiles.images, device=opened.device, budget_gb=config.data[0].device_budget_gb)
 
     first_epoch = 0
     if resume:
-        kept = checkpoint.load_checkpoint(folder / "checkpoints" / "last.pt", kind="pretrain")
-        check_same(kept, config, fingerprint, precision=precision)
+        kept = load_checkpoint(opened.folder / "checkpoints" / "last.pt", kind="pretrain")
+        check_same(kept, config, tiles.fingerprint, precision=opened.precision)
         model.load_state_dict(kept.model)
         optimizer.load_state_dict(kept.optimizer)
         scaler.load_state_dict(kept.scaler)
         first_epoch = kept.epoch
-        print(f"resuming {folder} after epoch {first_epoch}")
-    ranks.barrier()  # all have looked at the folder
-    log = None
-    if writes:
-        if not resume:
-            run.start_folder(folder, config=plain(config), overwrite=overwrite)
-        log = run.MetricsLog(folder, keep_epochs=first_epoch if resume else None, tensorboard=config.log.tensorboard)
+        print(f"resuming {opened.folder} after epoch {first_epoch}")
 
     views = Views(
         augmentation=Augmentation(**config.augment.model_dump()),
         seed=config.seed,
-        mean=torch.tensor(mean, device=device),
-        std=torch.tensor(std, device=device),
+        mean=torch.tensor(start.mean, device=opened.device),
+        std=torch.tensor(start.std, device=opened.device),
         clean_second=config.train.second_view == "clean",
     )
-    loss_of, collapse = nt_xent, nt_xent_at_collapse(batch_size)
-    if config.train.loss == "cross_view":
-        loss_of, collapse = cross_view_info_nce, cross_view_at_collapse(batch_size)
-    contrast = ContrastiveStep(
+    step = ContrastiveStep(
         model,
         views=views,
-        loss=loss_of,
+        loss=OBJECTIVES[config.train.loss].loss,
         temperature=config.train.temperature,
-        precision=precision,
+        precision=opened.precision,
         scaler=scaler,
         microbatch=config.train.microbatch,
         compile=config.train.compile,
     )
-    sources = torch.from_numpy(source_of).to(device)
-    if writes:
-        side, at_once = config.data[0].size_px, 2 * (config.train.microbatch or batch_size // world)
-        needs = memory.report(
-            model=model,
-            optimizer=config.train.optimizer,
-            shape=(at_once, 3, side, side),
-            device=device,
-            precision=precision,
-            store_bytes=tiles.images.nbytes,
-            budget_gb=config.data[0].device_budget_gb,
-        )
-        print("\n".join(needs))
-    last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
-    print(f"{len(train)} tiles to train on, {steps} steps of {batch_size} an epoch, peak learning rate {peak:.4g}")
-    if config.train.schedule == "cosine":
-        hint = optim.warmup_warning(warmup_epochs=config.train.warmup_epochs, epochs=config.train.epochs)
-        if hint is not None:
-            print(hint)
-    bar = tqdm(
-        total=steps * config.train.epochs,
-        initial=steps * first_epoch,
-        unit="step",
-        disable=not progress,
-        desc="pretrain",
-        dynamic_ncols=True,
+    return Pretraining(
+        config,
+        opened,
+        tiles,
+        source_of,
+        health_tiles,
+        start,
+        model,
+        optimizer,
+        scaler,
+        Schedule(config.train, steps),
+        views,
+        step,
+        store,
+        first_epoch,
     )
-    profile = Profile(folder, enabled=config.train.profile and writes, steps=steps, device=device)
-    with bar, profile:
-        for epoch in range(first_epoch, last_epoch):
-            model.train()
-            if config.train.freeze_batch_norm:
-                keep_batch_statistics(model.encoder)
-            order = epoch_rows(train, source_of, config, epoch=epoch)  # (steps, N)
-            # Weights repeat tiles; each time has other views.
-            repeats = occurrences(order.ravel()).reshape(order.shape) if weighted else np.zeros_like(order)
-            order, repeats = order[:, share], repeats[:, share]
-            rows, number = torch.from_numpy(order).to(device), 2 * torch.from_numpy(repeats).to(device)
-            at = torch.tensor(epoch, device=device)
-            total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
-            per_source = torch.zeros(2, len(config.data), device=device, dtype=torch.float64)  # loss, tiles
-            late: torch.Tensor | None = None
-            started = time.perf_counter()
-            batches = store.batches(order)
-            for step in range(steps):
-                with record_function("data"):
-                    images = next(batches)
-                factor = optim.schedule_factor(
-                    config.train.schedule,
-                    epoch * steps + step,
-                    steps_per_epoch=steps,
-                    epochs=config.train.epochs,
-                    warmup_epochs=config.train.warmup_epochs,
-                    milestones=config.train.milestones,
-                    gamma=config.train.gamma,
-                )
-                optim.set_learning_rate(optimizer, factor)
-                optimizer.zero_grad(set_to_none=True)
-                signs = contrast.backward(images, rows[step], number[step], at)
-                with record_function("optimizer"):
-                    scaler.step(optimizer)
-                    scaler.update()
-                loss = signs.losses.mean()
-                total += torch.stack([loss.double(), signs.positive, signs.negative])
-                if len(config.data) > 1:
-                    part = torch.stack([signs.losses.double(), torch.ones_like(signs.losses, dtype=torch.float64)])
-                    per_source.index_add_(1, sources[rows[step]], part)
-                # Looked at one step late: reading this step's loss would leave the device idle until the next.
-                if late is not None:
-                    value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=folder)
-                    speed = batch_size * (step + 1) / (time.perf_counter() - started)
-                    relative = f"{value / collapse:.2f} of {collapse_name(config)}"
-                    bar.set_postfix_str(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s")
-                late = loss
-                bar.update()
-                profile.step()
-            assert late is not None
-            check_finite(late.item(), epoch=epoch, step=steps - 1, folder=folder)
-
-            seconds = time.perf_counter() - started
-            mean_loss, positive, negative = (ranks.mean(total) / steps).tolist()
-            per_source = ranks.mean(per_source)
-            if log is None:
-                continue
-            row = {
-                "epoch": epoch + 1,
-                "loss": mean_loss,
-                "loss_relative": mean_loss / collapse,
-                **losses_by_source(per_source, config),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "positive_similarity": positive,
-                "negative_similarity": negative,
-                **health(model.encoder, store, tiles, watch, views=views, config=config, precision=precision),
-                "tiles_per_second": steps * batch_size / seconds,
-                "seconds": seconds,
-            }
-            # During warm-up the loss of random guessing is what one expects.
-            warm = config.train.schedule == "multistep" or epoch + 1 > config.train.warmup_epochs
-            warning = collapse_warning(row) if warm else None
-            if warning:
-                bar.write(f"warning: epoch {epoch + 1}: {warning}")
-            log.append(row)
-            now = replace(
-                blank,
-                epoch=epoch + 1,
-                encoder=model.encoder.state_dict(),
-                model=model.state_dict(),
-                optimizer=optimizer.state_dict(),
-                scaler=scaler.state_dict(),
-            )
-            checkpoint.save_checkpoint(folder / "checkpoints" / "last.pt", now)
-            draw_curves(log.rows, folder / "curves.png")
-    if log is not None:
-        log.close()
-        with writing.replacing(folder / "encoder.pt") as temporary:
-            torch.save({key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}, temporary)
-        print("".join(f"{line}\n" for line in profile.lines()), end="")
-        report_end(log.rows, folder, config=config, finished=last_epoch == config.train.epochs)
 
 
-def share_of_batch(config: PretrainConfig, *, world: int) -> slice:
-    """Return which tiles of a batch are this rank's.
-
-    Raises:
-        ValueError: the batch does not divide over the ranks, or a rank's part not into microbatches.
-    """
+def check_batch(config: PretrainConfig, *, world: int) -> None:
+    """Raise ValueError unless the batch divides over the ranks, and a rank's part into microbatches."""
     whole, micro = config.train.batch_size, config.train.microbatch
     if whole % world:
         raise ValueError(
@@ -265,11 +189,126 @@ def share_of_batch(config: PretrainConfig, *, world: int) -> slice:
             f"train.microbatch: got {micro}, which does not divide the {part} tiles of a batch on "
             f"{'this device' if world == 1 else 'each rank'}; allowed are its divisors"
         )
-    return slice(ranks.rank() * part, (ranks.rank() + 1) * part)
+
+
+def peak_of(config: PretrainConfig) -> float:
+    """Return the peak learning rate, scaled to the batch size."""
+    train = config.train
+    return scaled_learning_rate(train.learning_rate, batch_size=train.batch_size, scaling=train.learning_rate_scaling)
+
+
+def announce(job: Pretraining) -> None:
+    """Print what the run needs of memory and how long its epochs are."""
+    config, opened = job.config, job.opened
+    announce_memory(
+        opened,
+        command="pretrain",
+        model=job.model,
+        optimizer=config.train.optimizer,
+        views=2 * (config.train.microbatch or config.train.batch_size // opened.world),
+        size_px=config.data[0].size_px,
+        store_bytes=job.tiles.images.nbytes,
+        budget_gb=config.data[0].device_budget_gb,
+    )
+    print(
+        f"{len(job.health_tiles.train)} training tiles; {job.schedule.steps_per_epoch} steps per epoch, batch size "
+        f"{config.train.batch_size}, peak learning rate {peak_of(config):.4g}"
+    )
+    warning = job.schedule.warning()
+    if warning is not None:
+        print(warning)
+
+
+# --- an epoch ---
+
+
+@dataclass(frozen=True)
+class EpochMeans:
+    """Means over the steps and ranks of an epoch.
+
+    Attributes:
+        loss: of all tiles. by_source: of each source that had tiles in the epoch; empty for one source.
+        positive, negative: cosine similarity of the pairs, and of all other views.
+        learning_rate: of the last step. seconds: that the epoch took. tiles: that were trained on.
+    """
+
+    loss: float
+    by_source: dict[str, float]
+    positive: float
+    negative: float
+    learning_rate: float
+    seconds: float
+    tiles: int
+
+
+def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profile) -> EpochMeans:
+    """Train one epoch, counted from 0.
+
+    Raises:
+        ValueError: the loss is not a finite number.
+    """
+    config, opened, optimizer, device = job.config, job.opened, job.optimizer, job.opened.device
+    batch_size, steps = config.train.batch_size, job.schedule.steps_per_epoch
+    job.model.train()
+    if config.train.freeze_batch_norm:
+        keep_batch_statistics(job.model.encoder)
+    order = epoch_rows(job.health_tiles.train, job.source_of, config, epoch=epoch)  # (steps, N)
+    # Weighted sources repeat tiles; each repeat has views of its own.
+    weighted = config.data[0].weight is not None
+    repeats = occurrences(order.ravel()).reshape(order.shape) if weighted else np.zeros_like(order)
+    share = opened.share_of(batch_size)
+    order, repeats = order[:, share], repeats[:, share]  # (steps, N / R)
+    rows, number = torch.from_numpy(order).to(device), 2 * torch.from_numpy(repeats).to(device)
+    sources = torch.from_numpy(job.source_of).to(device)
+    at = torch.tensor(epoch, device=device)
+    total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
+    per_source = torch.zeros(2, len(config.data), device=device, dtype=torch.float64)  # loss and tiles, (2, S)
+    late: torch.Tensor | None = None
+    objective = OBJECTIVES[config.train.loss]
+    collapse = objective.at_collapse(batch_size)
+    started = time.perf_counter()
+    batches = job.store.batches(order)
+    for step in range(steps):
+        with record_function("data"):
+            images = next(batches)  # uint8 (N / R, H, W, 3)
+        optim.set_learning_rate(optimizer, job.schedule.at(epoch * steps + step))
+        optimizer.zero_grad(set_to_none=True)
+        result = job.step.backward(images, rows[step], number[step], at)
+        with record_function("optimizer"):
+            job.scaler.step(optimizer)
+            job.scaler.update()
+        loss = result.losses.mean()
+        total += torch.stack([loss.double(), result.positive, result.negative])
+        if len(config.data) > 1:
+            part = torch.stack([result.losses.double(), torch.ones_like(result.losses, dtype=torch.float64)])
+            per_source.index_add_(1, sources[rows[step]], part)
+        # Read one step late: reading this step's loss would leave the device idle until the next.
+        if late is not None:
+            value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=opened.folder)
+            speed = batch_size * (step + 1) / (time.perf_counter() - started)
+            relative = f"{value / collapse:.2f} of {objective.formula}"
+            bar.set_postfix_str(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s")
+        late = loss
+        bar.update()
+        profile.step()
+    assert late is not None
+    check_finite(late.item(), epoch=epoch, step=steps - 1, folder=opened.folder)
+
+    seconds = time.perf_counter() - started
+    mean_loss, positive, negative = (ranks.mean(total) / steps).tolist()
+    return EpochMeans(
+        loss=mean_loss,
+        by_source=losses_by_source(ranks.mean(per_source), config),
+        positive=positive,
+        negative=negative,
+        learning_rate=optimizer.param_groups[0]["lr"],
+        seconds=seconds,
+        tiles=steps * batch_size,
+    )
 
 
 def losses_by_source(per_source: torch.Tensor, config: PretrainConfig) -> dict[str, float]:
-    """Return the mean loss of each source's tiles from sums of loss and tiles, (2, sources); none for one source."""
+    """Return the mean loss of each source's tiles from sums of loss and tiles, (2, S); empty for one source."""
     if len(config.data) == 1:
         return {}
     sums, tiles = per_source.tolist()
@@ -292,9 +331,60 @@ def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
     )
 
 
-def check_same(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
-    """Raise ValueError unless a checkpoint's run and this one would learn the same."""
+# --- after an epoch ---
 
+
+def metrics_row(job: Pretraining, epoch: int, means: EpochMeans) -> MetricsRow:
+    """Return the epoch's row of metrics.jsonl, with the health metrics of the encoder as it is now."""
+    config = job.config
+    return {
+        "epoch": epoch + 1,
+        "loss": means.loss,
+        "loss_relative": means.loss / OBJECTIVES[config.train.loss].at_collapse(config.train.batch_size),
+        **means.by_source,
+        "learning_rate": means.learning_rate,
+        "positive_similarity": means.positive,
+        "negative_similarity": means.negative,
+        **health_metrics(
+            job.model.encoder,
+            job.store,
+            job.tiles.labels,
+            job.health_tiles,
+            mean=job.views.mean,
+            std=job.views.std,
+            batch_size=config.train.batch_size,
+            neighbours=config.health.neighbours,
+            precision=job.opened.precision,
+        ),
+        "tiles_per_second": means.tiles / means.seconds,
+        "seconds": means.seconds,
+    }
+
+
+def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
+    """Return what last.pt holds after an epoch."""
+    blank = build_checkpoint(
+        job.config,
+        mean=job.start.mean,
+        std=job.start.std,
+        pooling=job.model.encoder.pooling,
+        classes=job.tiles.classes,
+        lineage=job.start.lineage,
+        fingerprint=job.tiles.fingerprint,
+        precision=job.opened.precision,
+    )
+    return replace(
+        blank,
+        epoch=epoch + 1,
+        encoder=job.model.encoder.state_dict(),
+        model=job.model.state_dict(),
+        optimizer=job.optimizer.state_dict(),
+        scaler=job.scaler.state_dict(),
+    )
+
+
+def check_same(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
+    """Raise ValueError unless a checkpoint's run and this one would learn the same; one line a changed setting."""
     changes = changed_keys(kept.pretrain_config, config)
     if changes:
         raise ValueError(
@@ -305,7 +395,7 @@ def check_same(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, pr
             )
         )
     if kept.precision != precision:
-        raise ValueError(f"precision: is {precision} here, but the run to resume had {kept.precision}; set it")
+        raise ValueError(f"precision: is {precision} here, but the run to resume had {content['precision']}; set it")
     if kept.fingerprint != fingerprint:
         raise ValueError(
             f"data.root: the tiles of {', '.join(source.root for source in config.data)} are not those that the run to "
@@ -313,14 +403,9 @@ def check_same(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, pr
         )
 
 
-def collapse_name(config: PretrainConfig) -> str:
-    """Return the formula of the loss at collapse, in which N is the batch size."""
-    return "ln(2N-1)" if config.train.loss == "nt_xent" else "ln N"
-
-
-def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the loss, the similarities and the health signs against the epoch."""
-    from sscl.plots.charts import plot_history  # matplotlib would hold the first step up
+def draw_curves(rows: list[MetricsRow], path: Path) -> None:
+    """Draw the loss, the similarities and the health metrics against the epoch."""
+    from sscl.plots.charts import plot_history  # importing matplotlib would delay the first step
 
     series = [
         ("loss / loss at collapse", ["loss_relative"]),
@@ -331,20 +416,27 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     if by_source:
         series.append(("loss of each source", by_source))
     if any("knn_balanced_accuracy" in row for row in rows):
-        series.append(("kNN balanced accuracy", ["knn_balanced_accuracy"]))
+        series.append(("k-NN balanced accuracy", ["knn_balanced_accuracy"]))
     plot_history(rows, series=series, path=path, title="Pretraining")
 
 
-def report_end(rows: list[dict[str, Any]], folder: Path, *, config: PretrainConfig, finished: bool) -> None:
-    """Print the last epoch's signs and where everything lies."""
+def export_encoder(job: Pretraining) -> None:
+    """Write encoder.pt: the encoder's weights alone, under torchvision's names."""
+    with writing.replacing(job.opened.folder / "encoder.pt") as temporary:
+        state = job.model.encoder.state_dict()
+        torch.save({key: value.cpu().contiguous() for key, value in state.items()}, temporary)
+
+
+def print_summary(rows: list[MetricsRow], folder: Path, *, config: PretrainConfig, finished: bool) -> None:
+    """Print the last epoch's metrics and what was written."""
     if rows:
         last = rows[-1]
-        knn = f", kNN balanced accuracy {last['knn_balanced_accuracy']:.3f}" if "knn_balanced_accuracy" in last else ""
+        knn = f", k-NN balanced accuracy {last['knn_balanced_accuracy']:.3f}" if "knn_balanced_accuracy" in last else ""
         print(
-            f"epoch {last['epoch']}: loss {last['loss']:.4f} ({last['loss_relative']:.3f} of {collapse_name(config)}), "
-            f"similarity {last['positive_similarity']:.3f} of pairs, {last['negative_similarity']:.3f} of others, "
-            f"effective rank {last['effective_rank']:.1f}{knn}"
+            f"epoch {last['epoch']}: loss {last['loss']:.4f} ({last['loss_relative']:.3f} of "
+            f"{OBJECTIVES[config.train.loss].formula}), cosine similarity {last['positive_similarity']:.3f} within "
+            f"pairs, {last['negative_similarity']:.3f} between tiles, effective rank {last['effective_rank']:.1f}{knn}"
         )
     print(f"wrote {folder}/checkpoints/last.pt, encoder.pt, metrics.jsonl, curves.png")
     if not finished:
-        print("stopped early (train.stop_after_epoch); --resume goes on")
+        print("stopped early (train.stop_after_epoch); continue with --resume")

@@ -19,9 +19,23 @@ from torch.profiler import record_function
 from sscl import augment, ranks
 from sscl.augment import Augmentation
 from sscl.device import autocast
-from sscl.losses import nt_xent
+from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
 
 Loss = Callable[..., torch.Tensor]  # nt_xent or cross_view_info_nce
+
+
+class Objective(NamedTuple):
+    """A contrastive loss, and what it is when all projections are equal."""
+
+    loss: Loss
+    at_collapse: Callable[[int], float]  # of the batch size N
+    formula: str  # of `at_collapse`
+
+
+OBJECTIVES = {
+    "nt_xent": Objective(nt_xent, nt_xent_at_collapse, "ln(2N-1)"),
+    "cross_view": Objective(cross_view_info_nce, cross_view_at_collapse, "ln N"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,9 +48,28 @@ class Views:
     std: torch.Tensor  # (3,)
     clean_second: bool = False  # compare a view with the tile as it is
 
+    def one(
+        self, images: torch.Tensor, tiles: torch.Tensor, *, epoch: int | torch.Tensor, number: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Return one random view of each tile, normalised; arguments as of `augment.view`."""
+        return augment.view(
+            images,
+            tiles,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            epoch=epoch,
+            view=number,
+            mean=self.mean,
+            std=self.std,
+        )
 
-class Signs(NamedTuple):
-    """What a step says about itself; nothing here has been read from the device."""
+    def clean(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the tiles as they are, normalised."""
+        return augment.normalise(augment.to_unit(images), mean=self.mean, std=self.std)
+
+
+class StepResult(NamedTuple):
+    """Losses and similarities of a step; all are still on the device."""
 
     losses: torch.Tensor  # (N,), of this rank's tiles
     positive: torch.Tensor  # mean cosine similarity of the pairs of all ranks
@@ -69,12 +102,19 @@ class ViewProjections(nn.Module):
         """
         v = self.views
         with record_function("augment"):
-            keys: dict[str, Any] = {"augmentation": v.augmentation, "seed": v.seed, "mean": v.mean, "std": v.std}
             if v.clean_second:
-                first = augment.view(images, tiles, epoch=epoch, view=number, **keys)
-                both = torch.cat([first, augment.normalise(augment.to_unit(images), mean=v.mean, std=v.std)])
+                both = torch.cat([v.one(images, tiles, epoch=epoch, number=number), v.clean(images)])
             else:
-                both = augment.pair(images, tiles, epoch=epoch, view=number, **keys)
+                both = augment.pair(
+                    images,
+                    tiles,
+                    augmentation=v.augmentation,
+                    seed=v.seed,
+                    epoch=epoch,
+                    view=number,
+                    mean=v.mean,
+                    std=v.std,
+                )
         # Entered anew in each call: autocast remembers weights that it cast without a graph, as in the pass below.
         with record_function("forward"), autocast(images.device, self.precision):
             a, b = self.model(both).chunk(2)
@@ -84,7 +124,7 @@ class ViewProjections(nn.Module):
 class ContrastiveStep:
     """The loss of a batch, and its gradient left on the parameters; under torchrun, that of all ranks' batches.
 
-    With `microbatch` the batch goes through the net M tiles at a time, twice: first without a graph, to get the
+    With `microbatch` the batch goes through the model M tiles at a time, twice: first without a graph, to get the
     gradient of the loss at every projection, then with one, to take that back to the parameters (gradient caching,
     Gao et al., arXiv:2101.06983). Memory is then that of M tiles and the gradient that of the whole batch. Batch norm
     normalises each microbatch by itself; its running statistics move once a step, by the mean over the microbatches.
@@ -94,7 +134,7 @@ class ContrastiveStep:
         loss: `nt_xent` or `cross_view_info_nce`.
         scaler: of fp16; None multiplies by nothing.
         microbatch: M, tiles of a rank forwarded at once; divides N. None is N.
-        compile: torch.compile views, net and loss as one graph (with ranks or microbatches: views and net).
+        compile: torch.compile views, model and loss as one graph (with ranks or microbatches: views and model).
     """
 
     def __init__(
@@ -112,32 +152,38 @@ class ContrastiveStep:
         self.loss, self.temperature, self.scaler, self.microbatch = loss, temperature, scaler, microbatch
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         project: Any = ViewProjections(model, views=views, precision=precision)
-        whole: Any = self._signs
+        whole: Any = self._result
         if compile and microbatch is None and ranks.world_size() == 1:
             whole = torch.compile(whole, fullgraph=True)
         elif compile:
             project = torch.compile(project, fullgraph=True)
         self._once, self._project, self._whole = project, ranks.parallel(project), whole
 
-    def backward(self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor) -> Signs:
+    def backward(
+        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
+    ) -> StepResult:
         """Add the batch's gradient to the parameters' `.grad`; arguments as of `ViewProjections.forward`."""
         if self.microbatch is not None and self.microbatch < len(images):
             return self._cached(images, tiles, number, epoch)
         losses, positive, negative = self._whole(images, tiles, number, epoch)
         with record_function("backward"):
             torch.autograd.backward(self._scaled(losses.mean()))
-        return Signs(losses.detach(), positive, negative)
+        return StepResult(losses.detach(), positive, negative)
 
     def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def _signs(self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor) -> Signs:
+    def _result(
+        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
+    ) -> StepResult:
         a, b = self._project(images, tiles, number, epoch)
         with record_function("loss"):
             losses = self.loss(a, b, temperature=self.temperature, reduction="none")
-            return Signs(losses, *similarities(a, b))
+            return StepResult(losses, *similarities(a, b))
 
-    def _cached(self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor) -> Signs:
+    def _cached(
+        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
+    ) -> StepResult:
         assert self.microbatch is not None
         if len(images) % self.microbatch:
             raise ValueError(f"microbatch: got {self.microbatch}, which does not divide the {len(images)} tiles")
@@ -157,7 +203,7 @@ class ContrastiveStep:
                 last = i + 1 == len(parts)  # the ranks' gradients are averaged once, at the end
                 with contextlib.nullcontext() if last else ranks.no_average(self._project):
                     torch.autograd.backward(self._project(*part, epoch), tuple(gradient))
-        return Signs(losses.detach(), *similarities(*projections))
+        return StepResult(losses.detach(), *similarities(*projections))
 
 
 @contextlib.contextmanager
@@ -186,7 +232,7 @@ def statistics_once(norms: list[_BatchNorm], *, parts: int) -> Iterator[Callable
             norm.momentum = momentum
     with torch.no_grad():
         for i, norm in enumerate(moving):
-            # None is torch's sign for the plain mean over all steps.
+            # None: torch takes the plain mean over all steps.
             momentum = norm.momentum if norm.momentum is not None else 1 / (float(counted[i]) + 1)
             for j in (2 * i, 2 * i + 1):
                 buffers[j].copy_(before[j].lerp_(means[j], momentum))

@@ -1,0 +1,145 @@
+"""What pretraining and fine-tuning do before their first step: open the run, announce it, show progress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from sscl import ranks, run
+from sscl.config import FinetuneConfig, PretrainConfig, plain
+from sscl.device import describe_device, pick_precision, tune
+from sscl.models.start import NO_STATISTICS
+from sscl.train import memory
+from sscl.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """Where a run computes, and what this process does in it.
+
+    Attributes:
+        folder: the run folder.
+        device: of this rank.
+        precision: fp32, bf16 or fp16.
+        world: number of ranks, 1 without torchrun.
+        writes: whether this rank validates and writes; rank 0 alone does.
+        progress: whether this rank shows a progress bar.
+    """
+
+    folder: Path
+    device: torch.device
+    precision: str
+    world: int
+    writes: bool
+    progress: bool
+
+    def share_of(self, batch_size: int) -> slice:
+        """Return which tiles of a batch are this rank's; the batch size is a multiple of `world`."""
+        part = batch_size // self.world
+        return slice(ranks.rank() * part, (ranks.rank() + 1) * part)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return the gradient scaler of fp16, which does nothing at another precision."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+
+def open_run(
+    config: PretrainConfig | FinetuneConfig,
+    *,
+    device: torch.device,
+    inputs: Mapping[str, str | None],
+    overwrite: bool,
+    resume: bool = False,
+) -> OpenRun:
+    """Return the run after all checks that need no data; prints the device and writes nothing.
+
+    Args:
+        device: of this rank.
+        inputs: files and folders that the run reads, by key; --overwrite must not delete them.
+        overwrite, resume: the flags of the command.
+
+    Raises:
+        ValueError, FileNotFoundError: the run folder, the precision or TensorBoard; one line.
+    """
+    precision = pick_precision(config.precision, device)
+    tune(device)
+    folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
+    if not resume:
+        run.check_inputs_outside(folder, inputs)
+    if config.log.tensorboard:
+        run.check_tensorboard()
+    world, first = ranks.world_size(), ranks.rank() == 0
+    over = f", {world} ranks" if world > 1 else ""
+    print(f"device: {describe_device(device)}{over}, precision {precision}")
+    if config.train.freeze_batch_norm and config.model.weights is None:
+        print(NO_STATISTICS)
+    return OpenRun(folder, device, precision, world, writes=first, progress=config.log.progress and first)
+
+
+def start_log(
+    opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, overwrite: bool, keep_epochs: int | None = None
+) -> run.MetricsLog | None:
+    """Make the run folder, once all ranks have checked it, and return its log; None on ranks that do not write.
+
+    Args:
+        keep_epochs: epochs of a resumed run that its checkpoint holds; None for a new run.
+    """
+    ranks.barrier()
+    if not opened.writes:
+        return None
+    if keep_epochs is None:
+        run.start_folder(opened.folder, config=plain(config), overwrite=overwrite)
+    return run.MetricsLog(opened.folder, keep_epochs=keep_epochs, tensorboard=config.log.tensorboard)
+
+
+def announce_memory(
+    opened: OpenRun,
+    *,
+    command: str,
+    model: nn.Module,
+    optimizer: str,
+    views: int,
+    size_px: int,
+    store_bytes: int,
+    budget_gb: float,
+) -> None:
+    """Print what the training will need of memory; rank 0 alone does.
+
+    Args:
+        command: pretrain or finetune, for the advice where it does not fit.
+        model: all that is trained. optimizer: sgd, lars or adamw.
+        views: forwarded at a time on one rank. size_px: their side.
+        store_bytes: the tiles. budget_gb: up to which size they go to a GPU, GiB.
+    """
+    if not opened.writes:
+        return
+    lines = memory.report(
+        command=command,
+        model=model,
+        optimizer=optimizer,
+        shape=(views, 3, size_px, size_px),
+        device=opened.device,
+        precision=opened.precision,
+        store_bytes=store_bytes,
+        budget_gb=budget_gb,
+    )
+    print("\n".join(lines))
+
+
+def progress_bar(opened: OpenRun, schedule: Schedule, *, command: str, first_epoch: int = 0) -> tqdm[Any]:
+    """Return a bar over all steps of the run, those of earlier epochs included."""
+    bar: tqdm[Any] = tqdm(
+        total=schedule.steps_per_epoch * schedule.settings.epochs,
+        initial=schedule.steps_per_epoch * first_epoch,
+        unit="step",
+        disable=not opened.progress,
+        desc=command,
+        dynamic_ncols=True,
+    )
+    return bar
