@@ -22,8 +22,9 @@ from sscl.data.tiles import Tiles
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models.start import start_encoder
 from sscl.train import finetune, labelled
+from sscl.train.objectives import OBJECTIVES, build_loss, score, validation_metrics
 from sscl.train.setup import open_run
-from sscl.train.step import OBJECTIVES, Views
+from sscl.train.step import Views
 
 KEYS = {
     "epoch",
@@ -515,7 +516,7 @@ def test_as_many_steps_as_one_pass_has_change_nothing(cli: Any, tmp_path: Path, 
 @pytest.mark.parametrize("name", ["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"])
 def test_losses_equal_their_formula(name: str) -> None:
     labels = np.array([0] * 30 + [1] * 10)
-    loss = finetune.build_loss(config(loss=name, focal_gamma=1.5), labels, num_classes=2, device=torch.device("cpu"))
+    loss = build_loss(config(loss=name, focal_gamma=1.5), labels, num_classes=2, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(6, 2, generator=generator), torch.tensor([0, 0, 1, 0, 1, 1])
 
@@ -572,7 +573,7 @@ def test_score_follows_the_chosen_metric() -> None:
     accurate = {"validation_loss": 0.9, "validation_accuracy": 0.8, "validation_balanced_accuracy": 0.4}
 
     better = {
-        select: finetune.score(accurate, config(select=select)) > finetune.score(low_loss, config(select=select))
+        select: score(accurate, config(select=select)) > score(low_loss, config(select=select))
         for select in ("loss", "accuracy", "balanced_accuracy")
     }
 
@@ -585,7 +586,7 @@ def test_validation_metrics_are_those_of_sklearn() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(40, 3, generator=generator), np.repeat([0, 0, 1, 2], 10)
 
-    found = finetune.validation_metrics(logits, labels)
+    found = validation_metrics(logits, labels)
 
     predicted = logits.argmax(1).numpy()
     assert found["validation_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
@@ -906,7 +907,7 @@ def test_contrast_never_meets_validation_and_goes_on_through_the_unlabelled_tile
     monkeypatch.setattr(finetune.split, "with_unlabelled", with_unlabelled)
     monkeypatch.setattr(finetune, "project_pairs", pairs)
     monkeypatch.setattr(finetune.features, "outputs", outputs)
-    monkeypatch.setattr(finetune, "draw_curves", lambda rows, path: None)
+    monkeypatch.setattr(finetune, "draw_finetuning", lambda rows, path: None)
     monkeypatch.setattr(finetune, "take_step", lambda loss, **named: None)
     words = ["train.label_fraction=0.5", "train.batch_size=4", "train.epochs=2", "seed=3"]
 

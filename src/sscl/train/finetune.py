@@ -7,14 +7,12 @@ tiles of a batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
@@ -26,9 +24,8 @@ from sscl.data import split
 from sscl.data.load import groups_are, slides_known
 from sscl.data.tiles import TileStore, place_store
 from sscl.device import autocast, pick_device
-from sscl.evaluate import metrics, model_card
+from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
-from sscl.losses import focal_loss
 from sscl.models import features
 from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import build_checkpoint, save_checkpoint
@@ -37,12 +34,12 @@ from sscl.models.heads import Classifier, ContrastiveModel, build_projection, ke
 from sscl.models.start import Start, start_encoder
 from sscl.run import MetricsRow
 from sscl.train import optim
+from sscl.train.curves import draw_finetuning
 from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled, warn_of_absent_classes
+from sscl.train.objectives import OBJECTIVES, LabelLoss, build_loss, score, validation_metrics
 from sscl.train.schedule import Schedule
 from sscl.train.setup import OpenRun, announce_memory, open_run, progress_bar, start_log
-from sscl.train.step import OBJECTIVES, Views
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from sscl.train.step import Views, project_pairs, take_step
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
@@ -86,7 +83,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                 if better:
                     calibration = calibrate(job, logits)
                     keep(job, row, calibration)
-                draw_curves(log.rows, opened.folder / "curves.png")
+                draw_finetuning(log.rows, opened.folder / "curves.png")
             if epoch + 1 - best["epoch"] >= config.train.patience:
                 bar.write(f"stopped: no better epoch than {best['epoch']} in {config.train.patience}")
                 break
@@ -124,7 +121,7 @@ class Finetuning:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     schedule: Schedule
-    loss: Loss
+    loss: LabelLoss
     views: Views
     labels: torch.Tensor
     store: TileStore
@@ -204,28 +201,6 @@ def build_optimizer(config: FinetuneConfig, model: Classifier, joint: Contrastiv
         for group in optim.parameter_groups(part, learning_rate=rate, weight_decay=train.weight_decay)
     ]
     return optim.build_optimizer(train.optimizer, groups, momentum=train.momentum)
-
-
-def build_loss(config: FinetuneConfig, labels: NDArray[np.int64], *, num_classes: int, device: torch.device) -> Loss:
-    """Return the loss on (logits (N, K), labels (N,)); class weights come from the training labels.
-
-    Its mean over ranks is the loss of all their tiles, although the weights of a rank's tiles may differ in sum.
-    """
-    weight: torch.Tensor | None = None
-    if config.train.loss.startswith("weighted_"):
-        weight = torch.from_numpy(split.class_weights(labels, num_classes=num_classes)).float().to(device)
-
-    def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if config.train.loss.endswith("focal"):
-            loss = focal_loss(logits, target, gamma=config.train.focal_gamma, weight=weight)
-        else:
-            loss = F.cross_entropy(logits, target, weight=weight)
-        if weight is None or ranks.world_size() == 1:
-            return loss
-        total = weight[target].sum()
-        return loss * total / ranks.mean(total)
-
-    return loss_of
 
 
 def announce(job: Finetuning) -> None:
@@ -314,24 +289,6 @@ def contrast_step(
     return loss.detach()
 
 
-def project_pairs(
-    joint: nn.Module, store: TileStore, rows: torch.Tensor, *, views: Views, epoch: int, number: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the projections of a random view of the tiles at `rows` (M,) and of the tiles as they are, (M, D) each."""
-    images = store.gather(rows)  # uint8 (M, H, W, 3)
-    view = views.one(images, rows.to(store.device, non_blocking=True), epoch=epoch, number=number)
-    a, b = joint(torch.cat([view, views.clean(images)])).chunk(2)
-    return a, b
-
-
-def take_step(loss: torch.Tensor, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Take one optimizer step down a loss; parameters that the loss does not depend on stay as they are."""
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    scaler.step(optimizer)
-    scaler.update()
-
-
 def check_finite(means: EpochMeans, *, epoch: int, best: MetricsRow | None, folder: Path) -> None:
     """Raise ValueError, saying what to try, if a loss is not a finite number."""
     loss = means.loss + means.contrast_loss
@@ -373,22 +330,6 @@ def metrics_row(job: Finetuning, epoch: int, means: EpochMeans, logits: torch.Te
     }
 
 
-def validation_metrics(logits: torch.Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Return the unweighted loss, accuracy and balanced accuracy of logits (V, K)."""
-    values = metrics.classification_metrics(labels, logits.softmax(1).double().numpy(), positive=None)
-    return {
-        "validation_loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
-        "validation_accuracy": values["accuracy"],
-        "validation_balanced_accuracy": values["balanced_accuracy"],
-    }
-
-
-def score(row: MetricsRow, config: FinetuneConfig) -> tuple[float, float]:
-    """Return what a better epoch has more of; ties go to the lower loss."""
-    loss = row["validation_loss"]
-    return (-loss, 0.0) if config.train.select == "loss" else (row[f"validation_{config.train.select}"], -loss)
-
-
 def calibrate(job: Finetuning, logits: torch.Tensor) -> KeptCalibration:
     """Return the calibration fitted to the validation logits, (V, K)."""
     labels = job.data.validation_tiles.labels[job.data.validation]
@@ -424,19 +365,6 @@ def keep(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> None
         unlabelled=0 if job.joint is None else len(data.unlabelled),
     )
     writing.write_text(folder / model_card.FILE, card)
-
-
-def draw_curves(rows: list[MetricsRow], path: Path) -> None:
-    """Draw training against validation."""
-    from sscl.plots.charts import plot_history  # importing matplotlib would delay the first step
-
-    series = [
-        ("loss", ["train_loss", "validation_loss"]),
-        ("accuracy", ["train_accuracy", "validation_accuracy", "validation_balanced_accuracy"]),
-    ]
-    if "contrast_loss" in rows[0]:
-        series.append(("contrastive loss", ["contrast_loss"]))
-    plot_history(rows, series=series, path=path, title="Fine-tuning")
 
 
 def print_summary(job: Finetuning, best: MetricsRow, calibration: KeptCalibration) -> None:

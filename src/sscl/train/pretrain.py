@@ -5,7 +5,6 @@ N tiles a batch, two views each; under torchrun each of R ranks has N / R of the
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from sscl import ranks, writing
 from sscl.augment import Augmentation
-from sscl.config import PretrainConfig, changed_keys, shown
+from sscl.config import PretrainConfig
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, place_store
@@ -28,11 +27,13 @@ from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_sta
 from sscl.models.start import Start, start_encoder
 from sscl.run import MetricsRow
 from sscl.train import optim
+from sscl.train.curves import draw_pretraining
 from sscl.train.health import HealthTiles, carve_health, collapse_warning, health_metrics
+from sscl.train.objectives import OBJECTIVES
 from sscl.train.profiling import Profile
 from sscl.train.schedule import Schedule, scaled_learning_rate
-from sscl.train.setup import OpenRun, announce_memory, open_run, progress_bar, start_log
-from sscl.train.step import OBJECTIVES, ContrastiveStep, Views
+from sscl.train.setup import OpenRun, announce_memory, check_resumable, open_run, progress_bar, start_log
+from sscl.train.step import ContrastiveStep, Views
 
 
 def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:
@@ -63,10 +64,11 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
                 bar.write(f"warning: epoch {epoch + 1}: {warning}")
             log.append(row)
             save_checkpoint(opened.folder / "checkpoints" / "last.pt", checkpoint_of(job, epoch))
-            draw_curves(log.rows, opened.folder / "curves.png")
+            draw_pretraining(log.rows, opened.folder / "curves.png")
     if log is not None:
         log.close()
-        export_encoder(job)
+        with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
+            torch.save({key: x.cpu().contiguous() for key, x in job.model.encoder.state_dict().items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
         print_summary(log.rows, opened.folder, config=config, finished=last_epoch == config.train.epochs)
 
@@ -133,7 +135,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     first_epoch = 0
     if resume:
         kept = load_checkpoint(opened.folder / "checkpoints" / "last.pt", kind="pretrain")
-        check_same(kept, config, tiles.fingerprint, precision=opened.precision)
+        check_resumable(kept, config, tiles.fingerprint, precision=opened.precision)
         model.load_state_dict(kept.model)
         optimizer.load_state_dict(kept.optimizer)
         scaler.load_state_dict(kept.scaler)
@@ -214,9 +216,8 @@ def announce(job: Pretraining) -> None:
         f"{len(job.health_tiles.train)} training tiles; {job.schedule.steps_per_epoch} steps per epoch, batch size "
         f"{config.train.batch_size}, peak learning rate {peak_of(config):.4g}"
     )
-    warning = job.schedule.warning()
-    if warning is not None:
-        print(warning)
+    if job.schedule.warning() is not None:
+        print(job.schedule.warning())
 
 
 # --- an epoch ---
@@ -381,50 +382,6 @@ def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
         optimizer=job.optimizer.state_dict(),
         scaler=job.scaler.state_dict(),
     )
-
-
-def check_same(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
-    """Raise ValueError unless a checkpoint's run and this one would learn the same; one line a changed setting."""
-    changes = changed_keys(kept.pretrain_config, config)
-    if changes:
-        raise ValueError(
-            "\n".join(
-                f"{change.key}: got {shown(change.now)}, but the run to resume has {shown(change.before)}; "
-                "leave it as it was"
-                for change in changes
-            )
-        )
-    if kept.precision != precision:
-        raise ValueError(f"precision: is {precision} here, but the run to resume had {content['precision']}; set it")
-    if kept.fingerprint != fingerprint:
-        raise ValueError(
-            f"data.root: the tiles of {', '.join(source.root for source in config.data)} are not those that the run to "
-            "resume was trained on"
-        )
-
-
-def draw_curves(rows: list[MetricsRow], path: Path) -> None:
-    """Draw the loss, the similarities and the health metrics against the epoch."""
-    from sscl.plots.charts import plot_history  # importing matplotlib would delay the first step
-
-    series = [
-        ("loss / loss at collapse", ["loss_relative"]),
-        ("cosine similarity", ["positive_similarity", "negative_similarity"]),
-        ("effective rank", ["effective_rank"]),
-    ]
-    by_source = list(dict.fromkeys(key for row in rows for key in row if re.match(r"loss_\d", key)))
-    if by_source:
-        series.append(("loss of each source", by_source))
-    if any("knn_balanced_accuracy" in row for row in rows):
-        series.append(("k-NN balanced accuracy", ["knn_balanced_accuracy"]))
-    plot_history(rows, series=series, path=path, title="Pretraining")
-
-
-def export_encoder(job: Pretraining) -> None:
-    """Write encoder.pt: the encoder's weights alone, under torchvision's names."""
-    with writing.replacing(job.opened.folder / "encoder.pt") as temporary:
-        state = job.model.encoder.state_dict()
-        torch.save({key: value.cpu().contiguous() for key, value in state.items()}, temporary)
 
 
 def print_summary(rows: list[MetricsRow], folder: Path, *, config: PretrainConfig, finished: bool) -> None:

@@ -12,8 +12,9 @@ from torch import nn
 from tqdm import tqdm
 
 from sscl import ranks, run
-from sscl.config import FinetuneConfig, PretrainConfig, plain
+from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, plain, shown
 from sscl.device import describe_device, pick_precision, tune
+from sscl.models.checkpoint import Checkpoint
 from sscl.models.start import NO_STATISTICS
 from sscl.train import memory
 from sscl.train.schedule import Schedule
@@ -80,6 +81,26 @@ def open_run(
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
     return OpenRun(folder, device, precision, world, writes=first, progress=config.log.progress and first)
+
+
+def check_resumable(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
+    """Raise ValueError unless a checkpoint's run and this one would learn the same; one line a changed setting."""
+    changes = changed_keys(kept.pretrain_config, config)
+    if changes:
+        raise ValueError(
+            "\n".join(
+                f"{change.key}: got {shown(change.now)}, but the run to resume has {shown(change.before)}; "
+                "leave it as it was"
+                for change in changes
+            )
+        )
+    if kept.precision != precision:
+        raise ValueError(f"precision: is {precision} here, but the run to resume had {kept.precision}; set it")
+    if kept.fingerprint != fingerprint:
+        raise ValueError(
+            f"data.root: the tiles of {', '.join(source.root for source in config.data)} are not those that the run to "
+            "resume was trained on"
+        )
 
 
 def start_log(

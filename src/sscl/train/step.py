@@ -1,4 +1,4 @@
-"""One contrastive step: two views of the tiles, their projections, the loss, and its gradient on the parameters.
+"""One step: the views of the tiles, their projections, the loss, and its gradient on the parameters.
 
 N tiles on this rank, M of them at once, D dimensions of the projection.
 """
@@ -18,24 +18,10 @@ from torch.profiler import record_function
 
 from sscl import augment, ranks
 from sscl.augment import Augmentation
+from sscl.data.tiles import TileStore
 from sscl.device import autocast
-from sscl.losses import cross_view_at_collapse, cross_view_info_nce, nt_xent, nt_xent_at_collapse
-
-Loss = Callable[..., torch.Tensor]  # nt_xent or cross_view_info_nce
-
-
-class Objective(NamedTuple):
-    """A contrastive loss, and what it is when all projections are equal."""
-
-    loss: Loss
-    at_collapse: Callable[[int], float]  # of the batch size N
-    formula: str  # of `at_collapse`
-
-
-OBJECTIVES = {
-    "nt_xent": Objective(nt_xent, nt_xent_at_collapse, "ln(2N-1)"),
-    "cross_view": Objective(cross_view_info_nce, cross_view_at_collapse, "ln N"),
-}
+from sscl.losses import nt_xent
+from sscl.train.objectives import ContrastLoss
 
 
 @dataclass(frozen=True)
@@ -142,7 +128,7 @@ class ContrastiveStep:
         model: nn.Module,
         *,
         views: Views,
-        loss: Loss = nt_xent,
+        loss: ContrastLoss = nt_xent,
         temperature: float = 0.7,
         precision: str = "fp32",
         scaler: torch.amp.GradScaler | None = None,
@@ -254,3 +240,21 @@ def similarities(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.
     positive = shared[-1]
     everything = (shared[:-1] * ranks.world_size()).square().sum()  # over all ordered pairs, self-pairs included
     return positive, (everything - count - count * positive) / (count * (count - 2))
+
+
+def project_pairs(
+    joint: nn.Module, store: TileStore, rows: torch.Tensor, *, views: Views, epoch: int, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the projections of a random view of the tiles at `rows` (M,) and of the tiles as they are, (M, D) each."""
+    images = store.gather(rows)  # uint8 (M, H, W, 3)
+    view = views.one(images, rows.to(store.device, non_blocking=True), epoch=epoch, number=number)
+    a, b = joint(torch.cat([view, views.clean(images)])).chunk(2)
+    return a, b
+
+
+def take_step(loss: torch.Tensor, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Take one optimizer step down a loss; parameters that the loss does not depend on stay as they are."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    scaler.step(optimizer)
+    scaler.update()
