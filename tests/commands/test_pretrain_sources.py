@@ -473,7 +473,7 @@ def test_resume_may_move_the_cache(
         ([{}, {"tiles": 13}], [], "data.1.tiles: got 13, but"),
         ([{}, {"tiles": 1}], [], "data.1.tiles: must be >= 2, got 1"),
         ([{}, {}], ["model.name=resnet5"], "model.name: must be resnet18, "),
-        ([{}, {}], ["train.batch_size=37"], "train.batch_size: got 37, but there are only 36 tiles"),
+        ([{}, {}], ["train.batch_size=37"], "train.batch_size: got 37, but there are only 36 training tiles"),
         (
             [{}, {}],
             ["train.mix=source", "train.batch_size=13"],
