@@ -9,6 +9,7 @@ import torch
 from sscl import __version__, cli
 from sscl.commands import pretrain
 from sscl.config import CompareConfig, load_config
+from sscl.train.memory import advice
 
 COMPLETE = ["pretrain", "run=r", "data.root=d"]
 
@@ -144,8 +145,8 @@ def test_out_of_memory_names_the_keys_to_lower(error, monkeypatch, capsys):
     code, _, err = call(capsys, *COMPLETE)
     assert code == 2
     assert len(err) == 1
-    assert err[0].startswith("sscl: out of GPU memory: lower ")
-    assert all(key in err[0] for key in ("train.batch_size", "data.size_px", "data.device_budget_gb", "model.name"))
+    assert err[0].startswith("sscl: out of GPU memory: ")
+    assert advice("pretrain") in err[0]
 
 
 def test_a_lost_rank_is_one_line(monkeypatch, capsys):

@@ -946,7 +946,8 @@ def test_contrast_on_a_frozen_encoder_is_refused(cli: Any, tmp_path: Path) -> No
 
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert "contrast.kind: got 'cross_view' with train.freeze_encoder=true" in result.err
+    assert "contrast.kind: " in result.err
+    assert "train.freeze_encoder=true" in result.err
     assert not (tmp_path / "run").exists()
 
 
