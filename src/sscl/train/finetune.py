@@ -27,10 +27,11 @@ from sscl.device import autocast, pick_device
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models import features
+from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import build_checkpoint, save_checkpoint
 from sscl.models.classifier import positive_class
-from sscl.models.heads import Classifier, ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
 from sscl.run import MetricsRow
 from sscl.train import optim

@@ -22,8 +22,9 @@ from sscl.config import PretrainConfig
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, place_store
+from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
-from sscl.models.heads import ContrastiveModel, build_projection, keep_batch_statistics
+from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
 from sscl.run import MetricsRow
 from sscl.train import optim
