@@ -238,7 +238,7 @@ def test_a_net_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides(c
         (["checkpoint=none"], ["none: no such run folder or checkpoint file"]),
         (["checkpoint=imagenet", "out=", "model=resnet18"], ["out: missing; imagenet has no run folder"]),
         (["checkpoint={run}/encoder.pt"], ["model: missing", "model=resnet18"]),
-        (["checkpoint={run}/encoder.pt", "model=resnet18"], ["size_px: missing", "does not say the side of its tiles"]),
+        (["checkpoint={run}/encoder.pt", "model=resnet18"], ["size_px: missing", "size_px=224"]),
         (["checkpoint={run}/encoder.pt", "model=resnet34", "size_px=32"], ["missing", "layer1.2"]),
         (["checkpoint={run}/encoder.pt", "model=resnet5", "size_px=32"], ["did you mean resnet50"]),
         (["out={run}", "--overwrite"], ["{run}: holds checkpoints, which this command does not replace"]),
@@ -258,7 +258,7 @@ def test_bad_input(
 
 def test_a_classifiers_preprocessing_is_the_checkpoints(cli: Any, finetuned: Path, tmp_path: Path) -> None:
     words = [f"checkpoint={finetuned}", "what=classifier", f"out={tmp_path / 'out'}", "mean=[0.5,0.5,0.5]"]
-    refused(cli("export", *words), "mean: the classifier's checkpoint says it; leave mean out")
+    refused(cli("export", *words), "mean: ", "leave mean out")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
@@ -274,9 +274,9 @@ def test_a_missing_extra_is_said_before_anything_is_written(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda found: found + 0.01 * found.abs().max(), "gives other outputs than the net"),
-        (lambda found: found[:, :-1], "gives other outputs than the net"),
-        (lambda found: found * float("nan"), "gives other outputs than the net"),
+        (lambda found: found + 0.01 * found.abs().max(), "differ from the model"),
+        (lambda found: found[:, :-1], "differ from the model"),
+        (lambda found: found * float("nan"), "differ from the model"),
         (lambda found: 1 / 0, "cannot hold resnet18 (division by zero); leave it out"),
     ],
     ids=["another", "fewer", "nan", "crash"],

@@ -1,4 +1,4 @@
-"""sscl export: the trunk or the classifier as files that other programs read, each checked against the net.
+"""sscl export: the trunk or the classifier as files that other programs read, each checked against the model.
 
 The tensors of a ResNet have torchvision's names, so its files load strictly elsewhere:
 
@@ -9,7 +9,7 @@ The tensors of a ResNet have torchvision's names, so its files load strictly els
     net = timm.create_model("resnet50", num_classes=0)
     net.load_state_dict(safetensors.torch.load_file("encoder.safetensors"))
 
-A classifier's files are `classifier.*` and hold `fc.weight` and `fc.bias` too, for `resnet50(num_classes=K)`.
+The files of a classifier are `classifier.*` and hold `fc.weight` and `fc.bias` too, for `resnet50(num_classes=K)`.
 B tiles, C features, K classes, S the side of a tile in pixels.
 """
 
@@ -18,15 +18,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import json
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -36,7 +34,10 @@ from sscl import __version__, augment, run, writing
 from sscl.config import EncoderConfig, ExportConfig, plain
 from sscl.models.checkpoint import Checkpoint, run_of
 from sscl.models.classifier import load_classifier
+from sscl.models.encoders import Encoder
+from sscl.models.exports import ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
 from sscl.models.start import frozen_encoder
+from sscl.records import write_record
 from sscl.run import check_inputs_outside
 
 SUFFIXES = {
@@ -55,24 +56,59 @@ class Exported:
     """What is exported.
 
     Attributes:
-        net: (B, 3, S, S) -> (B, C) or (B, K), in evaluation mode on the CPU.
+        model: (B, 3, S, S) -> (B, C) or (B, K), in evaluation mode on the CPU.
+        encoder: the encoder in it, or the model itself.
         state: its tensors by the names they get in the files.
-        facts: what encoder.json says of it.
+        size_px: S. mean, std: channel means and standard deviations of pixels in 0-1.
+        checkpoint: the facts of the sscl checkpoint it comes from; None for other weights.
     """
 
-    net: nn.Module
+    model: nn.Module
+    encoder: Encoder
     state: dict[str, torch.Tensor]
-    facts: dict[str, Any]
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    checkpoint: Checkpoint | None
 
 
 def main(config: ExportConfig, *, overwrite: bool = False) -> None:
-    """Write the files, compare each with the net, and describe them in a JSON file.
+    """Write the files, compare each with the model, and describe them in a JSON file.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line; then nothing is written.
+        ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
     """
     if "onnx" in config.formats:
         check_onnx()
+    out = folder_of(config, overwrite=overwrite)
+    exported = trunk(config) if config.what == "trunk" else classifier(config)
+    stem = "encoder" if config.what == "trunk" else "classifier"
+    example = example_input(exported.size_px, mean=exported.mean, std=exported.std)
+    with torch.no_grad():
+        expected = exported.model(example)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files: dict[str, ExportedFile] = {}
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        for name in config.formats:
+            path = Path(folder) / f"{stem}{SUFFIXES[name]}"
+            files[path.name] = write_checked(exported, name, path, what=config.what, example=example, expected=expected)
+        run.start_folder(out, config=plain(config), overwrite=overwrite)
+        for name in files:
+            with writing.replacing(out / name) as temporary:
+                os.replace(Path(folder) / name, temporary)
+    report = describe(config, exported, outputs=expected.shape[1], files=files)
+    write_record(out / f"{stem}.json", report)
+    print(described(report))
+    print(f"wrote {out}/{stem}.json, {', '.join(files)}")
+
+
+def folder_of(config: ExportConfig, *, overwrite: bool) -> Path:
+    """Return the folder to write.
+
+    Raises:
+        ValueError: none is given or known, or it holds what may not be replaced.
+    """
     if config.out is None and config.checkpoint == "imagenet":
         raise ValueError("out: missing; imagenet has no run folder to write to")
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"export_{config.what}"
@@ -80,40 +116,22 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
     again = (out / "encoder.json").is_file() or (out / "classifier.json").is_file()
     run.check_run_folder(out, overwrite=overwrite, trains=again and not (out / "checkpoints").exists())
     check_inputs_outside(out, {"checkpoint": config.checkpoint})
-    exported = trunk(config) if config.what == "trunk" else classifier(config)
-    facts = exported.facts
-    stem = "encoder" if config.what == "trunk" else "classifier"
-    example = example_input(facts["size_px"], mean=facts["mean"], std=facts["std"])
-    with torch.no_grad():
-        expected = exported.net(example)
+    return out
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        files = {}
-        for name in config.formats:
-            path = Path(folder) / f"{stem}{SUFFIXES[name]}"
-            files[path.name] = write_checked(exported, name, path, example=example, expected=expected)
-        run.start_folder(out, config=plain(config), overwrite=overwrite)
-        for name in files:
-            with writing.replacing(out / name) as temporary:
-                os.replace(Path(folder) / name, temporary)
-    shape = ["batch", *expected.shape[1:]]
-    meaning = "pooled features" if config.what == "trunk" else "logits, in the order of classes"
-    facts = {**facts, "output": {"shape": shape, "dtype": "float32", "meaning": meaning}, "files": files}
-    writing.write_json(out / f"{stem}.json", facts)
 
-    size = facts["size_px"]
-    print(
-        f"{facts['encoder']}, {config.what} of {config.checkpoint}: (batch, 3, {size}, {size}) to (batch, {shape[1]})"
-    )
-    width = max(map(len, files))
-    for name, file in files.items():
-        said = "tensors read back equal" if file["kind"] in TENSOR_FILES else "outputs differ from the net's by"
-        said += "" if file["kind"] in TENSOR_FILES else f" {file['max_difference']:.1e} at most, of {file['scale']:.3g}"
-        print(f"  {name:<{width}}  {file['bytes'] / 1e6:7.1f} MB  {said}")
-    for note in facts["notes"]:
-        print(f"note: {note}")
-    print(f"wrote {out}/{stem}.json, {', '.join(files)}")
+def described(report: ExportReport) -> str:
+    """Return the report as lines for the terminal."""
+    size, width = report.size_px, max(map(len, report.files))
+    lines = [
+        f"{report.encoder}, {report.what} of {report.checkpoint}: (batch, 3, {size}, {size}) to "
+        f"(batch, {report.output.shape[1]})"
+    ]
+    for name, file in report.files.items():
+        said = "tensors are equal when read back"
+        if file.kind not in TENSOR_FILES:
+            said = f"outputs differ by at most {file.max_difference:.1e} (largest output {file.scale:.3g})"
+        lines.append(f"  {name:<{width}}  {file.bytes / 1e6:7.1f} MB  {said}")
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
 def check_onnx() -> None:
@@ -126,7 +144,7 @@ def check_onnx() -> None:
 
 
 def trunk(config: ExportConfig) -> Exported:
-    """Return the encoder of a run, a checkpoint or a foreign file.
+    """Return the encoder of a run, a checkpoint or another program's file.
 
     Raises:
         ValueError: the weights do not fit, or nothing says the size of the tiles.
@@ -143,11 +161,10 @@ def trunk(config: ExportConfig) -> Exported:
         )
     )
     if start.size_px is None:
-        raise ValueError(f"size_px: missing; {config.checkpoint} does not say the side of its tiles, such as 224")
+        raise ValueError(f"size_px: missing; {config.checkpoint} does not say the side of its tiles, give size_px=224")
     encoder = start.encoder.cpu().eval()
-    preprocessing = {"size_px": start.size_px, "mean": list(start.mean), "std": list(start.std)}
     state = dict(encoder.state_dict())
-    return Exported(encoder, state, describe(config, encoder, preprocessing, start.checkpoint))
+    return Exported(encoder, encoder, state, start.size_px, start.mean, start.std, start.checkpoint)
 
 
 def classifier(config: ExportConfig) -> Exported:
@@ -159,130 +176,136 @@ def classifier(config: ExportConfig) -> Exported:
     """
     for key in ("model", "mean", "std"):
         if getattr(config, key) is not None:
-            raise ValueError(f"{key}: the classifier's checkpoint says it; leave {key} out, or set what=trunk")
-    net, checkpoint = load_classifier(config.checkpoint, device=torch.device("cpu"))
-    preprocessing = {
-        "size_px": config.size_px or checkpoint.size_px,
-        "mean": list(checkpoint.mean),
-        "std": list(checkpoint.std),
-    }
-    head = {f"fc.{name}": value for name, value in net.head.state_dict().items()}
-    facts = describe(config, net.encoder, preprocessing, checkpoint)
-    return Exported(net, {**net.encoder.state_dict(), **head}, facts)
+            raise ValueError(f"{key}: the classifier's checkpoint decides it; leave {key} out, or set what=trunk")
+    model, checkpoint = load_classifier(config.checkpoint, device=torch.device("cpu"))
+    head = {f"fc.{name}": value for name, value in model.head.state_dict().items()}
+    state = {**model.encoder.state_dict(), **head}
+    size_px = config.size_px or checkpoint.size_px
+    return Exported(model, model.encoder, state, size_px, checkpoint.mean, checkpoint.std, checkpoint)
 
 
-def describe(
-    config: ExportConfig,
-    encoder: Any,
-    preprocessing: dict[str, Any],
-    checkpoint: Checkpoint | None,
-) -> dict[str, Any]:
-    """Return what the JSON file says of the net; what nobody knows of a foreign file's is None."""
-    size = preprocessing["size_px"]
+def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: dict[str, ExportedFile]) -> ExportReport:
+    """Return what the JSON file says; `outputs` is C or K."""
+    encoder, made, size = exported.encoder, exported.checkpoint, exported.size_px
     notes = []
     if encoder.output_stride != 32:
         notes.append(
-            f"output_stride {encoder.output_stride}: elsewhere the tensors load as a {encoder.name} with stride 2 in "
-            "its last stage, which gives other features; the graph formats keep it"
+            f"output_stride {encoder.output_stride}: other programs load the tensors into a {encoder.name} whose last "
+            "stage has stride 2, which gives other features; the graph formats keep the stride"
         )
     if encoder.stem != "standard":
-        notes.append(
-            f"stem {encoder.stem}: a {encoder.name} with another first convolution, which no other package has"
-        )
-    return {
-        "what": config.what,
-        "checkpoint": config.checkpoint,
-        "encoder": encoder.name,
-        "stem": encoder.stem,
-        "output_stride": encoder.output_stride,
-        "num_features": encoder.num_features,
-        **preprocessing,
-        "input": {
-            "shape": ["batch", 3, size, size],
-            "dtype": "float32",
-            "pixels": "RGB, uint8 / 255, then (x - mean) / std for each channel",
-        },
-        "classes": None if checkpoint is None else list(checkpoint.classes),
-        "kind": None if checkpoint is None else checkpoint.kind,
-        "epoch": None if checkpoint is None else checkpoint.epoch,
-        "data_fingerprint": None if checkpoint is None else checkpoint.fingerprint,
-        "config": None if checkpoint is None else plain(checkpoint.config),
-        "history": [] if checkpoint is None else [plain(data) for data in checkpoint.trained_on],
-        "sscl": __version__,
-        "torch": torch.__version__,
-        "notes": notes,
-    }
+        notes.append(f"stem {encoder.stem}: no other package has a {encoder.name} with this first convolution")
+    meaning = "pooled features" if config.what == "trunk" else "logits, in the order of classes"
+    return ExportReport(
+        what=config.what,
+        checkpoint=config.checkpoint,
+        encoder=encoder.name,
+        stem=encoder.stem,
+        output_stride=encoder.output_stride,
+        num_features=encoder.num_features,
+        size_px=size,
+        mean=exported.mean,
+        std=exported.std,
+        input=ModelInput(
+            shape=("batch", 3, size, size),
+            dtype="float32",
+            pixels="RGB, uint8 / 255, then (x - mean) / std for each channel",
+        ),
+        classes=None if made is None else made.classes,
+        kind=None if made is None else made.kind,
+        epoch=None if made is None else made.epoch,
+        data_fingerprint=None if made is None else made.fingerprint,
+        config=None if made is None else made.config,
+        history=() if made is None else made.trained_on,
+        sscl=__version__,
+        torch=torch.__version__,
+        notes=tuple(notes),
+        output=ModelOutput(shape=("batch", outputs), dtype="float32", meaning=meaning),
+        files=files,
+    )
 
 
-def example_input(size_px: int, *, mean: list[float], std: list[float]) -> torch.Tensor:
-    """Return three tiles of noise as a net gets them, (3, 3, S, S)."""
+def example_input(size_px: int, *, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Return three tiles of noise as a model gets them, (3, 3, S, S)."""
     pixels = torch.rand(3, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     return augment.normalise(pixels, mean=torch.tensor(mean), std=torch.tensor(std))
 
 
 def write_checked(
-    exported: Exported, name: str, path: Path, *, example: torch.Tensor, expected: torch.Tensor
-) -> dict[str, Any]:
-    """Write one file, read it back, and return its digest and how far it is from the net.
+    exported: Exported, name: str, path: Path, *, what: str, example: torch.Tensor, expected: torch.Tensor
+) -> ExportedFile:
+    """Write one file, read it back, and return its digest and how far its outputs are from the model's.
 
     Args:
+        exported: the model.
         name: one of SUFFIXES.
-        example, expected: input (3, 3, S, S) and the net's output for it.
+        path: the file.
+        what: trunk or classifier.
+        example, expected: input (3, 3, S, S) and the model's output for it.
 
     Raises:
-        ValueError: the format cannot hold this net, or what was read back gives other outputs.
+        ValueError: the format cannot hold this model, or what was read back gives other outputs.
     """
     scale = float(expected.abs().max())
     try:
         with quiet(), torch.no_grad():
             if name in TENSOR_FILES:
-                difference = write_tensors(exported, name, path)
+                difference = write_tensors(exported, name, path, what=what)
             else:
-                write_graph(exported.net, name, path, example=example[:2])  # a batch of another size than the check's
+                write_graph(exported.model, name, path, example=example[:2])  # a batch of another size than the check's
                 found = run_graph(name, path, example)
                 difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
     except OSError:
         raise
-    except Exception as error:  # exporters raise their own kinds for a net that they cannot write
+    except Exception as error:  # exporters raise their own kinds for a model that they cannot write
         reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-        raise ValueError(f"formats: {name} cannot hold {exported.facts['encoder']} ({reason}); leave it out") from error
+        raise ValueError(f"formats: {name} cannot hold {exported.encoder.name} ({reason}); leave it out") from error
     if not difference <= TOLERANCE * scale:
         raise ValueError(
-            f"formats: the {name} file gives other outputs than the net ({difference:.2e} apart, of {scale:.3g}; "
-            f"allowed is {TOLERANCE:g} of that); leave it out"
+            f"formats: the outputs of the {name} file differ from the model's by {difference:.2e} (largest output "
+            f"{scale:.3g}, allowed {TOLERANCE:g} of that); leave it out"
         )
-    return {
-        "kind": name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "bytes": path.stat().st_size,
-        "max_difference": difference,
-        "scale": scale,
-    }
+    return ExportedFile(
+        kind=name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        bytes=path.stat().st_size,
+        max_difference=difference,
+        scale=scale,
+    )
 
 
-def write_tensors(exported: Exported, name: str, path: Path) -> float:
+def write_tensors(exported: Exported, name: str, path: Path, *, what: str) -> float:
     """Write the state dict, and return the largest difference of a tensor read back: 0, or infinity for lost ones."""
     state = {key: value.contiguous() for key, value in exported.state.items()}
     if name == "pt":
         torch.save(state, path)
         found = torch.load(path, weights_only=True)
     else:
-        kept = ("what", "encoder", "stem", "output_stride", "size_px", "mean", "std", "classes", "sscl")
-        facts = {key: exported.facts[key] for key in kept}
+        facts = ExportedFacts(
+            what=what,
+            encoder=exported.encoder.name,
+            stem=exported.encoder.stem,
+            output_stride=exported.encoder.output_stride,
+            size_px=exported.size_px,
+            mean=exported.mean,
+            std=exported.std,
+            classes=None if exported.checkpoint is None else exported.checkpoint.classes,
+            sscl=__version__,
+        )
         # save_file would make a file that only its owner may read.
-        path.write_bytes(save(state, metadata={"format": "pt", "sscl": json.dumps(facts)}))
+        path.write_bytes(save(state, metadata={"format": "pt", "sscl": facts.model_dump_json()}))
         found = load_file(path)
     same = found.keys() == state.keys() and all(torch.equal(found[key], value) for key, value in state.items())
     return 0.0 if same else float("inf")
 
 
-def write_graph(net: nn.Module, name: str, path: Path, *, example: torch.Tensor) -> None:
+def write_graph(model: nn.Module, name: str, path: Path, *, example: torch.Tensor) -> None:
     """Write the computation itself, for any number of tiles of the example's size."""
     if name == "torchscript":
-        torch.jit.save(torch.jit.trace(net, example), path)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(model, example), path)  # type: ignore[no-untyped-call]
         return
     batch = torch.export.Dim("batch")
-    program = torch.export.export(net, (example,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     if name == "torch_export":
         torch.export.save(program, path)
     else:
@@ -306,7 +329,7 @@ def run_graph(name: str, path: Path, x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' remarks on their own future off the terminal."""
+    """Keep the exporters' deprecation warnings off the terminal."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

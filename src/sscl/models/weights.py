@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import safetensors
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_checkpoint
+from sscl.models.exports import ExportedFacts, exported_facts
 from sscl.models.torch_files import read_torch_file
-from sscl.records import Record
 
 # Where training programs put the state dict; the first one that is there is taken. `teacher` before `student`, as
 # DINO's authors evaluate it (arXiv:2104.14294, section 3.1).
@@ -86,26 +84,6 @@ RULES = (
     Rule("timm", "", mark="conv_stem.weight", heads=("classifier.",)),
     Rule("timm", "", mark="stem.0.weight", heads=("head.fc.",)),
 )
-
-
-class ExportedFacts(Record):
-    """What `sscl export` writes into a .safetensors file beside the tensors.
-
-    Attributes:
-        what: trunk or classifier. classes: those of the classifier, or of the run; None: not known.
-        encoder, stem, output_stride, size_px, mean, std: as `Checkpoint` has them.
-        sscl: the version that wrote it.
-    """
-
-    what: str
-    encoder: str
-    stem: Literal["standard", "small"]
-    output_stride: Literal[32, 16]
-    size_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...] | None
-    sscl: str
 
 
 @dataclass(frozen=True)
@@ -186,27 +164,6 @@ def _renamed(tensors: TensorDict, rule: Rule) -> TensorDict:
             name = f"{POSITIONS[position]}.{rest}" if position in POSITIONS else key
         state[name] = value
     return state
-
-
-def exported_facts(path: str | Path) -> ExportedFacts | None:
-    """Return what `sscl export` wrote into a .safetensors file beside the tensors; None for any other file.
-
-    Raises:
-        ValueError: it is not as this version writes it.
-    """
-    if Path(path).suffix != ".safetensors":
-        return None
-    with safetensors.safe_open(path, framework="pt") as file:
-        found = (file.metadata() or {}).get("sscl")
-    if found is None:
-        return None
-    try:
-        return ExportedFacts.model_validate_json(found)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise ValueError(
-            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}; export it again"
-        ) from None
 
 
 def _has(tensors: TensorDict, mark: str) -> bool:

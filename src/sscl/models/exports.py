@@ -1,0 +1,123 @@
+"""What `sscl export` says about its files: the JSON beside them, and what a .safetensors file says itself.
+
+C features, K classes, S the side of a tile in pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+from pydantic import SerializeAsAny, ValidationError
+
+from sscl.config import DataConfig
+from sscl.config.sections import Section
+from sscl.records import Record
+
+
+class ExportedFacts(Record):
+    """What `sscl export` writes into a .safetensors file beside the tensors.
+
+    Attributes:
+        what: trunk or classifier. classes: those of the classifier, or of the run; None: not known.
+        encoder, stem, output_stride, size_px, mean, std: as `Checkpoint` has them.
+        sscl: the version that wrote it.
+    """
+
+    what: str
+    encoder: str
+    stem: str
+    output_stride: int
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] | None
+    sscl: str
+
+
+class ExportedFile(Record):
+    """One file of an export.
+
+    Attributes:
+        kind: its format. sha256: of the file. bytes: its size.
+        max_difference: the largest difference of an output, or of a tensor, read back from the file.
+        scale: the largest output.
+    """
+
+    kind: str
+    sha256: str
+    bytes: int
+    max_difference: float
+    scale: float
+
+
+class ModelInput(Record):
+    """What the model expects."""
+
+    shape: tuple[str | int, ...]
+    dtype: str
+    pixels: str
+
+
+class ModelOutput(Record):
+    """What the model gives."""
+
+    shape: tuple[str | int, ...]
+    dtype: str
+    meaning: str
+
+
+class ExportReport(Record):
+    """encoder.json or classifier.json: all that a reader of the files needs; None where nobody knows it.
+
+    Attributes:
+        what: trunk or classifier. checkpoint: what was exported.
+        encoder, stem, output_stride, size_px, mean, std: as `Checkpoint` has them. num_features: C.
+        classes, kind, epoch, data_fingerprint, config: of the run that trained it.
+        history: the data sections of all runs behind the weights, oldest first.
+        sscl, torch: versions.
+        notes: what a reader must know, a sentence each.
+    """
+
+    what: str
+    checkpoint: str
+    encoder: str
+    stem: str
+    output_stride: int
+    num_features: int
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input: ModelInput
+    classes: tuple[str, ...] | None
+    kind: str | None
+    epoch: int | None
+    data_fingerprint: str | None
+    config: SerializeAsAny[Section] | None
+    history: tuple[SerializeAsAny[DataConfig], ...]
+    sscl: str
+    torch: str
+    notes: tuple[str, ...]
+    output: ModelOutput
+    files: dict[str, ExportedFile]
+
+
+def exported_facts(path: str | Path) -> ExportedFacts | None:
+    """Return what `sscl export` wrote into a .safetensors file beside the tensors; None for any other file.
+
+    Raises:
+        ValueError: it is not as this version writes it.
+    """
+    if Path(path).suffix != ".safetensors":
+        return None
+    with safetensors.safe_open(path, framework="pt") as file:
+        found = (file.metadata() or {}).get("sscl")
+    if found is None:
+        return None
+    try:
+        return ExportedFacts.model_validate_json(found)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ValueError(
+            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}; export it again"
+        ) from None
