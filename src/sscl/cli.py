@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"out of memory: {_less_memory(words)}")
         if os.environ.get("WORLD_SIZE", "1") != "1" and re.search("gloo|nccl|timed out|connection", text):
             first = str(error).strip().splitlines()[0]
-            return _fail(f"another rank ended, or was silent for train.timeout_minutes ({first[:200]})")
+            return _fail(f"another rank ended, or did not answer within train.timeout_minutes ({first[:200]})")
         raise
 
 
