@@ -72,21 +72,21 @@ def test_write_image_keeps_every_pixel(tmp_path: Path) -> None:
     sheets.write_image(image, path=tmp_path / "x.png")
     assert (np.asarray(Image.open(tmp_path / "x.png")) == image).all()
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.png"]
-    with pytest.raises(ValueError, match="image: uint8 of shape"):
+    with pytest.raises(ValueError, match="image: got uint8 of shape"):
         sheets.write_image(image[:, :, 0], path=tmp_path / "y.png")
 
 
 def test_refusals(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    with pytest.raises(ValueError, match="captions: 1 for 2 tiles"):
+    with pytest.raises(ValueError, match="captions: got 1 for 2 tiles"):
         sheets.contact_sheet(tiles(2), captions=["a"], path=path)
-    with pytest.raises(ValueError, match="columns: 0"):
+    with pytest.raises(ValueError, match="columns: got 0"):
         sheets.contact_sheet(tiles(1), captions=["a"], path=path, columns=0)
     with pytest.raises(ValueError, match="at least one tile"):
         sheets.contact_sheet(tiles(0), captions=[], path=path)
-    with pytest.raises(ValueError, match="2, 1, 2, 2 entries"):
+    with pytest.raises(ValueError, match="got 2, 1, 2, 2"):
         sheets.plot_views(tiles(2), tiles(1), tiles(2), ids=["a", "b"], path=path)
-    with pytest.raises(ValueError, match="Grad-CAM: float32"):
+    with pytest.raises(ValueError, match="Grad-CAM: got float32"):
         sheets.plot_cam_panel(tiles(1)[0], tiles(1)[0].astype(np.float32), tiles(1)[0], title="", path=path)
     assert list(tmp_path.iterdir()) == []
 

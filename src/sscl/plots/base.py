@@ -1,8 +1,8 @@
-"""What all pictures share: how a figure is written, its colours, and names that fit and are no formula.
+"""What all pictures share: writing a figure, colours, grids, legends, and names that fit and are not read as formulas.
 
-A function of this package draws one figure and writes it, whole or not at all: as a PNG, and a chart as an SVG where
-the path ends so. Only matplotlib's object interface is used (no pyplot, no global state), so it works without a
-display and in threads.
+Each function of this package draws one figure and writes it, completely or not at all: as a PNG, or a chart as an SVG
+if the path ends in .svg. Only matplotlib's object interface is used (no pyplot, no global state), so it works without
+a display and in threads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path to write; the picture appears whole or not at all.
+    """Give a temporary path to write; the picture appears completely or not at all.
 
     Raises:
         FileNotFoundError: the folder of path does not exist.
@@ -87,12 +87,12 @@ def is_number(value: Any) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return text that matplotlib draws as it is: a folder named a$b$c is no formula."""
+    """Return text that matplotlib draws as it is: a folder named a$b$c is not a formula."""
     return text.replace("$", r"\$")
 
 
 def shortened(text: str, length: int) -> str:
-    """Return text of at most `length` characters, its middle left out: file names differ at both ends."""
+    """Return text of at most `length` characters, shortened in the middle: file names differ at both ends."""
     if len(text) <= length:
         return text
     head = (length - 1) // 2
@@ -100,7 +100,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def wrapped(name: str) -> str:
-    """Return a class name for a tick: on lines of about 16 characters, at most two."""
+    """Return a class name for a tick label: at most two lines of about 16 characters."""
     short = shortened(name, 30)
     if len(short) <= 16:
         return plain(short)
@@ -117,6 +117,6 @@ def caption(text: str, length: int) -> str:
 def check_images(images: ByteArray, *, name: str) -> None:
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
         raise ValueError(
-            f"{name}: {images.dtype} of shape {images.shape}, must be uint8 (tiles, height, width, 3) with "
+            f"{name}: got {images.dtype} of shape {images.shape}, must be uint8 (tiles, height, width, 3) with "
             "at least one tile"
         )

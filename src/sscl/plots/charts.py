@@ -29,7 +29,7 @@ _HATCHES = ("", "///", "...", "xxx", "---")
 
 
 def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
-    """Draw a confusion matrix twice: as counts, and each row as percent of its true class.
+    """Draw a confusion matrix twice: as counts, and each row as a percentage of its true class.
 
     Args:
         matrix: counts (K, K), rows = truth, as `metrics.confusion_matrix` returns.
@@ -44,9 +44,9 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
     counts = np.asarray(matrix)
     size = len(classes)
     if counts.shape != (size, size):
-        raise ValueError(f"matrix: shape {counts.shape}, must be ({size}, {size}) for {size} classes")
+        raise ValueError(f"matrix: got shape {counts.shape}, must be ({size}, {size}) for {size} classes")
     rows = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(100.0 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
+    percent = np.divide(100.0 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
 
     upright = size > 4 or max(map(len, classes)) > 12
     side = max(3.2, 0.62 * size + 1.6) + upright
@@ -54,7 +54,7 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
     figure.suptitle(base.plain(title))
     panels = (
         ("Tiles", counts.astype(np.float64), ".0f", max(counts.max(), 1)),
-        ("Percent of the true class", shares, ".1f", 100),
+        ("Percent of the true class", percent, ".1f", 100),
     )
     for axes, (name, values, form, top) in zip(figure.subplots(1, 2), panels, strict=True):
         axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=top)
@@ -88,13 +88,13 @@ def plot_roc(
 
     Args:
         labels: (N,). probabilities: (N, K). classes: K names. positive: class index or None.
-        path: the PNG to write. A class without tiles, or with all of them, has no curve; the legend says so.
+        path: the PNG to write. A class without tiles, or with all of them, has no curve, as the legend states.
 
     Raises:
         ValueError: the shapes do not agree. FileNotFoundError: the folder of path does not exist.
     """
 
-    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second, and curves of training need none of it
+    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import, and training curves do not need it
 
     def draw(axes: Axes, truth: BoolArray, scores: FloatArray, style: dict[str, Any]) -> str:
         false_positive, true_positive, _ = roc_curve(truth, scores, drop_intermediate=False)
@@ -105,7 +105,7 @@ def plot_roc(
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=1)
     axes.text(0.52, 0.5, "chance", color="0.4", fontsize=8, rotation=45, va="top")
     if positive is None:
-        axes.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC, class against rest")
+        axes.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC, each class against the rest")
     else:
         name = base.plain(base.shortened(classes[positive], 24))
         axes.set(
@@ -126,7 +126,7 @@ def plot_precision_recall(
 ) -> None:
     """Draw precision against recall, with the same arguments and errors as `plot_roc`.
 
-    For one positive class the grey line is its share of the tiles, the precision of guessing.
+    For one positive class the grey line is its fraction of the tiles, the precision of guessing.
     """
 
     from sklearn.metrics import average_precision_score, precision_recall_curve
@@ -139,12 +139,12 @@ def plot_precision_recall(
     figure, axes = _curves(draw, labels, probabilities, classes=classes, positive=positive)
     axes.set(xlabel="Recall", ylabel="Precision")
     if positive is None:
-        axes.set_title("Precision and recall, class against rest")
+        axes.set_title("Precision and recall, each class against the rest")
     else:
         axes.set_title(f"Precision and recall, positive class {base.plain(base.shortened(classes[positive], 24))}")
-        share = float(np.mean(np.asarray(labels) == positive))
-        axes.axhline(share, color="0.6", linewidth=1, zorder=1)
-        axes.text(0.01, share, "chance", color="0.4", fontsize=8, va="bottom")
+        fraction = float(np.mean(np.asarray(labels) == positive))
+        axes.axhline(fraction, color="0.6", linewidth=1, zorder=1)
+        axes.text(0.01, fraction, "chance", color="0.4", fontsize=8, va="bottom")
     base.save_figure(figure, path)
 
 
@@ -167,7 +167,7 @@ def plot_history(
         ValueError: series is empty. FileNotFoundError: the folder of path does not exist.
     """
     if not series:
-        raise ValueError("series: is empty, must hold at least one (axis title, keys)")
+        raise ValueError("series: got none, must be at least one (axis title, keys)")
     figure = Figure(figsize=(8, 0.8 + 2.0 * len(series)), dpi=base.DPI, layout="constrained")
     figure.suptitle(base.plain(title))
     column = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
@@ -186,8 +186,7 @@ def plot_history(
             axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color="0.4")
             axes.set_yticks([])
         axes.set_ylabel("\n".join(textwrap.wrap(base.plain(name), 24)))
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
+        base.grid(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     column[-1].set_xlabel(base.plain(x))
     figure.align_ylabels()
@@ -200,7 +199,7 @@ def plot_class_distribution(
     """Draw how many tiles each class has: a pie over all splits, and bars by split.
 
     Args:
-        counts: {split: {class: tiles}}; a class may be missing from a split.
+        counts: {split: {class: tiles}}; a split may lack a class.
         path: the PNG to write.
         title: above both.
 
@@ -212,7 +211,7 @@ def plot_class_distribution(
     totals = [sum(counts[split].get(name, 0) for split in splits) for name in classes]
     everything = sum(totals)
     if not everything:
-        raise ValueError("counts: no class has a tile, so there is no distribution to draw")
+        raise ValueError("counts: no class has a tile, so there is nothing to draw")
     colours = [_AREA_COLOURS[index % len(_AREA_COLOURS)] for index in range(len(classes))]
 
     height = max(3.6, 1.4 + 0.22 * len(classes) * (len(splits) + 0.8))
@@ -222,12 +221,12 @@ def plot_class_distribution(
 
     wedge = {"edgecolor": "white", "linewidth": 1}
     pie.pie(totals, colors=colours, startangle=90, counterclock=False, wedgeprops=wedge)
-    shares = [
+    entries = [
         f"{base.plain(base.shortened(name, 20))}: {total:,} ({100 * total / everything:.1f}%)"
         for name, total in zip(classes, totals, strict=True)
     ]
     patches = [Patch(facecolor=colour) for colour in colours]
-    pie.legend(patches, shares, loc="upper center", bbox_to_anchor=(0.5, 0.02), frameon=False, fontsize=9)
+    pie.legend(patches, entries, loc="upper center", bbox_to_anchor=(0.5, 0.02), frameon=False, fontsize=9)
     pie.set_title(f"All {everything:,} tiles")
 
     thickness = 0.8 / len(splits)
@@ -266,7 +265,7 @@ def _curves(
     truth, scores = np.asarray(labels), np.asarray(probabilities)
     if scores.shape != (len(truth), len(classes)):
         raise ValueError(
-            f"probabilities: shape {scores.shape}, must be ({len(truth)}, {len(classes)}) for {len(truth)} "
+            f"probabilities: got shape {scores.shape}, must be ({len(truth)}, {len(classes)}) for {len(truth)} "
             f"labels and {len(classes)} classes"
         )
     wanted = range(len(classes)) if positive is None else (positive,)
@@ -283,6 +282,5 @@ def _curves(
             axes.plot([], [], label=f"{name}: no curve, {is_class.sum():,} of {len(truth):,} tiles", **style)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, fontsize=8)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
+    base.grid(axes)
     return figure, axes

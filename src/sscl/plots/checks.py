@@ -62,16 +62,8 @@ def plot_randomisation(found: Randomisation, *, path: str | os.PathLike[str], ti
         axes.plot(places, mean, marker=_MARKERS[index], markersize=4, label=label, **style)
         if with_band:
             base.band(axes, places, mean - sd, mean + sd, colour=style["color"])
-    axes.axhline(found.unrelated_below, **_DASHED)
-    axes.text(
-        places[-1],
-        found.unrelated_below + 0.015,
-        "passes if |rank correlation| ends below this line",
-        color="0.35",
-        fontsize=8,
-        ha="right",
-        va="bottom",
-    )
+    passes = f"passes if |rank correlation|\nends below {found.unrelated_below:g}"
+    axes.axhline(found.unrelated_below, label=passes, **_DASHED)
     axes.set_xticks(places, ["trained", *map(base.plain, names)], rotation=55, ha="right", fontsize=8)
     axes.set(
         xlabel="Randomised from the head down to",
@@ -130,8 +122,7 @@ def plot_box_sensitivity(found: BoxSensitivity, *, path: str | os.PathLike[str],
         style = base.line_style(index)
         axes.plot(found.thresholds, mean, marker=_MARKERS[index], markersize=4, label=label, **style)
         base.band(axes, found.thresholds, np.maximum(mean - sd, 0), np.minimum(mean + sd, 1), colour=style["color"])
-    axes.axvline(found.threshold, **_DASHED)
-    axes.text(found.threshold + 0.004, 0.01, "threshold in use", color="0.35", fontsize=8, va="bottom", rotation=90)
+    axes.axvline(found.threshold, label="threshold in use", **_DASHED)
     axes.set(
         xlabel="Box threshold, fraction of the map's maximum",
         ylabel="Mean over tiles (band: ± 1 SD)",

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: curves, a grid of predictions, accuracy against labelled tiles; of folds: intervals.
+"""Charts of a comparison (curves, a grid of predictions, accuracy by labelled tiles) and of cross-validation folds.
 
 N tiles, H x W pixels.
 """
@@ -28,19 +28,19 @@ def plot_overlaid(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw the logs of several rows over one another: a colour a row, a thin line a run, a thick one their mean.
+    """Draw the logs of several rows in shared axes: one colour per row, a thin line per run, a thick one as mean.
 
     Args:
-        histories: {title of a column: {row: [log of a run, ...]}}, a log as metrics.jsonl has it. A row has its colour
-            in every column. The mean reaches as far as all runs do.
-        series: (axis title, key of the log), one line of axes each.
+        histories: {title of a column: {row: [log of a run, ...]}}, a log as metrics.jsonl has it. A row has the same
+            colour in every column. The mean ends where the shortest run ends.
+        series: (axis title, key of the log), one row of axes each.
         path: the PNG to write. title: above all axes.
 
     Raises:
         ValueError: series is empty. FileNotFoundError: the folder of path does not exist.
     """
     if not series:
-        raise ValueError("series: is empty, must hold at least one (axis title, key)")
+        raise ValueError("series: got none, must be at least one (axis title, key)")
     names = list(dict.fromkeys(row for column in histories.values() for row in column))
     width = 8 if len(histories) == 1 else 2 + 3.6 * len(histories)
     figure = Figure(figsize=(width, 0.8 + 2.8 * len(series)), dpi=base.DPI, layout="constrained")
@@ -50,8 +50,7 @@ def plot_overlaid(
         for axes, (name, key) in zip(places, series, strict=True):
             for row, logs in rows.items():
                 _overlay(axes, logs, key=key, label=row, style=base.line_style(names.index(row)))
-            axes.grid(color="0.9")
-            axes.set_axisbelow(True)
+            base.grid(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if axes in grid[:, 0]:
                 axes.set_ylabel(base.plain(name))
@@ -90,7 +89,7 @@ def plot_predictions(
     title: str,
     columns: int = 3,
 ) -> None:
-    """Draw tiles in a grid, above each its true class, below it what each row predicts with a mark, ✓ or ✗.
+    """Draw tiles in a grid, each with its true class above, and below what each row predicts, marked ✓ or ✗.
 
     Args:
         images: uint8 (N, H, W, 3), N >= 1.
@@ -105,7 +104,7 @@ def plot_predictions(
     base.check_images(images, name="images")
     for name, values in (("truths", truths), *predicted.items()):
         if len(values) != len(images):
-            raise ValueError(f"{name}: {len(values)} for {len(images)} tiles, must be equally many")
+            raise ValueError(f"{name}: {len(values)} for {len(images)} tiles, must be as many")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     # Inches; placed by hand, so that every tile has the same size.
@@ -140,10 +139,10 @@ def plot_label_curve(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw a measure against the number of labelled tiles: a line a row through the means, a band of one sd, points.
+    """Draw a metric against the number of labelled tiles: a line of means per row, a band of ± 1 SD, a point per run.
 
     Args:
-        lines: {row: [(labelled tiles, values of the runs), ...]}, one entry a share of the labels.
+        lines: {row: [(labelled tiles, values of the runs), ...]}, one entry per fraction of the labels.
         measure: name of the vertical axis.
         path: the PNG to write. title: above the axes.
 
@@ -170,9 +169,8 @@ def plot_label_curve(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="labelled tiles (log scale)", ylabel=base.plain(measure), title=base.plain(title))
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    base.grid(axes)
+    base.legend_beside(axes)
     base.save_figure(figure, path)
 
 
@@ -183,10 +181,10 @@ def plot_folds(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw each metric of every fold as a point with its interval, the pooled one below, and the folds' mean ± sd.
+    """Draw each metric of every fold as a point with its interval, the pooled one below, and the folds' mean ± SD.
 
     Args:
-        folds: {metric: [(value, (low, high)), ...]}, one entry a fold; None is left out.
+        folds: {metric: [(value, (low, high)), ...]}, one entry per fold; None is left out.
         pooled: {metric: (value, (low, high))}, of the same metrics.
         path: the PNG to write. title: above all axes.
 
@@ -212,10 +210,9 @@ def plot_folds(
             if value is not None:
                 axes.plot([value], [row], marker=marker, color=colour, markersize=6)
         axes.set_xlabel(base.plain(name))
-        axes.grid(axis="x", color="0.85", linewidth=0.6)
-        axes.set_axisbelow(True)
+        base.grid(axes, axis="x", color="0.85", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_yticks(range(count + 1), [*(f"fold {i + 1}" for i in range(count)), "pooled"])
         axes.set_ylim(count + 0.6, -0.6)
-    figure.supxlabel("bars: 95% intervals; grey: mean ± sd of the folds", fontsize=8, color="0.35")
+    figure.supxlabel("bars: 95% intervals; grey: mean ± SD of the folds", fontsize=8, color="0.35")
     base.save_figure(figure, path)

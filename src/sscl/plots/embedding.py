@@ -17,7 +17,7 @@ from sscl.plots import base
 
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _GREY = ("0.7", ".")
-_TURNS = 8  # points are drawn in this many rounds over the classes, so that no class covers the others
+_TURNS = 8  # points are drawn in this many rounds over the classes, so that no class hides the others
 
 
 def plot_map(
@@ -29,22 +29,22 @@ def plot_map(
     title: str,
     axis_labels: tuple[str, str] | None = None,
 ) -> None:
-    """Draw tiles as points of a plane, a colour and a marker for each class.
+    """Draw tiles as points in the plane, each class in its colour and marker.
 
     Args:
         points: (N, 2), N >= 1.
         labels: (N,), index into `classes`; -1 = unlabelled, in grey beneath.
-        classes: names; those without a tile are left out of the legend.
+        classes: names; those without tiles are left out of the legend.
         path: the PNG to write.
         title: above.
-        axis_labels: what the axes mean; None (t-SNE, UMAP): nothing, and they have no ticks.
+        axis_labels: what the axes mean; None if nothing (t-SNE, UMAP): no labels, no ticks.
 
     Raises:
         ValueError: the shapes do not agree. FileNotFoundError: the folder of path does not exist.
     """
     at, label = np.asarray(points, dtype=np.float64), np.asarray(labels)
     if at.ndim != 2 or at.shape[1] != 2 or label.shape != (len(at),) or not len(at):
-        raise ValueError(f"points, labels: shapes {at.shape} and {label.shape}, must be (N, 2) and (N,), N >= 1")
+        raise ValueError(f"points, labels: got shapes {at.shape} and {label.shape}, must be (N, 2) and (N,), N >= 1")
     spread = np.maximum(np.ptp(at, axis=0), 1e-9)
     figure = Figure(figsize=(6.4, 6.4 * float(np.clip(spread[1] / spread[0], 0.5, 1.5))), dpi=base.DPI)
     axes = figure.subplots()
@@ -89,7 +89,7 @@ def plot_map(
 def cluster_sheet(
     rows: Sequence[base.ByteArray], *, captions: Sequence[str], path: str | os.PathLike[str], title: str
 ) -> None:
-    """Draw clusters of tiles, one a row, each with its caption on the left.
+    """Draw clusters of tiles, one per row, each with its caption on the left.
 
     Source: the figure of sampled clusters in the README of Ciga et al. (arXiv:2011.13971).
 
@@ -105,7 +105,7 @@ def cluster_sheet(
     for row, tiles in enumerate(rows):
         base.check_images(tiles, name=f"rows[{row}]")
     if not rows or len(captions) != len(rows):
-        raise ValueError(f"rows, captions: {len(rows)} and {len(captions)} entries, must be equally many, at least one")
+        raise ValueError(f"rows, captions: got {len(rows)} and {len(captions)}, must be as many and at least one")
     columns = max(map(len, rows))
     tile, gap = 0.9, 0.06  # inches
     text = 0.3 + 0.068 * max(len(line) for caption in captions for line in caption.split("\n"))

@@ -1,4 +1,4 @@
-"""Sheets of tiles: a sample, its views, tiles beside their heatmaps; N tiles, H x W pixels."""
+"""Sheets of tiles: samples, augmented views, tiles beside their heatmaps; N tiles, H x W pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def contact_sheet(
 
     Args:
         images: uint8 (N, H, W, 3), N >= 1.
-        captions: N texts; a long one loses its middle, a line break stays.
+        captions: N texts; a long one is shortened in the middle, line breaks stay.
         path: the PNG to write.
         columns: tiles in a row.
 
@@ -29,9 +29,9 @@ def contact_sheet(
     """
     base.check_images(images, name="images")
     if len(captions) != len(images):
-        raise ValueError(f"captions: {len(captions)} for {len(images)} tiles, must be equally many")
+        raise ValueError(f"captions: got {len(captions)} for {len(images)} tiles, must be as many")
     if columns < 1:
-        raise ValueError(f"columns: {columns}, must be at least 1")
+        raise ValueError(f"columns: got {columns}, must be at least 1")
     columns = min(columns, len(images))
     lines = max(caption.count("\n") for caption in captions) + 1
     _grid(
@@ -51,7 +51,7 @@ def plot_views(
     ids: Sequence[str],
     path: str | os.PathLike[str],
 ) -> None:
-    """Draw tiles beside their two augmented views, one tile a row.
+    """Draw tiles beside their two augmented views, one tile per row.
 
     Args:
         originals, first, second: uint8 (N, H, W, 3), N >= 1; the views may have another size than the
@@ -64,8 +64,8 @@ def plot_views(
         base.check_images(images, name=name)
     if not len(originals) == len(first) == len(second) == len(ids):
         raise ValueError(
-            f"originals, first, second, ids: {len(originals)}, {len(first)}, {len(second)}, {len(ids)} "
-            "entries, must be equally many"
+            f"originals, first, second, ids: got {len(originals)}, {len(first)}, {len(second)}, {len(ids)} "
+            "entries, must be as many of each"
         )
     _grid(
         list(zip(originals, first, second, strict=True)),
@@ -90,7 +90,7 @@ def plot_cam_panel(
     Args:
         image, overlay, boxed: uint8 (H, W, 3).
         method: above the heatmap.
-        title: such as true and predicted class with its probability; a line break stays.
+        title: such as true and predicted class with its probability; line breaks stay.
         path: the PNG to write.
 
     Raises:
@@ -128,7 +128,7 @@ def _grid(
     caption_inches: float,
     path: str | os.PathLike[str],
 ) -> None:
-    """Draw rows of tiles with a caption above each, placed by hand: layout engines are slow here."""
+    """Draw rows of tiles with a caption above each, at computed places: layout engines are slow here."""
     tile, gap = 224 / base.DPI, 0.08  # inches: a 224 px tile keeps its pixels
     width = columns * (tile + gap) + gap
     height = len(rows) * (tile + caption_inches) + gap

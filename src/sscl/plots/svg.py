@@ -1,9 +1,9 @@
-"""Charts as SVG that may stand in any page: in its colours, under the strictest content policy.
+"""Charts as SVG that fit into any page: in its colours, under the strictest content security policy.
 
-What matplotlib draws comes with style attributes, a style sheet, fixed black on white, and names that meet again in the
-next figure. Here it is taken apart and only known elements and attributes, with values of known form, are put together
-again. Greys become the page's text colour, as transparent as they are light: on white that is the same grey, on a dark
-page its counterpart. Other colours stay.
+matplotlib's SVG has style attributes, a style sheet, fixed black on white, and ids that clash with those of the next
+figure. Here it is rebuilt from known elements and attributes only, with values of known form. Greys become the page's
+text colour, the lighter the more transparent: on white that is the same grey, on a dark page its counterpart. Other
+colours stay.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def inline(draw: Callable[[Path], None], *, prefix: str) -> str:
     """Return what `draw` draws as an <svg> element for an HTML page.
 
     Args:
-        draw: writes a figure to the path that it is given, which ends in .svg; the functions of `plots` do.
-        prefix: begins every id in it; no two figures of a page may have the same.
+        draw: writes a figure to the path given, which ends in .svg, as the functions of `plots` do.
+        prefix: of every id in it; must be unique within the page.
     """
     with (
         tempfile.TemporaryDirectory(prefix="sscl-") as folder,
@@ -77,7 +77,7 @@ def clean(text: str, *, prefix: str) -> str:
     """Return an SVG file of matplotlib as an element for an HTML page; see the top of this module.
 
     Raises:
-        ValueError: it holds an element or a value that is not foreseen, such as a picture or a link to elsewhere.
+        ValueError: it holds an unexpected element or value, such as a picture or an external link.
     """
     if not re.fullmatch(r"[A-Za-z][\w-]*", prefix):
         raise ValueError(f"prefix: got {prefix!r}, must be a letter, then letters, digits, _ or -")
@@ -108,7 +108,7 @@ def _copied(source: ElementTree.Element, ids: dict[str, str]) -> ElementTree.Ele
     for key, value in _attributes(source, ids).items():
         form = _ALLOWED.get(key)
         if form is None or not form.fullmatch(value):
-            raise ValueError(f"svg: {name} has {key}={value[:60]!r}, which is not foreseen")
+            raise ValueError(f"svg: {name} has {key}={value[:60]!r}, which is not expected")
         copy.set(key, re.sub(_NUMBER, _rounded, " ".join(value.split())) if key in _ROUNDED else value)
     if name in ("text", "tspan"):
         copy.text = source.text
@@ -116,7 +116,7 @@ def _copied(source: ElementTree.Element, ids: dict[str, str]) -> ElementTree.Ele
         if _local(child.tag) not in _LEFT_OUT:
             below = _copied(child, ids)
             below.tail = child.tail if name in ("text", "tspan") else None
-            if len(below) or below.attrib or below.text or below.tag not in ("g", "defs"):  # empty groups say nothing
+            if len(below) or below.attrib or below.text or below.tag not in ("g", "defs"):  # empty groups draw nothing
                 copy.append(below)
     return copy
 
@@ -165,7 +165,7 @@ def _font(value: str) -> dict[str, str]:
 
 
 def _paint(value: str) -> tuple[str, float]:
-    """Return a colour as the page draws it, and how strong: greys in the text colour, white not at all."""
+    """Return a colour as the page draws it, and its opacity: greys in the text colour, white not at all."""
     if not re.fullmatch("#[0-9a-f]{6}", value):
         return value, 1.0
     red, green, blue = (int(value[at : at + 2], 16) for at in (1, 3, 5))
