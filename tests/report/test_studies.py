@@ -72,7 +72,7 @@ class TestPretraining:
 
         (verdict,) = kinds(section, "verdict")
         assert verdict["passed"] is False
-        assert verdict["text"].startswith("different tiles look alike")
+        assert verdict["text"].startswith("Different tiles look alike.")
 
     def test_one_set_and_no_log(self) -> None:
         config = self.CONFIG.model_copy(update={"data": self.CONFIG.data[:1]})

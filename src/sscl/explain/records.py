@@ -69,6 +69,11 @@ class Check(Record):
         """Passed, failed or not assessed."""
         return Outcome.of(self.passed)
 
+    @property
+    def reason(self) -> str:
+        """The verdict without its outcome."""
+        return self.verdict.removeprefix(f"{self.outcome.value}: ")
+
 
 class Randomisation(Check):
     """How similar the maps remain while the model is randomised from its head down; see `map_checks.randomisation`.

@@ -26,7 +26,7 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
         counts: {split: {class: tiles}}. groups: {split: slides, patients or clusters; None where these are not known}.
     """
     section = subject.report["data"]
-    facts = {"tiles": section["root"], "source": section["source"]}
+    facts = {"folder": section["root"], "source": section["source"]}
     facts |= {"protocol": str(subject.report["protocol"])} if subject.report["protocol"] else {}
     facts |= {"tile size": f"{section['size_px']} px", "stain normalisation": section["stain"]}
     own = subject.trained.finetune_config.data.source == "pathmnist"

@@ -70,7 +70,7 @@ def _checked(name: str, checks: MapChecks) -> list[Block]:
     }
     found: list[Block] = []
     for key, check in checks.each.items():
-        found.append(blocks.verdict(check.passed, check.question, blocks.sentence(check.verdict)))
+        found.append(blocks.verdict(check.passed, check.question, blocks.sentence(check.reason)))
         found += charts.get(key, [])
     return found
 

@@ -52,7 +52,7 @@ def pretraining(
             blocks.verdict(
                 warning is None,
                 "Is the encoder free of collapse?",
-                f"{'No indication of collapse' if warning is None else warning} in the last epoch: {health}.",
+                f"{blocks.sentence(warning or 'no indication of collapse')} Last epoch: {health}.",
             )
         )
         series = [

@@ -120,6 +120,6 @@ def _maps(checks: MapChecks | None) -> list[Block]:
         text = "Run sscl gradcam with checks=true to test whether they depend on the trained weights."
         return [blocks.verdict(None, "Can the heatmaps be trusted?", text)]
     return [
-        blocks.verdict(check.passed, check.question, blocks.sentence(check.verdict))
+        blocks.verdict(check.passed, check.question, blocks.sentence(check.reason))
         for check in (checks.randomisation, checks.deletion_insertion)
     ]

@@ -11,6 +11,7 @@ from sscl.data.load import load_tiles
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device
 from sscl.evaluate.metrics import IntArray
+from sscl.explain.cam import METHODS
 from sscl.explain.records import MapChecks, Outcome
 from sscl.explain.targets import describe_layer, describe_targets, resolve_target
 from sscl.models.classifier import check_classes, load_classifier
@@ -127,7 +128,7 @@ def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
 
 def map_notes(settings: GradcamConfig, checks: MapChecks | None) -> list[str]:
     """Return what a reader must know about the maps."""
-    said = [f"maps: {settings.method} of {describe_layer(settings.layer, settings.fuse)}"]
+    said = [f"maps: {METHODS[settings.method]} of {describe_layer(settings.layer, settings.fuse)}"]
     if checks is None:
         return [*said, "these maps were not checked (run sscl gradcam with checks=true)"]
     failed = [check.question.rstrip("?").lower() for check in checks.each.values() if check.outcome is Outcome.FAILED]

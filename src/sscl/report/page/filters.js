@@ -20,11 +20,11 @@ const REVIEW_FILTERS = {
 // What is unknown comes last, ties by name.
 const last = (value) => value ?? Infinity;
 const SORTS = {
-  "least-confident": ["least confident first", (index) => facts[index].confidence],
-  "most-confident": ["most confident first", (index) => -facts[index].confidence],
-  loss: ["largest loss first", (index) => last(tiles[index].loss === null ? null : -tiles[index].loss)],
-  "least-agreement": ["least agreement first", (index) => last(facts[index].agreement)],
-  "most-agreement": ["most agreement first", (index) => last(facts[index].agreement === null ? null : -facts[index].agreement)],
+  "least-confident": ["least confident", (index) => facts[index].confidence],
+  "most-confident": ["most confident", (index) => -facts[index].confidence],
+  loss: ["largest loss", (index) => last(tiles[index].loss === null ? null : -tiles[index].loss)],
+  "least-agreement": ["least agreement", (index) => last(facts[index].agreement)],
+  "most-agreement": ["most agreement", (index) => last(facts[index].agreement === null ? null : -facts[index].agreement)],
   name: ["name", (index) => facts[index].name],
 };
 
