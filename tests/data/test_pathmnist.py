@@ -246,13 +246,13 @@ IMAGES, LABELS = arrays()["val_images"], arrays()["val_labels"]
             "val_images: shape (0, 8, 8, 3), so this split is empty",
         ),
         (changed(val_images=IMAGES[:3]), "val_labels: 4 labels for 3 images"),
-        (changed(val_labels=np.eye(4, dtype=np.uint8)), "val_labels: 4 labels a tile (multi-label); sscl needs one"),
+        (changed(val_labels=np.eye(4, dtype=np.uint8)), "val_labels: 4 labels per tile (multi-label); sscl needs one"),
         (changed(val_labels=LABELS[:, 0]), "val_labels: expected whole numbers (n, 1), got uint8 (4,)"),
         (changed(val_labels=LABELS.astype(float)), "val_labels: expected whole numbers (n, 1), got float64 (4, 1)"),
         (changed(val_labels=LABELS.astype(bool)), "val_labels: expected whole numbers (n, 1), got bool (4, 1)"),
         (
             changed(val_labels=LABELS.astype(np.int64) - 1),
-            "val_labels: 2 tiles without label (-1); only train may have",
+            "val_labels: 2 tiles without a label (-1); only train may have",
         ),
         (changed(val_labels=LABELS.astype(np.int64) - 2), "val_labels: labels -2 to 0; allowed are 0, 1, ... and -1"),
         (changed(val_labels=LABELS.astype(np.uint64) + 2**63), "val_labels: labels 9223372036854775808 to"),
@@ -265,11 +265,11 @@ IMAGES, LABELS = arrays()["val_images"], arrays()["val_labels"]
         (changed(val_groups=np.array(list("abcd"))), "has val_groups but no train_groups; give the groups of all"),
         (
             changed(**{f"{part}_groups": np.array(list("abcd")) for part in COUNTS}),
-            "train_groups: expected str (9,), one group a tile, got <U1 (4,)",
+            "train_groups: expected str (9,), one group per tile, got <U1 (4,)",
         ),
         (
             changed(**{f"{part}_groups": np.arange(count) for part, count in COUNTS.items()}),
-            "train_groups: expected str (9,), one group a tile, got int64 (9,)",
+            "train_groups: expected str (9,), one group per tile, got int64 (9,)",
         ),
     ],
 )
@@ -304,7 +304,7 @@ class Trap:
 def test_pickled_objects_are_never_loaded(tmp_path, key):
     trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
     path = save(tmp_path / "set.npz", changed(**{key: trap}), allow_pickle=True)
-    with pytest.raises(ValueError, match=f"{key}: holds pickled Python objects, which are never loaded"):
+    with pytest.raises(ValueError, match=f"{key}: has pickled Python objects, which are never loaded"):
         load_pathmnist(path, split="train")
     assert not (tmp_path / "sprung").exists()
     with np.load(path, allow_pickle=True) as archive:  # the trap does spring
@@ -322,7 +322,7 @@ def test_files_that_are_none(tmp_path, file):
         ("alone.npz", (tmp_path / "alone.npy").read_bytes()),
     ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name}: is not an .npz file, or is truncated; fetch or write it again"):
+        with pytest.raises(ValueError, match=f"{name}: is not an .npz file, or is truncated"):
             load_pathmnist(tmp_path / name, split="train")
     with pytest.raises(FileNotFoundError, match=r"none\.npz: no such file \(`sscl data download pathmnist` fetches"):
         load_pathmnist(tmp_path / "none.npz", split="train")
@@ -357,9 +357,9 @@ def test_through_the_command_line(tmp_path, capsys):
     out = tmp_path / "look"
     words = ["data", "inspect", "data.source=pathmnist", f"data.root={path}", f"out={out}", "progress=false"]
     assert main(words) == 2
-    assert capsys.readouterr().err == (
-        f"sscl: {path}: train_images: 1 channel, sscl needs RGB (3 channels); repeat the channel or take another set\n"
-    )
+    err = capsys.readouterr().err
+    assert err.startswith(f"sscl: {path}: train_images: 1 channel")
+    assert err.count("\n") == 1
     assert not out.exists()
 
 
@@ -430,7 +430,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     before = path.read_bytes()
     bad = written_parts()
     bad["test"] = (bad["test"][0], bad["test"][1] - 1, bad["test"][2])
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: test_labels: 2 tiles without label"):
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: test_labels: 2 tiles without a label"):
         write_medmnist(path, bad, classes=["x", "y", "z"])
     with pytest.raises(ValueError, match="got the parts train, test, expected train, val, test"):
         write_medmnist(path, {part: bad[part] for part in ("train", "test")}, classes=["x"])

@@ -106,7 +106,7 @@ def test_rows_close_their_files(parts):
 def test_a_file_that_is_shortened_meanwhile_is_an_error_not_a_crash(tmp_path):
     rows = Rows([mapped(tmp_path / "x.npy", 40)])
     os.truncate(tmp_path / "x.npy", 1000)
-    with pytest.raises(OSError, match=r"x\.npy: was shortened while it was in use"):
+    with pytest.raises(OSError, match=r"x\.npy: was truncated while in use"):
         rows[39]
 
 
@@ -242,7 +242,7 @@ def test_errors_of_the_thread_are_raised_in_the_loop(store, tmp_path):
     with pytest.raises(IndexError, match="the store has 12"):
         next(batches)
     os.truncate(tmp_path / "a.npy", 200)
-    with pytest.raises(OSError, match="was shortened"):
+    with pytest.raises(OSError, match="was truncated"):
         list(store.batches(np.full((1, 1), 4)))
     assert threads() == 0
 

@@ -1,4 +1,4 @@
-"""From files to arrays: images decoded once into a memmap, and small CSV files read strictly."""
+"""From files to arrays: images decoded once into a memmap, and small CSV files, checked line by line."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def decode_tiles(
 ) -> NDArray[np.uint8]:
     """Return the images as one read-only memmap, uint8 (N, size_px, size_px, 3), row i from `paths[i]`.
 
-    The first call decodes with all cores, resizes with an antialiasing filter where the size differs, and
-    leaves one `.npy` file in the cache; later calls map that file. Its name is a fingerprint of the folder,
-    the files' relative names, sizes and times, and `size_px`, so changed files are decoded afresh.
+    The first call decodes on all cores, resizes with an antialiasing filter where the size differs, and writes one
+    `.npy` file to the cache; later calls map that file. Its name is a fingerprint of the folder, the files' relative
+    names, sizes and times, and `size_px`, so changed files are decoded again.
 
     Args:
         paths: the files, all below `root`.
@@ -73,7 +73,7 @@ def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size
 def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
     """Return (line number, values in the order of `columns`) for every row of a CSV file with a header.
 
-    Other columns are ignored, and so are blank lines; a byte-order mark (spreadsheets write one) is skipped.
+    Other columns and blank lines are ignored; a byte-order mark (spreadsheets write one) is skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,7 +103,7 @@ def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[st
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: is not a CSV file in UTF-8 ({error})") from error
+        raise ValueError(f"{path}: is not a CSV file in UTF-8 ({error}); save it as CSV UTF-8") from error
     if not table:
         raise ValueError(f"{path}: has a header but no rows")
     return table

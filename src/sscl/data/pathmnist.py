@@ -2,7 +2,7 @@
 
     train_images (n, s, s, 3) uint8, train_labels (n, 1) whole numbers, and the same for val and test
 
-Ours on top, all optional: `classes`, str (K,), the names; label -1 in train for a tile without label; and
+sscl adds, all optional: `classes`, str (K,), the names; label -1 in train for a tile without label; and
 `train_groups`, `val_groups`, `test_groups`, str (n,), the patient or slide of each tile.
 
 Source of the layout and of PathMNIST's facts: Yang et al. 2023, MedMNIST v2, and the `medmnist` package 3.0.2.
@@ -53,7 +53,7 @@ Part = tuple[NDArray[np.uint8], NDArray[np.integer], "NDArray[np.str_] | None"]
 
 @dataclass(frozen=True)
 class _Index:
-    """All of a file but its pixels.
+    """A file's content except its pixels.
 
     Attributes:
         side: of a tile, pixels.
@@ -77,9 +77,9 @@ def load_pathmnist(
 ) -> Tiles:
     """Return the tiles of a split of a MedMNIST .npz file; ids are `train/000000`, `val/000000`, `test/000000`.
 
-    The pixels of that split alone are unpacked, in small pieces, into the cache of tiles (see `cached_tiles`), and
-    later calls map it. The class names are those in the file (`classes`), else PathMNIST's nine where the file's
-    name or its counts say that it is PathMNIST, else 0, 1, ...
+    Only the pixels of that split are unpacked, in small pieces, into the cache of tiles (see `cached_tiles`); later
+    calls map it. The class names are those in the file (`classes`), else PathMNIST's nine if the file's name or its
+    counts are PathMNIST's, else 0, 1, ...
 
     Args:
         split: "train", "validation" (or "val"), "test", or "all" (the three in this order).
@@ -88,7 +88,7 @@ def load_pathmnist(
         progress: show a bar.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not in the layout above; the line names the file and the key.
     """
     path = Path(path)
@@ -138,16 +138,16 @@ def stored_size_px(path: Path | str) -> int:
 
 
 def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequence[str]) -> None:
-    """Write tiles in the layout above, in one step: the file is whole and can be loaded, or it is not there.
+    """Write tiles in the layout above, in one step: the file is complete and loads, or is not written.
 
     Args:
-        path: the .npz file; replaced if it is there.
+        path: the .npz file; replaced if it exists.
         parts: for train, val and test (images uint8 (n, s, s, 3), labels (n,) with -1 = unlabelled in train only,
             groups str (n,) or None).
         classes: names of the labels 0, 1, ...
 
     Raises:
-        ValueError: the parts are not as above.
+        ValueError: the parts are not as described.
     """
     path = Path(path)
     if set(parts) != set(SPLITS):
@@ -169,9 +169,9 @@ def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequ
 
 
 def _read_index(path: Path) -> _Index:
-    """Return what the file says, with every key, shape and label checked; of the pixels only the headers are read."""
+    """Return the file's content with every key, shape and label checked; of the pixels only the headers are read."""
     if not path.is_file():
-        hint = "is a folder; name the .npz file in it" if path.is_dir() else "no such file"
+        hint = "is a folder; give the .npz file in it" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{path}: {hint} (`sscl data download pathmnist` fetches PathMNIST)")
     keys = _keys(path)
     for part in SPLITS:
@@ -197,7 +197,7 @@ def _keys(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: is not an .npz file, or is truncated; fetch or write it again") from error
+        raise ValueError(f"{path}: is not an .npz file, or is truncated; download or write it again") from error
 
 
 def _pieces(path: Path, key: str) -> Iterator[NDArray[np.uint8]]:
@@ -214,7 +214,7 @@ def _pieces(path: Path, key: str) -> Iterator[NDArray[np.uint8]]:
                 data = member.read(rows * row_bytes)
                 yield np.frombuffer(data, dtype=np.uint8).reshape(rows, side, side, 3)
     except _DAMAGE as error:
-        raise ValueError(f"{path}: {key} is damaged ({error}); fetch or write the file again") from error
+        raise ValueError(f"{path}: {key} is damaged ({error}); download or write the file again") from error
 
 
 def _image_shape(path: Path, key: str) -> tuple[int, int, int, int]:
@@ -226,12 +226,12 @@ def _image_shape(path: Path, key: str) -> tuple[int, int, int, int]:
             shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
             size = archive.getinfo(f"{key}.npy").file_size - member.tell()
     except _DAMAGE as error:
-        raise ValueError(f"{path}: {key} is damaged ({error}); fetch or write the file again") from error
+        raise ValueError(f"{path}: {key} is damaged ({error}); download or write the file again") from error
     where = f"{path}: {key}"
     if dtype.hasobject:
-        raise ValueError(f"{where}: holds pickled Python objects, which are never loaded; save it as uint8")
+        raise ValueError(f"{where}: has pickled Python objects, which are never loaded; save it as uint8")
     if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
-        raise ValueError(f"{where}: 1 channel, sscl needs RGB (3 channels); repeat the channel or take another set")
+        raise ValueError(f"{where}: 1 channel, sscl needs RGB (3 channels); repeat the channel or use another set")
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
         raise ValueError(f"{where}: expected uint8 (n, s, s, 3), got {dtype} {shape}")
     if shape[1] != shape[2]:
@@ -241,7 +241,7 @@ def _image_shape(path: Path, key: str) -> tuple[int, int, int, int]:
     if fortran_order and size == np.prod(shape, dtype=np.int64):
         raise ValueError(f"{where}: is in Fortran order; save np.ascontiguousarray of it")
     if size != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{where} is damaged ({size} bytes for shape {shape}); fetch or write the file again")
+        raise ValueError(f"{where} is damaged ({size} bytes for shape {shape}); download or write the file again")
     return shape
 
 
@@ -254,26 +254,28 @@ def _array(path: Path, key: str) -> NDArray[np.generic]:
     except _DAMAGE as error:
         if "allow_pickle" in str(error):
             raise ValueError(
-                f"{path}: {key}: holds pickled Python objects, which are never loaded; save it as numbers or text"
+                f"{path}: {key}: has pickled Python objects, which are never loaded; save it as numbers or text"
             ) from error
-        raise ValueError(f"{path}: {key} is damaged ({error}); fetch or write the file again") from error
+        raise ValueError(f"{path}: {key} is damaged ({error}); download or write the file again") from error
 
 
 def _labels(path: Path, key: str, *, count: int) -> NDArray[np.int64]:
     """Return the labels of a split, int64 (n,), as many as it has tiles."""
     labels = _array(path, key)
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise ValueError(f"{path}: {key}: {labels.shape[1]} labels a tile (multi-label); sscl needs one, shape (n, 1)")
+        raise ValueError(
+            f"{path}: {key}: {labels.shape[1]} labels per tile (multi-label); sscl needs one, shape (n, 1)"
+        )
     if labels.ndim != 2 or labels.shape[1] != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{path}: {key}: expected whole numbers (n, 1), got {labels.dtype} {labels.shape}")
     if len(labels) != count:
-        raise ValueError(f"{path}: {key}: {len(labels)} labels for {count} images; expected as many")
+        raise ValueError(f"{path}: {key}: {len(labels)} labels for {count} images; expected one label per image")
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < UNLABELLED or highest >= 2**31:
         raise ValueError(f"{path}: {key}: labels {lowest} to {highest}; allowed are 0, 1, ... and -1 in train")
     if lowest == UNLABELLED and key != "train_labels":
         unlabelled = int((labels == UNLABELLED).sum())
-        raise ValueError(f"{path}: {key}: {unlabelled} tiles without label (-1); only train may have such tiles")
+        raise ValueError(f"{path}: {key}: {unlabelled} tiles without a label (-1); only train may have such tiles")
     return labels[:, 0].astype(np.int64)
 
 
@@ -314,8 +316,8 @@ def _check_classes(path: Path, labels: Mapping[str, NDArray[np.int64]], classes:
         unseen = sorted(set(labels[part].tolist()) - set(labels["train"].tolist()))
         if unseen:
             raise ValueError(
-                f"{path}: {part}_labels: class {classes[unseen[0]]!r} (label {unseen[0]}) has no tile in train; "
-                "a classifier cannot know it, add such tiles to train or take them out"
+                f"{path}: {part}_labels: class {classes[unseen[0]]!r} (label {unseen[0]}) has no tile in train, "
+                "so a classifier cannot learn it; add such tiles to train or remove them"
             )
 
 
@@ -330,11 +332,11 @@ def _groups(
     for part in SPLITS:
         key = f"{part}_groups"
         if part not in there:
-            raise ValueError(f"{path}: has {there[0]}_groups but no {key}; give the groups of all splits, or of none")
+            raise ValueError(f"{path}: has {there[0]}_groups but no {key}; give the groups of all splits or of none")
         values = _array(path, key)
         if values.shape != labels[part].shape or not np.issubdtype(values.dtype, np.str_):
             raise ValueError(
-                f"{path}: {key}: expected str ({len(labels[part])},), one group a tile, "
+                f"{path}: {key}: expected str ({len(labels[part])},), one group per tile, "
                 f"got {values.dtype} {values.shape}"
             )
         groups[part] = values.astype(np.str_)

@@ -1,4 +1,4 @@
-"""Rows of tile arrays, left where they lie: what stands for the pixels of sets that are larger than memory.
+"""Rows of tile arrays that are read when needed: the pixels of sets larger than memory.
 
 N rows in all, B rows at a time, H = W pixels.
 """
@@ -15,20 +15,20 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Rows:
-    """Rows of one or several uint8 (n, H, W, 3) arrays, one after the other, of which nothing is copied.
+    """Rows of one or several uint8 (n, H, W, 3) arrays, concatenated without copying.
 
-    It has what of an array's ways the pixels of `Tiles` need: shape, dtype, ndim, nbytes, len, np.asarray, and
+    It has the array features that the pixels of `Tiles` need: shape, dtype, ndim, nbytes, len, np.asarray, and
     `rows[row]`, `rows[slice]`, `rows[ints]`, each a new array of those pixels.
 
     Rows of a read-only memmap are read from its file, not through the mapping: pages of a mapping count as memory of
-    the process once they were touched, and a page fault reads less from a disk (a page, or far more than a tile) than
-    is known to be needed. `scripts/benchmarks/data.py` measures both.
+    the process once they were touched, and a page fault reads less than a tile, or far more.
+    `scripts/benchmarks/data.py` measures both.
 
     Args:
-        parts: arrays, or such rows, of tiles of one size; at least one.
+        parts: arrays or `Rows` of tiles of one size; at least one.
 
     Raises:
-        ValueError: a part is not as above, or the sizes differ.
+        ValueError: a part has another shape or dtype, or the sizes differ.
     """
 
     def __init__(self, parts: Sequence[Images]) -> None:
@@ -62,7 +62,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pixels, wherever they lie."""
+        """Bytes of all pixels, in memory or on disk."""
         return len(self._order) * int(np.prod(self._tile))
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Rows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
-            raise ValueError("the pixels of Rows cannot be had as one array without a copy")
+            raise ValueError("Rows cannot become an array without a copy")
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
     def select(self, rows: ArrayLike) -> Rows:
@@ -90,8 +90,8 @@ class Rows:
         """Write the pixels at `rows`, int64 (B,), into `out`, uint8 (B, H, W, 3), C-contiguous.
 
         Raises:
-            IndexError: there is no such row.
-            OSError: a file cannot be read any more.
+            IndexError: a row is out of range.
+            OSError: a file can no longer be read.
         """
         self._read(self._order[rows], out)
 
@@ -107,7 +107,7 @@ Images: TypeAlias = NDArray[np.uint8] | Rows
 
 
 class _Array:
-    """An array of tiles, and the file of which it is a read-only mapping, if it is one."""
+    """An array of tiles, and its file if it is a read-only memmap."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         self.pixels = array.view(np.ndarray)
@@ -136,10 +136,10 @@ class _Array:
             return
         size = int(np.prod(out.shape[1:]))
         starts = (self._offset + rows * size).tolist()
-        if hasattr(os, "posix_fadvise"):  # so that a disk has all of them to do at once
+        if hasattr(os, "posix_fadvise"):  # so that the disk gets all requests at once
             for start in starts:
                 os.posix_fadvise(self._file, start, size, os.POSIX_FADV_WILLNEED)
         target = out.data.cast("B")
         for start, place in zip(starts, (places * size).tolist(), strict=True):
             if os.preadv(self._file, [target[place : place + size]], start) != size:
-                raise OSError(f"{self._name}: was shortened while it was in use; start again")
+                raise OSError(f"{self._name}: was truncated while in use; start again")

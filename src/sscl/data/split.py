@@ -1,7 +1,7 @@
 """Which tiles go where: stratified and grouped splits, balancing, label fractions.
 
-Pure functions of labels (int64, (N,)) and groups (str, (N,)): each returns indices into the N tiles, and the
-same ones for the same seed.
+Pure functions of labels (int64, (N,)) and groups (str, (N,)): each returns indices into the N tiles, the same for
+the same seed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
-# A grouped split goes through the groups in this many random orders and keeps the best, but stops at the first
-# whose shares of each class's tiles are this near to the wanted one.
+# A grouped split tries the groups in this many random orders and keeps the best, but stops at the first in which the
+# held-out fraction of every class is this close to the target.
 _GROUP_ORDERS = 32
-_GOOD_DEVIATION = 0.01
+_CLOSE_ENOUGH = 0.01
 
 
 def stratified_split(
@@ -25,17 +25,17 @@ def stratified_split(
     """Return (rest, held_out), sorted indices: about `fraction` of every class is held out.
 
     Without groups each class gives round(fraction × its tiles), at least one, and keeps at least one. With
-    groups (slides, patients) no group is on both sides and the shares are as near as whole groups allow.
+    groups (slides, patients) no group is on both sides, and the fractions are as close as whole groups allow.
 
     Args:
-        fraction: share held out, between 0 and 1.
+        fraction: held out, between 0 and 1.
         groups: group of each tile, (N,); None = every tile by itself.
 
     Raises:
         ValueError: the fraction is out of range, or a class has too few tiles (groups) to be on both sides.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction: got {fraction}, allowed is more than 0 and less than 1")
+        raise ValueError(f"fraction: must be between 0 and 1, got {fraction}")
     if len(labels) == 0:
         raise ValueError("there are no tiles to split")
     rng = _generator("split", seed)
@@ -47,8 +47,8 @@ def stratified_split(
             rows = np.flatnonzero(labels == label)
             if len(rows) < 2:
                 raise ValueError(
-                    f"class {label} has 1 tile, and a split needs at least 2 so that both sides have it: "
-                    "add tiles or leave the class out"
+                    f"class {label} has 1 tile, but a split needs at least 2, one for each side: "
+                    "add tiles or remove the class"
                 )
             count = min(max(_rounded(fraction * len(rows)), 1), len(rows) - 1)
             held[rng.permutation(rows)[:count]] = True
@@ -58,51 +58,51 @@ def stratified_split(
 def stratified_folds(
     labels: NDArray[np.int64], k: int, *, seed: int, groups: NDArray[np.str_] | None = None
 ) -> list[Indices]:
-    """Return the k parts of cross-validation, sorted indices: every tile is in one, every class in all.
+    """Return the k folds of cross-validation, sorted indices: every tile is in one fold, every class in all folds.
 
-    Without groups the shares of a class differ by one tile at most. With groups (slides, patients) each is in one part
-    as a whole, and the shares are as near as scikit-learn's greedy rule brings them: the most uneven groups first, each
-    where the shares become most equal. The seed then decides between groups that are alike, and nothing else.
+    Without groups the tiles of a class per fold differ by one at most. With groups (slides, patients) each group is in
+    one fold as a whole, and the classes are as even as scikit-learn's greedy rule makes them: the most uneven groups
+    first, each put where the folds become most equal. The seed then only decides between groups with equal counts.
 
     Args:
-        k: number of parts, at least 2.
+        k: number of folds, at least 2.
         groups: group of each tile, (N,); None = every tile by itself.
 
     Raises:
-        ValueError: k is below 2, a class has fewer tiles (groups) than k, no such parts of whole groups were found, or
+        ValueError: k is below 2, a class has fewer tiles (groups) than k, no such folds of whole groups were found, or
             a tile is unlabelled.
     """
     if k < 2:
-        raise ValueError(f"folds: got {k}, allowed are 2 or more")
+        raise ValueError(f"folds: must be >= 2, got {k}")
     rows_of = _rows_per_class(labels)
     counts = [len(rows) if groups is None else len(np.unique(groups[rows])) for rows in rows_of]
     if min(counts) < k:
         what, label = "tiles" if groups is None else "groups", labels[rows_of[int(np.argmin(counts))][0]]
         raise ValueError(
-            f"folds: {k} need as many {what} of every class, class {label} has {min(counts)}: take fewer folds"
+            f"folds: {k} folds need at least {k} {what} per class, class {label} has {min(counts)}: use fewer folds"
         )
 
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes a second
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # the import takes a second
 
     rng = _generator("folds", seed)
     if groups is None:
         splitter = StratifiedKFold(k, shuffle=True, random_state=int(rng.integers(2**32)))
         return [np.sort(held).astype(np.int64) for _, held in splitter.split(labels, labels)]
-    # Its own shuffle lost the stratification before 1.8 (scikit-learn issue 32478); other numbers for the groups do the
-    # same.
+    # Its own shuffle lost the stratification before 1.8 (scikit-learn issue 32478); renumbering the groups has the same
+    # effect.
     names, group_of = np.unique(groups, return_inverse=True)
     codes = rng.permutation(len(names))[group_of]
     folds = [np.sort(held).astype(np.int64) for _, held in StratifiedGroupKFold(k).split(labels, labels, codes)]
     if any(len(np.unique(labels[held])) < len(rows_of) for held in folds):
         raise ValueError(
-            f"folds: no way was found to divide the {len(names)} groups into {k} parts that each have every class: "
-            "take fewer folds"
+            f"folds: found no way to divide the {len(names)} groups into {k} folds that all have every class: "
+            "use fewer folds"
         )
     return folds
 
 
 def balance_down(labels: NDArray[np.int64], *, seed: int) -> Indices:
-    """Return sorted indices with as many tiles of every class as the smallest class has, chosen by the seed.
+    """Return sorted indices with as many tiles of every class as the smallest class has, drawn at random.
 
     Raises:
         ValueError: a tile is unlabelled, or there are none.
@@ -129,41 +129,40 @@ def class_weights(labels: NDArray[np.int64], *, num_classes: int) -> NDArray[np.
 def balanced_order(labels: NDArray[np.int64], *, seed: int, epoch: int) -> Indices:
     """Return N indices in random order that draw all classes equally often (a difference of one at most).
 
-    A class smaller than its share repeats, each tile as often as the next, give or take one; a larger class
-    shows another part of itself each epoch. A function of (labels, seed, epoch) alone.
+    The tiles of a small class repeat, their numbers of draws differing by one at most; a large class shows a different
+    part of its tiles each epoch. A function of (labels, seed, epoch) alone.
 
     Raises:
         ValueError: a tile is unlabelled, or there are none.
     """
     rng = _generator("balanced order", seed, epoch)
     rows_of = _rows_per_class(labels)
-    shares = np.full(len(rows_of), len(labels) // len(rows_of))
-    shares[rng.permutation(len(rows_of))[: len(labels) % len(rows_of)]] += 1
+    draws_of = np.full(len(rows_of), len(labels) // len(rows_of))
+    draws_of[rng.permutation(len(rows_of))[: len(labels) % len(rows_of)]] += 1
     draws = []
-    for rows, share in zip(rows_of, shares, strict=True):
-        rounds = -(-int(share) // len(rows))
-        draws.append(np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:share])
+    for rows, count in zip(rows_of, draws_of, strict=True):
+        rounds = -(-int(count) // len(rows))
+        draws.append(np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:count])
     return rng.permutation(np.concatenate(draws))
 
 
 def label_fraction(labels: NDArray[np.int64], *, fraction: float, seed: int) -> Indices:
     """Return sorted indices of `fraction` of every class, at least one tile of each.
 
-    For one seed a smaller fraction is a part of every larger one, so a curve over fractions only ever adds
-    labels.
+    For one seed a smaller fraction is a subset of every larger one, so a curve over fractions only adds labels.
 
     Raises:
         ValueError: the fraction is out of range, a tile is unlabelled, or there are none.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction of labels: got {fraction}, allowed is more than 0 and at most 1")
+        raise ValueError(f"fraction of labels: must be > 0 and <= 1, got {fraction}")
     rng = _generator("labels", seed)
     kept = [rng.permutation(rows)[: max(_rounded(fraction * len(rows)), 1)] for rows in _rows_per_class(labels)]
     return np.sort(np.concatenate(kept))
 
 
 def occurrences(order: NDArray[np.int64]) -> Indices:
-    """Return how often each entry stood in `order` before, (N,): 0 for the first time."""
+    """Return how often each entry of `order` occurred before, (N,): 0 the first time."""
     by_value = np.argsort(order, kind="stable")
     value = order[by_value]
     starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
@@ -175,8 +174,8 @@ def occurrences(order: NDArray[np.int64]) -> Indices:
 def with_unlabelled(labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], *, seed: int, step: int) -> Indices:
     """Return the rows of a step that uses no labels, (M,): the labelled batch (N,) and up to N unlabelled tiles.
 
-    The unlabelled tiles come in passes over all of them (what does not fill a step is left out of its pass). No row
-    comes twice, not even one that balanced draws repeat: it would be its own negative.
+    The unlabelled tiles come in passes over all of them (those that do not fill a step are dropped from the pass). No
+    row comes twice, not even one that balanced draws repeat: it would be its own negative.
     """
     count = min(len(labelled), len(unlabelled))
     if count:
@@ -187,12 +186,12 @@ def with_unlabelled(labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], 
 
 
 def _generator(purpose: str, *numbers: int) -> np.random.Generator:
-    """One stream per purpose: with one for all, the tiles that balancing drops would steer the split."""
+    """Return a random generator for one purpose: with one for all, dropping tiles to balance would change the split."""
     return np.random.default_rng([zlib.crc32(purpose.encode()), *numbers])
 
 
 def _rounded(value: float) -> int:
-    """Half goes up (Python's round sends 0.5 to 0 and 1.5 to 2)."""
+    """Return the nearest whole number; half rounds up (Python's round takes 0.5 to 0 and 1.5 to 2)."""
     return int(np.floor(value + 0.5))
 
 
@@ -203,7 +202,7 @@ def _rows_per_class(labels: NDArray[np.int64]) -> list[Indices]:
     if unlabelled:
         raise ValueError(
             f"{unlabelled} of {len(labels)} tiles are unlabelled; this needs a label on every tile: "
-            "leave the unlabelled ones out"
+            "remove the unlabelled ones"
         )
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
@@ -213,8 +212,8 @@ def _held_groups(
 ) -> NDArray[np.bool_]:
     """Return which tiles are held out, (N,), whole groups only.
 
-    Groups come in random order and are held out when that brings the classes' shares nearer to the wanted
-    ones; of several orders the best is kept.
+    Groups come in random order and are held out if that brings the held-out fraction of each class closer to the
+    target; the best of several orders is kept.
     """
     classes, label_of = np.unique(labels, return_inverse=True)
     names, group_of = np.unique(groups, return_inverse=True)
@@ -224,21 +223,21 @@ def _held_groups(
     if groups_of_class.min() < 2:
         label = classes[groups_of_class.argmin()]
         raise ValueError(
-            f"all tiles of class {label} are in one group, so a grouped split leaves one side without it: "
+            f"all tiles of class {label} are in one group, so one side of a grouped split would not have it: "
             "add groups of that class, or split without groups"
         )
     totals = counts.sum(axis=0)
-    shares = counts / totals
-    wanted = np.maximum(fraction, 1 / totals)
-    best, best_deviation = None, np.inf
+    parts = counts / totals
+    target = np.maximum(fraction, 1 / totals)
+    best, smallest = None, np.inf
     for _ in range(_GROUP_ORDERS):
-        held = _fill(shares, wanted, rng.permutation(len(names)))
+        held = _fill(parts, target, rng.permutation(len(names)))
         if held is None:
             continue
-        deviation = float(np.abs(wanted - shares[held].sum(axis=0)).max())
-        if deviation < best_deviation:
-            best, best_deviation = held, deviation
-        if deviation < _GOOD_DEVIATION:
+        distance = float(np.abs(target - parts[held].sum(axis=0)).max())
+        if distance < smallest:
+            best, smallest = held, distance
+        if distance < _CLOSE_ENOUGH:
             break
     if best is None:
         raise ValueError(
@@ -248,35 +247,35 @@ def _held_groups(
     return best[group_of]
 
 
-def _fill(shares: NDArray[np.float64], wanted: NDArray[np.float64], order: Indices) -> NDArray[np.bool_] | None:
+def _fill(parts: NDArray[np.float64], target: NDArray[np.float64], order: Indices) -> NDArray[np.bool_] | None:
     """Return the groups held out, (G,), going through `order` once; None if a side lacks a class.
 
-    shares: part of each class's tiles that each group has, (G, K). wanted: part to hold out, (K,).
+    parts: the fraction of each class's tiles that is in each group, (G, K). target: the fraction to hold out, (K,).
     """
-    held = np.zeros(len(shares), dtype=bool)
-    missing = wanted.copy()
-    left = (shares > 0).sum(axis=0)  # groups of each class not held out
+    held = np.zeros(len(parts), dtype=bool)
+    missing = target.copy()
+    left = (parts > 0).sum(axis=0)  # groups of each class not held out
 
     def hold(group: int) -> None:
         nonlocal missing, left
         held[group] = True
-        missing = missing - shares[group]
-        left = left - (shares[group] > 0)
+        missing = missing - parts[group]
+        left = left - (parts[group] > 0)
 
-    # First one group for each class that has none yet, rarest first: a class whose every group is larger than
-    # its share would otherwise never be held out.
+    # First one group for each class that has none yet, rarest first: a class whose groups are all larger than the
+    # target would otherwise never be held out.
     for index in np.argsort(left, kind="stable"):
-        if not (held & (shares[:, index] > 0)).any():
+        if not (held & (parts[:, index] > 0)).any():
             candidates = [
                 group
                 for group in order
-                if shares[group, index] > 0 and not held[group] and ((shares[group] == 0) | (left > 1)).all()
+                if parts[group, index] > 0 and not held[group] and ((parts[group] == 0) | (left > 1)).all()
             ]
             if not candidates:
                 return None
-            hold(min(candidates, key=lambda group: float(((missing - shares[group]) ** 2).sum())))
+            hold(min(candidates, key=lambda group: float(((missing - parts[group]) ** 2).sum())))
     for group in order:
-        nearer = ((missing - shares[group]) ** 2).sum() < (missing**2).sum()
-        if nearer and not held[group] and ((shares[group] == 0) | (left > 1)).all():
+        nearer = ((missing - parts[group]) ** 2).sum() < (missing**2).sum()
+        if nearer and not held[group] and ((parts[group] == 0) | (left > 1)).all():
             hold(group)
     return held

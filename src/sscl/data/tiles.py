@@ -1,7 +1,7 @@
-"""Tiles: the set every loader returns, its order in an epoch, and where its pixels wait for the device.
+"""Tiles: the set every loader returns, its order in an epoch, and where its pixels are kept during training.
 
 Shapes: N tiles, B tiles of one batch, H = W pixels. Tiles are uint8 NHWC; `permute(0, 3, 1, 2)` of that is
-channels_last already, so nothing is copied on the way to the network.
+channels_last already, so nothing is copied for the network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AHEAD = 2  # batches that are read while one is trained on
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """A set of tiles with what is known about each.
+    """A set of tiles and what is known about each.
 
     Args:
         images: uint8, (N, H, W, 3); an array, a read-only memmap, or `Rows` of some.
@@ -36,7 +36,7 @@ class Tiles:
         votes: int64, (N,), annotators who chose class 1; None = not recorded.
 
     Raises:
-        ValueError: a shape, a dtype, a label or the ids are not as above.
+        ValueError: a shape, a dtype, a label or the ids are not as described.
     """
 
     images: Images
@@ -79,8 +79,8 @@ class Tiles:
     def subset(self, indices: ArrayLike) -> Tiles:
         """Return the tiles at `indices` (ints, each at most once), in that order.
 
-        Pixels of a memmap or of `Rows` stay where they are (a contiguous ascending range of a memmap stays one), as
-        does a contiguous ascending range of an array; other rows of an array are copied.
+        Pixels of a memmap or of `Rows` are not copied (a contiguous ascending range of a memmap stays a memmap), nor is
+        a contiguous ascending range of an array; other rows of an array are copied.
         """
         rows = np.asarray(indices, dtype=np.int64)
         contiguous = len(rows) > 0 and bool((np.diff(rows) == 1).all()) and rows[0] >= 0
@@ -103,14 +103,14 @@ class Tiles:
         )
 
     def class_counts(self) -> dict[str, int]:
-        """Return tiles per class, in class order; `unlabelled` comes last, and only if there are any."""
+        """Return the number of tiles per class, in class order; `unlabelled` comes last, if there are any."""
         counts = {name: int((self.labels == index).sum()) for index, name in enumerate(self.classes)}
         unlabelled = int((self.labels == UNLABELLED).sum())
         return {**counts, "unlabelled": unlabelled} if unlabelled else counts
 
     @cached_property
     def fingerprint(self) -> str:
-        """64 hex digits from the ids, labels, classes, tile size and the pixels of 64 tiles."""
+        """64 hex digits that depend on the ids, labels, classes, tile size and the pixels of 64 tiles."""
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
         digest.update("\n".join(self.ids).encode())
         digest.update(self.labels.astype("<i8").tobytes())
@@ -124,11 +124,11 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int64, copy=False)
 
 
-# --- where the pixels live during training ---
+# --- the pixels during training ---
 
 
 class TileStore:
-    """Tiles of which any batch can be had on `device`; `place_store` makes it and decides where they wait."""
+    """Tiles that can be gathered as batches on `device`; `place_store` decides where the pixels are kept."""
 
     def __init__(self, images: Images | torch.Tensor, *, device: torch.device) -> None:
         self.images = images
@@ -137,7 +137,7 @@ class TileStore:
 
     @property
     def on_device(self) -> bool:
-        """Whether all tiles lie in one tensor on the device."""
+        """Whether all tiles are in one tensor on the device."""
         return isinstance(self.images, torch.Tensor)
 
     def __len__(self) -> int:
@@ -148,13 +148,13 @@ class TileStore:
         if isinstance(self.images, torch.Tensor):
             return self.images[indices.to(self.device, non_blocking=True)]
         rows = indices.cpu().numpy()
-        return self._read(rows, self._waiting(rows)).to(self.device, non_blocking=True)
+        return self._read(rows, self._host_batch(rows)).to(self.device, non_blocking=True)
 
     def batches(self, order: Iterable[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """Yield for each row of `order`, int64 (steps, B), what `gather` would return.
 
-        The next batches are read by a thread while the present one is trained on, unless the tiles lie on the device.
-        The thread ends with the loop, also where that breaks off; its errors are raised in the loop.
+        A thread reads the next batches while the current one is trained on, unless the tiles are on the device. The
+        thread ends with the loop, also if that breaks off; its errors are raised in the loop.
         """
         if self.on_device:
             for rows in order:
@@ -164,9 +164,9 @@ class TileStore:
         pool = ThreadPoolExecutor(1, thread_name_prefix="tiles")
         try:
             for rows in order:
-                # Memory to copy from is had here, and copied from here: the thread does nothing on the device, so
-                # all is in the order of this thread's stream.
-                coming.append(pool.submit(self._read, rows, self._waiting(rows)))
+                # This thread allocates the memory and copies it: the reading thread does nothing on the device, so
+                # everything is in the order of this thread's stream.
+                coming.append(pool.submit(self._read, rows, self._host_batch(rows)))
                 if len(coming) > _AHEAD:
                     yield coming.popleft().result().to(self.device, non_blocking=True)
             while coming:
@@ -174,10 +174,10 @@ class TileStore:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _waiting(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return memory for a batch, (B, H, W, 3), from which copying to the device can run beside the network.
+    def _host_batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return host memory for a batch, (B, H, W, 3); pinned for CUDA, so that the copy overlaps with the network.
 
-        torch's caching allocator makes it cheap to ask for each time and keeps the block until the copy is done.
+        torch's caching allocator makes this cheap for each batch and keeps the block until the copy is done.
         """
         return torch.empty(
             (len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
@@ -187,7 +187,7 @@ class TileStore:
         """Return `batch`, filled with the tiles at `rows`."""
         assert self._rows is not None
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"tile {rows.min()} to {rows.max()} asked for, the store has {len(self)}")
+            raise IndexError(f"got rows {rows.min()} to {rows.max()}, the store has {len(self)}")
         self._rows.take(rows, out=batch.numpy())
         return batch
 
@@ -195,19 +195,19 @@ class TileStore:
 def place_store(images: Images, *, device: torch.device | str, budget_gb: float) -> TileStore:
     """Return a store of `images`, uint8 (N, H, W, 3), on the device if they fit there.
 
-    On a CPU they are used where they are (a memmap is read row by row and never loaded as a whole). On another device
-    the tiles move there if they take at most `budget_gb` (GiB); else they stay and each batch is copied.
+    On a CPU the images stay where they are (a memmap is read row by row, never as a whole). To another device they are
+    copied as a whole if they take at most `budget_gb` (GiB); else batch by batch.
     """
     device = torch.device(device)
     if device.type == "cpu" or images.nbytes > budget_gb * 2**30:
         return TileStore(images, device=device)
     rows = as_rows(images)
     resident = torch.empty(rows.shape, dtype=torch.uint8, device=device)
-    for start in range(0, len(rows), 1024):  # a block at a time bounds the host's memory
+    for start in range(0, len(rows), 1024):  # block by block, to limit the host's memory
         resident[start : start + 1024] = torch.from_numpy(rows[start : start + 1024]).to(device)
     return TileStore(resident, device=device)
 
 
 def as_rows(images: Images) -> Rows:
-    """Return the images as `Rows`, of which any can be read."""
+    """Return the images as `Rows`."""
     return images if isinstance(images, Rows) else Rows([images])
