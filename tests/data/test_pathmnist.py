@@ -326,7 +326,7 @@ def test_files_that_are_none(tmp_path, file):
             load_pathmnist(tmp_path / name, split="train")
     with pytest.raises(FileNotFoundError, match=r"none\.npz: no such file \(`sscl data download pathmnist` fetches"):
         load_pathmnist(tmp_path / "none.npz", split="train")
-    with pytest.raises(FileNotFoundError, match=r"is a folder; name the \.npz file in it"):
+    with pytest.raises(FileNotFoundError, match=r"is a folder; give the \.npz file in it"):
         load_pathmnist(tmp_path, split="train")
 
 

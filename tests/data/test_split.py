@@ -54,7 +54,7 @@ def test_split_faults():
     with pytest.raises(ValueError, match="class 1 has 1 tile, but a split needs at least 2"):
         stratified_split(np.array([0, 0, 1]), fraction=0.5, seed=0)
     for fraction in (0.0, 1.0, -0.1, float("nan")):
-        with pytest.raises(ValueError, match="fraction: got"):
+        with pytest.raises(ValueError, match=r"fraction: .*got"):
             stratified_split(LABELS, fraction=fraction, seed=0)
     with pytest.raises(ValueError, match="no tiles to split"):
         stratified_split(np.array([], np.int64), fraction=0.5, seed=0)
@@ -254,5 +254,5 @@ def test_faults_of_folds():
         stratified_folds(np.array([0, 0, -1]), 2, seed=0)
     # Each class is in two of the three groups, and each two groups share one.
     labels, groups = np.array([0, 0, 1, 1, 2, 2]), np.array(["a", "b", "a", "c", "b", "c"])
-    with pytest.raises(ValueError, match="no way was found to divide the 3 groups into 2 parts that each have every"):
+    with pytest.raises(ValueError, match="found no way to divide the 3 groups into 2 folds"):
         stratified_folds(labels, 2, seed=0, groups=groups)
