@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, or what the command returns: 1 for what --strict forbids, 3 for files that predict could not read; 2 for bad
     input, after one line on standard error for each fault; 130 after Ctrl-C; 141 if the reader of the output is gone.
-    A traceback is for our own bugs.
+    A traceback means a bug in sscl.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as when piped into `head`; at exit Python would flush, and fail, once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # ours carry a sentence; the system's a file: not allowed, not there, disk full
+    except OSError as error:  # sscl's have a sentence; the system's a file: not allowed, missing, disk full
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         name = _named(words)

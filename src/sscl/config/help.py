@@ -27,19 +27,22 @@ def help_text(kind: type[Section], *, width: int = 80) -> str:
         else:
             required[key] = meaning(field)
     parts = ["\n".join(["Required", *columns(required, width=width)])] if required else []
+    listed: dict[type[Section], str] = {}
     for section, rows in groups.items():
-        if rows:
-            parts.append("\n".join([*title(kind, section, width=width), *columns(rows, width=width)]))
+        found = section_at(kind, [part for part in section.split(".") if part not in ("", "N")])
+        assert found is not None, section
+        if found in listed:
+            parts.append(f"{section}: The same keys as {listed[found]}.")
+        elif rows:
+            listed[found] = section
+            parts.append("\n".join([*title(found, section, width=width), *columns(rows, width=width)]))
     return "\n\n".join(parts)
 
 
-def title(kind: type[Section], section: str, *, width: int) -> list[str]:
-    """Return the heading of a section: its dotted name and what it is about."""
-    if not section:
-        return ["Keys and their defaults"]
-    found = section_at(kind, [part for part in section.split(".") if part != "N"])
-    about = "" if found is None else (found.__doc__ or "").split("\n\n")[0].strip()
-    return textwrap.wrap(f"{section}: {about}", width, subsequent_indent="  ")
+def title(kind: type[Section], name: str, *, width: int) -> list[str]:
+    """Return the heading of a section: its dotted name and what it is about; the whole configuration has none."""
+    about = (kind.__doc__ or "").split("\n\n")[0].strip()
+    return textwrap.wrap(f"{name}: {about}", width, subsequent_indent="  ") if name else ["Keys and their defaults"]
 
 
 def meaning(field: FieldInfo) -> str:

@@ -19,7 +19,7 @@ Config = TypeVar("Config", bound=Section)
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, reads 1e-4 as a number, which YAML 1.1 calls a string, and a date as
-    the text it is: no key takes a date, and runs are named after them.
+    the text it is: no setting is a date, and runs are named after dates.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

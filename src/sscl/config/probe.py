@@ -83,7 +83,7 @@ class ProbeConfig(Section):
         for key, entries in (("encoders", self.encoders), ("sets", self.sets)):
             names = [entry.name for entry in entries]
             if not names:
-                raise fault(key, f"is empty; name at least 1: {key}='[{{name: ours, ...}}]'")
+                raise fault(key, f"is empty; name at least 1: {key}='[{{name: NAME, ...}}]'")
             twice = [name for name in names if names.count(name) > 1]
             if twice:
                 raise fault(key, f"{len(twice)} of them have the name {twice[0]!r}; give each a different name")

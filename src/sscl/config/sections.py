@@ -76,7 +76,7 @@ def section_at(kind: type[Section], parts: Sequence[str]) -> type[Section] | Non
     """Return the section class at a dotted place, None where there is a plain value."""
     current: type[Section] = kind
     for part in parts:
-        if part.isdigit():  # one of a list of sections; the section was entered with the list's own name
+        if part.isdigit():  # one of a list of sections; the list's name has led to their class
             continue
         field = current.model_fields.get(part)
         found = None if field is None else section_type(field)
