@@ -91,7 +91,7 @@ class Net(nn.Module):
 
 def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
     """Two steps of pretraining on half a batch a rank: views, NT-Xent, SGD with momentum."""
-    from sscl.augment import Augmentation
+    from sscl.draws import Augmentation
     from sscl.train.step import ContrastiveStep, Views
 
     images = np.random.default_rng(0).integers(0, 256, (2 * PAIRS, 16, 16, 3), dtype=np.uint8)

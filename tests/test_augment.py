@@ -10,8 +10,8 @@ import torchvision.transforms.v2.functional as tv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
-from sscl import augment, colours
-from sscl.augment import Augmentation, ViewParameters
+from sscl import augment, colours, draws
+from sscl.draws import Augmentation, ViewParameters
 
 SIZE = 32
 
@@ -69,14 +69,14 @@ def pictures(count: int, size_px: int = SIZE) -> torch.Tensor:
 def test_philox_known_answers():
     # Test vectors of the Random123 distribution for philox4x32-10.
     like = torch.zeros(1)
-    zero = augment.philox([0, 0, 0, 0], seed=0, like=like)
+    zero = draws.philox([0, 0, 0, 0], seed=0, like=like)
     assert [f"{int(w):08x}" for w in zero] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
-    ones = augment.philox([0xFFFFFFFF] * 4, seed=0xFFFFFFFFFFFFFFFF, like=like)
+    ones = draws.philox([0xFFFFFFFF] * 4, seed=0xFFFFFFFFFFFFFFFF, like=like)
     assert [f"{int(w):08x}" for w in ones] == ["408f276d", "41c83b0e", "a20bc7c6", "6d5451fd"]
 
 
 def test_uniform_is_flat_and_uncorrelated():
-    u = augment.uniform(torch.arange(20000), 6, seed=3, epoch=0, view=0).numpy()
+    u = draws.uniform(torch.arange(20000), 6, seed=3, epoch=0, view=0).numpy()
     assert u.min() >= 0
     assert u.max() < 1
     assert np.abs(u.mean(1) - 0.5).max() < 0.01
@@ -87,7 +87,7 @@ def test_uniform_is_flat_and_uncorrelated():
 
 def test_draws_follow_ranges_and_probabilities():
     a = Augmentation(hflip_probability=0.25, rotation_degrees=20, affine_probability=0.5)
-    p = augment.draw(a, torch.arange(8000), seed=0, epoch=0, view=0, size_px=224)
+    p = draws.draw(a, torch.arange(8000), seed=0, epoch=0, view=0, size_px=224)
     assert (p.flip[:, 0] == -1).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert (p.rotation != 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
     assert p.rotation.abs().max() <= 20
@@ -121,7 +121,7 @@ def test_every_parameter_has_its_own_probability_and_range():
         stain_strength=0.15,
         stain_shift=0.03,
     )
-    p = augment.draw(a, torch.arange(8000), seed=0, epoch=0, view=0, size_px=224)
+    p = draws.draw(a, torch.arange(8000), seed=0, epoch=0, view=0, size_px=224)
     drawn = [  # values, the identity, how many have another, from, to
         *((p.flip[:, i], 1, share, -1, -1) for i, share in enumerate((0.1, 0.9))),
         (p.rotation, 0, 0.3, -20, 20),
@@ -216,8 +216,8 @@ def test_an_epoch_may_be_a_tensor():
     for epoch in (0, 7):
         assert torch.equal(views(images, index, epoch=torch.tensor(epoch)), views(images, index, epoch=epoch))
         assert torch.equal(
-            augment.uniform(index, 5, seed=3, epoch=torch.tensor(epoch), view=0),
-            augment.uniform(index, 5, seed=3, epoch=epoch, view=0),
+            draws.uniform(index, 5, seed=3, epoch=torch.tensor(epoch), view=0),
+            draws.uniform(index, 5, seed=3, epoch=epoch, view=0),
         )
 
 
@@ -254,7 +254,7 @@ def test_a_cpu_takes_what_fits_its_cache(monkeypatch):
 def plain_view(image: torch.Tensor, tile: int, *, epoch: int, view: int, augmentation: Augmentation) -> torch.Tensor:
     """A view by torch's affine grid, a convolution, torchvision's colours and matrices of the stains, (3, H, W)."""
     a, side = augmentation, image.shape[1]
-    p = augment.draw(a, torch.tensor([tile]), seed=1, epoch=epoch, view=view, size_px=side)
+    p = draws.draw(a, torch.tensor([tile]), seed=1, epoch=epoch, view=view, size_px=side)
     x = image.permute(2, 0, 1)[None].float() / 255
     grid = F.affine_grid(augment.warp_matrix(p), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -462,7 +462,7 @@ def test_more_haematoxylin_darkens_and_differs_by_view():
     darker = colours.adjust_stain(x, torch.tensor([[1.5, 1.0, 1.0]] * 4), torch.tensor([[0.1, 0.0, 0.0]] * 4))
     assert darker.mean() < x.mean()
     a = Augmentation(stain_probability=1.0)
-    first, second = (augment.draw(a, torch.arange(50), seed=0, epoch=0, view=v, size_px=64).stain_gain for v in (0, 1))
+    first, second = (draws.draw(a, torch.arange(50), seed=0, epoch=0, view=v, size_px=64).stain_gain for v in (0, 1))
     assert (first[:, :2] != second[:, :2]).all()
     assert (first[:, 2] == 1).all()
 

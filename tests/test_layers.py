@@ -17,6 +17,7 @@ FLOORS = (
     "config",
     "device",
     "ranks",
+    "draws",
     "colours",
     "augment",
     "losses",

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from race import finish, race
-from sscl.augment import Augmentation
 from sscl.data.tiles import place_store
 from sscl.device import autocast, pick_precision
+from sscl.draws import Augmentation
 from sscl.losses import nt_xent
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import ContrastiveModel, build_projection

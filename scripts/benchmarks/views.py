@@ -1,7 +1,7 @@
 """Two random views of each tile: time on one core against lightly's PIL transform and kornia, values against kornia.
 
 Each contender starts from decoded tiles in the form it takes (uint8 tensors, PIL images) and ends with two normalised
-float batches. Kinds, ranges and probabilities are those of `sscl.augment.Augmentation`; lightly has no shift, scaling
+float batches. Kinds, ranges and probabilities are those of `sscl.draws.Augmentation`; lightly has no shift, scaling
 or shear, and rounds to 8 bits between operations.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from race import race
 from sscl import augment, colours
-from sscl.augment import Augmentation, ViewParameters
+from sscl.draws import Augmentation, ViewParameters
 
 SETTINGS = Augmentation()
 MEAN, STD = (0.7, 0.5, 0.65), (0.2, 0.25, 0.2)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sscl import augment
-from sscl.augment import Augmentation
 from sscl.config import FinetuneConfig, ModelConfig
 from sscl.data.split import label_fraction, occurrences
 from sscl.data.tiles import Tiles
+from sscl.draws import Augmentation
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models.start import start_encoder
 from sscl.train import finetune, labelled

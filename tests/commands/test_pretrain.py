@@ -14,9 +14,9 @@ import torchvision
 import yaml
 from PIL import Image
 
-from sscl.augment import Augmentation
 from sscl.config import PretrainConfig
 from sscl.data.tiles import Tiles, place_store
+from sscl.draws import Augmentation
 from sscl.evaluate import probe
 from sscl.losses import cross_view_info_nce
 from sscl.models.encoders import build_encoder

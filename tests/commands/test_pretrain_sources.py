@@ -17,11 +17,11 @@ import yaml
 from PIL import Image
 
 from sscl import augment
-from sscl.augment import Augmentation
 from sscl.config import PretrainConfig, load_config
 from sscl.data import sources
 from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles
+from sscl.draws import Augmentation
 from sscl.train.health import carve_health
 from sscl.train.step import ViewProjections, Views, similarities
 

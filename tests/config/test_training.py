@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from sscl.augment import Augmentation
 from sscl.config import AugmentConfig, FinetuneAugmentConfig
 from sscl.config.encoders import ENCODERS
+from sscl.draws import Augmentation
 from sscl.models import build_encoder
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sscl.augment import Augmentation
+from sscl.draws import Augmentation
 from sscl.losses import cross_view_info_nce, nt_xent
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.encoders import build_encoder

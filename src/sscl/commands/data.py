@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl import augment, run
-from sscl.augment import Augmentation
 from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
 from sscl.data.load import load_splits
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
 from sscl.data.pathmnist import stored_size_px
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
+from sscl.draws import Augmentation
 from sscl.plots import charts, sheets
 from sscl.words import count
 

@@ -18,12 +18,12 @@ from torch import nn
 from tqdm import tqdm
 
 from sscl import ranks, writing
-from sscl.augment import Augmentation
 from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.load import groups_are, slides_known
 from sscl.data.tiles import TileStore, place_store
 from sscl.device import autocast, pick_device
+from sscl.draws import Augmentation
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models import features

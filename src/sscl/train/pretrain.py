@@ -17,11 +17,11 @@ from torch.profiler import record_function
 from tqdm import tqdm
 
 from sscl import ranks, writing
-from sscl.augment import Augmentation
 from sscl.config import PretrainConfig
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, place_store
+from sscl.draws import Augmentation
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection

@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
 from sscl import augment, ranks
-from sscl.augment import Augmentation
 from sscl.data.tiles import TileStore
 from sscl.device import autocast
+from sscl.draws import Augmentation
 from sscl.losses import nt_xent
 from sscl.train.objectives import ContrastLoss
 
