@@ -49,6 +49,9 @@ TWO_ROWS: list[dict[str, Any]] = [
 Study = Callable[..., Path]
 
 
+REUSED = plan.Decision(plan.Action.REUSED)
+
+
 def write_study(folder: Path, tiles: Path, runs: list[dict[str, Any]], **keys: Any) -> Path:
     """Write the configurations and return the compare file."""
     folder.mkdir(exist_ok=True)
@@ -183,7 +186,7 @@ def test_second_time_nothing_runs_and_the_figures_are_the_same(compared: Any, cl
     assert {**after, "environment": 0} == {**before, "environment": 0}
     again = load_config(CompareConfig, path.parent / "out/config.yaml")  # can be run again
     assert {step.folder for step in plan.plan(again)} == {step.folder for step in plan_of(path)}
-    assert set(plan.decide(plan.plan(again), overwrite=False).values()) == {"reused"}
+    assert set(plan.decide(plan.plan(again), overwrite=False).values()) == {REUSED}
 
 
 def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, cli: Any, here: Any) -> None:
@@ -200,17 +203,18 @@ def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, 
 def test_real_pretraining_that_was_stopped_is_resumed(compared: Any) -> None:
     path, _, _ = compared
     steps = plan_of(path, "set_pretrain.train.stop_after_epoch=1")
-    assert set(plan.decide(steps, overwrite=False).values()) == {"reused"}
+    assert set(plan.decide(steps, overwrite=False).values()) == {REUSED}
     folder = path.parent / "out/runs/ssl-0"
     (folder / "encoder.pt").rename(folder / "aside.pt")
     try:
-        ways = plan.decide(steps, overwrite=False)
+        decisions = plan.decide(steps, overwrite=False)
     finally:
         (folder / "aside.pt").rename(folder / "encoder.pt")
-    by_name = {folder.name: way for folder, way in ways.items()}
-    assert by_name["ssl-0"] == "resume"
-    assert by_name["fine-tuned-0"] == "again: ssl-0, which it starts from, is newer"
-    assert by_name["fine-tuned-1"] == by_name["ssl-1"] == by_name["scratch-0"] == "reused"
+    by_name = {folder.name: decision for folder, decision in decisions.items()}
+    assert by_name["ssl-0"] == plan.Decision(plan.Action.RESUME)
+    assert by_name["fine-tuned-0"].action is plan.Action.AGAIN
+    assert "ssl-0" in by_name["fine-tuned-0"].reason
+    assert by_name["fine-tuned-1"] == by_name["ssl-1"] == by_name["scratch-0"] == REUSED
 
 
 def test_a_missing_data_set_is_told_before_anything_is_written(study: Study, cli: Any, tmp_path: Path) -> None:
@@ -380,7 +384,9 @@ def test_another_configuration_is_refused_and_made_again_on_demand(
     )
     assert snapshot(path.parent) == before
     steps = plan_of(path, "set.train.epochs=5")
-    assert set(plan.decide(steps, overwrite=True).values()) == {"again: its configuration changed"}
+    assert set(plan.decide(steps, overwrite=True).values()) == {
+        plan.Decision(plan.Action.AGAIN, "its configuration changed")
+    }
 
 
 def test_a_run_of_another_version_is_not_lost(study: Study, cli: Any, nothing_runs: None) -> None:
@@ -399,7 +405,10 @@ def test_early_stopping_counts_as_complete(study: Study) -> None:
     a, b = plan_of(path)
     fabricate(a, epochs=5, best=2)
     fabricate(b, epochs=5, best=3)
-    assert list(plan.decide([a, b], overwrite=False).values()) == ["reused", "again: it was interrupted"]
+    assert [one.action for one in plan.decide([a, b], overwrite=False).values()] == [
+        plan.Action.REUSED,
+        plan.Action.AGAIN,
+    ]
 
 
 def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
@@ -407,7 +416,7 @@ def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
     steps = plan_of(path)
     for step in steps:
         fabricate(step)
-    assert set(plan.decide(steps, overwrite=False).values()) == {"reused"}
+    assert set(plan.decide(steps, overwrite=False).values()) == {REUSED}
     later = (steps[2].folder / "config.yaml").stat().st_mtime + 5
     os.utime(steps[1].checkpoint, (later, later))
     assert list(plan.decide(steps, overwrite=False).values())[2].startswith("again: ssl-0, which it starts from")
@@ -440,7 +449,7 @@ def test_the_start_wins_over_weights_for_all(study: Study) -> None:
     scratch, pretrain, finetuned = plan_of(path, "set.model.weights=null")
     assert scratch.config.model.weights is pretrain.config.model.weights is None
     assert finetuned.config.model.weights == str(pretrain.folder)
-    with pytest.raises(ValueError, match=r"runs\.2\.set: model\.weights is not set there: start gives it"):
+    with pytest.raises(ValueError, match=r"runs\.2\.set: must not set model\.weights"):
         plan_of(path, "runs.2.set.model.weights=null")
 
 
@@ -454,19 +463,19 @@ def test_a_list_of_sources_keeps_its_roots(study: Study) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("runs.1.name=a", "runs.1.name: 'a' is given twice; every entry needs a name of its own"),
-        ("runs.0.name=a/b", "runs.0.name: got 'a/b', allowed are letters, digits, _ - + and ."),
+        ("runs.1.name=a", "runs.1.name: 'a' is given twice"),
+        ("runs.0.name=a/b", "runs.0.name: must be letters, digits, _ - + and ., got 'a/b'"),
         ("runs.0.start=b", "runs.0.start: 'b' does not come before a; move it up; no entry comes before it"),
         ("runs.1.start=c", "runs.1.start: no entry 'c'; allowed are a"),
         ("runs.1.start=b", "runs.1.start: 'b' does not come before b; move it up; allowed are a"),
         ("runs.0.published.acuracy=1", "runs.0.published: unknown metric 'acuracy'; did you mean accuracy?"),
         ("reference=c", "reference: no row 'c'; allowed are a, b"),
-        ("seeds=[1,1]", "seeds: got [1, 1], allowed are different values, at least one seed"),
-        ("seeds=[]", "seeds: got [], allowed are different values, at least one seed"),
-        ("seeds=[-1]", "seeds: got -1, allowed is >= 0"),
-        ("fractions=[0,1]", "fractions: got 0, allowed is > 0 and <= 1"),
-        ("set.seed=3", "set: seed is not set there: give seeds"),
-        ("runs.1.set.run=x", "runs.1.set: run is not set there: the folder comes from out and name"),
+        ("seeds=[1,1]", "seeds: must be different values, at least one seed, got [1, 1]"),
+        ("seeds=[]", "seeds: must be different values, at least one seed, got []"),
+        ("seeds=[-1]", "seeds: must be >= 0, got -1"),
+        ("fractions=[0,1]", "fractions: must be > 0 and <= 1, got 0"),
+        ("set.seed=3", "set: must not set seed: give seeds"),
+        ("runs.1.set.run=x", "runs.1.set: must not set run: the folder comes from out and name"),
         ("set.train.epoch=3", "a: train.epoch: unknown key; did you mean train.epochs?"),
         ("runs.1.set.train.epochs=0", "b: train.epochs: must be >= 1, got 0"),
         (
@@ -668,7 +677,7 @@ def nothing_spoilt() -> None:
         (
             spoil_age,
             ["a", "b"],
-            "finished: b/eval_test: is of an older checkpoint or version, or of keys of its own (data, tta, "
+            "finished: b/eval_test: was made from an older checkpoint, or with other settings (data, tta, "
             "calibrate); give --overwrite to evaluate again, or name b/eval_test itself to compare it as it is",
         ),
         (spoil_training, ["a", "b"], "finished: b: its training was interrupted; train it again with --overwrite"),

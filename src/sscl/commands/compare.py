@@ -23,7 +23,19 @@ from sscl.evaluate.comparison import METRICS
 from sscl.evaluate.metrics import GROUPS, few_groups
 from sscl.evaluate.predictions import Predictions
 from sscl.plots import comparison as comparison_plots
-from sscl.train.plan import Step, check_roots, decide, evaluated, is_evaluated, nearest, plan, short_names, table_of
+from sscl.train.plan import (
+    Action,
+    Decision,
+    Step,
+    check_roots,
+    decide,
+    evaluated,
+    is_evaluated,
+    plan,
+    short_names,
+    table_of,
+)
+from sscl.words import nearest
 
 PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
 ONE_RUN = "one run a row: other seeds of the same recipes may differ by as much; the intervals are over the tiles alone"
@@ -48,16 +60,17 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     steps = plan(config)
     check_roots(steps)
     out = run.check_run_folder(config.out, overwrite=True, trains=True)  # a comparison goes on in its own folder
-    ways = decide(steps, overwrite=overwrite)
+    decisions = decide(steps, overwrite=overwrite)
     start(out, config)
 
-    kept = sum(way == "reused" for way in ways.values())
+    kept = sum(decision.action is Action.REUSED for decision in decisions.values())
     print(f"{len(steps)} runs in {out / 'runs'}: {kept} complete, {len(steps) - kept} to make")
     shown = [step for step in steps if step.entry.shown and step.entry.command == "finetune"]
     for entry in config.runs:  # an entry's runs start from those of earlier entries only
         own = [step for step in steps if step.entry is entry]
         for i in range(0, len(own), config.jobs):
-            make_together(own[i : i + config.jobs], ways, config, shown=entry.shown and entry.command == "finetune")
+            some = own[i : i + config.jobs]
+            make_together(some, decisions, config, shown=entry.shown and entry.command == "finetune")
 
     rows: dict[str, list[Step]] = {}
     for step in shown:
@@ -127,29 +140,33 @@ def finish(out: Path, report: Mapping[str, Any], pictures: Sequence[str]) -> Non
 # --- running ---
 
 
-def make_together(steps: Sequence[Step], ways: Mapping[Path, str], config: CompareConfig, *, shown: bool) -> None:
+FLAGS = {Action.NEW: [], Action.RESUME: ["--resume"], Action.AGAIN: ["--overwrite"]}
+
+
+def make_together(
+    steps: Sequence[Step], decisions: Mapping[Path, Decision], config: CompareConfig, *, shown: bool
+) -> None:
     """Make some runs at the same time; where one fails the others come to their end first."""
     if len(steps) == 1:  # no thread between an interruption and the process it is for
-        make(steps[0], ways[steps[0].folder], config, shown=shown)
+        make(steps[0], decisions[steps[0].folder], config, shown=shown)
         return
     with ThreadPoolExecutor(len(steps)) as pool:
-        for done in [pool.submit(make, step, ways[step.folder], config, shown=shown) for step in steps]:
+        for done in [pool.submit(make, step, decisions[step.folder], config, shown=shown) for step in steps]:
             done.result()
 
 
-def make(step: Step, way: str, config: CompareConfig, *, shown: bool) -> None:
+def make(step: Step, decision: Decision, config: CompareConfig, *, shown: bool) -> None:
     """Make a run unless it is there, and evaluate it where it is a row's.
 
     Raises:
         ValueError: a command failed.
     """
-    if way == "reused":
+    if decision.action is Action.REUSED:
         print(f"reused: {step.folder.name}", flush=True)
     else:
-        flag = {"new": [], "resume": ["--resume"]}.get(way, ["--overwrite"])
-        if way.startswith("again"):
-            print(f"\n{step.folder.name} {way}", flush=True)
-        call([*step.words, *flag], step.folder)
+        if decision.action is Action.AGAIN:
+            print(f"\n{step.folder.name} again: {decision.reason}", flush=True)
+        call([*step.words, *FLAGS[decision.action]], step.folder)
     if shown and not evaluated(step.folder, config.split):
         evaluate(step.folder, config)
 

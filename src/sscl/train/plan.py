@@ -1,12 +1,12 @@
-"""What a comparison runs: every run of its list with its command, and which of them are there already."""
+"""What a comparison runs: each run of its list with its command, and what is done with those that exist."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from sscl import run
@@ -23,13 +23,14 @@ from sscl.config import (
 )
 from sscl.evaluate.comparison import METRICS
 from sscl.models import checkpoint
+from sscl.words import nearest
 
 KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One run of an entry, with one seed and one share of the labels (None: as its config says; pretrain)."""
+    """One run of an entry, with one seed and one fraction of the labels (None: as its config says; pretrain)."""
 
     entry: CompareEntry
     seed: int
@@ -46,7 +47,7 @@ class Step:
 
     @property
     def share(self) -> str:
-        """Its share of the labels in words; empty where its config says it."""
+        """Its fraction of the labels in words; empty where its config says it."""
         return "" if self.fraction is None else f"{100 * self.fraction:g}% labels"
 
     @property
@@ -145,18 +146,18 @@ def list_faults(config: CompareConfig) -> list[str]:
     faults = []
     for key, values in (("seeds", config.seeds), ("fractions", config.fractions)):
         if len(set(values)) != len(values) or (key == "seeds" and not values):
-            faults.append(f"{key}: got {list(values)}, allowed are different values, at least one seed")
-    faults += [f"seeds: got {seed}, allowed is >= 0" for seed in config.seeds if seed < 0]
-    faults += [f"fractions: got {share:g}, allowed is > 0 and <= 1" for share in config.fractions if not 0 < share <= 1]
+            faults.append(f"{key}: must be different values, at least one seed, got {list(values)}")
+    faults += [f"seeds: must be >= 0, got {seed}" for seed in config.seeds if seed < 0]
+    faults += [f"fractions: must be > 0 and <= 1, got {share:g}" for share in config.fractions if not 0 < share <= 1]
     before: dict[str, CompareEntry] = {}
     taken = {"run": "the folder comes from out and name", "seed": "give seeds"}
     taken |= {"train.label_fraction": "give it in one place, here or as fractions"} if config.fractions else {}
     for i, entry in enumerate(config.runs):
         where = f"runs.{i}"
         if not re.fullmatch(r"\w[\w.+-]*", entry.name):
-            faults.append(f"{where}.name: got {entry.name!r}, allowed are letters, digits, _ - + and .")
+            faults.append(f"{where}.name: must be letters, digits, _ - + and ., got {entry.name!r}")
         if entry.name in before:
-            faults.append(f"{where}.name: {entry.name!r} is given twice; every entry needs a name of its own")
+            faults.append(f"{where}.name: {entry.name!r} is given twice; names must differ")
         if entry.start is not None:
             faults += [f"{where}.start: {fault}" for fault in start_faults(entry, config, before)]
         for metric in entry.published:
@@ -164,11 +165,11 @@ def list_faults(config: CompareConfig) -> list[str]:
                 faults.append(f"{where}.published: unknown metric {metric!r}; {nearest(metric, list(METRICS))}")
         own = taken | ({"model.weights": "start gives it"} if entry.start is not None else {})
         given = {word.partition("=")[0] for word in entry.set}
-        faults += [f"{where}.set: {key} is not set there: {why}" for key, why in own.items() if key in given]
+        faults += [f"{where}.set: must not set {key}: {why}" for key, why in own.items() if key in given]
         before[entry.name] = entry
     for name in ("set", "set_pretrain", "set_finetune"):
         given = {word.partition("=")[0] for word in getattr(config, name)}
-        faults += [f"{name}: {key} is not set there: {why}" for key, why in taken.items() if key in given]
+        faults += [f"{name}: must not set {key}: {why}" for key, why in taken.items() if key in given]
     rows = [entry.name for entry in config.runs if entry.shown and entry.command == "finetune"]
     if not rows:
         faults.append("runs: no finetune entry with shown: true, so there is no row")
@@ -189,63 +190,75 @@ def start_faults(entry: CompareEntry, config: CompareConfig, before: dict[str, C
     return []
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return which name was meant, or which are allowed."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(names)}"
-
-
 # --- what is there already ---
 
 
-def decide(steps: Sequence[Step], *, overwrite: bool) -> dict[Path, str]:
-    """Return what happens to each run folder: "reused", "resume", "new" or why it is made again.
+class Action(Enum):
+    """What a comparison does with a run."""
+
+    NEW = "new"
+    REUSED = "reused"  # complete, with this configuration
+    RESUME = "resume"
+    AGAIN = "again"  # in the place of what is there
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a run, and why, where it is made again."""
+
+    action: Action
+    reason: str = ""
+
+
+def decide(steps: Sequence[Step], *, overwrite: bool) -> dict[Path, Decision]:
+    """Return what happens to each run folder.
 
     Raises:
         ValueError: one line for each run that is there with another configuration, and for each folder not of sscl.
     """
-    ways: dict[Path, str] = {}
+    decisions: dict[Path, Decision] = {}
     faults = []
     for step in steps:
         try:
-            ways[step.folder] = _way(step, ways, overwrite=overwrite)
+            decisions[step.folder] = _decision(step, decisions, overwrite=overwrite)
         except ValueError as error:
-            ways[step.folder] = "reused"  # what starts from it has no fault of its own
+            decisions[step.folder] = Decision(Action.REUSED)  # what starts from it has no fault of its own
             faults.append(str(error))
     if faults:
         raise ValueError("\n".join(faults))
-    return ways
+    return decisions
 
 
-def _way(step: Step, ways: dict[Path, str], *, overwrite: bool) -> str:
+def _decision(step: Step, earlier: Mapping[Path, Decision], *, overwrite: bool) -> Decision:
     folder = run.check_run_folder(step.folder, overwrite=True, trains=True)
     if not folder.is_dir() or not any(folder.iterdir()):
-        return "new"
+        return Decision(Action.NEW)
+    interrupted = Decision(Action.AGAIN, "it was interrupted")
     if not (folder / "config.yaml").is_file():
-        return "again: it was interrupted"
+        return interrupted
     try:
         before = load_config(KINDS[step.entry.command], folder / "config.yaml")
     except ValueError as error:
-        complete, resumable = True, False  # for all we know
-        changes = [f"a config.yaml that this version does not take ({str(error).splitlines()[0]})"]
+        complete, resumable = True, False  # as far as one can tell
+        changes = [f"a config.yaml that this version does not accept ({str(error).splitlines()[0]})"]
     else:
         complete, resumable = progress_of(folder, before)
         changes = changes_of(before, step)
     if not complete and not resumable:
-        return "again: it was interrupted"
+        return interrupted
     if changes and not overwrite:
         raise ValueError(
             f"{folder}: was made with {'; '.join(changes)}; set it back, give another out, or make it again with "
             "--overwrite"
         )
     if changes:
-        return "again: its configuration changed"
+        return Decision(Action.AGAIN, "its configuration changed")
     if step.start is not None:
         start = step.start
         newer = not start.checkpoint.is_file() or modified(start.checkpoint) > modified(folder / "config.yaml")
-        if ways[start.folder] != "reused" or newer:
-            return f"again: {start.folder.name}, which it starts from, is newer"
-    return "reused" if complete else "resume"
+        if earlier[start.folder].action is not Action.REUSED or newer:
+            return Decision(Action.AGAIN, f"{start.folder.name}, which it starts from, is newer")
+    return Decision(Action.REUSED if complete else Action.RESUME)
 
 
 def modified(path: Path) -> float:
@@ -292,7 +305,7 @@ def evaluated(folder: Path, split: str) -> bool:
     with written.open(encoding="utf-8") as handle:
         columns = handle.readline().strip().split(",")
     settings, usual = read_yaml(found / "config.yaml"), EvalConfig.model_fields
-    # Keys that change what a tile is given; an older file has not all of them.
+    # Keys that change the predictions.
     own = [key for key in ("calibrate", "tta") if settings.get(key, usual[key].default) != usual[key].default]
     return "loss" in columns and not settings.get("data") and not own
 
@@ -334,7 +347,7 @@ def is_evaluated(folder: Path, split: str, *, overwrite: bool) -> bool:
     there = folder / f"eval_{split}"
     if there.is_dir() and any(there.iterdir()) and not overwrite:
         raise ValueError(
-            f"{there}: is of an older checkpoint or version, or of keys of its own (data, tta, calibrate); give "
+            f"{there}: was made from an older checkpoint, or with other settings (data, tta, calibrate); give "
             f"--overwrite to evaluate again, or name {there} itself to compare it as it is"
         )
     return False
