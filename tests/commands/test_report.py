@@ -1,10 +1,11 @@
-"""sscl report: the page holds what the runs hold, maps and boxes are gradcam's, and nothing is written in halves."""
+"""sscl report: the page shows what the runs wrote, maps and boxes equal gradcam's, and pages are written whole."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ Read = Callable[[Path], list[dict[str, str]]]
 def evaluated(cli: Any, finetuned: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finetune run with its evaluation, beside the pretraining run that it started from."""
     folder = tmp_path_factory.mktemp("study")
-    shutil.copytree(pretrained, folder / "pretrain")
+    shutil.copytree(pretrained, folder / "pretrain", ignore=shutil.ignore_patterns("*.pt"))
+    (folder / "pretrain/checkpoints/last.pt").touch()  # a report reads no weights of it
     shutil.copytree(finetuned, folder / "finetune")
     for name in ("eval_test", "gradcam_test"):
         shutil.rmtree(folder / "finetune" / name, ignore_errors=True)
@@ -42,10 +44,15 @@ def evaluated(cli: Any, finetuned: Path, pretrained: Path, tmp_path_factory: pyt
     return folder / "finetune"
 
 
+def link_weights(source: str, target: str) -> None:
+    """Copy a file; link weights, which are large and not written to."""
+    (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
+
+
 @pytest.fixture
 def study(evaluated: Path, tmp_path: Path) -> Path:
     """A copy of it for a test to write into."""
-    shutil.copytree(evaluated.parent, tmp_path / "study")
+    shutil.copytree(evaluated.parent, tmp_path / "study", copy_function=link_weights)
     return tmp_path / "study" / "finetune"
 
 
@@ -294,7 +301,7 @@ def test_other_folders_add_their_sections(make: Any, cli: Any, study: Path, tile
     audit, compared = tmp_path / "audit", tmp_path / "compared"
     words = [f"data.root={tiles}", "data.published=false", "data.size_px=32", "progress=false"]
     assert cli("data", "audit", *words, f"out={audit}").code == 0
-    shutil.copytree(study, study.parent / "second")
+    shutil.copytree(study, study.parent / "second", copy_function=link_weights)
     made = cli("compare", study, study.parent / "second", f"out={compared}", "bootstrap_samples=20")
     assert made.code == 0, made.err
 
@@ -358,6 +365,7 @@ def test_training_tiles_that_are_gone_are_a_caveat(make: Any, study: Path, tiles
 def test_an_interrupted_training_is_a_caveat(make: Any, study: Path) -> None:
     checkpoint = torch.load(study / "checkpoints/best.pt", weights_only=True)
     checkpoint["config"]["train"] |= {"epochs": 9, "patience": 9}
+    (study / "checkpoints/best.pt").unlink()
     torch.save(checkpoint, study / "checkpoints/best.pt")
 
     _, content = make(study, "tiles=0")
