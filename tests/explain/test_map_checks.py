@@ -450,7 +450,8 @@ def test_the_four_checks_come_back_from_their_file(tmp_path: Path) -> None:
     assert check_plots.write_checks(found, out=tmp_path, title="$x$") == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert read_record(MapChecks, tmp_path / "checks.json", made_by="a test") == found
-    text = checks_text(found)
+    assert max(map(len, checks_text(found).splitlines())) <= 80
+    text = " ".join(checks_text(found).split())
     for check in found.each.values():
         assert check.question in text
         assert check.verdict in text

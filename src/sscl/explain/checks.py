@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from sscl.explain.records import Localisation, MapChecks
 from sscl.words import count
 
 DRAWS = 3  # models with random weights
+WIDTH = 80  # of the terminal
 HOW = {
     "randomisation": "weights randomised block by block, from the head down",
     "deletion_insertion": "pixels blurred, and restored, in the map's order",
@@ -77,7 +79,7 @@ def checks_text(found: MapChecks) -> str:
     """Return the checks as lines for the terminal: the question, the numbers, the verdict."""
     lines = [f"checks of the maps, on {count(found.tiles, 'tile')}:"]
     for name, check in found.each.items():
-        lines.append(f"  {check.question} ({HOW[name]})")
+        lines += _wrapped(f"{check.question} ({HOW[name]})", indent=2)
         if name == "deletion_insertion":
             areas = found.deletion_insertion
             for way, better, curves in (
@@ -86,11 +88,16 @@ def checks_text(found: MapChecks) -> str:
             ):
                 low, high = curves["map"].interval
                 others = ", ".join(f"{order} {of.auc:.3f}" for order, of in curves.items() if order != "map")
-                lines.append(
-                    f"    {way} AUC ({better} is better): {curves['map'].auc:.3f} ({low:.3f} to {high:.3f}); {others}"
-                )
-        lines.append(f"    {check.verdict}")
+                own = f"{curves['map'].auc:.3f} ({low:.3f} to {high:.3f})"
+                lines += _wrapped(f"{way} AUC ({better} is better): map {own}, {others}", indent=4)
+        lines += _wrapped(check.verdict, indent=4)
     return "\n".join(lines)
+
+
+def _wrapped(text: str, *, indent: int) -> list[str]:
+    """Return a sentence as lines of at most WIDTH characters."""
+    spaces = " " * indent
+    return textwrap.wrap(text, WIDTH, initial_indent=spaces, subsequent_indent=f"{spaces}  ", break_long_words=False)
 
 
 def completeness_text(missed: Sequence[float]) -> str:
@@ -102,7 +109,8 @@ def completeness_text(missed: Sequence[float]) -> str:
         else "the maps miss part of the score: the model does not end in mean pooling and a linear layer"
     )
     maps = count(len(missed), "map")
-    return f"map sum against score without bias, largest difference of {maps}: {largest:.1e} logits; {said}"
+    text = f"map sum against score without bias, largest difference of {maps}: {largest:.1e} logits; {said}"
+    return "\n".join(_wrapped(text, indent=0))
 
 
 def localisation_table(localised: Localisation) -> str:
@@ -111,13 +119,15 @@ def localisation_table(localised: Localisation) -> str:
     def rate(value: float, interval: tuple[float, float] | None) -> str:
         return f"{value:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
 
-    heading = f"truth masks of {count(localised.centre.tiles, 'tile')}:"
-    lines = [f"{heading:<30}{'peak on mask':<25}{'box IoU >= 0.5':<25}mean IoU"]
+    tiles = count(localised.centre.tiles, "tile")
+    lines = [
+        f"truth masks of {tiles} (in brackets: Wilson 95%, assuming independent tiles):",
+        f"{'':<18}{'peak on mask':<24}{'box IoU >= 0.5':<24}mean IoU",
+    ]
     for name, rates in localised.each.items():
         cells = (rate(rates.peak_hit, rates.peak_hit_wilson), rate(rates.box_hit, rates.box_hit_wilson))
-        lines.append(f"  {name:<28}" + "".join(f"{cell:<25}" for cell in cells) + f"{rates.mean_box_iou:.3f}")
-    lines.append("  in brackets: Wilson 95%, assuming independent tiles")
-    lines.append("  whole tile: peak at a random point, box around everything")
+        lines.append(f"  {name:<16}" + "".join(f"{cell:<24}" for cell in cells) + f"{rates.mean_box_iou:.3f}")
+    lines.append("  (whole tile: peak at a random point, box around everything)")
     if localised.centre.max_box_accuracy is not None:
         lines.append(f"{'box accuracy at the best threshold:':<38}IoU >= 0.3    IoU >= 0.5    IoU >= 0.7")
         for name, rates in localised.each.items():
