@@ -1,4 +1,4 @@
-"""A finetuned run at work, in a notebook or a program: `sscl.load(run)` predicts, explains and embeds tiles.
+"""A fine-tuned classifier in a notebook or a program: `sscl.load(run)` predicts, explains and embeds tiles.
 
 N images, K classes, C features, S: side of a tile in pixels.
 """
@@ -39,12 +39,12 @@ Images = Item | Sequence[Item]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a classifier says of N images.
+    """The predictions for N images.
 
     Attributes:
         names: of the images: paths, or "image 0" and so on. classes: K names, in the order of the probabilities.
-        probabilities: (N, K), calibrated where the run keeps a calibration.
-        decide_from: the confidence under which no decision is made; None: all are decided.
+        probabilities: (N, K), calibrated unless the model was loaded with calibrate=False.
+        decide_from: confidence below which the classifier abstains; None: it never does.
     """
 
     names: tuple[str, ...]
@@ -57,32 +57,32 @@ class Predictions:
 
     @property
     def confidence(self) -> FloatArray:
-        """The probability of the likeliest class, (N,)."""
+        """The probability of the most probable class, (N,)."""
         found: FloatArray = self.probabilities.max(1)
         return found
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The likeliest class of each image, decided or not."""
+        """The most probable class of each image, also where the classifier abstains."""
         return tuple(self.classes[index] for index in self.probabilities.argmax(1))
 
     @property
     def decided(self) -> NDArray[np.bool_]:
-        """Whether the confidence is enough to decide, bool (N,)."""
+        """Whether the confidence reaches `decide_from`, bool (N,); false: abstained."""
         if self.decide_from is None:
             return np.ones(len(self), dtype=np.bool_)
         return np.asarray(self.confidence >= self.decide_from)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why there is no decision; empty where there is one."""
+        """Why the classifier abstains from an image; empty where it does not."""
         return tuple(
-            "" if decided else f"confidence {confidence:.4f} is under {self.decide_from:.4f}"
+            "" if decided else f"confidence {confidence:.4f} is below {self.decide_from:.4f}"
             for decided, confidence in zip(self.decided, self.confidence.tolist(), strict=True)
         )
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row an image, in the columns of `sscl predict`; `pandas.DataFrame(rows)` is a table."""
+    def rows(self) -> list[dict[str, str | float | bool]]:
+        """Return one row per image, in the columns of `sscl predict`; `pandas.DataFrame(rows)` is a table."""
         parts = zip(
             self.names,
             self.labels,
@@ -138,18 +138,18 @@ class Explanations:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A finetuned classifier with all that the run decided on its training and validation tiles.
+    """A fine-tuned classifier with all that its run chose on training and validation tiles.
 
     Images are one, or a list, of: a file, a folder (all images below it) or a CSV list (see `files.find_images`), a PIL
-    image, a uint8 array (H, W, 3); or an array (N, H, W, 3). All are square and are brought to `size_px`. What
+    image, a uint8 array (H, W, 3); or an array (N, H, W, 3). All are square and are resized to `size_px`. What
     `sscl finetune` would refuse as a tile is refused here, in one line that names the image.
 
     Attributes:
         net: the classifier, in evaluation mode, on `device`. checkpoint: its facts.
         temperature: logits are divided by it before they become probabilities.
-        decide_from: confidence under which nothing is decided; None: there is no such threshold.
-        operating_point: probability of the positive class from which on to call it; None: there is none.
-        tta: whether logits and features are means over the 8 flips and rotations of a tile.
+        decide_from: confidence below which it abstains; None: it never does.
+        operating_point: call the positive class if its probability is at least this; None: there is none.
+        tta: whether logits and features are averaged over the 8 flips and rotations of a tile.
     """
 
     net: Classifier
@@ -178,26 +178,27 @@ class Model:
 
     @property
     def stain(self) -> str:
-        """The stain normalisation it was trained with, which new tiles get too, each on its own: none, or a name."""
+        """The stain normalisation it was trained with, applied to each new tile separately: none, or a method."""
         return self.checkpoint.finetune_config.data.stain
 
     def __repr__(self) -> str:
-        decides = "decides always" if self.decide_from is None else f"decides from {self.decide_from:.3f} on"
+        abstains = "never abstains" if self.decide_from is None else f"abstains below {self.decide_from:.3f}"
         return (
             f"<sscl model: {self.checkpoint.encoder_name}, {' / '.join(self.classes)}, tiles of {self.size_px} px, "
-            f"temperature {self.temperature:.3f}, {decides}, {describe_device(self.device)}>"
+            f"temperature {self.temperature:.3f}, {abstains}, {describe_device(self.device)}>"
         )
 
     def predict(
         self, images: Images, *, names: Sequence[str] | None = None, batch_size: int = 128, progress: bool = False
     ) -> Predictions:
-        """Return what the images are.
+        """Return the predictions for the images.
 
         Args:
-            names: what to call them, instead of their paths or numbers. batch_size: at a time. progress: show a bar.
+            names: what to call them, instead of their paths or numbers. batch_size: images at a time.
+            progress: show a bar.
 
         Raises:
-            ValueError, FileNotFoundError: an image that cannot be used, in one line that names it; or none at all.
+            ValueError, FileNotFoundError: an image that cannot be used, in one line that names it; or no image.
         """
         listed, items = listed_images(images, names)
         found = []
@@ -211,12 +212,12 @@ class Model:
     def stream(
         self, items: Sequence[Item], *, names: Sequence[str], batch_size: int = 128
     ) -> Generator[tuple[files.Batch, Predictions], None, None]:
-        """Yield the tiles of each batch and what they are; what cannot be used is named in the batch, and left out.
+        """Yield the tiles of each batch and their predictions; what cannot be used is named in the batch and left out.
 
         Memory does not grow with the number of images: the next batches are decoded while one is predicted.
 
         Args:
-            items: files, PIL images and arrays. names: what each is called.
+            items: files, PIL images and arrays. names: of each.
         """
         for batch in self._tiles(items, batch_size=batch_size):
             probabilities = np.empty((0, len(self.classes)))
@@ -237,12 +238,12 @@ class Model:
         batch_size: int = 32,
         progress: bool = False,
     ) -> Explanations:
-        """Return where it looked, as `sscl gradcam` does: read docs/results.md on what such maps are worth.
+        """Return where the model looked, as `sscl gradcam` does; docs/results.md says how far to trust such maps.
 
         Args:
             target: "difference" of the two logits, "predicted", or a class; "auto": the difference where there are two.
             method, layers, fuse: see `cam.class_maps`.
-            threshold: a box holds what is above this share of the map's maximum.
+            threshold: a box encloses what is above this fraction of the map's maximum.
             names, batch_size, progress: as for `predict`.
 
         Raises:
@@ -257,7 +258,7 @@ class Model:
             for batch in self._tiles(items, batch_size=batch_size):
                 _refuse(batch, items, listed)
                 logits = self._logits(batch.images)
-                named = target_classes(logits, wanted).to(self.device)  # by all views, where tta is set
+                named = target_classes(logits, wanted).to(self.device)  # from all views with tta
                 x = augment.to_unit(torch.from_numpy(batch.images).to(self.device))
                 x = augment.normalise(x, mean=mean, std=std)
                 raw, _ = cam.class_maps(self.net, x, target=named, method=method, layers=layers, fuse=fuse)
@@ -292,14 +293,14 @@ class Model:
         return torch.cat(parts).numpy()
 
     def _tiles(self, items: Sequence[Item], *, batch_size: int) -> Iterator[files.Batch]:
-        """Yield images as tiles in the stain that the classifier was trained in."""
+        """Yield images as tiles, stain-normalised as in training."""
         for batch in files.batches(items, size_px=self.size_px, batch_size=batch_size):
             if self.stain != "none" and len(batch.rows):
                 batch = replace(batch, images=normalise_stain(batch.images, method=self.stain))
             yield batch
 
     def _outputs(self, module: nn.Module, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return what a module gives for tiles, float32 on the CPU, as `sscl eval` and `sscl embed` have it."""
+        """Return a module's outputs for tiles, float32 on the CPU, as in `sscl eval` and `sscl embed`."""
         mean, std = normalisation(self.checkpoint, self.device)
         rows = np.arange(len(images))
         store = TileStore(images, device=self.device)
@@ -327,18 +328,18 @@ def load(
         run: a run folder (its best.pt) or checkpoint file.
         device: auto, cpu, cuda or cuda:N.
         calibrate: divide logits by the temperature that finetune fitted on its validation tiles.
-        abstain: decide from the confidence on that leaves this share of the validation tiles undecided; 0: always.
-        confidence: decide from this one on, instead.
-        tta: mean logits over the 8 flips and rotations of a tile; temperature and thresholds were fitted without.
+        abstain: abstain below the confidence that this fraction of the validation tiles does not reach; 0: never.
+        confidence: abstain below this one instead.
+        tta: average the logits over the 8 flips and rotations of a tile; temperature and thresholds are fitted without.
 
     Raises:
         FileNotFoundError: no such run or file.
         ValueError: not a finetune checkpoint, or a value out of range.
     """
     if not 0 <= abstain < 1:
-        raise ValueError(f"abstain: got {abstain}, must be 0 or more and below 1")
+        raise ValueError(f"abstain: must be >= 0 and < 1, got {abstain}")
     if confidence is not None and not 0 <= confidence <= 1:
-        raise ValueError(f"confidence: got {confidence}, must lie within 0 to 1")
+        raise ValueError(f"confidence: must be >= 0 and <= 1, got {confidence}")
     where = pick_device(device)
     net, checkpoint = load_classifier(run, device=where)
     kept = checkpoint.fitted
@@ -355,10 +356,10 @@ def load(
 
 
 def listed_images(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:
-    """Return what the images are called, and the images one by one; see `Model` for what they may be.
+    """Return the names of the images, and the images one by one; see `Model` for what they may be.
 
     Raises:
-        ValueError, FileNotFoundError: none; a path that does not exist; not as many names as images.
+        ValueError, FileNotFoundError: no image; a path that does not exist; another number of names than of images.
     """
     given: list[Item]
     if (isinstance(images, np.ndarray) and images.ndim == 4) or isinstance(images, (list, tuple)):
@@ -366,7 +367,7 @@ def listed_images(images: Images, names: Sequence[str] | None = None) -> tuple[l
     else:
         given = [images]  # type: ignore[list-item]  # whatever it is, reading it says so
     if not given:
-        raise ValueError("images: none given, expected one or more")
+        raise ValueError("images: must be one or more, got none")
     called: list[str] = []
     items: list[Item] = []
     for item in given:
@@ -382,7 +383,7 @@ def listed_images(images: Images, names: Sequence[str] | None = None) -> tuple[l
         called.append(str(item) if isinstance(item, (str, Path)) else f"image {len(items)}")
         items.append(item)
     if names is not None and len(names) != len(items):
-        raise ValueError(f"names: got {len(names)} for {len(items)} images, expected one each")
+        raise ValueError(f"names: must be one for each of {len(items)} images, got {len(names)}")
     return list(called if names is None else names), items
 
 

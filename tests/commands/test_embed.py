@@ -216,11 +216,12 @@ def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, monkeypatch:
 
 
 def test_the_caption_names_size_and_the_most_frequent_classes() -> None:
-    facts = {"tiles": 20, "classes": {"adenoma": 10, "serrated": 5, "healthy": 3, "mucus": 2}}
+    facts = embed.Cluster(tiles=20, classes={"adenoma": 10, "serrated": 5, "healthy": 3, "mucus": 2})
     assert embed.cluster_caption(4, facts, total=80) == (
         "cluster 4\n20 tiles (25%)\n50% adenoma\n25% serrated\n15% healthy\n10% others"
     )
-    assert embed.cluster_caption(0, {"tiles": 9, "classes": {"unlabelled": 9}}, total=9) == "cluster 0\n9 tiles (100%)"
+    unknown = embed.Cluster(tiles=9, classes={"unlabelled": 9})
+    assert embed.cluster_caption(0, unknown, total=9) == "cluster 0\n9 tiles (100%)"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_a_map_refuses_shapes_that_do_not_agree(tmp_path: Path, points: Any, lab
     [
         (["methods=[tsna]"], ["methods: must be a list with one or more of pca, tsne, umap, got [tsna]"]),
         (["clusters=1"], ["clusters: must be >= 2 and <= 100, got 1"]),
-        (["clusters=49"], ["clusters: got 49 for 48 tiles"]),
+        (["clusters=49"], ["clusters: ", "got 49 for 48 tiles"]),
         (["encoder.model="], ["model: missing"]),
         (["encoder.weights=none"], ["none: no such run folder or checkpoint file"]),
         (["data.root=none"], ["none"]),
@@ -271,7 +272,7 @@ def test_equal_tiles_have_no_map(cli: Any, tmp_path: Path) -> None:
 def test_fewer_different_tiles_than_clusters() -> None:
     unit = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
     assert sorted(np.bincount(embed.k_means(unit, clusters=3, seed=0)[0])) == [4, 4, 4]
-    with pytest.raises(ValueError, match="clusters: got 5, but only 3 embeddings differ"):
+    with pytest.raises(ValueError, match=r"clusters: must be <= 3 .*, got 5"):
         embed.k_means(unit, clusters=5, seed=0)
 
 

@@ -1,4 +1,4 @@
-"""sscl predict: a finetuned classifier applied to new tiles, whatever their number."""
+"""sscl predict: a fine-tuned classifier applied to new tiles, however many."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import shutil
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from sscl.device import describe_device
 from sscl.explain import boxes
 from sscl.models.checkpoint import run_of
 from sscl.plots import cam as cam_plots
+from sscl.records import Record, write_record
+from sscl.words import count
 
 UNREADABLE = 3  # exit code where some files could not be used
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
@@ -35,8 +38,8 @@ class Tally:
     """What has been predicted so far.
 
     Attributes:
-        classes: tiles by their likeliest class. undecided: of these, the ones under the threshold.
-        sides_px: files by the side they have. faults: (name, reason) of what could not be used.
+        classes: tiles by their most probable class. undecided: of these, the ones below the abstention threshold.
+        sides_px: number of files of each side. faults: (name, reason) of what could not be used.
         places, confidences: of the predicted ones, in order.
     """
 
@@ -49,13 +52,13 @@ class Tally:
 
 
 def main(config: PredictConfig, *, overwrite: bool = False) -> int:
-    """Write predictions.csv and summary.json, unreadable.csv where there is something to list, and panels if asked for.
+    """Write predictions.csv and summary.json, unreadable.csv if some files could not be used, and panels on request.
 
     Returns:
         0, or 3 where some files could not be used.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line; then nothing is written.
+        ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
     """
     model = api.load(
         config.checkpoint,
@@ -68,7 +71,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / "predictions"
     run.check_run_folder(out, overwrite=overwrite)
     check_apart(out, config.paths)
-    if config.panels:  # a wrong target or layer is told before all tiles are read
+    if config.panels:  # a wrong target or layer is reported before all tiles are read
         check_maps(model, config)
     found = files.find_images(config.paths)
     tally = Tally(faults=list(found.faults))
@@ -84,7 +87,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
             pictures = draw_panels(model, found, tally, config, folder=folder)
         if tally.faults:
             writing.write_csv(folder / "unreadable.csv", ["path", "reason"], tally.faults)
-        writing.write_json(folder / "summary.json", summary(model, found, tally, config))
+        write_record(folder / "summary.json", summary(model, found, tally, config))
     print(f"device: {describe_device(model.device)}")
     for line in described(model, found, tally, config):
         print(line)
@@ -99,22 +102,23 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     return UNREADABLE
 
 
-def how(config: PredictConfig) -> dict[str, Any]:
-    """Return how maps are made, as `Model.explain` takes it."""
+def explainer(model: api.Model, config: PredictConfig) -> Callable[..., api.Explanations]:
+    """Return `Model.explain` with the settings of the panels."""
     maps = config.gradcam
-    return {
-        "target": maps.target,
-        "method": maps.method,
-        "layers": maps.layer,
-        "fuse": maps.fuse,
-        "threshold": maps.threshold,
-    }
+    return partial(
+        model.explain,
+        target=maps.target,
+        method=maps.method,
+        layers=maps.layer,
+        fuse=maps.fuse,
+        threshold=maps.threshold,
+    )
 
 
 def check_maps(model: api.Model, config: PredictConfig) -> None:
     """Raise ValueError if the model has no such target or layer."""
     try:
-        model.explain(np.zeros((model.size_px, model.size_px, 3), np.uint8), **how(config))
+        explainer(model, config)(np.zeros((model.size_px, model.size_px, 3), np.uint8))
     except ValueError as error:
         raise ValueError(f"gradcam.{error}" if str(error).startswith(("target:", "layer:")) else str(error)) from error
 
@@ -125,19 +129,19 @@ def check_apart(out: Path, paths: Sequence[str]) -> None:
     for path in map(Path, paths):
         here = path.resolve()
         if here.is_relative_to(there):
-            raise ValueError(f"out: {out} holds {path}, which is to be read; name another folder to write")
+            raise ValueError(f"out: {out} contains {path}, which is to be read; choose another folder to write to")
         if path.is_dir() and there.is_relative_to(here):
             raise ValueError(
-                f"out: {out} lies in {path}, all images below which are read, so next time the pictures in it too; "
-                "name another folder to write"
+                f"out: {out} lies in {path}, where all images are read: the next run would read the pictures written "
+                "now; choose another folder to write to"
             )
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path, *, config: dict[str, Any], overwrite: bool) -> Iterator[Path]:
-    """Give a folder to write in; on success it takes the place of `out`, else nothing of it stays.
+    """Yield a folder to write to; on success it replaces `out`, otherwise it is deleted.
 
-    Tiles are predicted as they are written, so that an error or Ctrl-C may come at any time.
+    Tiles are predicted while they are written, so an error or Ctrl-C may come at any time.
     """
     out = out.resolve()
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -166,32 +170,33 @@ def predicted_rows(model: api.Model, found: Found, tally: Tally, config: Predict
                 (found.names[place], why.removeprefix(f"{found.files[place]}: ")) for place, why in batch.faults
             ]
             for row in predictions.rows():
-                tally.classes[row["prediction"]] += 1
-                tally.undecided[row["prediction"]] += not row["decided"]
+                tally.classes[str(row["prediction"])] += 1
+                tally.undecided[str(row["prediction"])] += not row["decided"]
                 row["decided"] = "yes" if row["decided"] else "no"
                 yield [f"{value:.6f}" if isinstance(value, float) else value for value in row.values()]
             bar.update(len(batch.rows) + len(batch.faults))
 
 
 def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictConfig, *, folder: Path) -> int:
-    """Write pictures and boxes.csv of all tiles in their order, or of the least confident ones; return how many."""
+    """Write pictures and boxes.csv of all tiles in order, or of the least confident ones; return how many."""
     places = np.array(tally.places, dtype=np.int64)
     if config.panels is not True:
         places = places[np.argsort(tally.confidences, kind="stable")][: int(config.panels)]
     bar = tqdm(total=len(places), desc="panels", unit=" tiles", disable=not config.progress, leave=False)
     digits = max(3, len(str(len(places) - 1)))
+    explain = explainer(model, config)
     rows: list[list[Any]] = []
     with bar:
         for start in range(0, len(places), PANELS_AT_ONCE):
             part = places[start : start + PANELS_AT_ONCE].tolist()
             names = [found.names[place] for place in part]
-            explained = model.explain([found.files[place] for place in part], names=names, **how(config))
+            explained = explain([found.files[place] for place in part], names=names)
             for index, of in enumerate(explained.predictions.rows()):
                 raw, box = explained.maps[index], explained.boxes[index]
-                picture = f"{len(rows):0{digits}d}_{cam_plots.short_name(Path(of['path']).stem)}"
+                picture = f"{len(rows):0{digits}d}_{cam_plots.short_name(Path(str(of['path'])).stem)}"
                 title = (
                     f"{of['path']}\npredicted {of['prediction']} ({of['confidence']:.2f})"
-                    f"{'' if of['decided'] else ', undecided'}; map of {explained.targets[index]}"
+                    f"{'' if of['decided'] else ', abstained'}; map of {explained.targets[index]}"
                     f"{'' if box is not None else '; no positive evidence, so no box'}"
                 )
                 cam_plots.draw_tile(
@@ -220,38 +225,71 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
     return len(rows)
 
 
-def threshold_from(model: api.Model, config: PredictConfig) -> str:
+def threshold_origin(model: api.Model, config: PredictConfig) -> str:
     """Return where the abstention threshold comes from, in words."""
     if model.decide_from is None:
         return "abstain=0"
     if config.confidence is not None:
-        return "as given"
+        return f"confidence={config.confidence:g}"
     tiles = model.checkpoint.fitted.tiles
     return f"leaves out at most {100 * config.abstain:g}% of {tiles} validation tiles"
 
 
-def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> dict[str, Any]:
+class Summary(Record):
+    """summary.json.
+
+    Attributes:
+        checkpoint, epoch, classes, size_px, stain: of the classifier.
+        temperature: logits were divided by it. calibrated: whether it is the fitted one.
+        decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
+        tiles: how many were predicted. class_counts, undecided: these, and the abstentions among them, by class.
+        unreadable: files that could not be used. repeated: mentions of files that were listed already.
+        passed_over: files that are no images, by suffix. source_px: files by their side.
+        notes: what a reader must know, a sentence each.
+    """
+
+    checkpoint: str
+    epoch: int
+    classes: tuple[str, ...]
+    size_px: int
+    stain: str
+    temperature: float
+    calibrated: bool
+    test_time_augmentation: bool
+    decide_from: float | None
+    decide_from_method: str
+    tiles: int
+    class_counts: dict[str, int]
+    undecided: dict[str, int]
+    unreadable: int
+    repeated: int
+    passed_over: dict[str, int]
+    source_px: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Summary:
     """Return the content of summary.json."""
-    return {
-        "checkpoint": str(config.checkpoint),
-        "epoch": model.checkpoint.epoch,
-        "classes": list(model.classes),
-        "size_px": model.size_px,
-        "stain": model.stain,
-        "temperature": model.temperature,
-        "calibrated": config.calibrate,
-        "test_time_augmentation": config.tta,
-        "decide_from": model.decide_from,
-        "decide_from_method": threshold_from(model, config),
-        "tiles": len(tally.places),
-        "class_counts": {name: tally.classes[name] for name in model.classes},
-        "undecided": {name: tally.undecided[name] for name in model.classes},
-        "unreadable": len(tally.faults),
-        "repeated": found.repeated,
-        "passed_over": dict(found.passed_over),
-        "source_px": {str(side): count for side, count in sorted(tally.sides_px.items())},
-        "notes": notes(model, tally, config),
-    }
+    return Summary(
+        checkpoint=config.checkpoint,
+        epoch=model.checkpoint.epoch,
+        classes=model.classes,
+        size_px=model.size_px,
+        stain=model.stain,
+        temperature=model.temperature,
+        calibrated=config.calibrate,
+        test_time_augmentation=config.tta,
+        decide_from=model.decide_from,
+        decide_from_method=threshold_origin(model, config),
+        tiles=len(tally.places),
+        class_counts={name: tally.classes[name] for name in model.classes},
+        undecided={name: tally.undecided[name] for name in model.classes},
+        unreadable=len(tally.faults),
+        repeated=found.repeated,
+        passed_over=dict(found.passed_over),
+        source_px={str(side): number for side, number in sorted(tally.sides_px.items())},
+        notes=tuple(notes(model, tally, config)),
+    )
 
 
 def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
@@ -260,15 +298,15 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     if config.tta:
         lines.append("temperature and thresholds were fitted without test-time augmentation")
     if model.stain != "none":
-        lines.append(f"{model.stain} stain normalisation, as trained, here of each tile on its own")
+        lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
     if len(tally.sides_px) > 1:
         low, high = min(tally.sides_px), max(tally.sides_px)
         lines.append(
-            f"the files have sides of {low} to {high} px, all brought to {model.size_px}: if they show tissue at other "
-            "scales than the training tiles did, the predictions say nothing"
+            f"the files are {low} to {high} px wide, all resized to {model.size_px}: the predictions mean nothing if "
+            "the tissue is shown at another scale than in the training tiles"
         )
     lines.append(
-        "for research; probabilities hold for tiles like those trained on, and say nothing about other tissue or stains"
+        "for research use; the probabilities hold for tiles like the training tiles, not for other tissue or stains"
     )
     return lines
 
@@ -280,24 +318,23 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
         f"px; temperature {model.temperature:.3f}"
     )
     counts = ", ".join(f"{tally.classes[name]:,} {name}" for name in model.classes)
-    yield f"{len(tally.places):,} tile{'s' if len(tally.places) != 1 else ''}: {counts}"
+    yield f"{count(len(tally.places), 'tile')}: {counts}"
     if model.decide_from is None:
-        yield f"  all decided ({threshold_from(model, config)})"
+        yield f"  no abstention ({threshold_origin(model, config)})"
     else:
         of_these = ", ".join(f"{tally.undecided[name]:,} {name}" for name in model.classes)
-        why = f"confidence under {model.decide_from:.4f}: {threshold_from(model, config)}"
-        yield f"  of these undecided: {of_these} ({why})"
+        yield f"  abstained: {of_these} (confidence below {model.decide_from:.4f}; {threshold_origin(model, config)})"
     if found.repeated:
-        yield f"{found.repeated:,} more mentions of files that are listed already: each is predicted once"
+        yield f"{found.repeated:,} repeated mentions of listed files: each file is predicted once"
     if found.passed_over:
-        yield f"passed over {files.describe_passed_over(found)}"
+        yield f"skipped {files.describe_passed_over(found)}"
     for note in notes(model, tally, config):
         yield f"note: {note}"
 
 
 def unreadable(faults: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Yield a line for each file that could not be used, of many the first ones."""
-    yield f"{len(faults):,} file{'s' if len(faults) > 1 else ''} could not be used:"
+    """Yield a line for each file that could not be used, or for the first of many."""
+    yield f"{count(len(faults), 'file')} could not be used:"
     for name, why in faults[:SHOWN]:
         shown = name if name.isprintable() else repr(name)  # a name may hold what steers a terminal
         yield f"  {shown}: {why}"
