@@ -96,7 +96,7 @@ def test_it_opens_and_shows_what_the_report_says(page, content):
 
 
 def outcome(tile: dict[str, Any]) -> str:
-    word = "true class unknown" if tile["label"] < 0 else "right" if tile["label"] == tile["prediction"] else "wrong"
+    word = "true class unknown" if tile["label"] < 0 else "correct" if tile["label"] == tile["prediction"] else "wrong"
     return word if tile["decided"] else f"{word}, abstained"
 
 
@@ -118,7 +118,7 @@ def test_a_tile_says_what_it_is_and_what_it_is_taken_for(page, content):
     assert len({outcome(by_name[name]) for name, *_ in seen}) == 6
     for name, sign, said, sure, truth, abstained, agreement in seen:
         tile = by_name[name]
-        expected = {"right": "✓", "wrong": "✕", "true class unknown": "·"}[outcome(tile).split(",")[0]]
+        expected = {"correct": "✓", "wrong": "✕", "true class unknown": "·"}[outcome(tile).split(",")[0]]
         assert (sign, said, truth) == (expected, class_name(tile["prediction"]), class_name(tile["label"])), name
         assert sure == percent(confidence(tile))
         assert abstained == ("" if tile["decided"] else "abstained")

@@ -3,7 +3,7 @@
 const filter = { text: "", truth: "", predicted: "", outcome: "", review: "", sort: "least-confident" };
 
 const OUTCOMES = {
-  right: ["right", (fact) => fact.right],
+  right: ["correct", (fact) => fact.right],
   wrong: ["wrong", (fact) => fact.wrong],
   decided: ["wrong, not abstained", (fact) => fact.wrong && !fact.abstained],
   abstained: ["abstained", (fact) => fact.abstained],

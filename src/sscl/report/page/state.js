@@ -87,6 +87,6 @@ function fractionOf(text) {
 
 function outcomeOf(index) {
   const { wrong, right, abstained } = facts[index];
-  const word = wrong ? "wrong" : right ? "right" : "true class unknown";
+  const word = wrong ? "wrong" : right ? "correct" : "true class unknown";
   return abstained ? `${word}, abstained` : word;
 }
