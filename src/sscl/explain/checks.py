@@ -88,8 +88,8 @@ def checks_text(found: MapChecks) -> str:
             ):
                 low, high = curves["map"].interval
                 others = ", ".join(f"{order} {of.auc:.3f}" for order, of in curves.items() if order != "map")
-                own = f"{curves['map'].auc:.3f} ({low:.3f} to {high:.3f})"
-                lines += _wrapped(f"{way} AUC ({better} is better): map {own}, {others}", indent=4)
+                area = f"{curves['map'].auc:.3f} ({low:.3f} to {high:.3f})"
+                lines += _wrapped(f"{way} AUC ({better} is better): map {area}, {others}", indent=4)
         lines += _wrapped(check.verdict, indent=4)
     return "\n".join(lines)
 

@@ -43,8 +43,8 @@ def deletion_insertion(
     Deletion blurs one tenth of the tile after another, the map's highest values first; insertion starts from the
     blurred tile and restores them. A good map has a small area under the first curve and a large one under the second.
     The baselines are a random map of at most 7 x 7 cells, as coarse as Grad-CAM's, and `boxes.centre_map`. The blur is
-    a Gaussian whose standard deviation is an eighth of the tile: it leaves the local colour and no edge, where a flat
-    patch would be a shape of its own.
+    a Gaussian whose standard deviation is an eighth of the tile: it keeps the local colour and adds no edge, whereas a
+    flat patch would be a new shape.
 
     Args:
         model: in eval mode. images: (N, 3, S, S), normalised. classes: (N, 1 or 2); the first is the class.
@@ -141,7 +141,7 @@ def _highlights_what_matters(
     for way, curves, sign in (("deletion", deletion, -1), ("insertion", insertion, 1)):
         for name in ("random order", "centre"):
             interval = curves[name].difference_interval
-            assert interval is not None  # only the map's own order has none
+            assert interval is not None  # only that of the map itself has none
             low, high = sorted(sign * bound for bound in interval)
             state = "beats" if low > 0 else "loses to" if high < 0 else "ties with"
             said.append(f"{way} {state} {name}")

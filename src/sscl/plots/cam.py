@@ -11,31 +11,22 @@ from sscl.explain.boxes import Box, normalise
 from sscl.explain.cam import METHODS
 from sscl.plots.base import ByteArray, FloatArray
 from sscl.plots.sheets import plot_cam_panel, write_image
-from sscl.words import nearest
 
-COLORMAPS = {
-    "viridis": cv2.COLORMAP_VIRIDIS,
-    "inferno": cv2.COLORMAP_INFERNO,
-    "magma": cv2.COLORMAP_MAGMA,
-    "cividis": cv2.COLORMAP_CIVIDIS,
-}
 NAME_BYTES = 120  # of a tile's name, in the name of its picture
 
 
-def heatmap_rgb(map01: FloatArray, *, colormap: str = "viridis") -> ByteArray:
-    """Return a map in 0..1 (H, W) as colours, uint8 (H, W, 3); the colormaps are perceptually uniform.
+def heatmap_rgb(map01: FloatArray) -> ByteArray:
+    """Return a map in 0..1 (H, W) in the colours of viridis, which is perceptually uniform, uint8 (H, W, 3).
 
     Raises:
-        ValueError: unknown colormap, or a map outside 0..1.
+        ValueError: a map outside 0..1.
     """
-    if colormap not in COLORMAPS:
-        raise ValueError(f"colormap: got {colormap!r}, {nearest(colormap, COLORMAPS)}")
     _check_map01(map01)
     levels = np.round(map01 * 255).astype(np.uint8)
-    return np.ascontiguousarray(cv2.applyColorMap(levels, COLORMAPS[colormap])[..., ::-1])  # cv2 gives BGR
+    return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1])  # cv2 gives BGR
 
 
-def overlay(image: ByteArray, map01: FloatArray, *, alpha: float = 0.7, colormap: str = "viridis") -> ByteArray:
+def overlay(image: ByteArray, map01: FloatArray, *, alpha: float = 0.7) -> ByteArray:
     """Return the heatmap laid over a tile, uint8 (H, W, 3).
 
     The opacity is alpha x map, so tissue without evidence stays as it is, and a map without evidence changes
@@ -45,7 +36,6 @@ def overlay(image: ByteArray, map01: FloatArray, *, alpha: float = 0.7, colormap
         image: the tile, uint8 (H, W, 3).
         map01: from `normalise`, (H, W).
         alpha: opacity at the peak, 0..1.
-        colormap: see `heatmap_rgb`.
     """
     _check_image(image)
     if image.shape[:2] != map01.shape:
@@ -53,7 +43,7 @@ def overlay(image: ByteArray, map01: FloatArray, *, alpha: float = 0.7, colormap
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: got {alpha}, must lie within 0 to 1")
     opacity = alpha * map01[..., None]
-    blended = (1 - opacity) * image + opacity * heatmap_rgb(map01, colormap=colormap)
+    blended = (1 - opacity) * image + opacity * heatmap_rgb(map01)
     rounded: ByteArray = np.round(blended).astype(np.uint8)
     return rounded
 
