@@ -166,3 +166,28 @@ def test_ruff_and_mypy_look_at_every_python_script():
     for path in sorted((ROOT / "tests").rglob("*.py")):
         assert path.name.startswith("test_") or path.name == "conftest.py" or f'"{path.relative_to(ROOT)}"' in mypy
     assert '"tests/**/conftest.py"' in mypy
+
+
+@pytest.mark.parametrize("lint", [0, 1])
+def test_test_lints_checks_types_and_hands_its_arguments_to_pytest(lint, tmp_path):
+    root = checkout(tmp_path)
+    (root / "scripts" / "test").write_bytes((ROOT / "scripts" / "test").read_bytes())
+    (root / "scripts" / "install").chmod(0o755)
+    install(root, "dev")
+    program(root, ".venv/bin/sscl", "exit 0")
+    program(root, "bin/chromium", "exit 0")
+    for name in ("ruff", "mypy", "pytest"):
+        program(root, f".venv/bin/{name}", f'echo {name} "$@" >> "$LOG"\nexit {lint if name == "ruff" else 0}')
+    (root / "log").unlink()
+    given = {"PATH": f"{root / 'bin'}:{os.environ['PATH']}", "LOG": str(root / "log"), "TEST_WORKERS": "3"}
+    done = subprocess.run(
+        ["bash", str(root / "scripts" / "test"), "-k", "a b"], env=given, capture_output=True, cwd="/"
+    )
+    asked = (root / "log").read_text().splitlines()
+    assert done.returncode == lint
+    if lint:
+        assert asked == ["ruff check ."]
+    else:
+        assert asked == [
+            "ruff check .", "ruff format --check .", "mypy", "pytest -n 3 --maxprocesses 8 --dist loadfile -k a b",
+        ]  # fmt: skip
