@@ -1,7 +1,7 @@
-"""Tiles that show one place, however turned, mirrored, zoomed or shifted: SIFT keypoints that an affine map joins.
+"""Tiles that show one place, however turned, mirrored, zoomed or shifted: SIFT keypoints matched by an affine map.
 
-A keypoint's descriptor is taken relative to its own direction and size, so turning and zooming change little. A
-mirrored tile has the same keypoints with the descriptor's cells in mirrored order: no second detection.
+A keypoint's descriptor is relative to its own direction and size, so turning and zooming change little. A mirrored tile
+has the same keypoints with the descriptor's cells in mirrored order: no second detection is needed.
 
 N tiles of S x S pixels, k keypoints of a tile, D numbers that describe a whole tile.
 Source: Lowe, IJCV 2004 (SIFT, ratio test); Arandjelovic and Zisserman, CVPR 2012 (root of the descriptor); Jegou et
@@ -26,7 +26,7 @@ _RATIO = 0.8  # nearest against second nearest descriptor, Lowe's
 _REPROJECTION_PX = 3.0
 _SCALES = (0.4, 2.5)  # of the second tile against the first
 _STRETCH = 1.6  # one way against the other: LC25000's tiles are stretched
-_BLUR_PX = 2.0  # before correlating: an alignment is right to a pixel or two, nuclei are hardly larger
+_BLUR_PX = 2.0  # before correlating: an alignment is accurate to a pixel or two, nuclei are hardly larger
 _WORDS = 256
 _DESCRIPTOR_PARTS = 32
 _TILE_PARTS = 256
@@ -47,12 +47,12 @@ class Keypoints:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a second tile lies on a first.
+    """The affine map between two tiles.
 
     Attributes:
         matrix: (2, 3), place in the first -> place in the second (mirrored left-right first, where `mirrored`).
         inliers: keypoints that agree with it.
-        overlap: share of the first tile that the second covers.
+        overlap: fraction of the first tile that the second covers.
         correlation: of the luma where they overlap, -1 to 1.
     """
 
@@ -63,7 +63,7 @@ class Alignment:
     correlation: float
 
     def reversed(self, size_px: int) -> Alignment:
-        """Return how the first tile lies on the second, of tiles of that side."""
+        """Return the alignment in the other direction, from the second tile to the first, for tiles of that side."""
         whole = np.vstack([self.matrix, [0, 0, 1]])
         matrix = np.linalg.inv(whole)
         if self.mirrored:  # first is mirrored instead of second
@@ -92,7 +92,7 @@ def detect(luma: Bytes) -> Keypoints:
 
 
 def align(first: Bytes, second: Bytes, points: tuple[Keypoints, Keypoints]) -> Alignment | None:
-    """Return how the second tile lies on the first, None where fewer than three keypoints agree on that.
+    """Return the alignment of two tiles, None if fewer than three keypoints agree on one.
 
     Args:
         first, second: luma, uint8 (S, S).
@@ -105,22 +105,22 @@ def align(first: Bytes, second: Bytes, points: tuple[Keypoints, Keypoints]) -> A
     for mirrored in (False, True):
         similarity = _rooted(a.descriptors) @ _rooted(b.descriptors[:, _MIRRORED] if mirrored else b.descriptors).T
         second_best, nearest = np.partition(similarity, -2, axis=1)[:, -2:].T
-        sure = np.flatnonzero(1 - nearest < _RATIO**2 * (1 - second_best))
-        if len(sure) < 3:
+        distinct = np.flatnonzero(1 - nearest < _RATIO**2 * (1 - second_best))
+        if len(distinct) < 3:
             continue
-        target = b.places[similarity[sure].argmax(1)]
+        target = b.places[similarity[distinct].argmax(1)]
         if mirrored:
             target = np.stack([second.shape[1] - 1 - target[:, 0], target[:, 1]], 1)
         matrix, agrees = cv2.estimateAffine2D(
-            a.places[sure], target, ransacReprojThreshold=_REPROJECTION_PX, maxIters=1000
+            a.places[distinct], target, ransacReprojThreshold=_REPROJECTION_PX, maxIters=1000
         )
         if matrix is None or not np.isfinite(matrix).all():
             continue
         large, small = np.linalg.svd(matrix[:, :2], compute_uv=False)
         if np.linalg.det(matrix[:, :2]) > 0 and _SCALES[0] <= small <= large <= min(_SCALES[1], _STRETCH * small):
-            # Several keypoints may stand in one place, with several directions: they are one witness.
+            # Several keypoints may be at one place, with different directions: they count once.
             inlier = agrees.ravel() > 0
-            ends = (np.unique(np.round(places[inlier]), axis=0) for places in (a.places[sure], target))
+            ends = (np.unique(np.round(places[inlier]), axis=0) for places in (a.places[distinct], target))
             count = min(map(len, ends))
             if best is None or count > best[0]:
                 best = count, mirrored, matrix.astype(np.float64)
@@ -132,7 +132,7 @@ def align(first: Bytes, second: Bytes, points: tuple[Keypoints, Keypoints]) -> A
     warped = cv2.warpAffine(np.ascontiguousarray(moved), matrix, first.shape[::-1], flags=flags)
     covered = cv2.warpAffine(np.full_like(second, 255), matrix, first.shape[::-1], flags=flags) == 255
     weight = np.maximum(cv2.GaussianBlur(covered.astype(np.float32), (0, 0), _BLUR_PX), 1e-3)
-    blurred = [  # the mean over covered pixels only, so that nothing comes in across the border
+    blurred = [  # the mean over covered pixels only, so that nothing leaks in across the border
         cv2.GaussianBlur(np.where(covered, luma, 0).astype(np.float32), (0, 0), _BLUR_PX) / weight
         for luma in (first, warped)
     ]
@@ -143,8 +143,8 @@ def align(first: Bytes, second: Bytes, points: tuple[Keypoints, Keypoints]) -> A
 def describe(points: Iterable[Keypoints], *, seed: int = 0) -> tuple[Floats, Floats]:
     """Return a vector for each tile, and one for its mirror image, float32 (N, D) each, of unit length or zero.
 
-    Tiles of one place have near vectors, whatever the turn and the zoom. The words and axes are learned from the tiles
-    themselves (2048 of them, drawn by the seed).
+    Tiles of one place have similar vectors, however turned and zoomed. The visual words and axes are learned from the
+    tiles themselves (2048 of them, drawn at random).
     """
     tiles = list(points)
     rng = np.random.default_rng(seed)
@@ -156,7 +156,7 @@ def describe(points: Iterable[Keypoints], *, seed: int = 0) -> tuple[Floats, Flo
     sample = _rooted(sample[rng.permutation(len(sample))[: 16 * _SAMPLE]])
     mean = sample.mean(0)
     axes = _axes(sample - mean, _DESCRIPTOR_PARTS)
-    words = (sample[:_WORDS] - mean) @ axes  # descriptors drawn at random: k-means finds hardly more
+    words = (sample[:_WORDS] - mean) @ axes  # descriptors drawn at random: k-means is hardly better
 
     def vector(descriptors: Bytes) -> Floats:
         parts = (_rooted(descriptors) - mean) @ axes
@@ -176,7 +176,7 @@ def describe(points: Iterable[Keypoints], *, seed: int = 0) -> tuple[Floats, Flo
 
 
 def _rooted(descriptors: Bytes) -> Floats:
-    """Return the roots of the descriptors' shares, (k, 128), of unit length."""
+    """Return the square roots of the descriptors divided by their sums, (k, 128), of unit length (RootSIFT)."""
     values = descriptors.astype(np.float32)
     rooted: Floats = np.sqrt(values / np.maximum(values.sum(1, keepdims=True), 1))
     return rooted

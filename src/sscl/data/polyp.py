@@ -1,10 +1,10 @@
-"""The drawing of one synthetic polyp tile: outlines of a row of crypts, then H&E paint.
+"""Drawing one synthetic polyp tile: outlines of a row of crypts, then H&E stain.
 
-What tells the classes apart is the shape of the crypts' lowest part, as in the real lesions. A hyperplastic
+The classes differ in the shape of the crypts' lowest part, as in the real lesions. A hyperplastic
 polyp (HP) has narrow, evenly spaced crypt bases and is serrated in the upper part only; a sessile serrated
 adenoma (SSA) has broad, dilated, boot- or inverted-T-shaped bases and is serrated down to the base (WHO
 Classification of Tumours: Digestive System, 5th ed., 2019). Nuclei, mucin, lumen and stroma take up the same
-area in both on average, and vary widely, so that colour does not tell the class.
+area in both on average, and vary widely, so that colour does not reveal the class.
 
 Lengths are in tiles (a tile is 1 wide, whatever its pixels) and shapes in the frame of the crypts: u runs
 along the row of crypts, v from their bases (v = 0) to the surface. A canvas holds the concentrations of
@@ -33,7 +33,7 @@ _THICKNESS = 0.062  # of the epithelium
 
 @dataclass(frozen=True)
 class SlideLook:
-    """What the tiles of a slide share.
+    """What the tiles of a slide have in common.
 
     vectors: (2, 3), what unit haematoxylin and eosin absorb of R, G, B. strengths: (2,), of both stains.
     background: (3,), light without tissue. blur: in tiles. mucin: (2,), its stains.
@@ -75,7 +75,7 @@ class _View:
         return np.asarray(np.rint((self.tile(points) * self.size - 0.5) * 2**_SUBPIXEL_BITS), dtype=np.int32)
 
     def shows(self, points: Floats, *, margin: float) -> NDArray[np.bool_]:
-        """Say which points (n, 2) lie in the tile or up to `margin` outside."""
+        """Return which points (n, 2) are in the tile or up to `margin` outside."""
         return np.asarray((np.abs(self.tile(points) - 0.5) < 0.5 + margin).all(axis=-1))
 
     def brush(self, width: float) -> int:
@@ -102,9 +102,9 @@ def draw_polyp(
 
     Args:
         severity: shape of the crypts, from 0 (textbook HP) to 1 (textbook SSA).
-        look: what the tile shares with its slide.
+        look: what the tile has in common with its slide.
         rng: source of everything else; only the camera's noise, drawn last, depends on size_px.
-        size_px: pixels a side; the morphology does not depend on it.
+        size_px: side in pixels; the morphology does not depend on it.
     """
     view = _View(
         angle=float(rng.uniform(0, 2 * np.pi)),
@@ -166,20 +166,20 @@ def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
     centres = np.arange(-0.9, 0.9, spacing) + rng.uniform(-0.5, 0.5) * spacing
     n = len(centres)
     centres += rng.normal(0, 0.010 + 0.02 * severity, n)
-    own = np.clip(severity + rng.normal(0, 0.09, n), 0, 1)
-    stems = 0.070 + 0.024 * own + rng.normal(0, 0.003, n)
+    severities = np.clip(severity + rng.normal(0, 0.09, n), 0, 1)
+    stems = 0.070 + 0.024 * severities + rng.normal(0, 0.003, n)
     tops = 0.129 - 0.020 * severity + rng.uniform(-0.016, 0.016) + rng.normal(0, 0.006, n)
     # A boot has one long foot, an inverted T two; what neighbours want must fit between them.
-    feet = own[:, None] * rng.uniform(0.012, 0.035, (n, 2)) + rng.uniform(-0.004, 0.004, (n, 2))
+    feet = severities[:, None] * rng.uniform(0.012, 0.035, (n, 2)) + rng.uniform(-0.004, 0.004, (n, 2))
     long_feet = np.stack([rng.uniform(size=n) < 0.7, rng.uniform(size=n) < 0.7], axis=1)
     long_feet[~long_feet.any(axis=1), 0] = True
-    feet += long_feet * rng.uniform(0.09, 0.15, (n, 2)) * own[:, None] ** 1.5
+    feet += long_feet * rng.uniform(0.09, 0.15, (n, 2)) * severities[:, None] ** 1.5
     for k in range(n - 1):
         room = centres[k + 1] - centres[k] - stems[k] - stems[k + 1] - 0.035
         wanted = feet[k, 1] + feet[k + 1, 0]
         if wanted > room:
             feet[k, 1], feet[k + 1, 0] = np.array([feet[k, 1], feet[k + 1, 0]]) * max(room, 0) / wanted
-    heights = 0.13 + 0.065 * own + rng.normal(0, 0.006, n)
+    heights = 0.13 + 0.065 * severities + rng.normal(0, 0.006, n)
     sinking = rng.normal(0, 0.008 + 0.010 * severity, n)
     amplitude = rng.uniform(0.026, 0.036)
     thickness = _THICKNESS + rng.uniform(-0.008, 0.004)
@@ -210,7 +210,7 @@ def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
             sides += [np.stack([sign * outer, v], axis=1), np.stack([sign * lumen, v + thickness], axis=1)]
         lumen_curve = _serrate(
             _resample(np.concatenate([sides[1][::-1], sides[3][1:]]), 0.004),
-            start=0.42 - 0.62 * float(own[k]),
+            start=0.42 - 0.62 * float(severities[k]),
             amplitude=amplitude,
             rng=rng,
         )
@@ -248,7 +248,7 @@ def _serrate(lumen: Floats, *, start: float, amplitude: float, rng: np.random.Ge
 
 
 def _noise(rng: np.random.Generator, cells: int, size: int) -> Canvas:
-    """Return smooth noise (size, size), about standard normal, with `cells` cells a side."""
+    """Return smooth noise (size, size), about standard normal, with `cells` cells per side."""
     lattice = rng.standard_normal((cells, cells), dtype=np.float32)
     return np.asarray(cv2.resize(lattice, (size, size), interpolation=cv2.INTER_CUBIC) * 1.25)
 
@@ -264,7 +264,7 @@ def _stroma(view: _View, rng: np.random.Generator) -> Canvas:
     c, s = (np.float32(f(view.angle) / view.zoom) for f in (np.cos, np.sin))
     u = c * grid[None, :] + s * grid[:, None] + bend
     v = c * grid[:, None] - s * grid[None, :] + np.float32(view.centre_v)
-    cells = np.float32(110)  # a tile
+    cells = np.float32(110)  # per tile
     upright = cv2.remap(fibres, (u + 0.85) * cells, (v + 0.5) * cells, cv2.INTER_LINEAR)
     lying = cv2.remap(fibres, (v + bend + 0.5) * cells, (u + 0.85) * cells, cv2.INTER_LINEAR)
     below = np.clip(-(v + bend + 0.03) / 0.05, 0, 1)  # the muscularis mucosae

@@ -1,6 +1,6 @@
-"""Stain normalisation: every tile, or every slide, brought to one published H&E appearance.
+"""Stain normalisation: the H&E appearance of every tile, or every slide, matched to a fixed reference.
 
-Only the tile itself, or the tiles of its slide in the same set, and a fixed reference decide: what a test tile becomes
+The result depends only on the tile itself, or the tiles of its slide in the same set, and the reference: a test tile
 never depends on the training tiles. N tiles, H = W pixels, P pixels of one tile; optical density OD = -ln(light).
 """
 
@@ -23,7 +23,7 @@ from sscl.data.tiles import Tiles
 _VERSION = 1
 
 # Light through bare glass, the density below which a pixel is background, the percentiles of angle and amount, and the
-# reference: those of M. Veta's MATLAB code "Staining Normalization" (2013), which most later codes took over.
+# reference: those of M. Veta's MATLAB code "Staining Normalization" (2013), which most later implementations use.
 _GLASS = 240.0
 _BACKGROUND_DENSITY = 0.15
 _ANGLE_PERCENTILES = (1.0, 99.0)
@@ -35,12 +35,12 @@ MACENKO_AMOUNTS = (1.9705, 1.0308)
 _LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 _LAB = np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]]) / np.sqrt([[3], [6], [2]])
 # The target is ours: round numbers of an ordinary H&E tile's tissue. HistomicsTK's, which is much used (mean 8.74,
-# deviation 0.61 in l), is too bright and too wide for tissue without background: the result is harsh and clipped.
+# SD 0.61 in l), is too bright and too wide for tissue without background: the result is harsh and clipped.
 REINHARD_MEAN = (8.4, -0.10, 0.05)  # natural logarithms of 0-255
 REINHARD_STD = (0.45, 0.06, 0.02)
 
-# Ours: when a tile says too little about its stains. On real colon tiles the angle between the stains is 6 degrees or
-# more and no amount grows beyond 2.6 times.
+# Ours: when a tile has too little information about its stains. On real colon tiles the angle between the stains is at
+# least 6 degrees and no amount grows by more than 2.6 times.
 _LEAST_TISSUE = 0.05  # of the pixels
 _LEAST_ANGLE = 4.0  # degrees between haematoxylin and eosin
 _LARGEST_GAIN = 5.0
@@ -56,13 +56,13 @@ def normalise_stain(
 ) -> NDArray[np.uint8]:
     """Return the tiles in the colours of the method's reference, uint8 (N, H, W, 3).
 
-    `reinhard` matches mean and deviation of the tissue's pixels in l-alpha-beta; background stays as it is. `macenko`
-    finds the directions of the two stains in optical density and their pseudo-maxima (of tissue pixels), and paints the
-    same amounts with the reference's stains, haematoxylin being the one with more red density.
+    `reinhard` matches mean and standard deviation of the tissue's pixels in l-alpha-beta; background is unchanged.
+    `macenko` finds the directions of the two stains in optical density and their pseudo-maxima (of tissue pixels), and
+    renders the same amounts with the reference's stains; haematoxylin is the one with more red density.
 
-    Statistics are of each tile; where groups (slides) are given, the median over the tiles of the group, so that the
-    balance of the stains between tiles of one slide stays. A tile that has too little tissue, one colour or one stain
-    (see the constants above) is returned as it is, or with the statistics of its group if that has any.
+    Statistics are computed per tile; if groups (slides) are given, the median over the tiles of the group is used,
+    which keeps the differences between tiles of one slide. A tile with too little tissue, one colour or one stain (see
+    the constants above) is returned unchanged, or with the statistics of its group if that has any.
 
     Args:
         images: uint8, (N, H, W, 3); may be a memmap.
@@ -71,7 +71,7 @@ def normalise_stain(
         progress: show a bar.
 
     Raises:
-        ValueError: an unknown method; images or groups are not as above.
+        ValueError: an unknown method; images or groups of another shape or dtype.
 
     Source: Reinhard et al., Color transfer between images (IEEE CG&A 2001); Macenko et al., A method for normalizing
     histology slides for quantitative analysis (ISBI 2009). As the paper, and unlike Veta's code, the plane of the
@@ -86,8 +86,8 @@ def normalise_stain(
 def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None = None, progress: bool = False) -> Tiles:
     """Return the tiles with `normalise_stain` applied, by group where groups are known, as one read-only memmap.
 
-    The first call leaves a `.npy` file in the cache of decoded tiles; later calls map it. It is named after the ids,
-    labels and groups, every pixel, and the method.
+    The first call writes a `.npy` file to the cache of decoded tiles; later calls map it. Its name depends on ids,
+    labels, groups, every pixel, and the method.
 
     Args:
         method, progress: see `normalise_stain`.
@@ -100,7 +100,7 @@ def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None =
     digest = hashlib.sha256(repr((_VERSION, method, tiles.fingerprint)).encode())
     if tiles.groups is not None:
         digest.update("\n".join(tiles.groups).encode())
-    for start in range(0, len(tiles), 256):  # the fingerprint has seen 64 tiles only
+    for start in range(0, len(tiles), 256):  # the fingerprint covers 64 tiles only
         digest.update(np.ascontiguousarray(tiles.images[start : start + 256]).data)
 
     def fill(images: NDArray[np.uint8]) -> None:
@@ -147,7 +147,7 @@ def _normalise_into(
 
 
 def _pool(found: list[_Floats | None], groups: NDArray[np.str_]) -> list[_Floats | None]:
-    """Return for each tile the median over the tiles of its group that have statistics, (K,); None if none has."""
+    """Return for each tile the median statistics of its group, (K,); None if no tile of the group has any."""
     tiles_of: dict[str, list[_Floats]] = {}
     for group, statistics in zip(groups, found, strict=True):
         if statistics is not None:
@@ -184,7 +184,7 @@ def _fit_macenko(pixels: _Pixels) -> _Floats | None:
 
 
 def _apply_macenko(pixels: _Pixels, statistics: _Floats) -> _Pixels:
-    """Unmix, scale and mix, which is one 3 x 3 matrix a tile; what neither stain explains is left out."""
+    """Unmix, scale and mix: one 3 x 3 matrix per tile; what neither stain explains is dropped."""
     stains, largest = statistics[:6].reshape(2, 3), statistics[6:]
     stains = stains / np.linalg.norm(stains, axis=1, keepdims=True)  # a median of directions is a little short
     gain = np.array(MACENKO_AMOUNTS) / largest
@@ -197,7 +197,7 @@ def _apply_macenko(pixels: _Pixels, statistics: _Floats) -> _Pixels:
 
 
 def _fit_reinhard(pixels: _Pixels) -> _Floats | None:
-    """Return means and deviations of the tissue in l-alpha-beta, (6,)."""
+    """Return means and standard deviations of the tissue in l-alpha-beta, (6,)."""
     tissue = pixels[_tissue_weight(pixels) == 1]
     if len(tissue) < max(2, _LEAST_TISSUE * len(pixels)):
         return None
@@ -209,7 +209,7 @@ def _fit_reinhard(pixels: _Pixels) -> _Floats | None:
 
 
 def _apply_reinhard(pixels: _Pixels, statistics: _Floats) -> _Pixels:
-    """Match mean and deviation; the change fades out towards the background."""
+    """Match mean and standard deviation; the change fades out towards the background."""
     mean, std = statistics[:3], statistics[3:]
     gain = np.array(REINHARD_STD) / std
     matrix = _LAB.T @ (gain[:, None] * np.linalg.inv(_LAB).T)  # logarithms in -> logarithms out
@@ -226,7 +226,7 @@ def _log_cones(pixels: _Pixels) -> NDArray[np.float32]:
 
 
 def _tissue_weight(pixels: _Pixels) -> NDArray[np.float32]:
-    """Return 1 for tissue, 0 for background, by the mean density, (P,); linear between, so that no seam shows."""
+    """Return 1 for tissue, 0 for background, by the mean density, (P,); linear in between, to avoid visible edges."""
     density = _DENSITY[pixels].mean(1)
     low = _BACKGROUND_DENSITY / 3
     return np.clip((density - low) / (_BACKGROUND_DENSITY - low), 0, 1)  # type: ignore[no-any-return]
@@ -238,7 +238,7 @@ def _to_uint8(values: NDArray[np.float32]) -> _Pixels:
 
 @dataclass(frozen=True)
 class _Method:
-    """`fit` measures the pixels (P, 3) of a tile; `apply` repaints them with such statistics."""
+    """`fit` returns the statistics of a tile's pixels (P, 3); `apply` normalises the pixels with such statistics."""
 
     fit: Callable[[_Pixels], _Floats | None]
     apply: Callable[[_Pixels, _Floats], _Pixels]

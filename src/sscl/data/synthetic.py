@@ -1,9 +1,9 @@
-"""Sets of procedural H&E polyp tiles in the layout of MHIST, with truth masks and slide ids.
+"""Sets of synthetic H&E polyp tiles in the layout of MHIST, with truth masks and slide ids.
 
 The class shows in the shape of the crypt bases (polyp.py draws them); stain and brightness belong to the slide,
 and every slide has tiles of both classes. Each tile draws an ambiguity, from which both its shape and its votes
 follow, so that 4-to-3 tiles are harder. A tile is a function of (seed, index) and a slide of (seed, slide) alone:
-counts, workers and order change nothing.
+the result does not depend on counts, workers or order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
 _ANNOTATORS = 7  # mhist.ANNOTATORS, which would import torch in every drawing process
 _MAX_SEED = 2**63 - 1
 _TILE_STREAM, _ORDER_STREAM, _LOOK_STREAM = 0, 1, 2
-_PARALLEL_FROM = 192  # fewer tiles are drawn before worker processes have started
+_PARALLEL_FROM = 192  # fewer tiles are drawn faster than worker processes start
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class SyntheticTile:
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
-        mask: bool (H, W), the crypt bases: the region that decides the class.
+        mask: bool (H, W), the crypt bases: the region that determines the class.
         label: 0 is HP, 1 is SSA.
-        votes: how many of 7 annotators say SSA; at least 4 exactly when the label is SSA.
+        votes: how many of 7 annotators chose SSA; at least 4 if and only if the label is SSA.
         slide: id of the slide.
         ambiguity: 0 (textbook) to 1 (halfway between the classes).
     """
@@ -57,16 +57,16 @@ class SyntheticTile:
 
 
 def draw_tile(index: int, *, seed: int = 0, size_px: int = 224, ssa_fraction: float = 0.5) -> SyntheticTile:
-    """Return tile `index` of the endless series that `seed` and `ssa_fraction` define.
+    """Return tile `index` of the infinite series that `seed` and `ssa_fraction` define.
 
     Args:
         index: number of the tile, >= 0; tiles 8 s to 8 s + 7 are from slide s.
         seed: 0 to 2**63 - 1.
         size_px: width and height, 32 to 1024; the morphology is the same at every size.
-        ssa_fraction: share of SSA among the tiles, 0 to 1.
+        ssa_fraction: fraction of SSA tiles, 0 to 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
     _check_whole("index", index, 0, _MAX_SEED)
     _check_whole("seed", seed, 0, _MAX_SEED)
@@ -98,21 +98,21 @@ def write_synthetic(
 ) -> None:
     """Write a set of tiles under `root` in the layout of MHIST, plus `masks/` and `slides.csv`.
 
-    The folder appears complete or not at all. Whole slides go to train or to test. The files are the same
-    whatever the number of workers.
+    The folder appears complete or not at all. Whole slides go to train or to test. The files do not depend on the
+    number of workers.
 
     Args:
-        root: folder to make; may exist only if it is empty.
-        count: number of tiles. Each class must occur in train and in test: 16 are enough at the default fractions.
+        root: folder to create; may exist only if it is empty.
+        count: number of tiles. Each class must occur in train and in test: 16 suffice at the default fractions.
         size_px, seed, ssa_fraction: as for `draw_tile`; ssa_fraction strictly between 0 and 1.
-        test_fraction: share of the slides that are test, strictly between 0 and 1.
-        workers: processes; None takes one core for a small set and all of them for a large one. The processes are
+        test_fraction: fraction of the slides in test, strictly between 0 and 1.
+        workers: processes; None uses one core for a small set and all cores for a large one. The processes are
             spawned, so a script that calls this needs the usual `if __name__ == "__main__":`.
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument is out of range, the tiles are too few, root is taken or cannot be written, or a
-            worker died.
+        ValueError: an argument is out of range, there are too few tiles, root is not empty or cannot be written, or
+            a worker died.
     """
     _check_whole("count", count, 1, 10**6)
     _check_whole("seed", seed, 0, _MAX_SEED)
@@ -130,7 +130,7 @@ def write_synthetic(
 
     root = Path(root).absolute()
     if root.is_symlink() or (root.exists() and not (root.is_dir() and not any(root.iterdir()))):
-        raise ValueError(f"{root}: exists and is not an empty folder; remove it or choose another one")
+        raise ValueError(f"{root}: exists and is not an empty folder; remove it or choose another folder")
     try:
         with replacing_folder(root) as unfinished:
             _write_files(unfinished, partitions, draw, workers=workers, progress=progress)
@@ -139,7 +139,7 @@ def write_synthetic(
     except BrokenProcessPool as error:
         raise ValueError(
             'workers: a drawing process died; a script needs `if __name__ == "__main__":` around this call, '
-            "or take workers=1"
+            "or set workers=1"
         ) from error
 
 
@@ -149,39 +149,39 @@ def _check_whole(name: str, value: int, low: int, high: int) -> None:
 
 
 def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
-    """Return a counter-based generator: its numbers do not depend on what was drawn elsewhere."""
+    """Return a counter-based random generator: its numbers do not depend on other draws."""
     key = np.array([seed, index], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 
 def _is_chosen(rank: int, fraction: float) -> bool:
-    """Return whether item `rank` of an endless row is among the `fraction` that is chosen at even distances."""
+    """Return whether item `rank` of an infinite series is in the `fraction` that is chosen at even intervals."""
     return int((rank + 1) * fraction + 0.5) > int(rank * fraction + 0.5)
 
 
 def _draw_label(index: int, *, seed: int, ssa_fraction: float) -> int:
-    """Return the class of a tile: every slide has its share of SSA to within one tile, in random order."""
+    """Return the class of a tile: every slide has its fraction of SSA to within one tile, in random order."""
     slide, place = divmod(index, TILES_PER_SLIDE)
     order = _generator(seed, slide, _ORDER_STREAM).permutation(TILES_PER_SLIDE)
     return int(_is_chosen(slide * TILES_PER_SLIDE + int(order[place]), ssa_fraction))
 
 
 def _draw_votes(label: int, ambiguity: float, rng: np.random.Generator) -> int:
-    """Return how many of 7 annotators say SSA.
+    """Return how many of 7 annotators chose SSA.
 
-    Each dissents from the label with a chance that grows with ambiguity; draws in which the dissenters would
-    be the majority are left out. The exponent makes about 1 tile in 6 a 4-to-3 one, as in MHIST.
+    Each disagrees with the label with a probability that grows with ambiguity, given that most agree. The exponent
+    makes about 1 tile in 6 a 4-to-3 one, as in MHIST.
     """
-    chance = 0.5 * ambiguity**1.3
+    probability = 0.5 * ambiguity**1.3
     minority = range((_ANNOTATORS + 1) // 2)
     ways = [math.comb(_ANNOTATORS, k) for k in minority]
-    weights = np.array([ways[k] * chance**k * (1 - chance) ** (_ANNOTATORS - k) for k in minority])
+    weights = np.array([ways[k] * probability**k * (1 - probability) ** (_ANNOTATORS - k) for k in minority])
     dissenters = int(rng.choice(len(minority), p=weights / weights.sum()))
     return _ANNOTATORS - dissenters if label else dissenters
 
 
 def _partitions(count: int, *, seed: int, ssa_fraction: float, test_fraction: float) -> list[str]:
-    """Return train or test for every tile, by whole slides; an error if either lacks a class."""
+    """Return train or test for every tile, by whole slides; ValueError if a class is missing in one of them."""
     from sscl.data.mhist import CLASSES
 
     partitions = ["test" if _is_chosen(i // TILES_PER_SLIDE, test_fraction) else "train" for i in range(count)]
@@ -190,7 +190,7 @@ def _partitions(count: int, *, seed: int, ssa_fraction: float, test_fraction: fl
         for name in CLASSES:
             if (part, name) not in found:
                 raise ValueError(
-                    f"count: {count} tiles ({TILES_PER_SLIDE} a slide) put no {name} in {part} at ssa_fraction "
+                    f"count: {count} tiles ({TILES_PER_SLIDE} per slide) put no {name} in {part} at ssa_fraction "
                     f"{ssa_fraction} and test_fraction {test_fraction}; ask for more tiles"
                 )
     return partitions
