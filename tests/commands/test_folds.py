@@ -424,5 +424,6 @@ def test_tiles_without_labels_are_refused() -> None:
 def test_help_says_how(cli: Any) -> None:
     text = cli("finetune", "--help").out
     assert "[--folds K]" in text.splitlines()[0]
-    assert "--folds       K: cross-validation (train.folds=K)" in text
-    assert "train.fold " in text
+    assert "\n  --folds K" in text
+    assert "train.folds=K" in text
+    assert "\n  train.fold=null" in text
