@@ -23,7 +23,7 @@ from sscl.data.files import Item
 from sscl.data.stain import normalise_stain
 from sscl.data.tiles import TileStore
 from sscl.device import describe_device, pick_device
-from sscl.evaluate import calibration
+from sscl.evaluate import calibration, decisions
 from sscl.evaluate.metrics import FloatArray
 from sscl.explain import boxes, cam
 from sscl.explain.targets import describe_target, resolve_target, target_classes
@@ -347,11 +347,11 @@ def load(
     validation = calibration.softmax(kept.logits, temperature=temperature)
     decide_from, operating_point = confidence, None
     if confidence is None and abstain > 0:
-        decide_from = calibration.choose_abstention(validation.max(1), share=abstain)
+        decide_from = decisions.choose_abstention(validation.max(1), share=abstain)
     positive = positive_class(checkpoint.classes, None)
     truth = kept.labels.numpy() == positive
     if positive is not None and 0 < truth.sum() < len(truth):
-        operating_point = calibration.choose_threshold(truth, validation[:, positive])
+        operating_point = decisions.choose_threshold(truth, validation[:, positive])
     return Model(net, checkpoint, where, temperature, decide_from, operating_point, tta)
 
 

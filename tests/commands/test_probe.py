@@ -20,11 +20,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sscl.commands import probe as command
 from sscl.config import EncoderConfig
+from sscl.data import split
 from sscl.data.folder import load_folder
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles, place_store
+from sscl.evaluate import lineage, probe_inputs
 from sscl.evaluate import probe as probe_fits
 from sscl.models import features
 from sscl.models.encoders import build_encoder
@@ -65,7 +66,9 @@ def probe(cli, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     draw = probe_plots.draw_charts
     # Drawing eleven million random numbers is most of the time here.
     monkeypatch.setattr(
-        command, "frozen_encoder", lambda spec: random_encoder(spec) if spec.weights is None else frozen_encoder(spec)
+        probe_inputs,
+        "frozen_encoder",
+        lambda spec: random_encoder(spec) if spec.weights is None else frozen_encoder(spec),
     )
 
     def call(
@@ -142,7 +145,7 @@ def test_features_are_cached_by_every_pixel():
         tiles = Tiles(
             images=images, labels=np.zeros(200, dtype=np.int64), classes=("a",), ids=tuple(map(str, range(200)))
         )
-        return command.Part(tiles, rows).fingerprint
+        return probe_inputs.Part(tiles, rows).fingerprint
 
     assert len({fingerprint(row) for row in (10, 11, 100, 101, 189)}) == 5
     assert fingerprint(100) == fingerprint(100)
@@ -252,8 +255,8 @@ def test_shares_and_seeds_arrive_where_tiles_are_drawn(probe, monkeypatch):
 
         monkeypatch.setattr(module, name, called)
 
-    spy(command.split, "label_fraction", "labels")
-    spy(command.split, "stratified_split", "held out")
+    spy(split, "label_fraction", "labels")
+    spy(split, "stratified_split", "held out")
     spy(probe_fits, "validation_folds", "validation")
     words = ("fractions=[0.5]", "label_seeds=[3]", "validation_fraction=0.4")
     assert probe(*words, data=", holdout_fraction: 0.25, split_seed: 5").code == 0
@@ -352,7 +355,7 @@ class TestLineage:
 
 
 def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, colours, monkeypatch):
-    divide = command.split.stratified_split
+    divide = split.stratified_split
     sides: list[tuple[set[str], set[str]]] = []
 
     def spy(labels: Any, *, groups: Any, **named: Any) -> Any:
@@ -360,7 +363,7 @@ def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, co
         sides.append((set(groups[rest]), set(groups[held])))
         return rest, held
 
-    monkeypatch.setattr(command.split, "stratified_split", spy)
+    monkeypatch.setattr(split, "stratified_split", spy)
     lines = ["path,group"]
     for part in COUNTS:
         for file in sorted((colours / part).rglob("*.png")):
@@ -377,9 +380,9 @@ def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, co
     assert sum(report["sets"][0]["tiles"]["held-out"].values()) == 13  # one slide of four
     assert [(len(rest), len(held), rest & held) for rest, held in sides] == [(3, 1, set())]
     assert {row["resampled"] for row in report["differences"]} == {"whole groups"}
-    assert {entry["validation"] for entry in report["runs"] if "validation" in entry} == {"carved by group"}
-    assert "no slide or patient ids" not in result.out
-    assert "note: colours, test: 4 groups (slides, patients or clusters" in result.out
+    assert {entry["validation"] for entry in report["runs"] if entry["classifier"] == "linear"} == {"carved by group"}
+    assert lineage.NO_SLIDE_IDS not in result.out
+    assert "note: colours, test: there are only 4 groups" in result.out
 
 
 def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_path, monkeypatch):
@@ -393,7 +396,7 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
     np.savez(tmp_path / "set.npz", **arrays)
     asked = []
     monkeypatch.setattr(
-        command.split,
+        split,
         "label_fraction",
         lambda labels, **named: asked.append((len(labels), named["fraction"])) or label_fraction(labels, **named),
     )
@@ -422,18 +425,18 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
 
 
 def test_unlabelled_tiles_are_left_out_and_counted(probe, forwards, monkeypatch):
-    load = command.load_tiles
+    load = probe_inputs.load_tiles
 
     def half_labelled(data: Any, *, split: str, progress: bool) -> Any:
         tiles = load(data, split=split, progress=progress)
         tiles.labels[::13] = -1
         return tiles
 
-    monkeypatch.setattr(command, "load_tiles", half_labelled)
+    monkeypatch.setattr(probe_inputs, "load_tiles", half_labelled)
     result = probe()
     assert result.code == 0, result.err
-    assert "tiles: 48 train, 22 test; 6 without a label left out" in result.out
-    assert "note: colours: 6 tiles without a label were left out" in result.out
+    assert "tiles: 48 train, 22 test; 6 tiles without a label left out" in result.out
+    assert "note: colours: 6 tiles without a label left out" in result.out
     assert sorted(forwards) == [22, 48]
 
 
@@ -497,19 +500,19 @@ class TestFaults:
         assert re.match(f"sscl: {message}", result.err), result.err
 
     def test_a_class_of_test_that_train_lacks(self, probe, colours, tmp_path):
-        load = command.load_tiles
+        load = probe_inputs.load_tiles
 
         def without_stroma(data: Any, *, split: str, progress: bool) -> Any:
             tiles = load(data, split=split, progress=progress)
             return tiles.subset(np.flatnonzero(tiles.labels != 2)) if split == "train" else tiles
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(command, "load_tiles", without_stroma)
+            patch.setattr(probe_inputs, "load_tiles", without_stroma)
             result = probe()
         assert result.code == 2
         assert result.err == (
             f"sscl: sets (colours): {colours}: test has tiles of stroma, train has none; "
-            "add training tiles of that class or take it out\n"
+            "add training tiles of that class or remove it\n"
         )
 
     def test_unlabelled_tiles(self, probe, colours, tmp_path):
@@ -524,7 +527,7 @@ class TestFaults:
         result = probe(sets=f"{{name: one, source: folder, root: {root}, size_px: 32}}")
         assert result.code == 2
         assert "sets (one): " in result.err
-        assert "has training tiles of benign alone; a probe needs two classes" in result.err
+        assert "has only training tiles of benign; a probe needs two classes" in result.err
 
     def test_no_such_root(self, probe):
         result = probe(sets="{name: gone, source: folder, root: nowhere}")

@@ -195,7 +195,7 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
 def made_up(folder: Path, weights: bytes = b"w", **keys: str) -> Any:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints/best.pt").write_bytes(weights)
-    return SimpleNamespace(folder=folder, report={"split": "test", "data_fingerprint": "f", **keys})
+    return SimpleNamespace(folder=folder, report=SimpleNamespace(**{"split": "test", "data_fingerprint": "f", **keys}))
 
 
 def test_a_review_belongs_to_weights_and_tiles(tmp_path: Path) -> None:
@@ -493,7 +493,7 @@ def test_a_damaged_file_is_one_line_that_names_it(make: Any, study: Path, file: 
     [
         (("metrics", "accuracy"), "<b>"),
         (("intervals", "accuracy"), [0.1]),
-        (("calibration", "temperature"), "1"),
+        (("calibration", "temperature"), "hot"),
         (("coverage",), None),
         (("data",), None),
         (("split",), "train"),

@@ -9,26 +9,23 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import brier_score_loss, log_loss, roc_curve
+from sklearn.metrics import brier_score_loss, log_loss
 
-from sscl.evaluate import calibration, metrics
+from sscl.evaluate import calibration
 from sscl.evaluate.calibration import (
     binary_brier_score,
     brier_score,
     calibration_error,
     calibration_error_by_chance,
-    choose_abstention,
-    choose_threshold,
     expected_calibration_error,
     fit_calibration,
     fit_temperature,
-    net_benefit,
-    outcomes_at,
     reliability_curve,
-    risk_coverage,
     soft_vote_brier,
     softmax,
 )
+from sscl.evaluate.decisions import choose_threshold
+from sscl.evaluate.proportions import wilson_interval
 
 
 def drawn(*, tiles: int = 300, classes: int = 2, scale: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -125,14 +122,14 @@ def test_reliability_is_the_curve_of_sklearn_with_counts(binning: str, strategy:
     p = softmax(logits)[:, 1]
     rows = reliability_curve(labels == 1, p, bins=bins, binning=binning)
     share, score = calibration_curve(labels, p, n_bins=bins, strategy=strategy)
-    assert [row["share"] for row in rows] == pytest.approx(share)
-    assert [row["score"] for row in rows] == pytest.approx(score)
-    assert sum(row["count"] for row in rows) == 300
+    assert [row.share for row in rows] == pytest.approx(share)
+    assert [row.score for row in rows] == pytest.approx(score)
+    assert sum(row.count for row in rows) == 300
     if binning == "mass":
-        assert {row["count"] for row in rows} == {300 // bins}
+        assert {row.count for row in rows} == {300 // bins}
     for row in rows:
-        assert row["low"] <= row["score"] <= row["high"]
-        assert row["interval"] == metrics.wilson_interval(round(row["share"] * row["count"]), row["count"])
+        assert row.low <= row.score <= row.high
+        assert row.interval == wilson_interval(round(row.share * row.count), row.count)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -150,7 +147,7 @@ def test_ece_is_equation_3_of_guo_et_al(classes: int) -> None:
 
 def test_a_score_on_an_edge_belongs_to_the_lower_bin_and_both_ends_to_a_bin() -> None:
     rows = reliability_curve(np.array([True, False, True, True]), [0.0, 0.5, 0.51, 1.0], bins=2)
-    assert [(row["low"], row["high"], row["count"]) for row in rows] == [(0, 0.5, 2), (0.5, 1, 2)]
+    assert [(row.low, row.high, row.count) for row in rows] == [(0, 0.5, 2), (0.5, 1, 2)]
 
 
 def test_the_error_by_chance_is_what_calibrated_scores_have() -> None:
@@ -184,123 +181,6 @@ def test_impossible_bins_and_scores_are_refused(words: dict, message: str) -> No
         calibration_error(arguments.pop("outcomes"), arguments.pop("scores"), **arguments)
 
 
-# --- thresholds ---
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("decimals", [1, 9])
-def test_youdens_threshold_reaches_the_best_point_of_sklearns_roc(seed: int, decimals: int) -> None:
-    logits, labels = drawn(tiles=80, seed=seed)
-    truth, p = labels == 1, softmax(logits)[:, 1].round(decimals)
-    false_positive, true_positive, _ = roc_curve(truth, p, drop_intermediate=False)
-    threshold = choose_threshold(truth, p)
-    called = p >= threshold
-    assert called[truth].mean() - called[~truth].mean() == pytest.approx((true_positive - false_positive).max())
-    assert threshold not in p  # half-way between two
-
-
-@pytest.mark.parametrize("wanted", [0.05, 0.5, 0.9, 0.95, 1.0])
-def test_a_stated_sensitivity_is_reached_by_the_highest_threshold(wanted: float) -> None:
-    logits, labels = drawn(tiles=80)
-    truth, p = labels == 1, softmax(logits)[:, 1]
-    threshold = choose_threshold(truth, p, sensitivity=wanted)
-    assert (p >= threshold)[truth].mean() >= wanted
-    higher = np.sort(p[p >= threshold])[0] + 1e-12  # past the next score
-    assert (p >= higher)[truth].mean() < wanted
-
-
-def test_thresholds_lie_half_way_and_ties_of_youden_near_one_half() -> None:
-    assert choose_threshold(np.array([False, True]), [0.2, 0.9]) == pytest.approx(0.55)
-    # Calling down to 0.9 and down to 0.6 is equally good.
-    truth, p = np.array([True, False, True, False]), [0.9, 0.7, 0.6, 0.1]
-    assert choose_threshold(truth, p) == pytest.approx(0.35)
-    close = np.nextafter(0.5, 1)
-    assert choose_threshold(np.array([False, True]), [0.5, close]) == close
-
-
-@pytest.mark.parametrize(
-    ("truth", "words", "message"),
-    [
-        ([True, True], {}, "2 of 2 tiles are positive"),
-        ([True, False], {"sensitivity": 0.0}, "sensitivity"),
-        ([True, False], {"sensitivity": 1.1}, "sensitivity"),
-    ],
-)
-def test_impossible_thresholds_are_refused(truth: list[bool], words: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        choose_threshold(np.array(truth), [0.2, 0.8], **words)
-
-
-def test_outcomes_at_a_threshold_are_the_four_ratios_of_the_table() -> None:
-    truth = np.repeat([True, True, False, False], [8, 2, 5, 25])  # TP 8, FN 2, FP 5, TN 25
-    called = np.repeat([True, False, True, False], [8, 2, 5, 25])
-    found = {name: (int(a.sum()), int(b.sum())) for name, (a, b) in outcomes_at(truth, called).items()}
-    expected = {"sensitivity": (8, 10), "specificity": (25, 30), "PPV": (8, 13), "NPV": (25, 27), "accuracy": (33, 40)}
-    assert found == expected
-
-
-def test_net_benefit_is_the_formula_of_vickers_and_elkin() -> None:
-    logits, labels = drawn(tiles=90)
-    truth, p = labels == 1, softmax(logits)[:, 1]
-    thresholds = [0.1, 0.5, 0.8]
-    for t, value in zip(thresholds, net_benefit(truth, p, thresholds=thresholds), strict=True):
-        hits, alarms = ((p >= t) & truth).sum(), ((p >= t) & ~truth).sum()
-        assert value == pytest.approx(hits / 90 - alarms / 90 * t / (1 - t))
-    everyone = net_benefit(truth, np.ones(90), thresholds=[truth.mean()])
-    assert everyone == pytest.approx([0], abs=1e-12)  # calling all is worth nothing where the odds are even
-    assert net_benefit(np.array([True]), [0.5], thresholds=[0.5]) == pytest.approx([1])  # at the threshold too
-    with pytest.raises(ValueError, match="thresholds"):
-        net_benefit(truth, p, thresholds=[1.0])
-
-
-def test_net_benefit_under_weights_is_that_of_the_repeated_tiles() -> None:
-    logits, labels = drawn(tiles=40)
-    truth, p = labels == 1, softmax(logits)[:, 1]
-    weights = np.random.default_rng(0).integers(0, 3, (4, 40))
-    found = net_benefit(truth, p, thresholds=[0.3, 0.6], weights=weights.astype(float))
-    for row, counts in zip(found, weights, strict=True):
-        rows = np.repeat(np.arange(40), counts)
-        assert row == pytest.approx(net_benefit(truth[rows], p[rows], thresholds=[0.3, 0.6]))
-
-
-# --- abstention ---
-
-
-def test_risk_coverage_is_counted_from_the_surest_tile_on() -> None:
-    found = risk_coverage(np.array([True, False, True, True]), [0.9, 0.6, 0.8, 0.7])
-    assert found["confidence"] == [0.9, 0.8, 0.7, 0.6]
-    assert (found["count"], found["correct"]) == ([1, 2, 3, 4], [1, 2, 3, 3])
-    assert found["area"] == found["area_best"] == pytest.approx(1 / 4 / 4)
-    assert found["area_random"] == 0.25
-    worst = risk_coverage(np.array([True, False, True, True]), [0.6, 0.9, 0.8, 0.7])
-    assert worst["area"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
-
-
-def test_tied_confidences_count_in_their_mean_order() -> None:
-    rng = np.random.default_rng(0)
-    right, confidence = rng.random(30) < 0.7, rng.integers(3, 6, 30) / 6
-    found = risk_coverage(right, confidence)
-    areas = []
-    for _ in range(4000):
-        order = np.lexsort((rng.random(30), -confidence))
-        areas.append(((~right[order]).cumsum() / np.arange(1, 31)).mean())
-    assert found["area"] == pytest.approx(np.mean(areas), abs=0.004)
-    assert found["confidence"] == [5 / 6, 4 / 6, 3 / 6]
-    shuffled = rng.permutation(30)
-    assert risk_coverage(right[shuffled], confidence[shuffled]) == found
-
-
-def test_abstention_leaves_out_at_most_its_share() -> None:
-    confidence = np.arange(10) / 10
-    assert choose_abstention(confidence, share=0.0) == 0.0
-    assert choose_abstention(confidence, share=0.3) == 0.3  # 0, 0.1 and 0.2 lie below
-    assert choose_abstention(confidence, share=0.39) == 0.3
-    assert choose_abstention(np.full(10, 0.5), share=0.9) == 0.5  # all alike: none is left out
-    for share in (1.0, -0.1):
-        with pytest.raises(ValueError, match="share"):
-            choose_abstention(confidence, share=share)
-
-
 # --- what a checkpoint keeps ---
 
 
@@ -321,10 +201,10 @@ def test_tiles_that_do_not_err_leave_the_temperature_at_one_and_say_so() -> None
     logits, _ = drawn(tiles=30)
     kept = fit_calibration(torch.from_numpy(logits), logits.argmax(1), classes=("HP", "SSA"), positive=1)
     assert kept.temperature == 1
-    assert "that of 30 validation tiles would be below 0.05" in kept.method
+    assert all(word in kept.method for word in ("left at 1", "30 validation tiles", "0.05"))
     wrong = fit_calibration(torch.from_numpy(logits), logits.argmin(1), classes=("HP", "SSA"), positive=1)
     assert wrong.temperature == calibration.TEMPERATURES[1]
-    assert "would be above 20: held there" in wrong.method
+    assert "limited to 20" in wrong.method
 
 
 @pytest.mark.parametrize(("positive", "label"), [(None, None), (1, 0)])

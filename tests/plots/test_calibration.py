@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sscl.evaluate.calibration import reliability_curve, risk_coverage
-from sscl.evaluate.metrics import proportion, wilson_interval
+from sscl.evaluate.calibration import reliability_curve
+from sscl.evaluate.decisions import risk_coverage
+from sscl.evaluate.evaluation import DecisionCurve
+from sscl.evaluate.proportions import proportion, wilson_interval
 from sscl.plots import calibration as calibration_plots
 
 Capture = Callable[..., Figure]
@@ -22,10 +24,10 @@ def figure_of(figure_of: Callable[..., Figure]) -> Callable[..., Figure]:
     return partial(figure_of, title="a$b$")
 
 
-def stage(seed: int) -> dict[str, Any]:
+def stage(seed: int) -> SimpleNamespace:
     rng = np.random.default_rng(seed)
     scores = rng.random(80)
-    return {"ece": 0.1 * (seed + 1), "reliability": reliability_curve(rng.random(80) < scores, scores, bins=5)}
+    return SimpleNamespace(ece=0.1 * (seed + 1), reliability=reliability_curve(rng.random(80) < scores, scores, bins=5))
 
 
 @pytest.mark.parametrize("positive", ["SSA", None])
@@ -36,16 +38,16 @@ def test_reliability_has_the_curve_the_intervals_and_the_counts_of_each_stage(
     figure = figure_of(calibration_plots.plot_reliability, stages, temperature=1.5, positive=positive)
     upper, lower = figure.axes[:2], figure.axes[2:]
     for axes, below, (heading, found) in zip(upper, lower, stages.items(), strict=True):
-        rows = found["reliability"]
+        rows = found.reliability
         curve = axes.lines[-1]
-        assert curve.get_xdata() == pytest.approx([row["score"] for row in rows])
-        assert curve.get_ydata() == pytest.approx([row["share"] for row in rows])
+        assert curve.get_xdata() == pytest.approx([row.score for row in rows])
+        assert curve.get_ydata() == pytest.approx([row.share for row in rows])
         (bars,) = axes.collections
         assert [[y for _, y in segment] for segment in bars.get_segments()] == [
-            pytest.approx(row["interval"]) for row in rows
+            pytest.approx(row.interval) for row in rows
         ]
-        assert [bar.get_height() for bar in below.patches] == [row["count"] for row in rows]
-        assert axes.get_title() == f"{heading}: top-label ECE {found['ece']:.3f}"
+        assert [bar.get_height() for bar in below.patches] == [row.count for row in rows]
+        assert axes.get_title() == f"{heading}: top-label ECE {found.ece:.3f}"
         assert below.get_xlabel() == ("predicted confidence" if positive is None else "predicted probability of SSA")
     assert "temperature 1.5" in figure.get_suptitle()
 
@@ -58,15 +60,19 @@ def test_reliability_of_one_stage_says_no_temperature(figure_of: Capture) -> Non
 
 @pytest.mark.parametrize("threshold", [0.35, None])
 def test_decision_curve_has_model_all_none_and_the_operating_point(figure_of: Capture, threshold: float | None) -> None:
-    t = np.array([0.1, 0.5, 0.9])
-    curve = {"threshold": t, "model": [0.4, 0.3, 0.1], "low": [0.3, 0.2, 0.0], "high": [0.5, 0.4, 0.2]}
-    curve["treat_all"] = [0.45, 0.0, -4.0]
+    curve = DecisionCurve(
+        threshold=(0.1, 0.5, 0.9),
+        model=(0.4, 0.3, 0.1),
+        low=(0.3, 0.2, 0.0),
+        high=(0.5, 0.4, 0.2),
+        treat_all=(0.45, 0.0, -4.0),
+    )
     figure = figure_of(calibration_plots.plot_decision_curve, curve, threshold=threshold, positive="SSA")
     (axes,) = figure.axes
-    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
-    assert drawn["model, bootstrap 95%"] == curve["model"]
-    assert drawn["all called SSA"] == curve["treat_all"]
-    assert drawn["none called SSA"] == [0, 0]
+    drawn = {line.get_label(): tuple(line.get_ydata()) for line in axes.lines}
+    assert drawn["model, bootstrap 95%"] == curve.model
+    assert drawn["all called SSA"] == curve.treat_all
+    assert drawn["none called SSA"] == (0, 0)
     assert ("operating point 0.350" in drawn) == (threshold is not None)
     assert axes.get_ylim()[0] > -0.5  # calling all would crush the rest
     (band,) = axes.collections

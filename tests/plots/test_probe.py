@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
+from sscl.evaluate.probe_results import OverRuns, Summary
 from sscl.plots import probe as probe_plots
 from sscl.plots.probe import BarPanel, CurvePanel, plot_bars, plot_curves
 
@@ -46,10 +48,18 @@ def test_bars_have_their_values_whiskers_and_names(figure_of, count):
 
 
 def test_charts_of_a_summary_have_each_figure_in_its_place(monkeypatch, tmp_path):
-    def row(name: str, part: str, fraction: float, classifier: str, mean: float, sd: float | None) -> dict[str, object]:
-        figure = {"mean": mean, "sd": sd, "interval": (mean - 0.01, mean + 0.02), "values": [mean - 0.1, mean + 0.1]}
-        place = {"encoder": name, "set": "s", "part": part, "fraction": fraction, "classifier": classifier}
-        return {**place, "labels": round(1000 * fraction), "runs": 2 if sd else 1, "balanced_accuracy": figure}
+    def row(name: str, part: str, fraction: float, classifier: Any, mean: float, sd: float | None) -> Summary:
+        over = OverRuns(mean=mean, sd=sd, interval=(mean - 0.01, mean + 0.02), values=(mean - 0.1, mean + 0.1))
+        return Summary(
+            encoder=name,
+            set="s",
+            part=part,
+            fraction=fraction,
+            classifier=classifier,
+            labels=round(1000 * fraction),
+            runs=2 if sd else 1,
+            **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), over),
+        )
 
     means = {("a", 0.1): 0.3, ("a", 1.0): 0.5, ("b", 0.1): 0.4, ("b", 1.0): 0.7}
     sds = {"a": 0.05, "b": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from sscl.evaluate import calibration
+from sscl.evaluate.decisions import risk_coverage
+from sscl.evaluate.evaluation import DecisionCurve
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, OrderCurve, Randomisation, Spread
 from sscl.plots import base, charts, svg
 from sscl.plots import calibration as calibration_plots
@@ -164,7 +167,8 @@ def examples() -> dict[str, object]:
     labels = rng.integers(0, 3, 60)
     probabilities = rng.dirichlet(np.ones(3), 60)
     right = probabilities.argmax(1) == labels
-    curve = {key: [0.1, 0.0, -0.1] for key in ("model", "low", "high", "treat_all")} | {"threshold": [0.2, 0.5, 0.8]}
+    values = dict.fromkeys(("model", "low", "high", "treat_all"), (0.1, 0.0, -0.1))
+    curve = DecisionCurve(threshold=(0.2, 0.5, 0.8), **values)
     spread = Spread(mean=(0.5, 0.2), sd=(0.1, 0.1))
     common = {"tiles": 2, "passed": True, "verdict": "passed: so it is"}
     stages = Randomisation(
@@ -184,7 +188,7 @@ def examples() -> dict[str, object]:
     boxes = BoxSensitivity(
         **common, threshold=0.2, thresholds=(0.1, 0.2), area_fraction=spread, iou=spread, centre_shift=spread
     )
-    stage = {"ece": 0.1, "reliability": calibration.reliability_curve(right, probabilities.max(1))}
+    stage = SimpleNamespace(ece=0.1, reliability=calibration.reliability_curve(right, probabilities.max(1)))
     log = [{"epoch": 1, "x": 0.5}, {"epoch": 2, "x": 0.25}]
     return {
         "history": lambda path: charts.plot_history(log, series=[("x", ["x"]), (HOSTILE, ["y"])], path=path, title=""),
@@ -196,7 +200,7 @@ def examples() -> dict[str, object]:
             {"before": stage, "after": stage}, temperature=2, positive=None, path=path, title=HOSTILE
         ),
         "coverage": lambda path: calibration_plots.plot_coverage(
-            calibration.risk_coverage(right, probabilities.max(1)), decided=None, path=path, title="t"
+            risk_coverage(right, probabilities.max(1)), decided=None, path=path, title="t"
         ),
         "decision": lambda path: calibration_plots.plot_decision_curve(
             curve, threshold=0.5, positive=HOSTILE, path=path, title="t"

@@ -13,8 +13,10 @@ import torch
 
 from sscl.config import DataConfig, FinetuneConfig
 from sscl.data.tiles import Tiles
-from sscl.evaluate import calibration, evaluation
-from sscl.evaluate.predictions import Predictions
+from sscl.evaluate import calibration, evaluation, evaluation_text
+from sscl.evaluate.evaluation import DecisionCurve, Evaluated, Evaluation
+from sscl.evaluate.metrics import OVERALL, display_name
+from sscl.evaluate.predictions import predictions_of
 from sscl.models.checkpoint import build_checkpoint
 from sscl.plots import svg
 from sscl.report import classifier, decisions, page, summary
@@ -42,21 +44,22 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
     positive = 1 if kinds == 2 else None
     kept = calibration.fit_calibration(logits[:40], labels[:40], classes=classes, positive=positive)
     found = evaluation.evaluate(tiles, logits, positive=positive, kept=kept, samples=100)
-    report: dict[str, Any] = {
-        "split": "test",
-        "tiles": count,
-        "classes": list(classes),
-        "class_counts": tiles.class_counts(),
-        "positive": None if positive is None else classes[positive],
-        "protocol": None,
-        "data": {"source": "folder", "root": "/data/colon", "size_px": 64, "stain": "none"},
-        "test_time_augmentation": False,
-        "caveats": ["a caveat"],
-        **found,
-    }
-    report["notes"] = evaluation.notes(report)
-    report = json.loads(json.dumps(report))  # as it is read
-    probabilities = calibration.softmax(logits, temperature=report["calibration"]["temperature"])
+    evaluated = Evaluated(
+        checkpoint="runs/x",
+        epoch=2,
+        data=DataConfig(source="folder", root="/data/colon", size_px=64),
+        split="test",
+        protocol=None,
+        tiles=count,
+        classes=classes,
+        class_counts=tiles.class_counts(),
+        positive=None if positive is None else classes[positive],
+        data_fingerprint="f",
+        test_time_augmentation=False,
+    )
+    notes = tuple(evaluation_text.reading_notes(evaluated, found))
+    report = Evaluation(**dict(evaluated), **dict(found), caveats=("a caveat",), notes=notes)
+    probabilities = calibration.softmax(logits, temperature=report.calibration.temperature)
     config = FinetuneConfig(
         run="runs/x",
         data={"root": "/data/colon"},
@@ -80,15 +83,7 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
         log=[{"epoch": i, "train_loss": 1.0 - i / 10, "train_accuracy": 0.5, **epoch} for i in (1, 2, 3)],
         evaluated=Path("runs/x/eval_test"),
         report=report,
-        found=Predictions(
-            ids=tiles.ids,
-            classes=classes,
-            labels=labels,
-            predictions=probabilities.argmax(1),
-            losses=evaluation.tile_losses(tiles, probabilities),
-            probabilities=probabilities,
-            votes=tiles.votes,
-        ),
+        found=predictions_of(tiles, probabilities),
     )
 
 
@@ -97,6 +92,11 @@ def changed(one: Subject, section: str, **keys: Any) -> Subject:
     config = one.trained.config
     part = getattr(config, section).model_copy(update=keys)
     return replace(one, trained=replace(one.trained, config=config.model_copy(update={section: part})))
+
+
+def reported(one: Subject, **keys: Any) -> Subject:
+    """The same with other results of its evaluation."""
+    return replace(one, report=one.report.model_copy(update=keys))
 
 
 def sections(one: Subject, **more: Any) -> list[dict[str, Any]]:
@@ -172,19 +172,20 @@ def test_every_metric_is_shown_with_its_intervals():
     shown = tables(classifier.results(one))
 
     rows = {row[0]: row[1:] for table in shown.values() for row in table}
-    metrics, drawn = one.report["metrics"], one.report["intervals"]
-    for key, name in evaluation.NAMES.items():
-        assert rows[name][:2] == [f"{metrics[key]:.3f}", f"{drawn[key][0]:.3f} to {drawn[key][1]:.3f}"]
-    assert rows["HP recall"][0] == f"{metrics['per_class'][0]['recall']:.3f}"
-    low, high = one.report["wilson"]["accuracy"]["wilson"]
+    metrics, drawn = one.report.metrics, one.report.intervals
+    for key in OVERALL:
+        low, high = getattr(drawn, key)
+        assert rows[display_name(key)][:2] == [f"{getattr(metrics, key):.3f}", f"{low:.3f} to {high:.3f}"]
+    assert rows["HP recall"][0] == f"{metrics.per_class[0].recall:.3f}"
+    low, high = one.report.wilson.accuracy.wilson
     right = int((one.found.predictions == one.found.labels).sum())
     assert rows["accuracy"][2:] == [f"{low:.3f} to {high:.3f}", f"{right} of 80"]
     by_agreement = next(rows for caption, rows in shown.items() if "annotator" in caption)
     assert sum(int(row[-1].split(" of ")[1]) for row in by_agreement) == 80
-    for row, found in zip(by_agreement, one.report["accuracy_by_agreement"], strict=True):
-        low, high = found["interval"]
-        counts = f"{found['correct']} of {found['count']}"
-        assert row == [found["agreement"], f"{found['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", counts]
+    for row, found in zip(by_agreement, one.report.accuracy_by_agreement, strict=True):
+        low, high = found.interval
+        counts = f"{found.correct} of {found.count}"
+        assert row == [found.agreement, f"{found.accuracy:.3f}", f"{low:.3f} to {high:.3f}", counts]
     of_class = [row[0] for row in shown["Per class"]]
     assert of_class == [f"{name} {key}" for name in CLASSES for key in ("precision", "recall", "F1")]
     headline = dict(summary.summary(one, training_tiles=1, audits=[], checks=None)["blocks"][1]["rows"])
@@ -195,20 +196,19 @@ def test_every_metric_is_shown_with_its_intervals():
         "specificity": "specificity",
     }
     for name, key in keys.items():
-        low, high = drawn[key]
-        assert headline[name] == f"{metrics[key]:.3f} ({low:.3f} to {high:.3f})"
+        low, high = getattr(drawn, key)
+        assert headline[name] == f"{getattr(metrics, key):.3f} ({low:.3f} to {high:.3f})"
 
 
 def test_the_summary_has_the_caveats_of_the_evaluation_if_any():
     one = subject()
 
-    def listed() -> list[list[str]]:
-        found = summary.summary(one, training_tiles=1, audits=[], checks=None)["blocks"]
+    def listed(of: Subject) -> list[list[str]]:
+        found = summary.summary(of, training_tiles=1, audits=[], checks=None)["blocks"]
         return [block["items"] for block in found if block["kind"] == "list"]
 
-    assert listed() == [["a caveat"]]
-    one.report["caveats"] = []  # type: ignore[index]
-    assert listed() == []
+    assert [list(items) for items in listed(one)] == [["a caveat"]]
+    assert listed(reported(one, caveats=())) == []
 
 
 def test_charts_are_of_what_the_evaluation_found(monkeypatch):
@@ -233,14 +233,14 @@ def test_charts_are_of_what_the_evaluation_found(monkeypatch):
         assert scores is found.probabilities
         assert words == {"classes": CLASSES, "positive": 1}
     stages, words = drawn["reliability"]
-    assert stages == {stage: report["calibration"][stage] for stage in ("before", "after")}
-    assert (words["temperature"], words["positive"]) == (report["calibration"]["temperature"], "SSA")
+    assert stages == {"before": report.calibration.before, "after": report.calibration.after}
+    assert (words["temperature"], words["positive"]) == (report.calibration.temperature, "SSA")
     curve, words = drawn["coverage"]
-    assert curve["area"] == pytest.approx(report["coverage"]["area"])
-    assert words["decided"] == report["coverage"]["abstention"]["here"]
+    assert curve.area == pytest.approx(report.coverage.area)
+    assert words["decided"] == report.coverage.abstention.here
     curve, words = drawn["decision"]
-    assert curve == report["decision_curve"]
-    assert (words["threshold"], words["positive"]) == (report["operating_point"]["threshold"], "SSA")
+    assert curve == report.decision_curve
+    assert (words["threshold"], words["positive"]) == (report.operating_point.threshold, "SSA")
     said = [block["alt"] for section in made for block in section["blocks"] if block["kind"] == "figure"]
     assert "goes from 0.700 to 0.600 and is lowest, 0.400, in epoch 2" in said[0]
 
@@ -248,10 +248,10 @@ def test_charts_are_of_what_the_evaluation_found(monkeypatch):
 def test_calibration_is_shown_before_and_after():
     one = subject()
     rows = {row[0]: row[1:] for row in tables(decisions.probabilities(one))["Calibration errors on these tiles"]}
-    before, after = (one.report["calibration"][stage] for stage in ("before", "after"))
+    before, after = one.report.calibration.before, one.report.calibration.after
     for name, key in {"ECE": "ece", "Brier score": "brier", "cross-entropy": "loss"}.items():
-        assert rows[name] == [f"{before[key]:.3f}", f"{after[key]:.3f}"]
-    assert before["loss"] != pytest.approx(after["loss"], abs=1e-3)
+        assert rows[name] == [f"{getattr(before, key):.3f}", f"{getattr(after, key):.3f}"]
+    assert before.loss != pytest.approx(after.loss, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -264,8 +264,10 @@ def test_calibration_is_shown_before_and_after():
 )
 def test_where_the_classifier_is_of_use_it_beats_calling_all_and_calling_none(model, said):
     one = subject()
-    curve = {"threshold": [0.1, 0.2, 0.3, 0.4], "model": model, "treat_all": [0.35, 0.1, -0.1, -0.2]}
-    one.report["decision_curve"] = {**curve, "low": model, "high": model}  # type: ignore[index]
+    curve = DecisionCurve(
+        threshold=(0.1, 0.2, 0.3, 0.4), model=model, treat_all=(0.35, 0.1, -0.1, -0.2), low=model, high=model
+    )
+    one = reported(one, decision_curve=curve)
     (alt,) = [block["alt"] for block in decisions.decisions(one)["blocks"] if "Net benefit" in block.get("alt", "")]
     assert alt.endswith(f"beats calling all or none {said}")
 
@@ -280,24 +282,26 @@ def test_better_than_chance_turns_with_the_figures():
 def test_a_calibration_error_beyond_chance_fails():
     one = subject()
     title = "Are its probabilities calibrated?"
-    chance = one.report["calibration"]["after"]["ece_by_chance"]["quantile_95"]
+    chance = one.report.calibration.after.ece_by_chance.quantile_95
     for error, passed in ((chance, True), (chance + 0.001, False)):
-        one.report["calibration"]["after"]["ece"] = error
-        assert verdicts(summary.summary(one, training_tiles=1, audits=[], checks=None))[title] is passed
+        found = one.report.calibration
+        after = found.after.model_copy(update={"ece": error})
+        changed = reported(one, calibration=found.model_copy(update={"after": after}))
+        assert verdicts(summary.summary(changed, training_tiles=1, audits=[], checks=None))[title] is passed
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
 def test_training_tiles_are_not_new_whatever_an_audit_says(split):
     one = subject()
-    one.report["split"] = split  # type: ignore[index]
+    one = reported(one, split=split)
     title = "Are the evaluated tiles new to the model?"
 
-    def said() -> bool | None:
-        return verdicts(summary.summary(one, training_tiles=None, audits=[AUDIT], checks=None))[title]
+    def said(of: Subject) -> bool | None:
+        return verdicts(summary.summary(of, training_tiles=None, audits=[AUDIT], checks=None))[title]
 
-    assert said() is False
-    one.report["data"]["root"] = "/data/elsewhere"
-    assert said() is True
+    assert said(one) is False
+    elsewhere = one.report.data.model_copy(update={"root": "/data/elsewhere"})
+    assert said(reported(one, data=elsewhere)) is True
 
 
 def test_a_leak_in_any_audit_fails_and_none_is_not_judged():
@@ -323,17 +327,17 @@ def test_operating_point_and_abstention_are_those_of_the_evaluation():
     one = subject()
     shown = json.dumps(decisions.decisions(one))
 
-    assert f"from a probability of {one.report['operating_point']['threshold']:.4f} on" in shown
-    assert f"confidence below {one.report['coverage']['abstention']['threshold']:.4f}" in shown
-    assert one.decided_from == one.report["coverage"]["abstention"]["threshold"]
+    assert f"p >= {one.report.operating_point.threshold:.3f}" in shown
+    assert f"confidence {one.report.coverage.abstention.threshold:.3f}" in shown
+    assert one.decided_from == one.report.coverage.abstention.threshold
     found = tables(decisions.decisions(one))
-    here = one.report["coverage"]["abstention"]["here"]
+    here = one.report.coverage.abstention.here
     assert [[row[0], row[-1]] for row in found["With abstention"]] == [
-        ["tiles not abstained on", f"{here['decided']['count']} of 80"],
-        ["accuracy on these tiles", f"{here['accuracy']['count']} of {here['decided']['count']}"],
+        ["tiles decided here", f"{here['decided'].count} of 80"],
+        ["accuracy on these", f"{here['accuracy'].count} of {here['decided'].count}"],
     ]
-    here = one.report["operating_point"]["here"]
-    counts = {name: f"{share['count']} of {share['of']}" for name, share in here.items()}
+    here = one.report.operating_point.here
+    counts = {name: f"{share.count} of {share.of}" for name, share in here.items()}
     assert {row[0]: row[-1] for row in found["At the operating point"]} == counts
 
 
@@ -341,7 +345,7 @@ def test_caveats_come_once_and_all():
     one = subject()
     (block,) = decisions.caveats(one, ["a caveat", "another"])["blocks"]
 
-    assert block["items"] == ["a caveat", *one.report["notes"], "another"]
+    assert block["items"] == ["a caveat", *one.report.notes, "another"]
 
 
 def test_the_data_table_counts_classes_and_slides():

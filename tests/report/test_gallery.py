@@ -14,7 +14,7 @@ from PIL import Image
 
 from sscl import augment
 from sscl.data.tiles import place_store
-from sscl.evaluate.predictions import Predictions
+from sscl.evaluate.predictions import TilePredictions
 from sscl.explain import cam
 from sscl.explain.boxes import find_box
 from sscl.explain.targets import DIFFERENCE, PREDICTED, Score, Target
@@ -24,14 +24,14 @@ from sscl.plots import cam as cam_plots
 from sscl.report import gallery
 
 
-def predictions(count: int, *, classes: int = 2, wrong: float = 0.2, seed: int = 0, **more: object) -> Predictions:
+def predictions(count: int, *, classes: int = 2, wrong: float = 0.2, seed: int = 0, **more: object) -> TilePredictions:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     guess = np.where(rng.random(count) < wrong, (labels + 1) % classes, labels)
     top = rng.uniform(1 / classes + 0.01, 1, count)
     probabilities = np.repeat(((1 - top) / (classes - 1))[:, None], classes, 1)
     probabilities[np.arange(count), guess] = top
-    return Predictions(
+    return TilePredictions(
         ids=tuple(f"t{i}" for i in range(count)),
         classes=tuple(f"c{i}" for i in range(classes)),
         labels=labels,
@@ -180,7 +180,7 @@ class TestPictures:
         assert sides == [(None, 28), (None, 224)]
 
 
-def built(found: Predictions, rows: np.ndarray, *, raw: np.ndarray | None = None, **more: object) -> dict:
+def built(found: TilePredictions, rows: np.ndarray, *, raw: np.ndarray | None = None, **more: object) -> dict:
     raw = np.array([[0.0, 1.0], [2.0, 4.0]], dtype=np.float32) if raw is None else raw
     large = cam.upsample(torch.from_numpy(raw)[None], size_px=64)[0].numpy()
     heat = gallery.Heat(raw, float(large.max()), find_box(large, threshold=0.5), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from PIL import Image
 
 from sscl.config import GradcamConfig, PretrainConfig
-from sscl.evaluate import comparison
-from sscl.evaluate.comparison import METRICS
-from sscl.evaluate.predictions import Predictions
+from sscl.evaluate.comparison import Comparison, RowFacts, RunFacts, build
+from sscl.evaluate.comparison_tables import NAMES, comparison_tables
+from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.records import HitRates, Localisation, MapChecks
 from sscl.plots import svg
 from sscl.report import comparisons, heatmaps, page, studies
@@ -157,45 +158,41 @@ class TestHeatmaps:
         assert "10 tiles" in table["caption"]
 
 
-def compare_report(*, fractions: tuple[float | None, ...] = (None,), seeds: tuple[int, ...] = (0,)) -> dict[str, Any]:
+def compare_report(*, fractions: tuple[float | None, ...] = (None,), seeds: tuple[int, ...] = (0,)) -> Comparison:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
 
-    def one() -> Predictions:
-        wrong = rng.random(40) < 0.3
-        guess = np.where(wrong, 1 - labels, labels)
-        return Predictions(tuple(map(str, range(40))), ("a", "b"), labels, guess, rng.random(40))
+    def one() -> TilePredictions:
+        guess = np.where(rng.random(40) < 0.3, 1 - labels, labels)
+        return TilePredictions(
+            tuple(map(str, range(40))), ("a", "b"), labels, guess, np.eye(2)[guess], losses=rng.random(40)
+        )
 
     names = {f"{entry}, {share}": (entry, share) for share in fractions for entry in ("scratch", "<ssl>")}
-    found = {name: [one() for _ in seeds] for name in names}
-    against = {f"<ssl>, {share}": f"scratch, {share}" for share in fractions}
-    result = comparison.side_by_side(found, against=against, samples=50, seed=0)
-    rows = [
-        {
-            "name": name,
-            "entry": entry,
-            "fraction": share,
-            "labelled_tiles": None if share is None else round(100 * share),
-            "published": {},
-            "mean": result["rows"][name]["mean"],
-            "sd": result["rows"][name]["sd"],
-            "runs": [
-                {"seed": seed, "folder": f"runs/{name}-{seed}", **run}
-                for seed, run in zip(seeds, result["rows"][name]["runs"], strict=True)
-            ],
-        }
+    facts = [
+        (
+            RowFacts(
+                name=name,
+                entry=entry,
+                fraction=share,
+                labelled_tiles=None if share is None else round(100 * share),
+                published={},
+            ),
+            [RunFacts(seed=seed, folder=f"runs/{name}-{seed}", epoch=1) for seed in seeds],
+        )
         for name, (entry, share) in names.items()
     ]
-    return {
-        "split": "test",
-        "tiles": 40,
-        "classes": ["a", "b"],
-        "seeds": list(seeds),
-        "rows": rows,
-        "differences": result["differences"],
-        "interval_method": "95% intervals: x",
-        "caveats": ["y"],
-    }
+    return build(
+        {name: [one() for _ in seeds] for name in names},
+        facts=facts,
+        against={f"<ssl>, {share}": f"scratch, {share}" for share in fractions},
+        seeds=seeds,
+        split="test",
+        caveats=["y"],
+        samples=50,
+        bootstrap_seed=0,
+        environment={},
+    )
 
 
 class TestComparison:
@@ -207,15 +204,15 @@ class TestComparison:
 
         assert "<ssl>" not in rendered(section)
         found = kinds(section, "table")
-        expected = comparison.tables(report)
-        assert [[block["header"], *block["rows"]] for block in found] == [lines for _, lines in expected]
+        expected = comparison_tables(report)
+        assert [[block["header"], *block["rows"]] for block in found] == [table.lines for table in expected]
         assert not kinds(section, "figure")
         assert kinds(section, "facts")[0]["rows"] == [["classes", "a, b"]]
-        assert kinds(section, "list")[-1]["items"] == ["y"]
+        assert kinds(section, "list")[-1]["items"][-1] == "y"
 
     def test_curves_of_rows_whose_logs_are_all_there_and_the_worth_of_labels(self) -> None:
         report = compare_report(fractions=(0.1, 1.0), seeds=(0, 1))
-        logs = {one["folder"]: self.LOG for row in report["rows"] for one in row["runs"]}
+        logs = {one.folder: self.LOG for row in report.rows for one in row.runs}
         del logs["runs/scratch, 1.0-1"]
 
         section = comparisons.compared("comparison", report, logs=logs)
@@ -224,13 +221,13 @@ class TestComparison:
         first, second, labels = kinds(section, "figure")
         assert "scratch" in first["alt"]
         assert "scratch" not in second["alt"]
-        mean = np.mean([one["metrics"]["balanced_accuracy"] for one in report["rows"][0]["runs"]])
+        mean = np.mean([one.metrics["balanced_accuracy"] for one in report.rows[0].runs])
         assert f"scratch: {mean:.3f} with 10" in labels["alt"]
 
     def test_metrics_are_all_there(self) -> None:
         section = comparisons.compared("comparison", compare_report(), logs={})
 
-        assert kinds(section, "table")[0]["header"] == ["row", *METRICS.values()]
+        assert kinds(section, "table")[0]["header"] == ["row", *NAMES]
 
 
 class TestFolds:
@@ -271,7 +268,7 @@ class TestFolds:
         assert over[2] == "0.750 ± 0.125"
         (figure,) = kinds(section, "figure")
         assert "pooled accuracy 0.625" in figure["alt"]
-        assert kinds(section, "list")[-1]["items"] == ["y"]
+        assert kinds(section, "list")[-1]["items"][-1] == "y"
 
     def test_the_chart_has_each_fold_and_the_pooled_figures(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: dict[str, Any] = {}
@@ -299,12 +296,12 @@ class TestFolds:
 
 def test_further_runs_have_their_figures_each_with_its_own_interval():
     keys = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-    found = {
-        "tiles": 1200,
-        "metrics": {key: 0.5 + i / 10 for i, key in enumerate(keys)},
-        "intervals": {key: [0.4 + i / 10, 0.6 + i / 10] for i, key in enumerate(keys)},
-    }
-    found["intervals"]["auroc"] = None
+    intervals = {key: [0.4 + i / 10, 0.6 + i / 10] for i, key in enumerate(keys)} | {"auroc": None}
+    found = SimpleNamespace(
+        tiles=1200,
+        metrics=SimpleNamespace(**{key: 0.5 + i / 10 for i, key in enumerate(keys)}),
+        intervals=SimpleNamespace(**intervals),
+    )
     (table,) = kinds(comparisons.others({"runs/a": found}), "table")
     assert table["header"] == ["run", "tiles", "accuracy", "balanced accuracy", "macro F1", "AUROC"]
     assert table["rows"] == [

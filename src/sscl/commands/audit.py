@@ -15,7 +15,7 @@ from sscl.data.audit import HELD_OUT, Audit, Findings, MethodRecord, Parts
 from sscl.data.load import all_rows, load_splits, load_tiles, near_duplicate_groups, split_changes, split_is_made_here
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
-from sscl.evaluate import metrics
+from sscl.evaluate.bootstrap import GROUPS
 from sscl.models import checkpoint, features
 from sscl.models.start import frozen_encoder
 from sscl.plots import audit as audit_plots
@@ -138,7 +138,7 @@ def verdict(parts: Parts, found: Findings) -> str:
     ]
     if found.straddling_groups:
         groups = count(len(found.straddling_groups), "group")
-        leaks.append(f"{groups} ({metrics.GROUPS}) with tiles on both sides of the split")
+        leaks.append(f"{groups} ({GROUPS}) with tiles on both sides of the split")
     if found.leakage:
         return f"THE SPLIT LEAKS: {'; '.join(leaks)}"
     others = [

@@ -1,4 +1,4 @@
-"""sscl compare: a list of runs over seeds and shares of the labels, made or reused, or finished ones, side by side."""
+"""sscl compare: compare runs over seeds and fractions of the labels, made or reused, or compare finished runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,16 @@ from sscl import run, writing
 from sscl.config import CompareConfig, plain, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
-from sscl.evaluate import comparison, predictions, tables
-from sscl.evaluate.comparison import METRICS
-from sscl.evaluate.metrics import GROUPS, few_groups
-from sscl.evaluate.predictions import Predictions
+from sscl.data.tiles import Tiles
+from sscl.evaluate import comparison, evaluation
+from sscl.evaluate.comparison import Comparison, RowFacts, RunFacts
+from sscl.evaluate.comparison_tables import comparison_tables
+from sscl.evaluate.evaluation import Evaluation
+from sscl.evaluate.metrics import display_name
+from sscl.evaluate.predictions import TilePredictions, read_predictions
+from sscl.evaluate.tables import Table, as_markdown, as_text
 from sscl.plots import comparison as comparison_plots
+from sscl.records import read_record, write_record
 from sscl.train.plan import (
     Action,
     Decision,
@@ -37,21 +41,16 @@ from sscl.train.plan import (
 )
 from sscl.words import nearest
 
-PUBLISHED = "a difference from a published figure says something only on the data and the split that it was measured on"
-ONE_RUN = "one run a row: other seeds of the same recipes may differ by as much; the intervals are over the tiles alone"
-DEPENDENT = (
-    f"McNemar's test takes tiles for independent, and several are of one group ({GROUPS}): its p values may be too "
-    "small; believe the intervals, which draw whole groups"
-)
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
+Facts = list[tuple[RowFacts, list[RunFacts]]]
 
 
 def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     """Make the runs that are not there yet, evaluate them, and write the table and the pictures.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, one line a fault, before anything runs; a step that
-            failed. Runs that are complete stay and are taken next time.
+        ValueError, FileNotFoundError: bad input, one line a fault, before anything runs; a step failed. Complete
+            runs are kept and reused next time.
     """
     if config.finished:
         compare_finished(config, overwrite=overwrite)
@@ -76,8 +75,7 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     for step in shown:
         rows.setdefault(step.row, []).append(step)
     found = {
-        name: [predictions.read_predictions(table_of(step.folder, config.split)) for step in own]
-        for name, own in rows.items()
+        name: [read_predictions(table_of(step.folder, config.split)) for step in own] for name, own in rows.items()
     }
     report = report_made(config, rows, found)
     pictures = draw(config, out, rows, found, report)
@@ -94,12 +92,12 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
     folders = {name: Path(path) for name, path in zip(short_names(config.finished), config.finished, strict=True)}
     reference = config.reference or next(iter(folders))
     if reference not in folders:
-        raise ValueError(f"reference: no row {reference!r}; {nearest(reference, list(folders))}")
+        raise ValueError(f"reference: no row {reference!r}; {nearest(reference, folders)}")
     first = next(iter(folders.values()))
     beside = first.parent / ("compare_" + "_".join(folders).replace("/", "-"))[:100]
     out = run.check_run_folder(config.out or beside, overwrite=True)
     if out.is_dir() and any(out.iterdir()) and not (out / "compare.json").is_file():
-        raise ValueError(f"{out}: exists and holds no comparison; name another folder with out=")
+        raise ValueError(f"{out}: exists and is not a comparison; name another folder with out=")
     faults, missing = [], []
     for name, folder in folders.items():
         try:
@@ -111,7 +109,7 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
         raise ValueError("\n".join(faults))
     for name in missing:
         evaluate(folders[name], config)
-    found = {name: [predictions.read_predictions(table_of(folder, config.split))] for name, folder in folders.items()}
+    found = {name: [read_predictions(table_of(folder, config.split))] for name, folder in folders.items()}
     report = report_finished(config, folders, found, reference=reference)
     start(out, config.model_copy(update={"out": str(out)}))
     finish(out, report, [])
@@ -124,17 +122,17 @@ def start(out: Path, config: CompareConfig) -> None:
     writing.write_text(out / "config.yaml", writing.to_yaml(plain(config)))
 
 
-def finish(out: Path, report: Mapping[str, Any], pictures: Sequence[str]) -> None:
+def finish(out: Path, report: Comparison, pictures: Sequence[str]) -> None:
     """Write the report and print it."""
-    writing.write_json(out / "compare.json", report)
-    titled = comparison.tables(report)
-    writing.write_text(out / "compare.md", markdown(report, titled))
-    for title, lines in titled:
-        print(f"\n{title}\n{tables.as_text(lines)}")
-    print(f"\n{report['interval_method']}")
-    for caveat in report["caveats"]:
+    write_record(out / comparison.FILE, report)
+    tables = comparison_tables(report)
+    writing.write_text(out / "compare.md", markdown(report, tables))
+    for table in tables:
+        print(f"\n{table.title}\n{as_text(table.lines, texts=table.texts)}")
+    print(f"\n{report.interval_method}")
+    for caveat in report.caveats:
         print(f"note: {caveat}")
-    print(f"wrote {out}/{', '.join(['compare.md', 'compare.json', *pictures])}")
+    print(f"wrote {out}/{', '.join(['compare.md', comparison.FILE, *pictures])}")
 
 
 # --- running ---
@@ -197,40 +195,52 @@ def call(words: Sequence[str], folder: Path) -> None:
 
 
 def report_finished(
-    config: CompareConfig, folders: Mapping[str, Path], found: Mapping[str, Sequence[Predictions]], *, reference: str
-) -> dict[str, Any]:
+    config: CompareConfig,
+    folders: Mapping[str, Path],
+    found: Mapping[str, Sequence[TilePredictions]],
+    *,
+    reference: str,
+) -> Comparison:
     """Return the content of compare.json, a row a run."""
-    lines: dict[str, dict[str, Any]] = {}
-    said: list[dict[str, Any]] = []
+    facts: Facts = []
+    splits: list[str] = []
+    caveats: list[str] = []
     for name, folder in folders.items():
-        beside = table_of(folder, config.split).parent
-        about = next((beside / file for file in ("metrics.json", "folds.json") if (beside / file).is_file()), None)
-        said.append({} if about is None else json.loads(about.read_text(encoding="utf-8")))
+        split, epoch, said = about(table_of(folder, config.split).parent)
+        splits.append(split)
+        caveats += said
         own = folder / "config.yaml"
-        content = read_yaml(own) if own.is_file() else {}
-        lines[name] = {
-            "entry": name,
-            "fraction": None,
-            "labelled_tiles": None,
-            "published": {},
-            "runs": [{"seed": content.get("seed"), "folder": str(folder), "epoch": said[-1].get("epoch")}],
-        }
-    splits = list(dict.fromkeys(one.get("split", "unknown") for one in said))
-    return build_report(
-        config,
+        seed = read_yaml(own).get("seed") if own.is_file() else None
+        row = RowFacts(name=name, entry=name, fraction=None, labelled_tiles=None, published={})
+        facts.append((row, [RunFacts(seed=seed, folder=str(folder), epoch=epoch)]))
+    return comparison.build(
         found,
-        lines=lines,
+        facts=facts,
         against={name: reference for name in folders if name != reference},
-        said=said,
         seeds=(),
-        split=splits[0] if len(splits) == 1 else " or ".join(splits),
+        split=" or ".join(dict.fromkeys(splits)),
+        caveats=caveats,
+        samples=config.bootstrap_samples,
+        bootstrap_seed=config.bootstrap_seed,
+        environment=run.environment(),
     )
 
 
+def about(folder: Path) -> tuple[str, int | None, Sequence[str]]:
+    """Return split, epoch and caveats of the predictions in a folder, as far as a file beside them says."""
+    if (folder / evaluation.FILE).is_file():
+        found = read_record(Evaluation, folder / evaluation.FILE, made_by="sscl eval")
+        return found.split, found.epoch, found.caveats
+    if (folder / "folds.json").is_file():
+        folds = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
+        return folds["split"], None, folds["caveats"]
+    return "unknown", None, ()
+
+
 def report_made(
-    config: CompareConfig, rows: Mapping[str, Sequence[Step]], found: Mapping[str, Sequence[Predictions]]
-) -> dict[str, Any]:
-    """Return the content of compare.json, a row an entry and share of the labels.
+    config: CompareConfig, rows: Mapping[str, Sequence[Step]], found: Mapping[str, Sequence[TilePredictions]]
+) -> Comparison:
+    """Return the content of compare.json, a row an entry and fraction of the labels.
 
     Raises:
         ValueError: the runs were not evaluated on the same tiles.
@@ -238,120 +248,57 @@ def report_made(
     reference = config.reference or next(iter(rows.values()))[0].entry.name
     of = {(steps[0].entry.name, steps[0].fraction): name for name, steps in rows.items()}
     against = {name: of[reference, steps[0].fraction] for name, steps in rows.items()}
-    lines: dict[str, dict[str, Any]] = {}
-    said: list[dict[str, Any]] = []
+    facts: Facts = []
+    caveats: list[str] = []
     for name, steps in rows.items():
         entry, fraction = steps[0].entry, steps[0].fraction
-        files = [step.folder / f"eval_{config.split}" / "metrics.json" for step in steps]
-        evaluations = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        said += evaluations
-        lines[name] = {
-            "entry": entry.name,
-            "fraction": fraction,
-            "labelled_tiles": None if fraction is None else labelled_tiles(steps[0], config),
-            "published": entry.published if fraction in (None, 1) else {},
-            "runs": [
-                {"seed": step.seed, "folder": str(step.folder), "epoch": evaluation["epoch"]}
-                for step, evaluation in zip(steps, evaluations, strict=True)
-            ],
-        }
-    return build_report(
-        config,
+        runs = []
+        for step in steps:
+            _, epoch, said = about(table_of(step.folder, config.split).parent)
+            caveats += said
+            runs.append(RunFacts(seed=step.seed, folder=str(step.folder), epoch=epoch))
+        row = RowFacts(
+            name=name,
+            entry=entry.name,
+            fraction=fraction,
+            labelled_tiles=None if fraction is None else labelled_tiles(steps[0], config),
+            published=entry.published if fraction in (None, 1) else {},
+        )
+        facts.append((row, runs))
+    return comparison.build(
         found,
-        lines=lines,
+        facts=facts,
         against={name: other for name, other in against.items() if name != other},
-        said=said,
         seeds=config.seeds,
         split=config.split,
-        notes=[PUBLISHED] if any(entry.published for entry in config.runs) else [],
+        caveats=caveats,
+        samples=config.bootstrap_samples,
+        bootstrap_seed=config.bootstrap_seed,
+        environment=run.environment(),
     )
-
-
-def build_report(
-    config: CompareConfig,
-    found: Mapping[str, Sequence[Predictions]],
-    *,
-    lines: Mapping[str, Mapping[str, Any]],
-    against: Mapping[str, str],
-    said: Sequence[Mapping[str, Any]],
-    seeds: Sequence[int],
-    split: str,
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Return the content of compare.json: rows, their runs and paired differences, by metric.
-
-    Args:
-        found: the predictions of each row's runs.
-        lines: what is known of each row: entry, fraction, labelled_tiles, published, and of its runs.
-        against: the row that each row's difference is from. said: what each run's evaluation says, with its `caveats`.
-        seeds, split, notes: as the report says.
-
-    Raises:
-        ValueError: the runs were not evaluated on the same tiles.
-    """
-    result = comparison.side_by_side(
-        found, against=against, samples=config.bootstrap_samples, seed=config.bootstrap_seed
-    )
-    rows = []
-    for name, line in lines.items():
-        values = result["rows"][name]
-        gaps = {key: values["mean"][key] - value for key, value in line["published"].items()}
-        runs = [{**known, **one} for known, one in zip(line["runs"], values["runs"], strict=True)]
-        figures = {"ours_minus_published": gaps, "mean": values["mean"], "sd": values["sd"], "runs": runs}
-        rows.append({"name": name, **line, **figures})
-    first = next(iter(found.values()))[0]
-    several = first.groups is not None and len(set(first.groups)) < len(first.groups)
-    drawn = "stratified by class" if first.groups is None else f"of whole groups ({len(set(first.groups))} {GROUPS})"
-    few = few_groups(first.groups)
-    caveats = dict.fromkeys(caveat for one in said for caveat in one.get("caveats", ()))
-    return {
-        "split": split,
-        "tiles": len(first.labels),
-        "classes": list(first.classes),
-        "seeds": list(seeds),
-        "interval_method": (
-            f"95% intervals: bootstrap over the tiles, {drawn}, {config.bootstrap_samples} resamples, "
-            f"seed {config.bootstrap_seed}, the same for all runs; sd is over seeds; loss is cross-entropy in nats"
-        ),
-        # Whole groups answer what eval says of its own intervals.
-        "caveats": [
-            *notes,
-            *(many_differences(result["differences"]) if result["differences"] else []),
-            *([DEPENDENT] if several and result["differences"] else []),
-            *([ONE_RUN] if all(len(runs) == 1 for runs in found.values()) and len(found) > 1 else []),
-            *([few] if few is not None else []),
-            *(text for text in caveats if first.groups is None or not text.startswith("the intervals")),
-        ],
-        "rows": rows,
-        "differences": result["differences"],
-        "environment": run.environment(),
-    }
-
-
-def many_differences(differences: Mapping[str, Any]) -> list[str]:
-    """Return a sentence that says how many differences a reader sees, and what was done about that."""
-    count, tests = len(METRICS) * len(differences), sum(len(one["mcnemar"]) for one in differences.values())
-    text = (
-        f"{count} differences are shown and their intervals are not corrected for that number: where nothing differs, "
-        "about one in 20 misses 0"
-    )
-    return [text + (f"; the {tests} p values of McNemar's test are also shown after Holm's" if tests > 1 else "")]
 
 
 def labelled_tiles(step: Step, config: CompareConfig) -> int:
     """Return how many labels a run may use, those of validation included where it is carved from them."""
-    tiles = load_tiles(step.config.data, split="train", progress=config.progress)  # type: ignore[arg-type]
+    tiles = tiles_of(step, config, split="train")
     fraction = 1.0 if step.fraction is None else step.fraction
     return len(label_fraction(tiles.labels[tiles.labels >= 0], fraction=fraction, seed=step.seed))
 
 
-def markdown(report: Mapping[str, Any], titled: Sequence[tuple[str, list[list[str]]]]) -> str:
+def tiles_of(step: Step, config: CompareConfig, *, split: str) -> Tiles:
+    """Return the tiles of a finetune run."""
+    data = step.config.data
+    assert not isinstance(data, tuple)  # lists of sources are for pretraining
+    return load_tiles(data, split=split, progress=config.progress)
+
+
+def markdown(report: Comparison, tables: Sequence[Table]) -> str:
     """Return the tables with what a reader must know of them."""
-    environment = report["environment"]
+    environment = report.environment
     parts = ["# Comparison", f"`{environment['command']}`, {environment['date']}, {environment['gpu'] or 'CPU'}"]
-    for title, lines in titled:
-        parts += [f"## {title}", tables.as_markdown(lines)]
-    parts += [report["interval_method"], *(f"Note: {caveat}." for caveat in report["caveats"])]
+    for table in tables:
+        parts += [f"## {table.title}", as_markdown(table.lines, texts=table.texts)]
+    parts += [report.interval_method, *(f"Note: {caveat}." for caveat in report.caveats)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -359,38 +306,38 @@ def draw(
     config: CompareConfig,
     out: Path,
     rows: Mapping[str, Sequence[Step]],
-    found: Mapping[str, Sequence[Predictions]],
-    report: Mapping[str, Any],
+    found: Mapping[str, Sequence[TilePredictions]],
+    report: Comparison,
 ) -> list[str]:
     """Draw the pictures and return their names."""
     seeds = f"seed {config.seeds[0]}" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds (thick: mean)"
-    histories: dict[str, dict[str, Any]] = {}  # by share of the labels, and by entry
+    histories: dict[str, dict[str, list[list[dict[str, float]]]]] = {}  # by fraction of the labels, and by entry
     for steps in rows.values():
         logs = [run.read_metrics(step.folder / "metrics.jsonl") for step in steps]
         histories.setdefault(steps[0].share, {})[steps[0].entry.name] = logs
     comparison_plots.plot_overlaid(histories, series=CURVES, path=out / "curves.png", title=f"Validation, {seeds}")
     written = ["curves.png"]
     if config.grid:
-        most = max(config.fractions, default=None)  # of several shares of the labels the largest is enough to look at
+        most = max(config.fractions, default=None)  # of several fractions the largest is enough to look at
         firsts = {name: steps[0] for name, steps in rows.items() if steps[0].fraction == most}
         step = next(iter(firsts.values()))
         draw_grid(config, out / "grid.png", step, {own.entry.name: found[name][0] for name, own in firsts.items()})
         written.append("grid.png")
     if len(config.fractions) > 1:
         lines: dict[str, list[tuple[int, list[float]]]] = {}
-        for row in report["rows"]:
-            values = [one["metrics"]["balanced_accuracy"] for one in row["runs"]]
-            lines.setdefault(row["entry"], []).append((row["labelled_tiles"], values))
-        title = f"{config.split} split, {report['tiles']} tiles, {len(config.seeds)} seeds"
-        measure = "balanced accuracy" + (" (mean, band of 1 sd)" if len(config.seeds) > 1 else "")
+        for row in report.rows:
+            values = [one.metrics["balanced_accuracy"] for one in row.runs]
+            lines.setdefault(row.entry, []).append((row.labelled_tiles or 0, values))
+        title = f"{config.split} split, {report.tiles} tiles, {len(config.seeds)} seeds"
+        measure = display_name("balanced_accuracy") + (" (mean, band of 1 sd)" if len(config.seeds) > 1 else "")
         comparison_plots.plot_label_curve(lines, measure=measure, path=out / "labels.png", title=title)
         written.append("labels.png")
     return written
 
 
-def draw_grid(config: CompareConfig, path: Path, step: Step, runs: Mapping[str, Predictions]) -> None:
+def draw_grid(config: CompareConfig, path: Path, step: Step, runs: Mapping[str, TilePredictions]) -> None:
     """Draw some tiles with their true class and what each row's first seed predicts."""
-    tiles = load_tiles(step.config.data, split=config.split, progress=config.progress)  # type: ignore[arg-type]
+    tiles = tiles_of(step, config, split=config.split)
     first = next(iter(runs.values()))
     share = f" and {step.share}" if step.share else ""
     chosen = pick(first.labels, count=config.grid, seed=config.grid_seed)

@@ -1,139 +1,255 @@
-"""Several classifiers on the same tiles: figures by run, over seeds, and paired differences with their intervals.
+"""Several classifiers on the same tiles: metrics by run, over seeds, and paired differences with their intervals.
 
 Every resample of the tiles is the same for all runs, so a difference loses what is easy or hard about a
-tile. One whose interval holds 0 is called indistinguishable; no other figure names a winner. Shape letters: N tiles, K
+tile. One whose interval holds 0 is called indistinguishable; no other number names a winner. Shape letters: N tiles, K
 classes, R runs (seeds) of a row, S resamples, s of them in a chunk, M metrics.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from sscl.evaluate import metrics
+from sscl.evaluate import bootstrap, lineage, metrics
+from sscl.evaluate.bootstrap import GROUPS, Interval
 from sscl.evaluate.metrics import FloatArray
-from sscl.evaluate.predictions import Predictions
+from sscl.evaluate.predictions import TilePredictions
+from sscl.records import Record
 
-METRICS = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-}
+FILE = "compare.json"
+METRICS = ("loss", *metrics.OF_LABELS)
 LOWER_IS_BETTER = ("loss",)
 EQUAL = "indistinguishable"
-UNTOLD = "cannot be told"  # the tiles drawn anew are always the same: one group, or one tile of each class
+UNDETERMINED = "undetermined"  # all resamples are the same: one group, or one tile of each class
+PUBLISHED = "a difference from a published value is meaningful only on the data and split of that publication"
+ONE_RUN = "one run a row: other seeds may differ by as much; the intervals are over the tiles alone"
+DEPENDENT = (
+    f"McNemar's test assumes independent tiles, and several are of one group ({GROUPS}): its p values may be too "
+    "small; rely on the intervals, which resample whole groups"
+)
 
 
-def figures(found: Predictions, weights: FloatArray | None = None) -> FloatArray:
+class RunFacts(Record):
+    """Which run it is; None where it is not known."""
+
+    seed: int | None
+    folder: str
+    epoch: int | None
+
+
+class RunMetrics(Record):
+    """Metrics of a run and their 95% intervals, by METRICS."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+
+
+class RunResult(RunMetrics, RunFacts):
+    """A run with its metrics."""
+
+
+class RowMetrics(Record):
+    """The runs of a row, and mean and sample standard deviation over them (None for one run), by METRICS."""
+
+    runs: tuple[RunMetrics, ...]
+    mean: dict[str, float]
+    sd: dict[str, float | None]
+
+
+class RowFacts(Record):
+    """What is known of a row: its entry, its fraction of the labels (None = as its config says), published values."""
+
+    name: str
+    entry: str
+    fraction: float | None
+    labelled_tiles: int | None
+    published: dict[str, float]
+
+
+class RowResult(RowMetrics, RowFacts):
+    """A row with its metrics."""
+
+    ours_minus_published: dict[str, float]
+    runs: tuple[RunResult, ...]
+
+
+class McNemar(Record):
+    """McNemar's exact test of two runs: the tiles that one alone gets right, p, and p after Holm's correction."""
+
+    only_row: int
+    only_reference: int
+    p: float
+    p_holm: float
+
+
+class Difference(Record):
+    """A row minus the one it is compared with, by METRICS: by seed, over the seeds, with intervals and verdicts."""
+
+    against: str
+    by_seed: dict[str, tuple[float, ...]]
+    mean: dict[str, float]
+    sd: dict[str, float | None]
+    intervals: dict[str, Interval]
+    verdicts: dict[str, str]
+    mcnemar: tuple[McNemar, ...]
+
+
+class SideBySide(Record):
+    """Rows, and the differences of those that have one, by name."""
+
+    rows: dict[str, RowMetrics]
+    differences: dict[str, Difference]
+
+
+class Comparison(Record):
+    """compare.json. `seeds` is empty where rows share none."""
+
+    split: str
+    tiles: int
+    classes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    interval_method: str
+    caveats: tuple[str, ...]
+    rows: tuple[RowResult, ...]
+    differences: dict[str, Difference]
+    environment: dict[str, str | int | None]
+
+
+def run_metrics(found: TilePredictions, weights: FloatArray | None = None) -> FloatArray:
     """Return the metrics of a run, in the order of METRICS, under each row of weights (s, N): (s, M); NaN = undefined.
 
     Without weights every tile counts once, and s is 1. The definitions are those of `metrics.classification_metrics`.
     """
     weights = np.ones((1, len(found.labels))) if weights is None else weights
     loss = weights @ found.losses / weights.sum(axis=1)
-    return np.column_stack([loss, metrics.figures(found.labels, found.predictions, weights=weights)])
+    return np.column_stack([loss, metrics.label_metrics(found.labels, found.predictions, weights=weights)])
 
 
 def side_by_side(
-    rows: Mapping[str, Sequence[Predictions]], *, against: Mapping[str, str], samples: int, seed: int
-) -> dict[str, Any]:
-    """Return figures and 95% percentile intervals by run, by row over its runs, and of paired differences.
+    rows: Mapping[str, Sequence[TilePredictions]], *, against: Mapping[str, str], samples: int, seed: int
+) -> SideBySide:
+    """Return metrics and 95% percentile intervals by run, by row over its runs, and of paired differences.
+
+    The interval of a difference is that of its mean over the seeds when the tiles are resampled, and the verdict says
+    whether it holds 0.
 
     Args:
         rows: the runs of each row, R the same and the seeds in the same order for all; all on the same tiles.
         against: which row each difference is against, {row: reference}; a row that is not in it has no difference.
         samples, seed: of the bootstrap over the tiles, which is the same for all runs.
 
-    Returns:
-        {"rows": {row: {"runs": [{"metrics", "intervals"}], "mean", "sd"}}, "differences": {row: {"against", "by_seed",
-        "mean", "sd", "intervals", "verdicts", "mcnemar"}}}; each of these by metric, but for `mcnemar`, a list by seed
-        with p values after Holm's correction over all of them. sd is the sample's over the seeds, None for one seed;
-        the interval of a difference is that of its mean over the seeds when the tiles are drawn anew, and the verdict
-        says whether it holds 0.
-
     Raises:
-        ValueError: the runs are not about the same tiles, or rows differ in their number of runs.
+        ValueError: the runs are not on the same tiles, or rows differ in their number of runs.
     """
-    first = next(iter(rows.values()))[0]
-    for name, runs in rows.items():
-        if len(runs) != len(next(iter(rows.values()))):
-            raise ValueError(f"{name}: {len(runs)} runs, other rows have {len(next(iter(rows.values())))}")
-        for run in runs:
-            unlike = run.unlike(first)
-            if unlike is not None:
-                raise ValueError(f"{name} and {next(iter(rows))}: evaluated on {unlike}; nothing to compare")
-    point = {name: np.concatenate([figures(run) for run in runs]) for name, runs in rows.items()}  # (R, M)
+    first = _check_pairs(rows)
+    point = {name: np.concatenate([run_metrics(run) for run in runs]) for name, runs in rows.items()}  # (R, M)
     chunks: dict[str, list[FloatArray]] = {name: [] for name in rows}
-    for weights in metrics.resamples(first.labels, groups=first.groups, samples=samples, seed=seed):
+    for weights in bootstrap.resamples(first.labels, groups=first.groups, samples=samples, seed=seed):
         for name, runs in rows.items():
-            chunks[name].append(np.stack([figures(run, weights) for run in runs]))
+            chunks[name].append(np.stack([run_metrics(run, weights) for run in runs]))
     drawn = {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}  # (R, S, M)
-    few = metrics.few_groups(first.groups) is not None
-    differences: dict[str, Any] = {}
+    few = bootstrap.few_groups(first.groups) is not None
+    tests = _mcnemar_tests(rows, against)
+    differences = {}
     for name, other in against.items():
         intervals = _intervals((drawn[name] - drawn[other]).mean(axis=0))
-        differences[name] = {
-            "against": other,
-            "by_seed": _by_metric((point[name] - point[other]).T.tolist()),
-            **_over_seeds(point[name] - point[other]),
-            "intervals": intervals,
-            "verdicts": {
+        mean, sd = _over_seeds(point[name] - point[other])
+        differences[name] = Difference(
+            against=other,
+            by_seed=_by_metric([tuple(column) for column in (point[name] - point[other]).T.tolist()]),
+            mean=mean,
+            sd=sd,
+            intervals=intervals,
+            verdicts={
                 metric: verdict(intervals[metric], metric=metric, row=name, reference=other, few=few)
                 for metric in METRICS
             },
-            "mcnemar": [mcnemar(ours, theirs) for ours, theirs in zip(rows[name], rows[other], strict=True)],
-        }
-    tests = [test for difference in differences.values() for test in difference["mcnemar"]]
-    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["p_holm"] = p
-    return {
-        "rows": {
-            name: {
-                "runs": [
-                    {"metrics": _by_metric(values.tolist()), "intervals": _intervals(drawn[name][i])}
-                    for i, values in enumerate(point[name])
-                ],
-                **_over_seeds(point[name]),
-            }
-            for name in rows
-        },
-        "differences": differences,
-    }
+            mcnemar=tests[name],
+        )
+    found = {}
+    for name in rows:
+        mean, sd = _over_seeds(point[name])
+        found[name] = RowMetrics(
+            runs=tuple(
+                RunMetrics(metrics=_by_metric(values.tolist()), intervals=_intervals(drawn[name][i]))
+                for i, values in enumerate(point[name])
+            ),
+            mean=mean,
+            sd=sd,
+        )
+    return SideBySide(rows=found, differences=differences)
+
+
+def _check_pairs(rows: Mapping[str, Sequence[TilePredictions]]) -> TilePredictions:
+    """Return the first run; raises ValueError where runs are not on its tiles, or rows differ in their number."""
+    reference = next(iter(rows))
+    first = rows[reference][0]
+    for name, runs in rows.items():
+        if len(runs) != len(rows[reference]):
+            raise ValueError(f"{name}: {len(runs)} runs, other rows have {len(rows[reference])}")
+        for run in runs:
+            unlike = run.unlike(first)
+            if unlike is not None:
+                raise ValueError(f"{name} and {reference}: evaluated on {unlike}; they cannot be compared")
+    return first
 
 
 def verdict(interval: Sequence[float], *, metric: str, row: str, reference: str, few: bool = False) -> str:
-    """Return what the interval of row - reference says: which is better, or "indistinguishable" where it holds 0.
+    """Return which of the two is better by the interval of row - reference: EQUAL where it holds 0.
 
-    An interval without width is none, and says nothing; `few` says that it rests on few groups.
+    UNDETERMINED where the interval has no width. few: whether it rests on few groups, which the verdict then says.
     """
     low, high = interval
     if low <= 0 <= high:
         return EQUAL
     if low == high:
-        return UNTOLD
+        return UNDETERMINED
     better = row if (low > 0) != (metric in LOWER_IS_BETTER) else reference
     return f"{better} is better" + (", on few groups" if few else "")
 
 
-def mcnemar(ours: Predictions, theirs: Predictions) -> dict[str, Any]:
-    """Return McNemar's exact test of two classifiers on the same tiles: {`only_row`, `only_reference`, `p`}.
+def _mcnemar_tests(
+    rows: Mapping[str, Sequence[TilePredictions]], against: Mapping[str, str]
+) -> dict[str, tuple[McNemar, ...]]:
+    """Return the tests of each difference, a run each, with Holm's correction over all of them."""
+    pairs = {name: list(zip(rows[name], rows[other], strict=True)) for name, other in against.items()}
+    counts = {name: [discordant(ours, theirs) for ours, theirs in of] for name, of in pairs.items()}
+    raw = [mcnemar(*pair) for of in counts.values() for pair in of]
+    corrected = iter(zip(raw, holm(raw), strict=True))
+    found = {}
+    for name, of in counts.items():
+        tests = []
+        for only_row, only_reference in of:
+            p, p_holm = next(corrected)
+            tests.append(McNemar(only_row=only_row, only_reference=only_reference, p=p, p_holm=p_holm))
+        found[name] = tuple(tests)
+    return found
 
-    The first two count the tiles that one alone gets right. If both were right equally often, these would share the
-    discordant tiles like a fair coin; p is the two-sided binomial probability, exact at any count. It takes tiles for
-    independent: where several are of one slide it is too small.
+
+def discordant(ours: TilePredictions, theirs: TilePredictions) -> tuple[int, int]:
+    """Return how many tiles the first alone and the second alone predicts correctly."""
+    right, theirs_right = ours.predictions == ours.labels, theirs.predictions == theirs.labels
+    return int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p value of McNemar's exact test of two classifiers on the same tiles.
+
+    It assumes independent tiles: where several are of one slide it is too small.
+
+    Args:
+        only_first, only_second: tiles that one classifier alone predicts correctly. If both were right equally often,
+            these would be split like tosses of a fair coin.
 
     Source: McNemar 1947, Psychometrika 12:153; exact: Fagerland, Lydersen & Laake 2013, BMC Med. Res. Methodol. 13:91.
     """
-    right, theirs_right = ours.predictions == ours.labels, theirs.predictions == theirs.labels
-    only_ours, only_theirs = int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
-    discordant, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
-    tail = sum(math.comb(discordant, i) for i in range(fewer + 1))  # integers: no rounding before the division
-    return {"only_row": only_ours, "only_reference": only_theirs, "p": min(1.0, 2 * tail / 2**discordant)}
+    from scipy.stats import binomtest  # takes half a second to import
+
+    total = only_first + only_second
+    return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -149,103 +265,106 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _by_metric(values: Sequence[Any]) -> dict[str, Any]:
+Value = TypeVar("Value")
+
+
+def _by_metric(values: Sequence[Value]) -> dict[str, Value]:
     return dict(zip(METRICS, values, strict=True))
 
 
-def _over_seeds(values: FloatArray) -> dict[str, Any]:
-    """Return the mean and the sample's standard deviation of (R, M) over the runs."""
+def _over_seeds(values: FloatArray) -> tuple[dict[str, float], dict[str, float | None]]:
+    """Return the mean and the sample's standard deviation of (R, M) over the runs; None for one run."""
     columns = values.T.tolist()
-    return {
-        "mean": _by_metric([statistics.fmean(column) for column in columns]),
-        "sd": _by_metric([statistics.stdev(column) if len(column) > 1 else None for column in columns]),
-    }
+    return (
+        _by_metric([statistics.fmean(column) for column in columns]),
+        _by_metric([statistics.stdev(column) if len(column) > 1 else None for column in columns]),
+    )
 
 
-def _intervals(drawn: FloatArray) -> dict[str, Any]:
+def _intervals(drawn: FloatArray) -> dict[str, Interval]:
     """Return the 95% percentile intervals of (S, M)."""
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0).tolist()
     return _by_metric(list(zip(low, high, strict=True)))
 
 
-# --- tables ---
-
-
-def tables(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    """Return the tables of a comparison, each a title and rows of cells, the header first.
+def build(
+    found: Mapping[str, Sequence[TilePredictions]],
+    *,
+    facts: Sequence[tuple[RowFacts, Sequence[RunFacts]]],
+    against: Mapping[str, str],
+    seeds: Sequence[int],
+    split: str,
+    caveats: Sequence[str],
+    samples: int,
+    bootstrap_seed: int,
+    environment: Mapping[str, str | int | None],
+) -> Comparison:
+    """Return the content of compare.json.
 
     Args:
-        report: what `sscl compare` writes to compare.json: `side_by_side`'s rows as a list with `name`, `published`,
-            `labelled_tiles` (may be None) and each run's `seed`; its differences; `seeds`, empty where rows share none.
+        found: the predictions of each row's runs. facts: what is known of each row and of its runs, in that order.
+        against: the row that each row is compared with. seeds: those that all rows share; empty = none.
+        split, caveats: of the evaluations; caveats about intervals that whole groups answer are left out.
+        samples, bootstrap_seed: of the bootstrap.
+
+    Raises:
+        ValueError: as `side_by_side`.
     """
-    rows, seeds = report["rows"], report["seeds"]
-    published = [metric for metric in METRICS if any(metric in row["published"] for row in rows)]
-    counted = any(row["labelled_tiles"] is not None for row in rows)
-    header = ["row", *(["labelled tiles"] if counted else []), *METRICS.values()]
-    header += [text for metric in published for text in (f"published {METRICS[metric]}", "ours - published")]
-    lines = [header]
-    for row in rows:
-        cells = [row["name"], *([f"{row['labelled_tiles']:,}"] if counted else [])]
-        for metric in METRICS:
-            interval = row["runs"][0]["intervals"][metric] if len(seeds) < 2 else None
-            cells.append(_cell(row["mean"][metric], sd=row["sd"][metric], interval=interval))
-        for metric in published:
-            value = row["published"].get(metric)
-            cells += ["", ""] if value is None else [f"{value:.4f}", f"{row['mean'][metric] - value:+.4f}"]
-        lines.append(cells)
-    over = "95% interval" if not seeds else f"seed {seeds[0]}, 95% interval"
-    over = over if len(seeds) < 2 else f"mean ± sd over seeds {', '.join(map(str, seeds))}"
-    found = [(f"{report['split']} split, {report['tiles']} tiles; {over}", lines)]
-
-    if len(seeds) > 1:
-        lines = [["row", "seed", *METRICS.values()]]
-        for row in rows:
-            for run in row["runs"]:
-                cells = [_cell(run["metrics"][metric], interval=run["intervals"][metric]) for metric in METRICS]
-                lines.append([row["name"], str(run["seed"]), *cells])
-        found.append(("by seed, 95% interval", lines))
-
-    if report["differences"]:
-        found += [_differences(report["differences"], seeds), _tests(report["differences"], seeds)]
-    return found
-
-
-def _differences(differences: Mapping[str, Any], seeds: Sequence[int]) -> tuple[str, list[list[str]]]:
-    """Return the table of paired differences: a line a metric, which says what the interval says."""
-    several = len(seeds) > 1
-    lines = [["row - reference", "metric", "mean ± sd" if several else "difference", "95% interval", "in words"]]
-    for name, one in differences.items():
-        for metric, text in METRICS.items():
-            low, high = one["intervals"][metric]
-            value = _cell(one["mean"][metric], sd=one["sd"][metric], sign="+")
-            pair = f"{name} - {one['against']}"
-            lines.append([pair, text, value, f"{low:+.4f} to {high:+.4f}", one["verdicts"][metric]])
-    over = "mean ± sd over seeds, " if several else ""
-    return f"paired differences: {over}95% interval over the same tiles", lines
+    result = side_by_side(found, against=against, samples=samples, seed=bootstrap_seed)
+    rows = []
+    for row, runs in facts:
+        values = result.rows[row.name]
+        rows.append(
+            RowResult(
+                **dict(row),
+                ours_minus_published={key: values.mean[key] - value for key, value in row.published.items()},
+                mean=values.mean,
+                sd=values.sd,
+                runs=tuple(RunResult(**dict(known), **dict(run)) for known, run in zip(runs, values.runs, strict=True)),
+            )
+        )
+    first = next(iter(found.values()))[0]
+    drawn = "stratified by class" if first.groups is None else f"of whole groups ({len(set(first.groups))} {GROUPS})"
+    return Comparison(
+        split=split,
+        tiles=len(first.labels),
+        classes=first.classes,
+        seeds=tuple(seeds),
+        interval_method=(
+            f"95% intervals: bootstrap over the tiles, {drawn}, {samples} resamples, seed {bootstrap_seed}, the same "
+            "for all runs; sd is over seeds; loss is cross-entropy in nats"
+        ),
+        caveats=tuple(_caveats(found, result, published=any(row.published for row, _ in facts), said=caveats)),
+        rows=tuple(rows),
+        differences=result.differences,
+        environment=dict(environment),
+    )
 
 
-def _tests(differences: Mapping[str, Any], seeds: Sequence[int]) -> tuple[str, list[list[str]]]:
-    """Return the table of McNemar's tests, a line a pair of runs."""
-    several = len(seeds) > 1
-    count = sum(len(one["mcnemar"]) for one in differences.values())
-    lines = [["row against reference", *(["seed"] if several else []), "row alone right", "reference alone right", "p"]]
-    lines[0] += ["p, Holm"] if count > 1 else []
-    for name, one in differences.items():
-        for i, test in enumerate(one["mcnemar"]):
-            cells = [f"{name} against {one['against']}", *([str(seeds[i])] if several else [])]
-            cells += [str(test["only_row"]), str(test["only_reference"]), _p(test["p"])]
-            lines.append(cells + ([_p(test["p_holm"])] if count > 1 else []))
-    return "McNemar's exact test: tiles that one of the two alone gets right", lines
+def _caveats(
+    found: Mapping[str, Sequence[TilePredictions]], result: SideBySide, *, published: bool, said: Sequence[str]
+) -> list[str]:
+    """Return what a reader must know, a sentence each, without repetition."""
+    groups = next(iter(found.values()))[0].groups
+    few = bootstrap.few_groups(groups)
+    several = groups is not None and len(set(groups)) < len(groups)
+    caveats = [PUBLISHED] if published else []
+    if result.differences:
+        caveats += [_many_differences(result.differences), *([DEPENDENT] if several else [])]
+    if len(found) > 1 and all(len(runs) == 1 for runs in found.values()):
+        caveats.append(ONE_RUN)
+    caveats += [few] if few is not None else []
+    answered = [] if groups is None else lineage.interval_caveats(groups)  # by drawing whole groups
+    return list(dict.fromkeys([*caveats, *(text for text in said if text not in answered)]))
 
 
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
-
-
-def _cell(value: float, *, sd: float | None = None, interval: Sequence[float] | None = None, sign: str = "") -> str:
-    text = f"{value:{sign}.4f}"
-    if sd is not None:
-        text += f" ± {sd:.4f}"
-    if interval is not None:
-        text += f" ({interval[0]:{sign}.4f} to {interval[1]:{sign}.4f})"
-    return text
+def _many_differences(differences: Mapping[str, Difference]) -> str:
+    """Return a sentence on how many differences are shown, and what was done about that."""
+    shown, tests = len(METRICS) * len(differences), sum(len(one.mcnemar) for one in differences.values())
+    text = (
+        f"{shown} differences are shown and their intervals are not corrected for that number: without any true "
+        "difference, about 1 in 20 intervals excludes 0"
+    )
+    return text + (
+        f"; the {tests} p values of McNemar's test are also given after Holm's correction" if tests > 1 else ""
+    )

@@ -1,4 +1,4 @@
-"""predictions.csv: what a classifier said of every tile; written and read here alone."""
+"""predictions.csv: what a classifier predicted for every tile; written and read here alone. N tiles, K classes."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from pathlib import Path
 
 import numpy as np
 
+from sscl import writing
+from sscl.data.tiles import Tiles
 from sscl.evaluate.metrics import FloatArray, IntArray
 
+FILE = "predictions.csv"
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a classifier said of each tile.
+
+@dataclass(frozen=True, eq=False)
+class TilePredictions:
+    """What a classifier predicted for each tile.
 
     Attributes:
-        ids: N names. classes: K names, in the order of the probabilities. groups: slide or patient, N, or None.
-        labels, predictions: class indices, (N,). losses: cross-entropy of each tile, nats, (N,).
-        probabilities: (N, K), to six digits. votes: annotators who chose class 1, (N,), or None.
+        ids: N names. classes: K names, in the order of the probabilities.
+        labels, predictions: class indices, (N,).
+        probabilities: (N, K), after temperature scaling; to six digits in a file.
+        losses: cross-entropy of each tile, nats, (N,).
+        votes: annotators who chose class 1, (N,), or None. groups: slide or patient of each tile, N, or None.
+        folds: which fold held the tile out, from 1, (N,); None without cross-validation.
     """
 
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     labels: IntArray
     predictions: IntArray
+    probabilities: FloatArray
     losses: FloatArray
-    groups: tuple[str, ...] | None = None
-    probabilities: FloatArray | None = None
     votes: IntArray | None = None
+    groups: tuple[str, ...] | None = None
+    folds: IntArray | None = None
 
-    def unlike(self, other: Predictions) -> str | None:
-        """Return why the two do not pair tile by tile, in words; None where they do."""
+    def unlike(self, other: TilePredictions) -> str | None:
+        """Return in words why two sets of predictions cannot be paired tile by tile; None where they can."""
         if self.ids != other.ids:
             shared = len(set(self.ids) & set(other.ids))
             order = ", in another order" if shared == len(self.ids) == len(other.ids) else ""
@@ -45,63 +53,97 @@ class Predictions:
         return None if self.groups == other.groups else "other groups of the same tiles"
 
 
-def read_predictions(path: str | Path) -> Predictions:
-    """Return what eval wrote to predictions.csv: id, label, prediction, loss, probability_CLASS; votes, group if there.
+def predictions_of(tiles: Tiles, probabilities: FloatArray) -> TilePredictions:
+    """Return the predictions that probabilities (N, K) make for labelled tiles."""
+    return TilePredictions(
+        ids=tuple(tiles.ids),
+        classes=tuple(tiles.classes),
+        labels=tiles.labels,
+        predictions=probabilities.argmax(1).astype(np.int64),
+        probabilities=probabilities,
+        losses=cross_entropy(tiles.labels, probabilities),
+        votes=tiles.votes,
+        groups=None if tiles.groups is None else tuple(tiles.groups.tolist()),
+    )
+
+
+def cross_entropy(labels: IntArray, probabilities: FloatArray) -> FloatArray:
+    """Return the cross-entropy of each tile in nats, (N,)."""
+    found: FloatArray = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-300))
+    return found
+
+
+def joined(parts: Sequence[TilePredictions], *, folds: Sequence[int], order: Sequence[str]) -> TilePredictions:
+    """Return the held-out tiles of all folds as one.
+
+    Args:
+        parts: of the same classes, each with votes or none, and with groups or none. folds: the number of each part.
+        order: ids in the order wanted, of these tiles at least.
+    """
+    ids = [name for part in parts for name in part.ids]
+    place = {name: i for i, name in enumerate(order)}
+    rows = np.array(sorted(range(len(ids)), key=lambda i: place[ids[i]]), dtype=np.int64)
+    votes = [part.votes for part in parts if part.votes is not None]
+    groups = [name for part in parts if part.groups is not None for name in part.groups]
+    return TilePredictions(
+        ids=tuple(ids[i] for i in rows),
+        classes=parts[0].classes,
+        labels=np.concatenate([part.labels for part in parts])[rows],
+        predictions=np.concatenate([part.predictions for part in parts])[rows],
+        probabilities=np.concatenate([part.probabilities for part in parts])[rows],
+        losses=np.concatenate([part.losses for part in parts])[rows],
+        votes=np.concatenate(votes)[rows] if votes else None,
+        groups=tuple(groups[i] for i in rows) if groups else None,
+        folds=np.repeat(folds, [len(part.ids) for part in parts])[rows],
+    )
+
+
+def write_predictions(path: Path, found: TilePredictions) -> None:
+    """Write predictions.csv: id, label, prediction, probability_CLASS, loss; votes, group and fold where known."""
+    header = ["id", "label", "prediction", *(f"probability_{name}" for name in found.classes), "loss"]
+    extra = {"votes": found.votes, "group": found.groups, "fold": found.folds}
+    header += [name for name, values in extra.items() if values is not None]
+    rows = []
+    for i, name in enumerate(found.ids):
+        row = [name, found.classes[found.labels[i]], found.classes[found.predictions[i]]]
+        row += [*(f"{p:.6f}" for p in found.probabilities[i].tolist()), f"{found.losses[i]:.6g}"]
+        rows.append(row + [str(values[i]) for values in extra.values() if values is not None])
+    writing.write_csv(path, header, rows)
+
+
+def read_predictions(path: str | Path) -> TilePredictions:
+    """Return what is in a predictions.csv.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, or a value in it is none.
+        ValueError: a column is missing, or a value is not as sscl writes it.
     """
     with Path(path).open(newline="", encoding="utf-8") as handle:
         reader = csv.DictReader(handle)
         columns, rows = list(reader.fieldnames or ()), list(reader)
     for needed in ("id", "label", "prediction", "loss"):
         if needed not in columns:
-            raise ValueError(f"{path}: has no column {needed!r}; write it again with sscl eval")
+            raise ValueError(f"{path}: no column {needed!r}; write it again with sscl eval")
     classes = tuple(name.removeprefix("probability_") for name in columns if name.startswith("probability_"))
     index = {name: i for i, name in enumerate(classes)}
+
+    def numbers(column: str) -> IntArray | None:
+        return np.array([int(row[column]) for row in rows], dtype=np.int64) if column in columns else None
+
     try:
-        found = Predictions(
+        found = TilePredictions(
             ids=tuple(row["id"] for row in rows),
             classes=classes,
             labels=np.array([index[row["label"]] for row in rows], dtype=np.int64),
             predictions=np.array([index[row["prediction"]] for row in rows], dtype=np.int64),
-            losses=np.array([float(row["loss"]) for row in rows]),
-            groups=tuple(row["group"] for row in rows) if "group" in columns else None,
             probabilities=np.array([[float(row[f"probability_{name}"]) for name in classes] for row in rows]),
-            votes=np.array([int(row["votes"]) for row in rows], dtype=np.int64) if "votes" in columns else None,
+            losses=np.array([float(row["loss"]) for row in rows]),
+            votes=numbers("votes"),
+            groups=tuple(row["group"] for row in rows) if "group" in columns else None,
+            folds=numbers("fold"),
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: has a value that is none of sscl eval ({error}); write it again") from error
-    shares = found.probabilities
-    if shares is not None and not ((shares >= 0) & (shares <= 1)).all():  # NaN neither
-        raise ValueError(f"{path}: has a probability that is not within 0 to 1; write it again with sscl eval")
+        raise ValueError(f"{path}: a value is not as sscl eval writes it ({error}); write it again") from error
+    if not ((found.probabilities >= 0) & (found.probabilities <= 1)).all():  # NaN neither
+        raise ValueError(f"{path}: a probability is not within 0 to 1; write it again with sscl eval")
     return found
-
-
-def prediction_table(
-    ids: Sequence[str],
-    classes: Sequence[str],
-    *,
-    labels: IntArray,
-    probabilities: FloatArray,
-    losses: FloatArray,
-    votes: IntArray | None = None,
-    groups: Sequence[str] | None = None,
-) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of a predictions.csv, as `read_predictions` reads it.
-
-    Args:
-        ids: N names. classes: K names. labels: class indices, (N,). probabilities: (N, K). losses, votes, groups: (N,).
-    """
-    header = ["id", "label", "prediction", *(f"probability_{name}" for name in classes), "loss"]
-    header += ["votes"] if votes is not None else []
-    header += ["group"] if groups is not None else []
-    rows = []
-    for i, name in enumerate(ids):
-        row = [name, classes[labels[i]], classes[int(probabilities[i].argmax())]]
-        row += [*(f"{p:.6f}" for p in probabilities[i]), f"{losses[i]:.6g}"]
-        row += [str(votes[i])] if votes is not None else []
-        row += [str(groups[i])] if groups is not None else []
-        rows.append(row)
-    return header, rows

@@ -1,4 +1,4 @@
-"""What frozen features tell: a linear probe, nearest neighbours, effective rank.
+"""Classifiers on frozen features: a linear probe and nearest neighbours; effective rank of embeddings.
 
 N tiles, M queries, C features, K classes.
 """
@@ -17,15 +17,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from sscl.data.split import stratified_split
+from sscl.evaluate.metrics import IntArray
 
-Rows = NDArray[np.int64]
 _QUERIES_AT_ONCE = 1024
 
 
 def knn_probabilities(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, *, neighbours: int, num_classes: int
 ) -> torch.Tensor:
-    """Return each class's share of the votes of a query's nearest neighbours by cosine similarity, (M, K).
+    """Return each class's fraction of the votes of a query's nearest neighbours by cosine similarity, (M, K).
 
     Votes weigh exp(similarity / 0.07), as in Wu et al., arXiv:1805.01978.
 
@@ -58,7 +58,7 @@ def knn_accuracy(
     return _balanced_accuracy(query_labels.numpy(), votes.argmax(1).numpy())
 
 
-def _balanced_accuracy(labels: Rows, predictions: Rows) -> float:
+def _balanced_accuracy(labels: IntArray, predictions: IntArray) -> float:
     return float(np.mean([(predictions[labels == label] == label).mean() for label in np.unique(labels)]))
 
 
@@ -67,10 +67,10 @@ class LinearProbe:
     """Logistic regression on standardised features, and how its strength was chosen.
 
     Attributes:
-        scaler: means and deviations of the features it was fitted on.
+        scaler: means and standard deviations of the features it was fitted on.
         regression: L2-penalised, multinomial, fitted by L-BFGS.
         c: inverse strength of the penalty.
-        scores: balanced accuracy on validation, mean over the folds, for each C; empty when nothing could choose.
+        scores: balanced accuracy on validation, mean over the folds, for each C; empty where there was no validation.
         fits, unconverged: fits in all, and how many of them stopped before they had converged.
     """
 
@@ -90,11 +90,11 @@ class LinearProbe:
 
 def fit_linear_probe(
     features: torch.Tensor,
-    labels: Rows,
+    labels: IntArray,
     *,
-    folds: Sequence[tuple[Rows, Rows]],
+    folds: Sequence[tuple[IntArray, IntArray]],
     grid: Sequence[float],
-    rows: Rows | None = None,
+    rows: IntArray | None = None,
     max_iterations: int = 1000,
 ) -> LinearProbe:
     """Return a linear classifier on frozen features whose C was chosen by balanced accuracy on validation.
@@ -118,7 +118,7 @@ def fit_linear_probe(
     strengths = sorted(grid)
     fits = unconverged = 0
 
-    def fit(regression: LogisticRegression, standard: NDArray[np.float64], y: Rows) -> None:
+    def fit(regression: LogisticRegression, standard: NDArray[np.float64], y: IntArray) -> None:
         nonlocal fits, unconverged
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -156,16 +156,16 @@ def _double(features: torch.Tensor) -> NDArray[np.float64]:
 
 
 def validation_folds(
-    labels: Rows, *, fraction: float, seed: int, groups: NDArray[np.str_] | None = None
-) -> tuple[list[tuple[Rows, Rows]], str]:
+    labels: IntArray, *, fraction: float, seed: int, groups: NDArray[np.str_] | None = None
+) -> tuple[list[tuple[IntArray, IntArray]], str]:
     """Return (rows to fit, rows to validate) pairs within few or many labelled tiles, and how they were made.
 
-    One pair with `fraction` of every class, whole groups where these can be divided; 5-fold (or as many as the
-    rarest class has tiles) where that share of a class is no whole tile. A class with one tile is always fitted; no
-    pair where every class has one.
+    One pair with `fraction` of every class, whole groups where these can be divided. Where that fraction of a class is
+    less than half a tile: 5-fold, or as many folds as the rarest class has tiles. A class with one tile is always
+    fitted; there is no pair where every class has one.
 
     Args:
-        labels: int64, (N,). fraction: share held out, between 0 and 1. groups: group of each tile, (N,).
+        labels: int64, (N,). fraction: fraction held out, between 0 and 1. groups: group of each tile, (N,).
 
     Raises:
         ValueError: the fraction is out of range, or there are no tiles.
@@ -195,13 +195,13 @@ def validation_folds(
 def effective_rank(embeddings: torch.Tensor) -> float:
     """Return how many directions the embeddings (N, C) use: exp of the entropy of their singular values.
 
-    The mean is taken off first, or it would be the one direction that every ReLU feature shares.
+    The mean is subtracted first: all ReLU features share it, and it would dominate.
 
-    Source: Roy & Vetterli, The effective rank (EUSIPCO 2007); as a health sign, arXiv:2210.02885.
+    Source: Roy & Vetterli, The effective rank (EUSIPCO 2007); as a health metric, arXiv:2210.02885.
     """
     centred = embeddings.double() - embeddings.double().mean(0)
     values = torch.linalg.svdvals(centred)
     if values.sum() <= 1e-9:
         return 1.0
-    share = values / values.sum()
-    return float(torch.exp(-(share * (share + 1e-12).log()).sum()))
+    weights = values / values.sum()
+    return float(torch.exp(-(weights * (weights + 1e-12).log()).sum()))

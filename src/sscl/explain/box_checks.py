@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sscl.evaluate import metrics
+from sscl.evaluate.proportions import wilson_interval
 from sscl.explain import boxes
 from sscl.explain.map_similarity import constant
 from sscl.explain.records import BoxAccuracy, BoxSensitivity, HitRates, Spread, verdict_of
@@ -125,9 +125,9 @@ def localisation_rates(
     return HitRates(
         tiles=count,
         peak_hit=peaks / count,
-        peak_hit_wilson=metrics.wilson_interval(peaks, count),
+        peak_hit_wilson=wilson_interval(peaks, count),
         box_hit=boxed / count,
-        box_hit_wilson=metrics.wilson_interval(boxed, count),
+        box_hit_wilson=wilson_interval(boxed, count),
         mean_box_iou=float(np.mean([hit.box_iou for hit in hits])),
         max_box_accuracy=max_box_accuracy(overlaps) if all_thresholds else None,
     )
@@ -150,7 +150,7 @@ def whole_tile_rates(masks: boxes.BoolArray, *, all_thresholds: bool) -> HitRate
         tiles=len(masks),
         peak_hit=float(masks.mean()),
         box_hit=count / len(masks),
-        box_hit_wilson=metrics.wilson_interval(count, len(masks)),
+        box_hit_wilson=wilson_interval(count, len(masks)),
         mean_box_iou=float(overlaps.mean()),
         max_box_accuracy=best if all_thresholds else None,
     )

@@ -15,7 +15,7 @@ from scipy.integrate import trapezoid
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sscl.evaluate.metrics import resamples
+from sscl.evaluate.bootstrap import resamples
 from sscl.explain import boxes
 from sscl.explain.map_checks import enlarged
 from sscl.explain.records import DeletionInsertion, Interval, OrderCurve, verdict_of

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sscl.evaluate.metrics import proportion
+from sscl.evaluate.decisions import RiskCoverage
+from sscl.evaluate.evaluation import CalibrationErrors, DecisionCurve
+from sscl.evaluate.proportions import DrawnProportion, proportion
 from sscl.plots import base
 
 _BLUE, _ORANGE, _GREEN = base.LINE_COLOURS[:3]
@@ -19,7 +20,7 @@ _FEWEST = 10
 
 
 def plot_reliability(
-    stages: Mapping[str, Mapping[str, Any]],
+    stages: Mapping[str, CalibrationErrors],
     *,
     temperature: float,
     positive: str | None,
@@ -29,8 +30,7 @@ def plot_reliability(
     """Draw how often each predicted probability came true, with Wilson's intervals, above the counts of its bins.
 
     Args:
-        stages: one or two panels side by side, {heading: {`reliability`: rows of `calibration.reliability_curve`,
-            `ece`: float}}.
+        stages: one or two panels side by side, by their headings.
         temperature: said in the title where there are two. positive: whose probability it is; None = the top label's.
         path: the PNG to write. title: above all.
 
@@ -44,17 +44,17 @@ def plot_reliability(
     figure.suptitle(base.plain(title) + (f", temperature {temperature:.3g}" if len(stages) > 1 else ""))
     grid = figure.subplots(2, len(stages), sharex=True, sharey="row", squeeze=False, height_ratios=(3.2, 1))
     for (upper, lower), (heading, stage) in zip(grid.T, stages.items(), strict=True):
-        rows: Sequence[Mapping[str, Any]] = stage["reliability"]
-        x, y = [row["score"] for row in rows], [row["share"] for row in rows]
-        low, high = np.array([row["interval"] for row in rows]).T
+        rows = stage.reliability
+        x, y = [row.score for row in rows], [row.share for row in rows]
+        low, high = np.array([row.interval for row in rows]).T
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=1)
         upper.vlines(x, low, high, color=_BLUE, linewidth=1.4, alpha=0.6)
         upper.plot(x, y, marker="o", markersize=5, color=_BLUE, linewidth=1.5)
-        upper.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title=f"{heading}: top-label ECE {stage['ece']:.3f}")
+        upper.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title=f"{heading}: top-label ECE {stage.ece:.3f}")
         lower.bar(
-            [row["low"] for row in rows],
-            [row["count"] for row in rows],
-            width=[row["high"] - row["low"] for row in rows],
+            [row.low for row in rows],
+            [row.count for row in rows],
+            width=[row.high - row.low for row in rows],
             align="edge",
             color=_BLUE,
             edgecolor="white",
@@ -73,7 +73,7 @@ def plot_reliability(
 
 
 def plot_decision_curve(
-    curve: Mapping[str, Sequence[float]],
+    curve: DecisionCurve,
     *,
     threshold: float | None,
     positive: str,
@@ -83,7 +83,7 @@ def plot_decision_curve(
     """Draw net benefit of the model against calling all tiles positive, or none.
 
     Args:
-        curve: {`threshold`, `model`, `low`, `high`, `treat_all`}, (T,) each; low and high are an interval.
+        curve: net benefit at T thresholds.
         threshold: the operating point, a dotted line; None = none. positive: name of the class.
         path: the PNG to write. title: above the axes.
 
@@ -92,12 +92,12 @@ def plot_decision_curve(
     """
     figure = Figure(figsize=(6.4, 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
-    x, name = curve["threshold"], base.plain(base.shortened(positive, 20))
-    axes.fill_between(x, curve["low"], curve["high"], color=_BLUE, alpha=0.15, linewidth=0)
-    axes.plot(x, curve["model"], color=_BLUE, linewidth=2, label="model, bootstrap 95%")
-    axes.plot(x, curve["treat_all"], color=_ORANGE, linewidth=1.5, linestyle="--", label=f"all called {name}")
+    x, name = curve.threshold, base.plain(base.shortened(positive, 20))
+    axes.fill_between(x, curve.low, curve.high, color=_BLUE, alpha=0.15, linewidth=0)
+    axes.plot(x, curve.model, color=_BLUE, linewidth=2, label="model, bootstrap 95%")
+    axes.plot(x, curve.treat_all, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"all called {name}")
     axes.plot([0, 1], [0, 0], color="0.25", linewidth=1.2, linestyle=":", label=f"none called {name}")
-    top = max(*curve["high"], *curve["treat_all"], 0.01)
+    top = max(*curve.high, *curve.treat_all, 0.01)
     axes.set(
         xlim=(0, 1),
         ylim=(-0.25 * top, 1.06 * top),  # calling all falls without end
@@ -114,28 +114,28 @@ def plot_decision_curve(
 
 
 def plot_coverage(
-    curve: Mapping[str, Any],
+    curve: RiskCoverage,
     *,
-    decided: Mapping[str, Any] | None,
+    decided: Mapping[str, DrawnProportion | None] | None,
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
     """Draw accuracy on the 10 or more most confident tiles against their share, with Wilson's 95% band.
 
     Args:
-        curve: what `calibration.risk_coverage` returns.
-        decided: what the abstention threshold does here, {`decided`, `accuracy`} as `metrics.proportion`; None = no
-            threshold. No point is drawn where it decides no tile.
+        curve: of these tiles.
+        decided: what the abstention threshold does here, `decided` and `accuracy`; None = no threshold. No point is
+            drawn where it decides no tile.
         path: the PNG to write. title: above the axes.
 
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    count, correct = np.array(curve["count"]), np.array(curve["correct"])
+    count, correct = np.array(curve.count), np.array(curve.correct)
     first = int(np.argmax(count >= min(_FEWEST, count[-1])))
     at = np.unique(np.linspace(first, len(count) - 1, _POINTS).round().astype(int))
     shares = [proportion(int(correct[i]), int(count[i])) for i in at]
-    values = np.array([(s["value"], *s["wilson"]) for s in shares if s is not None])  # counts are never 0
+    values = np.array([(s.value, *s.wilson) for s in shares if s is not None])  # counts are never 0
     figure = Figure(figsize=(6.4, 4.4), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     x = count[at] / count[-1]
@@ -143,22 +143,23 @@ def plot_coverage(
     marker = "." if len(x) < 20 else ""
     axes.plot(x, values[:, 0], color=_BLUE, linewidth=1.8, marker=marker, label="most confident tiles, Wilson 95%")
     axes.axhline(values[-1, 0], color="0.5", linewidth=1, linestyle="--", label=f"all tiles, {values[-1, 0]:.3f}")
-    if decided is not None and decided["accuracy"] is not None:
+    fraction, accuracy = (None, None) if decided is None else (decided["decided"], decided["accuracy"])
+    if fraction is not None and accuracy is not None:
         axes.plot(
-            decided["decided"]["value"],
-            decided["accuracy"]["value"],
+            fraction.value,
+            accuracy.value,
             marker="D",
             markersize=7,
             linestyle="",
             color=_ORANGE,
-            label=f"abstention threshold, {decided['accuracy']['value']:.3f}",
+            label=f"abstention threshold, {accuracy.value:.3f}",
         )
     axes.set(
         xlim=(0, 1.01),
         ylim=(max(0.0, min(values[:, 0].min(), values[-1, 1]) - 0.1), 1.01),
         xlabel="coverage: share of the tiles that are decided",
         ylabel="accuracy on these",
-        title=base.plain(title) + f"\narea under the risk {curve['area']:.3f}, by chance {curve['area_random']:.3f}",
+        title=base.plain(title) + f"\narea under the risk {curve.area:.3f}, by chance {curve.area_random:.3f}",
     )
     axes.grid(color="0.9")
     axes.set_axisbelow(True)

@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from sscl.evaluate.probe_results import Classifier, OverRuns, Part, Place, Summary
 from sscl.evaluate.probe_tables import percent
 from sscl.plots import base
 
-Place = tuple[str, str]  # set and part
 Point = tuple[float, float | None, float | None]  # value, and low and high end of its whisker where it has one
 
 
@@ -58,13 +58,13 @@ class CurvePanel:
 
 
 def draw_charts(
-    summary: Sequence[Mapping[str, Any]],
+    summary: Sequence[Summary],
     *,
-    chance: Mapping[Place, float],
+    chance: Mapping[Part, float],
     images: Mapping[str, int | None],
     folder: Path,
 ) -> list[str]:
-    """Draw what `probe_report.summarise` returned and return the names of the files.
+    """Draw the charts of a probe and return the names of the files.
 
     probe.png always; labels.png for several fractions; images.png where rows say on how many tiles they were
     pretrained.
@@ -72,25 +72,24 @@ def draw_charts(
     Args:
         chance: balanced accuracy of guessing, by set and part. images: by the name of each row. folder: there already.
     """
-    found = {(row["encoder"], (row["set"], row["part"]), row["fraction"], row["classifier"]): row for row in summary}
-    fractions = sorted({row["fraction"] for row in summary})
-    labels = {(row["set"], row["fraction"]): row["labels"] for row in summary}
+    found = {(row.encoder, row.place): row.balanced_accuracy for row in summary}
+    fractions = sorted({row.fraction for row in summary})
+    labels = {(row.set, row.fraction): row.labels for row in summary}
     most = fractions[-1]
 
-    def of(name: str, place: Place, fraction: float, classifier: str = "linear") -> Mapping[str, Any]:
-        figure: Mapping[str, Any] = found[name, place, fraction, classifier]["balanced_accuracy"]
-        return figure
+    def of(name: str, part: Part, fraction: float, classifier: Classifier = "linear") -> OverRuns:
+        return found[name, Place(*part, fraction, classifier)]
 
-    def bar(name: str, place: Place, classifier: str) -> Point:
-        figure = of(name, place, most, classifier)
-        return figure["mean"], *figure["interval"]
+    def bar(name: str, part: Part, classifier: Classifier) -> Point:
+        over = of(name, part, most, classifier)
+        return over.mean, *over.interval
 
-    def point(name: str, place: Place, fraction: float) -> Point:
-        figure = of(name, place, fraction)
-        mean, sd = figure["mean"], figure["sd"]
-        return (mean, *figure["interval"]) if sd is None else (mean, mean - sd, mean + sd)
+    def point(name: str, part: Part, fraction: float) -> Point:
+        over = of(name, part, fraction)
+        mean, sd = over.mean, over.sd
+        return (mean, *over.interval) if sd is None else (mean, mean - sd, mean + sd)
 
-    single, several = any(row["runs"] == 1 for row in summary), any(row["runs"] > 1 for row in summary)
+    single, several = any(row.runs == 1 for row in summary), any(row.runs > 1 for row in summary)
     band = "±1 sd over runs, 95% interval of a single run" if single else "±1 sd over runs"
     band = band if several else "95% interval"
     bars = [
@@ -99,7 +98,7 @@ def draw_charts(
             chance[place],
             linear=[bar(name, place, "linear") for name in images],
             knn=[bar(name, place, "knn") for name in images],
-            runs=[of(name, place, most)["values"] for name in images] if several else (),
+            runs=[of(name, place, most).values for name in images] if several else (),
         )
         for place in chance
     ]

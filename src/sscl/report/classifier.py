@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sscl.evaluate import evaluation, metrics
+from sscl.evaluate import evaluation_text
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
@@ -25,10 +25,10 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     Args:
         counts: {split: {class: tiles}}. groups: {split: slides, patients or clusters; None where these are not known}.
     """
-    section = subject.report["data"]
-    facts = {"folder": section["root"], "source": section["source"]}
-    facts |= {"protocol": str(subject.report["protocol"])} if subject.report["protocol"] else {}
-    facts |= {"tile size": f"{section['size_px']} px", "stain normalisation": section["stain"]}
+    section = subject.report.data
+    facts: dict[str, str] = {"folder": section.root, "source": section.source}
+    facts |= {"protocol": subject.report.protocol} if subject.report.protocol else {}
+    facts |= {"tile size": f"{section.size_px} px", "stain normalisation": section.stain}
     own = subject.trained.finetune_config.data.source == "pathmnist"
     where = "the validation split of the data set" if own else "held out from the training split"
     facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; used to select the epoch"
@@ -84,32 +84,30 @@ def _history(log: Sequence[Mapping[str, Any]], series: Sequence[tuple[str, Seque
 def results(subject: Subject) -> Section:
     """Return the metrics with their intervals."""
     report = subject.report
-    rows = evaluation.figures(report)
-    first = len(rows) - 3 * len(report["classes"])
+    rows = evaluation_text.metric_rows(report, report)
+    first = len(rows) - 3 * len(report.classes)
     header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
     found: list[Block] = [
-        blocks.table(f"On the {subject.split}, {report['tiles']:,} tiles", [header, *rows_of_metrics(rows[:first])]),
+        blocks.table(f"On the {subject.split}, {report.tiles:,} tiles", [header, *rows_of_metrics(rows[:first])]),
         blocks.table("Per class", [header, *rows_of_metrics(rows[first:])]),
     ]
-    by_agreement = [row for row in report["accuracy_by_agreement"] or [] if row["count"]]
+    by_agreement = [row for row in report.accuracy_by_agreement or () if row.count]
     if by_agreement:
         lines = [["agreement", "accuracy", "95% Wilson", "tiles"]]
         for row in by_agreement:
-            share = metrics.proportion(row["correct"], row["count"])
-            assert share is not None  # there are tiles
-            counts = f"{row['correct']} of {row['count']}"
-            lines.append([row["agreement"], number(row["accuracy"]), interval(share["wilson"]), counts])
+            counts = f"{row.correct} of {row.count}"
+            lines.append([row.agreement, number(row.accuracy), interval(row.interval), counts])
         found.append(blocks.table("Accuracy by annotator agreement", lines))
-    positive = "" if report["positive"] is None else f" Positive class: {report['positive']}."
-    how = report["interval_method"].rstrip(".")
+    positive = "" if report.positive is None else f" Positive class: {report.positive}."
+    how = report.interval_method.rstrip(".")
     return blocks.section("results", "Results", [*found, blocks.paragraph(f"{how}.{positive}")])
 
 
-def rows_of_metrics(rows: Sequence[evaluation.Row]) -> list[list[str]]:
+def rows_of_metrics(rows: Sequence[evaluation_text.Row]) -> list[list[str]]:
     """Return cells: name, value, bootstrap interval, Wilson's, counts."""
     found = []
     for name, value, drawn, share in rows:
-        score = ["", ""] if share is None else [interval(share["wilson"]), f"{share['count']} of {share['of']}"]
+        score = ["", ""] if share is None else [interval(share.wilson), f"{share.count} of {share.of}"]
         found.append([name, number(value), interval(drawn), *score])
     return found
 
@@ -117,18 +115,17 @@ def rows_of_metrics(rows: Sequence[evaluation.Row]) -> list[list[str]]:
 def errors(subject: Subject, *, shown: int) -> Section:
     """Return the confusion matrix, ROC and precision-recall curves. shown: tiles in the gallery."""
     report, found = subject.report, subject.found
-    total = report["tiles"]
+    total = report.tiles
     note = f"The gallery has {shown:,} of the {total:,} tiles, so a cell may show fewer tiles than it counts."
     curves: dict[str, Any] = {"classes": found.classes, "positive": subject.positive}
-    assert found.probabilities is not None  # read from a file, it has them
     scores = found.labels, found.probabilities
-    names = ", ".join(found.classes) if subject.positive is None else str(report["positive"])
-    auroc, average_precision = (number(report["metrics"][key]) for key in ("auroc", "average_precision"))
+    names = ", ".join(found.classes) if subject.positive is None else str(report.positive)
+    auroc, average_precision = map(number, (report.metrics.auroc, report.metrics.average_precision))
     return blocks.section(
         "errors",
         "Errors",
         [
-            blocks.confusion(found.classes, report["confusion_matrix"], note=note if 0 < shown < total else ""),
+            blocks.confusion(found.classes, report.confusion_matrix, note=note if 0 < shown < total else ""),
             blocks.figure(
                 "roc",
                 lambda path: charts.plot_roc(*scores, path=path, **curves),

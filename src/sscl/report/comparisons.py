@@ -5,40 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sscl.evaluate import comparison
+from sscl.evaluate.comparison import Comparison
+from sscl.evaluate.comparison_tables import comparison_tables
+from sscl.evaluate.evaluation import Evaluation
+from sscl.evaluate.metrics import display_name
 from sscl.plots import comparison as comparison_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 
 Json = Mapping[str, Any]
-FOLD_METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "auroc": "AUROC",
-}
+FOLD_METRICS = {key: display_name(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")}
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> Section:
+def compared(name: str, report: Comparison, *, logs: Mapping[str, Sequence[Json]]) -> Section:
     """Return a comparison of runs. logs: rows of metrics.jsonl by run folder; those not given are not drawn."""
-    found: list[Block] = [blocks.facts({"classes": ", ".join(report["classes"])})]
-    for caption, lines in comparison.tables(report):
-        words = lines[0][-1] == "in words"
-        found.append(blocks.table(_capital(caption), lines, numeric_from=2 if words else 1))
+    found: list[Block] = [blocks.facts({"classes": ", ".join(report.classes)})]
+    for table in comparison_tables(report):
+        found.append(blocks.table(_capital(table.title), table.lines, numeric_from=table.texts))
     shares: dict[str, dict[str, list[Sequence[Json]]]] = {}
     lines_of: dict[str, list[tuple[int, list[float]]]] = {}
-    for row in report["rows"]:
-        share = "" if row["fraction"] is None else f"{100 * row['fraction']:g}% labels"
-        of = [logs[one["folder"]] for one in row["runs"] if one["folder"] in logs]
-        if len(of) == len(row["runs"]):
-            shares.setdefault(share, {})[row["entry"]] = of
-        if row["labelled_tiles"] is not None:
-            values = [one["metrics"]["balanced_accuracy"] for one in row["runs"]]
-            lines_of.setdefault(row["entry"], []).append((row["labelled_tiles"], values))
+    for row in report.rows:
+        share = "" if row.fraction is None else f"{100 * row.fraction:g}% labels"
+        of = [logs[one.folder] for one in row.runs if one.folder in logs]
+        if len(of) == len(row.runs):
+            shares.setdefault(share, {})[row.entry] = of
+        if row.labelled_tiles is not None:
+            values = [one.metrics["balanced_accuracy"] for one in row.runs]
+            lines_of.setdefault(row.entry, []).append((row.labelled_tiles, values))
     if shares:
         for at, (share, rows) in enumerate(shares.items()):  # one below another: side by side they are too wide
             found.append(
@@ -70,7 +67,7 @@ def compared(name: str, report: Json, *, logs: Mapping[str, Sequence[Json]]) -> 
                 caption="Balanced accuracy against the number of labelled tiles.",
             )
         )
-    found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
+    found += [blocks.paragraph(blocks.sentence(report.interval_method)), blocks.bullets(report.caveats)]
     return blocks.section(name, "Comparison", found)
 
 
@@ -114,16 +111,16 @@ def folds(name: str, report: Json) -> Section:
     return blocks.section(name, "Cross-validation", found)
 
 
-def others(rows: Mapping[str, Json]) -> Section:
+def others(rows: Mapping[str, Evaluation]) -> Section:
     """Return the main metrics of further classifiers, by what each is called."""
-    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
-    lines = [["run", "tiles", *names.values()]]
+    lines = [["run", "tiles", *FOLD_METRICS.values()]]
     for name, report in rows.items():
         cells = []
-        for key in names:
-            drawn = report["intervals"][key]
-            cells.append(number(report["metrics"][key]) + (f" ({interval(drawn)})" if drawn is not None else ""))
-        lines.append([name, f"{report['tiles']:,}", *cells])
+        for key in FOLD_METRICS:
+            drawn = getattr(report.intervals, key)
+            value = number(getattr(report.metrics, key))
+            cells.append(value + (f" ({interval(drawn)})" if drawn is not None else ""))
+        lines.append([name, f"{report.tiles:,}", *cells])
     text = (
         "Whether two runs differ cannot be read from their separate intervals; sscl compare RUN RUN compares them tile "
         "by tile."

@@ -11,6 +11,8 @@ from sscl import run
 from sscl.config import DataConfig, GradcamConfig, PretrainConfig, ReportConfig, plain, validate
 from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
+from sscl.evaluate.comparison import Comparison
+from sscl.evaluate.evaluation import Evaluation
 from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
 from sscl.explain.targets import resolve_target
 from sscl.models.checkpoint import run_of
@@ -36,7 +38,7 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
         shown = None
     else:
         title = f"{subject.folder.resolve().name}: {listed(subject.found.classes)}"
-        subtitle = f"{subject.trained.encoder_name}, on {subject.report['tiles']:,} tiles of the {subject.split}"
+        subtitle = f"{subject.trained.encoder_name}, on {subject.report.tiles:,} tiles of the {subject.split}"
         key = worksheet_id(subject)
         sections, shown = about_classifier(subject, sources, config)
     sections += [*about_studies(sources, subject), studies.provenance(provenance_of(sources, subject))]
@@ -47,7 +49,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
     """Return the sections and the gallery of the classifier."""
     caveats = interrupted(subject)
     settings, checks = map_settings(subject, sources, config)
-    data = merge_data(DataConfig(**subject.report["data"]), config.data)
+    data = merge_data(subject.report.data, config.data)
     counts, groups = count_tiles(subject, data, caveats=caveats, progress=config.progress)
     shown = None
     if config.tiles:
@@ -157,10 +159,8 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
         with reading(folder / "folds.json"):
             sections.append(comparisons.folds(name, read_json(folder / "folds.json")))
     for name, folder in _numbered("comparison", sources):
-        with reading(folder / "compare.json"):
-            report = read_json(folder / "compare.json")
-            logs = logs_of(folder, report)
-            sections.append(comparisons.compared(name, report, logs=logs))
+        compared = read_record(Comparison, folder / "compare.json", made_by="sscl compare")
+        sections.append(comparisons.compared(name, compared, logs=logs_of(folder, compared)))
     for kind in ("gradcam", "pretrain", "cross-validation", "comparison"):
         folders = dict(_numbered(kind, sources))
         if len(folders) > 1:
@@ -169,7 +169,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
                     section["title"] += f": {folders[section['id']].resolve().name}"
     more = [folder for folder in sources.get("finetune", []) if subject is None or folder != subject.folder]
     if more:
-        split = "test" if subject is None else subject.report["split"]
+        split = "test" if subject is None else subject.report.split
         sections.append(further_runs(more, split))
     return sections
 
@@ -180,10 +180,10 @@ def _numbered(kind: str, sources: Sources) -> list[tuple[str, Path]]:
     return [(kind if at == 0 else f"{kind}-{at + 1}", folder) for at, folder in enumerate(folders)]
 
 
-def logs_of(folder: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def logs_of(folder: Path, report: Comparison) -> dict[str, list[dict[str, Any]]]:
     """Return the logs of a comparison's runs that are there, by their folders as the comparison names them."""
     found = {}
-    for name in (one["folder"] for row in report["rows"] for one in row["runs"]):
+    for name in (one.folder for row in report.rows for one in row.runs):
         for where in (Path(name), folder / "runs" / Path(name).name):
             if (where / "metrics.jsonl").is_file():
                 found[name] = run.read_metrics(where / "metrics.jsonl")
@@ -202,9 +202,8 @@ def further_runs(folders: Sequence[Path], split: str) -> Section:
         file = folder / f"eval_{split}" / "metrics.json"
         if not file.is_file():
             raise FileNotFoundError(f"runs: {folder}: not evaluated; run sscl eval checkpoint={folder} first")
-        rows[str(folder)] = read_json(file)
-    with reading(folders[0]):
-        return comparisons.others(rows)
+        rows[str(folder)] = read_record(Evaluation, file, made_by="sscl eval")
+    return comparisons.others(rows)
 
 
 def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[dict[str, Any], str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from sscl.evaluate import calibration, evaluation, metrics
-from sscl.evaluate.predictions import Predictions
+from sscl.evaluate import evaluation_text
+from sscl.evaluate.decisions import risk_coverage
+from sscl.evaluate.evaluation import DecisionCurve
 from sscl.plots import calibration as calibration_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number
@@ -16,27 +16,25 @@ from sscl.report.subject import Subject
 
 def probabilities(subject: Subject) -> Section:
     """Return how well calibrated the probabilities are."""
-    found = subject.report["calibration"]
-    before, after = found["before"], found["after"]
-    names = {"ece": "ECE", "ece_equal_mass": "ECE, equal-mass bins", "brier": "Brier score", "loss": "cross-entropy"}
-    names |= {"soft_vote_brier": f"Brier score against votes / {metrics.ANNOTATORS}"}
+    found = subject.report.calibration
+    before, after = found.before, found.after
     lines = [["", "as trained", "calibrated"]]
-    lines += [[name, number(before[key]), number(after[key])] for key, name in names.items() if after[key] is not None]
-    changed = found["temperature"] != 1
+    lines += [[name, number(b), number(a)] for name, b, a in evaluation_text.calibration_rows(subject.report)]
+    changed = found.temperature != 1
     stages = {"before": before, "after": after} if changed else {"as trained": after}
-    worded = "; ".join(f"{row['score']:.2f}: {row['share']:.2f} of {row['count']}" for row in after["reliability"])
+    worded = "; ".join(f"{row.score:.2f}: {row.share:.2f} of {row.count}" for row in after.reliability)
     return blocks.section(
         "probabilities",
         "Calibration",
         [
-            blocks.paragraph(f"Temperature {found['temperature']:.3f}: {found['method']}. {found['definition']}."),
+            blocks.paragraph(f"Temperature {found.temperature:.3f}: {found.method}. {found.definition}."),
             blocks.table("Calibration errors on these tiles", lines),
             blocks.figure(
                 "reliability",
                 lambda path: calibration_plots.plot_reliability(
                     stages,
-                    temperature=found["temperature"],
-                    positive=subject.report["positive"],
+                    temperature=found.temperature,
+                    positive=subject.report.positive,
                     path=path,
                     title=subject.title,
                 ),
@@ -51,36 +49,23 @@ def probabilities(subject: Subject) -> Section:
 def decisions(subject: Subject) -> Section:
     """Return operating point, abstention and net benefit."""
     report = subject.report
-    coverage = report["coverage"]
-    point, abstention, curve = report["operating_point"], coverage["abstention"], report["decision_curve"]
+    point, abstention, curve = report.operating_point, report.coverage.abstention, report.decision_curve
     header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
     found: list[Block] = []
     if point is not None:
-        there = " and ".join(f"{name} {value:.3f}" for name, value in point["on_validation"].items())
-        text = (
-            f"Operating point: a tile is called {report['positive']} from a probability of {point['threshold']:.4f} "
-            f"on, chosen by {point['rule']} on {point['chosen_on']} validation tiles ({there} there)."
-        )
-        rows = evaluation.share_rows(point["here"], {key: key for key in point["here"]})
+        text = f"Operating point: {evaluation_text.operating_point_in_words(point, str(report.positive))}."
+        rows = evaluation_text.proportion_rows(point.here, {key: key for key in point.here})
         found += [blocks.paragraph(text), blocks.table("At the operating point", [header, *rows_of_metrics(rows)])]
-    if abstention is not None:
-        text = (
-            f"Abstention: tiles of a confidence below {abstention['threshold']:.4f} are left to a person. That leaves "
-            f"out at most {100 * abstention['share_on_validation']:g}% of {abstention['chosen_on']} validation tiles."
-        )
-        rows = evaluation.share_rows(
-            abstention["here"], {"decided": "tiles not abstained on", "accuracy": "accuracy on these tiles"}
-        )
-        found += [blocks.paragraph(text), blocks.table("With abstention", [header, *rows_of_metrics(rows)])]
-    most_confident = [f"{row['coverage']:.0%}: {number(row['accuracy']['value'])}" for row in coverage["at"]]
+    text = f"Abstention: {evaluation_text.abstention_in_words(report)}. Review these tiles by eye."
+    rows = evaluation_text.proportion_rows(abstention.here, evaluation_text.OF_ABSTENTION)
+    found += [blocks.paragraph(text), blocks.table("With abstention", [header, *rows_of_metrics(rows)])]
+    most_confident = [f"{row.coverage:.0%}: {number(row.accuracy.value)}" for row in report.coverage.at]
     found.append(
         blocks.figure(
             "coverage",
             lambda path: calibration_plots.plot_coverage(
-                calibration.risk_coverage(
-                    subject.found.predictions == subject.found.labels, _confidence(subject.found)
-                ),
-                decided=None if abstention is None else abstention["here"],
+                risk_coverage(subject.found.predictions == subject.found.labels, subject.found.probabilities.max(1)),
+                decided=abstention.here,
                 path=path,
                 title=subject.title,
             ),
@@ -95,12 +80,12 @@ def decisions(subject: Subject) -> Section:
                 "decision",
                 lambda path: calibration_plots.plot_decision_curve(
                     curve,
-                    threshold=None if point is None else point["threshold"],
-                    positive=report["positive"],
+                    threshold=None if point is None else point.threshold,
+                    positive=str(report.positive),
                     path=path,
                     title=subject.title,
                 ),
-                alt=_benefit(curve, report["positive"]),
+                alt=_benefit(curve, str(report.positive)),
                 caption="Net benefit: true positives minus false positives, weighted by the odds of the threshold. "
                 "Where the classifier is not above both other lines, calling all tiles or none is as good.",
             )
@@ -108,15 +93,10 @@ def decisions(subject: Subject) -> Section:
     return blocks.section("decisions", "Operating point and abstention", found)
 
 
-def _confidence(found: Predictions) -> Any:
-    assert found.probabilities is not None  # read from a file, it has them
-    return found.probabilities.max(1)
-
-
-def _benefit(curve: Mapping[str, Sequence[float]], positive: str) -> str:
+def _benefit(curve: DecisionCurve, positive: str) -> str:
     above = [
         threshold
-        for threshold, model, everything in zip(curve["threshold"], curve["model"], curve["treat_all"], strict=True)
+        for threshold, model, everything in zip(curve.threshold, curve.model, curve.treat_all, strict=True)
         if model > max(everything, 0)
     ]
     where = f"from {min(above):.2f} to {max(above):.2f}" if above else "nowhere"
@@ -124,6 +104,6 @@ def _benefit(curve: Mapping[str, Sequence[float]], positive: str) -> str:
 
 
 def caveats(subject: Subject, more: Sequence[str]) -> Section:
-    """Return what to know before believing the figures. more: sentences from elsewhere."""
-    found = [*subject.report["caveats"], *subject.report["notes"], *more]
+    """Return what to know before trusting the results. more: sentences from elsewhere."""
+    found = [*subject.report.caveats, *subject.report.notes, *more]
     return blocks.section("caveats", "Caveats", [blocks.bullets(list(dict.fromkeys(found)))])

@@ -18,9 +18,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sscl.data.decode import decode_image, open_image, resized
+from sscl.data.mhist import ANNOTATORS
 from sscl.data.tiles import TileStore
-from sscl.evaluate.metrics import ANNOTATORS, FloatArray, IntArray
-from sscl.evaluate.predictions import Predictions
+from sscl.evaluate.metrics import FloatArray, IntArray
+from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.boxes import Box, find_box, normalise
 from sscl.explain.heatmaps import heatmaps
 from sscl.explain.targets import Target
@@ -59,7 +60,7 @@ class Heat:
     prediction: int
 
 
-def choose(found: Predictions, *, count: int, seed: int = 0) -> tuple[IntArray, str]:
+def choose(found: TilePredictions, *, count: int, seed: int = 0) -> tuple[IntArray, str]:
     """Return the rows of at most `count` tiles, in their order, and a sentence on how they were chosen.
 
     All errors, the most confident first if there are too many; half of the rest are the least confident correct tiles,
@@ -95,7 +96,7 @@ def _in_turn(rows: IntArray, kind: IntArray) -> IntArray:
     return rows[np.argsort(times, kind="stable")]
 
 
-def probabilities_of(found: Predictions) -> FloatArray:
+def probabilities_of(found: TilePredictions) -> FloatArray:
     """Return the probabilities, (N, K)."""
     assert found.probabilities is not None  # read from a file, it has them
     return found.probabilities
@@ -187,7 +188,7 @@ def encode_map(raw: NDArray[np.float32]) -> str:
 
 
 def build(
-    found: Predictions,
+    found: TilePredictions,
     rows: IntArray,
     *,
     pictures: Iterable[Picture],

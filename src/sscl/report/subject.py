@@ -13,13 +13,15 @@ import numpy as np
 from sscl import run
 from sscl.config import DataConfig
 from sscl.data.load import has_validation, load_tiles, merge_data
-from sscl.evaluate import predictions
+from sscl.evaluate import evaluation
+from sscl.evaluate.evaluation import Evaluation
 from sscl.evaluate.metrics import confusion_matrix
-from sscl.evaluate.predictions import Predictions
+from sscl.evaluate.predictions import TilePredictions, read_predictions
 from sscl.models import checkpoint
 from sscl.models.checkpoint import Checkpoint
+from sscl.records import read_record
 from sscl.report import blocks
-from sscl.report.folders import Damaged, Sources, kind_of, read_json, reading
+from sscl.report.folders import Sources, kind_of
 
 
 @dataclass(frozen=True)
@@ -35,34 +37,34 @@ class Subject:
     trained: Checkpoint
     log: Sequence[Mapping[str, Any]]
     evaluated: Path
-    report: Mapping[str, Any]
-    found: Predictions
+    report: Evaluation
+    found: TilePredictions
 
     @property
     def positive(self) -> int | None:
         """Index of the positive class of two."""
-        name = self.report["positive"]
+        name = self.report.positive
         return None if name is None else self.found.classes.index(name)
 
     @property
     def decided_from(self) -> float:
         """Confidence below which the classifier abstains."""
-        return float(self.report["coverage"]["abstention"]["threshold"])
+        return self.report.coverage.abstention.threshold
 
     @property
     def set_name(self) -> str:
         """What the set of tiles is called."""
-        return blocks.name_of(self.report["data"]["root"])
+        return blocks.name_of(self.report.data.root)
 
     @property
     def split(self) -> str:
         """The tiles that were evaluated on, in words."""
-        return f"{self.report['split']} split of {self.set_name}"
+        return f"{self.report.split} split of {self.set_name}"
 
     @property
     def title(self) -> str:
         """Above the charts."""
-        return f"{self.report['split']} split, {self.report['tiles']} tiles"
+        return f"{self.report.split} split, {self.report.tiles} tiles"
 
 
 def read_subject(folder: Path, split: str) -> Subject:
@@ -79,27 +81,25 @@ def read_subject(folder: Path, split: str) -> Subject:
         trained=trained,
         log=run.read_metrics(log) if log.is_file() else [],
         evaluated=there,
-        report=read_json(there / "metrics.json"),
-        found=predictions.read_predictions(there / "predictions.csv"),
+        report=read_record(Evaluation, there / evaluation.FILE, made_by="sscl eval"),
+        found=read_predictions(there / "predictions.csv"),
     )
-    with reading(there / "metrics.json"):  # what is used everywhere is looked at here, where the file can be named
-        report = subject.report
-        _ = subject.positive, subject.decided_from, report["data"]["root"], report["data_fingerprint"]
-        if report["split"] != split:
-            raise Damaged(f"{there}: metrics.json is of the split {report['split']!r}; run sscl eval again")
-        counted = confusion_matrix(subject.found.labels, subject.found.predictions, num_classes=len(trained.classes))
-        same = tuple(subject.found.classes) == trained.classes and counted.tolist() == report["confusion_matrix"]
-        if not same or len(subject.found.ids) != report["tiles"]:
-            raise Damaged(
-                f"{there}: predictions.csv and metrics.json do not belong to this checkpoint; run sscl eval again"
-            )
+    report, found = subject.report, subject.found
+    if report.split != split:
+        raise ValueError(f"{there}: metrics.json is of the split {report.split!r}; run sscl eval again")
+    counted = confusion_matrix(found.labels, found.predictions, num_classes=len(found.classes))
+    same = found.classes == report.classes == trained.classes
+    if not same or tuple(map(tuple, counted.tolist())) != report.confusion_matrix or len(found.ids) != report.tiles:
+        raise ValueError(
+            f"{there}: predictions.csv and metrics.json do not belong to this checkpoint; run sscl eval again"
+        )
     return subject
 
 
 def worksheet_id(subject: Subject) -> str:
     """Return the key under which the browser keeps a review: equal for equal weights and tiles, whatever is shown."""
     digest = hashlib.sha256(checkpoint.checkpoint_file(subject.folder).read_bytes())
-    digest.update(f"{subject.report['split']} {subject.report['data_fingerprint']}".encode())
+    digest.update(f"{subject.report.split} {subject.report.data_fingerprint}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -121,7 +121,7 @@ def count_tiles(
     counts: dict[str, dict[str, int]] = {}
     groups: dict[str, int | None] = {}
     trained = subject.trained.finetune_config.data
-    moved = trained.root == subject.report["data"]["root"]
+    moved = trained.root == subject.report.data.root
     changes = {"root": data.root, "cache_dir": data.cache_dir} if moved else {}
     try:
         before = merge_data(trained, changes)
@@ -131,15 +131,15 @@ def count_tiles(
             groups[split] = None if tiles.groups is None else len(np.unique(tiles.groups))
     except (ValueError, FileNotFoundError) as error:
         caveats.append(f"the training tiles could not be counted: {str(error).splitlines()[0]}")
-    split = subject.report["split"]
-    counts[split] = subject.report["class_counts"]
+    split = subject.report.split
+    counts[split] = subject.report.class_counts
     groups[split] = None if subject.found.groups is None else len(set(subject.found.groups))
     return counts, groups
 
 
 def add_own_folders(sources: Sources, subject: Subject) -> None:
     """Add what lies beside a classifier: its heatmaps, and the pretraining run its weights came from."""
-    own = subject.folder / f"gradcam_{subject.report['split']}"
+    own = subject.folder / f"gradcam_{subject.report.split}"
     if kind_of(own) == "gradcam":
         _add(sources, "gradcam", own)
     start = started_from(subject)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sscl.data.audit import Audit
+from sscl.evaluate.metrics import display_name
 from sscl.explain.records import MapChecks
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
@@ -21,31 +22,31 @@ NOT_A_DEVICE = (
 def summary(
     subject: Subject, *, training_tiles: int | None, audits: Sequence[Audit], checks: MapChecks | None
 ) -> Section:
-    """Return what was trained on what, the main figures, and what was judged.
+    """Return what was trained on what, the main metrics, and the checks.
 
     Args:
         training_tiles: tiles of the training split; None = not known here.
         audits: of this split. checks: of the maps; None = they were not checked.
     """
-    report, values, drawn = subject.report, subject.report["metrics"], subject.report["intervals"]
-    rows = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
-    rows |= {"sensitivity": f"sensitivity for {report['positive']}", "specificity": "specificity"}
-    headline = {
-        name: f"{number(values[key])} ({interval(drawn[key])})" if drawn[key] is not None else number(values[key])
-        for key, name in rows.items()
-        if values.get(key) is not None
-    }
+    report, values, drawn = subject.report, subject.report.metrics, subject.report.intervals
+    rows = {key: display_name(key) for key in ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity")}
+    rows["sensitivity"] += f" for {report.positive}"
+    headline = {}
+    for key, name in rows.items():
+        value, ends = getattr(values, key), getattr(drawn, key)
+        if value is not None:
+            headline[name] = number(value) + (f" ({interval(ends)})" if ends is not None else "")
     found: list[Block] = [
         blocks.paragraph(f"{_trained(subject, training_tiles)} {_right(subject)}"),
         blocks.facts(headline),
-        blocks.paragraph(f"{report['interval_method'].partition(';')[0]}."),
+        blocks.paragraph(f"{report.interval_method.partition(';')[0]}."),
         _better_than_chance(subject),
         _leaks(subject, audits),
         _calibrated(subject),
         *_maps(checks),
     ]
-    if report["caveats"]:
-        found += [blocks.paragraph("Limitations:"), blocks.bullets(report["caveats"])]
+    if report.caveats:
+        found += [blocks.paragraph("Limitations:"), blocks.bullets(report.caveats)]
     return blocks.section("summary", "Summary", [*found, blocks.paragraph(NOT_A_DEVICE)])
 
 
@@ -71,16 +72,16 @@ def _trained(subject: Subject, training_tiles: int | None) -> str:
 
 
 def _right(subject: Subject) -> str:
-    right = sum(row[i] for i, row in enumerate(subject.report["confusion_matrix"]))
-    return f"Of the {subject.report['tiles']:,} tiles of the {subject.split}, {right:,} are classified correctly."
+    right = sum(row[i] for i, row in enumerate(subject.report.confusion_matrix))
+    return f"Of the {subject.report.tiles:,} tiles of the {subject.split}, {right:,} are classified correctly."
 
 
 def _better_than_chance(subject: Subject) -> Block:
     chance = 1 / len(subject.found.classes)
-    value, drawn = (subject.report[part]["balanced_accuracy"] for part in ("metrics", "intervals"))
+    value, drawn = subject.report.metrics.balanced_accuracy, subject.report.intervals.balanced_accuracy
     title = "Is it better than chance?"
-    if value is None or drawn is None:
-        return blocks.verdict(None, title, "Balanced accuracy is undefined: a class has no tiles here.")
+    if drawn is None:
+        return blocks.verdict(None, title, "Balanced accuracy has no interval: all tiles are of one group.")
     return blocks.verdict(
         drawn[0] > chance,
         title,
@@ -92,9 +93,9 @@ def _better_than_chance(subject: Subject) -> Block:
 def _leaks(subject: Subject, audits: Sequence[Audit]) -> Block:
     title = "Are the evaluated tiles new to the model?"
     here, trained = (
-        Path(root).resolve() for root in (subject.report["data"]["root"], subject.trained.finetune_config.data.root)
+        Path(root).resolve() for root in (subject.report.data.root, subject.trained.finetune_config.data.root)
     )
-    if subject.report["split"] != "test" and here == trained:  # an audit is of the test split
+    if subject.report.split != "test" and here == trained:  # an audit is of the test split
         text = "The evaluated tiles were used for training, so these results say nothing about new tiles."
         return blocks.verdict(False, title, text)
     if not audits:
@@ -105,8 +106,8 @@ def _leaks(subject: Subject, audits: Sequence[Audit]) -> Block:
 
 def _calibrated(subject: Subject) -> Block:
     title = "Are its probabilities calibrated?"
-    found = subject.report["calibration"]["after"]
-    error, chance = found["ece"], found["ece_by_chance"]["quantile_95"]
+    found = subject.report.calibration.after
+    error, chance = found.ece, found.ece_by_chance.quantile_95
     return blocks.verdict(
         error <= chance,
         title,

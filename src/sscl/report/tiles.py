@@ -46,7 +46,7 @@ def build_gallery(
     chosen, how = gallery.choose(subject.found, count=config.tiles)
     rows = rows_of(tiles, subject, chosen, root=data.root)
     evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
-    if evaluated.fingerprint != subject.report["data_fingerprint"]:
+    if evaluated.fingerprint != subject.report.data_fingerprint:
         caveats.append(f"the tiles in {data.root} differ from the evaluated ones (another fingerprint)")
     target = resolve_target(settings.target, subject.found.classes)
     mean, std = normalisation(trained, device)

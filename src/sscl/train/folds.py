@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from sscl import ranks, run, writing
 from sscl.config import FinetuneConfig, changed_keys, load_config, plain
-from sscl.data.load import all_rows, groups_are, has_validation, load_tiles, slides_known
+from sscl.data.load import all_rows, groups_are, has_validation, load_tiles
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import pick_device, pick_precision
-from sscl.evaluate import calibration, metrics, predictions, tables
+from sscl.evaluate import calibration, lineage, metrics, predictions, tables
+from sscl.evaluate.bootstrap import bootstrap_intervals, few_groups
 from sscl.models import checkpoint, features
 from sscl.models.classifier import load_classifier, positive_class
 from sscl.models.pixels import normalisation
@@ -31,12 +32,7 @@ from sscl.run import check_inputs_outside
 from sscl.train.finetune import train_classifier
 from sscl.train.labelled import held_out, labelled_parts, training_rows
 
-SHOWN = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "auroc": "AUROC",
-}
+SHOWN = {key: metrics.display_name(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")}
 SAMPLES = 2000  # resamples behind each interval
 SHARED = (
     "folds share training tiles, so their figures are not independent: the sd over folds understates what other tiles "
@@ -179,17 +175,7 @@ def predict(config: FinetuneConfig, tiles: Tiles, *, device: torch.device) -> No
     progress = "held-out tiles" if config.log.progress else None
     logits = features.outputs(model, store, all_rows(tiles), mean=mean, std=std, progress=progress)
     probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)
-    losses = -np.log(np.maximum(probabilities[all_rows(tiles), tiles.labels], 1e-300))
-    header, rows = predictions.prediction_table(
-        tiles.ids,
-        tiles.classes,
-        labels=tiles.labels,
-        probabilities=probabilities,
-        losses=losses,
-        votes=tiles.votes,
-        groups=None if tiles.groups is None else tiles.groups.tolist(),
-    )
-    writing.write_csv(Path(config.run) / "predictions.csv", header, rows)
+    predictions.write_predictions(Path(config.run) / predictions.FILE, predictions.predictions_of(tiles, probabilities))
 
 
 def caveats(config: FinetuneConfig, tiles: Tiles) -> list[str]:
@@ -201,10 +187,8 @@ def caveats(config: FinetuneConfig, tiles: Tiles) -> list[str]:
         if there.is_relative_to(here) or here.is_relative_to(there):
             how = "with their labels: the figures are too good" if start.saw_labels else "without their labels"
             found.append(f"model.weights was trained on tiles of {there}, held-out ones may be among them, {how}")
-    if tiles.groups is None or (config.data.group_near_duplicates and not slides_known(config.data)):
-        found.append(
-            "no slide or patient ids: tiles of one slide may lie in several folds; the intervals are too narrow then"
-        )
+    unknown = lineage.without_slides(config.data, tiles.groups)
+    found += [unknown] if unknown is not None else []
     return found
 
 
@@ -254,9 +238,9 @@ def few_notes(groups: Sequence[str] | None, runs: Sequence[dict[str, Any]]) -> l
     if groups is None:
         return []
     fewest = min(one["groups"] for one in runs)
-    found = {"": metrics.few_groups(groups)}
+    found = {"": few_groups(groups)}
     if len(runs) > 1:
-        found["of single folds, "] = metrics.few_groups([str(i) for i in range(fewest)])
+        found["of single folds, "] = few_groups([str(i) for i in range(fewest)])
     return [f"{which}{text}" for which, text in found.items() if text is not None]
 
 
@@ -279,10 +263,10 @@ def figures(rows: Sequence[dict[str, str]], classes: Sequence[str], *, positive:
         "groups": None if groups is None else len(set(groups)),
         "class_counts": dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True)),
         "loss": statistics.fmean(float(row["loss"]) for row in rows),
-        "metrics": metrics.classification_metrics(labels, probabilities, positive=positive),
-        "intervals": metrics.bootstrap_intervals(
+        "metrics": metrics.classification_metrics(labels, probabilities, positive=positive).model_dump(),
+        "intervals": bootstrap_intervals(
             labels, probabilities, positive=positive, groups=groups, samples=SAMPLES
-        ),
+        ).model_dump(),
     }
 
 

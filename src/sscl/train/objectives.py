@@ -67,8 +67,8 @@ def validation_metrics(logits: torch.Tensor, labels: NDArray[np.int64]) -> dict[
     values = metrics.classification_metrics(labels, logits.softmax(1).double().numpy(), positive=None)
     return {
         "validation_loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
-        "validation_accuracy": values["accuracy"],
-        "validation_balanced_accuracy": values["balanced_accuracy"],
+        "validation_accuracy": values.accuracy,
+        "validation_balanced_accuracy": values.balanced_accuracy,
     }
 
 

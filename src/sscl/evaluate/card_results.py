@@ -1,0 +1,160 @@
+"""The part of a model card that eval writes: the test metrics, between two marker lines; everything else is the user's.
+
+Folders are named by their last part alone, so that a card can be passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sscl import run, writing
+from sscl.config import DataConfig
+from sscl.evaluate.bootstrap import Interval, Intervals
+from sscl.evaluate.evaluation import Evaluation
+from sscl.evaluate.evaluation_text import OF_ABSTENTION, Row, proportion_rows
+from sscl.evaluate.metrics import Metrics, display_name
+from sscl.evaluate.proportions import Proportions
+from sscl.evaluate.tables import as_markdown, code, escaped, one_line
+from sscl.words import listed
+
+FILE = "MODEL_CARD.md"
+BEGIN = "<!-- sscl eval writes from here -->"
+END = "<!-- sscl eval writes to here -->"
+SHOWN = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "mcc")
+
+
+def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder: Path) -> str:
+    """Return what goes between the marker lines: the metrics of an evaluation and what to know of them.
+
+    Args:
+        report: of the test split. folder: that of the evaluation.
+        trained_on: the data sections that the weights were trained on; the last is that of the labels.
+    """
+    environment = run.environment()
+    rows = metric_rows(report.classes, report.positive, report.metrics, report.wilson, intervals=report.intervals)
+    point, abstention = report.operating_point, report.coverage.abstention
+    if point is not None:
+        names = {
+            key: f"{code(report.positive)} {display_name(key)} at p >= {point.threshold:.3f}"
+            for key in ("sensitivity", "specificity")
+        }
+        rows += [row for row in proportion_rows(point.here, names) if row.value is not None]
+    names = OF_ABSTENTION | {"decided": f"tiles decided at confidence >= {abstention.threshold:.3f}"}
+    rows += [row for row in proportion_rows(abstention.here, names) if row.value is not None]
+    roots = [section.root for section in (report.data, *trained_on)]
+    lines = [
+        f"By `sscl eval` (sscl {environment['sscl']}) on {environment['date'][:10]}; all results: "
+        f"{code(folder.resolve().name + '/metrics.json')}.",
+        "",
+        as_markdown([["", ""], *_facts(report, trained_on[-1])], texts=2),
+        "",
+        as_markdown([["metric", "value", "bootstrap 95%", "Wilson 95%", "tiles"], *map(cells, rows)]),
+        "",
+        f"{one_line(report.interval_method)}.",
+    ]
+    if report.caveats:
+        lines += ["", "Before trusting these metrics:", ""]
+        lines += [f"- {_pathless(text, roots=roots)}" for text in report.caveats]
+    return "\n".join(lines)
+
+
+def _facts(report: Evaluation, trained: DataConfig) -> list[list[str]]:
+    same = Path(report.data.root).resolve() == Path(trained.root).resolve()
+    after = report.calibration.after
+    return [
+        ["set", set_name(report.data) + ("" if same else ", **not the set of training**")],
+        ["tiles", f"{report.tiles} ({listed([f'{n} {code(label)}' for label, n in report.class_counts.items()])})"],
+        ["epoch of the checkpoint", str(report.epoch)],
+        ["temperature", f"{report.calibration.temperature:.3f}"],
+        [
+            "expected calibration error",
+            f"{after.ece:.3f} (perfect calibration: below {after.ece_by_chance.quantile_95:.3f} in 95%)",
+        ],
+        ["Brier score, 0 to 2", f"{after.brier:.3f}"],
+        ["test-time augmentation", "8 flips and rotations" if report.test_time_augmentation else "none"],
+    ]
+
+
+def refresh(path: Path, section: str) -> str | None:
+    """Put a section between the marker lines of a card; return in words why not, None where it was done.
+
+    Each marker must stand on a line of its own, once and in order. Nothing else in the file changes, nor do its line
+    ends.
+    """
+    if not path.is_file():
+        return f"{path}: no such file"
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return f"{path} is not UTF-8 text; it was left unchanged"
+    lines = text.splitlines(keepends=True)
+    begins, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in (BEGIN, END))
+    if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
+        return f"{path} does not have the two marker lines once each ({BEGIN} and {END}); it was left unchanged"
+    first = lines[begins[0]]
+    end = first[len(first.rstrip("\r\n")) :]
+    new = [line + end for line in ("", *section.split("\n"), "")]
+    changed = "".join([*lines[: begins[0] + 1], *new, *lines[ends[0] :]])
+    with writing.replacing(path) as temporary:
+        temporary.write_bytes(changed.encode("utf-8"))
+    return None
+
+
+def metric_rows(
+    classes: Sequence[str],
+    positive: str | None,
+    values: Metrics,
+    wilson: Proportions,
+    *,
+    intervals: Intervals | None = None,
+) -> list[Row]:
+    """Return the metrics that a card shows; of the positive class sensitivity and specificity, else every recall.
+
+    Args:
+        classes: K names. positive: name of the positive class of two, or None. intervals: the bootstrap's.
+    """
+    keys: list[tuple[str, str | None]] = [(key, None) for key in SHOWN]
+    keys += [(key, code(positive)) for key in ("sensitivity", "specificity") if positive is not None]
+    rows = [
+        Row(display_name(key, of=of), getattr(values, key), getattr(intervals, key, None), getattr(wilson, key, None))
+        for key, of in keys
+    ]
+    if positive is None:
+        for i, label in enumerate(classes):
+            interval = None if intervals is None else intervals.per_class[i].recall
+            name = display_name("recall", of=code(label))
+            rows.append(Row(name, values.per_class[i].recall, interval, wilson.per_class[i].recall))
+    return rows
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row of a card: name, value, the bootstrap's interval, Wilson's, counts."""
+
+    def ends(pair: Interval | None) -> str:
+        return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
+
+    share = row.proportion
+    counted = ["", ""] if share is None else [ends(share.wilson), f"{share.count} of {share.of}"]
+    return [row.name, "undefined" if row.value is None else f"{row.value:.3f}", ends(row.interval), *counted]
+
+
+def set_name(data: DataConfig) -> str:
+    """Return a set as a card names it: without its folder, with its source."""
+    protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
+    return f"{code(last_part(data.root))} ({data.source}{protocol})"
+
+
+def last_part(path: str) -> str:
+    """Return the last part of a path; of a file in a run's checkpoints/, with the run's name."""
+    whole = Path(path).resolve()
+    return "/".join(whole.parts[-3:]) if whole.parent.name == "checkpoints" else whole.name
+
+
+def _pathless(text: str, *, roots: Sequence[str]) -> str:
+    """Return a sentence as text, with folders by their last part alone."""
+    whole = {Path(root).resolve() for root in roots}
+    for path in sorted(whole, key=lambda path: -len(path.parts)):  # a folder in another first
+        if path.name:
+            text = text.replace(str(path), path.name)
+    return escaped(text)

@@ -1,0 +1,189 @@
+"""An evaluation in words: rows of its tables, the lines of the terminal, and notes on how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sscl.evaluate import calibration, proportions
+from sscl.evaluate.bootstrap import Interval
+from sscl.evaluate.evaluation import Evaluated, Evaluation, OperatingPoint, Results
+from sscl.evaluate.metrics import OF_A_CLASS, OVERALL, display_name
+from sscl.evaluate.proportions import DrawnProportion, Proportion
+from sscl.words import count
+
+OF_ABSTENTION = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
+
+
+class Row(NamedTuple):
+    """A metric in a table: its value, the bootstrap's interval, and the proportion with Wilson's; None = undefined."""
+
+    name: str
+    value: float | None
+    interval: Interval | None
+    proportion: Proportion | None
+
+
+def metric_rows(evaluated: Evaluated, results: Results) -> list[Row]:
+    """Return the metrics of the argmax, a row each; those of every class come last, three a class."""
+    values, intervals, wilson = results.metrics, results.intervals, results.wilson
+    keys: list[tuple[str, str | None]] = [(key, None) for key in OVERALL]
+    if evaluated.positive is not None:
+        keys += [(key, evaluated.positive) for key in ("sensitivity", "specificity")]
+    rows = [
+        Row(display_name(key, of=of), getattr(values, key), getattr(intervals, key), getattr(wilson, key, None))
+        for key, of in keys
+    ]
+    for i, name in enumerate(evaluated.classes):
+        parts = values.per_class[i], intervals.per_class[i], wilson.per_class[i]
+        rows += [Row(display_name(key, of=name), *(getattr(part, key, None) for part in parts)) for key in OF_A_CLASS]
+    return rows
+
+
+def agreement_rows(results: Results) -> list[Row]:
+    """Return accuracy by how many annotators agree, a row for each agreement that some tile has."""
+    return [
+        Row(f"accuracy, {row.agreement} agree", row.accuracy, None, proportions.proportion(row.correct, row.count))
+        for row in results.accuracy_by_agreement or ()
+        if row.count
+    ]
+
+
+def proportion_rows(shares: Mapping[str, DrawnProportion | None], names: Mapping[str, str]) -> list[Row]:
+    """Return the proportions of an operating point or of abstention, a row each; names: {key: display name}."""
+    found = []
+    for key, name in names.items():
+        share = shares[key]
+        found.append(Row(name, None, None, None) if share is None else Row(name, share.value, share.interval, share))
+    return found
+
+
+def operating_point_in_words(point: OperatingPoint, positive: str) -> str:
+    """Return how a tile is called positive, as in "call SSA if p >= 0.334 (maximises Youden's index on 72 ...)"."""
+    there = " and ".join(f"{name} {value:.3f}" for name, value in point.on_validation.items())
+    return (
+        f"call {positive} if p >= {point.threshold:.3f} ({point.rule} on "
+        f"{count(point.chosen_on, 'validation tile')}: {there})"
+    )
+
+
+def abstention_in_words(results: Results) -> str:
+    """Return which tiles are left undecided, as in "abstain below confidence 0.789 (14 of 72 ...)"."""
+    found = results.coverage.abstention
+    return (
+        f"abstain below confidence {found.threshold:.3f} ({found.left_out_on_validation} of {found.chosen_on} "
+        f"validation tiles; limit {100 * found.share_on_validation:g}%)"
+    )
+
+
+def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
+    """Return how to read intervals without width, probabilities, thresholds and net benefit, a sentence each."""
+    found = []
+    rows = metric_rows(evaluated, results)
+    flat = [row.name for row in rows if row.interval is not None and row.interval[0] == row.interval[1]]
+    if flat:
+        found.append(
+            f"the bootstrap interval of {', '.join(flat)} has no width, because no resample differs; that does not "
+            "make the value certain: read Wilson's interval"
+        )
+    fitted = results.calibration
+    found.append(
+        "temperature and thresholds come from the validation tiles that also chose the epoch, so results on these "
+        "are optimistic" + ("; they were fitted without test-time augmentation" * evaluated.test_time_augmentation)
+    )
+    if fitted.fitted_on < calibration.FEW:
+        found.append(
+            f"{fitted.fitted_on} validation tiles are few: other ones may give another temperature, operating point "
+            "and abstention threshold"
+        )
+    if evaluated.positive is not None and results.operating_point is None:
+        found.append("no operating point: all validation tiles are of one class")
+    before, after = fitted.before.loss, fitted.after.loss
+    if after > before:
+        found.append(
+            f"the temperature increased the cross-entropy here ({before:.4f} to {after:.4f}): the validation tiles "
+            "are too few, or too different from these"
+        )
+    if fitted.temperature != 1:
+        found.append("probabilities and losses are calibrated, also in predictions.csv (calibrate=false: raw)")
+    if evaluated.positive is not None:
+        prevalence = 100 * evaluated.class_counts[evaluated.positive] / evaluated.tiles
+        found.append(
+            f"PPV, NPV and net benefit hold at the prevalence of these tiles ({prevalence:.1f}% {evaluated.positive}), "
+            "not at others"
+        )
+    return found
+
+
+# --- the lines of the terminal ---
+
+
+def as_text(report: Evaluation) -> str:
+    """Return the evaluation as lines for the terminal, each metric with its 95% intervals."""
+    main = metric_rows(report, report) + agreement_rows(report)
+    positive = "" if report.positive is None else f"; positive class {report.positive}"
+    width = max(27, *(len(row.name) for row in main))
+    lines = [f"{report.interval_method}{positive}"]
+    lines += [f"  {'':<{width}}  {'value':<9}  {'bootstrap':<16}  {'Wilson':<16}", *_lines(main, width=width)]
+    name_width = max(9, *map(len, report.classes))
+    cells = "  ".join(f"{name:>{name_width}}" for name in report.classes)
+    lines += ["confusion matrix (rows: truth, columns: prediction)", f"  {'':<{name_width}}  {cells}"]
+    for name, counts in zip(report.classes, report.confusion_matrix, strict=True):
+        lines.append(f"  {name:<{name_width}}  " + "  ".join(f"{number:>{name_width}}" for number in counts))
+    lines += [*_calibration_lines(report, width=width), *_decision_lines(report, width=width)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
+    """Return rows as lines: value, bootstrap interval, Wilson's, counts."""
+
+    def ends(pair: Interval | None) -> str:
+        return "" if pair is None else f"{pair[0]:.4f} to {pair[1]:.4f}"
+
+    found = []
+    for name, value, interval, share in rows:
+        shown = "undefined" if value is None else f"{value:.4f}"
+        wilson, counts = ("", "") if share is None else (ends(share.wilson), f"{share.count} of {share.of}")
+        found.append(f"  {name:<{width}}  {shown:<9}  {ends(interval):<16}  {wilson:<16}  {counts}".rstrip())
+    return found
+
+
+def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
+    """Return calibration errors: what they are called, without and with the temperature."""
+    found = []
+    for key in ("ece", "ece_equal_mass", "brier", "loss", "soft_vote_brier"):
+        name = "cross-entropy" if key == "loss" else display_name(key)
+        before, after = getattr(results.calibration.before, key), getattr(results.calibration.after, key)
+        if after is not None:
+            found.append((name, before, after))
+    return found
+
+
+def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
+    found = report.calibration
+    lines = [f"calibration: temperature {found.temperature:.3f} ({found.method})"]
+    lines.append(f"  {'':<{width}}  {'before':<9}  after")
+    lines += [f"  {name:<{width}}  {before:<9.4f}  {after:.4f}" for name, before, after in calibration_rows(report)]
+    chance = found.after.ece_by_chance
+    lines.append(f"  perfect calibration would have an ECE of {chance.mean:.4f} (95%: below {chance.quantile_95:.4f})")
+    return lines
+
+
+def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
+    lines = []
+    point, coverage = report.operating_point, report.coverage
+    if point is not None:
+        lines.append(f"operating point: {operating_point_in_words(point, str(report.positive))}")
+        lines += _lines(proportion_rows(point.here, {key: key for key in point.here}), width=width)
+    lines.append(
+        f"coverage: area under the risk {coverage.area:.4f} (random order {coverage.area_random:.4f}, "
+        f"best order {coverage.area_best:.4f})"
+    )
+    rows = [
+        Row(f"accuracy, {100 * row.coverage:.0f}% most confident", row.accuracy.value, None, row.accuracy)
+        for row in coverage.at
+        if row.coverage < 1
+    ]
+    lines += _lines(rows, width=width)
+    lines.append(f"abstention: {abstention_in_words(report)}")
+    return lines + _lines(proportion_rows(coverage.abstention.here, OF_ABSTENTION), width=width)

@@ -1,0 +1,258 @@
+"""What a probe opens before it computes anything: encoders and sets, checked; and the features of a set's parts."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sscl.config import DataConfig, EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet
+from sscl.data import cache, split
+from sscl.data.load import has_validation, load_tiles
+from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
+from sscl.evaluate.metrics import IntArray
+from sscl.evaluate.probe_results import ProbedEncoder, ProbedSet
+from sscl.models import batch_norm, features
+from sscl.models.start import frozen_encoder
+from sscl.words import count
+
+EVALUATED = ("test", "held-out")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder of a row, opened and checked, without its weights.
+
+    Attributes:
+        row: the row it belongs to. spec: the row's encoder with this seed.
+        fingerprint: of weights and normalisation. num_features: C.
+        size_px: side of its tiles; None: each set's own. lineage: data sections of the runs behind its weights.
+        labelled: the last of these, where its labels were trained on.
+    """
+
+    row: ProbeEncoder
+    seed: int
+    spec: EncoderConfig
+    fingerprint: str
+    num_features: int
+    size_px: int | None
+    lineage: tuple[DataConfig, ...]
+    labelled: DataConfig | None
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The labelled tiles of a part of a set: these rows of the tiles."""
+
+    tiles: Tiles
+    rows: IntArray
+
+    @functools.cached_property
+    def labels(self) -> IntArray:
+        return self.tiles.labels[self.rows]
+
+    @functools.cached_property
+    def groups(self) -> NDArray[np.str_] | None:
+        return None if self.tiles.groups is None else self.tiles.groups[self.rows]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.tiles.fingerprint.encode() + self.rows.astype("<i8").tobytes())
+        for start in range(0, len(self.rows), 256):  # that of the tiles has seen 64 of them only
+            digest.update(self.tiles.images[self.rows[start : start + 256]].tobytes())
+        return digest.hexdigest()
+
+
+Parts = dict[str, Part]  # train, test, and where there are such: held-out, validation
+
+
+def open_encoders(config: ProbeConfig) -> list[Job]:
+    """Return every encoder of every row, each opened once to see that it can be.
+
+    Raises:
+        ValueError, FileNotFoundError: as `frozen_encoder`, with the entry's number and name.
+    """
+    jobs = []
+    for i, row in enumerate(config.encoders):
+        for seed in row.seeds or (row.seed,):
+            weights = None if row.weights is None else row.weights.replace("{seed}", str(seed))
+            given = {key: getattr(row, key) for key in EncoderConfig.model_fields}
+            spec = EncoderConfig(**{**given, "weights": weights, "seed": seed})
+            where = f"encoders.{i} ({row.name})"
+            try:
+                start = frozen_encoder(spec)
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f"{where}: {error}") from error
+            normed = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in start.encoder.modules())
+            if row.adapt_batch_norm and not normed:
+                raise ValueError(f"{where}: adapt_batch_norm: {start.encoder.name} has no batch norm; leave it false")
+            jobs.append(
+                Job(
+                    row=row,
+                    seed=seed,
+                    spec=spec,
+                    fingerprint=start.fingerprint,
+                    num_features=start.encoder.num_features,
+                    size_px=start.size_px,
+                    lineage=start.lineage,
+                    labelled=start.lineage[-1] if start.saw_labels else None,
+                )
+            )
+    check_seeds(config)
+    return jobs
+
+
+def check_seeds(config: ProbeConfig) -> None:
+    """Raise ValueError where a row and the reference have no seed in common, so that there is nothing to pair."""
+    seeds = {row.name: set(row.seeds or (row.seed,)) for row in config.encoders}
+    theirs = seeds[config.reference] if config.reference is not None else set()
+    for name, ours in seeds.items():
+        if len(theirs) > 1 and len(ours) > 1 and not theirs & ours:
+            raise ValueError(
+                f"reference: {config.reference} has the seeds {sorted(theirs)} and {name} has {sorted(ours)}; "
+                "pairs need the same seeds"
+            )
+
+
+def open_set(data: ProbeSet, *, config: ProbeConfig) -> Parts:
+    """Return the parts of a set at its size, without unlabelled tiles.
+
+    Raises:
+        ValueError, FileNotFoundError: as the loader, with the set's name; no labels, one class, a class in test that
+            train lacks, a held-out part that cannot be drawn.
+    """
+    if data.cache_dir is None:
+        data = data.model_copy(update={"cache_dir": config.cache_dir})
+    try:
+        train = labelled(load_tiles(data, split="train", progress=config.progress))
+        if len(train.rows) == 0:
+            raise ValueError(f"{data.root} has no labelled tiles; a probe needs a class for each")
+        parts = {"train": train, "test": labelled(load_tiles(data, split="test", progress=config.progress))}
+        if has_validation(data):
+            parts["validation"] = labelled(load_tiles(data, split="validation", progress=config.progress))
+        classes = train.tiles.classes
+        present = np.unique(train.labels)
+        if len(present) < 2:
+            raise ValueError(f"{data.root} has only training tiles of {classes[present[0]]}; a probe needs two classes")
+        for name, part in parts.items():
+            if len(part.rows) == 0:
+                raise ValueError(f"{data.root} has no labelled tiles in {name}")
+            unseen = [part.tiles.classes[label] for label in np.setdiff1d(part.labels, present)]
+            if part.tiles.classes != classes or unseen:
+                raise ValueError(
+                    f"{data.root}: {name} has tiles of {', '.join(unseen or part.tiles.classes)}, train has none; "
+                    "add training tiles of that class or remove it"
+                )
+        if data.holdout_fraction:
+            rest, held = split.stratified_split(
+                train.labels, fraction=data.holdout_fraction, seed=data.split_seed, groups=train.groups
+            )
+            parts |= {"train": Part(train.tiles, train.rows[rest]), "held-out": Part(train.tiles, train.rows[held])}
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"sets ({data.name}): {error}") from error
+    return parts
+
+
+def labelled(tiles: Tiles) -> Part:
+    """Return all tiles that have a label."""
+    return Part(tiles, np.flatnonzero(tiles.labels != UNLABELLED))
+
+
+def embed(
+    job: Job, parts: Parts, *, data: ProbeSet, config: ProbeConfig, device: torch.device, precision: str
+) -> dict[str, torch.Tensor]:
+    """Return the features of each part, (N, C), computed unless the cache has them."""
+
+    @functools.cache
+    def encoder() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+        start = frozen_encoder(job.spec)
+        model = start.encoder.to(device).to(memory_format=torch.channels_last)
+        return model, torch.tensor(start.mean, device=device), torch.tensor(start.std, device=device)
+
+    @functools.cache
+    def store(tiles: Tiles) -> TileStore:
+        return place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
+
+    def compute(name: str, part: Part) -> torch.Tensor:
+        model, mean, std = encoder()
+        shown = f"{job.row.name}, {data.name} {name}" if config.progress else None
+        if job.row.adapt_batch_norm:
+            model = batch_norm.adapt_batch_norm(
+                model,
+                store(part.tiles),
+                part.rows,
+                mean=mean,
+                std=std,
+                batch_size=config.batch_size,
+                precision=precision,
+                progress=shown,
+            )
+        return features.outputs(
+            model,
+            store(part.tiles),
+            part.rows,
+            mean=mean,
+            std=std,
+            batch_size=config.batch_size,
+            precision=precision,
+            progress=shown,
+        )
+
+    def cached(name: str, part: Part) -> torch.Tensor:
+        # Adaptation depends on the batches that deeper layers see.
+        adapted = config.batch_size if job.row.adapt_batch_norm else 0
+        key = (job.fingerprint, job.spec.stem, part.fingerprint, part.tiles.images.shape[1], precision, adapted)
+        compute_part: Callable[[], torch.Tensor] = functools.partial(compute, name, part)
+        return cache.cached_outputs(compute_part, key=key, rows=len(part.rows), cache_dir=config.cache_dir)
+
+    try:
+        return {name: cached(name, part) for name, part in parts.items()}
+    except ValueError as error:
+        raise ValueError(f"{job.row.name} on {data.name}: {error}") from error
+
+
+def describe_encoder(job: Job) -> ProbedEncoder:
+    """Return what the report says of an encoder."""
+    return ProbedEncoder(
+        **{**dict(job.spec), "size_px": job.size_px},
+        name=job.row.name,
+        adapt_batch_norm=job.row.adapt_batch_norm,
+        images=job.row.images,
+        num_features=job.num_features,
+        fingerprint=job.fingerprint,
+    )
+
+
+def describe_set(data: ProbeSet, parts: Parts) -> ProbedSet:
+    """Return what the report says of a set."""
+    classes = parts["train"].tiles.classes
+    return ProbedSet(
+        **dict(data),
+        classes=classes,
+        tiles={
+            name: {c: int((part.labels == label).sum()) for label, c in enumerate(classes)}
+            for name, part in parts.items()
+        },
+        data_fingerprints={name: part.fingerprint for name, part in parts.items()},
+    )
+
+
+def set_in_words(data: ProbeSet, parts: Parts) -> str:
+    """Return one line: name, root, classes, tiles of each part and how many have no label."""
+    tiles = ", ".join(f"{len(part.rows):,} {name}" for name, part in parts.items())
+    left_out = unlabelled(parts)
+    rest = f"; {count(left_out, 'tile')} without a label left out" if left_out else ""
+    classes = ", ".join(parts["train"].tiles.classes)
+    return f"{data.name}: {data.root} ({data.source}), classes {classes}; tiles: {tiles}{rest}"
+
+
+def unlabelled(parts: Parts) -> int:
+    """Return how many tiles of a set have no label."""
+    every = {id(part.tiles): part.tiles for part in parts.values()}
+    return sum(int((tiles.labels == UNLABELLED).sum()) for tiles in every.values())
