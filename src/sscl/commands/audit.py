@@ -184,8 +184,8 @@ def summary(report: Audit) -> list[str]:
         lines.append(f"different labels within a pair: {count(counts.pairs_labelled_otherwise, 'pair')}; check them")
     if counts.clusters:
         lines.append(
-            f"clusters: {counts.clusters} of 2 to {counts.largest_cluster} tiles, together "
-            f"{counts.tiles_in_clusters} of {count(counts.tiles, 'tile')}"
+            f"clusters: {counts.clusters}, the largest of {count(counts.largest_cluster, 'tile')}; "
+            f"{counts.tiles_in_clusters} of {count(counts.tiles, 'tile')} are in a cluster"
         )
     if report.method.encoder is not None:
         lines.append(f"similar by embedding only, not counted: {count(kinds['embedding'], 'pair')}")

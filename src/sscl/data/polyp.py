@@ -160,15 +160,9 @@ def _normals(outline: Floats) -> Floats:
     return np.asarray(normal / np.maximum(np.hypot(*normal.T), 1e-9)[:, None])
 
 
-def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
-    """Return a row of crypts that fills the view from side to side."""
-    spacing = 0.325 + 0.075 * severity + rng.uniform(-0.04, 0.04)
-    centres = np.arange(-0.9, 0.9, spacing) + rng.uniform(-0.5, 0.5) * spacing
+def _draw_feet(severities: Floats, centres: Floats, stems: Floats, rng: np.random.Generator) -> Floats:
+    """Return how far each crypt's base extends to its left and right, (n, 2)."""
     n = len(centres)
-    centres += rng.normal(0, 0.010 + 0.02 * severity, n)
-    severities = np.clip(severity + rng.normal(0, 0.09, n), 0, 1)
-    stems = 0.070 + 0.024 * severities + rng.normal(0, 0.003, n)
-    tops = 0.129 - 0.020 * severity + rng.uniform(-0.016, 0.016) + rng.normal(0, 0.006, n)
     # A boot has one long foot, an inverted T two; what neighbours want must fit between them.
     feet = severities[:, None] * rng.uniform(0.012, 0.035, (n, 2)) + rng.uniform(-0.004, 0.004, (n, 2))
     long_feet = np.stack([rng.uniform(size=n) < 0.7, rng.uniform(size=n) < 0.7], axis=1)
@@ -179,6 +173,35 @@ def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
         wanted = feet[k, 1] + feet[k + 1, 0]
         if wanted > room:
             feet[k, 1], feet[k + 1, 0] = np.array([feet[k, 1], feet[k + 1, 0]]) * max(room, 0) / wanted
+    return feet
+
+
+def _side(
+    v: Floats, sign: float, *, stem: float, top: float, foot: float, height: float, thickness: float
+) -> tuple[Floats, Floats]:
+    """Return one side of a crypt's outer outline and of its lumen, each (M, 2); sign: -1 = left, 1 = right."""
+    outer = _half_width(v, stem=stem, top=top, foot=foot, foot_height=height, closure=height / 2)
+    lumen = _half_width(
+        v,
+        stem=max(stem - thickness, 0.008),
+        top=top - thickness,
+        foot=foot,
+        foot_height=height - 2 * thickness,
+        closure=max(height / 2 - thickness, 0.015),
+    )
+    return np.stack([sign * outer, v], axis=1), np.stack([sign * lumen, v + thickness], axis=1)
+
+
+def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
+    """Return a row of crypts that fills the view from side to side."""
+    spacing = 0.325 + 0.075 * severity + rng.uniform(-0.04, 0.04)
+    centres = np.arange(-0.9, 0.9, spacing) + rng.uniform(-0.5, 0.5) * spacing
+    n = len(centres)
+    centres += rng.normal(0, 0.010 + 0.02 * severity, n)
+    severities = np.clip(severity + rng.normal(0, 0.09, n), 0, 1)
+    stems = 0.070 + 0.024 * severities + rng.normal(0, 0.003, n)
+    tops = 0.129 - 0.020 * severity + rng.uniform(-0.016, 0.016) + rng.normal(0, 0.006, n)
+    feet = _draw_feet(severities, centres, stems, rng)
     heights = 0.13 + 0.065 * severities + rng.normal(0, 0.006, n)
     sinking = rng.normal(0, 0.008 + 0.010 * severity, n)
     amplitude = rng.uniform(0.026, 0.036)
@@ -189,32 +212,17 @@ def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
     v = np.concatenate([np.linspace(0, 0.03, 14)[:-1], np.linspace(0.03, 1.25, 160)])
     crypts = []
     for k in range(n):
-        sides: list[Floats] = []
-        for side, sign in ((1, 1.0), (0, -1.0)):
-            outer = _half_width(
-                v,
-                stem=stems[k],
-                top=tops[k],
-                foot=feet[k, side],
-                foot_height=heights[k],
-                closure=heights[k] / 2,
-            )
-            lumen = _half_width(
-                v,
-                stem=max(stems[k] - thickness, 0.008),
-                top=tops[k] - thickness,
-                foot=feet[k, side],
-                foot_height=heights[k] - 2 * thickness,
-                closure=max(heights[k] / 2 - thickness, 0.015),
-            )
-            sides += [np.stack([sign * outer, v], axis=1), np.stack([sign * lumen, v + thickness], axis=1)]
+        left, right = (
+            _side(v, sign, stem=stems[k], top=tops[k], foot=feet[k, side], height=heights[k], thickness=thickness)
+            for side, sign in ((0, -1.0), (1, 1.0))
+        )
         lumen_curve = _serrate(
-            _resample(np.concatenate([sides[1][::-1], sides[3][1:]]), 0.004),
+            _resample(np.concatenate([right[1][::-1], left[1][1:]]), 0.004),
             start=0.42 - 0.62 * float(severities[k]),
             amplitude=amplitude,
             rng=rng,
         )
-        outer_curve = _resample(np.concatenate([sides[0][::-1], sides[2][1:]]), 0.006)
+        outer_curve = _resample(np.concatenate([right[0][::-1], left[0][1:]]), 0.006)
         knots = rng.normal(0, 0.0035, 64)
         bulge = np.interp(np.arange(len(outer_curve)) * 0.006 / 0.06, np.arange(64.0), knots)
         outer_curve += _normals(outer_curve) * bulge[:, None]
