@@ -1,13 +1,22 @@
-"""Audits and checks of heatmaps that are made up."""
+"""Classifiers, audits and checks of heatmaps that are made up, and ways into their sections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from sscl.config import DataConfig, FinetuneConfig
 from sscl.data.audit import Audit
+from sscl.data.tiles import Tiles
+from sscl.evaluate import calibration, evaluation, evaluation_text
+from sscl.evaluate.evaluation import Evaluated, Evaluation
+from sscl.evaluate.predictions import predictions_of
 from sscl.explain.records import (
     BoxSensitivity,
     DeletionInsertion,
@@ -18,6 +27,11 @@ from sscl.explain.records import (
     Spread,
     verdict_of,
 )
+from sscl.models.checkpoint import build_checkpoint
+from sscl.report import page
+from sscl.report.subject import Subject
+
+CLASSES = ("HP", "SSA")
 
 
 def make_audit(*, pairs: int = 0, leakage: bool | None = None, verdict: str | None = None) -> Audit:
@@ -104,3 +118,91 @@ def map_checks() -> Callable[..., MapChecks]:
         )
 
     return made
+
+
+def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Subject:
+    """A classifier of 80 tiles; the larger `skill`, the better it tells the classes apart; 0 = not at all."""
+    rng = np.random.default_rng(seed)
+    count, kinds = 80, len(classes)
+    labels = np.arange(count) % kinds
+    logits = torch.from_numpy(rng.normal(size=(count, kinds)) + skill * np.eye(kinds)[labels])
+    tiles = Tiles(
+        images=np.zeros((count, 4, 4, 3), dtype=np.uint8),
+        labels=labels,
+        classes=classes,
+        ids=tuple(f"t{i}" for i in range(count)),
+        votes=rng.integers(0, 8, count) if kinds == 2 else None,
+    )
+    positive = 1 if kinds == 2 else None
+    kept = calibration.fit_calibration(logits[:40], labels[:40], classes=classes, positive=positive)
+    found = evaluation.evaluate(tiles, logits, positive=positive, kept=kept, samples=100)
+    evaluated = Evaluated(
+        checkpoint="runs/x",
+        epoch=2,
+        data=DataConfig(source="folder", root="/data/colon", size_px=64),
+        split="test",
+        protocol=None,
+        tiles=count,
+        classes=classes,
+        class_counts=tiles.class_counts(),
+        positive=None if positive is None else classes[positive],
+        data_fingerprint="f",
+        test_time_augmentation=False,
+    )
+    notes = tuple(evaluation_text.reading_notes(evaluated, found))
+    report = Evaluation(**dict(evaluated), **dict(found), caveats=("a caveat",), notes=notes)
+    probabilities = calibration.softmax(logits, temperature=report.calibration.temperature)
+    config = FinetuneConfig(
+        run="runs/x",
+        data={"root": "/data/colon"},
+        model={"name": "resnet18", "weights": "runs/ssl"},
+        train={"batch_size": 8, "learning_rate": 1e-3, "select": "loss"},
+    )
+    blank = build_checkpoint(
+        config,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        pooling="mean",
+        classes=classes,
+        lineage=(DataConfig(root="/data/unlabelled"),),
+        fingerprint="f",
+        precision="fp32",
+    )
+    epoch = {"validation_accuracy": 0.8, "validation_balanced_accuracy": 0.75, "validation_loss": 0.5}
+    return Subject(
+        folder=Path("runs/x"),
+        trained=replace(blank, epoch=2, validation=epoch, calibration=kept),
+        log=[{"epoch": i, "train_loss": 1.0 - i / 10, "train_accuracy": 0.5, **epoch} for i in (1, 2, 3)],
+        evaluated=Path("runs/x/eval_test"),
+        report=report,
+        found=predictions_of(tiles, probabilities),
+    )
+
+
+def changed(one: Subject, section: str, **keys: Any) -> Subject:
+    """The same with keys of a section of its configuration changed."""
+    config = one.trained.config
+    part = getattr(config, section).model_copy(update=keys)
+    return replace(one, trained=replace(one.trained, config=config.model_copy(update={section: part})))
+
+
+def reported(one: Subject, **keys: Any) -> Subject:
+    """The same with other results of its evaluation."""
+    return replace(one, report=one.report.model_copy(update=keys))
+
+
+def verdicts(section: dict[str, Any]) -> dict[str, bool | None]:
+    return {block["title"]: block["passed"] for block in section["blocks"] if block["kind"] == "verdict"}
+
+
+def tables(section: dict[str, Any]) -> dict[str, list[list[str]]]:
+    return {block["caption"]: block["rows"] for block in section["blocks"] if block["kind"] == "table"}
+
+
+def rendered(section: dict[str, Any]) -> str:
+    content = {"title": "t", "subtitle": "s", "made": "m", "id": "0" * 16, "gallery": None}
+    return page.render({**content, "sections": [section]})
+
+
+def kinds(section: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [block for block in section["blocks"] if block["kind"] == kind]
