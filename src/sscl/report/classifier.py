@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sscl.evaluate import evaluation_text
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.report.subject import Subject
+from sscl.run import MetricsRow
 
 CURVES = [
     ("loss", ["train_loss", "validation_loss"]),
@@ -77,7 +77,7 @@ def training(subject: Subject) -> Section:
     return blocks.section("training", "Fine-tuning", found)
 
 
-def _history(log: Sequence[Mapping[str, Any]], series: Sequence[tuple[str, Sequence[str]]], path: Path) -> None:
+def _history(log: Sequence[MetricsRow], series: Sequence[tuple[str, Sequence[str]]], path: Path) -> None:
     charts.plot_history(log, series=series, path=path, title="")
 
 
@@ -117,7 +117,7 @@ def errors(subject: Subject, *, shown: int) -> Section:
     report, found = subject.report, subject.found
     total = report.tiles
     note = f"The gallery has {shown:,} of the {total:,} tiles, so a cell may show fewer tiles than it counts."
-    curves: dict[str, Any] = {"classes": found.classes, "positive": subject.positive}
+    classes, positive = found.classes, subject.positive
     scores = found.labels, found.probabilities
     names = ", ".join(found.classes) if subject.positive is None else str(report.positive)
     auroc, average_precision = map(number, (report.metrics.auroc, report.metrics.average_precision))
@@ -128,13 +128,13 @@ def errors(subject: Subject, *, shown: int) -> Section:
             blocks.confusion(found.classes, report.confusion_matrix, note=note if 0 < shown < total else ""),
             blocks.figure(
                 "roc",
-                lambda path: charts.plot_roc(*scores, path=path, **curves),
+                lambda path: charts.plot_roc(*scores, path=path, classes=classes, positive=positive),
                 alt=f"ROC curve of {names}, area {auroc}",
                 caption="True positive rate against false positive rate over all thresholds.",
             ),
             blocks.figure(
                 "precision-recall",
-                lambda path: charts.plot_precision_recall(*scores, path=path, **curves),
+                lambda path: charts.plot_precision_recall(*scores, path=path, classes=classes, positive=positive),
                 alt=f"Precision against recall of {names}, average precision {average_precision}",
                 caption="Precision, the fraction of positive calls that are correct, against recall, the fraction of "
                 "positive tiles that are found.",

@@ -12,6 +12,7 @@ from sscl.evaluate.metrics import display_name
 from sscl.plots import comparison as comparison_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
+from sscl.run import MetricsRow
 
 Json = Mapping[str, Any]
 FOLD_METRICS = {key: display_name(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")}
@@ -21,12 +22,12 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def compared(name: str, report: Comparison, *, logs: Mapping[str, Sequence[Json]]) -> Section:
+def compared(name: str, report: Comparison, *, logs: Mapping[str, Sequence[MetricsRow]]) -> Section:
     """Return a comparison of runs. logs: rows of metrics.jsonl by run folder; those not given are not drawn."""
     found: list[Block] = [blocks.facts({"classes": ", ".join(report.classes)})]
     for table in comparison_tables(report):
         found.append(blocks.table(_capital(table.title), table.lines, numeric_from=table.texts))
-    shares: dict[str, dict[str, list[Sequence[Json]]]] = {}
+    shares: dict[str, dict[str, list[Sequence[MetricsRow]]]] = {}
     lines_of: dict[str, list[tuple[int, list[float]]]] = {}
     for row in report.rows:
         share = "" if row.fraction is None else f"{100 * row.fraction:g}% labels"
@@ -77,18 +78,18 @@ def folds(name: str, report: Json) -> Section:
     for one in report["runs"]:
         cells = [number(one["metrics"][key]) for key in FOLD_METRICS]
         lines.append([f"fold {one['fold']}", str(one["tiles"]), *cells, number(one["loss"])])
-    if "pooled" in report:
-        pooled = report["pooled"]
+    pooled = report.get("pooled")
+    if pooled:
         cells = [number(pooled["metrics"][key]) for key in FOLD_METRICS]
         lines.append(["all, pooled", str(pooled["tiles"]), *cells, number(pooled["loss"])])
         cells = [interval(pooled["intervals"][key]) for key in FOLD_METRICS]
         lines.append(["95% interval", "", *cells, ""])
-    if "mean" in report:
+    if report.get("mean"):
         over = [f"{report['mean'][key]:.3f} ± {report['sd'][key]:.3f}" for key in (*FOLD_METRICS, "loss")]
         lines.append(["mean ± sd of folds", "", *over])
     of = f"{blocks.name_of(report['data']['root'])}, {report['data']['size_px']} px ({', '.join(report['classes'])})"
     found: list[Block] = [blocks.table(f"{report['folds']} folds of the training split of {of}", lines)]
-    if "pooled" in report:
+    if pooled:
 
         def values(one: Json, key: str) -> tuple[float | None, Sequence[float] | None]:
             return one["metrics"][key], one["intervals"][key]

@@ -23,6 +23,7 @@ from sscl.report.folders import Damaged, Sources, config_of, read_json, reading,
 from sscl.report.page.content import Content, Gallery
 from sscl.report.subject import Subject, count_tiles, interrupted, started_from, worksheet_id
 from sscl.report.tiles import build_gallery
+from sscl.run import MetricsRow
 from sscl.train.health import collapse_warning
 from sscl.words import listed
 
@@ -180,7 +181,7 @@ def _numbered(kind: str, sources: Sources) -> list[tuple[str, Path]]:
     return [(kind if at == 0 else f"{kind}-{at + 1}", folder) for at, folder in enumerate(folders)]
 
 
-def logs_of(folder: Path, report: Comparison) -> dict[str, list[dict[str, Any]]]:
+def logs_of(folder: Path, report: Comparison) -> dict[str, list[MetricsRow]]:
     """Return the logs of a comparison's runs that are there, by their folders as the comparison names them."""
     found = {}
     for name in (one.folder for row in report.rows for one in row.runs):

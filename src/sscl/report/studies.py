@@ -12,13 +12,14 @@ from sscl.data.audit import Audit
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number
+from sscl.run import MetricsRow
 
 Json = Mapping[str, Any]
 _PAIRS = 12  # of an audit that are listed
 
 
 def pretraining(
-    name: str, *, config: PretrainConfig, log: Sequence[Json], warning: str | None, note: str | None
+    name: str, *, config: PretrainConfig, log: Sequence[MetricsRow], warning: str | None, note: str | None
 ) -> Section:
     """Return how an encoder was pretrained.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from sscl.models.checkpoint import Checkpoint
 from sscl.records import read_record
 from sscl.report import blocks
 from sscl.report.folders import Sources, kind_of
+from sscl.run import MetricsRow
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Subject:
 
     folder: Path
     trained: Checkpoint
-    log: Sequence[Mapping[str, Any]]
+    log: Sequence[MetricsRow]
     evaluated: Path
     report: Evaluation
     found: TilePredictions
