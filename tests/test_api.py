@@ -251,7 +251,7 @@ def test_with_tta_maps_explain_the_class_that_is_predicted_by_all_views(made: Pa
     tile = int(np.abs(odds[0] - odds[1]).argmax())
     with torch.no_grad():  # between the two, so that they call this tile otherwise
         for model in (careful, quick):
-            model.net.head.bias[0] += float(odds[0][tile] + odds[1][tile]) / 2
+            model.classifier.head.bias[0] += float(odds[0][tile] + odds[1][tile]) / 2
     one, other = (model.explain(paths[tile]) for model in (careful, quick))
     assert one.predictions.labels != other.predictions.labels
     assert one.targets != other.targets
@@ -301,9 +301,9 @@ def test_maps_and_boxes_are_those_of_the_closed_form(made: Path, model: api.Mode
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.checkpoint.mean, model.checkpoint.std))
     x = (x - mean) / std
     with torch.no_grad():
-        maps = model.net.forward_features(x)
-        predicted = model.net.forward_head(maps).argmax(1)
-        weight = model.net.head.weight[predicted] - model.net.head.weight[1 - predicted]
+        maps = model.classifier.forward_features(x)
+        predicted = model.classifier.forward_head(maps).argmax(1)
+        weight = model.classifier.head.weight[predicted] - model.classifier.head.weight[1 - predicted]
         raw = torch.einsum("bc,bchw->bhw", weight, maps) / maps[0, 0].numel()
         large = torch.nn.functional.interpolate(raw[:, None], size=(SIDE, SIDE), mode="bilinear")[:, 0].numpy()
     np.testing.assert_allclose(seen.maps, large, atol=1e-4)
@@ -329,7 +329,7 @@ def test_features_are_what_the_head_reads(model: api.Model, paths: list[str]) ->
     features = model.embed(paths, batch_size=4)
     assert (features.shape, features.dtype) == ((6, 512), np.float32)
     with torch.no_grad():
-        logits = model.net.head(torch.from_numpy(features)).double()
+        logits = model.classifier.head(torch.from_numpy(features)).double()
     expected = (logits / model.temperature).softmax(1).numpy()
     np.testing.assert_allclose(model.predict(paths).probabilities, expected, atol=1e-5)
 

@@ -145,14 +145,14 @@ class Model:
     `sscl finetune` would refuse as a tile is refused here, in one line that names the image.
 
     Attributes:
-        net: the classifier, in evaluation mode, on `device`. checkpoint: its facts.
+        classifier: the network, in evaluation mode, on `device`. checkpoint: its facts.
         temperature: logits are divided by it before they become probabilities.
         decide_from: confidence below which it abstains; None: it never does.
         operating_point: call the positive class if its probability is at least this; None: there is none.
         tta: whether logits and features are averaged over the 8 flips and rotations of a tile.
     """
 
-    net: Classifier
+    classifier: Classifier
     checkpoint: Checkpoint
     device: torch.device
     temperature: float
@@ -261,7 +261,7 @@ class Model:
                 named = target_classes(logits, wanted).to(self.device)  # from all views with tta
                 x = augment.to_unit(torch.from_numpy(batch.images).to(self.device))
                 x = augment.normalise(x, mean=mean, std=std)
-                raw, _ = cam.class_maps(self.net, x, target=named, method=method, layers=layers, fuse=fuse)
+                raw, _ = cam.class_maps(self.classifier, x, target=named, method=method, layers=layers, fuse=fuse)
                 maps.append(cam.upsample(raw, size_px=self.size_px).float().cpu().numpy())
                 tiles.append(batch.images)
                 sides += batch.sides_px
@@ -288,7 +288,7 @@ class Model:
         with _bar(len(items), progress) as bar:
             for batch in self._tiles(items, batch_size=batch_size):
                 _refuse(batch, items, listed)
-                parts.append(self._outputs(self.net.encoder, batch.images))
+                parts.append(self._outputs(self.classifier.encoder, batch.images))
                 bar.update(len(batch.rows))
         return torch.cat(parts).numpy()
 
@@ -307,7 +307,7 @@ class Model:
         return features.outputs(module, store, rows, mean=mean, std=std, batch_size=len(rows), symmetric=self.tta)
 
     def _logits(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        return self._outputs(self.net, images)
+        return self._outputs(self.classifier, images)
 
     def _predictions(self, names: Sequence[str], probabilities: FloatArray) -> Predictions:
         return Predictions(tuple(names), self.classes, probabilities, self.decide_from)
@@ -341,7 +341,7 @@ def load(
     if confidence is not None and not 0 <= confidence <= 1:
         raise ValueError(f"confidence: must be >= 0 and <= 1, got {confidence}")
     where = pick_device(device)
-    net, checkpoint = load_classifier(run, device=where)
+    classifier, checkpoint = load_classifier(run, device=where)
     kept = checkpoint.fitted
     temperature = kept.temperature if calibrate else 1.0
     validation = calibration.softmax(kept.logits, temperature=temperature)
@@ -352,7 +352,7 @@ def load(
     truth = kept.labels.numpy() == positive
     if positive is not None and 0 < truth.sum() < len(truth):
         operating_point = decisions.choose_threshold(truth, validation[:, positive])
-    return Model(net, checkpoint, where, temperature, decide_from, operating_point, tta)
+    return Model(classifier, checkpoint, where, temperature, decide_from, operating_point, tta)
 
 
 def listed_images(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:

@@ -158,7 +158,7 @@ def operations(p: ViewParameters, *, augmentation: Augmentation, size_px: int) -
 
 
 def warp_matrix(p: ViewParameters) -> torch.Tensor:
-    """Return the one matrix that takes output to input coordinates (each -1 to 1), (B, 2, 3): affine, flips, crop.
+    """Return the one matrix that maps output to input coordinates (each -1 to 1), (B, 2, 3): affine, flips, crop.
 
     The affine part follows torchvision: rotate by the angle, shear, scale, then shift, about the centre.
     """
@@ -190,7 +190,7 @@ def warp(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
 def _coordinates(p: ViewParameters, *, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return where in the tile (x, y in -1 to 1) pixels are taken from: parts by column and by row, (B, 2, W or H).
 
-    Their sum is the grid. F.affine_grid multiplies by the matrix for each pixel, which takes longer than the sampling.
+    Their sum is the grid. F.affine_grid multiplies by the matrix for each pixel, which is slower than the sampling.
     """
     matrix = warp_matrix(p)
     centres = (torch.arange(size_px, device=matrix.device, dtype=matrix.dtype) * 2 + (1 - size_px)) / size_px
@@ -231,7 +231,7 @@ def _blur_matrix(sigma: torch.Tensor, *, radius: int, size_px: int) -> torch.Ten
     steps = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)  # (B, taps)
-    # Kernels one after the other with gaps of `band`, cut into rows one shorter, step to the right from row to row.
+    # Consecutive kernels with gaps of `band`, cut into rows one shorter, step to the right from row to row.
     length = band + 2 * radius
     return F.pad(kernel, (0, band)).repeat(1, band)[:, : band * length].reshape(-1, band, length)
 

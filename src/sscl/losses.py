@@ -111,7 +111,7 @@ def _reduced(rows: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 # A custom operator, not an autograd.Function: torch.compile looks into a Function and lays out every block beside the
-# others, which needs the whole matrix again and takes the longer to compile the more blocks there are. All matmuls
+# others, which needs the whole matrix again, and compiling takes longer with every block. All matmuls
 # here are of the kinds that autocast leaves alone, out= and in place: backward may be called under it.
 @torch.library.custom_op(
     "sscl::logsumexp_of_products", mutates_args=(), schema="(Tensor anchors, Tensor candidates, Tensor? own) -> Tensor"

@@ -371,7 +371,7 @@ def test_weights_that_are_not_there_or_not_ours(cli: Any, tmp_path: Path, snapsh
     foreign = getattr(cli, command)(tmp_path / "run", f"model.weights={tmp_path / 'other.pt'}")
 
     assert_refused(missing, "nowhere", "no such")
-    assert_refused(foreign, "model.weights: ", "other.pt", "holds no trunk that sscl knows (weight)", "allowed are")
+    assert_refused(foreign, "model.weights: ", "other.pt", "no encoder that sscl knows (weight)", "expected")
     assert snapshot(tmp_path) == before
 
 

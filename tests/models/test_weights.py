@@ -372,7 +372,7 @@ def test_files_that_are_no_weights(tmp_path):
     with pytest.raises(ValueError, match=r"script\.pt: not a readable checkpoint \(.*torchscript"):
         read_torch_file(tmp_path / "script.pt")
     torch.save({f"blocks.{n}.weight": torch.ones(1) for n in range(5)}, path)
-    with pytest.raises(ValueError, match=r"no trunk that sscl knows \(blocks\.0\.weight, \S+, \S+ and 2 more\)"):
+    with pytest.raises(ValueError, match=r"no encoder that sscl knows \(blocks\.0\.weight, \S+, \S+ and 2 more\)"):
         read_trunk(path)
 
 

@@ -288,7 +288,7 @@ def draw_map(
     labelled = bool((tiles.labels[shown] >= 0).any())
     labels = tiles.labels if labelled else cluster
     classes = list(tiles.classes) if labelled else [f"cluster {number}" for number in range(cluster.max() + 1)]
-    axes = tuple(f"component {i + 1} ({100 * share:.1f}% of the variance)" for i, share in enumerate(explained[:2]))
+    axes = tuple(f"component {i + 1} ({100 * x:.1f}% of the variance)" for i, fraction in enumerate(explained[:2]))
     embedding_plots.plot_map(
         points[shown],
         labels=labels[shown],

@@ -232,7 +232,7 @@ def threshold_origin(model: api.Model, config: PredictConfig) -> str:
     if config.confidence is not None:
         return f"confidence={config.confidence:g}"
     tiles = model.checkpoint.fitted.tiles
-    return f"leaves out at most {100 * config.abstain:g}% of {tiles} validation tiles"
+    return f"limit {100 * config.abstain:g}% of {tiles} validation tiles"
 
 
 class Summary(Record):
@@ -323,7 +323,7 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
         yield f"  no abstention ({threshold_origin(model, config)})"
     else:
         of_these = ", ".join(f"{tally.undecided[name]:,} {name}" for name in model.classes)
-        yield f"  abstained: {of_these} (confidence below {model.decide_from:.4f}; {threshold_origin(model, config)})"
+        yield f"  abstained below confidence {model.decide_from:.4f} ({threshold_origin(model, config)}): {of_these}"
     if found.repeated:
         yield f"{found.repeated:,} repeated mentions of listed files: each file is predicted once"
     if found.passed_over:

@@ -37,7 +37,7 @@ class Checkpoint:
     Attributes:
         kind: the command that wrote it.
         epoch: epochs done.
-        encoder_name, stem, output_stride: as `build_encoder` takes them.
+        encoder_name, stem, output_stride: the arguments of `build_encoder`.
         size_px: side of the tiles. mpp: µm per pixel; None: not known.
         mean, std: channel means and standard deviations of pixels in 0-1.
         pooling: how the last feature map becomes the feature of a tile, see `Encoder.pool`.

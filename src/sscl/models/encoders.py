@@ -54,7 +54,7 @@ class ResNet(Encoder):
     """A ResNet trunk with torchvision's parameter names.
 
     With `output_stride` 16 the last stage keeps its resolution, so that the last feature map, and with it Grad-CAM, is
-    twice as fine; the weights are the same (Choe et al., arXiv:2001.07437, localise with such nets).
+    twice as fine; the weights are the same (Choe et al., arXiv:2001.07437, localise with such models).
 
     resnet18_pathmnist is a ResNet18 for tiles of 28 px, with a 3x3 first convolution, without max-pool, and with a
     single 3x3 convolution as `layer2`, both with biases, neither with a stride: 28 -> 28 -> 28 -> 14 -> 7 px, and

@@ -1,4 +1,4 @@
-"""What a model gives for the tiles of a set: an encoder's features, a classifier's logits.
+"""A model's outputs for the tiles of a set: an encoder's features, a classifier's logits.
 
 N tiles, B of them a batch, C features, K classes.
 """

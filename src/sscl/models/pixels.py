@@ -10,7 +10,7 @@ from sscl.models.encoders import _extra, check_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# EfficientNet-lite takes (pixel - 127) / 128, pixels in 0..255 (its authors' lite/efficientnet_lite_builder.py).
+# EfficientNet-lite expects (pixel - 127) / 128, pixels in 0..255 (its authors' lite/efficientnet_lite_builder.py).
 LITE_MEAN = (127 / 255,) * 3
 LITE_STD = (128 / 255,) * 3
 

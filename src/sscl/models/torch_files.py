@@ -14,7 +14,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 
 class _Inert:
-    """Stands for anything a file names that is neither a tensor nor a plain container: takes all, does nothing."""
+    """Replaces whatever a file names that is neither a tensor nor a plain container: accepts anything, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -27,7 +27,7 @@ class _Inert:
 
 
 class _InertDict:
-    """Stands for a subclass of dict, which torch fills only if it is one of three types exactly."""
+    """Replaces a subclass of dict, which torch fills only if its type is exactly one of three."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()
@@ -37,7 +37,7 @@ def read_torch_file(path: str | Path) -> Any:
     """Return what a file of `torch.save` or safetensors holds, on the CPU; nothing in it is imported or run.
 
     It is loaded with `weights_only=True`. Whatever else it names, such as the callbacks and hyperparameters in a
-    checkpoint of Lightning, is replaced by empty objects of ours; what torch refuses even then (os, sys) is an error.
+    checkpoint of Lightning, is replaced by empty objects; what torch refuses even then (os, sys) is an error.
 
     Raises:
         FileNotFoundError: no such file.

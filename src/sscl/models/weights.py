@@ -1,4 +1,4 @@
-"""Files of weights, ours and others': read them safely, find the trunk in them, fill an encoder with it."""
+"""Files of weights, of sscl and of other programs: find the trunk in them, fill an encoder with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_
 from sscl.models.exports import ExportedFacts, exported_facts
 from sscl.models.torch_files import read_torch_file
 
-# Where training programs put the state dict; the first one that is there is taken. `teacher` before `student`, as
+# Where training programs put the state dict; the first one found is used. `teacher` before `student`, as
 # DINO's authors evaluate it (arXiv:2104.14294, section 3.1).
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "net", "network")
 # What torch's own wrappers put before every name: DataParallel and DistributedDataParallel, torch.compile.
@@ -77,7 +77,7 @@ RULES = (
     Rule("solo-learn", "encoder.", heads=("fc.",), elsewhere=("projection.", "momentum_", *_HEADS)),
     # The names are torchvision's; timm's ResNets share them.
     Rule("torchvision or timm", "", heads=("fc.",)),
-    # Nets of other packages keep the names they have there, below `net.` in our encoder.
+    # Models of other packages keep the names they have there, below `net.` in an sscl encoder.
     Rule("sscl", "", mark="net.", heads=("fc.",)),
     Rule("efficientnet-lite-pytorch", "", "_conv_stem.weight", ("_fc.",), (), (127 / 255,) * 3, (128 / 255,) * 3),
     Rule("timm", "", mark="patch_embed.proj.weight", heads=("head.",)),
@@ -117,7 +117,7 @@ def read_trunk(path: str | Path) -> Trunk:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not readable, or holds no trunk that sscl knows.
+        ValueError: the file is not readable, or contains no encoder that sscl knows.
     """
     content = read_torch_file(path)
     if is_checkpoint(content):
@@ -135,8 +135,9 @@ def read_trunk(path: str | Path) -> Trunk:
     rule = next((rule for rule in RULES if _has(tensors, rule.prefix + rule.mark)), None)
     if rule is None:
         raise ValueError(
-            f"model.weights: {path} holds no trunk that sscl knows ({_some(list(tensors)) or 'no tensors by name'}); "
-            "allowed are sscl checkpoints and state dicts of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
+            f"model.weights: {path} contains no encoder that sscl knows "
+            f"({_some(list(tensors)) or 'no tensors by name'}); expected an sscl checkpoint or a state dict of torchvision, timm, "
+            "lightly, solo-learn, MoCo, Ciga"
         )
     state = _renamed(tensors, rule)
     origin = rule.origin
@@ -184,7 +185,7 @@ def _tensors(content: Any) -> TensorDict:
 def load_trunk(encoder: nn.Module, state: TensorDict, *, source: str) -> None:
     """Fill an encoder of `models.build_encoder`; every tensor must find its place.
 
-    A net of another package may come by the names it has there, without our `net.` before them.
+    The tensors of another package's model may have their names there, without the prefix `net.`.
 
     Raises:
         ValueError: missing, left-over or wrongly shaped tensors, named, and which ResNet the weights look like.
