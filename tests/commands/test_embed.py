@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from sscl.commands import embed
-from sscl.config import EmbedConfig, load_config
+from sscl.evaluate import clusters
 from sscl.plots import base
 from sscl.plots import embedding as embedding_plots
 
@@ -143,12 +143,11 @@ def test_unlabelled_tiles_are_coloured_by_cluster(
 
 
 def test_tsne_of_many_tiles_shows_a_sample_and_says_so(cli: Any, flat: Path, tmp_path: Path) -> None:
-    config = load_config(EmbedConfig, overrides=["out=o", "data.root=d", "tsne_tiles=50"])
     components = np.random.default_rng(0).normal(size=(70, 5)).astype(np.float32)
-    points = embed.project("tsne", components, config)
+    points = clusters.project("tsne", components, seed=0, tsne_tiles=50)
     assert points.shape == (70, 2)
     assert np.isfinite(points).all(1).sum() == 50
-    assert np.array_equal(points, embed.project("tsne", components, config), equal_nan=True)
+    assert np.array_equal(points, clusters.project("tsne", components, seed=0, tsne_tiles=50), equal_nan=True)
 
 
 def test_umap_is_drawn_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,16 +162,15 @@ def test_umap_is_drawn_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
             return points[:, :2] * 2
 
     monkeypatch.setitem(sys.modules, "umap", type("umap", (), {"UMAP": UMAP}))
-    config = load_config(EmbedConfig, overrides=["out=o", "data.root=d", "seed=7"])
     components = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
-    assert np.array_equal(embed.project("umap", components, config), components[:, :2] * 2)
+    assert np.array_equal(clusters.project("umap", components, seed=7, tsne_tiles=50), components[:, :2] * 2)
     assert (seen["random_state"], seen["n_neighbors"], seen["n_jobs"]) == (7, 11, 1)
 
 
 def test_clusters_are_numbered_by_size() -> None:
     unit = np.repeat(np.eye(6, dtype=np.float32), [3, 6, 1, 5, 2, 4], axis=0)
     for seed in range(5):
-        assert np.bincount(embed.k_means(unit, clusters=6, seed=seed)[0]).tolist() == [6, 5, 4, 3, 2, 1]
+        assert np.bincount(clusters.k_means(unit, clusters=6, seed=seed)[0]).tolist() == [6, 5, 4, 3, 2, 1]
 
 
 # --- the pictures ---
@@ -216,11 +214,11 @@ def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, monkeypatch:
 
 
 def test_the_caption_names_size_and_the_most_frequent_classes() -> None:
-    facts = embed.Cluster(tiles=20, classes={"adenoma": 10, "serrated": 5, "healthy": 3, "mucus": 2})
+    facts = clusters.Cluster(tiles=20, classes={"adenoma": 10, "serrated": 5, "healthy": 3, "mucus": 2})
     assert embed.cluster_caption(4, facts, total=80) == (
         "cluster 4\n20 tiles (25%)\n50% adenoma\n25% serrated\n15% healthy\n10% others"
     )
-    unknown = embed.Cluster(tiles=9, classes={"unlabelled": 9})
+    unknown = clusters.Cluster(tiles=9, classes={"unlabelled": 9})
     assert embed.cluster_caption(0, unknown, total=9) == "cluster 0\n9 tiles (100%)"
 
 
@@ -271,9 +269,9 @@ def test_equal_tiles_have_no_map(cli: Any, tmp_path: Path) -> None:
 
 def test_fewer_different_tiles_than_clusters() -> None:
     unit = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
-    assert sorted(np.bincount(embed.k_means(unit, clusters=3, seed=0)[0])) == [4, 4, 4]
+    assert sorted(np.bincount(clusters.k_means(unit, clusters=3, seed=0)[0])) == [4, 4, 4]
     with pytest.raises(ValueError, match=r"clusters: must be <= 3 .*, got 5"):
-        embed.k_means(unit, clusters=5, seed=0)
+        clusters.k_means(unit, clusters=5, seed=0)
 
 
 def test_the_tiles_and_a_run_are_never_replaced(

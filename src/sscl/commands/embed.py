@@ -6,33 +6,36 @@ unscaled. N tiles, C features, k clusters.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.manifold import TSNE
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from sscl import run, writing
 from sscl.config import DataConfig, EmbedConfig, EncoderConfig, plain
 from sscl.data.load import all_rows, describe_tiles, load_tiles
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.evaluate.clusters import (
+    Agreement,
+    Cluster,
+    FloatArray,
+    agreement_with_classes,
+    cluster_facts,
+    k_means,
+    principal_components,
+    project,
+    unit_length,
+)
 from sscl.models import features
 from sscl.models.start import frozen_encoder
 from sscl.plots import embedding as embedding_plots
 from sscl.records import Record, write_record
 from sscl.run import check_inputs_outside
 
-FloatArray = NDArray[np.float32]
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
-COMPONENTS = 50  # of the PCA that t-SNE and UMAP start from, as van der Maaten & Hinton did
 
 
 class Preprocessing(Record):
@@ -41,21 +44,6 @@ class Preprocessing(Record):
     size_px: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-class Cluster(Record):
-    """A cluster's size and its tiles of each class, most frequent first; `unlabelled` counts as one."""
-
-    tiles: int
-    classes: dict[str, int]
-
-
-class Agreement(Record):
-    """How the clusters agree with the classes of the labelled tiles."""
-
-    tiles: int
-    adjusted_rand_index: float
-    normalised_mutual_information: float
 
 
 class EmbedReport(Record):
@@ -120,7 +108,7 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
     unit = unit_length(embeddings)
     cluster, distance = k_means(unit, clusters=config.clusters, seed=config.seed)
     components, explained = principal_components(unit, seed=config.seed)
-    maps = {name: project(name, components, config) for name in config.methods}
+    maps = {name: project(name, components, seed=config.seed, tsne_tiles=config.tsne_tiles) for name in config.methods}
     agreement = agreement_with_classes(cluster, tiles.labels)
     report = EmbedReport(
         encoder=config.encoder,
@@ -174,88 +162,6 @@ def check_umap() -> None:
         raise ValueError("methods: umap-learn is not installed; pip install 'sscl[umap]'") from error
 
 
-def unit_length(embeddings: FloatArray) -> FloatArray:
-    """Return the embeddings (N, C) at length 1.
-
-    Raises:
-        ValueError: all embeddings are the same.
-    """
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    unit: FloatArray = embeddings / np.maximum(length, 1e-12)
-    if np.ptp(unit, axis=0).max() < 1e-6:
-        raise ValueError("the encoder gives all tiles the same embedding: it has collapsed, or the tiles are identical")
-    return unit
-
-
-def k_means(unit: FloatArray, *, clusters: int, seed: int) -> tuple[NDArray[np.int64], FloatArray]:
-    """Return the cluster of each tile, 0 the largest, int64 (N,), and the distance to its centre, (N,).
-
-    Raises:
-        ValueError: fewer different embeddings than clusters.
-    """
-    means = KMeans(n_clusters=clusters, n_init=10, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters: said below
-        found = means.fit_predict(unit)
-    sizes = np.bincount(found, minlength=clusters)
-    if not sizes.all():
-        raise ValueError(f"clusters: must be <= {(sizes > 0).sum()} (different embeddings), got {clusters}")
-    distance = np.linalg.norm(unit - means.cluster_centers_[found], axis=1)
-    order = np.argsort(-sizes, kind="stable")
-    return np.argsort(order)[found].astype(np.int64), distance.astype(np.float32)
-
-
-def principal_components(unit: FloatArray, *, seed: int) -> tuple[FloatArray, NDArray[np.float64]]:
-    """Return the first components, (N, <= 50), and the fraction of the variance on each."""
-    pca = PCA(n_components=min(COMPONENTS, *unit.shape), random_state=seed)
-    points = pca.fit_transform(unit).astype(np.float32)
-    return points, pca.explained_variance_ratio_.astype(np.float64)
-
-
-def project(method: str, components: FloatArray, config: EmbedConfig) -> FloatArray:
-    """Return a point of the plane for each tile, (N, 2); not a number for tiles that the map leaves out."""
-    if method == "pca":
-        return components[:, :2]
-    if method == "umap":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it imports
-            import umap
-
-            neighbours = min(15, len(components) - 1)
-            # One thread, and random instead of spectral starts for the few tiles that scipy cannot split.
-            start = "spectral" if len(components) > 50 else "random"
-            reducer = umap.UMAP(n_neighbors=neighbours, init=start, random_state=config.seed, n_jobs=1)
-            return np.asarray(reducer.fit_transform(components), dtype=np.float32)
-    points = np.full((len(components), 2), np.nan, dtype=np.float32)
-    rows = np.arange(len(components))
-    if len(rows) > config.tsne_tiles:
-        rows = np.sort(np.random.default_rng(config.seed).choice(rows, config.tsne_tiles, replace=False))
-    perplexity = min(30.0, (len(rows) - 1) / 3)
-    tsne = TSNE(init="pca", perplexity=perplexity, random_state=config.seed)
-    points[rows] = tsne.fit_transform(components[rows])
-    return points
-
-
-def agreement_with_classes(cluster: NDArray[np.int64], labels: NDArray[np.int64]) -> Agreement | None:
-    """Return how the clusters agree with the classes of the labelled tiles; None below two classes."""
-    known = labels >= 0
-    if len(np.unique(labels[known])) < 2:
-        return None
-    return Agreement(
-        tiles=int(known.sum()),
-        adjusted_rand_index=float(adjusted_rand_score(labels[known], cluster[known])),
-        normalised_mutual_information=float(normalized_mutual_info_score(labels[known], cluster[known])),
-    )
-
-
-def cluster_facts(members: NDArray[np.bool_], tiles: Tiles) -> Cluster:
-    """Return a cluster's size and its tiles of each class, most frequent first, `unlabelled` among them."""
-    counts = {name: int((members & (tiles.labels == label)).sum()) for label, name in enumerate(tiles.classes)}
-    counts["unlabelled"] = int((members & (tiles.labels < 0)).sum())
-    ordered = sorted((pair for pair in counts.items() if pair[1]), key=lambda pair: -pair[1])
-    return Cluster(tiles=int(members.sum()), classes=dict(ordered))
-
-
 def write_embeddings(
     path: Path, tiles: Tiles, embeddings: FloatArray, *, cluster: NDArray[np.int64], maps: dict[str, FloatArray]
 ) -> None:
@@ -288,7 +194,7 @@ def draw_map(
     labelled = bool((tiles.labels[shown] >= 0).any())
     labels = tiles.labels if labelled else cluster
     classes = list(tiles.classes) if labelled else [f"cluster {number}" for number in range(cluster.max() + 1)]
-    axes = tuple(f"component {i + 1} ({100 * x:.1f}% of the variance)" for i, fraction in enumerate(explained[:2]))
+    axes = tuple(f"component {i + 1} ({100 * x:.1f}% of the variance)" for i, x in enumerate(explained[:2]))
     embedding_plots.plot_map(
         points[shown],
         labels=labels[shown],

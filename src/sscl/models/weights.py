@@ -136,8 +136,8 @@ def read_trunk(path: str | Path) -> Trunk:
     if rule is None:
         raise ValueError(
             f"model.weights: {path} contains no encoder that sscl knows "
-            f"({_some(list(tensors)) or 'no tensors by name'}); expected an sscl checkpoint or a state dict of torchvision, timm, "
-            "lightly, solo-learn, MoCo, Ciga"
+            f"({_some(list(tensors)) or 'no tensors by name'}); expected an sscl checkpoint or a state dict "
+            "of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
         )
     state = _renamed(tensors, rule)
     origin = rule.origin
