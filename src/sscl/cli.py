@@ -91,7 +91,7 @@ COMMANDS = {
         ("overwrite",),
         positional="finished",
         many=True,
-        interrupted="run it again: complete runs are reused",
+        interrupted="run it again, with --overwrite where it asks for that: complete runs are reused",
     ),
     "probe": Command(
         "probe:main",

@@ -267,16 +267,6 @@ def test_a_path_with_an_equals_sign_is_a_path(some: Path) -> None:
     assert words == ['paths=["./a=b.png", "x/stain=he/1.png"]', "tta=true"]
 
 
-def test_the_keys_of_maps_are_those_of_gradcam() -> None:
-    from sscl.config import GradcamConfig
-    from sscl.config.predict import MapConfig
-
-    theirs = GradcamConfig.model_fields
-    assert {key: field.default for key, field in MapConfig.model_fields.items()} == {
-        key: theirs[key].default for key in ("target", "method", "layer", "fuse", "threshold")
-    }
-
-
 def test_names_of_pictures_fit_into_a_file_system() -> None:
     assert cam_plots.short_name("a" * 300) == "a" * 120
     assert len(cam_plots.short_name("é" * 119 + "中" * 100).encode()) <= 120

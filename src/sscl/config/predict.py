@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import field_validator
 
+from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
 from sscl.config.sections import Listed, Section, setting
-
-
-class MapConfig(Section):
-    """The heatmaps of panels, as in sscl gradcam."""
-
-    target: str = setting(
-        "auto", "logit to explain: difference (two classes), predicted, or a class; auto = difference, or predicted"
-    )
-    method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
-        "gradcam", "method of the heatmaps"
-    )
-    layer: Annotated[
-        tuple[str, ...],
-        BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
-    ] = setting((), "layer to explain, or [a, b, ...] to fuse several; empty = the last features")
-    fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
-    threshold: float = setting(0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1)
 
 
 class PredictConfig(Section):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import field_validator
 
+from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
 from sscl.config.sections import Listed, Section, fault, setting
 from sscl.words import nearest
@@ -53,7 +54,7 @@ class ReportConfig(Section):
     @field_validator("gradcam")
     @classmethod
     def _of_maps(cls, value: dict[str, Any]) -> dict[str, Any]:
-        allowed = ("target", "method", "layer", "fuse", "threshold")
+        allowed = list(MapConfig.model_fields)
         unknown = [key for key in value if key not in allowed]
         if unknown:
             raise fault(unknown[0], f"unknown key; {nearest(unknown[0], allowed)}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from sscl.config.maps import MapConfig
 from sscl.config.sections import Section, setting
 
 
@@ -38,7 +39,7 @@ class EvalConfig(Section):
     progress: bool = setting(True, "show progress bars")
 
 
-class GradcamConfig(Section):
+class GradcamConfig(MapConfig):
     """Explain a classifier: heatmaps and boxes of where it looked."""
 
     checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", min_length=1)
@@ -49,28 +50,11 @@ class GradcamConfig(Section):
     images: str | None = setting(None, "explain the image files of this folder instead of the data set")
     per_class: int = setting(3, "most confident correct tiles of each class, and as many wrong ones", ge=1)
     out: str | None = setting(None, "folder to write; null = RUN/gradcam_SPLIT")
-    target: str = setting(
-        "auto",
-        "logit to explain: difference (two classes) = predicted - other; predicted; or a class; auto = difference for "
-        "two classes, otherwise predicted",
-    )
-    method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
-        "gradcam", "method of the heatmaps"
-    )
-    layer: Annotated[
-        tuple[str, ...],
-        BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
-    ] = setting(
-        (),
-        "layer to explain, as in encoder.layer3.1, or [a, b, ...] to fuse several; empty = the last features",
-    )
-    fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
     checks: bool = setting(
         False, "check the heatmaps: randomised weights, deletion and insertion, rotated tiles, thresholds"
     )
     check_tiles: int = setting(32, "tiles of the checks, drawn by random_seed", ge=2)
     random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0)
-    threshold: float = setting(0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1)
     batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     data: dict[str, Any] = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")

@@ -1,0 +1,31 @@
+"""The settings of heatmaps, shared by gradcam, predict and report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from sscl.config.sections import Section, setting
+
+
+class MapConfig(Section):
+    """The heatmaps, as in sscl gradcam."""
+
+    target: str = setting(
+        "auto",
+        "logit to explain: difference (two classes) = predicted - other; predicted; or a class; auto = difference for "
+        "two classes, otherwise predicted",
+    )
+    method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
+        "gradcam", "method of the heatmaps"
+    )
+    layer: Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
+    ] = setting(
+        (),
+        "layer to explain, as in encoder.layer3.1, or [a, b, ...] to fuse several; empty = the last features",
+    )
+    fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
+    threshold: float = setting(0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1)
