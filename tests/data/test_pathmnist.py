@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sscl.cli import main
-from sscl.data.pathmnist import PATHMNIST_CLASSES, load_pathmnist, write_medmnist
+from sscl.data.pathmnist import PATHMNIST_CLASSES, has_groups, load_pathmnist, write_medmnist
 
 COUNTS = {"train": 9, "val": 4, "test": 5}
 SIDE = 8
@@ -209,6 +209,8 @@ def test_unlabelled_tiles_and_groups(tmp_path):
     assert everything.groups is not None
     assert train.groups.tolist() == content["train_groups"].tolist()
     assert everything.groups.tolist() == [name for part in COUNTS for name in content[f"{part}_groups"].tolist()]
+    assert has_groups(path)
+    assert not has_groups(save(tmp_path / "without.npz", arrays()))
 
 
 # --- what is refused ---

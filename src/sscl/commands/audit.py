@@ -12,9 +12,10 @@ from sscl import run
 from sscl.config import AuditConfig, DataConfig, SourceConfig, plain
 from sscl.data import audit, duplicates
 from sscl.data.audit import HELD_OUT, Audit, Findings, MethodRecord, Parts
-from sscl.data.load import all_rows, load_splits, load_tiles, near_duplicate_groups, split_changes, split_is_made_here
+from sscl.data.load import all_rows, load_splits, load_tiles, split_changes, split_is_made_here
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
+from sscl.evaluate import lineage
 from sscl.evaluate.bootstrap import GROUPS
 from sscl.models import checkpoint, features
 from sscl.models.start import frozen_encoder
@@ -156,14 +157,9 @@ def notes(config: AuditConfig, parts: Parts, *, leaks: bool) -> list[str]:
         found.append("sscl makes this split: data.group_near_duplicates=true keeps near-duplicates on one side")
     elif leaks:
         found.append("the data set or its groups define this split: remove the tiles in audit.json from one side")
-    groups = next(iter(parts.tiles.values())).groups
-    if config.data.group_near_duplicates:  # these groups include clusters of near-duplicates
-        known = near_duplicate_groups(config.data, split="train", progress=False)
-        groups = None if known.given is None else groups
-    if groups is None and any(name in HELD_OUT for name in parts.tiles):
-        found.append(
-            "no slide or patient ids: tiles of one slide that do not overlap may be on both sides, and are not found"
-        )
+    without_slides = lineage.without_slides(config.data, next(iter(parts.tiles.values())).groups)
+    if without_slides is not None and any(name in HELD_OUT for name in parts.tiles):
+        found.append(f"{without_slides}; only those that overlap are found here")
     return found
 
 

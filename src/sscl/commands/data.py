@@ -18,6 +18,7 @@ from sscl.data.pathmnist import stored_size_px
 from sscl.data.synthetic import write_synthetic
 from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
+from sscl.evaluate.lineage import NO_SLIDE_IDS
 from sscl.plots import charts, sheets
 from sscl.words import count
 
@@ -77,7 +78,7 @@ def describe(name: str, tiles: Tiles) -> str:
     for class_name, number in tiles.class_counts().items():
         lines.append(f"  {class_name:<{width}}  {number:>7}  {100 * number / max(1, len(tiles)):5.1f}%")
     if tiles.groups is None:
-        lines.append("  groups: no slide or patient ids; tiles of one slide may be on both sides of a split")
+        lines.append(f"  {NO_SLIDE_IDS}")
     else:
         sizes = Counter(tiles.groups.tolist()).values()
         low, high = min(sizes), max(sizes)

@@ -16,7 +16,7 @@ from sscl.config import DataConfig, plain, validate
 from sscl.data import cache, duplicates
 from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist
-from sscl.data.pathmnist import load_pathmnist
+from sscl.data.pathmnist import has_groups, load_pathmnist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
 from sscl.words import count
@@ -131,7 +131,9 @@ def slides_known(data: DataConfig) -> bool:
     """Return whether the slide or patient of each tile is known."""
     if data.source == "folder":
         return data.groups_csv is not None
-    return data.source != "pathmnist" and (Path(data.root) / "slides.csv").is_file()
+    if data.source == "pathmnist":
+        return has_groups(data.root)
+    return (Path(data.root) / "slides.csv").is_file()
 
 
 def groups_are(data: DataConfig) -> str:

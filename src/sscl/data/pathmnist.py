@@ -137,6 +137,15 @@ def stored_size_px(path: Path | str) -> int:
     return _read_index(Path(path)).side
 
 
+def has_groups(path: Path | str) -> bool:
+    """Return whether a MedMNIST .npz file has the slide or patient of each tile.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_pathmnist`.
+    """
+    return _read_index(Path(path)).groups is not None
+
+
 def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequence[str]) -> None:
     """Write tiles in the layout above, in one step: the file is complete and loads, or is not written.
 
