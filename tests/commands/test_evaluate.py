@@ -229,7 +229,7 @@ def test_a_stated_sensitivity_moves_the_operating_point(
     assert abstention["share_on_validation"] == abstention["left_out_on_validation"] == 0
     refused = cli.evaluate(finetuned, "sensitivity=1.5", f"out={tmp_path / 'no'}")
     assert refused.code == 2
-    assert "sensitivity: got 1.5" in refused.err
+    assert all(part in refused.err for part in ("sensitivity: ", "got 1.5"))
 
 
 def test_test_time_augmentation_is_the_mean_of_eight_and_is_said(
@@ -470,7 +470,7 @@ def test_data_keys_of_the_checkpoint_can_be_changed_and_are_checked(cli: Any, fi
 
     assert unknown.code == wrong.code == 2
     assert "data.rooot: unknown key; did you mean" in unknown.err
-    assert "data.size_px: got 4" in wrong.err
+    assert all(part in wrong.err for part in ("data.size_px: ", "got 4"))
     assert not (tmp_path / "out").exists()
 
 

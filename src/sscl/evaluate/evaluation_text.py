@@ -60,10 +60,8 @@ def proportion_rows(shares: Mapping[str, DrawnProportion | None], names: Mapping
 
 def operating_point_in_words(point: OperatingPoint, positive: str) -> str:
     """Return how a tile is called positive, as in "call SSA if p >= 0.334 (maximises Youden's index on 72 ...)"."""
-    there = " and ".join(f"{name} {value:.3f}" for name, value in point.on_validation.items())
     return (
-        f"call {positive} if p >= {point.threshold:.3f} ({point.rule} on "
-        f"{count(point.chosen_on, 'validation tile')}: {there})"
+        f"call {positive} if p >= {point.threshold:.3f} ({point.rule} on {count(point.chosen_on, 'validation tile')})"
     )
 
 
@@ -122,7 +120,7 @@ def as_text(report: Evaluation) -> str:
     """Return the evaluation as lines for the terminal, each metric with its 95% intervals."""
     main = metric_rows(report, report) + agreement_rows(report)
     positive = "" if report.positive is None else f"; positive class {report.positive}"
-    width = max(27, *(len(row.name) for row in main))
+    width = max(29, *(len(row.name) for row in main))
     lines = [f"{report.interval_method}{positive}"]
     lines += [f"  {'':<{width}}  {'value':<9}  {'bootstrap':<16}  {'Wilson':<16}", *_lines(main, width=width)]
     name_width = max(9, *map(len, report.classes))
@@ -185,5 +183,5 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
         if row.coverage < 1
     ]
     lines += _lines(rows, width=width)
-    lines.append(f"abstention: {abstention_in_words(report)}")
+    lines.append(abstention_in_words(report))
     return lines + _lines(proportion_rows(coverage.abstention.here, OF_ABSTENTION), width=width)
