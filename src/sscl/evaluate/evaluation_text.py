@@ -86,7 +86,7 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
         )
     fitted = results.calibration
     found.append(
-        "temperature and thresholds come from the validation tiles that also chose the epoch, so results on these "
+        "temperature and thresholds come from the validation tiles that also chose the epoch, so validation results "
         "are optimistic" + ("; they were fitted without test-time augmentation" * evaluated.test_time_augmentation)
     )
     if fitted.fitted_on < calibration.FEW:
