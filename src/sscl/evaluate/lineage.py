@@ -95,4 +95,4 @@ def interval_caveats(groups: bootstrap.Groups | None) -> list[str]:
     if groups is None:
         return [INDEPENDENT]
     few = bootstrap.few_groups(groups)
-    return [f"Wilson's intervals: {INDEPENDENT}", *([few] if few is not None else [])]
+    return [INDEPENDENT.replace("these", "Wilson's", 1), *([few] if few is not None else [])]
