@@ -112,7 +112,14 @@ class TestAudit:
 
 
 def test_provenance_holds_commands_and_configurations():
-    environment = {"command": "sscl eval <x>", "date": "d", "sscl": "1", "torch": "2", "gpu": None, "cpu_threads": 2}
+    environment = {
+        "command": "sscl eval <x>",
+        "date": "d",
+        "sscl": "1",
+        "torch": "2",
+        "gpu": "None",
+        "cpu_threads": "2",
+    }
     section = studies.provenance({"runs/a": (environment, "key: <value>\n"), "runs/old": ({}, "there is none")})
 
     html = rendered(section)

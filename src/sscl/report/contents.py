@@ -55,22 +55,23 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
     shown = None
     if config.tiles:
         shown = build_gallery(subject, data, settings, config, checks=checks, caveats=caveats)
-    with reading(subject.evaluated / "metrics.json"):
-        sections = [
-            summary.summary(
-                subject,
-                training_tiles=sum(counts["train"].values()) if "train" in counts else None,
-                audits=[read_audit(folder) for folder in audits_of(data, sources)],
-                checks=checks,
-            ),
-            classifier.data(subject, counts=counts, groups=groups),
-            classifier.training(subject),
-            classifier.results(subject),
-            classifier.errors(subject, shown=0 if shown is None else len(shown["tiles"])),
-            decisions.probabilities(subject),
-            decisions.decisions(subject),
-            decisions.caveats(subject, caveats),
-        ]
+    with reading(subject.folder / "metrics.jsonl"):
+        learned = classifier.training(subject)
+    sections = [
+        summary.summary(
+            subject,
+            training_tiles=sum(counts["train"].values()) if "train" in counts else None,
+            audits=[read_audit(folder) for folder in audits_of(data, sources)],
+            checks=checks,
+        ),
+        classifier.data(subject, counts=counts, groups=groups),
+        learned,
+        classifier.results(subject),
+        classifier.errors(subject, shown=0 if shown is None else len(shown["tiles"])),
+        decisions.probabilities(subject),
+        decisions.decisions(subject),
+        decisions.caveats(subject, caveats),
+    ]
     return sections, shown
 
 
@@ -207,7 +208,7 @@ def further_runs(folders: Sequence[Path], split: str) -> Section:
     return comparisons.others(rows)
 
 
-def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[dict[str, Any], str]]:
+def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[dict[str, str], str]]:
     """Return env.json and config.yaml of every folder, by its path."""
     folders = [folder for of in sources.values() for folder in of]
     if subject is not None:
@@ -219,6 +220,6 @@ def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[
             text = config.read_text(encoding="utf-8") if config.is_file() else "no config.yaml"
         environment = read_json(folder / "env.json") or {}
         if not isinstance(environment, dict):
-            raise Damaged(f"{folder / 'env.json'}: not as this version of sscl writes it; make {folder} again")
-        found[str(folder)] = environment, text
+            raise Damaged(f"{folder / 'env.json'}: must be an object of names and values; write {folder} again")
+        found[str(folder)] = {str(key): str(value) for key, value in environment.items()}, text
     return found

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sscl.config import GradcamConfig
 from sscl.explain.cam import METHODS
@@ -14,7 +13,6 @@ from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.words import count
 
-Json = Mapping[str, Any]
 TARGETS = {
     "auto": "logit of the predicted class; with two classes, minus that of the other",
     "difference": "logit of the predicted class minus that of the other",

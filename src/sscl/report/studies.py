@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sscl.config import PretrainConfig
 from sscl.data.audit import Audit
@@ -14,7 +13,6 @@ from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number
 from sscl.run import MetricsRow
 
-Json = Mapping[str, Any]
 _PAIRS = 12  # of an audit that are listed
 
 
@@ -118,7 +116,7 @@ def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
     return blocks.section(name, f"Audit of {', '.join(sets)}", found)
 
 
-def provenance(folders: Mapping[str, tuple[Json, str]]) -> Section:
+def provenance(folders: Mapping[str, tuple[Mapping[str, str], str]]) -> Section:
     """Return the commands, configurations and versions behind everything on the page.
 
     Args:
@@ -126,7 +124,7 @@ def provenance(folders: Mapping[str, tuple[Json, str]]) -> Section:
     """
     lines = [["folder", "command", "date"]]
     for name, (environment, _) in folders.items():
-        lines.append([name, *(str(environment.get(key, "unknown")) for key in ("command", "date"))])
+        lines.append([name, *(environment.get(key, "unknown") for key in ("command", "date"))])
     found: list[Block] = [blocks.table("Commands", lines, numeric_from=len(lines[0]))]
     for name, (environment, text) in folders.items():
         versions = [f"# {key}: {value}" for key, value in environment.items() if key not in ("command", "date")]
