@@ -1,48 +1,35 @@
-"""Cross-validation of finetune: which tiles each fold holds out, its runs, and what the held-out tiles say together.
+"""Cross-validation of finetune: a run a fold, the predictions of its held-out tiles, and what is complete already.
 
-The training split alone is divided; the test split stays untouched. A fold's held-out tiles select nothing: its
-validation tiles are carved from what it trains on. Shape letters: N tiles, K classes.
+Only the training split is divided; the test split stays untouched. A fold's held-out tiles select nothing: its
+validation tiles are carved from what it trains on.
 """
 
 from __future__ import annotations
 
-import csv
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import ranks, run, writing
+from sscl import ranks, run
 from sscl.config import FinetuneConfig, changed_keys, load_config, plain
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import pick_device, pick_precision
-from sscl.evaluate import calibration, lineage, metrics, predictions, tables
-from sscl.evaluate.bootstrap import bootstrap_intervals, few_groups
+from sscl.evaluate import calibration, lineage, predictions
 from sscl.models import checkpoint, features
-from sscl.models.classifier import load_classifier, positive_class
+from sscl.models.classifier import load_classifier
 from sscl.models.pixels import normalisation
 from sscl.models.start import start_encoder, weights_file
-from sscl.plots import comparison as comparison_plots
 from sscl.run import check_inputs_outside
 from sscl.train.finetune import train_classifier
+from sscl.train.fold_report import build_report, table, write_report
 from sscl.train.labelled import held_out, labelled_parts, training_rows
-
-SHOWN = {key: metrics.display_name(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")}
-SAMPLES = 2000  # resamples behind each interval
-SHARED = (
-    "folds share training tiles, so their figures are not independent: the sd over folds understates what other tiles "
-    "would change (Bengio & Grandvalet 2004)"
-)
-MODELS = "the pooled predictions are of different classifiers: they judge the recipe, not any one of them"
 
 
 def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
-    """Train every fold that is not complete, and write predictions of all held-out tiles, their figures and a picture.
+    """Train every fold that is not complete; write predictions of all held-out tiles, their metrics and a picture.
 
     With `train.fold` that fold alone is trained, in the run folder itself.
 
@@ -50,10 +37,10 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
         overwrite: whether folds that are there are trained again.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line, before anything is written.
+        ValueError, FileNotFoundError: bad input, in one line, before anything is written.
     """
     if ranks.expected_ranks() > 1:
-        raise ValueError("train.folds: folds run one after the other in one process; start it without torchrun")
+        raise ValueError("train.folds: folds run in one process, in turn; start it without torchrun")
     device = pick_device(config.device)
     pick_precision(config.precision, device)
     folder = Path(config.run)
@@ -88,9 +75,9 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
         predict(one, tiles.subset(rows), device=device)
     report = build_report(config, tiles, [Path(one.run) for one in configs.values()], numbers=numbers, notes=notes)
     if not alone:
-        write(folder, tiles, report)
+        write_report(folder, tiles, report)
     print(table(report))
-    for note in report["caveats"]:
+    for note in report.caveats:
         print(f"note: {note}")
     written = "predictions.csv" if alone else "predictions.csv, folds.json, folds.png"
     print(f"wrote {folder}/{written}")
@@ -150,16 +137,20 @@ def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -
     if not (folder / "predictions.csv").is_file():  # the last file that is written
         return False
     refuse_changes(folder, load_config(FinetuneConfig, folder / "config.yaml"), config)
-    again = "make all folds again with --overwrite"
+    again = "train all folds again with --overwrite"
     if checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).fingerprint != tiles.fingerprint:
         raise ValueError(f"{folder}: was trained on other tiles than {config.data.root} holds now; {again}")
     weights = weights_file(config.model.weights)
     if weights is not None and weights.stat().st_mtime > (folder / "config.yaml").stat().st_mtime:
         raise ValueError(f"{folder}: model.weights={config.model.weights} is newer than this fold; {again}")
-    held = [(row.get("id"), row.get("label"), row.get("group")) for row in read(folder / "predictions.csv")]
-    groups = [None] * len(rows) if tiles.groups is None else tiles.groups[rows].tolist()
+    try:
+        kept = predictions.read_predictions(folder / "predictions.csv")
+        held = (list(kept.ids), [kept.classes[i] for i in kept.labels], kept.groups and list(kept.groups))
+    except ValueError:
+        held = ([], [], None)
+    groups = None if tiles.groups is None else tiles.groups[rows].tolist()
     # The groups decide what is held out, and may have changed while the tiles have not.
-    if held != [(tiles.ids[i], tiles.classes[tiles.labels[i]], group) for i, group in zip(rows, groups, strict=True)]:
+    if held != ([tiles.ids[i] for i in rows], [tiles.classes[i] for i in tiles.labels[rows]], groups):
         raise ValueError(f"{folder}/predictions.csv: holds other tiles or groups than this fold holds out now; {again}")
     return True
 
@@ -185,129 +176,8 @@ def caveats(config: FinetuneConfig, tiles: Tiles) -> list[str]:
     here = Path(config.data.root).resolve()
     for there in dict.fromkeys(Path(section.root).resolve() for section in start.lineage):
         if there.is_relative_to(here) or here.is_relative_to(there):
-            how = "with their labels: the figures are too good" if start.saw_labels else "without their labels"
-            found.append(f"model.weights was trained on tiles of {there}, held-out ones may be among them, {how}")
+            how = "with their labels, so the numbers are optimistic" if start.saw_labels else "without their labels"
+            found.append(f"model.weights was trained on tiles of {there}, perhaps on held-out ones, {how}")
     unknown = lineage.without_slides(config.data, tiles.groups)
     found += [unknown] if unknown is not None else []
     return found
-
-
-def build_report(
-    config: FinetuneConfig, tiles: Tiles, folders: Sequence[Path], *, numbers: Sequence[int], notes: Sequence[str]
-) -> dict[str, Any]:
-    """Return the content of folds.json: figures of each fold, mean and sd over folds, and of all held-out tiles."""
-    tables = [read(folder / "predictions.csv") for folder in folders]
-    positive = positive_class(tiles.classes, None)
-    runs = []
-    for number, folder, rows in zip(numbers, folders, tables, strict=True):
-        trained = checkpoint.load_checkpoint(folder, kind="finetune", tensors=False)
-        log = run.read_metrics(folder / "metrics.jsonl")
-        facts = {"fold": number, "folder": str(folder), "epoch": trained.epoch, "epochs": len(log)}
-        runs.append({**facts, **figures(rows, tiles.classes, positive=positive)})
-    report: dict[str, Any] = {
-        "folds": config.train.folds,
-        "seed": config.seed,
-        "split": "held-out folds",
-        "data": plain(config.data),
-        "classes": list(tiles.classes),
-        "positive": None if positive is None else tiles.classes[positive],
-        "runs": runs,
-    }
-    everything = [row for rows in tables for row in rows]
-    groups = None if tiles.groups is None else [row["group"] for row in everything]
-    drawn = "stratified bootstrap" if groups is None else f"bootstrap of whole {groups_are(config.data)}"
-    report["interval_method"] = (
-        f"95% intervals: {drawn}, {SAMPLES} resamples, seed 0; they tell of other tiles for these classifiers, not of "
-        "other training tiles"
-    )
-    notes = [*few_notes(groups, runs), *notes]
-    if len(runs) > 1:
-        report["pooled"] = figures(everything, tiles.classes, positive=positive)
-        series = {"loss": [one["loss"] for one in runs]}
-        series |= {key: [one["metrics"][key] for one in runs] for key in SHOWN}
-        report["mean"] = {key: statistics.fmean(values) for key, values in series.items()}
-        report["sd"] = {key: statistics.stdev(values) for key, values in series.items()}
-        notes = [*([SHARED] if len(runs) > 2 else []), MODELS, *notes]  # two folds share no training tile
-    report["caveats"] = notes
-    report["environment"] = run.environment()
-    return report
-
-
-def few_notes(groups: Sequence[str] | None, runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a sentence where the intervals rest on few slides, for all held-out tiles and for single folds."""
-    if groups is None:
-        return []
-    fewest = min(one["groups"] for one in runs)
-    found = {"": few_groups(groups)}
-    if len(runs) > 1:
-        found["of single folds, "] = few_groups([str(i) for i in range(fewest)])
-    return [f"{which}{text}" for which, text in found.items() if text is not None]
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a predictions.csv by column."""
-    with path.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
-def figures(rows: Sequence[dict[str, str]], classes: Sequence[str], *, positive: int | None) -> dict[str, Any]:
-    """Return counts, mean loss, metrics and intervals of some predictions; whole groups are drawn where they have some.
-
-    The keys of `metrics` and `intervals` are those of `metrics.classification_metrics`.
-    """
-    labels = np.array([classes.index(row["label"]) for row in rows], dtype=np.int64)
-    probabilities = np.array([[float(row[f"probability_{name}"]) for name in classes] for row in rows])  # (N, K)
-    groups = [row["group"] for row in rows] if "group" in rows[0] else None
-    return {
-        "tiles": len(rows),
-        "groups": None if groups is None else len(set(groups)),
-        "class_counts": dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True)),
-        "loss": statistics.fmean(float(row["loss"]) for row in rows),
-        "metrics": metrics.classification_metrics(labels, probabilities, positive=positive).model_dump(),
-        "intervals": bootstrap_intervals(
-            labels, probabilities, positive=positive, groups=groups, samples=SAMPLES
-        ).model_dump(),
-    }
-
-
-def write(folder: Path, tiles: Tiles, report: dict[str, Any]) -> None:
-    """Write the predictions of all held-out tiles in the order of the set, the picture, and the report."""
-    row_of = {name: i for i, name in enumerate(tiles.ids)}
-    rows = [
-        {**row, "fold": one["fold"]} for one in report["runs"] for row in read(Path(one["folder"]) / "predictions.csv")
-    ]
-    rows.sort(key=lambda row: row_of[row["id"]])
-    writing.write_csv(folder / "predictions.csv", list(rows[0]), [list(row.values()) for row in rows])
-    comparison_plots.plot_folds(
-        {name: [value_of(one, key) for one in report["runs"]] for key, name in SHOWN.items()},
-        pooled={name: value_of(report["pooled"], key) for key, name in SHOWN.items()},
-        path=folder / "folds.png",
-        title=f"{report['folds']} folds of the training split, {report['pooled']['tiles']} held-out tiles",
-    )
-    writing.write_json(folder / "folds.json", report)
-
-
-def value_of(one: dict[str, Any], key: str) -> tuple[float | None, Sequence[float] | None]:
-    """Return a figure and its interval."""
-    return one["metrics"][key], one["intervals"][key]
-
-
-def table(report: dict[str, Any]) -> str:
-    """Return the report as lines for the terminal."""
-
-    def cell(one: dict[str, Any], key: str) -> str:
-        value, interval = value_of(one, key)
-        if value is None:
-            return "undefined"
-        return f"{value:.4f}" + ("" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})")
-
-    lines = [["held out", "tiles", *SHOWN.values(), "loss"]]
-    rows = {f"fold {one['fold']}": one for one in report["runs"]}
-    rows |= {"all, pooled": report["pooled"]} if "pooled" in report else {}
-    for name, one in rows.items():
-        lines.append([name, str(one["tiles"]), *(cell(one, key) for key in SHOWN), f"{one['loss']:.4f}"])
-    if "mean" in report:
-        over = [f"{report['mean'][key]:.4f} ± {report['sd'][key]:.4f}" for key in (*SHOWN, "loss")]
-        lines.append(["mean ± sd of folds", "", *over])
-    positive = "" if report["positive"] is None else f"; positive class {report['positive']}"
-    return f"\n{tables.as_text(lines)}\n{report['interval_method']}{positive}"
