@@ -136,7 +136,7 @@ def read_metrics(path: Path) -> list[MetricsRow]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON; mend it or remove the file") from error
+            raise ValueError(f"{path}: line {number} is not JSON; fix it or remove the file") from error
     return rows
 
 

@@ -452,6 +452,26 @@ def test_out_of_gpu_memory_says_which_keys_to_lower(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        ("pretrain", "train.microbatch=4"),
+        ("finetune", "train.batch_size=4"),
+        ("evaluate", "batch_size=4"),
+        ("gradcam", "batch_size=4"),
+    ],
+)
+def test_what_is_advised_when_memory_runs_out_works(
+    cli: Any, finetuned: Path, tmp_path: Path, command: str, word: str
+) -> None:
+    run = tmp_path / "run"
+    words = (run, word) if command in ("pretrain", "finetune") else (finetuned, f"out={run}", word)
+
+    result = getattr(cli, command)(*words)
+
+    assert result.code == 0, result.err
+
+
 def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

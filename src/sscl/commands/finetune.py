@@ -13,7 +13,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
     Under torchrun this process is one of its ranks.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line.
+        ValueError, FileNotFoundError: bad input, in one line.
     """
     if config.train.folds is not None:
         folds.cross_validate(config, overwrite=overwrite)

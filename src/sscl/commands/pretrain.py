@@ -12,7 +12,7 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
     """Pretrain an encoder and write a run folder; under torchrun as one of its ranks.
 
     Raises:
-        ValueError, FileNotFoundError: input that a user can mend, in one line.
+        ValueError, FileNotFoundError: bad input, in one line.
     """
     device = pick_device(config.device, local_rank=ranks.local_rank())
     with ranks.group(device, timeout_minutes=config.train.timeout_minutes):

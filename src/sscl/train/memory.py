@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sscl.device import autocast
 
-# Values an optimiser keeps for each parameter.
+# Values an optimizer keeps for each parameter.
 OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
 # Commands with a key batch_size, tiles forwarded at a time.
 BATCHED = ("data audit", "eval", "gradcam", "predict", "probe", "embed", "report")
@@ -24,7 +24,7 @@ def activation_bytes(
 
     The pass runs on fake tensors, which have shapes and no values, so that it takes a fraction of a second, no memory
     worth speaking of, and leaves the model as it is, its batch-norm statistics included. Counted is every storage that
-    autograd saves, once; parameters, buffers and the input are there anyway and are not counted, but what autocast
+    autograd saves, once; parameters, buffers and the input are not counted, but what autocast
     makes of them is. `torch.compile` may keep less.
 
     Args:

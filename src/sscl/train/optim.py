@@ -54,9 +54,9 @@ def _on_gpu(groups: list[dict[str, Any]]) -> bool:
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state to load whose groups are fused as the optimiser's own are.
+    """Return a state to load whose groups are fused as the optimizer's are.
 
-    Half of that choice (how a gradient scaler is served) is made when an optimiser is built and does not change by
+    Half of that choice (how a gradient scaler is served) is made when an optimizer is built and does not change by
     loading, so a state from another device would leave it divided.
     """
     own = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]

@@ -255,7 +255,7 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
     if config.train.freeze_batch_norm:
         keep_batch_statistics(job.model.encoder)
     order = epoch_rows(job.health_tiles.train, job.source_of, config, epoch=epoch)  # (steps, N)
-    # Weighted sources repeat tiles; each repeat has views of its own.
+    # Weighted sources repeat tiles; each repeat has other views.
     weighted = config.data[0].weight is not None
     repeats = occurrences(order.ravel()).reshape(order.shape) if weighted else np.zeros_like(order)
     share = opened.share_of(batch_size)

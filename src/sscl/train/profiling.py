@@ -31,7 +31,7 @@ class Profile:
     `record_function` labels. A loop that ends early leaves what was recorded until then, one that fails nothing.
 
     Attributes:
-        costs: name, ms a step and share of the step's wall time of the largest costs, largest first; empty until the
+        costs: name, ms a step and fraction of the step's wall time of the largest costs, largest first; empty until the
             recording is done. On a GPU these are operations by the time of their kernels, on a CPU by their own time.
         data_wait: percentage of the recorded steps' wall time that the loop spends under the label "data"; None until
             then. On a CPU that time is lost. On a GPU the host runs ahead of the device, which goes on with what it was
@@ -99,7 +99,7 @@ class Profile:
         width = max((len(name) for name, _, _ in self.costs), default=0)
         return [
             f"profile of {steps}: {self._step_ms:.1f} ms a step, data_wait {self.data_wait:.1f}%; largest costs:",
-            *(f"  {name:<{width}}  {ms:8.2f} ms a step  {share:5.1%}" for name, ms, share in self.costs),
+            *(f"  {name:<{width}}  {ms:8.2f} ms a step  {fraction:5.1%}" for name, ms, fraction in self.costs),
             f"wrote {self.trace} (for chrome://tracing or ui.perfetto.dev)",
         ]
 
@@ -110,7 +110,7 @@ class Profile:
             self._started = time.perf_counter()
 
     def _finish(self) -> None:
-        """Stop, read the figures and write the trace."""
+        """Stop, sum the costs up and write the trace."""
         assert self._profiler is not None
         profiler, self._profiler = self._profiler, None
         self._wait_for_device()
@@ -118,12 +118,11 @@ class Profile:
         profiler.stop()
         self._recorded = self._seen - self._skipped
         self._step_ms = wall_ms / self._recorded
-        events = profiler.key_averages()
-        # Operations and labels; on a GPU each kernel has a row of its own besides, which would count it twice.
+        # Operations and labels; on a GPU kernels have rows too, which would count them twice.
         events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
         self.data_wait = sum(event.cpu_time_total for event in events if event.key == WAITING) / 10 / wall_ms
-        own = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
-        spent_ms = [(event.key, getattr(event, own) / 1000) for event in events]
+        attribute = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+        spent_ms = [(event.key, getattr(event, attribute) / 1000) for event in events]
         largest = sorted((item for item in spent_ms if item[1] > 0), key=lambda item: -item[1])[:COSTS]
         self.costs = [(name, ms / self._recorded, ms / wall_ms) for name, ms in largest]
         with replacing(self._folder / "trace.json") as temporary:
