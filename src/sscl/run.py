@@ -11,12 +11,15 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sscl import __version__
 from sscl.writing import to_yaml, write_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 MetricsRow = dict[str, float]  # a row of metrics.jsonl by name; "epoch", from 1, is whole
 
@@ -115,8 +118,8 @@ class MetricsLog:
         self.rows.append(row)
         if self._writer is not None:
             for key, value in row.items():
-                if isinstance(value, (int, float)) and key != "epoch":
-                    self._writer.add_scalar(key, value, row["epoch"])
+                if key != "epoch":
+                    self._writer.add_scalar(key, value, int(row["epoch"]))
 
     def close(self) -> None:
         """Finish the TensorBoard file, if any."""
@@ -148,7 +151,7 @@ def check_tensorboard() -> None:
         raise ValueError("log.tensorboard: TensorBoard is not installed; pip install 'sscl[tensorboard]'") from error
 
 
-def tensorboard_writer(folder: Path, *, keep_epochs: int | None = None) -> Any:
+def tensorboard_writer(folder: Path, *, keep_epochs: int | None = None) -> SummaryWriter:
     """Return TensorBoard's writer of events in the folder (torch.utils.tensorboard, an extra).
 
     After a resumption it hides the events of earlier writers beyond `keep_epochs`, which are written again.
