@@ -39,7 +39,7 @@ def plot_reliability(
     """
     what = "top label" if positive is None else base.plain(base.shortened(positive, 20))
     score = "confidence" if positive is None else f"probability of {what}"
-    share = "share that is right" if positive is None else f"share that is {what}"
+    fraction = "fraction correct" if positive is None else f"fraction that is {what}"
     figure = Figure(figsize=(4.4 * len(stages) + 0.4, 5.4), dpi=base.DPI, layout="constrained")
     figure.suptitle(base.plain(title) + (f", temperature {temperature:.3g}" if len(stages) > 1 else ""))
     grid = figure.subplots(2, len(stages), sharex=True, sharey="row", squeeze=False, height_ratios=(3.2, 1))
@@ -63,10 +63,9 @@ def plot_reliability(
         lower.set(xlabel=f"predicted {score}")
         lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axes in (upper, lower):
-            axes.grid(color="0.9")
-            axes.set_axisbelow(True)
+            base.grid(axes)
     grid[0, 0].text(0.03, 0.97, "bars: Wilson 95%", color="0.35", fontsize=8, va="top")
-    grid[0, 0].set_ylabel(share)
+    grid[0, 0].set_ylabel(fraction)
     grid[1, 0].set_ylabel("tiles")
     figure.align_ylabels()
     base.save_figure(figure, path)
@@ -101,15 +100,14 @@ def plot_decision_curve(
     axes.set(
         xlim=(0, 1),
         ylim=(-0.25 * top, 1.06 * top),  # calling all falls without end
-        xlabel=f"threshold: probability of {name} from which acting is worth it",
+        xlabel=f"threshold: probability of {name} at which you would act",
         ylabel="net benefit, per tile",
         title=base.plain(title),
     )
     if threshold is not None:
         axes.axvline(threshold, color=_GREEN, linewidth=1.2, label=f"operating point {threshold:.3f}")
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    base.grid(axes)
+    base.legend_beside(axes)
     base.save_figure(figure, path)
 
 
@@ -120,7 +118,7 @@ def plot_coverage(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw accuracy on the 10 or more most confident tiles against their share, with Wilson's 95% band.
+    """Draw accuracy on the 10 or more most confident tiles against the fraction they make up, with Wilson's 95% band.
 
     Args:
         curve: of these tiles.
@@ -134,8 +132,8 @@ def plot_coverage(
     count, correct = np.array(curve.count), np.array(curve.correct)
     first = int(np.argmax(count >= min(_FEWEST, count[-1])))
     at = np.unique(np.linspace(first, len(count) - 1, _POINTS).round().astype(int))
-    shares = [proportion(int(correct[i]), int(count[i])) for i in at]
-    values = np.array([(s.value, *s.wilson) for s in shares if s is not None])  # counts are never 0
+    drawn = [proportion(int(correct[i]), int(count[i])) for i in at]
+    values = np.array([(s.value, *s.wilson) for s in drawn if s is not None])  # counts are never 0
     figure = Figure(figsize=(6.4, 4.4), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     x = count[at] / count[-1]
@@ -157,11 +155,11 @@ def plot_coverage(
     axes.set(
         xlim=(0, 1.01),
         ylim=(max(0.0, min(values[:, 0].min(), values[-1, 1]) - 0.1), 1.01),
-        xlabel="coverage: share of the tiles that are decided",
-        ylabel="accuracy on these",
-        title=base.plain(title) + f"\narea under the risk {curve.area:.3f}, by chance {curve.area_random:.3f}",
+        xlabel="coverage: fraction of the tiles decided",
+        ylabel="accuracy on these tiles",
+        title=base.plain(title)
+        + f"\narea under the risk-coverage curve {curve.area:.3f}, random order {curve.area_random:.3f}",
     )
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    base.grid(axes)
+    base.legend_beside(axes)
     base.save_figure(figure, path)

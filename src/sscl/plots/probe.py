@@ -70,7 +70,7 @@ def draw_charts(
     pretrained.
 
     Args:
-        chance: balanced accuracy of guessing, by set and part. images: by the name of each row. folder: there already.
+        chance: balanced accuracy of guessing, by set and part. images: by the name of each row. folder: exists.
     """
     found = {(row.encoder, row.place): row.balanced_accuracy for row in summary}
     fractions = sorted({row.fraction for row in summary})
@@ -90,7 +90,7 @@ def draw_charts(
         return (mean, *over.interval) if sd is None else (mean, mean - sd, mean + sd)
 
     single, several = any(row.runs == 1 for row in summary), any(row.runs > 1 for row in summary)
-    band = "±1 sd over runs, 95% interval of a single run" if single else "±1 sd over runs"
+    band = "± 1 SD over runs, 95% interval of a single run" if single else "± 1 SD over runs"
     band = band if several else "95% interval"
     bars = [
         BarPanel(
@@ -144,7 +144,7 @@ def draw_charts(
 def plot_bars(
     panels: Sequence[BarPanel], *, rows: Sequence[str], path: str | os.PathLike[str], title: str, whiskers: str
 ) -> None:
-    """Draw balanced accuracy by encoder: bars of the linear probe, diamonds of kNN, a panel for each set and part.
+    """Draw balanced accuracy by encoder: bars of the linear probe, diamonds of k-NN, a panel for each set and part.
 
     Args:
         panels: at least one. rows: names of the bars, top down. path: the PNG to write. title: above all.
@@ -174,8 +174,7 @@ def plot_bars(
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
         axes.set_yticks(range(len(rows)), [base.wrapped(name) for name in rows])  # shared: shown in the first column
         axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="0.92")
-        axes.set_axisbelow(True)
+        base.grid(axes, axis="x", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("Balanced accuracy")
     runs = [Line2D([], [], marker="|", markersize=6, color="black", linestyle="", label="its runs")]
@@ -184,7 +183,7 @@ def plot_bars(
             Patch(color="0.6", label="linear probe"),
             *(runs if any(panel.runs for panel in panels) else []),
             Line2D([], [], color="black", linewidth=1.2, label=whiskers),
-            Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="kNN"),
+            Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="k-NN"),
             Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
         ],
         loc="outside lower center",
@@ -229,8 +228,7 @@ def plot_curves(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
         axes.tick_params(axis="x", labelrotation=35 if _decades(panel) > 1.5 else 0)
-        axes.grid(color="0.92")
-        axes.set_axisbelow(True)
+        base.grid(axes, color="0.92")
         axes.set(title=base.plain(panel.title), xlabel=x_label)
         if index % columns == 0:
             axes.set_ylabel("Balanced accuracy")
@@ -260,7 +258,7 @@ def _figure(
 ) -> tuple[Figure, list[Axes], int]:
     """Return a figure with axes for each panel and how many stand in a row; `extra` inches wider, for names."""
     if not panels:
-        raise ValueError("panels: is empty, must hold at least one")
+        raise ValueError("panels: got none, must hold at least one")
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(columns * width + extra, lines * height + 1.1), dpi=base.DPI, layout="constrained")
