@@ -439,7 +439,7 @@ def test_grayscale():
 def test_stain_matrix_is_inverted():
     stains = torch.tensor(colours.STAINS, dtype=torch.float64)
     stains = stains / stains.norm(dim=1, keepdim=True)
-    unmix = torch.tensor(colours._unmixing(), dtype=torch.float64)
+    unmix = torch.tensor(colours.unmixing(), dtype=torch.float64)
     assert torch.allclose(unmix @ stains, torch.eye(3, dtype=torch.float64), atol=1e-12)
 
 

@@ -82,7 +82,7 @@ def adjust_stain(x: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor) -> t
     red, green, blue = x.clamp(min=1 / 255).log_().neg_().unbind(1)  # optical density, (B, H, W) each
     gain, offset = gain[:, :, None, None] - 1, offset[:, :, None, None]
     change = torch.zeros_like(x)
-    for k, (stain, unmix) in enumerate(zip(_unit_stains(), zip(*_unmixing(), strict=True), strict=True)):
+    for k, (stain, unmix) in enumerate(zip(unit_stains(), zip(*unmixing(), strict=True), strict=True)):
         added = (unmix[0] * red).add_(green, alpha=unmix[1]).add_(blue, alpha=unmix[2])
         added.mul_(gain[:, k]).add_(offset[:, k])
         for channel in range(3):
@@ -90,13 +90,13 @@ def adjust_stain(x: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor) -> t
     return change.exp_().mul_(x).clamp_(0, 1)
 
 
-def _unit_stains() -> list[list[float]]:
+def unit_stains() -> list[list[float]]:
     return [[v / math.sqrt(sum(w * w for w in stain)) for v in stain] for stain in STAINS]
 
 
-def _unmixing() -> list[list[float]]:
+def unmixing() -> list[list[float]]:
     """Return the inverse of the row-normalised stain matrix; in plain numbers, since a 3 x 3 needs no device."""
-    (a, b, c), (d, e, f), (g, h, i) = _unit_stains()
+    (a, b, c), (d, e, f), (g, h, i) = unit_stains()
     determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     adjugate = [
         [e * i - f * h, c * h - b * i, b * f - c * e],
