@@ -224,7 +224,7 @@ def _blur_columns(
     for colour in tl.static_range(3):
         plane = (view * 3 + colour) * (S * S)
         value = tl.load(planes + plane + at, mask=inside, other=0)
-        if BLURS:
+        if BLURS:  # noqa: SIM102 -- the one is known when the kernel is compiled, the other is not
             if not sharp:
                 value = tl.zeros([BLOCK], tl.float32)
                 for k in tl.static_range(2 * R + 1):
