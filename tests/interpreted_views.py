@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sscl import augment, augment_triton
-from sscl.augment import Augmentation, draw
+from sscl.draws import Augmentation, draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEAN, STD = (torch.tensor(x, device=DEVICE) for x in ((0.7, 0.5, 0.65), (0.2, 0.25, 0.2)))

@@ -95,9 +95,8 @@ def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
     from sscl.train.step import ContrastiveStep, Views
 
     images = np.random.default_rng(0).integers(0, 256, (2 * PAIRS, 16, 16, 3), dtype=np.uint8)
-    views = Views(
-        augmentation=Augmentation(), seed=3, mean=torch.tensor([0.5, 0.4, 0.3]), std=torch.tensor([0.2, 0.2, 0.3])
-    )
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.3])
+    views = Views(augmentation=Augmentation(), seed=3, mean=mean, std=std, size_px=16)
     net = Net(dtype)
     start = {name: value.clone() for name, value in net.state_dict().items()}
     contrast = ContrastiveStep(net, views=views, temperature=0.5, microbatch=microbatch)
@@ -106,7 +105,9 @@ def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
     for step in range(2):
         rows = share(torch.arange(step * PAIRS, (step + 1) * PAIRS))
         optimizer.zero_grad()
-        result = contrast.backward(torch.from_numpy(images)[rows], rows, torch.zeros_like(rows), torch.tensor(step))
+        result = contrast.backward(
+            torch.from_numpy(images)[rows], views.batch(rows, torch.zeros_like(rows), epoch=step)
+        )
         optimizer.step()
         losses.append(torch.stack([ranks.mean(result.losses.mean()), result.positive, result.negative]))
     moved = {f"moved.{name}": value - start[name] for name, value in net.state_dict().items()}

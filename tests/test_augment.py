@@ -256,10 +256,10 @@ def plain_view(image: torch.Tensor, tile: int, *, epoch: int, view: int, augment
     a, side = augmentation, image.shape[1]
     p = draws.draw(a, torch.tensor([tile]), seed=1, epoch=epoch, view=view, size_px=side)
     x = image.permute(2, 0, 1)[None].float() / 255
-    grid = F.affine_grid(augment.warp_matrix(p), list(x.shape), align_corners=False)
+    grid = F.affine_grid(draws.warp_matrix(p), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     if p.blur_sigma > 0:
-        radius = min(augment.blur_radius(a.blur_sigma_px[1]), side - 1)
+        radius = min(draws.blur_radius(a.blur_sigma_px[1]), side - 1)
         kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / p.blur_sigma) ** 2)
         kernel = (kernel / kernel.sum()).repeat(3, 1, 1, 1)  # (3, 1, 1, taps)
         x = F.conv2d(F.pad(x, (radius, radius, 0, 0), mode="reflect"), kernel, groups=3)

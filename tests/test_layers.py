@@ -19,6 +19,7 @@ FLOORS = (
     "ranks",
     "colours",
     "draws",
+    "augment_triton",
     "augment",
     "losses",
     "data",

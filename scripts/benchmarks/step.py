@@ -23,7 +23,7 @@ from sscl.losses import nt_xent
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.train import memory, optim
-from sscl.train.step import ContrastiveStep, Views, similarities
+from sscl.train.step import STEPS_AT_ONCE, ContrastiveStep, Drawn, Views, similarities
 
 SECONDS, QUICK_SECONDS = 40.0, 0.5
 LIMIT_GIB = 8  # the old card whose owner needs gradient caching
@@ -122,9 +122,9 @@ def some_tiles(case: Case) -> NDArray[np.uint8]:
     return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy().astype(np.uint8))
 
 
-def views_on(device: torch.device) -> Views:
+def views_on(device: torch.device, case: Case, *, precision: str) -> Views:
     mean, std = (torch.tensor(v, device=device) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return Views(augmentation=Augmentation(), seed=0, mean=mean, std=std)
+    return Views(Augmentation(), 0, mean, std, case.size_px, precision)
 
 
 def our_step(
@@ -132,9 +132,15 @@ def our_step(
 ) -> tuple[Training, Callable[[], None]]:
     """Return a training and its next step from the tiles, as `sscl pretrain` takes it."""
     own = training(case, device=device)
-    contrast = ContrastiveStep(own.model, views=views_on(device), precision=own.precision, **options)
+    views = views_on(device, case, precision=own.precision)
+    contrast = ContrastiveStep(own.model, views=views, **options)
     store = place_store(tiles, device=device, budget_gb=4)
     total = torch.zeros(3, device=device, dtype=torch.float64)
+
+    def drawn(rows: Iterator[NDArray[np.int64]]) -> Iterator[Drawn]:
+        while True:
+            some = torch.from_numpy(np.stack(list(itertools.islice(rows, STEPS_AT_ONCE)))).to(device)
+            yield from views.steps(some, torch.zeros_like(some), epoch=0)
 
     def orders() -> Iterator[NDArray[np.int64]]:
         for epoch in itertools.count():
@@ -142,11 +148,10 @@ def our_step(
             yield from order[: len(order) // case.batch_size * case.batch_size].reshape(-1, case.batch_size)
 
     rows_ahead, rows_now = itertools.tee(orders())
-    batches, epoch = store.batches(rows_ahead), torch.tensor(0, device=device)
+    batches, parameters = store.batches(rows_ahead), drawn(rows_now)
 
     def losses() -> None:
-        images, rows = next(batches), torch.from_numpy(next(rows_now)).to(device, non_blocking=True)
-        signs = contrast.backward(images, rows, torch.zeros_like(rows), epoch)
+        signs = contrast.backward(next(batches), next(parameters))
         total.add_(torch.stack([signs.losses.mean().double(), signs.positive, signs.negative]))
 
     return own, lambda: own.step(losses)
@@ -174,9 +179,9 @@ def against_synthetic(case: Case, *, device: torch.device, compiled: bool, secon
         "synthetic": synthetic_step(case, device=device, compiled=compiled),
     }
     images = torch.from_numpy(some_tiles(case)[: case.batch_size]).to(device)
-    rows, epoch = torch.arange(case.batch_size, device=device), torch.tensor(0, device=device)
-    nothing = ContrastiveStep(nn.Flatten(), views=views_on(device), loss=no_loss)
-    contenders["views"] = lambda: nothing._once(images, rows, torch.zeros_like(rows), epoch)
+    rows = torch.arange(case.batch_size, device=device)
+    views = views_on(device, case, precision=own.precision)
+    contenders["views"] = lambda: views.render(images, views.batch(rows, torch.zeros_like(rows), epoch=0))
     order = np.arange(case.batch_size)[None].repeat(2, 0)
     store = place_store(some_tiles(case), device=device, budget_gb=4)
     contenders["data"] = lambda: [*store.batches(order)]
@@ -215,11 +220,6 @@ def against_synthetic(case: Case, *, device: torch.device, compiled: bool, secon
         what = f"views a second, {at}"
         found.append(row(what, ours=rate, unit="views/s", ratio=rate, target=">= 5500", note="the target is an H200's"))
     return found
-
-
-def no_loss(a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
-    """Stand in where only the views are wanted."""
-    return (a - b).mean(1)
 
 
 def against_lightly(case: Case, *, device: torch.device, seconds: float) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from race import race
-from sscl import augment, colours
+from sscl import augment, colours, draws
 from sscl.draws import Augmentation, ViewParameters
 
 SETTINGS = Augmentation()
@@ -143,7 +143,7 @@ def kornia(images: Tensor) -> Views | None:
             p=a.affine_probability,
         ),
         K.RandomGaussianBlur(
-            (2 * augment.blur_radius(a.blur_sigma_px[1]) + 1,) * 2, a.blur_sigma_px, p=a.blur_probability
+            (2 * draws.blur_radius(a.blur_sigma_px[1]) + 1,) * 2, a.blur_sigma_px, p=a.blur_probability
         ),
         K.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue, p=a.jitter_probability),
         K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
@@ -181,7 +181,7 @@ def values(images: Tensor) -> list[dict[str, Any]]:
         stain_gain=torch.ones(len(x), 3),
         stain_offset=torch.zeros(len(x), 3),
     )
-    radius = augment.blur_radius(2.0)
+    radius = draws.blur_radius(2.0)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     try:
         import kornia as peer

@@ -12,6 +12,7 @@ B tiles, H = W pixels, n random numbers a tile.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +28,7 @@ from sscl.colours import (
     adjust_saturation,
     adjust_stain,
 )
-from sscl.draws import Augmentation, ViewParameters, draw
+from sscl.draws import Augmentation, ViewParameters, blur_radius, draw, warp_matrix
 
 CACHED_PIXELS = 2 * 224 * 224  # a CPU core works on this many at once: about 1 MB for three colours in float32
 BAND_PX = 32  # the blur is a product with a matrix for so many pixels; measured fastest, and a GPU's tile size
@@ -92,16 +93,73 @@ def _views(
     std: torch.Tensor,
 ) -> torch.Tensor:
     batch, side = images.shape[0], images.shape[1]
+    numbers = (torch.arange(count, device=tiles.device)[:, None] + view).expand(count, batch).flatten()
+    drawn = prepare(tiles.repeat(count), augmentation=augmentation, seed=seed, epoch=epoch, view=numbers, size_px=side)
+    return render(images, drawn, augmentation=augmentation, mean=mean, std=std)
+
+
+def prepare(
+    tiles: torch.Tensor,
+    *,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int | torch.Tensor,
+    view: int | torch.Tensor,
+    size_px: int,
+) -> tuple[torch.Tensor, ...]:
+    """Return what `render` needs to know of views: tensors with a row for each, (V, ...), on the tiles' device.
+
+    A GPU takes as long for an epoch's views as for a batch's, so draw many at once. Arguments as of `draws.draw`.
+    """
     # Autocast off: in bf16 the warp's coordinates and the stains would be good to three digits only.
+    with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
+        p = draw(augmentation, tiles, seed=seed, epoch=epoch, view=view, size_px=size_px)
+        if not uses_kernels(tiles.device):
+            return p.tensors()
+        from sscl.augment_triton import view_table
+
+        return (view_table(p, augmentation=augmentation, size_px=size_px),)
+
+
+def uses_kernels(device: torch.device) -> bool:
+    """Return whether views are made by the CUDA kernels of `augment_triton`, the one place where that is decided.
+
+    Triton comes with torch on Linux and needs compute capability 7.0; all else takes the operations of this module.
+    """
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def render(
+    images: torch.Tensor,
+    prepared: tuple[torch.Tensor, ...],
+    *,
+    augmentation: Augmentation,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return views of tiles, normalised, (V, 3, H, W) in channels_last: the first of every tile, then the second, ...
+
+    Args:
+        images: uint8 (B, H, W, 3), square.
+        prepared: of `prepare`, V = k B rows.
+        augmentation: what they were drawn by.
+        mean, std: float32 (3,), of pixels scaled to 0-1.
+        dtype: what the kernels write, the precision of the step; without them views are float32.
+    """
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        numbers = (torch.arange(count, device=tiles.device)[:, None] + view).expand(count, batch).flatten()
-        parameters = draw(augmentation, tiles.repeat(count), seed=seed, epoch=epoch, view=numbers, size_px=side)
-        todo = operations(parameters, augmentation=augmentation, size_px=side)
-        sources = images if count == 1 else images.repeat(count, 1, 1, 1)
-        shape = (count * batch, 3, side, side)
-        views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
+        if len(prepared) == 1:  # a table
+            from sscl.augment_triton import views as kernel_views
+
+            return kernel_views(images, *prepared, augmentation=augmentation, mean=mean, std=std, dtype=dtype)
+        side, count = images.shape[1], len(prepared[0])
+        todo = operations(ViewParameters(*prepared), augmentation=augmentation, size_px=side)
+        sources = images if count == len(images) else images.repeat(count // len(images), 1, 1, 1)
+        views = torch.empty((count, 3, side, side), device=images.device, memory_format=torch.channels_last)
         size = _tiles_at_once(sources)
-        for start in range(0, count * batch, size):
+        for start in range(0, count, size):
             part = slice(start, start + size)
             x = to_unit(sources[part])
             for operation, arguments in todo:
@@ -157,27 +215,6 @@ def operations(p: ViewParameters, *, augmentation: Augmentation, size_px: int) -
     return todo
 
 
-def warp_matrix(p: ViewParameters) -> torch.Tensor:
-    """Return the one matrix that maps output to input coordinates (each -1 to 1), (B, 2, 3): affine, flips, crop.
-
-    The affine part follows torchvision: rotate by the angle, shear, scale, then shift, about the centre.
-    """
-    turn = torch.deg2rad(p.rotation)
-    shear_x, shear_y = torch.deg2rad(p.shear).unbind(1)
-    # torchvision's forward matrix R(turn) * Shear_y * Shear_x * scale, written out (its docs, `affine`).
-    a = torch.cos(turn - shear_y) / torch.cos(shear_y)
-    b = -torch.cos(turn - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(turn)
-    c = torch.sin(turn - shear_y) / torch.cos(shear_y)
-    d = -torch.sin(turn - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) + torch.cos(turn)
-    # The inverse: its determinant is that of shear and rotation, 1.
-    inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / p.scale[:, None, None]
-    offset = -(inverse @ (2 * p.translation)[:, :, None])[:, :, 0]  # fractions of the side are half of -1..1
-    left_top, size = p.crop[:, :2], p.crop[:, 2:]
-    stretch = p.flip * size
-    centre = 2 * left_top + size - 1
-    return torch.cat([stretch[:, :, None] * inverse, (stretch * offset + centre)[:, :, None]], 2)
-
-
 def warp(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
     """Return the tiles cropped, flipped and transformed by one bilinear sampling, (B, 3, H, W).
 
@@ -212,11 +249,6 @@ _compiled_grid_sample = torch.library.custom_op(
     "sscl::grid_sample", _grid_sample, mutates_args=(), schema="(Tensor x, Tensor grid) -> Tensor"
 )
 _compiled_grid_sample.register_fake(lambda x, grid: torch.empty_like(x, memory_format=torch.contiguous_format))
-
-
-def blur_radius(sigma_px: float) -> int:
-    """Return the half width of the blur kernel that reaches three standard deviations."""
-    return max(1, math.ceil(3 * sigma_px))
 
 
 def blur(x: torch.Tensor, sigma: torch.Tensor, *, radius: int) -> torch.Tensor:

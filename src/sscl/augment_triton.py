@@ -19,8 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sscl.augment import Augmentation, ViewParameters, blur_radius, warp_matrix
 from sscl.colours import LUMA, unit_stains, unmixing
+from sscl.draws import Augmentation, ViewParameters, blur_radius, warp_matrix
 
 BLOCK = 256  # pixels a program
 
@@ -92,20 +92,38 @@ def views(
     Raises:
         ValueError: tiles are not square uint8 RGB, or the views are no multiple of the tiles.
     """
-    a, count, side = augmentation, len(table), images.shape[1]
+    side = images.shape[1]
     if images.dtype != torch.uint8 or images.shape[1:] != (side, side, 3):
         raise ValueError(f"images: must be uint8 (N, S, S, 3), got {images.dtype} {tuple(images.shape)}")
-    if count % len(images):
-        raise ValueError(f"table: has {count} views, which is no multiple of {len(images)} tiles")
+    if len(table) % len(images):
+        raise ValueError(f"table: has {len(table)} views, which is no multiple of {len(images)} tiles")
+    a, jitters = augmentation, augmentation.jitter_probability > 0
+    switches = [  # as `_launch` takes them
+        *(_radius(a, side), _blurs(a), jitters and a.brightness > 0, jitters and a.contrast > 0),
+        *(jitters and a.saturation > 0, jitters and a.hue > 0, a.stain_probability > 0, a.grayscale_probability > 0),
+    ]
+    made: torch.Tensor = torch.ops.sscl.views(images, table, mean, std, [int(x) for x in switches], dtype)
+    return made
+
+
+def _launch(
+    images: torch.Tensor,
+    table: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    switches: list[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    radius = switches[0]
+    blurs, brightens, contrasts, saturates, turns, stains, greys = map(bool, switches[1:])
     images, table = images.contiguous(), table.contiguous()
+    count, side, device = len(table), images.shape[1], images.device
     cells = triton.cdiv(side * side, BLOCK)
     grid, shared = (cells, count), {"P": table.shape[1], "S": side, "BLOCK": BLOCK}
-    jitters, blurs, radius = a.jitter_probability > 0, _blurs(a), _radius(a, side)
-    brightens, contrasts = bool(jitters and a.brightness), bool(jitters and a.contrast)
-    planes = torch.empty(count, 3, side, side, device=images.device)
+    planes = torch.empty(count, 3, side, side, device=device)
     other = torch.empty_like(planes) if blurs or brightens or contrasts else planes
-    luma = torch.empty(count, cells, device=images.device)  # of each program's pixels
-    out = torch.empty((count, 3, side, side), device=images.device, dtype=dtype, memory_format=torch.channels_last)
+    luma = torch.empty(count, cells, device=device)  # of each program's pixels
+    out = _empty(images, table, mean, std, switches, dtype)
     _warp[grid](images, table, planes, len(images), **shared)
     if blurs:
         _blur_rows[grid](planes, table, other, R=radius, **shared)
@@ -116,15 +134,37 @@ def views(
     _colours[grid](
         *(planes, table, luma, mean, std, out),
         CONTRASTS=contrasts,
-        SATURATES=bool(jitters and a.saturation),
-        TURNS=bool(jitters and a.hue),
-        STAINS=a.stain_probability > 0,
-        GREYS=a.grayscale_probability > 0,
+        SATURATES=saturates,
+        TURNS=turns,
+        STAINS=stains,
+        GREYS=greys,
         CELLS=cells,
         PADDED=triton.next_power_of_2(cells),
         **shared,
     )
     return out
+
+
+def _empty(
+    images: torch.Tensor,
+    table: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    switches: list[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    shape = (len(table), 3, images.shape[1], images.shape[1])
+    return torch.empty(shape, device=images.device, dtype=dtype, memory_format=torch.channels_last)
+
+
+# An operation of torch's, so that a compiled step calls it as it is and fake tensors know its result.
+_operation = torch.library.custom_op(
+    "sscl::views",
+    _launch,
+    mutates_args=(),
+    schema="(Tensor images, Tensor table, Tensor mean, Tensor std, int[] switches, ScalarType dtype) -> Tensor",
+)
+_operation.register_fake(_empty)
 
 
 def _blurs(a: Augmentation) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -67,6 +67,10 @@ class ViewParameters:
     grayscale: torch.Tensor  # 0 or 1
     stain_gain: torch.Tensor  # (B, 3): factor on the amounts of haematoxylin, eosin and the rest
     stain_offset: torch.Tensor  # (B, 3): added to them
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return all fields in their order; `ViewParameters(*tensors)` makes one again."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 def philox(counter: Sequence[torch.Tensor | int], *, seed: int, like: torch.Tensor) -> torch.Tensor:
@@ -183,3 +187,29 @@ def draw(
         stain_gain=gain,
         stain_offset=offset,
     )
+
+
+def warp_matrix(p: ViewParameters) -> torch.Tensor:
+    """Return the one matrix that maps output to input coordinates (each -1 to 1), (B, 2, 3): affine, flips, crop.
+
+    The affine part follows torchvision: rotate by the angle, shear, scale, then shift, about the centre.
+    """
+    turn = torch.deg2rad(p.rotation)
+    shear_x, shear_y = torch.deg2rad(p.shear).unbind(1)
+    # torchvision's forward matrix R(turn) * Shear_y * Shear_x * scale, written out (its docs, `affine`).
+    a = torch.cos(turn - shear_y) / torch.cos(shear_y)
+    b = -torch.cos(turn - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(turn)
+    c = torch.sin(turn - shear_y) / torch.cos(shear_y)
+    d = -torch.sin(turn - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) + torch.cos(turn)
+    # The inverse: its determinant is that of shear and rotation, 1.
+    inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / p.scale[:, None, None]
+    offset = -(inverse @ (2 * p.translation)[:, :, None])[:, :, 0]  # fractions of the side are half of -1..1
+    left_top, size = p.crop[:, :2], p.crop[:, 2:]
+    stretch = p.flip * size
+    centre = 2 * left_top + size - 1
+    return torch.cat([stretch[:, :, None] * inverse, (stretch * offset + centre)[:, :, None]], 2)
+
+
+def blur_radius(sigma_px: float) -> int:
+    """Return the half width of the blur kernel that reaches three standard deviations."""
+    return max(1, math.ceil(3 * sigma_px))

@@ -243,23 +243,23 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_metrics: Any, frozen: bool
 ) -> None:
     asked, rates = [], []
-    real_view, real_optimizer = augment.view, finetune.optim.build_optimizer
+    real_draw, real_optimizer = Views.draw, finetune.optim.build_optimizer
 
-    def view(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
-        asked.append((named["epoch"], named["view"].tolist(), named["seed"]))
-        return real_view(images, rows, **named)
+    def draw(views: Views, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
+        asked.append((named["epoch"], number.tolist(), views.seed))
+        return real_draw(views, rows, number, **named)
 
     def optimizer(name: str, groups: list[dict[str, Any]], **named: Any) -> torch.optim.Optimizer:
         rates.extend((group["lr"], sum(p.numel() for p in group["params"])) for group in groups)
         return real_optimizer(name, groups, **named)
 
-    monkeypatch.setattr(augment, "view", view)
+    monkeypatch.setattr(Views, "draw", draw)
     monkeypatch.setattr(finetune.optim, "build_optimizer", optimizer)
     words = ["train.epochs=2", "train.learning_rate=1e-5", "train.head_learning_rate=1e-2", "train.warmup_epochs=0"]
 
     assert cli.finetune(tmp_path / "run", *words, "seed=7", f"train.freeze_encoder={str(frozen).lower()}").code == 0
 
-    assert asked == [(epoch, [0] * 8, 7) for epoch in (0, 1) for _ in range(3)]
+    assert asked == [(epoch, [[0] * 8] * 3, 7) for epoch in (0, 1)]
     sizes = {rate: sum(size for r, size in rates if r == rate) for rate, _ in rates}
     trunk = {} if frozen else {1e-5: 11_176_512}  # torchvision's ResNet18 without its last layer
     assert sizes == {**trunk, 1e-2: 512 * 2 + 2}
@@ -479,19 +479,20 @@ def test_steps_an_epoch_do_not_depend_on_the_share_of_the_labels(
     joint = 2 if "contrast.kind=cross_view" in words else 1
     rates: list[float] = []
     views: list[tuple[int, int, int]] = []
-    real_step, real_view = finetune.take_step, augment.view
+    real_step, real_draw = finetune.take_step, Views.draw
 
     def step(loss: torch.Tensor, *, optimizer: Any, scaler: Any) -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         real_step(loss, optimizer=optimizer, scaler=scaler)
 
-    def view(images: Any, rows: torch.Tensor, *, view: Any, **named: Any) -> Any:
-        if isinstance(view, torch.Tensor):  # a step on labels
-            views.extend((named["epoch"], *pair) for pair in zip(rows.tolist(), view.tolist(), strict=True))
-        return real_view(images, rows, view=view, **named)
+    def draw(settings: Views, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
+        if named["count"] == 1:  # of steps on labels
+            pairs = zip(rows.flatten().tolist(), number.flatten().tolist(), strict=True)
+            views.extend((named["epoch"], *pair) for pair in pairs)
+        return real_draw(settings, rows, number, **named)
 
     monkeypatch.setattr(finetune, "take_step", step)
-    monkeypatch.setattr(augment, "view", view)
+    monkeypatch.setattr(Views, "draw", draw)
     settings = [f"train.label_fraction={share}", "train.steps_per_epoch=4", "train.epochs=2", "train.warmup_epochs=0"]
 
     result = cli.finetune(tmp_path / "run", *settings, *words)
@@ -930,7 +931,7 @@ def test_contrast_compares_a_new_view_with_the_tile_as_it_is() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1)
 
-    views = Views(Augmentation(), seed=3, mean=mean, std=std)
+    views = Views(Augmentation(), seed=3, mean=mean, std=std, size_px=images.shape[1])
     a, b = finetune.project_pairs(Pixels(), store, rows, views=views, epoch=2, number=1)
 
     raw = torch.from_numpy(images)[rows].permute(0, 3, 1, 2)

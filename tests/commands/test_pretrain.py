@@ -116,14 +116,17 @@ def test_every_epoch_shows_each_tile_once_in_two_new_views(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int, list[int]]] = []
-    real = step.augment.pair
+    real = step.augment.prepare
 
-    def spy(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
-        assert not named["view"].any()  # no tile comes twice, so all have the views 0 and 1
-        asked.append((int(named["epoch"]), named["seed"], rows.tolist()))
-        return real(images, rows, **named)
+    def spy(tiles: torch.Tensor, **named: Any) -> Any:
+        of_steps = zip(tiles.view(-1, 2, 8), named["view"].view(-1, 2, 8), strict=True)  # (steps, view, tile)
+        for rows, view in of_steps:
+            assert torch.equal(rows[0], rows[1])
+            assert torch.equal(view, torch.tensor([[0], [1]]).expand(2, 8))  # no tile comes twice
+            asked.append((int(named["epoch"]), named["seed"], rows[0].tolist()))
+        return real(tiles, **named)
 
-    monkeypatch.setattr(step.augment, "pair", spy)
+    monkeypatch.setattr(step.augment, "prepare", spy)
 
     assert cli.pretrain(tmp_path / "run", "train.epochs=2", "seed=7").code == 0
 

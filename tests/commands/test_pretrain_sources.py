@@ -107,21 +107,21 @@ def seen(
         {"source": "pathmnist", "root": str(npz), "weight": 3},
     )
     seen = Seen(run=tmp_path_factory.mktemp("runs") / "all", out="")
-    project, pair = ViewProjections.forward, augment.pair
+    project, draw = ViewProjections.forward, Views.draw
 
-    def spy_project(self: Any, images: torch.Tensor, rows: torch.Tensor, *rest: torch.Tensor) -> Any:
-        a, b = project(self, images, rows, *rest)
-        seen.rows.append(rows.tolist())
+    def spy_project(self: Any, images: torch.Tensor, drawn: Any) -> Any:
+        a, b = project(self, images, drawn)
         seen.projections.append((a.detach(), b.detach()))
         return a, b
 
-    def spy_pair(images: torch.Tensor, rows: torch.Tensor, **named: Any) -> torch.Tensor:
-        seen.views.append((rows.tolist(), named["view"].tolist()))
-        return pair(images, rows, **named)
+    def spy_draw(self: Any, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
+        seen.rows.extend(rows.tolist())
+        seen.views.extend(zip(rows.tolist(), number.tolist(), strict=True))
+        return draw(self, rows, number, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ViewProjections, "forward", spy_project)
-        patch.setattr(augment, "pair", spy_pair)
+        patch.setattr(Views, "draw", spy_draw)
         result = cli.pretrain(seen.run, sources, "train.temperature=0.4")
     assert result.code == 0, result.err
     seen.out = result.out
@@ -328,12 +328,11 @@ def test_the_order_of_an_epoch_follows_seed_and_number() -> None:
 def test_clean_second_view_is_the_normalised_tile() -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
-    views = Views(augmentation=Augmentation(), seed=3, mean=mean, std=std, clean_second=True)
+    views = Views(augmentation=Augmentation(), seed=3, mean=mean, std=std, size_px=16, clean_second=True)
     rows, number = torch.tensor([4, 0, 4]), torch.tensor([0, 0, 2])
 
-    a, b = ViewProjections(torch.nn.Flatten(), views=views)(
-        torch.from_numpy(images[[4, 0, 4]]), rows, number, torch.tensor(1)
-    )
+    drawn = views.batch(rows, number, epoch=torch.tensor(1))
+    a, b = ViewProjections(torch.nn.Flatten(), views=views)(torch.from_numpy(images[[4, 0, 4]]), drawn)
 
     clean = (images[[4, 0, 4]].transpose(0, 3, 1, 2) / 255 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]
     np.testing.assert_allclose(b.reshape(3, 3, 16, 16).numpy(), clean, atol=1e-5)
@@ -398,14 +397,14 @@ def test_resumed_on_two_weighted_sources_equals_straight_through(
 ) -> None:
     run = Path(shutil.copytree(stopped, tmp_path / "resumed"))
     steps: list[list[int]] = []
-    project = ViewProjections.forward
+    draw = Views.draw
 
-    def spy(self: Any, images: torch.Tensor, rows: torch.Tensor, *rest: torch.Tensor) -> Any:
-        steps.append(rows.tolist())
-        return project(self, images, rows, *rest)
+    def spy(self: Any, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
+        steps.extend(rows.tolist())
+        return draw(self, rows, number, **named)
 
     assert cli.pretrain(run, *two_sources, "--resume").code == 0
-    monkeypatch.setattr(ViewProjections, "forward", spy)
+    monkeypatch.setattr(Views, "draw", spy)
     assert cli.pretrain(tmp_path / "straight", *two_sources).code == 0
 
     ours, theirs = (torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (run, tmp_path / "straight"))

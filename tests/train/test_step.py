@@ -24,13 +24,18 @@ N, SIZE_PX = 12, 16
 
 def views_of(**changes: object) -> Views:
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.25])
-    return Views(augmentation=Augmentation(**changes), seed=3, mean=mean, std=std)
+    return Views(augmentation=Augmentation(**changes), seed=3, mean=mean, std=std, size_px=SIZE_PX)
 
 
-def batch(count: int = N, size_px: int = SIZE_PX) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    images = np.random.default_rng(0).integers(0, 256, (count, size_px, size_px, 3), dtype=np.uint8)
-    tiles = torch.arange(count) * 7
-    return torch.from_numpy(images), tiles, 2 * (torch.arange(count) % 3), torch.tensor(4)
+def batch(
+    rows: slice = slice(0, N), *, later: int = 0, views: Views | None = None, device: str = "cpu"
+) -> tuple[torch.Tensor, step.Drawn]:
+    """Tiles and the parameters of their views, `later` epochs and views on."""
+    images = np.random.default_rng(0).integers(0, 256, (N, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    tiles, number = 7 * torch.arange(N) + later, 2 * (torch.arange(N) % 3) + 2 * later
+    found = (torch.from_numpy(images)[rows], tiles[rows], number[rows], torch.tensor(4 + later))
+    pixels, tiles, number, epoch = (x.to(device) for x in found)
+    return pixels, (views or views_of()).batch(tiles, number, epoch=epoch)
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -93,10 +98,8 @@ def test_the_gradient_of_a_part_alone_would_be_another():
     found, expected = net(), net()
     for model in (found, expected):
         keep_batch_statistics(model)
-    images, tiles, number, epoch = batch()
     for part in range(0, N, 4):
-        rows = slice(part, part + 4)
-        ContrastiveStep(found, views=views_of()).backward(images[rows], tiles[rows], number[rows], epoch)
+        ContrastiveStep(found, views=views_of()).backward(*batch(slice(part, part + 4)))
     ContrastiveStep(expected, views=views_of(), microbatch=4).backward(*batch())
 
     assert (gradients(found) / 3 - gradients(expected)).abs().max() > 1e-3
@@ -104,7 +107,6 @@ def test_the_gradient_of_a_part_alone_would_be_another():
 
 def test_running_statistics_move_once_by_the_mean_of_the_microbatches():
     model, before = net(), net()
-    images, tiles, number, epoch = batch()
     project = ViewProjections(copy.deepcopy(model), views=views_of())
     norms = {name: m for name, m in project.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     momenta = {name: norm.momentum for name, norm in norms.items()}
@@ -112,7 +114,7 @@ def test_running_statistics_move_once_by_the_mean_of_the_microbatches():
     for part in range(0, N, 4):  # each part's own statistics, from a net that forgets all others
         for norm in norms.values():
             norm.momentum = 1.0
-        project(images[part : part + 4], tiles[part : part + 4], number[part : part + 4], epoch)
+        project(*batch(slice(part, part + 4)))
         for name, norm in norms.items():
             seen[name].append((norm.running_mean.clone(), norm.running_var.clone()))
 
@@ -135,11 +137,11 @@ def test_without_a_momentum_statistics_are_the_plain_mean_over_the_steps():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = None
     for number in range(3):
-        images, tiles, view, epoch = batch()
+        images, drawn = batch(slice(0, 6), later=number)
         # Both parts are the same tiles, so that their mean is that of one.
-        twice = [torch.cat([x[:6], x[:6]]) for x in (images, tiles, view + 2 * number)]
-        ContrastiveStep(found, views=views_of(), microbatch=6).backward(*twice, epoch)
-        ContrastiveStep(expected, views=views_of()).backward(*(x[:6] for x in twice), epoch)
+        twice = torch.cat([images, images]), tuple(torch.cat([x, x], 1) for x in drawn)
+        ContrastiveStep(found, views=views_of(), microbatch=6).backward(*twice)
+        ContrastiveStep(expected, views=views_of()).backward(images, drawn)
 
     for (name, ours), theirs in zip(found.named_buffers(), expected.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
@@ -186,11 +188,10 @@ def test_a_microbatch_that_does_not_divide_is_refused():
 def test_step_against_plain_autograd():
     """One pass without any of the step's machinery: views, net, NT-Xent, backward."""
     found, expected = net(), net()
-    images, tiles, number, epoch = batch()
 
-    result = ContrastiveStep(found, views=views_of(), temperature=0.3).backward(images, tiles, number, epoch)
+    result = ContrastiveStep(found, views=views_of(), temperature=0.3).backward(*batch())
 
-    a, b = ViewProjections(expected, views=views_of())(images, tiles, number, epoch)
+    a, b = ViewProjections(expected, views=views_of())(*batch())
     z = F.normalize(torch.cat([a, b]), dim=1)
     similarity = (z @ z.T / 0.3).fill_diagonal_(-math.inf)
     partner = torch.arange(2 * N).roll(N)
@@ -213,17 +214,16 @@ def test_augmentation_net_and_loss_compile_without_a_graph_break(microbatch, mon
     model = ContrastiveModel(small_encoder(), projection=build_projection(4, kind="mlp", hidden=6, dim=5))
     other = copy.deepcopy(model)
     changes = {"stain_probability": 0.5, "grayscale_probability": 0.2}
-    images, tiles, number, epoch = batch(8)
     compiled = ContrastiveStep(model, views=views_of(**changes), microbatch=microbatch, compile=True)
     eager = ContrastiveStep(other, views=views_of(**changes), microbatch=microbatch)
 
-    result, expected = (one.backward(images, tiles, number, epoch) for one in (compiled, eager))
+    result, expected = (one.backward(*batch(slice(0, 8), views=views_of(**changes))) for one in (compiled, eager))
 
     torch.testing.assert_close(result.losses, expected.losses, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(result.negative, expected.negative, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients(model), gradients(other), atol=1e-5, rtol=1e-4)
     with torch.compiler.set_stance("fail_on_recompile"):
-        compiled.backward(images, tiles + 1, number + 2, epoch + 1)
+        compiled.backward(*batch(slice(0, 8), later=1, views=views_of(**changes)))
 
 
 def small_encoder() -> nn.Module:
@@ -239,11 +239,11 @@ def test_one_step_of_a_resnet_on_a_gpu_equals_the_cpu():
     model = ContrastiveModel(build_encoder("resnet18", stem="small"), projection=build_projection(512))
     keep_batch_statistics(model)
     on_gpu = copy.deepcopy(model).cuda().to(memory_format=torch.channels_last)
-    there = Views(Augmentation(), 3, torch.full((3,), 0.5).cuda(), torch.full((3,), 0.25).cuda())
-    here = Views(Augmentation(), 3, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    there = Views(Augmentation(), 3, torch.full((3,), 0.5).cuda(), torch.full((3,), 0.25).cuda(), SIZE_PX)
+    here = Views(Augmentation(), 3, torch.full((3,), 0.5), torch.full((3,), 0.25), SIZE_PX)
 
-    ours = ContrastiveStep(on_gpu, views=there, microbatch=4).backward(*(x.cuda() for x in batch()))
-    expected = ContrastiveStep(model, views=here).backward(*batch())
+    ours = ContrastiveStep(on_gpu, views=there, microbatch=4).backward(*batch(views=there, device="cuda"))
+    expected = ContrastiveStep(model, views=here).backward(*batch(views=here))
 
     torch.testing.assert_close(ours.losses.cpu(), expected.losses, atol=1e-3, rtol=1e-3)
     cosine = F.cosine_similarity(gradients(on_gpu).cpu(), gradients(model), dim=0)

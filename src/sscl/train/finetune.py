@@ -156,6 +156,8 @@ def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
         seed=config.seed,
         mean=torch.tensor(start.mean, device=device),
         std=torch.tensor(start.std, device=device),
+        size_px=config.data.size_px,
+        precision=opened.precision,
     )
     return Finetuning(
         config,
@@ -256,11 +258,12 @@ def train_epoch(job: Finetuning, epoch: int, *, bar: tqdm[Any]) -> EpochMeans:
     rows, number = (torch.from_numpy(x[:, share]).to(device) for x in (order, repeats))  # (steps, N / R)
     total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, accuracy, contrastive loss
     started = time.perf_counter()
+    drawn = job.views.steps(rows, number, epoch=epoch, count=1)
     for step, images in enumerate(job.store.batches(order[:, share])):  # uint8 (N / R, H, W, 3)
         at = epoch * steps + step
         optim.set_learning_rate(job.optimizer, job.schedule.at(at))
         target = job.labels[rows[step]]  # (N / R,)
-        x = job.views.one(images, rows[step], epoch=epoch, number=number[step])  # (N / R, 3, H, W)
+        x = job.views.render(images, next(drawn))  # (N / R, 3, H, W)
         with autocast(device, job.opened.precision):
             logits = job.parallel_model(x)  # (N / R, K)
         loss = job.loss(logits.float(), target)

@@ -148,6 +148,8 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         seed=config.seed,
         mean=torch.tensor(start.mean, device=opened.device),
         std=torch.tensor(start.std, device=opened.device),
+        size_px=config.data[0].size_px,
+        precision=opened.precision,
         clean_second=config.train.second_view == "clean",
     )
     step = ContrastiveStep(
@@ -155,7 +157,6 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         views=views,
         loss=OBJECTIVES[config.train.loss].loss,
         temperature=config.train.temperature,
-        precision=opened.precision,
         scaler=scaler,
         microbatch=config.train.microbatch,
         compile=config.train.compile,
@@ -270,12 +271,13 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
     collapse = objective.at_collapse(batch_size)
     started = time.perf_counter()
     batches = job.store.batches(order)
+    drawn = job.views.steps(rows, number, epoch=at)
     for step in range(steps):
         with record_function("data"):
             images = next(batches)  # uint8 (N / R, H, W, 3)
         optim.set_learning_rate(optimizer, job.schedule.at(epoch * steps + step))
         optimizer.zero_grad(set_to_none=True)
-        result = job.step.backward(images, rows[step], number[step], at)
+        result = job.step.backward(images, next(drawn))
         with record_function("optimizer"):
             job.scaler.step(optimizer)
             job.scaler.update()

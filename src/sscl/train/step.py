@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,14 @@ from torch.profiler import record_function
 
 from sscl import augment, ranks
 from sscl.data.tiles import TileStore
-from sscl.device import autocast
+from sscl.device import AUTOCAST_DTYPES, autocast
 from sscl.draws import Augmentation
 from sscl.losses import nt_xent
 from sscl.train.objectives import ContrastLoss
+
+STEPS_AT_ONCE = 64  # whose views are drawn together; a GPU takes hardly longer than for one step
+
+Drawn = tuple[torch.Tensor, ...]  # of `augment.prepare`
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,61 @@ class Views:
     seed: int
     mean: torch.Tensor  # (3,)
     std: torch.Tensor  # (3,)
+    size_px: int
+    precision: str = "fp32"  # of the step
     clean_second: bool = False  # compare a view with the tile as it is
 
-    def one(
-        self, images: torch.Tensor, tiles: torch.Tensor, *, epoch: int | torch.Tensor, number: int | torch.Tensor
-    ) -> torch.Tensor:
-        """Return one random view of each tile, normalised; arguments as of `augment.view`."""
-        return augment.view(
-            images,
-            tiles,
+    def draw(
+        self, tiles: torch.Tensor, number: torch.Tensor, *, epoch: int | torch.Tensor, count: int | None = None
+    ) -> Drawn:
+        """Return the parameters of the views of many batches, (steps, k, N, ...) each.
+
+        Args:
+            tiles: int64 (steps, N), the tiles' indices in the data set.
+            number: int64 (steps, N), number of the first view; the others follow it.
+            epoch: a number, or int64 without dimensions.
+            count: k, random views of a tile; None = 2, or 1 where the second is the tile as it is.
+        """
+        k = count or (1 if self.clean_second else 2)
+        steps, batch = tiles.shape
+        numbers = number[:, None] + torch.arange(k, device=tiles.device)[:, None]  # (steps, k, N)
+        drawn = augment.prepare(
+            tiles[:, None].expand(steps, k, batch).flatten(),
             augmentation=self.augmentation,
             seed=self.seed,
             epoch=epoch,
-            view=number,
+            view=numbers.flatten(),
+            size_px=self.size_px,
+        )
+        return tuple(x.view(steps, k, batch, *x.shape[1:]) for x in drawn)
+
+    def steps(
+        self, tiles: torch.Tensor, number: torch.Tensor, *, epoch: int | torch.Tensor, count: int | None = None
+    ) -> Iterator[Drawn]:
+        """Yield the parameters of each step's views, (k, N, ...) each; arguments as of `draw`."""
+        for start in range(0, len(tiles), STEPS_AT_ONCE):
+            part = slice(start, start + STEPS_AT_ONCE)
+            drawn = self.draw(tiles[part], number[part], epoch=epoch, count=count)
+            yield from zip(*drawn, strict=True)
+
+    def batch(self, tiles: torch.Tensor, number: torch.Tensor, *, epoch: int | torch.Tensor) -> Drawn:
+        """Return the parameters of the views of one batch, (k, N, ...) each, from tiles and number int64 (N,)."""
+        return next(self.steps(tiles[None], number[None], epoch=epoch))
+
+    def render(self, images: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        """Return the views of a batch, normalised, (k N, 3, H, W), from uint8 (N, H, W, 3).
+
+        With `clean_second` the tiles as they are come after the random views.
+        """
+        views = augment.render(
+            images,
+            tuple(x.flatten(0, 1) for x in drawn),
+            augmentation=self.augmentation,
             mean=self.mean,
             std=self.std,
+            dtype=AUTOCAST_DTYPES.get(self.precision, torch.float32),
         )
+        return torch.cat([views, self.clean(images).to(views.dtype)]) if self.clean_second else views
 
     def clean(self, images: torch.Tensor) -> torch.Tensor:
         """Return the tiles as they are, normalised."""
@@ -65,44 +108,25 @@ class StepResult(NamedTuple):
 class ViewProjections(nn.Module):
     """Tiles to the projections of their two views: augmentation, encoder and head as one module.
 
-    So DistributedDataParallel and torch.compile see all of it, and a second call gives the same projections: views
-    are functions of (seed, epoch, tile, view number) alone.
+    So DistributedDataParallel and torch.compile see all of it, and a second call gives the same projections.
     """
 
-    def __init__(self, model: nn.Module, *, views: Views, precision: str = "fp32") -> None:
+    def __init__(self, model: nn.Module, *, views: Views) -> None:
         super().__init__()
         self.model = model
         self.views = views
-        self.precision = precision
 
-    def forward(
-        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the projections of both views, (N, D) each.
 
         Args:
             images: uint8 (N, H, W, 3).
-            tiles: int64 (N,), the tiles' indices in the data set.
-            number: int64 (N,), number of the first view; the second is the next.
-            epoch: int64, no dimensions.
+            drawn: parameters of the batch's views, (k, N, ...) each, see `Views.draw`.
         """
-        v = self.views
         with record_function("augment"):
-            if v.clean_second:
-                both = torch.cat([v.one(images, tiles, epoch=epoch, number=number), v.clean(images)])
-            else:
-                both = augment.pair(
-                    images,
-                    tiles,
-                    augmentation=v.augmentation,
-                    seed=v.seed,
-                    epoch=epoch,
-                    view=number,
-                    mean=v.mean,
-                    std=v.std,
-                )
+            both = self.views.render(images, drawn)  # (2N, 3, H, W)
         # Entered anew in each call: autocast remembers weights that it cast without a graph, as in the pass below.
-        with record_function("forward"), autocast(images.device, self.precision):
+        with record_function("forward"), autocast(images.device, self.views.precision):
             a, b = self.model(both).chunk(2)
         return a, b
 
@@ -130,14 +154,13 @@ class ContrastiveStep:
         views: Views,
         loss: ContrastLoss = nt_xent,
         temperature: float = 0.7,
-        precision: str = "fp32",
         scaler: torch.amp.GradScaler | None = None,
         microbatch: int | None = None,
         compile: bool = False,
     ) -> None:
         self.loss, self.temperature, self.scaler, self.microbatch = loss, temperature, scaler, microbatch
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        project: Any = ViewProjections(model, views=views, precision=precision)
+        project: Any = ViewProjections(model, views=views)
         whole: Any = self._result
         if compile and microbatch is None and ranks.world_size() == 1:
             whole = torch.compile(whole, fullgraph=True)
@@ -145,13 +168,11 @@ class ContrastiveStep:
             project = torch.compile(project, fullgraph=True)
         self._once, self._project, self._whole = project, ranks.parallel(project), whole
 
-    def backward(
-        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
-    ) -> StepResult:
+    def backward(self, images: torch.Tensor, drawn: Drawn) -> StepResult:
         """Add the batch's gradient to the parameters' `.grad`; arguments as of `ViewProjections.forward`."""
         if self.microbatch is not None and self.microbatch < len(images):
-            return self._cached(images, tiles, number, epoch)
-        losses, positive, negative = self._whole(images, tiles, number, epoch)
+            return self._cached(images, drawn)
+        losses, positive, negative = self._whole(images, drawn)
         with record_function("backward"):
             torch.autograd.backward(self._scaled(losses.mean()))
         return StepResult(losses.detach(), positive, negative)
@@ -159,26 +180,23 @@ class ContrastiveStep:
     def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def _result(
-        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
-    ) -> StepResult:
-        a, b = self._project(images, tiles, number, epoch)
+    def _result(self, images: torch.Tensor, drawn: Drawn) -> StepResult:
+        a, b = self._project(images, drawn)
         with record_function("loss"):
             losses = self.loss(a, b, temperature=self.temperature, reduction="none")
             return StepResult(losses, *similarities(a, b))
 
-    def _cached(
-        self, images: torch.Tensor, tiles: torch.Tensor, number: torch.Tensor, epoch: torch.Tensor
-    ) -> StepResult:
+    def _cached(self, images: torch.Tensor, drawn: Drawn) -> StepResult:
         assert self.microbatch is not None
         if len(images) % self.microbatch:
             raise ValueError(f"microbatch: got {self.microbatch}, which does not divide the {len(images)} tiles")
-        parts = list(zip(*(torch.split(x, self.microbatch) for x in (images, tiles, number)), strict=True))
+        split = zip(*(torch.split(x, self.microbatch, dim=1) for x in drawn), strict=True)
+        parts = list(zip(torch.split(images, self.microbatch), split, strict=True))
         with statistics_once(self._norms, parts=len(parts)) as note:
             pairs = []
             for part in parts:
                 with torch.no_grad():
-                    pairs.append(torch.stack(self._once(*part, epoch)))  # (2, M, D)
+                    pairs.append(torch.stack(self._once(*part)))  # (2, M, D)
                 note()
             projections = torch.cat(pairs, 1).requires_grad_()  # (2, N, D)
             losses = self.loss(*projections, temperature=self.temperature, reduction="none")
@@ -188,7 +206,7 @@ class ContrastiveStep:
             for i, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
                 last = i + 1 == len(parts)  # the ranks' gradients are averaged once, at the end
                 with contextlib.nullcontext() if last else ranks.no_average(self._project):
-                    torch.autograd.backward(self._project(*part, epoch), tuple(gradient))
+                    torch.autograd.backward(self._project(*part), tuple(gradient))
         return StepResult(losses.detach(), *similarities(*projections))
 
 
@@ -246,9 +264,10 @@ def project_pairs(
     joint: nn.Module, store: TileStore, rows: torch.Tensor, *, views: Views, epoch: int, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the projections of a random view of the tiles at `rows` (M,) and of the tiles as they are, (M, D) each."""
-    images = store.gather(rows)  # uint8 (M, H, W, 3)
-    view = views.one(images, rows.to(store.device, non_blocking=True), epoch=epoch, number=number)
-    a, b = joint(torch.cat([view, views.clean(images)])).chunk(2)
+    views = replace(views, clean_second=True)
+    tiles = rows.to(store.device, non_blocking=True)
+    drawn = views.batch(tiles, torch.full_like(tiles, number), epoch=epoch)
+    a, b = joint(views.render(store.gather(rows), drawn)).chunk(2)
     return a, b
 
 
