@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from sscl.device import autocast, cpu_cores, describe_device, pick_device, pick_precision
+from sscl.device import Later, autocast, cpu_cores, describe_device, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -93,3 +93,13 @@ def test_only_the_cores_that_this_process_may_use_are_counted():
     finally:
         os.sched_setaffinity(0, before)
     assert cpu_cores() == len(before)
+
+
+def test_values_read_later_are_those_of_the_moment_at_any_shape():
+    values = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    total, kept = Later(values.sum()), Later(values)
+    expected = values.detach().clone()
+    values.detach().zero_()
+    assert total.value() == 15
+    assert torch.equal(kept.tensor(), expected)
+    assert not kept.tensor().requires_grad

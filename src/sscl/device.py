@@ -62,6 +62,33 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
 
 
+class Later:
+    """A tensor's values on their way from the device to the host.
+
+    `.item()` and `.cpu()` are copies in the order of the device's stream: they wait for all work given to the device by
+    then. This waits only for what had been given to it when it was made.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._host = values.detach().clone() if values.device.type == "cpu" else values.detach()
+        self._event: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values.detach(), non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(values.device))
+
+    def tensor(self) -> torch.Tensor:
+        """Return the values on the CPU."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.cpu()
+
+    def value(self) -> float:
+        """Return the value of a tensor of one."""
+        return float(self.tensor())
+
+
 def tune(device: torch.device) -> None:
     """Have cuDNN try its convolutions once for each shape and keep the fastest; training has few shapes."""
     if device.type == "cuda":

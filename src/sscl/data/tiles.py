@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from sscl.data.rows import Images, Rows
 
 UNLABELLED = -1
-_AHEAD = 2  # batches that are read while one is trained on
+_AHEAD = 2  # batches that are read while one is used
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,15 +146,15 @@ class TileStore:
     def gather(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the tiles at `indices` (int64, (B,), any device) as uint8 (B, H, W, 3) on the device."""
         if isinstance(self.images, torch.Tensor):
-            return self.images[indices.to(self.device, non_blocking=True)]
+            return self.images[upload(indices, self.device)]
         rows = indices.cpu().numpy()
-        return self._read(rows, self._host_batch(rows)).to(self.device, non_blocking=True)
+        return upload(self._read(rows, self._host_batch(rows)), self.device)
 
     def batches(self, order: Iterable[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        """Yield for each row of `order`, int64 (steps, B), what `gather` would return.
+        """Yield for each row of `order`, int64 (B,) each, what `gather` would return.
 
-        A thread reads the next batches while the current one is trained on, unless the tiles are on the device. The
-        thread ends with the loop, also if that breaks off; its errors are raised in the loop.
+        A thread reads the next batches while the current one is used, unless the tiles are on the device; nothing here
+        waits for the device. The thread ends with the loop, also if that breaks off; its errors are raised in the loop.
         """
         if self.on_device:
             for rows in order:
@@ -168,20 +168,15 @@ class TileStore:
                 # everything is in the order of this thread's stream.
                 coming.append(pool.submit(self._read, rows, self._host_batch(rows)))
                 if len(coming) > _AHEAD:
-                    yield coming.popleft().result().to(self.device, non_blocking=True)
+                    yield upload(coming.popleft().result(), self.device)
             while coming:
-                yield coming.popleft().result().to(self.device, non_blocking=True)
+                yield upload(coming.popleft().result(), self.device)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _host_batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return host memory for a batch, (B, H, W, 3); pinned for CUDA, so that the copy overlaps with the network.
-
-        torch's caching allocator makes this cheap for each batch and keeps the block until the copy is done.
-        """
-        return torch.empty(
-            (len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
-        )
+        """Return host memory for a batch, (B, H, W, 3)."""
+        return host_memory((len(rows), *self.images.shape[1:]), device=self.device)
 
     def _read(self, rows: NDArray[np.int64], batch: torch.Tensor) -> torch.Tensor:
         """Return `batch`, filled with the tiles at `rows`."""
@@ -190,6 +185,21 @@ class TileStore:
             raise IndexError(f"got rows {rows.min()} to {rows.max()}, the store has {len(self)}")
         self._rows.take(rows, out=batch.numpy())
         return batch
+
+
+def host_memory(shape: Sequence[int], *, device: torch.device, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Return memory of the host for what goes to `device`; pinned for CUDA, so that the copy overlaps with the network.
+
+    torch's caching allocator makes this cheap for each batch and keeps the block until the copy is done.
+    """
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on the device without waiting for that: from memory that is not pinned, a copy may wait."""
+    if device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned():
+        values = host_memory(values.shape, device=device, dtype=values.dtype).copy_(values)
+    return values.to(device, non_blocking=True)
 
 
 def place_store(images: Images, *, device: torch.device | str, budget_gb: float) -> TileStore:
