@@ -2,65 +2,179 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from sscl.device import Later, autocast, cpu_cores, describe_device, pick_device, pick_precision
+from sscl.device import Later, autocast, cpu_cores, describe_device, missing_kernels, pick_device, pick_precision, tune
 
 CPU = torch.device("cpu")
 
 
-def pretend_cuda(monkeypatch: pytest.MonkeyPatch, *, count: int, bf16: bool = True) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+BUILT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # torch 2.15 from PyPI
+P100, V100, T4, A100, RTX4090, H100 = (6, 0), (7, 0), (7, 5), (8, 0), (8, 9), (9, 0)
+
+
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, *cards: tuple[int, int], built: Sequence[str] = BUILT) -> None:
+    """Have torch see CUDA cards of these capabilities, and itself built for these architectures."""
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        return cards[device.index or 0]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index or 0}")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
+
+
+def pretend_mps(monkeypatch: pytest.MonkeyPatch, *, built: bool = True, available: bool = True) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: built)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: built and available)
 
 
 def test_auto_takes_cuda_where_it_is(monkeypatch):
-    pretend_cuda(monkeypatch, count=0)
+    pretend_cuda(monkeypatch)
     assert pick_device("auto") == CPU
-    pretend_cuda(monkeypatch, count=1)
+    pretend_cuda(monkeypatch, A100)
     assert pick_device("auto") == torch.device("cuda")
     assert pick_device("cpu") == CPU
     assert pick_device("cuda:0") == torch.device("cuda:0")
 
 
-@pytest.mark.parametrize("name", ["gpu", "mps", "", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cuda 0"])
-@pytest.mark.parametrize("count", [0, 1])
-def test_unknown_names(name, count, monkeypatch):
-    pretend_cuda(monkeypatch, count=count)
-    with pytest.raises(ValueError, match=re.escape(f"device: got {name!r}, allowed are auto, cpu, cuda, cuda:N")):
+@pytest.mark.parametrize("name", ["gpu", "MPS", "", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cuda 0"])
+@pytest.mark.parametrize("cards", [(), (A100,)])
+def test_unknown_names(name, cards, monkeypatch):
+    pretend_cuda(monkeypatch, *cards)
+    with pytest.raises(ValueError, match=re.escape(f"device: got {name!r}, allowed are auto, cpu, cuda, cuda:N, mps")):
         pick_device(name)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_cuda_asked_for_where_there_is_none(name, monkeypatch):
-    pretend_cuda(monkeypatch, count=0)
+    pretend_cuda(monkeypatch)
     message = f"device: {name} was asked for, but torch sees no CUDA device; use device=cpu or device=auto"
     with pytest.raises(ValueError, match=message):
         pick_device(name)
 
 
 def test_a_cuda_device_beyond_the_last(monkeypatch):
-    pretend_cuda(monkeypatch, count=2)
+    pretend_cuda(monkeypatch, A100, A100)
     assert pick_device("cuda:1").index == 1
     with pytest.raises(ValueError, match="device: got cuda:2, allowed are cuda:0 to cuda:1"):
         pick_device("cuda:2")
 
 
-def test_precision(monkeypatch):
-    cuda = torch.device("cuda")
-    pretend_cuda(monkeypatch, count=1)
-    assert pick_precision("auto", cuda) == "bf16"
-    assert pick_precision("auto", CPU) == "fp32"
-    pretend_cuda(monkeypatch, count=1, bf16=False)  # emulated bf16 would be slower than fp32
-    assert pick_precision("auto", cuda) == "fp32"
+def test_a_card_that_torch_has_no_kernels_for(monkeypatch, capsys):
+    """One line with what the card has, what torch is, and what to install; torch itself fails at the first kernel."""
+    pretend_cuda(monkeypatch, P100, A100)
+    for name, rank in (("cuda", None), ("cuda:0", None), ("cuda", 0), ("auto", 0)):
+        with pytest.raises(ValueError, match="device: got cuda") as caught:
+            pick_device(name, local_rank=rank)
+        line = str(caught.value)
+        assert "card 0" in line
+        assert "6.0" in line
+        assert torch.__version__ in line
+        assert 'pip install "torch==2.7.1" "torchvision==0.22.1"' in line
+        assert "\n" not in line
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    assert capsys.readouterr().err == ""
+    assert pick_device("auto") == CPU
+    assert capsys.readouterr().err.startswith("note: device: auto takes the CPU; card 0 has compute capability 6.0")
+
+
+@pytest.mark.parametrize(
+    ("card", "built", "runs"),
+    [
+        (T4, BUILT, True),
+        (RTX4090, BUILT, True),  # sm_86 is of its series
+        (V100, BUILT, False),
+        (P100, ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"], True),  # torch 2.7.1
+        ((6, 1), ["sm_50", "sm_60", "sm_70"], True),  # a GTX 1070
+        ((11, 0), BUILT, False),
+        ((11, 0), [*BUILT, "compute_90"], True),  # compiled when it starts
+        ((12, 1), BUILT, True),
+        ((9, 1), ["sm_90a"], False),
+        (H100, ["sm_90a"], True),
+        ((10, 3), ["sm_100f"], True),
+        (A100, ["sm_90"], False),
+        (A100, [], True),  # nothing known
+        (A100, ["gfx942"], True),
+    ],
+)
+def test_which_kernels_run_on_a_card(card, built, runs, monkeypatch):
+    pretend_cuda(monkeypatch, card, built=built)
+    assert (missing_kernels(torch.device("cuda")) is None) == runs
+
+
+def test_a_card_too_new_needs_a_later_torch(monkeypatch):
+    pretend_cuda(monkeypatch, (13, 0))
+    with pytest.raises(ValueError, match=r"13\.0.*install a later torch"):
+        pick_device("cuda")
+
+
+def test_mps(monkeypatch):
+    pretend_cuda(monkeypatch)
+    pretend_mps(monkeypatch)
+    mps = pick_device("mps")
+    assert mps == torch.device("mps")
+    assert pick_device("auto") == CPU
+    assert pick_precision("auto", mps) == pick_precision("fp32", mps) == "fp32"
+    for name in ("bf16", "fp16"):
+        with pytest.raises(ValueError, match=f"precision: got {name}, .*mps.*fp32"):
+            pick_precision(name, mps)
+    with autocast(mps, "fp32"):
+        assert "mps" in describe_device(mps)
+    with pytest.raises(ValueError, match="device: got mps for every rank"):
+        pick_device("mps", local_rank=0)
+
+
+@pytest.mark.parametrize(("built", "lacks"), [(False, "built without"), (True, "macOS")])
+def test_mps_asked_for_where_there_is_none(built, lacks, monkeypatch):
+    pretend_mps(monkeypatch, built=built, available=False)
+    with pytest.raises(ValueError, match=f"device: got mps, .*{lacks}.*device=cpu"):
+        pick_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("card", "auto", "refused"),
+    [
+        (P100, "fp32", ["bf16"]),
+        (V100, "fp16", ["bf16"]),
+        (T4, "fp16", ["bf16"]),
+        (A100, "bf16", []),
+        (H100, "bf16", []),
+    ],
+)
+def test_precision_by_card(card, auto, refused, monkeypatch):
+    pretend_cuda(monkeypatch, A100, card)  # not the current device's precision, but that of the one chosen
+    device = torch.device("cuda:1")
+    assert pick_precision("auto", device) == auto
     for name in ("fp32", "bf16", "fp16"):
-        assert pick_precision(name, cuda) == name
+        if name not in refused:
+            assert pick_precision(name, device) == name
+            continue
+        with pytest.raises(ValueError, match=f"precision: {name} needs .* card 1 has {card[0]}.{card[1]}; use .*fp32"):
+            pick_precision(name, device)
+
+
+def test_precision_on_a_cpu():
+    assert pick_precision("auto", CPU) == "fp32"
     assert pick_precision("bf16", CPU) == "bf16"
     with pytest.raises(ValueError, match="precision: fp16 needs a CUDA device; on a CPU use fp32, bf16 or auto"):
         pick_precision("fp16", CPU)
+
+
+def test_the_chosen_card_becomes_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    tune(CPU)
+    assert not torch.backends.cudnn.benchmark
+    tune(torch.device("cuda:1"))
+    assert current == [torch.device("cuda:1")]
+    assert torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -81,7 +195,8 @@ def test_the_real_gpu():
     assert torch.cuda.get_device_name() in describe_device(device)
     with autocast(device, pick_precision("auto", device)):
         out = torch.nn.Linear(3, 2, device=device)(torch.ones(1, 3, device=device))
-    assert out.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[pick_precision("auto", device)]
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    assert out.dtype == dtypes[pick_precision("auto", device)]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away here")

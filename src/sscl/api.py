@@ -326,7 +326,7 @@ def load(
 
     Args:
         run: a run folder (its best.pt) or checkpoint file.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or mps.
         calibrate: divide logits by the temperature that finetune fitted on its validation tiles.
         abstain: abstain below the confidence that this fraction of the validation tiles does not reach; 0: never.
         confidence: abstain below this one instead.

@@ -27,8 +27,8 @@ class AuditConfig(Section):
     neighbours: int = setting(20, "number of nearest tiles that each tile is compared with in detail", ge=1)
     shown: int = setting(60, "largest number of pairs in pairs.png and tiles in flagged.png", ge=1, le=300)
     batch_size: int = setting(128, "tiles per batch, with an encoder", ge=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 if the GPU supports it, otherwise fp32"
+        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
     progress: bool = setting(True, "show progress bars")

@@ -94,7 +94,7 @@ class CompareConfig(Section):
     grid_seed: int = setting(0, "seed of the tiles in that picture", ge=0)
     bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
     bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
-    device: str | None = setting(None, "auto, cpu, cuda or cuda:N; null = as in the configs")
+    device: str | None = setting(None, "auto, cpu, cuda, cuda:N or mps; null = as in the configs")
     jobs: int = setting(1, "number of runs of an entry in parallel", ge=1)
     progress: bool = setting(True, "show progress bars; none are shown with jobs > 1")
 

@@ -70,8 +70,8 @@ class EmbedConfig(Section):
     per_cluster: int = setting(10, "tiles of each cluster in its picture", ge=1, le=50)
     seed: int = setting(0, "seed of clusters, maps and the tiles that are shown", ge=0, lt=2**32)
     batch_size: int = setting(128, "tiles per batch", ge=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 if the GPU supports it, otherwise fp32"
+        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
     progress: bool = setting(True, "show progress bars")

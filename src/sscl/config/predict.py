@@ -39,7 +39,7 @@ class PredictConfig(Section):
     )
     gradcam: MapConfig = MapConfig()
     batch_size: int = setting(128, "tiles per batch", ge=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     progress: bool = setting(True, "show progress bars")
 
     @field_validator("panels", mode="before")

@@ -71,9 +71,9 @@ class ProbeConfig(Section):
     bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
     bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
     batch_size: int = setting(128, "tiles per batch", ge=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 if the GPU supports it, otherwise fp32"
+        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
     cache_dir: str | None = setting(None, "cache of features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
     progress: bool = setting(True, "show progress bars")

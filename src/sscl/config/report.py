@@ -33,7 +33,7 @@ class ReportConfig(Section):
     )
     data: dict[str, Any] = setting({}, "data settings that differ from the evaluation, such as data.root")
     batch_size: int = setting(32, "tiles per batch", ge=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     progress: bool = setting(True, "show progress bars")
 
     @field_validator("runs")

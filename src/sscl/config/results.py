@@ -34,7 +34,7 @@ class EvalConfig(Section):
     bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
     bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
     batch_size: int = setting(128, "tiles per batch", ge=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     data: dict[str, Any] = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")
 
@@ -56,6 +56,6 @@ class GradcamConfig(MapConfig):
     check_tiles: int = setting(32, "tiles of the checks, drawn by random_seed", ge=2)
     random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0)
     batch_size: int = setting(32, "tiles per batch", ge=1)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     data: dict[str, Any] = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")

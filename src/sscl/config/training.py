@@ -89,9 +89,9 @@ class PretrainConfig(Section):
 
     run: str = setting(..., "run folder to write", free=True, min_length=1)
     seed: int = setting(0, "seed of initial weights, tile order and augmentation", ge=0, lt=2**63)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N", free=True)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 if the GPU supports it, otherwise fp32"
+        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
     data: Annotated[tuple[SourceConfig, ...], BeforeValidator(listed_sources), AfterValidator(one_size), OneOrMore]
     augment: AugmentConfig = AugmentConfig()
@@ -203,9 +203,9 @@ class FinetuneConfig(Section):
     seed: int = setting(
         0, "seed of the head, tile order, augmentation, validation split and label fraction", ge=0, lt=2**63
     )
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N", free=True)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 if the GPU supports it, otherwise fp32"
+        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
     data: DataConfig
     augment: FinetuneAugmentConfig = FinetuneAugmentConfig()
