@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sscl import config
+from sscl import config, device
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL = [
@@ -116,7 +116,7 @@ def test_the_words_of_the_job_are_accepted(tmp_path):
 def checkout(tmp_path: Path) -> Path:
     """A checkout with scripts/install, whose Python only says what it was asked."""
     (tmp_path / "scripts").mkdir()
-    for name in ("scripts/install", "pyproject.toml", "constraints.txt"):
+    for name in ("scripts/install", "pyproject.toml", "constraints.txt", "constraints-pascal.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     fake = 'echo "$@" >> "$LOG"\nif [ "$2" = venv ]; then mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; fi'
     program(tmp_path, "python", fake)
@@ -151,6 +151,20 @@ def test_install_does_nothing_when_all_is_there(before, after, again, tmp_path):
     install(root, before)
     program(root, ".venv/bin/sscl", "exit 0")
     assert ("pip install" in install(root, after)) == again
+
+
+def test_install_takes_other_versions(tmp_path):
+    root = checkout(tmp_path)
+    install(root)
+    program(root, ".venv/bin/sscl", "exit 0")
+    asked = install(root, SSCL_CONSTRAINTS="constraints-pascal.txt")
+    assert "--constraint constraints-pascal.txt --editable ." in asked
+    assert "pip install" not in install(root, SSCL_CONSTRAINTS="constraints-pascal.txt")
+
+
+def test_the_versions_for_old_cards_are_those_that_the_error_names():
+    pins = re.findall(r"^(torch(?:vision)?==.*)$", (ROOT / "constraints-pascal.txt").read_text(), re.MULTILINE)
+    assert device.OLD_CARDS == "pip install " + " ".join(f'"{pin}"' for pin in pins)
 
 
 def test_ruff_and_mypy_look_at_every_python_script():

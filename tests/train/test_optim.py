@@ -24,7 +24,7 @@ def small_net() -> nn.Module:
 
 def loss_of(net: nn.Module, step: int) -> torch.Tensor:
     x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-    return net(x).square().sum()
+    return net(x.to(next(net.parameters()).dtype)).square().sum()
 
 
 def test_adamw_without_decay_is_adam():
@@ -162,6 +162,47 @@ def test_a_gpu_steps_as_a_cpu_and_skips_a_step_of_infinite_gradients(name):
         assert scaler.get_scale() == 64.0
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         assert torch.allclose(a, b.cpu(), rtol=1e-3, atol=1e-5)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would wait for a GPU: values that are read."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_a_scaled_step_is_the_step_and_reads_nothing(name, monkeypatch):
+    """As in fp16: gradients times the scale give the same weights, and an infinite one changes nothing."""
+    monkeypatch.setattr(optim, "_on_gpu", lambda groups: True)  # fused, as there
+    plain, scaled = small_net().float(), small_net().float()
+    ours, theirs = (
+        build_optimizer(name, parameter_groups(net, learning_rate=0.05, weight_decay=0.1)) for net in (scaled, plain)
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(4):
+        for net in (plain, scaled):
+            net.zero_grad()
+        factor = math.inf if step == 2 else 1.0
+        scaler.scale(factor * loss_of(scaled, step)).backward()
+        before = [p.detach().clone() for p in scaled.parameters()]
+        kept = {key: value.clone() for key, value in ours.state[scaled[0].weight].items()}
+        with Reads() as reads:
+            scaler.step(ours)
+        assert reads.count == 0
+        scaler.update()
+        if step == 2:
+            assert all(torch.equal(p, q) for p, q in zip(scaled.parameters(), before, strict=True))
+            assert all(torch.equal(ours.state[scaled[0].weight][key], value) for key, value in kept.items())
+            continue
+        loss_of(plain, step).backward()
+        theirs.step()
+    assert scaler.get_scale() == 512.0
+    for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.gpu
