@@ -164,7 +164,7 @@ def test_install_takes_other_versions(tmp_path):
 
 def test_the_versions_for_old_cards_are_those_that_the_error_names():
     pins = re.findall(r"^(torch(?:vision)?==.*)$", (ROOT / "constraints-pascal.txt").read_text(), re.MULTILINE)
-    assert device.OLD_CARDS == "pip install " + " ".join(f'"{pin}"' for pin in pins)
+    assert "pip install " + " ".join(f'"{pin}"' for pin in pins) == device.OLD_CARDS
 
 
 def test_ruff_and_mypy_look_at_every_python_script():

@@ -77,9 +77,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step in each weight tensor is scaled to trust * |w| / |g + decay * w|.
 
-    Groups with `adapt: False` (biases, norms) take plain momentum steps. Nothing waits for the device: a gradient scaler
-    (fp16) leaves its scale and whether a gradient is infinite on the optimizer as tensors, as for torch's fused ones.
-    Scaling the steps takes a launch for each weight tensor (53 for ResNet50); all else a few for the whole group.
+    Groups with `adapt: False` (biases, norms) take plain momentum steps. Nothing waits for the device: a gradient
+    scaler (fp16) leaves its scale, and whether a gradient is infinite, on the optimizer as tensors, as for torch's
+    fused ones. Scaling the steps takes a launch for each weight tensor (53 for ResNet50); all else a few for a group.
 
     Source: You et al., arXiv:1708.03888; momentum after the scaling and the learning rate outside it, as in SimCLR.
     """
