@@ -16,7 +16,7 @@ from sscl.draws import Augmentation, draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEAN, STD = (torch.tensor(x, device=DEVICE) for x in ((0.7, 0.5, 0.65), (0.2, 0.25, 0.2)))
-STILL = {
+STILL: dict[str, Any] = {
     **{"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "affine_probability": 0.0},
     **{"hflip_probability": 0.0, "vflip_probability": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0},
 }

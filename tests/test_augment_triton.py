@@ -52,3 +52,12 @@ def test_other_tiles_are_refused(interpreted):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_views_of_the_reference():
     check(run(TRITON_INTERPRET="0"))
+
+
+def test_no_kernel_spills_registers_on_a_card_that_is_not_here():
+    script = Path(__file__).resolve().parents[1] / "scripts" / "compile_views"
+    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if "sm_80" in line]
+    assert [row[0] for row in rows] == ["warp", "blur_rows", "blur_columns", "colours"]
+    assert all(int(row[-1]) == 0 < int(row[-2]) <= 255 for row in rows)
