@@ -160,6 +160,63 @@ def test_out_of_memory_names_the_keys_to_lower(error, monkeypatch, capsys):
     assert advice("pretrain") in err[0]
 
 
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", ["out of GPU memory", "train.microbatch"]),
+        (
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            ["out of GPU memory", "train.batch_size"],
+        ),
+        (
+            "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+            ["NOT_INITIALIZED", "nvidia-smi", "microbatch"],
+        ),
+        ("GET was unable to find an engine to execute this computation", ["nvidia-smi", "train.microbatch"]),
+        (
+            "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be ...",
+            ["device: ", torch.__version__, "device=cpu"],
+        ),
+        (
+            "Found Tesla P100 which is too old to be supported by the triton GPU compiler, which is ...",
+            ["train.compile=false", "7.0"],
+        ),
+        ("Failed to find C compiler. Please specify via CC environment variable.", ["gcc", "CC="]),
+        (
+            "InvalidCxxCompiler: No working C++ compiler found in torch._inductor",
+            ["train.compile=false"],
+        ),
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", ["out of memory", "train.microbatch"]),
+    ],
+)
+def test_errors_of_the_libraries_are_one_line(message, says, pretrain_raises, capsys):
+    pretrain_raises(RuntimeError(message))
+    code, _, err = call(capsys, *COMPLETE)
+    assert (code, len(err)) == (2, 1)
+    assert all(word in err[0] for word in says), err[0]
+
+
+@pytest.mark.parametrize(("card", "half"), [((6, 1), None), ((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_the_advice_on_memory_fits_the_card(card, half, pretrain_raises, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+    pretrain_raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    code, _, err = call(capsys, *COMPLETE)
+    assert (code, len(err)) == (2, 1)
+    assert [name for name in ("bf16", "fp16") if name in err[0]] == ([] if half is None else [half])
+
+
+def test_a_card_without_kernels_that_starts_all_the_same_is_named(pretrain_raises, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100")
+    pretrain_raises(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
+    code, _, err = call(capsys, *COMPLETE)
+    assert (code, len(err)) == (2, 1)
+    assert all(word in err[0] for word in ("device: Tesla P100", "6.0", "torch==2.7.1"))
+
+
 def test_a_lost_rank_is_one_line(pretrain_raises, monkeypatch, capsys):
     """Torch's error when another rank of torchrun has ended; in a single process the same error is our own bug."""
     pretrain_raises(RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:29577\nmore"))

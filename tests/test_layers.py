@@ -32,6 +32,7 @@ FLOORS = (
     "report",
     "api",
     "commands",
+    "failures",
     "cli",
     "__main__",
 )

@@ -10,7 +10,6 @@ import gc
 import importlib
 import inspect
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -185,25 +184,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = _named(words)
         _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")
         return 130
-    except MemoryError:
-        return _fail(f"out of memory: {_less_memory(words)}")
-    except RuntimeError as error:
-        text = str(error).lower()
-        if "out of memory" in text:
-            return _fail(f"out of GPU memory: {_less_memory(words)}")
-        if "can't allocate memory" in text:  # torch's CPU allocator
-            return _fail(f"out of memory: {_less_memory(words)}")
-        if os.environ.get("WORLD_SIZE", "1") != "1" and re.search("gloo|nccl|timed out|connection", text):
-            first = str(error).strip().splitlines()[0]
-            return _fail(f"another rank ended, or did not answer within train.timeout_minutes ({first[:200]})")
-        raise
+    except (MemoryError, RuntimeError) as error:
+        line = _in_one_line(error, words)
+        if line is None:
+            raise
+        return _fail(line)
 
 
-def _less_memory(words: Sequence[str]) -> str:
-    """Return what to do when memory runs out in the command that these words call."""
-    from sscl.train.memory import advice
+def _in_one_line(error: BaseException, words: Sequence[str]) -> str | None:
+    """Return what an error of torch and its libraries means in the command that these words call, None if unknown."""
+    from sscl.failures import in_one_line
 
-    return advice(_named(words) or "")
+    return in_one_line(error, _named(words) or "")
 
 
 def _dispatch(words: Sequence[str]) -> int:

@@ -144,6 +144,7 @@ def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeyp
         total_memory = memory_gb * 2**30
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(memory, "activation_bytes", lambda *args, **kwargs: 0)
     found = lines(torch.device("cuda"), budget_gb=budget_gb)
     assert found["tiles"].endswith(tiles)
@@ -156,6 +157,14 @@ def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeyp
 def test_an_unknown_optimizer():
     with pytest.raises(ValueError, match=re.escape("train.optimizer: got 'adam', allowed are sgd, lars, adamw")):
         lines(optimizer="adam")
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+@pytest.mark.parametrize("half", ["bf16", "fp16", None])
+def test_the_advice_recommends_only_what_the_card_computes_in(command, half):
+    text = advice(command, half=half)
+    for name in ("bf16", "fp16"):
+        assert (name in text) == (name == half)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

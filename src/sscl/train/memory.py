@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sscl.device import autocast
+from sscl.device import autocast, half_precision
 
 # Values an optimizer keeps for each parameter.
 OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
@@ -125,7 +125,7 @@ def report(
     total = ("total", need, "without the tiles" if limit is None else f"of the GPU's {readable(limit)}")
     lines = [f"  {name:<12} {readable(size):>10}  {note}".rstrip() for name, size, note in (*parts, total)]
     if limit is not None and need > limit:
-        lines.append(f"warning: this does not fit; {advice(command)}")
+        lines.append(f"warning: this does not fit; {advice(command, half=half_precision(device))}")
     return ["memory, estimated:", *lines]
 
 
@@ -134,19 +134,21 @@ def readable(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def advice(command: str) -> str:
-    """Return what to do when memory runs out in a command: keys that it accepts, the one that costs least first."""
+def advice(command: str, *, half: str | None = "bf16") -> str:
+    """Return what to do when memory runs out in a command: keys that it accepts, the one that costs least first.
+
+    Args:
+        half: the 16-bit precision to recommend; None = none, as the device does not compute in one.
+    """
+    precision = "" if half is None else f"precision={half}, "
+    also = f"{precision}a lower data.device_budget_gb or data.size_px, and a smaller model.name also help"
     if command == "pretrain":
         return (
             "set train.microbatch to a divisor of train.batch_size (the same loss in less memory, about 4/3 of the "
-            "time; batch norm then uses the statistics of each microbatch), or lower train.batch_size; "
-            "precision=bf16, a lower data.device_budget_gb or data.size_px, and a smaller model.name also help"
+            f"time; batch norm then uses the statistics of each microbatch), or lower train.batch_size; {also}"
         )
     if command == "finetune":
-        return (
-            "lower train.batch_size; precision=bf16, a lower data.device_budget_gb or data.size_px, and a smaller "
-            "model.name also help"
-        )
+        return f"lower train.batch_size; {also}"
     if command in BATCHED:
         return "lower batch_size"
     return "free some memory, or use a machine that has more"
