@@ -27,7 +27,7 @@ from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles, place_store
 from sscl.evaluate import lineage, probe_inputs
 from sscl.evaluate import probe as probe_fits
-from sscl.models import features
+from sscl.models import batch_norm, features
 from sscl.models.encoders import build_encoder
 from sscl.models.start import Start, frozen_encoder
 from sscl.plots import probe as probe_plots
@@ -288,7 +288,7 @@ def test_adapted_statistics_are_those_of_each_part(probe, tmp_path, colours):
         images = load_folder(colours, split=part, size_px=32, cache_dir=tmp_path / "cache").images
         store, rows = place_store(images, device="cpu", budget_gb=1), np.arange(count)
         expected = features.outputs(
-            features.adapt_batch_norm(start.encoder, store, rows, **given), store, rows, **given
+            batch_norm.adapt_batch_norm(start.encoder, store, rows, **given), store, rows, **given
         )
         np.testing.assert_allclose(adapted[count], expected, rtol=1e-3, atol=1e-4)
     (note,) = [n for n in run_notes(probe, "adapt_batch_norm: true") if n.startswith("r: batch-norm")]

@@ -58,12 +58,12 @@ def heatmaps(
         target, method, layers, fuse: see `cam.class_maps`. mean, std: (3,). progress: name of a bar, or None.
     """
     complete = method in cam.COMPLETE and not layers
-    for part in features.batches(rows, batch_size=batch_size, progress=progress):
-        x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
+    for images in features.batches(store, rows, batch_size=batch_size, progress=progress):
+        x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
         raw, logits = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
         large = cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
-        scores: list[float | None] = [None] * len(part)
-        missed: list[float | None] = [None] * len(part)
+        scores: list[float | None] = [None] * len(images)
+        missed: list[float | None] = [None] * len(images)
         if complete:
             score, miss = cam.unexplained(raw, logits, bias=model.head.bias, target=target)
             scores, missed = score.tolist(), miss.tolist()

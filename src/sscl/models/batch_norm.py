@@ -71,8 +71,8 @@ def adapt_batch_norm(
     hooks = [layer.train().register_forward_pre_hook(add) for layer in layers]
     shuffled = rows[epoch_order(len(rows), seed=0, epoch=0)]
     batch_size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size))
-    for part in batches(shuffled, batch_size=batch_size, progress=progress):
-        x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
+    for images in batches(store, shuffled, batch_size=batch_size, progress=progress):
+        x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
         with autocast(store.device, precision):
             encoder(x)
     for layer, hook in zip(layers, hooks, strict=True):

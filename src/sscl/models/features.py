@@ -5,6 +5,8 @@ N tiles, B of them a batch, C features, K classes.
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,20 +17,26 @@ from tqdm import tqdm
 
 from sscl import augment
 from sscl.data.tiles import TileStore
-from sscl.device import autocast
+from sscl.device import Later, autocast
+
+_BEHIND = 2  # batches whose outputs are still on their way to the host
 
 
-def batches(rows: NDArray[np.int64], *, batch_size: int, progress: str | None = None) -> Iterator[torch.Tensor]:
-    """Yield the rows in order, int64 (<= batch_size,) at a time; `progress` names a bar."""
+def batches(
+    store: TileStore, rows: NDArray[np.int64], *, batch_size: int, progress: str | None = None
+) -> Iterator[torch.Tensor]:
+    """Yield the tiles at `rows` in order, uint8 (<= batch_size, H, W, 3) on the device; `progress` names a bar.
+
+    The next ones are read meanwhile, see `TileStore.batches`.
+    """
+    order = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     bar = tqdm(total=len(rows), desc=progress, unit="tile", disable=progress is None, leave=False)
-    with bar:
-        for start in range(0, len(rows), batch_size):
-            part = torch.from_numpy(rows[start : start + batch_size])
-            yield part
-            bar.update(len(part))
+    with bar, contextlib.closing(store.batches(order)) as coming:
+        for images in coming:
+            yield images
+            bar.update(len(images))
 
 
-@torch.no_grad()
 def outputs(
     model: nn.Module,
     store: TileStore,
@@ -44,7 +52,7 @@ def outputs(
     """Return model(tile) of the clean tiles at `rows`, in evaluation mode, float32 on the CPU, (N, ...).
 
     With an encoder these are its embeddings (N, C), with a classifier its logits (N, K). Every part of the
-    model is left in the mode it was in.
+    model is left in the mode it was in. The device is given the next batches before the outputs of one have arrived.
 
     With `symmetric` it is the mean over the 8 flips and rotations of each tile, to the last bit the same whichever way
     the tile lies. Of a classifier it is the mean of logits, not of probabilities: what comes back is logits still, so
@@ -55,24 +63,59 @@ def outputs(
     """
     modes = [(module, module.training) for module in model.modules()]  # a frozen part may be in another mode
     model.eval()
-    parts = []
+    pad_to = batch_size if len(rows) > batch_size else 0
+    coming: deque[Later] = deque()
+    parts: list[torch.Tensor] = []
     try:
-        for part in batches(rows, batch_size=batch_size, progress=progress):
-            x = augment.normalise(augment.to_unit(store.gather(part)), mean=mean, std=std)
-            with autocast(store.device, precision):
-                found = mean_over_symmetries(model, x) if symmetric else model(x)
-            parts.append(found.float().cpu())
+        for images in batches(store, rows, batch_size=batch_size, progress=progress):
+            found = forward(model, images, mean=mean, std=std, precision=precision, symmetric=symmetric, pad_to=pad_to)
+            coming.append(Later(found))
+            if len(coming) > _BEHIND:
+                parts.append(coming.popleft().tensor().clone())  # from memory that is pinned, so from scarce memory
+        parts += [later.tensor() for later in coming]
     finally:
         for module, training in modes:
             module.training = training
-    found = torch.cat(parts)
+    whole = torch.cat(parts)
+    check_finite(whole)
+    return whole
+
+
+@torch.inference_mode()
+def forward(
+    model: nn.Module,
+    images: torch.Tensor,
+    *,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    precision: str = "fp32",
+    symmetric: bool = False,
+    pad_to: int = 0,
+) -> torch.Tensor:
+    """Return the outputs of a model in evaluation mode for tiles on the device, float32 there, (B, ...).
+
+    Args:
+        images: uint8 (B, H, W, 3). mean, std, precision, symmetric: as of `outputs`.
+        pad_to: on CUDA, fewer tiles are filled up to this many, since cuDNN searches its fastest algorithms anew for
+            each size of a batch, which takes longer than the tiles.
+    """
+    count = len(images)
+    if images.device.type == "cuda" and count < pad_to:
+        images = torch.cat([images, images[:1].expand(pad_to - count, *images.shape[1:])])
+    x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
+    with autocast(images.device, precision):
+        found = mean_over_symmetries(model, x) if symmetric else model(x)
+    return found.float()[:count]
+
+
+def check_finite(found: torch.Tensor) -> None:
+    """Raise ValueError if some outputs, (N, ...), are not finite numbers, saying what to do."""
     broken = int((~found.isfinite()).reshape(len(found), -1).any(1).sum())
     if broken:
         raise ValueError(
             f"the model's outputs for {broken} of {len(found)} tiles are not finite numbers: its weights diverged; "
             "lower train.learning_rate, lengthen train.warmup_epochs, or set precision=fp32"
         )
-    return found
 
 
 def mean_over_symmetries(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 
@@ -21,8 +23,14 @@ class Classifier(nn.Module):
         return self.encoder.forward_features(x)
 
     def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the logits of feature maps, (B, C, h, w) -> (B, K)."""
-        return self.head(self.encoder.pool(maps))  # type: ignore[no-any-return]
+        """Return the logits of feature maps, (B, C, h, w) -> (B, K), in the precision of the head's weights.
+
+        Under autocast too, which would round logits to 8 bits (bf16): temperature and thresholds need finer ones.
+        """
+        kind = maps.device.type
+        off = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        with off:
+            return self.head(self.encoder.pool(maps.to(self.head.weight.dtype)))  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (B, 3, H, W) -> (B, K)."""
