@@ -53,6 +53,25 @@ def test_names_and_shapes_are_torchvisions(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_trunk_is_torchvisions_to_the_bit(name):
+    """The same seed gives the same weights, leaves the same random numbers to what follows, and computes the same."""
+    torch.manual_seed(3)
+    ours, mine = build_encoder(name), torch.rand(4)
+    torch.manual_seed(3)
+    theirs, others = torchvision.models.get_model(name, weights=None), torch.rand(4)
+    assert torch.equal(mine, others)
+    state = theirs.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in ours.state_dict().items())
+    theirs.fc = nn.Identity()
+    x = torch.randn(2, 3, 40, 40)
+    a, b = ours.forward_features(x).mean((2, 3)), theirs(x)  # training: batch statistics
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    assert torch.allclose(ours.conv1.weight.grad, theirs.conv1.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_an_exported_trunk_loads_into_torchvision_and_computes_the_same(name, tmp_path):
     torch.manual_seed(1)
     ours = build_encoder(name).eval()

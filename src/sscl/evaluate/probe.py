@@ -8,16 +8,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from sscl.data.split import stratified_split
 from sscl.evaluate.metrics import IntArray
+
+if TYPE_CHECKING:  # pretraining has its k-NN from here, and starts without scikit-learn
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
 _QUERIES_AT_ONCE = 1024
 

@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
-import torchvision
 from torch import nn
 
 from sscl.config.encoders import RESNETS, TIMM, OutputStride, Stem, known_encoder
+from sscl.models.resnet import Trunk, convolution
 from sscl.models.weights import load_trunk, read_trunk
 from sscl.words import closest
 
@@ -63,10 +63,11 @@ class ResNet(Encoder):
 
     def __init__(self, name: str, *, stem: str = "standard", output_stride: int = 32) -> None:
         super().__init__()
-        net = torchvision.models.get_model(name.removesuffix("_pathmnist"), weights=None)
+        net = Trunk(name.removesuffix("_pathmnist"))
         self.name, self.stem, self.output_stride = name, stem, output_stride
-        self.num_features = net.fc.in_features
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.num_features = net.num_features
+        self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
+        self.maxpool: nn.Module = net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         if name == "resnet18_pathmnist":
             self.conv1 = _conv3x3(3, 64, bias=True)
@@ -89,7 +90,7 @@ class ResNet(Encoder):
 
 def _conv3x3(inputs: int, outputs: int, *, bias: bool) -> nn.Conv2d:
     """Return a 3x3 convolution that keeps the size, initialised as torchvision initialises its ResNets."""
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    conv = convolution(inputs, outputs, 3, bias=bias)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
@@ -266,6 +267,8 @@ def _load_imagenet(encoder: Encoder) -> None:
     """Fill a ResNet with torchvision's default ImageNet weights."""
     if encoder.stem == "small":
         raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")
+    import torchvision  # takes seconds, as it brings torch's compiler
+
     name = encoder.name.removesuffix("_pathmnist")
     try:
         state = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
