@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from sscl.config import PretrainConfig
-from sscl.train.pretrain import check_batch
+from sscl.train.setup import check_batch
 
 SECONDS = 240
 BEST = "checkpoints/best.pt"
@@ -190,7 +190,7 @@ def process_of(run: Path, *, rank: int) -> int:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     config = PretrainConfig(run="run", data={"root": "nowhere"}, train={"batch_size": 7})
     with pytest.raises(ValueError, match=r"^train\.batch_size: got 7, .* 2 ranks; 6 or 8 would"):
-        check_batch(config, world=2)
+        check_batch(config.train, world=2)
 
 
 @pytest.mark.parametrize(

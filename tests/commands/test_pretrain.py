@@ -533,7 +533,6 @@ def test_health_metrics_are_of_the_held_out_tiles_against_the_bank() -> None:
         std=std,
         batch_size=8,
         neighbours=1,
-        precision="fp32",
     )
 
     pixels = (images.transpose(0, 3, 1, 2) / 255 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]

@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+# In which logits are validated and calibrated, and to which the temperature and the thresholds are applied. bf16 has 8
+# bits: a threshold between two validation tiles would be another on logits of another precision.
+CALIBRATION_PRECISION = "fp32"
+
 
 @dataclass(frozen=True, eq=False)
 class KeptCalibration:

@@ -28,7 +28,7 @@ from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models import features
 from sscl.models.batch_norm import keep_batch_statistics
-from sscl.models.calibration import KeptCalibration
+from sscl.models.calibration import CALIBRATION_PRECISION, KeptCalibration
 from sscl.models.checkpoint import build_checkpoint, save_checkpoint
 from sscl.models.classifier import positive_class
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
@@ -39,7 +39,7 @@ from sscl.train.curves import draw_finetuning
 from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled, warn_of_absent_classes
 from sscl.train.objectives import OBJECTIVES, LabelLoss, build_loss, score, validation_metrics
 from sscl.train.schedule import Schedule
-from sscl.train.setup import OpenRun, announce_memory, open_run, progress_bar, start_log
+from sscl.train.setup import OpenRun, memory_lines, open_run, progress_bar, start_log
 from sscl.train.step import Views, project_pairs, take_step
 
 
@@ -108,6 +108,7 @@ class Finetuning:
         model: the classifier. joint: its encoder under a projection head, None without contrastive steps.
         parallel_model, parallel_joint: the same, with gradients averaged over ranks.
         labels: of all tiles, on the device.
+        needs: lines that say what it takes of memory.
     """
 
     config: FinetuneConfig
@@ -127,6 +128,7 @@ class Finetuning:
     labels: torch.Tensor
     store: TileStore
     validation_store: TileStore
+    needs: list[str]
 
 
 def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
@@ -143,8 +145,20 @@ def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
     torch.manual_seed(config.seed)
     start = start_encoder(config.model)
     model = Classifier(start.encoder, num_classes=len(data.classes)).to(device).to(memory_format=torch.channels_last)
-    ranks.synchronise_batch_norm(model, device)
     model.encoder.requires_grad_(not config.train.freeze_encoder)
+    part = batch_size // opened.world
+    needs = memory_lines(
+        opened,
+        command="finetune",
+        model=model,
+        optimizer=config.train.optimizer,
+        # Joint training has two views of these tiles and of as many unlabelled ones.
+        views=part if config.contrast.kind == "none" else 4 * part,
+        size_px=config.data.size_px,
+        store_bytes=data.tiles.images.nbytes,
+        budget_gb=config.data.device_budget_gb,
+    )
+    ranks.synchronise_batch_norm(model, device)
     joint = build_joint(config, model, device=device)
     optimizer = build_optimizer(config, model, joint)
 
@@ -177,6 +191,7 @@ def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
         labels=torch.from_numpy(data.tiles.labels).to(device),
         store=store,
         validation_store=store if own is None else own,
+        needs=needs,
     )
 
 
@@ -208,23 +223,13 @@ def build_optimizer(config: FinetuneConfig, model: Classifier, joint: Contrastiv
 
 def announce(job: Finetuning) -> None:
     """Print how long the epochs are, which classes are absent, and what the run needs of memory."""
-    config, data = job.config, job.data
+    data = job.data
     print(
         f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; "
         f"{job.schedule.steps_per_epoch} steps per epoch, batch size {job.batch_size}"
     )
     warn_of_absent_classes(data)
-    part = job.batch_size // job.opened.world
-    announce_memory(
-        job.opened,
-        command="finetune",
-        model=job.model,
-        optimizer=config.train.optimizer,
-        views=part if job.joint is None else 4 * part,  # two views of these tiles and of as many unlabelled ones
-        size_px=config.data.size_px,
-        store_bytes=data.tiles.images.nbytes,
-        budget_gb=config.data.device_budget_gb,
-    )
+    print("".join(f"{line}\n" for line in job.needs), end="")
     warning = job.schedule.warning()
     if warning is not None:
         print(warning)
@@ -309,7 +314,10 @@ def check_finite(means: EpochMeans, *, epoch: int, best: MetricsRow | None, fold
 
 
 def validation_logits(job: Finetuning) -> torch.Tensor:
-    """Return the logits of the validation tiles as they are, (V, K) on the CPU."""
+    """Return the logits of the validation tiles as they are, (V, K) on the CPU.
+
+    In the precision of calibration: the temperature and the thresholds fitted to them are applied to logits in it.
+    """
     return features.outputs(
         job.model,
         job.validation_store,
@@ -317,7 +325,7 @@ def validation_logits(job: Finetuning) -> torch.Tensor:
         mean=job.views.mean,
         std=job.views.std,
         batch_size=job.config.train.batch_size,
-        precision=job.opened.precision,
+        precision=CALIBRATION_PRECISION,
     )
 
 

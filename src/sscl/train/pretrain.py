@@ -21,6 +21,7 @@ from sscl.config import PretrainConfig
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, place_store
+from sscl.device import Later
 from sscl.draws import Augmentation
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
@@ -29,11 +30,19 @@ from sscl.models.start import Start, start_encoder
 from sscl.run import MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_pretraining
-from sscl.train.health import HealthTiles, carve_health, collapse_warning, health_metrics
+from sscl.train.health import HealthTiles, carve_health, collapse_warning, health_batch_size, health_metrics
 from sscl.train.objectives import OBJECTIVES
 from sscl.train.profiling import Profile
 from sscl.train.schedule import Schedule, scaled_learning_rate
-from sscl.train.setup import OpenRun, announce_memory, check_resumable, open_run, progress_bar, start_log
+from sscl.train.setup import (
+    OpenRun,
+    check_batch,
+    check_resumable,
+    memory_lines,
+    open_run,
+    progress_bar,
+    start_log,
+)
 from sscl.train.step import ContrastiveStep, Views
 
 
@@ -85,6 +94,7 @@ class Pretraining:
         tiles: of all sources. source_of: int64 (len(tiles),), the source of each tile.
         health_tiles: rows that are trained on, and those that the health metrics are of.
         start: the encoder as it began, with mean and standard deviation of the pixels.
+        needs: lines that say what it takes of memory.
         first_epoch: 0, or the epochs that the run to resume has.
     """
 
@@ -101,6 +111,7 @@ class Pretraining:
     views: Views
     step: ContrastiveStep
     store: TileStore
+    needs: list[str]
     first_epoch: int
 
 
@@ -110,7 +121,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     Raises:
         ValueError: a batch that the ranks or the tiles do not allow; a checkpoint of another configuration.
     """
-    check_batch(config, world=opened.world)
+    check_batch(config.train, world=opened.world)
     with ranks.first_on_each_machine():
         tiles, source_of = load_sources(config)
     health_tiles = carve_health(tiles, config)
@@ -127,6 +138,16 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     projection = build_projection(start.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
     model = ContrastiveModel(start.encoder, projection=projection)
     model = model.to(opened.device).to(memory_format=torch.channels_last)
+    needs = memory_lines(
+        opened,
+        command="pretrain",
+        model=model,
+        optimizer=config.train.optimizer,
+        views=2 * (config.train.microbatch or config.train.batch_size // opened.world),
+        size_px=config.data[0].size_px,
+        store_bytes=tiles.images.nbytes,
+        budget_gb=config.data[0].device_budget_gb,
+    )
     ranks.synchronise_batch_norm(model, opened.device)
     groups = optim.parameter_groups(model, learning_rate=peak_of(config), weight_decay=config.train.weight_decay)
     optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
@@ -175,24 +196,9 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         views,
         step,
         store,
+        needs,
         first_epoch,
     )
-
-
-def check_batch(config: PretrainConfig, *, world: int) -> None:
-    """Raise ValueError unless the batch divides over the ranks, and a rank's part into microbatches."""
-    whole, micro = config.train.batch_size, config.train.microbatch
-    if whole % world:
-        raise ValueError(
-            f"train.batch_size: got {whole}, which does not divide over {world} ranks; "
-            f"{whole // world * world or world} or {(whole // world + 1) * world} would"
-        )
-    part = whole // world
-    if micro is not None and part % micro:
-        raise ValueError(
-            f"train.microbatch: got {micro}, which does not divide the {part} tiles of a batch on "
-            f"{'this device' if world == 1 else 'each rank'}; allowed are its divisors"
-        )
 
 
 def peak_of(config: PretrainConfig) -> float:
@@ -203,20 +209,10 @@ def peak_of(config: PretrainConfig) -> float:
 
 def announce(job: Pretraining) -> None:
     """Print what the run needs of memory and how long its epochs are."""
-    config, opened = job.config, job.opened
-    announce_memory(
-        opened,
-        command="pretrain",
-        model=job.model,
-        optimizer=config.train.optimizer,
-        views=2 * (config.train.microbatch or config.train.batch_size // opened.world),
-        size_px=config.data[0].size_px,
-        store_bytes=job.tiles.images.nbytes,
-        budget_gb=config.data[0].device_budget_gb,
-    )
+    print("".join(f"{line}\n" for line in job.needs), end="")
     print(
         f"{len(job.health_tiles.train)} training tiles; {job.schedule.steps_per_epoch} steps per epoch, batch size "
-        f"{config.train.batch_size}, peak learning rate {peak_of(config):.4g}"
+        f"{job.config.train.batch_size}, peak learning rate {peak_of(job.config):.4g}"
     )
     if job.schedule.warning() is not None:
         print(job.schedule.warning())
@@ -266,7 +262,7 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
     at = torch.tensor(epoch, device=device)
     total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
     per_source = torch.zeros(2, len(config.data), device=device, dtype=torch.float64)  # loss and tiles, (2, S)
-    late: torch.Tensor | None = None
+    late: Later | None = None
     objective = OBJECTIVES[config.train.loss]
     collapse = objective.at_collapse(batch_size)
     started = time.perf_counter()
@@ -286,17 +282,17 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
         if len(config.data) > 1:
             part = torch.stack([result.losses.double(), torch.ones_like(result.losses, dtype=torch.float64)])
             per_source.index_add_(1, sources[rows[step]], part)
-        # Read one step late: reading this step's loss would leave the device idle until the next.
+        # Read one step late: while the host waits for the last step's loss, the device has this step to do.
         if late is not None:
-            value = check_finite(late.item(), epoch=epoch, step=step - 1, folder=opened.folder)
+            value = check_finite(late.value(), epoch=epoch, step=step - 1, folder=opened.folder)
             speed = batch_size * (step + 1) / (time.perf_counter() - started)
             relative = f"{value / collapse:.2f} of {objective.formula}"
-            bar.set_postfix_str(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s")
-        late = loss
+            bar.set_postfix_str(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s", refresh=False)
+        late = Later(loss)
         bar.update()
         profile.step()
     assert late is not None
-    check_finite(late.item(), epoch=epoch, step=steps - 1, folder=opened.folder)
+    check_finite(late.value(), epoch=epoch, step=steps - 1, folder=opened.folder)
 
     seconds = time.perf_counter() - started
     mean_loss, positive, negative = (ranks.mean(total) / steps).tolist()
@@ -356,9 +352,8 @@ def metrics_row(job: Pretraining, epoch: int, means: EpochMeans) -> MetricsRow:
             job.health_tiles,
             mean=job.views.mean,
             std=job.views.std,
-            batch_size=config.train.batch_size,
+            batch_size=health_batch_size(config),
             neighbours=config.health.neighbours,
-            precision=job.opened.precision,
         ),
         "tiles_per_second": means.tiles / means.seconds,
         "seconds": means.seconds,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sscl import ranks, run
 from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, plain, shown
+from sscl.config.training import PretrainTrainConfig
 from sscl.device import describe_device, pick_precision, tune
 from sscl.models.checkpoint import Checkpoint
 from sscl.models.start import NO_STATISTICS
@@ -119,7 +120,7 @@ def start_log(
     return run.MetricsLog(opened.folder, keep_epochs=keep_epochs, tensorboard=config.log.tensorboard)
 
 
-def announce_memory(
+def memory_lines(
     opened: OpenRun,
     *,
     command: str,
@@ -129,8 +130,10 @@ def announce_memory(
     size_px: int,
     store_bytes: int,
     budget_gb: float,
-) -> None:
-    """Print what the training will need of memory; rank 0 alone does.
+) -> list[str]:
+    """Return lines that say what the training will need of memory; none on ranks that do not write.
+
+    Call it before the batch norms are synchronised: a pass of fake tensors through those would meet no other rank.
 
     Args:
         command: pretrain or finetune, for the advice where it does not fit.
@@ -139,8 +142,8 @@ def announce_memory(
         store_bytes: the tiles. budget_gb: up to which size they go to a GPU, GiB.
     """
     if not opened.writes:
-        return
-    lines = memory.report(
+        return []
+    return memory.report(
         command=command,
         model=model,
         optimizer=optimizer,
@@ -150,7 +153,22 @@ def announce_memory(
         store_bytes=store_bytes,
         budget_gb=budget_gb,
     )
-    print("\n".join(lines))
+
+
+def check_batch(train: PretrainTrainConfig, *, world: int) -> None:
+    """Raise ValueError unless the batch divides over the ranks, and a rank's part into microbatches."""
+    whole, micro = train.batch_size, train.microbatch
+    if whole % world:
+        raise ValueError(
+            f"train.batch_size: got {whole}, which does not divide over {world} ranks; "
+            f"{whole // world * world or world} or {(whole // world + 1) * world} would"
+        )
+    part = whole // world
+    if micro is not None and part % micro:
+        raise ValueError(
+            f"train.microbatch: got {micro}, which does not divide the {part} tiles of a batch on "
+            f"{'this device' if world == 1 else 'each rank'}; allowed are its divisors"
+        )
 
 
 def progress_bar(opened: OpenRun, schedule: Schedule, *, command: str, first_epoch: int = 0) -> tqdm[Any]:

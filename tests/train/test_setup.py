@@ -1,0 +1,205 @@
+"""What both loops do before their first step, and how the loop of pretraining runs ahead of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from sscl import ranks
+from sscl.config import FinetuneConfig, PretrainConfig
+from sscl.data.synthetic import write_synthetic
+from sscl.models.encoders import build_encoder
+from sscl.train import finetune, health, pretrain
+from sscl.train.health import health_batch_size, health_metrics
+from sscl.train.setup import OpenRun, open_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("tiles") / "polyps"
+    write_synthetic(root, count=48, size_px=32, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSCL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield root
+
+
+def pretrain_config(tiles: Path, folder: Path, **train: Any) -> PretrainConfig:
+    return PretrainConfig(
+        run=str(folder / "run"),
+        data={"root": str(tiles), "published": False, "size_px": 32},
+        model={"name": "resnet18"},
+        projection={"hidden": 32, "dim": 16},
+        train={"batch_size": 8, "epochs": 1, **train},
+        health={"tiles": 8},
+        log={"progress": False},
+    )
+
+
+def finetune_config(tiles: Path, folder: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        run=str(folder / "run"),
+        data={"root": str(tiles), "published": False, "size_px": 32},
+        model={"name": "resnet18"},
+        contrast={"kind": "cross_view"},
+        train={"batch_size": 8, "epochs": 1},
+        log={"progress": False},
+    )
+
+
+def opened(config: PretrainConfig | FinetuneConfig) -> OpenRun:
+    return open_run(config, device=CPU, inputs={}, overwrite=False)
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    """This process as rank 0 of two; the other one answers with nothing in particular."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_memory_is_estimated_before_batch_norms_wait_for_other_ranks(
+    tiles: Path, tmp_path: Path, two_ranks: None, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str
+) -> None:
+    """As on two GPUs: torch's synchronised norm takes no fake tensors (and none on a CPU, whatever they are)."""
+
+    def convert(model: nn.Module, device: torch.device) -> None:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(ranks, "synchronise_batch_norm", convert)
+    monkeypatch.setattr(ranks, "parallel", lambda module: module)  # torch's takes such norms on GPUs alone
+
+    if command == "pretrain":
+        config = pretrain_config(tiles, tmp_path)
+        job = pretrain.prepare(config, opened(config), resume=False)
+        pretrain.announce(job)
+    else:
+        other = finetune_config(tiles, tmp_path)
+        job = finetune.prepare(other, opened(other))  # type: ignore[assignment]
+        finetune.announce(job)  # type: ignore[arg-type]
+
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in job.model.modules())
+    assert "activations" in capsys.readouterr().out
+
+
+def test_a_loss_is_read_once_the_next_step_is_given_to_the_device(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its way to the host at once, and never waited for by what waits for all the device has been given."""
+    done: list[str] = []
+
+    class Loss:
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values, self.step = values, sum(word.startswith("step") for word in done)
+            done.append(f"copy {self.step}")
+
+        def value(self) -> float:
+            done.append(f"read {self.step}")
+            return float(self.values)
+
+    config = pretrain_config(tiles, tmp_path)
+    job = pretrain.prepare(config, opened(config), resume=False)
+    backward = job.step.backward
+
+    def step(*words: Any) -> Any:
+        done.append("step")
+        return backward(*words)
+
+    monkeypatch.setattr(pretrain, "Later", Loss)
+    monkeypatch.setattr(job.step, "backward", step)
+    with pretrain.progress_bar(job.opened, job.schedule, command="pretrain") as bar:
+        shown: list[Any] = []
+        monkeypatch.setattr(bar, "set_postfix_str", lambda text, refresh=True: shown.append(refresh))
+        profile = pretrain.Profile(tmp_path, enabled=False, steps=3, device=CPU)
+        pretrain.train_epoch(job, 0, bar=bar, profile=profile)
+
+    assert " ".join(word for word in done if "copy" not in word) == "step step read 1 step read 2 read 3"
+    assert " ".join(word for word in done if "read" not in word) == "step copy 1 step copy 2 step copy 3"
+    assert shown == [False, False]  # drawn when tqdm's own interval is over, not at every step
+
+
+# --- health ---
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "microbatch", "expected"), [(4096, 32, 64), (4096, None, 128), (64, None, 64), (64, 8, 16)]
+)
+def test_health_embeds_no_more_tiles_at_once_than_a_step_has_views(
+    tiles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    microbatch: int | None,
+    expected: int,
+) -> None:
+    config = pretrain_config(tiles, tmp_path, batch_size=batch_size, microbatch=microbatch)
+    assert health_batch_size(config) == expected
+
+    small = pretrain_config(tiles, tmp_path, microbatch=2)
+    job = pretrain.prepare(small, opened(small), resume=False)
+    asked: list[int] = []
+
+    def outputs(model: nn.Module, store: Any, rows: Any, *, batch_size: int, **named: Any) -> torch.Tensor:
+        asked.append(batch_size)
+        return torch.randn(len(rows), 4)
+
+    monkeypatch.setattr(health.features, "outputs", outputs)
+    pretrain.metrics_row(job, 0, pretrain.EpochMeans(1.0, {}, 0.9, 0.1, 0.1, seconds=1.0, tiles=24))
+    assert asked == [4, 4]
+
+
+def test_collapse_shows_whatever_the_precision_of_the_training(tmp_path: Path) -> None:
+    """Features of one direction: rounded to bf16 they would seem to have several."""
+
+    class OneDirection(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.along = nn.Linear(1, 256, bias=False)
+            nn.init.normal_(self.along.weight, generator=torch.Generator().manual_seed(0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.along(1 + 0.01 * x.mean((1, 2, 3), keepdim=False)[:, None])
+
+    images = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)
+    found = health_metrics(
+        OneDirection(),
+        pretrain.place_store(images, device=CPU, budget_gb=1),
+        np.full(64, -1),
+        health.HealthTiles(train=np.arange(64), queries=np.arange(64), bank=np.arange(0)),
+        mean=torch.zeros(3),
+        std=torch.full((3,), 0.01),
+        batch_size=16,
+        neighbours=1,
+    )
+    assert found["effective_rank"] == pytest.approx(1, abs=0.05)
+
+
+def test_health_of_a_run_in_bf16_is_in_fp32(tiles: Path, tmp_path: Path) -> None:
+    config = pretrain_config(tiles, tmp_path).model_copy(update={"precision": "bf16"})
+    job = pretrain.prepare(config, opened(config), resume=False)
+    row = pretrain.metrics_row(job, 0, pretrain.EpochMeans(1.0, {}, 0.9, 0.1, 0.1, seconds=1.0, tiles=24))
+
+    torch.manual_seed(config.seed)
+    same = build_encoder("resnet18")
+    alone = health_metrics(
+        same,
+        job.store,
+        job.tiles.labels,
+        job.health_tiles,
+        mean=job.views.mean,
+        std=job.views.std,
+        batch_size=8,
+        neighbours=config.health.neighbours,
+    )
+    assert job.opened.precision == "bf16"
+    assert row["effective_rank"] == pytest.approx(alone["effective_rank"], rel=1e-6)
