@@ -1,4 +1,4 @@
-"""One rank of tests/test_dist.py: `python rank_tasks.py TASK [TASK ...]`, in the environment that torchrun gives.
+"""One rank of tests/test_ranks.py: `python rank_tasks.py TASK [TASK ...]`, in the environment that torchrun gives.
 
 Each task returns named tensors, computed by all ranks together; rank 0 writes them to $RESULTS/TASK.pt. Run in one
 process, without that environment, the same functions give what the ranks must equal.
@@ -6,9 +6,10 @@ process, without that environment, the same functions give what the ranks must e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,20 @@ def gather_order() -> Results:
 
 
 class Net(nn.Module):
-    """Small, without batch norm (whose statistics would differ by rank), in the wanted number format."""
+    """Small, in the wanted number format, with batch norm or without."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, *, normed: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
+        norms = (nn.BatchNorm2d(6), nn.BatchNorm2d(8, momentum=None)) if normed else (nn.Identity(), nn.Identity())
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            nn.Conv2d(3, 6, 3, stride=2),
+            norms[0],
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3),
+            norms[1],
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
         )
         self.projection = nn.Linear(8, DIM)
         self.to(dtype)
@@ -89,17 +97,22 @@ class Net(nn.Module):
         return rows
 
 
-def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
+def train(
+    dtype: torch.dtype, *, microbatch: int | None = None, normed: bool = False, compiled: bool = False
+) -> Results:
     """Two steps of pretraining on half a batch a rank: views, NT-Xent, SGD with momentum."""
     from sscl.draws import Augmentation
+    from sscl.models.sync_batch_norm import synchronise_batch_norm
     from sscl.train.step import ContrastiveStep, Views
 
     images = np.random.default_rng(0).integers(0, 256, (2 * PAIRS, 16, 16, 3), dtype=np.uint8)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.3])
     views = Views(augmentation=Augmentation(), seed=3, mean=mean, std=std, size_px=16)
-    net = Net(dtype)
+    net = Net(dtype, normed=normed)
     start = {name: value.clone() for name, value in net.state_dict().items()}
-    contrast = ContrastiveStep(net, views=views, temperature=0.5, microbatch=microbatch)
+    synchronise_batch_norm(net)
+    with traced_alone() if compiled else contextlib.nullcontext():
+        contrast = ContrastiveStep(net, views=views, temperature=0.5, microbatch=microbatch, compile=compiled)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
     losses = []
     for step in range(2):
@@ -112,6 +125,149 @@ def train(dtype: torch.dtype, *, microbatch: int | None = None) -> Results:
         losses.append(torch.stack([ranks.mean(result.losses.mean()), result.positive, result.negative]))
     moved = {f"moved.{name}": value - start[name] for name, value in net.state_dict().items()}
     return {"losses": torch.stack(losses), **net.state_dict(), **moved}
+
+
+@contextlib.contextmanager
+def traced_alone() -> Iterator[None]:
+    """torch.compile traces its graphs, forward and backward, and runs them as they are, in place of making C++."""
+    whole = torch.compile
+    torch.compile = lambda f, *, fullgraph: whole(f, fullgraph=fullgraph, backend="aot_eager")  # type: ignore
+    try:
+        yield
+    finally:
+        torch.compile = whole
+
+
+class Norms(nn.Module):
+    """Batch norms of all kinds: of maps and of rows, with and without weights, frozen, by the mean of all batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.maps = nn.Sequential(
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 6, 3),
+            nn.BatchNorm2d(6, momentum=None, affine=False),
+            nn.Conv2d(6, 5, 1),
+            nn.BatchNorm2d(5, track_running_stats=False),
+        )
+        self.frozen = nn.BatchNorm2d(5)
+        self.rows = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7, momentum=0.3))
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.rows(self.frozen(self.maps(x)).mean((2, 3)))
+        return rows
+
+
+def norms(*, kernels: bool = False) -> Results:
+    """Two steps with batch norms: outputs, gradients, parameters and running statistics."""
+    from sscl.models import sync_batch_norm
+    from sscl.models.batch_norm import keep_batch_statistics
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, PAIRS, 3, 9, 9, generator=generator, dtype=torch.float64) + 3
+    wanted = torch.randn(PAIRS, 7, generator=generator, dtype=torch.float64)
+    net = Norms()
+    keys = list(net.state_dict())
+    sync_batch_norm.synchronise_batch_norm(net)
+    assert list(net.state_dict()) == keys
+    parallel = ranks.parallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    found: Results = {}
+    with cuda_kernels_on_cpu() if kernels else contextlib.nullcontext():
+        for step in range(2):
+            net.train()
+            keep_batch_statistics(net.frozen)
+            optimizer.zero_grad()
+            y = parallel(share(x[step].to(memory_format=torch.channels_last)))
+            ((y - share(wanted)).square().sum(1).pow(1.5)).mean().backward()
+            found[f"outputs.{step}"] = ranks.gather(y.detach())
+            found |= {f"gradient.{step}.{name}": p.grad.clone() for name, p in net.named_parameters()}  # type: ignore
+            optimizer.step()
+    found["evaluated"] = net.eval()(x[0]).detach()
+    return {**found, **net.state_dict()}
+
+
+@contextlib.contextmanager
+def cuda_kernels_on_cpu() -> Iterator[None]:
+    """torch's kernels for synchronised batch norm, which are for GPUs alone, by what its sources say they compute."""
+    from sscl.models import sync_batch_norm
+
+    def others(x: torch.Tensor) -> list[int]:
+        return [i for i in range(x.dim()) if i != 1]
+
+    def along(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return values.reshape(1, -1, *[1] * (x.dim() - 2))
+
+    def stats(x: Any, eps: float) -> Any:
+        return x.mean(others(x)), (x.var(others(x), correction=0) + eps).rsqrt()
+
+    def gather(x: Any, means: Any, invstds: Any, running_mean: Any, running_var: Any, m: Any, eps: Any, n: Any) -> Any:
+        variances = invstds**-2 - eps
+        mean = (means * n[:, None]).sum(0) / n.sum()
+        var = ((variances + (means - mean) ** 2) * n[:, None]).sum(0) / n.sum()
+        running_mean.mul_(1 - m).add_(mean * m)
+        running_var.mul_(1 - m).add_(var * m * n.sum() / (n.sum() - 1))
+        return mean, (var + eps).rsqrt()
+
+    def elemt(x: Any, weight: Any, bias: Any, mean: Any, invstd: Any, eps: float) -> Any:
+        y = (x - along(mean, x)) * along(invstd, x)
+        return y if weight is None else y * along(weight, x) + along(bias, x)
+
+    def backward_reduce(grad: Any, x: Any, mean: Any, invstd: Any, weight: Any, *wanted: bool) -> Any:
+        sums = grad.sum(others(x)), (grad * (x - along(mean, x))).sum(others(x))
+        at_weight, at_bias = sums[1] * invstd, sums[0].clone()
+        return (
+            *(s if wanted[0] else None for s in sums),
+            at_weight if wanted[1] else None,
+            at_bias if wanted[2] else None,
+        )
+
+    def backward_elemt(
+        grad: Any, x: Any, mean: Any, invstd: Any, weight: Any, sums: Any, sums_x: Any, counts: Any
+    ) -> Any:
+        assert counts.dtype == torch.int32
+        n = counts.sum()
+        centred = (x - along(mean, x)) * along(invstd**2 * sums_x / n, x)
+        scale = invstd if weight is None else invstd * weight
+        return (grad - along(sums / n, x) - centred) * along(scale, x)
+
+    ours = {
+        "batch_norm_stats": stats,
+        "batch_norm_gather_stats_with_counts": gather,
+        "batch_norm_elemt": elemt,
+        "batch_norm_backward_reduce": backward_reduce,
+        "batch_norm_backward_elemt": backward_elemt,
+    }
+    honest = {name: getattr(torch, name) for name in ours}, sync_batch_norm._has_kernels
+    for name, kernel in ours.items():
+        setattr(torch, name, kernel)
+    sync_batch_norm._has_kernels = lambda x: True
+    try:
+        yield
+    finally:
+        for name, kernel in honest[0].items():
+            setattr(torch, name, kernel)
+        sync_batch_norm._has_kernels = honest[1]
+
+
+def norms_of_timm() -> Results:
+    """efficientnet_b0, whose norms have their activation within: its outputs while it trains, and some gradients."""
+    from sscl.models.encoders import build_encoder
+    from sscl.models.sync_batch_norm import synchronise_batch_norm
+
+    torch.manual_seed(0)
+    net = build_encoder("timm:efficientnet_b0").double().train()
+    synchronise_batch_norm(net)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = net(share(x))
+    y.square().mean().backward()
+    last = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    name = next(iter(last))
+    return {"outputs": ranks.gather(y.detach()), name: ranks.mean(last[name]), **net.state_dict()}
 
 
 def contrast_of_tiles() -> Results:
@@ -131,6 +287,11 @@ TASKS: dict[str, Callable[[], Results]] = {
     "train32": lambda: train(torch.float32),
     "train64": lambda: train(torch.float64),
     "train_cached": lambda: train(torch.float64, microbatch=2),
+    "train_normed": lambda: train(torch.float64, normed=True),
+    "train_compiled": lambda: train(torch.float64, normed=True, compiled=True),
+    "norms": norms,
+    "norms_kernels": lambda: norms(kernels=True),
+    "norms_of_timm": norms_of_timm,
 }
 
 

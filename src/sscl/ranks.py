@@ -6,10 +6,11 @@ B rows on this rank, W ranks.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -104,7 +105,13 @@ def parallel(module: nn.Module) -> nn.Module:
     """Return the module with its gradients averaged over ranks in backward; as it is in a single process."""
     if world_size() == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module)
+    # Buffers are those of batch norm, the same on all ranks: nothing to send at each forward pass.
+    parallelise: Any = nn.parallel.DistributedDataParallel
+    known = inspect.signature(parallelise).parameters
+    key = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )  # its name before torch 2.12
+    return cast(nn.Module, parallelise(module, **{key: False}))
 
 
 def no_average(module: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -157,3 +164,17 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     total = value.detach().clone()
     td.all_reduce(total, op=td.ReduceOp.SUM)
     return total / world_size()
+
+
+def gather_values(values: torch.Tensor) -> torch.Tensor:
+    """Return the values of all ranks in rank order, (W, ...), without a gradient; all ranks' have the same shape."""
+    shared = values.new_empty(world_size() * values.shape[0], *values.shape[1:])
+    td.all_gather_into_tensor(shared, values.contiguous())
+    return shared.view(world_size(), *values.shape)
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over ranks, without a gradient."""
+    summed = values.clone()
+    td.all_reduce(summed, op=td.ReduceOp.SUM)
+    return summed

@@ -236,10 +236,11 @@ def statistics_once(norms: list[_BatchNorm], *, parts: int) -> Iterator[Callable
             norm.momentum = momentum
     with torch.no_grad():
         for i, norm in enumerate(moving):
-            # None: torch takes the plain mean over all steps.
-            momentum = norm.momentum if norm.momentum is not None else 1 / (float(counted[i]) + 1)
+            # None: torch takes the plain mean over all steps. Their count stays on the device.
+            momentum = norm.momentum
+            fraction = (counted[i] + 1).to(before[2 * i].dtype).reciprocal() if momentum is None else momentum
             for j in (2 * i, 2 * i + 1):
-                buffers[j].copy_(before[j].lerp_(means[j], momentum))
+                buffers[j].copy_(before[j].lerp_(means[j], fraction))
         for count, earlier in zip(counts, counted, strict=True):
             count.copy_(earlier + 1)
 
