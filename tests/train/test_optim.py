@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,11 +84,51 @@ def test_learning_rate_follows_each_groups_peak():
         assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1 * factor] * 2 + [factor] * 2)
 
 
+@pytest.mark.parametrize("fused", [True, None])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_are_torchs_to_the_bit(name, fused, monkeypatch):
+    monkeypatch.setattr(optim, "_on_gpu", lambda groups: bool(fused))
+    ours, theirs = small_net(), small_net()
+    groups = parameter_groups(theirs, learning_rate=0.05, weight_decay=0.1)
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    reference = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name](groups, fused=fused, **options)
+    mine = build_optimizer(name, parameter_groups(ours, learning_rate=0.05, weight_decay=0.1))
+    for step in range(4):
+        for net, optimizer in ((ours, mine), (theirs, reference)):
+            optimizer.zero_grad()
+            loss_of(net, step).backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert not any(p.requires_grad for values in mine.state.values() for p in values.values())
+
+
+def test_training_starts_without_the_compiler():
+    """Importing it takes longer than importing torch; so do torchvision's models, scikit-learn and matplotlib."""
+    program = """
+import sys
+import sscl.commands.pretrain, sscl.commands.finetune
+from sscl.models.encoders import build_encoder
+from sscl.train import optim
+import torch
+
+net = build_encoder("resnet18")
+for name in optim.OPTIMIZERS:
+    optimizer = optim.build_optimizer(name, optim.parameter_groups(net, learning_rate=0.1, weight_decay=0.1))
+    net(torch.ones(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print(sorted({"torch._dynamo", "torch._inductor", "torchvision", "sklearn", "scipy", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_momentum_reaches_the_optimizer(name):
     groups = parameter_groups(small_net(), learning_rate=0.1, weight_decay=0)
     optimizer = build_optimizer(name, groups, momentum=0.37)
-    assert type(optimizer) is {"sgd": torch.optim.SGD, "lars": LARS}[name]
+    assert isinstance(optimizer, {"sgd": torch.optim.SGD, "lars": LARS}[name])
     assert {g["momentum"] for g in optimizer.param_groups} == {0.37}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sscl.config import FinetuneConfig
-from sscl.train import folds
 from sscl.train.finetune import train_classifier
 
 
@@ -16,6 +15,8 @@ def main(config: FinetuneConfig, *, overwrite: bool = False) -> None:
         ValueError, FileNotFoundError: bad input, in one line.
     """
     if config.train.folds is not None:
+        from sscl.train import folds  # with matplotlib, which would delay the first step of a run without folds
+
         folds.cross_validate(config, overwrite=overwrite)
     else:
         train_classifier(config, overwrite=overwrite)

@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from sscl.data import keypoints
@@ -294,6 +292,9 @@ def nearest_pairs(
 def clusters_of(count: int, pairs: Iterable[tuple[int, int]]) -> Indices:
     """Return the cluster (connected component) of each tile, (count,): 0 is that of tile 0, numbered in tile order."""
     first, second = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
+    from scipy.sparse import coo_array  # training starts without it
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(count, count))
     _, labels = connected_components(links, directed=False)
     _, at, cluster = np.unique(labels, return_index=True, return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,9 +41,9 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float 
     fused = _on_gpu(groups) or None  # None: torch's choice among the rest
     optimizer: torch.optim.Optimizer
     if name == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=momentum, fused=fused)
+        optimizer = SGD(groups, lr=0.1, momentum=momentum, fused=fused)
     elif name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=fused)
+        optimizer = AdamW(groups, lr=1e-3, fused=fused)
     else:
         raise ValueError(f"train.optimizer: got {name!r}, allowed are {', '.join(OPTIMIZERS)}")
     optimizer.register_load_state_dict_pre_hook(_keep_fused)
@@ -74,7 +75,32 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = factor * group["peak_lr"]
 
 
-class LARS(torch.optim.Optimizer):
+class _Uncompiled(torch.optim.Optimizer):
+    """An optimizer that starts without torch's compiler.
+
+    torch wraps these methods to keep them out of `torch.compile`, and the wrapper imports the compiler: 1.4 s before a
+    run's first step. Steps are never compiled here (`step.py` compiles views, model and loss).
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class SGD(_Uncompiled, torch.optim.SGD):
+    """torch's SGD."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class AdamW(_Uncompiled, torch.optim.AdamW):
+    """torch's AdamW."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class LARS(_Uncompiled):
     """SGD with momentum whose step in each weight tensor is scaled to trust * |w| / |g + decay * w|.
 
     Groups with `adapt: False` (biases, norms) take plain momentum steps. Nothing waits for the device: a gradient
