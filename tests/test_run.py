@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from sscl import __version__, run, writing
+from sscl.config import DemoConfig
 from sscl.models import checkpoint
 
 
@@ -20,7 +21,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def our_folder(path: Path, *, trained: bool = True) -> Path:
-    run.start_folder(path, config={"run": str(path)}, overwrite=True)
+    run.start_folder(path, DemoConfig(run=str(path)), overwrite=True)
     if trained:
         (path / "checkpoints").mkdir()
         (path / "checkpoints" / "last.pt").write_bytes(b"weights")
@@ -104,9 +105,9 @@ def test_an_existing_run_is_never_replaced_in_silence(tmp_path):
         run.check_run_folder(folder, overwrite=False, trains=True)
     assert run.check_run_folder(folder, overwrite=True, trains=True) == folder
     assert files_of(folder) == before  # checking touches nothing
-    run.start_folder(folder, config={"run": "again"}, overwrite=True)
+    run.start_folder(folder, DemoConfig(run="again"), overwrite=True)
     assert files_of(folder) == ["config.yaml", "env.json"]
-    assert yaml.safe_load((folder / "config.yaml").read_text()) == {"run": "again"}
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == {"run": "again", "configs": "demo"}
 
 
 @pytest.mark.parametrize("env", [None, "", "{", "[]", '{"API_KEY": "x"}'])

@@ -103,7 +103,7 @@ def test_a_slurm_job_resumes_or_starts(there, restarts, flag, tmp_path):
 def test_outside_slurm_it_says_how_it_is_used(words, settings, tmp_path):
     asked, done = job(tmp_path, *words, **settings)
     assert (asked, done.returncode) == ([], 2)
-    assert done.stderr == "usage: sbatch scripts/pretrain.slurm CONFIG.yaml RUN [key.path=value ...]\n"
+    assert done.stderr == "usage: sbatch scripts/pretrain.slurm CONFIG.yaml RUN [KEY=VALUE ...]\n"
 
 
 def test_the_words_of_the_job_are_accepted(tmp_path):

@@ -154,7 +154,7 @@ def verdict(row: Row, *, quick: bool) -> str:
 def facts(device: torch.device, words: list[str]) -> dict[str, Any]:
     """Return what a reader needs to interpret the numbers."""
     return {
-        **environment(),
+        **dict(environment()),
         "command": shlex.join(["python", "scripts/benchmarks/main.py", *words]),
         "device": describe_device(device),
         "cpu": cpu_name(),

@@ -347,7 +347,7 @@ def load(
     validation = calibration.softmax(kept.logits, temperature=temperature)
     decide_from, operating_point = confidence, None
     if confidence is None and abstain > 0:
-        decide_from = decisions.choose_abstention(validation.max(1), share=abstain)
+        decide_from = decisions.choose_abstention(validation.max(1), limit=abstain)
     positive = positive_class(checkpoint.classes, None)
     truth = kept.labels.numpy() == positive
     if positive is not None and 0 < truth.sum() < len(truth):

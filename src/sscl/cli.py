@@ -1,4 +1,4 @@
-"""The command line: `sscl COMMAND --config FILE.yaml [key.path=value ...]`; a shipped config goes by its name.
+"""The command line: `sscl COMMAND --config FILE.yaml [KEY=VALUE ...]`; a shipped config goes by its name.
 
 The table below is the only list of commands. Nothing heavy is imported before a command is chosen.
 """
@@ -293,7 +293,7 @@ def _options(command: Command) -> tuple[str, ...]:
 
 
 def as_overrides(command: Command, words: Sequence[str]) -> list[str]:
-    """Return the words as key.path=value: those without = are the value of the command's positional key, if any.
+    """Return the words as KEY=VALUE: those without = are the value of the command's positional key, if any.
 
     If that key is no list, its value is the first of them. A word with a / before its = is a path: no key has one.
     """

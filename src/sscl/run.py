@@ -11,11 +11,13 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from sscl import __version__
+from sscl.config import Section, plain
+from sscl.records import Record, write_record
 from sscl.writing import to_yaml, write_text
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(content, dict) and "sscl" in content
 
 
-def start_folder(path: Path, *, config: dict[str, Any], overwrite: bool) -> None:
+def start_folder(path: Path, config: Section, *, overwrite: bool) -> None:
     """Make the folder with config.yaml and env.json, in the place of what `check_run_folder` allowed to replace.
 
     Raises:
@@ -77,24 +79,42 @@ def start_folder(path: Path, *, config: dict[str, Any], overwrite: bool) -> None
             raise ValueError(f"{path}: another command has written there meanwhile; name another folder")
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
-    write_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
-    write_text(path / "config.yaml", to_yaml(config))
+    write_origin(path, config)
 
 
-def environment() -> dict[str, Any]:
-    """Return what a reader needs to place a result: versions, device, command."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "sscl": __version__,
-        "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),  # importing it takes seconds
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["sscl", *sys.argv[1:]]),
-    }
+def write_origin(path: Path, config: Section) -> None:
+    """Write config.yaml and env.json, which say how what lies in the folder was made."""
+    write_record(path / "env.json", environment())
+    write_text(path / "config.yaml", to_yaml(plain(config)))
+
+
+class Environment(Record):
+    """What a reader needs to place a result (env.json): versions, device, command. gpu: None without CUDA."""
+
+    sscl: str
+    torch: str
+    torchvision: str
+    python: str
+    platform: str
+    cpu_threads: int
+    gpu: str | None
+    date: str
+    command: str
+
+
+def environment() -> Environment:
+    """Return the environment of this process, now."""
+    return Environment(
+        sscl=__version__,
+        torch=torch.__version__,
+        torchvision=importlib.metadata.version("torchvision"),  # importing it takes seconds
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu_threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=" ".join(["sscl", *sys.argv[1:]]),
+    )
 
 
 class MetricsLog:

@@ -24,7 +24,7 @@ import yaml
 
 from sscl import run
 from sscl.commands import compare
-from sscl.config import CompareConfig, DataConfig, FinetuneConfig, PretrainConfig, load_config, plain
+from sscl.config import CompareConfig, DataConfig, FinetuneConfig, PretrainConfig, load_config
 from sscl.data.tiles import Tiles
 from sscl.evaluate import comparison
 from sscl.evaluate.calibration import fit_calibration
@@ -254,7 +254,7 @@ def blank(config: FinetuneConfig | PretrainConfig, *, epoch: int) -> checkpoint.
 
 def fabricate(step: plan.Step, right: list[int] | None = None, *, epochs: int = 2, best: int = 1) -> None:
     """Write what a run leaves behind: its configuration, log and checkpoint, and predictions, of which `right` are."""
-    run.start_folder(step.folder, config=plain(step.config), overwrite=False)
+    run.start_folder(step.folder, step.config, overwrite=False)
     (step.folder.parents[1] / "env.json").write_text(json.dumps({"sscl": "0"}))
     rows = [{"epoch": i + 1, "validation_accuracy": 0.5, "validation_loss": 1.0} for i in range(epochs)]
     (step.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -226,7 +226,7 @@ def test_a_stated_sensitivity_moves_the_operating_point(
     assert ">= 1" in point["rule"]
     assert point["threshold"] <= report(evaluated[0])["operating_point"]["threshold"]
     abstention = report(tmp_path / "out")["coverage"]["abstention"]
-    assert abstention["share_on_validation"] == abstention["left_out_on_validation"] == 0
+    assert abstention["limit"] == abstention["left_out_on_validation"] == 0
     refused = cli.evaluate(finetuned, "sensitivity=1.5", f"out={tmp_path / 'no'}")
     assert refused.code == 2
     assert all(part in refused.err for part in ("sensitivity: ", "got 1.5"))

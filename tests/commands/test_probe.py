@@ -427,8 +427,8 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
 def test_unlabelled_tiles_are_left_out_and_counted(probe, forwards, monkeypatch):
     load = probe_inputs.load_tiles
 
-    def half_labelled(data: Any, *, split: str, progress: bool) -> Any:
-        tiles = load(data, split=split, progress=progress)
+    def half_labelled(data: Any, **words: Any) -> Any:
+        tiles = load(data, **words)
         tiles.labels[::13] = -1
         return tiles
 
@@ -502,8 +502,8 @@ class TestFaults:
     def test_a_class_of_test_that_train_lacks(self, probe, colours, tmp_path):
         load = probe_inputs.load_tiles
 
-        def without_stroma(data: Any, *, split: str, progress: bool) -> Any:
-            tiles = load(data, split=split, progress=progress)
+        def without_stroma(data: Any, *, split: str, **words: Any) -> Any:
+            tiles = load(data, split=split, **words)
             return tiles.subset(np.flatnonzero(tiles.labels != 2)) if split == "train" else tiles
 
         with pytest.MonkeyPatch.context() as patch:
@@ -511,7 +511,7 @@ class TestFaults:
             result = probe()
         assert result.code == 2
         assert result.err == (
-            f"sscl: sets (colours): {colours}: test has tiles of stroma, train has none; "
+            f"sscl: sets.0 (colours): {colours}: test has tiles of stroma, train has none; "
             "add training tiles of that class or remove it\n"
         )
 
@@ -520,25 +520,25 @@ class TestFaults:
         shutil.copytree(colours / "train" / "benign", flat)
         result = probe(sets=f"{{name: flat, source: folder, root: {flat}, size_px: 32}}")
         assert result.code == 2
-        assert result.err == f"sscl: sets (flat): {flat} has no labelled tiles; a probe needs a class for each\n"
+        assert result.err == f"sscl: sets.0 (flat): {flat} has no labelled tiles; a probe needs a class for each\n"
 
     def test_one_class(self, probe, tmp_path):
         root = write_tiles(tmp_path / "one", {"train": {"benign": 3}, "test": {"benign": 2}})
         result = probe(sets=f"{{name: one, source: folder, root: {root}, size_px: 32}}")
         assert result.code == 2
-        assert "sets (one): " in result.err
+        assert "sets.0" in result.err
         assert "has only training tiles of benign; a probe needs two classes" in result.err
 
     def test_no_such_root(self, probe):
         result = probe(sets="{name: gone, source: folder, root: nowhere}")
         assert result.code == 2
-        assert result.err == "sscl: sets (gone): nowhere: no such folder\n"
+        assert result.err == "sscl: sets.0.root: nowhere: no such folder\n"
 
     def test_a_second_set_that_is_broken_is_seen_before_the_first_is_computed(self, probe, colours):
         good = f"{{name: good, source: folder, root: {colours}, size_px: 32}}"
         result = probe(sets=f"{good}, {{name: gone, source: folder, root: nowhere}}")
         assert result.code == 2
-        assert "sets (gone)" in result.err
+        assert "sets.1.root" in result.err
 
     def test_seeds_that_do_not_pair(self, probe):
         encoders = "{name: a, model: resnet18, seeds: [0, 1]}, {name: b, model: resnet18, seeds: [2, 3]}"

@@ -126,7 +126,7 @@ def possible(annotation: Any) -> set[str]:
     if annotation in (bool, int, float, str):
         own = {bool: "bool_type", int: "int_type", float: "float_type", str: "string_type"}[annotation]
         return {own, "finite_number"} if annotation is float else {own}
-    if annotation is Any or annotation is type(None) or annotation is Ellipsis:
+    if annotation is object or annotation is type(None) or annotation is Ellipsis:
         return set()
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):

@@ -122,14 +122,14 @@ def test_reliability_is_the_curve_of_sklearn_with_counts(binning: str, strategy:
     p = softmax(logits)[:, 1]
     rows = reliability_curve(labels == 1, p, bins=bins, binning=binning)
     share, score = calibration_curve(labels, p, n_bins=bins, strategy=strategy)
-    assert [row.share for row in rows] == pytest.approx(share)
+    assert [row.frequency for row in rows] == pytest.approx(share)
     assert [row.score for row in rows] == pytest.approx(score)
     assert sum(row.count for row in rows) == 300
     if binning == "mass":
         assert {row.count for row in rows} == {300 // bins}
     for row in rows:
         assert row.low <= row.score <= row.high
-        assert row.interval == wilson_interval(round(row.share * row.count), row.count)
+        assert row.interval == wilson_interval(round(row.frequency * row.count), row.count)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from sscl import run
 from sscl.evaluate import bootstrap
 from sscl.evaluate.comparison import (
     METRICS,
@@ -130,15 +131,15 @@ def report_of(rows: Any, *, against: Any = None, seeds: Any = (), samples: int =
         caveats=(),
         samples=samples,
         bootstrap_seed=0,
-        environment={},
+        environment=run.environment(),
     )
 
 
 def test_each_run_has_its_own_metrics_and_intervals_also_in_the_table() -> None:
     runs = [made(seed)[0] for seed in (1, 2)]
     together = side_by_side({"a": runs}, against={}, samples=50, seed=0).rows["a"]
-    for run, one in zip(runs, together.runs, strict=True):
-        (alone,) = side_by_side({"a": [run]}, against={}, samples=50, seed=0).rows["a"].runs
+    for each, one in zip(runs, together.runs, strict=True):
+        (alone,) = side_by_side({"a": [each]}, against={}, samples=50, seed=0).rows["a"].runs
         assert one == alone
     first, second = together.runs
     assert first.intervals["accuracy"] != second.intervals["accuracy"]

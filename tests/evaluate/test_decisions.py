@@ -127,10 +127,10 @@ def test_tied_confidences_count_in_their_mean_order() -> None:
 
 def test_abstention_leaves_out_at_most_its_share() -> None:
     confidence = np.arange(10) / 10
-    assert choose_abstention(confidence, share=0.0) == 0.0
-    assert choose_abstention(confidence, share=0.3) == 0.3  # 0, 0.1 and 0.2 lie below
-    assert choose_abstention(confidence, share=0.39) == 0.3
-    assert choose_abstention(np.full(10, 0.5), share=0.9) == 0.5  # all alike: none is left out
-    for share in (1.0, -0.1):
-        with pytest.raises(ValueError, match="share"):
-            choose_abstention(confidence, share=share)
+    assert choose_abstention(confidence, limit=0.0) == 0.0
+    assert choose_abstention(confidence, limit=0.3) == 0.3  # 0, 0.1 and 0.2 lie below
+    assert choose_abstention(confidence, limit=0.39) == 0.3
+    assert choose_abstention(np.full(10, 0.5), limit=0.9) == 0.5  # all equal: none is left out
+    for limit in (1.0, -0.1):
+        with pytest.raises(ValueError, match="limit"):
+            choose_abstention(confidence, limit=limit)

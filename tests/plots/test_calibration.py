@@ -41,7 +41,7 @@ def test_reliability_has_the_curve_the_intervals_and_the_counts_of_each_stage(
         rows = found.reliability
         curve = axes.lines[-1]
         assert curve.get_xdata() == pytest.approx([row.score for row in rows])
-        assert curve.get_ydata() == pytest.approx([row.share for row in rows])
+        assert curve.get_ydata() == pytest.approx([row.frequency for row in rows])
         (bars,) = axes.collections
         assert [[y for _, y in segment] for segment in bars.get_segments()] == [
             pytest.approx(row.interval) for row in rows

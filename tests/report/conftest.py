@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sscl.config import DataConfig, FinetuneConfig
+from sscl.config import DataConfig, FinetuneConfig, FinetuneTrainConfig, ModelConfig
 from sscl.data.audit import Audit
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation, evaluation_text
@@ -29,6 +29,7 @@ from sscl.explain.records import (
 )
 from sscl.models.checkpoint import build_checkpoint
 from sscl.report import page
+from sscl.report.blocks import Section
 from sscl.report.subject import Subject
 
 CLASSES = ("HP", "SSA")
@@ -154,9 +155,9 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
     probabilities = calibration.softmax(logits, temperature=report.calibration.temperature)
     config = FinetuneConfig(
         run="runs/x",
-        data={"root": "/data/colon"},
-        model={"name": "resnet18", "weights": "runs/ssl"},
-        train={"batch_size": 8, "learning_rate": 1e-3, "select": "loss"},
+        data=DataConfig(root="/data/colon"),
+        model=ModelConfig(name="resnet18", weights="runs/ssl"),
+        train=FinetuneTrainConfig(batch_size=8, learning_rate=1e-3, select="loss"),
     )
     blank = build_checkpoint(
         config,
@@ -191,18 +192,19 @@ def reported(one: Subject, **keys: Any) -> Subject:
     return replace(one, report=one.report.model_copy(update=keys))
 
 
-def verdicts(section: dict[str, Any]) -> dict[str, bool | None]:
+def verdicts(section: Section) -> dict[str, bool | None]:
     return {block["title"]: block["passed"] for block in section["blocks"] if block["kind"] == "verdict"}
 
 
-def tables(section: dict[str, Any]) -> dict[str, list[list[str]]]:
+def tables(section: Section) -> dict[str, list[list[str]]]:
     return {block["caption"]: block["rows"] for block in section["blocks"] if block["kind"] == "table"}
 
 
-def rendered(section: dict[str, Any]) -> str:
-    content = {"title": "t", "subtitle": "s", "made": "m", "id": "0" * 16, "gallery": None}
-    return page.render({**content, "sections": [section]})
+def rendered(section: Section) -> str:
+    return page.render(
+        {"title": "t", "subtitle": "s", "made": "m", "id": "0" * 16, "gallery": None, "sections": [section]}
+    )
 
 
-def kinds(section: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [block for block in section["blocks"] if block["kind"] == kind]
+def kinds(section: Section, kind: str) -> list[dict[str, Any]]:
+    return [dict(block) for block in section["blocks"] if block["kind"] == kind]

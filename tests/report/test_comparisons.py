@@ -10,12 +10,17 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from sscl import run
+from sscl.config import DataConfig
+from sscl.evaluate.bootstrap import Intervals
 from sscl.evaluate.comparison import Comparison, RowFacts, RunFacts, build
 from sscl.evaluate.comparison_tables import NAMES, comparison_tables
+from sscl.evaluate.metrics import Metrics
 from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.records import MapChecks
 from sscl.plots import svg
 from sscl.report import comparisons
+from sscl.train.fold_report import Fold, FoldsReport, Scores
 
 from .conftest import kinds, rendered
 
@@ -32,30 +37,30 @@ def compare_report(*, fractions: tuple[float | None, ...] = (None,), seeds: tupl
             tuple(map(str, range(40))), ("a", "b"), labels, guess, np.eye(2)[guess], losses=rng.random(40)
         )
 
-    names = {f"{entry}, {share}": (entry, share) for share in fractions for entry in ("scratch", "<ssl>")}
+    names = {f"{entry}, {fraction}": (entry, fraction) for fraction in fractions for entry in ("scratch", "<ssl>")}
     facts = [
         (
             RowFacts(
                 name=name,
                 entry=entry,
-                fraction=share,
-                labelled_tiles=None if share is None else round(100 * share),
+                fraction=fraction,
+                labelled_tiles=None if fraction is None else round(100 * fraction),
                 published={},
             ),
             [RunFacts(seed=seed, folder=f"runs/{name}-{seed}", epoch=1) for seed in seeds],
         )
-        for name, (entry, share) in names.items()
+        for name, (entry, fraction) in names.items()
     ]
     return build(
         {name: [one() for _ in seeds] for name in names},
         facts=facts,
-        against={f"<ssl>, {share}": f"scratch, {share}" for share in fractions},
+        against={f"<ssl>, {fraction}": f"scratch, {fraction}" for fraction in fractions},
         seeds=seeds,
         split="test",
         caveats=["y"],
         samples=50,
         bootstrap_seed=0,
-        environment={},
+        environment=run.environment(),
     )
 
 
@@ -96,27 +101,46 @@ class TestComparison:
 
 class TestFolds:
     @staticmethod
-    def report(*, pooled: bool) -> dict[str, Any]:
-        keys = comparisons.FOLD_METRICS
-        one = {
-            "metrics": dict.fromkeys(keys, 0.75) | {"auroc": None},
-            "intervals": {key: [0.5, 1.0] for key in keys} | {"auroc": None},
-            "tiles": 20,
-            "loss": 0.5,
-        }
-        report = {
-            "folds": 2,
-            "data": {"root": "/data/other", "size_px": 64},
-            "classes": ["benign", "cancer"],
-            "runs": [{"fold": 1, **one}, {"fold": 2, **one}][: 1 + pooled],
-            "interval_method": "95% intervals: x",
-            "caveats": ["y"],
-        }
-        if pooled:
-            mean, sd = (dict.fromkeys((*keys, "loss"), value) for value in (0.75, 0.125))
-            metrics = dict.fromkeys(keys, 0.625) | {"auroc": 0.875}
-            report |= {"pooled": one | {"tiles": 40, "metrics": metrics}, "mean": mean, "sd": sd}
-        return report
+    def report(*, pooled: bool) -> FoldsReport:
+        classes = {"benign": 10, "cancer": 10}
+
+        def scores(value: float, auroc: float | None, *, tiles: int) -> Scores:
+            return Scores(
+                tiles=tiles,
+                groups=None,
+                class_counts=classes,
+                loss=0.5,
+                metrics=Metrics(
+                    **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), value),
+                    **dict.fromkeys(("average_precision", "mcc")),
+                    auroc=auroc,
+                    per_class=(),
+                ),
+                intervals=Intervals(
+                    **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), (0.5, 1.0)),
+                    **dict.fromkeys(("auroc", "average_precision", "mcc")),
+                    per_class=(),
+                ),
+            )
+
+        one = dict(scores(0.75, None, tiles=20))
+        runs = [Fold(**one, fold=i, folder=f"fold_{i}", epoch=1, epochs=2) for i in (1, 2)]
+        keys = (*comparisons.FOLD_METRICS, "loss")
+        return FoldsReport(
+            folds=2,
+            seed=0,
+            split="held-out folds",
+            data=DataConfig(root="/data/other", size_px=64),
+            classes=tuple(classes),
+            positive=None,
+            runs=tuple(runs[: 1 + pooled]),
+            interval_method="95% intervals: x",
+            pooled=scores(0.625, 0.875, tiles=40) if pooled else None,
+            mean=dict.fromkeys(keys, 0.75) if pooled else None,
+            sd=dict.fromkeys(keys, 0.125) if pooled else None,
+            caveats=("y",),
+            environment=run.environment(),
+        )
 
     def test_folds_pooled_mean_and_sd(self) -> None:
         section = comparisons.folds("cross-validation", self.report(pooled=True))
@@ -134,7 +158,7 @@ class TestFolds:
         assert "pooled accuracy 0.625" in figure["alt"]
         assert kinds(section, "list")[-1]["items"][-1] == "y"
 
-    def test_the_chart_has_each_fold_and_the_pooled_figures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_chart_has_each_fold_and_the_pooled_metrics(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: dict[str, Any] = {}
 
         def keep(folds: Any, **words: Any) -> None:
@@ -144,10 +168,10 @@ class TestFolds:
         monkeypatch.setattr(svg, "inline", lambda draw, prefix: draw(Path("x")) or "<svg>")
         comparisons.folds("cross-validation", self.report(pooled=True))
 
-        assert drawn["folds"]["accuracy"] == [(0.75, [0.5, 1.0])] * 2
+        assert drawn["folds"]["accuracy"] == [(0.75, (0.5, 1.0))] * 2
         assert drawn["folds"]["AUROC"] == [(None, None)] * 2
         assert drawn["pooled"] == {
-            **dict.fromkeys(("accuracy", "balanced accuracy", "macro F1"), (0.625, [0.5, 1.0])),
+            **dict.fromkeys(("accuracy", "balanced accuracy", "macro F1"), (0.625, (0.5, 1.0))),
             "AUROC": (0.875, None),
         }
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
+from sscl import run
 from sscl.config import PretrainConfig
 from sscl.explain.records import MapChecks
 from sscl.report import studies
@@ -112,15 +113,8 @@ class TestAudit:
 
 
 def test_provenance_holds_commands_and_configurations():
-    environment = {
-        "command": "sscl eval <x>",
-        "date": "d",
-        "sscl": "1",
-        "torch": "2",
-        "gpu": "None",
-        "cpu_threads": "2",
-    }
-    section = studies.provenance({"runs/a": (environment, "key: <value>\n"), "runs/old": ({}, "there is none")})
+    environment = run.environment().model_copy(update={"command": "sscl eval <x>", "date": "d", "torch": "2"})
+    section = studies.provenance({"runs/a": (environment, "key: <value>\n"), "runs/old": (None, "there is none")})
 
     html = rendered(section)
     assert "key: &lt;value&gt;" in html

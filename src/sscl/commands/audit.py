@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import run
-from sscl.config import AuditConfig, DataConfig, SourceConfig, plain
+from sscl.config import AuditConfig, DataConfig, SourceConfig
 from sscl.data import audit, duplicates
 from sscl.data.audit import HELD_OUT, Audit, Findings, MethodRecord, Parts
 from sscl.data.load import all_rows, load_splits, load_tiles, split_changes, split_is_made_here
@@ -63,7 +63,7 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
         notes=notes(config, parts, leaks=found.leakage),
     )
 
-    run.start_folder(out, config=plain(config), overwrite=overwrite)
+    run.start_folder(out, config, overwrite=overwrite)
     write_record(out / "audit.json", report)
     written = ["audit.json"]
     if found.pairs:
@@ -88,7 +88,7 @@ def further_sets(config: AuditConfig) -> dict[str, DataConfig]:
         return named
     found: dict[str, DataConfig] = {}
     for section in checkpoint.load_checkpoint(config.run, tensors=False).trained_on:
-        source = SourceConfig(**plain(section))
+        source = SourceConfig(**dict(section))
         same = Path(source.root).resolve() == Path(config.data.root).resolve()
         if not (same and not split_changes(config.data, source)) and source not in found.values():
             found[f"run.{len(found)}"] = source

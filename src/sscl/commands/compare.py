@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import run, writing
-from sscl.config import CompareConfig, plain, read_yaml
+from sscl.config import CompareConfig, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles
@@ -27,6 +26,7 @@ from sscl.evaluate.predictions import TilePredictions, read_predictions
 from sscl.evaluate.tables import Table, as_markdown, as_text
 from sscl.plots import comparison as comparison_plots
 from sscl.records import read_record, write_record
+from sscl.train.fold_report import FoldsReport
 from sscl.train.plan import (
     Action,
     Decision,
@@ -118,8 +118,7 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
 def start(out: Path, config: CompareConfig) -> None:
     """Make the folder, or go on in it, with the configuration and the environment."""
     out.mkdir(parents=True, exist_ok=True)
-    writing.write_json(out / "env.json", run.environment())
-    writing.write_text(out / "config.yaml", writing.to_yaml(plain(config)))
+    run.write_origin(out, config)
 
 
 def finish(out: Path, report: Comparison, pictures: Sequence[str]) -> None:
@@ -210,7 +209,8 @@ def report_finished(
         splits.append(split)
         caveats += said
         own = folder / "config.yaml"
-        seed = read_yaml(own).get("seed") if own.is_file() else None
+        given = read_yaml(own).get("seed") if own.is_file() else None
+        seed = given if isinstance(given, int) else None
         row = RowFacts(name=name, entry=name, fraction=None, labelled_tiles=None, published={})
         facts.append((row, [RunFacts(seed=seed, folder=str(folder), epoch=epoch)]))
     return comparison.build(
@@ -232,8 +232,8 @@ def about(folder: Path) -> tuple[str, int | None, Sequence[str]]:
         found = read_record(Evaluation, folder / evaluation.FILE, made_by="sscl eval")
         return found.split, found.epoch, found.caveats
     if (folder / "folds.json").is_file():
-        folds = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
-        return folds["split"], None, folds["caveats"]
+        folds = read_record(FoldsReport, folder / "folds.json", made_by="sscl finetune --folds")
+        return folds.split, None, folds.caveats
     return "unknown", None, ()
 
 
@@ -295,7 +295,7 @@ def tiles_of(step: Step, config: CompareConfig, *, split: str) -> Tiles:
 def markdown(report: Comparison, tables: Sequence[Table]) -> str:
     """Return the tables with what a reader must know of them."""
     environment = report.environment
-    parts = ["# Comparison", f"`{environment['command']}`, {environment['date']}, {environment['gpu'] or 'CPU'}"]
+    parts = ["# Comparison", f"`{environment.command}`, {environment.date}, {environment.gpu or 'CPU'}"]
     for table in tables:
         parts += [f"## {table.title}", as_markdown(table.lines, texts=table.texts)]
     parts += [report.interval_method, *(f"Note: {caveat}." for caveat in report.caveats)]
@@ -314,7 +314,7 @@ def draw(
     histories: dict[str, dict[str, list[list[dict[str, float]]]]] = {}  # by fraction of the labels, and by entry
     for steps in rows.values():
         logs = [run.read_metrics(step.folder / "metrics.jsonl") for step in steps]
-        histories.setdefault(steps[0].share, {})[steps[0].entry.name] = logs
+        histories.setdefault(steps[0].labels, {})[steps[0].entry.name] = logs
     comparison_plots.plot_overlaid(histories, series=CURVES, path=out / "curves.png", title=f"Validation, {seeds}")
     written = ["curves.png"]
     if config.grid:
@@ -339,7 +339,7 @@ def draw_grid(config: CompareConfig, path: Path, step: Step, runs: Mapping[str, 
     """Draw some tiles with their true class and what each row's first seed predicts."""
     tiles = tiles_of(step, config, split=config.split)
     first = next(iter(runs.values()))
-    share = f" and {step.share}" if step.share else ""
+    labels = f" and {step.labels}" if step.labels else ""
     chosen = pick(first.labels, count=config.grid, seed=config.grid_seed)
     row_of = {name: i for i, name in enumerate(tiles.ids)}
     comparison_plots.plot_predictions(
@@ -347,7 +347,7 @@ def draw_grid(config: CompareConfig, path: Path, step: Step, runs: Mapping[str, 
         truths=[first.classes[i] for i in first.labels[chosen]],
         predicted={row: [one.classes[i] for i in one.predictions[chosen]] for row, one in runs.items()},
         path=path,
-        title=f"{config.split} tiles drawn by seed {config.grid_seed}; runs with seed {config.seeds[0]}{share}",
+        title=f"{config.split} tiles drawn by seed {config.grid_seed}; runs with seed {config.seeds[0]}{labels}",
     )
 
 

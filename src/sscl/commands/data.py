@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl import augment, run
-from sscl.config import DataConfig, InspectConfig, SynthConfig, plain
+from sscl.config import DataConfig, InspectConfig, SynthConfig
 from sscl.data.load import load_splits
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
 from sscl.data.pathmnist import stored_size_px
@@ -59,7 +59,7 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     rows = spread(first, limit=config.tiles, seed=config.seed)
     shown = first.subset(rows)
 
-    run.start_folder(out, config=plain(config), overwrite=overwrite)
+    run.start_folder(out, config, overwrite=overwrite)
     captions = [f"{name}\n{label(shown, i)}" for i, name in enumerate(shown.ids)]
     sheets.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png")
     counts = {name: tiles.class_counts() for name, tiles in splits.items()}

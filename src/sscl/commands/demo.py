@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from sscl import run
-from sscl.config import DemoConfig, plain, shipped
+from sscl.config import DemoConfig, shipped
 
 
 def main(config: DemoConfig, *, overwrite: bool = False) -> None:
@@ -23,7 +23,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     commands = steps(config.configs, folder)
     for command in commands:
         shipped.find(command[command.index("--config") + 1], key="configs")
-    run.start_folder(folder, config=plain(config), overwrite=overwrite)
+    run.start_folder(folder, config, overwrite=overwrite)
     started = time.perf_counter()
     for command in commands:
         print(f"\n$ sscl {shlex.join(command)}", flush=True)

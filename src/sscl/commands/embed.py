@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import run, writing
-from sscl.config import DataConfig, EmbedConfig, EncoderConfig, plain
+from sscl.config import DataConfig, EmbedConfig, EncoderConfig
 from sscl.data.load import all_rows, describe_tiles, load_tiles
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision
@@ -126,7 +126,7 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
         agreement=agreement,
     )
 
-    run.start_folder(out, config=plain(config), overwrite=overwrite)
+    run.start_folder(out, config, overwrite=overwrite)
     write_embeddings(out / "embeddings.npz", tiles, embeddings, cluster=cluster, maps=maps)
     for name, points in maps.items():
         draw_map(name, points, tiles, cluster=cluster, explained=explained, path=out / f"map_{name}.png")

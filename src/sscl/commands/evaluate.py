@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sscl import run
-from sscl.config import EvalConfig, plain
+from sscl.config import EvalConfig
 from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import describe_device, pick_device
@@ -96,7 +96,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     )
     probabilities = calibration.softmax(logits, temperature=results.calibration.temperature)
 
-    run.start_folder(out, config=plain(config), overwrite=overwrite)
+    run.start_folder(out, config, overwrite=overwrite)
     write_record(out / evaluation.FILE, report)
     write_predictions(out / predictions.FILE, predictions_of(tiles, probabilities))
     draw(out, tiles, report, probabilities=probabilities, positive=positive)

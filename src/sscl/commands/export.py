@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sscl import __version__, augment, run, writing
-from sscl.config import EncoderConfig, ExportConfig, plain
+from sscl.config import EncoderConfig, ExportConfig
 from sscl.models.checkpoint import Checkpoint, run_of
 from sscl.models.classifier import load_classifier
 from sscl.models.encoders import Encoder
@@ -93,7 +93,7 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
         for name in config.formats:
             path = Path(folder) / f"{stem}{SUFFIXES[name]}"
             files[path.name] = write_checked(exported, name, path, what=config.what, example=example, expected=expected)
-        run.start_folder(out, config=plain(config), overwrite=overwrite)
+        run.start_folder(out, config, overwrite=overwrite)
         for name in files:
             with writing.replacing(out / name) as temporary:
                 os.replace(Path(folder) / name, temporary)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import augment, run, writing
-from sscl.config import DataConfig, GradcamConfig, plain
+from sscl.config import DataConfig, GradcamConfig
 from sscl.data.folder import load_folder
 from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
 from sscl.data.mhist import load_truth_masks
@@ -125,7 +125,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     localised = localise(model, randoms[0], explainer, data)
     checked = check(model, randoms, explainer, logits) if config.checks else None
 
-    run.start_folder(out, config=plain(config), overwrite=overwrite)
+    run.start_folder(out, config, overwrite=overwrite)
     rows = [
         draw_tile(explainer, chosen[at], heatmap, probabilities[chosen[at]], classes, number=at, out=out)
         for at, heatmap in enumerate(maps)

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sscl import api, run, writing
-from sscl.config import PredictConfig, plain
+from sscl.config import PredictConfig
 from sscl.data import files
 from sscl.data.files import Found
 from sscl.device import describe_device
@@ -76,7 +76,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     found = files.find_images(config.paths)
     tally = Tally(faults=list(found.faults))
     pictures = 0
-    with whole_folder(out, config=plain(config), overwrite=overwrite) as folder:
+    with whole_folder(out, config, overwrite=overwrite) as folder:
         header = [
             *("path", "prediction"),
             *(f"probability_{name}" for name in model.classes),
@@ -138,7 +138,7 @@ def check_apart(out: Path, paths: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, *, config: dict[str, Any], overwrite: bool) -> Iterator[Path]:
+def whole_folder(out: Path, config: PredictConfig, *, overwrite: bool) -> Iterator[Path]:
     """Yield a folder to write to; on success it replaces `out`, otherwise it is deleted.
 
     Tiles are predicted while they are written, so an error or Ctrl-C may come at any time.
@@ -147,7 +147,7 @@ def whole_folder(out: Path, *, config: dict[str, Any], overwrite: bool) -> Itera
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run.start_folder(staging, config=config, overwrite=False)
+        run.start_folder(staging, config, overwrite=False)
         yield staging
         run.check_run_folder(out, overwrite=overwrite)  # much time has passed
         if out.is_dir():

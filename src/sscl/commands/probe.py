@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sscl import run, writing
-from sscl.config import ProbeConfig, plain
+from sscl.config import ProbeConfig
 from sscl.data import split
 from sscl.device import describe_device, pick_device, pick_precision
 from sscl.evaluate import probe, probe_results
@@ -79,7 +79,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     tables = probe_tables(report.summary, report.differences, reference=reference)
     lines = legend(neighbours=config.neighbours, samples=samples, seed=seed, reference=reference)
 
-    run.start_folder(out, config=plain(config), overwrite=overwrite)
+    run.start_folder(out, config, overwrite=overwrite)
     write_record(out / probe_results.FILE, report)
     writing.write_text(out / "probe.md", markdown(tables, lines, report.notes))
     charts = probe_plots.draw_charts(

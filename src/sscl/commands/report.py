@@ -10,10 +10,12 @@ from pathlib import Path
 
 from sscl import run, writing
 from sscl.config import ReportConfig
+from sscl.evaluate.evaluation import Evaluation
 from sscl.models import checkpoint
+from sscl.records import read_record
 from sscl.report import page
 from sscl.report.contents import page_content
-from sscl.report.folders import read_json, reading, sort_folders
+from sscl.report.folders import sort_folders
 from sscl.report.subject import add_own_folders, read_subject
 
 
@@ -33,8 +35,8 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
         subject = read_subject(own, config.split)
         add_own_folders(sources, subject)
     environment = run.environment()
-    made_on = f"{environment['date'][:16].replace('T', ' ')} UTC"
-    made = f"Made by sscl report {environment['sscl']} on {made_on}: {environment['command']}"
+    made_on = f"{environment.date[:16].replace('T', ' ')} UTC"
+    made = f"Made by sscl report {environment.sscl} on {made_on}: {environment.command}"
     content = page_content(sources, subject, config, made=made)
     html = page.render(content)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,9 +66,8 @@ def evaluate_where_missing(folder: Path, config: ReportConfig, *, overwrite: boo
     words += [f"data.{key}={json.dumps(value)}" for key, value in config.data.items()]
     words += [] if config.progress else ["progress=false"]
     if (there / "predictions.csv").is_file() and (there / "metrics.json").is_file():
-        with reading(there / "metrics.json"):
-            epoch = read_json(there / "metrics.json")["epoch"]
-        if epoch == checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).epoch:
+        evaluated = read_record(Evaluation, there / "metrics.json", made_by="sscl eval")
+        if evaluated.epoch == checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).epoch:
             return
         if not overwrite:
             raise ValueError(f"{there}: evaluates another checkpoint; give --overwrite to evaluate again")

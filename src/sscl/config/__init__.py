@@ -1,6 +1,6 @@
 """Every setting: frozen pydantic models, one a command, and the strict YAML loader.
 
-A YAML file holds what differs from the defaults here; `key.path=value` on the command line comes on top.
+A YAML file holds what differs from the defaults here; `KEY=VALUE` on the command line comes on top.
 Library code never sees these classes: the commands hand it plain values.
 """
 
@@ -15,12 +15,13 @@ from sscl.config.encoders import EncoderConfig, ModelConfig, ProjectionConfig
 from sscl.config.export import EmbedConfig, ExportConfig
 from sscl.config.help import help_text
 from sscl.config.loader import load_config, read_yaml, validate
+from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
 from sscl.config.predict import PredictConfig
 from sscl.config.probe import ProbeConfig, ProbeEncoder, ProbeSet
 from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
-from sscl.config.sections import Section, keys, plain
+from sscl.config.sections import Changes, Section, keys, plain
 from sscl.config.training import (
     FinetuneConfig,
     FinetuneTrainConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "AuditConfig",
     "AugmentConfig",
     "Change",
+    "Changes",
     "CompareConfig",
     "CompareEntry",
     "ConfigsConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "HealthConfig",
     "InspectConfig",
     "LogConfig",
+    "MapConfig",
     "ModelConfig",
     "PredictConfig",
     "PretrainConfig",

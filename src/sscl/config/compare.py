@@ -13,7 +13,7 @@ from sscl.config.sections import Listed, Section, fault, setting
 
 
 def _as_overrides(value: Any) -> Any:
-    """Return keys and values, nested as in a YAML file, as `key.path=value` words; a list of such stays."""
+    """Return keys and values, nested as in a YAML file, as `KEY=VALUE` words; a list of such stays."""
     if isinstance(value, dict):
         return tuple(_flattened(value))
     return tuple(value) if isinstance(value, list) else value

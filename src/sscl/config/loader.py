@@ -1,9 +1,9 @@
-"""The strict YAML loader: a file, `key.path=value` words on top, all faults at once."""
+"""The strict YAML loader: a file, `KEY=VALUE` words on top, all faults at once."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(kind: type[Config], path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a command from a YAML file and `key.path=value` overrides.
+    """Return the configuration of a command from a YAML file and `KEY=VALUE` overrides.
 
     Args:
         kind: the command's configuration.
@@ -55,7 +55,7 @@ def load_config(kind: type[Config], path: str | Path | None = None, *, overrides
         ValueError: one line a fault, all faults at once, each naming the dotted key.
     """
     file = shipped.find(path) if path is not None else None
-    content: dict[str, Any] = read_yaml(file) if file is not None else {}
+    content = read_yaml(file) if file is not None else {}
     for text in overrides:
         _set_key(content, text)
     if file is None:
@@ -63,7 +63,7 @@ def load_config(kind: type[Config], path: str | Path | None = None, *, overrides
     return validate(kind, content, source=str(path), folder=file.parent)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, object]:
     """Return a YAML file's mapping.
 
     Raises:
@@ -86,7 +86,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def validate(kind: type[Config], content: dict[str, Any], *, source: str, folder: Path | None = None) -> Config:
+def validate(kind: type[Config], content: Mapping[str, object], *, source: str, folder: Path | None = None) -> Config:
     """Return the validated configuration; `folder` is where its file lies, for keys that name a file beside it.
 
     Raises:
@@ -99,14 +99,14 @@ def validate(kind: type[Config], content: dict[str, Any], *, source: str, folder
 
 
 def parse_value(text: str) -> Any:
-    """Return what the value of `key.path=value` stands for: read as YAML, text where it is none, null where empty."""
+    """Return what the value of `KEY=VALUE` stands for: read as YAML, text where it is none, null where empty."""
     try:
         return yaml.load(text, Loader=_Loader) if text else None
     except (yaml.YAMLError, ValueError):
         return text
 
 
-def _set_key(content: dict[str, Any], text: str) -> None:
+def _set_key(content: dict[str, object], text: str) -> None:
     dotted, equals, raw = text.partition("=")
     if not equals or not all(dotted.split(".")):
         raise ValueError(f"argument {text!r}: must be KEY=VALUE, as in train.epochs=10")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import field_validator
 
 from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
-from sscl.config.sections import Listed, Section, fault, setting
+from sscl.config.sections import Changes, Listed, Section, fault, setting
 from sscl.words import nearest
 
 
@@ -26,12 +26,12 @@ class ReportConfig(Section):
     out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about")
     split: Literal["test", "train", "all"] = setting("test", "split to report on")
     tiles: int = setting(1000, "maximum number of tiles in the gallery; 0 = no gallery", ge=0)
-    gradcam: dict[str, Any] = setting(
+    gradcam: Changes = setting(
         {},
         "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "
         "RUN/gradcam_SPLIT. Example: gradcam.threshold=0.5",
     )
-    data: dict[str, Any] = setting({}, "data settings that differ from the evaluation, such as data.root")
+    data: Changes = setting({}, "data settings that differ from the evaluation, such as data.root")
     batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     progress: bool = setting(True, "show progress bars")
@@ -53,7 +53,7 @@ class ReportConfig(Section):
 
     @field_validator("gradcam")
     @classmethod
-    def _of_maps(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _of_maps(cls, value: Changes) -> Changes:
         allowed = list(MapConfig.model_fields)
         unknown = [key for key in value if key not in allowed]
         if unknown:

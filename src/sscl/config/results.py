@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
 from sscl.config.maps import MapConfig
-from sscl.config.sections import Section, setting
+from sscl.config.sections import Changes, Section, setting
 
 
 class EvalConfig(Section):
@@ -35,7 +35,7 @@ class EvalConfig(Section):
     bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
     batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    data: dict[str, Any] = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
+    data: Changes = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")
 
 
@@ -57,5 +57,5 @@ class GradcamConfig(MapConfig):
     random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0)
     batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    data: dict[str, Any] = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
+    data: Changes = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")

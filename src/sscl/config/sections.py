@@ -23,6 +23,10 @@ Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) e
 OneOrMore = "one or more"
 
 
+# Some keys of another section that a command changes. Which keys are valid is known once they lie over that section.
+Changes = dict[str, object]
+
+
 def setting(default: Any, doc: str, *, free: bool = False, path: bool = False, **bounds: Any) -> Any:
     """Return a field of a section.
 
@@ -51,7 +55,7 @@ def fault(key: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("setting", "{message}", {"key": key, "message": message})
 
 
-def plain(config: Section) -> dict[str, Any]:
+def plain(config: Section) -> dict[str, object]:
     """Return the resolved configuration in plain containers, for YAML and checkpoints."""
     return config.model_dump(mode="json")
 

@@ -172,10 +172,7 @@ def load_parts(data: DataConfig, further: Mapping[str, DataConfig], *, progress:
     tiles = load_splits(data.model_copy(update=searched), progress=progress)
     root, own = dict.fromkeys(tiles, data.root), len(tiles)
     for name, section in further.items():
-        try:
-            tiles[name] = load_tiles(section.model_copy(update=searched), split="train", progress=progress)
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{name}.root: {error}") from error
+        tiles[name] = load_tiles(section.model_copy(update=searched), split="train", progress=progress, key=name)
         root[name] = section.root
     return Parts(tiles, root, own)
 

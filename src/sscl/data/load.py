@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +25,32 @@ from sscl.words import count
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
 
 
-def load_tiles(data: DataConfig, *, split: str, progress: bool) -> Tiles:
+def load_tiles(data: DataConfig, *, split: str, progress: bool, key: str = "data") -> Tiles:
     """Return the tiles of a split: "train", "test", "all", or "validation" if the set has its own validation split.
 
     With `data.group_near_duplicates` their groups are the given ones joined with the clusters of near-duplicates of
     the whole set. Stain normalisation still uses the given groups.
+
+    Raises:
+        ValueError, FileNotFoundError: as the loader, beginning with the section's `key` where that is not said.
     """
+    with _named(f"{key}.root"):
+        return _load_normalised(data, split=split, progress=progress)
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Put the key in front of a loader's errors, unless they begin with a key of the same section."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if str(error).startswith(key.removesuffix("root")):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{key}: {error}") from error
+
+
+def _load_normalised(data: DataConfig, *, split: str, progress: bool) -> Tiles:
     found = near_duplicate_groups(data, split=split, progress=progress) if data.group_near_duplicates else None
     tiles = _load(data, split=split, progress=progress, group_of=None if found is None else found.joined)
     if data.stain != "none":
@@ -170,7 +190,7 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
     return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {count(len(tiles), 'tile')}{of}{together}"
 
 
-def merge_data(trained: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
+def merge_data(trained: DataConfig, changes: Mapping[str, object]) -> DataConfig:
     """Return the data section a checkpoint was trained with, with some keys changed."""
     try:
         return validate(DataConfig, {**plain(trained), **changes}, source="the checkpoint's data with your data.* keys")

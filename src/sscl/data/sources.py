@@ -46,12 +46,8 @@ def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
 def load_source(config: PretrainConfig, i: int) -> Tiles:
     """Return the training tiles of a source, or the number of them that is asked for, and print what they are."""
     data = config.data[i]
-    try:
-        tiles = load_tiles(data, split="train", progress=config.log.progress)
-    except (FileNotFoundError, ValueError) as error:
-        if len(config.data) == 1:
-            raise
-        raise ValueError(f"{source_key(config, i, 'root')}: {error}") from error
+    key = source_key(config, i, "root").removesuffix(".root")
+    tiles = load_tiles(data, split="train", progress=config.log.progress, key=key)
     print(describe_tiles(data, tiles, split="train"))
     if data.tiles is None:
         return tiles

@@ -32,7 +32,7 @@ class ReliabilityBin(Record):
     """Tiles with a predicted probability in (low, high], and how often the outcome occurred.
 
     Attributes:
-        count: tiles. score: their mean predicted probability. share: fraction with the outcome.
+        count: tiles. score: their mean predicted probability. frequency: fraction with the outcome.
         interval: Wilson's 95% interval of that fraction.
     """
 
@@ -40,7 +40,7 @@ class ReliabilityBin(Record):
     high: float
     count: int
     score: float
-    share: float
+    frequency: float
     interval: Interval
 
 
@@ -242,7 +242,7 @@ def reliability_curve(
                 high=float(edges[index + 1]),
                 count=count,
                 score=float(p[inside].mean()),
-                share=came_true / count,
+                frequency=came_true / count,
                 interval=wilson_interval(came_true, count),
             )
         )

@@ -44,7 +44,7 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
     rows += [row for row in proportion_rows(abstention.here, names) if row.value is not None]
     roots = [section.root for section in (report.data, *trained_on)]
     lines = [
-        f"By `sscl eval` (sscl {environment['sscl']}) on {environment['date'][:10]}; all results: "
+        f"By `sscl eval` (sscl {environment.sscl}) on {environment.date[:10]}; all results: "
         f"{code(folder.resolve().name + '/metrics.json')}.",
         "",
         as_markdown([["", ""], *_facts(report, trained_on[-1])], texts=2),
@@ -134,8 +134,8 @@ def cells(row: Row) -> list[str]:
     def ends(pair: Interval | None) -> str:
         return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
 
-    share = row.proportion
-    counted = ["", ""] if share is None else [ends(share.wilson), f"{share.count} of {share.of}"]
+    proportion = row.proportion
+    counted = ["", ""] if proportion is None else [ends(proportion.wilson), f"{proportion.count} of {proportion.of}"]
     return [row.name, "undefined" if row.value is None else f"{row.value:.3f}", ends(row.interval), *counted]
 
 

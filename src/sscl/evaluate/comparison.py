@@ -18,6 +18,7 @@ from sscl.evaluate.bootstrap import GROUPS, Interval
 from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import TilePredictions
 from sscl.records import Record
+from sscl.run import Environment
 
 FILE = "compare.json"
 METRICS = ("loss", *metrics.OF_LABELS)
@@ -115,7 +116,7 @@ class Comparison(Record):
     caveats: tuple[str, ...]
     rows: tuple[RowResult, ...]
     differences: dict[str, Difference]
-    environment: dict[str, str | int | None]
+    environment: Environment
 
 
 def run_metrics(found: TilePredictions, weights: FloatArray | None = None) -> FloatArray:
@@ -297,7 +298,7 @@ def build(
     caveats: Sequence[str],
     samples: int,
     bootstrap_seed: int,
-    environment: Mapping[str, str | int | None],
+    environment: Environment,
 ) -> Comparison:
     """Return the content of compare.json.
 
@@ -337,7 +338,7 @@ def build(
         caveats=tuple(_caveats(found, result, published=any(row.published for row, _ in facts), said=caveats)),
         rows=tuple(rows),
         differences=result.differences,
-        environment=dict(environment),
+        environment=environment,
     )
 
 

@@ -129,19 +129,19 @@ def risk_coverage(right: npt.ArrayLike, confidence: npt.ArrayLike) -> RiskCovera
     )
 
 
-def choose_abstention(confidence: npt.ArrayLike, *, share: float) -> float:
-    """Return the confidence below which at most `share` of these (validation) tiles lie.
+def choose_abstention(confidence: npt.ArrayLike, *, limit: float) -> float:
+    """Return the confidence below which at most `limit` of these (validation) tiles lie.
 
     Args:
-        confidence: (N,), N >= 1. share: fraction of the tiles to leave undecided, >= 0 and < 1.
+        confidence: (N,), N >= 1. limit: fraction of the tiles to leave undecided, >= 0 and < 1.
 
     Raises:
-        ValueError: share is out of range, or no tile.
+        ValueError: limit is out of range, or no tile.
     """
     ordered = np.sort(np.asarray(confidence, dtype=np.float64))
-    if not 0 <= share < 1 or not len(ordered):
-        raise ValueError(f"share: got {share} of {len(ordered)} tiles, must be >= 0 and < 1, of at least one tile")
-    return float(ordered[int(share * len(ordered) + 1e-9)])
+    if not 0 <= limit < 1 or not len(ordered):
+        raise ValueError(f"limit: got {limit} of {len(ordered)} tiles, must be >= 0 and < 1, of at least one tile")
+    return float(ordered[int(limit * len(ordered) + 1e-9)])
 
 
 def truth_and_scores(truth: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[BoolArray, FloatArray]:

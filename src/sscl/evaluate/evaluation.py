@@ -85,11 +85,11 @@ class OperatingPoint(Record):
 class Abstention(Record):
     """A confidence below which tiles are left undecided, chosen on validation; `here`: decided, and accuracy on these.
 
-    `share_on_validation` is the limit that was set, `left_out_on_validation` the tiles that it leaves out.
+    `limit` is the largest fraction of the validation tiles to abstain on, `left_out_on_validation` those it leaves out.
     """
 
     threshold: float
-    share_on_validation: float
+    limit: float
     left_out_on_validation: int
     chosen_on: int
     here: dict[str, DrawnProportion | None]
@@ -239,7 +239,7 @@ def evaluate(
         operating_point=point,
         decision_curve=curve,
         coverage=_coverage(
-            tiles, probabilities, abstention=_abstention(tiles, probabilities, validation, share=abstain, drawn=drawn)
+            tiles, probabilities, abstention=_abstention(tiles, probabilities, validation, limit=abstain, drawn=drawn)
         ),
     )
 
@@ -299,11 +299,11 @@ def _proportions(
     alone = tiles.groups is not None and len(set(tiles.groups.tolist())) == 1  # nothing to draw from
     found: dict[str, DrawnProportion | None] = {}
     for index, (name, (hit, counted_among)) in enumerate(masks.items()):
-        share = proportions.proportion(int(hit.sum()), int(counted_among.sum()))
+        proportion = proportions.proportion(int(hit.sum()), int(counted_among.sum()))
         defined = values[~np.isnan(values[:, index]), index]
         enough = len(defined) >= 0.95 * len(values) and not alone
-        interval = tuple(np.quantile(defined, [0.025, 0.975]).tolist()) if enough and share is not None else None
-        found[name] = None if share is None else DrawnProportion(**dict(share), interval=interval)
+        interval = tuple(np.quantile(defined, [0.025, 0.975]).tolist()) if enough and proportion is not None else None
+        found[name] = None if proportion is None else DrawnProportion(**dict(proportion), interval=interval)
     return found
 
 
@@ -335,16 +335,16 @@ def _operating_point(
 
 
 def _abstention(
-    tiles: Tiles, probabilities: FloatArray, validation: FloatArray, *, share: float, drawn: Resampling
+    tiles: Tiles, probabilities: FloatArray, validation: FloatArray, *, limit: float, drawn: Resampling
 ) -> Abstention:
     """Return the confidence below which a fraction of validation lies, and what abstaining below it does here."""
-    threshold = decisions.choose_abstention(validation.max(1), share=share)
+    threshold = decisions.choose_abstention(validation.max(1), limit=limit)
     decided = probabilities.max(1) >= threshold
     right = probabilities.argmax(1) == tiles.labels
     masks = {"decided": (decided, np.ones_like(decided)), "accuracy": (right & decided, decided)}
     return Abstention(
         threshold=threshold,
-        share_on_validation=share,
+        limit=limit,
         left_out_on_validation=int((validation.max(1) < threshold).sum()),
         chosen_on=len(validation),
         here=_proportions(tiles, masks, drawn=drawn),

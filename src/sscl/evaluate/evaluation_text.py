@@ -49,12 +49,12 @@ def agreement_rows(results: Results) -> list[Row]:
     ]
 
 
-def proportion_rows(shares: Mapping[str, DrawnProportion | None], names: Mapping[str, str]) -> list[Row]:
+def proportion_rows(hits: Mapping[str, DrawnProportion | None], names: Mapping[str, str]) -> list[Row]:
     """Return the proportions of an operating point or of abstention, a row each; names: {key: display name}."""
     found = []
     for key, name in names.items():
-        share = shares[key]
-        found.append(Row(name, None, None, None) if share is None else Row(name, share.value, share.interval, share))
+        hit = hits[key]
+        found.append(Row(name, None, None, None) if hit is None else Row(name, hit.value, hit.interval, hit))
     return found
 
 
@@ -70,7 +70,7 @@ def abstention_in_words(results: Results) -> str:
     found = results.coverage.abstention
     return (
         f"abstain below confidence {found.threshold:.3f} ({found.left_out_on_validation} of {found.chosen_on} "
-        f"validation tiles; limit {100 * found.share_on_validation:g}%)"
+        f"validation tiles; limit {100 * found.limit:g}%)"
     )
 
 
@@ -139,9 +139,9 @@ def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
         return "" if pair is None else f"{pair[0]:.4f} to {pair[1]:.4f}"
 
     found = []
-    for name, value, interval, share in rows:
+    for name, value, interval, hit in rows:
         shown = "undefined" if value is None else f"{value:.4f}"
-        wilson, counts = ("", "") if share is None else (ends(share.wilson), f"{share.count} of {share.of}")
+        wilson, counts = ("", "") if hit is None else (ends(hit.wilson), f"{hit.count} of {hit.of}")
         found.append(f"  {name:<{width}}  {shown:<9}  {ends(interval):<16}  {wilson:<16}  {counts}".rstrip())
     return found
 

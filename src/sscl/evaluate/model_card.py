@@ -80,7 +80,7 @@ def model_card(
         f"A {code(checkpoint.encoder_name)} that tells {classes} apart on tiles of H&E-stained tissue, "
         f"{checkpoint.size_px} px a side. **Research software, not a medical device: do not base a diagnosis on it.**",
         "",
-        f"Written by `sscl finetune` (sscl {environment['sscl']}) on {environment['date'][:10]}. `sscl eval` rewrites "
+        f"Written by `sscl finetune` (sscl {environment.sscl}) on {environment.date[:10]}. `sscl eval` rewrites "
         'the lines between the two markers under "Test"; you may edit everything else.',
         "",
         *_data_lines(checkpoint, train, validation, carved=carved, groups_are=groups_are, unlabelled=unlabelled),

@@ -127,15 +127,16 @@ def open_set(data: ProbeSet, *, config: ProbeConfig) -> Parts:
         ValueError, FileNotFoundError: as the loader, with the set's name; no labels, one class, a class in test that
             train lacks, a held-out part that cannot be drawn.
     """
+    key = f"sets.{[one.name for one in config.sets].index(data.name)}"
     if data.cache_dir is None:
         data = data.model_copy(update={"cache_dir": config.cache_dir})
     try:
-        train = labelled(load_tiles(data, split="train", progress=config.progress))
+        train = labelled(load_tiles(data, split="train", progress=config.progress, key=key))
         if len(train.rows) == 0:
             raise ValueError(f"{data.root} has no labelled tiles; a probe needs a class for each")
-        parts = {"train": train, "test": labelled(load_tiles(data, split="test", progress=config.progress))}
+        parts = {"train": train, "test": labelled(load_tiles(data, split="test", progress=config.progress, key=key))}
         if has_validation(data):
-            parts["validation"] = labelled(load_tiles(data, split="validation", progress=config.progress))
+            parts["validation"] = labelled(load_tiles(data, split="validation", progress=config.progress, key=key))
         classes = train.tiles.classes
         present = np.unique(train.labels)
         if len(present) < 2:
@@ -155,7 +156,8 @@ def open_set(data: ProbeSet, *, config: ProbeConfig) -> Parts:
             )
             parts |= {"train": Part(train.tiles, train.rows[rest]), "held-out": Part(train.tiles, train.rows[held])}
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"sets ({data.name}): {error}") from error
+        where = "" if str(error).startswith(f"{key}.") else f"{key} ({data.name}): "
+        raise type(error)(f"{where}{error}") from error
     return parts
 
 

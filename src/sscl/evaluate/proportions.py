@@ -127,14 +127,14 @@ def accuracy_by_agreement(
     right = truth == predicted
     rows = []
     for agreement in range(ANNOTATORS, ANNOTATORS // 2, -1):
-        share = proportion(int(right[agreeing == agreement].sum()), int((agreeing == agreement).sum()))
+        found = proportion(int(right[agreeing == agreement].sum()), int((agreeing == agreement).sum()))
         rows.append(
             Agreement(
                 agreement=f"{agreement}/{ANNOTATORS}",
-                count=0 if share is None else share.of,
-                correct=0 if share is None else share.count,
-                accuracy=None if share is None else share.value,
-                interval=None if share is None else share.wilson,
+                count=0 if found is None else found.of,
+                correct=0 if found is None else found.count,
+                accuracy=None if found is None else found.value,
+                interval=None if found is None else found.wilson,
             )
         )
     return tuple(rows)

@@ -45,7 +45,7 @@ def plot_reliability(
     grid = figure.subplots(2, len(stages), sharex=True, sharey="row", squeeze=False, height_ratios=(3.2, 1))
     for (upper, lower), (heading, stage) in zip(grid.T, stages.items(), strict=True):
         rows = stage.reliability
-        x, y = [row.score for row in rows], [row.share for row in rows]
+        x, y = [row.score for row in rows], [row.frequency for row in rows]
         low, high = np.array([row.interval for row in rows]).T
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=1)
         upper.vlines(x, low, high, color=_BLUE, linewidth=1.4, alpha=0.6)

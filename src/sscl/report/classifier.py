@@ -106,8 +106,8 @@ def results(subject: Subject) -> Section:
 def rows_of_metrics(rows: Sequence[evaluation_text.Row]) -> list[list[str]]:
     """Return cells: name, value, bootstrap interval, Wilson's, counts."""
     found = []
-    for name, value, drawn, share in rows:
-        score = ["", ""] if share is None else [interval(share.wilson), f"{share.count} of {share.of}"]
+    for name, value, drawn, hit in rows:
+        score = ["", ""] if hit is None else [interval(hit.wilson), f"{hit.count} of {hit.of}"]
         found.append([name, number(value), interval(drawn), *score])
     return found
 

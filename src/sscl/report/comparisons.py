@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.comparison_tables import comparison_tables
@@ -13,8 +12,8 @@ from sscl.plots import comparison as comparison_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.run import MetricsRow
+from sscl.train.fold_report import FoldsReport, Scores
 
-Json = Mapping[str, Any]
 FOLD_METRICS = {key: display_name(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")}
 
 
@@ -27,29 +26,29 @@ def compared(name: str, report: Comparison, *, logs: Mapping[str, Sequence[Metri
     found: list[Block] = [blocks.facts({"classes": ", ".join(report.classes)})]
     for table in comparison_tables(report):
         found.append(blocks.table(_capital(table.title), table.lines, numeric_from=table.texts))
-    shares: dict[str, dict[str, list[Sequence[MetricsRow]]]] = {}
+    by_fraction: dict[str, dict[str, list[Sequence[MetricsRow]]]] = {}
     lines_of: dict[str, list[tuple[int, list[float]]]] = {}
     for row in report.rows:
-        share = "" if row.fraction is None else f"{100 * row.fraction:g}% labels"
+        labels = "" if row.fraction is None else f"{100 * row.fraction:g}% labels"
         of = [logs[one.folder] for one in row.runs if one.folder in logs]
         if len(of) == len(row.runs):
-            shares.setdefault(share, {})[row.entry] = of
+            by_fraction.setdefault(labels, {})[row.entry] = of
         if row.labelled_tiles is not None:
             values = [one.metrics["balanced_accuracy"] for one in row.runs]
             lines_of.setdefault(row.entry, []).append((row.labelled_tiles, values))
-    if shares:
-        for at, (share, rows) in enumerate(shares.items()):  # one below another: side by side they are too wide
+    if by_fraction:
+        for at, (labels, rows) in enumerate(by_fraction.items()):  # one below another: side by side they are too wide
             found.append(
                 blocks.figure(
                     f"{name}-curves-{at}",
-                    lambda path, share=share, rows=rows: comparison_plots.plot_overlaid(  # type: ignore[misc]
-                        {share: rows},
+                    lambda path, labels=labels, rows=rows: comparison_plots.plot_overlaid(  # type: ignore[misc]
+                        {labels: rows},
                         series=[("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")],
                         path=path,
                         title="",
                     ),
-                    alt=f"Validation accuracy and loss by epoch{f', {share}' if share else ''}, of {', '.join(rows)}",
-                    caption=f"Validation by epoch{f', {share}' if share else ''}; thin: one run; thick: mean over "
+                    alt=f"Validation accuracy and loss by epoch{f', {labels}' if labels else ''}, of {', '.join(rows)}",
+                    caption=f"Validation by epoch{f', {labels}' if labels else ''}; thin: one run; thick: mean over "
                     "the runs of a row.",
                 )
             )
@@ -72,43 +71,43 @@ def compared(name: str, report: Comparison, *, logs: Mapping[str, Sequence[Metri
     return blocks.section(name, "Comparison", found)
 
 
-def folds(name: str, report: Json) -> Section:
+def folds(name: str, report: FoldsReport) -> Section:
     """Return a cross-validation; the intervals of single folds are in its chart."""
     lines = [["held out", "tiles", *FOLD_METRICS.values(), "loss"]]
-    for one in report["runs"]:
-        cells = [number(one["metrics"][key]) for key in FOLD_METRICS]
-        lines.append([f"fold {one['fold']}", str(one["tiles"]), *cells, number(one["loss"])])
-    pooled = report.get("pooled")
-    if pooled:
-        cells = [number(pooled["metrics"][key]) for key in FOLD_METRICS]
-        lines.append(["all, pooled", str(pooled["tiles"]), *cells, number(pooled["loss"])])
-        cells = [interval(pooled["intervals"][key]) for key in FOLD_METRICS]
-        lines.append(["95% interval", "", *cells, ""])
-    if report.get("mean"):
-        over = [f"{report['mean'][key]:.3f} ± {report['sd'][key]:.3f}" for key in (*FOLD_METRICS, "loss")]
+    for one in report.runs:
+        cells = [number(one.value(key)) for key in FOLD_METRICS]
+        lines.append([f"fold {one.fold}", str(one.tiles), *cells, number(one.loss)])
+    pooled = report.pooled
+    if pooled is not None:
+        cells = [number(pooled.value(key)) for key in FOLD_METRICS]
+        lines.append(["all, pooled", str(pooled.tiles), *cells, number(pooled.loss)])
+        lines.append(["95% interval", "", *(interval(pooled.interval(key)) for key in FOLD_METRICS), ""])
+    if report.mean is not None and report.sd is not None:
+        over = [f"{report.mean[key]:.3f} ± {report.sd[key]:.3f}" for key in (*FOLD_METRICS, "loss")]
         lines.append(["mean ± sd of folds", "", *over])
-    of = f"{blocks.name_of(report['data']['root'])}, {report['data']['size_px']} px ({', '.join(report['classes'])})"
-    found: list[Block] = [blocks.table(f"{report['folds']} folds of the training split of {of}", lines)]
-    if pooled:
+    of = f"{blocks.name_of(report.data.root)}, {report.data.size_px} px ({', '.join(report.classes)})"
+    found: list[Block] = [blocks.table(f"{report.folds} folds of the training split of {of}", lines)]
+    if pooled is not None:
 
-        def values(one: Json, key: str) -> tuple[float | None, Sequence[float] | None]:
-            return one["metrics"][key], one["intervals"][key]
+        def series(one: Scores) -> dict[str, tuple[float | None, tuple[float, float] | None]]:
+            return {title: (one.value(key), one.interval(key)) for key, title in FOLD_METRICS.items()}
 
+        by_fold = [series(one) for one in report.runs]
         found.append(
             blocks.figure(
                 name,
                 lambda path: comparison_plots.plot_folds(
-                    {title: [values(one, key) for one in report["runs"]] for key, title in FOLD_METRICS.items()},
-                    pooled={title: values(pooled, key) for key, title in FOLD_METRICS.items()},
+                    {title: [one[title] for one in by_fold] for title in FOLD_METRICS.values()},
+                    pooled=series(pooled),
                     path=path,
-                    title=f"{report['folds']} folds, {pooled['tiles']} held-out tiles",
+                    title=f"{report.folds} folds, {pooled.tiles} held-out tiles",
                 ),
                 alt="Metrics of each fold with intervals; pooled "
-                + ", ".join(f"{title} {number(pooled['metrics'][key])}" for key, title in FOLD_METRICS.items()),
+                + ", ".join(f"{title} {number(pooled.value(key))}" for key, title in FOLD_METRICS.items()),
                 caption="Each fold is evaluated on tiles that its model was not trained on.",
             )
         )
-    found += [blocks.paragraph(blocks.sentence(report["interval_method"])), blocks.bullets(report["caveats"])]
+    found += [blocks.paragraph(blocks.sentence(report.interval_method)), blocks.bullets(report.caveats)]
     return blocks.section(name, "Cross-validation", found)
 
 

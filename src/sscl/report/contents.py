@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sscl import run
-from sscl.config import DataConfig, GradcamConfig, PretrainConfig, ReportConfig, plain, validate
+from sscl.config import AuditConfig, DataConfig, GradcamConfig, MapConfig, PretrainConfig, ReportConfig, plain, validate
 from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
 from sscl.evaluate.comparison import Comparison
@@ -19,15 +18,14 @@ from sscl.models.checkpoint import run_of
 from sscl.records import read_record
 from sscl.report import classifier, comparisons, decisions, heatmaps, studies, summary
 from sscl.report.blocks import Section
-from sscl.report.folders import Damaged, Sources, config_of, read_json, reading, record_of
+from sscl.report.folders import Sources, reading, record_of, settings_of
 from sscl.report.page.content import Content, Gallery
 from sscl.report.subject import Subject, count_tiles, interrupted, started_from, worksheet_id
 from sscl.report.tiles import build_gallery
 from sscl.run import MetricsRow
+from sscl.train.fold_report import FoldsReport
 from sscl.train.health import collapse_warning
 from sscl.words import listed
-
-OF_MAPS = ("target", "method", "layer", "fuse", "threshold")  # keys of gradcam that decide about maps and boxes
 
 
 def page_content(sources: Sources, subject: Subject | None, config: ReportConfig, *, made: str) -> Content:
@@ -80,7 +78,7 @@ def audits_of(data: DataConfig, sources: Sources) -> list[Path]:
     found = []
     for folder in sources.get("audit", []):
         with reading(folder / "config.yaml"):
-            own = DataConfig(**config_of(folder)["data"])
+            own = settings_of(AuditConfig, folder).data
             if Path(own.root).resolve() == Path(data.root).resolve() and not split_changes(data, own):
                 found.append(folder)
     return found
@@ -98,25 +96,24 @@ def map_settings(subject: Subject, sources: Sources, config: ReportConfig) -> tu
         ValueError: a key of `gradcam` is not as it takes it.
     """
     of_run = [folder for folder in sources.get("gradcam", []) if _explains(folder, subject)]
-    kept = {} if not of_run else config_of(of_run[0])
-    found = {key: kept[key] for key in OF_MAPS if key in kept} | config.gradcam
+    kept = [maps_of(settings_of(GradcamConfig, folder)) for folder in of_run]
+    found = {"checkpoint": str(subject.folder), **(plain(kept[0]) if kept else {}), **config.gradcam}
     try:
-        settings = validate(GradcamConfig, {"checkpoint": str(subject.folder), **found}, source="sscl gradcam")
+        settings = validate(GradcamConfig, found, source="sscl gradcam")
         resolve_target(settings.target, subject.found.classes)
     except ValueError as error:
         raise ValueError("\n".join(f"gradcam.{line}" for line in str(error).splitlines())) from None
-    of_maps = {key: value for key, value in plain(settings).items() if key in OF_MAPS}
-    for folder in of_run:
-        own = validate(GradcamConfig, {"checkpoint": "-", **_of_maps(config_of(folder))}, source="")
-        if _of_maps(plain(own)) == of_maps:
+    for folder, own in zip(of_run, kept, strict=True):
+        if own == maps_of(settings):
             checks = record_of(MapChecks, folder / "checks.json", made_by=CHECKED_BY)
             if checks is not None:
                 return settings, checks
     return settings, None
 
 
-def _of_maps(keys: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: keys[key] for key in OF_MAPS if key in keys}
+def maps_of(config: GradcamConfig) -> MapConfig:
+    """Return the settings of `sscl gradcam` that decide about maps and boxes."""
+    return MapConfig(**{key: getattr(config, key) for key in MapConfig.model_fields})
 
 
 def _explains(folder: Path, subject: Subject) -> bool:
@@ -124,7 +121,7 @@ def _explains(folder: Path, subject: Subject) -> bool:
     if folder.resolve().parent == subject.folder.resolve():
         return True
     try:
-        return run_of(str(config_of(folder).get("checkpoint"))).resolve() == subject.folder.resolve()
+        return run_of(settings_of(GradcamConfig, folder).checkpoint).resolve() == subject.folder.resolve()
     except FileNotFoundError:
         return False
 
@@ -140,7 +137,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
         with reading(folder):
             found = heatmaps.heatmaps(
                 name,
-                config=validate(GradcamConfig, config_of(folder), source=str(folder / "config.yaml")),
+                config=settings_of(GradcamConfig, folder),
                 checks=record_of(MapChecks, folder / "checks.json", made_by=CHECKED_BY),
                 localised=record_of(Localisation, folder / "localisation.json", made_by="sscl gradcam"),
             )
@@ -151,15 +148,15 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
             rows = run.read_metrics(log) if log.is_file() else []
             section = studies.pretraining(
                 name,
-                config=validate(PretrainConfig, config_of(folder), source=str(folder / "config.yaml")),
+                config=settings_of(PretrainConfig, folder),
                 log=rows,
                 warning=collapse_warning(rows[-1]) if rows else None,
                 note=f"{folder}: the classifier above started from this encoder." if used else str(folder),
             )
         sections.append(section)
     for name, folder in _numbered("cross-validation", sources):
-        with reading(folder / "folds.json"):
-            sections.append(comparisons.folds(name, read_json(folder / "folds.json")))
+        validated = read_record(FoldsReport, folder / "folds.json", made_by="sscl finetune --folds")
+        sections.append(comparisons.folds(name, validated))
     for name, folder in _numbered("comparison", sources):
         compared = read_record(Comparison, folder / "compare.json", made_by="sscl compare")
         sections.append(comparisons.compared(name, compared, logs=logs_of(folder, compared)))
@@ -208,7 +205,7 @@ def further_runs(folders: Sequence[Path], split: str) -> Section:
     return comparisons.others(rows)
 
 
-def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[dict[str, str], str]]:
+def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[run.Environment | None, str]]:
     """Return env.json and config.yaml of every folder, by its path."""
     folders = [folder for of in sources.values() for folder in of]
     if subject is not None:
@@ -218,8 +215,5 @@ def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[
         config = folder / "config.yaml"
         with reading(config):
             text = config.read_text(encoding="utf-8") if config.is_file() else "no config.yaml"
-        environment = read_json(folder / "env.json") or {}
-        if not isinstance(environment, dict):
-            raise Damaged(f"{folder / 'env.json'}: must be an object of names and values; write {folder} again")
-        found[str(folder)] = {str(key): str(value) for key, value in environment.items()}, text
+        found[str(folder)] = record_of(run.Environment, folder / "env.json", made_by="the command of its folder"), text
     return found

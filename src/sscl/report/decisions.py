@@ -22,7 +22,7 @@ def probabilities(subject: Subject) -> Section:
     lines += [[name, number(b), number(a)] for name, b, a in evaluation_text.calibration_rows(subject.report)]
     changed = found.temperature != 1
     stages = {"before": before, "after": after} if changed else {"as trained": after}
-    worded = "; ".join(f"{row.score:.2f}: {row.share:.2f} of {row.count}" for row in after.reliability)
+    worded = "; ".join(f"{row.score:.2f}: {row.frequency:.2f} of {row.count}" for row in after.reliability)
     return blocks.section(
         "probabilities",
         "Calibration",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from sscl.config import read_yaml
+from sscl.config import load_config
+from sscl.config.loader import Config
 from sscl.records import Kind, read_record
 
 # The kind of a folder, by a file that only this kind has; the first that fits.
@@ -86,22 +85,16 @@ class Damaged(ValueError):
     """A file that is not as sscl writes it; the message names it."""
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's config.yaml.
+def settings_of(kind: type[Config], folder: Path) -> Config:
+    """Return the settings in a folder's config.yaml.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is not one.
+        FileNotFoundError, ValueError: there is none, or it is not of this command.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, so how {folder} was made is unknown; run its command again")
-    return read_yaml(path)
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; None where there is none."""
-    with reading(path):
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return load_config(kind, path)
 
 
 def record_of(kind: type[Kind], path: Path, *, made_by: str) -> Kind | None:

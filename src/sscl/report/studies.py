@@ -11,7 +11,7 @@ from sscl.data.audit import Audit
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number
-from sscl.run import MetricsRow
+from sscl.run import Environment, MetricsRow
 
 _PAIRS = 12  # of an audit that are listed
 
@@ -116,17 +116,19 @@ def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
     return blocks.section(name, f"Audit of {', '.join(sets)}", found)
 
 
-def provenance(folders: Mapping[str, tuple[Mapping[str, str], str]]) -> Section:
+def provenance(folders: Mapping[str, tuple[Environment | None, str]]) -> Section:
     """Return the commands, configurations and versions behind everything on the page.
 
     Args:
-        folders: {what it is called: (its env.json, the text of its config.yaml)}.
+        folders: {what it is called: (its env.json if there is one, the text of its config.yaml)}.
     """
     lines = [["folder", "command", "date"]]
     for name, (environment, _) in folders.items():
-        lines.append([name, *(environment.get(key, "unknown") for key in ("command", "date"))])
+        known = ["unknown", "unknown"] if environment is None else [environment.command, environment.date]
+        lines.append([name, *known])
     found: list[Block] = [blocks.table("Commands", lines, numeric_from=len(lines[0]))]
     for name, (environment, text) in folders.items():
-        versions = [f"# {key}: {value}" for key, value in environment.items() if key not in ("command", "date")]
-        found.append(blocks.code(f"{name}: configuration and versions", "\n".join([*versions, text])))
+        versions = [] if environment is None else dict(environment).items()
+        about = [f"# {key}: {value}" for key, value in versions if key not in ("command", "date")]
+        found.append(blocks.code(f"{name}: configuration and versions", "\n".join([*about, text])))
     return blocks.section("provenance", "Reproduce", found)

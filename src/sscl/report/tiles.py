@@ -41,7 +41,7 @@ def build_gallery(
         tiles = load_tiles(data, split=config.split, progress=config.progress)
     except (ValueError, FileNotFoundError) as error:
         hint = "give data.root=..., or set tiles=0 for a page without a gallery"
-        raise type(error)(f"data.root: {str(error).splitlines()[0]}; {hint}") from error
+        raise type(error)(f"{str(error).splitlines()[0]}; {hint}") from error
     check_classes(tiles, trained.classes, checkpoint=str(subject.folder), root=data.root)
     chosen, how = gallery.choose(subject.found, count=config.tiles)
     rows = rows_of(tiles, subject, chosen, root=data.root)

@@ -41,6 +41,7 @@ from sscl.train.objectives import OBJECTIVES, LabelLoss, build_loss, score, vali
 from sscl.train.schedule import Schedule
 from sscl.train.setup import OpenRun, memory_lines, open_run, progress_bar, start_log
 from sscl.train.step import Views, project_pairs, take_step
+from sscl.words import count
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
@@ -226,7 +227,7 @@ def announce(job: Finetuning) -> None:
     data = job.data
     print(
         f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; "
-        f"{job.schedule.steps_per_epoch} steps per epoch, batch size {job.batch_size}"
+        f"{count(job.schedule.steps_per_epoch, 'step')} per epoch, batch size {job.batch_size}"
     )
     warn_of_absent_classes(data)
     print("".join(f"{line}\n" for line in job.needs), end="")

@@ -78,7 +78,7 @@ class FoldsReport(Record):
     mean: dict[str, float] | None
     sd: dict[str, float] | None
     caveats: tuple[str, ...]
-    environment: dict[str, str | int | None]
+    environment: run.Environment
 
 
 def build_report(
@@ -138,7 +138,7 @@ def few_groups_notes(groups: Sequence[str] | None, runs: Sequence[Fold]) -> list
     found = {"": few_groups(groups)}
     if len(runs) > 1:
         fewest = min(one.groups or 0 for one in runs)
-        found["of single folds, "] = few_groups([str(i) for i in range(fewest)])
+        found["single folds: "] = few_groups([str(i) for i in range(fewest)])
     return [f"{which}{text}" for which, text in found.items() if text is not None]
 
 

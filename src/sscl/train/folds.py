@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import ranks, run
-from sscl.config import FinetuneConfig, changed_keys, load_config, plain
+from sscl.config import FinetuneConfig, changed_keys, load_config
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import pick_device, pick_precision
@@ -62,7 +62,7 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
     complete = [n for n in numbers if goes_on and is_complete(configs[n], tiles, held[n - 1])]
     if not alone:
         if not goes_on:
-            run.start_folder(folder, config=plain(config), overwrite=overwrite)
+            run.start_folder(folder, config, overwrite=overwrite)
         print(f"{len(numbers)} folds in {folder}: {len(complete)} complete, {len(numbers) - len(complete)} to train")
     for number in numbers:
         one = configs[number]

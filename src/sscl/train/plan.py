@@ -43,10 +43,10 @@ class Step:
     @property
     def row(self) -> str:
         """The name of its row."""
-        return f"{self.entry.name}, {self.share}" if self.share else self.entry.name
+        return f"{self.entry.name}, {self.labels}" if self.labels else self.entry.name
 
     @property
-    def share(self) -> str:
+    def labels(self) -> str:
         """Its fraction of the labels in words; empty where its config says it."""
         return "" if self.fraction is None else f"{100 * self.fraction:g}% labels"
 
@@ -68,11 +68,11 @@ def plan(config: CompareConfig) -> list[Step]:
         raise ValueError("\n".join(faults))
     steps: dict[tuple[str, int, float | None], Step] = {}
     for entry in config.runs:
-        shares = (config.fractions or (None,)) if entry.command == "finetune" else (None,)
-        for fraction in shares:
+        fractions = (config.fractions or (None,)) if entry.command == "finetune" else (None,)
+        for fraction in fractions:
             for seed in config.seeds:
-                share = "" if fraction in (None, 1) else f"-{fraction:g}"
-                folder = Path(config.out) / "runs" / f"{entry.name}{share}-{seed}"
+                part = "" if fraction in (None, 1) else f"-{fraction:g}"
+                folder = Path(config.out) / "runs" / f"{entry.name}{part}-{seed}"
                 start = None
                 if entry.start is not None:
                     start = steps.get((entry.start, seed, fraction)) or steps.get((entry.start, seed, None))
@@ -148,7 +148,9 @@ def list_faults(config: CompareConfig) -> list[str]:
         if len(set(values)) != len(values) or (key == "seeds" and not values):
             faults.append(f"{key}: must be different values, at least one seed, got {list(values)}")
     faults += [f"seeds: must be >= 0, got {seed}" for seed in config.seeds if seed < 0]
-    faults += [f"fractions: must be > 0 and <= 1, got {share:g}" for share in config.fractions if not 0 < share <= 1]
+    faults += [
+        f"fractions: must be > 0 and <= 1, got {fraction:g}" for fraction in config.fractions if not 0 < fraction <= 1
+    ]
     before: dict[str, CompareEntry] = {}
     taken = {"run": "the folder comes from out and name", "seed": "give seeds"}
     taken |= {"train.label_fraction": "give it in one place, here or as fractions"} if config.fractions else {}

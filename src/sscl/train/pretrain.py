@@ -44,6 +44,7 @@ from sscl.train.setup import (
     start_log,
 )
 from sscl.train.step import ContrastiveStep, Views
+from sscl.words import count
 
 
 def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, resume: bool) -> None:
@@ -210,10 +211,9 @@ def peak_of(config: PretrainConfig) -> float:
 def announce(job: Pretraining) -> None:
     """Print what the run needs of memory and how long its epochs are."""
     print("".join(f"{line}\n" for line in job.needs), end="")
-    print(
-        f"{len(job.health_tiles.train)} training tiles; {job.schedule.steps_per_epoch} steps per epoch, batch size "
-        f"{job.config.train.batch_size}, peak learning rate {peak_of(job.config):.4g}"
-    )
+    tiles, steps = count(len(job.health_tiles.train), "training tile"), count(job.schedule.steps_per_epoch, "step")
+    peak = peak_of(job.config)
+    print(f"{tiles}; {steps} per epoch, batch size {job.config.train.batch_size}, peak learning rate {peak:.4g}")
     if job.schedule.warning() is not None:
         print(job.schedule.warning())
 

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sscl import ranks, run
-from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, plain, shown
+from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, shown
 from sscl.config.training import PretrainTrainConfig
 from sscl.device import describe_device, pick_precision, tune
 from sscl.models.checkpoint import Checkpoint
@@ -116,7 +116,7 @@ def start_log(
     if not opened.writes:
         return None
     if keep_epochs is None:
-        run.start_folder(opened.folder, config=plain(config), overwrite=overwrite)
+        run.start_folder(opened.folder, config, overwrite=overwrite)
     return run.MetricsLog(opened.folder, keep_epochs=keep_epochs, tensorboard=config.log.tensorboard)
 
 
