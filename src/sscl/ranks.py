@@ -121,12 +121,6 @@ def no_average(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Have the batch norms within the module normalise over all ranks' tiles; torch can do that on GPUs alone."""
-    if world_size() > 1 and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-
-
 class _Gather(torch.autograd.Function):
     """all_gather whose backward adds up what every rank wants of this rank's rows.
 

@@ -33,6 +33,7 @@ from sscl.models.checkpoint import build_checkpoint, save_checkpoint
 from sscl.models.classifier import positive_class
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
+from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.run import MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_finetuning
@@ -159,8 +160,8 @@ def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
         store_bytes=data.tiles.images.nbytes,
         budget_gb=config.data.device_budget_gb,
     )
-    ranks.synchronise_batch_norm(model, device)
     joint = build_joint(config, model, device=device)
+    synchronise_batch_norm(model if joint is None else joint)  # the classifier's head has no norm
     optimizer = build_optimizer(config, model, joint)
 
     budget_gb = config.data.device_budget_gb

@@ -27,6 +27,7 @@ from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
+from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.run import MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_pretraining
@@ -149,7 +150,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         store_bytes=tiles.images.nbytes,
         budget_gb=config.data[0].device_budget_gb,
     )
-    ranks.synchronise_batch_norm(model, opened.device)
+    synchronise_batch_norm(model)
     groups = optim.parameter_groups(model, learning_rate=peak_of(config), weight_decay=config.train.weight_decay)
     optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
     scaler = opened.scaler()
