@@ -1,6 +1,6 @@
 """pretrain and finetune under torchrun, over gloo: ranks equal one process, and a rank that dies ends the job.
 
-Batch norm is frozen or absent: a rank's own statistics are not those of the whole batch.
+With microbatches batch norm is frozen: their own statistics are not those of the whole batch.
 """
 
 from __future__ import annotations
@@ -109,6 +109,30 @@ def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
+def test_pretraining_with_batch_norm_on_ranks_equals_one_process(
+    cli: Any, pretrained: Path, folder3_words: list[str], tmp_path: Path, read_metrics: Any
+) -> None:
+    """Of the encoder and of the projection: they move, by the statistics of all ranks' tiles."""
+    words = [*folder3_words, f"model.weights={pretrained}", "projection.kind=mlp", "projection.hidden=64", "seed=5"]
+    words += ["train.epochs=1", "health.tiles=8", "train.learning_rate=0.02"]
+
+    result = cli(*words_of(cli, "pretrain", tmp_path / "alone", *words))
+    code, _, err = finished(started(2, *words_of(cli, "pretrain", tmp_path / "together", *words)))
+
+    assert result.code == 0, result.err
+    assert code == 0, err
+    begun = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
+    ours, expected = (
+        torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("together", "alone")
+    )
+    moved = distance(begun, dict(expected["encoder"]))
+    assert distance(ours["encoder"], expected["encoder"]) < moved * 1e-3
+    assert distance(ours["model"], expected["model"]) < moved * 1e-3
+    assert read_metrics(tmp_path / "together")[0]["loss"] == pytest.approx(
+        read_metrics(tmp_path / "alone")[0]["loss"], abs=1e-5
+    )
+
+
 @pytest.fixture
 def unequal(folder3: Path, tmp_path: Path) -> Path:
     """Two tiles less of one class than of the others, and four of another, so that class weights differ."""
@@ -122,7 +146,7 @@ def unequal(folder3: Path, tmp_path: Path) -> Path:
 def test_finetuning_on_ranks_equals_one_process(cli: Any, unequal: Path, tmp_path: Path, read_metrics: Any) -> None:
     """Class weights, of which the ranks' halves of a batch have different sums, and contrastive steps.
 
-    The model is smooth and has no batch norm: at a kink of ReLU, rounding can decide.
+    The model is smooth: at a kink of ReLU, rounding can decide. The projection has the only batch norm.
     """
     words = ["data.source=folder", f"data.root={unequal}", "model.name=timm:test_vit"]
     start = cli.pretrain(tmp_path / "start", *words)
@@ -130,6 +154,7 @@ def test_finetuning_on_ranks_equals_one_process(cli: Any, unequal: Path, tmp_pat
         f"model.weights={tmp_path / 'start'}",
         "train.loss=weighted_focal",
         "contrast.kind=nt_xent",
+        "contrast.projection.kind=mlp",
         "contrast.projection.hidden=32",
         "train.epochs=2",
         "train.optimizer=sgd",
