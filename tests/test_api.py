@@ -378,7 +378,7 @@ def test_files_that_cannot_be_used_are_named(model: api.Model, paths: list[str],
     [
         ({"abstain": 1.0}, "abstain: must be >= 0 and < 1, got 1.0"),
         ({"confidence": 1.5}, "confidence: must be >= 0 and <= 1, got 1.5"),
-        ({"device": "tpu"}, "device: got 'tpu', allowed are auto, cpu, cuda, cuda:N"),
+        ({"device": "tpu"}, "device: got 'tpu', allowed are auto, cpu, cuda, cuda:N, mps"),
     ],
 )
 def test_values_out_of_range(made: Path, words: dict[str, Any], line: str) -> None:

@@ -5,9 +5,11 @@ N images, K classes, C features, S: side of a tile in pixels.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterator, Sequence
+import contextlib
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +21,20 @@ from tqdm import tqdm
 
 from sscl import augment
 from sscl.data import files
-from sscl.data.files import Item
+from sscl.data.files import Images, Item
 from sscl.data.stain import normalise_stain
-from sscl.data.tiles import TileStore
-from sscl.device import describe_device, pick_device
+from sscl.data.tiles import upload
+from sscl.device import Later, describe_device, pick_device, tune
 from sscl.evaluate import calibration, decisions
 from sscl.evaluate.metrics import FloatArray
 from sscl.explain import boxes, cam
 from sscl.explain.targets import describe_target, resolve_target, target_classes
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint
-from sscl.models.classifier import load_classifier, positive_class
+from sscl.models.classifier import inference_precision, load_classifier, positive_class
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
-
-Images = Item | Sequence[Item]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +150,7 @@ class Model:
         decide_from: confidence below which it abstains; None: it never does.
         operating_point: call the positive class if its probability is at least this; None: there is none.
         tta: whether logits and features are averaged over the 8 flips and rotations of a tile.
+        precision: of the encoder, fp32, bf16 or fp16; logits are float32 in each, and maps are computed in fp32.
     """
 
     classifier: Classifier
@@ -159,6 +160,7 @@ class Model:
     decide_from: float | None
     operating_point: float | None
     tta: bool
+    precision: str = "fp32"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -200,7 +202,7 @@ class Model:
         Raises:
             ValueError, FileNotFoundError: an image that cannot be used, in one line that names it; or no image.
         """
-        listed, items = listed_images(images, names)
+        listed, items = files.listed(images, names)
         found = []
         with _bar(len(items), progress) as bar:
             for batch, predictions in self.stream(items, names=listed, batch_size=batch_size):
@@ -219,10 +221,10 @@ class Model:
         Args:
             items: files, PIL images and arrays. names: of each.
         """
-        for batch in self._tiles(items, batch_size=batch_size):
+        for batch, logits in self._stream(self.classifier, items, batch_size=batch_size):
             probabilities = np.empty((0, len(self.classes)))
             if len(batch.rows):
-                probabilities = calibration.softmax(self._logits(batch.images), temperature=self.temperature)
+                probabilities = calibration.softmax(logits, temperature=self.temperature)
             yield batch, self._predictions([names[row] for row in batch.rows], probabilities)
 
     def explain(
@@ -250,17 +252,15 @@ class Model:
             ValueError, FileNotFoundError: as `predict`; no such target, method or layer.
         """
         wanted = resolve_target(target, self.classes)
-        mean, std = normalisation(self.checkpoint, self.device)
-        listed, items = listed_images(images, names)
+        mean, std = self._normalisation
+        listed, items = files.listed(images, names)
         tiles, found, maps = [], [], []
         sides: list[int] = []
         with _bar(len(items), progress) as bar:
-            for batch in self._tiles(items, batch_size=batch_size):
+            for batch, logits in self._stream(self.classifier, items, batch_size=batch_size):
                 _refuse(batch, items, listed)
-                logits = self._logits(batch.images)
-                named = target_classes(logits, wanted).to(self.device)  # from all views with tta
-                x = augment.to_unit(torch.from_numpy(batch.images).to(self.device))
-                x = augment.normalise(x, mean=mean, std=std)
+                named = target_classes(logits, wanted)  # from all views with tta
+                x = augment.normalise(augment.to_unit(upload(batch.pixels, self.device)), mean=mean, std=std)
                 raw, _ = cam.class_maps(self.classifier, x, target=named, method=method, layers=layers, fuse=fuse)
                 maps.append(cam.upsample(raw, size_px=self.size_px).float().cpu().numpy())
                 tiles.append(batch.images)
@@ -283,34 +283,60 @@ class Model:
 
     def embed(self, images: Images, *, batch_size: int = 128, progress: bool = False) -> NDArray[np.float32]:
         """Return the encoder's features of the images, float32 (N, C). Arguments and errors as for `predict`."""
-        listed, items = listed_images(images, None)
+        listed, items = files.listed(images, None)
         parts = []
         with _bar(len(items), progress) as bar:
-            for batch in self._tiles(items, batch_size=batch_size):
+            for batch, found in self._stream(self.classifier.encoder, items, batch_size=batch_size):
                 _refuse(batch, items, listed)
-                parts.append(self._outputs(self.classifier.encoder, batch.images))
+                parts.append(found.clone())
                 bar.update(len(batch.rows))
         return torch.cat(parts).numpy()
 
-    def _tiles(self, items: Sequence[Item], *, batch_size: int) -> Iterator[files.Batch]:
-        """Yield images as tiles, stain-normalised as in training."""
-        for batch in files.batches(items, size_px=self.size_px, batch_size=batch_size):
-            if self.stain != "none" and len(batch.rows):
-                batch = replace(batch, images=normalise_stain(batch.images, method=self.stain))
-            yield batch
+    @cached_property
+    def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return normalisation(self.checkpoint, self.device)
 
-    def _outputs(self, module: nn.Module, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return a module's outputs for tiles, float32 on the CPU, as in `sscl eval` and `sscl embed`."""
-        mean, std = normalisation(self.checkpoint, self.device)
-        rows = np.arange(len(images))
-        store = TileStore(images, device=self.device)
-        return features.outputs(module, store, rows, mean=mean, std=std, batch_size=len(rows), symmetric=self.tta)
+    def _stream(
+        self, module: nn.Module, items: Sequence[Item], *, batch_size: int
+    ) -> Generator[tuple[files.Batch, torch.Tensor], None, None]:
+        """Yield the tiles of each batch, stain-normalised as in training, and a module's outputs, float32 on the CPU.
 
-    def _logits(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        return self._outputs(self.classifier, images)
+        While the device computes them, the outputs of the batch before are with the caller, and the next are decoded.
+        """
+        mean, std = self._normalisation
+        pad_to = batch_size if len(items) > batch_size else 0
+        coming: deque[tuple[files.Batch, Later]] = deque()
+        tiles = files.batches(items, size_px=self.size_px, batch_size=batch_size, device=self.device)
+        with contextlib.closing(tiles):
+            for batch in tiles:
+                found = torch.empty(0)
+                if len(batch.rows):
+                    if self.stain != "none":
+                        whole = normalise_stain(batch.images, method=self.stain)
+                        batch = replace(batch, pixels=torch.from_numpy(whole))
+                    found = features.forward(
+                        module,
+                        upload(batch.pixels, self.device),
+                        mean=mean,
+                        std=std,
+                        precision=self.precision,
+                        symmetric=self.tta,
+                        pad_to=pad_to,
+                    )
+                coming.append((batch, Later(found)))
+                if len(coming) > 1:
+                    yield _arrived(*coming.popleft())
+        while coming:
+            yield _arrived(*coming.popleft())
 
     def _predictions(self, names: Sequence[str], probabilities: FloatArray) -> Predictions:
         return Predictions(tuple(names), self.classes, probabilities, self.decide_from)
+
+
+def _arrived(batch: files.Batch, later: Later) -> tuple[files.Batch, torch.Tensor]:
+    found = later.tensor()
+    features.check_finite(found)
+    return batch, found
 
 
 def load(
@@ -321,6 +347,7 @@ def load(
     abstain: float = 0.2,
     confidence: float | None = None,
     tta: bool = False,
+    precision: str = "auto",
 ) -> Model:
     """Return the classifier of a finetune run, ready for new tiles.
 
@@ -331,6 +358,7 @@ def load(
         abstain: abstain below the confidence that this fraction of the validation tiles does not reach; 0: never.
         confidence: abstain below this one instead.
         tta: average the logits over the 8 flips and rotations of a tile; temperature and thresholds are fitted without.
+        precision: auto, fp32, bf16 or fp16, see `classifier.inference_precision`.
 
     Raises:
         FileNotFoundError: no such run or file.
@@ -342,7 +370,9 @@ def load(
         raise ValueError(f"confidence: must be >= 0 and <= 1, got {confidence}")
     where = pick_device(device)
     classifier, checkpoint = load_classifier(run, device=where)
+    tune(where)
     kept = checkpoint.fitted
+    chosen = inference_precision(precision, where, fitted=kept.precision)
     temperature = kept.temperature if calibrate else 1.0
     validation = calibration.softmax(kept.logits, temperature=temperature)
     decide_from, operating_point = confidence, None
@@ -352,39 +382,7 @@ def load(
     truth = kept.labels.numpy() == positive
     if positive is not None and 0 < truth.sum() < len(truth):
         operating_point = decisions.choose_threshold(truth, validation[:, positive])
-    return Model(classifier, checkpoint, where, temperature, decide_from, operating_point, tta)
-
-
-def listed_images(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:
-    """Return the names of the images, and the images one by one; see `Model` for what they may be.
-
-    Raises:
-        ValueError, FileNotFoundError: no image; a path that does not exist; another number of names than of images.
-    """
-    given: list[Item]
-    if (isinstance(images, np.ndarray) and images.ndim == 4) or isinstance(images, (list, tuple)):
-        given = list(images)
-    else:
-        given = [images]  # type: ignore[list-item]  # whatever it is, reading it says so
-    if not given:
-        raise ValueError("images: must be one or more, got none")
-    called: list[str] = []
-    items: list[Item] = []
-    for item in given:
-        if isinstance(item, (str, Path)) and (os.path.isdir(item) or str(item).lower().endswith(".csv")):
-            found = files.find_images([item])
-            if found.faults:
-                raise ValueError("{}: {}".format(*found.faults[0]))
-            called += found.names
-            items += found.files
-            continue
-        if isinstance(item, (str, Path)) and not os.path.lexists(item):
-            raise FileNotFoundError(f"{item}: no such file or folder")
-        called.append(str(item) if isinstance(item, (str, Path)) else f"image {len(items)}")
-        items.append(item)
-    if names is not None and len(names) != len(items):
-        raise ValueError(f"names: must be one for each of {len(items)} images, got {len(names)}")
-    return list(called if names is None else names), items
+    return Model(classifier, checkpoint, where, temperature, decide_from, operating_point, tta, chosen)
 
 
 def _bar(count: int, progress: bool) -> tqdm[Any]:

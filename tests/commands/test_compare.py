@@ -247,7 +247,8 @@ def blank(config: FinetuneConfig | PretrainConfig, *, epoch: int) -> checkpoint.
         fingerprint="f",
         precision="fp32",
     )
-    kept = KeptCalibration(1.0, None, None, 1, "m", 0.0, 0.0, torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+    none = (torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+    kept = KeptCalibration(1.0, None, None, 1, "m", 0.0, 0.0, "fp32", *none)
     fitted = {"validation": {}, "calibration": kept} if made.kind == "finetune" else {}
     return replace(made, epoch=epoch, **fitted)
 
@@ -299,6 +300,7 @@ def some_evaluation() -> Evaluation:
         positive="SSA",
         data_fingerprint="f",
         test_time_augmentation=False,
+        precision="fp32",
         caveats=("tiles lie",),
         notes=(),
         **dict(evaluate(tiles, logits, positive=1, kept=kept, samples=10)),

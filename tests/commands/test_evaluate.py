@@ -332,6 +332,7 @@ def test_pictures_are_of_what_the_report_says(tmp_path: Path, monkeypatch: pytes
         positive="SSA",
         data_fingerprint="f",
         test_time_augmentation=False,
+        precision="fp32",
         caveats=(),
         notes=(),
         **dict(results),

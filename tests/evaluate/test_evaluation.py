@@ -66,6 +66,7 @@ def report_of(tiles: Tiles, logits: torch.Tensor, *, positive: int | None = 1, t
         positive=None if positive is None else tiles.classes[positive],
         data_fingerprint=tiles.fingerprint,
         test_time_augmentation=tta,
+        precision="fp32",
         caveats=(),
         notes=(),
         **dict(results),

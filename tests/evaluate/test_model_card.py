@@ -236,6 +236,7 @@ def report(**changes: Any) -> Evaluation:
         "positive": "SSA",
         "data_fingerprint": "f",
         "test_time_augmentation": False,
+        "precision": "fp32",
         **dict(evaluate(tiles, logits(), positive=1, kept=trained().fitted, samples=50)),
         "caveats": ("training used /home/someone/polyps/sub, which overlaps /home/someone/polyps: *so*",),
         "notes": (),

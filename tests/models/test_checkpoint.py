@@ -30,6 +30,7 @@ KEPT = KeptCalibration(
     method="m",
     ece_before=0.2,
     ece_after=0.1,
+    precision="bf16",
     logits=torch.tensor([[0.5, 1], [2, 0]]),
     labels=torch.tensor([1, 0]),
 )

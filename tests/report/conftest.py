@@ -149,6 +149,7 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
         positive=None if positive is None else classes[positive],
         data_fingerprint="f",
         test_time_augmentation=False,
+        precision="fp32",
     )
     notes = tuple(evaluation_text.reading_notes(evaluated, found))
     report = Evaluation(**dict(evaluated), **dict(found), caveats=("a caveat",), notes=notes)

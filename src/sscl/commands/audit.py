@@ -14,7 +14,7 @@ from sscl.data import audit, duplicates
 from sscl.data.audit import HELD_OUT, Audit, Findings, MethodRecord, Parts
 from sscl.data.load import all_rows, load_splits, load_tiles, split_changes, split_is_made_here
 from sscl.data.tiles import Tiles, place_store
-from sscl.device import describe_device, pick_device, pick_precision
+from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate import lineage
 from sscl.evaluate.bootstrap import GROUPS
 from sscl.models import checkpoint, features
@@ -101,7 +101,8 @@ def embed(config: AuditConfig, further: dict[str, DataConfig]) -> NDArray[np.flo
     precision = pick_precision(config.precision, device)
     start = frozen_encoder(config.encoder)
     print(f"device: {describe_device(device)}, precision {precision}")
-    encoder = start.encoder.to(device)
+    tune(device)
+    encoder = start.encoder.to(device).to(memory_format=torch.channels_last)
 
     def of(tiles: Tiles, name: str) -> NDArray[np.float32]:
         store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)

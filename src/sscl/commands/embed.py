@@ -17,7 +17,7 @@ from sscl import run, writing
 from sscl.config import DataConfig, EmbedConfig, EncoderConfig
 from sscl.data.load import all_rows, describe_tiles, load_tiles
 from sscl.data.tiles import Tiles, place_store
-from sscl.device import describe_device, pick_device, pick_precision
+from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate.clusters import (
     Agreement,
     Cluster,
@@ -95,8 +95,9 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
     print(f"device: {describe_device(device)}, precision {precision}")
     print(describe_tiles(data, tiles, split=config.split))
 
+    tune(device)
     embeddings = features.outputs(
-        start.encoder.to(device),
+        start.encoder.to(device).to(memory_format=torch.channels_last),
         place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
         all_rows(tiles),
         mean=torch.tensor(start.mean, device=device),

@@ -11,7 +11,7 @@ from sscl import run
 from sscl.config import EvalConfig
 from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
-from sscl.device import describe_device, pick_device
+from sscl.device import describe_device, pick_device, tune
 from sscl.evaluate import calibration, card_results, evaluation, evaluation_text, lineage, predictions
 from sscl.evaluate.decisions import risk_coverage
 from sscl.evaluate.evaluation import Evaluated, Evaluation
@@ -19,7 +19,7 @@ from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import predictions_of, write_predictions
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, run_of
-from sscl.models.classifier import check_classes, load_classifier, positive_class
+from sscl.models.classifier import check_classes, inference_precision, load_classifier, positive_class, precision_notes
 from sscl.models.pixels import normalisation
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
@@ -36,6 +36,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     """
     device = pick_device(config.device)
     model, trained = load_classifier(config.checkpoint, device=device)
+    precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"eval_{config.split}"
     run.check_run_folder(out, overwrite=overwrite)
     data = merge_data(trained.finetune_config.data, config.data)
@@ -45,6 +46,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     positive = positive_class(whole.classes, config.positive)
     tiles = whole.subset(np.flatnonzero(whole.labels != UNLABELLED)) if (whole.labels == UNLABELLED).any() else whole
 
+    tune(device)
     mean, std = normalisation(trained, device)
     logits = features.outputs(
         model,
@@ -53,6 +55,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         mean=mean,
         std=std,
         batch_size=config.batch_size,
+        precision=precision,
         symmetric=config.tta,
         progress="evaluate" if config.progress else None,
     )
@@ -79,6 +82,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         positive=None if positive is None else tiles.classes[positive],
         data_fingerprint=tiles.fingerprint,
         test_time_augmentation=config.tta,
+        precision=precision,
     )
     train = lineage.training_tiles(data, trained.finetune_config.data) if config.split == "test" else None
     left_out = len(whole) - len(tiles)
@@ -87,6 +91,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
         *lineage.caveats(data, tiles, trained, split=config.split, train=train),
         *lineage.interval_caveats(tiles.groups),
+        *precision_notes(precision, fitted=trained.fitted.precision),
     ]
     report = Evaluation(
         **dict(evaluated),
@@ -100,7 +105,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     write_record(out / evaluation.FILE, report)
     write_predictions(out / predictions.FILE, predictions_of(tiles, probabilities))
     draw(out, tiles, report, probabilities=probabilities, positive=positive)
-    print(f"device: {describe_device(device)}")
+    print(f"device: {describe_device(device)}, precision {precision}")
     print(describe_tiles(data, tiles, split=config.split))
     print(evaluation_text.as_text(report))
     for caveat in (*report.caveats, *report.notes):

@@ -21,7 +21,7 @@ from sscl.data.folder import load_folder
 from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
 from sscl.data.mhist import load_truth_masks
 from sscl.data.tiles import Tiles, TileStore, place_store
-from sscl.device import describe_device, pick_device
+from sscl.device import describe_device, pick_device, tune
 from sscl.evaluate import calibration
 from sscl.explain import box_checks, boxes, cam
 from sscl.explain.checks import DRAWS, check_maps, checks_text, completeness_text, localisation_table
@@ -30,7 +30,7 @@ from sscl.explain.records import HitRates, Localisation, MapChecks
 from sscl.explain.targets import Target, describe_layer, describe_target, resolve_target, target_classes
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, run_of
-from sscl.models.classifier import blank_classifier, check_classes, load_classifier
+from sscl.models.classifier import blank_classifier, check_classes, inference_precision, load_classifier
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
@@ -48,22 +48,33 @@ BOXES_HEADER = (
 
 @dataclass(frozen=True, eq=False)
 class Explainer:
-    """Tiles, on the device, and how their maps are made. mean, std: (3,), of the checkpoint."""
+    """Tiles, on the device, and how their maps are made.
+
+    Attributes:
+        mean, std: (3,), of the checkpoint. precision: of the logits, as in eval; maps are computed in float32.
+    """
 
     tiles: Tiles
     store: TileStore
     target: Target
     mean: torch.Tensor
     std: torch.Tensor
+    precision: str
     config: GradcamConfig
 
-    def maps(self, model: Classifier, rows: NDArray[np.int64], name: str) -> Iterator[Heatmap]:
-        """Yield the heatmap of each tile at `rows`. name: of the progress bar."""
+    def maps(
+        self, model: Classifier, rows: NDArray[np.int64], name: str, *, logits: torch.Tensor | None = None
+    ) -> Iterator[Heatmap]:
+        """Yield the heatmap of each tile at `rows`.
+
+        Args:
+            name: of the progress bar. logits: of all tiles, (N, K), whose predictions are explained; None: the model's.
+        """
         return heatmaps(
             model,
             self.store,
             rows,
-            target=self.target,
+            target=self.target if logits is None else target_classes(logits[torch.from_numpy(rows)], self.target),
             mean=self.mean,
             std=self.std,
             method=self.config.method,
@@ -82,6 +93,7 @@ class Explainer:
             mean=self.mean,
             std=self.std,
             batch_size=self.config.batch_size,
+            precision=self.precision,
             progress=self.bar("predict"),
         )
 
@@ -101,6 +113,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     """
     device = pick_device(config.device)
     model, trained = load_classifier(config.checkpoint, device=device)
+    precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
     classes = trained.classes
     target = resolve_target(config.target, classes)
     where = "images" if config.images is not None else config.split
@@ -112,14 +125,15 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
         cam.class_maps(model, empty, target=0, method=config.method, layers=config.layer, fuse=config.fuse)
     tiles = load_explained_tiles(config, data, classes)
-    print(f"device: {describe_device(device)}")
+    print(f"device: {describe_device(device)}, precision {precision}")
+    tune(device)
     store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
-    explainer = Explainer(tiles, store, target, *normalisation(trained, device), config)
+    explainer = Explainer(tiles, store, target, *normalisation(trained, device), precision, config)
 
     logits = explainer.logits(model)
     probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)  # (N, K)
     chosen = choose_tiles(tiles, probabilities, config)
-    maps = list(explainer.maps(model, np.array(chosen, dtype=np.int64), "gradcam"))
+    maps = list(explainer.maps(model, np.array(chosen, dtype=np.int64), "gradcam", logits=logits))
     n_random = DRAWS if config.checks else 1
     randoms = [random_classifier(trained, seed=config.random_seed + draw).to(device) for draw in range(n_random)]
     localised = localise(model, randoms[0], explainer, data)

@@ -24,6 +24,7 @@ from sscl.data.files import Found
 from sscl.device import describe_device
 from sscl.explain import boxes
 from sscl.models.checkpoint import run_of
+from sscl.models.classifier import precision_notes
 from sscl.plots import cam as cam_plots
 from sscl.records import Record, write_record
 from sscl.words import count
@@ -67,6 +68,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
         abstain=config.abstain,
         confidence=config.confidence,
         tta=config.tta,
+        precision=config.precision,
     )
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / "predictions"
     run.check_run_folder(out, overwrite=overwrite)
@@ -88,7 +90,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
         if tally.faults:
             writing.write_csv(folder / "unreadable.csv", ["path", "reason"], tally.faults)
         write_record(folder / "summary.json", summary(model, found, tally, config))
-    print(f"device: {describe_device(model.device)}")
+    print(f"device: {describe_device(model.device)}, precision {model.precision}")
     for line in described(model, found, tally, config):
         print(line)
     written = ["predictions.csv", "summary.json", *(["unreadable.csv"] if tally.faults else [])]
@@ -241,6 +243,7 @@ class Summary(Record):
     Attributes:
         checkpoint, epoch, classes, size_px, stain: of the classifier.
         temperature: logits were divided by it. calibrated: whether it is the fitted one.
+        precision: of the encoder; temperature and thresholds were fitted in the one that `notes` names if it differs.
         decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
         tiles: how many were predicted. class_counts, undecided: these, and the abstentions among them, by class.
         unreadable: files that could not be used. repeated: mentions of files that were listed already.
@@ -256,6 +259,7 @@ class Summary(Record):
     temperature: float
     calibrated: bool
     test_time_augmentation: bool
+    precision: str
     decide_from: float | None
     decide_from_method: str
     tiles: int
@@ -279,6 +283,7 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
         temperature=model.temperature,
         calibrated=config.calibrate,
         test_time_augmentation=config.tta,
+        precision=model.precision,
         decide_from=model.decide_from,
         decide_from_method=threshold_origin(model, config),
         tiles=len(tally.places),
@@ -297,6 +302,7 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     lines = []
     if config.tta:
         lines.append("temperature and thresholds were fitted without test-time augmentation")
+    lines += precision_notes(model.precision, fitted=model.checkpoint.fitted.precision)
     if model.stain != "none":
         lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
     if len(tally.sides_px) > 1:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sscl import run, writing
 from sscl.config import ProbeConfig
 from sscl.data import split
-from sscl.device import describe_device, pick_device, pick_precision
+from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate import probe, probe_results
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.probe_inputs import (
@@ -49,6 +49,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     out = run.check_run_folder(config.out, overwrite=overwrite)
     check_inputs_outside(out, {f"sets.{i}.root": data.root for i, data in enumerate(config.sets)})
     print(f"device: {describe_device(device)}, precision {precision}")
+    tune(device)
     jobs = open_encoders(config)
     check_inputs_outside(out, {f"weights of {job.row.name}": job.spec.weights for job in jobs})
     opened = {

@@ -1,4 +1,4 @@
-"""The settings of heatmaps, shared by gradcam, predict and report."""
+"""The settings of heatmaps, shared by gradcam, predict and report, and in which precision a classifier is applied."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from sscl.config.sections import Section, setting
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISION = "auto: as temperature and thresholds were fitted; fp32 on a CPU"
 
 
 class MapConfig(Section):

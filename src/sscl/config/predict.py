@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import field_validator
 
-from sscl.config.maps import MapConfig
+from sscl.config.maps import PRECISION, MapConfig, Precision
 from sscl.config.messages import shown
 from sscl.config.sections import Listed, Section, setting
 
@@ -40,6 +40,7 @@ class PredictConfig(Section):
     gradcam: MapConfig = MapConfig()
     batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Precision = setting("auto", PRECISION)
     progress: bool = setting(True, "show progress bars")
 
     @field_validator("panels", mode="before")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from sscl.config.maps import MapConfig
+from sscl.config.maps import PRECISION, MapConfig, Precision
 from sscl.config.sections import Changes, Section, setting
 
 
@@ -35,6 +35,7 @@ class EvalConfig(Section):
     bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
     batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Precision = setting("auto", PRECISION)
     data: Changes = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")
 
@@ -57,5 +58,6 @@ class GradcamConfig(MapConfig):
     random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0)
     batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Precision = setting("auto", f"of the predictions, {PRECISION}; maps are always computed in fp32")
     data: Changes = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
     progress: bool = setting(True, "show progress bars")

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.decode import decode_image, open_image
 from sscl.data.folder import EXTENSIONS
 from sscl.data.ingest import read_table
+from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
 from sscl.words import count
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
+Images = Item | Sequence[Item]
 
 _TILES_PER_JOB = 8
 _AHEAD = 2  # batches that are decoded while one is used
@@ -165,67 +168,109 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+def listed(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:
+    """Return the names of the images, and the images one by one; see `api.Model` for what they may be.
+
+    Raises:
+        ValueError, FileNotFoundError: no image; a path that does not exist; another number of names than of images.
+    """
+    given: list[Item]
+    if (isinstance(images, np.ndarray) and images.ndim == 4) or isinstance(images, (list, tuple)):
+        given = list(images)
+    else:
+        given = [images]  # type: ignore[list-item]  # whatever it is, reading it says so
+    if not given:
+        raise ValueError("images: must be one or more, got none")
+    called: list[str] = []
+    items: list[Item] = []
+    for item in given:
+        if isinstance(item, (str, Path)) and (os.path.isdir(item) or str(item).lower().endswith(".csv")):
+            found = find_images([item])
+            if found.faults:
+                raise ValueError("{}: {}".format(*found.faults[0]))
+            called += found.names
+            items += found.files
+            continue
+        if isinstance(item, (str, Path)) and not os.path.lexists(item):
+            raise FileNotFoundError(f"{item}: no such file or folder")
+        called.append(str(item) if isinstance(item, (str, Path)) else f"image {len(items)}")
+        items.append(item)
+    if names is not None and len(names) != len(items):
+        raise ValueError(f"names: must be one for each of {len(items)} images, got {len(names)}")
+    return list(called if names is None else names), items
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Some consecutive images as tiles.
 
     Attributes:
-        rows: positions of the usable images, (B,). images: uint8 (B, S, S, 3). sides_px: original side of each, (B,).
-        faults: (position, reason) of the others.
+        rows: positions of the usable images, (B,). pixels: uint8 (B, S, S, 3), on the host. sides_px: original side of
+            each, (B,). faults: (position, reason) of the others.
     """
 
     rows: NDArray[np.int64]
-    images: NDArray[np.uint8]
+    pixels: torch.Tensor
     sides_px: tuple[int, ...]
     faults: tuple[tuple[int, str], ...]
 
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """The pixels as an array."""
+        return self.pixels.numpy()
 
-def batches(items: Sequence[Item], *, size_px: int, batch_size: int) -> Iterator[Batch]:
+
+def batches(
+    items: Sequence[Item], *, size_px: int, batch_size: int, device: torch.device | None = None
+) -> Generator[Batch, None, None]:
     """Yield the images as tiles, `batch_size` positions at a time, in order; the next ones are decoded meanwhile.
 
     Args:
         items: files, PIL images or uint8 arrays (H, W, 3), square; see `decode.decode_file` for what is refused.
         size_px: S; other sizes are resized to it.
         batch_size: positions per batch; a batch has fewer tiles where some images cannot be used.
+        device: where the tiles are to go; for CUDA they are decoded into pinned memory. None: nowhere.
     """
-    waiting: deque[list[Future[list[_Tile]]]] = deque()
+    waiting: deque[tuple[torch.Tensor, list[Future[list[_Tile]]]]] = deque()
     pool = ThreadPoolExecutor(cpu_cores(), thread_name_prefix="decode")
     try:
         for start in range(0, len(items), batch_size):
             end = min(start + batch_size, len(items))
             parts = [range(at, min(at + _TILES_PER_JOB, end)) for at in range(start, end, _TILES_PER_JOB)]
-            waiting.append([pool.submit(_decode, part, items, size_px) for part in parts])
+            pixels = host_memory((end - start, size_px, size_px, 3), device=device or torch.device("cpu"))
+            out = pixels.numpy()
+            waiting.append((pixels, [pool.submit(_decode, part, items, out[part.start - start :]) for part in parts]))
             if len(waiting) > _AHEAD:
-                yield _batch(waiting.popleft(), size_px=size_px)
+                yield _batch(*waiting.popleft())
         while waiting:
-            yield _batch(waiting.popleft(), size_px=size_px)
+            yield _batch(*waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_Tile = tuple[int, NDArray[np.uint8] | None, int, str]  # place, pixels, side of the image, why there are no pixels
+_Tile = tuple[int, int, str]  # place, side of the image, why there are no pixels
 
 
-def _decode(places: range, items: Sequence[Item], size_px: int) -> list[_Tile]:
+def _decode(places: range, items: Sequence[Item], out: NDArray[np.uint8]) -> list[_Tile]:
+    """Decode the items at `places` into the first rows of `out`, (.., S, S, 3)."""
     found: list[_Tile] = []
-    for place in places:
+    for row, place in enumerate(places):
         try:
-            pixels, side = pixels_of(items[place], size_px=size_px)
-            found.append((place, pixels, side, ""))
+            out[row], side = pixels_of(items[place], size_px=out.shape[1])
+            found.append((place, side, ""))
         except ValueError as error:
-            found.append((place, None, 0, str(error)))
+            found.append((place, 0, str(error)))
     return found
 
 
-def _batch(jobs: Sequence[Future[list[_Tile]]], *, size_px: int) -> Batch:
+def _batch(pixels: torch.Tensor, jobs: Sequence[Future[list[_Tile]]]) -> Batch:
     tiles = [tile for job in jobs for tile in job.result()]
-    good = [(place, pixels, side) for place, pixels, side, _ in tiles if pixels is not None]
-    images = np.stack([pixels for _, pixels, _ in good]) if good else np.empty((0, size_px, size_px, 3), np.uint8)
+    good = [row for row, (_, _, why) in enumerate(tiles) if not why]
     return Batch(
-        rows=np.array([place for place, _, _ in good], dtype=np.int64),
-        images=images,
-        sides_px=tuple(side for _, _, side in good),
-        faults=tuple((place, why) for place, pixels, _, why in tiles if pixels is None),
+        rows=np.array([tiles[row][0] for row in good], dtype=np.int64),
+        pixels=pixels if len(good) == len(tiles) else pixels[good],
+        sides_px=tuple(tiles[row][1] for row in good),
+        faults=tuple((place, why) for place, _, why in tiles if why),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,7 +150,7 @@ class TileStore:
         rows = indices.cpu().numpy()
         return upload(self._read(rows, self._host_batch(rows)), self.device)
 
-    def batches(self, order: Iterable[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+    def batches(self, order: Iterable[NDArray[np.int64]]) -> Generator[torch.Tensor, None, None]:
         """Yield for each row of `order`, int64 (B,) each, what `gather` would return.
 
         A thread reads the next batches while the current one is used, unless the tiles are on the device; nothing here

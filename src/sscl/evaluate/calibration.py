@@ -99,7 +99,12 @@ def fit_temperature(logits: npt.ArrayLike | torch.Tensor, labels: npt.ArrayLike)
 
 
 def fit_calibration(
-    logits: torch.Tensor, labels: npt.ArrayLike, *, classes: Sequence[str], positive: int | None
+    logits: torch.Tensor,
+    labels: npt.ArrayLike,
+    *,
+    classes: Sequence[str],
+    positive: int | None,
+    precision: str = "fp32",
 ) -> KeptCalibration:
     """Return what a checkpoint keeps of its validation tiles.
 
@@ -108,6 +113,7 @@ def fit_calibration(
 
     Args:
         logits, labels: of the validation tiles, (N, K) and (N,). classes: K names. positive: index or None.
+        precision: in which the logits were computed.
     """
     truth = np.asarray(labels, dtype=np.int64)
     temperature = fit_temperature(logits, truth)
@@ -132,6 +138,7 @@ def fit_calibration(
         method=method,
         ece_before=expected_calibration_error(truth, before),
         ece_after=expected_calibration_error(truth, after),
+        precision=precision,
         logits=logits.detach().float().cpu(),
         labels=torch.from_numpy(truth),
     )

@@ -61,10 +61,14 @@ class BeforeAfter(Record):
 
 
 class CalibrationReport(Record):
-    """The temperature, and calibration errors on these tiles without (`before`) and with it (`after`)."""
+    """The temperature, and calibration errors on these tiles without (`before`) and with it (`after`).
+
+    fitted_in: precision of the encoder for the validation tiles.
+    """
 
     temperature: float
     fitted_on: int
+    fitted_in: str
     method: str
     validation_ece: BeforeAfter
     definition: str
@@ -125,7 +129,7 @@ class DecisionCurve(Record):
 
 
 class Evaluated(Record):
-    """What was evaluated on what."""
+    """What was evaluated on what. precision: of the encoder; logits are float32 in each."""
 
     checkpoint: str
     epoch: int
@@ -138,6 +142,7 @@ class Evaluated(Record):
     positive: str | None
     data_fingerprint: str
     test_time_augmentation: bool
+    precision: str
 
 
 class Results(Record):
@@ -230,6 +235,7 @@ def evaluate(
         calibration=CalibrationReport(
             temperature=temperature,
             fitted_on=kept.tiles,
+            fitted_in=kept.precision,
             method=kept.method if calibrate else f"calibrate=false; the checkpoint has {kept.temperature:.3f}",
             validation_ece=BeforeAfter(before=kept.ece_before, after=kept.ece_after),
             definition=calibration.DEFINITION,

@@ -5,6 +5,7 @@ N tiles, S the side of a tile in pixels, h x w cells of a map.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sscl import augment
 from sscl.data.tiles import TileStore
+from sscl.device import Later
 from sscl.explain import cam
 from sscl.explain.targets import AnyTarget
 from sscl.models import features
@@ -55,17 +57,43 @@ def heatmaps(
     """Yield the heatmap of each tile at `rows`.
 
     Args:
-        target, method, layers, fuse: see `cam.class_maps`. mean, std: (3,). progress: name of a bar, or None.
+        target: see `cam.class_maps`; of a tensor, a row for each of `rows`. method, layers, fuse: see there.
+        mean, std: (3,). progress: name of a bar, or None.
+
+    Maps are computed in float32 also where predictions are not: in bf16 each feature has 8 bits, and a map of the
+    difference of two logits is what remains when large parts of both cancel.
     """
     complete = method in cam.COMPLETE and not layers
+    start = 0
+    coming: deque[_Started] = deque()
     for images in features.batches(store, rows, batch_size=batch_size, progress=progress):
+        named = target[start : start + len(images)] if isinstance(target, torch.Tensor) else target
+        start += len(images)
         x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
-        raw, logits = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
-        large = cam.upsample(raw, size_px=x.shape[-1]).float().cpu().numpy()
-        scores: list[float | None] = [None] * len(images)
-        missed: list[float | None] = [None] * len(images)
-        if complete:
-            score, miss = cam.unexplained(raw, logits, bias=model.head.bias, target=target)
-            scores, missed = score.tolist(), miss.tolist()
-        predictions = logits.argmax(1).tolist()
-        yield from map(Heatmap, raw.float().cpu().numpy(), large, predictions, scores, missed)
+        raw, logits = cam.class_maps(model, x, target=named, method=method, layers=layers, fuse=fuse)
+        large = cam.upsample(raw, size_px=x.shape[-1]).float()
+        sums = cam.unexplained(raw, logits, bias=model.head.bias, target=named) if complete else ()
+        coming.append(_Started(*map(Later, (raw.float(), large, logits.argmax(1), *sums))))
+        if len(coming) > 1:
+            yield from coming.popleft().heatmaps()
+    while coming:
+        yield from coming.popleft().heatmaps()
+
+
+@dataclass(frozen=True, eq=False)
+class _Started:
+    """A batch of maps on its way from the device; the fields are those of `Heatmap`."""
+
+    cells: Later
+    enlarged: Later
+    prediction: Later
+    score: Later | None = None
+    missed: Later | None = None
+
+    def heatmaps(self) -> Iterator[Heatmap]:
+        """Yield the heatmaps as soon as they have arrived."""
+        cells, enlarged = (later.tensor().clone().numpy() for later in (self.cells, self.enlarged))
+        predictions = self.prediction.tensor().tolist()
+        none = [None] * len(predictions)
+        scores, missed = (none if one is None else one.tensor().tolist() for one in (self.score, self.missed))
+        yield from map(Heatmap, cells, enlarged, predictions, scores, missed)

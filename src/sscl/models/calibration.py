@@ -7,10 +7,6 @@ from typing import Any
 
 import torch
 
-# In which logits are validated and calibrated, and to which the temperature and the thresholds are applied. bf16 has 8
-# bits: a threshold between two validation tiles would be another on logits of another precision.
-CALIBRATION_PRECISION = "fp32"
-
 
 @dataclass(frozen=True, eq=False)
 class KeptCalibration:
@@ -23,6 +19,7 @@ class KeptCalibration:
         positive: name of the positive class of two, or None.
         tiles: N, the validation tiles.
         ece_before, ece_after: expected calibration error on these tiles, without and with the temperature.
+        precision: fp32, bf16 or fp16, in which the encoder ran to compute the logits.
         logits: float32, (N, K). labels: int64, (N,).
     """
 
@@ -33,6 +30,7 @@ class KeptCalibration:
     method: str
     ece_before: float
     ece_after: float
+    precision: str
     logits: torch.Tensor
     labels: torch.Tensor
 

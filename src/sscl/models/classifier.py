@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sscl.data.tiles import Tiles
+from sscl.device import pick_precision
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
@@ -32,7 +33,36 @@ def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifi
     classifier = blank_classifier(checkpoint)
     classifier.encoder.load_state_dict(checkpoint.encoder)
     classifier.head.load_state_dict(checkpoint.head)
-    return classifier.to(device).eval(), checkpoint.without_tensors()
+    return classifier.to(device).to(memory_format=torch.channels_last).eval(), checkpoint.without_tensors()
+
+
+def inference_precision(wanted: str, device: torch.device, *, fitted: str) -> str:
+    """Return the precision in which a classifier is applied: that of its encoder, since logits are float32 in each.
+
+    `auto` is the one in which finetune computed the logits that temperature and thresholds were fitted to. On a CPU it
+    is fp32, and on a GPU that does not compute in that one, the GPU's own.
+
+    Args:
+        wanted: auto, fp32, bf16 or fp16. fitted: see `KeptCalibration.precision`; for finetune itself, the run's.
+
+    Raises:
+        ValueError: the device does not compute in the precision wanted.
+    """
+    if wanted != "auto":
+        return pick_precision(wanted, device)
+    if device.type == "cpu":
+        return "fp32"
+    try:
+        return pick_precision(fitted, device)
+    except ValueError:
+        return pick_precision("auto", device)
+
+
+def precision_notes(precision: str, *, fitted: str) -> list[str]:
+    """Return what a reader must know where temperature and thresholds were fitted in another precision."""
+    if precision == fitted:
+        return []
+    return [f"temperature and thresholds were fitted in {fitted} and are applied in {precision}"]
 
 
 def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:

@@ -110,7 +110,7 @@ def forward(
 
 def check_finite(found: torch.Tensor) -> None:
     """Raise ValueError if some outputs, (N, ...), are not finite numbers, saying what to do."""
-    broken = int((~found.isfinite()).reshape(len(found), -1).any(1).sum())
+    broken = int((~found.isfinite())[:, None].flatten(1).any(1).sum())
     if broken:
         raise ValueError(
             f"the model's outputs for {broken} of {len(found)} tiles are not finite numbers: its weights diverged; "

@@ -9,7 +9,7 @@ import numpy as np
 from sscl.config import DataConfig, GradcamConfig, ReportConfig
 from sscl.data.load import load_tiles
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
-from sscl.device import pick_device
+from sscl.device import pick_device, tune
 from sscl.evaluate.metrics import IntArray
 from sscl.explain.cam import METHODS
 from sscl.explain.records import MapChecks, Outcome
@@ -53,6 +53,7 @@ def build_gallery(
     files = [tile_file(data, tiles.ids[row]) for row in rows]
     paths = [path for path in files if path is not None]
     whole = len(paths) == len(files)
+    tune(device)
     heats = list(
         gallery.heats(
             model,

@@ -28,9 +28,9 @@ from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models import features
 from sscl.models.batch_norm import keep_batch_statistics
-from sscl.models.calibration import CALIBRATION_PRECISION, KeptCalibration
+from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import build_checkpoint, save_checkpoint
-from sscl.models.classifier import positive_class
+from sscl.models.classifier import inference_precision, positive_class
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
@@ -318,7 +318,7 @@ def check_finite(means: EpochMeans, *, epoch: int, best: MetricsRow | None, fold
 def validation_logits(job: Finetuning) -> torch.Tensor:
     """Return the logits of the validation tiles as they are, (V, K) on the CPU.
 
-    In the precision of calibration: the temperature and the thresholds fitted to them are applied to logits in it.
+    In the precision of `eval` and `predict`: the temperature and the thresholds fitted to them are applied in it.
     """
     return features.outputs(
         job.model,
@@ -327,8 +327,13 @@ def validation_logits(job: Finetuning) -> torch.Tensor:
         mean=job.views.mean,
         std=job.views.std,
         batch_size=job.config.train.batch_size,
-        precision=CALIBRATION_PRECISION,
+        precision=validation_precision(job),
     )
+
+
+def validation_precision(job: Finetuning) -> str:
+    """Return in which precision validation tiles go through the encoder, see `inference_precision`."""
+    return inference_precision("auto", job.opened.device, fitted=job.opened.precision)
 
 
 def metrics_row(job: Finetuning, epoch: int, means: EpochMeans, logits: torch.Tensor) -> MetricsRow:
@@ -348,7 +353,8 @@ def calibrate(job: Finetuning, logits: torch.Tensor) -> KeptCalibration:
     """Return the calibration fitted to the validation logits, (V, K)."""
     labels = job.data.validation_tiles.labels[job.data.validation]
     classes = job.data.classes
-    return fit_calibration(logits, labels, classes=classes, positive=positive_class(classes, None))
+    positive = positive_class(classes, None)
+    return fit_calibration(logits, labels, classes=classes, positive=positive, precision=validation_precision(job))
 
 
 def keep(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> None:

@@ -16,10 +16,10 @@ from sscl import ranks, run
 from sscl.config import FinetuneConfig, changed_keys, load_config
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles
 from sscl.data.tiles import Tiles, place_store
-from sscl.device import pick_device, pick_precision
+from sscl.device import pick_device, pick_precision, tune
 from sscl.evaluate import calibration, lineage, predictions
 from sscl.models import checkpoint, features
-from sscl.models.classifier import load_classifier
+from sscl.models.classifier import inference_precision, load_classifier
 from sscl.models.pixels import normalisation
 from sscl.models.start import start_encoder, weights_file
 from sscl.run import check_inputs_outside
@@ -161,10 +161,12 @@ def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -
 def predict(config: FinetuneConfig, tiles: Tiles, *, device: torch.device) -> None:
     """Write predictions.csv of a fold's held-out tiles, by its best checkpoint and with its temperature."""
     model, trained = load_classifier(config.run, device=device)
+    tune(device)
     mean, std = normalisation(trained, device)
+    precision = inference_precision("auto", device, fitted=trained.fitted.precision)
     store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
     progress = "held-out tiles" if config.log.progress else None
-    logits = features.outputs(model, store, all_rows(tiles), mean=mean, std=std, progress=progress)
+    logits = features.outputs(model, store, all_rows(tiles), mean=mean, std=std, precision=precision, progress=progress)
     probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)
     predictions.write_predictions(Path(config.run) / predictions.FILE, predictions.predictions_of(tiles, probabilities))
 
