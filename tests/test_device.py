@@ -177,6 +177,30 @@ def test_the_chosen_card_becomes_the_current_one(monkeypatch):
     assert torch.backends.cudnn.benchmark
 
 
+def test_deterministic_is_an_option_that_the_next_run_can_leave(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    cudnn, cuda = torch.backends.cudnn, torch.device("cuda:0")
+    monkeypatch.setattr(cudnn, "benchmark", cudnn.benchmark)
+    monkeypatch.setattr(cudnn, "deterministic", cudnn.deterministic)
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        tune(cuda, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        tune(cuda)  # evaluation after it leaves it
+        assert torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        tune(cuda, deterministic=False)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_autocast_sets_the_format_of_the_forward_pass(precision, dtype):
     with autocast(CPU, precision):

@@ -170,14 +170,25 @@ class Later:
         return float(self.tensor())
 
 
-def tune(device: torch.device) -> None:
+def tune(device: torch.device, *, deterministic: bool | None = None) -> None:
     """Make a GPU this process's own, and have cuDNN try its convolutions once for each shape and keep the fastest.
 
     Training has few shapes. What asks torch for "the GPU" then means this one: Triton, peak memory, env.json.
+
+    Args:
+        deterministic: take the algorithms that give the same bits each time, of cuDNN without trying; torch warns of
+            operations that have none. False = the fastest. None = torch's setting is left as it is.
     """
+    if deterministic is not None and deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it has not written
+    fixed = torch.are_deterministic_algorithms_enabled()
+    if fixed:  # read when cuBLAS starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not fixed
+        torch.backends.cudnn.deterministic = fixed
 
 
 def describe_device(device: torch.device) -> str:

@@ -93,6 +93,9 @@ class PretrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
+    deterministic: bool = setting(
+        False, "the same bits from the same run on the same GPUs, more slowly; torch warns where it cannot", free=True
+    )
     data: Annotated[tuple[SourceConfig, ...], BeforeValidator(listed_sources), AfterValidator(one_size), OneOrMore]
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -206,6 +209,9 @@ class FinetuneConfig(Section):
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
+    )
+    deterministic: bool = setting(
+        False, "the same bits from the same run on the same GPUs, more slowly; torch warns where it cannot", free=True
     )
     data: DataConfig
     augment: FinetuneAugmentConfig = FinetuneAugmentConfig()

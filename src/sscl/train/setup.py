@@ -70,7 +70,7 @@ def open_run(
         ValueError, FileNotFoundError: the run folder, the precision or TensorBoard; one line.
     """
     precision = pick_precision(config.precision, device)
-    tune(device)
+    tune(device, deterministic=config.deterministic)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
     if not resume:
         run.check_inputs_outside(folder, inputs)
@@ -78,7 +78,7 @@ def open_run(
         run.check_tensorboard()
     world, first = ranks.world_size(), ranks.rank() == 0
     over = f", {world} ranks" if world > 1 else ""
-    print(f"device: {describe_device(device)}{over}, precision {precision}")
+    print(f"device: {describe_device(device)}{over}, precision {precision}{', deterministic' if config.deterministic else ''}")
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
     return OpenRun(folder, device, precision, world, writes=first, progress=config.log.progress and first)
