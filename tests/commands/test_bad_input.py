@@ -16,7 +16,7 @@ from PIL import Image
 from sscl.commands import evaluate, gradcam
 from sscl.config import DataConfig
 from sscl.data.load import load_tiles
-from sscl.train import finetune, pretrain
+from sscl.train import finetune, memory, pretrain
 from sscl.train.step import ContrastiveStep
 
 NAME, LABEL, VOTES, PARTITION = (
@@ -425,6 +425,63 @@ def test_cuda_where_there_is_none(
 
     assert_refused(result, "device: ", device, "cpu")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "eval", "gradcam"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("device=cuda:7",), ("device: got cuda:7", "cuda:0 to cuda:1")),
+        (("device=cuda",), ("device: got cuda", "Tesla P100", "6.0", "torch==2.7.1", "device=cpu")),
+        (("device=cuda:1", "precision=bf16"), ("precision: bf16", "Tesla T4", "7.5", "fp16")),
+        (("device=mps",), ("device: got mps", "device=cpu")),
+    ],
+)
+def test_a_card_that_cannot_do_it(
+    cli: Any,
+    finetuned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    words: tuple[str, ...],
+    says: tuple[str, ...],
+) -> None:
+    """A machine with a P100, which torch has no kernels for, and a T4, which has no bf16."""
+    if len(words) > 1 and command not in ("pretrain", "finetune"):
+        pytest.skip("without a precision")
+    cards = {0: ("Tesla P100", (6, 0)), 1: ("Tesla T4", (7, 5))}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: cards[device.index or 0][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cards[device.index or 0][1])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    if command in ("pretrain", "finetune"):
+        result = getattr(cli, command)(tmp_path / "run", *words)
+    else:
+        result = cli(command, f"checkpoint={finetuned}", f"out={tmp_path / 'run'}", *words)
+
+    assert_refused(result, *says)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("micro", "says"), [(3, "divisors"), (16, "divisors"), (0, ">= 1"), (-1, ">= 1")])
+def test_a_microbatch_that_leaves_nothing(cli: Any, tmp_path: Path, micro: int, says: str) -> None:
+    """Of 8 tiles: not a divisor, more than there are, none."""
+    result = cli.pretrain(tmp_path / "run", f"train.microbatch={micro}")
+
+    assert_refused(result, f"train.microbatch: {'got' if micro > 0 else 'must be'}", f"got {micro}", says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_too_small_for_one_tile(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_small(**_: Any) -> None:
+        raise ValueError("data.size_px: a single tile does not fit")
+
+    monkeypatch.setattr(memory, "report", too_small)
+    for command in (cli.pretrain, cli.finetune):
+        assert_refused(command(tmp_path / "run"), "data.size_px")
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,26 @@ def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeyp
     assert ("warning" in found) == warned
     if warned:
         assert found["warning"] == f"warning: this does not fit; {advice('pretrain')}"
+
+
+def pretend_gpu(monkeypatch, memory_bytes: int) -> None:
+    properties = SimpleNamespace(total_memory=memory_bytes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory_bytes, memory_bytes))
+
+
+def test_a_gpu_too_small_for_one_tile_is_refused(monkeypatch):
+    """No batch and no microbatch helps there: 2 of 64 views, 3 GiB, and 3 MiB of weights."""
+    monkeypatch.setattr(memory, "activation_bytes", lambda *args, **kwargs: 96 * 2**30)
+    pretend_gpu(monkeypatch, 4 * 2**30)
+    assert "warning" in lines(torch.device("cuda"), shape=(64, 3, 32, 32), store_bytes=0)
+    pretend_gpu(monkeypatch, 3 * 2**30)
+    with pytest.raises(
+        ValueError, match=r"data\.size_px: .*32 px takes 3\.0 GiB.* has 3\.0 GiB; .*model\.name"
+    ) as caught:
+        lines(torch.device("cuda"), shape=(64, 3, 32, 32), store_bytes=0)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_optimizer():

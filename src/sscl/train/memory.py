@@ -94,7 +94,7 @@ def report(
         budget_gb: up to which size the tiles go to a GPU, GiB (data.device_budget_gb).
 
     Raises:
-        ValueError: an unknown optimizer.
+        ValueError: an unknown optimizer; a GPU that two views alone would fill, so that no smaller batch helps.
     """
     if optimizer not in OPTIMIZER_STATE:
         raise ValueError(f"train.optimizer: got {optimizer!r}, allowed are {', '.join(OPTIMIZER_STATE)}")
@@ -125,6 +125,14 @@ def report(
     total = ("total", need, "without the tiles" if limit is None else f"of the GPU's {readable(limit)}")
     lines = [f"  {name:<12} {readable(size):>10}  {note}".rstrip() for name, size, note in (*parts, total)]
     if limit is not None and need > limit:
+        kept, views = (size for name, size, _ in parts if name in ("activations", "views"))
+        fixed = sum(size for name, size, _ in parts if name not in ("activations", "views", "tiles"))
+        least = fixed + 2 * (kept + views) // count  # a batch norm needs two
+        if least > limit:
+            raise ValueError(
+                f"data.size_px: training on a single tile of {side} px takes {readable(least)}, and the GPU has "
+                f"{readable(limit)}; lower data.size_px, choose a smaller model.name, or use device=cpu"
+            )
         lines.append(f"warning: this does not fit; {advice(command, half=half_precision(device))}")
     return ["memory, estimated:", *lines]
 

@@ -78,7 +78,8 @@ def open_run(
         run.check_tensorboard()
     world, first = ranks.world_size(), ranks.rank() == 0
     over = f", {world} ranks" if world > 1 else ""
-    print(f"device: {describe_device(device)}{over}, precision {precision}{', deterministic' if config.deterministic else ''}")
+    how = f"precision {precision}{', deterministic' if config.deterministic else ''}"
+    print(f"device: {describe_device(device)}{over}, {how}")
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
     return OpenRun(folder, device, precision, world, writes=first, progress=config.log.progress and first)
