@@ -72,7 +72,7 @@ def test_embeddings_are_those_of_torchvisions_network(
     assert np.bincount(found["labels"]).tolist() == [24, 24]
 
 
-def test_clusters_are_the_nearest_centres_and_the_figures_are_sklearns(
+def test_clusters_are_the_nearest_centres_and_the_metrics_are_sklearns(
     embedded: tuple[Path, str], read_rows: Any
 ) -> None:
     out, printed = embedded
@@ -240,8 +240,8 @@ def test_a_map_refuses_shapes_that_do_not_agree(tmp_path: Path, points: Any, lab
         (["methods=[tsna]"], ["methods: must be a list with one or more of pca, tsne, umap, got [tsna]"]),
         (["clusters=1"], ["clusters: must be >= 2 and <= 100, got 1"]),
         (["clusters=49"], ["clusters: ", "got 49 for 48 tiles"]),
-        (["encoder.model="], ["model: missing"]),
-        (["encoder.weights=none"], ["none: no such run folder or checkpoint file"]),
+        (["encoder.model="], ["encoder.model: missing"]),
+        (["encoder.weights=none"], ["encoder.weights: none: no such run folder or checkpoint file"]),
         (["data.root=none"], ["none"]),
         (["device=tpu"], ["device: got 'tpu'"]),
     ],

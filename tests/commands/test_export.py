@@ -205,7 +205,7 @@ def test_a_classifier_gives_its_logits(cli: Any, finetuned: Path, tmp_path: Path
     assert str(out) in result.out
 
 
-def test_a_net_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides(cli: Any, tmp_path: Path) -> None:
+def test_a_model_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides(cli: Any, tmp_path: Path) -> None:
     for name, options, note in (
         ("timm:mobilenetv3_small_050", {}, None),
         ("resnet18", {"stem": "small"}, "stem small"),

@@ -473,7 +473,7 @@ def test_steps_an_epoch_with_balanced_draws(steps: int) -> None:
         (0.3, ["contrast.kind=cross_view", "contrast.projection.dim=8", "train.batch_size=6"]),
     ],
 )
-def test_steps_an_epoch_do_not_depend_on_the_share_of_the_labels(
+def test_steps_an_epoch_do_not_depend_on_the_fraction_of_the_labels(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, words: list[str]
 ) -> None:
     """4 an epoch, where one pass is 3 or less; the schedule ends with the last, and no view of a tile comes twice."""

@@ -40,7 +40,7 @@ def test_finetune_writes_the_card_of_its_best_checkpoint(finetuned: Path, pretra
     assert str(tiles) not in text
 
 
-def test_eval_fills_in_the_test_figures(cli: Any, run: Path) -> None:
+def test_eval_fills_in_the_test_metrics(cli: Any, run: Path) -> None:
     path = run / card_results.FILE
     path.write_text(path.read_text(encoding="utf-8") + "My own words.\n", encoding="utf-8")
     before = path.read_text(encoding="utf-8")

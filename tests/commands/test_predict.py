@@ -49,7 +49,7 @@ def some(tiles: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tta", [False, True])
-def test_the_figures_are_those_of_eval(
+def test_the_metrics_are_those_of_eval(
     ask: Any, tiles: Path, finetuned: Path, evaluated: Any, read_rows: Any, tmp_path: Path, tta: bool
 ) -> None:
     theirs = {row["id"]: row for row in read_rows(evaluated[tta] / "predictions.csv")}

@@ -248,7 +248,7 @@ EMPTIED = some([-1] * 10, classes=2)  # the classes have names, no tile is of on
         "no labels but classes",
     ],
 )
-def test_labels_of_the_first_set_that_has_some_serve_the_health_signs(
+def test_labels_of_the_first_set_that_has_some_serve_the_health_metrics(
     sets: list[Tiles], watched: int | None, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "load_tiles", lambda section, **_: sets[int(section.root[-1])])

@@ -114,7 +114,7 @@ def labels_of(part: str) -> np.ndarray:
     return np.repeat([0, 1, 2], list(COUNTS[part].values()))
 
 
-def test_figures_are_those_of_scikit_learn_on_the_same_features(probe, tmp_path):
+def test_metrics_are_those_of_scikit_learn_on_the_same_features(probe, tmp_path):
     result = probe("c_grid=[0.1]", "neighbours=7")
     assert result.code == 0, result.err
     saved = cached_parts(tmp_path)
@@ -243,7 +243,7 @@ def test_the_fingerprint_of_an_encoder_holds_all_that_features_depend_on():
     assert len(set(found)) == 5
 
 
-def test_shares_and_seeds_arrive_where_tiles_are_drawn(probe, monkeypatch):
+def test_fractions_and_seeds_arrive_where_tiles_are_drawn(probe, monkeypatch):
     asked: dict[str, list[tuple[float, int]]] = {"labels": [], "held out": [], "validation": []}
 
     def spy(module: Any, name: str, what: str) -> None:

@@ -91,7 +91,7 @@ def names(content: dict[str, Any]) -> list[str]:
     return [section["id"] for section in content["sections"]]
 
 
-def test_the_page_of_a_run_holds_its_figures_and_all_its_tiles(
+def test_the_page_of_a_run_holds_its_metrics_and_all_its_tiles(
     make: Any, study: Path, read_rows: Read, tiles: Path
 ) -> None:
     result, content = make(study, charts=True)

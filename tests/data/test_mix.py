@@ -100,7 +100,7 @@ def test_what_fills_no_batch_is_left_out():
 
 
 @pytest.mark.parametrize("mix", ["batch", "source"])
-def test_weights_set_the_shares_and_a_source_s_tiles_differ_by_one_draw(mix):
+def test_weights_set_the_fractions_and_a_source_s_tiles_differ_by_one_draw(mix):
     sizes, weights = [6, 30, 12], [3.0, 1.0, 2.0]  # 48 draws: 24, 8, 16; so 4 passes, a part of one, and 1 1/3
 
     found = batches(sizes, weights=weights, mix=mix, epoch=2)

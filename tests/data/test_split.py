@@ -22,7 +22,7 @@ def counts(labels: np.ndarray) -> list[int]:
     return np.bincount(labels, minlength=3).tolist()
 
 
-def test_stratified_split_holds_the_share_of_every_class():
+def test_stratified_split_holds_the_fraction_of_every_class():
     rest, held = stratified_split(LABELS, fraction=0.1, seed=0)
     assert counts(LABELS[held]) == [5, 3, 2]
     assert sorted([*rest, *held]) == list(range(100))
@@ -61,7 +61,7 @@ def test_split_faults():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_grouped_split_keeps_groups_whole_and_shares_near(seed):
+def test_grouped_split_keeps_groups_whole_and_fractions_near(seed):
     rng = np.random.default_rng(seed)
     groups = np.array([f"slide{g}" for g in rng.integers(0, 60, 1000)])
     labels = rng.choice(3, 1000, p=[0.6, 0.3, 0.1])
@@ -199,7 +199,7 @@ def test_few_or_no_unlabelled_tiles_join_as_they_are():
 
 
 @pytest.mark.parametrize("k", [2, 5, 20])
-def test_folds_hold_every_tile_once_and_equal_shares_of_every_class(k):
+def test_folds_hold_every_tile_once_and_equal_parts_of_every_class(k):
     folds = stratified_folds(LABELS, k, seed=0)
     assert len(folds) == k
     assert sorted(np.concatenate(folds)) == list(range(100))
@@ -215,7 +215,7 @@ def test_folds_are_a_function_of_the_seed():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_grouped_folds_keep_groups_whole_and_shares_near(seed):
+def test_grouped_folds_keep_groups_whole_and_fractions_near(seed):
     rng = np.random.default_rng(seed)
     groups = np.array([f"slide{g}" for g in rng.integers(0, 60, 1000)])
     of_slide = rng.choice(3, 60, p=[0.5, 0.3, 0.2])  # a slide has mostly one class

@@ -157,7 +157,7 @@ def test_two_laboratories_look_the_same_afterwards():
         assert np.abs(a - b).mean() < share * distance
 
 
-def test_reinhard_reaches_mean_and_deviation_of_the_target():
+def test_reinhard_reaches_mean_and_std_of_the_target():
     image = normalise_stain(paint(amounts_of(1, least=0.35), REDDISH), method="reinhard")[0]
     assert image.min() > 0  # clipping would change the figures
     assert image.max() < 255

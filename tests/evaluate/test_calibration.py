@@ -109,7 +109,7 @@ def test_brier_scores_are_sklearns_and_the_definition_s() -> None:
     assert brier_score(labels, p) == pytest.approx(slow)
 
 
-def test_soft_vote_brier_is_about_shares_of_seven() -> None:
+def test_soft_vote_brier_is_about_fractions_of_seven() -> None:
     votes, scores = [0, 3, 7], [0.1, 0.5, 0.6]
     assert soft_vote_brier(votes, scores) == pytest.approx((0.1**2 + (0.5 - 3 / 7) ** 2 + 0.4**2) / 3)
     assert soft_vote_brier(votes, np.array(votes) / 7) == 0

@@ -125,7 +125,7 @@ def test_tied_confidences_count_in_their_mean_order() -> None:
     assert risk_coverage(right[shuffled], confidence[shuffled]) == found
 
 
-def test_abstention_leaves_out_at_most_its_share() -> None:
+def test_abstention_leaves_out_at_most_its_limit() -> None:
     confidence = np.arange(10) / 10
     assert choose_abstention(confidence, limit=0.0) == 0.0
     assert choose_abstention(confidence, limit=0.3) == 0.3  # 0, 0.1 and 0.2 lie below

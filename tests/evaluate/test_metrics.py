@@ -65,7 +65,7 @@ def test_more_classes_with_a_positive_one_add_its_sensitivity_and_specificity(dr
     assert without == classification_metrics(labels, probabilities, positive=None)
 
 
-def test_auroc_is_the_share_of_pairs_ranked_right_with_half_for_ties(drawn: Any) -> None:
+def test_auroc_is_the_fraction_of_pairs_ranked_right_with_half_for_ties(drawn: Any) -> None:
     labels, probabilities = drawn(tiles=60, classes=2)
     scores = probabilities[:, 1]
     pairs = [

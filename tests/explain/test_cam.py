@@ -439,7 +439,7 @@ class TestFusion:
 
 
 class TestNoEvidence:
-    def test_in_a_net_that_says_no_at_every_place(self) -> None:
+    def test_in_a_model_that_says_no_at_every_place(self) -> None:
         model = seeded_net()
         with torch.no_grad():
             model.resnet.fc.weight[1] = -model.resnet.fc.weight[1].abs()  # features are >= 0 after the ReLU

@@ -273,7 +273,7 @@ def test_tokens_become_cells_where_they_lie():
     assert np.argwhere(change.numpy() > 1e-4).tolist() == [[1, 2]]
 
 
-def test_sizes_that_a_net_does_not_take():
+def test_sizes_that_a_model_refuses():
     with pytest.raises(ValueError, match=r"data\.size_px: .*test_vit .*30 \(Input height"):
         build_encoder("timm:test_vit")(torch.zeros(1, 3, 30, 30))
     with pytest.raises(ValueError, match=r"data\.size_px: must be 224 for timm:levit_128s, got 64"):

@@ -151,7 +151,7 @@ def dino(net):
         (dino, "solo-learn, lightly or DINO", None),
     ],
 )
-def test_every_origin_computes_what_its_net_computed(content, origin, mean, resnet18, tmp_path):
+def test_every_origin_computes_what_its_model_computed(content, origin, mean, resnet18, tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(content(resnet18), path)
     trunk = read_trunk(path)

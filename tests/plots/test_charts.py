@@ -143,11 +143,10 @@ class TestHistory:
         figure = figure_of(charts.plot_history, [], series=[("Loss", ["loss"])], title="")
         assert texts(figure) == ["nothing logged"]
 
-    def test_several_keys_and_another_horizontal_axis(self, figure_of: Capture) -> None:
-        rows = [{"step": step, "train": 1 / step, "val": 2 / step} for step in range(1, 101)]
-        figure = figure_of(charts.plot_history, rows, series=[("Loss", ["train", "val"])], title="", x="step")
-        assert legend_of(figure) == ["train", "val"]
-        assert figure.axes[0].get_xlabel() == "step"
+    def test_several_keys_are_told_apart_in_words(self, figure_of: Capture) -> None:
+        rows = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 2 / epoch} for epoch in range(1, 101)]
+        figure = figure_of(charts.plot_history, rows, series=[("Loss", ["train_loss", "val_loss"])], title="")
+        assert legend_of(figure) == ["train loss", "val loss"]
         assert figure.axes[0].lines[0].get_color() != figure.axes[0].lines[1].get_color()
 
     def test_refuses_no_series(self, tmp_path: Path) -> None:

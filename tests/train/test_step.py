@@ -157,7 +157,7 @@ def test_frozen_statistics_stay_as_they_are():
         assert torch.equal(ours, theirs), name
 
 
-def test_an_error_in_the_net_leaves_the_momentum(monkeypatch):
+def test_an_error_in_the_model_leaves_the_momentum(monkeypatch):
     model = net()
     contrast = ContrastiveStep(model, views=views_of(), microbatch=4)
     monkeypatch.setattr(step, "record_function", lambda name: 1 / 0)
@@ -202,7 +202,7 @@ def test_step_against_plain_autograd():
 
 
 @pytest.mark.parametrize("microbatch", [None, 4])
-def test_augmentation_net_and_loss_compile_without_a_graph_break(microbatch, monkeypatch):
+def test_augmentation_model_and_loss_compile_without_a_graph_break(microbatch, monkeypatch):
     """`fullgraph` raises at the first break; a second epoch must not compile again.
 
     The graphs, forward and backward, are traced and run as they are: making C++ of them takes most of a minute, and is

@@ -99,7 +99,7 @@ def embed(config: AuditConfig, further: dict[str, DataConfig]) -> NDArray[np.flo
     """Return the encoder's embeddings of all parts, (N, C), computed from tiles at the encoder's size."""
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    start = frozen_encoder(config.encoder)
+    start = frozen_encoder(config.encoder, section="encoder.")
     print(f"device: {describe_device(device)}, precision {precision}")
     tune(device)
     encoder = start.encoder.to(device).to(memory_format=torch.channels_last)

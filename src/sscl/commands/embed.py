@@ -84,7 +84,7 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
     out = Path(config.out)
     run.check_run_folder(out, overwrite=overwrite)
     check_inputs_outside(out, {"data.root": config.data.root, "encoder.weights": config.encoder.weights})
-    start = frozen_encoder(config.encoder)
+    start = frozen_encoder(config.encoder, section="encoder.")
     size_px = start.size_px or config.data.size_px
     data = config.data.model_copy(update={"size_px": size_px})
     tiles = load_tiles(data, split=config.split, progress=config.progress)

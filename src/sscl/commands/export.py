@@ -2,12 +2,12 @@
 
 The tensors of a ResNet have torchvision's names, so its files load strictly elsewhere:
 
-    net = torchvision.models.resnet50()
-    net.fc = torch.nn.Identity()
-    net.load_state_dict(torch.load("encoder.pt", weights_only=True))
+    model = torchvision.models.resnet50()
+    model.fc = torch.nn.Identity()
+    model.load_state_dict(torch.load("encoder.pt", weights_only=True))
 
-    net = timm.create_model("resnet50", num_classes=0)
-    net.load_state_dict(safetensors.torch.load_file("encoder.safetensors"))
+    model = timm.create_model("resnet50", num_classes=0)
+    model.load_state_dict(safetensors.torch.load_file("encoder.safetensors"))
 
 The files of a classifier are `classifier.*` and hold `fc.weight` and `fc.bias` too, for `resnet50(num_classes=K)`.
 B tiles, C features, K classes, S the side of a tile in pixels.

@@ -174,7 +174,7 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
         lines.append(f"operating point: {operating_point_in_words(point, str(report.positive))}")
         lines += _lines(proportion_rows(point.here, {key: key for key in point.here}), width=width)
     lines.append(
-        f"coverage: area under the risk {coverage.area:.4f} (random order {coverage.area_random:.4f}, "
+        f"coverage: area under the risk-coverage curve {coverage.area:.4f} (random order {coverage.area_random:.4f}, "
         f"best order {coverage.area_best:.4f})"
     )
     rows = [

@@ -198,21 +198,21 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         torch.save(checkpoint.to_dict(), temporary)
 
 
-def checkpoint_file(path: str | Path) -> Path:
+def checkpoint_file(path: str | Path, *, key: str = "") -> Path:
     """Return the checkpoint file of a run folder (best.pt, else last.pt); a file is returned as it is.
 
     Raises:
-        FileNotFoundError: no such file, or the folder has neither.
+        FileNotFoundError: no such file, or the folder has neither; begins with the `key` that named it, if given.
     """
-    path = Path(path)
+    path, where = Path(path), f"{key}: " if key else ""
     if not path.is_dir():
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such run folder or checkpoint file")
+            raise FileNotFoundError(f"{where}{path}: no such run folder or checkpoint file")
         return path
     for name in ("best.pt", "last.pt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
-    raise FileNotFoundError(f"{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt)")
+    raise FileNotFoundError(f"{where}{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt)")
 
 
 def load_checkpoint(path: str | Path, *, kind: Kind | None = None, tensors: bool = True) -> Checkpoint:
@@ -258,5 +258,5 @@ def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path) -> Check
 
 def run_of(checkpoint: str) -> Path:
     """Return the run folder of a checkpoint, given as the folder itself or as a file in it."""
-    file = checkpoint_file(checkpoint)
+    file = checkpoint_file(checkpoint, key="checkpoint")
     return file.parent.parent if file.parent.name == "checkpoints" else file.parent

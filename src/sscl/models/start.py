@@ -65,7 +65,7 @@ def start_encoder(model: ModelConfig) -> Start:
         ValueError: the weights are another encoder's, or not readable.
         FileNotFoundError: no such run or file.
     """
-    file = weights_file(model.weights)
+    file = weights_file(model.weights, key="model.weights")
     trunk = None if file is None else read_trunk(file)
     if trunk is not None and trunk.checkpoint is not None:
         checkpoint = trunk.checkpoint
@@ -83,14 +83,17 @@ def start_encoder(model: ModelConfig) -> Start:
     return _filled(encoder, trunk, model, source=str(file))
 
 
-def frozen_encoder(spec: EncoderConfig) -> Start:
+def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
     """Return an encoder to look at, in evaluation mode; a checkpoint or export of sscl says itself which one it is.
+
+    Args:
+        spec: which encoder. section: stands before its keys in errors, as in "encoder.".
 
     Raises:
         ValueError: a name is missing, or differs from the file's; the weights do not fit or are not readable.
         FileNotFoundError: no such run or file.
     """
-    file = weights_file(spec.weights)
+    file = weights_file(spec.weights, key=section and f"{section}weights")
     trunk = None if file is None else read_trunk(file)
     name: str | None = spec.model
     stem: str = spec.stem
@@ -103,11 +106,13 @@ def frozen_encoder(spec: EncoderConfig) -> Start:
         said = trunk.exported.encoder, trunk.exported.stem, trunk.exported.output_stride, trunk.exported.size_px
     if said is not None:
         if name not in (None, said[0]):
-            raise ValueError(f"model: got {name}, but {file} holds {said[0]}; leave model out")
+            raise ValueError(f"{section}model: got {name}, but {file} holds {said[0]}; leave {section}model out")
         name, stem, output_stride, size_px = said
     if name is None:
         what = "random weights do" if spec.weights is None else f"weights={spec.weights} does"
-        raise ValueError(f"model: missing; {what} not say which encoder, give its name, for instance model=resnet18")
+        raise ValueError(
+            f"{section}model: missing; {what} not say which encoder; give its name, as in {section}model=resnet18"
+        )
     if trunk is None:
         if spec.weights is None:
             torch.manual_seed(spec.seed)
@@ -118,13 +123,13 @@ def frozen_encoder(spec: EncoderConfig) -> Start:
     return replace(start, size_px=spec.size_px or size_px)
 
 
-def weights_file(weights: str | None) -> Path | None:
+def weights_file(weights: str | None, *, key: str) -> Path | None:
     """Return the file that `weights` names, a run folder's checkpoint too; None for random and ImageNet weights.
 
     Raises:
         FileNotFoundError: no such run or file.
     """
-    return None if weights in (None, "imagenet") else checkpoint_file(str(weights))
+    return None if weights in (None, "imagenet") else checkpoint_file(str(weights), key=key)
 
 
 def _without_file(name: str, given: ModelConfig | EncoderConfig, *, stem: str, output_stride: int) -> Start:

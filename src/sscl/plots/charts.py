@@ -149,19 +149,18 @@ def plot_precision_recall(
 
 
 def plot_history(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, float | None]],
     *,
     series: Sequence[tuple[str, Sequence[str]]],
     path: str | os.PathLike[str],
     title: str,
-    x: str = "epoch",
 ) -> None:
-    """Draw logged values over time, one axis under another.
+    """Draw logged values by epoch, one axis under another.
 
     Args:
-        rows: the log, one dict a step; a key may be missing, None or not finite in any of them, that point is
+        rows: the log, one dict an epoch; a key may be missing, None or not finite in any of them, that point is
         left out. series: (axis title with its unit, keys drawn there). path: the PNG to write. title: above
-        all axes. x: the key on the horizontal axis.
+        all axes.
 
     Raises:
         ValueError: series is empty. FileNotFoundError: the folder of path does not exist.
@@ -173,22 +172,22 @@ def plot_history(
     column = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, keys) in zip(column, series, strict=True):
         for index, key in enumerate(keys):
-            points = [(row.get(x), row.get(key)) for row in rows]
+            points = [(row.get("epoch"), row.get(key)) for row in rows]
             drawn = [(at, value) for at, value in points if base.is_number(at) and base.is_number(value)]
             if drawn:
                 # A marker shows a single point, which a line does not.
                 marker = "o" if len(drawn) <= 40 else ""
-                style = base.line_style(index)
-                axes.plot(*zip(*drawn, strict=True), marker=marker, markersize=3.5, label=base.plain(key), **style)
-        if axes.lines:
+                style = base.line_style(index) | {"label": key.replace("_", " ")}
+                axes.plot(*zip(*drawn, strict=True), marker=marker, markersize=3.5, **style)
+        if len(axes.lines) > 1:  # of a single curve the axis says what it is
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-        else:
+        elif not axes.lines:
             axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color="0.4")
             axes.set_yticks([])
         axes.set_ylabel("\n".join(textwrap.wrap(base.plain(name), 24)))
         base.grid(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    column[-1].set_xlabel(base.plain(x))
+    column[-1].set_xlabel("epoch")
     figure.align_ylabels()
     base.save_figure(figure, path)
 

@@ -140,7 +140,7 @@ def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -
     again = "train all folds again with --overwrite"
     if checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).fingerprint != tiles.fingerprint:
         raise ValueError(f"{folder}: was trained on other tiles than {config.data.root} holds now; {again}")
-    weights = weights_file(config.model.weights)
+    weights = weights_file(config.model.weights, key="model.weights")
     if weights is not None and weights.stat().st_mtime > (folder / "config.yaml").stat().st_mtime:
         raise ValueError(f"{folder}: model.weights={config.model.weights} is newer than this fold; {again}")
     try:
