@@ -129,20 +129,24 @@ class MetricsLog:
         self._writer = tensorboard_writer(folder, keep_epochs=keep_epochs) if tensorboard else None
 
     def append(self, row: MetricsRow) -> None:
-        """Add a row; it is on disk when this returns."""
+        """Add a row. It outlives this process, and after `sync` a power failure too."""
         line = json.dumps(row, allow_nan=False) + "\n"
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(line)
-            handle.flush()
-            os.fsync(handle.fileno())
         self.rows.append(row)
         if self._writer is not None:
             for key, value in row.items():
                 if key != "epoch":
                     self._writer.add_scalar(key, value, int(row["epoch"]))
 
+    def sync(self) -> None:
+        """Bring all rows to the disk; another thread may call this."""
+        with self.path.open("rb+") as handle:
+            os.fsync(handle.fileno())
+
     def close(self) -> None:
-        """Finish the TensorBoard file, if any."""
+        """Bring all rows to the disk and finish the TensorBoard file, if any."""
+        self.sync()
         if self._writer is not None:
             self._writer.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ KEYS = {
     "knn_balanced_accuracy",
     "tiles_per_second",
     "seconds",
+    "busy",
 }
-TIMES = ("tiles_per_second", "seconds")
+TIMES = ("tiles_per_second", "seconds", "busy")
 
 
 def config(root: Path | str = "nowhere", **sections: Any) -> PretrainConfig:
@@ -95,6 +97,45 @@ def test_metrics_have_a_row_an_epoch_with_loss_and_health(pretrained: Path, read
     rates = [row["learning_rate"] for row in rows]
     assert rates[0] == pytest.approx(0.06 * 8 / 256)
     assert rates == sorted(rates, reverse=True)
+
+
+def test_health_is_measured_now_and_then_and_after_the_last_epoch(
+    cli: Any, pretrained: Path, tmp_path: Path, differing_tensors: Any, read_metrics: Any
+) -> None:
+    """Other epochs have a row without it, and the training is the same."""
+    result = cli.pretrain(tmp_path / "run", "train.epochs=4", "log.every_seconds=1000")
+
+    assert result.code == 0, result.err
+    rows, each_epoch = read_metrics(tmp_path / "run"), read_metrics(pretrained)
+    measured = {"effective_rank", "knn_balanced_accuracy"}
+    assert [KEYS - set(row) for row in rows] == [measured, measured, measured, set()]
+    for row, other in zip(rows, each_epoch, strict=True):
+        assert 0 < row["busy"] <= 1
+        assert all(value == other[key] for key, value in row.items() if key not in TIMES)
+    assert (tmp_path / "run/curves.png").is_file()
+    assert re.search(r"\n[0-9]+% of [0-9.]+ s were training steps", result.out)
+    ours, theirs = (
+        torch.load(run / "checkpoints/last.pt", weights_only=True) for run in (tmp_path / "run", pretrained)
+    )
+    assert differing_tensors(ours["model"], theirs["model"]) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written in another thread."""
+
+    def full(path: Path, checkpoint: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(pretrain, "save_checkpoint", full)
+
+    result = cli.pretrain(tmp_path / "run")
+
+    assert result.code == 2
+    assert "No space left" in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "run/encoder.pt").exists()
 
 
 def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
@@ -452,6 +493,7 @@ def test_huge_learning_rate_leaves_no_broken_checkpoint(
 ) -> None:
     """With one step an epoch the loss is fine and the weights are not: the embeddings tell."""
     words = ["train.learning_rate=1e30", "train.warmup_epochs=0", "train.epochs=3", f"train.batch_size={batch_size}"]
+    words += ["log.every_seconds=1000"]  # a few tiles are embedded after epochs whose health is not measured, too
 
     result = cli.pretrain(tmp_path / "run", *words)
 

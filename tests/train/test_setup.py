@@ -18,6 +18,7 @@ from sscl.data.synthetic import write_synthetic
 from sscl.models.encoders import build_encoder
 from sscl.train import finetune, health, pretrain
 from sscl.train.health import health_batch_size, health_metrics
+from sscl.train.pace import Pace
 from sscl.train.setup import OpenRun, open_run
 
 CPU = torch.device("cpu")
@@ -73,10 +74,11 @@ def test_memory_is_estimated_before_batch_norms_wait_for_other_ranks(
 ) -> None:
     """As on two GPUs: torch's synchronised norm takes no fake tensors (and none on a CPU, whatever they are)."""
 
-    def convert(model: nn.Module, device: torch.device) -> None:
+    def convert(model: nn.Module) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(ranks, "synchronise_batch_norm", convert)
+    for module in (pretrain, finetune):
+        monkeypatch.setattr(module, "synchronise_batch_norm", convert)
     monkeypatch.setattr(ranks, "parallel", lambda module: module)  # torch's takes such norms on GPUs alone
 
     if command == "pretrain":
@@ -154,7 +156,9 @@ def test_health_embeds_no_more_tiles_at_once_than_a_step_has_views(
         return torch.randn(len(rows), 4)
 
     monkeypatch.setattr(health.features, "outputs", outputs)
-    pretrain.metrics_row(job, 0, pretrain.EpochMeans(1.0, {}, 0.9, 0.1, 0.1, seconds=1.0, tiles=24))
+    pretrain.metrics_row(
+        job, 0, pretrain.EpochMeans(1.0, {}, 0.9, 0.1, 0.1, seconds=1.0, tiles=24), measure=True, pace=Pace(0)
+    )
     assert asked == [4, 4]
 
 
@@ -187,7 +191,9 @@ def test_collapse_shows_whatever_the_precision_of_the_training(tmp_path: Path) -
 def test_health_of_a_run_in_bf16_is_in_fp32(tiles: Path, tmp_path: Path) -> None:
     config = pretrain_config(tiles, tmp_path).model_copy(update={"precision": "bf16"})
     job = pretrain.prepare(config, opened(config), resume=False)
-    row = pretrain.metrics_row(job, 0, pretrain.EpochMeans(1.0, {}, 0.9, 0.1, 0.1, seconds=1.0, tiles=24))
+    row = pretrain.metrics_row(
+        job, 0, pretrain.EpochMeans(1.0, {}, 0.9, 0.1, 0.1, seconds=1.0, tiles=24), measure=True, pace=Pace(0)
+    )
 
     torch.manual_seed(config.seed)
     same = build_encoder("resnet18")

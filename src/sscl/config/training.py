@@ -19,6 +19,13 @@ class LogConfig(Section):
         False, "write TensorBoard events too (needs the extra: pip install 'sscl[tensorboard]')", free=True
     )
     progress: bool = setting(True, "show progress bars", free=True)
+    every_seconds: float = setting(
+        30.0,
+        "draw curves.png, and measure the health of pretraining, at most this often and after the last epoch, "
+        "s; 0 = after every epoch",
+        free=True,
+        ge=0,
+    )
 
 
 Milestones = Annotated[tuple[int, ...], Listed]
@@ -77,7 +84,7 @@ class PretrainTrainConfig(Section):
 
 
 class HealthConfig(Section):
-    """Health metrics: does pretraining learn? Measured after each epoch."""
+    """Health metrics: does pretraining learn? Measured every log.every_seconds and after the last epoch."""
 
     tiles: int = setting(512, "tiles whose embeddings are measured; held out of training if they have labels", ge=8)
     neighbours: int = setting(20, "k of the k-NN classifier on held-out labelled tiles", ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,6 +190,45 @@ def build_checkpoint(
         precision=precision,
         lineage=tuple(lineage),
     )
+
+
+def on_host(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a copy on the CPU that training leaves as it is, to be written while it goes on.
+
+    Tensors that share their values, as the encoder and the whole model do, share them in the copy too.
+    """
+    copies: dict[tuple[object, ...], torch.Tensor] = {}
+    devices: set[torch.device] = set()
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            found = copy.copy(value)  # with what torch notes on a module's state
+            found.update({key: copied(part) for key, part in value.items()})
+            return found
+        if isinstance(value, list):
+            return [copied(part) for part in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.detach()
+        key = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
+        if key not in copies:
+            cuda = value.device.type == "cuda"  # pinned memory, so that all copies are under way at once
+            copies[key] = torch.empty_like(value, device="cpu", pin_memory=cuda).copy_(value, non_blocking=cuda)
+            if cuda:
+                devices.add(value.device)
+        return copies[key]
+
+    kept = dataclasses.replace(
+        checkpoint,
+        encoder=copied(checkpoint.encoder),
+        head=copied(checkpoint.head),
+        model=copied(checkpoint.model),
+        optimizer=copied(checkpoint.optimizer),
+        scaler=copied(checkpoint.scaler),
+    )
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return kept
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,18 @@ from sscl.evaluate.calibration import fit_calibration
 from sscl.models import features
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
-from sscl.models.checkpoint import build_checkpoint, save_checkpoint
+from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.classifier import inference_precision, positive_class
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
-from sscl.run import MetricsRow
+from sscl.run import MetricsLog, MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_finetuning
+from sscl.train.epoch import check_finite_mean
 from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled, warn_of_absent_classes
 from sscl.train.objectives import OBJECTIVES, LabelLoss, build_loss, score, validation_metrics
+from sscl.train.pace import Pace, Writer
 from sscl.train.schedule import Schedule
 from sscl.train.setup import OpenRun, memory_lines, open_run, progress_bar, start_log
 from sscl.train.step import Views, project_pairs, take_step
@@ -66,14 +68,15 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
 
     best: MetricsRow | None = None
     calibration: KeptCalibration | None = None
-    with progress_bar(opened, job.schedule, command="finetune") as bar:
+    pace = Pace(config.log.every_seconds)
+    with progress_bar(opened, job.schedule, command="finetune") as bar, Writer() as writer:
         for epoch in range(config.train.epochs):
             means = train_epoch(job, epoch, bar=bar)
-            check_finite(means, epoch=epoch, best=best, folder=opened.folder)
+            check_finite_mean(means.loss + means.contrast_loss, epoch=epoch, best=best, folder=opened.folder)
             row: MetricsRow = {}
             if opened.writes:
                 logits = validation_logits(job)  # (V, K)
-                row = metrics_row(job, epoch, means, logits)
+                row = {**metrics_row(job, epoch, means, logits), "busy": pace.busy(means.seconds)}
             row = ranks.from_first(row)
             bar.set_postfix_str(
                 f"loss {means.loss:.3f}, validation {row['validation_loss']:.3f}, "
@@ -85,16 +88,19 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                 log.append(row)
                 if better:
                     calibration = calibrate(job, logits)
-                    keep(job, row, calibration)
+                    writer.put(partial(checkpoint_of, job, row, calibration), partial(keep, job, log))
+            stop = epoch + 1 - best["epoch"] >= config.train.patience
+            if log is not None and pace.due(last=stop or epoch + 1 == config.train.epochs):
                 draw_finetuning(log.rows, opened.folder / "curves.png")
-            if epoch + 1 - best["epoch"] >= config.train.patience:
+                pace.measured()
+            if stop:
                 bar.write(f"stopped: no better epoch than {best['epoch']} in {config.train.patience}")
                 break
     if log is not None:
         log.close()
         assert best is not None
         assert calibration is not None
-        print_summary(job, best, calibration)
+        print_summary(job, best, calibration, pace=pace)
 
 
 # --- before the first step ---
@@ -162,7 +168,8 @@ def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
     )
     joint = build_joint(config, model, device=device)
     synchronise_batch_norm(model if joint is None else joint)  # the classifier's head has no norm
-    optimizer = build_optimizer(config, model, joint)
+    new = [model.head] if joint is None else [model.head, joint.projection]
+    optimizer = optim.two_rates(config.train, encoder=model.encoder, new=new)
 
     budget_gb = config.data.device_budget_gb
     store = place_store(data.tiles.images, device=device, budget_gb=budget_gb)
@@ -209,20 +216,6 @@ def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.devi
     return ContrastiveModel(model.encoder, projection=projection.to(device))
 
 
-def build_optimizer(config: FinetuneConfig, model: Classifier, joint: ContrastiveModel | None) -> torch.optim.Optimizer:
-    """Return the optimizer: one peak rate for the encoder, another for the head and the projection."""
-    train = config.train
-    parts = [(model.encoder, train.learning_rate), (model.head, train.head_learning_rate)]
-    if joint is not None:
-        parts.append((joint.projection, train.head_learning_rate))
-    groups = [
-        group
-        for part, rate in parts
-        for group in optim.parameter_groups(part, learning_rate=rate, weight_decay=train.weight_decay)
-    ]
-    return optim.build_optimizer(train.optimizer, groups, momentum=train.momentum)
-
-
 def announce(job: Finetuning) -> None:
     """Print how long the epochs are, which classes are absent, and what the run needs of memory."""
     data = job.data
@@ -242,12 +235,13 @@ def announce(job: Finetuning) -> None:
 
 @dataclass(frozen=True)
 class EpochMeans:
-    """Means over the steps and ranks of an epoch: losses, accuracy on random views, tiles per second."""
+    """Means over the steps and ranks of an epoch: losses, accuracy on random views; its seconds and tiles."""
 
     loss: float
     accuracy: float
     contrast_loss: float
-    tiles_per_second: float
+    seconds: float
+    tiles: int
 
 
 def train_epoch(job: Finetuning, epoch: int, *, bar: tqdm[Any]) -> EpochMeans:
@@ -283,7 +277,7 @@ def train_epoch(job: Finetuning, epoch: int, *, bar: tqdm[Any]) -> EpochMeans:
         bar.update()
     train_loss, accuracy, contrast_loss = (ranks.mean(total) / steps).tolist()
     seconds = time.perf_counter() - started
-    return EpochMeans(train_loss, accuracy, contrast_loss, tiles_per_second=steps * job.batch_size / seconds)
+    return EpochMeans(train_loss, accuracy, contrast_loss, seconds, tiles=steps * job.batch_size)
 
 
 def contrast_step(
@@ -298,18 +292,6 @@ def contrast_step(
     loss = OBJECTIVES[config.contrast.kind].loss(a, b, temperature=config.contrast.temperature)
     take_step(loss, optimizer=job.optimizer, scaler=job.scaler)
     return loss.detach()
-
-
-def check_finite(means: EpochMeans, *, epoch: int, best: MetricsRow | None, folder: Path) -> None:
-    """Raise ValueError, saying what to try, if a loss is not a finite number."""
-    loss = means.loss + means.contrast_loss
-    if np.isfinite(loss):
-        return
-    left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
-    raise ValueError(
-        f"the loss became {loss} in epoch {epoch + 1}; lower train.learning_rate and train.head_learning_rate, or set "
-        f"precision=fp32 ({left})"
-    )
 
 
 # --- after an epoch ---
@@ -345,7 +327,7 @@ def metrics_row(job: Finetuning, epoch: int, means: EpochMeans, logits: torch.Te
         **({} if job.joint is None else {"contrast_loss": means.contrast_loss}),
         **validation_metrics(logits, job.data.validation_tiles.labels[job.data.validation]),
         "learning_rate": job.optimizer.param_groups[-1]["lr"],
-        "tiles_per_second": means.tiles_per_second,
+        "tiles_per_second": means.tiles / means.seconds,
     }
 
 
@@ -357,11 +339,11 @@ def calibrate(job: Finetuning, logits: torch.Tensor) -> KeptCalibration:
     return fit_calibration(logits, labels, classes=classes, positive=positive, precision=validation_precision(job))
 
 
-def keep(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> None:
-    """Write the best checkpoint so far, and its model card."""
-    config, data, folder = job.config, job.data, job.opened.folder
+def checkpoint_of(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> Checkpoint:
+    """Return the best checkpoint so far, copied to the host."""
+    data = job.data
     blank = build_checkpoint(
-        config,
+        job.config,
         mean=job.start.mean,
         std=job.start.std,
         pooling=job.model.encoder.pooling,
@@ -371,10 +353,16 @@ def keep(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> None
         precision=job.opened.precision,
     )
     facts = replace(blank, epoch=int(row["epoch"]), validation=row, calibration=calibration)
-    whole = replace(facts, encoder=job.model.encoder.state_dict(), head=job.model.head.state_dict())
-    save_checkpoint(folder / "checkpoints" / "best.pt", whole)
+    return on_host(replace(facts, encoder=job.model.encoder.state_dict(), head=job.model.head.state_dict()))
+
+
+def keep(job: Finetuning, log: MetricsLog, checkpoint: Checkpoint) -> None:
+    """Write the best checkpoint so far and its model card, once the rows of its epochs are on the disk."""
+    config, data, folder = job.config, job.data, job.opened.folder
+    log.sync()
+    save_checkpoint(folder / "checkpoints" / "best.pt", checkpoint)
     card = model_card.model_card(
-        facts,
+        checkpoint.without_tensors(),
         folder=folder,
         origin=model_card.origin_of_weights(config.model.weights, job.start.checkpoint),
         train=model_card.part_of(data.tiles, data.train),
@@ -387,8 +375,8 @@ def keep(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> None
     writing.write_text(folder / model_card.FILE, card)
 
 
-def print_summary(job: Finetuning, best: MetricsRow, calibration: KeptCalibration) -> None:
-    """Print the best epoch's metrics, its calibration and what was written."""
+def print_summary(job: Finetuning, best: MetricsRow, calibration: KeptCalibration, *, pace: Pace) -> None:
+    """Print the best epoch's metrics, its calibration, how the time was spent and what was written."""
     config, data = job.config, job.data
     origin = "carved from the training split" if data.carved else "of the data set's own validation split"
     print(
@@ -400,4 +388,5 @@ def print_summary(job: Finetuning, best: MetricsRow, calibration: KeptCalibratio
         f"calibrated on the same tiles: temperature {calibration.temperature:.3f}, expected calibration error "
         f"{calibration.ece_before:.3f} before, {calibration.ece_after:.3f} after"
     )
+    print(pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")

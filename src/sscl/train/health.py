@@ -1,7 +1,8 @@
-"""Health metrics of pretraining, taken after each epoch: effective rank, k-NN accuracy, collapse."""
+"""Health metrics of pretraining, taken now and then between epochs: effective rank, k-NN accuracy, collapse."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -96,6 +97,17 @@ def health_metrics(
     return found
 
 
+def check_embeddings(
+    encoder: nn.Module, store: TileStore, chosen: HealthTiles, *, mean: torch.Tensor, std: torch.Tensor
+) -> None:
+    """Raise ValueError if the embeddings of a few tiles are not finite numbers, as when the weights have diverged.
+
+    It stands for `health_metrics` after an epoch that has none, so that a checkpoint never holds such weights.
+    """
+    few = chosen.queries[:8]
+    features.outputs(encoder, store, few, mean=mean, std=std, batch_size=len(few), precision="fp32")
+
+
 def health_batch_size(config: PretrainConfig) -> int:
     """Return how many tiles to embed at a time: no more than fit where the training did.
 
@@ -108,13 +120,13 @@ def collapse_warning(row: Mapping[str, float]) -> str | None:
     """Return a line when the embeddings have collapsed, else None.
 
     Args:
-        row: negative_similarity, effective_rank and loss_relative, as in metrics.jsonl.
+        row: negative_similarity, loss_relative and, where measured, effective_rank, as in metrics.jsonl.
     """
     remedy = "raise train.batch_size, lower train.learning_rate, or strengthen augment"
     if row["negative_similarity"] > 0.95:
         similarity = f"{row['negative_similarity']:.3f}"
         return f"collapse: all tiles have nearly the same embedding (mean cosine similarity {similarity}); {remedy}"
-    if row["effective_rank"] < 3:
+    if row.get("effective_rank", math.inf) < 3:
         return f"collapse: the effective rank of the embeddings is only {row['effective_rank']:.1f}; {remedy}"
     if row["loss_relative"] > 0.995:
         return f"the loss is {row['loss_relative']:.3f} times that of random guessing; {remedy}"

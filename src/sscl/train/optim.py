@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from sscl.config.training import FinetuneTrainConfig
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
 
@@ -166,3 +168,14 @@ class LARS(_Uncompiled):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: torch.Tensor = state["momentum_buffer"]
         return buffer
+
+
+def two_rates(train: FinetuneTrainConfig, *, encoder: nn.Module, new: Sequence[nn.Module]) -> torch.optim.Optimizer:
+    """Return the optimizer of fine-tuning: one peak rate for the encoder, another for the `new` parts."""
+    parts = [(encoder, train.learning_rate), *((part, train.head_learning_rate) for part in new)]
+    groups = [
+        group
+        for part, rate in parts
+        for group in parameter_groups(part, learning_rate=rate, weight_decay=train.weight_decay)
+    ]
+    return build_optimizer(train.optimizer, groups, momentum=train.momentum)

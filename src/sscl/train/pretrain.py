@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,24 @@ from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import Later
 from sscl.draws import Augmentation
 from sscl.models.batch_norm import keep_batch_statistics
-from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
+from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, on_host, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
-from sscl.run import MetricsRow
+from sscl.run import MetricsLog, MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_pretraining
-from sscl.train.health import HealthTiles, carve_health, collapse_warning, health_batch_size, health_metrics
+from sscl.train.epoch import EpochMeans, check_finite, losses_by_source, print_summary
+from sscl.train.health import (
+    HealthTiles,
+    carve_health,
+    check_embeddings,
+    collapse_warning,
+    health_batch_size,
+    health_metrics,
+)
 from sscl.train.objectives import OBJECTIVES
+from sscl.train.pace import Pace, Writer
 from sscl.train.profiling import Profile
 from sscl.train.schedule import Schedule, scaled_learning_rate
 from sscl.train.setup import (
@@ -64,25 +73,30 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     steps = job.schedule.steps_per_epoch
     last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
     profile = Profile(opened.folder, enabled=config.train.profile and opened.writes, steps=steps, device=device)
-    with progress_bar(opened, job.schedule, command="pretrain", first_epoch=job.first_epoch) as bar, profile:
+    bar = progress_bar(opened, job.schedule, command="pretrain", first_epoch=job.first_epoch)
+    pace = Pace(config.log.every_seconds)
+    with bar, profile, Writer() as writer:
         for epoch in range(job.first_epoch, last_epoch):
             means = train_epoch(job, epoch, bar=bar, profile=profile)
             if log is None:
                 continue
-            row = metrics_row(job, epoch, means)
+            measure = pace.due(last=epoch + 1 == last_epoch)
+            row = metrics_row(job, epoch, means, measure=measure, pace=pace)
             # During warm-up, the loss of random guessing is to be expected.
             warning = None if job.schedule.warms_up(epoch) else collapse_warning(row)
             if warning:
                 bar.write(f"warning: epoch {epoch + 1}: {warning}")
             log.append(row)
-            save_checkpoint(opened.folder / "checkpoints" / "last.pt", checkpoint_of(job, epoch))
-            draw_pretraining(log.rows, opened.folder / "curves.png")
+            writer.put(partial(checkpoint_of, job, epoch), partial(keep, log))
+            if measure:
+                draw_pretraining(log.rows, opened.folder / "curves.png")
+                pace.measured()
     if log is not None:
         log.close()
         with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
             torch.save({key: x.cpu().contiguous() for key, x in job.model.encoder.state_dict().items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
-        print_summary(log.rows, opened.folder, config=config, finished=last_epoch == config.train.epochs)
+        print_summary(log.rows, opened.folder, config=config, pace=pace, finished=last_epoch == config.train.epochs)
 
 
 # --- before the first step ---
@@ -222,25 +236,6 @@ def announce(job: Pretraining) -> None:
 # --- an epoch ---
 
 
-@dataclass(frozen=True)
-class EpochMeans:
-    """Means over the steps and ranks of an epoch.
-
-    Attributes:
-        loss: of all tiles. by_source: of each source that had tiles in the epoch; empty for one source.
-        positive, negative: cosine similarity of the pairs, and of all other views.
-        learning_rate: of the last step. seconds: that the epoch took. tiles: that were trained on.
-    """
-
-    loss: float
-    by_source: dict[str, float]
-    positive: float
-    negative: float
-    learning_rate: float
-    seconds: float
-    tiles: int
-
-
 def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profile) -> EpochMeans:
     """Train one epoch, counted from 0.
 
@@ -308,37 +303,31 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
     )
 
 
-def losses_by_source(per_source: torch.Tensor, config: PretrainConfig) -> dict[str, float]:
-    """Return the mean loss of each source's tiles from sums of loss and tiles, (2, S); empty for one source."""
-    if len(config.data) == 1:
-        return {}
-    sums, tiles = per_source.tolist()
-    return {
-        f"loss_{i}_{Path(source.root).resolve().stem}": sums[i] / tiles[i]
-        for i, source in enumerate(config.data)
-        if tiles[i]
-    }
-
-
-def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
-    """Return the loss; raise ValueError, saying what to try, if it is not a finite number."""
-    if np.isfinite(loss):
-        return loss
-    kept = folder / "checkpoints" / "last.pt"
-    left = f"{kept} holds epoch {epoch}" if epoch else "no checkpoint yet"
-    raise ValueError(
-        f"the loss became {loss} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate, lengthen "
-        f"train.warmup_epochs, or set precision=fp32 ({left})"
-    )
-
-
 # --- after an epoch ---
 
 
-def metrics_row(job: Pretraining, epoch: int, means: EpochMeans) -> MetricsRow:
-    """Return the epoch's row of metrics.jsonl, with the health metrics of the encoder as it is now."""
-    config = job.config
-    return {
+def metrics_row(job: Pretraining, epoch: int, means: EpochMeans, *, measure: bool, pace: Pace) -> MetricsRow:
+    """Return the epoch's row of metrics.jsonl; with `measure`, the health metrics of the encoder as it is now.
+
+    Raises:
+        ValueError: the embeddings are not finite numbers; a few of them are looked at without `measure` too.
+    """
+    config, mean, std = job.config, job.views.mean, job.views.std
+    health: dict[str, float] = {}
+    if measure:
+        health = health_metrics(
+            job.model.encoder,
+            job.store,
+            job.tiles.labels,
+            job.health_tiles,
+            mean=mean,
+            std=std,
+            batch_size=health_batch_size(config),
+            neighbours=config.health.neighbours,
+        )
+    else:
+        check_embeddings(job.model.encoder, job.store, job.health_tiles, mean=mean, std=std)
+    row = {
         "epoch": epoch + 1,
         "loss": means.loss,
         "loss_relative": means.loss / OBJECTIVES[config.train.loss].at_collapse(config.train.batch_size),
@@ -346,23 +335,15 @@ def metrics_row(job: Pretraining, epoch: int, means: EpochMeans) -> MetricsRow:
         "learning_rate": means.learning_rate,
         "positive_similarity": means.positive,
         "negative_similarity": means.negative,
-        **health_metrics(
-            job.model.encoder,
-            job.store,
-            job.tiles.labels,
-            job.health_tiles,
-            mean=job.views.mean,
-            std=job.views.std,
-            batch_size=health_batch_size(config),
-            neighbours=config.health.neighbours,
-        ),
+        **health,
         "tiles_per_second": means.tiles / means.seconds,
         "seconds": means.seconds,
     }
+    return {**row, "busy": pace.busy(means.seconds)}
 
 
 def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
-    """Return what last.pt holds after an epoch."""
+    """Return what last.pt holds after an epoch, copied to the host."""
     blank = build_checkpoint(
         job.config,
         mean=job.start.mean,
@@ -373,7 +354,7 @@ def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
         fingerprint=job.tiles.fingerprint,
         precision=job.opened.precision,
     )
-    return replace(
+    whole = replace(
         blank,
         epoch=epoch + 1,
         encoder=job.model.encoder.state_dict(),
@@ -381,18 +362,10 @@ def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
         optimizer=job.optimizer.state_dict(),
         scaler=job.scaler.state_dict(),
     )
+    return on_host(whole)
 
 
-def print_summary(rows: list[MetricsRow], folder: Path, *, config: PretrainConfig, finished: bool) -> None:
-    """Print the last epoch's metrics and what was written."""
-    if rows:
-        last = rows[-1]
-        knn = f", k-NN balanced accuracy {last['knn_balanced_accuracy']:.3f}" if "knn_balanced_accuracy" in last else ""
-        print(
-            f"epoch {last['epoch']}: loss {last['loss']:.4f} ({last['loss_relative']:.3f} of "
-            f"{OBJECTIVES[config.train.loss].formula}), cosine similarity {last['positive_similarity']:.3f} within "
-            f"pairs, {last['negative_similarity']:.3f} between tiles, effective rank {last['effective_rank']:.1f}{knn}"
-        )
-    print(f"wrote {folder}/checkpoints/last.pt, encoder.pt, metrics.jsonl, curves.png")
-    if not finished:
-        print("stopped early (train.stop_after_epoch); continue with --resume")
+def keep(log: MetricsLog, checkpoint: Checkpoint) -> None:
+    """Write last.pt, once the rows of its epochs are on the disk."""
+    log.sync()
+    save_checkpoint(log.path.parent / "checkpoints" / "last.pt", checkpoint)

@@ -1,0 +1,82 @@
+"""What a training loop does besides training: how often, how long it takes, and what is written meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Pace:
+    """Wall time of a loop over epochs: when to measure again, and how much of it was training.
+
+    Args:
+        every_seconds: between two measurements; 0 = after every epoch.
+    """
+
+    def __init__(self, every_seconds: float) -> None:
+        self._every = every_seconds
+        self._started = self._measured = self._logged = time.perf_counter()
+        self._trained = 0.0
+
+    def due(self, *, last: bool) -> bool:
+        """Return whether to measure after this epoch; always after the last one."""
+        return last or time.perf_counter() - self._measured >= self._every
+
+    def measured(self) -> None:
+        """Tell that a measurement is over."""
+        self._measured = time.perf_counter()
+
+    def busy(self, seconds: float) -> float:
+        """Return which fraction of the wall time since the call before (the start) the `seconds` of training are."""
+        now = time.perf_counter()
+        since, self._logged = now - self._logged, now
+        self._trained += seconds
+        return seconds / since
+
+    def line(self) -> str:
+        """Return how much of the loop so far was training, in words."""
+        wall = time.perf_counter() - self._started
+        return f"{self._trained / wall:.0%} of {wall:.1f} s were training steps; the rest measured, drew and wrote"
+
+
+class Writer:
+    """A thread that writes while the loop trains on; of what waits to be written, only the newest is.
+
+        with Writer() as writer:
+            for epoch in ...:
+                writer.put(copied, written)
+
+    At the end of the context everything is written. An error of the thread is raised by the next `put`, or there.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._tasks: list[Future[None]] = []
+
+    def put(self, take: Callable[[], T], write: Callable[[T], None]) -> None:
+        """Call `take` at once, and `write` in the thread with what it returned.
+
+        What is still waiting goes first, so that there are never more than two copies in memory.
+        """
+        self._tasks = [task for task in self._tasks if not task.cancel()]
+        for task in self._tasks:
+            if task.done():
+                task.result()
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(self._pool.submit(write, take()))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()  # also after an error of the loop: its message may name what is being written
+        if kind is None:
+            for task in self._tasks:
+                task.result()
