@@ -143,6 +143,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the format in which sums over many values are kept: float64, and float32 on MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Later:
     """A tensor's values on their way from the device to the host.
 

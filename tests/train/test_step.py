@@ -10,13 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from sscl.device import sum_dtype
 from sscl.draws import Augmentation
 from sscl.losses import cross_view_info_nce, nt_xent
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.train import step
+from sscl.train.optim import build_optimizer, parameter_groups
 from sscl.train.step import ContrastiveStep, ViewProjections, Views
 
 N, SIZE_PX = 12, 16
@@ -266,3 +270,31 @@ def test_similarities_equal_a_double_loop():
 
     assert float(found[0]) == pytest.approx(np.mean(positive))
     assert float(found[1]) == pytest.approx(np.mean(others))
+
+
+class Doubles(TorchDispatchMode):
+    """Lists the operations that make float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = tree_leaves(out)
+        self.found += [str(func) for x in made if isinstance(x, torch.Tensor) and x.dtype == torch.float64]
+        return out
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+@pytest.mark.parametrize("kind", ["mps", "cpu"])
+def test_a_step_on_mps_is_without_float64(kind, microbatch, monkeypatch):
+    """Which MPS does not have; the step is as there, the tensors on the CPU, where it does keep sums in float64."""
+    monkeypatch.setattr(step, "sum_dtype", lambda device: sum_dtype(torch.device(kind)))
+    model = net(torch.float32)
+    optimizer = build_optimizer("lars", parameter_groups(model, learning_rate=0.1, weight_decay=0.1))
+    views = views_of(stain_probability=0.5, grayscale_probability=0.5)
+    with Doubles() as doubles:
+        ContrastiveStep(model, views=views, microbatch=microbatch).backward(*batch(views=views))
+        optimizer.step()
+    assert (doubles.found == []) == (kind == "mps")

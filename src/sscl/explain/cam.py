@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sscl.device import sum_dtype
 from sscl.explain.boxes import MIN_EVIDENCE, ROUNDING
 from sscl.explain.layers import layer_features
 from sscl.explain.targets import AnyTarget, score_of, target_classes
@@ -122,8 +123,9 @@ def unexplained(maps: Tensor, logits: Tensor, *, bias: Tensor, target: AnyTarget
     Source: Draelos & Carin, arXiv:2011.08891, sec. 3.
     """
     named = target_classes(logits, target)  # of the logits as they are: without the bias another class may lead
-    score = score_of(logits.double() - bias.detach().double(), named)
-    return score, maps.double().sum(dim=(1, 2)) - score
+    exact = sum_dtype(logits.device)
+    score = score_of(logits.to(exact) - bias.detach().to(exact), named)
+    return score, maps.to(exact).sum(dim=(1, 2)) - score
 
 
 def fuse_maps(maps: Sequence[Tensor], *, how: str = "max") -> Tensor:

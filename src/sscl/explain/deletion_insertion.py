@@ -15,6 +15,7 @@ from scipy.integrate import trapezoid
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sscl.device import sum_dtype
 from sscl.evaluate.bootstrap import resamples
 from sscl.explain import boxes
 from sscl.explain.map_checks import enlarged
@@ -56,7 +57,7 @@ def deletion_insertion(
     """
     count, size = len(images), images.shape[-1]
     rng = np.random.default_rng(seed)
-    raw = maps.double().cpu().numpy()
+    raw = maps.cpu().double().numpy()
     grid = (count, min(_GRID, raw.shape[1]), min(_GRID, raw.shape[2]))
     centre = np.broadcast_to(boxes.centre_map(size).astype(np.float64), (count, size, size))
     orders = {"map": enlarged(raw, size), "random order": enlarged(rng.random(grid), size), "centre": centre}
@@ -106,7 +107,7 @@ def _curves(
                         ("deletion", torch.where(first, blurred[part], images[part])),
                         ("insertion", torch.where(first, images[part], blurred[part])),
                     ):
-                        probability = model(mixed).double().softmax(1).gather(1, wanted[part])[:, 0]
+                        probability = model(mixed).to(sum_dtype(mixed.device)).softmax(1).gather(1, wanted[part])[:, 0]
                         curves[way][name][part, step] = probability.cpu().numpy()
                         bar.update(len(mixed))
     return curves

@@ -227,7 +227,7 @@ def turned(x: Tensor, turns: int, *, flip: bool, back: bool = False) -> Tensor:
 def maps_of(model: nn.Module, images: Tensor, classes: Tensor, *, explain: Explain, batch_size: int) -> Array:
     """Return raw maps, float64 (N, h, w)."""
     parts = [
-        explain(model, images[start : start + batch_size], classes[start : start + batch_size]).double().cpu()
+        explain(model, images[start : start + batch_size], classes[start : start + batch_size]).cpu().double()
         for start in range(0, len(images), batch_size)
     ]
     found: Array = torch.cat(parts).numpy()

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sscl import augment
 from sscl.data.tiles import TileStore, epoch_order
-from sscl.device import autocast
+from sscl.device import autocast, sum_dtype
 from sscl.models.features import batches
 
 
@@ -64,7 +64,7 @@ def adapt_batch_norm(
 
     def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0].float().transpose(0, 1).flatten(1)  # (C, B * h * w)
-        variance, centre = (value.double() for value in torch.var_mean(x, 1, correction=0))
+        variance, centre = (value.to(sum_dtype(x.device)) for value in torch.var_mean(x, 1, correction=0))
         count = torch.full_like(centre, x.shape[1])
         sums[layer] = sums.get(layer, 0) + torch.stack([count, count * centre, count * (variance + centre**2)])
 

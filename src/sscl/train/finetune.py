@@ -22,7 +22,7 @@ from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.load import groups_are, slides_known
 from sscl.data.tiles import TileStore, place_store
-from sscl.device import autocast, pick_device
+from sscl.device import autocast, pick_device, sum_dtype
 from sscl.draws import Augmentation
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
@@ -257,7 +257,8 @@ def train_epoch(job: Finetuning, epoch: int, *, bar: tqdm[Any]) -> EpochMeans:
     order, repeats = order.reshape(steps, job.batch_size), repeats.reshape(steps, job.batch_size)
     share = job.opened.share_of(job.batch_size)
     rows, number = (torch.from_numpy(x[:, share]).to(device) for x in (order, repeats))  # (steps, N / R)
-    total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, accuracy, contrastive loss
+    exact = sum_dtype(device)
+    total = torch.zeros(3, device=device, dtype=exact)  # loss, accuracy, contrastive loss
     started = time.perf_counter()
     drawn = job.views.steps(rows, number, epoch=epoch, count=1)
     for step, images in enumerate(job.store.batches(order[:, share])):  # uint8 (N / R, H, W, 3)
@@ -269,8 +270,8 @@ def train_epoch(job: Finetuning, epoch: int, *, bar: tqdm[Any]) -> EpochMeans:
             logits = job.parallel_model(x)  # (N / R, K)
         loss = job.loss(logits.float(), target)
         take_step(loss, optimizer=job.optimizer, scaler=job.scaler)
-        right = (logits.detach().argmax(1) == target).double().mean()
-        total[:2] += torch.stack([loss.detach().double(), right])
+        right = (logits.detach().argmax(1) == target).to(exact).mean()
+        total[:2] += torch.stack([loss.detach().to(exact), right])
         if job.parallel_joint is not None:
             pairs = split.with_unlabelled(order[step], job.data.unlabelled, seed=config.seed, step=at)
             total[2] += contrast_step(job, job.parallel_joint, pairs, epoch=epoch, step=step)

@@ -133,7 +133,7 @@ class LARS(_Uncompiled):
                 continue
             updates = [p.grad for p in params]
             if scale is not None:
-                updates = list(torch._foreach_mul(updates, scale.double().reciprocal().float()))
+                updates = list(torch._foreach_mul(updates, scale.reciprocal()))
             if group["weight_decay"]:
                 updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
             if group["adapt"]:

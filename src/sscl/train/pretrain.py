@@ -21,7 +21,7 @@ from sscl.config import PretrainConfig
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, place_store
-from sscl.device import Later
+from sscl.device import Later, sum_dtype
 from sscl.draws import Augmentation
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, on_host, save_checkpoint
@@ -256,8 +256,9 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
     rows, number = torch.from_numpy(order).to(device), 2 * torch.from_numpy(repeats).to(device)
     sources = torch.from_numpy(job.source_of).to(device)
     at = torch.tensor(epoch, device=device)
-    total = torch.zeros(3, device=device, dtype=torch.float64)  # loss, positive and negative similarity
-    per_source = torch.zeros(2, len(config.data), device=device, dtype=torch.float64)  # loss and tiles, (2, S)
+    exact = sum_dtype(device)
+    total = torch.zeros(3, device=device, dtype=exact)  # loss, positive and negative similarity
+    per_source = torch.zeros(2, len(config.data), device=device, dtype=exact)  # loss and tiles, (2, S)
     late: Later | None = None
     objective = OBJECTIVES[config.train.loss]
     collapse = objective.at_collapse(batch_size)
@@ -274,9 +275,9 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
             job.scaler.step(optimizer)
             job.scaler.update()
         loss = result.losses.mean()
-        total += torch.stack([loss.double(), result.positive, result.negative])
+        total += torch.stack([loss.to(exact), result.positive, result.negative])
         if len(config.data) > 1:
-            part = torch.stack([result.losses.double(), torch.ones_like(result.losses, dtype=torch.float64)])
+            part = torch.stack([result.losses.to(exact), torch.ones_like(result.losses, dtype=exact)])
             per_source.index_add_(1, sources[rows[step]], part)
         # Read one step late: while the host waits for the last step's loss, the device has this step to do.
         if late is not None:

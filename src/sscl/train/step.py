@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from sscl import augment, ranks
 from sscl.data.tiles import TileStore
-from sscl.device import AUTOCAST_DTYPES, autocast
+from sscl.device import AUTOCAST_DTYPES, autocast, sum_dtype
 from sscl.draws import Augmentation
 from sscl.losses import nt_xent
 from sscl.train.objectives import ContrastLoss
@@ -252,7 +252,7 @@ def similarities(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.
     Args:
         a, b: this rank's projections of both views, (N, D) each; no (2N, 2N) matrix is made.
     """
-    a, b = (F.normalize(x.detach().double(), dim=1) for x in (a, b))
+    a, b = (F.normalize(x.detach().to(sum_dtype(x.device)), dim=1) for x in (a, b))
     count = 2 * len(a) * ranks.world_size()
     # Mean over ranks of the sum of all views, (D,), and of the positive pairs' similarity, in one message.
     shared = ranks.mean(torch.cat([a.sum(0) + b.sum(0), (a * b).sum(1).mean()[None]]))
