@@ -186,7 +186,8 @@ def tune(device: torch.device, *, deterministic: bool | None = None) -> None:
     """
     if deterministic is not None and deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it has not written
+        # Nothing here reads memory that it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     fixed = torch.are_deterministic_algorithms_enabled()
     if fixed:  # read when cuBLAS starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
