@@ -135,3 +135,11 @@ def test_a_way_to_train_that_fails_is_named(bench, monkeypatch):
     (row,) = gpu_rows.judged(gpu_training.ways(bench).rows, quick=False)
     assert (row["ours"], row["verdict"]) == (1.0, "missed")
     assert "not: bf16 adamw" in row["note"]
+
+
+def test_the_fraction_that_is_training_is_of_the_whole_time(bench, monkeypatch):
+    log = [{"seconds": 3.0, "busy": 0.5}, {"seconds": 3.0, "busy": 1.0}]
+    monkeypatch.setattr(gpu_training, "pretrain", lambda *_, **__: (log, ""))
+    (row,) = gpu_rows.judged(gpu_training.between_epochs(bench).rows, quick=False)
+    assert row["ours"] == pytest.approx(6 / 9)
+    assert row["verdict"] == "missed"
