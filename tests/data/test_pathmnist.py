@@ -360,7 +360,7 @@ def test_through_the_command_line(tmp_path, capsys):
     words = ["data", "inspect", "data.source=pathmnist", f"data.root={path}", f"out={out}", "progress=false"]
     assert main(words) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"sscl: {path}: train_images: 1 channel")
+    assert err.startswith(f"sscl: data.root: {path}: train_images: 1 channel")
     assert err.count("\n") == 1
     assert not out.exists()
 
