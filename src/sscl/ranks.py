@@ -108,9 +108,7 @@ def parallel(module: nn.Module) -> nn.Module:
     # Buffers are those of batch norm, the same on all ranks: nothing to send at each forward pass.
     parallelise: Any = nn.parallel.DistributedDataParallel
     known = inspect.signature(parallelise).parameters
-    key = (
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # its name before torch 2.12
+    key = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # of older torch
     return cast(nn.Module, parallelise(module, **{key: False}))
 
 
