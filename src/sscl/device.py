@@ -197,6 +197,11 @@ def tune(device: torch.device, *, deterministic: bool | None = None) -> None:
         torch.backends.cudnn.deterministic = fixed
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes of a CUDA device that nobody uses now, this process's CUDA context not counted; else None."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
 def describe_device(device: torch.device) -> str:
     """Return one phrase naming the device, for logs."""
     if device.type == "cuda":

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import copy
 import re
-from types import SimpleNamespace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from sscl import config
 from sscl.cli import COMMANDS
+from sscl.data import tiles
+from sscl.data.tiles import tile_budget_gb
 from sscl.device import autocast
 from sscl.models import encoders, heads
 from sscl.train import memory, optim
 from sscl.train.memory import activation_bytes, advice, readable, report
+from sscl.train.setup import OpenRun
 
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 32, 32)
@@ -103,6 +107,7 @@ def lines(device: torch.device = CPU, **changes) -> dict[str, str]:
         "optimizer": "adamw",
         "shape": (4, 3, 32, 32),
         "device": device,
+        "free": None,
         "precision": "fp32",
         "store_bytes": 3 * 2**30,
         "budget_gb": 4.0,
@@ -135,19 +140,17 @@ def test_frozen_parameters_have_no_gradient_and_no_state():
 @pytest.mark.parametrize(
     ("budget_gb", "memory_gb", "tiles", "total", "warned"),
     [
-        (4.0, 16, "on the GPU (data.device_budget_gb 4)", "3.0 GiB of the GPU's 16.0 GiB", False),
-        (4.0, 2, "on the GPU (data.device_budget_gb 4)", "3.0 GiB of the GPU's 2.0 GiB", True),
-        (2.5, 2, "not on the GPU, above data.device_budget_gb 2.5: each batch is copied there", "3.0 MiB of", False),
+        (4.0, 16, "on the GPU (data.device_budget_gb 4)", "3.5 GiB of 16.0 GiB that are free", False),
+        (4.0, 2, "on the GPU (data.device_budget_gb 4)", "3.5 GiB of 2.0 GiB that are free", True),
+        (4.0, 3.25, "on the GPU (data.device_budget_gb 4)", "3.5 GiB of 3.2 GiB that are free", True),  # workspaces
+        (2.5, 2, "not on the GPU, above data.device_budget_gb 2.5: each batch is copied there", "515.0 MiB of", False),
     ],
 )
 def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeypatch):
-    class Properties:
-        total_memory = memory_gb * 2**30
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    """Compared with what others leave free, not with what the card has."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(memory, "activation_bytes", lambda *args, **kwargs: 0)
-    found = lines(torch.device("cuda"), budget_gb=budget_gb)
+    found = lines(torch.device("cuda"), budget_gb=budget_gb, free=int(memory_gb * 2**30))
     assert found["tiles"].endswith(tiles)
     assert total in found["total"]
     assert ("warning" in found) == warned
@@ -155,23 +158,34 @@ def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeyp
         assert found["warning"] == f"warning: this does not fit; {advice('pretrain')}"
 
 
-def pretend_gpu(monkeypatch, memory_bytes: int) -> None:
-    properties = SimpleNamespace(total_memory=memory_bytes)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory_bytes, memory_bytes))
+@pytest.mark.parametrize(
+    ("given", "free_gb", "expected"), [(None, 80, 4), (None, 8, 2), (None, None, 4), (6.0, 8, 6), (0.0, 80, 0)]
+)
+def test_tiles_take_a_quarter_of_a_small_gpu(given, free_gb, expected, monkeypatch):
+    free = None if free_gb is None else free_gb * 2**30
+    assert tile_budget_gb(given, free=free) == expected
+    opened = OpenRun(Path("run"), CPU, "fp32", 1, writes=True, progress=False, free=free)
+    assert opened.budget_gb(given) == expected
+
+
+def test_a_store_asks_how_much_is_free(monkeypatch):
+    """16 tiles of 3 KiB; a quarter of 1 MiB has room for them, a quarter of 0.1 MiB has not."""
+    images = np.zeros((16, 32, 32, 3), dtype=np.uint8)
+    for free, resident in ((2**20, True), (2**20 // 10, False)):
+        monkeypatch.setattr(tiles, "free_memory", lambda device, free=free: free)
+        assert tiles.place_store(images, device="meta", budget_gb=None).on_device == resident
 
 
 def test_a_gpu_too_small_for_one_tile_is_refused(monkeypatch):
     """No batch and no microbatch helps there: 2 of 64 views, 3 GiB, and 3 MiB of weights."""
     monkeypatch.setattr(memory, "activation_bytes", lambda *args, **kwargs: 96 * 2**30)
-    pretend_gpu(monkeypatch, 4 * 2**30)
-    assert "warning" in lines(torch.device("cuda"), shape=(64, 3, 32, 32), store_bytes=0)
-    pretend_gpu(monkeypatch, 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    given = {"device": torch.device("cuda"), "shape": (64, 3, 32, 32), "store_bytes": 0}
+    assert "warning" in lines(**given, free=4 * 2**30)
     with pytest.raises(
-        ValueError, match=r"data\.size_px: .*32 px takes 3\.0 GiB.* has 3\.0 GiB; .*model\.name"
+        ValueError, match=r"data\.size_px: .*32 px takes 3\.0 GiB.* has 3\.0 GiB free; .*model\.name"
     ) as caught:
-        lines(torch.device("cuda"), shape=(64, 3, 32, 32), store_bytes=0)
+        lines(**given, free=3 * 2**30)
     assert "\n" not in str(caught.value)
 
 

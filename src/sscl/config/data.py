@@ -36,8 +36,12 @@ class DataConfig(Section):
         "none", "stain normalisation of every tile, to fixed reference stains"
     )
     cache_dir: str | None = setting(None, "cache of decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", free=True)
-    device_budget_gb: float = setting(
-        4.0, "keep all tiles on the GPU if they need at most this much memory, GiB", free=True, ge=0
+    device_budget_gb: float | None = setting(
+        None,
+        "keep all tiles on the GPU if they need at most this much memory, GiB; null = 4, or a quarter of what is free "
+        "if that is less",
+        free=True,
+        ge=0,
     )
 
 

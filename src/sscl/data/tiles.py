@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from sscl.data.rows import Images, Rows
+from sscl.device import free_memory
 
 UNLABELLED = -1
 _AHEAD = 2  # batches that are read while one is used
@@ -202,14 +203,29 @@ def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.to(device, non_blocking=True)
 
 
-def place_store(images: Images, *, device: torch.device | str, budget_gb: float) -> TileStore:
+def tile_budget_gb(given: float | None, *, free: int | None) -> float:
+    """Return up to which size tiles are kept on a device, GiB: what is `given`, else 4 or a quarter of what is free.
+
+    Args:
+        free: bytes of the device that nobody uses, before the work starts; None where that is not known.
+    """
+    if given is not None:
+        return given
+    return 4.0 if free is None else min(4.0, free / 4 / 2**30)
+
+
+def place_store(images: Images, *, device: torch.device | str, budget_gb: float | None) -> TileStore:
     """Return a store of `images`, uint8 (N, H, W, 3), on the device if they fit there.
 
     On a CPU the images stay where they are (a memmap is read row by row, never as a whole). To another device they are
-    copied as a whole if they take at most `budget_gb` (GiB); else batch by batch.
+    copied as a whole if they take at most `budget_gb` (GiB, None: see `tile_budget_gb`); else batch by batch.
     """
     device = torch.device(device)
-    if device.type == "cpu" or images.nbytes > budget_gb * 2**30:
+    if device.type == "cpu":
+        return TileStore(images, device=device)
+    if budget_gb is None:
+        budget_gb = tile_budget_gb(None, free=free_memory(device))
+    if images.nbytes > budget_gb * 2**30:
         return TileStore(images, device=device)
     rows = as_rows(images)
     resident = torch.empty(rows.shape, dtype=torch.uint8, device=device)

@@ -155,6 +155,7 @@ def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
     model = Classifier(start.encoder, num_classes=len(data.classes)).to(device).to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(not config.train.freeze_encoder)
     part = batch_size // opened.world
+    budget_gb = opened.budget_gb(config.data.device_budget_gb)
     needs = memory_lines(
         opened,
         command="finetune",
@@ -164,14 +165,13 @@ def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
         views=part if config.contrast.kind == "none" else 4 * part,
         size_px=config.data.size_px,
         store_bytes=data.tiles.images.nbytes,
-        budget_gb=config.data.device_budget_gb,
+        budget_gb=budget_gb,
     )
     joint = build_joint(config, model, device=device)
     synchronise_batch_norm(model if joint is None else joint)  # the classifier's head has no norm
     new = [model.head] if joint is None else [model.head, joint.projection]
     optimizer = optim.two_rates(config.train, encoder=model.encoder, new=new)
 
-    budget_gb = config.data.device_budget_gb
     store = place_store(data.tiles.images, device=device, budget_gb=budget_gb)
     own = None if data.carved else place_store(data.validation_tiles.images, device=device, budget_gb=budget_gb)
     views = Views(

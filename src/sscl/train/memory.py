@@ -11,6 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sscl.device import autocast, half_precision
 
+# Of a process on a GPU besides its tensors: kernels that are loaded when first used (the context itself is not in what
+# is free) and the scratch memory of cuDNN and cuBLAS. Assumed, not measured.
+WORKSPACES = 512 * 2**20
 # Values an optimizer keeps for each parameter.
 OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
 # Commands with a key batch_size, tiles forwarded at a time.
@@ -75,14 +78,14 @@ def report(
     optimizer: str,
     shape: tuple[int, int, int, int],
     device: torch.device,
+    free: int | None,
     precision: str,
     store_bytes: int,
     budget_gb: float,
 ) -> list[str]:
     """Return lines that say what a training will take, to be printed before it starts.
 
-    It is an estimate from below: the libraries' workspaces, the loss and the gradients that live for a moment in the
-    backward pass come on top.
+    It is an estimate from below: the loss and the gradients that live for a moment in the backward pass come on top.
 
     Args:
         command: pretrain or finetune, for the advice where it does not fit.
@@ -90,6 +93,7 @@ def report(
         optimizer: sgd, lars or adamw.
         shape: what goes through the model at a time, (B, 3, H, W): the views of a batch, or of a microbatch.
         device, precision: of the training.
+        free: bytes of the GPU that nobody used before the work started; None on another device.
         store_bytes: the tiles, uint8.
         budget_gb: up to which size the tiles go to a GPU, GiB (data.device_budget_gb).
 
@@ -105,9 +109,9 @@ def report(
     if not on_gpu:
         where = "where they are: in memory, or read from the cache as needed"
     elif resident:
-        where = f"on the GPU (data.device_budget_gb {budget_gb:g})"
+        where = f"on the GPU (data.device_budget_gb {budget_gb:.3g})"
     else:
-        where = f"not on the GPU, above data.device_budget_gb {budget_gb:g}: each batch is copied there"
+        where = f"not on the GPU, above data.device_budget_gb {budget_gb:.3g}: each batch is copied there"
     parts = [
         ("parameters", sum(value.nbytes for value in _state(model).values()), ""),
         ("gradients", trained, ""),
@@ -120,18 +124,19 @@ def report(
         ("views", count * 3 * shape[2] * shape[3] * 4, f"{count} at {side} px"),
         ("tiles", store_bytes, where),
     ]
+    if on_gpu:
+        parts.append(("workspaces", WORKSPACES, "assumed for CUDA's kernels, cuDNN and cuBLAS"))
     need = sum(size for name, size, _ in parts if name != "tiles" or resident)
-    limit = torch.cuda.get_device_properties(device).total_memory if on_gpu else None
-    total = ("total", need, "without the tiles" if limit is None else f"of the GPU's {readable(limit)}")
+    total = ("total", need, "without the tiles" if free is None else f"of {readable(free)} that are free on the GPU")
     lines = [f"  {name:<12} {readable(size):>10}  {note}".rstrip() for name, size, note in (*parts, total)]
-    if limit is not None and need > limit:
+    if free is not None and need > free:
         kept, views = (size for name, size, _ in parts if name in ("activations", "views"))
-        fixed = sum(size for name, size, _ in parts if name not in ("activations", "views", "tiles"))
+        fixed = sum(size for name, size, _ in parts if name not in ("activations", "views", "tiles", "workspaces"))
         least = fixed + 2 * (kept + views) // count  # a batch norm needs two
-        if least > limit:
+        if least > free:
             raise ValueError(
                 f"data.size_px: training on a single tile of {side} px takes {readable(least)}, and the GPU has "
-                f"{readable(limit)}; lower data.size_px, choose a smaller model.name, or use device=cpu"
+                f"{readable(free)} free; lower data.size_px, choose a smaller model.name, or use device=cpu"
             )
         lines.append(f"warning: this does not fit; {advice(command, half=half_precision(device))}")
     return ["memory, estimated:", *lines]

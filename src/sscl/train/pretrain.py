@@ -154,6 +154,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     projection = build_projection(start.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
     model = ContrastiveModel(start.encoder, projection=projection)
     model = model.to(opened.device).to(memory_format=torch.channels_last)
+    budget_gb = opened.budget_gb(config.data[0].device_budget_gb)
     needs = memory_lines(
         opened,
         command="pretrain",
@@ -162,13 +163,13 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         views=2 * (config.train.microbatch or config.train.batch_size // opened.world),
         size_px=config.data[0].size_px,
         store_bytes=tiles.images.nbytes,
-        budget_gb=config.data[0].device_budget_gb,
+        budget_gb=budget_gb,
     )
     synchronise_batch_norm(model)
     groups = optim.parameter_groups(model, learning_rate=peak_of(config), weight_decay=config.train.weight_decay)
     optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
     scaler = opened.scaler()
-    store = place_store(tiles.images, device=opened.device, budget_gb=config.data[0].device_budget_gb)
+    store = place_store(tiles.images, device=opened.device, budget_gb=budget_gb)
 
     first_epoch = 0
     if resume:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from sscl import ranks, run
 from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, shown
 from sscl.config.training import PretrainTrainConfig
-from sscl.device import describe_device, pick_precision, tune
+from sscl.data.tiles import tile_budget_gb
+from sscl.device import describe_device, free_memory, pick_precision, tune
 from sscl.models.checkpoint import Checkpoint
 from sscl.models.start import NO_STATISTICS
 from sscl.train import memory
@@ -32,6 +33,7 @@ class OpenRun:
         world: number of ranks, 1 without torchrun.
         writes: whether this rank validates and writes; rank 0 alone does.
         progress: whether this rank shows a progress bar.
+        free: bytes of the GPU that nobody used before the work started; None on another device.
     """
 
     folder: Path
@@ -40,6 +42,11 @@ class OpenRun:
     world: int
     writes: bool
     progress: bool
+    free: int | None = None
+
+    def budget_gb(self, given: float | None) -> float:
+        """Return up to which size tiles are kept on the device, GiB, from data.device_budget_gb."""
+        return tile_budget_gb(given, free=self.free)
 
     def share_of(self, batch_size: int) -> slice:
         """Return which tiles of a batch are this rank's; the batch size is a multiple of `world`."""
@@ -82,7 +89,8 @@ def open_run(
     print(f"device: {describe_device(device)}{over}, {how}")
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
-    return OpenRun(folder, device, precision, world, writes=first, progress=config.log.progress and first)
+    progress = config.log.progress and first
+    return OpenRun(folder, device, precision, world, writes=first, progress=progress, free=free_memory(device))
 
 
 def check_resumable(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
@@ -140,7 +148,7 @@ def memory_lines(
         command: pretrain or finetune, for the advice where it does not fit.
         model: all that is trained. optimizer: sgd, lars or adamw.
         views: forwarded at a time on one rank. size_px: their side.
-        store_bytes: the tiles. budget_gb: up to which size they go to a GPU, GiB.
+        store_bytes: the tiles. budget_gb: up to which size they go to a GPU, GiB, see `OpenRun.budget_gb`.
     """
     if not opened.writes:
         return []
@@ -150,6 +158,7 @@ def memory_lines(
         optimizer=optimizer,
         shape=(views, 3, size_px, size_px),
         device=opened.device,
+        free=opened.free,
         precision=opened.precision,
         store_bytes=store_bytes,
         budget_gb=budget_gb,
