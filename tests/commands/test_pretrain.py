@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -644,3 +645,14 @@ def test_missing_tensorboard_is_said_before_anything_is_written(
     assert "log.tensorboard" in result.err
     assert "pip install" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_deterministic_is_said_and_changes_nothing_on_a_cpu(cli: Any, tmp_path: Path) -> None:
+    fixed = cli.pretrain(tmp_path / "fixed", "deterministic=true")
+    assert fixed.code == 0
+    assert "precision fp32, deterministic" in fixed.out
+    free = cli.pretrain(tmp_path / "free")
+    assert "deterministic" not in free.out
+    assert not torch.are_deterministic_algorithms_enabled()
+    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("fixed", "free")]
+    assert rows[0]["loss"] == rows[1]["loss"]
