@@ -77,7 +77,7 @@ def jpeg_tiles(bench: Bench) -> Path:
 def inference_rows(what: str, seen: Observed, *, tiles: int, wall_s: float) -> list[dict[str, Any]]:
     """Return tiles a second and how busy the GPU was."""
     if seen.busy is None or seen.span is None:
-        note = "the whole command, on a CPU"
+        note = "of the whole command: no kernels were seen"
         return [row(f"{what}, tiles a second", ours=tiles / wall_s, unit="tiles/s", note=note)]
     note = f"from the first kernel to the last; the command alone takes {wall_s:.1f} s"
     return [

@@ -86,10 +86,13 @@ def facts(bench: Bench) -> Found:
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "cores": cpu_cores(),
         "arch_list": torch.cuda.get_arch_list(),
     }
+    try:
+        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:  # as on a card that this cuDNN is too new for
+        found["cudnn"] = str(error)
     if bench.on_gpu:
         card = torch.cuda.get_device_properties(bench.device)
         free, total = torch.cuda.mem_get_info(bench.device)

@@ -122,7 +122,7 @@ def observed_rows(seen: Observed, log: list[MetricsRow], *, at: str, steps: int)
     """Return what the command did to the device: how busy it was, how often the host waited for it."""
     training_s = sum(line["seconds"] for line in log)
     if seen.busy is None or seen.span is None:
-        return [row(f"the GPU is busy, {at}", unit="of the time", note="needs a GPU")]
+        return [row(f"the GPU is busy, {at}", unit="of the time", note="no kernels were seen")]
     often = {line: count for line, count in seen.waits.items() if count >= steps}
     return [
         row(
