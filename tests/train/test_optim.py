@@ -372,3 +372,25 @@ def test_lars_resumes_from_its_state():
     resumed.load_state_dict(stopped.state_dict())
     train(second, resumed, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_first_step_that_a_scaler_skips_leaves_no_trace(name, monkeypatch):
+    """fp16 usually overflows in its first step, at a scale of 65,536; memory without content is NaN here."""
+    monkeypatch.setattr(optim, "_on_gpu", lambda groups: True)
+    monkeypatch.setattr(torch, "empty_like", lambda x, **_: torch.full(x.shape, math.nan))
+    start = torch.linspace(-1, 1, 12).reshape(3, 4)
+    after = []
+    for skipped in (True, False):
+        weight = torch.nn.Parameter(start.clone())
+        groups = [{"params": [weight], "weight_decay": 0.01, "peak_lr": 0.1, "lr": 0.1, "adapt": True}]
+        optimizer = optim.build_optimizer(name, groups)
+        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+        for gradient in ([math.inf] if skipped else []) + [0.5]:
+            scaler.scale(torch.ones(()))  # makes the scale
+            weight.grad = torch.full_like(start, gradient) * scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+        after.append(weight.detach())
+    assert not torch.equal(after[0], start)
+    torch.testing.assert_close(*after)
