@@ -381,7 +381,7 @@ def test_a_plain_run_is_replaced_only_on_demand(crossed: Any, cli: Any, tmp_path
         (["train.fold=1"], "train.fold: got 1 without train.folds"),
         (["train.folds=2", "train.fold=3"], "train.fold: must be <= 2 (train.folds), got 3"),
         (["--folds", "5"], "train.folds: 5 folds need at least 5 groups per class, class 0 has 4"),
-        (["--folds", "4", "model.weights=none"], "none: no such run folder or checkpoint file"),
+        (["--folds", "4", "model.weights=none"], "model.weights: none: no such run folder or checkpoint file"),
         (["--folds=2", "device=cuda:7"], "device: "),
     ],
 )
