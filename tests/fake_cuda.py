@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +36,10 @@ WAITS = {
     *("unique_dim", "unique_consecutive", "linalg_svd", "_linalg_svd", "repeat_interleave"),
 }
 # Nothing is launched: a view, or memory without content.
+EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 FREE = {
-    *("detach", "alias", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"),
+    *EMPTY,
+    *("detach", "alias", "_unsafe_view"),
     *("lift_fresh", "lift_fresh_copy", "record_stream", "_reshape_alias", "is_pinned", "set_", "resize_"),
 }
 MOVES = {"copy_", "_to_copy", "_foreach_copy_", "_foreach_copy"}
@@ -231,6 +234,8 @@ class FakeMachine(TorchDispatchMode):
         if func._schema.name == "sscl::views":
             return FakeCudaTensor(self._views(*plain_args), device)
         made = KERNELS.get(name, func)(*plain_args, **plain_kwargs)
+        if name in EMPTY and made.is_floating_point():
+            made.fill_(math.nan)  # what a GPU's memory holds is anything
 
         def wrap(x: Any) -> Any:
             if not isinstance(x, torch.Tensor) or device.type != "cuda":

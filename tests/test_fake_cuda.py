@@ -154,6 +154,11 @@ def test_what_waits(gpu, waits, copies, do):
     assert (counts.waits.total(), counts.copies.total()) == (waits, copies)
 
 
+def test_memory_without_content_is_nan(gpu):
+    assert torch.empty(3, device="cuda").isnan().all()
+    assert torch.ones(3, device="cuda").new_empty(2).isnan().all()
+
+
 def test_launches_and_bytes(gpu):
     x = torch.ones(4, 256, device="cuda")
     with gpu.counting() as counts:
@@ -250,6 +255,15 @@ def test_finetuning_over_ranks(two_ranks, sscl, tmp_path):
     with harness.fake_cuda(gpus=2) as machine:
         counts = sscl.finetune(machine, tmp_path / "run", "contrast.kind=cross_view", "contrast.projection.kind=mlp")
     assert counts.stops("train_epoch", times=STEPS - 1) == []
+
+
+def test_fp16_survives_a_first_step_that_its_scaler_skips(sscl, tmp_path):
+    """torch's fused SGD then starts from a momentum that nothing was written to. Of a card before Volta: real views."""
+    with harness.fake_cuda(capability=(6, 1)) as machine:
+        sscl.pretrain(machine, tmp_path / "run", "precision=fp16")
+    kept = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert kept["scaler"]["scale"] < 65536  # it was skipped
+    assert all(value.isfinite().all() for value in kept["model"].values())
 
 
 # --- a trained model ---
