@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch.cuda import _get_device_index
 
 from sscl.device import Later, autocast, cpu_cores, describe_device, missing_kernels, pick_device, pick_precision, tune
 
@@ -168,12 +169,14 @@ def test_precision_on_a_cpu():
 
 def test_the_chosen_card_becomes_the_current_one(monkeypatch):
     current = []
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    # Its reading of the device is torch's own, which refuses one without a number.
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(_get_device_index(device)))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     tune(CPU)
     assert not torch.backends.cudnn.benchmark
     tune(torch.device("cuda:1"))
-    assert current == [torch.device("cuda:1")]
+    tune(torch.device("cuda"))
+    assert current == [1]
     assert torch.backends.cudnn.benchmark
 
 

@@ -192,7 +192,8 @@ def tune(device: torch.device, *, deterministic: bool | None = None) -> None:
     if fixed:  # read when cuBLAS starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:  # plain "cuda" is the current one, which set_device does not take
+            torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not fixed
         torch.backends.cudnn.deterministic = fixed
 
