@@ -56,7 +56,7 @@ class FakeCudaTensor(torch.Tensor):
 
     held: torch.Tensor
     place: torch.device
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, device: torch.device, requires_grad: bool = False) -> FakeCudaTensor:
@@ -73,7 +73,7 @@ class FakeCudaTensor(torch.Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Of a thread that the machine does not reach: another than the one that made it."""
         if _MACHINES:
             return _MACHINES[-1].compute(func, args, kwargs or {})
@@ -129,9 +129,9 @@ class FakeCudaTensor(torch.Tensor):
         return self.numpy()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.detach().cpu().__reduce_ex__(protocol)  # torch.save copies to the host as well
+        return self.detach().cpu().__reduce_ex__(protocol)  # type: ignore[no-untyped-call] # torch.save copies to the host as well
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         return f"FakeCudaTensor({tuple(self.shape)}, {self.dtype}, {self.device})"
 
 
@@ -170,11 +170,11 @@ class Counts:
         return [f"{line}: {count} times" for line, count in found.items() if count >= times]
 
 
-class FakeMachine(TorchDispatchMode):
+class FakeMachine(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The mode in which operations on fake CUDA tensors are checked, counted and computed."""
 
     def __init__(self, *, gpus: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.gpus, self.current = gpus, 0
         self.counts = Counts()
         self._pinned: set[int] = set()
@@ -468,7 +468,7 @@ def _no_inference_mode(mode: bool) -> Any:
 
 
 def _grouped(lists: Any, with_indices: bool = False) -> Any:
-    groups = _real_grouped(lists, with_indices)
+    groups: Any = _real_grouped(lists, with_indices)
     return {(found[0][0][0].device, dtype): found for (_, dtype), found in groups.items()}
 
 
