@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -276,9 +277,15 @@ def test_evaluation(gpu, sscl, finetuned, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"])
-def test_heatmaps(gpu, sscl, finetuned, method, tmp_path):
+def test_heatmaps(gpu, sscl, finetuned, tiles, method, tmp_path):
     words = [f"checkpoint={finetuned}", f"out={tmp_path / 'o'}", "progress=false", f"method={method}", "batch_size=4"]
-    more = {"gradcam": ["checks=true"], "layercam": ["layer=[encoder.layer2, encoder.layer3]"]}
+    (tmp_path / "few").mkdir()
+    for path in sorted((tiles / "images").iterdir())[:3]:
+        shutil.copy(path, tmp_path / "few")
+    more = {
+        "gradcam": ["checks=true", f"images={tmp_path / 'few'}"],
+        "layercam": ["layer=[encoder.layer2, encoder.layer3]"],
+    }
     sscl(gpu, "gradcam", *words, *more.get(method, []), "per_class=1")
     with (tmp_path / "o" / "boxes.csv").open(newline="") as handle:
         assert len(list(csv.DictReader(handle))) >= 2
@@ -289,6 +296,22 @@ def test_prediction(gpu, sscl, finetuned, tiles, tmp_path):
     counts = sscl(gpu, "predict", *words, "batch_size=4", "panels=1")
     assert counts.launches["convolution"] >= 9 * 20
     assert counts.stops("predicted_rows", times=8) == []
+
+
+def test_probe_of_tiles_that_do_not_fit(gpu, sscl, finetuned, tiles, tmp_path):
+    data = f"root: {tiles}, published: false, size_px: {SIZE_PX}, device_budget_gb: 0"
+    words = [f"encoders=[{{name: e, weights: {finetuned}}}]", f"sets=[{{name: polyps, source: mhist, {data}}}]"]
+    words += [f"out={tmp_path / 'o'}", f"cache_dir={tmp_path / 'cache'}", "batch_size=2", "progress=false"]
+    counts = sscl(gpu, "probe", *words, "fractions=[1.0]", "bootstrap_samples=20", "c_grid=[1]")
+    assert counts.launches["convolution"] >= 8 * 20
+    assert counts.stops("outputs", times=5) == []
+
+
+def test_embedding(gpu, sscl, finetuned, tiles, tmp_path):
+    words = [f"data.root={tiles}", "data.published=false", f"data.size_px={SIZE_PX}", "batch_size=2", "progress=false"]
+    counts = sscl(gpu, "embed", *words, f"out={tmp_path / 'o'}", f"encoder.weights={finetuned}", "split=test")
+    assert counts.launches["convolution"] == 6 * 20
+    assert counts.stops("outputs", times=5) == []
 
 
 # --- budgets ---
