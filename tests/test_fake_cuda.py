@@ -286,7 +286,11 @@ def test_heatmaps(gpu, sscl, finetuned, tiles, method, tmp_path):
         "gradcam": ["checks=true", f"images={tmp_path / 'few'}"],
         "layercam": ["layer=[encoder.layer2, encoder.layer3]"],
     }
-    sscl(gpu, "gradcam", *words, *more.get(method, []), "per_class=1")
+    counts = sscl(gpu, "gradcam", *words, *more.get(method, []), "per_class=1")
+    # In 7 batches, of 3 calls; each call waits for its last. CUDA's decomposition asks whether it converged.
+    waited = [line for line in counts.stops("heatmaps", times=5) if "_linalg_svd" not in line]
+    assert waited == []
+    assert (counts.stops("heatmaps", times=5) != []) == (method == "eigencam")
     with (tmp_path / "o" / "boxes.csv").open(newline="") as handle:
         assert len(list(csv.DictReader(handle))) >= 2
 
