@@ -69,7 +69,8 @@ def main() -> None:
     found: dict[str, Any] = {"largest difference": {}}
     for name, settings in SETTINGS.items():
         a = Augmentation(**settings)
-        for count, side in ((3, 20), (2, 17)):
+        # 17 px are two programs a plane, the second hardly filled; 16 are one.
+        for count, side in ((2, 16), (2, 17))[: 2 if name in ("default", "every operation") else 1]:
             difference = (views(a, tiles(count, side)) - expected(a, tiles(count, side))) * STD[:, None, None]
             found["largest difference"][f"{name}, {side} px"] = difference.abs().max().item()
     still, images = Augmentation(**STILL), tiles(2, 9)

@@ -124,7 +124,7 @@ class ChannelMeans(torch.nn.Module):
 
 def test_embeddings_are_in_the_order_of_the_tiles_and_normalised_as_the_encoder_expects(clean, monkeypatch, tmp_path):
     opened = start.Start(ChannelMeans(), (0.5, 0.25, 0.125), (0.5, 0.2, 0.1), [], size_px=32)
-    monkeypatch.setattr(command, "frozen_encoder", lambda _: opened)
+    monkeypatch.setattr(command, "frozen_encoder", lambda _, **named: opened)
     flat = tmp_path / "flat"
     for index in range(3):
         save(picture(50 + index), flat / f"{index}.png")
