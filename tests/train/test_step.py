@@ -250,7 +250,7 @@ def test_one_step_of_a_resnet_on_a_gpu_equals_the_cpu():
     expected = ContrastiveStep(model, views=here).backward(*batch(views=here))
 
     torch.testing.assert_close(ours.losses.cpu(), expected.losses, atol=1e-3, rtol=1e-3)
-    cosine = F.cosine_similarity(gradients(on_gpu).cpu(), gradients(model), dim=0)
+    cosine = F.cosine_similarity(gradients(on_gpu).cpu().double(), gradients(model).double(), dim=0)
     assert cosine > 0.999
 
 
