@@ -1,14 +1,17 @@
-"""One rank of tests/test_ranks.py: `python rank_tasks.py TASK [TASK ...]`, in the environment that torchrun gives.
+"""The ranks of tests/test_ranks.py: `python rank_tasks.py TASK [TASK ...]`, in torchrun's environment without RANK.
 
-Each task returns named tensors, computed by all ranks together; rank 0 writes them to $RESULTS/TASK.pt. Run in one
-process, without that environment, the same functions give what the ranks must equal.
+One process imports what they need and forks them; it ends them all when one fails. Each task returns named tensors,
+computed by all ranks together; rank 0 writes them to $RESULTS/TASK.pt. Run in one process, without that environment,
+the same functions give what the ranks must equal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -308,5 +311,35 @@ def main(names: list[str]) -> None:
     assert ranks.world_size() == 1
 
 
+def fork(names: list[str]) -> int:
+    """Run the tasks on ranks forked from this process, which has computed nothing yet; return its exit code."""
+    import sscl.models.encoders
+    import sscl.models.sync_batch_norm
+    import sscl.train.step  # noqa: F401
+
+    left = set()
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        child = os.fork()
+        if child == 0:
+            os.environ["RANK"] = str(rank)
+            code = 1
+            try:
+                main(names)
+                code = 0
+            except BaseException:
+                print(f"--- rank {rank}", traceback.format_exc(), sep="\n", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(code)
+        left.add(child)
+    while left:
+        child, status = os.wait()
+        left.remove(child)
+        if status != 0:
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+            return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(fork(sys.argv[1:]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,28 +53,17 @@ def together(
     }
     if Path("/sys/class/net/lo").exists():
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks up the host's name, which need not resolve
-    logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("w") as handle:
-                command = [sys.executable, str(script), *tasks]
-                processes.append(
-                    subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=handle, stderr=handle)
-                )
-        end = time.monotonic() + seconds
-        # One that fails leaves the others waiting: the first failure ends them all.
-        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-            if time.monotonic() > end:
-                break
-            time.sleep(0.05)
-    finally:
-        codes = [process.poll() for process in processes]
-        for process in processes:
-            process.kill()
-            process.wait()
-    said = "\n".join(f"--- rank {rank}, exit code {codes[rank]}\n{log.read_text()}" for rank, log in enumerate(logs))
-    assert codes == [0] * world_size, said
+    log = folder / "ranks.log"
+    with log.open("w") as handle:
+        command = [sys.executable, str(script), *tasks]
+        process = subprocess.Popen(command, env=environment, stdout=handle, stderr=handle, start_new_session=True)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    code = process.poll()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert code == 0, f"exit code {code}\n{log.read_text()}"
     return {task: torch.load(folder / f"{task}.pt", weights_only=True) for task in tasks}
 
 
