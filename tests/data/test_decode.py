@@ -103,7 +103,7 @@ def test_a_killed_worker_is_one_line_and_leaves_no_cache(tmp_path, two_cores, mo
 
 
 INGEST = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from sscl.data import decode, ingest
 decode._PROCESSES_FROM = 1
@@ -120,10 +120,13 @@ if wait == "killed":
         return found
     decode._Worker.decode = slow
 else:
+    child = os.fork()  # two processes, of which the second is spared its imports
     while not Path(wait).exists():
         time.sleep(0.001)
 images = ingest.decode_tiles(sorted((root / "in").iterdir()), size_px=16, root=root, cache_dir=root / "cache")
 print(int(images.astype("int64").sum()), flush=True)
+if wait != "killed" and child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -151,13 +154,11 @@ def test_a_killed_ingest_takes_its_workers_along_and_is_done_again(tmp_path):
 def test_two_processes_that_ingest_one_folder_at_once_both_get_the_tiles(tmp_path):
     paths = save_tiles(tmp_path / "in", 60)
     go = tmp_path / "go"
-    both = [
-        subprocess.Popen([sys.executable, "-c", INGEST, str(tmp_path), str(go)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    both = subprocess.Popen([sys.executable, "-c", INGEST, str(tmp_path), str(go)], stdout=subprocess.PIPE, text=True)
     time.sleep(0.5)
     go.touch()
     expected = sum(int(decoded(path).sum()) for path in paths)
-    assert [int(child.communicate()[0]) for child in both] == [expected, expected]
+    assert [int(line) for line in both.communicate()[0].splitlines()] == [expected, expected]
+    assert both.returncode == 0
     (cached,) = (tmp_path / "cache").iterdir()
     assert cached.suffix == ".npy"
