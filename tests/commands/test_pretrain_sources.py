@@ -353,7 +353,13 @@ def test_clean_second_view_is_the_normalised_tile() -> None:
 def test_cross_view_loss_against_the_clean_tile_on_a_multistep_schedule(
     cli: Any, flat: Path, tmp_path: Path, read_metrics: Any
 ) -> None:
-    words = ["train.loss=cross_view", "train.second_view=clean", "train.epochs=4", "train.batch_size=6"]
+    words = [
+        "model.name=timm:test_resnet",
+        "train.loss=cross_view",
+        "train.second_view=clean",
+        "train.epochs=4",
+        "train.batch_size=6",
+    ]
     schedule = ["train.schedule=multistep", "train.milestones=[1, 3]", "train.gamma=0.5"]
 
     result = cli.pretrain(tmp_path / "run", data({"source": "folder", "root": str(flat)}), *words, *schedule)
@@ -375,7 +381,7 @@ def test_cross_view_loss_against_the_clean_tile_on_a_multistep_schedule(
 @pytest.fixture(scope="module")
 def two_sources(tiles: Path, flat: Path) -> list[str]:
     sources = data({"root": str(tiles), "tiles": 12, "weight": 2}, {"source": "folder", "root": str(flat), "weight": 1})
-    return [sources, "train.mix=source", "train.batch_size=4", "train.epochs=2"]
+    return [sources, "model.name=timm:test_resnet", "train.mix=source", "train.batch_size=4", "train.epochs=2"]
 
 
 @pytest.fixture(scope="module")
