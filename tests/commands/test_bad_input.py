@@ -26,6 +26,7 @@ NAME, LABEL, VOTES, PARTITION = (
     "Partition",
 )
 Row = dict[str, str]
+SMALL = "model.name=timm:test_resnet"  # where the model does not matter
 
 
 def assert_refused(result: Any, *words: str) -> None:
@@ -522,7 +523,7 @@ def test_what_is_advised_when_memory_runs_out_works(
     cli: Any, finetuned: Path, tmp_path: Path, command: str, word: str
 ) -> None:
     run = tmp_path / "run"
-    words = (run, word) if command in ("pretrain", "finetune") else (finetuned, f"out={run}", word)
+    words = (run, SMALL, word) if command in ("pretrain", "finetune") else (finetuned, f"out={run}", word)
 
     result = getattr(cli, command)(*words)
 
@@ -543,7 +544,7 @@ def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
 
     monkeypatch.setattr(ContrastiveStep, "backward", no_room_in_epoch_2)
 
-    assert_refused(cli.pretrain(tmp_path / "run", "train.epochs=2"), "out of GPU memory")
+    assert_refused(cli.pretrain(tmp_path / "run", SMALL, "train.epochs=2"), "out of GPU memory")
     assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["epoch"] == 1
 
 

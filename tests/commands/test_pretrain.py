@@ -40,6 +40,7 @@ KEYS = {
     "busy",
 }
 TIMES = ("tiles_per_second", "seconds", "busy")
+SMALL = "model.name=timm:test_resnet"  # where the model does not matter
 
 
 def config(root: Path | str = "nowhere", **sections: Any) -> PretrainConfig:
@@ -131,7 +132,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(
 
     monkeypatch.setattr(pretrain, "save_checkpoint", full)
 
-    result = cli.pretrain(tmp_path / "run")
+    result = cli.pretrain(tmp_path / "run", SMALL)
 
     assert result.code == 2
     assert "No space left" in result.err
@@ -170,7 +171,7 @@ def test_every_epoch_shows_each_tile_once_in_two_new_views(
 
     monkeypatch.setattr(step.augment, "prepare", spy)
 
-    assert cli.pretrain(tmp_path / "run", "train.epochs=2", "seed=7").code == 0
+    assert cli.pretrain(tmp_path / "run", SMALL, "train.epochs=2", "seed=7").code == 0
 
     assert [epoch for epoch, _, _ in asked] == [0] * 3 + [1] * 3
     assert {seed for _, seed, _ in asked} == {7}
@@ -293,7 +294,7 @@ def test_frozen_batch_statistics_are_those_of_the_start(cli: Any, pretrained: Pa
     before = torch.load(pretrained / "encoder.pt", weights_only=True)
 
     result = cli.pretrain(tmp_path / "run", *words)
-    random = cli.pretrain(tmp_path / "random", "train.freeze_batch_norm=true")
+    random = cli.pretrain(tmp_path / "random", SMALL, "train.freeze_batch_norm=true")
 
     assert result.code == 0, result.err
     after = torch.load(tmp_path / "run/encoder.pt", weights_only=True)
@@ -343,7 +344,7 @@ def test_resume_with_a_changed_key_is_refused(cli: Any, stopped: Path, snapshot:
 
 
 def test_resume_with_other_tiles_is_refused(cli: Any, broken: Path, tmp_path: Path, snapshot: Any) -> None:
-    words = [f"data.root={broken}", "train.epochs=2", "train.stop_after_epoch=1"]
+    words = [SMALL, f"data.root={broken}", "train.epochs=2", "train.stop_after_epoch=1"]
     assert cli.pretrain(tmp_path / "run", *words).code == 0
     before = snapshot(tmp_path / "run")
     name = next(line.split(",")[0] for line in (broken / "annotations.csv").read_text().splitlines() if "train" in line)
@@ -471,7 +472,7 @@ def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
 
     monkeypatch.setitem(pretrain.OBJECTIVES, "nt_xent", objective._replace(loss=breaks_in_epoch_2))
 
-    result = cli.pretrain(tmp_path / "run", "train.epochs=3")
+    result = cli.pretrain(tmp_path / "run", SMALL, "train.epochs=3")
 
     assert result.code == 2
     assert "the loss became nan in epoch 2, step 2" in result.err
@@ -527,7 +528,7 @@ def test_collapse_warning_is_silent_on_healthy_metrics_and_names_each_sick_one()
 
 def test_collapse_is_warned_of_once_the_warm_up_is_over(cli: Any, tmp_path: Path) -> None:
     """At so high a temperature the loss is that of random guessing, whatever the network does."""
-    words = ["train.epochs=2", "train.temperature=1000", "train.warmup_epochs=1"]
+    words = [SMALL, "train.epochs=2", "train.temperature=1000", "train.warmup_epochs=1"]
 
     result = cli.pretrain(tmp_path / "run", *words)
 
@@ -623,7 +624,7 @@ def test_labels_that_cannot_be_held_out_do_not_stop_pretraining(capsys: pytest.C
 def test_tensorboard_has_the_scalars_of_the_log(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
-    result = cli.pretrain(tmp_path / "run", "log.tensorboard=true")
+    result = cli.pretrain(tmp_path / "run", SMALL, "log.tensorboard=true")
 
     assert result.code == 0, result.err
     events = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
@@ -648,10 +649,10 @@ def test_missing_tensorboard_is_said_before_anything_is_written(
 
 
 def test_deterministic_is_said_and_changes_nothing_on_a_cpu(cli: Any, tmp_path: Path) -> None:
-    fixed = cli.pretrain(tmp_path / "fixed", "deterministic=true")
+    fixed = cli.pretrain(tmp_path / "fixed", SMALL, "deterministic=true")
     assert fixed.code == 0
     assert "precision fp32, deterministic" in fixed.out
-    free = cli.pretrain(tmp_path / "free")
+    free = cli.pretrain(tmp_path / "free", SMALL)
     assert ", deterministic" not in free.out
     assert not torch.are_deterministic_algorithms_enabled()
     rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("fixed", "free")]
