@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from sscl import augment
+
 pytest.importorskip("triton")
 
 
@@ -61,3 +63,21 @@ def test_no_kernel_spills_registers_on_a_card_that_is_not_here():
     rows = [line.split() for line in done.stdout.splitlines() if "sm_80" in line]
     assert [row[0] for row in rows] == ["warp", "blur_rows", "blur_columns", "colours"]
     assert all(int(row[-1]) == 0 < int(row[-2]) <= 255 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("capability", "path", "compiler", "lack"),
+    [
+        ((8, 0), "", "/opt/cc", None),
+        ((8, 0), "", "", "C compiler"),
+        ((6, 1), "", "/opt/cc", "capability"),
+    ],
+)
+def test_kernels_are_used_where_triton_can_work(capability, path, compiler, lack, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("CC", compiler)
+    device = torch.device("cuda")
+    assert augment.uses_kernels(device) == (lack is None)
+    assert not augment.uses_kernels(torch.device("cpu"))
+    assert lack is None or lack in str(augment.kernels_lack(device))

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -122,13 +124,22 @@ def prepare(
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Return whether views are made by the CUDA kernels of `augment_triton`, the one place where that is decided.
+    """Return whether views are made by the CUDA kernels of `augment_triton`, the one place where that is decided."""
+    return device.type == "cuda" and kernels_lack(device) is None
 
-    Triton comes with torch on Linux and needs compute capability 7.0; all else takes the operations of this module.
+
+def kernels_lack(device: torch.device) -> str | None:
+    """Return what a CUDA device lacks for the kernels of the views, in words; None if nothing.
+
+    Triton comes with torch on Linux, needs compute capability 7.0, and builds its launcher with a C compiler.
     """
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (7, 0)
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "Triton needs compute capability 7.0"
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang"))):
+        return "Triton needs a C compiler, for instance gcc"
+    return None
 
 
 def render(

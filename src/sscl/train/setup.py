@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sscl import ranks, run
+from sscl import augment, ranks, run
 from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, shown
 from sscl.config.training import PretrainTrainConfig
 from sscl.data.tiles import tile_budget_gb
@@ -87,6 +87,9 @@ def open_run(
     over = f", {world} ranks" if world > 1 else ""
     how = f"precision {precision}{', deterministic' if config.deterministic else ''}"
     print(f"device: {describe_device(device)}{over}, {how}")
+    lack = augment.kernels_lack(device) if device.type == "cuda" else None
+    if lack is not None:
+        print(f"note: views are made by slower operations than the CUDA kernels: {lack}")
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
     progress = config.log.progress and first
