@@ -94,7 +94,7 @@ class Commands:
 
     def _common(self) -> list[str]:
         data = [f"data.root={self.tiles}", "data.published=false", f"data.size_px={SIZE_PX}"]
-        return [*data, "model.name=resnet18", "log.progress=false", f"train.batch_size={BATCH}"]
+        return [*data, "model.name=resnet18", "progress=false", f"train.batch_size={BATCH}"]
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_a_slurm_job_starts_torchrun_on_every_node(tmp_path):
         "--rdzv-id": "123456",
         "--rdzv-endpoint": "n7:23456",
     }
-    command = ["-m", "sscl", "pretrain", "--config", "my config.yaml", "run=runs/x", "log.progress=false", "seed=1"]
+    command = ["-m", "sscl", "pretrain", "--config", "my config.yaml", "run=runs/x", "progress=false", "seed=1"]
     assert asked[start:] == [*command, "OMP=8", "CACHE=/local/sscl-me"]
 
 

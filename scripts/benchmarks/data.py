@@ -202,7 +202,7 @@ def start(folder: Path, *, quick: bool) -> list[Row]:
     words = [
         f"run={folder / 'run'}", f"data.root={root}", "data.published=false", "data.protocol=official",
         f"data.size_px={size_px}", f"data.cache_dir={folder / 'cache'}", "model.name=resnet18", "train.batch_size=8",
-        "health.tiles=8", "log.progress=false", "device=cpu",
+        "health.tiles=8", "progress=false", "device=cpu",
     ]  # fmt: skip
     load_mhist(root, protocol="official", split="train", size_px=size_px, published=False, cache_dir=folder / "cache")
     helped, begins, ends, imports = [], [], [], []
@@ -314,7 +314,7 @@ def larger_than_memory(folder: Path, *, quick: bool, device: torch.device) -> li
     words = [
         "pretrain", f"run={folder / 'large'}", f"data.root={folder}", "data.source=folder", f"data.size_px={size_px}",
         "data.device_budget_gb=0", "model.name=resnet18", f"train.batch_size={batch_size}", "train.epochs=1",
-        "train.warmup_epochs=0", f"device={device.type}", "log.progress=false", "health.tiles=16", "--overwrite",
+        "train.warmup_epochs=0", f"device={device.type}", "progress=false", "health.tiles=16", "--overwrite",
     ]  # fmt: skip
     runs = {
         which: json.loads(child(TRAIN, str(file), str(seconds), str(batch_size), *words).splitlines()[-1])

@@ -51,7 +51,7 @@ def classifier(bench: Bench) -> Path:
         "train.warmup_epochs=0",
         "train.batch_size=32",
         f"device={bench.device}",
-        "log.progress=false",
+        "progress=false",
     )
     return run
 

@@ -65,7 +65,7 @@ def pretrain(
         f"health.tiles={held}",
         f"device={bench.device}",
         f"precision={precision}",
-        "log.progress=false",
+        "progress=false",
         *words,
     )
     return read_metrics(run / "metrics.jsonl"), printed

@@ -61,7 +61,7 @@ class Cli:
 
     def _common(self) -> list[str]:
         data = [f"data.root={self.tiles}", "data.published=false", f"data.size_px={SIZE_PX}"]
-        return [*data, "model.name=resnet18", "log.progress=false", "log.every_seconds=0", "device=cpu"]
+        return [*data, "model.name=resnet18", "progress=false", "log.every_seconds=0", "device=cpu"]
 
 
 @pytest.fixture(scope="session", autouse=True)

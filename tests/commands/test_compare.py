@@ -471,7 +471,7 @@ def test_files_beside_the_compare_file_or_from_the_working_directory(
 
 
 def test_later_keys_win(study: Study) -> None:
-    runs = [{**TWO_ROWS[0], "set": ["train.batch_size=4", "model.weights='1e3'"]}, ROWS[1]]
+    runs = [{**TWO_ROWS[0], "set": ["train.batch_size=4", "model.weights=1e3"]}, ROWS[1]]
     path = study(runs, set={"train": {"batch_size": 6, "epochs": 3}}, set_finetune={"train": {"epochs": 4}})
     finetune, pretrain = plan_of(path)
     assert (finetune.config.train.batch_size, finetune.config.train.epochs) == (4, 4)

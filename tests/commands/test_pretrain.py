@@ -211,7 +211,7 @@ def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Pat
         projection={"kind": "mlp", "hidden": 24, "dim": 12},
         augment={"hue": 0.01, "crop_scale": (0.5, 0.9)},
         health={"tiles": 8},
-        log={"progress": False},
+        progress=False,
     ).model_copy(update={"run": str(tmp_path / "run")})
 
     opened = open_run(settings, device=torch.device("cpu"), inputs={}, overwrite=False)

@@ -15,7 +15,7 @@ FREE = [
     "data.published=false",
     "train.timeout_minutes=1",
     "log.tensorboard=true",
-    "log.progress=false",
+    "progress=false",
 ]
 FREE_OF_PRETRAIN = ["train.stop_after_epoch=1", "train.profile=true"]
 

@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from sscl import config
-from sscl.config import EvalConfig, FinetuneConfig, GradcamConfig, PretrainConfig, load_config, plain
+from sscl import cli, config
+from sscl.config import (
+    CompareConfig,
+    EvalConfig,
+    FinetuneConfig,
+    GradcamConfig,
+    PretrainConfig,
+    ReportConfig,
+    load_config,
+    plain,
+)
+from sscl.config.sections import marked
 from sscl.writing import to_yaml
 
 NEEDED = ("run=r", "data.root=d")
@@ -99,10 +109,104 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
     assert loaded.model.mean == (0.5, 0.5, 0.25)
     assert loaded.augment.crop_scale == (1, 1)
     assert (loaded.health.tiles, loaded.health.neighbours) == (9, 20)
-    assert loaded.log.progress is False
+    assert loaded.progress is False
     assert loaded.data[0].root == "a=b"
     assert load_config(GradcamConfig, overrides=["checkpoint=c", "ids=[a.png, b.png]"]).ids == ("a.png", "b.png")
     assert load_config(EvalConfig, overrides=["checkpoint=c", "data.root=x"]).data == {"root": "x"}
+
+
+TEXTS = [
+    "Case #2",
+    "Tumor: H&E",
+    "{a}",
+    "[old] tiles",
+    "2024",
+    "1e3",
+    "007",
+    "no",
+    "'quoted'",
+    "a=b",
+    " b",
+    "- c",
+    "é",
+    "null",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_typed(text):
+    """Through YAML, 'Case #2' would be Case, 2024 a number and 'no' false."""
+    loaded = load_config(FinetuneConfig, overrides=[f"run={text}", f"data.root={text}"])
+    assert (loaded.run, loaded.data.root) == (text, text)
+    listed = load_config(PretrainConfig, overrides=["run=r", "data=[{root: a}, {root: b}]", f"data.1.root={text}"])
+    assert listed.data[1].root == text
+    changed = load_config(EvalConfig, overrides=["checkpoint=c", f"data.root={text}", "data.size_px=32"])
+    assert changed.data == {"root": text, "size_px": 32}
+    assert load_config(ReportConfig, overrides=["runs=[r]", f"gradcam.target={text}"]).gradcam == {"target": text}
+    words = load_config(CompareConfig, overrides=["out=o", "runs=[]", f"set.data.root={text}"]).set
+    assert load_config(FinetuneConfig, overrides=["run=r", *words]).data.root == text
+
+
+def test_keys_that_may_be_null_are_null_where_null_or_nothing_is_typed():
+    for text in ("null", ""):
+        loaded = load_config(EvalConfig, overrides=["checkpoint=c", f"out={text}", f"positive={text}"])
+        assert (loaded.out, loaded.positive) == (None, None)
+    assert load_config(EvalConfig, overrides=["checkpoint=null"]).checkpoint == "null"
+    assert "not empty" in fault_of(*NEEDED, "run=")
+
+
+def test_a_list_of_texts_is_one_text_or_a_list_of_them():
+    for word, ids in (("[001, 1e3, no]", ("001", "1e3", "no")), ("a #1", ("a #1",)), ("[x", ("[x",)), ("", ())):
+        assert load_config(GradcamConfig, overrides=["checkpoint=c", f"ids={word}"]).ids == ids
+
+
+def test_home_and_variables_are_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SETS", "/sets")
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    path = write(
+        tmp_path, "run: ~/x\ndata:\n- {root: $SETS/a, cache_dir: '${SETS}/c'}\n- {root: b}\nmodel: {weights: ~/w}\n"
+    )
+    loaded = load_config(PretrainConfig, path, overrides=["data.1.root=~"])
+    assert (loaded.run, loaded.model.weights) == ("/home/me/x", "/home/me/w")
+    assert [(source.root, source.cache_dir) for source in loaded.data] == [
+        ("/sets/a", "/sets/c"),
+        ("/home/me", "/sets/c"),
+    ]
+    assert load_config(EvalConfig, overrides=["checkpoint=c", "data.root=~/t"]).data == {"root": "/home/me/t"}
+    assert load_config(ReportConfig, overrides=["runs=[~/a, b~]", "device=~"]).runs == ("/home/me/a", "b~")
+    for word in ("run=$NO_SUCH/x", "run=~nobody-here/x"):
+        line = fault_of("data.root=d", word)
+        assert line.startswith(f"run: {word[4:]}: ")
+        assert ("NO_SUCH" in line) or ("~nobody-here" in line)
+    (tmp_path / "$NO_SUCH").mkdir()
+    assert load_config(FinetuneConfig, overrides=["run=a$5", "data.root=$NO_SUCH"]).data.root == "$NO_SUCH"
+
+
+def test_every_key_that_names_a_place_is_a_path():
+    """By their names: what is written, read or cached."""
+    places = {"run", "out", "root", "runs", "checkpoint", "cache_dir", "groups_csv", "weights", "images", "paths"}
+    for command in cli.COMMANDS.values():
+        for key, field in config.keys(getattr(config, command.config)).items():
+            if key.split(".")[-1] in places and "str" in str(field.annotation):
+                assert marked(field, "path"), key
+
+
+def test_a_key_with_two_names_is_one(tmp_path):
+    path = write(tmp_path, "run: r\ndata: {root: d}\nfrom: a\nlog: {progress: false}\n")
+    loaded = load_config(FinetuneConfig, path)
+    assert (loaded.model.weights, loaded.progress) == ("a", False)
+    typed = load_config(FinetuneConfig, path, overrides=["from=b", "log.progress=true"])
+    assert (typed.model.weights, typed.progress) == ("b", True)
+    for words in (["from=a", "model.weights=b"], ["progress=true", "log.progress=false"]):
+        line = fault_of(*NEEDED, *words)
+        assert words[0].split("=")[0] in line
+        assert words[1].split("=")[0] in line
+    twice = write(tmp_path, "run: r\ndata: {root: d}\nfrom: a\nmodel: {weights: b}\n")
+    assert fault_of(path=twice).startswith("from: ")
+    with pytest.raises(ValueError, match="from: unknown key"):
+        load_config(EvalConfig, overrides=["checkpoint=c", "from=a"])
 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=3", ".epochs=3", "train.=3", "train..epochs=3", ""])

@@ -41,7 +41,7 @@ def pretrain_config(tiles: Path, folder: Path, **train: Any) -> PretrainConfig:
         projection={"hidden": 32, "dim": 16},
         train={"batch_size": 8, "epochs": 1, **train},
         health={"tiles": 8},
-        log={"progress": False},
+        progress=False,
     )
 
 
@@ -52,7 +52,7 @@ def finetune_config(tiles: Path, folder: Path) -> FinetuneConfig:
         model={"name": "resnet18"},
         contrast={"kind": "cross_view"},
         train={"batch_size": 8, "epochs": 1},
-        log={"progress": False},
+        progress=False,
     )
 
 

@@ -12,14 +12,16 @@ from sscl.config.sections import Listed, Section, setting
 class AuditConfig(Section):
     """Find near-duplicates within and across splits, and outliers."""
 
-    out: str = setting(..., "folder to write", min_length=1)
+    out: str = setting(..., "folder to write", path=True, min_length=1)
     data: DataConfig
     against: Annotated[tuple[DataConfig, ...], Listed] = setting(
         (),
         "sets used in pretraining, [{source: folder, root: A}, ...]: their training tiles must not be near-duplicates "
         "of test tiles",
     )
-    run: str | None = setting(None, "a run folder or checkpoint; the sets it was trained on are added to against")
+    run: str | None = setting(
+        None, "a run folder or checkpoint; the sets it was trained on are added to against", path=True
+    )
     encoder: EncoderConfig = EncoderConfig()
     min_cosine: float = setting(
         0.95, "with encoder.model or encoder.weights: list pairs as similar from this cosine similarity", gt=0, le=1

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from sscl.config.loader import parse_value
 from sscl.config.sections import Listed, Section, fault, setting
 
 
@@ -25,8 +24,8 @@ def _flattened(content: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict) and value:
             words += _flattened(value, f"{prefix}{key}.")
         else:
-            bare = isinstance(value, str) and parse_value(value) == value
-            words.append(f"{prefix}{key}={value if bare else json.dumps(value)}")  # JSON is YAML
+            # Text as it is; all else as JSON, which is YAML.
+            words.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     return words
 
 
@@ -44,6 +43,7 @@ class CompareEntry(Section):
     config: str = setting(
         ...,
         "YAML file of that command, looked up beside the compare file, then from the working directory",
+        path=True,
     )
     start: str | None = setting(
         None,
@@ -73,18 +73,20 @@ class CompareConfig(Section):
     out: str | None = setting(
         None,
         "folder to write; required with runs; null = compare_A_B beside the first finished run",
+        path=True,
         min_length=1,
     )
     finished: Annotated[tuple[str, ...], Listed] = setting(
         (),
         "finished finetune runs, or folders with a predictions.csv, [runs/a, runs/b], instead of runs; also FINISHED",
+        path=True,
     )
     runs: Annotated[tuple[CompareEntry, ...], Listed] = ()
     seeds: Annotated[tuple[int, ...], Listed] = setting((0,), "seeds, as in [0, 1, 2]: one run of every entry for each")
     fractions: Annotated[tuple[float, ...], Listed] = setting(
         (), "label fractions, as in [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as in the configs"
     )
-    root: str | None = setting(None, "data.root of every entry with one data set; null = as in the configs")
+    root: str | None = setting(None, "data.root of every entry with one data set; null = as in the configs", path=True)
     set: Overrides = setting((), "changes to every config: set.data.size_px=64, or in YAML {data: {size_px: 64}}")
     set_pretrain: Overrides = setting((), "changes to the pretrain configs: set_pretrain.train.epochs=10")
     set_finetune: Overrides = setting((), "changes to the finetune configs: set_finetune.train.epochs=10")

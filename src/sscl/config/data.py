@@ -35,7 +35,9 @@ class DataConfig(Section):
     stain: Literal["none", "reinhard", "macenko"] = setting(
         "none", "stain normalisation of every tile, to fixed reference stains"
     )
-    cache_dir: str | None = setting(None, "cache of decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", free=True)
+    cache_dir: str | None = setting(
+        None, "cache of decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", free=True, path=True
+    )
     device_budget_gb: float | None = setting(
         None,
         "keep all tiles on the GPU if they need at most this much memory, GiB; null = 4, or a quarter of what is free "
@@ -94,7 +96,7 @@ def one_size(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
 class SynthConfig(Section):
     """Write synthetic polyp tiles in MHIST's layout."""
 
-    root: str = setting(..., "folder to write", min_length=1)
+    root: str = setting(..., "folder to write", path=True, min_length=1)
     count: int = setting(1000, "number of tiles", ge=4)
     size_px: int = setting(224, "side of a tile, pixels", ge=32, le=1024)
     seed: int = setting(0, "seed of the tiles", ge=0)

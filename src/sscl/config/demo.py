@@ -8,8 +8,10 @@ from sscl.config.sections import Section, setting
 class DemoConfig(Section):
     """Run the whole method on synthetic polyps: audit, pretrain, finetune, eval, gradcam, report."""
 
-    run: str = setting("demo-run", "folder to write", min_length=1)
-    configs: str = setting("demo", "folder of its YAML files, or the name of a folder of shipped configs", min_length=1)
+    run: str = setting("demo-run", "folder to write", path=True, min_length=1)
+    configs: str = setting(
+        "demo", "folder of its YAML files, or the name of a folder of shipped configs", path=True, min_length=1
+    )
 
 
 class ConfigsConfig(Section):

@@ -13,6 +13,6 @@ class DownloadConfig(Section):
     name: Literal["pathmnist", "pathmnist_64", "pathmnist_128", "pathmnist_224"] = setting(
         ..., "pathmnist has tiles of 28 px, the others of 64, 128 or 224 px; also NAME"
     )
-    out: str = setting("data", "folder to write NAME.npz to", min_length=1)
+    out: str = setting("data", "folder to write NAME.npz to", path=True, min_length=1)
     url: str | None = setting(None, "another address of the same file; null = Zenodo record 10519652", min_length=1)
     progress: bool = setting(True, "show a progress bar")

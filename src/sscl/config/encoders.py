@@ -77,7 +77,7 @@ class EncoderConfig(Section):
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
     )
     weights: str | None = setting(
-        None, "null = random; imagenet; or a run folder or file, as model.weights of pretrain"
+        None, "null = random; imagenet; or a run folder or file, as model.weights of pretrain", path=True
     )
     stem: Stem = setting("standard", "as model.stem of pretrain; ignored if the weights are an sscl checkpoint")
     size_px: int | None = setting(

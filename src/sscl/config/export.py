@@ -34,7 +34,7 @@ class ExportConfig(Section):
     """Write the encoder or the classifier as files for other programs."""
 
     checkpoint: str = setting(
-        ..., "run folder, checkpoint, or file of an encoder as model.weights of pretrain", min_length=1
+        ..., "run folder, checkpoint, or file of an encoder as model.weights of pretrain", path=True, min_length=1
     )
     what: Literal["trunk", "classifier"] = setting(
         "trunk", "trunk: encoder, tiles to features; classifier: tiles to logits, of a finetune run"
@@ -43,7 +43,7 @@ class ExportConfig(Section):
         ("safetensors", "pt"),
         f"file formats, of {', '.join(FORMATS)} (onnx needs the extra: pip install 'sscl[onnx]')",
     )
-    out: str | None = setting(None, "folder to write; null = RUN/export_WHAT")
+    out: str | None = setting(None, "folder to write; null = RUN/export_WHAT", path=True)
     model: EncoderName | None = setting(
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
     )
@@ -58,7 +58,7 @@ class ExportConfig(Section):
 class EmbedConfig(Section):
     """Embed a set of tiles, and draw 2D maps and clusters of the embeddings."""
 
-    out: str = setting(..., "folder to write", min_length=1)
+    out: str = setting(..., "folder to write", path=True, min_length=1)
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig
     split: Literal["train", "test", "all"] = setting("all", "tiles to embed")

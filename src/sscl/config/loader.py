@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,11 @@ from pydantic import ValidationError
 
 from sscl.config import shipped
 from sscl.config.messages import explain, shown
-from sscl.config.sections import Section
+from sscl.config.sections import Section, field_at, marked, section_below, typed_as
+from sscl.places import expanded
+
+# Other names of a key, where a command has that key.
+SYNONYMS = {"from": "model.weights", "log.progress": "progress"}
 
 Config = TypeVar("Config", bound=Section)
 
@@ -42,8 +46,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _TextLoader(_Loader):
+    """Reads every value as the text it is: a list of texts, as in `[001, 1e3]`."""
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+
+
 def load_config(kind: type[Config], path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a command from a YAML file and `KEY=VALUE` overrides.
+
+    Values of keys that are text are taken as typed; all others are read as YAML. In paths `~` and `$NAME` are expanded.
 
     Args:
         kind: the command's configuration.
@@ -55,12 +68,16 @@ def load_config(kind: type[Config], path: str | Path | None = None, *, overrides
         ValueError: one line a fault, all faults at once, each naming the dotted key.
     """
     file = shipped.find(path) if path is not None else None
+    source = "command line" if file is None else str(path)
     content = read_yaml(file) if file is not None else {}
+    _use_main_names(kind, content)
+    given: dict[str, tuple[str, str]] = {}  # by their main name: the word and its value
     for text in overrides:
-        _set_key(content, text)
-    if file is None:
-        return validate(kind, content, source="command line")
-    return validate(kind, content, source=str(path), folder=file.parent)
+        _set_key(kind, content, text, given)
+    faults = list(_expand(kind, content))
+    if faults:
+        raise ValueError("\n".join(f"{line} ({source})" for line in faults))
+    return validate(kind, content, source=source, folder=None if file is None else file.parent)
 
 
 def read_yaml(path: str | Path) -> dict[str, object]:
@@ -74,7 +91,8 @@ def read_yaml(path: str | Path) -> dict[str, object]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        quote = "; quote a text with ': ' in it" if "mapping values are not allowed" in str(error) else ""
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}{quote}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
     except ValueError as error:
@@ -98,19 +116,79 @@ def validate(kind: type[Config], content: Mapping[str, object], *, source: str, 
         raise ValueError("\n".join(f"{line} ({source})" for line in explain(kind, error, content))) from None
 
 
-def parse_value(text: str) -> Any:
-    """Return what the value of `KEY=VALUE` stands for: read as YAML, text where it is none, null where empty."""
+def read_word(kind: type[Section], dotted: str, text: str) -> Any:
+    """Return what the value of `KEY=VALUE` stands for.
+
+    Text is taken as typed; where a key may be null, `null` or nothing is null. A list of texts is `[a, b]` or one text.
+    All else is YAML.
+    """
+    typed = typed_as(kind, dotted.split("."))
+    if typed == "text":
+        return text
+    if typed == "text or null":
+        return None if text in ("", "null") else text
+    if typed == "words":
+        listed = _from_yaml(text, _TextLoader) if text.startswith(("[", "{")) else text
+        return listed if isinstance(listed, (list, dict)) else [text] if text else []
+    return _from_yaml(text, _Loader) if text else None
+
+
+def _from_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader) if text else None
+        return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError):
         return text
 
 
-def _set_key(content: dict[str, object], text: str) -> None:
-    dotted, equals, raw = text.partition("=")
-    if not equals or not all(dotted.split(".")):
+# --- other names of a key ---
+
+
+def main_name(kind: type[Section], dotted: str) -> str:
+    """Return the key that a typed one stands for: itself, or what it is a synonym of."""
+    meant = SYNONYMS.get(dotted)
+    known = meant is not None and field_at(kind, meant.split(".")) and not field_at(kind, dotted.split("."))
+    return meant if meant is not None and known else dotted
+
+
+def _use_main_names(kind: type[Section], content: dict[str, object]) -> None:
+    """Move what a file gives under another name of a key to that key."""
+    for other in SYNONYMS:
+        meant = main_name(kind, other)
+        *parents, last = other.split(".")
+        place: Any = content
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if meant == other or not isinstance(place, dict) or last not in place:
+            continue
+        value = place.pop(last)
+        *parents, last = meant.split(".")
+        place = content
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else place
+        if not isinstance(place, dict):
+            continue  # a fault that validation names
+        if last in place and place[last] != value:
+            raise ValueError(_two_names(other, value, meant, place[last]))
+        place[last] = value
+
+
+def _two_names(one: str, value: object, other: str, second: object) -> str:
+    return f"{one}: got {shown(value)}, but {other} is {shown(second)}; they are one key, give one of them"
+
+
+# --- words over the file ---
+
+
+def _set_key(kind: type[Section], content: dict[str, object], text: str, given: dict[str, tuple[str, str]]) -> None:
+    typed, equals, raw = text.partition("=")
+    if not equals or not all(typed.split(".")):
         raise ValueError(f"argument {text!r}: must be KEY=VALUE, as in train.epochs=10")
-    value = parse_value(raw)
+    dotted = main_name(kind, typed)
+    before = given.get(dotted, (typed, raw))
+    if before[0] != typed and before[1] != raw:
+        raise ValueError(_two_names(typed, raw, *before))
+    given[dotted] = (typed, raw)
+    value = read_word(kind, dotted, raw)
     *parents, last = dotted.split(".")
     place: Any = content
     for depth, parent in enumerate(parents):
@@ -132,3 +210,27 @@ def _index(place: list[Any], word: str, dotted: str) -> int:
         allowed = f"allowed are 0 to {len(place) - 1}" if place else "the list is empty"
         raise ValueError(f"{dotted}: no entry {word} in the list; {allowed}")
     return int(word)
+
+
+# --- paths ---
+
+
+def _expand(kind: type[Section], content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Expand ~ and $NAME in every path, in place; yield a line for each that cannot be."""
+    for name, value in content.items():
+        field = kind.model_fields.get(name)
+        if field is None:
+            continue
+        below = section_below(field)
+        if below is not None:
+            for i, section in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(section, dict):
+                    yield from _expand(below, section, f"{prefix}{name}.{f'{i}.' if isinstance(value, list) else ''}")
+        elif marked(field, "path"):
+            try:
+                if isinstance(value, str):
+                    content[name] = expanded(value)
+                elif isinstance(value, list):
+                    content[name] = [expanded(one) if isinstance(one, str) else one for one in value]
+            except ValueError as error:
+                yield f"{prefix}{name}: {error}"

@@ -99,14 +99,13 @@ def _unknown_key(fault: Fault) -> str:
     *parents, name = fault.parts
     section = section_at(fault.kind, parents)
     names = [] if section is None else list(section.model_fields)
-    elsewhere = [key for key in keys(fault.kind) if key.split(".")[-1] == name]
+    by_name = {key.split(".")[-1]: key for key in reversed(keys(fault.kind))}
     near = closest(name, names)
-    if near is not None:
-        hint = f"did you mean {'.'.join([*parents, near])}?"
-    elif elsewhere:
-        hint = f"did you mean {elsewhere[0]}?"
+    elsewhere = by_name.get(name) or by_name.get(closest(name, by_name, cutoff=0.8) or "")
+    if name in by_name or near is None:
+        hint = f"allowed are {', '.join(names)}" if elsewhere is None else f"did you mean {elsewhere}?"
     else:
-        hint = f"allowed are {', '.join(names)}"
+        hint = f"did you mean {'.'.join([*parents, near])}?"
     return f"{fault.key}: unknown key; {hint}"
 
 
@@ -140,10 +139,14 @@ def _bounds(fault: Fault) -> str:
 
 
 def _text(fault: Fault) -> str:
-    if not isinstance(fault.given, (bool, int, float)):
-        return fault.must_be("text")
-    # The shell removes a pair of quotes, so that two are needed there.
-    return f"{fault.must_be('text')}; to have it read as text, quote it: {fault.key}=\"'{in_yaml(fault.given)}'\""
+    """Return the line for what YAML reads as something else than text."""
+    must, name = fault.must_be("text"), fault.parts[-1] if fault.parts else "key"
+    written = "" if name.isdigit() else f"{name}: "
+    if isinstance(fault.given, dict):
+        return f"{must}; ': ' makes a mapping: quote the text, as in {written}'A: B'"
+    if fault.given is None or isinstance(fault.given, (bool, int, float)):
+        return f"{must}; to have it read as text, quote it: {written}'{in_yaml(fault.given)}'"
+    return must
 
 
 def _list(fault: Fault) -> str:

@@ -19,12 +19,12 @@ class PredictConfig(Section):
     """
 
     checkpoint: str = setting(
-        ..., "finetune run folder (its best.pt) or checkpoint file; also --checkpoint", min_length=1
+        ..., "finetune run folder (its best.pt) or checkpoint file; also --checkpoint", path=True, min_length=1
     )
     paths: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders, image files and CSV lists, [TILES, a.png, list.csv]; also PATHS", min_length=1
+        ..., "folders, image files and CSV lists, [TILES, a.png, list.csv]; also PATHS", path=True, min_length=1
     )
-    out: str | None = setting(None, "folder to write; null = RUN/predictions")
+    out: str | None = setting(None, "folder to write; null = RUN/predictions", path=True)
     calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
     tta: bool = setting(False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile")
     abstain: float = setting(

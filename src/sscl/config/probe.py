@@ -51,7 +51,7 @@ class ProbeSet(DataConfig):
 class ProbeConfig(Section):
     """Compare encoders by linear probe and k-NN on their frozen features."""
 
-    out: str = setting(..., "folder to write", min_length=1)
+    out: str = setting(..., "folder to write", path=True, min_length=1)
     encoders: Annotated[tuple[ProbeEncoder, ...], Listed]
     sets: Annotated[tuple[ProbeSet, ...], Listed]
     fractions: Annotated[tuple[float, ...], Listed] = setting(
@@ -75,7 +75,9 @@ class ProbeConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
-    cache_dir: str | None = setting(None, "cache of features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl")
+    cache_dir: str | None = setting(
+        None, "cache of features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", path=True
+    )
     progress: bool = setting(True, "show progress bars")
 
     @model_validator(mode="after")

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import field_validator
 
+from sscl.config.data import DataConfig
 from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
-from sscl.config.sections import Changes, Listed, Section, fault, setting
+from sscl.config.sections import Changes, KeysOf, Listed, Section, fault, setting
 from sscl.words import nearest
 
 
@@ -21,17 +22,19 @@ class ReportConfig(Section):
     """
 
     runs: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders written by sscl, [RUN, AUDIT, ...]; also RUNS", min_length=1
+        ..., "folders written by sscl, [RUN, AUDIT, ...]; also RUNS", path=True, min_length=1
     )
-    out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about")
+    out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about", path=True)
     split: Literal["test", "train", "all"] = setting("test", "split to report on")
     tiles: int = setting(1000, "maximum number of tiles in the gallery; 0 = no gallery", ge=0)
-    gradcam: Changes = setting(
+    gradcam: Annotated[Changes, KeysOf(MapConfig)] = setting(
         {},
         "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "
         "RUN/gradcam_SPLIT. Example: gradcam.threshold=0.5",
     )
-    data: Changes = setting({}, "data settings that differ from the evaluation, such as data.root")
+    data: Annotated[Changes, KeysOf(DataConfig)] = setting(
+        {}, "data settings that differ from the evaluation, such as data.root"
+    )
     batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     progress: bool = setting(True, "show progress bars")

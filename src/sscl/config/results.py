@@ -6,16 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
+from sscl.config.data import DataConfig
 from sscl.config.maps import PRECISION, MapConfig, Precision
-from sscl.config.sections import Changes, Section, setting
+from sscl.config.sections import Changes, KeysOf, Section, setting
+
+DataChanges = Annotated[Changes, KeysOf(DataConfig)]
 
 
 class EvalConfig(Section):
     """Evaluate a classifier: metrics with 95% intervals, confusion matrix, curves."""
 
-    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", min_length=1)
+    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", path=True, min_length=1)
     split: Literal["test", "train", "all"] = setting("test", "split to evaluate")
-    out: str | None = setting(None, "folder to write; null = RUN/eval_SPLIT")
+    out: str | None = setting(None, "folder to write; null = RUN/eval_SPLIT", path=True)
     positive: str | None = setting(None, "positive class of two; null = SSA if it is one of them, otherwise the second")
     calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
     tta: bool = setting(False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile")
@@ -36,21 +39,23 @@ class EvalConfig(Section):
     batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = setting("auto", PRECISION)
-    data: Changes = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
+    data: Annotated[Changes, KeysOf(DataConfig)] = setting(
+        {}, "data keys that replace those of the checkpoint, as in data.root=DIR"
+    )
     progress: bool = setting(True, "show progress bars")
 
 
 class GradcamConfig(MapConfig):
     """Explain a classifier: heatmaps and boxes of where it looked."""
 
-    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", min_length=1)
+    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", path=True, min_length=1)
     split: Literal["test", "train", "all"] = setting("test", "split to explain tiles of")
     ids: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = setting(
         (), "explain these tiles, [ID, ...]; empty = the most confident ones of each class"
     )
-    images: str | None = setting(None, "explain the image files of this folder instead of the data set")
+    images: str | None = setting(None, "explain the image files of this folder instead of the data set", path=True)
     per_class: int = setting(3, "most confident correct tiles of each class, and as many wrong ones", ge=1)
-    out: str | None = setting(None, "folder to write; null = RUN/gradcam_SPLIT")
+    out: str | None = setting(None, "folder to write; null = RUN/gradcam_SPLIT", path=True)
     checks: bool = setting(
         False, "check the heatmaps: randomised weights, deletion and insertion, rotated tiles, thresholds"
     )
@@ -59,5 +64,7 @@ class GradcamConfig(MapConfig):
     batch_size: int = setting(32, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = setting("auto", f"of the predictions, {PRECISION}; maps are always computed in fp32")
-    data: Changes = setting({}, "data keys that replace those of the checkpoint, as in data.root=DIR")
+    data: Annotated[Changes, KeysOf(DataConfig)] = setting(
+        {}, "data keys that replace those of the checkpoint, as in data.root=DIR"
+    )
     progress: bool = setting(True, "show progress bars")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -27,6 +29,13 @@ OneOrMore = "one or more"
 Changes = dict[str, object]
 
 
+@dataclass(frozen=True)
+class KeysOf:
+    """Beside `Changes`: the section whose keys they are."""
+
+    kind: type[Section]
+
+
 def setting(default: Any, doc: str, *, free: bool = False, path: bool = False, **bounds: Any) -> Any:
     """Return a field of a section.
 
@@ -34,7 +43,7 @@ def setting(default: Any, doc: str, *, free: bool = False, path: bool = False, *
         default: its default; `...` makes it required.
         doc: its line of documentation.
         free: whether it changes nothing that is learned, so that a run may be resumed or reused with another value.
-        path: whether it names a file or folder, so that two spellings of the same place are equal.
+        path: whether it names files or folders: ~ and $NAME are expanded, and two spellings of a place are equal.
         bounds: its limits, in pydantic's names.
     """
     return Field(default, description=doc, json_schema_extra={"free": free, "path": path}, **bounds)
@@ -83,7 +92,7 @@ def section_at(kind: type[Section], parts: Sequence[str]) -> type[Section] | Non
         if part.isdigit():  # one of a list of sections; the list's name has led to their class
             continue
         field = current.model_fields.get(part)
-        found = None if field is None else section_type(field)
+        found = None if field is None else section_below(field)
         if found is None:
             return None
         current = found
@@ -103,6 +112,48 @@ def section_type(field: FieldInfo) -> type[Section] | None:
     return inner if isinstance(inner, type) and issubclass(inner, Section) else None
 
 
+def section_below(field: FieldInfo) -> type[Section] | None:
+    """Return the section whose keys may follow that of a field: its own section, or the one that it changes."""
+    changed = next((mark.kind for mark in field.metadata if isinstance(mark, KeysOf)), None)
+    return section_type(field) or changed
+
+
 def choices(field: FieldInfo) -> tuple[Any, ...]:
     """Return the values that a field is limited to, none where it is free text or a number."""
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def typed_as(kind: type[Section], parts: Sequence[str]) -> Typed:
+    """Return how the value of a dotted key is read where it is typed, on the command line."""
+    current: type[Section] | None = kind
+    for depth, part in enumerate(parts):
+        if part.isdigit():
+            continue
+        field = None if current is None else current.model_fields.get(part)
+        if field is None:
+            return "yaml"
+        current = section_below(field)
+        if current is None:
+            plain_keys_below = any(not below.isdigit() for below in parts[depth + 1 :])
+            return _typed(field.annotation, below=plain_keys_below)
+    return "yaml"
+
+
+Typed = Literal["text", "text or null", "words", "yaml"]
+
+
+def _typed(annotation: Any, *, below: bool = False) -> Typed:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _typed(inner[0], below=below)
+    if origin is tuple and inner[1:] == (Ellipsis,) and _typed(inner[0]) == "text":
+        return "text" if below else "words"  # below: KEY=VALUE for another command, which reads it
+    if below:
+        return "yaml"
+    if annotation is str or (origin is Literal and all(isinstance(choice, str) for choice in inner)):
+        return "text"
+    if origin in (Union, types.UnionType):
+        of = {_typed(one) for one in inner if one is not type(None)}
+        if of == {"text"}:
+            return "text or null"
+    return "yaml"

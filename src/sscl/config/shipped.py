@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sscl.places import expanded
 from sscl.words import closest
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -24,7 +25,11 @@ def find(given: str | Path, *, key: str = "--config") -> Path:
     Raises:
         FileNotFoundError: neither; one line with the nearest name.
     """
-    return Path(given) if Path(given).is_file() else by_name(str(given), key=key)
+    try:
+        path = Path(expanded(str(given)))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return path if path.is_file() else by_name(str(given), key=key)
 
 
 def by_name(name: str, *, key: str) -> Path:

@@ -18,7 +18,6 @@ class LogConfig(Section):
     tensorboard: bool = setting(
         False, "write TensorBoard events too (needs the extra: pip install 'sscl[tensorboard]')", free=True
     )
-    progress: bool = setting(True, "show progress bars", free=True)
     every_seconds: float = setting(
         30.0,
         "draw curves.png, and measure the health of pretraining, at most this often and after the last epoch, "
@@ -94,7 +93,7 @@ class HealthConfig(Section):
 class PretrainConfig(Section):
     """Train an encoder by contrastive learning (SimCLR), without labels."""
 
-    run: str = setting(..., "run folder to write", free=True, min_length=1)
+    run: str = setting(..., "run folder to write", free=True, path=True, min_length=1)
     seed: int = setting(0, "seed of initial weights, tile order and augmentation", ge=0, lt=2**63)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -110,6 +109,7 @@ class PretrainConfig(Section):
     train: PretrainTrainConfig = PretrainTrainConfig()
     health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
+    progress: bool = setting(True, "show progress bars; also log.progress", free=True)
 
     @model_validator(mode="after")
     def _weights_say_something(self) -> PretrainConfig:
@@ -209,7 +209,7 @@ class ContrastConfig(Section):
 class FinetuneConfig(Section):
     """Train a classifier with labels, on a pretrained encoder or from scratch."""
 
-    run: str = setting(..., "run folder to write", free=True, min_length=1)
+    run: str = setting(..., "run folder to write", free=True, path=True, min_length=1)
     seed: int = setting(
         0, "seed of the head, tile order, augmentation, validation split and label fraction", ge=0, lt=2**63
     )
@@ -226,6 +226,7 @@ class FinetuneConfig(Section):
     contrast: ContrastConfig = ContrastConfig()
     train: FinetuneTrainConfig = FinetuneTrainConfig()
     log: LogConfig = LogConfig()
+    progress: bool = setting(True, "show progress bars; also log.progress", free=True)
 
     @model_validator(mode="after")
     def _contrast_trains_the_encoder(self) -> FinetuneConfig:
@@ -243,7 +244,7 @@ class InspectConfig(Section):
 
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
-    out: str = setting(..., "folder to write", min_length=1)
+    out: str = setting(..., "folder to write", path=True, min_length=1)
     seed: int = setting(0, "seed of the tiles and augmentations that are shown", ge=0, lt=2**63)
     tiles: int = setting(36, "tiles on the contact sheet", ge=1, le=400)
     progress: bool = setting(True, "show progress bars")

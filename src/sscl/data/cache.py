@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sscl.places import expanded
 from sscl.writing import replacing
 
 # Part of the key of every array: raise it when features or clusters get other numbers from the same input.
@@ -21,8 +22,21 @@ _STALE_SECONDS = 3600
 
 
 def cache_folder(given: Path | str | None) -> Path:
-    """Return the cache folder: the given one, else $SSCL_CACHE, else ~/.cache/sscl; it may not exist yet."""
-    return Path(given or os.environ.get("SSCL_CACHE") or Path.home() / ".cache" / "sscl")
+    """Return the cache folder: the given one, else $SSCL_CACHE, else ~/.cache/sscl; it may not exist yet.
+
+    Raises:
+        ValueError: none is given, and this user has no home folder.
+    """
+    chosen = given or os.environ.get("SSCL_CACHE")
+    if chosen:
+        return Path(expanded(str(chosen)))
+    try:
+        return Path.home() / ".cache" / "sscl"
+    except RuntimeError as error:  # as in a container, under a user id without a name
+        raise ValueError(
+            "the cache of decoded tiles lies in the home folder, and this user has none: set SSCL_CACHE to a folder, "
+            "or HOME"
+        ) from error
 
 
 def cached_outputs(

@@ -47,7 +47,7 @@ def load_source(config: PretrainConfig, i: int) -> Tiles:
     """Return the training tiles of a source, or the number of them that is asked for, and print what they are."""
     data = config.data[i]
     key = source_key(config, i, "root").removesuffix(".root")
-    tiles = load_tiles(data, split="train", progress=config.log.progress, key=key)
+    tiles = load_tiles(data, split="train", progress=config.progress, key=key)
     print(describe_tiles(data, tiles, split="train"))
     if data.tiles is None:
         return tiles

@@ -51,7 +51,7 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
         goes_on = False
     else:
         goes_on = check_folder(folder, config, overwrite=overwrite)
-    tiles = load_tiles(config.data, split="train", progress=config.log.progress)
+    tiles = load_tiles(config.data, split="train", progress=config.progress)
     held = held_out(tiles, config)
     numbers = [config.train.fold] if config.train.fold is not None else list(range(1, len(held) + 1))
     configs = {number: fold_config(config, number) for number in numbers}
@@ -165,7 +165,7 @@ def predict(config: FinetuneConfig, tiles: Tiles, *, device: torch.device) -> No
     mean, std = normalisation(trained, device)
     precision = inference_precision("auto", device, fitted=trained.fitted.precision)
     store = place_store(tiles.images, device=device, budget_gb=config.data.device_budget_gb)
-    progress = "held-out tiles" if config.log.progress else None
+    progress = "held-out tiles" if config.progress else None
     logits = features.outputs(model, store, all_rows(tiles), mean=mean, std=std, precision=precision, progress=progress)
     probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)
     predictions.write_predictions(Path(config.run) / predictions.FILE, predictions.predictions_of(tiles, probabilities))

@@ -137,7 +137,7 @@ def command_of(
     if config.device is not None:
         words.append(f"device={config.device}")
     if not config.progress or config.jobs > 1:
-        words.append("log.progress=false")
+        words.append("progress=false")
     return words
 
 

@@ -92,7 +92,7 @@ def open_run(
         print(f"note: views are made by slower operations than the CUDA kernels: {lack}")
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
-    progress = config.log.progress and first
+    progress = config.progress and first
     return OpenRun(folder, device, precision, world, writes=first, progress=progress, free=free_memory(device))
 
 

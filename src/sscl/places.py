@@ -1,0 +1,50 @@
+"""What a typed path stands for, and the words for a place where nothing is."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
+
+
+def expanded(text: str) -> str:
+    """Return a typed path with `~`, `~NAME`, `$NAME` and `${NAME}` replaced; one that exists as typed stays.
+
+    Raises:
+        ValueError: no such variable or home folder; what to do.
+
+    Examples:
+        >>> expanded("runs/x"), expanded("price $5")
+        ('runs/x', 'price $5')
+    """
+    at_home = text.startswith("~")
+    if not (at_home or _VARIABLE.search(text)) or (text != "~" and Path(text).exists()):
+        return text
+    found = text
+    if at_home:
+        found = os.path.expanduser(text)
+        if found == text:
+            name = re.split(r"[/\\]", text)[0]
+            raise ValueError(f"{text}: {name} has no home folder here; write the whole path, or ./{text} for that name")
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise ValueError(f"{text}: the variable {name} is not set; export {name}=... or write the path out")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, found)
+
+
+def no_such(what: str, path: str | Path) -> str:
+    """Return the words for a path where nothing is: of a relative one also the place that was looked at.
+
+    Examples:
+        >>> no_such("folder", "/data/tiles")
+        '/data/tiles: no such folder'
+    """
+    place = os.path.abspath(path)
+    looked = "" if os.path.isabs(path) else f" (looked for {place})"
+    return f"{path}: no such {what}{looked}"
