@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable, Sequence
 
 
@@ -44,3 +45,16 @@ def listed(words: Sequence[str], *, last: str = "and") -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def wrapped(text: str, *, indent: int = 0, width: int = 80) -> str:
+    """Return a sentence as lines of at most `width` characters; paths and long words stay whole."""
+    spaces = " " * indent
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=spaces,
+        subsequent_indent=f"{spaces}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

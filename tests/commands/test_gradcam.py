@@ -21,7 +21,7 @@ from sscl.config import GradcamConfig
 from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
-from sscl.explain import boxes, cam
+from sscl.explain import boxes, cam, explainer
 from sscl.explain.records import Localisation, MapChecks
 from sscl.explain.targets import DIFFERENCE
 from sscl.models.classifier import load_classifier
@@ -92,7 +92,7 @@ def test_every_row_of_the_table_has_its_three_pictures(explained: tuple[Path, st
 
     assert rows
     assert names == pictures | {"boxes.csv", "localisation.json", "config.yaml", "env.json"}
-    assert f"{len(rows)} tiles explained" in printed
+    assert f"{len(rows)} synthetic tiles explained" in printed
     with Image.open(out / f"{rows[0]['picture']}_panel.png") as panel:
         assert panel.width > 2 * panel.height  # three side by side
     for kind in ("heatmap", "box"):
@@ -409,7 +409,7 @@ def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_models(
         seen.update(words, images=images, classes=classes)
         raise ValueError("enough")
 
-    monkeypatch.setattr(gradcam, "check_maps", stop)
+    monkeypatch.setattr(explainer, "check_maps", stop)
     words = [f"data.size_px={SIDE}", "checks=true", "check_tiles=9", f"ids=[{truth[0].ids[0]}]", "random_seed=3"]
     assert cli.gradcam(finetuned, f"out={tmp_path / 'out'}", *words).err == "sscl: enough\n"
 

@@ -15,6 +15,8 @@ from sscl.explain.boxes import (
     has_evidence,
     localisation,
     normalise,
+    remark,
+    remarks,
 )
 from sscl.plots.cam import draw_box, overlay
 
@@ -84,16 +86,42 @@ class TestBox:
         assert box.area_fraction == pytest.approx((2 * reach + 1) ** 2 / 64**2)
         assert box.raw_maximum == pytest.approx(3.0)
 
-    def test_largest_region_wins_over_the_highest(self) -> None:
+    def test_the_region_with_the_most_evidence_is_boxed(self) -> None:
         raw = np.zeros((20, 30))
-        raw[2:4, 2:4] = 1.0
-        raw[10:18, 15:25] = 0.4
+        raw[2:4, 2:4] = 1.0  # sum 4, the peak
+        raw[10:18, 15:25] = 0.4  # sum 32
         box = find_box(raw)
         assert box is not None
         assert (box.x0, box.y0, box.x1, box.y1, box.components) == (15, 10, 25, 18, 2)
+        assert not box.holds_peak
+        assert "elsewhere" in remark(box)
         high = find_box(raw, threshold=0.5)
         assert high is not None
         assert (high.x0, high.y0, high.x1, high.y1, high.components) == (2, 2, 4, 4, 1)
+        assert high.holds_peak
+        assert remark(high) == ""
+
+    def test_a_wide_weak_region_loses_to_a_small_strong_one(self) -> None:
+        raw = np.zeros((20, 30))
+        raw[2:4, 2:4] = 10.0  # 4 pixels, sum 40
+        raw[10:13, 15:19] = 2.5  # 12 pixels, sum 30: the largest, as CAM's authors box it
+        box = find_box(raw)
+        assert box is not None
+        assert box.corners == (2, 2, 4, 4)
+        assert box.holds_peak
+
+    @pytest.mark.parametrize(("rows", "localises"), [(18, True), (19, False), (20, False)])
+    def test_a_box_over_nine_tenths_of_the_tile_says_no_place(self, rows: int, localises: bool) -> None:
+        raw = np.zeros((20, 20))
+        raw[:rows] = 1.0
+        box = find_box(raw)
+        assert box is not None
+        assert box.localises is localises
+        assert ("no localisation" in remark(box)) is not localises
+        assert ("no localisation" in remarks([box, None])) is not localises
+        assert "1 without positive evidence" in remarks([box, None])
+        cells = dict(zip(BOX_COLUMNS, box_cells(raw, box, threshold=0.2), strict=True))
+        assert cells["localisation"] == ("yes" if localises else "not assessed")
 
     def test_regions_that_touch_at_a_corner_are_one(self) -> None:
         raw = np.zeros((10, 10))
@@ -132,15 +160,18 @@ class TestBox:
         with pytest.raises(ValueError, match=r"must be \(height, width\)"):
             find_box(np.ones((1, 4, 4)))
 
-    @pytest.mark.parametrize("seed", range(3))
-    def test_largest_region_is_that_of_cv2(self, seed: int) -> None:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_on_noise_the_box_is_around_cv2s_region_of_the_largest_sum(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         raw = cv2.resize(rng.normal(size=(9, 9)), (72, 72))
         box = find_box(raw, threshold=0.4)
         assert box is not None
-        count, _, stats, _ = cv2.connectedComponentsWithStats((raw >= 0.4 * raw.max()).astype(np.uint8), connectivity=8)
-        x, y, width, height, _ = max(stats[1:].tolist(), key=lambda row: row[cv2.CC_STAT_AREA])
+        above = (raw >= 0.4 * raw.max()).astype(np.uint8)
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+        most = max(range(1, count), key=lambda region: raw[regions == region].sum())
+        x, y, width, height, _ = stats[most].tolist()
         assert (box.corners, box.components) == ((x, y, x + width, y + height), count - 1)
+        assert box.holds_peak == (regions.ravel()[raw.argmax()] == most)
 
     def test_the_cells_of_a_table(self) -> None:
         raw = 2.0 * blob_map()

@@ -5,104 +5,42 @@ N tiles, K classes, S the side of a tile in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import repeat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl import augment, run, writing
+from sscl import run, writing
 from sscl.config import DataConfig, GradcamConfig
 from sscl.data.folder import load_folder
-from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
-from sscl.data.mhist import load_truth_masks
-from sscl.data.tiles import Tiles, TileStore, place_store
+from sscl.data.load import describe_tiles, load_tiles, merge_data
+from sscl.data.synthetic import is_synthetic
+from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
 from sscl.evaluate import calibration
-from sscl.explain import box_checks, boxes, cam
-from sscl.explain.checks import DRAWS, check_maps, checks_text, completeness_text, localisation_table
-from sscl.explain.heatmaps import Heatmap, heatmaps
-from sscl.explain.records import HitRates, Localisation, MapChecks
-from sscl.explain.targets import Target, describe_layer, describe_target, resolve_target, target_classes
-from sscl.models import features
-from sscl.models.checkpoint import Checkpoint, run_of
-from sscl.models.classifier import blank_classifier, check_classes, inference_precision, load_classifier
-from sscl.models.heads import Classifier
+from sscl.explain import boxes, cam
+from sscl.explain.cells import map_cells
+from sscl.explain.checks import DRAWS, checks_text, completeness_text, localisation_table
+from sscl.explain.explainer import Explainer, check, localise, random_classifier
+from sscl.explain.heatmaps import Heatmap
+from sscl.explain.targets import describe_layer, describe_target, resolve_target
+from sscl.models.checkpoint import run_of
+from sscl.models.classifier import check_classes, inference_precision, load_classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
 from sscl.run import check_inputs_outside
-from sscl.words import count
+from sscl.words import count, wrapped
 
 BOXES_HEADER = (
     *("picture", "id", "label", "prediction", "probability", "positive_evidence"),
     *boxes.BOX_COLUMNS,
     *("score_without_bias", "map_sum_misses"),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Explainer:
-    """Tiles, on the device, and how their maps are made.
-
-    Attributes:
-        mean, std: (3,), of the checkpoint. precision: of the logits, as in eval; maps are computed in float32.
-    """
-
-    tiles: Tiles
-    store: TileStore
-    target: Target
-    mean: torch.Tensor
-    std: torch.Tensor
-    precision: str
-    config: GradcamConfig
-
-    def maps(
-        self, model: Classifier, rows: NDArray[np.int64], name: str, *, logits: torch.Tensor | None = None
-    ) -> Iterator[Heatmap]:
-        """Yield the heatmap of each tile at `rows`.
-
-        Args:
-            name: of the progress bar. logits: of all tiles, (N, K), whose predictions are explained; None: the model's.
-        """
-        return heatmaps(
-            model,
-            self.store,
-            rows,
-            target=self.target if logits is None else target_classes(logits[torch.from_numpy(rows)], self.target),
-            mean=self.mean,
-            std=self.std,
-            method=self.config.method,
-            layers=self.config.layer,
-            fuse=self.config.fuse,
-            batch_size=self.config.batch_size,
-            progress=self.bar(name),
-        )
-
-    def logits(self, model: Classifier) -> torch.Tensor:
-        """Return the logits of all tiles, (N, K)."""
-        return features.outputs(
-            model,
-            self.store,
-            all_rows(self.tiles),
-            mean=self.mean,
-            std=self.std,
-            batch_size=self.config.batch_size,
-            precision=self.precision,
-            progress=self.bar("predict"),
-        )
-
-    def pixels(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return tiles as the model sees them, (len(rows), 3, S, S)."""
-        return augment.normalise(augment.to_unit(self.store.gather(rows)), mean=self.mean, std=self.std)
-
-    def bar(self, name: str) -> str | None:
-        return name if self.config.progress else None
 
 
 def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
@@ -140,9 +78,18 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     checked = check(model, randoms, explainer, logits) if config.checks else None
 
     run.start_folder(out, config, overwrite=overwrite)
+    found = [boxes.find_box(heatmap.enlarged, threshold=config.threshold) for heatmap in maps]
+    synthetic = is_synthetic(data.source, tiles.ids)
     rows = [
-        draw_tile(explainer, chosen[at], heatmap, probabilities[chosen[at]], classes, number=at, out=out)
-        for at, heatmap in enumerate(maps)
+        draw_tile(
+            *(explainer, row, heatmap, box),
+            probabilities=probabilities[row],
+            classes=classes,
+            number=number,
+            out=out,
+            synthetic=synthetic,
+        )
+        for number, (row, heatmap, box) in enumerate(zip(chosen, maps, found, strict=True))
     ]
     writing.write_csv(out / "boxes.csv", BOXES_HEADER, rows)
     files = ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv"]
@@ -155,20 +102,14 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
 
     if config.images is None:
         print(describe_tiles(data, tiles, split=config.split))
-    for line in summary(rows, maps, size_px=data.size_px, threshold=config.threshold):
-        print(line)
+    print(wrapped(str(map_cells(model, size_px=data.size_px, layers=config.layer))))
+    for line in summary(found, maps, size_px=data.size_px, threshold=config.threshold, synthetic=synthetic):
+        print(wrapped(line))
     if localised is not None:
         print(localisation_table(localised))
     if checked is not None:
         print(checks_text(checked))
     print(f"wrote {out}/{', '.join(files)}")
-
-
-def random_classifier(checkpoint: Checkpoint, *, seed: int) -> Classifier:
-    """Return the checkpoint's classifier as it is before training, in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return blank_classifier(checkpoint).eval()
 
 
 def load_explained_tiles(config: GradcamConfig, data: DataConfig, classes: tuple[str, ...]) -> Tiles:
@@ -210,88 +151,34 @@ def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: Gradc
     return chosen
 
 
-def localise(
-    model: Classifier, random_model: Classifier, explainer: Explainer, data: DataConfig
-) -> Localisation | None:
-    """Return how often the maps of all tiles hit the truth masks, beside baselines; None without masks."""
-    config, tiles = explainer.config, explainer.tiles
-    if config.images is not None or data.source != "mhist":
-        return None
-    masks = load_truth_masks(data.root, tiles.ids, size_px=data.size_px)
-    if masks is None or not masks.any():
-        return None
-    every = all_rows(tiles)
-
-    def maps(of: Classifier, name: str) -> Iterator[NDArray[np.float32]]:
-        return (heatmap.enlarged for heatmap in explainer.maps(of, every, name))
-
-    def rates(of: Iterable[NDArray[np.float32]]) -> HitRates:
-        return box_checks.localisation_rates(of, masks, threshold=config.threshold, all_thresholds=config.checks)
-
-    return Localisation(
-        this_model=rates(maps(model, "this model")),
-        centre=rates(repeat(boxes.centre_map(data.size_px), len(tiles))),
-        random_weights=rates(maps(random_model, "random weights")),
-        whole_tile=box_checks.whole_tile_rates(masks, all_thresholds=config.checks),
-    )
-
-
-def check(
-    model: Classifier, random_models: Sequence[Classifier], explainer: Explainer, logits: torch.Tensor
-) -> MapChecks:
-    """Return the checks of the maps, on tiles drawn by the seed. logits: of all tiles, (N, K)."""
-    config = explainer.config
-
-    def explain(of: torch.nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        maps, _ = cam.class_maps(
-            cast(Classifier, of),
-            images,
-            target=classes,
-            method=config.method,
-            layers=config.layer,
-            fuse=config.fuse,
-        )
-        return maps
-
-    drawn = np.random.default_rng(config.random_seed).permutation(len(logits))[: config.check_tiles]
-    rows = torch.from_numpy(np.sort(drawn))
-    images = explainer.pixels(rows)
-    return check_maps(
-        model,
-        images,
-        target_classes(logits[rows], explainer.target).to(images.device),
-        explain=explain,
-        random_models=random_models,
-        threshold=config.threshold,
-        seed=config.random_seed,
-        batch_size=config.batch_size,
-        progress=config.progress,
-    )
-
-
 def draw_tile(
     explainer: Explainer,
     row: int,
     heatmap: Heatmap,
+    box: boxes.Box | None,
+    *,
     probabilities: NDArray[np.float64],
     classes: Sequence[str],
-    *,
     number: int,
     out: Path,
+    synthetic: bool,
 ) -> list[Any]:
-    """Write the pictures of a tile and return its row of boxes.csv, in the columns of BOXES_HEADER."""
+    """Write the pictures of a tile and return its row of boxes.csv, in the columns of BOXES_HEADER.
+
+    Args:
+        row: of the tile. box: of its map. probabilities: of the tile, (K,). number: in the names of the pictures.
+        synthetic: whether the tile was drawn by a program, which the caption then says.
+    """
     tiles, config = explainer.tiles, explainer.config
-    box = boxes.find_box(heatmap.enlarged, threshold=config.threshold)
     predicted = int(probabilities.argmax())
     truth = classes[tiles.labels[row]] if tiles.labels[row] >= 0 else "unknown"
     probability = float(probabilities[predicted])
     shown = describe_target(
         explainer.target, classes, predicted, method=config.method, layers=config.layer, fuse=config.fuse
     )
-    title = (
-        f"{tiles.ids[row]}\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); map of {shown}"
-        f"{'' if box is not None else '; no positive evidence, so no box'}"
-    )
+    title = f"{tiles.ids[row]}{', a synthetic tile' if synthetic else ''}"
+    title += f"\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); map of {shown}"
+    title += f"; {boxes.remark(box)}" if boxes.remark(box) else ""
     name = f"{number:03d}_{cam_plots.short_name(Path(tiles.ids[row]).stem)}"
     cam_plots.draw_tile(tiles.images[row], heatmap.enlarged, box, title=title, out=out, name=name, method=config.method)
     return [
@@ -301,10 +188,11 @@ def draw_tile(
     ]
 
 
-def summary(rows: Sequence[Sequence[Any]], maps: Sequence[Heatmap], *, size_px: int, threshold: float) -> Iterator[str]:
-    """Yield what was drawn, in lines for the terminal. rows: of boxes.csv."""
-    without = sum(row[BOXES_HEADER.index("positive_evidence")] == "no" for row in rows)
-    yield f"{count(len(rows), 'tile')} explained, {without} without positive evidence"
+def summary(
+    found: Sequence[boxes.Box | None], maps: Sequence[Heatmap], *, size_px: int, threshold: float, synthetic: bool
+) -> Iterator[str]:
+    """Yield what was drawn, in lines for the terminal. found, maps: of the tiles."""
+    yield f"{count(len(found), 'synthetic tile' if synthetic else 'tile')} explained, {boxes.remarks(found)}"
     yield f"boxes: pixels of the {size_px} px tile, at least {threshold:g} of the map's maximum, 8-connected"
     misses = [heatmap.missed for heatmap in maps if heatmap.missed is not None]
     if misses:

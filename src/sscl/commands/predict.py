@@ -199,7 +199,7 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
                 title = (
                     f"{of['path']}\npredicted {of['prediction']} ({of['confidence']:.2f})"
                     f"{'' if of['decided'] else ', abstained'}; map of {explained.targets[index]}"
-                    f"{'' if box is not None else '; no positive evidence, so no box'}"
+                    f"{f'; {boxes.remark(box)}' if boxes.remark(box) else ''}"
                 )
                 cam_plots.draw_tile(
                     explained.images[index],

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import numbers
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,10 +30,17 @@ from sscl.writing import replacing_folder, write_csv
 TILES_PER_SLIDE = 8
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
 
+_NAMES = re.compile(r"(?:.*[/\\])?syn_\d{5,}\.png")  # of the tiles that `write_synthetic` writes
 _ANNOTATORS = 7  # mhist.ANNOTATORS, which would import torch in every drawing process
 _MAX_SEED = 2**63 - 1
 _TILE_STREAM, _ORDER_STREAM, _LOOK_STREAM = 0, 1, 2
 _PARALLEL_FROM = 192  # fewer tiles are drawn faster than worker processes start
+
+
+def is_synthetic(source: str, ids: Iterable[str]) -> bool:
+    """Return whether tiles were drawn by this program: by `data.source`, or by their names, wherever they lie now."""
+    names = list(ids)
+    return source == "synthetic" or (bool(names) and all(_NAMES.fullmatch(name) for name in names))
 
 
 @dataclass(frozen=True)

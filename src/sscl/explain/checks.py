@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +10,9 @@ from torch import nn
 from sscl.explain import box_checks, cam, map_checks
 from sscl.explain.deletion_insertion import deletion_insertion
 from sscl.explain.records import Localisation, MapChecks
-from sscl.words import count
+from sscl.words import count, wrapped
 
 DRAWS = 3  # models with random weights
-WIDTH = 80  # of the terminal
 HOW = {
     "randomisation": "weights randomised block by block, from the head down",
     "deletion_insertion": "pixels blurred, and restored, in the map's order",
@@ -79,7 +77,7 @@ def checks_text(found: MapChecks) -> str:
     """Return the checks as lines for the terminal: the question, the numbers, the verdict."""
     lines = [f"checks of the maps, on {count(found.tiles, 'tile')}:"]
     for name, check in found.each.items():
-        lines += _wrapped(f"{check.question} ({HOW[name]})", indent=2)
+        lines.append(wrapped(f"{check.question} ({HOW[name]})", indent=2))
         if name == "deletion_insertion":
             areas = found.deletion_insertion
             for way, better, curves in (
@@ -89,15 +87,9 @@ def checks_text(found: MapChecks) -> str:
                 low, high = curves["map"].interval
                 others = ", ".join(f"{order} {of.auc:.3f}" for order, of in curves.items() if order != "map")
                 area = f"{curves['map'].auc:.3f} ({low:.3f} to {high:.3f})"
-                lines += _wrapped(f"{way} AUC ({better} is better): map {area}, {others}", indent=4)
-        lines += _wrapped(check.verdict, indent=4)
+                lines.append(wrapped(f"{way} AUC ({better} is better): map {area}, {others}", indent=4))
+        lines.append(wrapped(check.verdict, indent=4))
     return "\n".join(lines)
-
-
-def _wrapped(text: str, *, indent: int) -> list[str]:
-    """Return a sentence as lines of at most WIDTH characters."""
-    spaces = " " * indent
-    return textwrap.wrap(text, WIDTH, initial_indent=spaces, subsequent_indent=f"{spaces}  ", break_long_words=False)
 
 
 def completeness_text(missed: Sequence[float]) -> str:
@@ -109,8 +101,7 @@ def completeness_text(missed: Sequence[float]) -> str:
         else "the maps miss part of the score: the model does not end in mean pooling and a linear layer"
     )
     maps = count(len(missed), "map")
-    text = f"map sum against score without bias, largest difference of {maps}: {largest:.1e} logits; {said}"
-    return "\n".join(_wrapped(text, indent=0))
+    return f"map sum against score without bias, largest difference of {maps}: {largest:.1e} logits; {said}"
 
 
 def localisation_table(localised: Localisation) -> str:

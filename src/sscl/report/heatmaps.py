@@ -29,7 +29,7 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
     facts = {
         "method": f"{METHODS[config.method]} of {describe_layer(config.layer, config.fuse)}",
         "target": TARGETS.get(config.target) or config.target,
-        "box": f"largest region above {config.threshold:.0%} of the maximum of the map",
+        "box": f"region with the most evidence above {config.threshold:.0%} of the maximum of the map",
     }
     found: list[Block] = [blocks.facts(facts)]
     if checks is not None:

@@ -26,6 +26,7 @@ from sscl.device import autocast, pick_device, sum_dtype
 from sscl.draws import Augmentation
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
+from sscl.explain.cells import map_cells
 from sscl.models import features
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
@@ -44,7 +45,7 @@ from sscl.train.pace import Pace, Writer
 from sscl.train.schedule import Schedule
 from sscl.train.setup import OpenRun, memory_lines, open_run, progress_bar, start_log
 from sscl.train.step import Views, project_pairs, take_step
-from sscl.words import count
+from sscl.words import count, wrapped
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
@@ -225,6 +226,7 @@ def announce(job: Finetuning) -> None:
     )
     warn_of_absent_classes(data)
     print("".join(f"{line}\n" for line in job.needs), end="")
+    print(wrapped(str(map_cells(job.model, size_px=job.config.data.size_px))))
     warning = job.schedule.warning()
     if warning is not None:
         print(warning)
