@@ -565,3 +565,43 @@ def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
 def test_a_wrong_key_or_value(cli: Any, tmp_path: Path, command: str, word: str, words: tuple[str, ...]) -> None:
     assert_refused(getattr(cli, command)(tmp_path / "run", word), *words)
     assert not (tmp_path / "run").exists()
+
+
+# --- tasks that are none ---
+
+
+def noise(root: Path, counts: dict[str, int], *, first: int = 0) -> Path:
+    """Write tiles of noise in class folders, no two alike; equal numbers from `first` on are equal tiles."""
+    for name, tiles in counts.items():
+        (root / name).mkdir(parents=True)
+        for _ in range(tiles):
+            pixels = np.random.default_rng(first).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{first}.png")
+            first += 1
+    return root
+
+
+@pytest.mark.parametrize(
+    ("counts", "words", "named"),
+    [
+        ({"images": 20}, [], ["one class (images)", "one folder a class"]),
+        ({"images": 20}, ["train.folds=2"], ["one class (images)"]),
+        ({"0": 8, "1": 8, "10": 2, "2": 8}, [], ["class '10' has 1 tile"]),
+        ({"0": 8, "1": 8, "10": 2, "2": 8}, ["train.folds=2"], ["class '10' has 1"]),
+    ],
+)
+def test_too_few_classes_or_tiles_of_one_are_refused_by_name(
+    cli: Any, tmp_path: Path, counts: dict[str, int], words: list[str], named: list[str]
+) -> None:
+    root = noise(tmp_path / "set", counts)
+    result = cli.finetune(tmp_path / "run", SMALL, f"data.root={root}", "data.source=folder", *words)
+    assert_refused(result, *named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_split_that_is_the_training_split_is_refused(cli: Any, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        noise(tmp_path / "set" / part, {"A": 8, "B": 8})
+    result = cli.finetune(tmp_path / "run", SMALL, f"data.root={tmp_path / 'set'}", "data.source=folder")
+    assert_refused(result, "data.root", "of 16 test tiles are training tiles too")
+    assert not (tmp_path / "run").exists()

@@ -227,7 +227,9 @@ def test_test_tiles_change_nothing_and_the_seed_decides(
     assert rows[0] != rows[2]
 
 
-def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_split_is_loaded_to_be_searched_for_copies_alone(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     real = labelled.load_tiles
 
@@ -237,8 +239,8 @@ def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(labelled, "load_tiles", spy)
 
-    assert cli.finetune(tmp_path / "run").code == 0
-    assert asked == ["train"]
+    assert cli.finetune(tmp_path / "run", SMALL).code == 0
+    assert asked == ["train", "test"]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -753,9 +755,10 @@ def test_a_class_that_validation_lacks_is_told(cli: Any, npz: Path, tmp_path: Pa
     words = [f"data.root={tmp_path / 'lacking.npz'}", "data.source=pathmnist", "data.size_px=28"]
     result = cli.finetune(tmp_path / "run", *words)
     assert result.code == 0, result.err
-    assert "warning: no validation tile of 1\n" in result.out
+    assert "warning: no validation tile of 1: " in result.out
+    assert "warning: every validation tile is of 0" in result.out
     card = (tmp_path / "run/MODEL_CARD.md").read_text(encoding="utf-8")
-    assert any("alidation" in line and "no " in line.lower() and "`1`" in line for line in card.splitlines())
+    assert any(line.startswith("- No validation tile of 1: ") for line in card.splitlines())
 
 
 def test_the_label_fraction_cuts_training_and_validation_alike(npz: Path) -> None:

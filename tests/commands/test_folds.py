@@ -123,15 +123,15 @@ def read_words(run: Path) -> list[str]:
     return [f"train.{key}={train[key]}" for key in ("learning_rate", "validation_fraction")]
 
 
-def test_only_the_train_split_is_loaded(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_load_the_train_split_alone(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run of a fold searches the test split for copies of training tiles as well, as every fine-tuning does."""
     asked = []
 
     def spy(data: Any, *, split: str, progress: bool) -> Tiles:
         asked.append(split)
         return load.load_tiles(data, split=split, progress=progress)
 
-    for module in (labelled, folds):
-        monkeypatch.setattr(module, "load_tiles", spy)
+    monkeypatch.setattr(folds, "load_tiles", spy)
     result = cli.finetune(tmp_path / "run", "--folds=2", "train.fold=1")
     assert result.code == 0, result.err
     assert set(asked) == {"train"}
@@ -380,7 +380,7 @@ def test_a_plain_run_is_replaced_only_on_demand(crossed: Any, cli: Any, tmp_path
         (["--folds"], "--folds: expected one argument"),
         (["train.fold=1"], "train.fold: got 1 without train.folds"),
         (["train.folds=2", "train.fold=3"], "train.fold: must be <= 2 (train.folds), got 3"),
-        (["--folds", "5"], "train.folds: 5 folds need at least 5 groups per class, class 0 has 4"),
+        (["--folds", "5"], "train.folds: 5 folds need at least 5 groups per class, class 'HP' has 4"),
         (["--folds", "4", "model.weights=none"], "model.weights: none: no such run folder or checkpoint file"),
         (["--folds=2", "device=cuda:7"], "device: "),
     ],

@@ -140,9 +140,7 @@ def test_limits_follow_the_data() -> None:
     assert "Few training tiles" not in known
     assert "Few training tiles: 9 of `HP`." in unknown
     assert "say nothing about tissue" in drawn
-    assert "No validation tiles" not in known
-    lacking = card(trained(), validation=model_card.Part({"HP": 20, "SSA": 0}, None))
-    assert "- No validation tiles of `SSA`." in lacking
+    assert "- No validation tile of A\\_B." in card(trained(), warnings=["no validation tile of A_B"])
     assert "say nothing about tissue" not in known
 
 

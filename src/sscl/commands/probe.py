@@ -22,6 +22,7 @@ from sscl.evaluate.probe_inputs import (
     EVALUATED,
     Job,
     Parts,
+    check_set,
     describe_encoder,
     describe_set,
     embed,
@@ -58,7 +59,9 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
         for size in dict.fromkeys(job.size_px or data.size_px for job in jobs)
     }
     first = {data.name: opened[data.name, jobs[0].size_px or data.size_px] for data in config.sets}
-    for data in config.sets:
+    doubts: list[str] = []
+    for number, data in enumerate(config.sets):
+        doubts += check_set(data, first[data.name], key=f"sets.{number}.root")
         print(set_in_words(data, first[data.name]))
 
     found, fits = predict(config, jobs, opened, first, device=device, precision=precision)
@@ -72,7 +75,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
         sets=tuple(describe_set(data, first[data.name]) for data in config.sets),
         interval_method=f"95% intervals: bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
         linear_fits=fits,
-        notes=probe_notes(config, jobs, first, fits),
+        notes=(*doubts, *probe_notes(config, jobs, first, fits)),
         summary=probe_results.summarise(measured),
         differences=() if reference is None else probe_results.differences(measured, reference=reference),
         runs=measured.runs,

@@ -84,7 +84,7 @@ def load_folder(
         for name, count in tiles.class_counts().items():
             if count < 2:
                 raise ValueError(f"{root / name}: 1 image; a class needs at least 2, one for train and one for test")
-        train, test = stratified_split(tiles.labels, fraction=test_fraction, seed=seed, groups=groups)
+        train, test = stratified_split(tiles.labels, fraction=test_fraction, seed=seed, groups=groups, classes=classes)
         return tiles.subset(train if split == "train" else test)
     # train lies before test, so either is one contiguous range of the memmap and is not copied.
     count = len(parts["train"])

@@ -145,7 +145,9 @@ def _paper_balanced(root: Path, tiles: Tiles, split: str, *, seed: int, grouped:
     if min(tiles.class_counts().values()) < 2:
         raise ValueError(f"{root / 'annotations.csv'}: the smaller class has 1 tile; paper_balanced needs at least 2")
     groups = tiles.groups[balanced] if grouped and tiles.groups is not None else None
-    train, test = stratified_split(tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed, groups=groups)
+    train, test = stratified_split(
+        tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed, groups=groups, classes=CLASSES
+    )
     return balanced[train if split == "train" else test]
 
 

@@ -7,6 +7,7 @@ the same seed.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,12 @@ _CLOSE_ENOUGH = 0.01
 
 
 def stratified_split(
-    labels: NDArray[np.int64], *, fraction: float, seed: int, groups: NDArray[np.str_] | None = None
+    labels: NDArray[np.int64],
+    *,
+    fraction: float,
+    seed: int,
+    groups: NDArray[np.str_] | None = None,
+    classes: Sequence[str] = (),
 ) -> tuple[Indices, Indices]:
     """Return (rest, held_out), sorted indices: about `fraction` of every class is held out.
 
@@ -30,6 +36,7 @@ def stratified_split(
     Args:
         fraction: held out, between 0 and 1.
         groups: group of each tile, (N,); None = every tile by itself.
+        classes: their names, for errors.
 
     Raises:
         ValueError: the fraction is out of range, or a class has too few tiles (groups) to be on both sides.
@@ -40,14 +47,14 @@ def stratified_split(
         raise ValueError("there are no tiles to split")
     rng = _generator("split", seed)
     if groups is not None:
-        held = _held_groups(labels, groups, fraction=fraction, rng=rng)
+        held = _held_groups(labels, groups, fraction=fraction, rng=rng, names_of=classes)
     else:
         held = np.zeros(len(labels), dtype=bool)
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
             if len(rows) < 2:
                 raise ValueError(
-                    f"class {label} has 1 tile, but a split needs at least 2, one for each side: "
+                    f"class {_called(label, classes)} has 1 tile, but a split needs at least 2, one for each side: "
                     "add tiles or remove the class"
                 )
             count = min(max(_rounded(fraction * len(rows)), 1), len(rows) - 1)
@@ -56,7 +63,12 @@ def stratified_split(
 
 
 def stratified_folds(
-    labels: NDArray[np.int64], k: int, *, seed: int, groups: NDArray[np.str_] | None = None
+    labels: NDArray[np.int64],
+    k: int,
+    *,
+    seed: int,
+    groups: NDArray[np.str_] | None = None,
+    classes: Sequence[str] = (),
 ) -> list[Indices]:
     """Return the k folds of cross-validation, sorted indices: every tile is in one fold, every class in all folds.
 
@@ -67,6 +79,7 @@ def stratified_folds(
     Args:
         k: number of folds, at least 2.
         groups: group of each tile, (N,); None = every tile by itself.
+        classes: their names, for errors.
 
     Raises:
         ValueError: k is below 2, a class has fewer tiles (groups) than k, no such folds of whole groups were found, or
@@ -79,7 +92,8 @@ def stratified_folds(
     if min(counts) < k:
         what, label = "tiles" if groups is None else "groups", labels[rows_of[int(np.argmin(counts))][0]]
         raise ValueError(
-            f"folds: {k} folds need at least {k} {what} per class, class {label} has {min(counts)}: use fewer folds"
+            f"folds: {k} folds need at least {k} {what} per class, class {_called(label, classes)} has {min(counts)}: "
+            "use fewer folds"
         )
 
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # the import takes a second
@@ -190,6 +204,11 @@ def _generator(purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(purpose.encode()), *numbers])
 
 
+def _called(label: int, classes: Sequence[str]) -> str:
+    """Return a class as an error names it: by its name where that is known, else by its number."""
+    return repr(str(classes[label])) if classes else str(label)
+
+
 def _rounded(value: float) -> int:
     """Return the nearest whole number; half rounds up (Python's round takes 0.5 to 0 and 1.5 to 2)."""
     return int(np.floor(value + 0.5))
@@ -208,7 +227,12 @@ def _rows_per_class(labels: NDArray[np.int64]) -> list[Indices]:
 
 
 def _held_groups(
-    labels: NDArray[np.int64], groups: NDArray[np.str_], *, fraction: float, rng: np.random.Generator
+    labels: NDArray[np.int64],
+    groups: NDArray[np.str_],
+    *,
+    fraction: float,
+    rng: np.random.Generator,
+    names_of: Sequence[str],
 ) -> NDArray[np.bool_]:
     """Return which tiles are held out, (N,), whole groups only.
 
@@ -223,8 +247,8 @@ def _held_groups(
     if groups_of_class.min() < 2:
         label = classes[groups_of_class.argmin()]
         raise ValueError(
-            f"all tiles of class {label} are in one group, so one side of a grouped split would not have it: "
-            "add groups of that class, or split without groups"
+            f"all tiles of class {_called(label, names_of)} are in one group, so one side of a grouped split would not "
+            "have it: add groups of that class, or split without groups"
         )
     totals = counts.sum(axis=0)
     parts = counts / totals

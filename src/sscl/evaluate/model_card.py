@@ -8,7 +8,7 @@ card can be passed on. K classes, N validation tiles.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics, proportions
 from sscl.evaluate.card_results import BEGIN, END, cells, last_part, metric_rows, set_name
 from sscl.evaluate.card_results import FILE as FILE
-from sscl.evaluate.lineage import INDEPENDENT, NO_SLIDE_IDS
-from sscl.evaluate.tables import as_markdown, code, code_block, one_line
+from sscl.evaluate.lineage import NO_SLIDE_IDS
+from sscl.evaluate.tables import as_markdown, code, code_block, escaped, one_line
 from sscl.models.checkpoint import Checkpoint
 from sscl.words import count, listed
 
@@ -60,6 +60,7 @@ def model_card(
     groups_are: str,
     slides_known: bool,
     unlabelled: int = 0,
+    warnings: Sequence[str] = (),
 ) -> str:
     """Return the text of a card, without test metrics yet.
 
@@ -70,6 +71,7 @@ def model_card(
         train, validation: the tiles. carved: whether those for validation were taken from the training split.
         groups_are: what the groups of tiles are, in words. slides_known: whether slide or patient ids were given.
         unlabelled: tiles that took part in contrastive steps without their labels.
+        warnings: what was doubtful about the task, a sentence each.
     """
     name = folder.resolve().name
     classes = listed([code(label) for label in checkpoint.classes])
@@ -88,7 +90,7 @@ def model_card(
         *_training_lines(checkpoint),
         *_validation_lines(checkpoint),
         *("## Test", "", BEGIN, "", *_untested(name), "", END, ""),
-        *_limit_lines(checkpoint, train, validation, slides_known=slides_known),
+        *_limit_lines(checkpoint, train, warnings=warnings, slides_known=slides_known),
         *_use_lines(name),
     ]
     return "\n".join(lines)
@@ -132,7 +134,7 @@ def _data_lines(
         fold = f"; fold {training.fold} of {training.folds}, so one part was held out (`predictions.csv`)"
     rows = [
         ("set", set_name(data)),
-        ("split", "the training split alone; the test split was not used in this run" + fold),
+        ("split", "the training split alone; test tiles were only searched for copies of training tiles" + fold),
         ("validation tiles", where),
         (
             "near-duplicates",
@@ -197,7 +199,7 @@ def _training_lines(checkpoint: Checkpoint) -> list[str]:
         ("precision, seed", f"{checkpoint.precision}, {config.seed}"),
     ]
     if train.balance == "draws":
-        rows.append(("balance", "classes drawn equally often"))
+        rows.append(("balance", "classes drawn equally often; in the loss each weighs 1"))
     if contrast.kind != "none":
         rows.append(("contrastive steps", f"{contrast.kind} at temperature {contrast.temperature:g}, alternating"))
     return ["## Training", "", _facts(rows), "", "All settings: `config.yaml` beside this file.", ""]
@@ -228,7 +230,8 @@ def _validation_lines(checkpoint: Checkpoint) -> list[str]:
         "## Validation",
         "",
         f"{count(kept.tiles, 'tile')}.{few} They chose the epoch, the temperature and the threshold, so these metrics "
-        f"are optimistic. Wilson's intervals do not allow for that; {INDEPENDENT}.",
+        "are optimistic; the intervals do not show by how much. They also take the tiles as independent, and are too "
+        "narrow where several tiles come from one slide.",
         "",
         as_markdown(
             [["metric", "value", "Wilson 95%", "tiles"], *([name, *rest[:1], *rest[2:]] for name, *rest in rows)]
@@ -247,7 +250,7 @@ def _untested(name: str) -> list[str]:
     return [f"Not evaluated yet. `sscl eval checkpoint=RUN`, where RUN is the folder {code(name)}, fills this in."]
 
 
-def _limit_lines(checkpoint: Checkpoint, train: Part, validation: Part, *, slides_known: bool) -> list[str]:
+def _limit_lines(checkpoint: Checkpoint, train: Part, *, warnings: Sequence[str], slides_known: bool) -> list[str]:
     data, classes = checkpoint.finetune_config.data, checkpoint.classes
     found = [
         "Not a medical device, and not tested on patients: it classifies single tiles, and nothing here says how well "
@@ -261,10 +264,7 @@ def _limit_lines(checkpoint: Checkpoint, train: Part, validation: Part, *, slide
     ]
     if not slides_known:
         found.append(f"{NO_SLIDE_IDS[0].upper()}{NO_SLIDE_IDS[1:]}.")
-    for name, part in (("training", train), ("validation", validation)):
-        absent = [code(label) for label, tiles in part.counts.items() if not tiles]
-        if absent:
-            found.append(f"No {name} tiles of {listed(absent)}.")
+    found += [escaped(f"{text[0].upper()}{text[1:]}.") for text in warnings]
     if data.source == "synthetic":
         found.append("The tiles are drawn by a program: the metrics say nothing about tissue.")
     if min(train.counts.values()) < 50:

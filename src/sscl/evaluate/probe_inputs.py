@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sscl.config import DataConfig, EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet
-from sscl.data import cache, split
-from sscl.data.load import has_validation, load_tiles
+from sscl.data import cache, split, task
+from sscl.data.load import has_validation, load_tiles, split_is_made_here
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.probe_results import ProbedEncoder, ProbedSet
@@ -131,16 +131,14 @@ def open_set(data: ProbeSet, *, config: ProbeConfig) -> Parts:
     if data.cache_dir is None:
         data = data.model_copy(update={"cache_dir": config.cache_dir})
     try:
-        train = labelled(load_tiles(data, split="train", progress=config.progress, key=key))
-        if len(train.rows) == 0:
-            raise ValueError(f"{data.root} has no labelled tiles; a probe needs a class for each")
+        whole = load_tiles(data, split="train", progress=config.progress, key=key)
+        task.check_two_classes(whole, data=data, key=f"{key}.root")
+        train = labelled(whole)
         parts = {"train": train, "test": labelled(load_tiles(data, split="test", progress=config.progress, key=key))}
         if has_validation(data):
             parts["validation"] = labelled(load_tiles(data, split="validation", progress=config.progress, key=key))
         classes = train.tiles.classes
         present = np.unique(train.labels)
-        if len(present) < 2:
-            raise ValueError(f"{data.root} has only training tiles of {classes[present[0]]}; a probe needs two classes")
         for name, part in parts.items():
             if len(part.rows) == 0:
                 raise ValueError(f"{data.root} has no labelled tiles in {name}")
@@ -152,13 +150,29 @@ def open_set(data: ProbeSet, *, config: ProbeConfig) -> Parts:
                 )
         if data.holdout_fraction:
             rest, held = split.stratified_split(
-                train.labels, fraction=data.holdout_fraction, seed=data.split_seed, groups=train.groups
+                train.labels,
+                fraction=data.holdout_fraction,
+                seed=data.split_seed,
+                groups=train.groups,
+                classes=classes,
             )
             parts |= {"train": Part(train.tiles, train.rows[rest]), "held-out": Part(train.tiles, train.rows[held])}
     except (ValueError, FileNotFoundError) as error:
         where = "" if str(error).startswith(f"{key}.") else f"{key} ({data.name}): "
         raise type(error)(f"{where}{error}") from error
     return parts
+
+
+def check_set(data: ProbeSet, parts: Parts, *, key: str) -> list[str]:
+    """Return what is doubtful about probing on a set, a sentence each.
+
+    Raises:
+        ValueError: no task for a classifier, see `check_task`; begins with the key.
+    """
+    names = {"train": "training"}
+    tiles = {names.get(name, name): part.tiles.subset(part.rows) for name, part in parts.items()}
+    made_here = {"held-out", *(["test"] if split_is_made_here(data) else [])}
+    return [f"{data.name}: {text}" for text in task.check_task(tiles, data=data, made_here=made_here, key=key)]
 
 
 def labelled(tiles: Tiles) -> Part:

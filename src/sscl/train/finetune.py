@@ -21,6 +21,7 @@ from sscl import ranks, writing
 from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.load import groups_are, slides_known
+from sscl.data.task import outcome_warnings
 from sscl.data.tiles import TileStore, place_store
 from sscl.device import autocast, pick_device, sum_dtype
 from sscl.draws import Augmentation
@@ -39,7 +40,7 @@ from sscl.run import MetricsLog, MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_finetuning
 from sscl.train.epoch import check_finite_mean
-from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled, warn_of_absent_classes
+from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled
 from sscl.train.objectives import OBJECTIVES, LabelLoss, build_loss, score, validation_metrics
 from sscl.train.pace import Pace, Writer
 from sscl.train.schedule import Schedule
@@ -218,13 +219,12 @@ def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.devi
 
 
 def announce(job: Finetuning) -> None:
-    """Print how long the epochs are, which classes are absent, and what the run needs of memory."""
+    """Print how long the epochs are, and what the run needs of memory."""
     data = job.data
     print(
         f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; "
         f"{count(job.schedule.steps_per_epoch, 'step')} per epoch, batch size {job.batch_size}"
     )
-    warn_of_absent_classes(data)
     print("".join(f"{line}\n" for line in job.needs), end="")
     print(wrapped(str(map_cells(job.model, size_px=job.config.data.size_px))))
     warning = job.schedule.warning()
@@ -374,6 +374,7 @@ def keep(job: Finetuning, log: MetricsLog, checkpoint: Checkpoint) -> None:
         groups_are=groups_are(config.data),
         slides_known=slides_known(config.data),
         unlabelled=0 if job.joint is None else len(data.unlabelled),
+        warnings=data.warnings,
     )
     writing.write_text(folder / model_card.FILE, card)
 
@@ -391,5 +392,8 @@ def print_summary(job: Finetuning, best: MetricsRow, calibration: KeptCalibratio
         f"calibrated on the same tiles: temperature {calibration.temperature:.3f}, expected calibration error "
         f"{calibration.ece_before:.3f} before, {calibration.ece_after:.3f} after"
     )
+    called = calibration.logits.argmax(1).numpy()
+    for warning in outcome_warnings(calibration.labels.numpy(), called, data.classes, tiles="validation tile"):
+        print(f"warning: {warning}")
     print(pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")

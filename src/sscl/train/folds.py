@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sscl import ranks, run
 from sscl.config import FinetuneConfig, changed_keys, load_config
 from sscl.data.load import all_rows, groups_are, has_validation, load_tiles
+from sscl.data.task import check_task
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import pick_device, pick_precision, tune
 from sscl.evaluate import calibration, lineage, predictions
@@ -59,6 +60,10 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
         for one in configs.values():
             labelled_parts(tiles.subset(training_rows(tiles, one)), one)
     notes = caveats(config, tiles)
+    for number in numbers:
+        parts = {"training": tiles.subset(np.setdiff1d(np.concatenate(held), held[number - 1]))}
+        parts["held-out"] = tiles.subset(held[number - 1])
+        notes += [f"fold {number}: {text}" for text in check_task(parts, data=config.data, made_here={"held-out"})]
     complete = [n for n in numbers if goes_on and is_complete(configs[n], tiles, held[n - 1])]
     if not alone:
         if not goes_on:

@@ -49,7 +49,9 @@ def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
     if classes >= 2 and fraction * len(labelled) >= 2 * classes:
         groups = None if tiles.groups is None else tiles.groups[labelled]
         try:
-            rest, held = stratified_split(tiles.labels[labelled], fraction=fraction, seed=config.seed, groups=groups)
+            rest, held = stratified_split(
+                tiles.labels[labelled], fraction=fraction, seed=config.seed, groups=groups, classes=tiles.classes
+            )
         except ValueError as error:
             print(f"no k-NN accuracy: no tiles can be held out for it ({error})")
     if held is None:

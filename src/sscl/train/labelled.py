@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from sscl import ranks
 from sscl.config import FinetuneConfig
 from sscl.data import split
-from sscl.data.load import all_rows, describe_tiles, has_validation, load_tiles
+from sscl.data.load import all_rows, describe_tiles, has_validation, load_tiles, split_is_made_here
+from sscl.data.task import absent_classes, check_task, check_two_classes, labelled, settings_warnings
 from sscl.data.tiles import UNLABELLED, Tiles, epoch_order
+from sscl.words import listed
 
 Rows = NDArray[np.int64]
 
@@ -27,6 +29,7 @@ class LabelledTiles:
         validation: rows of `validation_tiles` that choose the epoch.
         unlabelled: rows of `tiles` without a label, or beyond train.label_fraction.
         fingerprint: of the whole training split.
+        warnings: what is doubtful about the task, a sentence each.
     """
 
     tiles: Tiles
@@ -35,6 +38,7 @@ class LabelledTiles:
     validation: Rows
     unlabelled: Rows
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def carved(self) -> bool:
@@ -48,44 +52,70 @@ class LabelledTiles:
 
 
 def load_labelled(config: FinetuneConfig, *, progress: bool) -> LabelledTiles:
-    """Return the tiles of a fine-tuning, and print how many there are.
+    """Return the tiles of a fine-tuning, and print how many there are and what is doubtful about the task.
 
     Raises:
-        ValueError: no tile has a label, or too few to carve validation tiles from.
+        ValueError: no task for a classifier, see `check_task`; or too few tiles to carve validation tiles from.
     """
     with ranks.first_on_each_machine():
-        tiles = load_tiles(config.data, split="train", progress=progress)
-        own = load_tiles(config.data, split="validation", progress=progress) if has_validation(config.data) else None
-    check_labels(tiles, config)
-    print(describe_tiles(config.data, tiles, split="train"))
+        found, lines = labelled_tiles(config, progress=progress)
+    for line in lines:
+        print(line)
+    return found
+
+
+def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledTiles, list[str]]:
+    """Return the tiles of a fine-tuning, checked, and the lines that say so.
+
+    Raises:
+        ValueError: as `load_labelled`.
+    """
+    data = config.data
+    tiles = load_tiles(data, split="train", progress=progress)
+    check_two_classes(tiles, data=data)
+    lines = [describe_tiles(data, tiles, split="train")]
+    own = load_tiles(data, split="validation", progress=progress) if has_validation(data) else None
     if own is not None:
-        print(describe_tiles(config.data, own, split="validation") + "; train.validation_fraction is not used")
+        lines.append(describe_tiles(data, own, split="validation") + "; train.validation_fraction is not used")
     fingerprint = tiles.fingerprint
     if config.train.fold is not None:
         tiles = tiles.subset(training_rows(tiles, config))
     train, validation = labelled_parts(tiles, config, own=own)
     unlabelled = np.setdiff1d(all_rows(tiles), used_labels(tiles, config))
+    found = LabelledTiles(tiles, train, tiles if own is None else own, validation, unlabelled, fingerprint)
+    warnings, not_compared = task_warnings(found, config, progress=progress)
+    found = replace(found, warnings=(*settings_warnings(config), *warnings))
+    lines += [f"warning: {text}" for text in (*found.warnings, *not_compared)]
     if len(unlabelled):
         use = "in the contrastive steps only" if config.contrast.kind != "none" else "not used (contrast.kind is none)"
-        print(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
-    return LabelledTiles(tiles, train, tiles if own is None else own, validation, unlabelled, fingerprint)
+        lines.append(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
+    return found, lines
 
 
-def check_labels(tiles: Tiles, config: FinetuneConfig) -> None:
-    """Raise ValueError where no tile has a label."""
-    if not (tiles.labels != UNLABELLED).any():
-        raise ValueError(f"data.root: {config.data.root} has no labels; finetune needs tiles in classes")
+def task_warnings(found: LabelledTiles, config: FinetuneConfig, *, progress: bool) -> tuple[list[str], list[str]]:
+    """Return what is doubtful about the task, and why test tiles could not be compared with training tiles.
 
+    Nothing else is done with the test tiles.
 
-def warn_of_absent_classes(data: LabelledTiles) -> None:
-    """Print a warning where a class has no training or no validation tile."""
-    for part, labels in (
-        ("training", data.tiles.labels[data.train]),
-        ("validation", data.validation_tiles.labels[data.validation]),
-    ):
-        absent = [name for i, name in enumerate(data.classes) if not (labels == i).any()]
-        if absent:
-            print(f"warning: no {part} tile of {', '.join(absent)}")
+    Raises:
+        ValueError: no task for a classifier, see `check_task`; or weights by class without a tile of each.
+    """
+    data = config.data
+    parts = {"training": found.tiles.subset(found.train), "validation": found.validation_tiles.subset(found.validation)}
+    absent = absent_classes(parts["training"])
+    if absent and config.train.loss.startswith("weighted_"):
+        raise ValueError(
+            f"train.loss: {config.train.loss} weights a class by its training tiles, and {listed(absent)} has none; "
+            "add some, or take another loss"
+        )
+    made_here = {"validation"} if found.carved else set()
+    not_compared: list[str] = []
+    try:
+        parts["test"] = labelled(load_tiles(data, split="test", progress=progress))
+        made_here |= {"test"} if split_is_made_here(data) else set()
+    except (ValueError, FileNotFoundError) as error:
+        not_compared = [f"test tiles were not compared with the training tiles: {str(error).splitlines()[0]}"]
+    return check_task(parts, data=data, made_here=made_here), not_compared
 
 
 def labelled_parts(tiles: Tiles, config: FinetuneConfig, *, own: Tiles | None = None) -> tuple[Rows, Rows]:
@@ -104,7 +134,11 @@ def labelled_parts(tiles: Tiles, config: FinetuneConfig, *, own: Tiles | None = 
         groups = None if tiles.groups is None else tiles.groups[used]
         try:
             rest, held = split.stratified_split(
-                tiles.labels[used], fraction=config.train.validation_fraction, seed=config.seed, groups=groups
+                tiles.labels[used],
+                fraction=config.train.validation_fraction,
+                seed=config.seed,
+                groups=groups,
+                classes=tiles.classes,
             )
         except ValueError as error:
             raise ValueError(f"train.validation_fraction: {error} ({len(used)} labelled tiles are used)") from error
@@ -120,10 +154,8 @@ def used_labels(tiles: Tiles, config: FinetuneConfig) -> Rows:
     Raises:
         ValueError: no tile has a label.
     """
-    labelled = np.flatnonzero(tiles.labels != UNLABELLED)
-    return labelled[
-        split.label_fraction(tiles.labels[labelled], fraction=config.train.label_fraction, seed=config.seed)
-    ]
+    rows = np.flatnonzero(tiles.labels != UNLABELLED)
+    return rows[split.label_fraction(tiles.labels[rows], fraction=config.train.label_fraction, seed=config.seed)]
 
 
 def batch_size_of(config: FinetuneConfig, *, tiles: int, world: int) -> int:
@@ -167,17 +199,19 @@ def held_out(tiles: Tiles, config: FinetuneConfig) -> list[Rows]:
     """Return the rows that each fold holds out; together they are all labelled tiles.
 
     Raises:
-        ValueError: no tile has a label, or the tiles cannot be divided so.
+        ValueError: fewer than two classes, or the tiles cannot be divided so.
     """
-    check_labels(tiles, config)
-    labelled = np.flatnonzero(tiles.labels != UNLABELLED)
+    check_two_classes(tiles, data=config.data)
+    rows = np.flatnonzero(tiles.labels != UNLABELLED)
     assert config.train.folds is not None
-    groups = None if tiles.groups is None else tiles.groups[labelled]
+    groups = None if tiles.groups is None else tiles.groups[rows]
     try:
-        found = split.stratified_folds(tiles.labels[labelled], config.train.folds, seed=config.seed, groups=groups)
+        found = split.stratified_folds(
+            tiles.labels[rows], config.train.folds, seed=config.seed, groups=groups, classes=tiles.classes
+        )
     except ValueError as error:
         raise ValueError(f"train.{error}") from error
-    return [labelled[part] for part in found]
+    return [rows[part] for part in found]
 
 
 def training_rows(tiles: Tiles, config: FinetuneConfig) -> Rows:

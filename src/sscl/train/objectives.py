@@ -46,7 +46,7 @@ def build_loss(
     Its mean over ranks is the loss of all their tiles, although the weights of a rank's tiles may differ in sum.
     """
     weight: torch.Tensor | None = None
-    if config.train.loss.startswith("weighted_"):
+    if config.train.loss.startswith("weighted_") and config.train.balance != "draws":  # drawn equally often: 1 each
         weight = torch.from_numpy(split.class_weights(labels, num_classes=num_classes)).float().to(device)
 
     def loss_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
