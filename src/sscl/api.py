@@ -11,13 +11,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from sscl import augment
 from sscl.data import files
@@ -35,6 +33,7 @@ from sscl.models.classifier import inference_precision, load_classifier, positiv
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
+from sscl.progress import Bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,8 +384,8 @@ def load(
     return Model(classifier, checkpoint, where, temperature, decide_from, operating_point, tta, chosen)
 
 
-def _bar(count: int, progress: bool) -> tqdm[Any]:
-    return tqdm(total=count, unit=" tiles", disable=not progress, leave=False)
+def _bar(count: int, progress: bool) -> Bar:
+    return Bar(count, desc="tiles" if progress else None, unit="tile")
 
 
 def _refuse(batch: files.Batch, items: Sequence[Item], names: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sscl import api, run, writing
 from sscl.config import PredictConfig
@@ -26,6 +25,7 @@ from sscl.explain import boxes
 from sscl.models.checkpoint import run_of
 from sscl.models.classifier import precision_notes
 from sscl.plots import cam as cam_plots
+from sscl.progress import Bar
 from sscl.records import Record, write_record
 from sscl.words import count
 
@@ -162,7 +162,7 @@ def whole_folder(out: Path, config: PredictConfig, *, overwrite: bool) -> Iterat
 def predicted_rows(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[list[Any]]:
     """Yield the rows of predictions.csv while the tiles are predicted, and count them in the tally."""
     stream = model.stream(found.files, names=found.names, batch_size=config.batch_size)
-    bar = tqdm(total=len(found.files), desc="predict", unit=" tiles", disable=not config.progress, leave=False)
+    bar = Bar(len(found.files), desc="predict" if config.progress else None, unit="tile")
     with bar, contextlib.closing(stream):
         for batch, predictions in stream:
             tally.places.extend(batch.rows.tolist())
@@ -184,7 +184,7 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
     places = np.array(tally.places, dtype=np.int64)
     if config.panels is not True:
         places = places[np.argsort(tally.confidences, kind="stable")][: int(config.panels)]
-    bar = tqdm(total=len(places), desc="panels", unit=" tiles", disable=not config.progress, leave=False)
+    bar = Bar(len(places), desc="panels" if config.progress else None, unit="tile")
     digits = max(3, len(str(len(places) - 1)))
     explain = explainer(model, config)
     rows: list[list[Any]] = []

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sscl import run, writing
 from sscl.config import ProbeConfig
@@ -35,6 +34,7 @@ from sscl.evaluate.probe_results import Fits, Found, ProbeReport, RunFacts
 from sscl.evaluate.probe_tables import legend, probe_tables, resampled
 from sscl.evaluate.tables import Table, as_markdown, as_text
 from sscl.plots import probe as probe_plots
+from sscl.progress import Bar
 from sscl.records import write_record
 from sscl.run import check_inputs_outside
 
@@ -128,10 +128,10 @@ def predict(
                 found.labels[name, part], found.groups[name, part] = parts[part].labels, parts[part].groups
     fits = unconverged = 0
     total = len(jobs) * len(config.sets) * len(config.fractions) * len(config.label_seeds)
-    with tqdm(total=total, desc="probe", unit="fit", disable=not config.progress) as bar:
+    with Bar(total, desc="probe" if config.progress else None, unit="fit", leave=True) as bar:
         for job in jobs:
             for data in config.sets:
-                bar.set_postfix_str(f"{job.row.name}, {data.name}")
+                bar.note(f"{job.row.name}, {data.name}")
                 parts = opened[data.name, job.size_px or data.size_px]
                 embedded = embed(job, parts, data=data, config=config, device=device, precision=precision)
                 for fraction, label_seed in ((f, s) for f in config.fractions for s in config.label_seeds):

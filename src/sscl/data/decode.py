@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
+
+from sscl.progress import Bar
 
 _TILES_PER_JOB = 16
 # Tiles per core: fewer are decoded by threads before worker processes would have started.
@@ -84,7 +85,7 @@ def decode_into(
 
         pool = ThreadPoolExecutor(cores)
         stack.callback(pool.shutdown, cancel_futures=True)
-        bar = stack.enter_context(tqdm(total=len(paths), desc="decode", unit=" tiles", disable=not progress))
+        bar = stack.enter_context(Bar(len(paths), desc="decode" if progress else None, unit="tile", leave=True))
         for job, found in zip(jobs, pool.map(decode, jobs), strict=True):
             faults += found
             bar.update(len(job))

@@ -11,9 +11,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sscl import __version__
+from sscl.progress import Bar
 from sscl.writing import put
 
 _CHUNK_BYTES = 2**20
@@ -131,15 +130,7 @@ def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
         part.parent.mkdir(parents=True, exist_ok=True)
         with (
             part.open("ab" if have else "wb") as file,
-            tqdm(
-                total=total,
-                initial=have,
-                desc=part.stem,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                disable=not progress,
-            ) as bar,
+            Bar(total, desc=part.stem if progress else None, unit="B", done=have, leave=True) as bar,
         ):
             while data := _read(response):
                 file.write(data)

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sscl.data import keypoints
 from sscl.data.rows import Images
 from sscl.data.threads import in_threads
+from sscl.progress import Bar
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -322,7 +322,7 @@ def _ordered(first: np.int64, second: np.int64) -> tuple[int, int]:
 
 def _blocks(count: int, *, desc: str | None) -> Iterator[int]:
     """Yield the first row of each block, with a progress bar."""
-    with tqdm(total=count, desc=desc, unit=" tiles", disable=desc is None, leave=False) as bar:
+    with Bar(count, desc=desc, unit="tile") as bar:
         for start in range(0, count, _BLOCK):
             yield start
             bar.update(min(_BLOCK, count - start))

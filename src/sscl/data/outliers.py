@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sscl.data.rows import Images
+from sscl.progress import over
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def measure(images: Images, *, progress: bool = False) -> Measures:
     """Return tissue fraction, sharpness and stain of the tiles, uint8 (N, H, W, 3)."""
     tissue, sharpness = np.zeros(len(images)), np.zeros(len(images))
     stain = np.full((len(images), len(STAIN_MEASURES)), np.nan)
-    for row in tqdm(range(len(images)), desc="measure", unit=" tiles", disable=not progress, leave=False):
+    for row in over(range(len(images)), total=len(images), desc="measure" if progress else None, unit="tile"):
         tile = np.ascontiguousarray(images[row])
         density = _DENSITY[tile].reshape(-1, 3)
         of_tissue = density[density.mean(1) >= _TISSUE_DENSITY]

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from sscl.data.cache import cached_tiles
 from sscl.data.decode import resized
 from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.progress import Bar
 from sscl.writing import replacing
 
 PATHMNIST_CLASSES = (
@@ -103,7 +103,7 @@ def load_pathmnist(
 
     def fill(images: NDArray[np.uint8]) -> None:
         row = 0
-        with tqdm(total=count, desc="unpack", unit=" tiles", disable=not progress) as bar:
+        with Bar(count, desc="unpack" if progress else None, unit="tile", leave=True) as bar:
             for part in chosen:
                 for tiles in _pieces(path, f"{part}_images"):
                     rows = images[row : row + len(tiles)]

@@ -22,9 +22,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sscl.data.polyp import draw_polyp, draw_slide_look
+from sscl.progress import over
 from sscl.writing import replacing_folder, write_csv
 
 TILES_PER_SLIDE = 8
@@ -219,7 +219,7 @@ def _write_files(
         (root / folder).mkdir()
     count = len(partitions)
     write = partial(_write_tile, root=root, draw=draw)
-    bar = partial(tqdm, total=count, desc="drawing tiles", unit="tile", disable=not progress)
+    bar = partial(over, total=count, desc="drawing tiles" if progress else None, unit="tile")
     if workers == 1:
         tiles = list(bar(map(write, range(count))))
     else:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from sscl.device import cpu_cores
+from sscl.progress import Bar
 
 _JOB = 16  # items
 
@@ -27,7 +26,7 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, desc: s
     jobs = [items[start : start + _JOB] for start in range(0, len(items), _JOB)]
     pool = ThreadPoolExecutor(cpu_cores())
     try:
-        with tqdm(total=len(items), desc=desc, unit=" tiles", disable=desc is None, leave=False) as bar:
+        with Bar(len(items), desc=desc, unit="tile") as bar:
             for found in pool.map(lambda job: [work(item) for item in job], jobs):
                 yield from found
                 bar.update(len(found))

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sscl.config import EncoderConfig, ProbeSet
 from sscl.evaluate.bootstrap import Interval, resamples
 from sscl.evaluate.metrics import OF_LABELS, FloatArray, IntArray, label_metrics
+from sscl.progress import Bar
 from sscl.records import Record
 
 FILE = "probe.json"
@@ -193,7 +193,7 @@ def measure(found: Found, *, samples: int, seed: int, progress: bool = False) ->
     for index, run in enumerate(found.runs):
         of.setdefault((run.set, run.part), []).append(index)
     parts: list[list[FloatArray]] = [[] for _ in found.runs]
-    with tqdm(total=samples * len(found.runs), desc="intervals", disable=not progress, leave=False) as bar:
+    with Bar(samples * len(found.runs), desc="intervals" if progress else None, unit="resample") as bar:
         for where, indices in of.items():
             labels = found.labels[where]
             for weights in resamples(labels, groups=found.groups[where], samples=samples, seed=seed):

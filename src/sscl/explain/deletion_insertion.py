@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from scipy.integrate import trapezoid
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sscl.device import sum_dtype
 from sscl.evaluate.bootstrap import resamples
 from sscl.explain import boxes
 from sscl.explain.map_checks import enlarged
 from sscl.explain.records import DeletionInsertion, Interval, OrderCurve, verdict_of
+from sscl.progress import Bar
 
 Array = npt.NDArray[np.float64]
 
@@ -96,7 +96,7 @@ def _curves(
     count, fractions, blurred = len(images), _fractions(), _blurred(images)
     curves = {way: {name: np.zeros((count, len(fractions))) for name in ranks} for way in ("deletion", "insertion")}
     total = 2 * len(ranks) * len(fractions) * count
-    with tqdm(total=total, desc=progress, unit="tile", disable=progress is None, leave=False) as bar, torch.no_grad():
+    with Bar(total, desc=progress, unit="tile") as bar, torch.no_grad():
         for start in range(0, count, batch_size):
             part = slice(start, start + batch_size)
             for name, rank in ranks.items():

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sscl.explain import boxes, cam
 from sscl.explain.map_similarity import constant, spearman, ssim
 from sscl.explain.records import Equivariance, Randomisation, Spread, verdict_of
+from sscl.progress import Bar, over
 
 Array = npt.NDArray[np.float64]
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, tiles (B, 3, S, S), classes (B, 1 or 2) -> (B, h, w)
@@ -119,7 +119,7 @@ def randomisation(
         ranks = np.zeros((len(random_models), len(names), len(kept)))
         structure = np.zeros_like(ranks)
         total = len(random_models) * len(names)
-        with tqdm(total=total, desc=progress, unit="model", disable=progress is None, leave=False) as bar:
+        with Bar(total, desc=progress, unit="model") as bar:
             for draw, random_model in enumerate(random_models):
                 for depth, (_, mixed) in enumerate(cascade(model, random_model)):
                     maps = maps_of(mixed, images, classes, explain=explain, batch_size=batch_size)
@@ -190,7 +190,7 @@ def equivariance(
     upright, images, classes = upright[kept], images[kept], classes[kept]
     found: dict[str, list[float]] = {}
     moves = [(turns, flip) for flip in (False, True) for turns in range(4) if turns or flip]
-    for turns, flip in tqdm(moves, desc=progress, unit="symmetry", disable=progress is None, leave=False):
+    for turns, flip in over(moves, total=len(moves), desc=progress, unit="tile position"):
         maps = maps_of(model, turned(images, turns, flip=flip), classes, explain=explain, batch_size=batch_size)
         back = turned(torch.from_numpy(maps), turns, flip=flip, back=True).numpy()
         name = f"{90 * turns}°{', mirrored' if flip else ''}"

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from sscl import augment
 from sscl.data.tiles import TileStore
 from sscl.device import Later, autocast
+from sscl.progress import Bar
 
 _BEHIND = 2  # batches whose outputs are still on their way to the host
 
@@ -30,7 +30,7 @@ def batches(
     The next ones are read meanwhile, see `TileStore.batches`.
     """
     order = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    bar = tqdm(total=len(rows), desc=progress, unit="tile", disable=progress is None, leave=False)
+    bar = Bar(len(rows), desc=progress, unit="tile")
     with bar, contextlib.closing(store.batches(order)) as coming:
         for images in coming:
             yield images

@@ -9,13 +9,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from sscl import ranks, writing
 from sscl.config import FinetuneConfig
@@ -36,6 +34,7 @@ from sscl.models.classifier import inference_precision, positive_class
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
+from sscl.progress import Bar
 from sscl.run import MetricsLog, MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_finetuning
@@ -80,7 +79,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                 logits = validation_logits(job)  # (V, K)
                 row = {**metrics_row(job, epoch, means, logits), "busy": pace.busy(means.seconds)}
             row = ranks.from_first(row)
-            bar.set_postfix_str(
+            bar.note(
                 f"loss {means.loss:.3f}, validation {row['validation_loss']:.3f}, "
                 f"balanced accuracy {row['validation_balanced_accuracy']:.3f}"
             )
@@ -246,7 +245,7 @@ class EpochMeans:
     tiles: int
 
 
-def train_epoch(job: Finetuning, epoch: int, *, bar: tqdm[Any]) -> EpochMeans:
+def train_epoch(job: Finetuning, epoch: int, *, bar: Bar) -> EpochMeans:
     """Train one epoch, counted from 0: a step on labels each time, followed by a contrastive one in joint training."""
     config, model, device, steps = job.config, job.model, job.opened.device, job.schedule.steps_per_epoch
     model.train()

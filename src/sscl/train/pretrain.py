@@ -8,13 +8,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.profiler import record_function
-from tqdm import tqdm
 
 from sscl import ranks, writing
 from sscl.config import PretrainConfig
@@ -28,6 +26,7 @@ from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.start import Start, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
+from sscl.progress import Bar
 from sscl.run import MetricsLog, MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_pretraining
@@ -237,7 +236,7 @@ def announce(job: Pretraining) -> None:
 # --- an epoch ---
 
 
-def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profile) -> EpochMeans:
+def train_epoch(job: Pretraining, epoch: int, *, bar: Bar, profile: Profile) -> EpochMeans:
     """Train one epoch, counted from 0.
 
     Raises:
@@ -285,7 +284,7 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: tqdm[Any], profile: Profil
             value = check_finite(late.value(), epoch=epoch, step=step - 1, folder=opened.folder)
             speed = batch_size * (step + 1) / (time.perf_counter() - started)
             relative = f"{value / collapse:.2f} of {objective.formula}"
-            bar.set_postfix_str(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s", refresh=False)
+            bar.note(f"loss {value:.3f} ({relative}), {speed:.0f} tiles/s")
         late = Later(loss)
         bar.update()
         profile.step()

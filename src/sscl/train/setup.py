@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from sscl import augment, ranks, run
 from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, shown
@@ -18,6 +16,7 @@ from sscl.data.tiles import tile_budget_gb
 from sscl.device import describe_device, free_memory, pick_precision, tune
 from sscl.models.checkpoint import Checkpoint
 from sscl.models.start import NO_STATISTICS
+from sscl.progress import Bar
 from sscl.train import memory
 from sscl.train.schedule import Schedule
 
@@ -184,14 +183,12 @@ def check_batch(train: PretrainTrainConfig, *, world: int) -> None:
         )
 
 
-def progress_bar(opened: OpenRun, schedule: Schedule, *, command: str, first_epoch: int = 0) -> tqdm[Any]:
+def progress_bar(opened: OpenRun, schedule: Schedule, *, command: str, first_epoch: int = 0) -> Bar:
     """Return a bar over all steps of the run, those of earlier epochs included."""
-    bar: tqdm[Any] = tqdm(
-        total=schedule.steps_per_epoch * schedule.settings.epochs,
-        initial=schedule.steps_per_epoch * first_epoch,
+    return Bar(
+        schedule.steps_per_epoch * schedule.settings.epochs,
+        desc=command if opened.progress else None,
         unit="step",
-        disable=not opened.progress,
-        desc=command,
-        dynamic_ncols=True,
+        done=schedule.steps_per_epoch * first_epoch,
+        leave=True,
     )
-    return bar
