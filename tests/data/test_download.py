@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -182,7 +183,10 @@ def test_progress_makes_attempts_start_afresh(server, path):
     assert len(server.asked) == 13
 
 
-def test_the_bar_counts_from_what_was_there(server, path, capsys):
+def test_the_bar_counts_from_what_was_there(server, path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
     part_of(path, CONTENT[:200_000])
     assert fetch(server, path, progress=True)
     shown = capsys.readouterr().err
