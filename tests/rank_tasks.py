@@ -1,8 +1,8 @@
-"""The ranks of tests/test_ranks.py: `python rank_tasks.py TASK [TASK ...]`, in torchrun's environment without RANK.
+"""The ranks of tests/test_ranks.py: `python rank_tasks.py FOLDER`.
 
-One process imports what they need and forks them; it ends them all when one fails. Each task returns named tensors,
-computed by all ranks together; rank 0 writes them to $RESULTS/TASK.pt. Run in one process, without that environment,
-the same functions give what the ranks must equal.
+One process imports what all need and forks two ranks, then four; it ends the ranks of a group when one fails. Each
+task returns named tensors, computed by all ranks together; rank 0 writes them to FOLDER/RANKS/TASK.pt. Run in one
+process, without a group, the same functions give what the ranks must equal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -101,7 +102,12 @@ class Net(nn.Module):
 
 
 def train(
-    dtype: torch.dtype, *, microbatch: int | None = None, normed: bool = False, compiled: bool = False
+    dtype: torch.dtype,
+    *,
+    microbatch: int | None = None,
+    normed: bool = False,
+    flips_only: bool = False,
+    compiled: bool = False,
 ) -> Results:
     """Two steps of pretraining on half a batch a rank: views, NT-Xent, SGD with momentum."""
     from sscl.draws import Augmentation
@@ -110,7 +116,9 @@ def train(
 
     images = np.random.default_rng(0).integers(0, 256, (2 * PAIRS, 16, 16, 3), dtype=np.uint8)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.3])
-    views = Views(augmentation=Augmentation(), seed=3, mean=mean, std=std, size_px=16)
+    off = ["affine_probability", "blur_probability", "jitter_probability", "grayscale_probability"]
+    augmentation = Augmentation(**dict.fromkeys(off, 0.0)) if flips_only else Augmentation()  # type: ignore
+    views = Views(augmentation=augmentation, seed=3, mean=mean, std=std, size_px=16)
     net = Net(dtype, normed=normed)
     start = {name: value.clone() for name, value in net.state_dict().items()}
     synchronise_batch_norm(net)
@@ -291,40 +299,50 @@ TASKS: dict[str, Callable[[], Results]] = {
     "train64": lambda: train(torch.float64),
     "train_cached": lambda: train(torch.float64, microbatch=2),
     "train_normed": lambda: train(torch.float64, normed=True),
-    "train_compiled": lambda: train(torch.float64, normed=True, compiled=True),
+    "train_compiled": lambda: train(torch.float64, normed=True, flips_only=True, compiled=True),
     "norms": norms,
     "norms_kernels": lambda: norms(kernels=True),
     "norms_of_timm": norms_of_timm,
 }
 
 
-def main(names: list[str]) -> None:
+# What the ranks say to one another does not depend on the model: four of them have only the losses to compute.
+LOSSES = ["contrast", "contrast_cross_view", "contrast_of_tiles", "contrast_with_cut_gather", "gather_order"]
+GROUPS = {2: list(TASKS), 4: LOSSES}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def work(tasks: list[str], folder: Path) -> None:
+    """Be one rank of a group."""
     torch.set_num_threads(1)
     ranks.start()
     assert ranks.world_size() == int(os.environ["WORLD_SIZE"]), "no process group"
     assert ranks.rank() == int(os.environ["RANK"])
-    for name in names:
+    for name in tasks:
         found: dict[str, Any] = TASKS[name]()
         if ranks.rank() == 0:
-            torch.save(found, Path(os.environ["RESULTS"]) / f"{name}.pt")
+            torch.save(found, folder / f"{name}.pt")
     ranks.stop()
     assert ranks.world_size() == 1
 
 
-def fork(names: list[str]) -> int:
-    """Run the tasks on ranks forked from this process, which has computed nothing yet; return its exit code."""
-    import sscl.models.encoders
-    import sscl.models.sync_batch_norm
-    import sscl.train.step  # noqa: F401
-
+def fork(world_size: int, tasks: list[str], folder: Path) -> int:
+    """Run the tasks on ranks forked from this process, which has computed nothing yet; return their exit code."""
+    folder.mkdir()
+    group = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     left = set()
-    for rank in range(int(os.environ["WORLD_SIZE"])):
+    for rank in range(world_size):
         child = os.fork()
         if child == 0:
-            os.environ["RANK"] = str(rank)
+            os.environ.update(group, RANK=str(rank))
             code = 1
             try:
-                main(names)
+                work(tasks, folder)
                 code = 0
             except BaseException:
                 print(f"--- rank {rank}", traceback.format_exc(), sep="\n", file=sys.stderr)
@@ -333,7 +351,7 @@ def fork(names: list[str]) -> int:
         left.add(child)
     while left:
         child, status = os.wait()
-        left.remove(child)
+        left.discard(child)
         if status != 0:
             for other in left:
                 os.kill(other, signal.SIGKILL)
@@ -341,5 +359,19 @@ def fork(names: list[str]) -> int:
     return 0
 
 
+def main(folder: Path) -> int:
+    # Before the ranks, which would each take seconds for it: torch imports its compiler for DistributedDataParallel.
+    import timm  # noqa: F401
+    import torch._dynamo
+    import torch._functorch.aot_autograd
+    import torch._inductor.pattern_matcher  # noqa: F401
+
+    import sscl.models.encoders
+    import sscl.models.sync_batch_norm
+    import sscl.train.step  # noqa: F401
+
+    return max(fork(world_size, tasks, folder / str(world_size)) for world_size, tasks in GROUPS.items())
+
+
 if __name__ == "__main__":
-    sys.exit(fork(sys.argv[1:]))
+    sys.exit(main(Path(sys.argv[1])))

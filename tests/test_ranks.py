@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,22 +31,10 @@ def load_script():
 rank_tasks = load_script()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def together(
-    world_size: int, tasks: list[str], folder: Path, *, script: Path = SCRIPT, seconds: float = SECONDS
-) -> dict[str, rank_tasks.Results]:
-    """Run tasks on ranks of their own and return rank 0's results by task."""
+def finished(folder: Path, *, script: Path = SCRIPT, seconds: float = SECONDS) -> None:
+    """Run the script, which forks its ranks, to its end."""
     environment = {
         **os.environ,
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "RESULTS": str(folder),
         "CUDA_VISIBLE_DEVICES": "",  # gloo, also where there is a GPU
         "OMP_NUM_THREADS": "1",
     }
@@ -55,7 +42,7 @@ def together(
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks up the host's name, which need not resolve
     log = folder / "ranks.log"
     with log.open("w") as handle:
-        command = [sys.executable, str(script), *tasks]
+        command = [sys.executable, str(script), str(folder)]
         process = subprocess.Popen(command, env=environment, stdout=handle, stderr=handle, start_new_session=True)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=seconds)
@@ -64,18 +51,22 @@ def together(
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert code == 0, f"exit code {code}\n{log.read_text()}"
-    return {task: torch.load(folder / f"{task}.pt", weights_only=True) for task in tasks}
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return together(2, list(rank_tasks.TASKS), tmp_path_factory.mktemp("two"))
+def results(tmp_path_factory) -> dict[int, dict[str, rank_tasks.Results]]:
+    """Rank 0's results by number of ranks and task."""
+    folder = tmp_path_factory.mktemp("ranks")
+    finished(folder)
+    return {
+        size: {task: torch.load(folder / str(size) / f"{task}.pt", weights_only=True) for task in tasks}
+        for size, tasks in rank_tasks.GROUPS.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    tasks = ["contrast", "contrast_cross_view", "contrast_of_tiles", "contrast_with_cut_gather", "gather_order"]
-    return together(4, tasks, tmp_path_factory.mktemp("four"))
+def two(results):
+    return results[2]
 
 
 def largest_difference(found: rank_tasks.Results, expected: rank_tasks.Results) -> float:
@@ -83,31 +74,29 @@ def largest_difference(found: rank_tasks.Results, expected: rank_tasks.Results) 
     return max(float((found[key] - expected[key]).abs().max()) for key in expected)
 
 
-@pytest.mark.parametrize("world", ["two", "four"])
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("task", ["contrast", "contrast_cross_view"])
-def test_a_loss_over_ranks_equals_one_process(world, task, request):
-    found, expected = request.getfixturevalue(world)[task], rank_tasks.TASKS[task]()
+def test_a_loss_over_ranks_equals_one_process(size, task, results):
+    found, expected = results[size][task], rank_tasks.TASKS[task]()
     assert largest_difference(found, expected) < 1e-12
     assert expected["weight"].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("world", ["two", "four"])
-def test_losses_of_tiles_over_ranks_equal_one_process(world, request):
-    assert (
-        largest_difference(request.getfixturevalue(world)["contrast_of_tiles"], rank_tasks.contrast_of_tiles()) < 1e-12
-    )
+@pytest.mark.parametrize("size", [2, 4])
+def test_losses_of_tiles_over_ranks_equal_one_process(size, results):
+    assert largest_difference(results[size]["contrast_of_tiles"], rank_tasks.contrast_of_tiles()) < 1e-12
 
 
-@pytest.mark.parametrize("world", ["two", "four"])
-def test_the_comparison_notices_a_gather_without_gradient(world, request):
-    found, expected = request.getfixturevalue(world)["contrast_with_cut_gather"], rank_tasks.contrast()
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_comparison_notices_a_gather_without_gradient(size, results):
+    found, expected = results[size]["contrast_with_cut_gather"], rank_tasks.contrast()
     assert found["loss"] == pytest.approx(expected["loss"].item(), abs=1e-12)  # the loss alone would not tell
     assert largest_difference(found, expected) > 1e-4
 
 
-@pytest.mark.parametrize(("world", "size"), [("two", 2), ("four", 4)])
-def test_rows_come_in_rank_order(world, size, request):
-    rows = request.getfixturevalue(world)["gather_order"]["rows"]
+@pytest.mark.parametrize("size", [2, 4])
+def test_rows_come_in_rank_order(size, results):
+    rows = results[size]["gather_order"]["rows"]
     assert rows[:, 0].tolist() == [10.0 * rank + row for rank in range(size) for row in range(2)]
 
 
@@ -125,10 +114,10 @@ def test_training_steps_on_two_ranks_equal_one_process(two, task, dtype, toleran
             assert moved.abs().max() > 1e-3, name
 
 
-@pytest.mark.parametrize("task", ["train_normed", "train_compiled"])
-def test_training_with_batch_norm_on_two_ranks_equals_one_process(two, task):
-    """Compiled as one graph: `fullgraph` raises at the first break."""
-    assert largest_difference(two[task], rank_tasks.train(torch.float64, normed=True)) < 1e-10
+@pytest.mark.parametrize(("task", "flips_only"), [("train_normed", False), ("train_compiled", True)])
+def test_training_with_batch_norm_on_two_ranks_equals_one_process(two, task, flips_only):
+    """Compiled as one graph, `fullgraph` raises at the first break; views of flips alone are compiled sooner."""
+    assert largest_difference(two[task], rank_tasks.train(torch.float64, normed=True, flips_only=flips_only)) < 1e-10
 
 
 @pytest.mark.parametrize("task", ["norms", "norms_kernels"])
@@ -169,9 +158,9 @@ def test_start_without_torchrun_does_nothing(monkeypatch):
 def test_a_rank_that_waits_for_ever_is_ended(tmp_path):
     (tmp_path / "hangs.py").write_text("import time\ntime.sleep(600)\n")
     with pytest.raises(AssertionError, match="exit code None"):
-        together(2, [], tmp_path, script=tmp_path / "hangs.py", seconds=0.5)
+        finished(tmp_path, script=tmp_path / "hangs.py", seconds=0.5)
 
 
-def test_a_rank_that_fails_is_reported(tmp_path):
-    with pytest.raises(AssertionError, match=r"KeyError: 'no such task'"):
-        together(1, ["no such task"], tmp_path)
+def test_a_rank_that_fails_is_reported(tmp_path, capfd):
+    assert rank_tasks.fork(1, ["no such task"], tmp_path / "1") == 1
+    assert "KeyError: 'no such task'" in capfd.readouterr().err
