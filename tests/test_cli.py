@@ -9,7 +9,7 @@ import torch
 
 from sscl import __version__, cli
 from sscl.commands import pretrain
-from sscl.config import CompareConfig, PretrainConfig, load_config
+from sscl.config import PretrainConfig
 from sscl.train.memory import advice
 
 COMPLETE = ["pretrain", "run=r", "data.root=d"]
@@ -59,6 +59,7 @@ def test_overview_and_version(capsys):
         (["xyzzy"], "no command 'xyzzy'", f"allowed are {', '.join(cli.COMMANDS)}"),
         (["pretrain", "--confg", "x"], "--confg", "--config, --resume, --overwrite"),
         (["eval", "--resume"], "--resume", "--config, --overwrite"),
+        (["eval", "--checkpoint"], "--checkpoint", ""),
         (["pretrain", "--config"], "--config", ""),
         (["pretrain", "--config", "none.yaml"], "--config", "none.yaml"),
         (["pretrain", "train.epochs"], "argument 'train.epochs'", "KEY=VALUE"),
@@ -66,6 +67,7 @@ def test_overview_and_version(capsys):
         ([*COMPLETE, "--resume", "--overwrite"], "--resume", "--overwrite"),
         ([*COMPLETE, "--resume"], "r", "checkpoints/last.pt"),
         (["eval", "checkpoint=none"], "none", "no such run folder"),
+        (["eval", "none"], "none", "no such run folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words, key, hint, capsys, tmp_path, monkeypatch):
@@ -91,23 +93,85 @@ def test_options_may_stand_anywhere(monkeypatch):
     assert seen == [("a", 3, {"resume": False, "overwrite": True}), ("b", 0, {"resume": True, "overwrite": False})]
 
 
-def test_a_bare_word_is_the_positional_key_of_the_command_that_has_one():
-    download, pretraining = cli.COMMANDS["data download"], cli.COMMANDS["pretrain"]
-    assert cli.as_overrides(download, ["out=d", "pathmnist_64"]) == ["out=d", "name=pathmnist_64"]
-    assert cli.as_overrides(download, ["name=a", "out=d"]) == ["name=a", "out=d"]
-    assert cli.as_overrides(download, ["", "a", "b"]) == ["", "name=a", "b"]
-    assert cli.as_overrides(pretraining, ["run=r", "a"]) == ["run=r", "a"]
-    taking = [name for name, command in cli.COMMANDS.items() if command.positional]
-    assert taking == ["configs", "data download", "compare", "report", "predict"]
+def read(*words: str) -> dict[str, object]:
+    """What the words of a command say: its config, and the keys that words without = set."""
+    name = next(name for name in (" ".join(words[:2]), words[0]) if name in cli.COMMANDS)
+    found = cli.parse(name, words[len(name.split()) :]).found
+    bare = dict(override for override in found.overrides if isinstance(override, tuple))
+    return bare if found.config is None else {"config": found.config, **bare}
 
 
-def test_bare_words_are_the_list_of_a_command_that_takes_many():
-    compare = cli.COMMANDS["compare"]
-    words = ["runs/a", "out=o", "runs/b c", "7", "é"]
-    assert cli.as_overrides(compare, words) == ['finished=["runs/a", "runs/b c", "7", "é"]', "out=o"]
-    config = load_config(CompareConfig, overrides=cli.as_overrides(compare, words))
-    assert (config.finished, config.out) == (("runs/a", "runs/b c", "7", "é"), "o")
-    assert cli.as_overrides(compare, ["out=o"]) == ["out=o"]
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ("eval runs/x", {"checkpoint": "runs/x"}),
+        ("eval demo/eval runs/x", {"config": "demo/eval", "checkpoint": "runs/x"}),
+        ("eval runs/x ../tiles bootstrap_samples=20", {"checkpoint": "runs/x", "data.root": "../tiles"}),
+        ("eval checkpoint=runs/x tiles", {"data.root": "tiles"}),
+        ("gradcam --overwrite runs/x", {"checkpoint": "runs/x"}),
+        ("export runs/x", {"checkpoint": "runs/x"}),
+        ("predict runs/x a b/c=1.png 7 é", {"checkpoint": "runs/x", "paths": ["a", "b/c=1.png", "7", "é"]}),
+        ("predict --checkpoint runs/x a b", {"paths": ["a", "b"]}),
+        ("predict a checkpoint=runs/x b", {"paths": ["a", "b"]}),
+        ("report runs/x audit", {"runs": ["runs/x", "audit"]}),
+        ("compare a b", {"finished": ["a", "b"]}),
+        ("compare my.yaml", {"config": "my.yaml"}),
+        ("compare --config my.yaml a.yml b", {"config": "my.yaml", "finished": ["a.yml", "b"]}),
+        ("probe colon/probe", {"config": "colon/probe"}),
+        ("pretrain my.yaml run=r", {"config": "my.yaml"}),
+        ("finetune from=runs/x demo/finetune tiles", {"config": "demo/finetune", "data.root": "tiles"}),
+        ("embed runs/x tiles", {"encoder.weights": "runs/x", "data.root": "tiles"}),
+        ("embed imagenet data.root=t", {"encoder.weights": "imagenet"}),
+        ("data audit tiles", {"data.root": "tiles"}),
+        ("data inspect tiles", {"data.root": "tiles"}),
+        ("data synth tiles", {"root": "tiles"}),
+        ("data download out=d pathmnist_64", {"name": "pathmnist_64"}),
+        ("configs demo/pretrain", {"name": "demo/pretrain"}),
+        ("demo there", {"run": "there"}),
+    ],
+)
+def test_what_a_word_means(words, meaning):
+    assert read(*words.split()) == meaning
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "hints"),
+    [
+        ("eval runs/x tiles more", "argument 'more'", ["RUN", "TILES", "KEY=VALUE"]),
+        ("probe runs/x", "argument 'runs/x'", ["CONFIG", "KEY=VALUE"]),
+        ("pretrain none", "argument 'none'", ["no such file or folder", "{here}/none", "CONFIG", "TILES"]),
+        ("pretrain demo/pretrian", "argument 'demo/pretrian'", ["did you mean the config demo/pretrain?"]),
+        ("pretrain seed", "argument 'seed'", ["seed=..."]),
+        ("finetune a_run", "argument 'a_run'", ["run folder", "from=a_run"]),
+        ("eval a_run a_run", "argument 'a_run'", ["run folder", "RUN"]),
+        ("pretrain demo/pretrain", "demo/pretrain", ["--config demo/pretrain", "./demo/pretrain"]),
+        ("data inspect pretrian", "argument 'pretrian'", ["no such file or folder"]),
+    ],
+)
+def test_a_word_that_is_wrong_brings_what_words_mean(words, key, hints, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a_run/checkpoints", "demo/pretrain"):
+        (tmp_path / folder).mkdir(parents=True)
+    code, out, err = call(capsys, *words.split())
+    assert (code, out, len(err)) == (2, "", 1)
+    assert err[0].startswith(f"sscl: {key}: ")
+    for hint in hints:
+        assert hint.format(here=tmp_path) in err[0]
+
+
+def test_a_run_to_resume_is_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_run/checkpoints").mkdir(parents=True)
+    assert read("pretrain", "a_run", "--resume") == {"run": "a_run"}
+
+
+def test_words_are_taken_as_typed(tmp_path, monkeypatch):
+    (tmp_path / "x=1.png").touch()  # a file, though it has a =
+    monkeypatch.chdir(tmp_path)
+    words = ["a #1", "[b", "7", "null", '"q"', "caf\udce9", "x=1.png"]
+    found = cli.parse("predict", ["--checkpoint", "c: d", *words])
+    config = found.load()
+    assert (config.checkpoint, config.paths) == ("c: d", tuple(words))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sscl import cli, config
+from sscl import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,23 +37,9 @@ def test_commands_are_accepted(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = " ".join(words[1:3]) if " ".join(words[1:3]) in cli.COMMANDS else words[1]
     given = words[1 + len(name.split()) :]
-    flags = [word for word in given if word.startswith("--") and word != "--config"]
-    assert {flag.removeprefix("--") for flag in flags} <= {
-        *cli.COMMANDS[name].flags,
-        *dict(cli.COMMANDS[name].options),
-        "help",
-    }
-    if "--help" in flags:
-        return
-    file = given[given.index("--config") + 1] if "--config" in given else None
-    kind = getattr(config, cli.COMMANDS[name].config)
-    for option, key in cli.COMMANDS[name].options:  # --checkpoint RUN is checkpoint=RUN
-        if f"--{option}" in given:
-            place = given.index(f"--{option}")
-            given[place : place + 2] = [f"{key}={given[place + 1]}"]
-    words = [word for word in given if not word.startswith("--") and word != file]
-    overrides = [word for word in cli.as_overrides(cli.COMMANDS[name], words) if "=" in word]
-    assert isinstance(config.load_config(kind, file, overrides=overrides), kind)
+    parsed = cli.parse(name, given)
+    if not parsed.help:
+        assert isinstance(parsed.load(), parsed.kind)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)

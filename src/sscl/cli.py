@@ -1,4 +1,4 @@
-"""The command line: `sscl COMMAND --config FILE.yaml [KEY=VALUE ...]`; a shipped config goes by its name.
+"""The command line: `sscl COMMAND [CONFIG] [RUN] [TILES] [KEY=VALUE ...]`; a shipped config goes by its name.
 
 The table below is the only list of commands. Nothing heavy is imported before a command is chosen.
 """
@@ -13,60 +13,86 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from sscl.arguments import CONFIG, Sorted, Word, check_tiles, sort_words
 
 if TYPE_CHECKING:
     from sscl.config import Section
 
 
+TILES = Word("TILES", "data.root", "the folder or file of the tiles", exists=True)
+RUN = Word("RUN", "checkpoint", "run folder of finetune, or a checkpoint file")
+
+
 @dataclass(frozen=True)
 class Command:
-    """A command: where its function is, what its configuration is called, and which flags it has."""
+    """A command: where its function is, what its configuration is called, and which words and flags it takes."""
 
     function: str  # module:function
     config: str  # class in sscl.config
     summary: str
     flags: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] = ()  # name and key of each that has a value: --folds 5 is train.folds=5
-    positional: str | None = None  # the key that a word without = sets
-    many: bool = False  # whether that key is the list of all such words
+    words: tuple[Word, ...] = ()  # without =, in order
     interrupted: str = "every file is complete or absent; run it again with --overwrite"  # said after Ctrl-C
+
+    @property
+    def takes(self) -> tuple[Word, ...]:
+        """All words: a config too, but for the command whose word is the name of one."""
+        return self.words if self.config == "ConfigsConfig" else (CONFIG, *self.words)
 
 
 COMMANDS = {
-    "demo": Command("demo:main", "DemoConfig", "run the whole method on synthetic polyps, in minutes", ("overwrite",)),
+    "demo": Command(
+        "demo:main",
+        "DemoConfig",
+        "run the whole method on synthetic polyps, in minutes",
+        ("overwrite",),
+        words=(Word("DIR", "run", "the folder to write"),),
+    ),
     "configs": Command(
         "configs:main",
         "ConfigsConfig",
         "list the configs that come with sscl, or print one",
-        positional="name",
+        words=(Word("NAME", "name", "the config to print"),),
         interrupted="nothing is written",
     ),
     "data synth": Command(
         "data:synth",
         "SynthConfig",
         "write synthetic polyp tiles in MHIST's layout",
+        words=(Word("DIR", "root", "the folder to write"),),
         interrupted="nothing is written; run it again",
     ),
     "data download": Command(
         "download:main",
         "DownloadConfig",
         "download PathMNIST and verify its checksum",
-        positional="name",
+        words=(Word("NAME", "name", "pathmnist, or pathmnist_64, _128 or _224"),),
         interrupted="run it again to continue the download",
     ),
     "data inspect": Command(
-        "data:inspect", "InspectConfig", "count the tiles; show samples, classes and augmentations", ("overwrite",)
+        "data:inspect",
+        "InspectConfig",
+        "count the tiles; show samples, classes and augmentations",
+        ("overwrite",),
+        words=(TILES,),
     ),
     "data audit": Command(
-        "audit:main", "AuditConfig", "find duplicates within and across splits, and outliers", ("overwrite", "strict")
+        "audit:main",
+        "AuditConfig",
+        "find duplicates within and across splits, and outliers",
+        ("overwrite", "strict"),
+        words=(TILES,),
     ),
     "pretrain": Command(
         "pretrain:main",
         "PretrainConfig",
         "train an encoder without labels (SimCLR)",
         ("resume", "overwrite"),
+        words=(TILES,),
         interrupted="--resume continues from the last complete epoch, if there is one; --overwrite starts again",
     ),
     "finetune": Command(
@@ -75,21 +101,26 @@ COMMANDS = {
         "train a classifier with labels, or cross-validate it",
         ("overwrite",),
         options=(("folds", "train.folds"),),
+        words=(TILES,),
         interrupted=(
             "checkpoints/best.pt, if there is one, is the best of the complete epochs; --overwrite starts again, and "
             "with --folds the same command continues with the folds that are missing"
         ),
     ),
     "eval": Command(
-        "evaluate:main", "EvalConfig", "metrics with 95% intervals, confusion matrix, curves", ("overwrite",)
+        "evaluate:main",
+        "EvalConfig",
+        "metrics with 95% intervals, confusion matrix, curves",
+        ("overwrite",),
+        options=(("checkpoint", "checkpoint"),),
+        words=(RUN, replace(TILES, about="other tiles than those it was trained on")),
     ),
     "compare": Command(
         "compare:main",
         "CompareConfig",
         "compare runs over seeds and label fractions, or finished runs",
         ("overwrite",),
-        positional="finished",
-        many=True,
+        words=(Word("RUN", "finished", "finished finetune runs, or folders with a predictions.csv", many=True),),
         interrupted="run it again, with --overwrite where it asks for that: complete runs are reused",
     ),
     "probe": Command(
@@ -99,15 +130,27 @@ COMMANDS = {
         ("overwrite",),
         interrupted="run it again with --overwrite: features that are complete are read from the cache",
     ),
-    "embed": Command("embed:main", "EmbedConfig", "embeddings of a tile set, 2D maps and clusters", ("overwrite",)),
-    "gradcam": Command("gradcam:main", "GradcamConfig", "heatmaps and boxes: where the model looked", ("overwrite",)),
+    "embed": Command(
+        "embed:main",
+        "EmbedConfig",
+        "embeddings of a tile set, 2D maps and clusters",
+        ("overwrite",),
+        words=(Word("RUN", "encoder.weights", "run folder, file of weights, or imagenet"), TILES),
+    ),
+    "gradcam": Command(
+        "gradcam:main",
+        "GradcamConfig",
+        "heatmaps and boxes: where the model looked",
+        ("overwrite",),
+        options=(("checkpoint", "checkpoint"),),
+        words=(RUN, Word("IMAGES", "images", "a folder of image files, instead of the data set", exists=True)),
+    ),
     "report": Command(
         "report:main",
         "ReportConfig",
         "one HTML page of runs, with a gallery of tiles to review",
         ("overwrite",),
-        positional="runs",
-        many=True,
+        words=(Word("RUN", "runs", "folders that sscl wrote; the page is about the first finetune run", many=True),),
     ),
     "predict": Command(
         "predict:main",
@@ -115,11 +158,15 @@ COMMANDS = {
         "classify new tiles: calibrated probabilities, abstention",
         ("overwrite",),
         options=(("checkpoint", "checkpoint"),),
-        positional="paths",
-        many=True,
+        words=(RUN, Word("TILES", "paths", "folders, image files and CSV lists of new tiles", many=True)),
     ),
     "export": Command(
-        "export:main", "ExportConfig", "write the encoder or classifier for other programs", ("overwrite",)
+        "export:main",
+        "ExportConfig",
+        "write the encoder or classifier for other programs",
+        ("overwrite",),
+        options=(("checkpoint", "checkpoint"),),
+        words=(replace(RUN, about="run folder, checkpoint, or file of an encoder"),),
     ),
 }
 STAGES = {
@@ -131,8 +178,8 @@ STAGES = {
     "Use": ("predict", "export"),
 }
 OPTIONS = {  # how each is written, and what it does
-    "config": ("FILE|NAME", "YAML file, or the name of a shipped config (sscl configs lists them)"),
-    "checkpoint": ("RUN", "finetune run folder or checkpoint file (checkpoint=RUN)"),
+    "config": ("FILE|NAME", "the same as the word CONFIG"),
+    "checkpoint": ("RUN", "the same as the word RUN"),
     "folds": ("K", "K-fold cross-validation (train.folds=K); run again, it continues with the missing folds"),
     "resume": ("", "continue from the run folder's last checkpoint"),
     "overwrite": ("", "replace what sscl wrote there before"),
@@ -149,14 +196,15 @@ def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
         lines += ["", stage, *rows] if rows else []
     return "\n".join(
         [
-            "usage: sscl COMMAND [--config FILE|NAME] [KEY=VALUE ...]",
+            "usage: sscl COMMAND [CONFIG] [RUN] [TILES] [KEY=VALUE ...]",
             "",
             "Classifiers of H&E tiles from few labels: self-supervised pretraining,",
             "fine-tuning, evaluation, and heatmaps of where the model looked.",
             *lines,
             "",
-            "sscl COMMAND --help lists every key with its default. KEY=VALUE, as in",
-            "train.epochs=10, comes on top of the YAML file.",
+            "sscl COMMAND --help lists its words, and every key with its default.",
+            "CONFIG is a YAML file, or a name that sscl configs lists. KEY=VALUE, as in",
+            "train.epochs=10, comes on top of it; text and paths are taken as typed.",
         ]
     )
 
@@ -235,7 +283,28 @@ def _no_command(words: Sequence[str]) -> str:
     return f"no command {given!r}; {nearest(given, COMMANDS, cutoff=0.6)}"
 
 
-def _run(name: str, words: Sequence[str]) -> int:
+@dataclass(frozen=True)
+class Given:
+    """What the words after a command say."""
+
+    kind: type[Section]  # of its configuration
+    found: Sorted
+    flags: Mapping[str, bool]
+    help: bool
+
+    def load(self) -> Section:
+        """Return the configuration."""
+        from sscl.config import load_config
+
+        return load_config(self.kind, self.found.config, overrides=self.found.overrides)
+
+
+def parse(name: str, words: Sequence[str]) -> Given:
+    """Return what the words after a command say.
+
+    Raises:
+        ValueError: an unknown option, or a word that the command does not take.
+    """
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"sscl {name}", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
@@ -244,7 +313,7 @@ def _run(name: str, words: Sequence[str]) -> int:
         parser.add_argument(f"--{flag}", action="store_true")
     for option, _ in command.options:
         parser.add_argument(f"--{option}")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("words", nargs="*")
     try:
         given, unknown = parser.parse_known_intermixed_args(list(words))
     except argparse.ArgumentError as error:
@@ -253,23 +322,37 @@ def _run(name: str, words: Sequence[str]) -> int:
     from sscl import config as configs
 
     kind = getattr(configs, command.config)
+    flags = {flag: getattr(given, flag) for flag in command.flags}
     if given.help:
-        print(_help(name, kind))
-        return 0
+        return Given(kind, Sorted(None, ()), flags, help=True)
     if unknown:
-        flags = ", ".join(f"--{option}" for option in _options(command))
-        raise ValueError(f"{unknown[0]}: unknown option; allowed are {flags} and KEY=VALUE")
-    overrides = as_overrides(command, given.overrides)
-    overrides += [f"{key}={value}" for option, key in command.options if (value := getattr(given, option)) is not None]
-    config = configs.load_config(kind, given.config, overrides=overrides)
+        allowed = ", ".join(f"--{option}" for option in _options(command))
+        raise ValueError(f"{unknown[0]}: unknown option; allowed are {allowed} and KEY=VALUE")
+    options = {key: value for option, key in command.options if (value := getattr(given, option)) is not None}
+    found = sort_words(
+        kind,
+        [*given.words, *(f"{key}={value}" for key, value in options.items())],
+        takes=command.takes,
+        config=given.config,
+        resume=flags.get("resume", False),
+    )
+    return Given(kind, found, flags, help=False)
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    command, given = COMMANDS[name], parse(name, words)
+    if given.help:
+        print(_help(name, given.kind))
+        return 0
+    check_tiles(given.kind, given.found, command.takes)
+    config = given.load()
     module, function = command.function.split(":")
-    chosen = {flag: getattr(given, flag) for flag in command.flags}
     gc.disable()  # imports make a million objects and hardly any garbage: looking for it is a seventh of the start
     try:
         command_module = importlib.import_module(f"sscl.commands.{module}")
     finally:
         gc.enable()
-    code: int | None = getattr(command_module, function)(config, **chosen)
+    code: int | None = getattr(command_module, function)(config, **given.flags)
     return code or 0
 
 
@@ -279,36 +362,21 @@ def _help(name: str, kind: type[Section]) -> str:
 
     command, width = COMMANDS[name], min(shutil.get_terminal_size().columns, 120)
     options = {f"--{option} {OPTIONS[option][0]}".rstrip(): OPTIONS[option][1] for option in _options(command)}
-    word = [f"[{command.positional.upper()}{' ...' if command.many else ''}]"] if command.positional else []
-    words = [*word, *(f"[{option}]" for option in options), "[KEY=VALUE ...]"]
+    named = [f"{word.name}{' ...' if word.many else ''}" for word in command.takes]
+    keys = ["--config NAME" if word is CONFIG else f"{word.key}={word.name}" for word in command.takes]
+    rows = {word: f"{of.about} ({key})" for word, of, key in zip(named, command.takes, keys, strict=True)}
+    own = [option for option in options if option.split()[0] not in ("--config", "--checkpoint")]
+    words = [*(f"[{word}]" for word in [*named, *own]), "[KEY=VALUE ...]"]
     whole = [word.replace(" ", "\N{NO-BREAK SPACE}") for word in words]  # not wrapped within
     usage = wrapped(" ".join(["usage: sscl", name, *whole]), width=width, indent=" " * 7)
     parts = [usage.replace("\N{NO-BREAK SPACE}", " "), wrapped(inspect.getdoc(kind) or "", width=width)]
+    parts += ["\n".join(["Words", *columns(rows, width=width)])]
     parts += ["\n".join(["Options", *columns(options, width=width)]), help_text(kind, width=width)]
     return "\n\n".join(parts)
 
 
 def _options(command: Command) -> tuple[str, ...]:
     return ("config", *command.flags, *dict(command.options))
-
-
-def as_overrides(command: Command, words: Sequence[str]) -> list[str]:
-    """Return the words as KEY=VALUE: those without = are the value of the command's positional key, if any.
-
-    If that key is no list, its value is the first of them. A word with a / before its = is a path: no key has one.
-    """
-    bare = [i for i, word in enumerate(words) if word and ("=" not in word or "/" in word.partition("=")[0])]
-    if command.positional is None or not bare:
-        return list(words)
-    import json
-
-    taken = bare if command.many else bare[:1]
-    value = words[taken[0]]
-    if command.many:
-        value = json.dumps([words[i] for i in taken], ensure_ascii=False)  # JSON is YAML
-    overrides: list[str | None] = [None if i in taken else word for i, word in enumerate(words)]
-    overrides[taken[0]] = f"{command.positional}={value}"
-    return [word for word in overrides if word is not None]
 
 
 def _fail(message: str) -> int:

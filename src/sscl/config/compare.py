@@ -78,7 +78,7 @@ class CompareConfig(Section):
     )
     finished: Annotated[tuple[str, ...], Listed] = setting(
         (),
-        "finished finetune runs, or folders with a predictions.csv, [runs/a, runs/b], instead of runs; also FINISHED",
+        "finished finetune runs, or folders with a predictions.csv, [runs/a, runs/b], instead of runs; also RUN ...",
         path=True,
     )
     runs: Annotated[tuple[CompareEntry, ...], Listed] = ()

@@ -53,7 +53,9 @@ class _TextLoader(_Loader):
 _TextLoader.yaml_implicit_resolvers = {}
 
 
-def load_config(kind: type[Config], path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    kind: type[Config], path: str | Path | None = None, *, overrides: Sequence[str | tuple[str, object]] = ()
+) -> Config:
     """Return the configuration of a command from a YAML file and `KEY=VALUE` overrides.
 
     Values of keys that are text are taken as typed; all others are read as YAML. In paths `~` and `$NAME` are expanded.
@@ -61,7 +63,7 @@ def load_config(kind: type[Config], path: str | Path | None = None, *, overrides
     Args:
         kind: the command's configuration.
         path: a YAML file, or the name of a shipped config (`demo/pretrain`).
-        overrides: words that come on top.
+        overrides: what comes on top: `KEY=VALUE` words, or keys with what they are set to.
 
     Raises:
         FileNotFoundError: neither a file nor a shipped config.
@@ -71,9 +73,14 @@ def load_config(kind: type[Config], path: str | Path | None = None, *, overrides
     source = "command line" if file is None else str(path)
     content = read_yaml(file) if file is not None else {}
     _use_main_names(kind, content)
-    given: dict[str, tuple[str, str]] = {}  # by their main name: the word and its value
-    for text in overrides:
-        _set_key(kind, content, text, given)
+    given: dict[str, tuple[str, object]] = {}  # by their main name: the key as typed, and its value
+    for word in overrides:
+        typed, value = _typed(kind, word) if isinstance(word, str) else word
+        dotted = main_name(kind, typed)
+        before, first = given.setdefault(dotted, (typed, value))
+        if before != typed and first != value:
+            raise ValueError(_two_names(typed, value, before, first))
+        _set_key(content, dotted, value)
     faults = list(_expand(kind, content))
     if faults:
         raise ValueError("\n".join(f"{line} ({source})" for line in faults))
@@ -179,16 +186,15 @@ def _two_names(one: str, value: object, other: str, second: object) -> str:
 # --- words over the file ---
 
 
-def _set_key(kind: type[Section], content: dict[str, object], text: str, given: dict[str, tuple[str, str]]) -> None:
-    typed, equals, raw = text.partition("=")
+def _typed(kind: type[Section], word: str) -> tuple[str, object]:
+    """Return the key and the value of a `KEY=VALUE` word."""
+    typed, equals, text = word.partition("=")
     if not equals or not all(typed.split(".")):
-        raise ValueError(f"argument {text!r}: must be KEY=VALUE, as in train.epochs=10")
-    dotted = main_name(kind, typed)
-    before = given.get(dotted, (typed, raw))
-    if before[0] != typed and before[1] != raw:
-        raise ValueError(_two_names(typed, raw, *before))
-    given[dotted] = (typed, raw)
-    value = read_word(kind, dotted, raw)
+        raise ValueError(f"argument {word!r}: must be KEY=VALUE, as in train.epochs=10")
+    return typed, read_word(kind, main_name(kind, typed), text)
+
+
+def _set_key(content: dict[str, object], dotted: str, value: object) -> None:
     *parents, last = dotted.split(".")
     place: Any = content
     for depth, parent in enumerate(parents):

@@ -14,15 +14,15 @@ from sscl.config.sections import Listed, Section, setting
 class PredictConfig(Section):
     """Classify new tiles, with calibrated probabilities and abstention.
 
-    PATHS are folders (all images below them), image files, and CSV files with a column `path`, relative to the CSV.
+    TILES are folders (all images below them), image files, and CSV files with a column `path`, relative to the CSV.
     The exit code is 3 if some files could not be read; all others are classified.
     """
 
     checkpoint: str = setting(
-        ..., "finetune run folder (its best.pt) or checkpoint file; also --checkpoint", path=True, min_length=1
+        ..., "finetune run folder (its best.pt) or checkpoint file; also RUN", path=True, min_length=1
     )
     paths: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders, image files and CSV lists, [TILES, a.png, list.csv]; also PATHS", path=True, min_length=1
+        ..., "folders, image files and CSV lists, [TILES, a.png, list.csv]; also TILES", path=True, min_length=1
     )
     out: str | None = setting(None, "folder to write; null = RUN/predictions", path=True)
     calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")

@@ -22,7 +22,7 @@ class ReportConfig(Section):
     """
 
     runs: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders written by sscl, [RUN, AUDIT, ...]; also RUNS", path=True, min_length=1
+        ..., "folders written by sscl, [RUN, AUDIT, ...]; also RUN ...", path=True, min_length=1
     )
     out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about", path=True)
     split: Literal["test", "train", "all"] = setting("test", "split to report on")
