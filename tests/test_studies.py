@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sscl import config
-from sscl.cli import COMMANDS, as_overrides
-from sscl.config import load_config
+from sscl.cli import parse
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -28,10 +27,7 @@ def script(name: str) -> ModuleType:
 
 
 def accepted(words: tuple[str, ...]) -> config.Section:
-    command, given = COMMANDS[words[0]], [word for word in words[1:] if word not in ("--resume", "--overwrite")]
-    file = given.pop(given.index("--config") + 1) if "--config" in given else None
-    given = [word for word in given if word != "--config"]
-    return load_config(getattr(config, command.config), file, overrides=as_overrides(command, given))
+    return parse(words[0], words[1:]).load()
 
 
 def test_the_colon_study_runs_accepted_commands_and_keeps_finished_runs(tmp_path, monkeypatch):

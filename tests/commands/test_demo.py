@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from sscl import config
-from sscl.cli import COMMANDS, as_overrides
+from sscl.cli import parse
 from sscl.commands import demo
-from sscl.config import load_config
 
 
 @pytest.fixture
@@ -18,7 +16,7 @@ def demo_configs(tmp_path: Path) -> Path:
     folder = tmp_path / "my configs"
     folder.mkdir()
     for words in demo.steps("demo", tmp_path):
-        (folder / f"{Path(words[words.index('--config') + 1]).name}.yaml").touch()
+        (folder / f"{Path(words[2 if words[0] == 'data' else 1]).name}.yaml").touch()
     return folder
 
 
@@ -54,7 +52,7 @@ def test_configs_that_are_not_there_and_a_folder_that_exists(
 
 def test_the_commands_start_from_the_shipped_configs(tmp_path: Path) -> None:
     for words in demo.steps("demo", tmp_path):
-        place = words.index("--config")
-        kind = getattr(config, COMMANDS[" ".join(words[:place])].config)
-        overrides = as_overrides(COMMANDS[" ".join(words[:place])], words[place + 2 :])
-        assert load_config(kind, words[place + 1], overrides=overrides)
+        name = " ".join(words[: 2 if words[0] == "data" else 1])
+        given = parse(name, words[len(name.split()) :])
+        assert given.found.config == f"demo/{name.split()[-1]}"
+        assert isinstance(given.load(), given.kind)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sscl import api, cli
+from sscl.config import PredictConfig
 from sscl.data import files
 from sscl.data.decode import decode_file
 from sscl.explain.boxes import find_box
@@ -262,9 +263,9 @@ def test_sides_that_differ_are_told(ask: Any, some: Path, finetuned: Path, tmp_p
 
 
 def test_a_path_with_an_equals_sign_is_a_path(some: Path) -> None:
-    command = cli.COMMANDS["predict"]
-    words = cli.as_overrides(command, ["./a=b.png", "tta=true", "x/stain=he/1.png"])
-    assert words == ['paths=["./a=b.png", "x/stain=he/1.png"]', "tta=true"]
+    config = cli.parse("predict", ["runs/x", "./a=b.png", "tta=true", "x/stain=he/1.png"]).load()
+    assert isinstance(config, PredictConfig)
+    assert (config.paths, config.tta) == (("./a=b.png", "x/stain=he/1.png"), True)
 
 
 def test_names_of_pictures_fit_into_a_file_system() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sscl import cli, config
-from sscl.config import load_config, plain
+from sscl import cli
+from sscl.config import plain
+from sscl.config.loader import main_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # What a shipped file is for, by its name.
@@ -39,14 +40,16 @@ COMMAND_OF = {
 def test_shipped_configs_parse_with_the_command_in_their_header(path):
     header = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     words = shlex.split(next(line for line in header if line.startswith("sscl ")))[1:]
-    at = words.index("--config")
-    name, file, overrides = " ".join(words[:at]), words[at + 1], words[at + 2 :]
-    assert name == COMMAND_OF[path.stem]
-    assert file == path.relative_to(CONFIGS).with_suffix("").as_posix()
-    loaded = load_config(getattr(config, cli.COMMANDS[name].config), path, overrides=overrides)
-    for override in overrides:  # each says something: it lands where it should
-        dotted, _, value = override.partition("=")
-        found = plain(loaded)
+    name = COMMAND_OF[path.stem]
+    assert words[: len(name.split())] == name.split()
+    given = cli.parse(name, words[len(name.split()) :])
+    assert given.found.config == path.relative_to(CONFIGS).with_suffix("").as_posix()
+    loaded = given.load()
+    for override in given.found.overrides:  # each says something: it lands where it should
+        typed, value = override.split("=", 1) if isinstance(override, str) else override
+        dotted, found = main_name(given.kind, typed), plain(loaded)
+        if isinstance(value, list):  # of words
+            value = str([str(one) for one in value])
         if dotted.split(".")[0] in ("set", "set_pretrain", "set_finetune"):  # keys of other commands' configurations
             key, _, rest = dotted.partition(".")
             assert f"{rest}={value}" in found[key]

@@ -25,7 +25,7 @@ def main(config: ConfigsConfig) -> None:
 def listing() -> str:
     """Return every shipped config with its title, grouped by folder, at most WIDTH columns wide."""
     lines = [
-        "Start from one with `sscl COMMAND --config NAME KEY=VALUE`;",
+        "Start from one with `sscl COMMAND NAME KEY=VALUE`;",
         "`sscl configs NAME > my.yaml` copies it.",
     ]
     for _, group in itertools.groupby(shipped.names(), key=lambda name: name.rpartition("/")[0]):

@@ -22,7 +22,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
     commands = steps(config.configs, folder)
     for command in commands:
-        shipped.find(command[command.index("--config") + 1], key="configs")
+        shipped.find(next(word for word in command if word.startswith(f"{config.configs}/")), key="configs")
     run.start_folder(folder, config, overwrite=overwrite)
     started = time.perf_counter()
     for command in commands:
@@ -55,15 +55,15 @@ def steps(configs: str, folder: Path) -> list[list[str]]:
     ending = ".yaml" if Path(configs).is_dir() else ""
 
     def command(name: str, *overrides: str) -> list[str]:
-        return [*name.split(), "--config", f"{configs}/{name.split()[-1]}{ending}", *overrides]
+        return [*name.split(), f"{configs}/{name.split()[-1]}{ending}", *overrides]
 
     return [
-        command("data synth", f"root={tiles}"),
-        command("data inspect", f"data.root={tiles}", f"out={folder / 'inspect'}"),
-        command("data audit", f"data.root={tiles}", f"out={audit}"),
-        command("pretrain", f"data.root={tiles}", f"run={pretrained}"),
-        command("finetune", f"data.root={tiles}", f"model.weights={pretrained}", f"run={finetuned}"),
-        command("eval", f"checkpoint={finetuned}"),
-        command("gradcam", f"checkpoint={finetuned}"),
+        command("data synth", str(tiles)),
+        command("data inspect", str(tiles), f"out={folder / 'inspect'}"),
+        command("data audit", str(tiles), f"out={audit}"),
+        command("pretrain", str(tiles), f"run={pretrained}"),
+        command("finetune", str(tiles), f"from={pretrained}", f"run={finetuned}"),
+        command("eval", str(finetuned)),
+        command("gradcam", str(finetuned)),
         command("report", str(finetuned), str(audit)),
     ]

@@ -247,7 +247,7 @@ def _facts(rows: Rows, *, title: str = "") -> str:
 
 
 def _untested(name: str) -> list[str]:
-    return [f"Not evaluated yet. `sscl eval checkpoint=RUN`, where RUN is the folder {code(name)}, fills this in."]
+    return [f"Not evaluated yet. `sscl eval RUN`, where RUN is the folder {code(name)}, fills this in."]
 
 
 def _limit_lines(checkpoint: Checkpoint, train: Part, *, warnings: Sequence[str], slides_known: bool) -> list[str]:
@@ -278,7 +278,7 @@ def _use_lines(name: str) -> list[str]:
     return [
         "## Use",
         "",
-        *code_block("sh", [f"sscl predict --checkpoint {shlex.quote(folder)} TILES  # predictions.csv"]),
+        *code_block("sh", [f"sscl predict {shlex.quote(folder)} TILES  # predictions.csv"]),
         "",
         *code_block("python", ["import sscl", "", f"model = sscl.load({folder!r})", 'model.predict("tile.png")']),
         "",

@@ -200,7 +200,7 @@ def further_runs(folders: Sequence[Path], split: str) -> Section:
     for folder in folders:
         file = folder / f"eval_{split}" / "metrics.json"
         if not file.is_file():
-            raise FileNotFoundError(f"runs: {folder}: not evaluated; run sscl eval checkpoint={folder} first")
+            raise FileNotFoundError(f"runs: {folder}: not evaluated; run sscl eval {folder} first")
         rows[str(folder)] = read_record(Evaluation, file, made_by="sscl eval")
     return comparisons.others(rows)
 
