@@ -1,19 +1,24 @@
-"""The ranks of tests/test_ranks.py: `python rank_tasks.py FOLDER`.
+"""Ranks that talk over gloo, forked from one process, which imports what all need.
 
-One process imports what all need and forks two ranks, then four; it ends the ranks of a group when one fails. Each
-task returns named tensors, computed by all ranks together; rank 0 writes them to FOLDER/RANKS/TASK.pt. Run in one
-process, without a group, the same functions give what the ranks must equal.
+`python rank_tasks.py FOLDER` is for tests/test_ranks.py: two ranks compute the tasks below, then four. Each task
+returns named tensors, computed by all ranks together; rank 0 writes them to FOLDER/RANKS/TASK.pt. Run in one process,
+without a group, the same functions give what the ranks must equal.
+
+`python rank_tasks.py FOLDER COMMANDS.json` is for tests/commands/test_distributed.py: two ranks run each of a list of
+sscl's commands, which are lists of words. What the ranks print of the first goes to FOLDER/0.out, and so on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,8 +322,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def work(tasks: list[str], folder: Path) -> None:
-    """Be one rank of a group."""
+def compute(tasks: list[str], folder: Path) -> None:
+    """Compute the tasks as one rank of a group."""
     torch.set_num_threads(1)
     ranks.start()
     assert ranks.world_size() == int(os.environ["WORLD_SIZE"]), "no process group"
@@ -331,18 +336,29 @@ def work(tasks: list[str], folder: Path) -> None:
     assert ranks.world_size() == 1
 
 
-def fork(world_size: int, tasks: list[str], folder: Path) -> int:
-    """Run the tasks on ranks forked from this process, which has computed nothing yet; return their exit code."""
-    folder.mkdir()
+def command(words: list[str], out: Path) -> None:
+    """Run one of sscl's commands as one rank of a group."""
+    from sscl.cli import main
+
+    torch.set_num_threads(1)
+    with out.open("a") as handle, contextlib.redirect_stdout(handle):
+        assert main(words) == 0
+
+
+def fork(world_size: int, work: Callable[[], None]) -> int:
+    """Do the work on ranks forked from this process, which has computed nothing yet; return their exit code.
+
+    The first rank that fails ends them all.
+    """
     group = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     left = set()
     for rank in range(world_size):
         child = os.fork()
         if child == 0:
-            os.environ.update(group, RANK=str(rank))
+            os.environ.update(group, RANK=str(rank), LOCAL_RANK=str(rank))
             code = 1
             try:
-                work(tasks, folder)
+                work()
                 code = 0
             except BaseException:
                 print(f"--- rank {rank}", traceback.format_exc(), sep="\n", file=sys.stderr)
@@ -359,19 +375,30 @@ def fork(world_size: int, tasks: list[str], folder: Path) -> int:
     return 0
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, commands: Path | None = None) -> int:
     # Before the ranks, which would each take seconds for it: torch imports its compiler for DistributedDataParallel.
     import timm  # noqa: F401
     import torch._dynamo
+
+    import sscl.train.step
+
+    if commands is not None:
+        import sscl.commands.finetune
+        import sscl.commands.pretrain
+
+        listed = json.loads(commands.read_text())
+        return max(fork(2, partial(command, words, folder / f"{i}.out")) for i, words in enumerate(listed))
+
     import torch._functorch.aot_autograd
     import torch._inductor.pattern_matcher  # noqa: F401
 
     import sscl.models.encoders
-    import sscl.models.sync_batch_norm
-    import sscl.train.step  # noqa: F401
+    import sscl.models.sync_batch_norm  # noqa: F401
 
-    return max(fork(world_size, tasks, folder / str(world_size)) for world_size, tasks in GROUPS.items())
+    for world_size in GROUPS:
+        (folder / str(world_size)).mkdir()
+    return max(fork(size, partial(compute, tasks, folder / str(size))) for size, tasks in GROUPS.items())
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(*map(Path, sys.argv[1:])))

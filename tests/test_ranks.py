@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,5 +163,5 @@ def test_a_rank_that_waits_for_ever_is_ended(tmp_path):
 
 
 def test_a_rank_that_fails_is_reported(tmp_path, capfd):
-    assert rank_tasks.fork(1, ["no such task"], tmp_path / "1") == 1
+    assert rank_tasks.fork(1, partial(rank_tasks.compute, ["no such task"], tmp_path)) == 1
     assert "KeyError: 'no such task'" in capfd.readouterr().err

@@ -1,16 +1,18 @@
-"""pretrain and finetune under torchrun, over gloo: ranks equal one process, and a rank that dies ends the job.
+"""pretrain and finetune on two ranks that talk over gloo equal one process, and a rank that dies ends torchrun's job.
 
 With microbatches batch norm is frozen: their own statistics are not those of the whole batch.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,21 @@ import torch
 from sscl.config import PretrainConfig
 from sscl.train.setup import check_batch
 
+SCRIPT = Path(__file__).parents[1] / "rank_tasks.py"
 SECONDS = 240
 BEST = "checkpoints/best.pt"
-FROZEN = ["train.freeze_batch_norm=true", "projection.kind=mlp_no_norm", "projection.hidden=64", "seed=5"]
+FROZEN = ["train.freeze_batch_norm=true", "projection.kind=mlp_no_norm"]
+MLP = ["projection.hidden=32", "projection.dim=16", "train.learning_rate=0.02", "seed=5"]
 
 
-def started(ranks: int, *words: object, **options: Any) -> subprocess.Popen[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+def started(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*torchrun, "-m", "sscl", *map(str, words)],
+        [sys.executable, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
     )
 
 
@@ -48,36 +50,68 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def words_of(cli: Any, command: str, run: Path, *words: object) -> list[object]:
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one process and of two ranks, with the checkpoints that they started from."""
+
+    folder: Path
+    first: str  # what was printed before the resumption
+    printed: dict[str, str]  # by both ranks, by run
+
+    def state(self, run: str, checkpoint: str = "checkpoints/last.pt") -> Any:
+        return torch.load(self.folder / run / checkpoint, weights_only=True)
+
+    def encoder(self, run: str) -> dict[str, torch.Tensor]:
+        return dict(torch.load(self.folder / run / "encoder.pt", weights_only=True))
+
+
+@pytest.fixture(scope="module")
+def unequal(folder3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiles less of one class than of the others, and four of another, so that class weights differ."""
+    root = Path(shutil.copytree(folder3, tmp_path_factory.mktemp("unequal") / "colours"))
+    for name, less in (("benign", 2), ("stroma", 4)):
+        for path in sorted((root / "train" / name).iterdir())[:less]:
+            path.unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(cli: Any, folder3_words: list[str], unequal: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Three runs, of one process each; then on two ranks, whose start takes the longest and is made once.
+
+    Tiles of noise: in a drawn lumen all pixels are equal, and rounding decides which of them max-pool takes. The
+    finetuned model is smooth: at a kink of ReLU, rounding can decide. Its projection has the only batch norm.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    resnet, vit = [*folder3_words, "model.name=timm:test_resnet"], ["data.source=folder", f"data.root={unequal}"]
+    vit += ["model.name=timm:test_vit"]
+    for name, words in (("resnet", resnet), ("vit", vit)):
+        assert cli.pretrain(folder / name, *words, "seed=1").code == 0
+
     tiny = ["train.batch_size=8", "train.warmup_epochs=1"]
-    return [command, f"run={run}", *cli._common(), *tiny, *words]
+    pretrain = [*cli._common(), *resnet, f"model.weights={folder / 'resnet'}", *tiny, "health.tiles=8", *MLP]
+    contrast = ["contrast.kind=nt_xent", "contrast.projection.kind=mlp", "contrast.projection.hidden=32"]
+    finetune = [*cli._common(), *vit, f"model.weights={folder / 'vit'}", *tiny, *contrast, "train.loss=weighted_focal"]
+    finetune += ["train.epochs=2", "train.optimizer=sgd", "train.learning_rate=1e-2", "train.select=loss"]
+    words = {
+        "frozen": ["pretrain", *pretrain, *FROZEN, "train.epochs=2"],
+        "normed": ["pretrain", *pretrain, "projection.kind=mlp", "train.epochs=1"],
+        "finetuned": ["finetune", *finetune],
+    }
+    for name, command in words.items():
+        result = cli(*command, f"run={folder / name}")
+        assert result.code == 0, result.err
 
-
-@pytest.fixture(scope="module")
-def pretrain_words(pretrained: Path, folder3_words: list[str]) -> list[str]:
-    """Tiles of noise: in a drawn lumen all pixels are equal, and rounding decides which of them max-pool takes."""
-    start = f"model.weights={pretrained}"
-    return [*folder3_words, start, *FROZEN, "train.epochs=2", "health.tiles=8", "train.learning_rate=0.02"]
-
-
-@pytest.fixture(scope="module")
-def alone(cli: Any, pretrain_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run: Path = tmp_path_factory.mktemp("runs") / "alone"
-    result = cli(*words_of(cli, "pretrain", run, *pretrain_words))
-    assert result.code == 0, result.err
-    return run
-
-
-@pytest.fixture(scope="module")
-def together(cli: Any, pretrain_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The first epoch on one rank, the second on two, in microbatches of one tile."""
-    run: Path = tmp_path_factory.mktemp("runs") / "together"
-    words = words_of(cli, "pretrain", run, *pretrain_words, "train.microbatch=1")
-    result = cli(*words, "train.stop_after_epoch=1")
-    assert result.code == 0, result.err
-    code, second, err = finished(started(2, *words, "--resume"))
+    # The first epoch on one rank, the second on two, in microbatches of one tile.
+    words["frozen"].append("train.microbatch=1")
+    first = cli(*words["frozen"], f"run={folder / 'frozen_ranks'}", "train.stop_after_epoch=1")
+    assert first.code == 0, first.err
+    words["frozen"].append("--resume")
+    listed = [[*command, f"run={folder / name}_ranks"] for name, command in words.items()]
+    (folder / "commands.json").write_text(json.dumps(listed))
+    code, _, err = finished(started(SCRIPT, folder, folder / "commands.json"))
     assert code == 0, err
-    return run, result.out, second
+    return Runs(folder, first.out, {name: (folder / f"{i}.out").read_text() for i, name in enumerate(words)})
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -86,22 +120,18 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return sum(float((a[key].double() - b[key].double()).square().sum()) for key in a) ** 0.5
 
 
-def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
-    alone: Path, together: tuple[Path, str, str], pretrained: Path, read_metrics: Any
-) -> None:
-    run, first, second = together
-    ours, expected = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (run, alone))
-    begun = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
+def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(runs: Runs, read_metrics: Any) -> None:
+    ours, expected, begun = runs.state("frozen_ranks"), runs.state("frozen"), runs.encoder("resnet")
 
-    assert " ranks" not in first
-    assert "2 ranks" in second
-    assert second.count(" training tiles") == 1  # only rank 0 speaks
+    assert " ranks" not in runs.first
+    assert "2 ranks" in runs.printed["frozen"]
+    assert runs.printed["frozen"].count(" training tiles") == 1  # only rank 0 speaks
     assert ours["epoch"] == 2
     moved = distance(begun, dict(expected["encoder"]))
-    # In double precision tests/test_dist.py asks for 1e-12.
+    # In double precision tests/test_ranks.py asks for 1e-12.
     assert distance(ours["encoder"], expected["encoder"]) < moved * 1e-3
     assert distance(ours["model"], expected["model"]) < moved * 1e-3
-    rows, straight = read_metrics(run), read_metrics(alone)
+    rows, straight = read_metrics(runs.folder / "frozen_ranks"), read_metrics(runs.folder / "frozen")
     assert [row["epoch"] for row in rows] == [1, 2]
     for row, other in zip(rows, straight, strict=True):
         for key in other.keys() - {"seconds", "tiles_per_second", "busy"}:
@@ -109,82 +139,34 @@ def test_ranks_and_a_resumption_on_more_of_them_equal_one_process(
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
-def test_pretraining_with_batch_norm_on_ranks_equals_one_process(
-    cli: Any, pretrained: Path, folder3_words: list[str], tmp_path: Path, read_metrics: Any
-) -> None:
+def test_pretraining_with_batch_norm_on_ranks_equals_one_process(runs: Runs, read_metrics: Any) -> None:
     """Of the encoder and of the projection: they move, by the statistics of all ranks' tiles."""
-    words = [*folder3_words, f"model.weights={pretrained}", "projection.kind=mlp", "projection.hidden=64", "seed=5"]
-    words += ["train.epochs=1", "health.tiles=8", "train.learning_rate=0.02"]
-
-    result = cli(*words_of(cli, "pretrain", tmp_path / "alone", *words))
-    code, _, err = finished(started(2, *words_of(cli, "pretrain", tmp_path / "together", *words)))
-
-    assert result.code == 0, result.err
-    assert code == 0, err
-    begun = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
-    ours, expected = (
-        torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("together", "alone")
-    )
-    moved = distance(begun, dict(expected["encoder"]))
+    ours, expected = runs.state("normed_ranks"), runs.state("normed")
+    moved = distance(runs.encoder("resnet"), dict(expected["encoder"]))
     assert distance(ours["encoder"], expected["encoder"]) < moved * 1e-3
     assert distance(ours["model"], expected["model"]) < moved * 1e-3
-    assert read_metrics(tmp_path / "together")[0]["loss"] == pytest.approx(
-        read_metrics(tmp_path / "alone")[0]["loss"], abs=1e-5
-    )
+    loss, other = (read_metrics(runs.folder / run)[0]["loss"] for run in ("normed_ranks", "normed"))
+    assert loss == pytest.approx(other, abs=1e-5)
 
 
-@pytest.fixture
-def unequal(folder3: Path, tmp_path: Path) -> Path:
-    """Two tiles less of one class than of the others, and four of another, so that class weights differ."""
-    root = Path(shutil.copytree(folder3, tmp_path / "colours"))
-    for name, less in (("benign", 2), ("stroma", 4)):
-        for path in sorted((root / "train" / name).iterdir())[:less]:
-            path.unlink()
-    return root
-
-
-def test_finetuning_on_ranks_equals_one_process(cli: Any, unequal: Path, tmp_path: Path, read_metrics: Any) -> None:
-    """Class weights, of which the ranks' halves of a batch have different sums, and contrastive steps.
-
-    The model is smooth: at a kink of ReLU, rounding can decide. The projection has the only batch norm.
-    """
-    words = ["data.source=folder", f"data.root={unequal}", "model.name=timm:test_vit"]
-    start = cli.pretrain(tmp_path / "start", *words)
-    words += [
-        f"model.weights={tmp_path / 'start'}",
-        "train.loss=weighted_focal",
-        "contrast.kind=nt_xent",
-        "contrast.projection.kind=mlp",
-        "contrast.projection.hidden=32",
-        "train.epochs=2",
-        "train.optimizer=sgd",
-        "train.learning_rate=1e-2",
-        "train.select=loss",
-    ]
-
-    result = cli(*words_of(cli, "finetune", tmp_path / "alone", *words))
-    code, out, err = finished(started(2, *words_of(cli, "finetune", tmp_path / "together", *words)))
-
-    assert start.code == 0, start.err
-    assert result.code == 0, result.err
-    assert code == 0, err
-    assert out.count("best epoch") == 1
-    rows, straight = read_metrics(tmp_path / "together"), read_metrics(tmp_path / "alone")
+def test_finetuning_on_ranks_equals_one_process(runs: Runs, read_metrics: Any) -> None:
+    """Class weights, of which the ranks' halves of a batch have different sums, and contrastive steps."""
+    assert runs.printed["finetuned"].count("best epoch") == 1
+    rows, straight = read_metrics(runs.folder / "finetuned_ranks"), read_metrics(runs.folder / "finetuned")
     for row, other in zip(rows, straight, strict=True):
         for key in other.keys() - {"tiles_per_second", "busy"}:
             assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
-    begun, ours, expected = (
-        torch.load(path, weights_only=True)
-        for path in (tmp_path / "start/encoder.pt", *(tmp_path / run / BEST for run in ("together", "alone")))
-    )
-    moved = distance(begun, expected["encoder"])
+    ours, expected = runs.state("finetuned_ranks", BEST), runs.state("finetuned", BEST)
+    moved = distance(runs.encoder("vit"), expected["encoder"])
     assert distance(ours["encoder"], expected["encoder"]) < moved * 1e-5
     assert distance(ours["head"], expected["head"]) < 1e-6
 
 
 def test_a_rank_that_dies_ends_the_job(cli: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = started(2, *words_of(cli, "pretrain", run, "train.epochs=2000", "health.tiles=8"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = ["pretrain", f"run={run}", *cli._common(), "train.batch_size=8", "train.epochs=2000", "health.tiles=8"]
+    process = started(*torchrun, "-m", "sscl", *words, "model.name=timm:test_resnet")
     end = time.monotonic() + SECONDS
     while not (run / "checkpoints/last.pt").is_file() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
