@@ -348,7 +348,7 @@ def test_features_are_what_the_head_reads(model: api.Model, paths: list[str]) ->
         (np.zeros((3, 64, 64), np.uint8), "image 0: is uint8 of shape (3, 64, 64), expected uint8 (H, W, 3); put chan"),
         (np.zeros((64, 64), np.uint8), "image 0: is uint8 of shape (64, 64), expected"),
         (torch.zeros(3, 64, 64), "image 0: is a Tensor; expected a path, a PIL image or a uint8 array (H, W, 3)"),
-        (Image.new("I;16", (64, 64)), "image 0: is in colour mode I;16"),
+        (Image.new("I;16", (64, 64)), "image 0: is 16-bit grey"),
         ([], "images: must be one or more, got none"),
         (np.zeros((0, 64, 64, 3), np.uint8), "images: must be one or more, got none"),
     ],

@@ -182,7 +182,7 @@ def save_see_through(path: Path) -> None:
         (lambda path: path.write_text("<html>access denied</html>"), "not a readable image"),
         (save("RGB", (40, 40)), "is 40×40 pixels, expected 32×32"),
         (save("RGB", (32, 31)), "is 32×31 pixels"),
-        (save("I;16"), "colour mode I;16"),
+        (save("I;16"), "is 16-bit grey"),
         (save_see_through, "transparent pixels"),
     ],
     ids=["truncated", "empty", "no image", "size", "not square", "16 bits", "transparent"],

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sscl.data import files
 from sscl.data.decode import decode_file
+from sscl.data.images import Decoded
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -153,9 +154,9 @@ def test_no_more_is_decoded_than_a_few_batches_ahead(tmp_path: Path, monkeypatch
     """Memory does not grow with the number of files; and a reader that leaves ends the decoding."""
     started = []
 
-    def pixels_of(item: Any, *, size_px: int) -> Any:
+    def pixels_of(item: Any, *, size_px: int, fit: str) -> Any:
         started.append(item)
-        return np.zeros((size_px, size_px, 3), np.uint8), size_px
+        return Decoded(np.zeros((size_px, size_px, 3), np.uint8), size_px, ())
 
     monkeypatch.setattr(files, "pixels_of", pixels_of)
     stream = files.batches([f"{i}" for i in range(1000)], size_px=16, batch_size=10)

@@ -200,7 +200,7 @@ def test_second_call_maps_the_cache_and_does_not_decode(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(decode, "decode_file", fail)
+    monkeypatch.setattr(decode, "read_image", fail)
     again = decode_tiles(paths, size_px=16, root=tmp_path, cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(first, again)
 
@@ -265,13 +265,13 @@ def test_a_killed_ingest_leaves_no_half_cache(tmp_path):
 import os, sys, time
 from pathlib import Path
 from sscl.data import decode, ingest
-decode_file = decode.decode_file
+read_image = decode.read_image
 def slow(path, **options):
     if path.name > "0030":
         os.write(1, b"half way\\n")  # in one piece: several threads come here
         time.sleep(60)
-    return decode_file(path, **options)
-decode.decode_file = slow
+    return read_image(path, **options)
+decode.read_image = slow
 root = Path(sys.argv[1])
 ingest.decode_tiles(sorted((root / "in").iterdir()), size_px=16, root=root, cache_dir=root / "cache")
 """
@@ -330,17 +330,17 @@ def write_transparent_palette(path: Path) -> None:
 
 BAD_FILES = {
     "empty.png": (lambda p: p.write_bytes(b""), "is empty .0 bytes."),
-    "text.png": (lambda p: p.write_text("not an image"), "is not a readable image; expected PNG"),
+    "text.png": (lambda p: p.write_text("not an image"), "is not a readable image .*; expected PNG"),
     "short.png": (lambda p: _save_shortened(p), "is truncated or damaged; copy it again"),
     "short.jpg": (lambda p: _save_shortened(p), "is truncated or damaged; copy it again"),
     "oblong.png": (lambda p: noise().resize((16, 12)).save(p), "is 16×12 pixels; tiles must be square"),
     "clear.png": (lambda p: noise(mode="RGBA").save(p), "has transparent pixels; save it as 8-bit RGB"),
     "clear_palette.png": (write_transparent_palette, "has transparent pixels"),
-    "ink.jpg": (lambda p: noise(mode="CMYK").save(p), "colour mode CMYK, which has no lossless"),
-    "deep.png": (write_16_bit_rgb, "colour mode 16-bit RGB"),
+    "ink.jpg": (lambda p: noise(mode="CMYK").save(p), "is CMYK .*, which has no lossless"),
+    "deep.png": (write_16_bit_rgb, "is 16-bit RGB"),
     "deep_grey.png": (
         lambda p: Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 200).save(p),
-        "colour mode I;16",
+        "is 16-bit grey",
     ),
     "pages.tif": (lambda p: noise().save(p, save_all=True, append_images=[noise(seed=1)]), "2 pages"),
 }

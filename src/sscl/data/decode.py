@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pickle
 import queue
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from sscl.data.images import Decoded, Fit, decode_image, open_image
 from sscl.progress import Bar
 
 _TILES_PER_JOB = 16
@@ -36,10 +35,11 @@ def decode_into(
     paths: Sequence[Path | str],
     *,
     exact_size_px: int | None = None,
+    fit: Fit = "refuse",
     progress: bool = False,
     processes: bool | None = None,
-) -> None:
-    """Decode `paths` with all cores into the rows of `images`, uint8 (N, size_px, size_px, 3).
+) -> Counter[str]:
+    """Decode `paths` with all cores into the rows of `images`, uint8 (N, size_px, size_px, 3); return the changes.
 
     PIL releases the interpreter lock while it inflates and resizes, but holds it for a tenth of its time: threads keep
     a few cores busy, many cores need processes. Each worker writes its rows straight into the mapped file: one thread
@@ -49,13 +49,16 @@ def decode_into(
         images: for processes, a memmap of an .npy file.
         paths: N files.
         exact_size_px: the only size of file allowed; None = any square size.
+        fit: see `images.decode_image`.
         progress: show a bar.
         processes: decode in processes, not threads; None = where there are enough tiles to be worth their start.
+
+    Returns:
+        how often the pixels of a file were changed, by the keys of `images.CHANGES`.
 
     Raises:
         ValueError: files that cannot be used (one line: the first, and how many more), or a process died.
     """
-    size_px = images.shape[1]
     jobs = [range(start, min(start + _TILES_PER_JOB, len(paths))) for start in range(0, len(paths), _TILES_PER_JOB)]
     from sscl.device import cpu_cores  # imports torch, which the decoding processes do without
 
@@ -63,16 +66,17 @@ def decode_into(
     if processes is None:
         processes = isinstance(images, np.memmap) and len(paths) >= _PROCESSES_FROM * cores and cores > 1
     faults: list[str] = []
+    changes: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
-        decode: Callable[[range], list[str]]
+        decode: Callable[[range], _Found]
         if processes:
             assert isinstance(images, np.memmap)
             assert images.filename is not None
             idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
             for _ in range(cores):
-                idle.put(stack.enter_context(_Worker(images.filename, size_px, exact_size_px)))
+                idle.put(stack.enter_context(_Worker(images.filename, exact_size_px, fit)))
 
-            def decode(rows: range) -> list[str]:
+            def decode(rows: range) -> _Found:
                 worker = idle.get()
                 try:
                     return worker.decode(rows, [str(paths[row]) for row in rows])
@@ -80,30 +84,39 @@ def decode_into(
                     idle.put(worker)
         else:
 
-            def decode(rows: range) -> list[str]:
-                return _decode_rows(images, rows, [paths[row] for row in rows], exact_size_px=exact_size_px)
+            def decode(rows: range) -> _Found:
+                return _decode_rows(images, rows, [paths[row] for row in rows], exact_size_px=exact_size_px, fit=fit)
 
         pool = ThreadPoolExecutor(cores)
         stack.callback(pool.shutdown, cancel_futures=True)
         bar = stack.enter_context(Bar(len(paths), desc="decode" if progress else None, unit="tile", leave=True))
         for job, found in zip(jobs, pool.map(decode, jobs), strict=True):
-            faults += found
+            faults += found[0]
+            changes += found[1]
             bar.update(len(job))
     if faults:
         raise ValueError(faults[0] + (f" (and {len(faults) - 1} more such files)" if len(faults) > 1 else ""))
+    return changes
+
+
+_Found = tuple[list[str], Counter[str]]  # a line for each file that cannot be used; the changes of the others
 
 
 def _decode_rows(
-    images: NDArray[np.uint8], rows: range, paths: Sequence[Path | str], *, exact_size_px: int | None
-) -> list[str]:
-    """Decode the files into these rows; return a line for each that cannot be used."""
+    images: NDArray[np.uint8], rows: range, paths: Sequence[Path | str], *, exact_size_px: int | None, fit: Fit
+) -> _Found:
+    """Decode the files into these rows."""
     faults = []
+    changes: Counter[str] = Counter()
     for row, path in zip(rows, paths, strict=True):
         try:
-            images[row] = decode_file(path, size_px=images.shape[1], exact_size_px=exact_size_px)
+            decoded = read_image(path, size_px=images.shape[1], exact_size_px=exact_size_px, fit=fit)
         except ValueError as error:
             faults.append(str(error))
-    return faults
+        else:
+            images[row] = decoded.pixels
+            changes.update(decoded.changes)
+    return faults, changes
 
 
 class _Worker:
@@ -113,7 +126,7 @@ class _Worker:
     threads (fork), or outlive a killed parent.
     """
 
-    def __init__(self, file: str, size_px: int, exact_size_px: int | None) -> None:
+    def __init__(self, file: str, exact_size_px: int | None, fit: Fit) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from sscl.data.decode import _serve; _serve()"],
             stdin=subprocess.PIPE,
@@ -121,7 +134,7 @@ class _Worker:
             env={**os.environ, **_WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,  # Ctrl-C is for this process; the worker then sees its input end
         )
-        self._first: tuple[object, ...] | None = (str(file), exact_size_px)
+        self._first: tuple[object, ...] | None = (str(file), exact_size_px, fit)
 
     def __enter__(self) -> _Worker:
         return self
@@ -129,8 +142,8 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def decode(self, rows: range, paths: list[str]) -> list[str]:
-        """Have the files decoded into these rows; return a line for each that cannot be used."""
+    def decode(self, rows: range, paths: list[str]) -> _Found:
+        """Have the files decoded into these rows."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -139,13 +152,13 @@ class _Worker:
                 self._first = None
             pickle.dump((rows, paths), self._process.stdin)
             self._process.stdin.flush()
-            faults: list[str] = pickle.load(self._process.stdout)
+            found: _Found = pickle.load(self._process.stdout)
         except (BrokenPipeError, EOFError) as error:
             raise ValueError(
                 f"a process that decodes tiles ended with exit code {self._process.wait()} at {paths[0]} or one of "
                 f"the next {len(paths) - 1} files; if the system ran out of memory, free some and start again"
             ) from error
-        return faults
+        return found
 
 
 def _serve() -> None:
@@ -153,93 +166,26 @@ def _serve() -> None:
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing that prints may get in between
     with contextlib.suppress(EOFError):
-        file, exact_size_px = pickle.load(asked)
+        file, exact_size_px, fit = pickle.load(asked)
         images = np.load(file, mmap_mode="r+")
         while True:
             rows, paths = pickle.load(asked)
-            pickle.dump(_decode_rows(images, rows, paths, exact_size_px=exact_size_px), answers)
+            pickle.dump(_decode_rows(images, rows, paths, exact_size_px=exact_size_px, fit=fit), answers)
             answers.flush()
 
 
-def decode_file(path: Path | str, *, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
-    """Return one file as uint8 (size_px, size_px, 3).
+def decode_file(
+    path: Path | str, *, size_px: int, exact_size_px: int | None = None, fit: Fit = "refuse"
+) -> NDArray[np.uint8]:
+    """Return one file as uint8 (size_px, size_px, 3); see `images.decode_image`.
 
     Raises:
         ValueError: the file cannot be used; one line that names it.
     """
+    return read_image(path, size_px=size_px, exact_size_px=exact_size_px, fit=fit).pixels
+
+
+def read_image(path: Path | str, *, size_px: int, exact_size_px: int | None = None, fit: Fit = "refuse") -> Decoded:
+    """Return one file as a tile. Arguments and errors as for `decode_file`."""
     with open_image(path) as image:
-        return decode_image(image, name=path, size_px=size_px, exact_size_px=exact_size_px)
-
-
-@contextlib.contextmanager
-def open_image(path: Path | str) -> Iterator[Image.Image]:
-    """Give an image file's opened image, not yet decoded.
-
-    Raises:
-        ValueError: the file cannot be read, is empty or is no image; one line that names it.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if not data:
-        raise ValueError(f"{path}: is empty (0 bytes); copy it again or remove it from the data set")
-    try:
-        image = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: is not a readable image; expected PNG, JPEG, TIFF, BMP or WebP") from error
-    with image:
-        yield image
-
-
-def decode_image(image: Image.Image, *, name: Path | str, size_px: int, exact_size_px: int | None) -> NDArray[np.uint8]:
-    """Return an opened image as uint8 (size_px, size_px, 3).
-
-    Raises:
-        ValueError: it cannot be used; one line that begins with `name`.
-    """
-    width, height = image.size
-    if exact_size_px is not None and (width, height) != (exact_size_px, exact_size_px):
-        raise ValueError(
-            f"{name}: is {width}×{height} pixels, expected {exact_size_px}×{exact_size_px}; "
-            "replace it with the original tile"
-        )
-    if width != height:
-        raise ValueError(f"{name}: is {width}×{height} pixels; tiles must be square; crop it first")
-    try:
-        pages = getattr(image, "n_frames", 1)
-        rgb = _as_rgb(image, name) if pages == 1 else None
-    # PIL raises TypeError (TIFF) or SyntaxError (PNG) for some damaged headers.
-    except (OSError, SyntaxError, TypeError, EOFError, struct.error) as error:
-        raise ValueError(f"{name}: is truncated or damaged; copy it again or remove it from the data set") from error
-    if rgb is None:
-        raise ValueError(f"{name}: has {pages} pages; save the tile as an image file of one page")
-    if width != size_px:
-        rgb = resized(rgb, size_px)
-    return np.asarray(rgb)
-
-
-def resized(image: Image.Image, size_px: int) -> Image.Image:
-    """Return the image at size_px × size_px. PIL's filters widen with the scale, so shrinking is antialiased."""
-    return image.resize((size_px, size_px), Image.Resampling.BICUBIC)
-
-
-def _as_rgb(image: Image.Image, path: Path | str) -> Image.Image:
-    """Return the image as RGB if no pixel loses anything by it.
-
-    Grey, palette and fully opaque RGBA keep every value; transparency, 16 bits, CMYK and the like do not.
-    """
-    # PIL opens 16-bit RGB files as 8-bit "RGB"; only the raw mode of the decoder tells.
-    sixteen_bits = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    if image.mode not in ("RGB", "L", "1", "P", "RGBA", "LA", "PA") or sixteen_bits:
-        mode = "16-bit RGB" if sixteen_bits and image.mode == "RGB" else image.mode
-        raise ValueError(
-            f"{path}: is in colour mode {mode}, which has no lossless 8-bit RGB form; save it as 8-bit RGB"
-        )
-    image.load()
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if np.asarray(image.getchannel("A")).min() < 255:
-            raise ValueError(f"{path}: has transparent pixels; save it as 8-bit RGB without transparency")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return decode_image(image, name=path, size_px=size_px, exact_size_px=exact_size_px, fit=fit)

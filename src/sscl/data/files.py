@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sscl.data.decode import decode_image, open_image
+from sscl.data.decode import read_image
 from sscl.data.folder import EXTENSIONS
+from sscl.data.images import Decoded, Fit, decode_image
 from sscl.data.ingest import read_table
 from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
@@ -206,13 +207,14 @@ class Batch:
 
     Attributes:
         rows: positions of the usable images, (B,). pixels: uint8 (B, S, S, 3), on the host. sides_px: original side of
-            each, (B,). faults: (position, reason) of the others.
+            each, (B,). faults: (position, reason) of the others. changes: how many were changed, by `images.CHANGES`.
     """
 
     rows: NDArray[np.int64]
     pixels: torch.Tensor
     sides_px: tuple[int, ...]
     faults: tuple[tuple[int, str], ...]
+    changes: Counter[str] = field(default_factory=Counter)
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -221,14 +223,15 @@ class Batch:
 
 
 def batches(
-    items: Sequence[Item], *, size_px: int, batch_size: int, device: torch.device | None = None
+    items: Sequence[Item], *, size_px: int, batch_size: int, fit: Fit = "refuse", device: torch.device | None = None
 ) -> Generator[Batch, None, None]:
     """Yield the images as tiles, `batch_size` positions at a time, in order; the next ones are decoded meanwhile.
 
     Args:
-        items: files, PIL images or uint8 arrays (H, W, 3), square; see `decode.decode_file` for what is refused.
+        items: files, PIL images or uint8 arrays (H, W, 3); see `images` for what is refused.
         size_px: S; other sizes are resized to it.
         batch_size: positions per batch; a batch has fewer tiles where some images cannot be used.
+        fit: of images that are not square, see `images.decode_image`.
         device: where the tiles are to go; for CUDA they are decoded into pinned memory. None: nowhere.
     """
     waiting: deque[tuple[torch.Tensor, list[Future[list[_Tile]]]]] = deque()
@@ -239,7 +242,9 @@ def batches(
             parts = [range(at, min(at + _TILES_PER_JOB, end)) for at in range(start, end, _TILES_PER_JOB)]
             pixels = host_memory((end - start, size_px, size_px, 3), device=device or torch.device("cpu"))
             out = pixels.numpy()
-            waiting.append((pixels, [pool.submit(_decode, part, items, out[part.start - start :]) for part in parts]))
+            waiting.append(
+                (pixels, [pool.submit(_decode, part, items, out[part.start - start :], fit) for part in parts])
+            )
             if len(waiting) > _AHEAD:
                 yield _batch(*waiting.popleft())
         while waiting:
@@ -248,57 +253,59 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
-_Tile = tuple[int, int, str]  # place, side of the image, why there are no pixels
+_Tile = tuple[int, int, str, tuple[str, ...]]  # place, side of the image, why there are no pixels, changes
 
 
-def _decode(places: range, items: Sequence[Item], out: NDArray[np.uint8]) -> list[_Tile]:
+def _decode(places: range, items: Sequence[Item], out: NDArray[np.uint8], fit: Fit) -> list[_Tile]:
     """Decode the items at `places` into the first rows of `out`, (.., S, S, 3)."""
     found: list[_Tile] = []
     for row, place in enumerate(places):
         try:
-            out[row], side = pixels_of(items[place], size_px=out.shape[1])
-            found.append((place, side, ""))
+            decoded = pixels_of(items[place], size_px=out.shape[1], fit=fit)
         except ValueError as error:
-            found.append((place, 0, str(error)))
+            found.append((place, 0, str(error), ()))
+        else:
+            out[row] = decoded.pixels
+            found.append((place, decoded.side_px, "", decoded.changes))
     return found
 
 
 def _batch(pixels: torch.Tensor, jobs: Sequence[Future[list[_Tile]]]) -> Batch:
     tiles = [tile for job in jobs for tile in job.result()]
-    good = [row for row, (_, _, why) in enumerate(tiles) if not why]
+    good = [row for row, (_, _, why, _) in enumerate(tiles) if not why]
     return Batch(
         rows=np.array([tiles[row][0] for row in good], dtype=np.int64),
         pixels=pixels if len(good) == len(tiles) else pixels[good],
         sides_px=tuple(tiles[row][1] for row in good),
-        faults=tuple((place, why) for place, _, why in tiles if why),
+        faults=tuple((place, why) for place, _, why, _ in tiles if why),
+        changes=Counter(change for row in good for change in tiles[row][3]),
     )
 
 
-def pixels_of(item: Item, *, size_px: int) -> tuple[NDArray[np.uint8], int]:
-    """Return an image as a tile, uint8 (S, S, 3), and its original side in pixels.
+def pixels_of(item: Item, *, size_px: int, fit: Fit = "refuse") -> Decoded:
+    """Return an image as a tile.
 
     Args:
-        item: see `batches`. size_px: S.
+        item, fit: see `batches`. size_px: S.
 
     Raises:
         ValueError: what was found and what is expected, in one line that names the file, if it is one.
     """
     if isinstance(item, (str, Path)):
-        with open_image(item) as image:
-            return decode_image(image, name=item, size_px=size_px, exact_size_px=None), image.size[0]
+        return read_image(item, size_px=size_px, fit=fit)
     if isinstance(item, Image.Image):
-        return _decode_opened(item, size_px=size_px), item.size[0]
+        return _decode_opened(item, size_px=size_px, fit=fit)
     if not isinstance(item, np.ndarray):
         raise ValueError(f"is a {type(item).__name__}; expected a path, a PIL image or a uint8 array (H, W, 3)")
     if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
         hint = "; put channels last" if item.ndim == 3 and item.shape[0] == 3 else ""
         hint += "; scale it to 0-255 and convert it to uint8" if item.dtype.kind == "f" else ""
         raise ValueError(f"is {item.dtype} of shape {item.shape}, expected uint8 (H, W, 3){hint}")
-    return _decode_opened(Image.fromarray(np.ascontiguousarray(item)), size_px=size_px), item.shape[1]
+    return _decode_opened(Image.fromarray(np.ascontiguousarray(item)), size_px=size_px, fit=fit)
 
 
-def _decode_opened(image: Image.Image, *, size_px: int) -> NDArray[np.uint8]:
+def _decode_opened(image: Image.Image, *, size_px: int, fit: Fit) -> Decoded:
     try:
-        return decode_image(image, name="image", size_px=size_px, exact_size_px=None)
+        return decode_image(image, name="image", size_px=size_px, fit=fit)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("image: ")) from error

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from sscl.data.cache import cached_tiles
 from sscl.data.decode import decode_into
+from sscl.data.images import why_unreadable
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 def decode_tiles(
@@ -65,7 +66,7 @@ def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size
         try:
             stat = os.stat(path)
         except OSError as error:
-            raise FileNotFoundError(f"{path}: cannot be opened ({error.strerror})") from error
+            raise FileNotFoundError(f"{path}: {why_unreadable(path, error)}") from error
         digest.update(f"{str(path).removeprefix(str(root))}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 

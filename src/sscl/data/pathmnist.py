@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.cache import cached_tiles
-from sscl.data.decode import resized
+from sscl.data.images import resized
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.progress import Bar
 from sscl.writing import replacing

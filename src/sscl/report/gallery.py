@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl.data.decode import decode_image, open_image, resized
+from sscl.data.images import decode_image, open_image, resized
 from sscl.data.mhist import ANNOTATORS
 from sscl.data.tiles import TileStore
 from sscl.evaluate.metrics import FloatArray, IntArray
@@ -149,7 +149,7 @@ def pictures_of_files(paths: Iterable[Path]) -> Iterator[Picture]:
     for path in paths:
         with open_image(path) as image:
             side = image.width
-            pixels = decode_image(image, name=path, size_px=min(side, SIDE_PX), exact_size_px=None)
+            pixels = decode_image(image, name=path, size_px=min(side, SIDE_PX)).pixels
         yield Picture(Image.fromarray(pixels), source_px=side)
 
 

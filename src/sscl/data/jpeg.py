@@ -1,0 +1,117 @@
+"""Damaged JPEG files, which libjpeg decodes with warnings that Pillow hides.
+
+Huffman codes have no checksum: after a hole the decoder goes on with wrong blocks, and at the end of the picture there
+is data left over, or too little. Both show, without a second decoding, if the decoder gets the file in two parts.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+
+_BEFORE_END = 24  # bytes in the last part: an intact picture needs some of them
+_AFTER_END = 24  # zeros in place of what follows the picture: a decoder reads a few bytes ahead
+_HOLE = bytes(48)
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_END = b"\xff\xd9"
+
+
+class JpegFile(io.BytesIO):
+    """A JPEG file for Pillow; after its decoding `damage` says whether its data filled the picture exactly."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        begin, self._end, self._seen = _scan(data)
+        self._last = max(begin, self._end - _BEFORE_END)
+        self._after = bytes(_AFTER_END)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes, but never some of the last part together with some before it."""
+        at = self.tell()
+        if not self._end or size is None or size < 0:
+            return super().read(size)
+        if at < self._end:
+            return super().read(min(size, (self._last if at < self._last else self._end) - at))
+        after, self._after = self._after, b""
+        return after
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with the data; empty if nothing is known to be."""
+        if self._seen or not self._end or self.tell() > self._last:
+            return self._seen
+        return "data is left over when the picture is full"
+
+
+def damage_in(data: bytes) -> str:
+    """Return what is seen to be wrong with a JPEG file without decoding it; empty if nothing."""
+    return _scan(data)[2]
+
+
+def _scan(data: bytes) -> tuple[int, int, str]:
+    """Return where the picture's data begins and ends, and what is seen to be wrong in it; 0, 0 if that is not known.
+
+    Known where the data lies in one piece up to the end marker, as in all but progressive files.
+    """
+    at, components, progressive, restarts, zeros_are_flat = 2, 0, False, False, False
+    while data[at : at + 1] == b"\xff" and at + 10 < len(data):
+        marker, body = data[at + 1], at + 4
+        if marker == 0xFF:  # a filling byte
+            at += 1
+            continue
+        after = at + 2 + int.from_bytes(data[at + 2 : body], "big")
+        if marker in (0xC0, 0xC1, 0xC2):
+            components, progressive = data[body + 5], marker == 0xC2
+        elif marker == 0xC4:
+            zeros_are_flat = zeros_are_flat or _zeros_end_blocks(data[body:after])
+        elif marker == 0xDD:
+            restarts = data[body : body + 2] != b"\0\0"
+        elif marker == 0xDA:
+            one_piece = not progressive and data[body] == components
+            last = data.rfind(_END, after) if one_piece else -1
+            stuffed = last >= 0 and _only_stuffed(data, after, last)
+            end = last if stuffed else data.find(_END, after) if one_piece else _next_marker(data, after)
+            if end < 0:
+                return 0, 0, ""  # the decoder says that it is truncated
+            first_coefficient = data[body + 1 + 2 * data[body]]
+            if (first_coefficient or (one_piece and not zeros_are_flat)) and data.find(_HOLE, after, end) >= 0:
+                return 0, 0, f"{len(_HOLE)} or more zero bytes within the data"
+            if one_piece:
+                return after, end, "" if stuffed else _marker_faults(data, after, end, restarts=restarts)
+            after = end
+        at = after
+    return 0, 0, ""
+
+
+def _next_marker(data: bytes, begin: int) -> int:
+    found = _MARKER.search(data, begin)
+    return found.end() - 2 if found else -1
+
+
+def _only_stuffed(data: bytes, begin: int, end: int) -> bool:
+    """Return whether each FF in the data is followed by 00, so that there is no marker; quick, and mostly true."""
+    part = np.frombuffer(data, np.uint8, count=end + 1 - begin, offset=begin)
+    return not part[1:][part[:-1] == 0xFF].any()
+
+
+def _marker_faults(data: bytes, begin: int, end: int, *, restarts: bool) -> str:
+    """Return what is wrong with the markers within the data of a file in one piece; empty if nothing."""
+    if found := _MARKER.search(data, begin, end):
+        return f"a marker FF{found[1].hex().upper()} within the data"
+    numbers = [marker[1][0] & 7 for marker in _RESTART.finditer(data, begin, end)]
+    if numbers != [i % 8 for i in range(len(numbers))] or (numbers and not restarts):
+        return "restart markers are missing or out of order"
+    return ""
+
+
+def _zeros_end_blocks(tables: bytes) -> bool:
+    """Return whether zero bits may mean blocks of one colour in one of these Huffman tables for coefficients."""
+    at = 0
+    while at + 17 <= len(tables):
+        if tables[at] == 0x10 and tables[at + 17 : at + 18] == b"\0":  # the first code, all zeros, ends a block
+            return True
+        at += 17 + sum(tables[at + 1 : at + 17])
+    return False
