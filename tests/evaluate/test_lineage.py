@@ -11,7 +11,8 @@ import pytest
 
 from sscl.config import DataConfig, FinetuneConfig, plain
 from sscl.data.tiles import Tiles
-from sscl.evaluate.lineage import NO_SLIDE_IDS, caveats, seen_in_training
+from sscl.evaluate import lineage
+from sscl.evaluate.lineage import NO_SLIDE_IDS, Choice, caveats, seen_in_training
 from sscl.models.checkpoint import build_checkpoint
 
 
@@ -55,7 +56,7 @@ def test_training_on_a_folder_that_overlaps_the_test_tiles_is_warned_of(
     assert note is None if warned is None else warned in str(note)
 
 
-def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining() -> None:
+def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
     def tiles(groups: list[str] | None, shade: int = 0) -> Tiles:
         images = np.full((4, 16, 16, 3), shade, dtype=np.uint8)
         ids = tuple(f"{shade}_{i}" for i in range(4))
@@ -75,8 +76,10 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining() -> None:
         precision="fp32",
     )
 
+    monkeypatch.setattr(lineage, "load_tiles", lambda *_, **__: train)
+
     def notes(shown: Tiles, **changed: Any) -> str:
-        return " | ".join(caveats(data, shown, replace(trained, **changed), split="test", train=train))
+        return " | ".join(caveats(Choice(data, "test", external=False), shown, replace(trained, **changed)))
 
     assert "1 of the slides or patients are in both train and test (such as b)" in notes(test)
     assert "in both train and test (" not in notes(tiles(["c", "c", "d", "d"], 1))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sscl import run
 from sscl.config import EvalConfig
-from sscl.data.load import all_rows, describe_tiles, load_tiles, merge_data
-from sscl.data.tiles import UNLABELLED, Tiles, place_store
+from sscl.data import task
+from sscl.data.load import all_rows, describe_tiles, load_tiles
+from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
 from sscl.evaluate import calibration, card_results, evaluation, evaluation_text, lineage, predictions
 from sscl.evaluate.decisions import risk_coverage
@@ -19,7 +18,13 @@ from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import predictions_of, write_predictions
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, run_of
-from sscl.models.classifier import check_classes, inference_precision, load_classifier, positive_class, precision_notes
+from sscl.models.classifier import (
+    inference_precision,
+    load_classifier,
+    positive_class,
+    precision_notes,
+    with_classes_of,
+)
 from sscl.models.pixels import normalisation
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
@@ -37,14 +42,17 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     device = pick_device(config.device)
     model, trained = load_classifier(config.checkpoint, device=device)
     precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
-    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"eval_{config.split}"
+    choice = lineage.choose(trained, config.data, split=config.split)
+    data, split = choice.data, choice.split
+    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / choice.folder("eval")
     run.check_run_folder(out, overwrite=overwrite)
-    data = merge_data(trained.finetune_config.data, config.data)
     check_inputs_outside(out, {"data.root": data.root})
-    whole = load_tiles(data, split=config.split, progress=config.progress)
-    check_classes(whole, trained.classes, checkpoint=config.checkpoint, root=data.root)
+    given = load_tiles(data, split=split, progress=config.progress)
+    whole = with_classes_of(given, trained.classes, checkpoint=config.checkpoint, root=data.root)
     positive = positive_class(whole.classes, config.positive)
-    tiles = whole.subset(np.flatnonzero(whole.labels != UNLABELLED)) if (whole.labels == UNLABELLED).any() else whole
+    tiles = task.labelled(whole)
+    if not len(tiles):
+        raise ValueError(f"data.root: no tile of {data.root} has a label; sscl predict classifies such tiles")
 
     tune(device)
     mean, std = normalisation(trained, device)
@@ -74,7 +82,8 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         checkpoint=str(config.checkpoint),
         epoch=trained.epoch,
         data=data,
-        split=config.split,
+        split=split,
+        external=choice.external,
         protocol=data.protocol if data.source == "mhist" else None,
         tiles=len(tiles),
         classes=tiles.classes,
@@ -84,12 +93,13 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         test_time_augmentation=config.tta,
         precision=precision,
     )
-    train = lineage.training_tiles(data, trained.finetune_config.data) if config.split == "test" else None
     left_out = len(whole) - len(tiles)
     caveats = [
         *guessed_positive(tiles.classes, positive, wanted=config.positive),
         *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
-        *lineage.caveats(data, tiles, trained, split=config.split, train=train),
+        *([f"its classes ({', '.join(given.classes)}) were matched by name"] if given.classes != whole.classes else []),
+        *lineage.caveats(choice, tiles, trained),
+        *task.outcome_warnings(tiles.labels, logits.argmax(1).numpy(), tiles.classes),
         *lineage.interval_caveats(tiles.groups),
         *precision_notes(precision, fitted=trained.fitted.precision),
     ]
@@ -106,22 +116,28 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     write_predictions(out / predictions.FILE, predictions_of(tiles, probabilities))
     draw(out, tiles, report, probabilities=probabilities, positive=positive)
     print(f"device: {describe_device(device)}, precision {precision}")
-    print(describe_tiles(data, tiles, split=config.split))
+    print(describe_tiles(data, tiles, split=split))
     print(evaluation_text.as_text(report))
     for caveat in (*report.caveats, *report.notes):
         print(f"note: {caveat}")
     pictures = sorted(path.name for path in out.glob("*.png"))
     print(f"wrote {out}/{evaluation.FILE}, {predictions.FILE}, {', '.join(pictures)}")
-    if config.split == "test":
+    if split == "test" or choice.external:
         update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out)
 
 
 def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Path) -> None:
-    """Put the test metrics into the run's model card; a checkpoint that was moved elsewhere has none."""
+    """Put the metrics into the run's model card, those of another set beside the test metrics, never over them.
+
+    A checkpoint that was moved elsewhere has no card.
+    """
     if not path.is_file():
         return
-    why_not = card_results.refresh(path, card_results.test_section(report, trained_on=trained.trained_on, folder=out))
-    print(f"note: {why_not}" if why_not is not None else f"updated the test metrics in {path}")
+    section = card_results.test_section(report, trained_on=trained.trained_on, folder=out)
+    external = card_results.external_part(report.data, split=report.split) if report.external else None
+    why_not = card_results.refresh(path, section, external=external)
+    which = "test metrics" if external is None else f"section {external.title!r}"
+    print(f"note: {why_not}" if why_not is not None else f"updated the {which} in {path}")
 
 
 def draw(out: Path, tiles: Tiles, report: Evaluation, *, probabilities: FloatArray, positive: int | None) -> None:

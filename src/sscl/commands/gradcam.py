@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from sscl import run, writing
-from sscl.config import DataConfig, GradcamConfig
+from sscl.config import GradcamConfig
 from sscl.data.folder import load_folder
-from sscl.data.load import describe_tiles, load_tiles, merge_data
+from sscl.data.load import describe_tiles, load_tiles
 from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
-from sscl.evaluate import calibration
+from sscl.evaluate import calibration, lineage
+from sscl.evaluate.lineage import Choice
 from sscl.explain import boxes, cam
 from sscl.explain.cells import map_cells
 from sscl.explain.checks import DRAWS, checks_text, completeness_text, localisation_table
@@ -28,7 +29,7 @@ from sscl.explain.explainer import Explainer, check, localise, random_classifier
 from sscl.explain.heatmaps import Heatmap
 from sscl.explain.targets import describe_layer, describe_target, resolve_target
 from sscl.models.checkpoint import run_of
-from sscl.models.classifier import check_classes, inference_precision, load_classifier
+from sscl.models.classifier import inference_precision, load_classifier, with_classes_of
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
@@ -54,15 +55,16 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
     classes = trained.classes
     target = resolve_target(config.target, classes)
-    where = "images" if config.images is not None else config.split
-    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"gradcam_{where}"
+    choice = lineage.choose(trained, config.data, split=config.split)
+    data = choice.data
+    folder = "gradcam_images" if config.images is not None else choice.folder("gradcam")
+    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / folder
     run.check_run_folder(out, overwrite=overwrite)
-    data = merge_data(trained.finetune_config.data, config.data)
     check_inputs_outside(out, {"data.root": data.root, "images": config.images})
     if config.layer:  # a wrong name is reported before the tiles are read
         empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
         cam.class_maps(model, empty, target=0, method=config.method, layers=config.layer, fuse=config.fuse)
-    tiles = load_explained_tiles(config, data, classes)
+    tiles = load_explained_tiles(config, choice, classes)
     print(f"device: {describe_device(device)}, precision {precision}")
     tune(device)
     store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
@@ -101,7 +103,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         files += write_checks(checked, out=out, title=f"{method} of {describe_layer(config.layer, config.fuse)}")
 
     if config.images is None:
-        print(describe_tiles(data, tiles, split=config.split))
+        print(describe_tiles(data, tiles, split=choice.split))
     print(wrapped(str(map_cells(model, size_px=data.size_px, layers=config.layer))))
     for line in summary(found, maps, size_px=data.size_px, threshold=config.threshold, synthetic=synthetic):
         print(wrapped(line))
@@ -112,15 +114,16 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     print(f"wrote {out}/{', '.join(files)}")
 
 
-def load_explained_tiles(config: GradcamConfig, data: DataConfig, classes: tuple[str, ...]) -> Tiles:
+def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[str, ...]) -> Tiles:
     """Return the tiles of the split, or of `images`, whose labels count only if their folders are the model's classes.
 
     Raises:
         ValueError, FileNotFoundError: tiles that cannot be used; ids that are not among them.
     """
+    data = choice.data
     if config.images is None:
-        tiles = load_tiles(data, split=config.split, progress=config.progress)
-        check_classes(tiles, classes, checkpoint=config.checkpoint, root=data.root)
+        tiles = load_tiles(data, split=choice.split, progress=config.progress)
+        tiles = with_classes_of(tiles, classes, checkpoint=config.checkpoint, root=data.root)
         missing = [name for name in config.ids if name not in tiles.ids]
         if missing:
             raise ValueError(f"ids: {missing[0]} is not among the {len(tiles)} tiles (for instance {tiles.ids[0]})")

@@ -16,7 +16,7 @@ from sscl.records import read_record
 from sscl.report import page
 from sscl.report.contents import page_content
 from sscl.report.folders import sort_folders
-from sscl.report.subject import add_own_folders, read_subject
+from sscl.report.subject import add_own_folders, evaluation_of, read_subject
 
 
 def main(config: ReportConfig, *, overwrite: bool = False) -> None:
@@ -31,8 +31,9 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     check_page(out, overwrite=overwrite)
     subject = None
     if own is not None:
-        evaluate_where_missing(own, config, overwrite=overwrite)
-        subject = read_subject(own, config.split)
+        there = evaluation_of(own, config.data, config.split)
+        evaluate_where_missing(own, there, config, overwrite=overwrite)
+        subject = read_subject(own, there)
         add_own_folders(sources, subject)
     environment = run.environment()
     made_on = f"{environment.date[:16].replace('T', ' ')} UTC"
@@ -55,15 +56,16 @@ def check_page(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{out}: not written by sscl report, so --overwrite leaves it alone; name another file")
 
 
-def evaluate_where_missing(folder: Path, config: ReportConfig, *, overwrite: bool) -> None:
-    """Run `sscl eval` where a run has no evaluation of its checkpoint on the split.
+def evaluate_where_missing(folder: Path, there: Path, config: ReportConfig, *, overwrite: bool) -> None:
+    """Run `sscl eval` where a run has no evaluation of its checkpoint in the folder `there`.
 
     Raises:
         ValueError: there is one of another checkpoint, and without `overwrite` it is left alone; the command failed.
     """
-    there = folder / f"eval_{config.split}"
-    words = ["eval", f"checkpoint={folder}", f"split={config.split}", f"device={config.device}"]
-    words += [f"data.{key}={json.dumps(value)}" for key, value in config.data.items()]
+    words = ["eval", f"checkpoint={folder}", f"split={there.name.rsplit('_', 1)[1]}", f"device={config.device}"]
+    for key, value in config.data.items():
+        words.append(f"data.{key}={value if isinstance(value, str) else json.dumps(value)}")
+    words += [f"out={there}"] if config.data else []
     words += [] if config.progress else ["progress=false"]
     if (there / "predictions.csv").is_file() and (there / "metrics.json").is_file():
         evaluated = read_record(Evaluation, there / "metrics.json", made_by="sscl eval")

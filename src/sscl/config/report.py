@@ -25,7 +25,9 @@ class ReportConfig(Section):
         ..., "folders written by sscl, [RUN, AUDIT, ...]; also RUN ...", path=True, min_length=1
     )
     out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about", path=True)
-    split: Literal["test", "train", "all"] = setting("test", "split to report on")
+    split: Literal["test", "train", "all"] | None = setting(
+        None, "split to report on; null = test, or all tiles of data.root where RUN has evaluated that set"
+    )
     tiles: int = setting(1000, "maximum number of tiles in the gallery; 0 = no gallery", ge=0)
     gradcam: Annotated[Changes, KeysOf(MapConfig)] = setting(
         {},

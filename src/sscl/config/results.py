@@ -17,8 +17,12 @@ class EvalConfig(Section):
     """Evaluate a classifier: metrics with 95% intervals, confusion matrix, curves."""
 
     checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", path=True, min_length=1)
-    split: Literal["test", "train", "all"] = setting("test", "split to evaluate")
-    out: str | None = setting(None, "folder to write; null = RUN/eval_SPLIT", path=True)
+    split: Literal["test", "train", "all"] | None = setting(
+        None, "split to evaluate; null = test, or all tiles of another set than the one trained on"
+    )
+    out: str | None = setting(
+        None, "folder to write; null = RUN/eval_SPLIT, for another set RUN/eval_NAME_SPLIT", path=True
+    )
     positive: str | None = setting(None, "positive class of two; null = SSA if it is one of them, otherwise the second")
     calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
     tta: bool = setting(False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile")
@@ -49,13 +53,17 @@ class GradcamConfig(MapConfig):
     """Explain a classifier: heatmaps and boxes of where it looked."""
 
     checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", path=True, min_length=1)
-    split: Literal["test", "train", "all"] = setting("test", "split to explain tiles of")
+    split: Literal["test", "train", "all"] | None = setting(
+        None, "split to explain tiles of; null = test, or all tiles of another set than the one trained on"
+    )
     ids: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = setting(
         (), "explain these tiles, [ID, ...]; empty = the most confident ones of each class"
     )
     images: str | None = setting(None, "explain the image files of this folder instead of the data set", path=True)
     per_class: int = setting(3, "most confident correct tiles of each class, and as many wrong ones", ge=1)
-    out: str | None = setting(None, "folder to write; null = RUN/gradcam_SPLIT", path=True)
+    out: str | None = setting(
+        None, "folder to write; null = RUN/gradcam_SPLIT, for another set RUN/gradcam_NAME_SPLIT", path=True
+    )
     checks: bool = setting(
         False, "check the heatmaps: randomised weights, deletion and insertion, rotated tiles, thresholds"
     )

@@ -1,12 +1,14 @@
-"""The part of a model card that eval writes: the test metrics, between two marker lines; everything else is the user's.
+"""The parts of a model card that eval writes, each between two marker lines: test metrics, and those of other sets.
 
-Folders are named by their last part alone, so that a card can be passed on.
+Everything else is the user's. Folders are named by their last part alone, so that a card can be passed on.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sscl import run, writing
 from sscl.config import DataConfig
@@ -28,7 +30,7 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
     """Return what goes between the marker lines: the metrics of an evaluation and what to know of them.
 
     Args:
-        report: of the test split. folder: that of the evaluation.
+        report: of the test split, or of another set. folder: that of the evaluation.
         trained_on: the data sections that the weights were trained on; the last is that of the labels.
     """
     environment = run.environment()
@@ -60,7 +62,7 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
 
 
 def _facts(report: Evaluation, trained: DataConfig) -> list[list[str]]:
-    same = Path(report.data.root).resolve() == Path(trained.root).resolve()
+    same = not report.external and Path(report.data.root).resolve() == Path(trained.root).resolve()
     after = report.calibration.after
     return [
         ["set", set_name(report.data) + ("" if same else ", **not the set of training**")],
@@ -76,11 +78,27 @@ def _facts(report: Evaluation, trained: DataConfig) -> list[list[str]]:
     ]
 
 
-def refresh(path: Path, section: str) -> str | None:
+class ExternalPart(NamedTuple):
+    """The part of a card for a set that was not trained on: its heading and its two marker lines."""
+
+    title: str
+    begin: str
+    end: str
+
+
+def external_part(data: DataConfig, *, split: str) -> ExternalPart:
+    """Return the part of another set; evaluated again, the same folder and split replace it, others do not."""
+    key = hashlib.sha256(f"{Path(data.root).resolve()}\0{split}".encode()).hexdigest()[:8]
+    name = one_line(last_part(data.root)) + ("" if split == "all" else f", {split} split")
+    marker = BEGIN.replace("sscl eval", f"sscl eval of external set {key}")
+    return ExternalPart(f"External: {name}", marker, marker.replace("from here", "to here"))
+
+
+def refresh(path: Path, section: str, *, external: ExternalPart | None = None) -> str | None:
     """Put a section between the marker lines of a card; return in words why not, None where it was done.
 
     Each marker must stand on a line of its own, once and in order. Nothing else in the file changes, nor do its line
-    ends.
+    ends. An external part that the card does not have yet comes after the test metrics and those of other sets.
     """
     if not path.is_file():
         return f"{path}: no such file"
@@ -89,9 +107,12 @@ def refresh(path: Path, section: str) -> str | None:
     except UnicodeDecodeError:
         return f"{path} is not UTF-8 text; it was left unchanged"
     lines = text.splitlines(keepends=True)
-    begins, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in (BEGIN, END))
+    begin, finish = (BEGIN, END) if external is None else (external.begin, external.end)
+    if external is not None and not {begin, finish} & {line.strip() for line in lines}:
+        lines = _with_external(lines, external)
+    begins, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in (begin, finish))
     if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
-        return f"{path} does not have the two marker lines once each ({BEGIN} and {END}); it was left unchanged"
+        return f"{path} does not have the two marker lines once each ({begin} and {finish}); it was left unchanged"
     first = lines[begins[0]]
     end = first[len(first.rstrip("\r\n")) :]
     new = [line + end for line in ("", *section.split("\n"), "")]
@@ -99,6 +120,20 @@ def refresh(path: Path, section: str) -> str | None:
     with writing.replacing(path) as temporary:
         temporary.write_bytes(changed.encode("utf-8"))
     return None
+
+
+def _with_external(lines: list[str], external: ExternalPart) -> list[str]:
+    """Return the lines of a card with an empty part for another set, after the last that eval writes, or at its end.
+
+    The line ends are those of the card.
+    """
+    after = [i for i, line in enumerate(lines) if line.startswith("<!-- sscl eval") and "writes to here" in line]
+    place = after[-1] + 1 if after else len(lines)
+    end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    if place and not lines[place - 1].endswith("\n"):
+        lines = [*lines[: place - 1], lines[place - 1] + end, *lines[place:]]
+    part = ["", f"## {escaped(external.title)}", "", external.begin, external.end]
+    return [*lines[:place], *(line + end for line in part), *lines[place:]]
 
 
 def metric_rows(

@@ -129,12 +129,16 @@ class DecisionCurve(Record):
 
 
 class Evaluated(Record):
-    """What was evaluated on what. precision: of the encoder; logits are float32 in each."""
+    """What was evaluated on what.
+
+    external: whether this is another set than the one trained on. precision: of the encoder; logits are always float32.
+    """
 
     checkpoint: str
     epoch: int
     data: DataConfig
     split: str
+    external: bool = False
     protocol: str | None
     tiles: int
     classes: tuple[str, ...]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig
-from sscl.data.load import groups_are, load_tiles, slides_known, split_changes
+from sscl.data import task
+from sscl.data.load import groups_are, load_tiles, merge_data, slides_known, split_changes
 from sscl.data.tiles import Tiles
 from sscl.evaluate import bootstrap
 from sscl.models.checkpoint import Checkpoint
+from sscl.words import listed
 
 NO_SLIDE_IDS = "no slide or patient ids: tiles of one slide may be on both sides of a split, which inflates the metrics"
 INDEPENDENT = "these intervals assume independent tiles; several tiles per slide make them too narrow"
@@ -20,6 +25,61 @@ INDEPENDENT = "these intervals assume independent tiles; several tiles per slide
 def same_root(data: DataConfig, trained: DataConfig) -> bool:
     """Return whether two sets are one folder or file."""
     return Path(data.root).resolve() == Path(trained.root).resolve()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tiles a command takes for a classifier.
+
+    Attributes:
+        data: their section. split: "test", "train" or "all".
+        external: whether this is another set than the one whose labels were trained on.
+    """
+
+    data: DataConfig
+    split: str
+    external: bool
+
+    def folder(self, command: str) -> str:
+        """Return the folder of a run that a command writes to, as in eval_test, or eval_NAME_all of another set."""
+        name = re.sub(r"[^\w.+-]+", "-", Path(self.data.root).resolve().name)
+        return f"{command}_{name}_{self.split}" if self.external else f"{command}_{self.split}"
+
+
+def choose(trained: Checkpoint, changes: Mapping[str, object], *, split: str | None) -> Choice:
+    """Return which tiles to take: of the set trained on the test split, of another one all, unless a split is given.
+
+    Args:
+        trained: the classifier's checkpoint. changes: keys of its data section that are replaced.
+
+    Raises:
+        ValueError: a key or value that the section does not have.
+    """
+    data = merge_data(trained.finetune_config.data, changes)
+    if not is_external(data, trained):
+        return Choice(data, split or "test", external=False)
+    theirs = {"groups_csv": None, "published": False}  # facts of the set trained on
+    data = data.model_copy(update={key: value for key, value in theirs.items() if key not in changes})
+    return Choice(data, split or "all", external=True)
+
+
+def is_external(data: DataConfig, trained: Checkpoint) -> bool:
+    """Return whether a set is another one than the one whose labels were trained on; that may have moved, or be a copy.
+
+    A folder of the same name, or any folder where the former one is gone, is the set trained on if its training split
+    has the same fingerprint.
+    """
+    section = trained.finetune_config.data
+    if overlap(data, section) == "same":
+        return False
+    there = Path(section.root).resolve()
+    if there.exists() and there.name != Path(data.root).resolve().name:
+        return True
+    try:
+        train = load_tiles(data.model_copy(update={"size_px": section.size_px}), split="train", progress=False)
+    except (ValueError, FileNotFoundError):
+        return True
+    return train.fingerprint != trained.fingerprint
 
 
 def overlap(data: DataConfig, trained: DataConfig) -> str | None:
@@ -67,27 +127,47 @@ def shared_groups(data: DataConfig, train: NDArray[np.str_] | None, test: NDArra
     )
 
 
-def caveats(data: DataConfig, tiles: Tiles, trained: Checkpoint, *, split: str, train: Tiles | None) -> list[str]:
-    """Return what a reader must know before trusting metrics on a split, a sentence each.
+def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
+    """Return what a reader must know before trusting metrics on some tiles, a sentence each.
 
     Args:
-        data: the set. tiles: of the split. trained: the classifier's checkpoint. split: its name.
-        train: the training split as it is now, see `training_tiles`; None = not to be compared.
+        choice: of the set and split. tiles: those, labelled. trained: the classifier's checkpoint.
     """
+    data, split = choice.data, choice.split
+    found = []
+    if choice.external:
+        which = "all its tiles were" if split == "all" else f"its {split} split was"
+        found.append(f"{Path(data.root).name} is not the set of training: {which} evaluated")
     seen = [seen_in_training(data, section, split=split) for section in trained.trained_on]
-    found = list(dict.fromkeys(text for text in seen if text is not None))
-    if train is not None and not found and train.fingerprint != trained.fingerprint:
-        found.append("the training tiles have changed since training: test tiles may have been among the former ones")
-    unknown = without_slides(data, tiles.groups)
-    shared = None if train is None else shared_groups(data, train.groups, tiles.groups)
-    return found + [text for text in (unknown, shared) if text is not None]
+    told = list(dict.fromkeys(text for text in seen if text is not None))
+    train = training_tiles(choice, trained) if choice.external or split == "test" else None
+    if train is not None and not told and train.fingerprint != trained.fingerprint:
+        told.append("the training tiles have changed since training: test tiles may have been among the former ones")
+    shared = [] if train is None else [shared_groups(data, train.groups, tiles.groups)]
+    if train is not None:
+        copies = task.shared_tiles(task.labelled(train), tiles, name="evaluated")
+        shared.append(None if copies is None else f"{copies}: the metrics are optimistic")
+    absent = task.absent_classes(tiles)
+    if absent:
+        shared.append(f"no tile of {listed(absent)}: {task.WITHOUT['test']}")
+    return found + told + [text for text in (without_slides(data, tiles.groups), *shared) if text is not None]
 
 
-def training_tiles(data: DataConfig, trained: DataConfig) -> Tiles | None:
-    """Return the training split as it is now, at the size trained on; None for another folder than training's."""
-    if not same_root(data, trained):
+def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
+    """Return the training split as it is now, at the size trained on; None where another set's is not there any more.
+
+    Raises:
+        ValueError, FileNotFoundError: as the loader, for the set that is evaluated.
+    """
+    section = trained.finetune_config.data
+    if choice.external:
+        try:
+            return load_tiles(section, split="train", progress=False)
+        except (ValueError, FileNotFoundError):
+            return None
+    if not same_root(choice.data, section):
         return None
-    return load_tiles(data.model_copy(update={"size_px": trained.size_px}), split="train", progress=False)
+    return load_tiles(choice.data.model_copy(update={"size_px": section.size_px}), split="train", progress=False)
 
 
 def interval_caveats(groups: bootstrap.Groups | None) -> list[str]:

@@ -83,7 +83,7 @@ def model_card(
         f"{checkpoint.size_px} px a side. **Research software, not a medical device: do not base a diagnosis on it.**",
         "",
         f"Written by `sscl finetune` (sscl {environment.sscl}) on {environment.date[:10]}. `sscl eval` rewrites "
-        'the lines between the two markers under "Test"; you may edit everything else.',
+        "the lines between its marker lines and adds a part for each other set; you may edit everything else.",
         "",
         *_data_lines(checkpoint, train, validation, carved=carved, groups_are=groups_are, unlabelled=unlabelled),
         *_model_lines(checkpoint, origin=origin),

@@ -5,15 +5,18 @@ K classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from sscl.data.tiles import Tiles
+from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.device import pick_precision
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
+from sscl.words import nearest
 
 
 def blank_classifier(checkpoint: Checkpoint) -> Classifier:
@@ -82,10 +85,25 @@ def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
     return classes.index("SSA") if "SSA" in classes else 1
 
 
-def check_classes(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, root: str) -> None:
-    """Raise ValueError unless the tiles have the classes, in order, that the checkpoint was trained on."""
-    if tiles.classes != classes:
-        found = ", ".join(tiles.classes) or "none"
+def with_classes_of(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, root: str) -> Tiles:
+    """Return the tiles with their labels in the order of a checkpoint's classes, matched by name.
+
+    The set may have fewer classes, or the same ones in another order.
+
+    Raises:
+        ValueError: a class that the checkpoint does not know, or no classes at all.
+    """
+    if tiles.classes == classes:
+        return tiles
+    if not tiles.classes:
         raise ValueError(
-            f"data.root: {root} has the classes {found}, but {checkpoint} was trained on {', '.join(classes)}"
+            f"data.root: {root} has no labels, so nothing can be measured; sscl predict classifies such tiles"
         )
+    unknown = [name for name in tiles.classes if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"data.root: {root} has the classes {', '.join(tiles.classes)}, but {checkpoint} was trained on "
+            f"{', '.join(classes)}; {unknown[0]} is not among them: {nearest(unknown[0], classes)}"
+        )
+    order = np.array([*(classes.index(name) for name in tiles.classes), UNLABELLED])  # -1 stays -1
+    return replace(tiles, labels=order[tiles.labels], classes=classes)

@@ -168,8 +168,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
                     section["title"] += f": {folders[section['id']].resolve().name}"
     more = [folder for folder in sources.get("finetune", []) if subject is None or folder != subject.folder]
     if more:
-        split = "test" if subject is None else subject.report.split
-        sections.append(further_runs(more, split))
+        sections.append(further_runs(more, "eval_test" if subject is None else subject.evaluated.name))
     return sections
 
 
@@ -190,15 +189,15 @@ def logs_of(folder: Path, report: Comparison) -> dict[str, list[MetricsRow]]:
     return found
 
 
-def further_runs(folders: Sequence[Path], split: str) -> Section:
-    """Return a table of the other finetune runs.
+def further_runs(folders: Sequence[Path], evaluated: str) -> Section:
+    """Return a table of the other finetune runs. evaluated: the folder in each, as in eval_test.
 
     Raises:
         FileNotFoundError: one is not evaluated.
     """
     rows = {}
     for folder in folders:
-        file = folder / f"eval_{split}" / "metrics.json"
+        file = folder / evaluated / "metrics.json"
         if not file.is_file():
             raise FileNotFoundError(f"runs: {folder}: not evaluated; run sscl eval {folder} first")
         rows[str(folder)] = read_record(Evaluation, file, made_by="sscl eval")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from sscl.config import DataConfig
 from sscl.data.load import has_validation, load_tiles, merge_data
 from sscl.evaluate import evaluation
 from sscl.evaluate.evaluation import Evaluation
+from sscl.evaluate.lineage import Choice
 from sscl.evaluate.metrics import confusion_matrix
 from sscl.evaluate.predictions import TilePredictions, read_predictions
 from sscl.models import checkpoint
@@ -59,6 +60,8 @@ class Subject:
     @property
     def split(self) -> str:
         """The tiles that were evaluated on, in words."""
+        if self.report.split == "all":
+            return f"set {self.set_name}" + (", which is not the one trained on" if self.report.external else "")
         return f"{self.report.split} split of {self.set_name}"
 
     @property
@@ -67,13 +70,25 @@ class Subject:
         return f"{self.report.split} split, {self.report.tiles} tiles"
 
 
-def read_subject(folder: Path, split: str) -> Subject:
-    """Return the classifier of a run with its evaluation.
+def evaluation_of(folder: Path, data: Mapping[str, object], split: str | None) -> Path:
+    """Return the folder of a run's evaluation: of the other set in data.root where that was evaluated, else of its own.
+
+    Otherwise data.root says where the tiles of the evaluation are now.
+    """
+    if "root" in data:
+        other = Choice(DataConfig(root=str(data["root"])), split or "all", external=True).folder("eval")
+        if (folder / other / evaluation.FILE).is_file():
+            return folder / other
+    return folder / f"eval_{split or 'test'}"
+
+
+def read_subject(folder: Path, there: Path) -> Subject:
+    """Return the classifier of a run with the evaluation in a folder, named as by `evaluation_of`.
 
     Raises:
         ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
     """
-    there = folder / f"eval_{split}"
+    split = there.name.rsplit("_", 1)[1]
     trained = checkpoint.load_checkpoint(folder, kind="finetune", tensors=False)
     log = folder / "metrics.jsonl"
     subject = Subject(
@@ -139,7 +154,7 @@ def count_tiles(
 
 def add_own_folders(sources: Sources, subject: Subject) -> None:
     """Add what lies beside a classifier: its heatmaps, and the pretraining run its weights came from."""
-    own = subject.folder / f"gradcam_{subject.report.split}"
+    own = subject.folder / subject.evaluated.name.replace("eval", "gradcam", 1)
     if kind_of(own) == "gradcam":
         _add(sources, "gradcam", own)
     start = started_from(subject)

@@ -14,7 +14,7 @@ from sscl.evaluate.metrics import IntArray
 from sscl.explain.cam import METHODS
 from sscl.explain.records import MapChecks, Outcome
 from sscl.explain.targets import describe_layer, describe_targets, resolve_target
-from sscl.models.classifier import check_classes, load_classifier
+from sscl.models.classifier import load_classifier, with_classes_of
 from sscl.models.pixels import normalisation
 from sscl.report import gallery
 from sscl.report.page.content import Gallery
@@ -38,11 +38,11 @@ def build_gallery(
     device = pick_device(config.device)
     model, trained = load_classifier(str(subject.folder), device=device)
     try:
-        tiles = load_tiles(data, split=config.split, progress=config.progress)
+        tiles = load_tiles(data, split=subject.report.split, progress=config.progress)
     except (ValueError, FileNotFoundError) as error:
         hint = "give data.root=..., or set tiles=0 for a page without a gallery"
         raise type(error)(f"{str(error).splitlines()[0]}; {hint}") from error
-    check_classes(tiles, trained.classes, checkpoint=str(subject.folder), root=data.root)
+    tiles = with_classes_of(tiles, trained.classes, checkpoint=str(subject.folder), root=data.root)
     chosen, how = gallery.choose(subject.found, count=config.tiles)
     rows = rows_of(tiles, subject, chosen, root=data.root)
     evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
