@@ -34,7 +34,7 @@ KEYS = {
     "positive_similarity",
     "negative_similarity",
     "effective_rank",
-    "knn_balanced_accuracy",
+    *("knn_balanced_accuracy", "knn_low", "knn_high", "knn_chance", "knn_tiles"),
     "tiles_per_second",
     "seconds",
     "busy",
@@ -109,7 +109,7 @@ def test_health_is_measured_now_and_then_and_after_the_last_epoch(
 
     assert result.code == 0, result.err
     rows, each_epoch = read_metrics(tmp_path / "run"), read_metrics(pretrained)
-    measured = {"effective_rank", "knn_balanced_accuracy"}
+    measured = {"effective_rank", *(key for key in KEYS if key.startswith("knn_"))}
     assert [KEYS - set(row) for row in rows] == [measured, measured, measured, set()]
     for row, other in zip(rows, each_epoch, strict=True):
         assert 0 < row["busy"] <= 1

@@ -125,7 +125,7 @@ def test_the_page_of_a_run_holds_its_metrics_and_all_its_tiles(
     assert "(32 tiles)" in section(content, "summary")["blocks"][0]["text"]
 
 
-def checked(passed: dict[str, bool | None]) -> dict[str, Any]:
+def checked(outcomes: dict[str, str]) -> dict[str, Any]:
     """The content of a checks.json with these verdicts."""
     spread = {"mean": [0.1], "sd": [0.1]}
     area = {"map": {"curve": [1, 0], "auc": 0.5, "interval": [0.4, 0.6]}}
@@ -147,7 +147,7 @@ def checked(passed: dict[str, bool | None]) -> dict[str, Any]:
     }
     return {
         "tiles": 4,
-        **{name: {"tiles": 4, "passed": passed[name], "verdict": name, **of} for name, of in more.items()},
+        **{name: {"tiles": 4, "outcome": outcomes[name], "verdict": name, **of} for name, of in more.items()},
     }
 
 
@@ -158,7 +158,12 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
     # The last features of a tile of 32 px are one cell, of which any box is the whole tile.
     made = cli.gradcam(study, f"ids={json.dumps(ids)}", "threshold=0.45", "method=layercam", "layer=encoder.layer2")
     assert made.code == 0, made.err
-    verdicts = {"randomisation": True, "deletion_insertion": False, "equivariance": None, "box_sensitivity": False}
+    verdicts = {
+        "randomisation": "passed",
+        "deletion_insertion": "FAILED",
+        "equivariance": "not assessed",
+        "box_sensitivity": "FAILED",
+    }
     (study / "gradcam_test/checks.json").write_text(json.dumps(checked(verdicts)))
 
     result, content = make(study)
@@ -179,9 +184,10 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
         levels = base64.b64decode(tile["map"])
         assert (len(levels), max(levels, default=0)) == ((found["map_side"] ** 2, 255) if box else (0, 0))
     shown_verdicts = [block for block in section(content, "gradcam")["blocks"] if block["kind"] == "verdict"]
-    assert [block["passed"] for block in shown_verdicts] == list(verdicts.values())
+    assert [block["outcome"] for block in shown_verdicts] == [said.lower() for said in verdicts.values()]
     summary = [block for block in section(content, "summary")["blocks"] if block["kind"] == "verdict"]
-    assert [block["passed"] for block in summary][-2:] == [True, False]
+    assert [block["outcome"] for block in summary][:2] == ["failed", "failed"]  # the failed ones first
+    assert {block["title"] for block in shown_verdicts} <= {block["title"] for block in summary}
     failed = [kind.model_fields["question"].default.rstrip("?").lower() for kind in (DeletionInsertion, BoxSensitivity)]
     assert f"failed checks: {'; '.join(failed)}" in found["note"].lower()
 
@@ -333,7 +339,7 @@ def test_an_audit_of_another_set_or_split_is_no_verdict_on_this_one(
 
     asked = "Are the evaluated tiles new to the model?"
     verdict = next(block for block in section(content, "summary")["blocks"] if block.get("title") == asked)
-    assert verdict["passed"] is None
+    assert verdict["outcome"] == "not assessed"
     assert {"audit", "audit-2"} <= set(names(content))
 
 

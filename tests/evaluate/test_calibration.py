@@ -213,3 +213,38 @@ def test_no_threshold_without_a_positive_class_or_tiles_of_it(positive: int | No
     labels = labels if label is None else np.full(30, label)
     kept = fit_calibration(torch.from_numpy(logits), labels, classes=("HP", "SSA"), positive=positive)
     assert kept.threshold is None
+
+
+class TestWhatSoManyTilesShow:
+    """Tiles whose true probabilities are known."""
+
+    @staticmethod
+    def drawn(count: int, seed: int, *, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Labels drawn from probabilities of class 1 that are then shifted down."""
+        rng = np.random.default_rng(seed)
+        p = rng.uniform(0.15, 0.85, count)
+        labels = (rng.random(count) < p).astype(np.int64)
+        return labels, np.stack([1 - p + shift, p - shift], axis=1)
+
+    def test_the_interval_of_the_ece_is_that_of_a_loop_less_its_bias(self) -> None:
+        labels, p = self.drawn(60, 0)
+        weights = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60), size=100).astype(float)
+        found = [
+            expected_calibration_error(np.repeat(labels, row), np.repeat(p, row, 0)) for row in weights.astype(int)
+        ]
+        bias = np.mean(found) - expected_calibration_error(labels, p)
+        low, high = np.quantile(found, [0.025, 0.975]) - bias
+        ends = calibration.calibration_error_interval(labels, p, [weights[:40], weights[40:]])
+        assert ends == pytest.approx((max(low, 0), max(high, 0)))
+
+    def test_a_class_called_too_rarely_everywhere_is_named(self) -> None:
+        labels, p = self.drawn(2000, 0, shift=0.12)
+        under, over = sorted(calibration.miscalled_classes(labels, p), key=lambda of: not of.under)
+        assert (under.index, under.under) == (1, True)
+        assert (over.index, over.under) == (0, False)
+        assert under.frequency == pytest.approx(np.mean(labels))
+        assert under.score == pytest.approx(p[:, 1].mean())
+
+    def test_calibrated_classes_are_not_named(self) -> None:
+        assert sum(len(calibration.miscalled_classes(*self.drawn(300, seed))) for seed in range(20)) <= 2
+        assert calibration.miscalled_classes(*self.drawn(5, 0, shift=0.1)) == ()

@@ -12,11 +12,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain import box_checks, boxes, cam, map_checks
 from sscl.explain.checks import check_maps, checks_text
 from sscl.explain.deletion_insertion import _blurred, _highlights_what_matters, _order_curves, deletion_insertion
 from sscl.explain.map_similarity import spearman, ssim
-from sscl.explain.records import BoxAccuracy, MapChecks, OrderCurve, Outcome, Randomisation
+from sscl.explain.records import BoxAccuracy, MapChecks, OrderCurve, Randomisation
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 from sscl.plots import checks as check_plots
@@ -169,7 +170,6 @@ class TestCascade:
 class TestRandomisation:
     def test_a_planted_model_passes(self) -> None:
         found = randomised(RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2, 3)])
-        assert found.passed is True
         assert found.outcome is Outcome.PASSED
         assert found.verdict.startswith("passed: ")
         assert found.stages == ("head", "conv")
@@ -202,7 +202,7 @@ class TestRandomisation:
     def test_a_model_that_ignores_its_tile_fails(self) -> None:
         pattern = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(8, 8, 8)
         found = randomised(BlindNet(pattern), [BlindNet(pattern, seed=seed) for seed in (1, 2)])
-        assert found.passed is False
+        assert found.outcome is Outcome.FAILED
         assert found.verdict.startswith("FAILED: ")
         assert "at all" in found.verdict
         assert found.absolute_rank_correlation.mean == pytest.approx([1.0, 1.0])
@@ -215,13 +215,15 @@ class TestRandomisation:
             return (fixed + 0.2 * noise).expand(len(images), 8, 8)
 
         found = randomised(RedNet(), [RedNet(planted=False)], explain=shaken)
-        assert found.passed is False
+        assert found.outcome is Outcome.FAILED
         assert "0.5" in found.verdict
+        few = map_checks.randomisation(RedNet(), [RedNet(planted=False)], red_tiles()[0][:5], ones(5), explain=shaken)
+        assert few.outcome is Outcome.INCONCLUSIVE
 
     def test_constant_maps_are_not_assessed(self) -> None:
         pattern = torch.ones(8, 8, 8)
         found = randomised(BlindNet(pattern), [BlindNet(pattern, seed=1)])
-        assert found.passed is None
+        assert found.outcome is Outcome.NOT_ASSESSED
         assert "every map is constant" in found.verdict
         with pytest.raises(ValueError, match="randomisation: "):
             check_plots.plot_randomisation(found, path="x.png", title="")
@@ -231,7 +233,7 @@ class TestRandomisation:
             return nn.functional.avg_pool2d(explain(net, images, classes)[:, None], 4)[:, 0]
 
         found = randomised(RedNet(), [RedNet(planted=False, seed=1)], explain=coarse)
-        assert found.passed is None
+        assert found.outcome is Outcome.NOT_ASSESSED
         assert "4 cells" in found.verdict
 
     def test_a_random_model_without_any_map_is_another_map(self) -> None:
@@ -240,7 +242,7 @@ class TestRandomisation:
             dead.conv.bias.fill_(-100)
         found = randomised(RedNet(), [dead])
         assert found.absolute_rank_correlation.mean[-1] == 0
-        assert found.passed is True
+        assert found.outcome is Outcome.PASSED
 
     def test_chance_of_unrelated_maps(self) -> None:
         rng = np.random.default_rng(0)
@@ -253,7 +255,7 @@ class TestDeletionInsertion:
     def test_planted_evidence_beats_chance_both_ways(self) -> None:
         tiles, _ = red_tiles(16)
         found = deletion_insertion(RedNet(), tiles, ones(16), explain(RedNet(), tiles, ones(16)))
-        assert found.passed is True
+        assert found.outcome is Outcome.PASSED
         for said in ("deletion beats random order", "deletion beats centre", "insertion beats random order"):
             assert said in found.verdict
         assert found.deletion["map"].auc < found.deletion["random order"].auc - 0.2
@@ -267,7 +269,7 @@ class TestDeletionInsertion:
             sure.head.bias.copy_(torch.tensor([-30.0, 0.0]))
         found = deletion_insertion(sure, tiles, ones(16), explain(sure, tiles, ones(16)))
         assert found.moves < 1e-3
-        assert found.passed is None
+        assert found.outcome is Outcome.NOT_ASSESSED
         assert found.outcome is Outcome.NOT_ASSESSED
 
     @pytest.mark.parametrize("kind", ["constant", "opposite", "another model's"])
@@ -280,7 +282,7 @@ class TestDeletionInsertion:
             "another model's": torch.rand(own.shape, generator=torch.Generator().manual_seed(1)),
         }[kind]
         found = deletion_insertion(RedNet(), tiles, ones(16), maps)
-        assert found.passed is False
+        assert found.outcome is Outcome.FAILED
         assert found.verdict.startswith("FAILED: ")
 
     def test_curves_are_those_of_a_loop_over_pixels(self) -> None:
@@ -329,12 +331,16 @@ class TestDeletionInsertion:
             return {name: OrderCurve(**same, difference_interval=interval) for name, interval in intervals.items()}
 
         better, worse = curves((-0.2, -0.1)), curves((0.1, 0.2))
-        passed, reason = _highlights_what_matters(0.5, better, worse)
-        assert passed is True
+        outcome, reason = _highlights_what_matters(0.5, better, worse, tiles=16)
+        assert outcome is Outcome.PASSED
         assert "deletion beats random order, deletion ties with centre, insertion beats random order" in reason
-        passed, reason = _highlights_what_matters(0.5, worse, worse)
-        assert passed is False
+        outcome, reason = _highlights_what_matters(0.5, worse, worse, tiles=16)
+        assert outcome is Outcome.FAILED
         assert "deletion loses to random order" in reason
+        assert _highlights_what_matters(0.5, better, worse, tiles=5)[0] is Outcome.INCONCLUSIVE  # too few to tell
+        unsure = curves((-0.1, 0.1))  # up to 0.1 better, where 0.05 would matter
+        assert _highlights_what_matters(0.5, unsure, worse, tiles=16)[0] is Outcome.INCONCLUSIVE
+        assert _highlights_what_matters(5, unsure, worse, tiles=16)[0] is Outcome.FAILED  # 0.5 would matter
 
     def test_same_seed_same_numbers(self) -> None:
         tiles, _ = red_tiles(4)
@@ -356,20 +362,20 @@ class TestDeletionInsertion:
 class TestEquivariance:
     def test_a_model_of_whole_cells_turns_with_its_tile(self) -> None:
         found = map_checks.equivariance(RedNet(), red_tiles()[0], ones(8), explain=explain, batch_size=3)
-        assert found.passed is True
+        assert found.outcome is Outcome.PASSED
         assert len(found.symmetries) == 7
         assert found.mean == pytest.approx(1, abs=1e-6)
 
     def test_a_model_that_looks_at_places_fails(self) -> None:
         pattern = torch.arange(64.0).reshape(8, 8).expand(8, 8, 8)
         found = map_checks.equivariance(BlindNet(pattern), red_tiles()[0], ones(8), explain=explain)
-        assert found.passed is False
+        assert found.outcome is Outcome.FAILED
         assert found.symmetries["180°"] == pytest.approx(-1)
         assert "-1.00 at 180°" in found.verdict
 
     def test_constant_maps_are_not_assessed(self) -> None:
         found = map_checks.equivariance(BlindNet(torch.ones(8, 8, 8)), red_tiles()[0], ones(8), explain=explain)
-        assert found.passed is None
+        assert found.outcome is Outcome.NOT_ASSESSED
 
     def test_the_eight_are_eight_and_each_is_undone(self) -> None:
         x = torch.arange(9.0).reshape(1, 3, 3)
@@ -386,9 +392,10 @@ class TestBoxes:
     def test_a_plateau_has_one_box(self) -> None:
         raw = np.zeros((40, 40))
         raw[10:20, 5:25] = 3.0
-        found = box_checks.box_sensitivity([raw, 2 * raw, -raw], threshold=0.2)
-        assert found.tiles == 2  # the third has no evidence
-        assert found.passed is True
+        assert box_checks.box_sensitivity([raw] * 5, threshold=0.2).outcome is Outcome.INCONCLUSIVE
+        found = box_checks.box_sensitivity([*[raw] * 5, 2 * raw, -raw], threshold=0.2)
+        assert found.tiles == 6  # the last has no evidence
+        assert found.outcome is Outcome.PASSED
         assert found.ends == 1
         assert set(found.area_fraction.mean) == {200 / 1600}
         assert set(found.iou.mean) == {1.0}
@@ -396,20 +403,28 @@ class TestBoxes:
 
     def test_a_slope_has_the_box_of_its_threshold(self) -> None:
         raw = np.tile(np.linspace(0, 1, 101)[1:], (100, 1))  # 0.01 to 1 from left to right
-        found = box_checks.box_sensitivity([raw], threshold=0.2)
+        found = box_checks.box_sensitivity([raw] * 6, threshold=0.2)
         expected = [1 - round(100 * t - 1) / 100 for t in found.thresholds]  # columns of at least t
         assert found.area_fraction.mean == pytest.approx(expected, abs=0.011)
         assert found.centre_shift.mean[-1] == pytest.approx(0.2, abs=0.006)
         assert found.iou.mean[found.thresholds.index(0.2)] == 1
         assert found.iou.mean[-1] == pytest.approx(0.41 / 0.81, abs=0.01)
         assert found.ends == pytest.approx(0.41 / 0.91, abs=0.01)
-        assert found.passed is False
+        assert found.outcome is Outcome.FAILED
         areas = found.area_fraction.mean
         assert f"{areas[0]:.0%} of the tile at threshold 0.1, {areas[-1]:.0%} at 0.6" in found.verdict
 
+    def test_boxes_of_the_whole_tile_fail_though_no_threshold_changes_them(self) -> None:
+        raw = np.ones((40, 40))
+        raw[20, 20] = 1.5
+        found = box_checks.box_sensitivity([raw] * 8, threshold=0.2)
+        assert (found.whole_tile, found.ends, found.outcome) == (8, 0, Outcome.FAILED)
+        assert "no localisation" in found.verdict
+        assert set(found.area_fraction.mean) == {1.0}
+
     def test_no_evidence_no_verdict(self) -> None:
         found = box_checks.box_sensitivity([-np.ones((8, 8)), np.ones((8, 8))], threshold=0.2)  # the second boxes all
-        assert found.passed is None
+        assert found.outcome is Outcome.NOT_ASSESSED
         with pytest.raises(ValueError, match="box sensitivity: "):
             check_plots.plot_box_sensitivity(found, path="x.png", title="")
 

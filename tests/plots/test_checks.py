@@ -8,10 +8,11 @@ from functools import partial
 import pytest
 from matplotlib.figure import Figure
 
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, OrderCurve, Randomisation, Spread
 from sscl.plots import checks as check_plots
 
-COMMON = {"tiles": 3, "passed": True, "verdict": "passed: so it is"}
+COMMON = {"tiles": 3, "outcome": Outcome.PASSED, "verdict": "passed: so it is"}
 
 
 @pytest.fixture

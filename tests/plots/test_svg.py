@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from sscl.evaluate import calibration
 from sscl.evaluate.decisions import risk_coverage
 from sscl.evaluate.evaluation import DecisionCurve
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, OrderCurve, Randomisation, Spread
 from sscl.plots import base, charts, svg
 from sscl.plots import calibration as calibration_plots
@@ -170,7 +171,7 @@ def examples() -> dict[str, object]:
     values = dict.fromkeys(("model", "low", "high", "treat_all"), (0.1, 0.0, -0.1))
     curve = DecisionCurve(threshold=(0.2, 0.5, 0.8), **values)
     spread = Spread(mean=(0.5, 0.2), sd=(0.1, 0.1))
-    common = {"tiles": 2, "passed": True, "verdict": "passed: so it is"}
+    common = {"tiles": 2, "outcome": Outcome.PASSED, "verdict": "passed: so it is"}
     stages = Randomisation(
         **common,
         draws=1,

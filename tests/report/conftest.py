@@ -17,6 +17,7 @@ from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation, evaluation_text
 from sscl.evaluate.evaluation import Evaluated, Evaluation
 from sscl.evaluate.predictions import predictions_of
+from sscl.evaluate.verdicts import Outcome, verdict_of
 from sscl.explain.records import (
     BoxSensitivity,
     DeletionInsertion,
@@ -25,7 +26,6 @@ from sscl.explain.records import (
     OrderCurve,
     Randomisation,
     Spread,
-    verdict_of,
 )
 from sscl.models.checkpoint import build_checkpoint
 from sscl.report import page
@@ -80,10 +80,13 @@ def make_audit(*, pairs: int = 0, leakage: bool | None = None, verdict: str | No
 def map_checks() -> Callable[..., MapChecks]:
     """Return a function that gives checks of heatmaps that passed, failed or were not assessed, all or by name."""
 
+    def told(said: bool | None) -> dict[str, Any]:
+        return {"outcome": Outcome.of(said), "verdict": verdict_of(Outcome.of(said), "so it is")}
+
     def made(passed: bool | None = None, **by_name: bool | None) -> MapChecks:
         def common(name: str) -> dict[str, Any]:
             said = by_name.get(name, passed)
-            return {"tiles": 4 if said is not None else 0, "passed": said, "verdict": verdict_of(said, "so it is")}
+            return {"tiles": 4 if said is not None else 0, **told(said)}
 
         spread = Spread(mean=(0.5, 0.2), sd=(0.1, 0.1))
         way = OrderCurve(curve=(0.9, 0.5), auc=0.7, interval=(0.6, 0.8))
@@ -193,8 +196,8 @@ def reported(one: Subject, **keys: Any) -> Subject:
     return replace(one, report=one.report.model_copy(update=keys))
 
 
-def verdicts(section: Section) -> dict[str, bool | None]:
-    return {block["title"]: block["passed"] for block in section["blocks"] if block["kind"] == "verdict"}
+def verdicts(section: Section) -> dict[str, str]:
+    return {block["title"]: block["outcome"] for block in section["blocks"] if block["kind"] == "verdict"}
 
 
 def tables(section: Section) -> dict[str, list[list[str]]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sscl.evaluate.verdicts import Outcome
 from sscl.plots import charts
 from sscl.report import blocks, page
 
@@ -27,7 +28,7 @@ def test_the_page_takes_every_kind(tmp_path: Path):
         blocks.bullets(["one", "two"]),
         blocks.table("caption", [["", "value"], ["row", "1"]]),
         blocks.code("config", "a: 1\n"),
-        blocks.verdict(None, "Is it?", "Not known."),
+        blocks.verdict(Outcome.INCONCLUSIVE, "Is it?", "Not known."),
         blocks.confusion(["a", "b"], [[1, 2], [3, 4]], note="note"),
         blocks.figure("x", draw, alt="alt", caption="caption"),
         blocks.picture(tmp_path / "a.png", alt="alt", caption="caption"),

@@ -24,8 +24,8 @@ class TestHeatmaps:
         section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=checks, localised=None)
 
         assert "LayerCAM of a, b (max)" in rendered(section)
-        found = {verdict["title"]: verdict["passed"] for verdict in kinds(section, "verdict")}
-        assert found == {check.question: passed for check in checks.each.values()}
+        found = {verdict["title"]: verdict["outcome"] for verdict in kinds(section, "verdict")}
+        assert found == {check.question: "passed" if passed else "failed" for check in checks.each.values()}
         figures = kinds(section, "figure")
         assert len(figures) == 3
         assert figures[0]["alt"].endswith("rank correlation head 0.40, all -0.10")

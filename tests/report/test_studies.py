@@ -45,7 +45,7 @@ class TestPretraining:
 
         assert "a, b" in rendered(section)
         (verdict,) = kinds(section, "verdict")
-        assert verdict["passed"] is True
+        assert verdict["outcome"] == "passed"
         assert (
             "(0.90 of the loss at collapse), cosine similarity 0.80 of positive and 0.10 of negative pairs"
             in verdict["text"]
@@ -58,7 +58,7 @@ class TestPretraining:
         )
 
         (verdict,) = kinds(section, "verdict")
-        assert verdict["passed"] is False
+        assert verdict["outcome"] == "failed"
         assert verdict["text"].startswith("Different tiles look alike.")
 
     def test_one_set_and_no_log(self) -> None:
@@ -77,7 +77,7 @@ class TestAudit:
 
         html = rendered(section)
         (verdict,) = kinds(section, "verdict")
-        assert verdict["passed"] is (pairs == 0)
+        assert verdict["outcome"] == ("failed" if pairs else "passed")
         assert "3 blank" in html
         assert "<a>" not in html
         assert [block["items"] for block in kinds(section, "list")] == [["no slide ids"]]

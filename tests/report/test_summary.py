@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sscl.evaluate.evaluation import ByChance
 from sscl.report import summary
 from sscl.report.subject import Subject
 
@@ -63,20 +64,25 @@ def test_the_summary_has_the_caveats_of_the_evaluation_if_any():
 
 def test_better_than_chance_turns_with_the_metrics():
     title = "Is it better than chance?"
-    for skill, passed in ((2.0, True), (0.0, False)):
+    for skill, outcome in ((2.0, "passed"), (-1.0, "failed"), (0.1, "inconclusive")):
         found = verdicts(summary.summary(subject(skill=skill), training_tiles=1, audits=[], checks=None))
-        assert found[title] is passed
+        assert found[title] == outcome
 
 
 def test_a_calibration_error_beyond_chance_fails():
     one = subject()
     title = "Are its probabilities calibrated?"
-    chance = one.report.calibration.after.ece_by_chance.quantile_95
-    for error, passed in ((chance, True), (chance + 0.001, False)):
+    for error, bound, outcome in (
+        (0.05, 0.05, "passed"),
+        (0.06, 0.05, "failed"),
+        (0.11, 0.12, "inconclusive"),  # so few tiles would not show an error of 0.1
+        (0.13, 0.12, "failed"),
+    ):
         found = one.report.calibration
-        after = found.after.model_copy(update={"ece": error})
+        by_chance = ByChance(mean=0.02, quantile_95=bound)
+        after = found.after.model_copy(update={"ece": error, "ece_by_chance": by_chance})
         changed = reported(one, calibration=found.model_copy(update={"after": after}))
-        assert verdicts(summary.summary(changed, training_tiles=1, audits=[], checks=None))[title] is passed
+        assert verdicts(summary.summary(changed, training_tiles=1, audits=[], checks=None))[title] == outcome
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -85,20 +91,29 @@ def test_training_tiles_are_not_new_whatever_an_audit_says(split):
     one = reported(one, split=split)
     title = "Are the evaluated tiles new to the model?"
 
-    def said(of: Subject) -> bool | None:
+    def said(of: Subject) -> str:
         return verdicts(summary.summary(of, training_tiles=None, audits=[AUDIT], checks=None))[title]
 
-    assert said(one) is False
+    assert said(one) == "failed"
     elsewhere = one.report.data.model_copy(update={"root": "/data/elsewhere"})
-    assert said(reported(one, data=elsewhere)) is True
+    assert said(reported(one, data=elsewhere)) == "passed"
+
+
+def test_failed_checks_come_first_whichever_they_are(map_checks):
+    checks = map_checks(True, box_sensitivity=False, equivariance=None)
+    found = verdicts(summary.summary(subject(), training_tiles=1, audits=[AUDIT], checks=checks))
+    assert next(iter(found)) == checks.box_sensitivity.question
+    assert set(found) >= {check.question for check in checks.each.values()}
+    order = [("failed", "inconclusive", "not assessed", "passed").index(outcome) for outcome in found.values()]
+    assert order == sorted(order)
 
 
 def test_a_leak_in_any_audit_fails_and_none_is_not_assessed():
     title = "Are the evaluated tiles new to the model?"
     leak = make_audit(leakage=True, verdict="THE SPLIT LEAKS: 3")
-    for audits, passed in (([], None), ([AUDIT], True), ([AUDIT, leak], False)):
+    for audits, passed in (([], "not assessed"), ([AUDIT], "passed"), ([AUDIT, leak], "failed")):
         section = summary.summary(subject(), training_tiles=1, audits=audits, checks=None)
-        assert verdicts(section)[title] is passed
+        assert verdicts(section)[title] == passed
     assert "THE SPLIT LEAKS: 3" in json.dumps(section)
 
 
@@ -106,7 +121,7 @@ def test_the_verdicts_on_heatmaps_are_those_of_the_checks(map_checks):
     checks = map_checks(randomisation=False, deletion_insertion=None)
     found = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=checks))
 
-    assert found[checks.randomisation.question] is False
-    assert found[checks.deletion_insertion.question] is None
+    assert found[checks.randomisation.question] == "failed"
+    assert found[checks.deletion_insertion.question] == "not assessed"
     without = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=None))
-    assert without["Can the heatmaps be trusted?"] is None
+    assert without["Can the heatmaps be trusted?"] == "not assessed"

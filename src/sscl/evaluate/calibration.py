@@ -5,7 +5,7 @@ Shape letters: N tiles, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,13 @@ from sscl.evaluate.bootstrap import Interval
 from sscl.evaluate.decisions import choose_threshold, truth_and_scores
 from sscl.evaluate.metrics import FloatArray, IntArray
 from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.verdicts import mean_interval
 from sscl.models.calibration import KeptCalibration
 from sscl.records import Record
 
 BINS = 15  # as in Guo et al.
 FEW = 50  # validation tiles; below, what is fitted on them changes much from one sample to another
+FEWEST_BINS = 4  # all on one side: p = 2 x 0.5^4 = 0.13 for one class, and the mean gap is tested besides
 TEMPERATURES = (0.05, 20.0)  # beyond these the tiles cannot tell one temperature from another
 DEFINITION = (
     f"ECE: top-label confidence against accuracy in {BINS} bins of equal width (arXiv:1706.04599, Eq. 3); "
@@ -42,6 +44,20 @@ class ReliabilityBin(Record):
     score: float
     frequency: float
     interval: Interval
+
+
+class MiscalledClass(Record):
+    """A class whose probability is too low (`under`) or too high in every reliability bin.
+
+    Attributes:
+        index: of the class. bins: that hold tiles. score: mean probability. frequency: fraction that is of the class.
+    """
+
+    index: int
+    under: bool
+    bins: int
+    score: float
+    frequency: float
 
 
 # --- probabilities ---
@@ -222,6 +238,54 @@ def calibration_error_by_chance(
         np.abs(np.bincount(where, (rng.random(len(p)) < p) - p, minlength=bins)).sum() / len(p) for _ in range(samples)
     ]
     return float(np.mean(drawn)), float(np.quantile(drawn, 0.95))
+
+
+def calibration_error_interval(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: Iterable[FloatArray], *, bins: int = BINS
+) -> Interval:
+    """Return a 95% interval of the ECE of the top label, from a bootstrap, without the bootstrap's bias.
+
+    A resample's error is larger than that of its tiles, as theirs is larger than the truth; the mean difference is
+    taken off, and what would be below 0 is 0.
+
+    Args:
+        labels: (N,). probabilities: (N, K). weights: how often each tile is drawn, in chunks (s, N).
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    hit, score, where = _binned(p.argmax(1) == np.asarray(labels), p.max(1), bins=bins, binning="width")
+    gaps = np.eye(bins)[where] * (hit - score)[:, None]  # (N, bins)
+    drawn = np.concatenate([np.abs(chunk @ gaps).sum(1) / chunk.sum(1) for chunk in weights])
+    bias = drawn.mean() - np.abs(gaps.sum(0)).sum() / len(p)
+    low, high = np.maximum(np.quantile(drawn, [0.025, 0.975]) - bias, 0)
+    return float(low), float(high)
+
+
+def miscalled_classes(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10
+) -> tuple[MiscalledClass, ...]:
+    """Return the classes whose probability is too low, or too high, in every bin of their reliability curve.
+
+    At least FEWEST_BINS bins must hold tiles, and the mean gap must lie beyond its 95% interval.
+
+    Args:
+        labels: (N,). probabilities: (N, K). bins: of equal width.
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    found = []
+    for index in range(p.shape[1]):
+        score, hit = p[:, index], y == index
+        where = np.minimum((score * bins).astype(np.int64), bins - 1)
+        gaps = np.bincount(where, hit - score, minlength=bins)[np.bincount(where, minlength=bins) > 0]
+        if len(gaps) < FEWEST_BINS or not ((gaps > 0).all() or (gaps < 0).all()):
+            continue
+        low, high = mean_interval(hit - score)
+        if low > 0 or high < 0:
+            found.append(
+                MiscalledClass(
+                    index=index, under=low > 0, bins=len(gaps), score=float(score.mean()), frequency=float(hit.mean())
+                )
+            )
+    return tuple(found)
 
 
 def reliability_curve(

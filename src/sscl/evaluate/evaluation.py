@@ -14,8 +14,8 @@ import torch
 from sscl.config import DataConfig
 from sscl.data.tiles import Tiles
 from sscl.evaluate import bootstrap, calibration, decisions, metrics, proportions
-from sscl.evaluate.bootstrap import GROUPS, Intervals
-from sscl.evaluate.calibration import ReliabilityBin
+from sscl.evaluate.bootstrap import GROUPS, Interval, Intervals
+from sscl.evaluate.calibration import MiscalledClass, ReliabilityBin
 from sscl.evaluate.decisions import BoolArray
 from sscl.evaluate.metrics import FloatArray, Metrics
 from sscl.evaluate.predictions import cross_entropy
@@ -39,10 +39,12 @@ class CalibrationErrors(Record):
     """How far probabilities are off; the definitions are in `calibration.DEFINITION`.
 
     `ece_positive` and `brier_positive` are those of the positive class, `soft_vote_brier` is against the annotators'
-    votes; each is None where there is no such thing.
+    votes; each is None where there is no such thing. `ece_interval`: 95%. `miscalled`: see
+    `calibration.miscalled_classes`.
     """
 
     ece: float
+    ece_interval: Interval
     ece_by_chance: ByChance
     ece_equal_mass: float
     ece_positive: float | None
@@ -50,6 +52,7 @@ class CalibrationErrors(Record):
     brier_positive: float | None
     soft_vote_brier: float | None
     loss: float
+    miscalled: tuple[MiscalledClass, ...]
     reliability: tuple[ReliabilityBin, ...]
 
 
@@ -243,8 +246,8 @@ def evaluate(
             method=kept.method if calibrate else f"calibrate=false; the checkpoint has {kept.temperature:.3f}",
             validation_ece=BeforeAfter(before=kept.ece_before, after=kept.ece_after),
             definition=calibration.DEFINITION,
-            before=_calibration(tiles, calibration.softmax(logits), positive=positive),
-            after=_calibration(tiles, probabilities, positive=positive),
+            before=_calibration(tiles, calibration.softmax(logits), positive=positive, drawn=drawn),
+            after=_calibration(tiles, probabilities, positive=positive, drawn=drawn),
         ),
         operating_point=point,
         decision_curve=curve,
@@ -274,12 +277,15 @@ def reliability(tiles: Tiles, probabilities: FloatArray, *, positive: int | None
     return probabilities.argmax(1) == tiles.labels, probabilities.max(1)
 
 
-def _calibration(tiles: Tiles, probabilities: FloatArray, *, positive: int | None) -> CalibrationErrors:
+def _calibration(
+    tiles: Tiles, probabilities: FloatArray, *, positive: int | None, drawn: Resampling
+) -> CalibrationErrors:
     mean, most = calibration.calibration_error_by_chance(probabilities.max(1))
     outcomes, scores = reliability(tiles, probabilities, positive=positive)
     two_with_votes = tiles.votes is not None and len(tiles.classes) == 2
     return CalibrationErrors(
         ece=calibration.expected_calibration_error(tiles.labels, probabilities),
+        ece_interval=calibration.calibration_error_interval(tiles.labels, probabilities, drawn.weights(tiles.labels)),
         ece_by_chance=ByChance(mean=mean, quantile_95=most),
         ece_equal_mass=calibration.expected_calibration_error(tiles.labels, probabilities, binning="mass"),
         ece_positive=None if positive is None else calibration.calibration_error(outcomes, scores),
@@ -291,6 +297,7 @@ def _calibration(tiles: Tiles, probabilities: FloatArray, *, positive: int | Non
             else None
         ),
         loss=float(cross_entropy(tiles.labels, probabilities).mean()),
+        miscalled=calibration.miscalled_classes(tiles.labels, probabilities),
         reliability=calibration.reliability_curve(outcomes, scores),
     )
 

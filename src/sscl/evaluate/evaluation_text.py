@@ -10,8 +10,11 @@ from sscl.evaluate.bootstrap import Interval
 from sscl.evaluate.evaluation import Evaluated, Evaluation, OperatingPoint, Results
 from sscl.evaluate.metrics import OF_A_CLASS, OVERALL, display_name
 from sscl.evaluate.proportions import DrawnProportion, Proportion
-from sscl.words import count
+from sscl.evaluate.verdicts import Outcome, verdict_of
+from sscl.words import count, wrapped
 
+MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
+_FEW_CLASSES = 5  # named in a note
 OF_ABSTENTION = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
 
 
@@ -89,6 +92,7 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
         "temperature and thresholds come from the validation tiles that also chose the epoch, so validation results "
         "are optimistic" + ("; they were fitted without test-time augmentation" * evaluated.test_time_augmentation)
     )
+    found += miscalled_in_words(evaluated, results)
     if fitted.fitted_on < calibration.FEW:
         found.append(
             f"{fitted.fitted_on} validation tiles are few: other ones may give another temperature, operating point "
@@ -146,6 +150,34 @@ def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
     return found
 
 
+def miscalled_in_words(evaluated: Evaluated, results: Results) -> list[str]:
+    """Return a sentence for each class whose probability is too low, or too high, in every bin; at most a few."""
+    found = results.calibration.after.miscalled
+    said = [
+        f"{evaluated.classes[of.index]} is {'under' if of.under else 'over'}-called in every reliability bin: mean "
+        f"probability {of.score:.3f}, true of {of.frequency:.3f} of the tiles"
+        for of in found[:_FEW_CLASSES]
+    ]
+    more = len(found) - len(said)
+    return [*said, *([f"so are {count(more, 'more class', 'more classes')}, see metrics.json"] if more else [])]
+
+
+def calibrated(results: Results) -> tuple[Outcome, str]:
+    """Return whether probabilities are calibrated, and why.
+
+    No where the ECE exceeds what true probabilities would show on as many tiles; yes only where that bound is low
+    enough for an ECE of MATTERS_ECE to be seen.
+    """
+    after = results.calibration.after
+    error, (low, high), bound = after.ece, after.ece_interval, after.ece_by_chance.quantile_95
+    outcome = Outcome.FAILED if error > bound else Outcome.PASSED if bound < MATTERS_ECE else Outcome.INCONCLUSIVE
+    unseen = f"; so few tiles would not show an error of {MATTERS_ECE:g}" * (outcome is Outcome.INCONCLUSIVE)
+    return outcome, (
+        f"expected calibration error {error:.3f} ({low:.3f} to {high:.3f}): the mean gap between confidence and "
+        f"accuracy; perfectly calibrated probabilities stay below {bound:.3f} in 95% of samples of this size{unseen}"
+    )
+
+
 def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
     """Return calibration errors: what they are called, without and with the temperature."""
     found = []
@@ -163,7 +195,10 @@ def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
     lines.append(f"  {'':<{width}}  {'before':<9}  after")
     lines += [f"  {name:<{width}}  {before:<9.4f}  {after:.4f}" for name, before, after in calibration_rows(report)]
     chance = found.after.ece_by_chance
-    lines.append(f"  perfect calibration would have an ECE of {chance.mean:.4f} (95%: below {chance.quantile_95:.4f})")
+    low, high = found.after.ece_interval
+    lines.append(f"  ECE after, 95% interval: {low:.4f} to {high:.4f}; perfect calibration would have")
+    lines.append(f"  {chance.mean:.4f} on so many tiles (95%: below {chance.quantile_95:.4f})")
+    lines.append(wrapped(f"calibrated? {verdict_of(*calibrated(report))}", indent=2))
     return lines
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.verdicts import Outcome, interval_text, mean_interval, outcome_above, too_few, verdict_of
 from sscl.explain import boxes
 from sscl.explain.map_similarity import constant
-from sscl.explain.records import BoxAccuracy, BoxSensitivity, HitRates, Spread, verdict_of
+from sscl.explain.records import BoxAccuracy, BoxSensitivity, HitRates, Spread
+from sscl.words import count
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,12 +29,15 @@ OVERLAPS = (0.3, 0.5, 0.7)
 def box_sensitivity(maps: Sequence[boxes.FloatArray], *, threshold: float) -> BoxSensitivity:
     """Return how size and place of the box change with its threshold.
 
+    A box that covers nearly the whole tile is the same at most thresholds and says no place: it counts as changed.
+
     Args:
         maps: raw, (S, S) each. Those without evidence have no box, and the box of a constant map is always the whole
             tile, so both are left out.
         threshold: in use; the boxes at BOX_THRESHOLDS are compared with that at this one.
     """
     area, shift, overlap, ends = [], [], [], []
+    whole = 0
     for raw in maps:
         reference = boxes.find_box(raw, threshold=threshold)
         if reference is None or constant(np.asarray(raw, dtype=np.float64)):
@@ -41,34 +46,47 @@ def box_sensitivity(maps: Sequence[boxes.FloatArray], *, threshold: float) -> Bo
         area.append([box.area_fraction for box in found])
         shift.append([math.dist(_centre(box), _centre(reference)) / raw.shape[-1] for box in found])
         overlap.append([boxes.box_iou(box.corners, reference.corners) for box in found])
-        ends.append(boxes.box_iou(found[0].corners, found[-1].corners))
+        ends.append(boxes.box_iou(found[0].corners, found[-1].corners) if reference.localises else 0.0)
+        whole += not reference.localises
     if not area:
         return BoxSensitivity(
             tiles=0,
-            passed=None,
-            verdict=verdict_of(None, "no map has evidence that differs from place to place"),
+            outcome=Outcome.NOT_ASSESSED,
+            verdict=verdict_of(Outcome.NOT_ASSESSED, "no map has evidence that differs from place to place"),
             threshold=threshold,
             thresholds=BOX_THRESHOLDS,
         )
     areas, shifts, ious = (Spread.over_tiles(np.array(values).T) for values in (area, shift, overlap))
-    between = float(np.mean(ends))
-    passed = between >= SAME_BOX
-    start = "the box stays much the same" if passed else "the box depends on the threshold"
+    between, interval = float(np.mean(ends)), mean_interval(ends)
+    outcome = outcome_above(interval, SAME_BOX, tiles=len(ends))
     low, high = BOX_THRESHOLDS[0], BOX_THRESHOLDS[-1]
+    said = {
+        Outcome.PASSED: "the box stays much the same",
+        Outcome.FAILED: "the box depends on the threshold",
+        Outcome.INCONCLUSIVE: "the box may or may not depend on the threshold",
+    }[outcome]
+    if whole:
+        where = f"over {boxes.WHOLE_TILE:.0%} of the tile in {whole} of {len(ends)} at threshold {threshold:g}"
+        if 2 * whole > len(ends) and outcome is Outcome.FAILED:
+            said = f"no localisation: the box covers {where}"
+        else:
+            said += f"; it covers {where}, which counts as changed"
     return BoxSensitivity(
         tiles=len(area),
-        passed=passed,
+        outcome=outcome,
         verdict=verdict_of(
-            passed,
-            f"{start} ({areas.mean[0]:.0%} of the tile at threshold {low:g}, {areas.mean[-1]:.0%} at {high:g}; IoU of "
-            f"the two boxes {between:.2f}, passes at {SAME_BOX:g} or above; the centre moves by at most "
-            f"{max(shifts.mean):.0%} of the tile's side)",
+            outcome,
+            f"{said} ({areas.mean[0]:.0%} of the tile at threshold {low:g}, {areas.mean[-1]:.0%} at {high:g}; IoU of "
+            f"the two boxes {between:.2f}, {interval_text(interval)} over {count(len(ends), 'tile')}, passes above "
+            f"{SAME_BOX:g}; the centre moves by at most {max(shifts.mean):.0%} of the tile's side"
+            f"{too_few(len(ends))})",
         ),
         threshold=threshold,
         thresholds=BOX_THRESHOLDS,
         area_fraction=areas,
         centre_shift=shifts,
         iou=ious,
+        whole_tile=whole,
         ends=between,
     )
 
@@ -121,13 +139,13 @@ def localisation_rates(
         if mask.any():
             hits.append(boxes.localisation(raw, boxes.find_box(raw, threshold=threshold), mask))
             overlaps += [box_overlaps(raw, mask)] if all_thresholds else []
-    peaks, boxed, count = sum(hit.peak_hit for hit in hits), sum(hit.box_hit for hit in hits), len(hits)
+    peaks, boxed, tiles = sum(hit.peak_hit for hit in hits), sum(hit.box_hit for hit in hits), len(hits)
     return HitRates(
-        tiles=count,
-        peak_hit=peaks / count,
-        peak_hit_wilson=wilson_interval(peaks, count),
-        box_hit=boxed / count,
-        box_hit_wilson=wilson_interval(boxed, count),
+        tiles=tiles,
+        peak_hit=peaks / tiles,
+        peak_hit_wilson=wilson_interval(peaks, tiles),
+        box_hit=boxed / tiles,
+        box_hit_wilson=wilson_interval(boxed, tiles),
         mean_box_iou=float(np.mean([hit.box_iou for hit in hits])),
         max_box_accuracy=max_box_accuracy(overlaps) if all_thresholds else None,
     )
@@ -144,13 +162,13 @@ def whole_tile_rates(masks: boxes.BoolArray, *, all_thresholds: bool) -> HitRate
     masks = masks[masks.any((1, 2))]
     height, width = masks.shape[1:]
     overlaps = np.array([boxes.box_iou((0, 0, width, height), boxes.mask_box(mask)) for mask in masks])
-    count = int((overlaps >= 0.5).sum())
+    hits = int((overlaps >= 0.5).sum())
     best = {f"{least:g}": BoxAccuracy(accuracy=float((overlaps >= least).mean()), threshold=None) for least in OVERLAPS}
     return HitRates(
         tiles=len(masks),
         peak_hit=float(masks.mean()),
-        box_hit=count / len(masks),
-        box_hit_wilson=wilson_interval(count, len(masks)),
+        box_hit=hits / len(masks),
+        box_hit_wilson=wilson_interval(hits, len(masks)),
         mean_box_iou=float(overlaps.mean()),
         max_box_accuracy=best if all_thresholds else None,
     )

@@ -95,7 +95,7 @@ def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the sequences of a model and the blocks in them, which is what a map is usually taken of."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Sequential) and name and len(module):
             found[name] = module

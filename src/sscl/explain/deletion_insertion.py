@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from sscl.device import sum_dtype
 from sscl.evaluate.bootstrap import resamples
+from sscl.evaluate.verdicts import Outcome, outcome_above, too_few, verdict_of
 from sscl.explain import boxes
 from sscl.explain.map_checks import enlarged
-from sscl.explain.records import DeletionInsertion, Interval, OrderCurve, verdict_of
+from sscl.explain.records import DeletionInsertion, Interval, OrderCurve
 from sscl.progress import Bar
 
 Array = npt.NDArray[np.float64]
 
 LEAST_MOVE = 0.05  # of a probability; where blurring changes it by less, the order of blurring says nothing
+MATTERS = 0.1  # an advantage in area, as a fraction of what blurring changes, that one would want to see
 _STEPS = 10
 _GRID = 7
 
@@ -67,11 +69,11 @@ def deletion_insertion(
     weights = np.concatenate(list(resamples(np.zeros(count, dtype=np.int64), samples=samples, seed=seed))) / count
     deletion, insertion = (_order_curves(curves[way], weights) for way in ("deletion", "insertion"))
     moves = float(max(np.ptp(curve, axis=1).mean() for of in curves.values() for curve in of.values()))
-    passed, reason = _highlights_what_matters(moves, deletion, insertion)
+    outcome, reason = _highlights_what_matters(moves, deletion, insertion, tiles=count)
     return DeletionInsertion(
         tiles=count,
-        passed=passed,
-        verdict=verdict_of(passed, reason),
+        outcome=outcome,
+        verdict=verdict_of(outcome, reason),
         fractions=tuple(_fractions().tolist()),
         moves=moves,
         deletion=deletion,
@@ -130,15 +132,19 @@ def _order_curves(curves: Mapping[str, Array], weights: Array) -> dict[str, Orde
 
 
 def _highlights_what_matters(
-    moves: float, deletion: Mapping[str, OrderCurve], insertion: Mapping[str, OrderCurve]
-) -> tuple[bool | None, str]:
-    """Return whether the map's order beats the random one both ways, and why."""
+    moves: float, deletion: Mapping[str, OrderCurve], insertion: Mapping[str, OrderCurve], *, tiles: int
+) -> tuple[Outcome, str]:
+    """Return whether the map's order beats the random one both ways, and why.
+
+    It does where both 95% intervals are above zero; it does not where one of them excludes an advantage that matters,
+    MATTERS of what blurring changes; between the two, so many tiles cannot tell.
+    """
     if moves < LEAST_MOVE:
-        return None, (
+        return Outcome.NOT_ASSESSED, (
             f"blurring changes the probability by at most {moves:.1g} ({LEAST_MOVE:g} is needed), so the order of "
             "blurring says nothing"
         )
-    said, better = [], []
+    said, better, outcomes = [], [], []
     for way, curves, sign in (("deletion", deletion, -1), ("insertion", insertion, 1)):
         for name in ("random order", "centre"):
             interval = curves[name].difference_interval
@@ -146,13 +152,19 @@ def _highlights_what_matters(
             low, high = sorted(sign * bound for bound in interval)
             state = "beats" if low > 0 else "loses to" if high < 0 else "ties with"
             said.append(f"{way} {state} {name}")
-            better.append(low > 0 or name == "centre")
-    start = (
-        "the highlighted regions matter more than random ones"
-        if all(better)
-        else "the highlighted regions do not clearly matter more than random ones"
+            if name == "random order":
+                better.append(outcome_above((low, high), 0, tiles=tiles))
+                outcomes.append(outcome_above((low, high), MATTERS * moves, tiles=tiles))
+    if all(outcome is Outcome.PASSED for outcome in better):
+        outcome, start = Outcome.PASSED, "the highlighted regions matter more than random ones"
+    elif Outcome.FAILED in outcomes:
+        outcome, start = Outcome.FAILED, "the highlighted regions matter no more than random ones"
+    else:
+        outcome, start = Outcome.INCONCLUSIVE, "the highlighted regions may or may not matter more than random ones"
+    return outcome, (
+        f"{start} ({', '.join(said)}; passes if both beat random order, by 95% intervals over {tiles} tiles, fails if "
+        f"one gains less than {MATTERS * moves:.2f}{too_few(tiles)})"
     )
-    return all(better), f"{start} ({', '.join(said)}; passes if both beat random order, by 95% intervals)"
 
 
 def _pixel_ranks(maps: Array, ties: Array) -> npt.NDArray[np.float32]:

@@ -14,10 +14,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sscl.evaluate.verdicts import (
+    Outcome,
+    interval_text,
+    mean_interval,
+    outcome_above,
+    outcome_below,
+    too_few,
+    verdict_of,
+)
 from sscl.explain import boxes, cam
 from sscl.explain.map_similarity import constant, spearman, ssim
-from sscl.explain.records import Equivariance, Randomisation, Spread, verdict_of
+from sscl.explain.records import Equivariance, Randomisation, Spread
 from sscl.progress import Bar, over
+from sscl.words import count
 
 Array = npt.NDArray[np.float64]
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, tiles (B, 3, S, S), classes (B, 1 or 2) -> (B, h, w)
@@ -109,7 +119,7 @@ def randomisation(
     trained = maps_of(model, images, classes, explain=explain, batch_size=batch_size)
     kept = [index for index, raw in enumerate(trained) if not constant(raw)]
     names, cells = tuple(name for name, _ in stages(model)), int(trained[0].size)
-    passed: bool | None = None
+    outcome = Outcome.NOT_ASSESSED
     reason = "every map is constant, so there are no ranks to compare"
     signed = absolute = similar = Spread()
     if kept:
@@ -128,12 +138,12 @@ def randomisation(
                         ranks[draw, depth, tile] = np.nan_to_num(spearman(trained[tile], raw))
                         structure[draw, depth, tile] = ssim(drawn[tile], _drawn(raw, size))
                     bar.update()
-        passed, reason = _depends_on_weights(float(np.abs(ranks)[:, -1].mean()), cells=cells)
+        outcome, reason = _depends_on_weights(np.abs(ranks)[:, -1].mean(0), cells=cells)
         signed, absolute, similar = (Spread.over_tiles(of.mean(0)) for of in (ranks, np.abs(ranks), structure))
     return Randomisation(
         tiles=len(kept),
-        passed=passed,
-        verdict=verdict_of(passed, reason),
+        outcome=outcome,
+        verdict=verdict_of(outcome, reason),
         draws=len(random_models),
         cells=cells,
         stages=names,
@@ -144,21 +154,32 @@ def randomisation(
     )
 
 
-def _depends_on_weights(left: float, *, cells: int) -> tuple[bool | None, str]:
-    """Return whether the maps depend on the weights, and why. left: mean |rank correlation| with all of them random."""
-    by_chance = chance_correlation(cells)
-    measured = f"mean |rank correlation| {left:.2f} with all weights random; passes below {UNRELATED:g}"
-    if left >= 0.99:
-        return False, f"the maps do not depend on the weights at all ({measured})"
+def _depends_on_weights(left: Array, *, cells: int) -> tuple[Outcome, str]:
+    """Return whether the maps depend on the weights, and why.
+
+    Args:
+        left: |rank correlation| of each tile's maps with all weights random, mean over draws, (N,).
+    """
+    by_chance, mean, interval = chance_correlation(cells), float(left.mean()), mean_interval(left)
+    measured = f"mean |rank correlation| {mean:.2f} with all weights random"
+    if mean >= 0.99:
+        return Outcome.FAILED, f"the maps do not depend on the weights at all ({measured})"
     if cells < FEWEST_CELLS:
-        return None, (
-            f"maps of {cells} cells are too coarse (|rank correlation| {left:.2f}, unrelated maps have "
+        return Outcome.NOT_ASSESSED, (
+            f"maps of {cells} cells are too coarse (|rank correlation| {mean:.2f}, unrelated maps have "
             f"{by_chance:.2f}); choose an earlier layer, several layers, or larger tiles"
         )
-    measured += f", unrelated maps have {by_chance:.2f}"
-    if left < UNRELATED:
-        return True, f"the maps depend on the trained weights ({measured})"
-    return False, f"the maps look much the same without training ({measured})"
+    measured += (
+        f", {interval_text(interval)} over {count(len(left), 'tile')}; passes below {UNRELATED:g}, unrelated maps have "
+        f"{by_chance:.2f}{too_few(len(left))}"
+    )
+    outcome = outcome_below(interval, UNRELATED, tiles=len(left))
+    said = {
+        Outcome.PASSED: "the maps depend on the trained weights",
+        Outcome.FAILED: "the maps look much the same without training",
+        Outcome.INCONCLUSIVE: "the maps may or may not depend on the trained weights",
+    }[outcome]
+    return outcome, f"{said} ({measured})"
 
 
 def chance_correlation(cells: int) -> float:
@@ -186,7 +207,8 @@ def equivariance(
     upright = maps_of(model, images, classes, explain=explain, batch_size=batch_size)
     kept = [index for index, raw in enumerate(upright) if not constant(raw)]
     if not kept:
-        return Equivariance(tiles=0, passed=None, verdict=verdict_of(None, "every map is constant"))
+        none = Outcome.NOT_ASSESSED
+        return Equivariance(tiles=0, outcome=none, verdict=verdict_of(none, "every map is constant"))
     upright, images, classes = upright[kept], images[kept], classes[kept]
     found: dict[str, list[float]] = {}
     moves = [(turns, flip) for flip in (False, True) for turns in range(4) if turns or flip]
@@ -198,15 +220,21 @@ def equivariance(
     table = np.nan_to_num(np.array(list(found.values())))  # (7, N)
     symmetries = {name: float(row.mean()) for name, row in zip(found, table, strict=True)}
     mean, worst = float(table.mean()), min(symmetries, key=lambda name: symmetries[name])
-    passed = mean >= STEADY
-    start = "the maps rotate and flip with the tile" if passed else "a rotated or flipped tile gets a different map"
+    interval = mean_interval(table.mean(0))
+    outcome = outcome_above(interval, STEADY, tiles=len(kept))
+    said = {
+        Outcome.PASSED: "the maps rotate and flip with the tile",
+        Outcome.FAILED: "a rotated or flipped tile gets a different map",
+        Outcome.INCONCLUSIVE: "the maps may or may not rotate and flip with the tile",
+    }[outcome]
     measured = (
-        f"mean rank correlation {mean:.2f}, lowest {symmetries[worst]:.2f} at {worst}; passes at {STEADY:g} or above"
+        f"mean rank correlation {mean:.2f}, {interval_text(interval)} over {count(len(kept), 'tile')}, lowest "
+        f"{symmetries[worst]:.2f} at {worst}; passes above {STEADY:g}{too_few(len(kept))}"
     )
     return Equivariance(
         tiles=len(kept),
-        passed=passed,
-        verdict=verdict_of(passed, f"{start} ({measured})"),
+        outcome=outcome,
+        verdict=verdict_of(outcome, f"{said} ({measured})"),
         symmetries=symmetries,
         mean=mean,
         sd=float(table.mean(0).std(ddof=1)) if table.shape[1] > 1 else 0.0,

@@ -5,36 +5,17 @@ D depths of a model, K steps of a curve, T thresholds.
 
 from __future__ import annotations
 
-from enum import Enum
-
 import numpy as np
 import numpy.typing as npt
 from pydantic import AliasChoices, Field
 
+from sscl.evaluate.verdicts import Outcome
 from sscl.records import Record
 
 Interval = tuple[float, float]
 Numbers = tuple[float, ...]
 
 CHECKED_BY = "sscl gradcam checks=true"  # writes checks.json
-
-
-class Outcome(Enum):
-    """What came of a check, in the word that its verdict starts with."""
-
-    PASSED = "passed"
-    FAILED = "FAILED"
-    NOT_ASSESSED = "not assessed"
-
-    @classmethod
-    def of(cls, passed: bool | None) -> Outcome:
-        """Return the outcome of a check that passed, failed, or (None) could not be assessed."""
-        return cls.NOT_ASSESSED if passed is None else cls.PASSED if passed else cls.FAILED
-
-
-def verdict_of(passed: bool | None, reason: str) -> str:
-    """Return the outcome and its reason, as in "passed: the maps depend on the trained weights"."""
-    return f"{Outcome.of(passed).value}: {reason}"
 
 
 class Spread(Record):
@@ -55,19 +36,14 @@ class Check(Record):
 
     Attributes:
         question: what is checked. tiles: how many were assessed.
-        passed: None if the question could not be assessed on these maps.
+        outcome: passed, failed, inconclusive on so many tiles, or not assessed on these maps.
         verdict: outcome and reason, in words.
     """
 
     question: str
     tiles: int
-    passed: bool | None
+    outcome: Outcome
     verdict: str
-
-    @property
-    def outcome(self) -> Outcome:
-        """Passed, failed or not assessed."""
-        return Outcome.of(self.passed)
 
     @property
     def reason(self) -> str:
@@ -141,13 +117,15 @@ class BoxSensitivity(Check):
 
     Attributes:
         threshold: in use. thresholds: T fractions of the maximum.
+        whole_tile: tiles whose box in use says no place, see `boxes.Box.localises`.
         area_fraction: of the tile. centre_shift: from the box in use, in tile sides. iou: with the box in use.
-        ends: mean IoU of the boxes at the lowest and the highest threshold.
+        ends: mean IoU of the boxes at the lowest and the highest threshold, 0 where the box in use is the whole tile.
     """
 
     question: str = "Does the box stay the same when its threshold changes?"
     threshold: float
     thresholds: Numbers
+    whole_tile: int = 0
     area_fraction: Spread = Spread()
     centre_shift: Spread = Spread()
     iou: Spread = Spread()

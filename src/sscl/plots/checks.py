@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, MapChecks, Randomisation, Spread
 from sscl.plots import base
 from sscl.records import write_record
@@ -30,7 +31,7 @@ def write_checks(found: MapChecks, *, out: Path, title: str) -> list[str]:
     if found.randomisation.tiles:
         path, heading = place("randomisation", found.randomisation.tiles)
         plot_randomisation(found.randomisation, path=path, title=heading)
-    if found.deletion_insertion.passed is not None:
+    if found.deletion_insertion.outcome is not Outcome.NOT_ASSESSED:
         path, heading = place("deletion_insertion", found.deletion_insertion.tiles)
         plot_deletion_insertion(found.deletion_insertion, path=path, title=heading)
     if found.box_sensitivity.tiles:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sscl.evaluate.verdicts import Outcome
 from sscl.plots import svg
 from sscl.report.page.content import (
     Block,
@@ -59,9 +60,9 @@ def code(title: str, text: str) -> Code:
     return {"kind": "code", "title": title, "text": text}
 
 
-def verdict(passed: bool | None, title: str, text: str) -> Verdict:
-    """Return the answer to a question; None: not assessed."""
-    return {"kind": "verdict", "passed": passed, "title": title, "text": text}
+def verdict(outcome: Outcome, title: str, text: str) -> Verdict:
+    """Return the answer to a question."""
+    return {"kind": "verdict", "outcome": outcome.value.lower(), "title": title, "text": text}
 
 
 def confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]], *, note: str) -> Confusion:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sscl.config import GradcamConfig
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain.cam import METHODS
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, Localisation, MapChecks, Randomisation
 from sscl.explain.targets import describe_layer
@@ -68,7 +69,7 @@ def _checked(name: str, checks: MapChecks) -> list[Block]:
     }
     found: list[Block] = []
     for key, check in checks.each.items():
-        found.append(blocks.verdict(check.passed, check.question, blocks.sentence(check.reason)))
+        found.append(blocks.verdict(check.outcome, check.question, blocks.sentence(check.reason)))
         found += charts.get(key, [])
     return found
 
@@ -90,7 +91,7 @@ def _randomisation(name: str, found: Randomisation) -> list[Block]:
 
 
 def _deletion_insertion(name: str, found: DeletionInsertion) -> list[Block]:
-    if found.passed is None:
+    if found.outcome is Outcome.NOT_ASSESSED:
         return []
     areas = [
         f"{way} {order} {of.auc:.3f} ({interval(of.interval)})"

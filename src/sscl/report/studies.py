@@ -8,10 +8,12 @@ from pathlib import Path
 
 from sscl.config import PretrainConfig
 from sscl.data.audit import Audit
+from sscl.evaluate.verdicts import Outcome
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number
 from sscl.run import Environment, MetricsRow
+from sscl.train.health import knn_verdict
 
 _PAIRS = 12  # of an audit that are listed
 
@@ -49,11 +51,14 @@ def pretraining(
         health += f", k-NN balanced accuracy {knn:.3f}" if knn is not None else ""
         found.append(
             blocks.verdict(
-                warning is None,
+                Outcome.of(warning is None),
                 "Is the encoder free of collapse?",
                 f"{blocks.sentence(warning or 'no indication of collapse')} Last epoch: {health}.",
             )
         )
+        said = knn_verdict(last)
+        if said is not None:
+            found.append(blocks.verdict(said[0], "Are its features above chance?", blocks.sentence(said[1])))
         series = [
             ("loss / loss at collapse", ["loss_relative"]),
             ("cosine similarity", ["positive_similarity", "negative_similarity"]),
@@ -94,7 +99,9 @@ def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
         groups = "unknown" if of.groups is None else f"{of.groups:,}"
         parts.append([part, of.root, f"{of.tiles:,}", groups])
     found: list[Block] = [
-        blocks.verdict(not report.leakage, "Do the splits have no tiles in common?", blocks.sentence(report.verdict)),
+        blocks.verdict(
+            Outcome.of(not report.leakage), "Do the splits have no tiles in common?", blocks.sentence(report.verdict)
+        ),
         blocks.facts(facts),
         blocks.table("Audited folders", parts, numeric_from=2),
     ]

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sscl.data.audit import Audit
+from sscl.evaluate import evaluation_text, verdicts
 from sscl.evaluate.metrics import display_name
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain.records import MapChecks
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
+from sscl.report.page.content import Verdict
 from sscl.report.subject import Subject
 from sscl.words import count, listed
 
@@ -40,10 +43,7 @@ def summary(
         blocks.paragraph(f"{_trained(subject, training_tiles)} {_right(subject)}"),
         blocks.facts(headline),
         blocks.paragraph(f"{report.interval_method.partition(';')[0]}."),
-        _better_than_chance(subject),
-        _leaks(subject, audits),
-        _calibrated(subject),
-        *_maps(checks),
+        *_worst_first([_better_than_chance(subject), _leaks(subject, audits), _calibrated(subject), *_maps(checks)]),
     ]
     if report.caveats:
         found += [blocks.paragraph("Limitations:"), blocks.bullets(report.caveats)]
@@ -76,51 +76,59 @@ def _right(subject: Subject) -> str:
     return f"Of the {subject.report.tiles:,} tiles of the {subject.split}, {right:,} are classified correctly."
 
 
-def _better_than_chance(subject: Subject) -> Block:
-    chance = 1 / len(subject.found.classes)
+def _worst_first(found: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts with the failed ones first, then those that are open, then those that passed."""
+    return sorted(found, key=lambda block: ("failed", "inconclusive", "not assessed", "passed").index(block["outcome"]))
+
+
+def _better_than_chance(subject: Subject) -> Verdict:
+    counts = [number for number in subject.report.class_counts.values() if number]
+    chance = 1 / len(counts)
     value, drawn = subject.report.metrics.balanced_accuracy, subject.report.intervals.balanced_accuracy
     title = "Is it better than chance?"
+    if len(counts) < 2:
+        return blocks.verdict(Outcome.NOT_ASSESSED, title, "All evaluated tiles are of one class.")
     if drawn is None:
-        return blocks.verdict(None, title, "Balanced accuracy has no interval: all tiles are of one group.")
+        none = "Balanced accuracy has no interval: all tiles are of one group."
+        return blocks.verdict(Outcome.NOT_ASSESSED, title, none)
+    low, high = verdicts.balanced_interval(value, counts)  # has a width where no tile is wrong
+    ends, tiles = (min(low, drawn[0]), max(high, drawn[1])), subject.report.tiles
     return blocks.verdict(
-        drawn[0] > chance,
+        verdicts.better_than_chance(ends, chance, tiles=tiles),
         title,
-        f"Balanced accuracy {number(value)} ({interval(drawn)}); chance level {number(chance)}. Passes if the whole "
-        "95% interval lies above chance.",
+        f"Balanced accuracy {number(value)} ({interval(ends)}), chance level {number(chance)}, on "
+        f"{count(tiles, 'tile')}{verdicts.too_few(tiles)}. "
+        "Passes if the whole 95% interval, the wider of the bootstrap's and Wilson's, lies "
+        f"above chance; fails if it ends less than {verdicts.GAIN:g} above it.",
     )
 
 
-def _leaks(subject: Subject, audits: Sequence[Audit]) -> Block:
+def _leaks(subject: Subject, audits: Sequence[Audit]) -> Verdict:
     title = "Are the evaluated tiles new to the model?"
     here, trained = (
         Path(root).resolve() for root in (subject.report.data.root, subject.trained.finetune_config.data.root)
     )
     if subject.report.split != "test" and here == trained:  # an audit is of the test split
         text = "The evaluated tiles were used for training, so these results say nothing about new tiles."
-        return blocks.verdict(False, title, text)
+        return blocks.verdict(Outcome.FAILED, title, text)
     if not audits:
-        return blocks.verdict(None, title, "Run sscl data audit to search for tiles that occur in both splits.")
+        return blocks.verdict(
+            Outcome.NOT_ASSESSED, title, "Run sscl data audit to search for tiles that occur in both splits."
+        )
     said = blocks.sentence("; ".join(audit.verdict for audit in audits))
-    return blocks.verdict(not any(audit.leakage for audit in audits), title, said)
+    return blocks.verdict(Outcome.of(not any(audit.leakage for audit in audits)), title, said)
 
 
-def _calibrated(subject: Subject) -> Block:
-    title = "Are its probabilities calibrated?"
-    found = subject.report.calibration.after
-    error, chance = found.ece, found.ece_by_chance.quantile_95
-    return blocks.verdict(
-        error <= chance,
-        title,
-        f"Expected calibration error {number(error)}: the mean gap between confidence and accuracy. With perfectly "
-        f"calibrated probabilities it stays below {number(chance)} in 95% of samples of this size.",
-    )
+def _calibrated(subject: Subject) -> Verdict:
+    outcome, reason = evaluation_text.calibrated(subject.report)
+    said = [reason, *evaluation_text.miscalled_in_words(subject.report, subject.report)]
+    return blocks.verdict(outcome, "Are its probabilities calibrated?", " ".join(map(blocks.sentence, said)))
 
 
-def _maps(checks: MapChecks | None) -> list[Block]:
+def _maps(checks: MapChecks | None) -> list[Verdict]:
     if checks is None:
         text = "Run sscl gradcam with checks=true to test whether they depend on the trained weights."
-        return [blocks.verdict(None, "Can the heatmaps be trusted?", text)]
+        return [blocks.verdict(Outcome.NOT_ASSESSED, "Can the heatmaps be trusted?", text)]
     return [
-        blocks.verdict(check.passed, check.question, blocks.sentence(check.reason))
-        for check in (checks.randomisation, checks.deletion_insertion)
+        blocks.verdict(check.outcome, check.question, blocks.sentence(check.reason)) for check in checks.each.values()
     ]

@@ -11,8 +11,9 @@ from sscl.data.load import load_tiles
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.metrics import IntArray
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain.cam import METHODS
-from sscl.explain.records import MapChecks, Outcome
+from sscl.explain.records import MapChecks
 from sscl.explain.targets import describe_layer, describe_targets, resolve_target
 from sscl.models.classifier import load_classifier, with_classes_of
 from sscl.models.pixels import normalisation

@@ -13,8 +13,10 @@ import torch
 
 from sscl.config import PretrainConfig
 from sscl.run import MetricsRow
+from sscl.train.health import knn_verdict
 from sscl.train.objectives import OBJECTIVES
 from sscl.train.pace import Pace
+from sscl.words import wrapped
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def print_summary(rows: list[MetricsRow], folder: Path, *, config: PretrainConfi
             f"{OBJECTIVES[config.train.loss].formula}), cosine similarity {last['positive_similarity']:.3f} within "
             f"pairs, {last['negative_similarity']:.3f} between tiles{rank}{knn}"
         )
+        said = knn_verdict(last)
+        if said is not None:
+            print(wrapped(said[1]))
         print(pace.line())
     print(f"wrote {folder}/checkpoints/last.pt, encoder.pt, metrics.jsonl, curves.png")
     if not finished:

@@ -15,8 +15,10 @@ from sscl.config import PretrainConfig
 from sscl.data.load import all_rows
 from sscl.data.split import stratified_split
 from sscl.data.tiles import Tiles, TileStore
-from sscl.evaluate import probe
+from sscl.evaluate import probe, verdicts
+from sscl.evaluate.verdicts import Outcome
 from sscl.models import features
+from sscl.words import count
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,41 @@ def health_metrics(
     queries = embed(chosen.queries)
     found = {"effective_rank": probe.effective_rank(queries)}
     if len(chosen.bank):
-        found["knn_balanced_accuracy"] = probe.knn_accuracy(
+        truth = labels[chosen.queries]
+        accuracy = probe.knn_accuracy(
             embed(chosen.bank),
             torch.from_numpy(labels[chosen.bank]),
             queries,
-            torch.from_numpy(labels[chosen.queries]),
+            torch.from_numpy(truth),
             neighbours=neighbours,
         )
+        counts = np.unique(truth, return_counts=True)[1].tolist()
+        low, high = verdicts.balanced_interval(accuracy, counts)
+        found |= {
+            "knn_balanced_accuracy": accuracy,
+            "knn_low": low,
+            "knn_high": high,
+            "knn_chance": 1 / len(counts),
+            "knn_tiles": len(truth),
+        }
     return found
+
+
+def knn_verdict(row: Mapping[str, float]) -> tuple[Outcome, str] | None:
+    """Return whether k-NN accuracy is above chance, and a line on it; None where the row has none.
+
+    Args:
+        row: of metrics.jsonl.
+    """
+    if "knn_balanced_accuracy" not in row:
+        return None
+    low, high, chance, tiles = row["knn_low"], row["knn_high"], row["knn_chance"], int(row["knn_tiles"])
+    outcome = verdicts.better_than_chance((low, high), chance, tiles=tiles)
+    word = {Outcome.PASSED: "learned", Outcome.FAILED: "not above chance"}.get(outcome, "inconclusive")
+    return outcome, (
+        f"{word}: k-NN balanced accuracy {row['knn_balanced_accuracy']:.3f} ({low:.3f} to {high:.3f} on "
+        f"{count(tiles, 'held-out tile')}), chance {chance:.3f}{verdicts.too_few(tiles)}"
+    )
 
 
 def check_embeddings(

@@ -95,9 +95,9 @@ def make_content(count: int = 60) -> dict[str, Any]:
         },
         {"kind": "figure", "svg": svg, "png": None, "alt": "A line", "caption": "Falls."},
         {"kind": "figure", "svg": None, "png": pictures[0], "alt": "Noise", "caption": ""},
-        {"kind": "verdict", "passed": True, "title": "Depends on the weights", "text": "It does."},
-        {"kind": "verdict", "passed": False, "title": "No leak", "text": ""},
-        {"kind": "verdict", "passed": None, "title": "Boxes", "text": "No masks."},
+        {"kind": "verdict", "outcome": "passed", "title": "Depends on the weights", "text": "It does."},
+        {"kind": "verdict", "outcome": "failed", "title": "No leak", "text": ""},
+        {"kind": "verdict", "outcome": "not assessed", "title": "Boxes", "text": "No masks."},
         {"kind": "confusion", "classes": list(CLASSES), "matrix": matrix.tolist(), "note": "Rows are truth."},
         {"kind": "code", "title": "Configuration", "text": "a:\n  b: </pre><script>window.harmed = 5</script>"},
     ]

@@ -47,10 +47,10 @@ class Figure(TypedDict):
 
 
 class Verdict(TypedDict):
-    """The answer to a question; `passed` is None where it was not assessed."""
+    """The answer to a question. outcome: passed, failed, inconclusive or not assessed."""
 
     kind: Literal["verdict"]
-    passed: bool | None
+    outcome: str
     title: str
     text: str
 
