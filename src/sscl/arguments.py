@@ -144,9 +144,12 @@ def _keys(kind: type[Section]) -> set[str]:
 
 
 def _one_meaning(word: str, takes: Sequence[Word]) -> None:
-    """Refuse the name of a shipped config that is also a folder which the command could take."""
+    """Refuse a name that may be a config or a folder, and the config of a run where the run is meant."""
     from sscl.config import shipped
 
+    beside = Path(word).parent
+    if any(one.name == "RUN" for one in takes) and (beside / "checkpoints").is_dir():
+        raise ValueError(f"{word}: is a file of a run; name the folder of the run, {beside}")
     other = next((one for one in takes if one is not CONFIG), None)
     if other is not None and word in shipped.names() and Path(word).is_dir():
         raise ValueError(

@@ -400,7 +400,8 @@ def test_other_tiles_under_the_same_names_are_a_caveat(make: Any, study: Path, b
         (["{study}/nowhere"], "runs: {study}/nowhere: no such folder"),
         (["{study}/eval_test"], "runs: {study}/eval_test: is an evaluation; name its run, {study}"),
         (["{study}/.."], "it holds {study}/../finetune, {study}/../pretrain"),
-        (["{study}/config.yaml"], "runs: {study}/config.yaml: is a file; name the folder of a run"),
+        (["{study}/config.yaml"], "{study}/config.yaml: is a file of a run; name the folder of the run, {study}"),
+        (["{study}/env.json"], "runs: {study}/env.json: is a file; name the folder of a run"),
         (["{study}", "{study}"], "{study} is given twice"),
         (
             ["{study}", "{study}/../finetune"],
