@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sscl.data import files
+from sscl.data import files, listing
 from sscl.data.decode import decode_file
 from sscl.data.images import Decoded
 
@@ -30,8 +30,8 @@ def test_a_folder_stands_for_all_images_below_it_in_order(tmp_path: Path) -> Non
     found = files.find_images([tmp_path])
     assert names_below(tmp_path, found) == ["a.jpeg", "b.PNG", "sub/ä ö.webp", "sub/deep/c.tif", "x.png/inner.bmp"]
     assert found.files == found.names
-    assert dict(found.passed_over) == {".svs": 1, ".txt": 2, "without suffix": 1}
-    assert files.describe_passed_over(found).startswith("4 other files (.txt, ")
+    assert found.passed_over.counts == {".svs": 1, ".txt": 2, "file without suffix": 1, listing.HIDDEN: 2}
+    assert str(found.passed_over).startswith("2 hidden or system files (.git/x.png), 2 .txt files (sub/more.txt), ")
     assert (found.repeated, found.faults) == (0, [])
 
 
@@ -65,7 +65,6 @@ def test_a_list_keeps_its_names_and_means_its_own_folder(tmp_path: Path, monkeyp
             "file,slide\na.png,1\n",
             "list.csv: line 1: column 'path' is missing, found file, slide; rename or add it",
         ),
-        ("Path\na.png\n", "list.csv: line 1: column 'path' is missing, found Path; rename or add it"),
         ("path\n", "list.csv: has a header but no rows"),
         ("", "list.csv: is empty; expected the header path"),
         ("path,n\na.png,1\n,2\n", "list.csv: line 3: column 'path' is empty"),
@@ -89,11 +88,18 @@ def test_what_is_not_there_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for folder in ("a", "b"):
         (tmp_path / folder / "list.csv").write_text("path\nx.png\n")
     monkeypatch.chdir(tmp_path)
+    where = f" (a relative path, looked for in the working folder {tmp_path})"
     for words, line in (
-        (["a", "none", "til*.png"], "none: no such file or folder (and 1 more such paths)"),
-        (["til*.png"], "til*.png: no such file or folder; the shell"),
-        (["empty"], "empty: no images below it (looked for .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)"),
-        (["other", "empty"], "2 paths: no images below it (looked for .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp; "),
+        (
+            ["a", "none", "til*.png"],
+            f"none: no such file or folder{where} (and 1 more such paths)",
+        ),
+        (
+            ["til*.png"],
+            f"til*.png: no such file or folder{where}; the shell",
+        ),
+        (["empty"], "empty: no images below it (looked for "),
+        (["other", "empty"], "2 paths: no images below it; passed over: 1 .svs file (a.svs) (looked for "),
         (["a/list.csv", "b/list.csv"], "x.png: two lists"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=f"^{re.escape(line)}"):

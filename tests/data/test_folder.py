@@ -1,7 +1,8 @@
-"""The image-folder loader in its three layouts."""
+"""The image-folder loader in all its layouts."""
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,118 @@ def test_mixed_sizes_come_to_the_working_size(root):
     assert load(root, size_px=16).images.shape == (2, 16, 16, 3)
 
 
+def counted(root: Path, split: str = "train", **options) -> str:
+    account = load(root, split=split, **options).account
+    assert account is not None
+    return " ".join(account.line(split).split())
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "val", "Test"), ("training", "VALID", "testing"), ("train_set", "dev", "test")]
+)
+def test_split_folders_in_any_spelling(root, names):
+    for seed, (name, number) in enumerate(zip(names, (4, 2, 3), strict=True)):
+        write_classes(root / name, {"A": number, "B": number})
+        save(root / "masks" / f"{seed}.png")
+    parts = {split: load(root, split=split) for split in ("train", "validation", "test", "all")}
+    assert [len(part) for part in parts.values()] == [8, 4, 6, 18]
+    assert {name.split("/")[0] for name in parts["validation"].ids} == {names[1]}
+    assert parts["all"].ids == sum((parts[split].ids for split in ("train", "validation", "test")), ())
+    line = counted(root)
+    assert f"8 used here ({names[0]}/), 4 kept for validation ({names[1]}/), 6 kept for test ({names[2]}/)" in line
+    assert "passed over: 3 images outside these folders (masks/0.png)" in line
+
+
+def test_two_folders_for_one_split_are_refused(root):
+    for name in ("Train", "training"):
+        write_classes(root / name, {"A": 1})
+    with pytest.raises(ValueError, match="both Train/ and training/ mean the train split; keep one of them"):
+        load(root)
+
+
+def test_a_name_of_a_split_is_a_class_where_there_is_no_split(root):
+    write_classes(root, {"valid": 5, "invalid": 5})
+    assert load(root).classes == ("invalid", "valid")
+    assert "8 used here, 2 kept for test" in counted(root)
+
+
+def test_only_a_test_folder_can_be_evaluated_not_trained_on(root):
+    write_classes(root / "Test", {"A": 2, "B": 3})
+    assert len(load(root, split="test")) == len(load(root, split="all")) == 5
+    for whole in (False, True):
+        with pytest.raises(FileNotFoundError, match="has Test/ but no train/"):
+            load(root, split="train", whole=whole)
+
+
+def test_the_folder_below_the_class_is_the_group(root):
+    write_classes(root, {"A/s1": 3, "A/s2": 3, "B/s3/level0": 3, "B/s4": 3})
+    tiles = load(root)
+    assert tiles.classes == ("A", "B")
+    assert tiles.groups.tolist() == ["s1"] * 3 + ["s2"] * 3 + ["s3"] * 3 + ["s4"] * 3
+    train, test = (load(root, split=split, test_fraction=0.5) for split in ("train", "test"))
+    assert not set(train.groups) & set(test.groups)
+    assert "groups: the 4 folders below the classes, not those deeper down" in counted(root)
+
+
+def test_one_folder_of_pictures_in_each_class_is_no_group(root):
+    write_classes(root, {"A/images": 3, "B/images": 3})
+    assert load(root).groups is None
+
+
+@pytest.mark.parametrize("pair", [("s1", "S1"), ("1", "1.0"), ("s 1", "s1"), ("se\u0301 1", "s\u00e9  1")])
+def test_groups_that_may_be_one_slide_are_refused(root, pair):
+    write_classes(root, {f"A/{pair[0]}": 2, f"B/{pair[1]}": 2})
+    with pytest.raises(ValueError, match="differ only by case, blanks or"):
+        load(root)
+
+
+def test_blanks_around_group_ids_do_not_count(root, tmp_path):
+    """Case 8: a spreadsheet with stray blanks."""
+    names = write_classes(root, {"A": 30, "B": 30})
+    rows = [f"{name},s{i // 3}{' ' * (i % 2)}" for i, name in enumerate(names)]
+    (tmp_path / "g.csv").write_text("\n".join(["path,group", *rows]))
+    train, test = (load(root, split=split, groups_csv=tmp_path / "g.csv") for split in ("train", "test"))
+    assert not set(train.groups) & set(test.groups)
+    assert len(set(train.groups) | set(test.groups)) == 20
+
+
+def test_both_unicode_forms_of_a_name_are_one_class(root):
+    """Case 24: macOS writes é as two characters."""
+    for part, form in (("train", "NFC"), ("test", "NFD")):
+        write_classes(root / part, {unicodedata.normalize(form, "séré"): 2, "B": 2})
+    tiles = load(root)
+    assert tiles.classes == ("B", unicodedata.normalize("NFC", "séré"))
+    assert tiles.labels.tolist() == [0, 0, 1, 1] * 2
+
+
+# --- listed whole, for pretraining ---
+
+
+def test_pretraining_takes_all_images_at_any_depth_and_no_class(root):
+    write_classes(root, {"images": 3, "images/more/deep": 2})
+    save(root / "x.png")
+    tiles = load(root, split="train", whole=True)
+    assert (len(tiles), tiles.classes, tiles.groups) == (6, (), None)
+    assert "found 6 images: all used here; folders are not taken for classes" in counted(root, whole=True)
+
+
+def test_pretraining_leaves_the_set_s_own_validation_and_test_out(root):
+    write_classes(root / "Train", {"A": 3, "B/s1": 2})
+    write_classes(root / "val", {"A": 2})
+    write_classes(root / "test", {"A": 1})
+    tiles = load(root, split="train", whole=True)
+    assert {name.split("/")[0] for name in tiles.ids} == {"Train"}
+    assert "5 used here (Train/), 2 kept for validation (val/), 1 kept for test (test/)" in counted(root, whole=True)
+
+
+def test_an_image_that_links_lead_to_again_is_pretrained_on_once(root):
+    write_classes(root, {"A": 2})
+    (root / "again.png").symlink_to("A/00.png")
+    (root / "B").symlink_to("A")
+    assert len(load(root, split="train", whole=True)) == 2
+    assert "3 links to an image listed already" in counted(root, whole=True)
+
+
 # --- faults ---
 
 
@@ -123,19 +236,44 @@ def _oblong(root: Path) -> None:
 
 
 LAYOUT_FAULTS = {
-    "no train": (lambda r: write_classes(r / "test", {"A": 1}), "has test/ but no train/"),
+    "no train": (
+        lambda r: (write_classes(r / "test", {"A": 1}), write_classes(r, {"B": 1})),
+        "has test/ but no train/, and B/ beside it",
+    ),
     "classes differ": (
         lambda r: (write_classes(r / "train", {"A": 1, "B": 1}), write_classes(r / "test", {"A": 1, "C": 1})),
-        "must have the same class folders, but only one of them has B, C",
+        "must have the same class folders, but only train/ has B; test/ has A and C",
     ),
     "train without classes": (lambda r: save(r / "train" / "x.png"), "train: has no class folders"),
     "mixed": (lambda r: (write_classes(r, {"A": 1}), save(r / "x.png")), r"both folders \(A, …\) and images \(x.png"),
-    "nothing": (lambda r: r.mkdir(), "has no images .looked for .bmp"),
+    "MHIST": (
+        lambda r: (write_classes(r, {"images": 2, "masks": 2}), (r / "annotations.csv").write_text("x")),
+        "the layout of MHIST; give data.source=mhist",
+    ),
+    "masks": (
+        lambda r: write_classes(r, {"Images": 2, "Masks": 2}),
+        r"has Images/ and Masks/: masks are no tiles .*give data.root=.*Images",
+    ),
+    "masks below": (lambda r: write_classes(r, {"A/tiles": 2, "A/masks": 2}), "A has tiles/ and masks/"),
+    "one folder too many": (
+        lambda r: write_classes(r, {"set/train/A": 2, "set/test/A": 2}),
+        "set has train/ and test/, but the splits must be the first level below data.root; give data.root=",
+    ),
+    "splits below classes": (lambda r: write_classes(r, {"A/train": 2, "A/Test": 2}), "A has train/ and Test/, but"),
+    "some slides": (
+        lambda r: write_classes(r, {"A/s1": 1, "B": 1}),
+        "B/00.png lies in its class folder, A/s1/00.png in a folder below it",
+    ),
+    "train with images": (lambda r: (save(r / "Train" / "x.png"), save(r / "Test" / "x.png")), "Train: has no class"),
+    "nothing": (lambda r: r.mkdir(), "has no images .looked for .png"),
     "empty class": (
         lambda r: (write_classes(r, {"A": 1}), (r / "B").mkdir()),
         "B: class folder without images; add images or remove the folder",
     ),
-    "nested": (lambda r: write_classes(r, {"A": 1, "A/sub": 1}), "sub: a folder inside a class folder"),
+    "nested": (
+        lambda r: write_classes(r, {"A": 1, "A/sub": 1}),
+        "A/00.png lies in its class folder, A/sub/00.png in a folder below it",
+    ),
     "oblong": (_oblong, r"x.png: is 8×6 pixels; tiles must be square"),
 }
 
@@ -172,7 +310,7 @@ def test_missing_root_and_file_as_root(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="set: no such folder"):
         load(root)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ValueError, match=r"file: cannot be listed \(Not a directory\)"):
+    with pytest.raises(ValueError, match="file: is a file; expected a folder of tiles"):
         load(tmp_path / "file")
 
 
@@ -195,5 +333,5 @@ def test_groups_csv_faults(root, tmp_path, content, message):
 
 
 def test_unknown_split_is_named(root):
-    with pytest.raises(ValueError, match="split: got 'val', allowed are train, test, all"):
-        load(root, split="val")
+    with pytest.raises(ValueError, match="split: got 'tests', allowed are train, validation, test, all"):
+        load(root, split="tests")

@@ -208,7 +208,6 @@ def test_annotation_fault_is_one_line_with_file_and_line(root, rows, message):
             ("Image Name", "Majority Label", *COLUMNS[2:]),
             "'Majority Vote Label' is missing, found Image Name, Majority",
         ),
-        (("image name", *COLUMNS[1:]), "'Image Name' is missing, found image name,"),
         ((*COLUMNS[:3], "xyz"), "'Partition' is missing, found Image Name, Majority"),
     ],
 )

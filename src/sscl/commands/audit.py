@@ -12,7 +12,15 @@ from sscl import run
 from sscl.config import AuditConfig, DataConfig, SourceConfig
 from sscl.data import audit, duplicates
 from sscl.data.audit import HELD_OUT, Audit, Findings, MethodRecord, Parts
-from sscl.data.load import all_rows, load_splits, load_tiles, split_changes, split_is_made_here
+from sscl.data.load import (
+    accounts,
+    all_rows,
+    load_splits,
+    load_tiles,
+    saw_all,
+    split_changes,
+    split_is_made_here,
+)
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate import lineage
@@ -42,6 +50,8 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
         },
     )
     parts = audit.load_parts(config.data, further, progress=config.progress)
+    for line in accounted(parts):
+        print(line)
     with_encoder = config.encoder.model is not None or config.encoder.weights is not None
     found = audit.search(
         parts,
@@ -83,16 +93,29 @@ def further_sets(config: AuditConfig) -> dict[str, DataConfig]:
     Raises:
         ValueError, FileNotFoundError: `run` is not a checkpoint or not the run folder of one.
     """
-    named: dict[str, DataConfig] = {f"against.{i}": data for i, data in enumerate(config.against)}
+    named: dict[str, DataConfig] = {f"against.{i}": SourceConfig(**dict(data)) for i, data in enumerate(config.against)}
     if config.run is None:
         return named
     found: dict[str, DataConfig] = {}
     for section in checkpoint.load_checkpoint(config.run, tensors=False).trained_on:
-        source = SourceConfig(**dict(section))
+        source = SourceConfig(**{"labels": True, **dict(section)})  # fine-tuning has used the classes
         same = Path(source.root).resolve() == Path(config.data.root).resolve()
-        if not (same and not split_changes(config.data, source)) and source not in found.values():
+        if (
+            not (same and not split_changes(config.data, source) and not saw_all(source))
+            and source not in found.values()
+        ):
             found[f"run.{len(found)}"] = source
     return {**named, **found}
+
+
+def accounted(parts: Parts) -> list[str]:
+    """Return what was taken and passed over of each set, a line each."""
+    own = [name for name in parts.tiles if "." not in name]
+    further = [name for name in parts.tiles if "." in name]
+    found = accounts({name: parts.tiles[name] for name in own})
+    for name in further:
+        found += [f"  {name}: {line.strip()}" for line in accounts({"train": parts.tiles[name]})]
+    return found
 
 
 def embed(config: AuditConfig, further: dict[str, DataConfig]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sscl import augment, run
 from sscl.config import DataConfig, InspectConfig, SynthConfig
-from sscl.data.load import load_splits
+from sscl.data.load import accounts, load_splits
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
 from sscl.data.pathmnist import stored_size_px
 from sscl.data.synthetic import write_synthetic
@@ -54,6 +54,8 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     splits = load_splits(config.data, progress=config.progress)
     for name, tiles in splits.items():
         print(describe(name, tiles))
+    for line in accounts(splits):
+        print(line)
     print(describe_files(config.data, splits))
     first = next(iter(splits.values()))
     rows = spread(first, limit=config.tiles, seed=config.seed)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sscl import run, writing
 from sscl.config import GradcamConfig
 from sscl.data.folder import load_folder
-from sscl.data.load import describe_tiles, load_tiles
+from sscl.data.load import accounts, describe_tiles, load_tiles
 from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
@@ -104,6 +104,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
 
     if config.images is None:
         print(describe_tiles(data, tiles, split=choice.split))
+    for line in accounts({"all": tiles}) if config.images is not None else ():
+        print(line)
     print(wrapped(str(map_cells(model, size_px=data.size_px, layers=config.layer))))
     for line in summary(found, maps, size_px=data.size_px, threshold=config.threshold, synthetic=synthetic):
         print(wrapped(line))

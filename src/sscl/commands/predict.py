@@ -20,6 +20,7 @@ from sscl import api, run, writing
 from sscl.config import PredictConfig
 from sscl.data import files
 from sscl.data.files import Found
+from sscl.data.listing import Account
 from sscl.device import describe_device
 from sscl.explain import boxes
 from sscl.models.checkpoint import run_of
@@ -247,7 +248,7 @@ class Summary(Record):
         decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
         tiles: how many were predicted. class_counts, undecided: these, and the abstentions among them, by class.
         unreadable: files that could not be used. repeated: mentions of files that were listed already.
-        passed_over: files that are no images, by suffix. source_px: files by their side.
+        passed_over: other files, by suffix or kind. source_px: files by their side.
         notes: what a reader must know, a sentence each.
     """
 
@@ -291,7 +292,7 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
         undecided={name: tally.undecided[name] for name in model.classes},
         unreadable=len(tally.faults),
         repeated=found.repeated,
-        passed_over=dict(found.passed_over),
+        passed_over=found.passed_over.counts,
         source_px={str(side): number for side, number in sorted(tally.sides_px.items())},
         notes=tuple(notes(model, tally, config)),
     )
@@ -332,8 +333,8 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
         yield f"  abstained below confidence {model.decide_from:.4f} ({threshold_origin(model, config)}): {of_these}"
     if found.repeated:
         yield f"{found.repeated:,} repeated mentions of listed files: each file is predicted once"
-    if found.passed_over:
-        yield f"skipped {files.describe_passed_over(found)}"
+    account = Account("image file", {"all": len(found.names)}, passed_over=found.passed_over)
+    yield account.line("all").strip()
     for note in notes(model, tally, config):
         yield f"note: {note}"
 

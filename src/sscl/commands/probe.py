@@ -14,6 +14,7 @@ import torch
 from sscl import run, writing
 from sscl.config import ProbeConfig
 from sscl.data import split
+from sscl.data.load import accounts
 from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate import probe, probe_results
 from sscl.evaluate.metrics import IntArray
@@ -63,6 +64,8 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     for number, data in enumerate(config.sets):
         doubts += check_set(data, first[data.name], key=f"sets.{number}.root")
         print(set_in_words(data, first[data.name]))
+        for line in accounts({name: part.tiles for name, part in first[data.name].items()}):
+            print(line)
 
     found, fits = predict(config, jobs, opened, first, device=device, precision=precision)
     samples, seed = config.bootstrap_samples, config.bootstrap_seed

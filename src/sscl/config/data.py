@@ -53,6 +53,11 @@ class SourceConfig(DataConfig):
     weight: float | None = setting(
         None, "relative weight of this source in an epoch; null for all sources = each tile once", ge=0
     )
+    labels: bool = setting(
+        False,
+        "folder: take its folders as classes, for the k-NN accuracy of the health metrics, and leave out its test "
+        "split; false = all images below train/, or below root",
+    )
     tiles: int | None = setting(None, "use only this many of its training tiles, drawn by split_seed; null = all", ge=2)
 
 

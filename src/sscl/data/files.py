@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.decode import read_image
-from sscl.data.folder import EXTENSIONS
 from sscl.data.images import Decoded, Fit, decode_image
-from sscl.data.ingest import read_table
+from sscl.data.ingest import listed_file, read_table
+from sscl.data.listing import LOOKED_FOR, PassedOver, missing, printable, walk
 from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
-from sscl.words import count
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
 Images = Item | Sequence[Item]
@@ -39,33 +38,33 @@ class Found:
     Attributes:
         names: of each file: as in the CSV that lists it, else its path. files: path of each one.
         repeated: how often a file came up again that was found already.
-        passed_over: number of other files in the folders, by suffix.
+        passed_over: the other files in the folders, by kind.
         faults: (name, reason) of what cannot be used, known without opening it.
     """
 
     names: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     repeated: int = 0
-    passed_over: Counter[str] = field(default_factory=Counter)
+    passed_over: PassedOver = field(default_factory=PassedOver)
     faults: list[tuple[str, str]] = field(default_factory=list)
 
 
 def find_images(words: Sequence[str | Path]) -> Found:
     """Return the images in files, folders and CSV lists, each once, in the order given.
 
-    A folder gives all images below it (by suffix, see `folder`), sorted by name, without hidden ones; links are
-    followed. A file that ends in .csv is a list: its column `path`, relative to the folder of the CSV. Any other file
-    counts as an image. A file that is found twice, by whatever path or link, counts once.
+    A folder gives all images below it (see `listing`), sorted by name; links are followed. A file that ends in .csv is
+    a list: its column `path`, relative to the folder of the CSV. Any other file counts as an image. A file that is
+    found twice, by whatever path or link, counts once.
 
     Raises:
         FileNotFoundError: a path does not exist, or no file of a list exists.
         ValueError: a list without the column, with an empty field, or two files of one name; no image at all.
     """
-    missing = [str(word) for word in words if not os.path.lexists(word)]
-    if missing:
-        more = f" (and {len(missing) - 1} more such paths)" if len(missing) > 1 else ""
-        hint = "; the shell found no file that matches" if set("*?[") & set(missing[0]) else ""
-        raise FileNotFoundError(f"{printable(missing[0])}: no such file or folder{hint}{more}")
+    absent = [str(word) for word in words if not os.path.lexists(word)]
+    if absent:
+        more = f" (and {len(absent) - 1} more such paths)" if len(absent) > 1 else ""
+        hint = "; the shell found no file that matches" if set("*?[") & set(absent[0]) else ""
+        raise FileNotFoundError(f"{missing(absent[0], 'file or folder')}{hint}{more}")
     found = Found()
     seen: set[str] = set()
     for word in map(str, words):
@@ -77,8 +76,8 @@ def find_images(words: Sequence[str | Path]) -> Found:
             _add(word, word, os.path.realpath(word), found, seen)
     if not found.files and not found.faults:
         where = printable(str(words[0])) if len(words) == 1 else f"{len(words)} paths"
-        suffixes = ", ".join(sorted(EXTENSIONS))
-        raise ValueError(f"{where}: no images below it (looked for {suffixes}{_others(found)})")
+        others = f"; passed over: {found.passed_over}" if found.passed_over else ""
+        raise ValueError(f"{where}: no images below it{others} (looked for {LOOKED_FOR})")
     twice = [name for name, times in Counter(found.names).items() if times > 1]
     if twice:
         raise ValueError(
@@ -86,17 +85,6 @@ def find_images(words: Sequence[str | Path]) -> Found:
             "one by one"
         )
     return found
-
-
-def _others(found: Found) -> str:
-    return f"; passed over {describe_passed_over(found)}" if found.passed_over else ""
-
-
-def describe_passed_over(found: Found) -> str:
-    """Return how many other files the folders have, such as "12 other files (.svs, .txt)"."""
-    most = [suffix for suffix, _ in found.passed_over.most_common(4)]
-    more = ", …" if len(found.passed_over) > len(most) else ""
-    return f"{count(found.passed_over.total(), 'other file')} ({', '.join(most)}{more})"
 
 
 def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
@@ -113,31 +101,12 @@ def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
 
 
 def _add_folder(folder: str, found: Found, seen: set[str]) -> None:
-    def refused(error: OSError) -> None:
-        found.faults.append((printable(str(error.filename)), f"cannot be listed ({error.strerror})"))
-
-    for path, folders, files in os.walk(folder, followlinks=True, onerror=refused):
-        real = os.path.realpath(path)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_up(path, name, real))
-        for name in sorted(files):
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix not in EXTENSIONS:
-                found.passed_over[printable(suffix) or "without suffix"] += 1
-                continue
+    for inner in walk(folder, found.passed_over, found.faults):
+        path = os.path.join(folder, inner.path) if inner.path else folder
+        for name in inner.images:
             whole = os.path.join(path, name)
-            link = os.path.islink(whole)
-            _add(whole, whole, os.path.realpath(whole) if link else os.path.join(real, name), found, seen)
-
-
-def _leads_up(path: str, name: str, real: str) -> bool:
-    """Return whether a folder is a link to one that it lies in, so that following it would never end."""
-    whole = os.path.join(path, name)
-    if not os.path.islink(whole):
-        return False
-    target = os.path.realpath(whole)
-    return real == target or real.startswith(target.rstrip(os.sep) + os.sep)
+            real = os.path.realpath(whole) if name in inner.links else os.path.join(inner.real, name)
+            _add(whole, whole, real, found, seen)
 
 
 def _add_list(word: str, found: Found, seen: set[str]) -> None:
@@ -146,7 +115,7 @@ def _add_list(word: str, found: Found, seen: set[str]) -> None:
     for line, (name,) in read_table(Path(word), columns=("path",)):
         if not name:
             raise ValueError(f"{word}: line {line}: column 'path' is empty; fill it in or remove the row")
-        listed.append((name, os.path.join(folder, name)))
+        listed.append((name, listed_file(folder, name)))
     if not any(os.path.lexists(file) for _, file in listed):
         raise FileNotFoundError(
             f"{word}: none of its {len(listed)} files exists, the first would be {listed[0][1]}; "
@@ -154,19 +123,6 @@ def _add_list(word: str, found: Found, seen: set[str]) -> None:
         )
     for name, file in listed:
         _add(name, file, os.path.realpath(file), found, seen)
-
-
-def printable(name: str) -> str:
-    """Return a file's name as text that can be printed and written: bytes that are not UTF-8 as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace") if not _is_utf8(name) else name
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def listed(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:
@@ -193,7 +149,7 @@ def listed(images: Images, names: Sequence[str] | None = None) -> tuple[list[str
             items += found.files
             continue
         if isinstance(item, (str, Path)) and not os.path.lexists(item):
-            raise FileNotFoundError(f"{item}: no such file or folder")
+            raise FileNotFoundError(missing(item, "file or folder"))
         called.append(str(item) if isinstance(item, (str, Path)) else f"image {len(items)}")
         items.append(item)
     if names is not None and len(names) != len(items):

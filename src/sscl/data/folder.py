@@ -1,30 +1,38 @@
 """Folders of tiles: one folder per class, already split or split here, or no classes at all.
 
-root/train/CLASS/*.png + root/test/CLASS/*.png     split as the folders say
-root/CLASS/*.png                                   split here, stratified, by group where groups are given
-root/*.png                                         unlabelled, for pretraining
+root/train/CLASS/* + root/val/CLASS/* + root/test/CLASS/*     split as the folders say; val/ may be missing
+root/CLASS/*                                                  split here, stratified, by group where groups are given
+root/CLASS/SLIDE/*, root/train/CLASS/SLIDE/*                  the folder below the class is the group
+root/*                                                        unlabelled, for pretraining
+root/**, root/train/**                                        listed whole, for pretraining: no classes
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sscl.data.ingest import decode_tiles, read_groups
-from sscl.data.split import stratified_split
-from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.data import layout
+from sscl.data.ingest import decode_tiles, group_ids, read_groups
+from sscl.data.layout import Layout
+from sscl.data.listing import Account, list_images
+from sscl.data.split import train_and_test
+from sscl.data.tiles import Tiles
+from sscl.words import listed
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+WANTED = ("train", "validation", "test", "all")
 
 
 def load_folder(
     root: Path | str,
     *,
     split: str,
+    whole: bool = False,
     groups_csv: Path | str | None = None,
     group_of: Mapping[str, str] | None = None,
     test_fraction: float = 0.2,
@@ -35,14 +43,16 @@ def load_folder(
 ) -> Tiles:
     """Return the tiles of a folder in one of the layouts above; ids are posix paths relative to `root`.
 
-    Only images count (png, jpg, jpeg, tif, tiff, bmp, webp in any case); other files and hidden ones are
-    ignored. Classes are the folder names in alphabetical order. Images are square, of any size; they are
-    resized to `size_px`.
+    `listing` says which files count. Split folders may be written in any case and as training, val, valid, validation
+    or testing. Classes are the folder names in alphabetical order; both Unicode forms of a name are one class. Images
+    are square, of any size; they are resized to `size_px`.
 
     Args:
-        split: "train", "test" or "all". A folder without classes has no test part.
+        split: "train", "validation", "test" or "all". A folder without classes has no test part.
+        whole: for pretraining: take all images below train/, or below `root` where there is no such folder, at any
+            depth, without classes or groups.
         groups_csv: CSV with the columns path,group (path relative to root) and a row for every tile.
-        group_of: the group of every id; replaces those in groups_csv.
+        group_of: the group of every id; replaces those of the folders and of groups_csv.
         test_fraction, seed: of the split made here; unused where train/ and test/ exist.
         size_px: working size, pixels.
         cache_dir, progress: see `decode_tiles`.
@@ -51,122 +61,109 @@ def load_folder(
         FileNotFoundError: the folder, the CSV or the wanted part is missing.
         ValueError: the layout, the CSV or an image is not as above; the line names the folder or file.
     """
-    root = Path(root)
-    if split not in ("train", "test", "all"):
-        raise ValueError(f"split: got {split!r}, allowed are train, test, all")
-    classes, parts = _list_tiles(root)
-    if split == "test" and parts.keys() == {"train"}:
-        raise FileNotFoundError(
-            f"{root} has train/ but no test/; add test/ with the same class folders, "
-            "or move the class folders into the root itself to have sscl split them"
-        )
-    if split == "test" and not classes:
-        raise ValueError(f"{root} has no class folders, so no test split; use split train or all")
-
-    listed = [tile for part in parts.values() for tile in part]
-    ids = tuple(name for name, _ in listed)
-    groups = None
+    if split not in WANTED:
+        raise ValueError(f"split: got {split!r}, allowed are {', '.join(WANTED)}")
+    found, account = read_layout(root, whole=whole, groups_given=groups_csv is not None)
+    check_split(found, split, root=str(root))
+    entries = [entry for part in found.parts.values() for entry in part]
+    ids = tuple(entry.id for entry in entries)
+    groups: NDArray[np.str_] | None = None
     if group_of is not None:
         groups = np.array([group_of[name] for name in ids])
     elif groups_csv is not None:
         groups = read_groups(Path(groups_csv), ids, columns=("path", "group"))
-    paths = [os.path.join(root, name) for name in ids]
+    elif found.grouped:
+        groups = group_ids([entry.group or "" for entry in entries], where=f"{root}: folders below the classes")
     tiles = Tiles(
-        images=decode_tiles(paths, size_px=size_px, root=root, cache_dir=cache_dir, progress=progress),
-        labels=np.array([label for _, label in listed], dtype=np.int64),
-        classes=classes,
+        images=decode_tiles(
+            [os.path.join(root, name) for name in ids],
+            size_px=size_px,
+            root=Path(root),
+            cache_dir=cache_dir,
+            progress=progress,
+        ),
+        labels=np.array([entry.label for entry in entries], dtype=np.int64),
+        classes=found.classes,
         ids=ids,
         groups=groups,
+        account=account,
     )
-    if split == "all" or not classes:
+    if split == "all" or (found.parts.keys() == {"all"} and not found.classes):
         return tiles
-    if "all" in parts:
-        for name, count in tiles.class_counts().items():
-            if count < 2:
-                raise ValueError(f"{root / name}: 1 image; a class needs at least 2, one for train and one for test")
-        train, test = stratified_split(tiles.labels, fraction=test_fraction, seed=seed, groups=groups, classes=classes)
-        return tiles.subset(train if split == "train" else test)
-    # train lies before test, so either is one contiguous range of the memmap and is not copied.
-    count = len(parts["train"])
-    return tiles.subset(np.arange(count) if split == "train" else np.arange(count, len(tiles)))
-
-
-_Listed = list[tuple[str, int]]  # id and label of each tile
-
-
-def _list_tiles(root: Path) -> tuple[tuple[str, ...], dict[str, _Listed]]:
-    """Return the classes and the tiles of each part: train and test, or all where sscl makes the split."""
-    files, folders = _scan(root)
-    if "train" in folders:
-        return _list_given_split(root, has_test="test" in folders)
-    if "test" in folders:
-        raise ValueError(f"{root} has test/ but no train/; add train/ with the same class folders")
-    if folders and files:
-        raise ValueError(
-            f"{root} has both folders ({folders[0]}, …) and images ({files[0]}, …); "
-            "expected class folders or images, move one of them away"
+    if "all" in found.parts:
+        for name, number in tiles.class_counts().items():
+            if number < 2:
+                raise ValueError(
+                    f"{os.path.join(root, name)}: 1 image; a class needs at least 2, one for train and one for test"
+                )
+        train, test = train_and_test(
+            tiles.labels, fraction=test_fraction, seed=seed, groups=groups, classes=found.classes
         )
-    if folders:
-        return tuple(folders), {"all": _list_classes(root, "", tuple(folders))}
-    if files:
-        return (), {"all": [(name, UNLABELLED) for name in files]}
-    raise ValueError(f"{root} has no images (looked for {', '.join(sorted(EXTENSIONS))})")
+        account = replace(account, parts={"train": len(train), "test": len(test)})
+        return replace(tiles, account=account).subset(train if split == "train" else test)
+    # The parts lie one after the other, so each is one contiguous range of the memmap and is not copied.
+    names = list(found.parts)
+    start = sum(len(found.parts[name]) for name in names[: names.index(split)])
+    return tiles.subset(np.arange(start, start + len(found.parts[split])))
 
 
-def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the images and of the folders in `folder`, sorted, without hidden ones."""
-    files, folders = [], []
+def read_layout(root: Path | str, *, whole: bool = False, groups_given: bool = False) -> tuple[Layout, Account]:
+    """Return where the images of a folder belong, and the account of everything in it; nothing is decoded.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_folder`.
+    """
+    if os.path.isfile(root):
+        raise ValueError(
+            f"{root}: is a file; expected a folder of tiles (a CSV with a column path is data.source=table, an .npz "
+            "file of MedMNIST is data.source=pathmnist)"
+        )
+    listing = list_images(root, once=whole)
+    found = layout.whole(str(root), listing) if whole else layout.classed(str(root), listing, groups_given=groups_given)
+    for name in found.outside:
+        listing.passed_over.add("image outside these folders", name)
+    account = Account(
+        what="image",
+        parts={name: len(part) for name, part in found.parts.items()},
+        places=found.places,
+        passed_over=listing.passed_over,
+        notes=found.notes,
+    )
+    return found, account
+
+
+def own_splits(root: Path | str) -> dict[str, str]:
+    """Return the folders that are a folder's own splits, by split; empty where it has none, or is no folder."""
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                    files.append(entry.name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder}: no such folder") from error
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be listed ({error.strerror}); expected a folder of tiles") from error
-    for name in (*files, *folders):
-        # Both would break the lines and files that name tiles and classes; the second is a name that is not UTF-8.
-        if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ValueError(
-                f"{folder}: {name!r} has a line break or another character that cannot be printed; rename it"
-            )
-    return sorted(files), sorted(folders)
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return {}
+    return layout.split_folders(names, root=str(root))
 
 
-def _list_given_split(root: Path, *, has_test: bool) -> tuple[tuple[str, ...], dict[str, _Listed]]:
-    """Return the classes, and the tiles of train/ and, if it exists, test/."""
-    class_lists = {part: tuple(_scan(root / part)[1]) for part in (("train", "test") if has_test else ("train",))}
-    for part, names in class_lists.items():
-        if not names:
-            raise ValueError(f"{root / part}: has no class folders; put its images into one folder per class")
-        differing = sorted(set(names) ^ set(class_lists["train"]))
-        if differing:
-            raise ValueError(
-                f"{root}: train/ and test/ must have the same class folders, "
-                f"but only one of them has {', '.join(differing)}"
-            )
-    classes = class_lists["train"]
-    return classes, {part: _list_classes(root, f"{part}/", classes) for part in class_lists}
+def knows_groups(root: Path | str) -> bool:
+    """Return whether the folders below the classes say which slide or patient each image is of."""
+    try:
+        return read_layout(root)[0].grouped
+    except (OSError, ValueError):
+        return False
 
 
-def _list_classes(root: Path, prefix: str, classes: tuple[str, ...]) -> _Listed:
-    """Return (id, label) of every image in the class folders below `root / prefix`."""
-    listed = []
-    for label, name in enumerate(classes):
-        files, folders = _scan(root / f"{prefix}{name}")
-        if folders:
-            raise ValueError(
-                f"{root / f'{prefix}{name}' / folders[0]}: a folder inside a class folder; "
-                "expected images only (give slides or patients in groups_csv)"
-            )
-        if not files:
-            raise ValueError(
-                f"{root / f'{prefix}{name}'}: class folder without images; add images or remove the folder"
-            )
-        listed += [(f"{prefix}{name}/{file}", label) for file in files]
-    return listed
+def check_split(found: Layout, split: str, *, root: str) -> None:
+    """Raise ValueError or FileNotFoundError where a folder does not have a split."""
+    parts, places = found.parts, found.places
+    if split == "all" or split in parts:
+        return
+    if "all" in parts:
+        if split == "test" and not found.classes:
+            raise ValueError(f"{root} has no class folders, so no test split; use split train or all")
+        if split == "validation":
+            raise ValueError(f"{root} has no validation split of its own (val/ beside train/)")
+        return
+    have = listed(list(places.values()))
+    if split == "test":
+        raise FileNotFoundError(
+            f"{root} has {have} but no test/; add test/ with the same class folders, "
+            "or move the class folders into the root itself to have sscl split them"
+        )
+    raise FileNotFoundError(f"{root} has {have} but no {split}/; add {split}/ with the same class folders")

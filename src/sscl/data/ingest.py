@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +16,11 @@ from numpy.typing import NDArray
 from sscl.data.cache import cached_tiles
 from sscl.data.decode import decode_into
 from sscl.data.images import why_unreadable
+from sscl.data.listing import missing
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 2
+_DELIMITERS = ",;\t"
 
 
 def decode_tiles(
@@ -32,7 +36,8 @@ def decode_tiles(
 
     The first call decodes on all cores, resizes with an antialiasing filter where the size differs, and writes one
     `.npy` file to the cache; later calls map that file. Its name is a fingerprint of the folder, the files' relative
-    names, sizes and times, and `size_px`, so changed files are decoded again.
+    names, sizes, times (of content and of change) and inodes, and `size_px`, so changed files are decoded again, as are
+    files that were copied or moved.
 
     Args:
         paths: the files, all below `root`.
@@ -67,42 +72,48 @@ def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size
             stat = os.stat(path)
         except OSError as error:
             raise FileNotFoundError(f"{path}: {why_unreadable(path, error)}") from error
-        digest.update(f"{str(path).removeprefix(str(root))}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        name = str(path).removeprefix(str(root))
+        # Time of the last change and inode: a copy may keep size and time of the file that it replaces (rsync -t).
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """Return (line number, values in the order of `columns`) for every row of a CSV file with a header.
+def read_table(path: Path, *, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, list[str]]]:
+    """Return (line number, values in the order of `columns` and `optional`) for every row of a CSV file with a header.
 
-    Other columns and blank lines are ignored; a byte-order mark (spreadsheets write one) is skipped.
+    Values are separated by commas, semicolons or tabs; blanks around them do not count, nor does the case of the
+    header. Other columns and empty rows are ignored; a byte-order mark (spreadsheets write one) is skipped.
+
+    Args:
+        columns: that must be there. optional: whose values are "" where they are not.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a row is too short or too long, there are no rows, or the file is not
-            UTF-8 text.
+        ValueError: a column is missing or comes twice, a row is too short or too long, there are no rows, or the file
+            is not UTF-8 text.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if not header:
+            first, above = file.readline(), 1
+            if first.lower().startswith("sep="):  # Excel's own first line
+                first, above = file.readline(), 2
+            delimiter = _delimiter(first, columns)
+            header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+            if not any(header):
                 raise ValueError(f"{path}: is empty; expected the header {','.join(columns)}")
-            for column in columns:
-                if column not in header:
-                    raise ValueError(
-                        f"{path}: line 1: column {column!r} is missing, found {', '.join(header)}; rename or add it"
-                    )
-            places = [header.index(column) for column in columns]
+            places = [_place(name, header, path, required=name in columns) for name in (*columns, *optional)]
+            reader = csv.reader(file, delimiter=delimiter)
             table = []
             for row in reader:
-                if row and len(row) != len(header):
-                    raise ValueError(
-                        f"{path}: line {reader.line_num}: {len(row)} values, expected {len(header)} as in line 1"
-                    )
-                if row:
-                    table.append((reader.line_num, [row[place] for place in places]))
+                values = [value.strip() for value in row]
+                if not any(values):
+                    continue
+                line = reader.line_num + above
+                if len(values) != len(header):
+                    raise ValueError(f"{path}: line {line}: {len(values)} values, expected {len(header)} as in line 1")
+                table.append((line, [values[place] if place is not None else "" for place in places]))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file") from error
+        raise FileNotFoundError(missing(path, "file")) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: is not a CSV file in UTF-8 ({error}); save it as CSV UTF-8") from error
     if not table:
@@ -110,24 +121,83 @@ def read_table(path: Path, *, columns: Sequence[str]) -> list[tuple[int, list[st
     return table
 
 
-def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> NDArray[np.str_]:
-    """Return the group (slide, patient) of each tile, (N,), from a CSV with the columns (id, group).
+def _delimiter(header: str, columns: Sequence[str]) -> str:
+    """Return what separates the values of a table: what gives the header all columns, else what it has most of."""
+    for delimiter in _DELIMITERS:
+        names = {name.strip().casefold() for name in next(csv.reader([header], delimiter=delimiter), [])}
+        if {name.casefold() for name in columns} <= names and (len(names) > 1 or delimiter not in header):
+            return delimiter
+    return max(_DELIMITERS, key=header.count)
+
+
+def _place(name: str, header: Sequence[str], path: Path, *, required: bool) -> int | None:
+    """Return where a column is in the header; None where it is not and need not be."""
+    places = [place for place, other in enumerate(header) if other.casefold() == name.casefold()]
+    if len(places) > 1:
+        raise ValueError(f"{path}: line 1: column {name!r} comes {len(places)} times; keep one")
+    if not places and required:
+        raise ValueError(f"{path}: line 1: column {name!r} is missing, found {', '.join(header)}; rename or add it")
+    return places[0] if places else None
+
+
+def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
+    """Return ids of slides or patients without blanks around them and in one Unicode form, (N,).
+
+    Args:
+        values: as they were read, (N,). where: the file and column, for the message.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_table`; also an id that occurs twice, an empty group, or a tile
-            without a row. Rows of other tiles are ignored.
+        ValueError: two ids differ only by case, blanks or a final .0, so that one slide may have two ids.
+    """
+    ids = [_nfc(value).strip() for value in values]
+    spelled: dict[str, str] = {}
+    for name in dict.fromkeys(ids):
+        plain = re.sub(r"[.,]0+$", "", "".join(name.casefold().split()))
+        other = spelled.setdefault(plain, name)
+        if other != name:
+            raise ValueError(
+                f"{where}: {other!r} and {name!r} differ only by case, blanks or '.0', so one slide would count as "
+                "two; write each id in one way"
+            )
+    return np.array(ids, dtype=np.str_)
+
+
+def _nfc(text: str) -> str:
+    """Return a text in one Unicode form: macOS writes é as two characters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> NDArray[np.str_]:
+    """Return the group (slide, patient) of each tile, (N,), from a CSV with the columns (id, group); see `group_ids`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_table` and `group_ids`; also an id that occurs twice, an empty group, or
+            a tile without a row. Rows of other tiles are ignored.
     """
     group_of: dict[str, str] = {}
     for line, (name, group) in read_table(path, columns=columns):
+        name = plain_path(name)
         if name in group_of:
             raise ValueError(f"{path}: line {line}: {name!r} occurs twice; expected one row per tile")
         if not group:
             raise ValueError(f"{path}: line {line}: {name!r} has an empty {columns[1]!r}; fill it in")
         group_of[name] = group
-    without = [name for name in ids if name not in group_of]
+    names = [plain_path(name) for name in ids]
+    without = [name for name in names if name not in group_of]
     if without:
         raise ValueError(
             f"{path}: no row for {len(without)} of {len(ids)} tiles, the first is {without[0]!r}; "
             f"expected every tile in column {columns[0]!r}"
         )
-    return np.array([group_of[name] for name in ids])
+    return group_ids([group_of[name] for name in names], where=f"{path}: column {columns[1]!r}")
+
+
+def listed_file(folder: str, name: str) -> str:
+    """Return the file that a table names, relative to the table's folder; one written on Windows may have "\\"."""
+    file = os.path.join(folder, name)
+    return os.path.join(folder, plain_path(name)) if "\\" in name and not os.path.lexists(file) else file
+
+
+def plain_path(name: str) -> str:
+    """Return a path of a table in one spelling: "/" between folders, no "./" before them, one Unicode form."""
+    return _nfc(name.replace("\\", "/").removeprefix("./"))

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sscl.config import DataConfig, plain, validate
+from sscl.config import DataConfig, SourceConfig, plain, validate
 from sscl.data import cache, duplicates
-from sscl.data.folder import load_folder
+from sscl.data.folder import knows_groups, load_folder, own_splits
 from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import has_groups, load_pathmnist
 from sscl.data.stain import normalise_tiles
@@ -122,6 +122,7 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
     return load_folder(
         data.root,
         split=split,
+        whole=listed_whole(data),
         groups_csv=data.groups_csv,
         group_of=group_of,
         test_fraction=data.test_fraction,
@@ -135,22 +136,32 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
 def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
     """Return the splits by name: train, validation if the set has its own, and test.
 
-    A flat folder without classes has one split, all; a folder may have train/ without test/.
+    A folder without classes has one split, all; one that is split may lack train/ or test/.
     """
+    given = list(own_splits(data.root)) if data.source == "folder" else []
+    if given:
+        return {name: load_tiles(data, split=name, progress=progress) for name in given}
     train = load_tiles(data, split="train", progress=progress)
     if not train.classes:
         return {"all": train}
-    root = Path(data.root)
-    if data.source == "folder" and (root / "train").is_dir() and not (root / "test").is_dir():
-        return {"train": train}
     names = ("validation", "test") if has_validation(data) else ("test",)
     return {"train": train} | {name: load_tiles(data, split=name, progress=progress) for name in names}
+
+
+def listed_whole(data: DataConfig) -> bool:
+    """Return whether all images are taken as they lie, without classes: in pretraining without data.labels."""
+    return isinstance(data, SourceConfig) and data.source == "folder" and not data.labels
+
+
+def saw_all(data: DataConfig) -> bool:
+    """Return whether a set was used whole for pretraining, as it has no test split of its own."""
+    return listed_whole(data) and not own_splits(data.root)
 
 
 def slides_known(data: DataConfig) -> bool:
     """Return whether the slide or patient of each tile is known."""
     if data.source == "folder":
-        return data.groups_csv is not None
+        return data.groups_csv is not None or knows_groups(data.root)
     if data.source == "pathmnist":
         return has_groups(data.root)
     return (Path(data.root) / "slides.csv").is_file()
@@ -165,18 +176,24 @@ def groups_are(data: DataConfig) -> str:
 
 def has_validation(data: DataConfig) -> bool:
     """Return whether the set has its own validation split, so that none is taken from train."""
-    return data.source == "pathmnist"
+    return data.source == "pathmnist" or (
+        data.source == "folder" and {"train", "validation"} <= own_splits(data.root).keys()
+    )
 
 
 def split_is_made_here(data: DataConfig) -> bool:
     """Return whether sscl divides the set into train and test, not the data set itself."""
     if data.source == "folder":
-        return not (Path(data.root) / "train").is_dir()
+        return not own_splits(data.root)
     return data.source in ("mhist", "synthetic") and data.protocol == "paper_balanced"
 
 
-def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
-    """Return one line: source, protocol, split, count, classes."""
+def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool = True) -> str:
+    """Return one line: source, protocol, split, count, classes; and one that accounts for all that the set has.
+
+    Args:
+        account: False where the account was printed for another split of the set.
+    """
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
     stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
     counts = ", ".join(f"{number} {name}" for name, number in tiles.class_counts().items())
@@ -187,7 +204,14 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str) -> str:
         clusters = f"{count((sizes > 1).sum(), 'cluster')} (or given groups) of 2 to {sizes.max()} tiles, "
         singles = count((sizes == 1).sum(), "single tile")
         together = f"; near-duplicates stay together: {clusters if (sizes > 1).any() else ''}{singles}"
-    return f"{data.root} ({data.source}{protocol}{stain}), split {split}: {count(len(tiles), 'tile')}{of}{together}"
+    line = f"{data.root} ({data.source}{protocol}{stain}), split {split}: {count(len(tiles), 'tile')}{of}{together}"
+    return line if tiles.account is None or not account else f"{line}\n{tiles.account.line(split)}"
+
+
+def accounts(parts: Mapping[str, Tiles]) -> list[str]:
+    """Return the line that accounts for all that a set has, of some of its splits by name; none if it is not known."""
+    account = next(iter(parts.values())).account
+    return [] if account is None else [account.line(*parts)]
 
 
 def merge_data(trained: DataConfig, changes: Mapping[str, object]) -> DataConfig:

@@ -117,7 +117,12 @@ def load_pathmnist(
 
     stat = path.stat()
     key = hashlib.sha256(
-        repr((_CACHE_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns, chosen, size_px)).encode()
+        repr(
+            (
+                *(_CACHE_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino),
+                *(chosen, size_px),
+            )
+        ).encode()
     ).hexdigest()[:32]
     return Tiles(
         images=cached_tiles(key, (count, size_px, size_px, 3), fill, cache_dir=cache_dir),

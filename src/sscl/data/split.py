@@ -62,6 +62,34 @@ def stratified_split(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def train_and_test(
+    labels: NDArray[np.int64],
+    *,
+    fraction: float,
+    seed: int,
+    groups: NDArray[np.str_] | None = None,
+    classes: Sequence[str] = (),
+) -> tuple[Indices, Indices]:
+    """Return (train, test), sorted indices of all tiles: `stratified_split` of those with a label.
+
+    A tile without a label (-1) is in train, or in test if a tile of its group is.
+
+    Args:
+        classes: their names, for errors.
+
+    Raises:
+        ValueError: as `stratified_split`; no tile has a label.
+    """
+    labelled = np.flatnonzero(labels >= 0)
+    some = None if groups is None else groups[labelled]
+    _, held = stratified_split(labels[labelled], fraction=fraction, seed=seed, groups=some, classes=classes)
+    test = np.zeros(len(labels), dtype=bool)
+    test[labelled[held]] = True
+    if groups is not None:
+        test |= np.isin(groups, groups[test])
+    return np.flatnonzero(~test), np.flatnonzero(test)
+
+
 def stratified_folds(
     labels: NDArray[np.int64],
     k: int,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sscl.data.listing import Account
 from sscl.data.rows import Images, Rows
 from sscl.device import free_memory
 
@@ -35,6 +36,8 @@ class Tiles:
         ids: N unique names (a file name, or a posix path relative to the data folder).
         groups: str, (N,), slide or patient of each tile; None = unknown.
         votes: int64, (N,), annotators who chose class 1; None = not recorded.
+        mpp: float64, (N,), µm per pixel of each file, NaN = unknown; None = not recorded.
+        account: where everything that the set has went; None = it was not loaded from a disk.
 
     Raises:
         ValueError: a shape, a dtype, a label or the ids are not as described.
@@ -46,6 +49,8 @@ class Tiles:
     ids: tuple[str, ...]
     groups: NDArray[np.str_] | None = None
     votes: NDArray[np.int64] | None = None
+    mpp: NDArray[np.float64] | None = None
+    account: Account | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
@@ -55,6 +60,7 @@ class Tiles:
             ("labels", self.labels, np.int64),
             ("groups", self.groups, np.str_),
             ("votes", self.votes, np.int64),
+            ("mpp", self.mpp, np.float64),
         ):
             if values is not None and (values.shape != (n,) or not np.issubdtype(values.dtype, kind)):
                 raise ValueError(
@@ -101,6 +107,8 @@ class Tiles:
             ids=tuple(self.ids[row] for row in rows),
             groups=None if self.groups is None else self.groups[rows],
             votes=None if self.votes is None else self.votes[rows],
+            mpp=None if self.mpp is None else self.mpp[rows],
+            account=self.account,
         )
 
     def class_counts(self) -> dict[str, int]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from sscl.config import DataConfig
 from sscl.data import task
-from sscl.data.load import groups_are, load_tiles, merge_data, slides_known, split_changes
+from sscl.data.layout import split_named
+from sscl.data.load import groups_are, load_tiles, merge_data, saw_all, slides_known, split_changes
 from sscl.data.tiles import Tiles
 from sscl.evaluate import bootstrap
 from sscl.models.checkpoint import Checkpoint
@@ -88,7 +89,7 @@ def overlap(data: DataConfig, trained: DataConfig) -> str | None:
     The set's own train/ is "same".
     """
     here, there = Path(data.root).resolve(), Path(trained.root).resolve()
-    if there in (here, here / "train"):
+    if there == here or (there.parent == here and split_named(there.name) == "train"):
         return "same"
     return "overlaps" if there.is_relative_to(here) or here.is_relative_to(there) else None
 
@@ -103,6 +104,11 @@ def seen_in_training(data: DataConfig, trained: DataConfig, *, split: str) -> st
         return f"training used {Path(trained.root).resolve()}, which overlaps {Path(data.root).resolve()}: {may_have}"
     if split != "test":
         return "these tiles were training tiles: the metrics say nothing about new tiles"
+    if same_root(data, trained) and saw_all(trained):
+        return (
+            "pretraining took all tiles, those of this test split too, without their labels: the metrics may be "
+            "optimistic for new tiles (train/ and test/ folders, or data.labels=true, keep them out)"
+        )
     changed = split_changes(data, trained) if same_root(data, trained) else []
     return f"{', '.join(changed)} differs from training: {may_have}" if changed else None
 

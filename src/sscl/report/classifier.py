@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from sscl.data.load import has_validation
 from sscl.evaluate import evaluation_text
 from sscl.plots import charts
 from sscl.report import blocks
@@ -29,7 +30,7 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     facts: dict[str, str] = {"folder": section.root, "source": section.source}
     facts |= {"protocol": subject.report.protocol} if subject.report.protocol else {}
     facts |= {"tile size": f"{section.size_px} px", "stain normalisation": section.stain}
-    own = subject.trained.finetune_config.data.source == "pathmnist"
+    own = has_validation(subject.trained.finetune_config.data)
     where = "the validation split of the data set" if own else "held out from the training split"
     facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; used to select the epoch"
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))

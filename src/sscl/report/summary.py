@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sscl.data.audit import Audit
+from sscl.data.load import has_validation
 from sscl.evaluate import evaluation_text, verdicts
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.verdicts import Outcome
@@ -63,7 +64,7 @@ def _trained(subject: Subject, training_tiles: int | None) -> str:
     part += [] if train.label_fraction == 1 else [f"{100 * train.label_fraction:g}% of the labels"]
     of = f" ({', '.join(part)})" if part else ""
     chose = count(trained.fitted.tiles, "validation tile")
-    chose += " of the data set's own validation split" if data.source == "pathmnist" else " held out from it"
+    chose += " of the data set's own validation split" if has_validation(data) else " held out from it"
     return (
         f"The {trained.encoder_name} encoder was initialised with {origin}{before} and fine-tuned on the training "
         f"split of {blocks.name_of(data.root)}{of} to classify {listed(trained.classes)}. Epoch {trained.epoch} was "

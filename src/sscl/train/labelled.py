@@ -76,7 +76,8 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
     lines = [describe_tiles(data, tiles, split="train")]
     own = load_tiles(data, split="validation", progress=progress) if has_validation(data) else None
     if own is not None:
-        lines.append(describe_tiles(data, own, split="validation") + "; train.validation_fraction is not used")
+        shown = describe_tiles(data, own, split="validation", account=False)
+        lines.append(f"{shown}; train.validation_fraction is not used")
     fingerprint = tiles.fingerprint
     if config.train.fold is not None:
         tiles = tiles.subset(training_rows(tiles, config))

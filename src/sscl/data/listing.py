@@ -1,0 +1,277 @@
+"""What lies below a folder: the image files, everything else that is passed over, and the line that accounts for both.
+
+Training and `sscl predict` list folders here, so that both take the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from sscl.words import count, listed
+
+# What Pillow decodes without a further program and without guessing the format from the name.
+SUFFIXES = frozenset(
+    [
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".dib",
+        ".webp",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jpf",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    ]
+)
+LOOKED_FOR = ".png, .jpg, .tif, .bmp, .webp and the like"
+# Folders and files that systems and disks write beside a user's own, in lower case. Hidden ones begin with ".".
+_SYSTEM_FOLDERS = frozenset(
+    ["@eadir", "@recycle", "#recycle", "@tmp", "#snapshot", "__macosx", "__pycache__", "$recycle.bin", "lost+found"]
+) | {"system volume information"}
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
+HIDDEN = "hidden or system file"
+LINKS = "link to an image listed already"
+_SHOWN = 5  # kinds of files in the line
+_WIDTH = 80
+
+
+@dataclass
+class PassedOver:
+    """How many files of each kind are passed over, and the first of each.
+
+    Attributes:
+        counts: by kind: a suffix, or words as `HIDDEN`.
+        examples: the first file of each kind, relative to the folder that was listed.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def add(self, kind: str, example: str, number: int = 1) -> None:
+        """Count some files of a kind."""
+        if number:
+            self.counts[kind] = self.counts.get(kind, 0) + number
+            self.examples.setdefault(kind, printable(example))
+
+    def update(self, other: PassedOver) -> None:
+        """Count what another folder has, too."""
+        for kind, number in other.counts.items():
+            self.add(kind, other.examples[kind], number)
+
+    def __str__(self) -> str:
+        """Return the kinds, most frequent first, as in "12 .txt files (notes.txt), 1 hidden or system file (.x)"."""
+        if not self.counts:
+            return "nothing"
+        kinds = sorted(self.counts, key=lambda kind: -self.counts[kind])
+        parts = [f"{_counted(self.counts[kind], kind)} ({self.examples[kind]})" for kind in kinds[:_SHOWN]]
+        rest = sum(self.counts[kind] for kind in kinds[_SHOWN:])
+        return ", ".join([*parts, *([f"{count(rest, 'file')} of other kinds"] if rest else [])])
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where everything below data.root went.
+
+    Attributes:
+        what: what is counted, as in "image".
+        parts: number of these in each split of the set; "all" where it has none.
+        places: where a split lies, as in {"train": "Train/"}; empty where sscl makes the split.
+        passed_over: what is no image, or not wanted.
+        notes: what else a reader must know, as in "groups are the folders below the class".
+    """
+
+    what: str
+    parts: Mapping[str, int]
+    places: Mapping[str, str] = field(default_factory=dict)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    notes: tuple[str, ...] = ()
+
+    def line(self, *splits: str) -> str:
+        """Return the line for a load of some splits, or of "all", wrapped at 80 columns and indented."""
+        used = set(splits) & self.parts.keys() or set(self.parts)
+        here = sum(self.parts[name] for name in used)
+        parts = [
+            f"{number:,} {'used here' if name in used else f'kept for {name}'}{self._place(name)}"
+            for name, number in self.parts.items()
+        ]
+        total = sum(self.parts.values())
+        found = f"found {count(total, self.what)}: " + ("all used here" if total == here else ", ".join(parts))
+        if total == here and self.places:
+            found += f" ({listed(list(self.places.values()))})"
+        text = "; ".join([found, *self.notes, f"passed over: {self.passed_over}"])
+        return textwrap.fill(
+            text,
+            width=_WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    def _place(self, name: str) -> str:
+        return f" ({self.places[name]})" if name in self.places else ""
+
+
+@dataclass
+class Listing:
+    """What lies below a folder.
+
+    Attributes:
+        images: paths relative to it, with "/", sorted folder by folder.
+        folders: all folders below it but hidden ones and those of the system, likewise.
+        passed_over: all other files.
+    """
+
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+
+@dataclass(frozen=True)
+class Walked:
+    """One folder of a walk: its path from the start ("" is the start), its real path, its images, and which of them
+    are links."""
+
+    path: str
+    real: str
+    images: list[str]
+    links: frozenset[str]
+
+
+def walk(root: str, passed_over: PassedOver, faults: list[tuple[str, str]]) -> Iterator[Walked]:
+    """Yield the folders below `root`, itself first, each sorted by name, links followed unless they lead upwards.
+
+    Args:
+        root: a folder.
+        passed_over: gets all files that are no images, hidden, or of the system.
+        faults: gets (path, reason) of the folders that cannot be listed.
+    """
+    waiting = [""]
+    while waiting:
+        path = waiting.pop()
+        whole = os.path.join(root, path) if path else root
+        real = os.path.realpath(whole)
+        try:
+            with os.scandir(whole) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            faults.append((printable(whole), f"cannot be listed ({error.strerror})"))
+            continue
+        images, links, folders = [], set(), []
+        for entry in found:
+            inner = f"{path}/{entry.name}" if path else entry.name
+            suffix = os.path.splitext(entry.name)[1].lower()
+            hidden = entry.name.startswith(".")
+            if entry.is_dir():
+                if hidden or entry.name.lower() in _SYSTEM_FOLDERS:
+                    _count_below(entry.path, inner, passed_over)
+                elif not (entry.is_symlink() and _leads_up(entry.path, real)):
+                    folders.append(inner)
+            elif hidden or entry.name.lower() in _SYSTEM_FILES:
+                passed_over.add(HIDDEN, inner)
+            elif suffix not in SUFFIXES:
+                passed_over.add(printable(suffix) or "file without suffix", inner)
+            else:
+                images.append(entry.name)
+                if entry.is_symlink():
+                    links.add(entry.name)
+        yield Walked(path, real, images, frozenset(links))
+        waiting += reversed(folders)
+
+
+def list_images(root: str | os.PathLike[str], *, once: bool = False) -> Listing:
+    """Return what lies below a folder.
+
+    Args:
+        once: list an image to which several links lead once, not each time.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a folder cannot be listed, or a name cannot be printed or is not UTF-8.
+    """
+    root = os.fspath(root)
+    if not os.path.lexists(root):
+        raise FileNotFoundError(missing(root, "folder"))
+    listing = Listing()
+    faults: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for folder in walk(root, listing.passed_over, faults):
+        if faults:
+            raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
+        if folder.path:
+            listing.folders.append(folder.path)
+        for name in (os.path.basename(folder.path), *folder.images):
+            _check_name(os.path.join(root, os.path.dirname(folder.path)), name)
+        for name in folder.images:
+            path = f"{folder.path}/{name}" if folder.path else name
+            if once:
+                real = os.path.join(folder.real, name)
+                real = os.path.realpath(real) if name in folder.links else real
+                if real in seen:
+                    listing.passed_over.add(LINKS, path)
+                    continue
+                seen.add(real)
+            listing.images.append(path)
+    if faults:
+        raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
+    return listing
+
+
+def missing(path: str | os.PathLike[str], what: str) -> str:
+    """Return that a file or folder does not exist; of a relative path, from which folder it was looked for."""
+    path = os.fspath(path)
+    where = "" if os.path.isabs(path) else f" (a relative path, looked for in the working folder {os.getcwd()})"
+    return f"{printable(path)}: no such {what}{where}"
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that can be printed and written: bytes that are not UTF-8 as \\xNN."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name
+
+
+def _counted(number: int, kind: str) -> str:
+    if kind.startswith("."):
+        return count(number, f"{kind} file")
+    noun, *rest = kind.split(" ", 1)
+    return count(number, kind) if kind == HIDDEN else " ".join([count(number, noun), *rest])
+
+
+def _check_name(folder: str, name: str) -> None:
+    # Both would break the lines and files that name tiles and classes; the second is a name that is not UTF-8.
+    if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise ValueError(f"{folder}: {name!r} has a line break or another character that cannot be printed; rename it")
+
+
+def _count_below(folder: str, path: str, passed_over: PassedOver) -> None:
+    """Count every file below a hidden folder; links are not followed."""
+    for where, _, files in os.walk(folder):
+        inner = os.path.relpath(os.path.join(where, min(files)), folder) if files else ""
+        passed_over.add(HIDDEN, f"{path}/{inner}", len(files))
+
+
+def _leads_up(link: str, real: str) -> bool:
+    """Return whether a link leads to the folder it lies in (its real path), or above that, and so would never end."""
+    target = os.path.realpath(link)
+    return real == target or real.startswith(target.rstrip(os.sep) + os.sep)
