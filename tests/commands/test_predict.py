@@ -94,7 +94,7 @@ def test_folders_files_and_lists_each_tile_once(
     rows = read_rows(tmp_path / "out" / "predictions.csv")
     assert [Path(row["path"]).name for row in rows] == [names[3], *names[:3], names[4]]
     assert "2 repeated mentions" in result.out
-    assert "skipped 2 other files" in result.out
+    assert "passed over: 1 .csv file" in " ".join(result.out.split()).replace("1 .txt file (notes.txt), ", "")
     kept = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (kept["tiles"], kept["repeated"], kept["passed_over"]) == (5, 2, {".txt": 1, ".csv": 1})
 

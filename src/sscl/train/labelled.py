@@ -77,7 +77,7 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
     own = load_tiles(data, split="validation", progress=progress) if has_validation(data) else None
     if own is not None:
         shown = describe_tiles(data, own, split="validation", account=False)
-        lines.append(f"{shown}; train.validation_fraction is not used")
+        lines.append(f"{shown}; none is carved from train (train.validation_fraction is not used)")
     fingerprint = tiles.fingerprint
     if config.train.fold is not None:
         tiles = tiles.subset(training_rows(tiles, config))
