@@ -65,7 +65,8 @@ def test_overview_and_version(capsys):
         (["pretrain", "train.epochs"], "argument 'train.epochs'", "KEY=VALUE"),
         ([*COMPLETE, "train.epoch=1"], "train.epoch", "did you mean train.epochs?"),
         ([*COMPLETE, "--resume", "--overwrite"], "--resume", "--overwrite"),
-        ([*COMPLETE, "--resume"], "r", "checkpoints/last.pt"),
+        ([*COMPLETE, "--resume"], "r", "nothing to resume"),
+        (["finetune", "--resume"], "run", "run=runs/a"),
         (["eval", "checkpoint=none"], "none", "no such run folder"),
         (["eval", "none"], "none", "no such run folder"),
     ],
@@ -85,12 +86,16 @@ def test_each_fault_is_a_line(capsys):
     assert [line.split(": missing")[0] for line in err] == ["sscl: run", "sscl: data.root"]
 
 
-def test_options_may_stand_anywhere(monkeypatch):
+def test_options_may_stand_anywhere(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(pretrain, "main", lambda config, **flags: seen.append((config.run, config.seed, flags)))
     assert cli.main(["pretrain", "run=a", "--overwrite", "data.root=d", "seed=3"]) == 0
-    assert cli.main(["pretrain", "run=b", "data.root=d", "--resume"]) == 0
-    assert seen == [("a", 3, {"resume": False, "overwrite": True}), ("b", 0, {"resume": True, "overwrite": False})]
+    (tmp_path / "config.yaml").write_text("run: b\ndata: [{root: d}]\ntrain: {stop_after_epoch: 1}\n")
+    assert cli.main(["pretrain", f"run={tmp_path}", "data.root=e", "--resume"]) == 0
+    assert seen == [
+        ("a", 3, {"resume": False, "overwrite": True}),
+        (str(tmp_path), 0, {"resume": True, "overwrite": False}),
+    ]
 
 
 def read(*words: str) -> dict[str, object]:

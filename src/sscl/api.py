@@ -6,6 +6,7 @@ N images, K classes, C features, S: side of a tile in pixels.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +29,16 @@ from sscl.evaluate.metrics import FloatArray
 from sscl.explain import boxes, cam
 from sscl.explain.targets import describe_target, resolve_target, target_classes
 from sscl.models import features
-from sscl.models.checkpoint import Checkpoint
+from sscl.models.checkpoint import Checkpoint, unfinished_notes
 from sscl.models.classifier import inference_precision, load_classifier, positive_class
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.progress import Bar
+
+
+class Unfinished(UserWarning):
+    """The training of a classifier has not ended."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,11 +353,10 @@ def load(
     tta: bool = False,
     precision: str = "auto",
 ) -> Model:
-    """Return the classifier of a finetune run, ready for new tiles.
+    """Return the classifier of a finetune run, ready for new tiles; warn (`Unfinished`) where training has not ended.
 
     Args:
-        run: a run folder (its best.pt) or checkpoint file.
-        device: auto, cpu, cuda, cuda:N or mps.
+        run: a run folder (its best.pt) or checkpoint file. device: auto, cpu, cuda, cuda:N or mps.
         calibrate: divide logits by the temperature that finetune fitted on its validation tiles.
         abstain: abstain below the confidence that this fraction of the validation tiles does not reach; 0: never.
         confidence: abstain below this one instead.
@@ -360,8 +364,7 @@ def load(
         precision: auto, fp32, bf16 or fp16, see `classifier.inference_precision`.
 
     Raises:
-        FileNotFoundError: no such run or file.
-        ValueError: not a finetune checkpoint, or a value out of range.
+        FileNotFoundError, ValueError: no such run or file; not a finetune checkpoint, or a value out of range.
     """
     if not 0 <= abstain < 1:
         raise ValueError(f"abstain: must be >= 0 and < 1, got {abstain}")
@@ -370,6 +373,8 @@ def load(
     where = pick_device(device)
     classifier, checkpoint = load_classifier(run, device=where)
     tune(where)
+    for note in unfinished_notes(run):
+        warnings.warn(note, Unfinished, stacklevel=2)
     kept = checkpoint.fitted
     chosen = inference_precision(precision, where, fitted=kept.precision)
     temperature = kept.temperature if calibrate else 1.0

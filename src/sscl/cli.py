@@ -99,12 +99,12 @@ COMMANDS = {
         "finetune:main",
         "FinetuneConfig",
         "train a classifier with labels, or cross-validate it",
-        ("overwrite",),
+        ("resume", "overwrite"),
         options=(("folds", "train.folds"),),
         words=(TILES,),
         interrupted=(
-            "checkpoints/best.pt, if there is one, is the best of the complete epochs; --overwrite starts again, and "
-            "with --folds the same command continues with the folds that are missing"
+            "--resume continues from the last complete epoch, if there is one; --overwrite starts again; with --folds "
+            "the same command continues"
         ),
     ),
     "eval": Command(
@@ -181,7 +181,7 @@ OPTIONS = {  # how each is written, and what it does
     "config": ("FILE|NAME", "the same as the word CONFIG"),
     "checkpoint": ("RUN", "the same as the word RUN"),
     "folds": ("K", "K-fold cross-validation (train.folds=K); run again, it continues with the missing folds"),
-    "resume": ("", "continue from the run folder's last checkpoint"),
+    "resume": ("", "continue a run after its last complete epoch: sscl COMMAND RUN --resume"),
     "overwrite": ("", "replace what sscl wrote there before"),
     "strict": ("", "exit with code 1 if the split leaks"),
 }
@@ -296,7 +296,10 @@ class Given:
         """Return the configuration."""
         from sscl.config import load_config
 
-        return load_config(self.kind, self.found.config, overrides=self.found.overrides)
+        resume = self.flags.get("resume", False)
+        if resume and self.flags.get("overwrite"):
+            raise ValueError("--resume and --overwrite exclude each other")
+        return load_config(self.kind, self.found.config, overrides=self.found.overrides, resume=resume)
 
 
 def parse(name: str, words: Sequence[str]) -> Given:

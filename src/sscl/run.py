@@ -10,14 +10,15 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from sscl import __version__
-from sscl.config import Section, plain
-from sscl.records import Record, write_record
+from sscl.config import Section, plain, read_yaml
+from sscl.records import Record, read_record, write_record
 from sscl.writing import to_yaml, write_text
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
         if overwrite:
             raise ValueError("--resume and --overwrite exclude each other")
         if not (path / "checkpoints" / "last.pt").is_file():
+            if (path / ENDING).is_file():
+                raise ValueError(f"{path}: nothing to resume, its training has ended")
             raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); start without --resume")
     elif path.is_dir() and any(path.iterdir()):
         if not overwrite:
@@ -115,6 +118,51 @@ def environment() -> Environment:
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=" ".join(["sscl", *sys.argv[1:]]),
     )
+
+
+# --- how far a training has come ---
+
+
+class Reason(Enum):
+    """Why a training ended: all epochs are done, none was better for so long, or to go on later."""
+
+    COMPLETED = "train.epochs"
+    PATIENCE = "train.patience"
+    STOPPED = "train.stop_after_epoch"
+
+
+class Ending(Record):
+    """How a training ended (training.json), the last file that it writes. epochs: done. planned: train.epochs."""
+
+    epochs: int
+    planned: int
+    reason: Reason
+
+    @property
+    def final(self) -> bool:
+        """Whether there is nothing to go on with."""
+        return self.reason is not Reason.STOPPED
+
+
+ENDING = "training.json"
+
+
+def unfinished(folder: Path) -> str | None:
+    """Return how far the training of a run folder has come that has not ended, as in "unfinished: epoch 3 of 10".
+
+    None where it has ended, and for a folder without a training.
+    """
+    if not (folder / "metrics.jsonl").is_file() or not (folder / "config.yaml").is_file():
+        return None
+    if (folder / ENDING).is_file():
+        ending = read_record(Ending, folder / ENDING, made_by="sscl pretrain or finetune")
+        if ending.final:
+            return None
+        return f"unfinished: epoch {ending.epochs} of {ending.planned}"
+    rows = read_metrics(folder / "metrics.jsonl")
+    train = read_yaml(folder / "config.yaml").get("train")
+    planned = train.get("epochs", "?") if isinstance(train, dict) else "?"
+    return f"unfinished: epoch {rows[-1]['epoch'] if rows else 0} of {planned}"
 
 
 class MetricsLog:

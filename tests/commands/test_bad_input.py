@@ -345,6 +345,7 @@ def test_checkpoint_of_another_command(cli: Any, pretrained: Path, snapshot: Any
 def test_resuming_a_finetune_run_as_pretraining(cli: Any, finetuned: Path, tmp_path: Path, snapshot: Any) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     shutil.copy(finetuned / "checkpoints/best.pt", tmp_path / "run/checkpoints/last.pt")
+    (tmp_path / "run/config.yaml").write_text("seed: 0\n")
     before = snapshot(tmp_path)
 
     assert_refused(cli.pretrain(tmp_path / "run", "--resume"), "last.pt", "written by sscl finetune")

@@ -197,8 +197,7 @@ def test_second_time_nothing_runs_and_the_metrics_are_the_same(compared: Any, cl
 
 def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, cli: Any, here: Any) -> None:
     path, _, _ = compared
-    log = path.parent / "out/runs/fine-tuned-1/metrics.jsonl"
-    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    (path.parent / "out/runs/fine-tuned-1" / run.ENDING).unlink()
     result = cli("compare", "--config", path, "runs.2.published.macro_f1=0.5", "bootstrap_samples=60")
     assert result.code == 0, result.err
     assert names(here) == ["finetune fine-tuned-1 --overwrite", "eval fine-tuned-1"]
@@ -253,12 +252,21 @@ def blank(config: FinetuneConfig | PretrainConfig, *, epoch: int) -> checkpoint.
     return replace(made, epoch=epoch, **fitted)
 
 
-def fabricate(step: plan.Step, right: list[int] | None = None, *, epochs: int = 2, best: int = 1) -> None:
+def fabricate(
+    step: plan.Step,
+    right: list[int] | None = None,
+    *,
+    epochs: int = 2,
+    best: int = 1,
+    reason: run.Reason | None = run.Reason.COMPLETED,
+) -> None:
     """Write what a run leaves behind: its configuration, log and checkpoint, and predictions, of which `right` are."""
     run.start_folder(step.folder, step.config, overwrite=False)
     (step.folder.parents[1] / "env.json").write_text(json.dumps({"sscl": "0"}))
     rows = [{"epoch": i + 1, "validation_accuracy": 0.5, "validation_loss": 1.0} for i in range(epochs)]
     (step.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if reason is not None:
+        write_record(step.folder / run.ENDING, run.Ending(epochs=epochs, planned=2, reason=reason))
     if step.entry.command == "pretrain":
         checkpoint.save_checkpoint(step.folder / "checkpoints/last.pt", blank(step.config, epoch=epochs))
         torch.save({}, step.folder / "encoder.pt")
@@ -437,12 +445,14 @@ def test_a_run_of_another_version_is_not_lost(study: Study, cli: Any, nothing_ru
 def test_early_stopping_counts_as_complete(study: Study) -> None:
     path = study(set={"train": {"epochs": 9, "patience": 3}})
     a, b = plan_of(path)
-    fabricate(a, epochs=5, best=2)
-    fabricate(b, epochs=5, best=3)
+    fabricate(a, epochs=5, best=2, reason=run.Reason.PATIENCE)
+    fabricate(b, epochs=5, best=2, reason=None)  # killed before it could say so
     assert [one.action for one in plan.decide([a, b], overwrite=False).values()] == [
         plan.Action.REUSED,
         plan.Action.AGAIN,
     ]
+    (b.folder / "checkpoints/last.pt").write_bytes(b"")
+    assert plan.decide([a, b], overwrite=False)[b.folder].action is plan.Action.RESUME
 
 
 def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
@@ -695,8 +705,7 @@ def spoil_age() -> None:
 
 
 def spoil_training() -> None:
-    log = Path("b/metrics.jsonl")
-    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    Path("b", run.ENDING).unlink()
 
 
 def nothing_spoilt() -> None:
@@ -717,7 +726,7 @@ def nothing_spoilt() -> None:
             "finished: b/eval_test: was made from an older checkpoint, or with other settings (data, tta, "
             "calibrate); give --overwrite to evaluate again, or name b/eval_test itself to compare it as it is",
         ),
-        (spoil_training, ["a", "b"], "finished: b: its training was interrupted; train it again with --overwrite"),
+        (spoil_training, ["a", "b"], "finished: b: its training is unfinished: epoch "),
         (
             nothing_spoilt,
             ["a", "none"],

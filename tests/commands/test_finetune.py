@@ -21,7 +21,7 @@ from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
 from sscl.evaluate.calibration import fit_calibration
 from sscl.models.start import start_encoder
-from sscl.train import finetune, labelled
+from sscl.train import finetune, labelled, preparation
 from sscl.train.objectives import OBJECTIVES, build_loss, score, validation_metrics
 from sscl.train.setup import open_run
 from sscl.train.step import Views
@@ -152,7 +152,7 @@ def test_frozen_batch_statistics_stay_while_all_else_learns(
         words += ["contrast.kind=cross_view", "contrast.projection.kind=mlp", "contrast.projection.hidden=16"]
     modes: list[tuple[bool, bool, bool]] = []
     projection_modes: list[bool] = []
-    real_pairs, real_train = finetune.project_pairs, finetune.Classifier.forward
+    real_pairs, real_train = finetune.project_pairs, preparation.Classifier.forward
 
     def forward(model: Any, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and type(x) is torch.Tensor:  # not the shapes alone, of which memory is told
@@ -163,7 +163,7 @@ def test_frozen_batch_statistics_stay_while_all_else_learns(
         projection_modes.append(model.projection[1].training)
         return real_pairs(model, *rest, **named)
 
-    monkeypatch.setattr(finetune.Classifier, "forward", forward)
+    monkeypatch.setattr(preparation.Classifier, "forward", forward)
     monkeypatch.setattr(finetune, "project_pairs", pairs)
 
     result = cli.finetune(tmp_path / "run", *words)
@@ -329,7 +329,7 @@ def test_training_metrics_are_means_over_all_steps_and_validation_sees_normalise
     steps: list[tuple[float, float]] = []
     validated: list[tuple[list[float], list[float], str]] = []
     precisions: set[str] = set()
-    build, outputs, autocast = finetune.build_loss, finetune.features.outputs, finetune.autocast
+    build, outputs, autocast = preparation.build_loss, finetune.features.outputs, finetune.autocast
 
     def build_loss(settings: FinetuneConfig, labels: Any, **named: Any) -> Any:
         assert len(labels) == 24  # class weights come from the training tiles alone
@@ -350,7 +350,7 @@ def test_training_metrics_are_means_over_all_steps_and_validation_sees_normalise
         precisions.add(precision)
         return autocast(device, precision)
 
-    monkeypatch.setattr(finetune, "build_loss", build_loss)
+    monkeypatch.setattr(preparation, "build_loss", build_loss)
     monkeypatch.setattr(finetune.features, "outputs", spy_outputs)
     monkeypatch.setattr(finetune, "autocast", spy_autocast)
     words = ["model.mean=[0.25, 0.5, 0.75]", "model.std=[0.5, 1.0, 0.125]", "precision=bf16", "train.select=loss"]
@@ -713,7 +713,7 @@ def npz_words(npz: Path) -> list[str]:
 def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[int]]]:
     """The rows of every batch a run takes from the training store and from that of its validation tiles."""
     asked: dict[str, list[list[int]]] = {"train": [], "validation": []}
-    real = finetune.place_store
+    real = preparation.place_store
 
     def place(images: Any, **named: Any) -> Any:
         store, part = real(images, **named), "validation" if len(images) == 12 else "train"
@@ -731,7 +731,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[int]]]:
         store.gather, store.batches = gather, batches
         return store
 
-    monkeypatch.setattr(finetune, "place_store", place)
+    monkeypatch.setattr(preparation, "place_store", place)
     return asked
 
 
@@ -827,7 +827,7 @@ def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_the
     events: list[str] = []
     weights: list[torch.Tensor] = []
     projected: list[bool] = []
-    real_build, real_pairs, real_step = finetune.build_loss, finetune.project_pairs, finetune.take_step
+    real_build, real_pairs, real_step = preparation.build_loss, finetune.project_pairs, finetune.take_step
     objective = OBJECTIVES[kind]
 
     def build(*words: Any, **named: Any) -> Any:
@@ -852,7 +852,7 @@ def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_the
         assert len(moved) == len(before)  # both steps train the whole trunk
         events.append("step")
 
-    monkeypatch.setattr(finetune, "build_loss", build)
+    monkeypatch.setattr(preparation, "build_loss", build)
     monkeypatch.setattr(finetune, "project_pairs", pairs)
     monkeypatch.setattr(finetune, "take_step", step)
     monkeypatch.setitem(OBJECTIVES, kind, objective._replace(loss=contrast))
@@ -931,7 +931,7 @@ def test_contrast_never_meets_validation_and_goes_on_through_the_unlabelled_tile
 
 def test_contrast_compares_a_new_view_with_the_tile_as_it_is() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    store, rows = finetune.place_store(images, device="cpu", budget_gb=1), torch.tensor([3, 1])
+    store, rows = preparation.place_store(images, device="cpu", budget_gb=1), torch.tensor([3, 1])
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.3])
 
     class Pixels(torch.nn.Module):

@@ -64,7 +64,8 @@ def some_tiles(labels: list[int], *, groups: list[str] | None = None) -> Tiles:
 def test_run_folder_holds_what_the_end_of_the_run_names(pretrained: Path) -> None:
     found = {str(path.relative_to(pretrained)) for path in pretrained.rglob("*") if path.is_file()}
 
-    assert found == {"config.yaml", "env.json", "metrics.jsonl", "curves.png", "encoder.pt", "checkpoints/last.pt"}
+    written = {"config.yaml", "env.json", "metrics.jsonl", "curves.png", "encoder.pt", "checkpoints/last.pt"}
+    assert found == {*written, "training.json"}
     with Image.open(pretrained / "curves.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 300

@@ -369,14 +369,11 @@ def test_training_tiles_that_are_gone_are_a_caveat(make: Any, study: Path, tiles
 
 
 def test_an_interrupted_training_is_a_caveat(make: Any, study: Path) -> None:
-    checkpoint = torch.load(study / "checkpoints/best.pt", weights_only=True)
-    checkpoint["config"]["train"] |= {"epochs": 9, "patience": 9}
-    (study / "checkpoints/best.pt").unlink()
-    torch.save(checkpoint, study / "checkpoints/best.pt")
+    (study / "training.json").unlink()
 
     _, content = make(study, "tiles=0")
 
-    assert "interrupted after epoch 3 of 9" in json.dumps(section(content, "caveats"))
+    assert "unfinished: epoch 3 of 3" in json.dumps(section(content, "caveats"))
 
 
 def test_other_tiles_under_the_same_names_are_a_caveat(make: Any, study: Path, broken: Path) -> None:

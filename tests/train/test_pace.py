@@ -89,7 +89,7 @@ def test_an_error_of_the_thread_ends_the_loop(again: bool) -> None:
         with writer:
             writer.put(lambda: 1, fail)
             if again:
-                writer._tasks[0].exception(timeout=10)
+                writer._tasks[0].future.exception(timeout=10)
                 writer.put(lambda: pytest.fail("a copy was taken after all"), fail)
 
     with pytest.raises(OSError, match="No space left"):

@@ -16,7 +16,7 @@ from sscl import ranks
 from sscl.config import FinetuneConfig, PretrainConfig
 from sscl.data.synthetic import write_synthetic
 from sscl.models.encoders import build_encoder
-from sscl.train import finetune, health, pretrain
+from sscl.train import finetune, health, preparation, pretrain
 from sscl.train.health import health_batch_size, health_metrics
 from sscl.train.pace import Pace
 from sscl.train.setup import OpenRun, open_run
@@ -77,7 +77,7 @@ def test_memory_is_estimated_before_batch_norms_wait_for_other_ranks(
     def convert(model: nn.Module) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
-    for module in (pretrain, finetune):
+    for module in (pretrain, preparation):
         monkeypatch.setattr(module, "synchronise_batch_norm", convert)
     monkeypatch.setattr(ranks, "parallel", lambda module: module)  # torch's takes such norms on GPUs alone
 

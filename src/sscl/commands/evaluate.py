@@ -17,7 +17,7 @@ from sscl.evaluate.evaluation import Evaluated, Evaluation
 from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import predictions_of, write_predictions
 from sscl.models import features
-from sscl.models.checkpoint import Checkpoint, run_of
+from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
 from sscl.models.classifier import (
     inference_precision,
     load_classifier,
@@ -95,6 +95,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     )
     left_out = len(whole) - len(tiles)
     caveats = [
+        *unfinished_notes(config.checkpoint),
         *guessed_positive(tiles.classes, positive, wanted=config.positive),
         *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
         *([f"its classes ({', '.join(given.classes)}) were matched by name"] if given.classes != whole.classes else []),

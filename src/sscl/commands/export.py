@@ -32,7 +32,7 @@ from torch import nn
 
 from sscl import __version__, augment, run, writing
 from sscl.config import EncoderConfig, ExportConfig
-from sscl.models.checkpoint import Checkpoint, run_of
+from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
 from sscl.models.classifier import load_classifier
 from sscl.models.encoders import Encoder
 from sscl.models.exports import ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
@@ -187,7 +187,7 @@ def classifier(config: ExportConfig) -> Exported:
 def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: dict[str, ExportedFile]) -> ExportReport:
     """Return what the JSON file says; `outputs` is C or K."""
     encoder, made, size = exported.encoder, exported.checkpoint, exported.size_px
-    notes = []
+    notes = [] if made is None else unfinished_notes(config.checkpoint)
     if encoder.output_stride != 32:
         notes.append(
             f"output_stride {encoder.output_stride}: other programs load the tensors into a {encoder.name} whose last "

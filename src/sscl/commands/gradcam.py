@@ -28,7 +28,7 @@ from sscl.explain.checks import DRAWS, checks_text, completeness_text, localisat
 from sscl.explain.explainer import Explainer, check, localise, random_classifier
 from sscl.explain.heatmaps import Heatmap
 from sscl.explain.targets import describe_layer, describe_target, resolve_target
-from sscl.models.checkpoint import run_of
+from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import inference_precision, load_classifier, with_classes_of
 from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
@@ -65,6 +65,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
         cam.class_maps(model, empty, target=0, method=config.method, layers=config.layer, fuse=config.fuse)
     tiles = load_explained_tiles(config, choice, classes)
+    for note in unfinished_notes(config.checkpoint):
+        print(f"note: {note}")
     print(f"device: {describe_device(device)}, precision {precision}")
     tune(device)
     store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from sscl.data.files import Found
 from sscl.data.listing import Account
 from sscl.device import describe_device
 from sscl.explain import boxes
-from sscl.models.checkpoint import run_of
+from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import precision_notes
 from sscl.plots import cam as cam_plots
 from sscl.progress import Bar
@@ -62,15 +63,17 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     Raises:
         ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
     """
-    model = api.load(
-        config.checkpoint,
-        device=config.device,
-        calibrate=config.calibrate,
-        abstain=config.abstain,
-        confidence=config.confidence,
-        tta=config.tta,
-        precision=config.precision,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", api.Unfinished)  # is among the notes
+        model = api.load(
+            config.checkpoint,
+            device=config.device,
+            calibrate=config.calibrate,
+            abstain=config.abstain,
+            confidence=config.confidence,
+            tta=config.tta,
+            precision=config.precision,
+        )
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / "predictions"
     run.check_run_folder(out, overwrite=overwrite)
     check_apart(out, config.paths)
@@ -303,6 +306,7 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     lines = []
     if config.tta:
         lines.append("temperature and thresholds were fitted without test-time augmentation")
+    lines += unfinished_notes(config.checkpoint)
     lines += precision_notes(model.precision, fitted=model.checkpoint.fitted.precision)
     if model.stain != "none":
         lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")

@@ -21,11 +21,12 @@ Config = TypeVar("Config", bound=Section)
 
 @dataclass(frozen=True)
 class Change:
-    """A key whose value differs between two configurations."""
+    """A key whose value differs between two configurations; `path`: it names a file or folder."""
 
     key: str
     before: Any
     now: Any
+    path: bool = False
 
     def __str__(self) -> str:
         """Return the change in words, as in `train.epochs=2 (now 5)`."""
@@ -53,7 +54,7 @@ def _changes(before: Section, now: Section, prefix: str) -> Iterator[Change]:
             for i, (one, other) in enumerate(zip(was, value, strict=True)):
                 yield from _changes(one, other, f"{key}." if len(value) == 1 else f"{key}.{i}.")
         elif not marked(field, "free") and not _same(field, was, value):
-            yield Change(key, was, value)
+            yield Change(key, was, value, path=marked(field, "path"))
 
 
 def _same(field: FieldInfo, before: Any, now: Any) -> bool:

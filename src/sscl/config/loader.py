@@ -54,7 +54,11 @@ _TextLoader.yaml_implicit_resolvers = {}
 
 
 def load_config(
-    kind: type[Config], path: str | Path | None = None, *, overrides: Sequence[str | tuple[str, object]] = ()
+    kind: type[Config],
+    path: str | Path | None = None,
+    *,
+    overrides: Sequence[str | tuple[str, object]] = (),
+    resume: bool = False,
 ) -> Config:
     """Return the configuration of a command from a YAML file and `KEY=VALUE` overrides.
 
@@ -64,6 +68,7 @@ def load_config(
         kind: the command's configuration.
         path: a YAML file, or the name of a shipped config (`demo/pretrain`).
         overrides: what comes on top: `KEY=VALUE` words, or keys with what they are set to.
+        resume: whether a run goes on, so that without a file its own configuration holds.
 
     Raises:
         FileNotFoundError: neither a file nor a shipped config.
@@ -71,7 +76,7 @@ def load_config(
     """
     file = shipped.find(path) if path is not None else None
     source = "command line" if file is None else str(path)
-    content = read_yaml(file) if file is not None else {}
+    content = read_yaml(file) if file is not None else _of_run(kind, overrides) if resume else {}
     _use_main_names(kind, content)
     given: dict[str, tuple[str, object]] = {}  # by their main name: the key as typed, and its value
     for word in overrides:
@@ -85,6 +90,32 @@ def load_config(
     if faults:
         raise ValueError("\n".join(f"{line} ({source})" for line in faults))
     return validate(kind, content, source=source, folder=None if file is None else file.parent)
+
+
+def _of_run(kind: type[Section], overrides: Sequence[str | tuple[str, object]]) -> dict[str, object]:
+    """Return the configuration of the run that the words name, which is to go on.
+
+    Raises:
+        ValueError: they name none, or one of another command.
+        FileNotFoundError: there is no such run.
+    """
+    pairs = [(word.partition("=")[0], word.partition("=")[2]) if isinstance(word, str) else word for word in overrides]
+    run = str(dict(pairs).get("run") or "")
+    if not run:
+        raise ValueError("run: missing; name the run folder that --resume continues, as in run=runs/a")
+    file = Path(expanded(run)) / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent}: nothing to resume (no config.yaml); start without --resume")
+    content = read_yaml(file)
+    others = sorted(content.keys() - kind.model_fields.keys())
+    if others:
+        raise ValueError(f"{file}: is of another command (it has {', '.join(others)}); resume with that one")
+    data, train = content.get("data"), content.get("train")
+    if isinstance(data, list) and len(data) == 1:  # so that data.root names its root
+        content["data"] = data[0]
+    if isinstance(train, dict):
+        train.pop("stop_after_epoch", None)  # has been reached
+    return content
 
 
 def read_yaml(path: str | Path) -> dict[str, object]:

@@ -166,6 +166,9 @@ class FinetuneTrainConfig(Section):
         "balanced_accuracy", "validation metric that selects the best epoch; ties: lower loss"
     )
     patience: int = setting(15, "stop after this many epochs without improvement", ge=1)
+    stop_after_epoch: int | None = setting(
+        None, "stop after this many epochs in total; --resume continues", free=True, ge=1
+    )
     folds: int | None = setting(
         None,
         "cross-validation of the training split in this many folds, stratified by class and grouped by slide: "

@@ -61,6 +61,7 @@ def model_card(
     slides_known: bool,
     unlabelled: int = 0,
     warnings: Sequence[str] = (),
+    unfinished: bool = False,
 ) -> str:
     """Return the text of a card, without test metrics yet.
 
@@ -72,6 +73,7 @@ def model_card(
         groups_are: what the groups of tiles are, in words. slides_known: whether slide or patient ids were given.
         unlabelled: tiles that took part in contrastive steps without their labels.
         warnings: what was doubtful about the task, a sentence each.
+        unfinished: whether the training goes on; the card is written again at its end.
     """
     name = folder.resolve().name
     classes = listed([code(label) for label in checkpoint.classes])
@@ -85,6 +87,7 @@ def model_card(
         f"Written by `sscl finetune` (sscl {environment.sscl}) on {environment.date[:10]}. `sscl eval` rewrites "
         "the lines between its marker lines and adds a part for each other set; you may edit everything else.",
         "",
+        *_unfinished_lines(checkpoint, unfinished=unfinished),
         *_data_lines(checkpoint, train, validation, carved=carved, groups_are=groups_are, unlabelled=unlabelled),
         *_model_lines(checkpoint, origin=origin),
         *_training_lines(checkpoint),
@@ -94,6 +97,15 @@ def model_card(
         *_use_lines(name),
     ]
     return "\n".join(lines)
+
+
+def _unfinished_lines(checkpoint: Checkpoint, *, unfinished: bool) -> list[str]:
+    planned = checkpoint.finetune_config.train.epochs
+    said = (
+        f"**Unfinished: epoch {checkpoint.epoch} of {planned}.** The training had not ended when this was written; "
+        "where it was interrupted, `sscl finetune run=RUN --resume` goes on."
+    )
+    return [said, ""] if unfinished else []
 
 
 def origin_of_weights(weights: str | None, before: Checkpoint | None) -> str:

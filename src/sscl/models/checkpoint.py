@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sscl import run
 from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
 from sscl.models.calibration import KeptCalibration
 from sscl.models.torch_files import read_torch_file
@@ -21,14 +22,13 @@ CHECKPOINT_FORMAT = "sscl checkpoint 2"
 FORMATS = "sscl checkpoint "  # how every version of it begins
 
 Kind = Literal["pretrain", "finetune"]
+KINDS: tuple[Kind, ...] = ("pretrain", "finetune")
 TensorDict = dict[str, torch.Tensor]
 StateDict = dict[str, object]  # of an optimizer or a gradient scaler, as torch defines it
 
-# What a checkpoint of either command has beyond the fields that both have.
-ONLY_IN: dict[Kind, tuple[str, ...]] = {
-    "pretrain": ("model", "optimizer", "scaler"),
-    "finetune": ("head", "validation", "calibration"),
-}
+# What a classifier has beyond the fields of every checkpoint, and what it takes to go on with a training.
+OF_CLASSIFIERS = ("head", "validation", "calibration")
+OF_TRAINING = ("model", "optimizer", "scaler")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +49,9 @@ class Checkpoint:
         lineage: data sections of the earlier runs behind its starting weights, oldest first.
         encoder: its tensors.
         head: those of the classifier's linear layer (finetune).
-        model, optimizer, scaler: what resuming needs (pretrain).
-        validation: the row of metrics.jsonl of this epoch (finetune).
-        calibration: fitted on the validation tiles (finetune).
+        model, optimizer, scaler: what resuming needs; in last.pt, which of finetune has no encoder and head besides.
+        validation: the row of metrics.jsonl of this epoch (finetune, best.pt).
+        calibration: fitted on the validation tiles (finetune, best.pt).
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -96,6 +96,11 @@ class Checkpoint:
         return self.calibration
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it holds what resuming needs."""
+        return bool(self.optimizer)
+
+    @property
     def trained_on(self) -> tuple[DataConfig | SourceConfig, ...]:
         """Data sections of all runs behind these weights, oldest first; the last are this run's."""
         data = self.config.data
@@ -108,7 +113,7 @@ class Checkpoint:
     def to_dict(self) -> dict[str, object]:
         """Return tensors and plain containers, as they are written."""
         found: dict[str, object] = {"format": CHECKPOINT_FORMAT}
-        for name in _fields(self.kind):
+        for name in _fields(self.kind, goes_on=self.kind == "pretrain" or self.goes_on):
             value = getattr(self, name)
             found[name] = list(value) if isinstance(value, tuple) else value
         found |= {"config": plain(self.config), "lineage": [plain(data) for data in self.lineage]}
@@ -126,9 +131,10 @@ class Checkpoint:
         if content.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"format: got {content.get('format')!r}, expected {CHECKPOINT_FORMAT!r}")
         kind = content.get("kind")
-        if kind not in ONLY_IN:
-            raise ValueError(f"kind: got {kind!r}, allowed are {', '.join(ONLY_IN)}")
-        missing = [name for name in _fields(kind) if name not in content]
+        if kind not in KINDS:
+            raise ValueError(f"kind: got {kind!r}, allowed are {', '.join(KINDS)}")
+        needed = _fields(kind, goes_on=kind == "pretrain" or any(name in content for name in OF_TRAINING))
+        missing = [name for name in needed if name not in content]
         if missing:
             raise ValueError(f"{missing[0]}: missing")
         try:
@@ -145,9 +151,9 @@ class Checkpoint:
             raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}") from None
 
 
-def _fields(kind: Kind) -> list[str]:
-    """Return the names of the fields that a checkpoint of a command has."""
-    others = {name for other, names in ONLY_IN.items() if other != kind for name in names}
+def _fields(kind: Kind, *, goes_on: bool) -> list[str]:
+    """Return the names of the fields that a checkpoint of a command has; with `goes_on` one to resume from."""
+    others = (*(OF_CLASSIFIERS if kind == "pretrain" else ()), *(() if goes_on else OF_TRAINING))
     return [field.name for field in dataclasses.fields(Checkpoint) if field.name not in others]
 
 
@@ -255,13 +261,16 @@ def checkpoint_file(path: str | Path, *, key: str = "") -> Path:
     raise FileNotFoundError(f"{where}{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt)")
 
 
-def load_checkpoint(path: str | Path, *, kind: Kind | None = None, tensors: bool = True) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, *, kind: Kind | None = None, tensors: bool = True, to_resume: bool = False
+) -> Checkpoint:
     """Return a checkpoint, on the CPU.
 
     Args:
         path: a run folder or a checkpoint file.
         kind: the command that must have written it; None: either.
         tensors: false leaves weights and optimizer out and reads the facts alone, which is quick.
+        to_resume: whether training goes on from it; otherwise last.pt of finetune is refused, which is no classifier.
 
     Raises:
         FileNotFoundError: no such file.
@@ -273,7 +282,7 @@ def load_checkpoint(path: str | Path, *, kind: Kind | None = None, tensors: bool
         raise ValueError(
             f"{file}: not an sscl checkpoint; expected the run folder or file of sscl {kind or 'pretrain'}"
         )
-    found = parse_checkpoint(content, source=file)
+    found = parse_checkpoint(content, source=file, to_resume=to_resume)
     if kind is not None and found.kind != kind:
         raise ValueError(f"{file}: written by sscl {found.kind}; a checkpoint of sscl {kind} is needed here")
     return found if tensors else found.without_tensors()
@@ -284,16 +293,28 @@ def is_checkpoint(content: object) -> bool:
     return isinstance(content, dict) and str(content.get("format")).startswith(FORMATS)
 
 
-def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path) -> Checkpoint:
-    """Return the checkpoint in a file's content.
+def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path, to_resume: bool = False) -> Checkpoint:
+    """Return the checkpoint in a file's content; `to_resume` as for `load_checkpoint`.
 
     Raises:
         ValueError: the file, the field and what is wrong with it, in one line.
     """
     try:
-        return Checkpoint.from_dict(content)
+        found = Checkpoint.from_dict(content)
     except ValueError as error:
         raise ValueError(f"{source}: {error}; damaged, or of another version of sscl: train again") from None
+    if found.kind == "finetune" and found.goes_on and not to_resume:
+        raise ValueError(
+            f"{source}: is what sscl finetune --resume goes on from, not the classifier; name the run folder or best.pt"
+        )
+    return found
+
+
+def unfinished_notes(checkpoint: str | Path) -> list[str]:
+    """Return a sentence where the training that a checkpoint is of has not ended, as its run folder says."""
+    folder = run_of(str(checkpoint))
+    found = run.unfinished(folder)
+    return [] if found is None else [f"the training of {folder} is {found}; --resume goes on with it"]
 
 
 def run_of(checkpoint: str) -> Path:

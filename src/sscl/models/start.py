@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sscl.config import DataConfig, EncoderConfig, ModelConfig, SourceConfig
-from sscl.models.checkpoint import Checkpoint, checkpoint_file
+from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
 from sscl.models.encoders import Encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
 from sscl.models.weights import Trunk, load_trunk, read_trunk
@@ -83,6 +83,15 @@ def start_encoder(model: ModelConfig) -> Start:
     return _filled(encoder, trunk, model, source=str(file))
 
 
+def resumed_encoder(kept: Checkpoint) -> Start:
+    """Return the encoder of a run that goes on, its weights still random.
+
+    What it once started from is not read again: the run has what it needs of it.
+    """
+    encoder = build_encoder(kept.encoder_name, stem=kept.stem, output_stride=kept.output_stride)
+    return Start(encoder=encoder, mean=kept.mean, std=kept.std, lineage=kept.lineage)
+
+
 def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
     """Return an encoder to look at, in evaluation mode; a checkpoint or export of sscl says itself which one it is.
 
@@ -142,6 +151,9 @@ def _without_file(name: str, given: ModelConfig | EncoderConfig, *, stem: str, o
 def _filled(encoder: Encoder, trunk: Trunk, given: ModelConfig | EncoderConfig, *, source: str) -> Start:
     """Return an encoder with the weights of a file; where the file does not say its normalisation, the usual one."""
     load_trunk(encoder, trunk.state, source=source)
+    if trunk.checkpoint is not None:
+        for note in unfinished_notes(source):
+            print(f"warning: {note}")
     mean, std = preprocessing_of(encoder.name, None)
     made = trunk.checkpoint
     return Start(

@@ -120,10 +120,7 @@ def worksheet_id(subject: Subject) -> str:
 
 def interrupted(subject: Subject) -> list[str]:
     """Return a sentence where training did not come to its end."""
-    train, epochs = subject.trained.finetune_config.train, len(subject.log)
-    if not epochs or epochs >= train.epochs or epochs - subject.trained.epoch >= train.patience:
-        return []
-    return [f"training was interrupted after epoch {epochs} of {train.epochs}"]
+    return checkpoint.unfinished_notes(subject.folder)
 
 
 def count_tiles(

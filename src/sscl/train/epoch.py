@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from sscl.config import PretrainConfig
+from sscl.models.calibration import KeptCalibration
 from sscl.run import MetricsRow
 from sscl.train.health import knn_verdict
 from sscl.train.objectives import OBJECTIVES
 from sscl.train.pace import Pace
 from sscl.words import wrapped
+
+STOPPED = "stopped early (train.stop_after_epoch); continue with --resume"
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,33 @@ def check_finite(loss: float, *, epoch: int, step: int, folder: Path) -> float:
     )
 
 
-def check_finite_mean(loss: float, *, epoch: int, best: MetricsRow | None, folder: Path) -> None:
+@dataclass(frozen=True)
+class Best:
+    """The best epoch of a fine-tuning so far.
+
+    Attributes:
+        row: of metrics.jsonl.
+        calibration: fitted to its validation logits; on rank 0 alone, which writes it.
+    """
+
+    row: MetricsRow
+    calibration: KeptCalibration | None
+
+    @property
+    def fitted(self) -> KeptCalibration:
+        """The calibration, on rank 0."""
+        assert self.calibration is not None
+        return self.calibration
+
+
+def check_finite_mean(loss: float, *, epoch: int, best: Best | None, folder: Path) -> None:
     """Raise ValueError, saying what to try, if the mean loss of an epoch of fine-tuning is not a finite number.
 
-    best: row of the best epoch so far, whose checkpoint is kept; None = no epoch yet.
+    best: the best epoch so far, whose checkpoint is kept; None = no epoch yet.
     """
     if np.isfinite(loss):
         return
-    left = f"{folder}/checkpoints/best.pt holds epoch {best['epoch']}" if best else "no checkpoint yet"
+    left = f"{folder}/checkpoints/best.pt holds epoch {best.row['epoch']}" if best else "no checkpoint yet"
     raise ValueError(
         f"the loss became {loss} in epoch {epoch + 1}; lower train.learning_rate and train.head_learning_rate, or set "
         f"precision=fp32 ({left})"
@@ -94,4 +116,4 @@ def print_summary(rows: list[MetricsRow], folder: Path, *, config: PretrainConfi
         print(pace.line())
     print(f"wrote {folder}/checkpoints/last.pt, encoder.pt, metrics.jsonl, curves.png")
     if not finished:
-        print("stopped early (train.stop_after_epoch); continue with --resume")
+        print(STOPPED)

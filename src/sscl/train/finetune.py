@@ -20,58 +20,52 @@ from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.load import groups_are, slides_known
 from sscl.data.task import outcome_warnings
-from sscl.data.tiles import TileStore, place_store
 from sscl.device import autocast, pick_device, sum_dtype
-from sscl.draws import Augmentation
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
-from sscl.explain.cells import map_cells
 from sscl.models import features
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.classifier import inference_precision, positive_class
-from sscl.models.heads import Classifier, ContrastiveModel, build_projection
-from sscl.models.start import Start, start_encoder
-from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
-from sscl.run import MetricsLog, MetricsRow
+from sscl.run import Ending, MetricsLog, MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_finetuning
-from sscl.train.epoch import check_finite_mean
-from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled
-from sscl.train.objectives import OBJECTIVES, LabelLoss, build_loss, score, validation_metrics
+from sscl.train.epoch import STOPPED, Best, check_finite_mean
+from sscl.train.labelled import epoch_rows
+from sscl.train.objectives import OBJECTIVES, score, validation_metrics
 from sscl.train.pace import Pace, Writer
-from sscl.train.schedule import Schedule
-from sscl.train.setup import OpenRun, memory_lines, open_run, progress_bar, start_log
-from sscl.train.step import Views, project_pairs, take_step
-from sscl.words import count, wrapped
+from sscl.train.preparation import Finetuning, announce, prepare
+from sscl.train.setup import end_run, open_run, progress_bar, seed_epoch, start_log
+from sscl.train.step import project_pairs, take_step
 
 
-def train_classifier(config: FinetuneConfig, *, overwrite: bool) -> None:
+def train_classifier(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
     """Train one classifier, as one of torchrun's ranks where there are some, and write its run folder."""
     device = pick_device(config.device, local_rank=ranks.local_rank())
     with ranks.group(device, timeout_minutes=config.train.timeout_minutes):
-        finetune(config, device=device, overwrite=overwrite)
+        finetune(config, device=device, overwrite=overwrite, resume=resume)
 
 
-def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -> None:
+def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool, resume: bool = False) -> None:
     """Train on this rank's device; rank 0 validates and writes.
 
     Raises:
         ValueError, FileNotFoundError: bad input, or a loss that is not finite; one line.
     """
     inputs = {"model.weights": config.model.weights, "data.root": config.data.root}
-    opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite)
-    job = prepare(config, opened)
-    log = start_log(opened, config, overwrite=overwrite)
+    opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite, resume=resume)
+    job = prepare(config, opened, resume=resume)
+    log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)
 
-    best: MetricsRow | None = None
-    calibration: KeptCalibration | None = None
+    best, epochs, patience_over = job.best, job.first_epoch, False
+    last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
     pace = Pace(config.log.every_seconds)
-    with progress_bar(opened, job.schedule, command="finetune") as bar, Writer() as writer:
-        for epoch in range(config.train.epochs):
+    bar = progress_bar(opened, job.schedule, command="finetune", first_epoch=job.first_epoch)
+    with bar, Writer() as writer:
+        for epoch in range(job.first_epoch, last_epoch):
             means = train_epoch(job, epoch, bar=bar)
             check_finite_mean(means.loss + means.contrast_loss, epoch=epoch, best=best, folder=opened.folder)
             row: MetricsRow = {}
@@ -83,152 +77,28 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool) -
                 f"loss {means.loss:.3f}, validation {row['validation_loss']:.3f}, "
                 f"balanced accuracy {row['validation_balanced_accuracy']:.3f}"
             )
-            better = best is None or score(row, config) > score(best, config)
-            best = row if better or best is None else best
+            better = best is None or score(row, config) > score(best.row, config)
+            if better or best is None:
+                best = Best(row, calibrate(job, logits) if opened.writes else None)
+            epochs = epoch + 1
+            patience_over = epochs - best.row["epoch"] >= config.train.patience
+            goes_on = epochs < config.train.epochs and not patience_over
             if log is not None:
                 log.append(row)
-                if better:
-                    calibration = calibrate(job, logits)
-                    writer.put(partial(checkpoint_of, job, row, calibration), partial(keep, job, log))
-            stop = epoch + 1 - best["epoch"] >= config.train.patience
-            if log is not None and pace.due(last=stop or epoch + 1 == config.train.epochs):
-                draw_finetuning(log.rows, opened.folder / "curves.png")
-                pace.measured()
-            if stop:
-                bar.write(f"stopped: no better epoch than {best['epoch']} in {config.train.patience}")
+                if better or goes_on:
+                    copy = partial(checkpoints_of, job, epochs, best if better else None, goes_on=goes_on)
+                    writer.put(copy, partial(keep, job, log), whole=better)
+                if pace.due(last=epochs == last_epoch or not goes_on):
+                    draw_finetuning(log.rows, opened.folder / "curves.png")
+                    pace.measured()
+            if patience_over:
+                bar.write(f"stopped: no better epoch than {best.row['epoch']} in {config.train.patience}")
                 break
     if log is not None:
         log.close()
         assert best is not None
-        assert calibration is not None
-        print_summary(job, best, calibration, pace=pace)
-
-
-# --- before the first step ---
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """All that an epoch needs.
-
-    Attributes:
-        data: tiles, and which of them train and validate. batch_size: N.
-        start: the encoder as it began, with mean and standard deviation of the pixels.
-        model: the classifier. joint: its encoder under a projection head, None without contrastive steps.
-        parallel_model, parallel_joint: the same, with gradients averaged over ranks.
-        labels: of all tiles, on the device.
-        needs: lines that say what it takes of memory.
-    """
-
-    config: FinetuneConfig
-    opened: OpenRun
-    data: LabelledTiles
-    batch_size: int
-    start: Start
-    model: Classifier
-    joint: ContrastiveModel | None
-    parallel_model: nn.Module
-    parallel_joint: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    schedule: Schedule
-    loss: LabelLoss
-    views: Views
-    labels: torch.Tensor
-    store: TileStore
-    validation_store: TileStore
-    needs: list[str]
-
-
-def prepare(config: FinetuneConfig, opened: OpenRun) -> Finetuning:
-    """Return tiles, model and optimizer as at the start.
-
-    Raises:
-        ValueError: tiles without labels, or too few; weights that do not fit.
-    """
-    device = opened.device
-    data = load_labelled(config, progress=opened.progress)
-    batch_size = batch_size_of(config, tiles=len(data.train), world=opened.world)
-    steps = max(1, len(epoch_rows(data.train, data.tiles, config, epoch=0)) // batch_size)
-
-    torch.manual_seed(config.seed)
-    start = start_encoder(config.model)
-    model = Classifier(start.encoder, num_classes=len(data.classes)).to(device).to(memory_format=torch.channels_last)
-    model.encoder.requires_grad_(not config.train.freeze_encoder)
-    part = batch_size // opened.world
-    budget_gb = opened.budget_gb(config.data.device_budget_gb)
-    needs = memory_lines(
-        opened,
-        command="finetune",
-        model=model,
-        optimizer=config.train.optimizer,
-        # Joint training has two views of these tiles and of as many unlabelled ones.
-        views=part if config.contrast.kind == "none" else 4 * part,
-        size_px=config.data.size_px,
-        store_bytes=data.tiles.images.nbytes,
-        budget_gb=budget_gb,
-    )
-    joint = build_joint(config, model, device=device)
-    synchronise_batch_norm(model if joint is None else joint)  # the classifier's head has no norm
-    new = [model.head] if joint is None else [model.head, joint.projection]
-    optimizer = optim.two_rates(config.train, encoder=model.encoder, new=new)
-
-    store = place_store(data.tiles.images, device=device, budget_gb=budget_gb)
-    own = None if data.carved else place_store(data.validation_tiles.images, device=device, budget_gb=budget_gb)
-    views = Views(
-        augmentation=Augmentation(**config.augment.model_dump()),
-        seed=config.seed,
-        mean=torch.tensor(start.mean, device=device),
-        std=torch.tensor(start.std, device=device),
-        size_px=config.data.size_px,
-        precision=opened.precision,
-    )
-    return Finetuning(
-        config,
-        opened,
-        data,
-        batch_size,
-        start,
-        model,
-        joint,
-        parallel_model=ranks.parallel(model),
-        parallel_joint=None if joint is None else ranks.parallel(joint),
-        optimizer=optimizer,
-        scaler=opened.scaler(),
-        schedule=Schedule(config.train, steps),
-        loss=build_loss(config, data.tiles.labels[data.train], num_classes=len(data.classes), device=device),
-        views=views,
-        labels=torch.from_numpy(data.tiles.labels).to(device),
-        store=store,
-        validation_store=store if own is None else own,
-        needs=needs,
-    )
-
-
-def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.device) -> ContrastiveModel | None:
-    """Return the classifier's encoder under a projection head, or None without contrastive steps.
-
-    The projection exists during training only and is in no checkpoint.
-    """
-    if config.contrast.kind == "none":
-        return None
-    head = config.contrast.projection
-    projection = build_projection(model.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
-    return ContrastiveModel(model.encoder, projection=projection.to(device))
-
-
-def announce(job: Finetuning) -> None:
-    """Print how long the epochs are, and what the run needs of memory."""
-    data = job.data
-    print(
-        f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; "
-        f"{count(job.schedule.steps_per_epoch, 'step')} per epoch, batch size {job.batch_size}"
-    )
-    print("".join(f"{line}\n" for line in job.needs), end="")
-    print(wrapped(str(map_cells(job.model, size_px=job.config.data.size_px))))
-    warning = job.schedule.warning()
-    if warning is not None:
-        print(warning)
+        ending = finish(job, best, epochs=epochs, patience_over=patience_over)
+        print_summary(job, best, pace=pace, ending=ending)
 
 
 # --- an epoch ---
@@ -248,6 +118,7 @@ class EpochMeans:
 def train_epoch(job: Finetuning, epoch: int, *, bar: Bar) -> EpochMeans:
     """Train one epoch, counted from 0: a step on labels each time, followed by a contrastive one in joint training."""
     config, model, device, steps = job.config, job.model, job.opened.device, job.schedule.steps_per_epoch
+    seed_epoch(config.seed, epoch)
     model.train()
     if config.train.freeze_encoder:
         model.encoder.eval()  # no dropout; batch-norm statistics stay those of pretraining
@@ -341,32 +212,60 @@ def calibrate(job: Finetuning, logits: torch.Tensor) -> KeptCalibration:
     return fit_calibration(logits, labels, classes=classes, positive=positive, precision=validation_precision(job))
 
 
-def checkpoint_of(job: Finetuning, row: MetricsRow, calibration: KeptCalibration) -> Checkpoint:
-    """Return the best checkpoint so far, copied to the host."""
-    data = job.data
-    blank = build_checkpoint(
+def checkpoint_of(job: Finetuning) -> Checkpoint:
+    """Return what every checkpoint of the run says, still without epoch and tensors."""
+    return build_checkpoint(
         job.config,
         mean=job.start.mean,
         std=job.start.std,
         pooling=job.model.encoder.pooling,
-        classes=data.classes,
+        classes=job.data.classes,
         lineage=job.start.lineage,
-        fingerprint=data.fingerprint,
+        fingerprint=job.data.fingerprint,
         precision=job.opened.precision,
     )
-    facts = replace(blank, epoch=int(row["epoch"]), validation=row, calibration=calibration)
-    return on_host(replace(facts, encoder=job.model.encoder.state_dict(), head=job.model.head.state_dict()))
 
 
-def keep(job: Finetuning, log: MetricsLog, checkpoint: Checkpoint) -> None:
-    """Write the best checkpoint so far and its model card, once the rows of its epochs are on the disk."""
-    config, data, folder = job.config, job.data, job.opened.folder
+def best_of(job: Finetuning, best: Best) -> Checkpoint:
+    """Return the facts of best.pt."""
+    return replace(checkpoint_of(job), epoch=int(best.row["epoch"]), validation=best.row, calibration=best.calibration)
+
+
+def checkpoints_of(job: Finetuning, epoch: int, best: Best | None, *, goes_on: bool) -> list[Checkpoint]:
+    """Return what is to be written after an epoch, counted from 1, copied to the host: best.pt if it is the best, and
+    last.pt if training goes on.
+    """
+    found = []
+    if best is not None:
+        facts = best_of(job, best)
+        found.append(on_host(replace(facts, encoder=job.model.encoder.state_dict(), head=job.model.head.state_dict())))
+    if goes_on:
+        facts = replace(checkpoint_of(job), epoch=epoch)
+        model, optimizer, scaler = (part.state_dict() for part in (job.trained, job.optimizer, job.scaler))
+        found.append(on_host(replace(facts, model=model, optimizer=optimizer, scaler=scaler)))
+    return found
+
+
+def keep(job: Finetuning, log: MetricsLog, checkpoints: list[Checkpoint]) -> None:
+    """Write the checkpoints of an epoch, and with the best one its model card, once the rows are on the disk.
+
+    best.pt comes first: last.pt relies on it.
+    """
+    folder = job.opened.folder
     log.sync()
-    save_checkpoint(folder / "checkpoints" / "best.pt", checkpoint)
+    for checkpoint in checkpoints:
+        save_checkpoint(folder / "checkpoints" / ("last.pt" if checkpoint.goes_on else "best.pt"), checkpoint)
+        if not checkpoint.goes_on:
+            write_card(job, checkpoint.without_tensors(), unfinished=True)
+
+
+def write_card(job: Finetuning, best: Checkpoint, *, unfinished: bool) -> None:
+    """Write the model card of the best epoch so far."""
+    config, data, folder = job.config, job.data, job.opened.folder
     card = model_card.model_card(
-        checkpoint.without_tensors(),
+        best,
         folder=folder,
-        origin=model_card.origin_of_weights(config.model.weights, job.start.checkpoint),
+        origin=job.origin,
         train=model_card.part_of(data.tiles, data.train),
         validation=model_card.part_of(data.validation_tiles, data.validation),
         carved=data.carved,
@@ -374,25 +273,40 @@ def keep(job: Finetuning, log: MetricsLog, checkpoint: Checkpoint) -> None:
         slides_known=slides_known(config.data),
         unlabelled=0 if job.joint is None else len(data.unlabelled),
         warnings=data.warnings,
+        unfinished=unfinished,
     )
     writing.write_text(folder / model_card.FILE, card)
 
 
-def print_summary(job: Finetuning, best: MetricsRow, calibration: KeptCalibration, *, pace: Pace) -> None:
+def finish(job: Finetuning, best: Best, *, epochs: int, patience_over: bool) -> Ending:
+    """Say in the model card, then in training.json, that the training has ended, if it has; return how it did."""
+    config, folder = job.config, job.opened.folder
+    ended = patience_over or epochs >= config.train.epochs
+    if ended:
+        write_card(job, best_of(job, best), unfinished=False)
+    ending = end_run(job.opened, config, epochs=epochs, patience_over=patience_over)
+    if ended:
+        (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)  # nothing goes on from it
+    return ending
+
+
+def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) -> None:
     """Print the best epoch's metrics, its calibration, how the time was spent and what was written."""
-    config, data = job.config, job.data
+    config, data, row, fitted = job.config, job.data, best.row, best.fitted
     origin = "carved from the training split" if data.carved else "of the data set's own validation split"
     print(
-        f"best epoch {best['epoch']} by validation {config.train.select} ({len(data.validation)} tiles {origin}): "
-        f"accuracy {best['validation_accuracy']:.3f}, balanced accuracy {best['validation_balanced_accuracy']:.3f}, "
-        f"loss {best['validation_loss']:.3f}"
+        f"best epoch {row['epoch']} by validation {config.train.select} ({len(data.validation)} tiles {origin}): "
+        f"accuracy {row['validation_accuracy']:.3f}, balanced accuracy {row['validation_balanced_accuracy']:.3f}, "
+        f"loss {row['validation_loss']:.3f}"
     )
     print(
-        f"calibrated on the same tiles: temperature {calibration.temperature:.3f}, expected calibration error "
-        f"{calibration.ece_before:.3f} before, {calibration.ece_after:.3f} after"
+        f"calibrated on the same tiles: temperature {fitted.temperature:.3f}, expected calibration error "
+        f"{fitted.ece_before:.3f} before, {fitted.ece_after:.3f} after"
     )
-    called = calibration.logits.argmax(1).numpy()
-    for warning in outcome_warnings(calibration.labels.numpy(), called, data.classes, tiles="validation tile"):
+    called = fitted.logits.argmax(1).numpy()
+    for warning in outcome_warnings(fitted.labels.numpy(), called, data.classes, tiles="validation tile"):
         print(f"warning: {warning}")
     print(pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
+    if not ending.final:
+        print(STOPPED)

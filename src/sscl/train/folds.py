@@ -29,13 +29,16 @@ from sscl.train.fold_report import build_report, table, write_report
 from sscl.train.labelled import held_out, labelled_parts, training_rows
 
 
-def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
+def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
     """Train every fold that is not complete; write predictions of all held-out tiles, their metrics and a picture.
+
+    A fold that was interrupted goes on after its last complete epoch.
 
     With `train.fold` that fold alone is trained, in the run folder itself.
 
     Args:
         overwrite: whether folds that are there are trained again.
+        resume: whether the folder must be there already; with `train.fold`, whether that fold goes on.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line, before anything is written.
@@ -48,10 +51,10 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
     check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
     alone = config.train.fold is not None
     if alone:
-        run.check_run_folder(folder, overwrite=overwrite, trains=True)
+        run.check_run_folder(folder, overwrite=overwrite, resume=resume, trains=True)
         goes_on = False
     else:
-        goes_on = check_folder(folder, config, overwrite=overwrite)
+        goes_on = check_folder(folder, config, overwrite=overwrite, resume=resume)
     tiles = load_tiles(config.data, split="train", progress=config.progress)
     held = held_out(tiles, config)
     numbers = [config.train.fold] if config.train.fold is not None else list(range(1, len(held) + 1))
@@ -76,7 +79,8 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool) -> None:
             continue
         rows = held[number - 1]
         print(f"\nfold {number} of {len(held)}: {describe(tiles, rows, groups_are(config.data))} held out", flush=True)
-        train_classifier(one, overwrite=overwrite or not alone)
+        again = resume if alone else goes_on and is_interrupted(one)
+        train_classifier(one, overwrite=not again and (overwrite or not alone), resume=again)
         predict(one, tiles.subset(rows), device=device)
     report = build_report(config, tiles, [Path(one.run) for one in configs.values()], numbers=numbers, notes=notes)
     if not alone:
@@ -106,16 +110,17 @@ def describe(tiles: Tiles, rows: NDArray[np.int64], groups: str) -> str:
 # --- what is there already ---
 
 
-def check_folder(folder: Path, config: FinetuneConfig, *, overwrite: bool) -> bool:
+def check_folder(folder: Path, config: FinetuneConfig, *, overwrite: bool, resume: bool) -> bool:
     """Return whether the folder holds folds of this configuration, with which to go on.
 
     Raises:
         ValueError: it holds something else, and is not to be overwritten.
+        FileNotFoundError: with `resume`, it holds nothing.
     """
     kept = folder / "config.yaml"
     before = load_config(FinetuneConfig, kept) if kept.is_file() and not overwrite else None
     if before is None or before.train.folds is None:
-        run.check_run_folder(folder, overwrite=overwrite, trains=True)
+        run.check_run_folder(folder, overwrite=overwrite, resume=resume, trains=True)
         return False
     refuse_changes(folder, before, config)
     return True
@@ -129,6 +134,16 @@ def refuse_changes(folder: Path, before: FinetuneConfig, now: FinetuneConfig) ->
             f"{folder}: was made with {'; '.join(map(str, changed))}; set it back, name another run, or make "
             "all folds again with --overwrite"
         )
+
+
+def is_interrupted(config: FinetuneConfig) -> bool:
+    """Return whether a fold can go on: it has a last checkpoint of this configuration, from weights still the same."""
+    folder = Path(config.run)
+    if not (folder / "checkpoints" / "last.pt").is_file() or run.unfinished(folder) is None:
+        return False
+    weights = weights_file(config.model.weights, key="model.weights")
+    newer = weights is not None and weights.stat().st_mtime > (folder / "config.yaml").stat().st_mtime
+    return not newer and not changed_keys(load_config(FinetuneConfig, folder / "config.yaml"), config)
 
 
 def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -> bool:

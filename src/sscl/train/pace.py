@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
@@ -44,6 +45,14 @@ class Pace:
         return f"{self._trained / wall:.0%} of {wall:.1f} s were training steps; the rest measured, drew and wrote"
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What the thread has to do, and whether it writes all files of its epoch."""
+
+    future: Future[None]
+    whole: bool
+
+
 class Writer:
     """A thread that writes while the loop trains on; of what waits to be written, only the newest is.
 
@@ -56,19 +65,25 @@ class Writer:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._tasks: list[Future[None]] = []
+        self._tasks: list[_Task] = []
 
-    def put(self, take: Callable[[], T], write: Callable[[T], None]) -> None:
+    def put(self, take: Callable[[], T], write: Callable[[T], None], *, whole: bool = True) -> None:
         """Call `take` at once, and `write` in the thread with what it returned.
 
         What is still waiting goes first, so that there are never more than two copies in memory.
+
+        Args:
+            whole: whether it writes every file that an earlier one may write; what waits and writes more than this
+                one stays then, a third copy.
         """
-        self._tasks = [task for task in self._tasks if not task.cancel()]
+        # The newest first: what was put after a task relies on it.
+        waiting = [task for task in reversed(self._tasks) if (whole or not task.whole) and task.future.cancel()]
+        self._tasks = [task for task in self._tasks if task not in waiting]
         for task in self._tasks:
-            if task.done():
-                task.result()
-        self._tasks = [task for task in self._tasks if not task.done()]
-        self._tasks.append(self._pool.submit(write, take()))
+            if task.future.done():
+                task.future.result()
+        self._tasks = [task for task in self._tasks if not task.future.done()]
+        self._tasks.append(_Task(self._pool.submit(write, take()), whole))
 
     def __enter__(self) -> Writer:
         return self
@@ -79,4 +94,4 @@ class Writer:
         self._pool.shutdown()  # also after an error of the loop: its message may name what is being written
         if kind is None:
             for task in self._tasks:
-                task.result()
+                task.future.result()

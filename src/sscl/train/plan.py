@@ -22,7 +22,6 @@ from sscl.config import (
     shipped,
 )
 from sscl.evaluate.comparison import METRICS
-from sscl.models import checkpoint
 from sscl.words import nearest
 
 KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -244,7 +243,7 @@ def _decision(step: Step, earlier: Mapping[Path, Decision], *, overwrite: bool) 
         complete, resumable = True, False  # as far as one can tell
         changes = [f"a config.yaml that this version does not accept ({str(error).splitlines()[0]})"]
     else:
-        complete, resumable = progress_of(folder, before)
+        complete, resumable = progress_of(step)
         changes = changes_of(before, step)
     if not complete and not resumable:
         return interrupted
@@ -268,21 +267,10 @@ def modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def progress_of(folder: Path, config: FinetuneConfig | PretrainConfig) -> tuple[bool, bool]:
-    """Return whether a run is complete by the configuration it was made with, and whether it can be resumed.
-
-    A finetune run is complete when its log has the last epoch, or as many as its patience after the best one.
-    """
-    log = folder / "metrics.jsonl"
-    rows = run.read_metrics(log) if log.is_file() else []
-    ran = rows[-1]["epoch"] if rows else 0
-    if isinstance(config, PretrainConfig):
-        complete = (folder / "encoder.pt").is_file() and ran >= config.train.epochs
-        return complete, (folder / "checkpoints" / "last.pt").is_file()
-    best = folder / "checkpoints" / "best.pt"
-    if not best.is_file() or ran >= config.train.epochs:
-        return best.is_file(), False
-    return bool(ran - checkpoint.load_checkpoint(best, tensors=False).epoch >= config.train.patience), False
+def progress_of(step: Step) -> tuple[bool, bool]:
+    """Return whether a run has ended with the file that others start from, and whether it can be resumed."""
+    ended = (step.folder / run.ENDING).is_file() and run.unfinished(step.folder) is None
+    return ended and step.checkpoint.is_file(), (step.folder / "checkpoints" / "last.pt").is_file()
 
 
 def changes_of(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]:
@@ -332,7 +320,7 @@ def is_evaluated(folder: Path, split: str, *, overwrite: bool) -> bool:
 
     Raises:
         FileNotFoundError: nothing to compare there.
-        ValueError: training was interrupted; the evaluation there is not of this checkpoint, or of other data, and
+        ValueError: training has not ended; the evaluation there is not of this checkpoint, or of other data, and
             without `overwrite` it is left alone.
     """
     if (folder / "predictions.csv").is_file():
@@ -341,9 +329,9 @@ def is_evaluated(folder: Path, split: str, *, overwrite: bool) -> bool:
         raise FileNotFoundError(
             f"{folder}: neither a finetune run (checkpoints/best.pt) nor a folder with predictions.csv"
         )
-    trained = load_config(FinetuneConfig, folder / "config.yaml")
-    if not progress_of(folder, trained)[0]:
-        raise ValueError(f"{folder}: its training was interrupted; train it again with --overwrite")
+    unfinished = run.unfinished(folder)
+    if unfinished is not None:
+        raise ValueError(f"{folder}: its training is {unfinished}; sscl finetune run={folder} --resume goes on")
     if evaluated(folder, split):
         return True
     there = folder / f"eval_{split}"

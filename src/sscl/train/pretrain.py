@@ -22,9 +22,9 @@ from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import Later, sum_dtype
 from sscl.draws import Augmentation
 from sscl.models.batch_norm import keep_batch_statistics
-from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, on_host, save_checkpoint
+from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
-from sscl.models.start import Start, start_encoder
+from sscl.models.start import Start, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
 from sscl.run import MetricsLog, MetricsRow
@@ -46,10 +46,13 @@ from sscl.train.schedule import Schedule, scaled_learning_rate
 from sscl.train.setup import (
     OpenRun,
     check_batch,
-    check_resumable,
-    memory_lines,
+    end_run,
+    load_last,
     open_run,
+    print_memory,
     progress_bar,
+    restore,
+    seed_epoch,
     start_log,
 )
 from sscl.train.step import ContrastiveStep, Views
@@ -66,7 +69,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     inputs = {"model.weights": config.model.weights, **roots}
     opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite, resume=resume)
     job = prepare(config, opened, resume=resume)
-    log = start_log(opened, config, overwrite=overwrite, keep_epochs=job.first_epoch if resume else None)
+    log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)
 
     steps = job.schedule.steps_per_epoch
@@ -95,7 +98,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
             torch.save({key: x.cpu().contiguous() for key, x in job.model.encoder.state_dict().items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
-        print_summary(log.rows, opened.folder, config=config, pace=pace, finished=last_epoch == config.train.epochs)
+        ended = end_run(opened, config, epochs=max(last_epoch, job.first_epoch))
+        print_summary(log.rows, opened.folder, config=config, pace=pace, finished=ended.final)
 
 
 # --- before the first step ---
@@ -109,8 +113,7 @@ class Pretraining:
         tiles: of all sources. source_of: int64 (len(tiles),), the source of each tile.
         health_tiles: rows that are trained on, and those that the health metrics are of.
         start: the encoder as it began, with mean and standard deviation of the pixels.
-        needs: lines that say what it takes of memory.
-        first_epoch: 0, or the epochs that the run to resume has.
+        kept: the facts of the checkpoint to go on from; None for a new run.
     """
 
     config: PretrainConfig
@@ -126,8 +129,12 @@ class Pretraining:
     views: Views
     step: ContrastiveStep
     store: TileStore
-    needs: list[str]
-    first_epoch: int
+    kept: Checkpoint | None
+
+    @property
+    def first_epoch(self) -> int:
+        """Epochs that are done already."""
+        return 0 if self.kept is None else self.kept.epoch
 
 
 def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretraining:
@@ -147,14 +154,15 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
             "tiles; lower train.batch_size or add tiles"
         )
 
+    kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint) if resume else None
     torch.manual_seed(config.seed)
-    start = start_encoder(config.model)
+    start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
     head = config.projection
     projection = build_projection(start.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
     model = ContrastiveModel(start.encoder, projection=projection)
     model = model.to(opened.device).to(memory_format=torch.channels_last)
     budget_gb = opened.budget_gb(config.data[0].device_budget_gb)
-    needs = memory_lines(
+    print_memory(
         opened,
         command="pretrain",
         model=model,
@@ -170,16 +178,8 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     scaler = opened.scaler()
     store = place_store(tiles.images, device=opened.device, budget_gb=budget_gb)
 
-    first_epoch = 0
-    if resume:
-        kept = load_checkpoint(opened.folder / "checkpoints" / "last.pt", kind="pretrain")
-        check_resumable(kept, config, tiles.fingerprint, precision=opened.precision)
-        model.load_state_dict(kept.model)
-        optimizer.load_state_dict(kept.optimizer)
-        scaler.load_state_dict(kept.scaler)
-        first_epoch = kept.epoch
-        print(f"resuming {opened.folder} after epoch {first_epoch}")
-
+    if kept is not None:
+        restore(kept, model=model, optimizer=optimizer, scaler=scaler)
     views = Views(
         augmentation=Augmentation(**config.augment.model_dump()),
         seed=config.seed,
@@ -212,8 +212,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         views,
         step,
         store,
-        needs,
-        first_epoch,
+        kept=None if kept is None else kept.without_tensors(),
     )
 
 
@@ -224,8 +223,7 @@ def peak_of(config: PretrainConfig) -> float:
 
 
 def announce(job: Pretraining) -> None:
-    """Print what the run needs of memory and how long its epochs are."""
-    print("".join(f"{line}\n" for line in job.needs), end="")
+    """Print how long the epochs are."""
     tiles, steps = count(len(job.health_tiles.train), "training tile"), count(job.schedule.steps_per_epoch, "step")
     peak = peak_of(job.config)
     print(f"{tiles}; {steps} per epoch, batch size {job.config.train.batch_size}, peak learning rate {peak:.4g}")
@@ -244,6 +242,7 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: Bar, profile: Profile) -> 
     """
     config, opened, optimizer, device = job.config, job.opened, job.optimizer, job.opened.device
     batch_size, steps = config.train.batch_size, job.schedule.steps_per_epoch
+    seed_epoch(config.seed, epoch)
     job.model.train()
     if config.train.freeze_batch_norm:
         keep_batch_statistics(job.model.encoder)

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from sscl import augment, ranks, run
-from sscl.config import FinetuneConfig, PretrainConfig, changed_keys, shown
+from sscl import augment, ranks, run, writing
+from sscl.config import Change, FinetuneConfig, PretrainConfig, changed_keys, plain, shown
 from sscl.config.training import PretrainTrainConfig
 from sscl.data.tiles import tile_budget_gb
 from sscl.device import describe_device, free_memory, pick_precision, tune
-from sscl.models.checkpoint import Checkpoint
+from sscl.models.checkpoint import Checkpoint, Kind, load_checkpoint
 from sscl.models.start import NO_STATISTICS
 from sscl.progress import Bar
+from sscl.records import write_record
 from sscl.train import memory
 from sscl.train.schedule import Schedule
 
@@ -95,9 +97,31 @@ def open_run(
     return OpenRun(folder, device, precision, world, writes=first, progress=progress, free=free_memory(device))
 
 
-def check_resumable(kept: Checkpoint, config: PretrainConfig, fingerprint: str, *, precision: str) -> None:
-    """Raise ValueError unless a checkpoint's run and this one would learn the same; one line a changed setting."""
-    changes = changed_keys(kept.pretrain_config, config)
+# --- going on with a run ---
+
+
+def load_last(opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, kind: Kind, fingerprint: str) -> Checkpoint:
+    """Return what the run to resume left in last.pt.
+
+    Raises:
+        ValueError: no such file, or it is of another configuration or of other tiles; one line a changed setting.
+    """
+    kept = load_checkpoint(opened.folder / "checkpoints" / "last.pt", kind=kind, to_resume=True)
+    check_resumable(kept, config, fingerprint, precision=opened.precision)
+    print(f"resuming {opened.folder} after epoch {kept.epoch} of {config.train.epochs}")
+    for change in changed_keys(kept.config, config):
+        print(f"{change.key}: {shown(change.now)} holds the tiles that {shown(change.before)} held")
+    return kept
+
+
+def check_resumable(
+    kept: Checkpoint, config: PretrainConfig | FinetuneConfig, fingerprint: str, *, precision: str
+) -> None:
+    """Raise ValueError unless a checkpoint's run and this one would learn the same; one line a changed setting.
+
+    Where the tiles lie may have changed: their fingerprint says whether they are the same.
+    """
+    changes = [change for change in changed_keys(kept.config, config) if not moved(change)]
     if changes:
         raise ValueError(
             "\n".join(
@@ -109,29 +133,71 @@ def check_resumable(kept: Checkpoint, config: PretrainConfig, fingerprint: str, 
     if kept.precision != precision:
         raise ValueError(f"precision: is {precision} here, but the run to resume had {kept.precision}; set it")
     if kept.fingerprint != fingerprint:
+        sources = config.data if isinstance(config.data, tuple) else (config.data,)
         raise ValueError(
-            f"data.root: the tiles of {', '.join(source.root for source in config.data)} are not those that the run to "
-            "resume was trained on"
+            f"data.root: the tiles of {', '.join(source.root for source in sources)} are not those that the run to "
+            "resume was trained on (other names, labels, groups or pixels)"
         )
 
 
+def moved(change: Change) -> bool:
+    """Return whether a change is only of the place of tiles, or of their groups."""
+    return change.path and change.key.startswith("data.")
+
+
+def restore(
+    kept: Checkpoint, *, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Put model, optimizer and scaler back to where a checkpoint left them."""
+    model.load_state_dict(kept.model)
+    optimizer.load_state_dict(kept.optimizer)
+    scaler.load_state_dict(kept.scaler)
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed what the network itself draws (dropout), so that an epoch is the same whether or not the run was resumed."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, ranks.rank()]).generate_state(1)[0]))
+
+
 def start_log(
-    opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, overwrite: bool, keep_epochs: int | None = None
+    opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, overwrite: bool, kept: Checkpoint | None = None
 ) -> run.MetricsLog | None:
     """Make the run folder, once all ranks have checked it, and return its log; None on ranks that do not write.
 
     Args:
-        keep_epochs: epochs of a resumed run that its checkpoint holds; None for a new run.
+        kept: the last checkpoint of a run that goes on; None for a new run.
     """
     ranks.barrier()
     if not opened.writes:
         return None
-    if keep_epochs is None:
+    if kept is None:
         run.start_folder(opened.folder, config, overwrite=overwrite)
-    return run.MetricsLog(opened.folder, keep_epochs=keep_epochs, tensorboard=config.log.tensorboard)
+        return run.MetricsLog(opened.folder, tensorboard=config.log.tensorboard)
+    (opened.folder / run.ENDING).unlink(missing_ok=True)
+    if changed_keys(kept.config, config):  # the tiles have moved
+        writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
+    return run.MetricsLog(opened.folder, keep_epochs=kept.epoch, tensorboard=config.log.tensorboard)
 
 
-def memory_lines(
+def end_run(
+    opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, epochs: int, patience_over: bool = False
+) -> run.Ending:
+    """Write, as the last file of a run, how its training ended, and return it.
+
+    Args:
+        epochs: that are done.
+    """
+    planned, reason = config.train.epochs, run.Reason.STOPPED
+    if epochs >= planned:
+        reason = run.Reason.COMPLETED
+    elif patience_over:
+        reason = run.Reason.PATIENCE
+    ending = run.Ending(epochs=epochs, planned=planned, reason=reason)
+    write_record(opened.folder / run.ENDING, ending)
+    return ending
+
+
+def print_memory(
     opened: OpenRun,
     *,
     command: str,
@@ -141,8 +207,8 @@ def memory_lines(
     size_px: int,
     store_bytes: int,
     budget_gb: float,
-) -> list[str]:
-    """Return lines that say what the training will need of memory; none on ranks that do not write.
+) -> None:
+    """Print what the training will need of memory, before anything of it is taken.
 
     Call it before the batch norms are synchronised: a pass of fake tensors through those would meet no other rank.
 
@@ -153,8 +219,8 @@ def memory_lines(
         store_bytes: the tiles. budget_gb: up to which size they go to a GPU, GiB, see `OpenRun.budget_gb`.
     """
     if not opened.writes:
-        return []
-    return memory.report(
+        return
+    lines = memory.report(
         command=command,
         model=model,
         optimizer=optimizer,
@@ -165,6 +231,7 @@ def memory_lines(
         store_bytes=store_bytes,
         budget_gb=budget_gb,
     )
+    print("\n".join(lines))
 
 
 def check_batch(train: PretrainTrainConfig, *, world: int) -> None:
