@@ -64,8 +64,8 @@ class CompareEntry(Section):
 class CompareConfig(Section):
     """Compare configurations over seeds and label fractions, in one table and pictures.
 
-    Complete runs with the same configuration are reused; interrupted ones are resumed (pretrain) or started again
-    (finetune). --overwrite runs those again whose configuration has changed.
+    Complete runs with the same configuration are reused; interrupted ones are resumed. --overwrite runs those again
+    whose configuration has changed.
 
     `sscl compare RUN RUN ...` compares finished runs as they are, and evaluates those that have not been evaluated.
     """
