@@ -345,8 +345,12 @@ def test_folds_of_other_groups_and_broken_predictions_are_refused(crossed: Any, 
     assert tiles.groups is not None
     rows = labelled.held_out(tiles, complete)[0]
     renamed = replace(tiles, groups=np.char.add(tiles.groups, "x"))
-    for other, held in ((renamed, rows), (tiles, rows[:-1]), (replace(tiles, groups=None), rows)):
-        with pytest.raises(ValueError, match="holds other tiles or groups"):
+    for other, held, said in (
+        (renamed, rows, "trained on other tiles"),  # the fingerprint has the groups
+        (replace(tiles, groups=None), rows, "trained on other tiles"),
+        (tiles, rows[:-1], "holds other tiles or groups"),
+    ):
+        with pytest.raises(ValueError, match=said):
             folds.is_complete(complete, other, held)
 
     table = run / "fold_2/predictions.csv"
