@@ -12,8 +12,11 @@ import torch
 
 from sscl import api
 from sscl import run as runs
+from sscl.config import FinetuneConfig, load_config
 from sscl.evaluate import model_card
 from sscl.models.checkpoint import load_checkpoint, unfinished_notes
+from sscl.records import write_record
+from sscl.train import folds
 
 TIMES = ("tiles_per_second", "busy", "seconds")
 TINY = ["model.name=timm:test_resnet", "train.epochs=3", "train.head_learning_rate=1e-1", "log.every_seconds=99"]
@@ -135,6 +138,15 @@ def test_what_has_not_ended_is_marked(cli: Any, stopped: Path, tmp_path: Path) -
     assert (compared.code, said in compared.err) == (2, True)
     other = cli("eval", f"checkpoint={run}/checkpoints/last.pt")
     assert (other.code, "best.pt" in other.err) == (2, True)
+
+
+def test_a_fold_goes_on_with_the_configuration_and_the_weights_it_began_with(stopped: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    config = load_config(FinetuneConfig, run / "config.yaml", overrides=[f"run={run}"])
+    assert folds.is_interrupted(config)
+    assert not folds.is_interrupted(config.model_copy(update={"seed": 5}))
+    write_record(run / runs.ENDING, runs.Ending(epochs=3, planned=3, reason=runs.Reason.COMPLETED))
+    assert not folds.is_interrupted(config)
 
 
 def test_a_checkpoint_beside_no_run_says_nothing(stopped: Path, tmp_path: Path) -> None:

@@ -188,6 +188,8 @@ class FinetuneTrainConfig(Section):
             raise fault("fold", f"got {self.fold} without train.folds; set train.folds to their number")
         if self.fold is not None and self.folds is not None and self.fold > self.folds:
             raise fault("fold", f"must be <= {self.folds} (train.folds), got {self.fold}")
+        if self.stop_after_epoch is not None and self.folds is not None:
+            raise fault("stop_after_epoch", "must be null with train.folds: a fold is predicted when it has ended")
         return self
 
 

@@ -163,7 +163,7 @@ def load_best(opened: OpenRun, data: LabelledTiles) -> Best:
     assert found.validation is not None
     if not np.array_equal(found.fitted.labels.numpy(), data.validation_tiles.labels[data.validation]):
         raise ValueError("data.root: the validation tiles are not those of the run to resume; leave them as they were")
-    return Best(found.validation, found.fitted)
+    return Best({**found.validation, "epoch": int(found.validation["epoch"])}, found.fitted)
 
 
 def all_of(model: Classifier, joint: ContrastiveModel | None) -> nn.ModuleDict:
