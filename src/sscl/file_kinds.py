@@ -8,6 +8,7 @@ _BINARY = {
     b"\x1f\x8b": ("a gzip file", "unpack it"),
     b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
     b"Rar!": ("a RAR archive", "unpack it"),
+    b"\x89HDF": ("an HDF5 file, as Keras writes", "convert it"),
     b"%PDF": ("a PDF document", "save its picture as an image file"),
 }
 

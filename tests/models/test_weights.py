@@ -155,7 +155,7 @@ def test_every_origin_computes_what_its_model_computed(content, origin, mean, re
     path = tmp_path / "weights.pt"
     torch.save(content(resnet18), path)
     trunk = read_trunk(path)
-    assert (trunk.origin, trunk.mean, trunk.std) == (origin, mean, mean)
+    assert (trunk.origin.split("; ")[0], trunk.mean, trunk.std) == (origin, mean, mean)
     assert set(trunk.state) == {key for key in resnet18.state_dict() if not key.startswith("fc.")}
     ours, x = build_encoder("resnet18", weights=str(path)).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -220,10 +220,125 @@ def test_the_packages_file_of_efficientnet_lite0(tmp_path):
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in ours.state_dict().items())
 
 
+def below(net: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return renamed(net, prefix)
+
+
+def sequential(net: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    cut = nn.Sequential(*list(net.children())[:-2])
+    return {prefix + key: value for key, value in cut.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda net: {"state_dict": below(net, "model.")}, ["prefix model. stripped", "left out: fc (2 tensors)"]),
+        (lambda net: below(net, "net."), ["prefix net. stripped", "left out: fc (2 tensors)"]),
+        (lambda net: {**below(net, "a.b."), **mlp("decoder.", 0), **mlp("loss.", 1)}, ["decoder (2", "loss (2"]),
+        (lambda net: {"state_dict": sequential(net, "feat_extract.")}, ["prefix feat_extract. stripped"]),
+        (lambda net: sequential(net, ""), ["Sequential"]),
+        (lambda net: {**below(net, "0."), **mlp("1.", 0)}, ["prefix 0. stripped", "1 (2 tensors)"]),
+        (lambda net: {"encoder": net.state_dict(), "projector": mlp("", 0)}, ["torchvision"]),
+        (lambda net: {"step": torch.tensor(3), "state_dict": net.state_dict()}, ["torchvision"]),
+    ],
+    ids=["model", "net", "any", "positions", "bare positions", "index", "wrapped", "beside a tensor"],
+)
+def test_the_one_prefix_of_a_trunk_is_found_and_named(content, words, resnet18, tmp_path):
+    torch.save(content(resnet18), tmp_path / "w.pth")
+    trunk = read_trunk(tmp_path / "w.pth")
+    assert [word for word in words if word not in trunk.origin] == []
+    load_trunk(build_encoder("resnet18"), trunk.state, source="w.pth")
+    assert torch.equal(trunk.state["layer2.0.conv1.weight"], resnet18.state_dict()["layer2.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema}, "state_dict_ema"),
+        (lambda raw, ema: {"model": raw, "model_ema": {f"module.{k}": v for k, v in ema.items()}}, "model_ema"),
+        (lambda raw, ema: {"ema": ema}, "ema"),
+        (lambda raw, ema: {"ema_state_dict": {"state_dict": ema}, "model": raw}, "ema_state_dict"),
+        (
+            lambda raw, ema: {f"{at}{k}": v for at, s in (("model.", raw), ("ema_model.", ema)) for k, v in s.items()},
+            "EMA",
+        ),
+        (lambda raw, ema: {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in ema.items()}}, "Averaged"),
+    ],
+)
+def test_an_average_of_the_weights_is_taken_and_named(content, word, resnet18, tmp_path):
+    raw = resnet18.state_dict()
+    ema = {key: value * 0.5 if value.is_floating_point() else value for key, value in raw.items()}
+    torch.save(content(raw, ema), tmp_path / "w.pth.tar")
+    trunk = read_trunk(tmp_path / "w.pth.tar")
+    assert word in trunk.origin
+    assert torch.equal(trunk.state["conv1.weight"], ema["conv1.weight"])
+    load_trunk(build_encoder("resnet18"), trunk.state, source="w")
+
+
+def test_of_several_trunks_none_is_guessed(resnet18, tmp_path):
+    torch.save({**below(resnet18, "online."), **below(resnet18, "target.")}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth contains several encoders \(online\., target\.\)"):
+        read_trunk(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value, resnet18, checkpoint_of, tmp_path):
+    state = {key: tensor.clone() for key, tensor in resnet18.state_dict().items()}
+    state["layer3.0.conv1.weight"][0, 0, 0, 0] = value
+    torch.save({"model": state}, tmp_path / "w.pth")
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        with pytest.raises(
+            ValueError, match=rf"model\.weights: .*{name}: layer3\.0\.conv1\.weight holds 1 of 294,912 "
+        ):
+            read_trunk(tmp_path / name)
+    encoder = build_encoder("timm:test_resnet")
+    checkpoint.save_checkpoint(tmp_path / "last.pt", checkpoint_of(encoder))
+    before = (tmp_path / "last.pt").read_bytes()
+    name, weight = next(iter(encoder.named_parameters()))
+    weight.data.view(-1)[0] = value
+    with pytest.raises(ValueError, match=rf"last\.pt: not written after epoch \d+: {name} holds 1 of"):
+        checkpoint.save_checkpoint(tmp_path / "last.pt", checkpoint_of(encoder))
+    assert (tmp_path / "last.pt").read_bytes() == before
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    content["encoder"][name].view(-1)[0] = value
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=rf"last\.pt: {name} holds 1 of"):
+        checkpoint.load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7\nsize 46104139\n",
+            "a Git LFS pointer.*git lfs pull",
+        ),
+        (b"<!DOCTYPE html>\n<html><title>Virus scan warning</title></html>\n", "a web page"),
+        (b'{"metadata": {"total_size": 5}, "weight_map": {}}', "JSON text"),
+        (b"Access denied\n", "text, 'Access denied'"),
+        (b"\x1f\x8b" + bytes(20), "a gzip file.*unpack"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is(content, words, tmp_path):
+    for name in ("w.pth", "model.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: not a readable checkpoint \({words}") as error:
+            read_torch_file(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_safetensors_are_read_under_any_name(resnet18, tmp_path):
+    safetensors.torch.save_file(resnet18.state_dict(), tmp_path / "pytorch_model.bin")
+    state = read_trunk(tmp_path / "pytorch_model.bin").state
+    assert torch.equal(state["bn1.bias"], resnet18.state_dict()["bn1.bias"])
+
+
 def test_batch_norms_of_old_files_count_from_zero(resnet18, tmp_path):
     state = {key: value for key, value in resnet18.state_dict().items() if not key.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "old.pth")
-    assert read_trunk(tmp_path / "old.pth").origin == "torchvision or timm; num_batches_tracked set to 0"
+    assert read_trunk(tmp_path / "old.pth").origin.startswith("torchvision or timm; num_batches_tracked set to 0")
     assert build_encoder("resnet18", weights=str(tmp_path / "old.pth")).bn1.num_batches_tracked == 0
 
 
@@ -357,7 +472,7 @@ def test_files_that_are_no_weights(tmp_path):
     path = tmp_path / "weights.pt"
     for content, message in (
         (b"", r"\(empty\); it is truncated, or was not written by torch.save or safetensors$"),
-        (b"version https://git-lfs.github.com/spec/v1 and so on", r"\(text, 'version https://git-lfs"),
+        (b"version https://git-lfs.github.com/spec/v1 and so on", r"\(a Git LFS pointer.*; run git lfs pull"),
         (b"PK\x03\x04 no zip", r"not a readable checkpoint \("),
         (b"\x80\x02 no pickle", r"not a readable checkpoint \("),
     ):

@@ -238,10 +238,28 @@ def on_host(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint (tensors and plain containers) in one step."""
+    """Write a checkpoint (tensors and plain containers) in one step.
+
+    Raises:
+        ValueError: its weights are not finite; the checkpoint before stays.
+    """
+    if found := not_finite({**checkpoint.encoder, **checkpoint.head}):
+        raise ValueError(
+            f"{path}: not written after epoch {checkpoint.epoch}: {found}; lower train.learning_rate or use "
+            "train.precision=fp32"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(checkpoint.to_dict(), temporary)
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return which tensor holds NaN or infinity, in words; empty if none does."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not (finite := torch.isfinite(value)).all():
+            wrong = value.numel() - int(finite.sum())
+            return f"{name} holds {wrong:,} of {value.numel():,} numbers that are NaN or infinite"
+    return ""
 
 
 def checkpoint_file(path: str | Path, *, key: str = "") -> Path:
@@ -301,6 +319,8 @@ def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path, to_resum
     """
     try:
         found = Checkpoint.from_dict(content)
+        if wrong := not_finite({**found.encoder, **found.head}):
+            raise ValueError(wrong)
     except ValueError as error:
         raise ValueError(f"{source}: {error}; damaged, or of another version of sscl: train again") from None
     if found.kind == "finetune" and found.goes_on and not to_resume:

@@ -151,7 +151,9 @@ def _without_file(name: str, given: ModelConfig | EncoderConfig, *, stem: str, o
 def _filled(encoder: Encoder, trunk: Trunk, given: ModelConfig | EncoderConfig, *, source: str) -> Start:
     """Return an encoder with the weights of a file; where the file does not say its normalisation, the usual one."""
     load_trunk(encoder, trunk.state, source=source)
-    if trunk.checkpoint is not None:
+    if trunk.checkpoint is None:
+        print(f"weights: {source}: {trunk.origin}")
+    else:
         for note in unfinished_notes(source):
             print(f"warning: {note}")
     mean, std = preprocessing_of(encoder.name, None)

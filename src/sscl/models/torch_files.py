@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from sscl.file_kinds import binary_kind, text_kind
+
 
 class _Inert:
     """Replaces whatever a file names that is neither a tensor nor a plain container: accepts anything, does nothing."""
@@ -47,13 +49,14 @@ def read_torch_file(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     with path.open("rb") as handle:
-        start = handle.read(60)
+        start = handle.read(200)
+    packed = path.suffix == ".safetensors" or start[8:9] == b"{"  # by whatever name: a length, then JSON
+    if what := text_kind(start) or (binary_kind(start) if start[:2] != b"PK" else None):
+        raise ValueError(f"{path}: not a readable checkpoint ({what[0]}); {what[1]}")
     try:
         if not start:
             raise ValueError("empty")
-        if path.suffix != ".safetensors" and start.isascii() and start.decode().isprintable():  # a web page, a pointer
-            raise ValueError(f"text, {start[:40].decode()!r}")
-        if path.suffix == ".safetensors":
+        if packed:
             return safetensors.torch.load_file(path)
         with safe_globals([_stand_in(name) for name in _foreign_names(path)]):
             return torch.load(path, map_location="cpu", weights_only=True)

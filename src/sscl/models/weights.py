@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_checkpoint
+from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, not_finite, parse_checkpoint
 from sscl.models.exports import ExportedFacts, exported_facts
 from sscl.models.torch_files import read_torch_file
+from sscl.words import count
 
 # Where training programs put the state dict; the first one found is used. `teacher` before `student`, as
 # DINO's authors evaluate it (arXiv:2104.14294, section 3.1).
-WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "net", "network")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "net", "network", "encoder", "backbone")
+# The running average of the weights, which is what is evaluated: it goes first, as in timm's load_state_dict.
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
+_AVERAGE = re.compile(r"(^|[._])(ema|averaged?)(?=[._])")
 # What torch's own wrappers put before every name: DataParallel and DistributedDataParallel, torch.compile.
 OUTER = ("module.", "_orig_mod.")
 # lightly cuts torchvision's ResNet with `nn.Sequential(*list(resnet.children())[:-1])`, so positions become names.
@@ -77,13 +83,19 @@ RULES = (
     Rule("solo-learn", "encoder.", heads=("fc.",), elsewhere=("projection.", "momentum_", *_HEADS)),
     # The names are torchvision's; timm's ResNets share them.
     Rule("torchvision or timm", "", heads=("fc.",)),
-    # Models of other packages keep the names they have there, below `net.` in an sscl encoder.
-    Rule("sscl", "", mark="net.", heads=("fc.",)),
     Rule("efficientnet-lite-pytorch", "", "_conv_stem.weight", ("_fc.",), (), (127 / 255,) * 3, (128 / 255,) * 3),
     Rule("timm", "", mark="patch_embed.proj.weight", heads=("head.",)),
     Rule("timm", "", mark="conv_stem.weight", heads=("classifier.",)),
     Rule("timm", "", mark="stem.0.weight", heads=("head.fc.",)),
 )
+# The same trunks below any prefix, each with a name that only a trunk has.
+ANYWHERE = (
+    (Rule("torchvision or timm", "", heads=("fc.",)), "layer1.0.conv1.weight"),
+    (Rule("torchvision in a Sequential", "", mark="0.weight", positions=True), "4.0.conv1.weight"),
+    *((rule, rule.mark) for rule in RULES if rule.mark not in ("conv1.weight", "0.weight")),
+)
+# Models of other packages keep the names they have there, below `net.` in an sscl encoder.
+_OTHER = Rule("sscl", "net.", mark="", heads=("fc.",))
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,8 @@ class Trunk:
             file's origin is in it too, by its whole name, and `load_trunk` refuses it.
         mean, std: channel means and standard deviations, of pixels in 0-1, that the weights expect; None: the file does
             not say.
-        origin: where the names come from, in words.
+        origin: where the names come from, in words; the prefix that was stripped, which of two sets of weights was
+            taken, and what was left out.
         checkpoint: the facts of an sscl checkpoint; None for any other file.
         exported: those of a .safetensors file of `sscl export`; None for any other file.
     """
@@ -129,57 +142,102 @@ def read_trunk(path: str | Path) -> Trunk:
             origin="sscl",
             checkpoint=checkpoint.without_tensors(),
         )
-    tensors = _tensors(content)
+    tensors, said = _tensors(content)
     while outer := next((name for name in OUTER if tensors and all(key.startswith(name) for key in tensors)), None):
         tensors = {key.removeprefix(outer): value for key, value in tensors.items()}
     rule = next((rule for rule in RULES if _has(tensors, rule.prefix + rule.mark)), None)
     if rule is None:
-        raise ValueError(
-            f"model.weights: {path} contains no encoder that sscl knows "
-            f"({_some(list(tensors)) or 'no tensors by name'}); expected an sscl checkpoint or a state dict "
-            "of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
-        )
-    state = _renamed(tensors, rule)
-    origin = rule.origin
+        rule, more = _rule_anywhere(tensors, source=path)
+        said += more
+    state, left_out = _renamed(tensors, rule)
+    if found := not_finite(state):
+        raise ValueError(f"model.weights: {path}: {found}; get the file again or take an earlier checkpoint")
     norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
     untracked = [f"{norm}num_batches_tracked" for norm in norms if f"{norm}num_batches_tracked" not in state]
     if untracked:
-        origin += "; num_batches_tracked set to 0"
+        said.append("num_batches_tracked set to 0")
         state |= {key: torch.tensor(0) for key in untracked}
+    if left_out:
+        said.append(f"left out: {left_out}")
     exported = exported_facts(path)
     if exported is not None:
         return Trunk(state=state, mean=exported.mean, std=exported.std, origin="sscl export", exported=exported)
-    return Trunk(state=state, mean=rule.mean, std=rule.std, origin=origin)
+    return Trunk(state=state, mean=rule.mean, std=rule.std, origin="; ".join([rule.origin, *said]))
 
 
-def _renamed(tensors: TensorDict, rule: Rule) -> TensorDict:
-    """Return a file's tensors by the encoder's names, without what the rule knows to be heads or copies."""
+def _rule_anywhere(tensors: TensorDict, *, source: str | Path) -> tuple[Rule, list[str]]:
+    """Return a rule for the one prefix below which all tensors of a trunk lie, and what to say about it.
+
+    What lies elsewhere is dropped. Of two trunks the average is taken.
+
+    Raises:
+        ValueError: there is no trunk, or there are several.
+    """
+    for rule, sign in ANYWHERE:
+        ends = [key.removesuffix(sign) for key in tensors if key == sign or key.endswith(f".{sign}")]
+        prefixes = [prefix for prefix in ends if f"{prefix}{rule.mark}" in tensors]
+        averages = [prefix for prefix in prefixes if _AVERAGE.search(prefix)]
+        if len(prefixes) > 1 and len(averages) != 1:
+            raise ValueError(
+                f"model.weights: {source} contains several encoders ({_some(prefixes)}); save the one you mean alone"
+            )
+        if prefixes:
+            chosen = (averages or prefixes)[0]
+            said = [f"prefix {chosen} stripped"] if chosen else []
+            said += [f"the average (EMA), not {prefix}" for prefix in prefixes if prefix != chosen]
+            return replace(rule, prefix=chosen, elsewhere=("",)), said
+    if _has(tensors, _OTHER.prefix):
+        return _OTHER, []
+    raise ValueError(
+        f"model.weights: {source} contains no encoder that sscl knows "
+        f"({_some(list(tensors)) or 'no tensors by name'}); expected an sscl checkpoint or a state dict "
+        "of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
+    )
+
+
+def _renamed(tensors: TensorDict, rule: Rule) -> tuple[TensorDict, str]:
+    """Return a file's tensors by the encoder's names, and what the rule knows to be heads or copies, in words."""
     state: TensorDict = {}
+    dropped: Counter[str] = Counter()
     for key, value in tensors.items():
         inside = key.startswith(rule.prefix)
         name = key.removeprefix(rule.prefix)
         if name.startswith(rule.heads) if inside else key.startswith(rule.elsewhere):
+            dropped[(name if inside else key).partition(".")[0]] += 1
             continue
         if inside and rule.positions:
             position, _, rest = name.partition(".")
             name = f"{POSITIONS[position]}.{rest}" if position in POSITIONS else key
         state[name] = value
-    return state
+    return state, _some([f"{name} ({count(number, 'tensor')})" for name, number in dropped.items()])
 
 
 def _has(tensors: TensorDict, mark: str) -> bool:
     return any(key.startswith(mark) for key in tensors) if mark.endswith(".") else mark in tensors
 
 
-def _tensors(content: Any) -> TensorDict:
-    """Return the tensors by name at the first level that has some, below the wrapping keys of training programs."""
+def _tensors(content: Any) -> tuple[TensorDict, list[str]]:
+    """Return the tensors by name, below the wrapping keys of training programs, and which of two sets they are."""
+    said: list[str] = []
     while isinstance(content, dict):
-        tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
-        if tensors or inner is None:
-            return {str(key): value for key, value in tensors.items()}
-        content = inner
-    return {}
+        inside = [key for key in (*AVERAGES, *WRAPPERS) if _holds_tensors(content.get(key))]
+        if not inside:
+            break
+        if inside[0] in AVERAGES:
+            other = next((key for key in inside if key in WRAPPERS), None)
+            said = [f"the average of the weights (EMA, {inside[0]}){f', not {other}' if other else ''}"]
+        content = content[inside[0]]
+    found = content if isinstance(content, dict) else {}
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    if tensors.pop("n_averaged", None) is not None:  # torch.optim.swa_utils.AveragedModel
+        said = ["an average of weights (AveragedModel)"]
+    return tensors, said
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(inner, torch.Tensor) or _holds_tensors(inner) for inner in value.values()
+    )
 
 
 def load_trunk(encoder: nn.Module, state: TensorDict, *, source: str) -> None:
