@@ -3,12 +3,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch.cuda import _get_device_index
 
-from sscl.device import Later, autocast, cpu_cores, describe_device, missing_kernels, pick_device, pick_precision, tune
+from sscl.device import (
+    Later,
+    autocast,
+    cpu_cores,
+    describe_device,
+    free_ram,
+    missing_kernels,
+    pick_device,
+    pick_precision,
+    tune,
+)
 
 CPU = torch.device("cpu")
 
@@ -245,3 +256,58 @@ def test_values_read_later_are_those_of_the_moment_at_any_shape():
     assert total.value() == 15
     assert torch.equal(kept.tensor(), expected)
     assert not kept.tensor().requires_grad
+
+
+def system(root: Path, files: dict[str, str]) -> Path:
+    """Write files of a system below a folder."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+MACHINE = {"proc/meminfo": "MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable: 800 kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),  # not Linux
+        (MACHINE, 800 * 1024),
+        (  # a container: the limit of its group, whose path is the host's
+            {
+                **MACHINE,
+                "proc/self/cgroup": "0::/docker/1a\n",
+                "sys/fs/cgroup/memory.max": "500000\n",
+                "sys/fs/cgroup/memory.current": "300000\n",
+                "sys/fs/cgroup/memory.stat": "anon 1\ninactive_file 50000\n",
+            },
+            250000,
+        ),
+        (  # no limit of its own, and one of the group above, which is used up
+            {
+                **MACHINE,
+                "proc/self/cgroup": "0::/slurm/job\n",
+                "sys/fs/cgroup/slurm/job/memory.max": "max\n",
+                "sys/fs/cgroup/slurm/job/memory.current": "7\n",
+                "sys/fs/cgroup/slurm/memory.max": "100\n",
+                "sys/fs/cgroup/slurm/memory.current": "200\n",
+            },
+            0,
+        ),
+        (  # version 1
+            {
+                **MACHINE,
+                "proc/self/cgroup": "5:cpu,cpuacct:/x\n4:memory:/x\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "1000\n",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "900\n",
+                "sys/fs/cgroup/memory/x/memory.stat": "total_inactive_file 5\n",
+            },
+            105,
+        ),
+    ],
+)
+def test_free_memory_is_what_the_machine_and_the_limits_leave(
+    files: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    assert free_ram(system(tmp_path, files)) == expected

@@ -29,6 +29,11 @@ def local_rank() -> int | None:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) if expected_ranks() > 1 else None
 
 
+def on_this_machine() -> int:
+    """Return how many ranks torchrun has started on this machine, 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if expected_ranks() > 1 else 1
+
+
 def start(device: torch.device | None = None, *, timeout_minutes: float = 30.0) -> None:
     """Join the process group that torchrun describes in the environment; does nothing without torchrun.
 

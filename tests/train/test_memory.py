@@ -131,6 +131,16 @@ def test_the_report_on_a_cpu():
     assert lines(optimizer="lars")["lars state"] == "lars state 0.8 MiB"
 
 
+def test_on_a_cpu_it_is_compared_with_the_memory_of_the_machine():
+    """2.25 MiB + 1.5 MiB of state: weights, gradients, AdamW."""
+    assert "warning" not in lines(free=4 * 2**20)
+    found = lines(free=2 * 2**20)
+    assert "of 2.0 MiB that are free in memory" in found["total"]
+    assert "train.microbatch" in found["warning"]
+    assert "budget" not in found["warning"]  # of a GPU
+    assert "train.batch_size" in lines(free=2**20, command="finetune")["warning"]
+
+
 def test_frozen_parameters_have_no_gradient_and_no_state():
     found = lines(model=nn.Conv2d(3, 256, 16, stride=16, bias=False).requires_grad_(False))
     assert (found["gradients"], found["adamw state"]) == ("gradients 0.0 MiB", "adamw state 0.0 MiB")

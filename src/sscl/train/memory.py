@@ -93,7 +93,7 @@ def report(
         optimizer: sgd, lars or adamw.
         shape: what goes through the model at a time, (B, 3, H, W): the views of a batch, or of a microbatch.
         device, precision: of the training.
-        free: bytes of the GPU that nobody used before the work started; None on another device.
+        free: bytes of the GPU, or of the machine, that nobody used before the work started; None: nothing says so.
         store_bytes: the tiles, uint8.
         budget_gb: up to which size the tiles go to a GPU, GiB (data.device_budget_gb).
 
@@ -127,9 +127,13 @@ def report(
     if on_gpu:
         parts.append(("workspaces", WORKSPACES, "assumed for CUDA's kernels, cuDNN and cuBLAS"))
     need = sum(size for name, size, _ in parts if name != "tiles" or resident)
-    total = ("total", need, "without the tiles" if free is None else f"of {readable(free)} that are free on the GPU")
+    total = ("total", need, "" if resident else "without the tiles")
+    if free is not None:
+        total = ("total", need, f"of {readable(free)} that are free {'on the GPU' if on_gpu else 'in memory'}")
     lines = [f"  {name:<12} {readable(size):>10}  {note}".rstrip() for name, size, note in (*parts, total)]
-    if free is not None and need > free:
+    if free is not None and need > free and not on_gpu:
+        lines.append(f"warning: this does not fit; {advice(command, on_gpu=False)}")
+    elif free is not None and need > free:
         kept, views = (size for name, size, _ in parts if name in ("activations", "views"))
         fixed = sum(size for name, size, _ in parts if name not in ("activations", "views", "tiles", "workspaces"))
         least = fixed + 2 * (kept + views) // count  # a batch norm needs two
@@ -147,14 +151,16 @@ def readable(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def advice(command: str, *, half: str | None = "bf16") -> str:
+def advice(command: str, *, half: str | None = "bf16", on_gpu: bool = True) -> str:
     """Return what to do when memory runs out in a command: keys that it accepts, the one that costs least first.
 
     Args:
         half: the 16-bit precision to recommend; None = none, as the device does not compute in one.
+        on_gpu: whether the tiles may be taking memory of a GPU.
     """
     precision = "" if half is None else f"precision={half}, "
-    also = f"{precision}a lower data.device_budget_gb or data.size_px, and a smaller model.name also help"
+    keys = "data.device_budget_gb or data.size_px" if on_gpu else "data.size_px"
+    also = f"{precision}a lower {keys}, and a smaller model.name also help"
     if command == "pretrain":
         return (
             "set train.microbatch to a divisor of train.batch_size (the same loss in less memory, about 4/3 of the "

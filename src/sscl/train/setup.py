@@ -34,7 +34,8 @@ class OpenRun:
         world: number of ranks, 1 without torchrun.
         writes: whether this rank validates and writes; rank 0 alone does.
         progress: whether this rank shows a progress bar.
-        free: bytes of the GPU that nobody used before the work started; None on another device.
+        free: bytes of the GPU, or of this rank's share of the machine's memory, that nobody used before the work
+            started; None where nothing says so.
     """
 
     folder: Path
@@ -94,7 +95,10 @@ def open_run(
     if config.train.freeze_batch_norm and config.model.weights is None:
         print(NO_STATISTICS)
     progress = config.progress and first
-    return OpenRun(folder, device, precision, world, writes=first, progress=progress, free=free_memory(device))
+    free = free_memory(device)
+    if free is not None and device.type == "cpu":
+        free //= ranks.on_this_machine()
+    return OpenRun(folder, device, precision, world, writes=first, progress=progress, free=free)
 
 
 # --- going on with a run ---
