@@ -409,13 +409,20 @@ def test_what_is_evaluated_again(study: Study) -> None:
 
 
 def test_another_configuration_is_refused_and_made_again_on_demand(
-    study: Study, cli: Any, nothing_runs: None, snapshot: Any
+    study: Study, cli: Any, nothing_runs: None, snapshot: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = study()
     for step in plan_of(path):
         fabricate(step, [])
     before = snapshot(path.parent)
-    result = cli("compare", "--config", path, "set.train.epochs=5", "set.data.cache_dir=elsewhere", "device=auto")
+    result = cli(
+        "compare",
+        "--config",
+        path,
+        "set.train.epochs=5",
+        f"set.data.cache_dir={tmp_path_factory.mktemp('cache')}",
+        "device=auto",
+    )
     assert result.code == 2
     lines = result.err.splitlines()
     assert len(lines) == 2  # both runs, at once
@@ -581,10 +588,13 @@ def test_a_failing_step_is_named_and_the_complete_ones_stay(
 ) -> None:
     """The step is a real process; what it prints comes past this one's streams."""
     (tmp_path / "nowhere").mkdir()
-    path = study(set_finetune={"data": {"root": str(tmp_path / "nowhere")}})
+    empty = cli("compare", "--config", study(set_finetune={"data": {"root": str(tmp_path / "nowhere")}}))
+    assert empty.code == 2
+    assert empty.err.startswith("sscl: a: data.root: ")  # before a process is started
+    path = study(set_finetune={"train": {"learning_rate": 1e30}})
     result = cli("compare", "--config", path)
     assert result.code == 2
-    assert "nowhere" in capfd.readouterr().err
+    assert "loss" in capfd.readouterr().err
     assert result.err == "sscl: compare: a-0: `sscl finetune` failed, see above; complete runs are kept and reused\n"
     assert not (path.parent / "out/compare.json").exists()
 

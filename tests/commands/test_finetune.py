@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 
 from sscl import augment
@@ -20,7 +21,7 @@ from sscl.data.split import label_fraction, occurrences
 from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
 from sscl.evaluate.calibration import fit_calibration
-from sscl.models.start import start_encoder
+from sscl.models.start import inherit, start_encoder
 from sscl.train import finetune, labelled, preparation
 from sscl.train.objectives import OBJECTIVES, build_loss, score, validation_metrics
 from sscl.train.setup import open_run
@@ -122,6 +123,34 @@ def test_weights_of_a_pretrain_run_come_with_their_mean_and_standard_deviation(
         ModelConfig(name="resnet18", weights=str(tmp_path / "other.pt"), mean=[0.1, 0.1, 0.1], std=[0.9, 0.9, 0.9])
     )
     assert (start.mean, start.std) == ((0.1, 0.1, 0.1), (0.9, 0.9, 0.9))
+
+
+def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
+    cli: Any, pretrained: Path, tmp_path: Path
+) -> None:
+    """Encoder, stem, stride and tile size; what is given otherwise is said, or refused where it is another encoder."""
+
+    def inherited(**given: Any) -> tuple[FinetuneConfig, str]:
+        model = {"weights": str(pretrained), **given.get("model", {})}
+        data = {"root": "d", "source": "folder", **given.get("data", {})}
+        config, lines = inherit(FinetuneConfig(run="r", data=data, model=model))
+        return config, "\n".join(lines)
+
+    config, said = inherited()
+    assert (config.model.name, config.model.stem, config.data.size_px) == ("resnet18", "standard", 32)
+    assert all(part in said for part in ("model.name=resnet18", "data.size_px=32", "model.mean=its own"))
+    config, said = inherited(data={"size_px": 64}, model={"output_stride": 16, "mean": [0.5] * 3})
+    assert (config.model.name, config.model.output_stride, config.data.size_px) == ("resnet18", 16, 64)
+    assert "data.size_px=64 (its tiles had 32 px), model.output_stride=16 (it had 32), model.mean" in said
+    with pytest.raises(ValueError, match="holds resnet18 with the standard stem"):
+        inherited(model={"stem": "small"})
+    assert inherit(config.model_copy(update={"model": ModelConfig()}))[1] == []
+
+    words = [f"from={pretrained}", f"data.root={cli.tiles}", "data.published=false", "log.progress=false"]
+    result = cli("finetune", f"run={tmp_path / 'run'}", *words, "device=cpu", "train.batch_size=8", "train.epochs=1")
+    assert result.code == 0, result.err
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (written["model"]["name"], written["data"]["size_px"]) == ("resnet18", 32)
 
 
 def test_frozen_encoder_stays_bit_identical_while_the_head_learns(

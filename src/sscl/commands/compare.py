@@ -31,7 +31,7 @@ from sscl.train.plan import (
     Action,
     Decision,
     Step,
-    check_roots,
+    check_inputs,
     decide,
     evaluated,
     is_evaluated,
@@ -57,7 +57,7 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
         return
     assert config.out is not None  # the configuration says so
     steps = plan(config)
-    check_roots(steps)
+    check_inputs(steps, progress=config.progress)
     out = run.check_run_folder(config.out, overwrite=True, trains=True)  # a comparison goes on in its own folder
     decisions = decide(steps, overwrite=overwrite)
     start(out, config)

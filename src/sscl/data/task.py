@@ -127,7 +127,7 @@ def _copies(parts: Mapping[str, Tiles], *, made_here: Collection[str]) -> tuple[
     for name, pairs in _copies_of_training(parts).items():
         if not pairs:
             continue
-        remedy = TOGETHER if name in made_here else "take them out of one of the two (sscl audit lists them)"
+        remedy = TOGETHER if name in made_here else "take them out of one of the two (sscl data audit lists them)"
         if name == "training":
             too_many, some = "give each tile one class", "one of the two labels is wrong"
         else:

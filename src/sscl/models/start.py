@@ -1,4 +1,4 @@
-"""The encoder to start from: random, ImageNet, an sscl run or a file of weights."""
+"""The encoder to start from: random, ImageNet, an sscl run or a file of weights; and what a fine-tuning inherits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 
-from sscl.config import DataConfig, EncoderConfig, ModelConfig, SourceConfig
+from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig
+from sscl.config.encoders import OutputStride, Stem
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
 from sscl.models.encoders import Encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
@@ -58,6 +60,78 @@ class Start:
         return digest.hexdigest()
 
 
+class Facts(NamedTuple):
+    """What weights of sscl say about themselves: the encoder's arguments, and the side of their tiles."""
+
+    name: str
+    stem: Stem
+    output_stride: OutputStride
+    size_px: int
+
+    def refuse_another(self, model: ModelConfig, *, source: str) -> None:
+        """Raise ValueError where the settings name another encoder than the weights are of."""
+        if (self.name, self.stem) != (model.name, model.stem):
+            raise ValueError(
+                f"model.weights: {source} holds {self.name} with the {self.stem} stem; set model.name={self.name} "
+                f"model.stem={self.stem} (got {model.name}, {model.stem}), or leave both out"
+            )
+
+
+def facts_of(trunk: Trunk) -> Facts | None:
+    """Return what a file of sscl says about its weights; None for other people's files."""
+    made = trunk.checkpoint
+    if made is not None:
+        return Facts(made.encoder_name, made.stem, made.output_stride, made.size_px)
+    told = trunk.exported
+    if told is None:
+        return None
+    return Facts(told.encoder, cast(Stem, told.stem), cast(OutputStride, told.output_stride), told.size_px)
+
+
+def facts_to_be(config: PretrainConfig | FinetuneConfig) -> Facts:
+    """Return what the weights of a run with this configuration will say."""
+    data = config.data[0] if isinstance(config.data, tuple) else config.data
+    return Facts(config.model.name, config.model.stem, config.model.output_stride, data.size_px)
+
+
+def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[FinetuneConfig, list[str]]:
+    """Return a configuration with the encoder and tile size of its weights where it gives none, and lines that say so.
+
+    Mean and standard deviation stay null, which means those of the weights.
+
+    Args:
+        facts: of the weights, where they do not exist yet; None = read them.
+
+    Raises:
+        ValueError: the configuration names another encoder; the file cannot be read.
+        FileNotFoundError: no such run or file.
+    """
+    source = str(config.model.weights)
+    if facts is None:
+        file = weights_file(config.model.weights, key="model.weights")
+        facts = None if file is None else facts_of(read_trunk(file))
+    if facts is None:
+        return config, []
+    model, data = config.model, config.data
+    taken = {key: getattr(facts, key) for key in ("name", "stem", "output_stride") if key not in model.model_fields_set}
+    model = model.model_copy(update=taken)
+    facts.refuse_another(model, source=source)
+    said = {f"model.{key}": value for key, value in taken.items()}
+    if "size_px" not in data.model_fields_set:
+        data = data.model_copy(update={"size_px": facts.size_px})
+        said["data.size_px"] = facts.size_px
+    said |= {f"model.{key}": "its own" for key in ("mean", "std") if getattr(model, key) is None}
+    lines = [f"from {source}: {', '.join(f'{key}={value}' for key, value in said.items())}"] if said else []
+    other = []
+    if data.size_px != facts.size_px:
+        other.append(f"data.size_px={data.size_px} (its tiles had {facts.size_px} px)")
+    if model.output_stride != facts.output_stride:
+        other.append(f"model.output_stride={model.output_stride} (it had {facts.output_stride})")
+    other += [f"model.{key} (its own is not used)" for key in ("mean", "std") if getattr(model, key) is not None]
+    lines += [f"otherwise than {source}, as given: {', '.join(other)}"] if other else []
+    return config.model_copy(update={"model": model, "data": data}), lines
+
+
 def start_encoder(model: ModelConfig) -> Start:
     """Return the encoder to start training from.
 
@@ -67,16 +141,11 @@ def start_encoder(model: ModelConfig) -> Start:
     """
     file = weights_file(model.weights, key="model.weights")
     trunk = None if file is None else read_trunk(file)
-    if trunk is not None and trunk.checkpoint is not None:
-        checkpoint = trunk.checkpoint
-        name, stem = checkpoint.encoder_name, checkpoint.stem
-        if (name, stem) != (model.name, model.stem):
-            raise ValueError(
-                f"model.weights: {file} holds {name} with the {stem} stem; set model.name={name} model.stem={stem} "
-                f"(got {model.name}, {model.stem})"
-            )
-        if checkpoint.kind == "finetune":
-            print(f"model.weights: {file} was trained with labels ({', '.join(checkpoint.classes)})")
+    facts = None if trunk is None else facts_of(trunk)
+    if facts is not None:
+        facts.refuse_another(model, source=str(file))
+    if trunk is not None and trunk.checkpoint is not None and trunk.checkpoint.kind == "finetune":
+        print(f"model.weights: {file} was trained with labels ({', '.join(trunk.checkpoint.classes)})")
     if trunk is None:
         return _without_file(model.name, model, stem=model.stem, output_stride=model.output_stride)
     encoder = build_encoder(model.name, stem=model.stem, output_stride=model.output_stride)
@@ -107,15 +176,10 @@ def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
     name: str | None = spec.model
     stem: str = spec.stem
     output_stride, size_px = 32, None
-    said: tuple[str, str, int, int] | None = None
-    if trunk is not None and trunk.checkpoint is not None:
-        made = trunk.checkpoint
-        said = made.encoder_name, made.stem, made.output_stride, made.size_px
-    elif trunk is not None and trunk.exported is not None:
-        said = trunk.exported.encoder, trunk.exported.stem, trunk.exported.output_stride, trunk.exported.size_px
+    said = None if trunk is None else facts_of(trunk)
     if said is not None:
-        if name not in (None, said[0]):
-            raise ValueError(f"{section}model: got {name}, but {file} holds {said[0]}; leave {section}model out")
+        if name not in (None, said.name):
+            raise ValueError(f"{section}model: got {name}, but {file} holds {said.name}; leave {section}model out")
         name, stem, output_stride, size_px = said
     if name is None:
         what = "random weights do" if spec.weights is None else f"weights={spec.weights} does"

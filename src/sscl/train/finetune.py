@@ -6,6 +6,7 @@ tiles of a batch.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.classifier import inference_precision, positive_class
+from sscl.models.start import inherit
 from sscl.progress import Bar
 from sscl.run import Ending, MetricsLog, MetricsRow
 from sscl.train import optim
@@ -56,6 +58,10 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool, r
     """
     inputs = {"model.weights": config.model.weights, "data.root": config.data.root}
     opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite, resume=resume)
+    with contextlib.suppress(*([FileNotFoundError] if resume else [])):  # a run goes on without its starting weights
+        config, inherited = inherit(config)
+        for line in inherited:
+            print(line)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)

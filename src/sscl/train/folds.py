@@ -22,7 +22,7 @@ from sscl.evaluate import calibration, lineage, predictions
 from sscl.models import checkpoint, features
 from sscl.models.classifier import inference_precision, load_classifier
 from sscl.models.pixels import normalisation
-from sscl.models.start import start_encoder, weights_file
+from sscl.models.start import inherit, start_encoder, weights_file
 from sscl.run import check_inputs_outside
 from sscl.train.finetune import train_classifier
 from sscl.train.fold_report import build_report, table, write_report
@@ -49,6 +49,7 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
     pick_precision(config.precision, device)
     folder = Path(config.run)
     check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
+    config, inherited = inherit(config)
     alone = config.train.fold is not None
     if alone:
         run.check_run_folder(folder, overwrite=overwrite, resume=resume, trains=True)
@@ -68,6 +69,8 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
         parts["held-out"] = tiles.subset(held[number - 1])
         notes += [f"fold {number}: {text}" for text in check_task(parts, data=config.data, made_here={"held-out"})]
     complete = [n for n in numbers if goes_on and is_complete(configs[n], tiles, held[n - 1])]
+    for line in inherited:
+        print(line)
     if not alone:
         if not goes_on:
             run.start_folder(folder, config, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from sscl.config import (
     CompareEntry,
     EvalConfig,
     FinetuneConfig,
+    ModelConfig,
     PretrainConfig,
     changed_keys,
     load_config,
@@ -22,6 +24,8 @@ from sscl.config import (
     shipped,
 )
 from sscl.evaluate.comparison import METRICS
+from sscl.models.start import facts_to_be, inherit, weights_file
+from sscl.train.labelled import labelled_tiles
 from sscl.words import nearest
 
 KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -78,6 +82,9 @@ def plan(config: CompareConfig) -> list[Step]:
                 try:
                     words = command_of(entry, config, seed=seed, fraction=fraction, folder=folder, start=start)
                     resolved = load_config(KINDS[entry.command], entry.config, overrides=words[3:])
+                    if isinstance(resolved, FinetuneConfig):
+                        with contextlib.suppress(FileNotFoundError):  # `check_inputs` says it
+                            resolved = inherit(resolved, facts=None if start is None else facts_to_be(start.config))[0]
                 except (ValueError, FileNotFoundError) as error:
                     faults += [f"{entry.name}: {line}" for line in str(error).splitlines()]
                     break  # the other seeds have the same faults
@@ -97,16 +104,38 @@ def plan(config: CompareConfig) -> list[Step]:
     return list(steps.values())
 
 
-def check_roots(steps: Sequence[Step]) -> None:
-    """Raise FileNotFoundError, a line for each, where there is no such data set; the runs would say it one by one."""
+def check_inputs(steps: Sequence[Step], *, progress: bool) -> None:
+    """Raise where a run would end at its tiles or weights, perhaps hours later: a line for each.
+
+    Raises:
+        FileNotFoundError: no such data set, run or file.
+        ValueError: no task for a classifier, or too few tiles, see `labelled_tiles`.
+    """
     faults: dict[str, None] = {}
     for step in steps:
         data = step.config.data
         for one in data if isinstance(data, tuple) else (data,):
             if not Path(one.root).exists():
                 faults[f"{step.entry.name}: data.root: {one.root}: no such file or folder"] = None
+        try:
+            if step.start is None:
+                weights_file(step.config.model.weights, key="model.weights")
+        except FileNotFoundError as error:
+            faults[f"{step.entry.name}: {error}"] = None
     if faults:
         raise FileNotFoundError("\n".join(faults))
+    seen = set()
+    for step in steps:
+        if isinstance(step.config, FinetuneConfig):
+            same = step.config.model_copy(update={"run": "", "seed": 0, "model": ModelConfig()}).model_dump_json()
+            if same not in seen:
+                seen.add(same)
+                try:
+                    labelled_tiles(step.config, progress=progress)
+                except (ValueError, FileNotFoundError) as error:
+                    faults[f"{step.entry.name}: {error}"] = None
+    if faults:
+        raise ValueError("\n".join(faults))
 
 
 def command_of(
