@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from sscl import __version__, cli
 from sscl.commands import pretrain
 from sscl.config import PretrainConfig
+from sscl.data.cache import cache_folder
 from sscl.train.memory import advice
 
 COMPLETE = ["pretrain", "run=r", "data.root=d"]
@@ -353,3 +357,30 @@ def test_help_of_a_group_lists_its_commands(capsys):
     assert "data synth" in printed
     assert "data inspect" in printed
     assert "pretrain " not in printed
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_output_that_the_terminal_has_no_letter_for_ends_nothing(errors, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["data", "synth", "set β", "count=24", "size_px=32", "progress=false"]) == 0
+    assert b"set ?" in terminal.buffer.getvalue()
+    assert "\\u03b2" in capsys.readouterr().err
+    assert (tmp_path / "set β/annotations.csv").is_file()
+
+
+def test_a_user_without_a_home_is_one_line(tmp_path, monkeypatch):
+    """As in a container under a user id that has no name there."""
+
+    def no_home(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("SSCL_CACHE", raising=False)
+    with pytest.raises(ValueError, match="SSCL_CACHE"):
+        cache_folder(None)
+    assert cache_folder(tmp_path) == tmp_path
+    with pytest.raises(ValueError, match="no home folder"):
+        cli.parse("eval", ["~/run"]).load()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sscl.arguments import CONFIG, Sorted, Word, check_tiles, sort_words
+from sscl.terminal import columns, folded, printing
 
 if TYPE_CHECKING:
     from sscl.config import Section
@@ -218,9 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-        return code
+        with printing():
+            return _dispatch(words)
     except ValueError as error:
         return _fail(str(error))
     except BrokenPipeError:  # as when piped into `head`; at exit Python would flush, and fail, once more
@@ -361,7 +361,8 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 def _help(name: str, kind: type[Section]) -> str:
     """Return the text of `sscl COMMAND --help`, as wide as the terminal; 80 columns where there is none."""
-    from sscl.config.help import columns, help_text, wrapped
+    from sscl.config.help import columns as two_columns
+    from sscl.config.help import help_text, wrapped
 
     command, width = COMMANDS[name], min(shutil.get_terminal_size().columns, 120)
     options = {f"--{option} {OPTIONS[option][0]}".rstrip(): OPTIONS[option][1] for option in _options(command)}
@@ -373,8 +374,8 @@ def _help(name: str, kind: type[Section]) -> str:
     whole = [word.replace(" ", "\N{NO-BREAK SPACE}") for word in words]  # not wrapped within
     usage = wrapped(" ".join(["usage: sscl", name, *whole]), width=width, indent=" " * 7)
     parts = [usage.replace("\N{NO-BREAK SPACE}", " "), wrapped(inspect.getdoc(kind) or "", width=width)]
-    parts += ["\n".join(["Words", *columns(rows, width=width)])]
-    parts += ["\n".join(["Options", *columns(options, width=width)]), help_text(kind, width=width)]
+    parts += ["\n".join(["Words", *two_columns(rows, width=width)])]
+    parts += ["\n".join(["Options", *two_columns(options, width=width)]), help_text(kind, width=width)]
     return "\n\n".join(parts)
 
 
@@ -385,5 +386,6 @@ def _options(command: Command) -> tuple[str, ...]:
 def _fail(message: str) -> int:
     of_rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     for line in message.splitlines():
-        print(f"sscl: {of_rank}{line}", file=sys.stderr)
+        said = f"sscl: {of_rank}{line}"
+        print(folded(said, width=columns()) if sys.stderr.isatty() else said, file=sys.stderr)
     return 2
