@@ -88,6 +88,14 @@ COMMANDS = {
         ("overwrite", "strict"),
         words=(TILES,),
     ),
+    "cache": Command(
+        "cache:main",
+        "CacheConfig",
+        "list the cache of decoded tiles and features, or empty it",
+        ("empty",),
+        words=(Word("DIR", "cache_dir", "the cache folder"),),
+        interrupted="every file is whole or gone; run it again",
+    ),
     "pretrain": Command(
         "pretrain:main",
         "PretrainConfig",
@@ -172,7 +180,7 @@ COMMANDS = {
 }
 STAGES = {
     "First steps": ("demo", "configs"),
-    "Data": ("data synth", "data download", "data inspect", "data audit"),
+    "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),
     "Explain": ("gradcam", "report"),
@@ -183,6 +191,7 @@ OPTIONS = {  # how each is written, and what it does
     "checkpoint": ("RUN", "the same as the word RUN"),
     "folds": ("K", "K-fold cross-validation (train.folds=K); run again, it continues with the missing folds"),
     "resume": ("", "continue a run after its last complete epoch: sscl COMMAND RUN --resume"),
+    "empty": ("", "delete what is listed"),
     "overwrite": ("", "replace what sscl wrote there before"),
     "strict": ("", "exit with code 1 if the split leaks"),
 }

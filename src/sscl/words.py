@@ -35,6 +35,11 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def readable(size: int) -> str:
+    """Return a size in bytes with a unit, in MiB below 1 GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def listed(words: Sequence[str], *, last: str = "and") -> str:
     """Return words as one reads them aloud.
 

@@ -16,8 +16,9 @@ from sscl.data.tiles import tile_budget_gb
 from sscl.device import autocast
 from sscl.models import encoders, heads
 from sscl.train import memory, optim
-from sscl.train.memory import activation_bytes, advice, readable, report
+from sscl.train.memory import activation_bytes, advice, report
 from sscl.train.setup import OpenRun
+from sscl.words import readable
 
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 32, 32)

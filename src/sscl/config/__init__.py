@@ -6,6 +6,7 @@ Library code never sees these classes: the commands hand it plain values.
 
 from sscl.config.audit import AuditConfig
 from sscl.config.augmentation import AugmentConfig, FinetuneAugmentConfig
+from sscl.config.cache import CacheConfig
 from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.compatibility import Change, changed_keys
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
@@ -35,6 +36,7 @@ from sscl.config.training import (
 __all__ = [
     "AuditConfig",
     "AugmentConfig",
+    "CacheConfig",
     "Change",
     "Changes",
     "CompareConfig",

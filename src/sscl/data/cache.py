@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from sscl.places import expanded
+from sscl.words import readable
 from sscl.writing import replacing
 
 # Part of the key of every array: raise it when features or clusters get other numbers from the same input.
 _ARRAYS_VERSION = 1
 _STALE_SECONDS = 3600
+_BIG = 2**30  # bytes of decoded tiles
 
 
 def cache_folder(given: Path | str | None) -> Path:
@@ -65,6 +69,7 @@ def cached_outputs(
     except (OSError, ValueError, EOFError):  # absent or damaged: compute again
         found = None
     if isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == rows and found.dtype == np.float32:
+        _mark_used(file)
         return torch.from_numpy(found)
     computed = compute()
     with (
@@ -91,16 +96,23 @@ def cached_tiles(
         fill: writes every row of the array it is given; if it raises, nothing stays in the cache.
         cache_dir: see `cache_folder`.
 
+    Where they are is printed when they are written or many.
+
     Raises:
         ValueError: the cache folder cannot be written; and what `fill` raises.
     """
     folder = cache_folder(cache_dir)
     file = folder / f"tiles-{key}.npy"
-    if not _is_complete(file, shape):
-        with _written(folder, what="decoded tiles", size=int(np.prod(shape))):
+    size = int(np.prod(shape))
+    known = _is_complete(file, shape)
+    if not known:
+        with _written(folder, what="decoded tiles", size=size):
             _remove_stale(folder)
             with replacing(file) as temporary:
                 _fill_memmap(temporary, shape, fill)
+    _mark_used(file)
+    if not known or size >= _BIG:
+        print(f"decoded tiles: {readable(size)} in {folder}; sscl cache lists them")
     images: NDArray[np.uint8] = np.load(file, mmap_mode="r")
     return images
 
@@ -125,12 +137,65 @@ def _is_complete(file: Path, shape: tuple[int, ...]) -> bool:
         return False
 
 
+def _mark_used(file: Path) -> None:
+    """Let the time of a file say when it was last used."""
+    with contextlib.suppress(OSError):  # of another user, or gone
+        os.utime(file)
+
+
 def _remove_stale(folder: Path) -> None:
-    """Delete what killed processes left behind; a live one wrote to its file within the last hour."""
-    for left in folder.glob(".tiles-*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                left.unlink()
+    """Delete what killed processes left behind."""
+    delete([left for left in cached_files(folder) if left.kind is Kind.LEFT])
+
+
+# --- what is there ---
+
+
+class Kind(Enum):
+    """What a file of the cache is. A live process wrote to its file within the last hour."""
+
+    TILES = "decoded tiles"
+    FEATURES = "features"
+    WRITTEN = "being written"
+    LEFT = "left by processes that died"
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A file of the cache: its size in bytes, and the seconds since it was last used."""
+
+    path: Path
+    kind: Kind
+    size: int
+    age: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array in it; empty where it cannot be read."""
+        try:
+            return tuple(np.load(self.path, mmap_mode="r").shape)
+        except (OSError, ValueError, EOFError):
+            return ()
+
+
+def cached_files(folder: Path) -> list[CachedFile]:
+    """Return the files of sscl in the cache folder; others are left out."""
+    found = []
+    for pattern, kind in (("tiles-*.npy", Kind.TILES), ("features-*.npy", Kind.FEATURES)):
+        for path in (*folder.glob(pattern), *folder.glob(f".{pattern}.*.tmp")):
+            with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                facts = path.stat()
+                age = max(0.0, time.time() - facts.st_mtime)
+                unfinished = Kind.LEFT if age > _STALE_SECONDS else Kind.WRITTEN
+                kind_of = unfinished if path.suffix == ".tmp" else kind
+                found.append(CachedFile(path, kind_of, facts.st_size, age))
+    return found
+
+
+def delete(files: Iterable[CachedFile]) -> None:
+    """Delete files of the cache. A process that reads one goes on reading."""
+    for file in files:
+        file.path.unlink(missing_ok=True)
 
 
 def _fill_memmap(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sscl.device import autocast, half_precision
+from sscl.words import readable
 
 # Of a process on a GPU besides its tensors: kernels that are loaded when first used (the context itself is not in what
 # is free) and the scratch memory of cuDNN and cuBLAS. Assumed, not measured.
@@ -144,11 +145,6 @@ def report(
             )
         lines.append(f"warning: this does not fit; {advice(command, half=half_precision(device))}")
     return ["memory, estimated:", *lines]
-
-
-def readable(size: int) -> str:
-    """Return a size in bytes with a unit, in MiB below 1 GiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def advice(command: str, *, half: str | None = "bf16", on_gpu: bool = True) -> str:

@@ -1,0 +1,17 @@
+"""The configuration of `sscl cache`."""
+
+from __future__ import annotations
+
+from sscl.config.sections import Section, setting
+
+
+class CacheConfig(Section):
+    """List the cache of decoded tiles and features, or empty it with --empty.
+
+    What is deleted is decoded or computed again when it is needed.
+    """
+
+    cache_dir: str | None = setting(
+        None, "the cache folder; null = $SSCL_CACHE or ~/.cache/sscl; also DIR", path=True, min_length=1
+    )
+    older_than_days: float | None = setting(None, "only what was not used for so many days; null = all", ge=0)
