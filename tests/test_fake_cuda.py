@@ -103,11 +103,17 @@ def sscl(tiles: Path) -> Commands:
 
 
 @pytest.fixture(scope="module")
-def finetuned(sscl: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finetuned(sscl: Commands, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run, and what it counted."""
     run = tmp_path_factory.mktemp("runs") / "finetune"
     with harness.fake_cuda() as machine:
-        sscl.finetune(machine, run)
-    return run
+        counts = sscl.finetune(machine, run)
+    return run, counts
+
+
+@pytest.fixture(scope="module")
+def run(finetuned: tuple[Path, Any]) -> Path:
+    return finetuned[0]
 
 
 # --- the harness itself ---
@@ -191,10 +197,12 @@ def pretraining_words(sscl: Commands) -> list[str]:
 
 WAYS = {
     "plain": [],
-    "tiles that do not fit": ["data.device_budget_gb=0"],
     "microbatches, fp16": ["train.microbatch=2", "precision=fp16"],
     "cross-view, fp32": ["train.second_view=clean", "train.loss=cross_view", "precision=fp32"],
-    "LARS, fp16": ["train.optimizer=lars", "precision=fp16", "projection.kind=mlp", "projection.hidden=16"],
+    "LARS, fp16, tiles that do not fit": [
+        *("train.optimizer=lars", "precision=fp16", "data.device_budget_gb=0"),
+        *("projection.kind=mlp", "projection.hidden=16"),
+    ],
 }
 
 
@@ -207,12 +215,14 @@ def test_pretraining(gpu, sscl, words, tmp_path):
     assert counts.stops("health_metrics", times=3) == []  # batches of the bank: 4
 
 
-@pytest.mark.parametrize(
-    "words",
-    [[], ["contrast.kind=cross_view"], ["contrast.kind=nt_xent", "precision=fp16", "data.device_budget_gb=0"]],
-    ids=["plain", "joint", "joint, fp16, tiles that do not fit"],
-)
-def test_finetuning(gpu, sscl, words, tmp_path):
+def test_finetuning(finetuned):
+    _, counts = finetuned
+    assert counts.launches["_warp"] >= STEPS
+    assert counts.stops("train_epoch", times=STEPS - 1) == []
+
+
+def test_joint_finetuning_in_fp16_of_tiles_that_do_not_fit(gpu, sscl, tmp_path):
+    words = ["contrast.kind=cross_view", "precision=fp16", "data.device_budget_gb=0"]
     counts = sscl.finetune(gpu, tmp_path / "run", *words)
 
     assert counts.launches["_warp"] >= STEPS
@@ -254,7 +264,7 @@ def test_pretraining_over_ranks(two_ranks, sscl, words, tmp_path):
 
 def test_finetuning_over_ranks(two_ranks, sscl, tmp_path):
     with harness.fake_cuda(gpus=2) as machine:
-        counts = sscl.finetune(machine, tmp_path / "run", "contrast.kind=cross_view", "contrast.projection.kind=mlp")
+        counts = sscl.finetune(machine, tmp_path / "run", "contrast.kind=nt_xent", "contrast.projection.kind=mlp")
     assert counts.stops("train_epoch", times=STEPS - 1) == []
 
 
@@ -270,15 +280,15 @@ def test_fp16_survives_a_first_step_that_its_scaler_skips(sscl, tmp_path):
 # --- a trained model ---
 
 
-def test_evaluation(gpu, sscl, finetuned, tmp_path):
-    counts = sscl(gpu, "eval", f"checkpoint={finetuned}", f"out={tmp_path / 'o'}", "progress=false", "batch_size=2")
+def test_evaluation(gpu, sscl, run, tmp_path):
+    counts = sscl(gpu, "eval", f"checkpoint={run}", f"out={tmp_path / 'o'}", "progress=false", "batch_size=2")
     assert counts.launches["convolution"] == 6 * 20  # 12 tiles through a ResNet18
     assert counts.stops("outputs", times=5) == []
 
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"])
-def test_heatmaps(gpu, sscl, finetuned, tiles, method, tmp_path):
-    words = [f"checkpoint={finetuned}", f"out={tmp_path / 'o'}", "progress=false", f"method={method}", "batch_size=4"]
+def test_heatmaps(gpu, sscl, run, tiles, method, tmp_path):
+    words = [f"checkpoint={run}", f"out={tmp_path / 'o'}", "progress=false", f"method={method}", "batch_size=4"]
     (tmp_path / "few").mkdir()
     for path in sorted((tiles / "images").iterdir())[:3]:
         shutil.copy(path, tmp_path / "few")
@@ -295,25 +305,25 @@ def test_heatmaps(gpu, sscl, finetuned, tiles, method, tmp_path):
         assert len(list(csv.DictReader(handle))) >= 2
 
 
-def test_prediction(gpu, sscl, finetuned, tiles, tmp_path):
-    words = [f"checkpoint={finetuned}", f"paths=[{tiles / 'images'}]", f"out={tmp_path / 'o'}", "progress=false"]
+def test_prediction(gpu, sscl, run, tiles, tmp_path):
+    words = [f"checkpoint={run}", f"paths=[{tiles / 'images'}]", f"out={tmp_path / 'o'}", "progress=false"]
     counts = sscl(gpu, "predict", *words, "batch_size=4", "panels=1")
     assert counts.launches["convolution"] >= 9 * 20
     assert counts.stops("predicted_rows", times=8) == []
 
 
-def test_probe_of_tiles_that_do_not_fit(gpu, sscl, finetuned, tiles, tmp_path):
+def test_probe_of_tiles_that_do_not_fit(gpu, sscl, run, tiles, tmp_path):
     data = f"root: {tiles}, published: false, size_px: {SIZE_PX}, device_budget_gb: 0"
-    words = [f"encoders=[{{name: e, weights: {finetuned}}}]", f"sets=[{{name: polyps, source: mhist, {data}}}]"]
+    words = [f"encoders=[{{name: e, weights: {run}}}]", f"sets=[{{name: polyps, source: mhist, {data}}}]"]
     words += [f"out={tmp_path / 'o'}", f"cache_dir={tmp_path / 'cache'}", "batch_size=2", "progress=false"]
     counts = sscl(gpu, "probe", *words, "fractions=[1.0]", "bootstrap_samples=20", "c_grid=[1]")
     assert counts.launches["convolution"] >= 8 * 20
     assert counts.stops("outputs", times=5) == []
 
 
-def test_embedding(gpu, sscl, finetuned, tiles, tmp_path):
+def test_embedding(gpu, sscl, run, tiles, tmp_path):
     words = [f"data.root={tiles}", "data.published=false", f"data.size_px={SIZE_PX}", "batch_size=2", "progress=false"]
-    counts = sscl(gpu, "embed", *words, f"out={tmp_path / 'o'}", f"encoder.weights={finetuned}", "split=test")
+    counts = sscl(gpu, "embed", *words, f"out={tmp_path / 'o'}", f"encoder.weights={run}", "split=test")
     assert counts.launches["convolution"] == 6 * 20
     assert counts.stops("outputs", times=5) == []
 

@@ -167,8 +167,11 @@ def plot_history(
     """
     if not series:
         raise ValueError("series: got none, must be at least one (axis title, keys)")
-    figure = Figure(figsize=(8, 0.8 + 2.0 * len(series)), dpi=base.DPI, layout="constrained")
-    figure.suptitle(base.plain(title))
+    height = 0.8 + 2.0 * len(series)
+    figure = Figure(figsize=(8, height), dpi=base.DPI)
+    # Margins by hand, in inches: matplotlib's layouts take as long as a short epoch.
+    figure.subplots_adjust(left=0.12, right=0.8, top=1 - 0.35 / height, bottom=0.45 / height, hspace=0.1)
+    figure.suptitle(base.plain(title), y=1 - 0.08 / height)
     column = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, keys) in zip(column, series, strict=True):
         for index, key in enumerate(keys):
@@ -185,10 +188,10 @@ def plot_history(
             axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color="0.4")
             axes.set_yticks([])
         axes.set_ylabel("\n".join(textwrap.wrap(base.plain(name), 24)))
+        axes.yaxis.set_label_coords(-0.11, 0.5)  # one above another
         base.grid(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     column[-1].set_xlabel("epoch")
-    figure.align_ylabels()
     base.save_figure(figure, path)
 
 
