@@ -6,6 +6,8 @@ import difflib
 import textwrap
 from collections.abc import Iterable, Sequence
 
+MOST = 20  # words of a list; a line of 1,000 class names says nothing
+
 
 def closest(name: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str | None:
     """Return the allowed name that is most like the one given, None where none is near.
@@ -41,15 +43,27 @@ def readable(size: int) -> str:
 
 
 def listed(words: Sequence[str], *, last: str = "and") -> str:
-    """Return words as one reads them aloud.
+    """Return words as one reads them aloud; of more than MOST the first ten and how many more.
 
     Examples:
         >>> listed(["a"]), listed(["a", "b", "c"]), listed(["a", "b"], last="or")
         ('a', 'a, b and c', 'a or b')
     """
+    if len(words) > MOST:
+        words = [*words[:10], f"{len(words) - 10:,} more"]
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def some(words: Sequence[str]) -> str:
+    """Return words with commas between; of more than MOST the first ten and how many more.
+
+    Examples:
+        >>> some(["a", "b"]), some(["c"] * 1000)[-11:]
+        ('a, b', 'c, 990 more')
+    """
+    return ", ".join(words if len(words) <= MOST else [*words[:10], f"{len(words) - 10:,} more"])
 
 
 def wrapped(text: str, *, indent: int = 0, width: int = 80) -> str:

@@ -224,3 +224,40 @@ class TestSaving:
     def test_no_global_state(self) -> None:
         code = "import sys, sscl.plots.charts, sscl.plots.sheets; sys.exit('matplotlib.pyplot' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestManyClasses:
+    """Neither time nor size grows with the square of the number of classes."""
+
+    def test_a_confusion_matrix_has_colours_without_numbers(self, figure_of: Capture) -> None:
+        sizes = []
+        for count in (21, 300):
+            figure = figure_of(
+                charts.plot_confusion, np.eye(count, dtype=int), classes=[f"class {i}" for i in range(count)], title="t"
+            )
+            assert texts(figure) == []
+            assert len(figure.axes[0].get_yticklabels()) <= 60
+            sizes.append(figure.get_size_inches().tolist())
+        assert sizes[0] == sizes[1]
+        assert figure.axes[0].get_yticklabels()[-1].get_text() == "class 295"
+        assert max(sizes[0]) * figure.dpi < 3000
+
+    def test_the_worst_classes_have_a_curve(self, figure_of: Capture) -> None:
+        labels = np.arange(240) % 40
+        scores = np.full((240, 40), 0.5)
+        skill = np.linspace(-1, 1, 40)  # of each class
+        scores[np.arange(240), labels] += 0.01 * skill[labels]
+        scores /= scores.sum(1, keepdims=True)
+        for plot in (charts.plot_roc, charts.plot_precision_recall):
+            figure = figure_of(plot, labels, scores, classes=[f"c{i}" for i in range(40)], positive=None)
+            assert [name.partition(":")[0] for name in legend_of(figure)] == [f"c{i}" for i in range(10)]
+            assert "10 worst of 40" in figure.axes[0].get_legend().get_title().get_text()
+
+    def test_small_classes_are_one(self, figure_of: Capture) -> None:
+        counts = {"train": {f"c{i}": i + 1 for i in range(200)}, "test": {"c3": 1, "c199": 5}}
+        figure = figure_of(charts.plot_class_distribution, counts, title="t")
+        names = legend_of(figure)
+        assert len(names) == 40
+        total = sum(int(name.split(": ")[1].split(" ")[0].replace(",", "")) for name in names)
+        assert total == 200 * 201 / 2 + 6
+        assert names[-1].startswith("161 smaller classes: ")

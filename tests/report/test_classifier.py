@@ -13,7 +13,7 @@ from sscl.plots import svg
 from sscl.report import classifier, decisions, page, summary
 from sscl.report.subject import Subject
 
-from .conftest import CLASSES, changed, make_audit, subject, tables
+from .conftest import CLASSES, changed, kinds, make_audit, rendered, subject, tables
 
 AUDIT = make_audit()
 
@@ -109,6 +109,20 @@ def test_charts_are_of_what_the_evaluation_found(monkeypatch):
     assert (words["threshold"], words["positive"]) == (report.operating_point.threshold, "SSA")
     said = [block["alt"] for section in made for block in section["blocks"] if block["kind"] == "figure"]
     assert "goes from 0.700 to 0.600 and is lowest, 0.400, in epoch 2" in said[0]
+
+
+def test_a_hundred_classes_are_bounded():
+    names = tuple(f"class {i}" for i in range(100))
+    one = subject(classes=names)
+    page = "".join(map(rendered, (classifier.errors(one, shown=80), classifier.results(one))))
+    assert len(page) < 1_500_000
+    assert "Most frequent errors" in page
+    assert '<table class="confusion">' not in page
+    assert len(kinds(classifier.results(one), "table")[1]["rows"]) == 30  # three metrics of the ten worst
+    counts = {"test": dict.fromkeys(names, 1)}
+    (table,) = kinds(classifier.data(one, counts=counts, groups={"test": None}), "table")
+    assert len(table["rows"]) < 25
+    assert ["all", "100"] in table["rows"]
 
 
 def test_the_data_table_counts_classes_and_slides():

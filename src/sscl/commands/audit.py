@@ -29,7 +29,7 @@ from sscl.models import checkpoint, features
 from sscl.models.start import frozen_encoder
 from sscl.plots import audit as audit_plots
 from sscl.records import write_record
-from sscl.words import count, listed
+from sscl.words import count, listed, some
 
 
 def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) -> int:
@@ -191,7 +191,7 @@ def summary(report: Audit) -> list[str]:
     """Return the lines to print."""
     lines = []
     for name, part in report.parts.items():
-        classes = ", ".join(f"{tiles} {label}" for label, tiles in part.class_counts.items())
+        classes = some([f"{tiles} {label}" for label, tiles in part.class_counts.items()])
         groups = "no groups" if part.groups is None else count(part.groups, "group")
         lines.append(f"{name}: {count(part.tiles, 'tile')} in {part.root} ({classes}; {groups})")
     counts, kinds = report.counts, report.counts.pairs

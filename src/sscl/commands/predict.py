@@ -29,7 +29,7 @@ from sscl.models.classifier import precision_notes
 from sscl.plots import cam as cam_plots
 from sscl.progress import Bar
 from sscl.records import Record, write_record
-from sscl.words import count
+from sscl.words import count, some
 
 UNREADABLE = 3  # exit code where some files could not be used
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
@@ -325,15 +325,15 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
 def described(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[str]:
     """Yield the lines of the terminal."""
     yield (
-        f"{config.checkpoint}: epoch {model.checkpoint.epoch}, {', '.join(model.classes)}, tiles of {model.size_px} "
+        f"{config.checkpoint}: epoch {model.checkpoint.epoch}, {some(model.classes)}, tiles of {model.size_px} "
         f"px; temperature {model.temperature:.3f}"
     )
-    counts = ", ".join(f"{tally.classes[name]:,} {name}" for name in model.classes)
+    counts = some([f"{tally.classes[name]:,} {name}" for name in model.classes])
     yield f"{count(len(tally.places), 'tile')}: {counts}"
     if model.decide_from is None:
         yield f"  no abstention ({threshold_origin(model, config)})"
     else:
-        of_these = ", ".join(f"{tally.undecided[name]:,} {name}" for name in model.classes)
+        of_these = some([f"{tally.undecided[name]:,} {name}" for name in model.classes])
         yield f"  abstained below confidence {model.decide_from:.4f} ({threshold_origin(model, config)}): {of_these}"
     if found.repeated:
         yield f"{found.repeated:,} repeated mentions of listed files: each file is predicted once"

@@ -19,7 +19,7 @@ from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import has_groups, load_pathmnist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
-from sscl.words import count
+from sscl.words import count, some
 
 # Keys that decide which tiles are in the test split.
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
@@ -196,7 +196,7 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool 
     """
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
     stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
-    counts = ", ".join(f"{number} {name}" for name, number in tiles.class_counts().items())
+    counts = some([f"{number} {name}" for name, number in tiles.class_counts().items()])
     of = f" ({counts})" if counts else ""
     together = ""
     if data.group_near_duplicates and tiles.groups is not None:

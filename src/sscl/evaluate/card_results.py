@@ -15,7 +15,7 @@ from sscl.config import DataConfig
 from sscl.evaluate.bootstrap import Interval, Intervals
 from sscl.evaluate.evaluation import Evaluation
 from sscl.evaluate.evaluation_text import OF_ABSTENTION, Row, proportion_rows
-from sscl.evaluate.metrics import Metrics, display_name
+from sscl.evaluate.metrics import Metrics, display_name, shown_of, worst_classes
 from sscl.evaluate.proportions import Proportions
 from sscl.evaluate.tables import as_markdown, code, escaped, one_line
 from sscl.words import listed
@@ -53,7 +53,8 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
         "",
         as_markdown([["metric", "value", "bootstrap 95%", "Wilson 95%", "tiles"], *map(cells, rows)]),
         "",
-        f"{one_line(report.interval_method)}.",
+        f"{one_line(report.interval_method)}."
+        + (f" Of the recalls {shown_of(len(report.classes))}." if shown_of(len(report.classes)) else ""),
     ]
     if report.caveats:
         lines += ["", "Before trusting these metrics:", ""]
@@ -156,7 +157,8 @@ def metric_rows(
         for key, of in keys
     ]
     if positive is None:
-        for i, label in enumerate(classes):
+        for i in worst_classes(values.per_class):
+            label = classes[i]
             interval = None if intervals is None else intervals.per_class[i].recall
             name = display_name("recall", of=code(label))
             rows.append(Row(name, values.per_class[i].recall, interval, wilson.per_class[i].recall))

@@ -8,10 +8,18 @@ from typing import NamedTuple
 from sscl.evaluate import calibration, proportions
 from sscl.evaluate.bootstrap import Interval
 from sscl.evaluate.evaluation import Evaluated, Evaluation, OperatingPoint, Results
-from sscl.evaluate.metrics import OF_A_CLASS, OVERALL, display_name
+from sscl.evaluate.metrics import (
+    MANY_CLASSES,
+    OF_A_CLASS,
+    OVERALL,
+    confusions,
+    display_name,
+    shown_of,
+    worst_classes,
+)
 from sscl.evaluate.proportions import DrawnProportion, Proportion
 from sscl.evaluate.verdicts import Outcome, verdict_of
-from sscl.words import count, wrapped
+from sscl.words import count, some, wrapped
 
 MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
 _FEW_CLASSES = 5  # named in a note
@@ -28,7 +36,7 @@ class Row(NamedTuple):
 
 
 def metric_rows(evaluated: Evaluated, results: Results) -> list[Row]:
-    """Return the metrics of the argmax, a row each; those of every class come last, three a class."""
+    """Return the metrics of the argmax, a row each; those of `metrics.worst_classes` come last, three a class."""
     values, intervals, wilson = results.metrics, results.intervals, results.wilson
     keys: list[tuple[str, str | None]] = [(key, None) for key in OVERALL]
     if evaluated.positive is not None:
@@ -37,7 +45,8 @@ def metric_rows(evaluated: Evaluated, results: Results) -> list[Row]:
         Row(display_name(key, of=of), getattr(values, key), getattr(intervals, key), getattr(wilson, key, None))
         for key, of in keys
     ]
-    for i, name in enumerate(evaluated.classes):
+    for i in worst_classes(values.per_class):
+        name = evaluated.classes[i]
         parts = values.per_class[i], intervals.per_class[i], wilson.per_class[i]
         rows += [Row(display_name(key, of=name), *(getattr(part, key, None) for part in parts)) for key in OF_A_CLASS]
     return rows
@@ -84,7 +93,7 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
     flat = [row.name for row in rows if row.interval is not None and row.interval[0] == row.interval[1]]
     if flat:
         found.append(
-            f"the bootstrap interval of {', '.join(flat)} has no width, because no resample differs; that does not "
+            f"the bootstrap interval of {some(flat)} has no width, because no resample differs; that does not "
             "make the value certain: read Wilson's interval"
         )
     fitted = results.calibration
@@ -127,13 +136,28 @@ def as_text(report: Evaluation) -> str:
     width = max(29, *(len(row.name) for row in main))
     lines = [f"{report.interval_method}{positive}"]
     lines += [f"  {'':<{width}}  {'value':<9}  {'bootstrap':<16}  {'Wilson':<16}", *_lines(main, width=width)]
+    lines += [f"  ({shown_of(len(report.classes))})"] if shown_of(len(report.classes)) else []
+    lines += [
+        *_confusion_lines(report),
+        *_calibration_lines(report, width=width),
+        *_decision_lines(report, width=width),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _confusion_lines(report: Evaluation) -> list[str]:
+    """Return the confusion matrix, or of many classes the most frequent confusions."""
+    if len(report.classes) > MANY_CLASSES:
+        lines = ["most frequent errors (truth, prediction, tiles)"]
+        for truth, predicted, tiles in confusions(report.confusion_matrix):
+            lines.append(f"  {report.classes[truth]}  {report.classes[predicted]}  {tiles}")
+        return lines
     name_width = max(9, *map(len, report.classes))
     cells = "  ".join(f"{name:>{name_width}}" for name in report.classes)
-    lines += ["confusion matrix (rows: truth, columns: prediction)", f"  {'':<{name_width}}  {cells}"]
+    lines = ["confusion matrix (rows: truth, columns: prediction)", f"  {'':<{name_width}}  {cells}"]
     for name, counts in zip(report.classes, report.confusion_matrix, strict=True):
         lines.append(f"  {name:<{name_width}}  " + "  ".join(f"{number:>{name_width}}" for number in counts))
-    lines += [*_calibration_lines(report, width=width), *_decision_lines(report, width=width)]
-    return "\n".join(line.rstrip() for line in lines)
+    return lines
 
 
 def _lines(rows: Sequence[Row], *, width: int) -> list[str]:

@@ -7,6 +7,8 @@ tiles, K classes, S resamples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +37,10 @@ DISPLAY_NAMES = {
 }
 OVERALL = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "mcc")
 OF_LABELS = ("accuracy", "balanced_accuracy", "macro_f1")  # need predicted classes only; comparisons show these
+MANY_CLASSES = 20  # more are not named, counted or drawn each on its own: see `worst_classes`
+_WORST_CLASSES = 10
+_FEW_TILES = 60  # of a class; up to there, comparing each with all others is faster than sorting all tiles
+_BLOCK_TILES = 128  # that are compared at once
 OF_A_CLASS = ("precision", "recall", "f1")
 
 
@@ -154,11 +160,11 @@ def weighted_metrics(
     precision, recall = _ratio(right, called), _ratio(right, actual)
     f1 = _ratio(2 * right, actual + called)
 
-    ranking = [_ranking_metrics(truth == label, scores[:, label], weights) for label in range(classes)]
+    ranking = _rankings(truth, scores, weights)
     if classes == 2 and positive is not None:
-        auroc, average_precision = ranking[positive]
+        auroc, average_precision = (of[:, positive] for of in ranking)
     else:
-        auroc, average_precision = np.mean(ranking, axis=0)
+        auroc, average_precision = (of.mean(axis=1) for of in ranking)
     # Gorodkin's K-category correlation; Matthews's for K = 2.
     covariance = right.sum(axis=1) * total - (actual * called).sum(axis=1)
     spread = (total**2 - (called**2).sum(axis=1)) * (total**2 - (actual**2).sum(axis=1))
@@ -186,9 +192,19 @@ def _counts(
     truth: IntArray, predicted: IntArray, weights: FloatArray, *, num_classes: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return tiles predicted right, of each true and of each predicted class, (S, K) each, exact: small integers."""
-    member = np.eye(num_classes)
-    actual, right = member[truth], member[truth] * (truth == predicted)[:, None]
-    return weights @ right, weights @ actual, weights @ member[predicted]
+    right = weights * (truth == predicted)
+    return tuple(
+        _by_class(of, label, num_classes) for of, label in ((right, truth), (weights, truth), (weights, predicted))
+    )  # type: ignore[return-value]
+
+
+def _by_class(weights: FloatArray, labels: IntArray, num_classes: int) -> FloatArray:
+    """Return the sum of the weights (S, N) of the tiles of each class, (S, K), in time that does not grow with K."""
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    sums = np.zeros((len(weights), num_classes))
+    sums[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
+    return sums
 
 
 def _ranking_metrics(
@@ -213,6 +229,77 @@ def _ranking_metrics(
     precision = above_positive / np.maximum(above_positive + above_negative, 1)
     average_precision = _ratio((positives * precision).sum(axis=1), all_positive)
     return auroc, np.where(all_negative > 0, average_precision, np.nan)
+
+
+def worst_classes(per_class: Sequence[ClassMetrics]) -> list[int]:
+    """Return the classes whose metrics are shown: all, or of many those with the lowest recall, the worst first."""
+    if len(per_class) <= MANY_CLASSES:
+        return list(range(len(per_class)))
+    recalls = [np.inf if row.recall is None else row.recall for row in per_class]
+    worst: list[int] = np.argsort(recalls, kind="stable")[:_WORST_CLASSES].tolist()
+    return worst
+
+
+def shown_of(classes: int) -> str:
+    """Return a clause on which classes `worst_classes` leaves out; "" of none."""
+    if classes <= MANY_CLASSES:
+        return ""
+    return f"the {_WORST_CLASSES} of {classes:,} classes with the lowest recall; all are in metrics.json"
+
+
+def confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """Return the most frequent errors, (true class, predicted class, tiles), at most ten."""
+    counts = np.array(matrix)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:10]
+    places = np.column_stack([*np.unravel_index(order, counts.shape), counts.ravel()[order]]).tolist()
+    return [(truth, predicted, tiles) for truth, predicted, tiles in places if tiles]
+
+
+def one_against_rest(truth: IntArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return AUROC and average precision of each class against the rest, (K,) each; NaN = undefined.
+
+    Args:
+        truth: (N,). scores: (N, K).
+    """
+    auroc, average_precision = _rankings(truth, scores, np.ones((1, len(truth))))
+    return auroc[0], average_precision[0]
+
+
+def _rankings(truth: IntArray, scores: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return AUROC and average precision of each class against the rest, (S, K) each; NaN of an absent class.
+
+    Of a class of few tiles these are compared with all others, several classes at once, instead of sorting all tiles
+    once a class: that takes S x N steps a tile, however many classes there are.
+    """
+    classes, counts = scores.shape[1], np.bincount(truth, minlength=scores.shape[1])
+    few = np.flatnonzero(counts <= _FEW_TILES) if classes > 2 else np.arange(0)
+    found = np.full((2, len(weights), classes), np.nan)
+    for label in np.setdiff1d(np.arange(classes), few):
+        found[:, :, label] = _ranking_metrics(truth == label, scores[:, label], weights)
+    single = weights.astype(np.float32)  # its sums are whole numbers below 2^24, so exact
+    present = few[counts[few] > 0]
+    block_of = np.cumsum(counts[present]) // _BLOCK_TILES
+    for block in np.unique(block_of):
+        labels = present[block_of == block]
+        tiles = np.concatenate([np.flatnonzero(truth == label) for label in labels])  # (b,), class by class
+        starts = np.cumsum([0, *counts[labels[:-1]]])
+        own, other = truth[tiles], scores.T[truth[tiles]]  # of the same class's column, (b, N)
+        score, elsewhere = scores[tiles, own][:, None], truth != own[:, None]
+        same = (own == own[:, None]) & (other[:, tiles] >= score)
+        drawn = weights[:, tiles]
+        above_negative = (single @ ((other >= score) & elsewhere).T.astype(np.float32)).astype(np.float64)  # (S, b)
+        ties = (other == score) & elsewhere
+        tied = (single @ ties.T.astype(np.float32)).astype(np.float64) if ties.any() else 0.0
+        all_positive = np.add.reduceat(drawn, starts, axis=1)  # (S, classes of the block)
+        all_negative = weights.sum(1, keepdims=True) - all_positive
+        below = np.repeat(all_negative, counts[labels], axis=1) - above_negative + tied / 2
+        above_positive = drawn @ same.T.astype(np.float64)
+        precision = above_positive / np.maximum(above_positive + above_negative, 1)
+        found[0][:, labels] = _ratio(np.add.reduceat(drawn * below, starts, axis=1), all_positive * all_negative)
+        average = _ratio(np.add.reduceat(drawn * precision, starts, axis=1), all_positive)
+        found[1][:, labels] = np.where(all_negative > 0, average, np.nan)
+    return found[0], found[1]
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:

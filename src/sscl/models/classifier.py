@@ -16,7 +16,7 @@ from sscl.device import pick_precision
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
-from sscl.words import nearest
+from sscl.words import nearest, some
 
 
 def blank_classifier(checkpoint: Checkpoint) -> Classifier:
@@ -102,8 +102,8 @@ def with_classes_of(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, 
     unknown = [name for name in tiles.classes if name not in classes]
     if unknown:
         raise ValueError(
-            f"data.root: {root} has the classes {', '.join(tiles.classes)}, but {checkpoint} was trained on "
-            f"{', '.join(classes)}; {unknown[0]} is not among them: {nearest(unknown[0], classes)}"
+            f"data.root: {root} has the classes {some(tiles.classes)}, but {checkpoint} was trained on "
+            f"{some(classes)}; {unknown[0]} is not among them: {nearest(unknown[0], classes)}"
         )
     order = np.array([*(classes.index(name) for name in tiles.classes), UNLABELLED])  # -1 stays -1
     return replace(tiles, labels=order[tiles.labels], classes=classes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from sscl.evaluate.metrics import MANY_CLASSES, IntArray, one_against_rest
 from sscl.plots import base
 from sscl.plots.base import BoolArray, FloatArray
 
@@ -25,11 +27,16 @@ from sscl.plots.base import BoolArray, FloatArray
 _AREA_COLOURS = (
     "#88CCEE", "#CC6677", "#DDCC77", "#117733", "#AA4499", "#44AA99", "#999933", "#882255", "#332288",
 )  # fmt: skip
+_NAMED_CLASSES = 60  # beside a confusion matrix
+_WORST_CLASSES = 10  # that have a curve where there are many
 _HATCHES = ("", "///", "...", "xxx", "---")
 
 
 def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
     """Draw a confusion matrix twice: as counts, and each row as a percentage of its true class.
+
+    Of more than MANY_CLASSES classes the cells have colours without numbers and the picture does not grow further; of
+    more than can be read, only some are named beside it.
 
     Args:
         matrix: counts (K, K), rows = truth, as `metrics.confusion_matrix` returns.
@@ -49,7 +56,9 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
     percent = np.divide(100.0 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
 
     upright = size > 4 or max(map(len, classes)) > 12
-    side = max(3.2, 0.62 * size + 1.6) + upright
+    side = 9.0 if size > MANY_CLASSES else max(3.2, 0.62 * size + 1.6) + upright
+    named = range(0, size, -(-size // _NAMED_CLASSES))
+    letters = 9 if len(named) <= MANY_CLASSES else 5.5
     figure = Figure(figsize=(2 * side + 1.6, side + 0.5), dpi=base.DPI, layout="constrained")
     figure.suptitle(base.plain(title))
     panels = (
@@ -57,8 +66,11 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
         ("Percent of the true class", percent, ".1f", 100),
     )
     for axes, (name, values, form, top) in zip(figure.subplots(1, 2), panels, strict=True):
-        axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=top)
-        for row, column in np.ndindex(size, size):
+        smooth = "nearest" if size <= MANY_CLASSES else "auto"
+        shown = axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=top, interpolation=smooth)
+        if size > MANY_CLASSES:
+            figure.colorbar(shown, ax=axes, shrink=0.6)
+        for row, column in np.ndindex(size, size) if size <= MANY_CLASSES else ():
             value = values[row, column]
             axes.text(
                 column,
@@ -69,9 +81,10 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
                 fontsize=13 if size <= 3 else 8,
                 color="white" if value > 0.55 * top else "black",
             )
-        ticks = [base.wrapped(label) for label in classes]
-        axes.set_xticks(range(size), ticks, rotation=90 if upright else 0)
-        axes.set_yticks(range(size), ticks)
+        short = base.wrapped if size <= MANY_CLASSES else lambda name: base.plain(base.shortened(name, 16))
+        ticks = [short(classes[at]) for at in named]
+        axes.set_xticks(named, ticks, rotation=90 if upright else 0, fontsize=letters)
+        axes.set_yticks(named, ticks, fontsize=letters)
         axes.set(xlabel="Predicted class", ylabel="True class", title=name)
     base.save_figure(figure, path)
 
@@ -85,6 +98,8 @@ def plot_roc(
     path: str | os.PathLike[str],
 ) -> None:
     """Draw the ROC curve of the positive class, or with positive=None that of every class against the rest.
+
+    Of more than MANY_CLASSES only the worst have a curve, as the legend says.
 
     Args:
         labels: (N,). probabilities: (N, K). classes: K names. positive: class index or None.
@@ -101,7 +116,14 @@ def plot_roc(
         axes.plot(false_positive, true_positive, **style)
         return f"AUROC {roc_auc_score(truth, scores):.3f}"
 
-    figure, axes = _curves(draw, labels, probabilities, classes=classes, positive=positive)
+    figure, axes = _curves(
+        draw,
+        labels,
+        probabilities,
+        ranking=lambda truth, scores: one_against_rest(truth, scores.astype(np.float64))[0],
+        classes=classes,
+        positive=positive,
+    )
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=1)
     axes.text(0.52, 0.5, "chance", color="0.4", fontsize=8, rotation=45, va="top")
     if positive is None:
@@ -136,7 +158,14 @@ def plot_precision_recall(
         axes.plot(recall, precision, drawstyle="steps-post", **style)
         return f"AP {average_precision_score(truth, scores):.3f}"
 
-    figure, axes = _curves(draw, labels, probabilities, classes=classes, positive=positive)
+    figure, axes = _curves(
+        draw,
+        labels,
+        probabilities,
+        ranking=lambda truth, scores: one_against_rest(truth, scores.astype(np.float64))[1],
+        classes=classes,
+        positive=positive,
+    )
     axes.set(xlabel="Recall", ylabel="Precision")
     if positive is None:
         axes.set_title("Precision and recall, each class against the rest")
@@ -208,6 +237,7 @@ def plot_class_distribution(
     Raises:
         ValueError: no tile at all. FileNotFoundError: the folder of path does not exist.
     """
+    counts = _largest(counts)
     splits = list(counts)
     classes = list(dict.fromkeys(name for split in splits for name in counts[split]))
     totals = [sum(counts[split].get(name, 0) for split in splits) for name in classes]
@@ -255,22 +285,48 @@ def plot_class_distribution(
     base.save_figure(figure, path)
 
 
+def _largest(counts: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, int]]:
+    """Return the same counts, of many classes the largest alone and the rest as one."""
+    totals: Counter[str] = Counter()
+    for of in counts.values():
+        totals.update(of)
+    if len(totals) <= 2 * MANY_CLASSES:
+        return counts
+    kept = {name for name, _ in totals.most_common(2 * MANY_CLASSES - 1)}
+    rest = f"{len(totals) - len(kept):,} smaller classes"
+    found: dict[str, dict[str, int]] = {}
+    for split, of in counts.items():
+        found[split] = {name: number for name, number in of.items() if name in kept}
+        found[split][rest] = sum(number for name, number in of.items() if name not in kept)
+    return found
+
+
 def _curves(
     draw: Callable[[Axes, BoolArray, FloatArray, dict[str, Any]], str],
     labels: npt.ArrayLike,
     probabilities: npt.ArrayLike,
     *,
+    ranking: Callable[[IntArray, FloatArray], FloatArray],
     classes: Sequence[str],
     positive: int | None,
 ) -> tuple[Figure, Axes]:
-    """Return a figure with one curve per class asked for, and its axes."""
+    """Return a figure with one curve per class asked for, and its axes.
+
+    Args:
+        ranking: returns of each class how good its curve is, (K,); of many classes the worst are drawn.
+    """
     truth, scores = np.asarray(labels), np.asarray(probabilities)
     if scores.shape != (len(truth), len(classes)):
         raise ValueError(
             f"probabilities: got shape {scores.shape}, must be ({len(truth)}, {len(classes)}) for {len(truth)} "
             f"labels and {len(classes)} classes"
         )
-    wanted = range(len(classes)) if positive is None else (positive,)
+    wanted: Sequence[int] = range(len(classes)) if positive is None else (positive,)
+    note = ""
+    if len(wanted) > MANY_CLASSES:
+        rank = np.nan_to_num(ranking(truth, scores), nan=np.inf)
+        wanted = np.argsort(rank, kind="stable")[:_WORST_CLASSES].tolist()
+        note = f"the {_WORST_CLASSES} worst of {len(classes):,} classes"
     figure = Figure(figsize=(5.4, 5.4), dpi=base.DPI)
     axes = figure.subplots()
     for index, label in enumerate(wanted):
@@ -282,7 +338,7 @@ def _curves(
             axes.lines[-1].set_label(f"{name}: {summary}, {is_class.sum():,} of {len(truth):,} tiles")
         else:
             axes.plot([], [], label=f"{name}: no curve, {is_class.sum():,} of {len(truth):,} tiles", **style)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, fontsize=8, title=note)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     base.grid(axes)
     return figure, axes

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sscl.data.load import has_validation
 from sscl.evaluate import evaluation_text
+from sscl.evaluate.metrics import MANY_CLASSES, OF_A_CLASS, confusions, shown_of, worst_classes
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.report.subject import Subject
 from sscl.run import MetricsRow
+from sscl.words import some
 
+_COLUMNS = 10  # of a table of classes; of more, a class is a row
 CURVES = [
     ("loss", ["train_loss", "validation_loss"]),
     ("accuracy", ["train_accuracy", "validation_accuracy", "validation_balanced_accuracy"]),
@@ -34,12 +38,32 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     where = "the validation split of the data set" if own else "held out from the training split"
     facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; used to select the epoch"
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))
+    if len(classes) > _COLUMNS:
+        return blocks.section("data", "Data", [blocks.facts(facts), *_long_counts(classes, counts, groups)])
     lines = [["split", *classes, "all", "groups (slides, patients or clusters)"]]
     for split, of in counts.items():
         known = groups.get(split)
         row = [f"{of.get(name, 0):,}" for name in classes]
         lines.append([split, *row, f"{sum(of.values()):,}", "unknown" if known is None else f"{known:,}"])
     return blocks.section("data", "Data", [blocks.facts(facts), blocks.table("Tiles per class", lines)])
+
+
+def _long_counts(
+    classes: Sequence[str], counts: Mapping[str, Mapping[str, int]], groups: Mapping[str, int | None]
+) -> list[Block]:
+    """Return the counts of many classes, a row each, the largest first; of very many the rest as one row."""
+    total = {name: sum(of.get(name, 0) for of in counts.values()) for name in classes}
+    ordered = sorted(classes, key=lambda name: -total[name])
+    named = ordered if len(ordered) <= MANY_CLASSES else ordered[: MANY_CLASSES - 1]
+    lines = [["class", *counts]]
+    lines += [[name, *(f"{of.get(name, 0):,}" for of in counts.values())] for name in named]
+    if len(named) < len(classes):
+        rest = [sum(of.values()) - sum(of.get(name, 0) for name in named) for of in counts.values()]
+        lines.append([f"{len(classes) - len(named):,} smaller classes", *(f"{number:,}" for number in rest)])
+    lines.append(["all", *(f"{sum(of.values()):,}" for of in counts.values())])
+    known = ["unknown" if groups.get(split) is None else f"{groups[split]:,}" for split in counts]
+    lines.append(["groups (slides, patients or clusters)", *known])
+    return [blocks.table("Tiles per class", lines)]
 
 
 def training(subject: Subject) -> Section:
@@ -86,11 +110,14 @@ def results(subject: Subject) -> Section:
     """Return the metrics with their intervals."""
     report = subject.report
     rows = evaluation_text.metric_rows(report, report)
-    first = len(rows) - 3 * len(report.classes)
+    shown = worst_classes(report.metrics.per_class)
+    first = len(rows) - len(OF_A_CLASS) * len(shown)
     header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
+    left_out = shown_of(len(report.classes))
     found: list[Block] = [
         blocks.table(f"On the {subject.split}, {report.tiles:,} tiles", [header, *rows_of_metrics(rows[:first])]),
         blocks.table("Per class", [header, *rows_of_metrics(rows[first:])]),
+        *([blocks.paragraph(blocks.sentence(f"per class: {left_out}"))] if left_out else []),
     ]
     by_agreement = [row for row in report.accuracy_by_agreement or () if row.count]
     if by_agreement:
@@ -102,6 +129,19 @@ def results(subject: Subject) -> Section:
     positive = "" if report.positive is None else f" Positive class: {report.positive}."
     how = report.interval_method.rstrip(".")
     return blocks.section("results", "Results", [*found, blocks.paragraph(f"{how}.{positive}")])
+
+
+def _confusion(subject: Subject, *, note: str) -> list[Block]:
+    """Return the confusion matrix; of many classes as a picture, with the most frequent errors."""
+    classes, matrix = subject.found.classes, subject.report.confusion_matrix
+    if len(classes) <= MANY_CLASSES:
+        return [blocks.confusion(classes, matrix, note=note)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "confusion.png"
+        charts.plot_confusion(matrix, classes=classes, path=path, title=subject.title)
+        picture = blocks.picture(path, alt=f"Confusion matrix of {len(classes):,} classes", caption="Confusion matrix.")
+    rows = [[classes[truth], classes[predicted], f"{tiles:,}"] for truth, predicted, tiles in confusions(matrix)]
+    return [picture, blocks.table("Most frequent errors", [["true", "predicted", "tiles"], *rows], numeric_from=2)]
 
 
 def rows_of_metrics(rows: Sequence[evaluation_text.Row]) -> list[list[str]]:
@@ -120,13 +160,13 @@ def errors(subject: Subject, *, shown: int) -> Section:
     note = f"The gallery has {shown:,} of the {total:,} tiles, so a cell may show fewer tiles than it counts."
     classes, positive = found.classes, subject.positive
     scores = found.labels, found.probabilities
-    names = ", ".join(found.classes) if subject.positive is None else str(report.positive)
+    names = some(found.classes) if subject.positive is None else str(report.positive)
     auroc, average_precision = map(number, (report.metrics.auroc, report.metrics.average_precision))
     return blocks.section(
         "errors",
         "Errors",
         [
-            blocks.confusion(found.classes, report.confusion_matrix, note=note if 0 < shown < total else ""),
+            *_confusion(subject, note=note if 0 < shown < total else ""),
             blocks.figure(
                 "roc",
                 lambda path: charts.plot_roc(*scores, path=path, classes=classes, positive=positive),

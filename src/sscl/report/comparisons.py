@@ -13,6 +13,7 @@ from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.run import MetricsRow
 from sscl.train.fold_report import FoldsReport, Scores
+from sscl.words import some
 
 FOLD_METRICS = {key: display_name(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")}
 
@@ -23,7 +24,7 @@ def _capital(text: str) -> str:
 
 def compared(name: str, report: Comparison, *, logs: Mapping[str, Sequence[MetricsRow]]) -> Section:
     """Return a comparison of runs. logs: rows of metrics.jsonl by run folder; those not given are not drawn."""
-    found: list[Block] = [blocks.facts({"classes": ", ".join(report.classes)})]
+    found: list[Block] = [blocks.facts({"classes": some(report.classes)})]
     for table in comparison_tables(report):
         found.append(blocks.table(_capital(table.title), table.lines, numeric_from=table.texts))
     by_fraction: dict[str, dict[str, list[Sequence[MetricsRow]]]] = {}
@@ -85,7 +86,7 @@ def folds(name: str, report: FoldsReport) -> Section:
     if report.mean is not None and report.sd is not None:
         over = [f"{report.mean[key]:.3f} ± {report.sd[key]:.3f}" for key in (*FOLD_METRICS, "loss")]
         lines.append(["mean ± sd of folds", "", *over])
-    of = f"{blocks.name_of(report.data.root)}, {report.data.size_px} px ({', '.join(report.classes)})"
+    of = f"{blocks.name_of(report.data.root)}, {report.data.size_px} px ({some(report.classes)})"
     found: list[Block] = [blocks.table(f"{report.folds} folds of the training split of {of}", lines)]
     if pooled is not None:
 
