@@ -236,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # sscl's have a sentence; the system's a file: not allowed, missing, disk full
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        unnamed = f"a file could not be read or written ({error.strerror})" if error.errno else str(error)
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else unnamed)
     except KeyboardInterrupt:
         name = _named(words)
         _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")

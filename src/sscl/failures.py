@@ -9,6 +9,7 @@ import torch
 
 from sscl.device import half_precision, missing_kernels
 from sscl.train.memory import advice
+from sscl.writing import TORCH_WRITE_FAILED
 
 MEMORY_OF_GPU = "out of memory|cudnn_status_alloc_failed|cublas_status_alloc_failed"
 # cuDNN and cuBLAS say so, and cuDNN finds no algorithm, where another program has taken the memory they start with.
@@ -29,6 +30,8 @@ def in_one_line(error: BaseException, command: str) -> str | None:
             f"the GPU's libraries did not start ({_first_line(error)}), mostly because too little of its memory is "
             f"free (nvidia-smi lists who has it): {_less_memory(command)}"
         )
+    if TORCH_WRITE_FAILED.search(str(error)):
+        return f"a file could not be written ({_first_line(error)}); the disk may be full: free some space"
     if "no kernel image" in text:
         missing = missing_kernels(torch.device("cuda")) if torch.cuda.is_available() else None
         what = missing or f"torch {torch.__version__} has no kernels for this GPU; install another torch"

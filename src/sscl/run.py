@@ -19,7 +19,7 @@ import torch
 from sscl import __version__
 from sscl.config import Section, plain, read_yaml
 from sscl.records import Record, read_record, write_record
-from sscl.writing import to_yaml, write_text
+from sscl.writing import naming, to_yaml, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -179,7 +179,7 @@ class MetricsLog:
     def append(self, row: MetricsRow) -> None:
         """Add a row. It outlives this process, and after `sync` a power failure too."""
         line = json.dumps(row, allow_nan=False) + "\n"
-        with self.path.open("a", encoding="utf-8") as handle:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as handle:
             handle.write(line)
         self.rows.append(row)
         if self._writer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import re
@@ -30,13 +31,61 @@ def to_yaml(content: Mapping[str, object]) -> str:
     return text
 
 
+# What torch's writer of zip files says where a write fails; it has no number of an error.
+TORCH_WRITE_FAILED = re.compile("PytorchStreamWriter failed|file write failed|unexpected pos")
+_SPARE_BYTES = 64 * 2**20
+_NOT_WRITTEN = "cannot be written"
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; on success it is fsynced and takes `path`'s place in one step."""
+def naming(path: Path, *, temporary: Path | None = None, kept: str = "") -> Iterator[None]:
+    """Give an error of writing the file's name, where the system or torch leaves it out, and say what to do.
+
+    Args:
+        temporary: the path that is written in its place. kept: what is still there, as in "epoch 3 is kept".
+
+    Raises:
+        OSError: with the path as `filename` and the rest of the line as `strerror`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not TORCH_WRITE_FAILED.search(str(error)):
+            raise
+        full = shutil.disk_usage(path.parent).free < _SPARE_BYTES
+        reason = (
+            os.strerror(errno.ENOSPC) if full else "the disk is full, or a quota or a limit on file size is reached"
+        )
+        raise _not_written(path, errno.ENOSPC, reason, kept) from error
+    except OSError as error:
+        # One without a number is a sentence of sscl; a broken pipe, or another file's error, is none of this file.
+        ours = error.filename in (None, str(path), str(temporary)) and not isinstance(error, BrokenPipeError)
+        if error.errno is None or not ours:
+            raise
+        raise _not_written(path, error.errno, error.strerror or type(error).__name__, kept) from error
+
+
+def _not_written(path: Path, number: int, reason: str, kept: str) -> OSError:
+    """Return the error of a file that cannot be written; a reason that says so already stays as it is."""
+    if reason.startswith(_NOT_WRITTEN):
+        return OSError(number, reason, str(path))
+    to_do = "check its permissions" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else "free some space"
+    parts = (f"{_NOT_WRITTEN} ({reason[:1].lower()}{reason[1:]})", kept, to_do)
+    return OSError(number, "; ".join(part for part in parts if part), str(path))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, kept: str = "") -> Iterator[Path]:
+    """Give a temporary path to write; on success it is fsynced and takes `path`'s place in one step.
+
+    Args:
+        kept: see `naming`.
+    """
     temporary = _beside(path)
     try:
-        yield temporary
-        put(temporary, path)
+        with naming(path, temporary=temporary, kept=kept):
+            yield temporary
+            put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

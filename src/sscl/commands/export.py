@@ -248,7 +248,7 @@ def write_checked(
     """
     scale = float(expected.abs().max())
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), writing.naming(path):
             if name in TENSOR_FILES:
                 difference = write_tensors(exported, name, path, what=what)
             else:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from sscl.data.polyp import draw_polyp, draw_slide_look
 from sscl.progress import over
-from sscl.writing import replacing_folder, write_csv
+from sscl.writing import naming, replacing_folder, write_csv
 
 TILES_PER_SLIDE = 8
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
@@ -241,7 +241,8 @@ def _write_tile(index: int, *, root: Path, draw: Callable[[int], SyntheticTile])
     name = f"syn_{index:05d}.png"
     bgr = cv2.cvtColor(tile.image, cv2.COLOR_RGB2BGR)
     for folder, pixels in (("images", bgr), ("masks", tile.mask.astype(np.uint8) * 255)):
-        (root / folder / name).write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+        with naming(root / folder / name):
+            (root / folder / name).write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     return name, tile.label, tile.votes, tile.slide
 
 

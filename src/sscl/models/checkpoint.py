@@ -242,6 +242,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         ValueError: its weights are not finite; the checkpoint before stays.
+        OSError: it cannot be written, likewise.
     """
     if found := not_finite({**checkpoint.encoder, **checkpoint.head}):
         raise ValueError(
@@ -249,7 +250,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             "train.precision=fp32"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    kept = f"the one before epoch {checkpoint.epoch} is kept, for --resume" if path.is_file() else "there is none yet"
+    with replacing(path, kept=kept) as temporary:
         torch.save(checkpoint.to_dict(), temporary)
 
 
