@@ -148,7 +148,7 @@ def test_what_a_word_means(words, meaning):
     [
         ("eval runs/x tiles more", "argument 'more'", ["RUN", "TILES", "KEY=VALUE"]),
         ("probe runs/x", "argument 'runs/x'", ["CONFIG", "KEY=VALUE"]),
-        ("pretrain none", "argument 'none'", ["no such file or folder", "{here}/none", "CONFIG", "TILES"]),
+        ("pretrain none", "argument 'none'", ["no such file or folder", "working folder {here}", "CONFIG", "TILES"]),
         ("pretrain demo/pretrian", "argument 'demo/pretrian'", ["did you mean the config demo/pretrain?"]),
         ("pretrain seed", "argument 'seed'", ["seed=..."]),
         ("finetune a_run", "argument 'a_run'", ["run folder", "from=a_run"]),

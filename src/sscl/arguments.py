@@ -115,14 +115,14 @@ def meanings(takes: Sequence[Word]) -> str:
 
 def check_tiles(kind: type[Section], found: Sorted, takes: Sequence[Word]) -> None:
     """Raise ValueError where a word that stands for tiles is no file or folder, or is a run; what words mean."""
-    from sscl.places import expanded, no_such
+    from sscl.places import expanded, missing
 
     for text, word in found.tiles:
         place = Path(expanded(text))
         if not place.exists() and text in _keys(kind):
             raise ValueError(_no_value(text))
         if not place.exists():
-            fault = no_such("file or folder", text).removeprefix(f"{text}: ")
+            fault = missing(text, "file or folder").removeprefix(f"{text}: ")
             hint = (_nearest_config(text) if CONFIG in takes else "") or meanings(takes)
         elif (place / "checkpoints").is_dir():
             fault = f"is a run folder, but {word.name} stands for {word.about}"

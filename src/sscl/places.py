@@ -38,13 +38,22 @@ def expanded(text: str) -> str:
     return _VARIABLE.sub(value, found)
 
 
-def no_such(what: str, path: str | Path) -> str:
-    """Return the words for a path where nothing is: of a relative one also the place that was looked at.
+def missing(path: str | os.PathLike[str], what: str) -> str:
+    """Return that there is no such file or folder; of a relative path, from which folder it was looked for.
 
     Examples:
-        >>> no_such("folder", "/data/tiles")
+        >>> missing("/data/tiles", "folder")
         '/data/tiles: no such folder'
     """
-    place = os.path.abspath(path)
-    looked = "" if os.path.isabs(path) else f" (looked for {place})"
-    return f"{path}: no such {what}{looked}"
+    path = os.fspath(path)
+    where = "" if os.path.isabs(path) else f" (a relative path, looked for in the working folder {os.getcwd()})"
+    return f"{printable(path)}: no such {what}{where}"
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that can be printed and written: bytes that are not UTF-8 as \\xNN."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name

@@ -50,7 +50,7 @@ class Bar:
         self._drawn: tqdm[Any] | None = None
         if desc is not None and _can_draw():
             size: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if unit == "B" else {}
-            shown = unit if unit == "B" else f" {unit}s"
+            shown = " tiles" if unit == "tile" else unit
             self._drawn = tqdm(
                 total=total, initial=done, desc=desc, unit=shown, leave=leave, dynamic_ncols=True, **size
             )

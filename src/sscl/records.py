@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sscl.places import missing
 from sscl.writing import write_text
 
 
@@ -38,7 +39,7 @@ def read_record(kind: type[Kind], path: Path, *, made_by: str) -> Kind:
         ValueError: not JSON, or a field is missing, unknown or of another type; one line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; write it with {made_by}")
+        raise FileNotFoundError(f"{missing(path, 'file')}; write it with {made_by}")
     try:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:

@@ -42,7 +42,11 @@ def by_name(name: str, *, key: str) -> Path:
     if name.removesuffix(".yaml") in known:
         return FOLDER / f"{name.removesuffix('.yaml')}.yaml"
     near = closest(name.removesuffix(".yaml"), known)
-    hint = "`sscl configs` lists the shipped ones" if near is None else f"did you mean {near}?"
+    hint = (
+        f"`sscl configs` lists the shipped ones; files are looked for in {Path.cwd()}"
+        if near is None
+        else f"did you mean {near}?"
+    )
     raise FileNotFoundError(f"{key}: no such file or shipped config: {name}; {hint}")
 
 

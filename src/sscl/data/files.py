@@ -20,9 +20,10 @@ from PIL import Image
 from sscl.data.decode import read_image
 from sscl.data.images import Decoded, Fit, decode_image
 from sscl.data.ingest import listed_file, read_table
-from sscl.data.listing import LOOKED_FOR, PassedOver, missing, printable, walk
+from sscl.data.listing import LOOKED_FOR, PassedOver, walk
 from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
+from sscl.places import missing, printable
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
 Images = Item | Sequence[Item]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sscl.data.cache import cached_tiles
 from sscl.data.decode import decode_into
 from sscl.data.images import why_unreadable
-from sscl.data.listing import missing
+from sscl.places import missing
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 2

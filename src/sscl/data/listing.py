@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from sscl.places import missing, printable
 from sscl.words import count, listed
 
 # What Pillow decodes without a further program and without guessing the format from the name.
@@ -233,22 +234,6 @@ def list_images(root: str | os.PathLike[str], *, once: bool = False) -> Listing:
     if faults:
         raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
     return listing
-
-
-def missing(path: str | os.PathLike[str], what: str) -> str:
-    """Return that a file or folder does not exist; of a relative path, from which folder it was looked for."""
-    path = os.fspath(path)
-    where = "" if os.path.isabs(path) else f" (a relative path, looked for in the working folder {os.getcwd()})"
-    return f"{printable(path)}: no such {what}{where}"
-
-
-def printable(name: str) -> str:
-    """Return a file's name as text that can be printed and written: bytes that are not UTF-8 as \\xNN."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    return name
 
 
 def _counted(number: int, kind: str) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from sscl.data.ingest import decode_tiles, read_groups, read_table
 from sscl.data.split import balance_down, stratified_split
 from sscl.data.tiles import Tiles
+from sscl.places import missing
 
 CLASSES = ("HP", "SSA")
 COLUMNS = (
@@ -186,7 +187,7 @@ def _read_annotations(root: Path) -> list[_Row]:
     """Return the checked rows of annotations.csv in file order."""
     path = root / "annotations.csv"
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder ({_GET_MHIST})")
+        raise FileNotFoundError(f"{missing(root, 'folder')} ({_GET_MHIST})")
     if not path.is_file():
         raise FileNotFoundError(f"{root} has no annotations.csv ({_GET_MHIST})")
     rows: dict[str, _Row] = {}

@@ -25,6 +25,7 @@ from PIL import Image
 from sscl.data.cache import cached_tiles
 from sscl.data.images import resized
 from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.places import missing
 from sscl.progress import Bar
 from sscl.writing import replacing
 
@@ -185,8 +186,8 @@ def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequ
 def _read_index(path: Path) -> _Index:
     """Return the file's content with every key, shape and label checked; of the pixels only the headers are read."""
     if not path.is_file():
-        hint = "is a folder; give the .npz file in it" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{path}: {hint} (`sscl data download pathmnist` fetches PathMNIST)")
+        fault = f"{path}: is a folder; give the .npz file in it" if path.is_dir() else missing(path, "file")
+        raise FileNotFoundError(f"{fault} (`sscl data download pathmnist` fetches PathMNIST)")
     keys = _keys(path)
     for part in SPLITS:
         for key in (f"{part}_images", f"{part}_labels"):

@@ -16,6 +16,7 @@ from sscl import run
 from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
 from sscl.models.calibration import KeptCalibration
 from sscl.models.torch_files import read_torch_file
+from sscl.places import missing
 from sscl.writing import replacing
 
 CHECKPOINT_FORMAT = "sscl checkpoint 2"
@@ -273,7 +274,7 @@ def checkpoint_file(path: str | Path, *, key: str = "") -> Path:
     path, where = Path(path), f"{key}: " if key else ""
     if not path.is_dir():
         if not path.is_file():
-            raise FileNotFoundError(f"{where}{path}: no such run folder or checkpoint file")
+            raise FileNotFoundError(f"{where}{missing(path, 'run folder or checkpoint file')}")
         return path
     for name in ("best.pt", "last.pt"):
         if (path / "checkpoints" / name).is_file():

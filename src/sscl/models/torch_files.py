@@ -13,6 +13,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from sscl.file_kinds import binary_kind, text_kind
+from sscl.places import missing
 
 
 class _Inert:
@@ -47,7 +48,7 @@ def read_torch_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
+        raise FileNotFoundError(missing(path, "checkpoint file"))
     with path.open("rb") as handle:
         start = handle.read(200)
     packed = path.suffix == ".safetensors" or start[8:9] == b"{"  # by whatever name: a length, then JSON

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sscl.config import load_config
 from sscl.config.loader import Config
+from sscl.places import missing
 from sscl.records import Kind, read_record
 
 # The kind of a folder, by a file that only this kind has; the first that fits.
@@ -40,7 +41,7 @@ def sort_folders(names: Sequence[str]) -> Sources:
         elif kind is not None:
             found.setdefault(kind, []).append(folder)
         elif not folder.exists():
-            faults.append(f"runs: {name}: no such folder")
+            faults.append(f"runs: {missing(name, 'folder')}")
         else:
             faults.append(f"runs: {name}: {_not_written_by_sscl(folder)}")
     if faults:

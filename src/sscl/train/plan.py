@@ -25,6 +25,7 @@ from sscl.config import (
 )
 from sscl.evaluate.comparison import METRICS
 from sscl.models.start import facts_to_be, inherit, weights_file
+from sscl.places import missing
 from sscl.train.labelled import labelled_tiles
 from sscl.words import nearest
 
@@ -116,7 +117,7 @@ def check_inputs(steps: Sequence[Step], *, progress: bool) -> None:
         data = step.config.data
         for one in data if isinstance(data, tuple) else (data,):
             if not Path(one.root).exists():
-                faults[f"{step.entry.name}: data.root: {one.root}: no such file or folder"] = None
+                faults[f"{step.entry.name}: data.root: {missing(one.root, 'file or folder')}"] = None
         try:
             if step.start is None:
                 weights_file(step.config.model.weights, key="model.weights")
