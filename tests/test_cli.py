@@ -191,7 +191,11 @@ def test_words_are_taken_as_typed(tmp_path, monkeypatch):
         (FileNotFoundError(2, "No such file or directory", "a.csv"), 2, "sscl: a.csv: No such file or directory"),
         (PermissionError(13, "Permission denied", "/r"), 2, "sscl: /r: Permission denied"),
         (NotADirectoryError(20, "Not a directory", "/r/x"), 2, "sscl: /r/x: Not a directory"),
-        (OSError(28, "No space left on device"), 2, "sscl: [Errno 28] No space left on device"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "sscl: a file could not be read or written (No space left on device)",
+        ),
     ],
 )
 def test_what_a_command_raises(error, code, line, pretrain_raises, capsys):
@@ -384,3 +388,16 @@ def test_a_user_without_a_home_is_one_line(tmp_path, monkeypatch):
     assert cache_folder(tmp_path) == tmp_path
     with pytest.raises(ValueError, match="no home folder"):
         cli.parse("eval", ["~/run"]).load()
+
+
+def test_a_missing_run_or_set_names_the_word(capsys):
+    for words, said in ((["eval"], "give RUN or checkpoint="), (["finetune", "run=r"], "give TILES or data.root=")):
+        code, _, err = call(capsys, *words)
+        assert (code, len(err)) == (2, 1)
+        assert said in err[0]
+
+
+def test_dir_shows_what_is_imported_on_demand():
+    import sscl
+
+    assert {"load", "__version__"} <= set(dir(sscl))

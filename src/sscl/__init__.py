@@ -20,3 +20,8 @@ def __getattr__(name: str) -> Any:
 
         return load
     raise AttributeError(f"module 'sscl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what a notebook offers after `sscl.`: also what is imported only when it is asked for."""
+    return sorted({*globals(), "load"})

@@ -23,6 +23,8 @@ class Word:
     exists: bool = False  # whether it must be a file or folder that exists
 
 
+TILES = Word("TILES", "data.root", "the folder or file of the tiles", exists=True)
+RUN = Word("RUN", "checkpoint", "run folder of finetune, or a checkpoint file")
 CONFIG = Word("CONFIG", "--config", "YAML file, or the name of a shipped config (sscl configs lists them)")
 
 

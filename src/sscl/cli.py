@@ -16,15 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sscl.arguments import CONFIG, Sorted, Word, check_tiles, sort_words
+from sscl.arguments import CONFIG, RUN, TILES, Sorted, Word, check_tiles, sort_words
 from sscl.terminal import columns, folded, printing
 
 if TYPE_CHECKING:
     from sscl.config import Section
-
-
-TILES = Word("TILES", "data.root", "the folder or file of the tiles", exists=True)
-RUN = Word("RUN", "checkpoint", "run folder of finetune, or a checkpoint file")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class DataConfig(Section):
         "mhist: annotations.csv and images/; folder: train/CLASS/* and test/CLASS/*, or CLASS/*, or images without "
         "classes; pathmnist: an .npz file in MedMNIST's layout; synthetic: tiles of `sscl data synth`",
     )
-    root: str = setting(..., "folder of the data set; for pathmnist the .npz file", path=True, min_length=1)
+    root: str = setting(..., "folder of the data set; for pathmnist the .npz file; also TILES", path=True, min_length=1)
     protocol: Literal["paper_balanced", "official"] = setting(
         "official",
         "mhist: official = the Partition column; paper_balanced = all SSA and as many HP tiles, split 90:10",

@@ -34,7 +34,10 @@ class ExportConfig(Section):
     """Write the encoder or the classifier as files for other programs."""
 
     checkpoint: str = setting(
-        ..., "run folder, checkpoint, or file of an encoder as model.weights of pretrain", path=True, min_length=1
+        ...,
+        "run folder, checkpoint, or file of an encoder as model.weights of pretrain; also RUN",
+        path=True,
+        min_length=1,
     )
     what: Literal["trunk", "classifier"] = setting(
         "trunk", "trunk: encoder, tiles to features; classifier: tiles to logits, of a finetune run"

@@ -114,8 +114,11 @@ def _missing(fault: Fault) -> str:
         return _list(replace(fault, parts=fault.parts[:-1]))
     section = section_at(fault.kind, fault.parts)
     required = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
-    key = ".".join([*fault.parts, *required[:1]])
-    return f"{key}: missing; set it in the YAML file, or give {key}=VALUE"
+    parts = [*fault.parts, *required[:1]]
+    key, field = ".".join(parts), field_at(fault.kind, parts)
+    # A key that a word of the command line sets says so at the end of its documentation: "...; also RUN".
+    word = (field.description or "").rpartition("; also ")[2] if field else ""
+    return f"{key}: missing; set it in the YAML file, or give {f'{word} or ' if word.isupper() else ''}{key}=VALUE"
 
 
 def _one_of(fault: Fault) -> str:

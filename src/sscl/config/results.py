@@ -16,7 +16,9 @@ DataChanges = Annotated[Changes, KeysOf(DataConfig)]
 class EvalConfig(Section):
     """Evaluate a classifier: metrics with 95% intervals, confusion matrix, curves."""
 
-    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", path=True, min_length=1)
+    checkpoint: str = setting(
+        ..., "finetune run folder (its best.pt) or checkpoint file; also RUN", path=True, min_length=1
+    )
     split: Literal["test", "train", "all"] | None = setting(
         None, "split to evaluate; null = test, or all tiles of another set than the one trained on"
     )
@@ -52,7 +54,9 @@ class EvalConfig(Section):
 class GradcamConfig(MapConfig):
     """Explain a classifier: heatmaps and boxes of where it looked."""
 
-    checkpoint: str = setting(..., "finetune run folder (its best.pt) or checkpoint file", path=True, min_length=1)
+    checkpoint: str = setting(
+        ..., "finetune run folder (its best.pt) or checkpoint file; also RUN", path=True, min_length=1
+    )
     split: Literal["test", "train", "all"] | None = setting(
         None, "split to explain tiles of; null = test, or all tiles of another set than the one trained on"
     )
