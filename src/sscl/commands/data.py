@@ -12,7 +12,7 @@ from PIL import Image
 
 from sscl import augment, run
 from sscl.config import DataConfig, InspectConfig, SynthConfig
-from sscl.data.load import accounts, load_splits
+from sscl.data.load import accounts, load_splits, tile_file
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
 from sscl.data.pathmnist import stored_size_px
 from sscl.data.synthetic import write_synthetic
@@ -97,11 +97,12 @@ def describe_files(data: DataConfig, splits: dict[str, Tiles]) -> str:
     if data.source == "pathmnist":
         side = stored_size_px(data.root)
         return f"size of the tiles in the file: {side}x{side} px"
-    folder = Path(data.root) if data.source == "folder" else Path(data.root) / "images"
     sizes: Counter[tuple[int, int]] = Counter()
     for tiles in splits.values():
         for name in tiles.ids:
-            with Image.open(folder / name) as image:  # reads the header only
+            file = tile_file(data, name)
+            assert file is not None
+            with Image.open(file) as image:  # reads the header only
                 sizes[image.size] += 1
     shown = ", ".join(f"{number} of {width}x{height} px" for (width, height), number in sizes.most_common(5))
     more = f" and {count(len(sizes) - 5, 'more size')}" if len(sizes) > 5 else ""

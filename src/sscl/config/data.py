@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import model_validator
 
 from sscl.config.sections import Section, fault, setting
 
@@ -10,12 +13,15 @@ from sscl.config.sections import Section, fault, setting
 class DataConfig(Section):
     """The tiles and their split."""
 
-    source: Literal["mhist", "folder", "pathmnist", "synthetic"] = setting(
-        "mhist",
-        "mhist: annotations.csv and images/; folder: train/CLASS/* and test/CLASS/*, or CLASS/*, or images without "
-        "classes; pathmnist: an .npz file in MedMNIST's layout; synthetic: tiles of `sscl data synth`",
+    source: Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic"] = setting(
+        "auto",
+        "auto: what root is; mhist: annotations.csv and images/; folder: train/CLASS/*, val/CLASS/*, test/CLASS/*, or "
+        "CLASS/*, each also as CLASS/SLIDE/*, or images without classes; table: a CSV with path and, where known, "
+        "label, group, split, mpp; pathmnist: an .npz file in MedMNIST's layout; synthetic: tiles of `sscl data synth`",
     )
-    root: str = setting(..., "folder of the data set; for pathmnist the .npz file; also TILES", path=True, min_length=1)
+    root: str = setting(
+        ..., "folder of the data set; the CSV of a table, the .npz file; also TILES", path=True, min_length=1
+    )
     protocol: Literal["paper_balanced", "official"] = setting(
         "official",
         "mhist: official = the Partition column; paper_balanced = all SSA and as many HP tiles, split 90:10",
@@ -23,8 +29,12 @@ class DataConfig(Section):
     published: bool = setting(
         True, "mhist: check the published counts and tile size; set false for other tiles in that layout", free=True
     )
-    split_seed: int = setting(0, "seed of the splits that sscl makes (paper_balanced; a folder without test/)", ge=0)
-    test_fraction: float = setting(0.2, "folder without test/: fraction of each class held out for test", gt=0, lt=1)
+    split_seed: int = setting(
+        0, "seed of the splits that sscl makes (paper_balanced; a folder or table without test)", ge=0
+    )
+    test_fraction: float = setting(
+        0.2, "folder or table without test: fraction of each class held out for it", gt=0, lt=1
+    )
     groups_csv: str | None = setting(
         None, "folder: CSV file with columns path,group; tiles of one group stay on one side of each split", path=True
     )
@@ -46,6 +56,21 @@ class DataConfig(Section):
         ge=0,
     )
 
+    @model_validator(mode="after")
+    def _source_is_what_root_is(self) -> DataConfig:
+        if self.source == "auto":
+            object.__setattr__(self, "source", detect_source(self.root))  # the section is not yet in use
+        return self
+
+
+def detect_source(root: str) -> Literal["auto", "mhist", "folder", "table", "pathmnist"]:
+    """Return what a folder or file is, as a value of data.source; auto where there is none, or it is none of these."""
+    path = Path(root)
+    if path.is_dir():
+        return "mhist" if (path / "annotations.csv").is_file() and (path / "images").is_dir() else "folder"
+    kinds: dict[str, Literal["table", "pathmnist"]] = {".npz": "pathmnist", ".csv": "table", ".tsv": "table"}
+    return kinds.get(path.suffix.lower(), "auto") if path.is_file() else "auto"
+
 
 class SourceConfig(DataConfig):
     """The tiles: one data set, or a list of them. Pretraining does not use their labels."""
@@ -55,8 +80,8 @@ class SourceConfig(DataConfig):
     )
     labels: bool = setting(
         False,
-        "folder: take its folders as classes, for the k-NN accuracy of the health metrics, and leave out its test "
-        "split; false = all images below train/, or below root",
+        "folder, table: take its classes, for the k-NN accuracy of the health metrics, and leave out its test split; "
+        "false = all images of its own training split, or all there are",
     )
     tiles: int | None = setting(None, "use only this many of its training tiles, drawn by split_seed; null = all", ge=2)
 

@@ -193,9 +193,16 @@ def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> 
 
 
 def listed_file(folder: str, name: str) -> str:
-    """Return the file that a table names, relative to the table's folder; one written on Windows may have "\\"."""
+    """Return the file that a table names, relative to the table's folder, as the disk has it.
+
+    A table written on Windows has "\\" between folders; one written elsewhere may have names in another Unicode form.
+    """
     file = os.path.join(folder, name)
-    return os.path.join(folder, plain_path(name)) if "\\" in name and not os.path.lexists(file) else file
+    if os.path.lexists(file):
+        return file
+    plain = os.path.join(folder, plain_path(name))
+    spellings = (plain, unicodedata.normalize("NFD", plain))
+    return next((spelling for spelling in spellings if os.path.lexists(spelling)), plain)
 
 
 def plain_path(name: str) -> str:

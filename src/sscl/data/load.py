@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig, plain, validate
-from sscl.data import cache, duplicates
-from sscl.data.folder import knows_groups, load_folder, own_splits
+from sscl.data import cache, duplicates, folder, table
+from sscl.data.ingest import listed_file
+from sscl.data.layout import SPLITS
 from sscl.data.mhist import load_mhist
 from sscl.data.pathmnist import has_groups, load_pathmnist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
+from sscl.places import missing
 from sscl.words import count, some
 
 # Keys that decide which tiles are in the test split.
@@ -119,7 +121,21 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             cache_dir=data.cache_dir,
             progress=progress,
         )
-    return load_folder(
+    if data.source == "auto":
+        raise _unknown(data.root)
+    if data.source == "table":
+        return table.load_table(
+            data.root,
+            split=split,
+            whole=listed_whole(data),
+            group_of=group_of,
+            test_fraction=data.test_fraction,
+            seed=data.split_seed,
+            size_px=data.size_px,
+            cache_dir=data.cache_dir,
+            progress=progress,
+        )
+    return folder.load_folder(
         data.root,
         split=split,
         whole=listed_whole(data),
@@ -133,12 +149,19 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
     )
 
 
+def _unknown(root: str) -> Exception:
+    """Return the error for a root whose source cannot be told."""
+    if not Path(root).exists():
+        return FileNotFoundError(missing(root, "folder or file"))
+    return ValueError(f"{root}: is no folder, no table (.csv, .tsv) and no .npz file; unpack it, or give data.source")
+
+
 def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
     """Return the splits by name: train, validation if the set has its own, and test.
 
     A folder without classes has one split, all; one that is split may lack train/ or test/.
     """
-    given = list(own_splits(data.root)) if data.source == "folder" else []
+    given = own_splits(data)
     if given:
         return {name: load_tiles(data, split=name, progress=progress) for name in given}
     train = load_tiles(data, split="train", progress=progress)
@@ -148,20 +171,38 @@ def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
     return {"train": train} | {name: load_tiles(data, split=name, progress=progress) for name in names}
 
 
+def own_splits(data: DataConfig) -> tuple[str, ...]:
+    """Return the splits that a folder or table has of its own, in order; none for other sources."""
+    of = {"folder": folder.own_splits, "table": table.own_splits}.get(data.source)
+    return tuple(name for name in SPLITS if of is not None and name in of(data.root))
+
+
+def tile_file(data: DataConfig, name: str) -> Path | None:
+    """Return the file of a tile by its id; None where tiles are not files of their own."""
+    if data.source == "pathmnist":
+        return None
+    root = Path(data.root)
+    if data.source == "table":
+        return Path(listed_file(str(root.parent), name))
+    return root / (name if data.source == "folder" else f"images/{name}")
+
+
 def listed_whole(data: DataConfig) -> bool:
     """Return whether all images are taken as they lie, without classes: in pretraining without data.labels."""
-    return isinstance(data, SourceConfig) and data.source == "folder" and not data.labels
+    return isinstance(data, SourceConfig) and data.source in ("folder", "table") and not data.labels
 
 
 def saw_all(data: DataConfig) -> bool:
     """Return whether a set was used whole for pretraining, as it has no test split of its own."""
-    return listed_whole(data) and not own_splits(data.root)
+    return listed_whole(data) and not own_splits(data)
 
 
 def slides_known(data: DataConfig) -> bool:
     """Return whether the slide or patient of each tile is known."""
     if data.source == "folder":
-        return data.groups_csv is not None or knows_groups(data.root)
+        return data.groups_csv is not None or folder.knows_groups(data.root)
+    if data.source == "table":
+        return table.has_groups(data.root)
     if data.source == "pathmnist":
         return has_groups(data.root)
     return (Path(data.root) / "slides.csv").is_file()
@@ -176,15 +217,13 @@ def groups_are(data: DataConfig) -> str:
 
 def has_validation(data: DataConfig) -> bool:
     """Return whether the set has its own validation split, so that none is taken from train."""
-    return data.source == "pathmnist" or (
-        data.source == "folder" and {"train", "validation"} <= own_splits(data.root).keys()
-    )
+    return data.source == "pathmnist" or {"train", "validation"} <= set(own_splits(data))
 
 
 def split_is_made_here(data: DataConfig) -> bool:
     """Return whether sscl divides the set into train and test, not the data set itself."""
-    if data.source == "folder":
-        return not own_splits(data.root)
+    if data.source in ("folder", "table"):
+        return not own_splits(data)
     return data.source in ("mhist", "synthetic") and data.protocol == "paper_balanced"
 
 
@@ -215,11 +254,21 @@ def accounts(parts: Mapping[str, Tiles]) -> list[str]:
 
 
 def merge_data(trained: DataConfig, changes: Mapping[str, object]) -> DataConfig:
-    """Return the data section a checkpoint was trained with, with some keys changed."""
+    """Return the data section a checkpoint was trained with, with some keys changed.
+
+    Another root is looked at again, unless its source is given too.
+    """
+    again = {"source": "auto"} if "root" in changes and "source" not in changes else {}
     try:
-        return validate(DataConfig, {**plain(trained), **changes}, source="the checkpoint's data with your data.* keys")
+        merged = validate(
+            DataConfig, {**plain(trained), **again, **changes}, source="the checkpoint's data with your data.* keys"
+        )
     except ValueError as error:
         raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from None
+    # Nothing is there, or what is there cannot tell synthetic tiles from MHIST.
+    if again and (merged.source == "auto" or {merged.source, trained.source} == {"mhist", "synthetic"}):
+        return merged.model_copy(update={"source": trained.source})
+    return merged
 
 
 def split_changes(data: DataConfig, trained: DataConfig) -> list[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from sscl.config import DataConfig, GradcamConfig, ReportConfig
-from sscl.data.load import load_tiles
+from sscl.data.load import load_tiles, tile_file
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.metrics import IntArray
@@ -111,13 +109,6 @@ def rows_of(tiles: Tiles, subject: Subject, chosen: IntArray, *, root: str) -> I
             )
         rows.append(row)
     return np.array(rows, dtype=np.int64)
-
-
-def tile_file(data: DataConfig, name: str) -> Path | None:
-    """Return the file of a tile; None where tiles are not files of their own."""
-    if data.source == "pathmnist":
-        return None
-    return Path(data.root) / (name if data.source == "folder" else f"images/{name}")
 
 
 def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:

@@ -1,0 +1,261 @@
+"""Tiles listed in a table: a CSV with a row for each image.
+
+    path      the image, relative to the folder of the table; "/" or "\\" between folders
+    label     its class; empty, nan or -1: unlabelled
+    group     its slide or patient
+    split     train, val or test, in any spelling that `layout.split_named` knows
+    mpp       µm per pixel of the file
+
+Only `path` must be there. Values are separated by commas, semicolons or tabs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path, read_table
+from sscl.data.layout import SPLITS, split_named
+from sscl.data.listing import Account
+from sscl.data.split import train_and_test
+from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.words import count, listed
+
+COLUMNS = ("label", "group", "split", "mpp")
+SUFFIXES = (".csv", ".tsv")
+_NO_LABEL = frozenset({"", "nan", "-1", "-1.0"})
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What a table says of its images, part by part: train, validation, test, or "all" where it has no splits.
+
+    Attributes:
+        ids: their paths, with "/". files: where they are.
+        labels: index into classes, -1 = unlabelled. groups, mpp: None where the table has none.
+        parts: number of images in each part. notes: what a reader must know.
+    """
+
+    ids: tuple[str, ...]
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_] | None
+    mpp: NDArray[np.float64] | None
+    parts: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def load_table(
+    path: Path | str,
+    *,
+    split: str,
+    whole: bool = False,
+    group_of: Mapping[str, str] | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    size_px: int = 224,
+    cache_dir: Path | str | None = None,
+    progress: bool = False,
+) -> Tiles:
+    """Return the tiles of a table; ids are their paths as listed, with "/" between folders.
+
+    Classes are the labels in alphabetical order, or by number if all are whole numbers. Without the column `split` sscl
+    splits the labelled tiles, stratified, by group where groups are given; those without a label are for training.
+
+    Args:
+        split: "train", "validation", "test" or "all".
+        whole: for pretraining: take no labels and no groups, and all tiles where the table has no splits.
+        group_of: the group of every id; replaces those of the table.
+        test_fraction, seed: of the split made here.
+        size_px: working size, pixels.
+        cache_dir, progress: see `decode_tiles`.
+
+    Raises:
+        FileNotFoundError: the table, an image, or the wanted part is missing.
+        ValueError: the table or an image is not as above; the line names the file.
+    """
+    path = Path(path)
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"split: got {split!r}, allowed are {', '.join(SPLITS)}, all")
+    table = _read(path, whole=whole)
+    _check_split(table, split, path=path)
+    groups = table.groups if group_of is None else np.array([group_of[name] for name in table.ids])
+    account = Account(what="row", parts=table.parts, notes=table.notes)
+    tiles = Tiles(
+        images=decode_tiles(table.files, size_px=size_px, root=path.parent, cache_dir=cache_dir, progress=progress),
+        labels=table.labels,
+        classes=table.classes,
+        ids=table.ids,
+        groups=groups,
+        mpp=table.mpp,
+        account=account,
+    )
+    if split == "all" or (table.parts.keys() == {"all"} and not table.classes):
+        return tiles
+    if "all" in table.parts:
+        train, test = train_and_test(
+            tiles.labels, fraction=test_fraction, seed=seed, groups=groups, classes=table.classes
+        )
+        account = replace(account, parts={"train": len(train), "test": len(test)})
+        return replace(tiles, account=account).subset(train if split == "train" else test)
+    # The parts lie one after the other, so each is one contiguous range of the memmap and is not copied.
+    names = list(table.parts)
+    start = sum(table.parts[name] for name in names[: names.index(split)])
+    return tiles.subset(np.arange(start, start + table.parts[split]))
+
+
+def own_splits(path: Path | str) -> set[str]:
+    """Return which splits a table has of its own: none without a column `split`, or where it cannot be read."""
+    try:
+        rows = read_table(Path(path), columns=("split",))
+    except (OSError, ValueError):
+        return set()
+    return {found for _, (name,) in rows if (found := split_named(name)) is not None}
+
+
+def has_groups(path: Path | str) -> bool:
+    """Return whether a table says which slide or patient each image is of."""
+    try:
+        return any(group for _, (group,) in read_table(Path(path), columns=("group",)))
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path, *, whole: bool) -> _Table:
+    """Return the checked rows of a table, those of train first, then validation, then test."""
+    rows = read_table(path, columns=("path",), optional=COLUMNS)
+    lines = [line for line, _ in rows]
+    names, labels, groups, splits, mpp = (list(column) for column in zip(*(values for _, values in rows), strict=True))
+    _check_paths(path, lines, names)
+    files = [listed_file(str(path.parent), name) for name in names]
+    _check_files(path, lines, files)
+    folder = str(path.parent)
+    ids = [
+        name if file == os.path.join(folder, name) else plain_path(name)
+        for name, file in zip(names, files, strict=True)
+    ]
+    parts = _parts(path, lines, splits)
+    order = sorted(range(len(rows)), key=lambda row: SPLITS.index(parts[row]) if parts[row] != "all" else 0)
+    classes, indices = ((), [UNLABELLED] * len(rows)) if whole else _classes(path, labels)
+    found = {name: parts.count(name) for name in (*SPLITS, "all")}
+    given = None if whole else _groups(path, lines, groups)
+    scale = _mpp(path, lines, mpp)
+    return _Table(
+        ids=tuple(ids[row] for row in order),
+        files=tuple(files[row] for row in order),
+        classes=classes,
+        labels=np.array([indices[row] for row in order], dtype=np.int64),
+        groups=None if given is None else given[order],
+        mpp=None if scale is None else scale[order],
+        parts={name: number for name, number in found.items() if number},
+        notes=(
+            *(("labels are not used (data.labels=true would)",) if whole and any(labels) else ()),
+            *(() if scale is None else (_span(scale),)),
+        ),
+    )
+
+
+def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None:
+    """Raise ValueError where a path is empty or comes twice."""
+    first: dict[str, int] = {}
+    for line, name in zip(lines, names, strict=True):
+        if not name:
+            raise ValueError(f"{path}: line {line}: column 'path' is empty; fill it in or remove the row")
+        other = first.setdefault(plain_path(name), line)
+        if other != line:
+            raise ValueError(f"{path}: line {line}: {name!r} is in line {other} too; expected one row per image")
+
+
+def _check_files(path: Path, lines: Sequence[int], files: Sequence[str]) -> None:
+    """Raise FileNotFoundError where images are missing: how many, and the first."""
+    absent = [row for row, file in enumerate(files) if not os.path.isfile(file)]
+    if absent:
+        raise FileNotFoundError(
+            f"{path}: {len(absent):,} of {count(len(files), 'image')} are missing, the first is {files[absent[0]]} "
+            f"(line {lines[absent[0]]}); paths are relative to the folder of the table"
+        )
+
+
+def _parts(path: Path, lines: Sequence[int], values: Sequence[str]) -> list[str]:
+    """Return the part of each row: its split, or "all" where the table names none."""
+    if not any(values):
+        return ["all"] * len(values)
+    parts = []
+    for line, value in zip(lines, values, strict=True):
+        split = split_named(value)
+        if split is None:
+            got = f"got {value!r}" if value else "is empty"
+            raise ValueError(f"{path}: line {line}: split {got}; allowed are train, val and test, or no split at all")
+        parts.append(split)
+    return parts
+
+
+def _classes(path: Path, values: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
+    """Return the classes in order, and the index of each row's, -1 = unlabelled."""
+    labelled = [value for value in values if value.casefold() not in _NO_LABEL]
+    try:
+        names = group_ids(labelled, where=f"{path}: column 'label'").tolist()
+    except ValueError as error:
+        raise ValueError(str(error).replace("one slide would count as two", "one class would count as two")) from None
+    distinct = set(names)
+    by_number = all(name.isascii() and name.isdigit() for name in distinct)
+    classes = sorted(distinct, key=int) if by_number else sorted(distinct)
+    index = {name: label for label, name in enumerate(classes)}
+    found = iter(names)
+    return tuple(classes), [UNLABELLED if value.casefold() in _NO_LABEL else index[next(found)] for value in values]
+
+
+def _groups(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.str_] | None:
+    """Return the group of each row; None where the table has none."""
+    if not any(values):
+        return None
+    empty = [line for line, value in zip(lines, values, strict=True) if not value]
+    if empty:
+        raise ValueError(
+            f"{path}: line {empty[0]}: column 'group' is empty, in {count(len(empty), 'row')}; give every image a "
+            "group, or none"
+        )
+    return group_ids(values, where=f"{path}: column 'group'")
+
+
+def _mpp(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return µm per pixel of each row, NaN where it is empty; None where the table has none."""
+    if not any(values):
+        return None
+    found = []
+    for line, value in zip(lines, values, strict=True):
+        try:
+            number = float(value.replace(",", ".")) if value else math.nan
+        except ValueError:
+            number = 0.0
+        if value and not 0 < number < math.inf:
+            raise ValueError(f"{path}: line {line}: mpp {value!r}; expected µm per pixel, a number above 0, or nothing")
+        found.append(number)
+    return np.array(found, dtype=np.float64)
+
+
+def _span(mpp: NDArray[np.float64]) -> str:
+    """Return the lowest and the highest µm per pixel, in words."""
+    known = mpp[~np.isnan(mpp)]
+    low, high = known.min(), known.max()
+    unknown = f", {len(mpp) - len(known):,} unknown" if len(known) < len(mpp) else ""
+    return f"{f'{low:g}' if low == high else f'{low:g} to {high:g}'} µm per pixel{unknown}"
+
+
+def _check_split(table: _Table, split: str, *, path: Path) -> None:
+    """Raise an error where a table does not have a split."""
+    if split == "all" or split in table.parts:
+        return
+    if "all" not in table.parts:
+        raise FileNotFoundError(f"{path} has rows of the split {listed(list(table.parts))} but none of {split}")
+    if split == "test" and not table.classes:
+        raise ValueError(f"{path} has no labels, so no test split; use split train or all")
+    if split == "validation":
+        raise ValueError(f"{path} has no validation split of its own (split val)")
