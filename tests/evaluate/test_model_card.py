@@ -225,7 +225,7 @@ def report(**changes: Any) -> Evaluation:
     found: dict[str, Any] = {
         "checkpoint": "runs/x",
         "epoch": 3,
-        "data": DataConfig(root="/home/someone/polyps"),
+        "data": DataConfig(root="/home/someone/polyps", source="mhist"),
         "split": "test",
         "protocol": "official",
         "tiles": 20,
