@@ -16,7 +16,7 @@ from PIL import Image
 from sscl.commands import evaluate, gradcam
 from sscl.config import DataConfig
 from sscl.data.load import load_tiles
-from sscl.train import finetune, memory, pretrain
+from sscl.train import finetune, memory, preparation, pretrain
 from sscl.train.step import ContrastiveStep
 
 NAME, LABEL, VOTES, PARTITION = (
@@ -225,7 +225,7 @@ def test_a_split_that_would_be_empty_in_the_annotations(
     refuse_training("annotations.csv", "partition train has no HP tile", decodable=True)
 
     change_rows(broken, lambda rows: [row.update({PARTITION: "train"}) for row in rows] and None)
-    result = cli.evaluate(finetuned, f"data.root={broken}", f"out={tmp_path / 'out'}")
+    result = cli.evaluate(finetuned, f"data.root={broken}", f"out={tmp_path / 'out'}", "split=test")
     assert_refused(result, "annotations.csv", "partition test has no HP tile")
     assert not (tmp_path / "out").exists()
 
@@ -266,7 +266,7 @@ def test_class_folders_that_are_empty_lonely_or_without_test(
     assert_refused(result, "train/cancer", "without images")
     result = cli.finetune(tmp_path / "run", f"data.root={lonely}", "data.source=folder")
     assert_refused(result, "cancer: 1 image")
-    result = cli.evaluate(finetuned3, f"data.root={no_test}", f"out={tmp_path / 'run'}")
+    result = cli.evaluate(finetuned3, f"data.root={no_test}", f"out={tmp_path / 'run'}", "split=test")
     assert_refused(result, "no test/")
     assert snapshot(tmp_path) == before
 
@@ -492,7 +492,7 @@ def test_memory_too_small_for_one_tile(cli: Any, tmp_path: Path, monkeypatch: py
     ("module", "command", "key"),
     [
         (pretrain, "pretrain", "train.microbatch"),
-        (finetune, "finetune", "train.batch_size"),
+        (preparation, "finetune", "train.batch_size"),
         (evaluate, "evaluate", " batch_size"),
         (gradcam, "gradcam", " batch_size"),
     ],
