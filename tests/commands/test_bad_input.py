@@ -16,7 +16,7 @@ from PIL import Image
 from sscl.commands import evaluate, gradcam
 from sscl.config import DataConfig
 from sscl.data.load import load_tiles
-from sscl.train import finetune, memory, preparation, pretrain
+from sscl.train import memory, preparation, pretrain
 from sscl.train.step import ContrastiveStep
 
 NAME, LABEL, VOTES, PARTITION = (
