@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -77,3 +78,14 @@ def wrapped(text: str, *, indent: int = 0, width: int = 80) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def next_command(*words: object) -> str:
+    """Return the line that ends a command's output: what to type next.
+
+    Examples:
+        >>> next_command("eval", "runs/a")
+        'next: sscl eval runs/a'
+    """
+    command, *rest = words
+    return f"next: sscl {command} {shlex.join(map(str, rest))}"

@@ -115,6 +115,7 @@ def pretrained(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "pretrain"
     result = cli.pretrain(run, "train.epochs=4")
     assert result.code == 0, result.err
+    assert result.out.endswith(f"\nnext: sscl finetune LABELLED_TILES from={run} run={run}-classifier\n")
     return run
 
 

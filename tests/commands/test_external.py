@@ -39,6 +39,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 def test_another_set_is_evaluated_whole_beside_the_own_test_metrics(cli: Any, run: Path, cohort: Path) -> None:
     result = cli.evaluate(run, f"data.root={cohort}")
     assert result.code == 0, result.err
+    assert result.out.endswith(f"\nnext: sscl gradcam {run} data.root={cohort}\n")
     report = metrics(run / "eval_cohort_all")
     assert (report["tiles"], report["split"], report["external"]) == (16, "all", True)
     assert report["classes"] == ["benign", "cancer", "stroma"]
@@ -61,6 +62,7 @@ def test_another_set_is_evaluated_whole_beside_the_own_test_metrics(cli: Any, ru
     assert again.count("## External: cohort") == again.count("By `sscl eval`") == 1
     maps = cli.gradcam(run, f"data.root={cohort}", "per_class=1")
     assert maps.code == 0, maps.err
+    assert maps.out.endswith(f"\nnext: sscl report {run} data.root={cohort}\n")
     assert (run / "gradcam_cohort_all/boxes.csv").is_file()
 
 

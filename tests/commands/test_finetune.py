@@ -149,6 +149,7 @@ def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
     words = [f"from={pretrained}", f"data.root={cli.tiles}", "data.published=false", "log.progress=false"]
     result = cli("finetune", f"run={tmp_path / 'run'}", *words, "device=cpu", "train.batch_size=8", "train.epochs=1")
     assert result.code == 0, result.err
+    assert result.out.endswith(f"\nnext: sscl eval {tmp_path / 'run'}\n")
     written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (written["model"]["name"], written["data"]["size_px"]) == ("resnet18", 32)
 
@@ -770,7 +771,7 @@ def test_the_sets_own_validation_split_selects(
     result = cli.finetune(tmp_path / "run", *npz_words)
 
     assert result.code == 0, result.err
-    assert "split validation: 12 tiles (6 0, 6 1); train.validation_fraction is not used" in result.out
+    assert "split validation: 12 tiles (6 0, 6 1); none is carved from train (train.validation_fraction is not used)" in result.out
     assert "(12 tiles of the data set's own validation split)" in result.out
     assert sorted(chain(*gathered["validation"])) == list(range(12))
     assert sorted(chain(*gathered["train"])) == list(range(24))  # every label serves training

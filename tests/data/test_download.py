@@ -299,7 +299,7 @@ def test_the_command_takes_the_name_as_a_word(published, tmp_path, capsys, word)
     assert (tmp_path / "d" / "pathmnist_64.npz").read_bytes() == CONTENT
     out = capsys.readouterr().out
     assert f"wrote {tmp_path}/d/pathmnist_64.npz (md5 {MD5}" in out
-    assert f"data.source=pathmnist data.root={tmp_path}/d/pathmnist_64.npz\n" in out
+    assert f"next: sscl data inspect {tmp_path}/d/pathmnist_64.npz " in out
     assert main(words) == 0
     assert f"{tmp_path}/d/pathmnist_64.npz exists" in capsys.readouterr().out
     assert len(published.asked) == 1

@@ -29,7 +29,7 @@ from sscl.models import checkpoint, features
 from sscl.models.start import frozen_encoder
 from sscl.plots import audit as audit_plots
 from sscl.records import write_record
-from sscl.words import count, listed, some
+from sscl.words import count, listed, next_command, some
 
 
 def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) -> int:
@@ -84,6 +84,7 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
         written.append("flagged.png")
     print("\n".join(summary(report)))
     print(f"wrote {out}/{', '.join(written)}")
+    print(next_command("pretrain", config.data.root, "run=runs/pretrain"))
     return int(strict and report.leakage)
 
 

@@ -39,7 +39,7 @@ from sscl.train.plan import (
     short_names,
     table_of,
 )
-from sscl.words import nearest
+from sscl.words import nearest, next_command
 
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
 Facts = list[tuple[RowFacts, list[RunFacts]]]
@@ -132,6 +132,7 @@ def finish(out: Path, report: Comparison, pictures: Sequence[str]) -> None:
     for caveat in report.caveats:
         print(f"note: {caveat}")
     print(f"wrote {out}/{', '.join(['compare.md', comparison.FILE, *pictures])}")
+    print(next_command("report", out))
 
 
 # --- running ---

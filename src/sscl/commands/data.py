@@ -20,7 +20,7 @@ from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
 from sscl.evaluate.lineage import NO_SLIDE_IDS
 from sscl.plots import charts, sheets
-from sscl.words import count
+from sscl.words import count, next_command
 
 VIEWED = 6  # tiles shown beside their two views
 
@@ -41,6 +41,7 @@ def synth(config: SynthConfig) -> None:
         progress=config.progress,
     )
     print(f"wrote {count(config.count, 'synthetic tile')} to {config.root}: images, annotations.csv, masks, slides.csv")
+    print(next_command("data inspect", config.root, f"out={config.root}-look"))
 
 
 def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
@@ -70,6 +71,10 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     )
     draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png")
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
+    if len(splits) > 1:
+        print(next_command("data audit", config.data.root, f"out={out}-audit"))
+    else:
+        print(next_command("pretrain", config.data.root, "run=runs/pretrain"))
 
 
 def describe(name: str, tiles: Tiles) -> str:

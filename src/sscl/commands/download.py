@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sscl.config import DownloadConfig
 from sscl.data.download import FILES, download
+from sscl.words import next_command
 
 
 def main(config: DownloadConfig) -> None:
@@ -20,4 +21,4 @@ def main(config: DownloadConfig) -> None:
         print(f"wrote {path} (md5 {remote.md5}, as published)")
     else:
         print(f"{path} exists already (md5 {remote.md5}, as published)")
-    print(f"to use it: data.source=pathmnist data.root={path}")
+    print(next_command("data inspect", path, "data.source=pathmnist", f"out={path.with_suffix('')}-look"))

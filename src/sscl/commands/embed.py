@@ -34,6 +34,7 @@ from sscl.models.start import frozen_encoder
 from sscl.plots import embedding as embedding_plots
 from sscl.records import Record, write_record
 from sscl.run import check_inputs_outside
+from sscl.words import next_command
 
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
@@ -153,6 +154,8 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
         print(f"note: the t-SNE map shows {config.tsne_tiles} of {len(tiles)} tiles, drawn at random (tsne_tiles)")
     pictures = [f"map_{name}.png" for name in maps]
     print(f"wrote {out}/embeddings.npz, {', '.join(pictures)}, clusters.png, clusters.csv, embed.json")
+    if config.encoder.weights is not None:
+        print(next_command("finetune", "LABELLED_TILES", f"from={config.encoder.weights}", "run=runs/classifier"))
 
 
 def check_umap() -> None:

@@ -30,7 +30,7 @@ from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
 from sscl.records import write_record
 from sscl.run import check_inputs_outside
-from sscl.words import count
+from sscl.words import count, next_command
 
 
 def main(config: EvalConfig, *, overwrite: bool = False) -> None:
@@ -125,6 +125,8 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     print(f"wrote {out}/{evaluation.FILE}, {predictions.FILE}, {', '.join(pictures)}")
     if split == "test" or choice.external:
         update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out)
+    there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
+    print(next_command("gradcam", run_of(config.checkpoint), *there))
 
 
 def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Path) -> None:

@@ -35,7 +35,7 @@ from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
 from sscl.run import check_inputs_outside
-from sscl.words import count, wrapped
+from sscl.words import count, next_command, wrapped
 
 BOXES_HEADER = (
     *("picture", "id", "label", "prediction", "probability", "positive_evidence"),
@@ -116,6 +116,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     if checked is not None:
         print(checks_text(checked))
     print(f"wrote {out}/{', '.join(files)}")
+    there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
+    print(next_command("report", run_of(config.checkpoint), *there))
 
 
 def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[str, ...]) -> Tiles:

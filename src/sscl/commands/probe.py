@@ -38,6 +38,7 @@ from sscl.plots import probe as probe_plots
 from sscl.progress import Bar
 from sscl.records import write_record
 from sscl.run import check_inputs_outside
+from sscl.words import next_command
 
 
 def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
@@ -102,6 +103,9 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     for note in report.notes:
         print(f"note: {note}")
     print(f"wrote {out}/{', '.join([probe_results.FILE, 'probe.md', *charts])}")
+    start = next((f"from={job.spec.weights}" for job in jobs if job.spec.weights is not None), None)
+    if start is not None:
+        print(next_command("finetune", config.sets[0].root, start, "run=runs/classifier"))
 
 
 def markdown(tables: Sequence[Table], legend: Sequence[str], notes: Sequence[str]) -> str:

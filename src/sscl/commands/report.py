@@ -17,6 +17,7 @@ from sscl.report import page
 from sscl.report.contents import page_content
 from sscl.report.folders import sort_folders
 from sscl.report.subject import add_own_folders, evaluation_of, read_subject
+from sscl.words import next_command
 
 
 def main(config: ReportConfig, *, overwrite: bool = False) -> None:
@@ -44,6 +45,8 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     writing.write_text(out, html)
     shown = 0 if content["gallery"] is None else len(content["gallery"]["tiles"])
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles); open it in a browser, it works offline")
+    if own is not None:
+        print(next_command("predict", own, "NEW_TILES"))
 
 
 def check_page(out: Path, *, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ from sscl.run import MetricsRow
 from sscl.train.health import knn_verdict
 from sscl.train.objectives import OBJECTIVES
 from sscl.train.pace import Pace
-from sscl.words import wrapped
+from sscl.words import next_command, wrapped
 
 STOPPED = "stopped early (train.stop_after_epoch); continue with --resume"
 
@@ -115,5 +115,8 @@ def print_summary(rows: list[MetricsRow], folder: Path, *, config: PretrainConfi
             print(wrapped(said[1]))
         print(pace.line())
     print(f"wrote {folder}/checkpoints/last.pt, encoder.pt, metrics.jsonl, curves.png")
-    if not finished:
+    if finished:
+        print(next_command("finetune", "LABELLED_TILES", f"from={folder}", f"run={folder}-classifier"))
+    else:
         print(STOPPED)
+        print(next_command("pretrain", folder, "--resume"))

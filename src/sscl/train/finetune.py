@@ -41,6 +41,7 @@ from sscl.train.pace import Pace, Writer
 from sscl.train.preparation import Finetuning, announce, prepare
 from sscl.train.setup import end_run, open_run, progress_bar, seed_epoch, start_log
 from sscl.train.step import project_pairs, take_step
+from sscl.words import next_command
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
@@ -314,5 +315,8 @@ def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) ->
         print(f"warning: {warning}")
     print(pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
-    if not ending.final:
+    if ending.final:
+        print(next_command("eval", job.opened.folder))
+    else:
         print(STOPPED)
+        print(next_command("finetune", job.opened.folder, "--resume"))
