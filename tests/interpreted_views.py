@@ -20,17 +20,18 @@ STILL: dict[str, Any] = {
     **{"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "affine_probability": 0.0},
     **{"hflip_probability": 0.0, "vflip_probability": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0},
 }
+SMALL = (0.15, 0.6)  # the interpreter goes through a blur's taps one by one
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "every operation": {"stain_probability": 0.8, "grayscale_probability": 0.5, "rotation_degrees": 90.0},
-    "any hue": {"hue": 0.5, "jitter_probability": 1.0},
+    "any hue": {"hue": 0.5, "jitter_probability": 1.0, "blur_probability": 0.0},
     "no blur": {"blur_probability": 0.0},
-    "no jitter": {"jitter_probability": 0.0},
+    "no jitter": {"jitter_probability": 0.0, "blur_sigma_px": SMALL},
     "warp alone": {"jitter_probability": 0.0, "blur_probability": 0.0},
     "brightness without contrast": {"contrast": 0.0, "saturation": 0.0, "hue": 0.0, "blur_probability": 0.0},
     "contrast without brightness": {"brightness": 0.0, "blur_probability": 0.0},
-    "far shifts": {"translation": 0.9, "affine_probability": 1.0},
-    "small blurs": {"blur_probability": 1.0, "blur_sigma_px": (0.15, 0.6)},
+    "far shifts": {"translation": 0.9, "affine_probability": 1.0, "blur_probability": 0.0},
+    "small blurs": {"blur_probability": 1.0, "blur_sigma_px": SMALL},
     "a blur wider than the tile": {"blur_probability": 1.0, "blur_sigma_px": (3.0, 8.0)},
     "still": STILL,
 }
@@ -70,14 +71,14 @@ def main() -> None:
     for name, settings in SETTINGS.items():
         a = Augmentation(**settings)
         # 17 px are two programs a plane, the second hardly filled; 16 are one.
-        for count, side in ((2, 16), (2, 17))[: 2 if name in ("default", "every operation") else 1]:
+        for count, side in ((1, 16), (2, 17))[: 2 if name == "every operation" else 1]:
             difference = (views(a, tiles(count, side)) - expected(a, tiles(count, side))) * STD[:, None, None]
             found["largest difference"][f"{name}, {side} px"] = difference.abs().max().item()
     still, images = Augmentation(**STILL), tiles(2, 9)
     unit = views(still, images) * STD[:, None, None] + MEAN[:, None, None]
     same = (images / 255).permute(0, 3, 1, 2).repeat(2, 1, 1, 1)
     found["still"] = (unit - same).abs().max().item()
-    a, images = Augmentation(), tiles(2, 16)
+    a, images = Augmentation(blur_sigma_px=SMALL), tiles(1, 16)
     exact = views(a, images)
     found["channels last"] = exact.is_contiguous(memory_format=torch.channels_last)
     found["again"] = torch.equal(exact, views(a, images))

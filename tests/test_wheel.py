@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import venv
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ TINY = {
     "synth": "{root: tiles, count: 24, size_px: 32, progress: false}",
     "inspect": "{data: {root: tiles, published: false, size_px: 32}, out: inspect, tiles: 4, progress: false}",
     "audit": "{data: {root: tiles, published: false, size_px: 32}, out: audit, progress: false}",
-    "pretrain": "{run: p, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: resnet18}, "
+    "pretrain": "{run: p, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: 'timm:test_resnet'}, "
     "train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
-    "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: resnet18}, "
+    "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, model: {name: 'timm:test_resnet'}, "
     "train: {epochs: 1, batch_size: 8}, progress: false}",
     "eval": "{checkpoint: f, device: cpu, bootstrap_samples: 20, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
@@ -103,7 +104,7 @@ def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: 
         (tmp_path / f"{name}.yaml").write_text(text)
     printed = installed.run("-c", DEMO, "run=demo run", f"configs={tmp_path}")
     commands = [shlex.split(line[2:])[1:] for line in printed.splitlines() if line.startswith("$ sscl ")]
-    names = [" ".join(words[: words.index("--config")]) for words in commands]
+    names = [" ".join(takewhile(lambda word: not word.endswith(".yaml"), words)) for words in commands]
     assert names == ["data synth", "data inspect", "data audit", "pretrain", "finetune", "eval", "gradcam", "report"]
     _, _, ending = printed.partition("Open:\n")
     named = [installed.folder / line[26:] for line in ending.splitlines()]
