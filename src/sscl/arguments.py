@@ -25,7 +25,7 @@ class Word:
 
 TILES = Word("TILES", "data.root", "the folder or file of the tiles", exists=True)
 RUN = Word("RUN", "checkpoint", "run folder of finetune, or a checkpoint file")
-CONFIG = Word("CONFIG", "--config", "YAML file, or the name of a shipped config (sscl configs lists them)")
+CONFIG = Word("CONFIG", "--config", "a YAML file, or a name from `sscl configs`")
 
 
 @dataclass(frozen=True)

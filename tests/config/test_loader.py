@@ -147,6 +147,18 @@ def test_text_is_taken_as_typed(text):
     assert load_config(FinetuneConfig, overrides=["run=r", *words]).data.root == text
 
 
+def test_a_path_that_yaml_would_cut_is_refused(tmp_path):
+    cut = "run: exp #2\ndata:\n- {root: a}\n- root: Case #3\n  source: folder #a comment\nseed: 1 #one\nfrom: w #4\n"
+    with pytest.raises(ValueError) as caught:
+        load_config(PretrainConfig, write(tmp_path, cut))
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["run", "data.1.root", "model.weights"]
+    assert "'Case #3'" in lines[1]
+    whole = write(tmp_path, "run: 'exp #2' # a comment\ndata: {root: Case#2} # one more\nseed: 1 #one\n")
+    loaded = load_config(PretrainConfig, whole)
+    assert (loaded.run, loaded.data[0].root) == ("exp #2", "Case#2")
+
+
 def test_keys_that_may_be_null_are_null_where_null_or_nothing_is_typed():
     for text in ("null", ""):
         loaded = load_config(EvalConfig, overrides=["checkpoint=c", f"out={text}", f"positive={text}"])
@@ -207,6 +219,7 @@ def test_a_key_with_two_names_is_one(tmp_path):
     assert fault_of(path=twice).startswith("from: ")
     with pytest.raises(ValueError, match="from: unknown key"):
         load_config(EvalConfig, overrides=["checkpoint=c", "from=a"])
+    assert load_config(EvalConfig, overrides=["run=c"]).checkpoint == "c"
 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=3", ".epochs=3", "train.=3", "train..epochs=3", ""])

@@ -16,7 +16,7 @@ from sscl.config.sections import Section, field_at, marked, section_below, typed
 from sscl.places import expanded
 
 # Other names of a key, where a command has that key.
-SYNONYMS = {"from": "model.weights", "log.progress": "progress"}
+SYNONYMS = {"from": "model.weights", "log.progress": "progress", "run": "checkpoint"}
 
 Config = TypeVar("Config", bound=Section)
 
@@ -77,6 +77,7 @@ def load_config(
     file = shipped.find(path) if path is not None else None
     source = "command line" if file is None else str(path)
     content = read_yaml(file) if file is not None else _of_run(kind, overrides) if resume else {}
+    faults = [] if file is None else list(_cut_paths(kind, file.read_text(encoding="utf-8")))
     _use_main_names(kind, content)
     given: dict[str, tuple[str, object]] = {}  # by their main name: the key as typed, and its value
     for word in overrides:
@@ -86,7 +87,7 @@ def load_config(
         if before != typed and first != value:
             raise ValueError(_two_names(typed, value, before, first))
         _set_key(content, dotted, value)
-    faults = list(_expand(kind, content))
+    faults += _expand(kind, content)
     if faults:
         raise ValueError("\n".join(f"{line} ({source})" for line in faults))
     return validate(kind, content, source=source, folder=None if file is None else file.parent)
@@ -129,7 +130,8 @@ def read_yaml(path: str | Path) -> dict[str, object]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        quote = "; quote a text with ': ' in it" if "mapping values are not allowed" in str(error) else ""
+        cut = re.search("mapping values are not allowed|expected ',' or", str(error))
+        quote = "; quote a text with ': ' or ' #' in it" if cut else ""
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}{quote}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
@@ -250,6 +252,31 @@ def _index(place: list[Any], word: str, dotted: str) -> int:
 
 
 # --- paths ---
+
+
+def _cut_paths(kind: type[Section], text: str) -> Iterator[str]:
+    """Yield a line for each path in a file that YAML ends at a #, as `root: Case #2`, which is the folder Case."""
+    if re.search(r"[ \t]#\S", text):  # seldom: a comment has a space behind its #
+        yield from _cut_below(kind, yaml.compose(text, Loader=_Loader), text, ())
+
+
+def _cut_below(kind: type[Section], node: yaml.Node | None, text: str, parts: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _cut_below(kind, value, text, (*parts, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _cut_below(kind, value, text, (*parts, str(i)))
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
+        dotted = main_name(kind, ".".join(parts))
+        field = field_at(kind, [part for part in dotted.split(".") if not part.isdigit()])
+        rest = text[node.end_mark.index :].split("\n", 1)[0]
+        if field is not None and marked(field, "path") and re.match(r"[ \t]+#\S", rest):
+            whole = node.value + rest.rstrip()
+            yield (
+                f"{dotted}: YAML takes {rest.strip()} for a comment; write {whole!r} in quotes if it is a part of the "
+                "path, or a space behind the # if it is not"
+            )
 
 
 def _expand(kind: type[Section], content: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -41,7 +41,7 @@ def by_name(name: str, *, key: str) -> Path:
     known = names()
     if name.removesuffix(".yaml") in known:
         return FOLDER / f"{name.removesuffix('.yaml')}.yaml"
-    near = closest(name.removesuffix(".yaml"), known)
+    near = closest(name.removesuffix(".yaml"), known, cutoff=0.7)
     hint = (
         f"`sscl configs` lists the shipped ones; files are looked for in {Path.cwd()}"
         if near is None
