@@ -39,7 +39,7 @@ class Unwritable:
 
 
 def unwritable_checkpoint(path):
-    found = SimpleNamespace(epoch=1, encoder={}, head={}, to_dict=lambda: {"a": torch.ones(9), "b": Unwritable()})
+    found = SimpleNamespace(epoch=1, weights={}, to_dict=lambda: {"a": torch.ones(9), "b": Unwritable()})
     checkpoint.save_checkpoint(path, found)
 
 

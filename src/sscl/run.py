@@ -48,7 +48,9 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
         if not (path / "checkpoints" / "last.pt").is_file():
             if (path / ENDING).is_file():
                 raise ValueError(f"{path}: nothing to resume, its training has ended")
-            raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); start without --resume")
+            begun = (path / "config.yaml").is_file()
+            again = "no epoch was complete; start again with --overwrite" if begun else "start without --resume"
+            raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); {again}")
     elif path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise ValueError(f"{path}: exists and is not empty; give --overwrite to replace it, or another folder")

@@ -736,7 +736,7 @@ def nothing_spoilt() -> None:
             "finished: b/eval_test: was made from an older checkpoint, or with other settings (data, tta, "
             "calibrate); give --overwrite to evaluate again, or name b/eval_test itself to compare it as it is",
         ),
-        (spoil_training, ["a", "b"], "finished: b: its training is unfinished: epoch "),
+        (spoil_training, ["a", "b"], "finished: b: the training is unfinished: epoch "),
         (
             nothing_spoilt,
             ["a", "none"],

@@ -63,6 +63,7 @@ def test_interrupted_equals_straight_through(
         assert "after epoch 1 of 3" in second.out
         (run / "checkpoints/last.pt").write_bytes(first)
         (run / runs.ENDING).unlink()
+        (run / "checkpoints/.last.pt.0123456789ab.tmp").write_bytes(first[:9])
 
     result = cli("finetune", f"run={run}", "--resume")
 
@@ -77,7 +78,7 @@ def test_interrupted_equals_straight_through(
     assert "Unfinished" not in cards[0]
     ending = json.loads((run / runs.ENDING).read_text())
     assert ending == {"epochs": 3, "planned": 3, "reason": "train.epochs"}
-    assert not (run / "checkpoints/last.pt").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["best.pt"]
     again = cli("finetune", f"run={run}", "--resume")
     assert (again.code, "has ended" in again.err) == (2, True)
 
@@ -135,7 +136,7 @@ def test_what_has_not_ended_is_marked(cli: Any, stopped: Path, tmp_path: Path) -
     assert any(said in text for text in json.loads((run / "eval_test/metrics.json").read_text())["caveats"])
     assert said in (run / model_card.FILE).read_text()
     compared = cli("compare", run, run / "eval_test")
-    assert (compared.code, said in compared.err) == (2, True)
+    assert (compared.code, compared.err.count(said)) == (2, 2)
     other = cli("eval", f"checkpoint={run}/checkpoints/last.pt")
     assert (other.code, "best.pt" in other.err) == (2, True)
 

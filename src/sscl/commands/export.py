@@ -187,7 +187,8 @@ def classifier(config: ExportConfig) -> Exported:
 def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: dict[str, ExportedFile]) -> ExportReport:
     """Return what the JSON file says; `outputs` is C or K."""
     encoder, made, size = exported.encoder, exported.checkpoint, exported.size_px
-    notes = [] if made is None else unfinished_notes(config.checkpoint)
+    # That of a trunk is printed where its weights are read.
+    notes = unfinished_notes(config.checkpoint) if config.what == "classifier" else []
     if encoder.output_stride != 32:
         notes.append(
             f"output_stride {encoder.output_stride}: other programs load the tensors into a {encoder.name} whose last "

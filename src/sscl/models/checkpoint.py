@@ -102,6 +102,11 @@ class Checkpoint:
         return bool(self.optimizer)
 
     @property
+    def weights(self) -> TensorDict:
+        """All tensors of the network that it holds."""
+        return self.model or {**self.encoder, **self.head}
+
+    @property
     def trained_on(self) -> tuple[DataConfig | SourceConfig, ...]:
         """Data sections of all runs behind these weights, oldest first; the last are this run's."""
         data = self.config.data
@@ -245,10 +250,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         ValueError: its weights are not finite; the checkpoint before stays.
         OSError: it cannot be written, likewise.
     """
-    if found := not_finite({**checkpoint.encoder, **checkpoint.head}):
+    if found := not_finite(checkpoint.weights):
         raise ValueError(
             f"{path}: not written after epoch {checkpoint.epoch}: {found}; lower train.learning_rate or use "
-            "train.precision=fp32"
+            "precision=fp32"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = f"the one before epoch {checkpoint.epoch} is kept, for --resume" if path.is_file() else "there is none yet"
@@ -322,7 +327,7 @@ def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path, to_resum
     """
     try:
         found = Checkpoint.from_dict(content)
-        if wrong := not_finite({**found.encoder, **found.head}):
+        if wrong := not_finite(found.weights):
             raise ValueError(wrong)
     except ValueError as error:
         raise ValueError(f"{source}: {error}; damaged, or of another version of sscl: train again") from None

@@ -353,15 +353,17 @@ def is_evaluated(folder: Path, split: str, *, overwrite: bool) -> bool:
         ValueError: training has not ended; the evaluation there is not of this checkpoint, or of other data, and
             without `overwrite` it is left alone.
     """
-    if (folder / "predictions.csv").is_file():
+    made = (folder / "predictions.csv").is_file()
+    trained = folder.parent if made else folder
+    unfinished = run.unfinished(trained)
+    if unfinished is not None:
+        raise ValueError(f"{folder}: the training is {unfinished}; sscl finetune {trained} --resume goes on with it")
+    if made:
         return True
     if not (folder / "checkpoints" / "best.pt").is_file():
         raise FileNotFoundError(
             f"{folder}: neither a finetune run (checkpoints/best.pt) nor a folder with predictions.csv"
         )
-    unfinished = run.unfinished(folder)
-    if unfinished is not None:
-        raise ValueError(f"{folder}: its training is {unfinished}; sscl finetune run={folder} --resume goes on")
     if evaluated(folder, split):
         return True
     there = folder / f"eval_{split}"
