@@ -771,7 +771,10 @@ def test_the_sets_own_validation_split_selects(
     result = cli.finetune(tmp_path / "run", *npz_words)
 
     assert result.code == 0, result.err
-    assert "split validation: 12 tiles (6 0, 6 1); none is carved from train (train.validation_fraction is not used)" in result.out
+    assert (
+        "split validation: 12 tiles (6 0, 6 1); none is carved from train (train.validation_fraction is not used)"
+        in result.out
+    )
     assert "(12 tiles of the data set's own validation split)" in result.out
     assert sorted(chain(*gathered["validation"])) == list(range(12))
     assert sorted(chain(*gathered["train"])) == list(range(24))  # every label serves training

@@ -22,6 +22,7 @@ from sscl.config import PredictConfig
 from sscl.data import files
 from sscl.data.files import Found
 from sscl.data.listing import Account
+from sscl.data.scale import Scale, scale_warnings
 from sscl.device import describe_device
 from sscl.explain import boxes
 from sscl.models.checkpoint import run_of, unfinished_notes
@@ -29,7 +30,7 @@ from sscl.models.classifier import precision_notes
 from sscl.plots import cam as cam_plots
 from sscl.progress import Bar
 from sscl.records import Record, write_record
-from sscl.words import count, some
+from sscl.words import count, next_command, some
 
 UNREADABLE = 3  # exit code where some files could not be used
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
@@ -100,6 +101,8 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     written = ["predictions.csv", "summary.json", *(["unreadable.csv"] if tally.faults else [])]
     written += ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv"] if pictures else []
     print(f"wrote {out}/{', '.join(written)}")
+    if not pictures and Path(config.paths[0]).is_dir():
+        print(next_command("gradcam", config.checkpoint, config.paths[0]))
     if not tally.faults:
         return 0
     sys.stdout.flush()
@@ -310,7 +313,10 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     lines += precision_notes(model.precision, fitted=model.checkpoint.fitted.precision)
     if model.stain != "none":
         lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
-    if len(tally.sides_px) > 1:
+    trained = Scale(model.checkpoint.source_px, model.checkpoint.mpp)
+    others = scale_warnings(tally.sides_px, None, trained=trained, size_px=model.size_px)
+    lines += others
+    if len(tally.sides_px) > 1 and not others:
         low, high = min(tally.sides_px), max(tally.sides_px)
         lines.append(
             f"the files are {low} to {high} px wide, all resized to {model.size_px}: the predictions mean nothing if "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig
-from sscl.data import task
+from sscl.data import scale, task
 from sscl.data.layout import split_named
 from sscl.data.load import groups_are, load_tiles, merge_data, saw_all, slides_known, split_changes
 from sscl.data.tiles import Tiles
@@ -144,6 +144,9 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     if choice.external:
         which = "all its tiles were" if split == "all" else f"its {split} split was"
         found.append(f"{Path(data.root).name} is not the set of training: {which} evaluated")
+        before = scale.Scale(trained.source_px, trained.mpp)
+        here = scale.scale_of(data, tiles)
+        found += scale.scale_warnings(here.source_px, here.mpp, trained=before, size_px=data.size_px)
     seen = [seen_in_training(data, section, split=split) for section in trained.trained_on]
     told = list(dict.fromkeys(text for text in seen if text is not None))
     train = training_tiles(choice, trained) if choice.external or split == "test" else None

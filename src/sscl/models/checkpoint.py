@@ -40,7 +40,8 @@ class Checkpoint:
         kind: the command that wrote it.
         epoch: epochs done.
         encoder_name, stem, output_stride: the arguments of `build_encoder`.
-        size_px: side of the tiles. mpp: µm per pixel; None: not known.
+        size_px: side of the tiles. mpp: median µm per pixel of their files; None: not known.
+        source_px: widths of the files before they were resized, smallest and largest; empty: not known.
         mean, std: channel means and standard deviations of pixels in 0-1.
         pooling: how the last feature map becomes the feature of a tile, see `Encoder.pool`.
         classes: K names in the order of the logits; of pretraining, those of its tiles if any.
@@ -64,6 +65,7 @@ class Checkpoint:
     output_stride: Literal[32, 16]
     size_px: int
     mpp: float | None
+    source_px: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pooling: Literal["mean"]
@@ -182,6 +184,8 @@ def build_checkpoint(
     lineage: Sequence[DataConfig | SourceConfig],
     fingerprint: str,
     precision: str,
+    mpp: float | None = None,
+    source_px: Sequence[int] = (),
 ) -> Checkpoint:
     """Return the checkpoint of a run before its first epoch, still without tensors; `dataclasses.replace` adds them."""
     data = config.data if isinstance(config.data, DataConfig) else config.data[0]
@@ -192,7 +196,8 @@ def build_checkpoint(
         stem=config.model.stem,
         output_stride=config.model.output_stride,
         size_px=data.size_px,
-        mpp=None,
+        mpp=mpp,
+        source_px=tuple(source_px),
         mean=tuple(mean),
         std=tuple(std),
         pooling=pooling,

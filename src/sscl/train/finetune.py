@@ -230,6 +230,8 @@ def checkpoint_of(job: Finetuning) -> Checkpoint:
         lineage=job.start.lineage,
         fingerprint=job.data.fingerprint,
         precision=job.opened.precision,
+        mpp=job.data.scale.mpp,
+        source_px=job.data.scale.source_px,
     )
 
 

@@ -11,6 +11,7 @@ from sscl import ranks
 from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.load import all_rows, describe_tiles, has_validation, load_tiles, split_is_made_here
+from sscl.data.scale import Scale, scale_of
 from sscl.data.task import absent_classes, check_task, check_two_classes, labelled, settings_warnings
 from sscl.data.tiles import UNLABELLED, Tiles, epoch_order
 from sscl.words import listed
@@ -29,7 +30,7 @@ class LabelledTiles:
         validation: rows of `validation_tiles` that choose the epoch.
         unlabelled: rows of `tiles` without a label, or beyond train.label_fraction.
         fingerprint: of the whole training split.
-        warnings: what is doubtful about the task, a sentence each.
+        scale: of the training files. warnings: what is doubtful about the task, a sentence each.
     """
 
     tiles: Tiles
@@ -38,6 +39,7 @@ class LabelledTiles:
     validation: Rows
     unlabelled: Rows
     fingerprint: str
+    scale: Scale
     warnings: tuple[str, ...] = ()
 
     @property
@@ -83,7 +85,8 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
         tiles = tiles.subset(training_rows(tiles, config))
     train, validation = labelled_parts(tiles, config, own=own)
     unlabelled = np.setdiff1d(all_rows(tiles), used_labels(tiles, config))
-    found = LabelledTiles(tiles, train, tiles if own is None else own, validation, unlabelled, fingerprint)
+    held = tiles if own is None else own
+    found = LabelledTiles(tiles, train, held, validation, unlabelled, fingerprint, scale_of(data, tiles))
     warnings, not_compared = task_warnings(found, config, progress=progress)
     found = replace(found, warnings=(*settings_warnings(config), *warnings))
     lines += [f"warning: {text}" for text in (*found.warnings, *not_compared)]
