@@ -287,3 +287,18 @@ def test_unknown_protocol_and_split_are_named(root):
         load(root, protocol="paper")
     with pytest.raises(ValueError, match="split: got 'val', allowed are train, test, all"):
         load(root, split="val")
+
+
+def test_the_account_tells_tiles_masks_and_strays_apart(root):
+    for name in ("masks/t_00.png", "images/stray.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(0)).save(root / name)
+    (root / "images.zip").write_text("x")
+    account = load(root, split="train").account
+    rows = [row[3] for row in ROWS]
+    assert dict(account.parts) == {name: rows.count(name) for name in ("train", "test")}
+    assert account.passed_over.counts == {"image not in annotations.csv": 1, "mask of the tiles": 1, ".zip": 1}
+    balanced = load(root, split="test", protocol="paper_balanced")
+    assert balanced.account.parts["test"] == len(balanced)
+    left = len(ROWS) - sum(balanced.account.parts.values())
+    assert balanced.account.notes == (f"{left} tiles of the larger class left out by the protocol",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sscl.places import missing, printable
@@ -157,13 +157,16 @@ class Walked:
     links: frozenset[str]
 
 
-def walk(root: str, passed_over: PassedOver, faults: list[tuple[str, str]]) -> Iterator[Walked]:
+def walk(
+    root: str, passed_over: PassedOver, faults: list[tuple[str, str]], *, known: Collection[str] = ()
+) -> Iterator[Walked]:
     """Yield the folders below `root`, itself first, each sorted by name, links followed unless they lead upwards.
 
     Args:
         root: a folder.
         passed_over: gets all files that are no images, hidden, or of the system.
         faults: gets (path, reason) of the folders that cannot be listed.
+        known: paths below the root of other files that are used, and so not counted.
     """
     waiting = [""]
     while waiting:
@@ -186,6 +189,8 @@ def walk(root: str, passed_over: PassedOver, faults: list[tuple[str, str]]) -> I
                     _count_below(entry.path, inner, passed_over)
                 elif not (entry.is_symlink() and _leads_up(entry.path, real)):
                     folders.append(inner)
+            elif inner in known:
+                continue
             elif hidden or entry.name.lower() in _SYSTEM_FILES:
                 passed_over.add(HIDDEN, inner)
             elif suffix not in SUFFIXES:
@@ -198,11 +203,12 @@ def walk(root: str, passed_over: PassedOver, faults: list[tuple[str, str]]) -> I
         waiting += reversed(folders)
 
 
-def list_images(root: str | os.PathLike[str], *, once: bool = False) -> Listing:
+def list_images(root: str | os.PathLike[str], *, once: bool = False, known: Collection[str] = ()) -> Listing:
     """Return what lies below a folder.
 
     Args:
         once: list an image to which several links lead once, not each time.
+        known: other files that are used, see `walk`.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -214,7 +220,7 @@ def list_images(root: str | os.PathLike[str], *, once: bool = False) -> Listing:
     listing = Listing()
     faults: list[tuple[str, str]] = []
     seen: set[str] = set()
-    for folder in walk(root, listing.passed_over, faults):
+    for folder in walk(root, listing.passed_over, faults, known=known):
         if faults:
             raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
         if folder.path:

@@ -7,8 +7,9 @@ behind an access form; it publishes no slide or patient ids, so any split may pu
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.ingest import decode_tiles, read_groups, read_table
+from sscl.data.listing import Account, PassedOver, list_images
 from sscl.data.split import balance_down, stratified_split
 from sscl.data.tiles import Tiles
 from sscl.places import missing
+from sscl.words import count
 
 CLASSES = ("HP", "SSA")
 COLUMNS = (
@@ -100,8 +103,29 @@ def load_mhist(
         votes=np.array([row.votes for row in rows], dtype=np.int64),
     )
     if protocol == "official":
+        account = Account("tile", dict(Counter(row.partition for row in rows)), passed_over=_passed_over(root, rows))
+        tiles = replace(tiles, account=account)
         return tiles if split == "all" else tiles.subset(_partition(root, rows, split))
-    return tiles.subset(_paper_balanced(root, tiles, split, seed=seed, grouped=group_of is not None))
+    parts = _paper_balanced(root, tiles, split, seed=seed, grouped=group_of is not None)
+    left = len(tiles) - sum(len(part) for part in parts.values())
+    account = Account(
+        what="tile",
+        parts={name: len(part) for name, part in parts.items()},
+        passed_over=_passed_over(root, rows),
+        notes=(f"{count(left, 'tile')} of the larger class left out by the protocol",) if left else (),
+    )
+    return replace(tiles, account=account).subset(parts[split])
+
+
+def _passed_over(root: Path, rows: list[_Row]) -> PassedOver:
+    """Return what lies in the folder beside the tiles and their tables."""
+    found = list_images(root, known=("annotations.csv", "slides.csv"))
+    names = {f"images/{row.name}" for row in rows}
+    for image in found.images:
+        if image not in names:
+            mask = image.startswith("masks/")
+            found.passed_over.add("mask of the tiles" if mask else "image not in annotations.csv", image)
+    return found.passed_over
 
 
 def _decode(
@@ -138,18 +162,22 @@ def _partition(root: Path, rows: list[_Row], split: str) -> list[int]:
     return chosen
 
 
-def _paper_balanced(root: Path, tiles: Tiles, split: str, *, seed: int, grouped: bool) -> NDArray[np.int64]:
-    """Return the rows of a split of the protocol `paper_balanced`; grouped: no group is on both sides."""
+def _paper_balanced(root: Path, tiles: Tiles, split: str, *, seed: int, grouped: bool) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of train and test, or of "all", of the protocol `paper_balanced`.
+
+    Args:
+        split: which is asked for. grouped: whether no group is on both sides.
+    """
     balanced = balance_down(tiles.labels, seed=seed)
     if split == "all":
-        return balanced
+        return {"all": balanced}
     if min(tiles.class_counts().values()) < 2:
         raise ValueError(f"{root / 'annotations.csv'}: the smaller class has 1 tile; paper_balanced needs at least 2")
     groups = tiles.groups[balanced] if grouped and tiles.groups is not None else None
     train, test = stratified_split(
         tiles.labels[balanced], fraction=PAPER_TEST_FRACTION, seed=seed, groups=groups, classes=CLASSES
     )
-    return balanced[train if split == "train" else test]
+    return {"train": balanced[train], "test": balanced[test]}
 
 
 def load_truth_masks(root: Path | str, ids: tuple[str, ...], *, size_px: int) -> NDArray[np.bool_] | None:

@@ -24,6 +24,8 @@ from PIL import Image
 
 from sscl.data.cache import cached_tiles
 from sscl.data.images import resized
+from sscl.data.ingest import group_ids
+from sscl.data.listing import Account
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.places import missing
 from sscl.progress import Bar
@@ -44,6 +46,7 @@ PATHMNIST_COUNTS = {"train": 89996, "val": 10004, "test": 7180}
 SPLITS = tuple(PATHMNIST_COUNTS)
 
 _NAME_OF_PATHMNIST = re.compile(r"pathmnist(_\d+)?\.npz")
+_NAMES = {"val": "validation"}
 _CHUNK_BYTES = 4 * 2**20
 _CACHE_FORMAT = 1
 # What a damaged or foreign zip member raises while it is read.
@@ -131,6 +134,7 @@ def load_pathmnist(
         classes=index.classes,
         ids=tuple(f"{part}/{row:06d}" for part in chosen for row in range(len(index.labels[part]))),
         groups=None if index.groups is None else np.concatenate([index.groups[part] for part in chosen]),
+        account=Account("tile", {_NAMES.get(part, part): len(index.labels[part]) for part in SPLITS}),
     )
 
 
@@ -355,4 +359,6 @@ def _groups(
                 f"got {values.dtype} {values.shape}"
             )
         groups[part] = values.astype(np.str_)
-    return groups
+    every = group_ids([name for part in SPLITS for name in groups[part].tolist()], where=f"{path}: groups")
+    ends = np.cumsum([len(groups[part]) for part in SPLITS])
+    return dict(zip(SPLITS, np.split(every, ends[:-1]), strict=True))
