@@ -296,3 +296,30 @@ def test_what_all_sources_share_is_the_first_s():
         line = fault_of("run=r", f"data=[{{root: a}}, {{root: b, {key}: {value}}}]")
         assert line.startswith(f"data.1.{key}: ")
         assert f"got {value}" in line
+
+
+# --- a run that goes on ---
+
+
+def test_a_run_that_goes_on_brings_its_own_keys(tmp_path: Path) -> None:
+    data = "data: [{source: folder, root: old/tiles, groups_csv: old/tiles/groups.csv}]"
+    write(tmp_path, f"run: elsewhere\nseed: 4\n{data}\ntrain: {{epochs: 7, stop_after_epoch: 2}}\n")
+
+    def resumed(*words: str | tuple[str, object]) -> PretrainConfig:
+        return load_config(PretrainConfig, overrides=words, resume=True)
+
+    found = resumed(("run", str(tmp_path)), "device=cpu")
+    assert (found.run, found.seed, found.device, found.train.epochs) == (str(tmp_path), 4, "cpu", 7)
+    assert found.train.stop_after_epoch is None  # that stop has been made
+    assert resumed(f"run={tmp_path}", "train.stop_after_epoch=3").train.stop_after_epoch == 3
+    moved = resumed(f"run={tmp_path}", "data.root=new").data[0]
+    assert (moved.root, moved.groups_csv) == ("new", "new/groups.csv")
+    other = resumed(f"run={tmp_path}", "data.root=new", "data.groups_csv=g.csv").data[0]
+    assert (other.root, other.groups_csv) == ("new", "g.csv")
+    with pytest.raises(ValueError, match="run: missing"):
+        resumed("seed=3")
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        resumed(f"run={tmp_path / 'none'}")
+    write(tmp_path, "run: r\ncontrast: {kind: none}\n")
+    with pytest.raises(ValueError, match=r"another command .*contrast"):
+        resumed(f"run={tmp_path}")

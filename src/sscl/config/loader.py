@@ -101,7 +101,8 @@ def _of_run(kind: type[Section], overrides: Sequence[str | tuple[str, object]]) 
         FileNotFoundError: there is no such run.
     """
     pairs = [(word.partition("=")[0], word.partition("=")[2]) if isinstance(word, str) else word for word in overrides]
-    run = str(dict(pairs).get("run") or "")
+    given = dict(pairs)
+    run = str(given.get("run") or "")
     if not run:
         raise ValueError("run: missing; name the run folder that --resume continues, as in run=runs/a")
     file = Path(expanded(run)) / "config.yaml"
@@ -113,7 +114,11 @@ def _of_run(kind: type[Section], overrides: Sequence[str | tuple[str, object]]) 
         raise ValueError(f"{file}: is of another command (it has {', '.join(others)}); resume with that one")
     data, train = content.get("data"), content.get("train")
     if isinstance(data, list) and len(data) == 1:  # so that data.root names its root
-        content["data"] = data[0]
+        content["data"] = data = data[0]
+    if isinstance(data, dict) and "data.root" in given and data.get("groups_csv"):
+        groups, root = Path(str(data["groups_csv"])), str(data.get("root"))
+        if groups.is_relative_to(root):  # it has moved with the tiles
+            data["groups_csv"] = str(Path(str(given["data.root"])) / groups.relative_to(root))
     if isinstance(train, dict):
         train.pop("stop_after_epoch", None)  # has been reached
     return content
