@@ -36,8 +36,8 @@ def classifier(bench: Bench) -> Path:
         return run
     some = some_tiles(Case(case.encoder, case.stem, case.size_px, 16))
     parts: dict[str, Any] = {"classes": np.array(["a", "b"])}
-    for split, tiles in (("train", 64), ("val", 64), ("test", count)):
-        parts |= {f"{split}_images": np.resize(some, (tiles, *some.shape[1:]))}
+    for number, (split, tiles) in enumerate({"train": 64, "val": 64, "test": count}.items()):
+        parts |= {f"{split}_images": np.resize(some, (tiles, *some.shape[1:])) ^ number}  # no tile is in two splits
         parts |= {f"{split}_labels": np.arange(tiles)[:, None] % 2}
     file = bench.work / "inference.npz"
     np.savez(file, **parts)
