@@ -33,6 +33,7 @@ FLOORS = (
     "plots",
     "train",
     "report",
+    "answers",
     "api",
     "commands",
     "failures",

@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sscl import augment
+from sscl.answers import Explanations, Predictions
 from sscl.data import files
 from sscl.data.files import Images, Item
+from sscl.data.images import Fit
 from sscl.data.stain import normalise_stain
 from sscl.data.tiles import upload
 from sscl.device import Later, describe_device, pick_device, tune
@@ -33,7 +36,6 @@ from sscl.models.checkpoint import Checkpoint, unfinished_notes
 from sscl.models.classifier import inference_precision, load_classifier, positive_class
 from sscl.models.heads import Classifier
 from sscl.models.pixels import normalisation
-from sscl.plots import cam as cam_plots
 from sscl.progress import Bar
 
 
@@ -41,112 +43,13 @@ class Unfinished(UserWarning):
     """The training of a classifier has not ended."""
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """The predictions for N images.
-
-    Attributes:
-        names: of the images: paths, or "image 0" and so on. classes: K names, in the order of the probabilities.
-        probabilities: (N, K), calibrated unless the model was loaded with calibrate=False.
-        decide_from: confidence below which the classifier abstains; None: it never does.
-    """
-
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-    probabilities: FloatArray
-    decide_from: float | None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def confidence(self) -> FloatArray:
-        """The probability of the most probable class, (N,)."""
-        found: FloatArray = self.probabilities.max(1)
-        return found
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The most probable class of each image, also where the classifier abstains."""
-        return tuple(self.classes[index] for index in self.probabilities.argmax(1))
-
-    @property
-    def decided(self) -> NDArray[np.bool_]:
-        """Whether the confidence reaches `decide_from`, bool (N,); false: abstained."""
-        if self.decide_from is None:
-            return np.ones(len(self), dtype=np.bool_)
-        return np.asarray(self.confidence >= self.decide_from)
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why the classifier abstains from an image; empty where it does not."""
-        return tuple(
-            "" if decided else f"confidence {confidence:.4f} is below {self.decide_from:.4f}"
-            for decided, confidence in zip(self.decided, self.confidence.tolist(), strict=True)
-        )
-
-    def rows(self) -> list[dict[str, str | float | bool]]:
-        """Return one row per image, in the columns of `sscl predict`; `pandas.DataFrame(rows)` is a table."""
-        parts = zip(
-            self.names,
-            self.labels,
-            self.probabilities.tolist(),
-            self.confidence.tolist(),
-            self.decided.tolist(),
-            self.reasons,
-            strict=True,
-        )
-        return [
-            {
-                "path": name,
-                "prediction": label,
-                **{f"probability_{of}": p for of, p in zip(self.classes, probabilities, strict=True)},
-                "confidence": confidence,
-                "decided": decided,
-                "reason": reason,
-            }
-            for name, label, probabilities, confidence, decided, reason in parts
-        ]
-
-
-@dataclass(frozen=True, eq=False)
-class Explanations:
-    """Where a classifier looked in N images.
-
-    Attributes:
-        predictions: of the same images.
-        images: as the classifier saw them, uint8 (N, S, S, 3). source_px: the side each had before, N.
-        maps: raw, before ReLU and scaling, enlarged to the tile, float32 (N, S, S); see `cam.class_maps`.
-        boxes: around the region with the most evidence, in pixels of the tile; None without positive evidence.
-        targets: what each map explains, such as "logit SSA - HP".
-    """
-
-    predictions: Predictions
-    images: NDArray[np.uint8]
-    source_px: tuple[int, ...]
-    maps: NDArray[np.float32]
-    boxes: tuple[boxes.Box | None, ...]
-    targets: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def heatmap(self, index: int, *, alpha: float = 0.7) -> NDArray[np.uint8]:
-        """Return a tile under its map, uint8 (S, S, 3); opacity is alpha at the peak, 0 where there is no evidence."""
-        return cam_plots.overlay(self.images[index], boxes.normalise(self.maps[index]), alpha=alpha)
-
-    def boxed(self, index: int) -> NDArray[np.uint8]:
-        """Return a tile with its box, uint8 (S, S, 3)."""
-        return cam_plots.draw_box(self.images[index], self.boxes[index])
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A fine-tuned classifier with all that its run chose on training and validation tiles.
 
     Images are one, or a list, of: a file, a folder (all images below it) or a CSV list (see `files.find_images`), a PIL
-    image, a uint8 array (H, W, 3); or an array (N, H, W, 3). All are square and are resized to `size_px`. What
-    `sscl finetune` would refuse as a tile is refused here, in one line that names the image.
+    image, a uint8 array (H, W, 3); or an array (N, H, W, 3). All are resized to `size_px`; `fit` says what becomes of
+    those that are not square. What `sscl finetune` would refuse as a tile is refused here, in one line that names it.
 
     Attributes:
         classifier: the network, in evaluation mode, on `device`. checkpoint: its facts.
@@ -187,6 +90,11 @@ class Model:
         """The stain normalisation it was trained with, applied to each new tile separately: none, or a method."""
         return self.checkpoint.finetune_config.data.stain
 
+    @property
+    def fit(self) -> Fit:
+        """What became of images that are not square in training: refuse, crop or resize; the default for new ones."""
+        return self.checkpoint.finetune_config.data.fit
+
     def __repr__(self) -> str:
         abstains = "never abstains" if self.decide_from is None else f"abstains below {self.decide_from:.3f}"
         return (
@@ -195,12 +103,19 @@ class Model:
         )
 
     def predict(
-        self, images: Images, *, names: Sequence[str] | None = None, batch_size: int = 128, progress: bool = False
+        self,
+        images: Images,
+        *,
+        names: Sequence[str] | None = None,
+        fit: Fit | None = None,
+        batch_size: int = 128,
+        progress: bool = False,
     ) -> Predictions:
         """Return the predictions for the images.
 
         Args:
             names: what to call them, instead of their paths or numbers. batch_size: images at a time.
+            fit: what becomes of those that are not square, see `images.decode_image`; None: as in training.
             progress: show a bar.
 
         Raises:
@@ -209,23 +124,23 @@ class Model:
         listed, items = files.listed(images, names)
         found = []
         with _bar(len(items), progress) as bar:
-            for batch, predictions in self.stream(items, names=listed, batch_size=batch_size):
+            for batch, predictions in self.stream(items, names=listed, fit=fit, batch_size=batch_size):
                 _refuse(batch, items, listed)
                 found.append(predictions.probabilities)
                 bar.update(len(predictions))
         return self._predictions(listed, np.concatenate(found))
 
     def stream(
-        self, items: Sequence[Item], *, names: Sequence[str], batch_size: int = 128
+        self, items: Sequence[Item], *, names: Sequence[str], fit: Fit | None = None, batch_size: int = 128
     ) -> Generator[tuple[files.Batch, Predictions], None, None]:
         """Yield the tiles of each batch and their predictions; what cannot be used is named in the batch and left out.
 
         Memory does not grow with the number of images: the next batches are decoded while one is predicted.
 
         Args:
-            items: files, PIL images and arrays. names: of each.
+            items: files, PIL images and arrays. names: of each. fit, batch_size: as for `predict`.
         """
-        for batch, logits in self._stream(self.classifier, items, batch_size=batch_size):
+        for batch, logits in self._stream(self.classifier, items, fit=fit, batch_size=batch_size):
             probabilities = np.empty((0, len(self.classes)))
             if len(batch.rows):
                 probabilities = calibration.softmax(logits, temperature=self.temperature)
@@ -237,10 +152,11 @@ class Model:
         *,
         target: str = "auto",
         method: str = "gradcam",
-        layers: Sequence[str] = (),
+        layers: str | Sequence[str] = (),
         fuse: str = "max",
         threshold: float = 0.2,
         names: Sequence[str] | None = None,
+        fit: Fit | None = None,
         batch_size: int = 32,
         progress: bool = False,
     ) -> Explanations:
@@ -248,20 +164,22 @@ class Model:
 
         Args:
             target: "difference" of the two logits, "predicted", or a class; "auto": the difference where there are two.
-            method, layers, fuse: see `cam.class_maps`.
+            method, layers, fuse: see `cam.class_maps`; a name alone is a list of one.
             threshold: a box encloses what is above this fraction of the map's maximum.
-            names, batch_size, progress: as for `predict`.
+            names, fit, batch_size, progress: as for `predict`.
 
         Raises:
             ValueError, FileNotFoundError: as `predict`; no such target, method or layer.
         """
+        _check_number("threshold", threshold, low=0, high=1)
+        layers = (layers,) if isinstance(layers, str) else tuple(layers)
         wanted = resolve_target(target, self.classes)
         mean, std = self._normalisation
         listed, items = files.listed(images, names)
         tiles, found, maps = [], [], []
         sides: list[int] = []
-        with _bar(len(items), progress) as bar:
-            for batch, logits in self._stream(self.classifier, items, batch_size=batch_size):
+        with torch.inference_mode(False), _bar(len(items), progress) as bar:  # maps need gradients
+            for batch, logits in self._stream(self.classifier, items, fit=fit, batch_size=batch_size):
                 _refuse(batch, items, listed)
                 named = target_classes(logits, wanted)  # from all views with tta
                 x = augment.normalise(augment.to_unit(upload(batch.pixels, self.device)), mean=mean, std=std)
@@ -285,12 +203,14 @@ class Model:
             ),
         )
 
-    def embed(self, images: Images, *, batch_size: int = 128, progress: bool = False) -> NDArray[np.float32]:
+    def embed(
+        self, images: Images, *, fit: Fit | None = None, batch_size: int = 128, progress: bool = False
+    ) -> NDArray[np.float32]:
         """Return the encoder's features of the images, float32 (N, C). Arguments and errors as for `predict`."""
         listed, items = files.listed(images, None)
         parts = []
         with _bar(len(items), progress) as bar:
-            for batch, found in self._stream(self.classifier.encoder, items, batch_size=batch_size):
+            for batch, found in self._stream(self.classifier.encoder, items, fit=fit, batch_size=batch_size):
                 _refuse(batch, items, listed)
                 parts.append(found.clone())
                 bar.update(len(batch.rows))
@@ -301,16 +221,22 @@ class Model:
         return normalisation(self.checkpoint, self.device)
 
     def _stream(
-        self, module: nn.Module, items: Sequence[Item], *, batch_size: int
+        self, module: nn.Module, items: Sequence[Item], *, fit: Fit | None, batch_size: int
     ) -> Generator[tuple[files.Batch, torch.Tensor], None, None]:
         """Yield the tiles of each batch, stain-normalised as in training, and a module's outputs, float32 on the CPU.
 
         While the device computes them, the outputs of the batch before are with the caller, and the next are decoded.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: must be a whole number, 1 or more, got {batch_size!r}")
+        if fit not in (None, *get_args(Fit)):
+            raise ValueError(f"fit: got {fit!r}, allowed are {', '.join(get_args(Fit))}, None")
         mean, std = self._normalisation
         pad_to = batch_size if len(items) > batch_size else 0
         coming: deque[tuple[files.Batch, Later]] = deque()
-        tiles = files.batches(items, size_px=self.size_px, batch_size=batch_size, device=self.device)
+        tiles = files.batches(
+            items, size_px=self.size_px, batch_size=batch_size, fit=fit or self.fit, device=self.device
+        )
         with contextlib.closing(tiles):
             for batch in tiles:
                 found = torch.empty(0)
@@ -346,7 +272,7 @@ def _arrived(batch: files.Batch, later: Later) -> tuple[files.Batch, torch.Tenso
 def load(
     run: str | Path,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     calibrate: bool = True,
     abstain: float = 0.2,
     confidence: float | None = None,
@@ -356,7 +282,8 @@ def load(
     """Return the classifier of a finetune run, ready for new tiles; warn (`Unfinished`) where training has not ended.
 
     Args:
-        run: a run folder (its best.pt) or checkpoint file. device: auto, cpu, cuda, cuda:N or mps.
+        run: a run folder (its best.pt) or checkpoint file. device: auto, cpu, cuda, cuda:N or mps, or
+            a torch.device.
         calibrate: divide logits by the temperature that finetune fitted on its validation tiles.
         abstain: abstain below the confidence that this fraction of the validation tiles does not reach; 0: never.
         confidence: abstain below this one instead.
@@ -366,12 +293,13 @@ def load(
     Raises:
         FileNotFoundError, ValueError: no such run or file; not a finetune checkpoint, or a value out of range.
     """
-    if not 0 <= abstain < 1:
-        raise ValueError(f"abstain: must be >= 0 and < 1, got {abstain}")
-    if confidence is not None and not 0 <= confidence <= 1:
-        raise ValueError(f"confidence: must be >= 0 and <= 1, got {confidence}")
-    where = pick_device(device)
-    classifier, checkpoint = load_classifier(run, device=where)
+    if not isinstance(abstain, (int, float)) or not 0 <= abstain < 1:
+        raise ValueError(f"abstain: must be >= 0 and < 1, got {abstain!r}")
+    if confidence is not None:
+        _check_number("confidence", confidence, low=0, high=1)
+    where = pick_device(str(device))
+    with torch.inference_mode(False):  # its parameters must take gradients later, for maps
+        classifier, checkpoint = load_classifier(run, device=where)
     tune(where)
     for note in unfinished_notes(run):
         warnings.warn(note, Unfinished, stacklevel=2)
@@ -389,8 +317,13 @@ def load(
     return Model(classifier, checkpoint, where, temperature, decide_from, operating_point, tta, chosen)
 
 
-def _bar(count: int, progress: bool) -> Bar:
-    return Bar(count, desc="tiles" if progress else None, unit="tile")
+def _check_number(key: str, value: object, *, low: float, high: float) -> None:
+    if not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{key}: must be >= {low} and <= {high}, got {value!r}")
+
+
+def _bar(total: int, progress: bool) -> Bar:
+    return Bar(total, desc="tiles" if progress else None, unit="tile")
 
 
 def _refuse(batch: files.Batch, items: Sequence[Item], names: Sequence[str]) -> None:

@@ -391,6 +391,24 @@ def test_no_files_and_no_size_are_refused(tmp_path):
         decode_tiles([tmp_path], size_px=0, root=tmp_path, cache_dir=tmp_path)
 
 
+def test_changes_are_told_at_each_load_and_fit_is_part_of_the_key(tmp_path, capsys):
+    paths = save_tiles(tmp_path / "in", 3)
+    wide = np.asarray(noise(32))[8:24]
+    Image.fromarray(wide).save(paths[1])
+
+    def load(fit):
+        tiles = decode_tiles(paths, size_px=16, root=tmp_path, fit=fit, cache_dir=tmp_path / "cache")
+        return tiles, [line for line in capsys.readouterr().out.splitlines() if " of 3 images " in line]
+
+    for _ in range(2):
+        tiles, said = load("crop")
+        np.testing.assert_array_equal(tiles[1], wide[:, 8:24])
+        assert [line.partition(" of ")[0] for line in said] == [f"{tmp_path}: 1"]
+    assert not np.array_equal(load("resize")[0][1], tiles[1])
+    with pytest.raises(ValueError, match="must be square"):
+        load("refuse")
+
+
 # --- CSV ---
 
 

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from sscl import api, run, writing
+from sscl.answers import Explanations
 from sscl.config import PredictConfig
 from sscl.data import files
 from sscl.data.files import Found
+from sscl.data.images import describe_changes
 from sscl.data.listing import Account
 from sscl.data.scale import Scale, scale_warnings
 from sscl.device import describe_device
@@ -43,13 +45,15 @@ class Tally:
 
     Attributes:
         classes: tiles by their most probable class. undecided: of these, the ones below the abstention threshold.
-        sides_px: number of files of each side. faults: (name, reason) of what could not be used.
+        sides_px: number of files of each side. changes: how many were changed, by `images.CHANGES`.
+        faults: (name, reason) of what could not be used.
         places, confidences: of the predicted ones, in order.
     """
 
     classes: Counter[str] = field(default_factory=Counter)
     undecided: Counter[str] = field(default_factory=Counter)
     sides_px: Counter[int] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
     faults: list[tuple[str, str]] = field(default_factory=list)
     places: array[int] = field(default_factory=lambda: array("q"))
     confidences: array[float] = field(default_factory=lambda: array("d"))
@@ -111,7 +115,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     return UNREADABLE
 
 
-def explainer(model: api.Model, config: PredictConfig) -> Callable[..., api.Explanations]:
+def explainer(model: api.Model, config: PredictConfig) -> Callable[..., Explanations]:
     """Return `Model.explain` with the settings of the panels."""
     maps = config.gradcam
     return partial(
@@ -121,6 +125,7 @@ def explainer(model: api.Model, config: PredictConfig) -> Callable[..., api.Expl
         layers=maps.layer,
         fuse=maps.fuse,
         threshold=maps.threshold,
+        fit=config.fit,
     )
 
 
@@ -168,13 +173,14 @@ def whole_folder(out: Path, config: PredictConfig, *, overwrite: bool) -> Iterat
 
 def predicted_rows(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[list[Any]]:
     """Yield the rows of predictions.csv while the tiles are predicted, and count them in the tally."""
-    stream = model.stream(found.files, names=found.names, batch_size=config.batch_size)
+    stream = model.stream(found.files, names=found.names, fit=config.fit, batch_size=config.batch_size)
     bar = Bar(len(found.files), desc="predict" if config.progress else None, unit="tile")
     with bar, contextlib.closing(stream):
         for batch, predictions in stream:
             tally.places.extend(batch.rows.tolist())
             tally.confidences.extend(predictions.confidence.tolist())
             tally.sides_px.update(batch.sides_px)
+            tally.changes.update(batch.changes)
             tally.faults += [
                 (found.names[place], why.removeprefix(f"{found.files[place]}: ")) for place, why in batch.faults
             ]
@@ -255,6 +261,7 @@ class Summary(Record):
         tiles: how many were predicted. class_counts, undecided: these, and the abstentions among them, by class.
         unreadable: files that could not be used. repeated: mentions of files that were listed already.
         passed_over: other files, by suffix or kind. source_px: files by their side.
+        fit: what became of images that are not square. changes: how many were changed, by `images.CHANGES`.
         notes: what a reader must know, a sentence each.
     """
 
@@ -275,6 +282,8 @@ class Summary(Record):
     unreadable: int
     repeated: int
     passed_over: dict[str, int]
+    fit: str
+    changes: dict[str, int]
     source_px: dict[str, int]
     notes: tuple[str, ...]
 
@@ -299,6 +308,8 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
         unreadable=len(tally.faults),
         repeated=found.repeated,
         passed_over=found.passed_over.counts,
+        fit=config.fit or model.fit,
+        changes=dict(tally.changes),
         source_px={str(side): number for side, number in sorted(tally.sides_px.items())},
         notes=tuple(notes(model, tally, config)),
     )
@@ -313,6 +324,7 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     lines += precision_notes(model.precision, fitted=model.checkpoint.fitted.precision)
     if model.stain != "none":
         lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
+    lines += describe_changes(tally.changes, of=len(tally.places))
     trained = Scale(model.checkpoint.source_px, model.checkpoint.mpp)
     others = scale_warnings(tally.sides_px, None, trained=trained, size_px=model.size_px)
     lines += others

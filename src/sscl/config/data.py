@@ -42,6 +42,9 @@ class DataConfig(Section):
         False, "find near-duplicates first, and keep each cluster on one side of each split that sscl makes"
     )
     size_px: int = setting(224, "tiles are resized to this side, pixels", ge=16, le=1024)
+    fit: Literal["refuse", "crop", "resize"] = setting(
+        "refuse", "images that are not square: refuse them, crop the square in their middle, or resize (squash) them"
+    )
     stain: Literal["none", "reinhard", "macenko"] = setting(
         "none", "stain normalisation of every tile, to fixed reference stains"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import field_validator
 
@@ -38,6 +38,9 @@ class PredictConfig(Section):
         False, "write heatmap, boxes and panel of every tile (true) or of this many, least confident first"
     )
     gradcam: MapConfig = MapConfig()
+    fit: Literal["refuse", "crop", "resize"] | None = setting(
+        None, "images that are not square: refuse, crop or resize (see data.fit); null = as in training"
+    )
     batch_size: int = setting(128, "tiles per batch", ge=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = setting("auto", PRECISION)

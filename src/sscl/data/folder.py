@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.data import layout
+from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, read_groups
 from sscl.data.layout import Layout
 from sscl.data.listing import Account, list_images
@@ -38,6 +39,7 @@ def load_folder(
     test_fraction: float = 0.2,
     seed: int = 0,
     size_px: int = 224,
+    fit: Fit = "refuse",
     cache_dir: Path | str | None = None,
     progress: bool = False,
 ) -> Tiles:
@@ -54,7 +56,7 @@ def load_folder(
         groups_csv: CSV with the columns path,group (path relative to root) and a row for every tile.
         group_of: the group of every id; replaces those of the folders and of groups_csv.
         test_fraction, seed: of the split made here; unused where train/ and test/ exist.
-        size_px: working size, pixels.
+        size_px: working size, pixels. fit: of images that are not square, see `images.decode_image`.
         cache_dir, progress: see `decode_tiles`.
 
     Raises:
@@ -79,6 +81,7 @@ def load_folder(
             [os.path.join(root, name) for name in ids],
             size_px=size_px,
             root=Path(root),
+            fit=fit,
             cache_dir=cache_dir,
             progress=progress,
         ),

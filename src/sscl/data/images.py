@@ -32,9 +32,9 @@ from sscl.words import count
 Fit = Literal["refuse", "crop", "resize"]
 # What may happen to the pixels of an image before it is scaled, in words.
 CHANGES = {
-    "turned": "turned upright, as the orientation tag says",
-    "converted": "converted to sRGB from the colour profile in the file",
-    "cropped": "cut to the square in the middle (fit=crop)",
+    "turned": "turned upright, as their orientation tag says",
+    "converted": "converted to sRGB from the colour profile in them",
+    "cropped": "cut to the square in their middle (fit=crop)",
     "squashed": "not square, and made so by resizing (fit=resize)",
 }
 _SAME_COLOUR = 4  # of 255: a profile that moves no colour further is sRGB, by whatever name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from sscl.data.cache import cached_tiles
 from sscl.data.decode import decode_into
-from sscl.data.images import why_unreadable
+from sscl.data.images import Fit, describe_changes, why_unreadable
 from sscl.places import missing
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
@@ -30,20 +31,22 @@ def decode_tiles(
     root: Path,
     cache_dir: Path | str | None = None,
     exact_size_px: int | None = None,
+    fit: Fit = "refuse",
     progress: bool = False,
 ) -> NDArray[np.uint8]:
     """Return the images as one read-only memmap, uint8 (N, size_px, size_px, 3), row i from `paths[i]`.
 
     The first call decodes on all cores, resizes with an antialiasing filter where the size differs, and writes one
     `.npy` file to the cache; later calls map that file. Its name is a fingerprint of the folder, the files' relative
-    names, sizes, times (of content and of change) and inodes, and `size_px`, so changed files are decoded again, as are
-    files that were copied or moved.
+    names, sizes, times (of content and of change) and inodes, `size_px` and `fit`, so changed files are decoded again,
+    as are files that were copied or moved. How many images were turned, converted or made square is printed each time.
 
     Args:
         paths: the files, all below `root`.
         size_px: working size, pixels.
         cache_dir: see `cache.cache_folder`.
         exact_size_px: the only size of file allowed; None = any square size.
+        fit: of images that are not square, see `images.decode_image`.
         progress: show a bar.
 
     Raises:
@@ -55,18 +58,33 @@ def decode_tiles(
         raise ValueError(f"size_px: got {size_px}, expected a whole number of pixels, 1 or more")
     if not paths:
         raise ValueError(f"{root}: no image to decode")
-    key = _files_key(paths, root, size_px, exact_size_px)
+    key = _files_key(paths, root, size_px, exact_size_px, fit)
 
     def fill(images: NDArray[np.uint8]) -> None:
-        decode_into(images, paths, exact_size_px=exact_size_px, progress=progress)
+        changes = decode_into(images, paths, exact_size_px=exact_size_px, fit=fit, progress=progress)
+        assert isinstance(images, np.memmap)
+        with open(str(images.filename), "ab") as file:  # behind the array, where numpy does not look
+            file.write(json.dumps(changes).encode())
 
-    return cached_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
+    images = cached_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
+    for line in describe_changes(_changes(images), of=len(paths)):
+        print(f"{root}: {line}")
+    return images
 
 
-def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size_px: int | None) -> str:
+def _changes(images: NDArray[np.uint8]) -> dict[str, int]:
+    """Return what `decode_tiles` noted behind the array in its file."""
+    assert isinstance(images, np.memmap)
+    with open(str(images.filename), "rb") as file:
+        file.seek(images.offset + images.nbytes)
+        found: dict[str, int] = json.loads(file.read() or b"{}")
+    return found
+
+
+def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size_px: int | None, fit: Fit) -> str:
     """Return the fingerprint of the files. The folder counts too: archives can unpack different tiles with
     equal names, sizes and times."""
-    digest = hashlib.sha256(repr((_CACHE_FORMAT, str(root.resolve()), size_px, exact_size_px)).encode())
+    digest = hashlib.sha256(repr((_CACHE_FORMAT, str(root.resolve()), size_px, exact_size_px, fit)).encode())
     for path in paths:
         try:
             stat = os.stat(path)

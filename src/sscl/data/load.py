@@ -117,6 +117,7 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             seed=data.split_seed,
             size_px=data.size_px,
             published=data.published and data.source == "mhist",
+            fit=data.fit,
             group_of=group_of,
             cache_dir=data.cache_dir,
             progress=progress,
@@ -144,6 +145,7 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
         test_fraction=data.test_fraction,
         seed=data.split_seed,
         size_px=data.size_px,
+        fit=data.fit,
         cache_dir=data.cache_dir,
         progress=progress,
     )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sscl.data.images import Fit, open_image
 from sscl.data.ingest import decode_tiles, read_groups, read_table
 from sscl.data.listing import Account, PassedOver, list_images
 from sscl.data.split import balance_down, stratified_split
@@ -56,6 +57,7 @@ def load_mhist(
     split: str,
     seed: int = 0,
     size_px: int = 224,
+    fit: Fit = "refuse",
     published: bool = True,
     group_of: Mapping[str, str] | None = None,
     cache_dir: Path | str | None = None,
@@ -75,6 +77,7 @@ def load_mhist(
         split: "train", "test" or "all" (both).
         seed: of the draw and the split of paper_balanced.
         size_px: working size, pixels.
+        fit: of images that are not square, see `images.decode_image`; any size then goes, except with `published`.
         published: require the published counts and 224×224 files; False (synthetic, a part of MHIST) allows any
             counts and any one square size.
         group_of: the group of every id; replaces those in slides.csv, and paper_balanced then splits whole groups.
@@ -95,7 +98,9 @@ def load_mhist(
     # Train before test, so that the official splits are one contiguous range of the memmap each and are not copied.
     rows.sort(key=lambda row: row.partition != "train")
     tiles = Tiles(
-        images=_decode(root, rows, size_px=size_px, published=published, cache_dir=cache_dir, progress=progress),
+        images=_decode(
+            root, rows, size_px=size_px, fit=fit, published=published, cache_dir=cache_dir, progress=progress
+        ),
         labels=np.array([row.label for row in rows], dtype=np.int64),
         classes=CLASSES,
         ids=tuple(row.name for row in rows),
@@ -133,13 +138,16 @@ def _decode(
     rows: list[_Row],
     *,
     size_px: int,
+    fit: Fit,
     published: bool,
     cache_dir: Path | str | None,
     progress: bool,
 ) -> NDArray[np.uint8]:
     paths = _find_images(root, [row.name for row in rows])
-    exact = PUBLISHED_SIZE_PX if published else _width(paths[0])
-    return decode_tiles(paths, size_px=size_px, root=root, exact_size_px=exact, cache_dir=cache_dir, progress=progress)
+    exact = PUBLISHED_SIZE_PX if published else _width(paths[0]) if fit == "refuse" else None
+    return decode_tiles(
+        paths, size_px=size_px, root=root, exact_size_px=exact, fit=fit, cache_dir=cache_dir, progress=progress
+    )
 
 
 def _groups(root: Path, rows: list[_Row], group_of: Mapping[str, str] | None) -> NDArray[np.str_] | None:
@@ -272,7 +280,7 @@ def _find_images(root: Path, names: list[str]) -> list[str]:
 def _width(path: str) -> int | None:
     """Return the width in pixels, which all other images must share; None if unreadable (decoding says why)."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return int(image.width)
-    except (OSError, SyntaxError):
+    except ValueError:
         return None

@@ -20,12 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 from sscl.data.listing import Account
 from sscl.data.rows import Images, Rows
 from sscl.device import free_memory
+from sscl.words import count, some
 
 UNLABELLED = -1
 _AHEAD = 2  # batches that are read while one is used
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tiles:
     """A set of tiles and what is known about each.
 
@@ -82,6 +83,10 @@ class Tiles:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        each = some([f"{number:,} {name}" for name, number in self.class_counts().items()])
+        return f"<sscl tiles: {count(len(self), 'tile')} of {self.images.shape[2]} px: {each}>"
 
     def subset(self, indices: ArrayLike) -> Tiles:
         """Return the tiles at `indices` (ints, each at most once), in that order.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl.data.images import decode_image, open_image, resized
+from sscl.data.images import Fit, decode_image, open_image, resized
 from sscl.data.mhist import ANNOTATORS
 from sscl.data.tiles import TileStore
 from sscl.evaluate.metrics import FloatArray, IntArray
@@ -140,17 +140,17 @@ def heats(
         yield Heat(heatmap.cells, float(heatmap.enlarged.max()), box, heatmap.prediction)
 
 
-def pictures_of_files(paths: Iterable[Path]) -> Iterator[Picture]:
-    """Yield the tiles of image files, scaled to at most SIDE_PX.
+def pictures_of_files(paths: Iterable[Path], *, fit: Fit = "refuse") -> Iterator[Picture]:
+    """Yield the tiles of image files, as `decode_image` gives them, scaled to at most SIDE_PX.
 
     Raises:
         ValueError: a file that cannot be used, in one line.
     """
     for path in paths:
         with open_image(path) as image:
-            side = image.width
-            pixels = decode_image(image, name=path, size_px=min(side, SIDE_PX)).pixels
-        yield Picture(Image.fromarray(pixels), source_px=side)
+            side = min(image.size) if fit == "crop" else image.width
+            tile = decode_image(image, name=path, size_px=min(side, SIDE_PX), fit=fit)
+        yield Picture(Image.fromarray(tile.pixels), source_px=tile.side_px)
 
 
 def pictures_of_pixels(images: Iterable[NDArray[np.uint8]]) -> Iterator[Picture]:

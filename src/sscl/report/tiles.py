@@ -80,7 +80,7 @@ def build_gallery(
     return gallery.build(
         subject.found,
         chosen,
-        pictures=gallery.pictures_of_files(paths) if whole else gallery.pictures_of_pixels(pixels),
+        pictures=gallery.pictures_of_files(paths, fit=data.fit) if whole else gallery.pictures_of_pixels(pixels),
         heats=heats,
         size_px=data.size_px,
         target=describe_targets(target, subject.found.classes, method=settings.method),
