@@ -262,6 +262,18 @@ def test_sides_that_differ_are_told(ask: Any, some: Path, finetuned: Path, tmp_p
     assert "note: some files are 48 px wide, those trained on 32 px; all are resized to 32 px" in result.out
 
 
+def test_images_that_are_not_square_are_cropped_on_request_and_counted(
+    ask: Any, some: Path, finetuned: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (48, 32)).save(some / "z.png")
+    assert ask(finetuned, some, f"out={tmp_path / 'out'}").code == 3
+    result = ask(finetuned, some, f"out={tmp_path / 'out'}", "fit=crop", "--overwrite")
+    assert result.code == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["fit"], summary["changes"], list(summary["source_px"])) == ("crop", {"cropped": 1}, ["32"])
+    assert "note: 1 of " in result.out
+
+
 def test_a_path_with_an_equals_sign_is_a_path(some: Path) -> None:
     config = cli.parse("predict", ["runs/x", "./a=b.png", "tta=true", "x/stain=he/1.png"]).load()
     assert isinstance(config, PredictConfig)

@@ -133,6 +133,7 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             test_fraction=data.test_fraction,
             seed=data.split_seed,
             size_px=data.size_px,
+            fit=data.fit,
             cache_dir=data.cache_dir,
             progress=progress,
         )

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path, read_table
 from sscl.data.layout import SPLITS, split_named
 from sscl.data.listing import Account
@@ -61,6 +62,7 @@ def load_table(
     test_fraction: float = 0.2,
     seed: int = 0,
     size_px: int = 224,
+    fit: Fit = "refuse",
     cache_dir: Path | str | None = None,
     progress: bool = False,
 ) -> Tiles:
@@ -74,7 +76,7 @@ def load_table(
         whole: for pretraining: take no labels and no groups, and all tiles where the table has no splits.
         group_of: the group of every id; replaces those of the table.
         test_fraction, seed: of the split made here.
-        size_px: working size, pixels.
+        size_px: working size, pixels. fit: of images that are not square, see `images.decode_image`.
         cache_dir, progress: see `decode_tiles`.
 
     Raises:
@@ -89,7 +91,9 @@ def load_table(
     groups = table.groups if group_of is None else np.array([group_of[name] for name in table.ids])
     account = Account(what="row", parts=table.parts, notes=table.notes)
     tiles = Tiles(
-        images=decode_tiles(table.files, size_px=size_px, root=path.parent, cache_dir=cache_dir, progress=progress),
+        images=decode_tiles(
+            table.files, size_px=size_px, root=path.parent, fit=fit, cache_dir=cache_dir, progress=progress
+        ),
         labels=table.labels,
         classes=table.classes,
         ids=table.ids,
