@@ -276,6 +276,7 @@ NO_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "page.jpg": (lambda p: p.write_text("\n<!DOCTYPE html>\n<html>ä</html>"), "a web page"),
     "json.png": (lambda p: p.write_text('{"message": "Not Found"}'), "JSON text"),
     "zip.png": (lambda p: p.write_bytes(b"PK\3\4" + os.urandom(40)), "a ZIP archive"),
+    "byte.png": (lambda p: p.write_bytes(b"\x89"), "is not a readable image"),
     "zeros.png": (lambda p: p.write_bytes(bytes(500)), "begins with zeros"),
     "folder.png": (lambda p: p.mkdir(), "is a folder"),
     "pipe.png": (lambda p: os.mkfifo(p), "is a named pipe"),

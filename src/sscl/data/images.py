@@ -336,7 +336,10 @@ def _reason(data: bytes) -> str:
     Image.init()
     for kind in Image.ID:
         factory, accepts = Image.OPEN[kind]
-        accepted = accepts is not None and accepts(data[:16])
+        try:
+            accepted = accepts is not None and accepts(data[:16])
+        except (IndexError, struct.error):  # of a file of a few bytes
+            continue
         if isinstance(accepted, str):
             return accepted
         if not accepted:
