@@ -538,7 +538,7 @@ def test_a_list_of_sources_keeps_its_roots(study: Study) -> None:
         ("runs.0.nmae=x", "runs.0.nmae: unknown key; did you mean runs.0.name?"),
         ("runs.0.command=probe", "runs.0.command: must be pretrain or finetune, got 'probe'"),
         ("runs=[]", "runs: no finetune entry with shown: true, so there is no row"),
-        ("root=", "a: data.root: missing; set it in the YAML file, or give data.root=VALUE"),
+        ("root=", "a: data.root: missing; set it in the YAML file, or give TILES or data.root=VALUE"),
     ],
 )
 def test_bad_input(study: Study, cli: Any, snapshot: Any, keys: str, message: str) -> None:
