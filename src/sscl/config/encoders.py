@@ -61,7 +61,8 @@ class ModelConfig(Section):
     weights: str | None = setting(
         None,
         "initial weights: null = random; imagenet = torchvision's (of timm:NAME timm's); or an sscl run folder; or a "
-        "file of sscl, torchvision, timm, Ciga et al., lightly, solo-learn or MoCo; also from=RUN",
+        "file of sscl, torchvision, timm, Ciga et al., lightly, solo-learn or MoCo; also from=RUN. finetune "
+        "takes name, stem, output_stride and data.size_px from those of sscl, where these keys are not given",
         path=True,
     )
     mean: Triple | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")

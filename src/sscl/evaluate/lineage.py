@@ -96,7 +96,7 @@ def overlap(data: DataConfig, trained: DataConfig) -> str | None:
 
 def seen_in_training(data: DataConfig, trained: DataConfig, *, split: str) -> str | None:
     """Return a warning where tiles of the split were, or may have been, training tiles; else None."""
-    may_have = "tiles of this test split may have been training tiles, so the metrics may not hold for new tiles"
+    may_have = "some of these tiles may have been training tiles, so the metrics may not hold for new tiles"
     found = overlap(data, trained)
     if found is None:
         return None
@@ -147,9 +147,11 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
         before = scale.Scale(trained.source_px, trained.mpp)
         here = scale.scale_of(data, tiles)
         found += scale.scale_warnings(here.source_px, here.mpp, trained=before, size_px=data.size_px)
-    seen = [seen_in_training(data, section, split=split) for section in trained.trained_on]
-    told = list(dict.fromkeys(text for text in seen if text is not None))
     train = training_tiles(choice, trained) if choice.external or split == "test" else None
+    compared = choice.external and train is not None  # with the tiles of the labels, pixel by pixel
+    sections = trained.lineage if compared else trained.trained_on
+    seen = [seen_in_training(data, section, split=split) for section in sections]
+    told = list(dict.fromkeys(text for text in seen if text is not None))
     if train is not None and not told and train.fingerprint != trained.fingerprint:
         told.append("the training tiles have changed since training: test tiles may have been among the former ones")
     shared = [] if train is None else [shared_groups(data, train.groups, tiles.groups)]
@@ -159,7 +161,8 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     absent = task.absent_classes(tiles)
     if absent:
         shared.append(f"no tile of {listed(absent)}: {task.WITHOUT['test']}")
-    return found + told + [text for text in (without_slides(data, tiles.groups), *shared) if text is not None]
+    unknown = None if choice.external else without_slides(data, tiles.groups)
+    return found + told + [text for text in (unknown, *shared) if text is not None]
 
 
 def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
