@@ -47,7 +47,10 @@ class Cli:
 
     def pretrain(self, run: Path, *words: object) -> Result:
         tiny = ["train.batch_size=8", "train.epochs=1", "train.warmup_epochs=1", "health.tiles=8"]
-        return self("pretrain", f"run={run}", *self._common(), *tiny, *words)
+        common = self._common()
+        if any(str(word).startswith("data=") for word in words):  # a list of sources replaces all of it
+            common = [word for word in common if not word.startswith("data.")]
+        return self("pretrain", f"run={run}", *common, *tiny, *words)
 
     def finetune(self, run: Path, *words: object) -> Result:
         return self("finetune", f"run={run}", *self._common(), "train.batch_size=8", "train.epochs=1", *words)

@@ -474,7 +474,7 @@ def test_resume_may_move_the_cache(
         ([{}, {"size_px": 64}], [], "data.1.size_px: must be 32, as for data.0, got 64"),
         ([{}, {"xyz": "red"}], [], "data.1.xyz: unknown key; allowed are source, root,"),
         ([{}, {"wieght": 1}], [], "data.1.wieght: unknown key; did you mean data.1.weight?"),
-        ([{}, {"source": "foldr"}], [], "data.1.source: must be mhist, folder, pathmnist"),
+        ([{}, {"source": "foldr"}], [], "data.1.source: must be auto, mhist, folder, table"),
         ([{}, {}], ["data.root=elsewhere"], "data.root: data is a list of 2; name one: data.0.root=..."),
         ([{}, {}], ["data.7.root=elsewhere"], "data.7.root: no entry 7 in the list; allowed are 0 to 1"),
         ([{}, {}], ["data.1=elsewhere"], "data: must be a mapping"),
@@ -534,7 +534,7 @@ def test_a_list_in_the_file_takes_no_key_without_number(cli: Any, folder3: Path,
     missing = cli("pretrain", "--config", file)
 
     assert_refused(wrong, "data.root: data is a list of 2; name one: data.0.root=...")
-    assert_refused(missing, "data.1.root: missing; set it in the YAML file, or give data.1.root=VALUE")
+    assert_refused(missing, "data.1.root: missing; set it in the YAML file, or give TILES or data.1.root=VALUE")
     assert list(tmp_path.iterdir()) == [file]
 
 
