@@ -225,8 +225,10 @@ def list_images(root: str | os.PathLike[str], *, once: bool = False, known: Coll
             raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
         if folder.path:
             listing.folders.append(folder.path)
-        for name in (os.path.basename(folder.path), *folder.images):
-            _check_name(os.path.join(root, os.path.dirname(folder.path)), name)
+        _check_name(os.path.join(root, os.path.dirname(folder.path)), os.path.basename(folder.path))
+        for name in folder.images:
+            if not name.isprintable():
+                _check_name(os.path.join(root, folder.path), name)
         for name in folder.images:
             path = f"{folder.path}/{name}" if folder.path else name
             if once:
