@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sscl.cli import main
 from sscl.data.synthetic import write_synthetic
+from sscl.plots import base
 
 SIZE_PX = 32
+ENCODER = "timm:test_resnet"  # the encoder of every run that names no other: 0.4 M parameters, 96 features
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Cli:
 
     def _common(self) -> list[str]:
         data = [f"data.root={self.tiles}", "data.published=false", f"data.size_px={SIZE_PX}"]
-        return [*data, "model.name=resnet18", "progress=false", "log.every_seconds=0", "device=cpu"]
+        return [*data, f"model.name={ENCODER}", "progress=false", "log.every_seconds=0", "device=cpu"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +80,23 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("SSCL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures() -> Iterator[None]:
+    """Leave PNGs blank, of their figure's size: rendering took two thirds of a tiny run; tests/plots renders them."""
+    render = base.save_figure
+
+    def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+        if Path(path).suffix == ".svg":
+            return render(figure, path)
+        width, height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
+        with base.writing(path) as temporary:
+            Image.new("L", (width, height), "white").save(temporary, format="png")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "save_figure", save)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,6 @@ NAME, LABEL, VOTES, PARTITION = (
     "Partition",
 )
 Row = dict[str, str]
-SMALL = "model.name=timm:test_resnet"  # where the model does not matter
 
 
 def assert_refused(result: Any, *words: str) -> None:
@@ -526,7 +525,7 @@ def test_what_is_advised_when_memory_runs_out_works(
     cli: Any, finetuned: Path, tmp_path: Path, command: str, word: str
 ) -> None:
     run = tmp_path / "run"
-    words = (run, SMALL, word) if command in ("pretrain", "finetune") else (finetuned, f"out={run}", word)
+    words = (run, word) if command in ("pretrain", "finetune") else (finetuned, f"out={run}", word)
 
     result = getattr(cli, command)(*words)
 
@@ -547,7 +546,7 @@ def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
 
     monkeypatch.setattr(ContrastiveStep, "backward", no_room_in_epoch_2)
 
-    assert_refused(cli.pretrain(tmp_path / "run", SMALL, "train.epochs=2"), "out of GPU memory")
+    assert_refused(cli.pretrain(tmp_path / "run", "train.epochs=2"), "out of GPU memory")
     assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["epoch"] == 1
 
 
@@ -597,7 +596,7 @@ def test_too_few_classes_or_tiles_of_one_are_refused_by_name(
     cli: Any, tmp_path: Path, counts: dict[str, int], words: list[str], named: list[str]
 ) -> None:
     root = noise(tmp_path / "set", counts)
-    result = cli.finetune(tmp_path / "run", SMALL, f"data.root={root}", "data.source=folder", *words)
+    result = cli.finetune(tmp_path / "run", f"data.root={root}", "data.source=folder", *words)
     assert_refused(result, *named)
     assert not (tmp_path / "run").exists()
 
@@ -605,6 +604,6 @@ def test_too_few_classes_or_tiles_of_one_are_refused_by_name(
 def test_a_test_split_that_is_the_training_split_is_refused(cli: Any, tmp_path: Path) -> None:
     for part in ("train", "test"):
         noise(tmp_path / "set" / part, {"A": 8, "B": 8})
-    result = cli.finetune(tmp_path / "run", SMALL, f"data.root={tmp_path / 'set'}", "data.source=folder")
+    result = cli.finetune(tmp_path / "run", f"data.root={tmp_path / 'set'}", "data.source=folder")
     assert_refused(result, "data.root", "of 16 test tiles are training tiles too")
     assert not (tmp_path / "run").exists()

@@ -55,20 +55,29 @@ def exported(cli: Any, pretrained: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
+def resnet18(finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The checkpoint of the finetune run, with a ResNet18 and a head of random weights in place of its own."""
+    content = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)
+    torch.manual_seed(0)
+    content |= {"encoder": build_encoder("resnet18").state_dict(), "head": torch.nn.Linear(512, 2).state_dict()}
+    content["config"]["model"]["name"] = content["encoder_name"] = "resnet18"
+    return content
+
+
+@pytest.fixture(scope="module")
 def batch(tiles: Path) -> torch.Tensor:
     """Five tiles as a net gets them, (5, 3, 32, 32), by another road than ours."""
     files = sorted((tiles / "images").iterdir())[:5]
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]).transpose(0, 3, 1, 2) / 255
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return torch.from_numpy((pixels - mean[:, None, None]) / std[:, None, None]).float()
+    return torch.from_numpy((pixels - 0.5) / 0.5).float()
 
 
 @pytest.fixture(scope="module")
 def features(pretrained: Path, batch: torch.Tensor) -> torch.Tensor:
-    """What torchvision's ResNet18 with the run's weights makes of the batch, (5, 512)."""
-    net = torchvision.models.resnet18()
-    net.fc = torch.nn.Identity()
-    net.load_state_dict(torch.load(pretrained / "checkpoints/last.pt", weights_only=True)["encoder"])
+    """What timm's network with the run's weights makes of the batch, (5, 96)."""
+    net = timm.create_model("test_resnet", num_classes=0)
+    weights = torch.load(pretrained / "checkpoints/last.pt", weights_only=True)["encoder"]
+    net.load_state_dict({key.removeprefix("net."): value for key, value in weights.items()})
     with torch.no_grad():
         return net.eval()(batch)
 
@@ -95,7 +104,7 @@ def test_graphs_give_the_features_for_any_number_of_tiles(
     for count in (1, 5):
         with torch.no_grad():
             found = GRAPHS[suffix](exported[0] / f"encoder.{suffix}", batch[:count])
-        assert found.shape == (count, 512)
+        assert found.shape == (count, 96)
         assert (found - features[:count]).abs().max() <= 1e-4 * features.abs().max()
 
 
@@ -103,10 +112,10 @@ def test_the_json_says_all_that_a_reader_needs(exported: tuple[Path, str], pretr
     out, printed = exported
     facts = json.loads((out / "encoder.json").read_text())
     content = torch.load(pretrained / "checkpoints/last.pt", weights_only=True)
-    assert (facts["encoder"], facts["stem"], facts["output_stride"]) == ("resnet18", "standard", 32)
-    assert (facts["size_px"], facts["mean"], facts["std"]) == (32, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (facts["encoder"], facts["stem"], facts["output_stride"]) == ("timm:test_resnet", "standard", 32)
+    assert (facts["size_px"], facts["mean"], facts["std"]) == (32, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     assert facts["input"]["shape"] == ["batch", 3, 32, 32]
-    assert facts["output"]["shape"] == ["batch", 512]
+    assert facts["output"]["shape"] == ["batch", 96]
     assert facts["classes"] == ["HP", "SSA"]
     assert facts["data_fingerprint"] == content["fingerprint"]
     assert facts["config"] == content["config"]
@@ -127,7 +136,9 @@ def test_the_json_says_all_that_a_reader_needs(exported: tuple[Path, str], pretr
 
 @pytest.mark.parametrize("name", ["encoder.pt", "encoder.safetensors"])
 def test_the_exported_trunk_is_an_encoder_again(exported: tuple[Path, str], pretrained: Path, name: str) -> None:
-    start = frozen_encoder(EncoderConfig(model="resnet18", weights=str(exported[0] / name)))
+    start = frozen_encoder(
+        EncoderConfig(model="timm:test_resnet" if name.endswith(".pt") else None, weights=str(exported[0] / name))
+    )
     trained = torch.load(pretrained / "checkpoints/last.pt", weights_only=True)["encoder"]
     found = start.encoder.state_dict()
     assert found.keys() == trained.keys()
@@ -148,10 +159,8 @@ def test_an_exported_safetensors_file_says_itself_what_it_is(exported: tuple[Pat
 
 
 @pytest.mark.parametrize("stride", [16, 32])
-def test_a_checkpoint_comes_back_with_its_stride(finetuned: Path, tmp_path: Path, stride: int) -> None:
-    content = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)
-    content["output_stride"] = stride
-    torch.save(content, tmp_path / "best.pt")
+def test_a_checkpoint_comes_back_with_its_stride(resnet18: dict[str, Any], tmp_path: Path, stride: int) -> None:
+    torch.save({**resnet18, "output_stride": stride}, tmp_path / "best.pt")
 
     trunk = frozen_encoder(EncoderConfig(weights=str(tmp_path / "best.pt"))).encoder
     classifier, _ = load_classifier(tmp_path / "best.pt", device=torch.device("cpu"))
@@ -185,11 +194,12 @@ def test_torchvision_and_timm_load_a_resnet50_strictly(cli: Any, tmp_path: Path,
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_classifier_gives_its_logits(cli: Any, finetuned: Path, tmp_path: Path, batch: torch.Tensor) -> None:
-    out = tmp_path / "out"
-    result = cli("export", f"checkpoint={finetuned}", "what=classifier", "formats=[pt,torchscript]", f"out={out}")
+def test_a_classifier_gives_its_logits(cli: Any, resnet18: dict[str, Any], tmp_path: Path, batch: torch.Tensor) -> None:
+    out, content = tmp_path / "out", resnet18
+    torch.save(content, tmp_path / "best.pt")
+    words = [f"checkpoint={tmp_path / 'best.pt'}", "what=classifier", "formats=[pt,torchscript]", f"out={out}"]
+    result = cli("export", *words)
     assert result.code == 0, result.err
-    content = torch.load(finetuned / "checkpoints/best.pt", weights_only=True)
     net = torchvision.models.resnet18(num_classes=2)
     net.load_state_dict(torch.load(out / "classifier.pt", weights_only=True))
     with torch.no_grad():
@@ -239,8 +249,8 @@ def test_a_model_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides
         (["checkpoint=none"], ["none: no such run folder or checkpoint file"]),
         (["checkpoint=imagenet", "out=", "model=resnet18"], ["out: missing; imagenet has no run folder"]),
         (["checkpoint={run}/encoder.pt"], ["model: missing", "model=resnet18"]),
-        (["checkpoint={run}/encoder.pt", "model=resnet18"], ["size_px: missing", "size_px=224"]),
-        (["checkpoint={run}/encoder.pt", "model=resnet34", "size_px=32"], ["missing", "layer1.2"]),
+        (["checkpoint={run}/encoder.pt", "model=timm:test_resnet"], ["size_px: missing", "size_px=224"]),
+        (["checkpoint={run}/encoder.pt", "model=resnet34", "size_px=32"], ["missing", "layer1.1"]),
         (["checkpoint={run}/encoder.pt", "model=resnet5", "size_px=32"], ["did you mean resnet50"]),
         (["out={run}", "--overwrite"], ["{run}: holds checkpoints, which this command does not replace"]),
         (["out={run}"], ["{run}: exists and is not empty"]),
@@ -278,7 +288,7 @@ def test_a_missing_extra_is_said_before_anything_is_written(
         (lambda found: found + 0.01 * found.abs().max(), "differ from the model"),
         (lambda found: found[:, :-1], "differ from the model"),
         (lambda found: found * float("nan"), "differ from the model"),
-        (lambda found: 1 / 0, "cannot hold resnet18 (division by zero); leave it out"),
+        (lambda found: 1 / 0, "cannot hold timm:test_resnet (division by zero); leave it out"),
     ],
     ids=["another", "fewer", "nan", "crash"],
 )
@@ -306,7 +316,7 @@ def test_an_earlier_export_is_replaced_with_overwrite_alone(
 
 
 def test_the_folder_of_the_checkpoint_is_not_replaced_by_its_export(cli: Any, pretrained: Path, tmp_path: Path) -> None:
-    words = ["export", f"out={tmp_path / 'out'}", "model=resnet18", "size_px=32"]
+    words = ["export", f"out={tmp_path / 'out'}", "model=timm:test_resnet", "size_px=32"]
     assert cli(*words, f"checkpoint={pretrained}/encoder.pt").code == 0
     refused(cli(*words, f"checkpoint={tmp_path}/out/encoder.pt", "--overwrite"), "would be lost; name another folder")
     assert (tmp_path / "out/encoder.pt").is_file()

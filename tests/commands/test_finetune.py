@@ -39,7 +39,7 @@ KEYS = {
     "busy",
 }
 TIMES = ("tiles_per_second", "busy")
-SMALL = "model.name=timm:test_resnet"  # where the model does not matter
+ENCODER = "timm:test_resnet"  # of the runs here
 
 
 def config(**train: Any) -> FinetuneConfig:
@@ -109,18 +109,18 @@ def test_three_classes_are_calibrated_without_a_threshold(finetuned3: Path) -> N
 def test_weights_of_a_pretrain_run_come_with_their_mean_and_standard_deviation(
     cli: Any, pretrained: Path, tmp_path: Path, differing_tensors: Any
 ) -> None:
-    start = start_encoder(ModelConfig(name="resnet18", weights=str(pretrained)))
+    start = start_encoder(ModelConfig(name=ENCODER, weights=str(pretrained)))
     assert differing_tensors(dict(start.encoder.state_dict()), dict(torch.load(pretrained / "encoder.pt"))) == []
-    assert (start.mean, start.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (start.mean, start.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # timm's of the encoder
 
     content = torch.load(pretrained / "checkpoints/last.pt", weights_only=True)
     content |= {"mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
     torch.save(content, tmp_path / "other.pt")
 
-    start = start_encoder(ModelConfig(name="resnet18", weights=str(tmp_path / "other.pt")))
+    start = start_encoder(ModelConfig(name=ENCODER, weights=str(tmp_path / "other.pt")))
     assert (start.mean, start.std) == ((0.7, 0.5, 0.6), (0.1, 0.2, 0.3))
     start = start_encoder(
-        ModelConfig(name="resnet18", weights=str(tmp_path / "other.pt"), mean=[0.1, 0.1, 0.1], std=[0.9, 0.9, 0.9])
+        ModelConfig(name=ENCODER, weights=str(tmp_path / "other.pt"), mean=[0.1, 0.1, 0.1], std=[0.9, 0.9, 0.9])
     )
     assert (start.mean, start.std) == ((0.1, 0.1, 0.1), (0.9, 0.9, 0.9))
 
@@ -137,12 +137,12 @@ def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
         return config, "\n".join(lines)
 
     config, said = inherited()
-    assert (config.model.name, config.model.stem, config.data.size_px) == ("resnet18", "standard", 32)
-    assert all(part in said for part in ("model.name=resnet18", "data.size_px=32", "model.mean=its own"))
+    assert (config.model.name, config.model.stem, config.data.size_px) == (ENCODER, "standard", 32)
+    assert all(part in said for part in (f"model.name={ENCODER}", "data.size_px=32", "model.mean=its own"))
     config, said = inherited(data={"size_px": 64}, model={"output_stride": 16, "mean": [0.5] * 3})
-    assert (config.model.name, config.model.output_stride, config.data.size_px) == ("resnet18", 16, 64)
+    assert (config.model.name, config.model.output_stride, config.data.size_px) == (ENCODER, 16, 64)
     assert "data.size_px=64 (its tiles had 32 px), model.output_stride=16 (it had 32), model.mean" in said
-    with pytest.raises(ValueError, match="holds resnet18 with the standard stem"):
+    with pytest.raises(ValueError, match=f"holds {ENCODER} with the standard stem"):
         inherited(model={"stem": "small"})
     assert inherit(config.model_copy(update={"model": ModelConfig()}))[1] == []
 
@@ -151,7 +151,7 @@ def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
     assert result.code == 0, result.err
     assert result.out.endswith(f"\nnext: sscl eval {tmp_path / 'run'}\n")
     written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert (written["model"]["name"], written["data"]["size_px"]) == ("resnet18", 32)
+    assert (written["model"]["name"], written["data"]["size_px"]) == (ENCODER, 32)
 
 
 def test_frozen_encoder_stays_bit_identical_while_the_head_learns(
@@ -165,10 +165,10 @@ def test_frozen_encoder_stays_bit_identical_while_the_head_learns(
 
     assert differing_tensors(dict(best(tmp_path / "a")["encoder"]), before) == []  # batch-norm statistics too
     changed = differing_tensors(dict(best(tmp_path / "b")["encoder"]), before)
-    assert {"/conv1.weight", "/bn1.running_mean", "/layer4.1.conv2.weight"} <= set(changed)
+    assert {"/net.conv1.0.weight", "/net.bn1.running_mean", "/net.layer4.0.conv2.weight"} <= set(changed)
     torch.manual_seed(0)
-    start_encoder(ModelConfig(name="resnet18", weights=str(pretrained)))
-    untrained = torch.nn.Linear(512, 2)  # what the seed gives the head
+    start_encoder(ModelConfig(name=ENCODER, weights=str(pretrained)))
+    untrained = torch.nn.Linear(96, 2)  # what the seed gives the head
     assert not torch.equal(best(tmp_path / "a")["head"]["weight"], untrained.weight)
 
 
@@ -186,7 +186,7 @@ def test_frozen_batch_statistics_stay_while_all_else_learns(
 
     def forward(model: Any, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and type(x) is torch.Tensor:  # not the shapes alone, of which memory is told
-            modes.append((model.training, model.encoder.bn1.training, model.encoder.layer4[1].bn2.training))
+            modes.append((model.training, model.encoder.net.bn1.training, model.encoder.net.layer4[0].bn2.training))
         return real_train(model, x)
 
     def pairs(model: Any, *rest: Any, **named: Any) -> Any:
@@ -204,7 +204,7 @@ def test_frozen_batch_statistics_stay_while_all_else_learns(
     before = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
     after = dict(best(tmp_path / "run")["encoder"])
     statistics = {key for key in before if "running" in key or "num_batches" in key}
-    assert len(statistics) == 60
+    assert len(statistics) == 45
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert same == statistics  # the scales and shifts of the batch norms learn
 
@@ -219,11 +219,11 @@ def test_frozen_batch_statistics_of_random_weights_are_warned_of(cli: Any, tmp_p
 def test_weights_of_another_encoder_are_refused_with_the_keys_to_set(
     cli: Any, pretrained: Path, tmp_path: Path
 ) -> None:
-    for wrong in ("model.name=resnet34", "model.stem=small"):
+    for wrong in ("model.name=resnet34", "model.name=timm:test_byobnet"):
         result = cli.finetune(tmp_path / "run", f"model.weights={pretrained}", wrong)
         assert result.code == 2
         assert result.err.count("\n") == 1
-        assert "model.name=resnet18 model.stem=standard" in result.err
+        assert f"model.name={ENCODER} model.stem=standard" in result.err
     bare = cli.finetune(tmp_path / "run", f"model.weights={pretrained / 'encoder.pt'}", "model.name=resnet34")
     assert bare.code == 2
     assert "does not fit resnet34" in bare.err
@@ -238,7 +238,7 @@ def test_test_tiles_change_nothing_and_the_seed_decides(
 ) -> None:
     """Two runs from scratch, with other test tiles (and other test labels) in between, are bit-identical."""
     root = Path(shutil.copytree(folder3, tmp_path / "data"))
-    words = [SMALL, f"data.root={root}", "data.source=folder", "train.epochs=2", "train.learning_rate=1e-3"]
+    words = [f"data.root={root}", "data.source=folder", "train.epochs=2", "train.learning_rate=1e-3"]
     runs = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
     assert cli.finetune(runs[0], *words).code == 0
     for index, path in enumerate(sorted((root / "test").rglob("*.png"))):
@@ -269,7 +269,7 @@ def test_the_test_split_is_loaded_to_be_searched_for_copies_alone(
 
     monkeypatch.setattr(labelled, "load_tiles", spy)
 
-    assert cli.finetune(tmp_path / "run", SMALL).code == 0
+    assert cli.finetune(tmp_path / "run").code == 0
     assert asked == ["train", "test"]
 
 
@@ -296,8 +296,8 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
 
     assert asked == [(epoch, [[0] * 8] * 3, 7) for epoch in (0, 1)]
     sizes = {rate: sum(size for r, size in rates if r == rate) for rate, _ in rates}
-    trunk = {} if frozen else {1e-5: 11_176_512}  # torchvision's ResNet18 without its last layer
-    assert sizes == {**trunk, 1e-2: 512 * 2 + 2}
+    trunk = {} if frozen else {1e-5: 372_688}  # timm's test_resnet without its last layer
+    assert sizes == {**trunk, 1e-2: 96 * 2 + 2}
     assert 0 < read_metrics(tmp_path / "run")[-1]["learning_rate"] < 1e-2
 
 
@@ -320,7 +320,7 @@ def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Pat
         run=str(tmp_path / "run"),
         seed=7,
         data={"root": str(tiles), "published": False, "size_px": 32},
-        model={"name": "resnet18", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
+        model={"name": ENCODER, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
         contrast={"kind": "nt_xent", "projection": {"kind": "mlp", "hidden": 24, "dim": 12}},
         augment={"hue": 0.01, "crop_scale": (0.5, 0.9)},
         train=train,
@@ -337,7 +337,7 @@ def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Pat
     assert {group["momentum"] for group in groups} == {0.5}
     assert job.joint is not None
     assert [layer.weight.shape for layer in job.joint.projection if hasattr(layer, "weight")] == [
-        (24, 512),
+        (24, 96),
         (24,),
         (12, 24),
     ]
@@ -349,8 +349,8 @@ def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Pat
         (job.views.mean, job.views.std), (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6]))
     )
     torch.manual_seed(7)
-    begun = start_encoder(ModelConfig(name="resnet18")).encoder
-    assert torch.equal(job.model.encoder.conv1.weight, begun.conv1.weight)
+    begun = start_encoder(ModelConfig(name=ENCODER)).encoder
+    assert torch.equal(job.model.encoder.net.conv1[0].weight, begun.net.conv1[0].weight)
 
 
 def test_training_metrics_are_means_over_all_steps_and_validation_sees_normalised_tiles(
@@ -384,7 +384,7 @@ def test_training_metrics_are_means_over_all_steps_and_validation_sees_normalise
     monkeypatch.setattr(finetune.features, "outputs", spy_outputs)
     monkeypatch.setattr(finetune, "autocast", spy_autocast)
     words = ["model.mean=[0.25, 0.5, 0.75]", "model.std=[0.5, 1.0, 0.125]", "precision=bf16", "train.select=loss"]
-    words += ["model.output_stride=16"]
+    words += ["model.name=resnet18", "model.output_stride=16"]
 
     assert cli.finetune(tmp_path / "run", *words).code == 0
 
@@ -531,7 +531,7 @@ def test_steps_an_epoch_do_not_depend_on_the_fraction_of_the_labels(
     monkeypatch.setattr(Views, "draw", draw)
     settings = [f"train.label_fraction={share}", "train.steps_per_epoch=4", "train.epochs=2", "train.warmup_epochs=0"]
 
-    result = cli.finetune(tmp_path / "run", SMALL, *settings, *words)
+    result = cli.finetune(tmp_path / "run", *settings, *words)
 
     assert result.code == 0, result.err
     assert "; 4 steps per epoch" in result.out
@@ -541,8 +541,8 @@ def test_steps_an_epoch_do_not_depend_on_the_fraction_of_the_labels(
 
 
 def test_as_many_steps_as_one_pass_has_change_nothing(cli: Any, tmp_path: Path, differing_tensors: Any) -> None:
-    plain = cli.finetune(tmp_path / "plain", SMALL, "train.epochs=2")
-    counted = cli.finetune(tmp_path / "counted", SMALL, "train.epochs=2", "train.steps_per_epoch=3")
+    plain = cli.finetune(tmp_path / "plain", "train.epochs=2")
+    counted = cli.finetune(tmp_path / "counted", "train.epochs=2", "train.steps_per_epoch=3")
 
     assert "; 3 steps per epoch, batch size 8" in plain.out
     assert counted.code == 0, counted.err
@@ -596,7 +596,7 @@ def test_early_stopping_and_ties(cli: Any, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(finetune, "validation_metrics", validate)
 
-    result = cli.finetune(tmp_path / "run", SMALL, "train.epochs=9", "train.patience=2", "train.freeze_encoder=true")
+    result = cli.finetune(tmp_path / "run", "train.epochs=9", "train.patience=2", "train.freeze_encoder=true")
 
     assert result.code == 0, result.err
     assert [row["epoch"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
@@ -709,7 +709,7 @@ def test_a_finetune_run_as_a_start_is_said_and_kept_in_the_history(
 def test_multistep_drops_by_whole_epochs(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
     words = ["train.schedule=multistep", "train.milestones=[1, 3]", "train.gamma=0.5", "train.warmup_epochs=9"]
 
-    result = cli.finetune(tmp_path / "run", SMALL, *words, "train.epochs=4", "train.head_learning_rate=0.008")
+    result = cli.finetune(tmp_path / "run", *words, "train.epochs=4", "train.head_learning_rate=0.008")
 
     assert result.code == 0, result.err
     assert "warmup" not in result.out
@@ -837,7 +837,7 @@ JOINT = ["contrast.kind=cross_view", "contrast.projection.hidden=16", "contrast.
 
 
 def test_joint_training_learns_both(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
-    words = ["train.epochs=6", "train.learning_rate=1e-3", "train.warmup_epochs=0", "train.patience=9"]
+    words = ["train.epochs=6", "train.learning_rate=3e-3", "train.warmup_epochs=0", "train.patience=9"]
 
     result = cli.finetune(tmp_path / "run", *JOINT, *words)
 
@@ -848,7 +848,7 @@ def test_joint_training_learns_both(cli: Any, tmp_path: Path, read_metrics: Any)
     assert rows[-1]["contrast_loss"] < rows[0]["contrast_loss"]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     content = best(tmp_path / "run")
-    assert set(content["encoder"]) == set(start_encoder(ModelConfig(name="resnet18")).encoder.state_dict())
+    assert set(content["encoder"]) == set(start_encoder(ModelConfig(name=ENCODER)).encoder.state_dict())
     assert not any("projection" in key for key in content)
 
 
@@ -868,7 +868,7 @@ def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_the
         return lambda logits, target: events.append("labels") or loss(logits, target)
 
     def pairs(joint: Any, *words: Any, **named: Any) -> Any:
-        weights.append(joint.encoder.conv1.weight.detach().clone())
+        weights.append(joint.encoder.net.conv1[0].weight.detach().clone())
         first, again = real_pairs(joint, *words, **named), real_pairs(joint, *words, **named)
         projected.append(all(torch.equal(a, b) for a, b in zip(first, again, strict=True)))
         return first
@@ -902,7 +902,7 @@ def test_without_its_contrastive_half_joint_training_is_the_plain_run(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, differing_tensors: Any
 ) -> None:
     """Same head to begin with, same order, same views: the contrastive steps are all that differs."""
-    words = [SMALL, "train.epochs=2", "train.learning_rate=1e-3"]
+    words = ["train.epochs=2", "train.learning_rate=1e-3"]
     assert cli.finetune(tmp_path / "plain", *words).code == 0
     assert cli.finetune(tmp_path / "joint", *JOINT, *words).code == 0
     real_step = finetune.take_step

@@ -58,9 +58,8 @@ def closed_form(run: Path, images: Any) -> tuple[Any, Any]:
     """
     model, _ = load_classifier(str(run), device=torch.device("cpu"))
     x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
-        maps = model.forward_features((x - mean[:, None, None]) / std[:, None, None])
+        maps = model.forward_features((x - 0.5) / 0.5)
         cells = maps.shape[2] * maps.shape[3]
         raw = torch.einsum("kc,bchw->bkhw", model.head.weight, maps) / cells
         probabilities = model.forward_head(maps).softmax(1)
@@ -294,8 +293,8 @@ def test_three_classes_explain_the_predicted_one(
         ("finetuned", "threshold=1.5", "threshold", "got 1.5"),
         ("finetuned", "method=gradcamm", "method", "'gradcamm'"),
         ("finetuned", "fuse=sum", "fuse", "'sum'"),
-        ("finetuned", "layer=encoder.layr3", "layer", "did you mean encoder.layer3?"),
-        ("finetuned", "layer=[encoder.layer3, head]", "layer", "head"),
+        ("finetuned", "layer=encoder.net.layr3", "layer", "did you mean encoder.net.layer3?"),
+        ("finetuned", "layer=[encoder.net.layer3, head]", "layer", "head"),
         ("finetuned", "check_tiles=1", "check_tiles", ">= 2"),
     ],
 )
@@ -325,7 +324,7 @@ def test_ids_and_images_exclude_each_other(cli: Any, finetuned: Path, tiles: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["method=layercam", "layer=[encoder.layer3, encoder.layer4]"], ""),
+        (["method=layercam", "layer=[encoder.net.layer3, encoder.net.layer4]"], ""),
         (["method=eigencam"], ""),
         (["method=hirescam"], "account for the whole score"),
     ],
@@ -350,8 +349,7 @@ def test_methods_and_layers(
     config = GradcamConfig(checkpoint="c", **{"layer": [], **dict(yaml_words(words))})
     model, _ = load_classifier(str(finetuned), device=torch.device("cpu"))
     x = torch.from_numpy(np.array(truth[0].images[3:4])).permute(0, 3, 1, 2).float() / 255
-    x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    raw, logits = cam.class_maps(model, x, target=DIFFERENCE, method=config.method, layers=config.layer)
+    raw, logits = cam.class_maps(model, (x - 0.5) / 0.5, target=DIFFERENCE, method=config.method, layers=config.layer)
     assert float(row["raw_maximum"]) == pytest.approx(cam.upsample(raw, size_px=SIDE).max().item(), rel=1e-3, abs=1e-5)
     if said:
         free = (logits - model.head.bias)[0].tolist()
@@ -376,7 +374,7 @@ def checked(
 ) -> tuple[Path, str]:
     """The folder of checked maps of 6 x 6 cells, and what was printed, in one line."""
     out: Path = tmp_path_factory.mktemp("checked") / "out"
-    words = ["checks=true", "check_tiles=4", "layer=encoder.layer3", f"ids=[{truth[0].ids[0]}]", "threshold=0.3"]
+    words = ["checks=true", "check_tiles=4", "layer=encoder.net.layer3", f"ids=[{truth[0].ids[0]}]", "threshold=0.3"]
     result = cli.gradcam(finetuned, f"out={out}", f"data.size_px={SIDE}", *words)
     assert result.code == 0, result.err
     return out, " ".join(result.out.split())
@@ -414,8 +412,7 @@ def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_models(
     assert cli.gradcam(finetuned, f"out={tmp_path / 'out'}", *words).err == "sscl: enough\n"
 
     pixels = torch.from_numpy(np.array(truth[0].images)).permute(0, 3, 1, 2).float() / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    shown = (pixels - mean[:, None, None]) / std[:, None, None]
+    shown = (pixels - 0.5) / 0.5
     rows = [int((shown - one).abs().amax((1, 2, 3)).argmin()) for one in seen["images"]]
     assert len(set(rows)) == 9
     predicted = truth[2].argmax(1)

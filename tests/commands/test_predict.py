@@ -144,7 +144,7 @@ def test_panels_of_the_least_confident(ask: Any, some: Path, finetuned: Path, re
     long = some / f"{'é' * 120}.png"
     sorted(some.iterdir())[0].rename(long)
     # The last features of a tile of 32 px are one cell, of which any box is the whole tile.
-    maps = {"target": "HP", "method": "layercam", "layer": "encoder.layer2", "threshold": 0.5}
+    maps = {"target": "SSA", "method": "layercam", "layer": "encoder.net.layer1", "threshold": 0.9}
     words = [f"gradcam.{key}={value}" for key, value in maps.items()]
     result = ask(finetuned, some, f"out={tmp_path / 'out'}", "panels=3", *words)
     assert result.code == 0, result.err
@@ -156,10 +156,10 @@ def test_panels_of_the_least_confident(ask: Any, some: Path, finetuned: Path, re
         assert float(row["confidence"]) == pytest.approx(float(other["confidence"]), abs=3e-6)
     model = api.load(finetuned, device="cpu")
     for row in table:
-        seen = model.explain(row["path"], target="HP", method="layercam", layers=["encoder.layer2"], threshold=0.5)
+        seen = model.explain(row["path"], target="SSA", method="layercam", layers=["encoder.net.layer1"], threshold=0.9)
         box = seen.boxes[0]
-        assert box == find_box(seen.maps[0], threshold=0.5)
-        assert row["map_of"] == seen.targets[0] == "logit HP at encoder.layer2"
+        assert box == find_box(seen.maps[0], threshold=0.9)
+        assert row["map_of"] == seen.targets[0] == "logit SSA at encoder.net.layer1"
         assert box is not None
         assert 0 < box.area_fraction < 1
         corners = "" if box is None else ",".join(map(str, box.corners))

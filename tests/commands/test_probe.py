@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shutil
@@ -55,25 +54,14 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiles(tmp_path_factory.mktemp("probe") / "colours", COUNTS)
 
 
-@functools.cache
-def random_encoder(spec: EncoderConfig) -> Start:
-    return frozen_encoder(spec)
-
-
 @pytest.fixture
 def probe(cli, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Call `sscl probe` on the colours with a random encoder, and without charts, unless the call says otherwise."""
     draw = probe_plots.draw_charts
-    # Drawing eleven million random numbers is most of the time here.
-    monkeypatch.setattr(
-        probe_inputs,
-        "frozen_encoder",
-        lambda spec: random_encoder(spec) if spec.weights is None else frozen_encoder(spec),
-    )
 
     def call(
         *words: str,
-        encoders: str = "{name: r, model: resnet18}",
+        encoders: str = "{name: r, model: timm:test_resnet}",
         sets: str = "",
         data: str = "",
         charts: bool = False,
@@ -153,8 +141,9 @@ def test_features_are_cached_by_every_pixel():
 
 def test_table_files_and_charts(probe, tmp_path):
     encoders = (
-        "{name: random, model: resnet18, seeds: [0, 1]}, {name: few, model: resnet18, seed: 5, images: 100}, "
-        "{name: many, model: resnet18, seed: 6, images: 1000}"
+        "{name: random, model: timm:test_resnet, seeds: [0, 1]}, "
+        "{name: few, model: timm:test_resnet, seed: 5, images: 100}, "
+        "{name: many, model: timm:test_resnet, seed: 6, images: 1000}"
     )
     result = probe(
         "fractions=[0.25, 1]", "reference=random", encoders=encoders, data=", holdout_fraction: 0.25", charts=True
@@ -222,8 +211,8 @@ def test_the_second_run_computes_no_features(probe, forwards, tmp_path):
     assert forwards == []
     assert report_of(tmp_path) == first
     # Another seed of the weights, another size, or adapted statistics are other features.
-    for changed in ("seed: 1", "size_px: 24", "adapt_batch_norm: true", "mean: [0.5, 0.5, 0.5]"):
-        assert probe("--overwrite", encoders=f"{{name: r, model: resnet18, {changed}}}").code == 0
+    for changed in ("seed: 1", "size_px: 24", "adapt_batch_norm: true", "mean: [0.4, 0.5, 0.5]"):
+        assert probe("--overwrite", encoders=f"{{name: r, model: timm:test_resnet, {changed}}}").code == 0
         assert sorted(forwards) == [24, 52], changed
         forwards.clear()
     assert probe("--overwrite", "precision=bf16").code == 0
@@ -264,8 +253,8 @@ def test_fractions_and_seeds_arrive_where_tiles_are_drawn(probe, monkeypatch):
 
 
 def test_features_are_those_of_the_encoder_at_its_own_size(probe, tmp_path, colours):
-    assert probe(encoders="{name: r, model: resnet18, seed: 3, size_px: 24, mean: [0.5, 0.5, 0.5]}").code == 0
-    start = frozen_encoder(EncoderConfig(model="resnet18", seed=3, mean=(0.5, 0.5, 0.5)))
+    assert probe(encoders="{name: r, model: timm:test_resnet, seed: 3, size_px: 24, mean: [0.5, 0.5, 0.5]}").code == 0
+    start = frozen_encoder(EncoderConfig(model="timm:test_resnet", seed=3, mean=(0.5, 0.5, 0.5)))
     tile = Image.open(colours / "test" / "benign" / "benign_0.png").resize((24, 24), Image.Resampling.BICUBIC)
     x = torch.from_numpy(np.asarray(tile) / 255).float().permute(2, 0, 1)[None]
     x = (x - torch.tensor(start.mean)[:, None, None]) / torch.tensor(start.std)[:, None, None]
@@ -275,14 +264,14 @@ def test_features_are_those_of_the_encoder_at_its_own_size(probe, tmp_path, colo
 
 
 def test_adapted_statistics_are_those_of_each_part(probe, tmp_path, colours):
-    assert probe(encoders="{name: r, model: resnet18, adapt_batch_norm: true}").code == 0
+    assert probe(encoders="{name: r, model: timm:test_resnet, adapt_batch_norm: true}").code == 0
     adapted = cached_parts(tmp_path)
     shutil.rmtree(tmp_path / "cache")
     assert probe("--overwrite").code == 0
     plain = cached_parts(tmp_path)
     for count in (52, 24):
         assert not np.allclose(adapted[count], plain[count], rtol=0.1)
-    start = frozen_encoder(EncoderConfig(model="resnet18"))
+    start = frozen_encoder(EncoderConfig(model="timm:test_resnet"))
     given = {"mean": torch.tensor(start.mean), "std": torch.tensor(start.std)}
     for part, count in (("train", 52), ("test", 24)):
         images = load_folder(colours, split=part, size_px=32, cache_dir=tmp_path / "cache").images
@@ -296,7 +285,7 @@ def test_adapted_statistics_are_those_of_each_part(probe, tmp_path, colours):
 
 
 def run_notes(probe: Any, extra: str) -> list[str]:
-    result = probe("--overwrite", encoders=f"{{name: r, model: resnet18, {extra}}}")
+    result = probe("--overwrite", encoders=f"{{name: r, model: timm:test_resnet, {extra}}}")
     assert result.code == 0, result.err
     return [line.removeprefix("note: ") for line in result.out.splitlines() if line.startswith("note: ")]
 
@@ -372,7 +361,7 @@ def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, co
     (tmp_path / "groups.csv").write_text("\n".join(lines) + "\n")
     result = probe(
         "reference=a",
-        encoders="{name: a, model: resnet18}, {name: b, model: resnet18, seed: 1}",
+        encoders="{name: a, model: timm:test_resnet}, {name: b, model: timm:test_resnet, seed: 1}",
         data=f", groups_csv: {tmp_path / 'groups.csv'}, holdout_fraction: 0.25",
     )
     assert result.code == 0, result.err
@@ -461,17 +450,20 @@ class TestFaults:
         [
             ("{name: a, model: resnet19}", r"encoders\.0\.model: .*resnet18"),
             (
-                "{name: a, model: resnet18, weigths: x}",
+                "{name: a, model: timm:test_resnet, weigths: x}",
                 r"encoders\.0\.weigths: unknown key; did you mean encoders\.0\.w",
             ),
-            ("{model: resnet18}", r"encoders\.0\.name: missing"),
-            ("{name: a, model: resnet18}, {name: a, model: resnet34}", r"encoders: 2 of them have the name 'a'"),
+            ("{model: timm:test_resnet}", r"encoders\.0\.name: missing"),
+            (
+                "{name: a, model: timm:test_resnet}, {name: a, model: resnet34}",
+                r"encoders: 2 of them have the name 'a'",
+            ),
             ("{name: a, weights: nowhere}", r"encoders\.0 \(a\): nowhere: no such run folder or checkpoint file"),
             ("{name: a}", r"encoders\.0 \(a\): model: missing"),
             ("", r"encoders: is empty; name at least 1"),
             ("{name: a, weights: x, seeds: [0, 1]}", r"encoders\.0\.weights: .*\{seed\}.*\[0, 1\].* got 'x'"),
             (
-                "{name: a, model: resnet18, seeds: [1, 1]}",
+                "{name: a, model: timm:test_resnet, seeds: [1, 1]}",
                 r"encoders\.0\.seeds: must be different integers",
             ),
         ],
@@ -542,7 +534,9 @@ class TestFaults:
         assert "sets.1.root" in result.err
 
     def test_seeds_that_do_not_pair(self, probe):
-        encoders = "{name: a, model: resnet18, seeds: [0, 1]}, {name: b, model: resnet18, seeds: [2, 3]}"
+        encoders = (
+            "{name: a, model: timm:test_resnet, seeds: [0, 1]}, {name: b, model: timm:test_resnet, seeds: [2, 3]}"
+        )
         result = probe("reference=a", encoders=encoders)
         assert result.code == 2
         assert "sscl: reference: a has the seeds [0, 1] and b has [2, 3]; pairs need the same seeds" in result.err
@@ -550,7 +544,7 @@ class TestFaults:
 
 def test_an_encoder_that_diverged_is_named(probe, tmp_path, pretrained):
     content = torch.load(pretrained / "checkpoints" / "last.pt", weights_only=True)
-    content["encoder"]["bn1.running_mean"].fill_(float("nan"))
+    content["encoder"]["net.bn1.running_mean"].fill_(float("nan"))
     torch.save(content, tmp_path / "broken.pt")
     result = probe(encoders=f"{{name: broken, weights: {tmp_path / 'broken.pt'}}}")
     assert result.code == 2
@@ -573,7 +567,7 @@ def test_an_existing_folder_is_not_replaced(probe, tmp_path, snapshot, forwards)
 
 
 def test_the_set_may_not_lie_in_the_folder_to_write(probe, colours, cli, forwards):
-    words = [f"out={colours}", "encoders=[{name: r, model: resnet18}]", *TINY, "--overwrite"]
+    words = [f"out={colours}", "encoders=[{name: r, model: timm:test_resnet}]", *TINY, "--overwrite"]
     result = cli("probe", *words, f"sets=[{{name: c, source: folder, root: {colours}}}]")
     assert result.code == 2
     assert (colours / "train").is_dir()

@@ -156,7 +156,7 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
 ) -> None:
     ids = [row["id"] for row in read_rows(study / "eval_test/predictions.csv")][:4]
     # The last features of a tile of 32 px are one cell, of which any box is the whole tile.
-    made = cli.gradcam(study, f"ids={json.dumps(ids)}", "threshold=0.45", "method=layercam", "layer=encoder.layer2")
+    made = cli.gradcam(study, f"ids={json.dumps(ids)}", "threshold=0.45", "method=layercam", "layer=encoder.net.layer2")
     assert made.code == 0, made.err
     verdicts = {
         "randomisation": "passed",
@@ -175,7 +175,7 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
     assert len(rows) == 4
     assert found["threshold"] == 0.45
     assert found["map_side"] == 4
-    assert "maps: layercam of encoder.layer2" in found["note"].lower()
+    assert "maps: layercam of encoder.net.layer2" in found["note"].lower()
     for row in rows:
         tile = shown[row["id"]]
         box = [int(row[key]) for key in ("x0", "y0", "x1", "y1")] if row["positive_evidence"] == "yes" else None
