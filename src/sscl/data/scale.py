@@ -43,7 +43,7 @@ def _file_sides(data: DataConfig, tiles: Tiles) -> set[int]:
         path = tile_file(data, tiles.ids[row])
         try:
             with Image.open(str(path)) as image:  # the header alone
-                found.add(image.width)
+                found.add(min(image.size) if data.fit == "crop" else image.width)  # as decode_image counts
         except OSError:
             continue
     return found
