@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sscl.config import DataConfig, FinetuneConfig, plain
+from sscl.config import DataConfig, FinetuneConfig, SourceConfig, plain
 from sscl.data.tiles import Tiles
 from sscl.evaluate import lineage
 from sscl.evaluate.lineage import NO_SLIDE_IDS, Choice, caveats, seen_in_training
@@ -29,6 +29,17 @@ def test_another_way_of_splitting_than_training_s_is_warned_of() -> None:
     assert "training tiles" in str(note("all"))
     assert "data.split_seed differs" in str(note("test", split_seed=1))
     assert "data.protocol differs" in str(note("test", protocol="paper_balanced"))
+
+
+@pytest.mark.parametrize(("labels", "warned"), [(False, True), (True, False)])
+def test_pretraining_on_a_set_that_it_used_whole_is_warned_of(tmp_path: Path, labels: bool, warned: bool) -> None:
+    (tmp_path / "A").mkdir()
+    data = DataConfig(root=str(tmp_path))
+    pretrained = SourceConfig(root=str(tmp_path), labels=labels)
+    note = seen_in_training(data, pretrained, split="test")
+    assert ("pretraining took all tiles" in str(note)) is warned
+    (tmp_path / "Train").mkdir()
+    assert seen_in_training(data, pretrained, split="test") is None
 
 
 def test_nothing_but_the_file_decides_the_split_of_an_npz_file() -> None:
