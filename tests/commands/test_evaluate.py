@@ -490,7 +490,10 @@ def test_every_source_that_the_encoder_was_pretrained_on_is_compared(
 ) -> None:
     """The second source was split by another seed: some of its training tiles are test tiles here."""
     folder = {"source": "folder", "root": str(folder3 / "train")}  # CLASS/*, so split by seed
-    sources = [{"root": str(tiles), "published": False, "size_px": 32, "tiles": 8}, {**folder, "split_seed": 1}]
+    sources = [
+        {"root": str(tiles), "published": False, "size_px": 32, "tiles": 8},
+        {**folder, "split_seed": 1, "labels": True},
+    ]
     words = [f"data.{key}={value}" for key, value in folder.items()]
 
     assert cli.pretrain(tmp_path / "ssl", f"data={json.dumps(sources)}").code == 0
