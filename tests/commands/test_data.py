@@ -158,7 +158,7 @@ def test_two_views_are_those_of_pretraining(
 ) -> None:
     """Without any augmentation both views are the tile itself; with it neither is."""
     drawn: list[Any] = []
-    monkeypatch.setattr(data.sheets, "plot_views", lambda o, a, b, *, ids, path: drawn.append((o, a, b)))
+    monkeypatch.setattr(data.sheets, "plot_views", lambda o, a, b, *, ids, path, note: drawn.append((o, a, b)))
     monkeypatch.setattr(data.sheets, "contact_sheet", lambda *_, **__: None)
     monkeypatch.setattr(data.charts, "plot_class_distribution", lambda *_, **__: None)
     nothing = [f"augment.{key}_probability=0" for key in ("hflip", "vflip", "affine", "blur", "jitter")]

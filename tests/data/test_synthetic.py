@@ -270,3 +270,18 @@ def test_workers_that_cannot_start_are_explained(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-"], input=program, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ran.stderr.splitlines()[-1].startswith("ValueError: workers: a drawing process died")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "ids", "said"),
+    [
+        ("synthetic", ["a.png"], True),
+        ("mhist", ["syn_00001.png", "syn_123456.png"], True),
+        ("folder", ["HP/syn_00001.png", "SSA\\syn_00002.png"], True),
+        ("folder", ["syn_00001.png", "MHIST_aaa.png"], False),
+        ("mhist", ["mysyn_00001.png"], False),
+        ("folder", [], False),
+    ],
+)
+def test_synthetic_tiles_are_known_by_source_or_name(source: str, ids: list[str], said: bool) -> None:
+    assert synthetic.is_synthetic(source, ids) is said

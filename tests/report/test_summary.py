@@ -125,3 +125,12 @@ def test_the_verdicts_on_heatmaps_are_those_of_the_checks(map_checks):
     assert found[checks.deletion_insertion.question] == "not assessed"
     without = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=None))
     assert without["Can the heatmaps be trusted?"] == "not assessed"
+
+
+def test_synthetic_tiles_are_called_so():
+    one = reported(subject(), synthetic=True)
+    assert "synthetic" in one.split
+    assert "synthetic" in one.title
+    first = summary.summary(one, training_tiles=1, audits=[], checks=None)["blocks"][0]
+    assert "drawn by a program" in first["text"]
+    assert "synthetic" not in json.dumps(summary.summary(subject(), training_tiles=1, audits=[], checks=None))

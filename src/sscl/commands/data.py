@@ -15,7 +15,7 @@ from sscl.config import DataConfig, InspectConfig, SynthConfig
 from sscl.data.load import accounts, load_splits, tile_file
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
 from sscl.data.pathmnist import stored_size_px
-from sscl.data.synthetic import write_synthetic
+from sscl.data.synthetic import SAID, is_synthetic, write_synthetic
 from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
 from sscl.evaluate.lineage import NO_SLIDE_IDS
@@ -63,13 +63,14 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     shown = first.subset(rows)
 
     run.start_folder(out, config, overwrite=overwrite)
+    note = SAID if is_synthetic(config.data.source, first.ids) else ""
     captions = [f"{name}\n{label(shown, i)}" for i, name in enumerate(shown.ids)]
-    sheets.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png")
+    sheets.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png", note=note)
     counts = {name: tiles.class_counts() for name, tiles in splits.items()}
     charts.plot_class_distribution(
         counts, path=out / "distribution.png", title=f"Class distribution of {Path(config.data.root).name}"
     )
-    draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png")
+    draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png", note=note)
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
     if len(splits) > 1:
         print(next_command("data audit", config.data.root, f"out={out}-audit"))
@@ -134,7 +135,7 @@ def spread(tiles: Tiles, *, limit: int, seed: int) -> NDArray[np.int64]:
     return chosen.astype(np.int64)
 
 
-def draw_views(tiles: Tiles, rows: NDArray[np.int64], *, config: InspectConfig, path: Path) -> None:
+def draw_views(tiles: Tiles, rows: NDArray[np.int64], *, config: InspectConfig, path: Path, note: str) -> None:
     """Draw tiles beside the two views that pretraining makes of them in its first epoch."""
     images = torch.from_numpy(np.array(tiles.images[rows]))
     augmentation = Augmentation(**config.augment.model_dump())
@@ -153,4 +154,4 @@ def draw_views(tiles: Tiles, rows: NDArray[np.int64], *, config: InspectConfig, 
         for which in (0, 1)
     ]
     first, second = ((x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for x in pair)
-    sheets.plot_views(images.numpy(), first, second, ids=[tiles.ids[row] for row in rows], path=path)
+    sheets.plot_views(images.numpy(), first, second, ids=[tiles.ids[row] for row in rows], path=path, note=note)

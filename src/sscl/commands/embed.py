@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sscl import run, writing
 from sscl.config import DataConfig, EmbedConfig, EncoderConfig
 from sscl.data.load import all_rows, describe_tiles, load_tiles
+from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate.clusters import (
@@ -195,6 +196,7 @@ def draw_map(
 ) -> None:
     """Draw a map coloured by class, or by cluster where nothing is labelled."""
     shown = np.isfinite(points).all(1)
+    noun = "synthetic tiles" if is_synthetic("", tiles.ids) else "tiles"
     labelled = bool((tiles.labels[shown] >= 0).any())
     labels = tiles.labels if labelled else cluster
     classes = list(tiles.classes) if labelled else [f"cluster {number}" for number in range(cluster.max() + 1)]
@@ -204,7 +206,7 @@ def draw_map(
         labels=labels[shown],
         classes=classes,
         path=path,
-        title=f"{NAMES[name]} of {int(shown.sum()):,} tiles, coloured by {'class' if labelled else 'cluster'}",
+        title=f"{NAMES[name]} of {int(shown.sum()):,} {noun}, coloured by {'class' if labelled else 'cluster'}",
         axis_labels=(axes[0], axes[1]) if name == "pca" else None,
     )
 
@@ -218,7 +220,8 @@ def draw_clusters(tiles: Tiles, cluster: NDArray[np.int64], config: EmbedConfig,
         drawn = rng.choice(members, min(config.per_cluster, len(members)), replace=False)
         rows.append(np.stack([tiles.images[row] for row in drawn]))
         captions.append(cluster_caption(number, cluster_facts(cluster == number, tiles), total=len(tiles)))
-    title = f"{config.clusters} clusters of {len(tiles):,} tiles, up to {config.per_cluster} drawn at random from each"
+    noun = "synthetic tiles" if is_synthetic("", tiles.ids) else "tiles"
+    title = f"{config.clusters} clusters of {len(tiles):,} {noun}, up to {config.per_cluster} drawn at random from each"
     embedding_plots.cluster_sheet(rows, captions=captions, path=path, title=title)
 
 

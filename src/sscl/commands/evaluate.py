@@ -9,6 +9,7 @@ from sscl import run
 from sscl.config import EvalConfig
 from sscl.data import task
 from sscl.data.load import all_rows, describe_tiles, load_tiles
+from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
 from sscl.evaluate import calibration, card_results, evaluation, evaluation_text, lineage, predictions
@@ -92,9 +93,11 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         data_fingerprint=tiles.fingerprint,
         test_time_augmentation=config.tta,
         precision=precision,
+        synthetic=is_synthetic(data.source, tiles.ids),
     )
     left_out = len(whole) - len(tiles)
     caveats = [
+        *([SAID] if evaluated.synthetic else []),
         *unfinished_notes(config.checkpoint),
         *guessed_positive(tiles.classes, positive, wanted=config.positive),
         *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
@@ -145,7 +148,7 @@ def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Pat
 
 def draw(out: Path, tiles: Tiles, report: Evaluation, *, probabilities: FloatArray, positive: int | None) -> None:
     """Write the pictures."""
-    title = f"{report.split} split, {count(len(tiles), 'tile')}"
+    title = f"{report.split} split, {count(len(tiles), 'synthetic tile' if report.synthetic else 'tile')}"
     matrix = [list(row) for row in report.confusion_matrix]
     charts.plot_confusion(matrix, classes=tiles.classes, path=out / "confusion.png", title=title)
     for name, plot in (("roc", charts.plot_roc), ("precision_recall", charts.plot_precision_recall)):

@@ -27,6 +27,7 @@ from sscl.data.polyp import draw_polyp, draw_slide_look
 from sscl.progress import over
 from sscl.writing import naming, replacing_folder, write_csv
 
+SAID = "synthetic tiles, drawn by a program: they say nothing about tissue"
 TILES_PER_SLIDE = 8
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
 

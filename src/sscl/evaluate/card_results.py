@@ -65,9 +65,10 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
 def _facts(report: Evaluation, trained: DataConfig) -> list[list[str]]:
     same = not report.external and Path(report.data.root).resolve() == Path(trained.root).resolve()
     after = report.calibration.after
+    counts = [f"{number} {code(label)}" for label, number in report.class_counts.items()]
     return [
         ["set", set_name(report.data) + ("" if same else ", **not the set of training**")],
-        ["tiles", f"{report.tiles} ({listed([f'{n} {code(label)}' for label, n in report.class_counts.items()])})"],
+        ["synthetic tiles" if report.synthetic else "tiles", f"{report.tiles} ({listed(counts)})"],
         ["epoch of the checkpoint", str(report.epoch)],
         ["temperature", f"{report.calibration.temperature:.3f}"],
         [

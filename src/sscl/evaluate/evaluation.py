@@ -135,6 +135,7 @@ class Evaluated(Record):
     """What was evaluated on what.
 
     external: whether this is another set than the one trained on. precision: of the encoder; logits are always float32.
+    synthetic: whether the tiles were drawn by a program.
     """
 
     checkpoint: str
@@ -150,6 +151,7 @@ class Evaluated(Record):
     data_fingerprint: str
     test_time_augmentation: bool
     precision: str
+    synthetic: bool = False
 
 
 class Results(Record):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import run
+from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics, proportions
 from sscl.evaluate.card_results import BEGIN, END, cells, last_part, metric_rows, set_name
@@ -35,10 +36,12 @@ class Part:
 
     Attributes:
         counts: tiles of each class. groups: how many groups they are of; None where there are none.
+        synthetic: whether they were drawn by a program.
     """
 
     counts: Mapping[str, int]
     groups: int | None
+    synthetic: bool = False
 
 
 def part_of(tiles: Tiles, rows: NDArray[np.int64]) -> Part:
@@ -47,6 +50,7 @@ def part_of(tiles: Tiles, rows: NDArray[np.int64]) -> Part:
     return Part(
         counts=dict(zip(tiles.classes, found.tolist(), strict=True)),
         groups=None if tiles.groups is None else len(np.unique(tiles.groups[rows])),
+        synthetic=is_synthetic("", tiles.ids),
     )
 
 
@@ -79,10 +83,12 @@ def model_card(
     name = folder.resolve().name
     classes = listed([code(label) for label in checkpoint.classes])
     environment = run.environment()
+    synthetic = train.synthetic or checkpoint.finetune_config.data.source == "synthetic"
+    tiles = "**synthetic tiles, drawn by a program**" if synthetic else "tiles of H&E-stained tissue"
     lines = [
         f"# Model card: {code(name)}",
         "",
-        f"A {code(checkpoint.encoder_name)} that tells {classes} apart on tiles of H&E-stained tissue, "
+        f"A {code(checkpoint.encoder_name)} that tells {classes} apart on {tiles}, "
         f"{checkpoint.size_px} px a side. **Research software, not a medical device: do not base a diagnosis on it.**",
         "",
         f"Written by `sscl finetune` (sscl {environment.sscl}) on {environment.date[:10]}. `sscl eval` rewrites "
@@ -283,8 +289,8 @@ def _limit_lines(checkpoint: Checkpoint, train: Part, *, warnings: Sequence[str]
     if not slides_known:
         found.append(f"{NO_SLIDE_IDS[0].upper()}{NO_SLIDE_IDS[1:]}.")
     found += [escaped(f"{text[0].upper()}{text[1:]}.") for text in warnings]
-    if data.source == "synthetic":
-        found.append("The tiles are drawn by a program: the metrics say nothing about tissue.")
+    if train.synthetic or data.source == "synthetic":
+        found.append(f"{SAID[0].upper()}{SAID[1:]}.")
     if min(train.counts.values()) < 50:
         rarest = min(train.counts, key=lambda label: train.counts[label])
         found.append(f"Few training tiles: {train.counts[rarest]} of {code(rarest)}.")

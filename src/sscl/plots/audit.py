@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from sscl.data.audit import Findings, Parts
 from sscl.data.duplicates import Pair
 from sscl.data.outliers import Outlier
+from sscl.data.synthetic import SAID, is_synthetic
 from sscl.plots import base, sheets
 
 _ACROSS = "#D55E00"
@@ -31,7 +32,7 @@ def draw_pairs(parts: Parts, found: Findings, *, limit: int, path: Path) -> None
         across=[pair in across for pair in shown],
         path=path,
         title=f"{len(shown)} of {len(found.pairs):,} pairs, those across splits first "
-        f"({len(across):,} pairs, thick frame)",
+        f"({len(across):,} pairs, thick frame){'; ' * bool(_note(parts))}{_note(parts)}",
     )
 
 
@@ -47,7 +48,12 @@ def draw_outliers(parts: Parts, outliers: Sequence[Outlier], *, limit: int, path
         np.stack([parts.images[outlier.row] for outlier in shown]),
         captions=[f"{tile_caption(parts, outlier.row)}\n{outlier_caption(outlier)}" for outlier in shown],
         path=path,
+        note=_note(parts),
     )
+
+
+def _note(parts: Parts) -> str:
+    return SAID if is_synthetic("", parts.ids) else ""
 
 
 def tile_caption(parts: Parts, row: int) -> str:

@@ -14,7 +14,7 @@ from sscl.plots.base import ByteArray
 
 
 def contact_sheet(
-    images: ByteArray, *, captions: Sequence[str], path: str | os.PathLike[str], columns: int = 8
+    images: ByteArray, *, captions: Sequence[str], path: str | os.PathLike[str], columns: int = 8, note: str = ""
 ) -> None:
     """Draw tiles in a grid, each with its caption.
 
@@ -22,7 +22,7 @@ def contact_sheet(
         images: uint8 (N, H, W, 3), N >= 1.
         captions: N texts; a long one is shortened in the middle, line breaks stay.
         path: the PNG to write.
-        columns: tiles in a row.
+        columns: tiles in a row. note: below all.
 
     Raises:
         ValueError: wrong shapes, or columns < 1. FileNotFoundError: the folder of path does not exist.
@@ -40,6 +40,7 @@ def contact_sheet(
         columns=columns,
         caption_inches=0.08 + 0.15 * lines,
         path=path,
+        note=note,
     )
 
 
@@ -50,12 +51,13 @@ def plot_views(
     *,
     ids: Sequence[str],
     path: str | os.PathLike[str],
+    note: str = "",
 ) -> None:
     """Draw tiles beside their two augmented views, one tile per row.
 
     Args:
         originals, first, second: uint8 (N, H, W, 3), N >= 1; the views may have another size than the
-        originals. ids: N names of the tiles. path: the PNG to write.
+        originals. ids: N names of the tiles. path: the PNG to write. note: below all.
 
     Raises:
         ValueError: the numbers of tiles differ. FileNotFoundError: the folder of path does not exist.
@@ -73,6 +75,7 @@ def plot_views(
         columns=3,
         caption_inches=0.23,
         path=path,
+        note=note,
     )
 
 
@@ -127,6 +130,7 @@ def _grid(
     columns: int,
     caption_inches: float,
     path: str | os.PathLike[str],
+    note: str,
 ) -> None:
     """Draw rows of tiles with a caption above each, at computed places: layout engines are slow here."""
     tile, gap = 224 / base.DPI, 0.08  # inches: a 224 px tile keeps its pixels
@@ -140,4 +144,6 @@ def _grid(
             axes.imshow(image, interpolation="nearest")
             axes.set_axis_off()
             axes.set_title(above(row, column), fontsize=8, pad=2, linespacing=1.1)
+    if note:
+        figure.text(gap / width, -0.02 / height, base.plain(note), fontsize=8, va="top")
     base.save_figure(figure, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sscl.data.load import has_validation
+from sscl.data.synthetic import SAID
 from sscl.evaluate import evaluation_text
 from sscl.evaluate.metrics import MANY_CLASSES, OF_A_CLASS, confusions, shown_of, worst_classes
 from sscl.plots import charts
@@ -32,6 +33,7 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     """
     section = subject.report.data
     facts: dict[str, str] = {"folder": section.root, "source": section.source}
+    facts |= {"tiles": SAID} if subject.report.synthetic else {}
     facts |= {"protocol": subject.report.protocol} if subject.report.protocol else {}
     facts |= {"tile size": f"{section.size_px} px", "stain normalisation": section.stain}
     own = has_validation(subject.trained.finetune_config.data)

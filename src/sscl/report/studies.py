@@ -31,7 +31,7 @@ def pretraining(
     facts = {
         "encoder": config.model.name,
         "initial weights": str(config.model.weights or "random"),
-        "tiles": ", ".join(source.root for source in config.data),
+        "tiles": ", ".join(source.root + " (synthetic)" * (source.source == "synthetic") for source in config.data),
         "tile size": f"{config.data[0].size_px} px",
         "batch size": f"{train.batch_size} tiles, two views each",
         "loss": f"{train.loss} at temperature {train.temperature:g}",

@@ -62,12 +62,12 @@ class Subject:
         """The tiles that were evaluated on, in words."""
         if self.report.split == "all":
             return f"set {self.set_name}" + (", which is not the one trained on" if self.report.external else "")
-        return f"{self.report.split} split of {self.set_name}"
+        return f"{self.report.split} split of {'the synthetic set ' * self.report.synthetic}{self.set_name}"
 
     @property
     def title(self) -> str:
         """Above the charts."""
-        return f"{self.report.split} split, {self.report.tiles} tiles"
+        return f"{self.report.split} split, {self.report.tiles} {'synthetic ' * self.report.synthetic}tiles"
 
 
 def evaluation_of(folder: Path, data: Mapping[str, object], split: str | None) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sscl.data.audit import Audit
 from sscl.data.load import has_validation
+from sscl.data.synthetic import SAID
 from sscl.evaluate import evaluation_text, verdicts
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.verdicts import Outcome
@@ -48,6 +49,8 @@ def summary(
     ]
     if report.caveats:
         found += [blocks.paragraph("Limitations:"), blocks.bullets(report.caveats)]
+    if report.synthetic:
+        found.insert(0, blocks.paragraph(blocks.sentence(SAID)))
     return blocks.section("summary", "Summary", [*found, blocks.paragraph(NOT_A_DEVICE)])
 
 

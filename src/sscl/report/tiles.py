@@ -6,6 +6,7 @@ import numpy as np
 
 from sscl.config import DataConfig, GradcamConfig, ReportConfig
 from sscl.data.load import load_tiles, tile_file
+from sscl.data.synthetic import SAID
 from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.metrics import IntArray
@@ -76,7 +77,12 @@ def build_gallery(
             "explain that prediction: the evaluation used test-time augmentation, other tiles or another device"
         )
     pixels = (tiles.images[row] for row in rows)
-    notes = [how, *picture_notes(data, from_files=whole), *map_notes(settings, checks)]
+    notes = [
+        how,
+        *([SAID] if subject.report.synthetic else []),
+        *picture_notes(data, from_files=whole),
+        *map_notes(settings, checks),
+    ]
     return gallery.build(
         subject.found,
         chosen,
