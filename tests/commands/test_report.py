@@ -122,7 +122,8 @@ def test_the_page_of_a_run_holds_its_metrics_and_all_its_tiles(
         assert np.abs(np.asarray(picture, dtype=float) - original).mean() < 8
     counted = next(block for block in section(content, "data")["blocks"] if block["kind"] == "table")["rows"]
     assert counted == [["train", "16", "16", "32", "4"], ["test", "8", "8", "16", "2"]]
-    assert "(32 tiles)" in section(content, "summary")["blocks"][0]["text"]
+    assert "drawn by a program" in section(content, "summary")["blocks"][0]["text"]
+    assert "(32 tiles)" in section(content, "summary")["blocks"][1]["text"]
 
 
 def checked(outcomes: dict[str, str]) -> dict[str, Any]:

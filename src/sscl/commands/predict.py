@@ -31,7 +31,8 @@ from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import precision_notes
 from sscl.plots import cam as cam_plots
 from sscl.progress import Bar
-from sscl.records import Record, write_record
+from sscl.records import write_record
+from sscl.report.predicted import FILE, Summary
 from sscl.words import count, next_command, some
 
 UNREADABLE = 3  # exit code where some files could not be used
@@ -98,7 +99,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
             pictures = draw_panels(model, found, tally, config, folder=folder)
         if tally.faults:
             writing.write_csv(folder / "unreadable.csv", ["path", "reason"], tally.faults)
-        write_record(folder / "summary.json", summary(model, found, tally, config))
+        write_record(folder / FILE, summary(model, found, tally, config))
     print(f"device: {describe_device(model.device)}, precision {model.precision}")
     for line in described(model, found, tally, config):
         print(line)
@@ -248,44 +249,6 @@ def threshold_origin(model: api.Model, config: PredictConfig) -> str:
         return f"confidence={config.confidence:g}"
     tiles = model.checkpoint.fitted.tiles
     return f"limit {100 * config.abstain:g}% of {tiles} validation tiles"
-
-
-class Summary(Record):
-    """summary.json.
-
-    Attributes:
-        checkpoint, epoch, classes, size_px, stain: of the classifier.
-        temperature: logits were divided by it. calibrated: whether it is the fitted one.
-        precision: of the encoder; temperature and thresholds were fitted in the one that `notes` names if it differs.
-        decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
-        tiles: how many were predicted. class_counts, undecided: these, and the abstentions among them, by class.
-        unreadable: files that could not be used. repeated: mentions of files that were listed already.
-        passed_over: other files, by suffix or kind. source_px: files by their side.
-        fit: what became of images that are not square. changes: how many were changed, by `images.CHANGES`.
-        notes: what a reader must know, a sentence each.
-    """
-
-    checkpoint: str
-    epoch: int
-    classes: tuple[str, ...]
-    size_px: int
-    stain: str
-    temperature: float
-    calibrated: bool
-    test_time_augmentation: bool
-    precision: str
-    decide_from: float | None
-    decide_from_method: str
-    tiles: int
-    class_counts: dict[str, int]
-    undecided: dict[str, int]
-    unreadable: int
-    repeated: int
-    passed_over: dict[str, int]
-    fit: str
-    changes: dict[str, int]
-    source_px: dict[str, int]
-    notes: tuple[str, ...]
 
 
 def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Summary:

@@ -16,6 +16,7 @@ from sscl.records import read_record
 from sscl.report import page
 from sscl.report.contents import page_content
 from sscl.report.folders import sort_folders
+from sscl.report.predicted import predicted_content, read_predicted
 from sscl.report.subject import add_own_folders, evaluation_of, read_subject
 from sscl.words import next_command
 
@@ -30,6 +31,11 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     own = next(iter(sources.get("finetune", [])), None)  # what the page is about
     out = Path(config.out) if config.out is not None else Path(own or config.runs[0]) / "report.html"
     check_page(out, overwrite=overwrite)
+    predicted = None
+    if "predict" in sources:
+        if len(config.runs) > 1:
+            raise ValueError("runs: a folder of sscl predict has a page of its own; name it alone")
+        predicted = read_predicted(sources["predict"][0])
     subject = None
     if own is not None:
         there = evaluation_of(own, config.data, config.split)
@@ -39,7 +45,10 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     environment = run.environment()
     made_on = f"{environment.date[:16].replace('T', ' ')} UTC"
     made = f"Made by sscl report {environment.sscl} on {made_on}: {environment.command}"
-    content = page_content(sources, subject, config, made=made)
+    if predicted is not None:
+        content = predicted_content(predicted, config, made=made)
+    else:
+        content = page_content(sources, subject, config, made=made)
     html = page.render(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.write_text(out, html)

@@ -16,6 +16,7 @@ KINDS = {
     "folds.json": "cross-validation",
     "compare.json": "comparison",
     "audit.json": "audit",
+    "summary.json": "predict",
     "boxes.csv": "gradcam",
     "checkpoints/best.pt": "finetune",
     "checkpoints/last.pt": "pretrain",
@@ -62,7 +63,7 @@ def _not_written_by_sscl(folder: Path) -> str:
         return f"is an evaluation; name its run, {folder.parent}"
     below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
     hint = f"; it holds {', '.join(below[:5])}" + (", ..." if len(below) > 5 else "") if below else ""
-    return f"not a run, audit, comparison, cross-validation or gradcam folder{hint}"
+    return f"not a run, audit, comparison, cross-validation, gradcam or predict folder{hint}"
 
 
 @contextlib.contextmanager

@@ -225,7 +225,7 @@ def build(
                 "label": int(found.labels[row]),
                 "prediction": int(found.predictions[row]),
                 "probabilities": [round(p, 4) for p in probabilities[row].tolist()],
-                "loss": round(float(found.losses[row]), 4),
+                "loss": None if np.isnan(found.losses[row]) else round(float(found.losses[row]), 4),
                 "agreement": None if votes is None else f"{max(votes, ANNOTATORS - votes)}/{ANNOTATORS}",
                 "votes": votes,
                 "group": None if found.groups is None else found.groups[row],

@@ -1,0 +1,224 @@
+"""The page of a `sscl predict` folder: tiles without truth, their classes, abstentions and heatmaps. No accuracy."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sscl.config import GradcamConfig, PredictConfig, ReportConfig, plain, validate
+from sscl.data import files
+from sscl.data.stain import normalise_stain
+from sscl.data.synthetic import SAID, is_synthetic
+from sscl.data.tiles import UNLABELLED, place_store
+from sscl.device import pick_device, tune
+from sscl.evaluate.predictions import TilePredictions
+from sscl.explain.targets import describe_targets, resolve_target
+from sscl.models.classifier import load_classifier
+from sscl.models.pixels import normalisation
+from sscl.records import Record, read_record
+from sscl.report import blocks, gallery, studies
+from sscl.report.blocks import Block, Section
+from sscl.report.folders import record_of, settings_of
+from sscl.report.page.content import Content, Gallery
+from sscl.report.summary import NOT_A_DEVICE
+from sscl.report.tiles import map_notes
+from sscl.run import Environment
+from sscl.words import count, some
+
+FILE = "summary.json"
+
+
+class Summary(Record):
+    """summary.json of `sscl predict`.
+
+    Attributes:
+        checkpoint, epoch, classes, size_px, stain: of the classifier.
+        temperature: logits were divided by it. calibrated: whether it is the fitted one.
+        precision: of the encoder; temperature and thresholds were fitted in the one that `notes` names if it differs.
+        decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
+        tiles: how many were predicted. class_counts, undecided: these, and the abstentions among them, by class.
+        unreadable: files that could not be used. repeated: mentions of files that were listed already.
+        passed_over: other files, by suffix or kind. source_px: files by their side.
+        fit: what became of images that are not square. changes: how many were changed, by `images.CHANGES`.
+        notes: what a reader must know, a sentence each.
+    """
+
+    checkpoint: str
+    epoch: int
+    classes: tuple[str, ...]
+    size_px: int
+    stain: str
+    temperature: float
+    calibrated: bool
+    test_time_augmentation: bool
+    precision: str
+    decide_from: float | None
+    decide_from_method: str
+    tiles: int
+    class_counts: dict[str, int]
+    undecided: dict[str, int]
+    unreadable: int
+    repeated: int
+    passed_over: dict[str, int]
+    fit: str
+    changes: dict[str, int]
+    source_px: dict[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """A folder of `sscl predict`. config: its settings. found: its predictions.csv; no tile has a label."""
+
+    folder: Path
+    config: PredictConfig
+    summary: Summary
+    found: TilePredictions
+
+
+def read_predicted(folder: Path) -> Predicted:
+    """Return what `sscl predict` wrote.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
+    """
+    summary = read_record(Summary, folder / FILE, made_by="sscl predict")
+    path = folder / "predictions.csv"
+    names: list[str] = []
+    rows: list[list[float]] = []
+    with path.open(encoding="utf-8", newline="") as stream:
+        try:
+            for row in csv.DictReader(stream):
+                names.append(row["path"])
+                rows.append([float(row[f"probability_{name}"]) for name in summary.classes])
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not as sscl predict writes it ({error}); write it again") from error
+    if len(names) != summary.tiles:
+        raise ValueError(f"{path}: {count(len(names), 'tile')}, but {FILE} counts {summary.tiles:,}; write it again")
+    probabilities = np.array(rows).reshape(len(rows), len(summary.classes))
+    found = TilePredictions(
+        ids=tuple(names),
+        classes=summary.classes,
+        labels=np.full(len(rows), UNLABELLED, dtype=np.int64),
+        predictions=probabilities.argmax(1).astype(np.int64),
+        probabilities=probabilities,
+        losses=np.full(len(rows), np.nan),
+    )
+    return Predicted(folder, settings_of(PredictConfig, folder), summary, found)
+
+
+def predicted_content(of: Predicted, config: ReportConfig, *, made: str) -> Content:
+    """Return the page: counts, abstentions, notes, and the least confident tiles with their heatmaps.
+
+    Raises:
+        ValueError, FileNotFoundError: the checkpoint or a tile is not there any more; a wrong setting of the maps.
+    """
+    shown = build_gallery(of, config) if config.tiles and of.summary.tiles else None
+    environment = record_of(Environment, of.folder / "env.json", made_by="sscl predict")
+    text = (of.folder / "config.yaml").read_text(encoding="utf-8")
+    digest = hashlib.sha256((of.folder / "predictions.csv").read_bytes()).hexdigest()
+    name = of.folder.resolve().name
+    return {
+        "title": f"{name}: {count(of.summary.tiles, 'tile')} without truth",
+        "subtitle": f"predicted by {of.summary.checkpoint}: {some(of.summary.classes)}",
+        "made": made,
+        "id": digest[:16],
+        "sections": [summary_section(of), studies.provenance({str(of.folder): (environment, text)})],
+        "gallery": shown,
+    }
+
+
+def summary_section(of: Predicted) -> Section:
+    """Return what was predicted, without any measure of whether it is right."""
+    summary = of.summary
+    abstains = "never" if summary.decide_from is None else f"below confidence {summary.decide_from:.4f}"
+    facts = {
+        "classifier": f"{summary.checkpoint}, epoch {summary.epoch}, tiles of {summary.size_px} px",
+        "tiles": f"{summary.tiles:,}",
+        "abstains": f"{abstains} ({summary.decide_from_method})",
+        "abstentions": f"{sum(summary.undecided.values()):,}",
+        "files that could not be used": f"{summary.unreadable:,}",
+    }
+    largest = sorted(summary.class_counts, key=lambda name: -summary.class_counts[name])[:20]
+    lines = [["predicted class", "tiles", "of these abstained"]]
+    lines += [[name, f"{summary.class_counts[name]:,}", f"{summary.undecided[name]:,}"] for name in largest]
+    left_out = len(summary.class_counts) - len(largest)
+    found: list[Block] = [
+        *([blocks.paragraph(blocks.sentence(SAID))] if is_synthetic("", of.found.ids) else []),
+        blocks.paragraph("The true classes of these tiles are not known, so nothing here says how many are right."),
+        blocks.facts(facts),
+        blocks.table("Predictions", lines),
+        *([blocks.paragraph(f"{count(left_out, 'rarer class', 'rarer classes')} left out.")] if left_out else []),
+        blocks.bullets([blocks.sentence(note) for note in summary.notes]),
+        blocks.paragraph(NOT_A_DEVICE),
+    ]
+    return blocks.section("summary", "Summary", found)
+
+
+def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
+    """Return the least confident tiles, with maps made by the checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: see `predicted_content`.
+    """
+    settings = validate(
+        GradcamConfig,
+        {"checkpoint": of.summary.checkpoint, **plain(of.config.gradcam), **config.gradcam},
+        source="sscl gradcam",
+    )
+    device = pick_device(config.device)
+    model, trained = load_classifier(of.summary.checkpoint, device=device)
+    listed = files.find_images(of.config.paths)
+    where = dict(zip(listed.names, listed.files, strict=True))
+    order = np.argsort(of.found.probabilities.max(1), kind="stable")[: config.tiles]
+    missing = [of.found.ids[row] for row in order if of.found.ids[row] not in where]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]}: no longer there; set tiles=0 for a page without a gallery")
+    items = [where[of.found.ids[row]] for row in order]
+    pixels, sides = [], list[int]()
+    fit, stain = trained.finetune_config.data.fit, of.summary.stain
+    for batch in files.batches(items, size_px=of.summary.size_px, batch_size=config.batch_size, fit=fit):
+        if batch.faults:
+            raise ValueError(f"{batch.faults[0][1]}; set tiles=0 for a page without a gallery")
+        pixels.append(batch.images.copy() if stain == "none" else normalise_stain(batch.images, method=stain))
+        sides += batch.sides_px
+    images = np.concatenate(pixels)
+    target = resolve_target(settings.target, of.summary.classes)
+    mean, std = normalisation(trained, device)
+    tune(device)
+    heats = gallery.heats(
+        model,
+        place_store(torch.from_numpy(images).numpy(), device=device, budget_gb=1.0),
+        np.arange(len(images)),
+        target=target,
+        mean=mean,
+        std=std,
+        threshold=settings.threshold,
+        method=settings.method,
+        layers=settings.layer,
+        fuse=settings.fuse,
+        batch_size=config.batch_size,
+        progress="heatmaps" if config.progress else None,
+    )
+    pictures = (
+        gallery.Picture(picture.image, source_px=side)
+        for picture, side in zip(gallery.pictures_of_pixels(images), sides, strict=True)
+    )
+    chosen = f"the {len(order):,} least confident of" if len(order) < of.summary.tiles else "all"
+    notes = [f"{chosen} {count(of.summary.tiles, 'tile')}, none with a known class", *map_notes(settings, None)]
+    return gallery.build(
+        of.found,
+        order,
+        pictures=pictures,
+        heats=heats,
+        size_px=of.summary.size_px,
+        target=describe_targets(target, of.summary.classes, method=settings.method),
+        threshold=settings.threshold,
+        decided_from=of.summary.decide_from,
+        note=". ".join(note[:1].upper() + note[1:] for note in notes) + ".",
+    )
