@@ -568,3 +568,40 @@ def test_hostile_names_are_text(make: Any, cli: Any, finetuned3: Path, folder3: 
 def test_the_shipped_example_is_accepted() -> None:
     text = (Path(__file__).parents[2] / "configs/demo/report.yaml").read_text()
     assert yaml.safe_load(text)["runs"] == ["demo-run/finetune", "demo-run/audit"]
+
+
+def test_a_folder_of_predictions_has_a_page_without_accuracy(
+    make: Any, cli: Any, finetuned: Path, tiles: Path, tmp_path: Path, read_rows: Read
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for path in sorted((tiles / "images").iterdir())[:5]:
+        (folder / f"new_{path.name}").write_bytes(path.read_bytes())
+    out = tmp_path / "predictions"
+    assert cli("predict", "--checkpoint", finetuned, folder, f"out={out}", "device=cpu", "progress=false").code == 0
+
+    result, content = make(out)
+
+    assert result.code == 0, result.err
+    assert (out / "report.html").is_file()
+    assert names(content) == ["summary", "provenance"]
+    assert "accuracy" not in json.dumps(content["sections"][0]).lower()
+    rows = {row["path"]: row for row in read_rows(out / "predictions.csv")}
+    shown = content["gallery"]["tiles"]
+    assert {tile["id"] for tile in shown} == set(rows)
+    confidence = [max(tile["probabilities"]) for tile in shown]
+    assert confidence == sorted(confidence)
+    classes = content["gallery"]["classes"]
+    for tile in shown:
+        row = rows[tile["id"]]
+        assert (tile["label"], tile["loss"]) == (-1, None)
+        assert classes[tile["prediction"]] == row["prediction"]
+        assert tile["decided"] is (row["decided"] == "yes")
+        assert tile["image"].startswith("data:image/jpeg")
+    counted = next(block for block in content["sections"][0]["blocks"] if block["kind"] == "table")["rows"]
+    assert sum(int(row[1]) for row in counted) == 5
+
+    shutil.rmtree(folder)
+    result, _ = make(out, "--overwrite")
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
