@@ -181,8 +181,8 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         raise FileNotFoundError(f"{missing[0]}: no longer there; set tiles=0 for a page without a gallery")
     items = [where[of.found.ids[row]] for row in order]
     pixels, sides = [], list[int]()
-    stain = of.summary.stain
-    for batch in files.batches(items, size_px=of.summary.size_px, batch_size=config.batch_size):
+    fit, stain = of.config.fit or trained.finetune_config.data.fit, of.summary.stain
+    for batch in files.batches(items, size_px=of.summary.size_px, batch_size=config.batch_size, fit=fit):
         if batch.faults:
             raise ValueError(f"{batch.faults[0][1]}; set tiles=0 for a page without a gallery")
         pixels.append(batch.images.copy() if stain == "none" else normalise_stain(batch.images, method=stain))
