@@ -215,6 +215,26 @@ def test_no_intact_jpeg_counts_as_damaged(tmp_path: Path, kind: str, monkeypatch
                 np.testing.assert_array_equal(read(path, size_px=len(pixels)), np.asarray(plain.convert("RGB")))
 
 
+@pytest.mark.parametrize("kind", ["plain", "fine", "optimised", "restarts"])
+def test_padding_before_the_end_of_a_jpeg_is_no_damage(tmp_path: Path, kind: str) -> None:
+    white = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    for pixels in (noise(), smooth(), white):
+        whole = jpeg(pixels, **KINDS[kind])
+        for padding in (b"\xff", b"\xff" * 60, bytes(30), bytes(100)):  # as cameras write whole blocks
+            (tmp_path / "x.jpg").write_bytes(whole[:-2] + padding + whole[-2:])
+            np.testing.assert_array_equal(
+                read(tmp_path / "x.jpg", size_px=SIDE), np.asarray(Image.open(io.BytesIO(whole)))
+            )
+
+
+def test_what_follows_a_progressive_jpeg_is_not_looked_at(tmp_path: Path) -> None:
+    # Taken for a segment of FFD8 bytes, the start of the picture that follows leads to a scan with a hole.
+    whole = jpeg(noise(), progressive=True)
+    scan = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0" + bytes(100) + b"\xff\xd9"
+    (tmp_path / "x.jpg").write_bytes(whole + b"\xff\xd8" + bytes(0xFFD8 - 2) + scan)
+    assert read(tmp_path / "x.jpg", size_px=SIDE).shape == (SIDE, SIDE, 3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hole_in_a_jpeg_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**20)

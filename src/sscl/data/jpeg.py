@@ -13,7 +13,7 @@ import numpy as np
 
 _BEFORE_END = 24  # bytes in the last part: an intact picture needs some of them
 _AFTER_END = 24  # zeros in place of what follows the picture: a decoder reads a few bytes ahead
-_HOLE = bytes(48)
+_HOLE, _HOLE_IN_BITS = 48, 160  # zero bytes that are no data; in a scan that refines coefficients
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _END = b"\xff\xd9"
@@ -25,7 +25,7 @@ class JpegFile(io.BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         begin, self._end, self._seen = _scan(data)
-        self._last = max(begin, self._end - _BEFORE_END)
+        self._last = max(begin, len(data[: self._end].rstrip(b"\0\xff")) - _BEFORE_END)
         self._after = bytes(_AFTER_END)
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -56,7 +56,8 @@ def _scan(data: bytes) -> tuple[int, int, str]:
 
     Known where the data lies in one piece up to the end marker, as in all but progressive files.
     """
-    at, components, progressive, restarts, zeros_are_flat = 2, 0, False, False, False
+    at, components, progressive, restarts = 2, 0, False, False
+    flat: dict[int, bool] = {}  # by number of the Huffman table: whether zero bits may be blocks of one colour
     while data[at : at + 1] == b"\xff" and at + 10 < len(data):
         marker, body = data[at + 1], at + 4
         if marker == 0xFF:  # a filling byte
@@ -66,7 +67,9 @@ def _scan(data: bytes) -> tuple[int, int, str]:
         if marker in (0xC0, 0xC1, 0xC2):
             components, progressive = data[body + 5], marker == 0xC2
         elif marker == 0xC4:
-            zeros_are_flat = zeros_are_flat or _zeros_end_blocks(data[body:after])
+            flat |= _zeros_end_blocks(data[body:after])
+        elif marker == 0xD9:  # the end; what follows it is no part of the picture
+            break
         elif marker == 0xDD:
             restarts = data[body : body + 2] != b"\0\0"
         elif marker == 0xDA:
@@ -76,14 +79,26 @@ def _scan(data: bytes) -> tuple[int, int, str]:
             end = last if stuffed else data.find(_END, after) if one_piece else _next_marker(data, after)
             if end < 0:
                 return 0, 0, ""  # the decoder says that it is truncated
-            first_coefficient = data[body + 1 + 2 * data[body]]
-            if (first_coefficient or (one_piece and not zeros_are_flat)) and data.find(_HOLE, after, end) >= 0:
-                return 0, 0, f"{len(_HOLE)} or more zero bytes within the data"
+            first_coefficient, _, bits = data[body + 1 + 2 * data[body] :][:3]
+            refines = bits > 0x0F  # a further bit of known coefficients, of which libjpeg writes up to 1,000 in a row
+            zeros_are_data = not refines and flat.get(data[body + 2] & 0x0F, False)
+            if one_piece:
+                end = after + len(_without_padding(data[after:end], zeros=not zeros_are_data))
+            hole = bytes(_HOLE_IN_BITS if refines else _HOLE)
+            if (first_coefficient or one_piece) and not zeros_are_data and data.find(hole, after, end) >= 0:
+                return 0, 0, f"{len(hole)} or more zero bytes within the data"
             if one_piece:
                 return after, end, "" if stuffed else _marker_faults(data, after, end, restarts=restarts)
             after = end
         at = after
     return 0, 0, ""
+
+
+def _without_padding(part: bytes, *, zeros: bool) -> bytes:
+    """Return a picture's data without the FF, and the many zeros, that some cameras put between it and its end."""
+    part = part.rstrip(b"\xff")
+    short = part.rstrip(b"\0")
+    return part[: len(short) + 1] if zeros and len(part) - len(short) >= _HOLE else part
 
 
 def _next_marker(data: bytes, begin: int) -> int:
@@ -107,11 +122,17 @@ def _marker_faults(data: bytes, begin: int, end: int, *, restarts: bool) -> str:
     return ""
 
 
-def _zeros_end_blocks(tables: bytes) -> bool:
-    """Return whether zero bits may mean blocks of one colour in one of these Huffman tables for coefficients."""
-    at = 0
-    while at + 17 <= len(tables):
-        if tables[at] == 0x10 and tables[at + 17 : at + 18] == b"\0":  # the first code, all zeros, ends a block
-            return True
-        at += 17 + sum(tables[at + 1 : at + 17])
-    return False
+def _zeros_end_blocks(tables: bytes) -> dict[int, bool]:
+    """Return of each of these Huffman tables for coefficients, by number, whether zero bits may end block after block.
+
+    They do where the first code, all zeros, ends a block, unless others end many at once, which would be used then.
+    """
+    at, found = 0, {}
+    while at + 17 < len(tables):
+        kind, number = divmod(tables[at], 16)
+        after = at + 17 + sum(tables[at + 1 : at + 17])
+        if kind == 1:
+            ends_many = any(symbol in range(0x10, 0xF0, 0x10) for symbol in tables[at + 17 : after])
+            found[number] = tables[at + 17] == 0 and not ends_many
+        at = after
+    return found
