@@ -1,18 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from sscl import __version__, cli
-from sscl.commands import pretrain
-from sscl.config import PretrainConfig
 from sscl.data.cache import cache_folder
 from sscl.train.memory import advice
 
@@ -26,14 +24,20 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, lis
 
 
 @pytest.fixture
-def pretrain_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Return a function that makes pretrain raise an error in place of training."""
+def runs_instead(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that has a command's function, by its place in `sscl.commands`, do something else."""
+    return lambda place, action: monkeypatch.setattr(f"sscl.commands.{place}", action)
 
-    def arrange(error: BaseException) -> None:
-        def fail(config: PretrainConfig, **flags: bool) -> None:
+
+@pytest.fixture
+def pretrain_raises(runs_instead: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that makes pretrain, or another command, raise an error in place of working."""
+
+    def arrange(error: BaseException, *, place: str = "pretrain.main") -> None:
+        def fail(config: object, **flags: bool) -> None:
             raise error
 
-        monkeypatch.setattr(pretrain, "main", fail)
+        runs_instead(place, fail)
 
     return arrange
 
@@ -90,9 +94,9 @@ def test_each_fault_is_a_line(capsys):
     assert [line.split(": missing")[0] for line in err] == ["sscl: run", "sscl: data.root"]
 
 
-def test_options_may_stand_anywhere(monkeypatch, tmp_path):
+def test_options_may_stand_anywhere(runs_instead, tmp_path):
     seen = []
-    monkeypatch.setattr(pretrain, "main", lambda config, **flags: seen.append((config.run, config.seed, flags)))
+    runs_instead("pretrain.main", lambda config, **flags: seen.append((config.run, config.seed, flags)))
     assert cli.main(["pretrain", "run=a", "--overwrite", "data.root=d", "seed=3"]) == 0
     (tmp_path / "config.yaml").write_text("run: b\ndata: [{root: d}]\ntrain: {stop_after_epoch: 1}\n")
     assert cli.main(["pretrain", f"run={tmp_path}", "data.root=e", "--resume"]) == 0
@@ -204,32 +208,25 @@ def test_what_a_command_raises(error, code, line, pretrain_raises, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "module", "advice"),
+    ("words", "place", "advice"),
     [
-        (COMPLETE, "pretrain", "--resume"),
-        (["finetune", "run=r", "data.root=d"], "finetune", "--overwrite"),
-        (["eval", "checkpoint=c"], "evaluate", "--overwrite"),
-        (["data", "synth", "root=r"], "data", "nothing is written"),
-        (["compare", "a", "b"], "compare", "reused"),
+        (COMPLETE, "pretrain.main", "--resume"),
+        (["finetune", "run=r", "data.root=d"], "finetune.main", "--overwrite"),
+        (["eval", "checkpoint=c"], "evaluate.main", "--overwrite"),
+        (["data", "synth", "root=r"], "data.synth", "nothing is written"),
+        (["compare", "a", "b"], "compare.main", "reused"),
     ],
 )
-def test_after_ctrl_c_each_command_says_how_to_go_on(words, module, advice, monkeypatch, capsys):
-    def interrupt(config, **flags):
-        raise KeyboardInterrupt
-
-    name = "synth" if module == "data" else "main"
-    monkeypatch.setattr(f"sscl.commands.{module}.{name}", interrupt)
+def test_after_ctrl_c_each_command_says_how_to_go_on(words, place, advice, pretrain_raises, capsys):
+    pretrain_raises(KeyboardInterrupt(), place=place)
     code, _, (line,) = call(capsys, *words)
     assert (code, line.startswith("sscl: interrupted; ")) == (130, True)
     assert advice in line
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
-def test_out_of_memory_names_the_keys_to_lower(error, monkeypatch, capsys):
-    def fail(config, **flags):
-        raise error("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
-
-    monkeypatch.setattr(pretrain, "main", fail)
+def test_out_of_memory_names_the_keys_to_lower(error, pretrain_raises, capsys):
+    pretrain_raises(error("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."))
     code, _, err = call(capsys, *COMPLETE)
     assert code == 2
     assert len(err) == 1
@@ -274,20 +271,16 @@ def test_errors_of_the_libraries_are_one_line(message, says, pretrain_raises, ca
 
 
 @pytest.mark.parametrize(("card", "half"), [((6, 1), None), ((7, 5), "fp16"), ((8, 0), "bf16")])
-def test_the_advice_on_memory_fits_the_card(card, half, pretrain_raises, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+def test_the_advice_on_memory_fits_the_card(card, half, pretrain_raises, with_cards, capsys):
+    with_cards(card)
     pretrain_raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     code, _, err = call(capsys, *COMPLETE)
     assert (code, len(err)) == (2, 1)
     assert [name for name in ("bf16", "fp16") if name in err[0]] == ([] if half is None else [half])
 
 
-def test_a_card_without_kernels_that_starts_all_the_same_is_named(pretrain_raises, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100")
+def test_a_card_without_kernels_that_starts_all_the_same_is_named(pretrain_raises, with_cards, capsys):
+    with_cards((6, 0), names=["Tesla P100"], built=["sm_75"])
     pretrain_raises(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
     code, _, err = call(capsys, *COMPLETE)
     assert (code, len(err)) == (2, 1)
@@ -367,8 +360,8 @@ def test_help_of_a_group_lists_its_commands(capsys):
 def test_output_that_the_terminal_has_no_letter_for_ends_nothing(errors, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
-    monkeypatch.setattr(sys, "stdout", terminal)
-    assert cli.main(["data", "synth", "set β", "count=24", "size_px=32", "progress=false"]) == 0
+    with contextlib.redirect_stdout(terminal):
+        assert cli.main(["data", "synth", "set β", "count=24", "size_px=32", "progress=false"]) == 0
     assert b"set ?" in terminal.buffer.getvalue()
     assert "\\u03b2" in capsys.readouterr().err
     assert (tmp_path / "set β/annotations.csv").is_file()
@@ -377,11 +370,8 @@ def test_output_that_the_terminal_has_no_letter_for_ends_nothing(errors, tmp_pat
 def test_a_user_without_a_home_is_one_line(tmp_path, monkeypatch):
     """As in a container under a user id that has no name there."""
 
-    def no_home(*_):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", no_home)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**30)
     monkeypatch.delenv("SSCL_CACHE", raising=False)
     with pytest.raises(ValueError, match="SSCL_CACHE"):
         cache_folder(None)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,28 +27,10 @@ BUILT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # torch 2.15 f
 P100, V100, T4, A100, RTX4090, H100 = (6, 0), (7, 0), (7, 5), (8, 0), (8, 9), (9, 0)
 
 
-def pretend_cuda(monkeypatch: pytest.MonkeyPatch, *cards: tuple[int, int], built: Sequence[str] = BUILT) -> None:
-    """Have torch see CUDA cards of these capabilities, and itself built for these architectures."""
-
-    def capability(device: torch.device) -> tuple[int, int]:
-        return cards[device.index or 0]
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index or 0}")
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
-
-
-def pretend_mps(monkeypatch: pytest.MonkeyPatch, *, built: bool = True, available: bool = True) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: built)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: built and available)
-
-
-def test_auto_takes_cuda_where_it_is(monkeypatch):
-    pretend_cuda(monkeypatch)
+def test_auto_takes_cuda_where_it_is(with_cards):
+    with_cards()
     assert pick_device("auto") == CPU
-    pretend_cuda(monkeypatch, A100)
+    with_cards(A100)
     assert pick_device("auto") == torch.device("cuda")
     assert pick_device("cpu") == CPU
     assert pick_device("cuda:0") == torch.device("cuda:0")
@@ -57,30 +38,30 @@ def test_auto_takes_cuda_where_it_is(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "MPS", "", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cuda 0"])
 @pytest.mark.parametrize("cards", [(), (A100,)])
-def test_unknown_names(name, cards, monkeypatch):
-    pretend_cuda(monkeypatch, *cards)
+def test_unknown_names(name, cards, with_cards):
+    with_cards(*cards)
     with pytest.raises(ValueError, match=re.escape(f"device: got {name!r}, allowed are auto, cpu, cuda, cuda:N, mps")):
         pick_device(name)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_cuda_asked_for_where_there_is_none(name, monkeypatch):
-    pretend_cuda(monkeypatch)
+def test_cuda_asked_for_where_there_is_none(name, with_cards):
+    with_cards()
     message = f"device: {name} was asked for, but torch sees no CUDA device; use device=cpu or device=auto"
     with pytest.raises(ValueError, match=message):
         pick_device(name)
 
 
-def test_a_cuda_device_beyond_the_last(monkeypatch):
-    pretend_cuda(monkeypatch, A100, A100)
+def test_a_cuda_device_beyond_the_last(with_cards):
+    with_cards(A100, A100)
     assert pick_device("cuda:1").index == 1
     with pytest.raises(ValueError, match="device: got cuda:2, allowed are cuda:0 to cuda:1"):
         pick_device("cuda:2")
 
 
-def test_a_card_that_torch_has_no_kernels_for(monkeypatch, capsys):
+def test_a_card_that_torch_has_no_kernels_for(with_cards, capsys):
     """One line with what the card has, what torch is, and what to install; torch itself fails at the first kernel."""
-    pretend_cuda(monkeypatch, P100, A100)
+    with_cards(P100, A100, built=BUILT)
     for name, rank in (("cuda", None), ("cuda:0", None), ("cuda", 0), ("auto", 0)):
         with pytest.raises(ValueError, match="device: got cuda") as caught:
             pick_device(name, local_rank=rank)
@@ -115,20 +96,20 @@ def test_a_card_that_torch_has_no_kernels_for(monkeypatch, capsys):
         (A100, ["gfx942"], True),
     ],
 )
-def test_which_kernels_run_on_a_card(card, built, runs, monkeypatch):
-    pretend_cuda(monkeypatch, card, built=built)
+def test_which_kernels_run_on_a_card(card, built, runs, with_cards):
+    with_cards(card, built=built)
     assert (missing_kernels(torch.device("cuda")) is None) == runs
 
 
-def test_a_card_too_new_needs_a_later_torch(monkeypatch):
-    pretend_cuda(monkeypatch, (13, 0))
+def test_a_card_too_new_needs_a_later_torch(with_cards):
+    with_cards((13, 0), built=BUILT)
     with pytest.raises(ValueError, match=r"13\.0.*install a later torch"):
         pick_device("cuda")
 
 
-def test_mps(monkeypatch):
-    pretend_cuda(monkeypatch)
-    pretend_mps(monkeypatch)
+def test_mps(with_cards, with_mps):
+    with_cards()
+    with_mps()
     mps = pick_device("mps")
     assert mps == torch.device("mps")
     assert pick_device("auto") == CPU
@@ -143,8 +124,8 @@ def test_mps(monkeypatch):
 
 
 @pytest.mark.parametrize(("built", "lacks"), [(False, "built without"), (True, "macOS")])
-def test_mps_asked_for_where_there_is_none(built, lacks, monkeypatch):
-    pretend_mps(monkeypatch, built=built, available=False)
+def test_mps_asked_for_where_there_is_none(built, lacks, with_mps):
+    with_mps(built=built, available=False)
     with pytest.raises(ValueError, match=f"device: got mps, .*{lacks}.*device=cpu"):
         pick_device("mps")
 
@@ -159,8 +140,8 @@ def test_mps_asked_for_where_there_is_none(built, lacks, monkeypatch):
         (H100, "bf16", []),
     ],
 )
-def test_precision_by_card(card, auto, refused, monkeypatch):
-    pretend_cuda(monkeypatch, A100, card)  # not the current device's precision, but that of the one chosen
+def test_precision_by_card(card, auto, refused, with_cards):
+    with_cards(A100, card)  # not the current device's precision, but that of the one chosen
     device = torch.device("cuda:1")
     assert pick_precision("auto", device) == auto
     for name in ("fp32", "bf16", "fp16"):
@@ -178,11 +159,20 @@ def test_precision_on_a_cpu():
         pick_precision("fp16", CPU)
 
 
-def test_the_chosen_card_becomes_the_current_one(monkeypatch):
-    current = []
+@pytest.fixture
+def current(monkeypatch):
+    """The numbers of the cards that become current, and cuDNN's settings as they were afterwards."""
+    chosen = []
     # Its reading of the device is torch's own, which refuses one without a number.
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(_get_device_index(device)))
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    yield chosen
+    cudnn.benchmark, cudnn.deterministic = before
+
+
+def test_the_chosen_card_becomes_the_current_one(current):
+    torch.backends.cudnn.benchmark = False
     tune(CPU)
     assert not torch.backends.cudnn.benchmark
     tune(torch.device("cuda:1"))
@@ -191,13 +181,10 @@ def test_the_chosen_card_becomes_the_current_one(monkeypatch):
     assert torch.backends.cudnn.benchmark
 
 
-def test_deterministic_is_an_option_that_the_next_run_can_leave(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+def test_deterministic_is_an_option_that_the_next_run_can_leave(current, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     cudnn, cuda = torch.backends.cudnn, torch.device("cuda:0")
-    monkeypatch.setattr(cudnn, "benchmark", cudnn.benchmark)
-    monkeypatch.setattr(cudnn, "deterministic", cudnn.deterministic)
     assert not torch.are_deterministic_algorithms_enabled()
     try:
         tune(cuda, deterministic=True)

@@ -1,0 +1,105 @@
+"""Where tests reach into the product: its seams by name, and a machine with other graphics cards."""
+
+from __future__ import annotations
+
+import contextlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+
+# A function that moves is renamed here, and in no test.
+SEAMS = {
+    # pretraining and fine-tuning
+    "views": "sscl.train.step.Views.draw",
+    "pretrain_views": "sscl.train.step.augment.prepare",
+    "pretrain_projections": "sscl.models.heads.ViewProjections.forward",
+    "pretrain_backward": "sscl.train.step.ContrastiveStep.backward",
+    "pretrain_save": "sscl.train.pretrain.save_checkpoint",
+    "pretrain_store": "sscl.train.pretrain.place_store",
+    "pretrain_tiles": "sscl.data.sources.load_tiles",
+    "finetune_forward": "sscl.models.heads.Classifier.forward",
+    "finetune_step": "sscl.train.finetune.take_step",
+    "finetune_pairs": "sscl.train.finetune.project_pairs",
+    "finetune_metrics": "sscl.train.finetune.validation_metrics",
+    "finetune_precision": "sscl.train.finetune.autocast",
+    "finetune_loss": "sscl.train.preparation.build_loss",
+    "finetune_store": "sscl.train.preparation.place_store",
+    "finetune_tiles": "sscl.train.labelled.load_tiles",
+    "finetune_unlabelled": "sscl.data.split.with_unlabelled",
+    "optimizer": "sscl.train.optim.build_optimizer",
+    "memory": "sscl.train.memory.report",
+    "folds_tiles": "sscl.train.folds.load_tiles",
+    "folds_parts": "sscl.train.folds.labelled_parts",
+    "folds_predict": "sscl.train.folds.predict",
+}
+
+
+def put(patch: pytest.MonkeyPatch, functions: dict[str, Callable[..., Any]]) -> None:
+    """Have each seam call the function given for it, with the real one before the arguments."""
+    for seam, function in functions.items():
+        real = pkgutil.resolve_name(SEAMS[seam])
+
+        def call(*given: Any, real: Any = real, function: Any = function, **named: Any) -> Any:
+            return function(real, *given, **named)
+
+        patch.setattr(SEAMS[seam], call)
+
+
+@pytest.fixture
+def wrap(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that takes `seam=function` and has that function called in the seam's place.
+
+    It gets the real one before the arguments, to call or not.
+    """
+    return lambda **functions: put(monkeypatch, functions)
+
+
+@pytest.fixture(scope="session")
+def wrapped() -> Callable[..., AbstractContextManager[None]]:
+    """Return the same as a context, for fixtures that outlive a test and for tests that stop it."""
+
+    @contextlib.contextmanager
+    def inside(**functions: Callable[..., Any]) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            put(patch, functions)
+            yield
+
+    return inside
+
+
+@pytest.fixture
+def with_cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that has torch see CUDA cards of these capabilities, and itself built for these architectures,
+    or for those of the cards.
+    """
+
+    def see(*found: tuple[int, int], names: Sequence[str] = (), built: Sequence[str] | None = None) -> None:
+        def number(device: Any) -> int:
+            return int(torch.device(device or "cuda").index or 0)
+
+        seen = {
+            "is_available": lambda: bool(found),
+            "device_count": lambda: len(found),
+            "get_device_capability": lambda device=None: found[number(device)],
+            "get_device_name": lambda device=None: names[number(device)] if names else f"card {number(device)}",
+            "get_arch_list": lambda: [f"sm_{a}{b}" for a, b in found] if built is None else list(built),
+        }
+        for name, answer in seen.items():
+            monkeypatch.setattr(torch.cuda, name, answer)
+
+    return see
+
+
+@pytest.fixture
+def with_mps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that says what torch finds of Apple's graphics."""
+
+    def see(*, built: bool = True, available: bool = True) -> None:
+        for name, answer in (("is_built", built), ("is_available", built and available)):
+            monkeypatch.setattr(torch.backends.mps, name, lambda answer=answer: answer)
+
+    return see
