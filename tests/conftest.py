@@ -31,10 +31,17 @@ SEAMS = {
     "finetune_tiles": "sscl.train.labelled.load_tiles",
     "finetune_unlabelled": "sscl.data.split.with_unlabelled",
     "optimizer": "sscl.train.optim.build_optimizer",
+    "outputs": "sscl.models.features.outputs",
     "memory": "sscl.train.memory.report",
+    "activation_bytes": "sscl.train.memory.activation_bytes",
+    "free_memory": "sscl.data.tiles.free_memory",
     "folds_tiles": "sscl.train.folds.load_tiles",
     "folds_parts": "sscl.train.folds.labelled_parts",
     "folds_predict": "sscl.train.folds.predict",
+    "folds_start": "sscl.train.folds.start_encoder",
+    # commands
+    "evaluate_store": "sscl.commands.evaluate.place_store",
+    "gradcam_store": "sscl.commands.gradcam.place_store",
 }
 
 

@@ -73,8 +73,8 @@ def test_no_kernel_spills_registers_on_a_card_that_is_not_here():
         ((6, 1), "", "/opt/cc", "capability"),
     ],
 )
-def test_kernels_are_used_where_triton_can_work(capability, path, compiler, lack, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+def test_kernels_are_used_where_triton_can_work(capability, path, compiler, lack, monkeypatch, with_cards):
+    with_cards(capability)
     monkeypatch.setenv("PATH", path)
     monkeypatch.setenv("CC", compiler)
     device = torch.device("cuda")

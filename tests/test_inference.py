@@ -78,6 +78,7 @@ class Event:
 def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda device: None)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(features, "check_finite", lambda found: None)  # fake tensors have no values
     # The engine of autograd looks for the GPU's driver.
     monkeypatch.setattr(torch.autograd, "grad", lambda score, features, **_: [torch.empty_like(f) for f in features])
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
@@ -103,11 +104,6 @@ def fake_classifier() -> tuple[Classifier, dict[str, torch.Tensor]]:
             if value is not None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cuda")
     return model, {"mean": torch.empty(3, device="cuda"), "std": torch.empty(3, device="cuda")}
-
-
-@pytest.fixture(autouse=True)
-def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "check_finite", lambda found: None)  # fake tensors have none
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -171,15 +167,14 @@ def test_logits_under_autocast_are_as_fine_as_float32() -> None:
     ],
 )
 def test_a_classifier_is_applied_in_the_precision_it_was_fitted_in(
-    monkeypatch: pytest.MonkeyPatch, wanted: str, device: str, fitted: str, expected: str
+    with_cards: Any, wanted: str, device: str, fitted: str, expected: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    with_cards((8, 0))
     assert inference_precision(wanted, torch.device(device), fitted=fitted) == expected
 
 
-def test_a_card_without_the_precision_it_was_fitted_in_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "T4")
+def test_a_card_without_the_precision_it_was_fitted_in_takes_its_own(with_cards: Any) -> None:
+    with_cards((7, 5), names=["T4"])
     assert inference_precision("auto", CUDA, fitted="bf16") == "fp16"
     with pytest.raises(ValueError, match="precision: bf16"):
         inference_precision("bf16", CUDA, fitted="bf16")

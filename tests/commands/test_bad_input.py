@@ -13,11 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl.commands import evaluate, gradcam
 from sscl.config import DataConfig
 from sscl.data.load import load_tiles
-from sscl.train import memory, preparation, pretrain
-from sscl.train.step import ContrastiveStep
 
 NAME, LABEL, VOTES, PARTITION = (
     "Image Name",
@@ -418,9 +415,9 @@ def test_a_run_folder_that_is_a_file(cli: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "eval", "gradcam"])
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
 def test_cuda_where_there_is_none(
-    cli: Any, finetuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, device: str
+    cli: Any, finetuned: Path, tmp_path: Path, with_cards: Any, command: str, device: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with_cards()
     if command in ("pretrain", "finetune"):
         result = getattr(cli, command)(tmp_path / "run", f"device={device}")
     else:
@@ -444,7 +441,8 @@ def test_a_card_that_cannot_do_it(
     cli: Any,
     finetuned: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    with_cards: Any,
+    with_mps: Any,
     command: str,
     words: tuple[str, ...],
     says: tuple[str, ...],
@@ -452,13 +450,8 @@ def test_a_card_that_cannot_do_it(
     """A machine with a P100, which torch has no kernels for, and a T4, which has no bf16."""
     if len(words) > 1 and command not in ("pretrain", "finetune"):
         pytest.skip("without a precision")
-    cards = {0: ("Tesla P100", (6, 0)), 1: ("Tesla T4", (7, 5))}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: cards[device.index or 0][0])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cards[device.index or 0][1])
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with_cards((6, 0), (7, 5), names=["Tesla P100", "Tesla T4"], built=["sm_75", "sm_80", "sm_90"])
+    with_mps(available=False)
     if command in ("pretrain", "finetune"):
         result = getattr(cli, command)(tmp_path / "run", *words)
     else:
@@ -477,32 +470,32 @@ def test_a_microbatch_that_leaves_nothing(cli: Any, tmp_path: Path, micro: int, 
     assert not (tmp_path / "run").exists()
 
 
-def test_memory_too_small_for_one_tile(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_small(**_: Any) -> None:
+def test_memory_too_small_for_one_tile(cli: Any, tmp_path: Path, wrap: Any) -> None:
+    def too_small(*_: Any, **__: Any) -> None:
         raise ValueError("data.size_px: a single tile does not fit")
 
-    monkeypatch.setattr(memory, "report", too_small)
+    wrap(memory=too_small)
     for command in (cli.pretrain, cli.finetune):
         assert_refused(command(tmp_path / "run"), "data.size_px")
         assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("module", "command", "key"),
+    ("command", "key"),
     [
-        (pretrain, "pretrain", "train.microbatch"),
-        (preparation, "finetune", "train.batch_size"),
-        (evaluate, "evaluate", " batch_size"),
-        (gradcam, "gradcam", " batch_size"),
+        ("pretrain", "train.microbatch"),
+        ("finetune", "train.batch_size"),
+        ("evaluate", " batch_size"),
+        ("gradcam", " batch_size"),
     ],
 )
 def test_out_of_gpu_memory_says_which_keys_to_lower(
-    cli: Any, finetuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, command: str, key: str
+    cli: Any, finetuned: Path, tmp_path: Path, wrap: Any, command: str, key: str
 ) -> None:
     def no_room(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(module, "place_store", no_room)
+    wrap(**{f"{command}_store": no_room})
     if command in ("pretrain", "finetune"):
         result = getattr(cli, command)(tmp_path / "run")
     else:
@@ -532,19 +525,17 @@ def test_what_is_advised_when_memory_runs_out_works(
     assert result.code == 0, result.err
 
 
-def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = ContrastiveStep.backward, 0
+def test_out_of_memory_in_a_step_leaves_the_last_checkpoint(cli: Any, tmp_path: Path, wrap: Any) -> None:
+    calls = 0
 
-    def no_room_in_epoch_2(*arguments: Any, **named: Any) -> Any:
+    def no_room_in_epoch_2(real: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(*arguments, **named)
 
-    monkeypatch.setattr(ContrastiveStep, "backward", no_room_in_epoch_2)
+    wrap(pretrain_backward=no_room_in_epoch_2)
 
     assert_refused(cli.pretrain(tmp_path / "run", "train.epochs=2"), "out of GPU memory")
     assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["epoch"] == 1

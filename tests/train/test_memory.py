@@ -157,10 +157,10 @@ def test_frozen_parameters_have_no_gradient_and_no_state():
         (2.5, 2, "not on the GPU, above data.device_budget_gb 2.5: each batch is copied there", "515.0 MiB of", False),
     ],
 )
-def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeypatch):
+def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, with_cards, wrap):
     """Compared with what others leave free, not with what the card has."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(memory, "activation_bytes", lambda *args, **kwargs: 0)
+    with_cards((8, 0))
+    wrap(activation_bytes=lambda *_, **__: 0)
     found = lines(torch.device("cuda"), budget_gb=budget_gb, free=int(memory_gb * 2**30))
     assert found["tiles"].endswith(tiles)
     assert total in found["total"]
@@ -172,25 +172,25 @@ def test_the_report_on_a_gpu(budget_gb, memory_gb, tiles, total, warned, monkeyp
 @pytest.mark.parametrize(
     ("given", "free_gb", "expected"), [(None, 80, 4), (None, 8, 2), (None, None, 4), (6.0, 8, 6), (0.0, 80, 0)]
 )
-def test_tiles_take_a_quarter_of_a_small_gpu(given, free_gb, expected, monkeypatch):
+def test_tiles_take_a_quarter_of_a_small_gpu(given, free_gb, expected):
     free = None if free_gb is None else free_gb * 2**30
     assert tile_budget_gb(given, free=free) == expected
     opened = OpenRun(Path("run"), CPU, "fp32", 1, writes=True, progress=False, free=free)
     assert opened.budget_gb(given) == expected
 
 
-def test_a_store_asks_how_much_is_free(monkeypatch):
+def test_a_store_asks_how_much_is_free(wrap):
     """16 tiles of 3 KiB; a quarter of 1 MiB has room for them, a quarter of 0.1 MiB has not."""
     images = np.zeros((16, 32, 32, 3), dtype=np.uint8)
     for free, resident in ((2**20, True), (2**20 // 10, False)):
-        monkeypatch.setattr(tiles, "free_memory", lambda device, free=free: free)
+        wrap(free_memory=lambda real, device, free=free: free)
         assert tiles.place_store(images, device="meta", budget_gb=None).on_device == resident
 
 
-def test_a_gpu_too_small_for_one_tile_is_refused(monkeypatch):
+def test_a_gpu_too_small_for_one_tile_is_refused(with_cards, wrap):
     """No batch and no microbatch helps there: 2 of 64 views, 3 GiB, and 3 MiB of weights."""
-    monkeypatch.setattr(memory, "activation_bytes", lambda *args, **kwargs: 96 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with_cards((8, 0))
+    wrap(activation_bytes=lambda *_, **__: 96 * 2**30)
     given = {"device": torch.device("cuda"), "shape": (64, 3, 32, 32), "store_bytes": 0}
     assert "warning" in lines(**given, free=4 * 2**30)
     with pytest.raises(
