@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sscl.config import DataConfig
 from sscl.data.folder import load_folder
+from sscl.data.load import load_tiles
 
 
 def save(path: Path, *, seed: int = 0, size_px: int = 8) -> None:
@@ -151,6 +153,13 @@ def test_only_a_test_folder_can_be_evaluated_not_trained_on(root):
             load(root, split="train", whole=whole)
 
 
+def test_a_lone_validation_folder_is_no_class(root):
+    write_classes(root / "val", {"A": 2, "B": 3})
+    assert load(root, split="all").classes == ("A", "B")
+    with pytest.raises(FileNotFoundError, match="has val/ but no train/"):
+        load(root, split="train")
+
+
 def test_the_folder_below_the_class_is_the_group(root):
     write_classes(root, {"A/s1": 3, "A/s2": 3, "B/s3/level0": 3, "B/s4": 3})
     tiles = load(root)
@@ -242,7 +251,7 @@ LAYOUT_FAULTS = {
     ),
     "classes differ": (
         lambda r: (write_classes(r / "train", {"A": 1, "B": 1}), write_classes(r / "test", {"A": 1, "C": 1})),
-        "must have the same class folders, but only train/ has B; test/ has A and C",
+        "must have the same class folders, but only train/ has B and only test/ has C",
     ),
     "train without classes": (lambda r: save(r / "train" / "x.png"), "train: has no class folders"),
     "mixed": (lambda r: (write_classes(r, {"A": 1}), save(r / "x.png")), r"both folders \(A, …\) and images \(x.png"),
@@ -330,6 +339,9 @@ def test_groups_csv_faults(root, tmp_path, content, message):
         load(root, groups_csv=tmp_path / "g.csv")
     with pytest.raises(FileNotFoundError, match=r"none\.csv: no such file"):
         load(root, groups_csv=tmp_path / "none.csv")
+    data = DataConfig(root=str(root), source="folder", groups_csv=str(tmp_path / "none.csv"))
+    with pytest.raises(FileNotFoundError, match=r"^data\.groups_csv: .*none\.csv: no such file"):
+        load_tiles(data, split="train", progress=False)
 
 
 def test_unknown_split_is_named(root):

@@ -12,8 +12,8 @@ import pytest
 from sscl.config import DataConfig, FinetuneConfig, SourceConfig, plain
 from sscl.data.tiles import Tiles
 from sscl.evaluate import lineage
-from sscl.evaluate.lineage import NO_SLIDE_IDS, Choice, caveats, seen_in_training
-from sscl.models.checkpoint import build_checkpoint
+from sscl.evaluate.lineage import NO_SLIDE_IDS, Choice, caveats, choose, seen_in_training
+from sscl.models.checkpoint import Checkpoint, build_checkpoint
 
 
 def test_another_way_of_splitting_than_training_s_is_warned_of() -> None:
@@ -67,6 +67,19 @@ def test_training_on_a_folder_that_overlaps_the_test_tiles_is_warned_of(
     assert note is None if warned is None else warned in str(note)
 
 
+def _trained(data: DataConfig, fingerprint: str = "") -> Checkpoint:
+    return build_checkpoint(
+        FinetuneConfig(run="r", data=data),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        pooling="mean",
+        classes=("A", "B"),
+        lineage=(),
+        fingerprint=fingerprint,
+        precision="fp32",
+    )
+
+
 def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
     def tiles(groups: list[str] | None, shade: int = 0) -> Tiles:
         images = np.full((4, 16, 16, 3), shade, dtype=np.uint8)
@@ -76,17 +89,7 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatc
 
     data = DataConfig(root="/data/tiles", source="folder")
     train, test = tiles(["a", "a", "b", "b"]), tiles(["b", "c", "c", "d"], 1)
-    trained = build_checkpoint(
-        FinetuneConfig(run="r", data=data),
-        mean=(0.5,) * 3,
-        std=(0.2,) * 3,
-        pooling="mean",
-        classes=("A", "B"),
-        lineage=(),
-        fingerprint=train.fingerprint,
-        precision="fp32",
-    )
-
+    trained = _trained(data, train.fingerprint)
     monkeypatch.setattr(lineage, "load_tiles", lambda *_, **__: train)
 
     def notes(shown: Tiles, **changed: Any) -> str:
@@ -106,3 +109,22 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatc
     assert "training tiles have changed" not in notes(test)
     pretrained = data.model_copy(update={"split_seed": 5})
     assert "data.split_seed differs" in notes(test, lineage=(pretrained,))
+
+
+def test_a_set_without_a_test_split_is_not_evaluated_on_one(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    data = DataConfig(root=str(tmp_path), source="folder")
+    trained = _trained(data)
+    for wanted in (None, "test"):
+        with pytest.raises(ValueError, match="has no test split; give other tiles"):
+            choose(trained, {}, split=wanted)
+    assert choose(trained, {}, split="all").split == "all"
+
+
+def test_training_tiles_that_are_gone_cannot_be_compared(tmp_path: Path) -> None:
+    trained = _trained(DataConfig(root=str(tmp_path / "gone"), source="folder"))
+    images = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+    tiles = Tiles(images=images, labels=np.array([0, 1]), classes=("A", "B"), ids=("a", "b"))
+    choice = Choice(DataConfig(root=str(tmp_path / "here"), source="folder"), "all", external=True)
+    assert "was not checked" in " ".join(caveats(choice, tiles, trained))

@@ -73,7 +73,10 @@ def load_folder(
     if group_of is not None:
         groups = np.array([group_of[name] for name in ids])
     elif groups_csv is not None:
-        groups = read_groups(Path(groups_csv), ids, columns=("path", "group"))
+        try:
+            groups = read_groups(Path(groups_csv), ids, columns=("path", "group"))
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"groups_csv: {error}") from None
     elif found.grouped:
         groups = group_ids([entry.group or "" for entry in entries], where=f"{root}: folders below the classes")
     tiles = Tiles(

@@ -75,12 +75,15 @@ def split_named(name: str) -> str | None:
 
 
 def split_folders(names: Iterable[str], *, root: str) -> dict[str, str]:
-    """Return which of the folders in a root are its splits, by split; none unless there is one for train or test.
+    """Return which of the folders in a root are its splits, by split.
+
+    One for validation alone is one only if nothing lies beside it: "valid" beside "invalid" is a class.
 
     Raises:
         ValueError: two folders mean the same split.
     """
     found: dict[str, str] = {}
+    names = list(names)
     for name in names:
         split = split_named(name)
         if split is None:
@@ -88,8 +91,9 @@ def split_folders(names: Iterable[str], *, root: str) -> dict[str, str]:
         if split in found:
             raise ValueError(f"{root}: both {found[split]}/ and {name}/ mean the {split} split; keep one of them")
         found[split] = name
-    # Without these, "valid" beside "invalid" is a class.
-    return {split: found[split] for split in SPLITS if split in found} if found.keys() & {"train", "test"} else {}
+    if not found.keys() & {"train", "test"} and len(names) > 1:
+        return {}
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def classed(root: str, listing: Listing, *, groups_given: bool) -> Layout:
@@ -257,13 +261,15 @@ def _classes(tree: _Tree, prefixes: dict[str, str]) -> tuple[str, ...]:
         names_of[prefix] = sorted({_nfc(name) for name in names})
     first, *others = names_of
     for other in others:
-        for here, there in ((first, other), (other, first)):
-            only = [name for name in names_of[here] if name not in names_of[there]]
-            if only:
-                raise ValueError(
-                    f"{tree.root}: {first} and {other} must have the same class folders, but only {here} has "
-                    f"{listed(only)}; {there} has {listed(names_of[there])}"
-                )
+        differ = [
+            f"only {here} has {listed(only)}"
+            for here, there in ((first, other), (other, first))
+            if (only := [name for name in names_of[here] if name not in names_of[there]])
+        ]
+        if differ:
+            raise ValueError(
+                f"{tree.root}: {first} and {other} must have the same class folders, but {' and '.join(differ)}"
+            )
     return tuple(names_of[first])
 
 

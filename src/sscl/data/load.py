@@ -36,20 +36,21 @@ def load_tiles(data: DataConfig, *, split: str, progress: bool, key: str = "data
     Raises:
         ValueError, FileNotFoundError: as the loader, beginning with the section's `key` where that is not said.
     """
-    with _named(f"{key}.root"):
+    with _named(key):
         return _load_normalised(data, split=split, progress=progress)
 
 
 @contextlib.contextmanager
-def _named(key: str) -> Iterator[None]:
-    """Put the key in front of a loader's errors, unless they begin with a key of the same section."""
+def _named(section: str) -> Iterator[None]:
+    """Put the key in front of a loader's errors: root, unless they begin with groups_csv or a key of the section."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        if str(error).startswith(key.removesuffix("root")):
+        if str(error).startswith(f"{section}."):
             raise
+        key = section if str(error).startswith("groups_csv: ") else f"{section}.root:"
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{key}: {error}") from error
+        raise kind(f"{key}.{error}" if key == section else f"{key} {error}") from error
 
 
 def _load_normalised(data: DataConfig, *, split: str, progress: bool) -> Tiles:
@@ -221,6 +222,12 @@ def groups_are(data: DataConfig) -> str:
 def has_validation(data: DataConfig) -> bool:
     """Return whether the set has its own validation split, so that none is taken from train."""
     return data.source == "pathmnist" or {"train", "validation"} <= set(own_splits(data))
+
+
+def has_test(data: DataConfig) -> bool:
+    """Return whether the set has a test split, its own or one that sscl makes."""
+    own = own_splits(data)
+    return not own or "test" in own
 
 
 def split_is_made_here(data: DataConfig) -> bool:

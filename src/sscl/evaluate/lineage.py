@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sscl.config import DataConfig
 from sscl.data import scale, task
 from sscl.data.layout import split_named
-from sscl.data.load import groups_are, load_tiles, merge_data, saw_all, slides_known, split_changes
+from sscl.data.load import groups_are, has_test, load_tiles, merge_data, saw_all, slides_known, split_changes
 from sscl.data.tiles import Tiles
 from sscl.evaluate import bootstrap
 from sscl.models.checkpoint import Checkpoint
@@ -58,6 +58,11 @@ def choose(trained: Checkpoint, changes: Mapping[str, object], *, split: str | N
     """
     data = merge_data(trained.finetune_config.data, changes)
     if not is_external(data, trained):
+        if split in (None, "test") and not has_test(data):
+            raise ValueError(
+                f"split: {data.root} has no test split; give other tiles after the run (or split=all, whose metrics "
+                "say nothing about new tiles)"
+            )
         return Choice(data, split or "test", external=False)
     theirs = {"groups_csv": None, "published": False}  # facts of the set trained on
     data = data.model_copy(update={key: value for key, value in theirs.items() if key not in changes})
@@ -152,6 +157,11 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     sections = trained.lineage if compared else trained.trained_on
     seen = [seen_in_training(data, section, split=split) for section in sections]
     told = list(dict.fromkeys(text for text in seen if text is not None))
+    if train is None and choice.external and not told:
+        told.append(
+            f"the training tiles are not at {trained.finetune_config.data.root} any more: whether some of these are "
+            "among them was not checked"
+        )
     if train is not None and not told and train.fingerprint != trained.fingerprint:
         told.append("the training tiles have changed since training: test tiles may have been among the former ones")
     shared = [] if train is None else [shared_groups(data, train.groups, tiles.groups)]

@@ -19,7 +19,7 @@ from torch import nn
 from sscl import ranks, writing
 from sscl.config import FinetuneConfig
 from sscl.data import split
-from sscl.data.load import groups_are, slides_known
+from sscl.data.load import groups_are, has_test, slides_known
 from sscl.data.task import outcome_warnings
 from sscl.device import autocast, pick_device, sum_dtype
 from sscl.evaluate import model_card
@@ -318,7 +318,7 @@ def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) ->
     print(pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
     if ending.final:
-        print(next_command("eval", job.opened.folder))
+        print(next_command("eval", job.opened.folder, *([] if has_test(config.data) else ["OTHER_TILES"])))
     else:
         print(STOPPED)
         print(next_command("finetune", job.opened.folder, "--resume"))

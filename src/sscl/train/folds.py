@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sscl import ranks, run
 from sscl.config import FinetuneConfig, changed_keys, load_config
-from sscl.data.load import all_rows, groups_are, has_validation, load_tiles
+from sscl.data.load import all_rows, groups_are, has_test, has_validation, load_tiles
 from sscl.data.task import check_task
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import pick_device, pick_precision, tune
@@ -94,7 +94,8 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
         print(f"note: {note}")
     written = "predictions.csv" if alone else "predictions.csv, folds.json, folds.png"
     print(f"wrote {folder}/{written}")
-    print(next_command("eval" if alone else "report", folder))
+    others = ["OTHER_TILES"] if alone and not has_test(config.data) else []
+    print(next_command("eval" if alone else "report", folder, *others))
 
 
 def fold_config(config: FinetuneConfig, number: int) -> FinetuneConfig:

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from sscl import ranks
 from sscl.config import FinetuneConfig
 from sscl.data import split
-from sscl.data.load import all_rows, describe_tiles, has_validation, load_tiles, split_is_made_here
+from sscl.data.load import all_rows, describe_tiles, has_test, has_validation, load_tiles, split_is_made_here
 from sscl.data.scale import Scale, scale_of
 from sscl.data.task import absent_classes, check_task, check_two_classes, labelled, settings_warnings
 from sscl.data.tiles import UNLABELLED, Tiles, epoch_order
 from sscl.words import listed
 
 Rows = NDArray[np.int64]
+NO_TEST = "{root} has no test split; evaluate the run on other tiles (sscl eval RUN OTHER_TILES)"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def task_warnings(found: LabelledTiles, config: FinetuneConfig, *, progress: boo
         )
     made_here = {"validation"} if found.carved else set()
     not_compared: list[str] = []
+    if not has_test(data):
+        return check_task(parts, data=data, made_here=made_here), [NO_TEST.format(root=data.root)]
     try:
         parts["test"] = labelled(load_tiles(data, split="test", progress=progress))
         made_here |= {"test"} if split_is_made_here(data) else set()
