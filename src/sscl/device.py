@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+from sscl.words import count
+
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The last torch whose package from PyPI has kernels for Pascal and Volta (sm_60, sm_61, sm_70).
 OLD_CARDS = 'pip install "torch==2.7.1" "torchvision==0.22.1"'
@@ -264,7 +266,7 @@ def describe_device(device: torch.device) -> str:
         return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
     if device.type == "mps":
         return "mps (Apple GPU)"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    return f"cpu ({count(torch.get_num_threads(), 'thread')})"
 
 
 def cpu_cores() -> int:

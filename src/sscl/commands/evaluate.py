@@ -99,13 +99,13 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     caveats = [
         *([SAID] if evaluated.synthetic else []),
         *unfinished_notes(config.checkpoint),
-        *guessed_positive(tiles.classes, positive, wanted=config.positive),
-        *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
-        *([f"its classes ({', '.join(given.classes)}) were matched by name"] if given.classes != whole.classes else []),
-        *lineage.caveats(choice, tiles, trained),
         *task.outcome_warnings(tiles.labels, logits.argmax(1).numpy(), tiles.classes),
+        *lineage.caveats(choice, tiles, trained),
         *lineage.interval_caveats(tiles.groups),
         *precision_notes(precision, fitted=trained.fitted.precision),
+        *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
+        *([f"its classes ({', '.join(given.classes)}) were matched by name"] if given.classes != whole.classes else []),
+        *guessed_positive(tiles.classes, positive, wanted=config.positive),
     ]
     report = Evaluation(
         **dict(evaluated),

@@ -23,6 +23,7 @@ from sscl.words import count, some, wrapped
 
 MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
 _FEW_CLASSES = 5  # named in a note
+_FEW_FLAT = 5  # metrics named in a note
 OF_ABSTENTION = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
 
 
@@ -92,8 +93,9 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
     rows = metric_rows(evaluated, results)
     flat = [row.name for row in rows if row.interval is not None and row.interval[0] == row.interval[1]]
     if flat:
+        which = some(flat) if len(flat) <= _FEW_FLAT else f"{len(flat)} metrics"
         found.append(
-            f"the bootstrap interval of {some(flat)} has no width, because no resample differs; that does not "
+            f"the bootstrap interval of {which} has no width, because no resample differs; that does not "
             "make the value certain: read Wilson's interval"
         )
     fitted = results.calibration
@@ -133,9 +135,9 @@ def as_text(report: Evaluation) -> str:
     """Return the evaluation as lines for the terminal, each metric with its 95% intervals."""
     main = metric_rows(report, report) + agreement_rows(report)
     positive = "" if report.positive is None else f"; positive class {report.positive}"
-    width = max(29, *(len(row.name) for row in main))
+    width = max(23, *(len(row.name) for row in main))  # 80 columns in all, unless the names of classes are long
     lines = [f"{report.interval_method}{positive}"]
-    lines += [f"  {'':<{width}}  {'value':<9}  {'bootstrap':<16}  {'Wilson':<16}", *_lines(main, width=width)]
+    lines += [f"  {'':<{width}}  {'value':<5}  {'bootstrap':<14}  {'Wilson':<14}", *_lines(main, width=width)]
     lines += [f"  ({shown_of(len(report.classes))})"] if shown_of(len(report.classes)) else []
     lines += [
         *_confusion_lines(report),
@@ -164,13 +166,13 @@ def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
     """Return rows as lines: value, bootstrap interval, Wilson's, counts."""
 
     def ends(pair: Interval | None) -> str:
-        return "" if pair is None else f"{pair[0]:.4f} to {pair[1]:.4f}"
+        return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
 
     found = []
     for name, value, interval, hit in rows:
-        shown = "undefined" if value is None else f"{value:.4f}"
+        shown = "undefined" if value is None else f"{value:.3f}"
         wilson, counts = ("", "") if hit is None else (ends(hit.wilson), f"{hit.count} of {hit.of}")
-        found.append(f"  {name:<{width}}  {shown:<9}  {ends(interval):<16}  {wilson:<16}  {counts}".rstrip())
+        found.append(f"  {name:<{width}}  {shown:<5}  {ends(interval):<14}  {wilson:<14}  {counts}".rstrip())
     return found
 
 
@@ -216,12 +218,8 @@ def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
 def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
     found = report.calibration
     lines = [f"calibration: temperature {found.temperature:.3f} ({found.method})"]
-    lines.append(f"  {'':<{width}}  {'before':<9}  after")
-    lines += [f"  {name:<{width}}  {before:<9.4f}  {after:.4f}" for name, before, after in calibration_rows(report)]
-    chance = found.after.ece_by_chance
-    low, high = found.after.ece_interval
-    lines.append(f"  ECE after, 95% interval: {low:.4f} to {high:.4f}; perfect calibration would have")
-    lines.append(f"  {chance.mean:.4f} on so many tiles (95%: below {chance.quantile_95:.4f})")
+    lines.append(f"  {'':<{width}}  before  after")
+    lines += [f"  {name:<{width}}  {before:<6.3f}  {after:.3f}" for name, before, after in calibration_rows(report)]
     lines.append(wrapped(f"calibrated? {verdict_of(*calibrated(report))}", indent=2))
     return lines
 
@@ -233,11 +231,11 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
         lines.append(f"operating point: {operating_point_in_words(point, str(report.positive))}")
         lines += _lines(proportion_rows(point.here, {key: key for key in point.here}), width=width)
     lines.append(
-        f"coverage: area under the risk-coverage curve {coverage.area:.4f} (random order {coverage.area_random:.4f}, "
-        f"best order {coverage.area_best:.4f})"
+        f"coverage: area under the risk-coverage curve {coverage.area:.3f} (random order {coverage.area_random:.3f}, "
+        f"best order {coverage.area_best:.3f})"
     )
     rows = [
-        Row(f"accuracy, {100 * row.coverage:.0f}% most confident", row.accuracy.value, None, row.accuracy)
+        Row(f"accuracy, surest {100 * row.coverage:.0f}%", row.accuracy.value, None, row.accuracy)
         for row in coverage.at
         if row.coverage < 1
     ]
