@@ -577,8 +577,11 @@ def test_a_folder_of_predictions_has_a_page_without_accuracy(
     folder.mkdir()
     for path in sorted((tiles / "images").iterdir())[:5]:
         (folder / f"new_{path.name}").write_bytes(path.read_bytes())
+    wide = folder / "wide.png"
+    Image.open(path).resize((64, 40)).save(wide)
     out = tmp_path / "predictions"
-    assert cli("predict", "--checkpoint", finetuned, folder, f"out={out}", "device=cpu", "progress=false").code == 0
+    words = ["fit=crop", "panels=true", "device=cpu", "progress=false"]
+    assert cli("predict", "--checkpoint", finetuned, folder, f"out={out}", *words).code == 0
 
     result, content = make(out)
 
@@ -599,7 +602,14 @@ def test_a_folder_of_predictions_has_a_page_without_accuracy(
         assert tile["decided"] is (row["decided"] == "yes")
         assert tile["image"].startswith("data:image/jpeg")
     counted = next(block for block in content["sections"][0]["blocks"] if block["kind"] == "table")["rows"]
-    assert sum(int(row[1]) for row in counted) == 5
+    assert sum(int(row[1]) for row in counted) == 6
+    boxes = {row["path"]: row for row in read_rows(out / "boxes.csv")}
+    for tile in shown:
+        row, (*_, width, height) = boxes[tile["id"]], tile["region"]
+        assert tile["box"] == ([int(row[key]) for key in ("x0", "y0", "x1", "y1")] if row["x0"] else None)
+        assert tile["localises"] is (row["localisation"] == "yes")
+        assert width == height == int(row["source_px"])
+    assert next(tile["region"] for tile in shown if tile["id"] == str(wide)) == [12, 0, 40, 40]
 
     shutil.rmtree(folder)
     result, _ = make(out, "--overwrite")

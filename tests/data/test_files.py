@@ -162,7 +162,7 @@ def test_no_more_is_decoded_than_a_few_batches_ahead(tmp_path: Path, monkeypatch
 
     def pixels_of(item: Any, *, size_px: int, fit: str) -> Any:
         started.append(item)
-        return Decoded(np.zeros((size_px, size_px, 3), np.uint8), size_px, ())
+        return Decoded(np.zeros((size_px, size_px, 3), np.uint8), (0, 0, size_px, size_px), ())
 
     monkeypatch.setattr(files, "pixels_of", pixels_of)
     stream = files.batches([f"{i}" for i in range(1000)], size_px=16, batch_size=10)

@@ -169,13 +169,13 @@ class TestPictures:
 
         small, large = gallery.pictures_of_files([tmp_path / "64.png", tmp_path / "500.png"])
 
-        assert (small.source_px, small.image.size) == (64, (64, 64))
-        assert (large.source_px, large.image.size) == (500, (224, 224))
+        assert (small.region, small.image.size) == ((0, 0, 64, 64), (64, 64))
+        assert (large.region, large.image.size) == ((0, 0, 500, 500), (224, 224))
 
     def test_pixels_are_scaled_down_and_have_no_file(self) -> None:
         images = [np.zeros((size, size, 3), dtype=np.uint8) for size in (28, 300)]
 
-        sides = [(picture.source_px, picture.image.width) for picture in gallery.pictures_of_pixels(images)]
+        sides = [(picture.region, picture.image.width) for picture in gallery.pictures_of_pixels(images)]
 
         assert sides == [(None, 28), (None, 224)]
 
@@ -184,7 +184,7 @@ def built(found: TilePredictions, rows: np.ndarray, *, raw: np.ndarray | None = 
     raw = np.array([[0.0, 1.0], [2.0, 4.0]], dtype=np.float32) if raw is None else raw
     large = cam.upsample(torch.from_numpy(raw)[None], size_px=64)[0].numpy()
     heat = gallery.Heat(raw, float(large.max()), find_box(large, threshold=0.5), 0)
-    picture = gallery.Picture(Image.new("RGB", (64, 64)), source_px=128)
+    picture = gallery.Picture(Image.new("RGB", (64, 64)), region=(8, 0, 128, 128))
     keys = {"size_px": 64, "target": "x", "threshold": 0.5, "decided_from": None, "note": "n"} | more
     return gallery.build(found, rows, pictures=[picture] * len(rows), heats=[heat] * len(rows), **keys)  # type: ignore[arg-type]
 
@@ -206,7 +206,7 @@ class TestBuild:
             assert tile["probabilities"] == pytest.approx(found.probabilities[row], abs=1e-4)  # type: ignore[index]
             assert tile["loss"] == pytest.approx(found.losses[row], abs=1e-4)
             assert tile["decided"] == (confidence >= 0.8)
-            assert tile["source_px"] == 128
+            assert tile["region"] == [8, 0, 128, 128]
         assert [tile["agreement"] for tile in content["tiles"]] == ["6/7", "4/7"]
         assert [tile["group"] for tile in content["tiles"]] == ["c", "a"]
         assert content["map_side"] == 2
@@ -247,7 +247,9 @@ def test_a_thousand_tiles_of_noise_stay_below_30_mb() -> None:
     raw = rng.random((28, 28), dtype=np.float32)
     large = cam.upsample(torch.from_numpy(raw)[None], size_px=224)[0].numpy()
     heat = gallery.Heat(raw, float(large.max()), find_box(large, threshold=0.2), 0)
-    noise = gallery.Picture(Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)), source_px=224)
+    noise = gallery.Picture(
+        Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)), region=(0, 0, 224, 224)
+    )
 
     content = gallery.build(
         found,

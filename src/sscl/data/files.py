@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.decode import read_image
-from sscl.data.images import Decoded, Fit, decode_image
+from sscl.data.images import Decoded, Fit, Region, decode_image
 from sscl.data.ingest import listed_file, read_table
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
 from sscl.data.tiles import host_memory
@@ -163,13 +163,14 @@ class Batch:
     """Some consecutive images as tiles.
 
     Attributes:
-        rows: positions of the usable images, (B,). pixels: uint8 (B, S, S, 3), on the host. sides_px: original side of
-            each, (B,). faults: (position, reason) of the others. changes: how many were changed, by `images.CHANGES`.
+        rows: positions of the usable images, (B,). pixels: uint8 (B, S, S, 3), on the host. regions: what each shows
+            of its upright image, B. faults: (position, reason) of the others. changes: how many were changed, by
+            `images.CHANGES`.
     """
 
     rows: NDArray[np.int64]
     pixels: torch.Tensor
-    sides_px: tuple[int, ...]
+    regions: tuple[Region, ...]
     faults: tuple[tuple[int, str], ...]
     changes: Counter[str] = field(default_factory=Counter)
 
@@ -177,6 +178,11 @@ class Batch:
     def images(self) -> NDArray[np.uint8]:
         """The pixels as an array."""
         return self.pixels.numpy()
+
+    @property
+    def sides_px(self) -> tuple[int, ...]:
+        """Original side of each, see `images.Decoded`, B."""
+        return tuple(width for _, _, width, _ in self.regions)
 
 
 def batches(
@@ -210,7 +216,7 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
-_Tile = tuple[int, int, str, tuple[str, ...]]  # place, side of the image, why there are no pixels, changes
+_Tile = tuple[int, Region, str, tuple[str, ...]]  # place, region of the image, why there are no pixels, changes
 
 
 def _decode(places: range, items: Sequence[Item], out: NDArray[np.uint8], fit: Fit) -> list[_Tile]:
@@ -220,10 +226,10 @@ def _decode(places: range, items: Sequence[Item], out: NDArray[np.uint8], fit: F
         try:
             decoded = pixels_of(items[place], size_px=out.shape[1], fit=fit)
         except ValueError as error:
-            found.append((place, 0, str(error), ()))
+            found.append((place, (0, 0, 0, 0), str(error), ()))
         else:
             out[row] = decoded.pixels
-            found.append((place, decoded.side_px, "", decoded.changes))
+            found.append((place, decoded.region, "", decoded.changes))
     return found
 
 
@@ -233,7 +239,7 @@ def _batch(pixels: torch.Tensor, jobs: Sequence[Future[list[_Tile]]]) -> Batch:
     return Batch(
         rows=np.array([tiles[row][0] for row in good], dtype=np.int64),
         pixels=pixels if len(good) == len(tiles) else pixels[good],
-        sides_px=tuple(tiles[row][1] for row in good),
+        regions=tuple(tiles[row][1] for row in good),
         faults=tuple((place, why) for place, _, why, _ in tiles if why),
         changes=Counter(change for row in good for change in tiles[row][3]),
     )

@@ -30,6 +30,7 @@ from sscl.file_kinds import binary_kind, text_kind
 from sscl.words import count
 
 Fit = Literal["refuse", "crop", "resize"]
+Region = tuple[int, int, int, int]  # x, y, width, height in pixels
 # What may happen to the pixels of an image before it is scaled, in words.
 CHANGES = {
     "turned": "turned upright, as their orientation tag says",
@@ -56,13 +57,17 @@ class Decoded:
     """An image as a tile.
 
     Attributes:
-        pixels: uint8 (size_px, size_px, 3). side_px: of the square before it was scaled.
-        changes: keys of CHANGES.
+        pixels: uint8 (size_px, size_px, 3). region: what of the upright image they show. changes: keys of CHANGES.
     """
 
     pixels: NDArray[np.uint8]
-    side_px: int
+    region: Region
     changes: tuple[str, ...]
+
+    @property
+    def side_px(self) -> int:
+        """Side of the square before it was scaled; where fit=resize made it square, the width."""
+        return self.region[2]
 
 
 def describe_changes(changes: Mapping[str, int], *, of: int) -> list[str]:
@@ -136,16 +141,18 @@ def decode_image(
     if rgb is None:
         raise ValueError(f"{name}: has {pages} pages; save the tile as an image file of one page")
     width, height = rgb.size
-    side = min(width, height) if fit == "crop" else width
+    region = (0, 0, width, height)
     if width != height and fit == "crop":
+        side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
+        region = (left, top, side, side)
         rgb = rgb.crop((left, top, left + side, top + side))
         changes.append("cropped")
     elif width != height:
         changes.append("squashed")
     if rgb.size != (size_px, size_px):
         rgb = resized(rgb, size_px)
-    return Decoded(np.asarray(rgb), side, tuple(changes))
+    return Decoded(np.asarray(rgb), region, tuple(changes))
 
 
 def resized(image: Image.Image, size_px: int) -> Image.Image:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from sscl.data.images import Fit, decode_image, open_image, resized
+from sscl.data.images import Fit, Region, decode_image, open_image, resized
 from sscl.data.mhist import ANNOTATORS
 from sscl.data.tiles import TileStore
 from sscl.evaluate.metrics import FloatArray, IntArray
 from sscl.evaluate.predictions import TilePredictions
-from sscl.explain.boxes import Box, find_box, normalise
+from sscl.explain.boxes import Box, find_box, normalise, remark, remarks
 from sscl.explain.heatmaps import heatmaps
 from sscl.explain.targets import Target
 from sscl.models.heads import Classifier
@@ -38,10 +38,10 @@ ALPHA = 0.7  # opacity at the peak, as in `plots.cam.overlay`
 
 @dataclass(frozen=True)
 class Picture:
-    """The image of a tile: RGB, (S, S), S at most SIDE_PX, and the side of its file, if it has one."""
+    """The image of a tile: RGB, (S, S), S at most SIDE_PX, and what of its file it shows, if it has one."""
 
     image: Image.Image
-    source_px: int | None
+    region: Region | None
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ def pictures_of_files(paths: Iterable[Path], *, fit: Fit = "refuse") -> Iterator
         with open_image(path) as image:
             side = min(image.size) if fit == "crop" else image.width
             tile = decode_image(image, name=path, size_px=min(side, SIDE_PX), fit=fit)
-        yield Picture(Image.fromarray(tile.pixels), source_px=tile.side_px)
+        yield Picture(Image.fromarray(tile.pixels), region=tile.region)
 
 
 def pictures_of_pixels(images: Iterable[NDArray[np.uint8]]) -> Iterator[Picture]:
     """Yield the pictures of tiles, uint8 (S, S, 3) each, scaled to at most SIDE_PX."""
     for pixels in images:
         image = Image.fromarray(np.ascontiguousarray(pixels))
-        yield Picture(image if image.width <= SIDE_PX else resized(image, SIDE_PX), source_px=None)
+        yield Picture(image if image.width <= SIDE_PX else resized(image, SIDE_PX), region=None)
 
 
 def encode_picture(image: Image.Image, *, limit: int = PICTURE_BYTES) -> tuple[str, int]:
@@ -207,11 +207,12 @@ def build(
         size_px: side of the tiles that the classifier saw, in whose pixels the boxes are.
         target: what the maps explain, in words. threshold: of the boxes.
         decided_from: confidence below which the classifier abstains; None = it never does.
-        note: what a reader must know.
+        note: what a reader must know, in sentences.
     """
     probabilities = probabilities_of(found)
     two_with_votes = found.votes is not None and len(found.classes) == 2
     tiles: list[GalleryTile] = []
+    found_boxes: list[Box | None] = []
     side = lowered = 0
     for row, picture, heat in zip(rows.tolist(), pictures, heats, strict=True):
         uri, quality = encode_picture(picture.image)
@@ -234,11 +235,16 @@ def build(
                 "map": "" if heat.box is None else encode_map(heat.raw),
                 "maximum": round(heat.maximum, 4),
                 "box": None if heat.box is None else list(heat.box.corners),
-                "source_px": picture.source_px,
+                "localises": heat.box is not None and heat.box.localises,
+                "remark": remark(heat.box),
+                "region": None if picture.region is None else list(picture.region),
             }
         )
+        found_boxes.append(heat.box)
+    if any(map(remark, found_boxes)):
+        note += f" Boxes: {remarks(found_boxes)}."
     if lowered:
-        note += f"; {lowered:,} images are JPEGs of quality below {QUALITIES[0]}, to keep the page small"
+        note += f" {lowered:,} images are JPEGs of quality below {QUALITIES[0]}, to keep the page small."
     colours = cam_plots.heatmap_rgb(np.arange(256)[None] / 255)
     return {
         "classes": list(found.classes),

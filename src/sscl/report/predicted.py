@@ -12,6 +12,7 @@ import torch
 
 from sscl.config import GradcamConfig, PredictConfig, ReportConfig, plain, validate
 from sscl.data import files
+from sscl.data.images import Region
 from sscl.data.stain import normalise_stain
 from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import UNLABELLED, place_store
@@ -180,13 +181,13 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
     if missing:
         raise FileNotFoundError(f"{missing[0]}: no longer there; set tiles=0 for a page without a gallery")
     items = [where[of.found.ids[row]] for row in order]
-    pixels, sides = [], list[int]()
+    pixels, regions = [], list[Region]()
     fit, stain = of.config.fit or trained.finetune_config.data.fit, of.summary.stain
     for batch in files.batches(items, size_px=of.summary.size_px, batch_size=config.batch_size, fit=fit):
         if batch.faults:
             raise ValueError(f"{batch.faults[0][1]}; set tiles=0 for a page without a gallery")
         pixels.append(batch.images.copy() if stain == "none" else normalise_stain(batch.images, method=stain))
-        sides += batch.sides_px
+        regions += batch.regions
     images = np.concatenate(pixels)
     target = resolve_target(settings.target, of.summary.classes)
     mean, std = normalisation(trained, device)
@@ -206,8 +207,8 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         progress="heatmaps" if config.progress else None,
     )
     pictures = (
-        gallery.Picture(picture.image, source_px=side)
-        for picture, side in zip(gallery.pictures_of_pixels(images), sides, strict=True)
+        gallery.Picture(picture.image, region=region)
+        for picture, region in zip(gallery.pictures_of_pixels(images), regions, strict=True)
     )
     chosen = f"the {len(order):,} least confident of" if len(order) < of.summary.tiles else "all"
     notes = [f"{chosen} {count(of.summary.tiles, 'tile')}, none with a known class", *map_notes(settings, None)]

@@ -6,15 +6,20 @@ import base64
 import csv
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from sscl.evaluate.predictions import TilePredictions
+from sscl.explain.boxes import BOX_COLUMNS, box_cells, find_box, remark, remarks
 from sscl.explain.cam import upsample
 from sscl.plots.cam import overlay
+from sscl.report import gallery
 from sscl.report.page import render
 
 from .conftest import CLASSES, HOSTILE_NAMES, SIZE_PX, make_content
@@ -395,7 +400,7 @@ def test_no_evidence_is_said(page, content):
     assert empty["map"] == ""
     page.fill("#page-find", empty["id"])
     assert page.locator(".tile .heat, .tile .box").count() == 0
-    assert page.locator(".tile .empty").text_content() == "no evidence"
+    assert page.locator(".tile .remark").text_content() == "no evidence"
     page.locator(".tile .frame").click()
     assert "no positive evidence" in page.locator("#page-large-target").text_content()
     assert page.locator("#page-large-box").is_disabled()
@@ -595,13 +600,25 @@ def test_a_worksheet_replaces_other_answers_only_when_told(page):
         assert [row[1] for row in stored(page)] == [expected]
 
 
+def unpacked(data: bytes) -> dict[str, dict[str, Any]]:
+    """The one feature of each file of an archive, by the file's name."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None  # checks the CRC-32 of each
+        files = {name: json.loads(archive.read(name)) for name in archive.namelist()}
+    assert len(files) == len(archive.infolist())
+    assert {file["type"] for file in files.values()} == {"FeatureCollection"}
+    return {name: feature for name, file in files.items() for (feature,) in [file["features"]]}
+
+
 def test_boxes_for_qupath(page, content):
     tiles = {shown(tile["id"]): tile for tile in content["gallery"]["tiles"]}
-    _, data = download(page, "#page-boxes-file")
-    whole = json.loads(data)
-    assert whole["type"] == "FeatureCollection"
-    images = {shown(feature["properties"]["image"]) for feature in whole["features"]}
+    name, data = download(page, "#page-boxes-file")
+    assert name == f"boxes_{content['id']}.zip"
+    whole = list(unpacked(data).values())
+    images = {shown(feature["properties"]["image"]) for feature in whole}
     assert images == {name for name, tile in tiles.items() if tile["box"]}
+    empty = sum(tile["box"] is None for tile in tiles.values())
+    assert f"{empty} tiles without positive evidence" in page.locator("#page-message").text_content()
     page.select_option("#page-sort", "name")
     page.fill("#page-find", "tile9.png")
     focus_first(page)
@@ -611,7 +628,7 @@ def test_boxes_for_qupath(page, content):
     assert name == "tile9.png.geojson"
     (feature,) = json.loads(data)["features"]
     tile = tiles["tile9.png"]
-    assert tile["source_px"] == 64  # twice the tile that the classifier saw
+    assert tile["region"] == [0, 0, 64, 64]  # twice the tile that the classifier saw
     assert feature["geometry"] == {
         "type": "Polygon",
         "coordinates": [[[8, 16], [40, 16], [40, 56], [8, 56], [8, 16]]],
@@ -630,17 +647,101 @@ def test_boxes_for_qupath(page, content):
         "Pixels": "of the file",
         "Review": "unsure",
     }
-    for one in whole["features"]:
+    for one in whole:
         label = tiles[shown(one["properties"]["image"])]["label"]
         assert one["properties"]["metadata"]["True class"] == class_name(label)
     assert properties["measurements"]["Box threshold"] == 0.3
     for label, name in enumerate(CLASSES):
         assert properties["measurements"][f"Probability: {name}"] == tile["probabilities"][label]
-    unknown = next(tile for tile in content["gallery"]["tiles"] if tile["box"] and tile["source_px"] is None)
-    (feature,) = (one for one in whole["features"] if one["properties"]["image"] == unknown["id"])
+    unknown = next(tile for tile in content["gallery"]["tiles"] if tile["box"] and tile["region"] is None)
+    (feature,) = (one for one in whole if one["properties"]["image"] == unknown["id"])
     assert feature["properties"]["metadata"]["Pixels"] == "of the 32 px tile"
     assert feature["geometry"]["coordinates"][0][2] == [20, 28]
     assert all(isinstance(value, str) for value in properties["metadata"].values())
+
+
+def test_files_of_boxes_are_called_as_their_images(opened, content):
+    names = {
+        "/data/a/x.png": "_data_a_x.png",
+        "/data/b/X.png": "_data_b_X.png",
+        "C:\\tiles\\y.tif": "y.tif",
+        "/data/con.png": "_con.png",
+        "/data/../..": "_",
+        "Größe 日本 (1).png": "Größe 日本 (1).png",
+        '<q>:"?*|.png': "_q______.png",
+        "_q______.png": "_q______.png_2",
+        "\u202egnp.exe": "_gnp.exe",
+        "\udcff.png": "_.png",
+        "é" * 150 + ".png": "é" * 98 + ".png",
+    }
+    tiles = [tile for tile in content["gallery"]["tiles"] if tile["box"]][: len(names)]
+    for tile, name in zip(tiles, names, strict=True):
+        tile["id"] = name
+    content["gallery"]["tiles"] = tiles
+    _, data = download(opened(content), "#page-boxes-file")
+    found = {shown(one["properties"]["image"]): name for name, one in unpacked(data).items()}
+    # Both of a pair that differs only in what is replaced would be the same file: they are numbered.
+    assert found == {shown(image): f"{name}.geojson" for image, name in names.items()}
+
+
+def test_boxes_are_those_of_boxes_csv_and_what_is_wrong_with_one_is_said(opened, content):
+    """Maps whose box says a place, does not hold the peak, covers the tile, and without evidence."""
+    maps = np.zeros((4, SIZE_PX, SIZE_PX), dtype=np.float32)
+    maps[0, 4:20, 8:12] = 1
+    maps[1, 2:22, 2:22], maps[1, 28, 28] = 0.9, 1
+    maps[2] = 1
+    boxes = [find_box(raw, threshold=0.3) for raw in maps]
+    table = [
+        dict(zip(BOX_COLUMNS, box_cells(*pair, threshold=0.3), strict=True)) for pair in zip(maps, boxes, strict=True)
+    ]
+    regions = [(0, 0, 64, 64), (16, 0, 48, 48), None, None]  # two files: square, and cut to the square in the middle
+    found = TilePredictions(
+        ids=("a.png", "b.png", "c.png", "d.png"),
+        classes=tuple(CLASSES),
+        labels=np.zeros(4, dtype=np.int64),
+        predictions=np.zeros(4, dtype=np.int64),
+        probabilities=np.array([[0.6, 0.3, 0.1], [0.7, 0.2, 0.1], [0.8, 0.1, 0.1], [0.9, 0.1, 0.0]]),
+        losses=np.ones(4),
+    )
+    content["gallery"] = gallery.build(
+        found,
+        np.arange(4),
+        pictures=[gallery.Picture(Image.new("RGB", (SIZE_PX, SIZE_PX)), region=region) for region in regions],
+        heats=[gallery.Heat(raw, float(raw.max()), box, 0) for raw, box in zip(maps, boxes, strict=True)],
+        size_px=SIZE_PX,
+        target="x",
+        threshold=0.3,
+        decided_from=None,
+        note="All tiles.",
+    )
+    page = opened(content)
+    assert page.locator("#page-note").text_content() == f"All tiles. Boxes: {remarks(boxes)}."
+    said = page.evaluate("""() => [...document.querySelectorAll('.tile')].map((tile) =>
+        [tile.querySelector('.remark')?.textContent ?? '', tile.querySelector('.remark')?.title ?? ''])""")
+    assert [text for text, _ in said] == ["", "peak elsewhere", "no localisation", "no evidence"]
+    assert [whole for _, whole in said] == [remark(box) for box in boxes]
+    for place, box in enumerate(boxes):
+        cell = page.locator(".tile").nth(place)
+        assert remark(box) in cell.get_attribute("aria-label")
+        cell.locator(".frame").click()
+        assert remark(box) in page.locator("#page-large-target").text_content()
+        assert page.locator("#page-large-box").is_disabled() == (table[place]["localisation"] != "yes")
+        page.keyboard.press("Escape")
+        settle(page)
+
+    _, data = download(page, "#page-boxes-file")
+    files = unpacked(data)
+    assert [row["localisation"] for row in table] == ["yes", "yes", "not assessed", "no evidence"]
+    assert list(files) == ["a.png.geojson", "b.png.geojson"]
+    for feature, row, (left, top, width, height) in zip(files.values(), table[:2], regions[:2], strict=True):
+        (ring,) = feature["geometry"]["coordinates"]
+        corners = (np.array(ring) - (left, top)) * SIZE_PX / (width, height)
+        assert [*corners.min(0), *corners.max(0)] == pytest.approx([row[key] for key in ("x0", "y0", "x1", "y1")])
+    told = [feature["properties"]["metadata"].get("Remark", "") for feature in files.values()]
+    assert told == [remark(box) for box in boxes[:2]]
+    left_out = page.locator("#page-message").text_content()
+    assert "1 box over" in left_out
+    assert "1 tile without" in left_out
 
 
 def test_work_does_not_grow_with_the_number_of_tiles(opened):

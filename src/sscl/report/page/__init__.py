@@ -25,6 +25,7 @@ SCRIPTS = (
     "state.js",
     "csv.js",
     "worksheet.js",
+    "zip.js",
     "geojson.js",
     "heatmaps.js",
     "filters.js",

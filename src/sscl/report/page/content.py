@@ -89,7 +89,8 @@ class GalleryTile(TypedDict):
     id: no other tile has it. label: class, -1 = unknown. probabilities: K. agreement: such as "6/7".
     decided: False = the classifier abstains. image: data URI. map: base64 of map_side x map_side bytes, maximum 255; ""
     without evidence. maximum: of the map before scaling. box: x0, y0, x1, y1 in pixels of the tile, half open.
-    source_px: side of the image file.
+    localises: whether the box is small enough to say a place. remark: what a reader must know of the box, or "".
+    region: x, y, width, height of what the tile shows, in pixels of the image file.
     """
 
     id: str
@@ -105,7 +106,9 @@ class GalleryTile(TypedDict):
     map: str
     maximum: float
     box: list[int] | None
-    source_px: int | None
+    localises: bool
+    remark: str
+    region: list[int] | None
 
 
 class Gallery(TypedDict):

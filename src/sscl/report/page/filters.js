@@ -60,9 +60,9 @@ function apply({ keepPlace = false } = {}) {
   byId("nothing").textContent = tiles.length
     ? "No tile matches these filters. “Clear filters” shows all of them."
     : "This report has no tiles.";
-  const withBox = shown.filter((index) => tiles[index].box !== null).length;
-  byId("boxes-file").disabled = withBox === 0;
-  byId("boxes-file").textContent = `Download ${count(withBox, "box", "boxes")} (GeoJSON)`;
+  const boxes = shown.filter((index) => tiles[index].localises).length;
+  byId("boxes-file").disabled = boxes === 0;
+  byId("boxes-file").textContent = `Download ${count(boxes, "box", "boxes")} (GeoJSON, zip)`;
   const all = ["text", "truth", "predicted", "outcome", "review"].every((name) => filter[name] === "");
   byId("clear").disabled = all;
   for (const button of document.querySelectorAll(".confusion button")) {

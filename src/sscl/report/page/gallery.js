@@ -94,7 +94,10 @@ function cellOf(place) {
   else if (tile.agreement !== null) {
     truth.append(element("span", { title: "annotators who agree", textContent: tile.agreement }));
   }
-  if (tile.map === "") picture.append(element("span", { className: "empty", textContent: "no evidence" }));
+  if (tile.remark !== "") {
+    const short = tile.box === null ? "no evidence" : tile.localises ? "peak elsewhere" : "no localisation";
+    picture.append(element("span", { className: "remark", title: tile.remark, textContent: short }));
+  }
   const cell = element(
     "div",
     {
@@ -144,7 +147,7 @@ function showCellReview(cell, index) {
     "aria-label",
     `${tile.id}: predicted ${className(tile.prediction)}, ${percent(facts[index].confidence)}; ` +
       `true class ${className(tile.label)}; ${outcomeOf(index)}${agreement}` +
-      `${tile.map === "" ? "; no positive evidence" : ""}; ${review || "not reviewed"}${note === "" ? "" : "; has a note"}`,
+      `${tile.remark === "" ? "" : `; ${tile.remark}`}; ${review || "not reviewed"}${note === "" ? "" : "; has a note"}`,
   );
 }
 

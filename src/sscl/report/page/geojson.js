@@ -1,4 +1,6 @@
-// Boxes as GeoJSON, which QuPath opens.
+// Boxes as GeoJSON: a file for each image, since QuPath imports a file into the image that is open.
+//
+// A box that covers nearly the whole tile says no place and is left out; one without the peak has a remark.
 
 // Okabe & Ito's colours without black: classes in QuPath.
 const CLASS_COLOURS = [
@@ -11,9 +13,12 @@ const CLASS_COLOURS = [
   [240, 228, 66],
 ];
 
+const rounded = (value) => Math.round(1000 * value) / 1000;
+
 function feature(tile, index) {
-  const scale = (tile.source_px ?? gallery.size_px) / gallery.size_px;
-  const [x0, y0, x1, y1] = tile.box.map((value) => Math.round(1000 * value * scale) / 1000);
+  const [left, top, width, height] = tile.region ?? [0, 0, gallery.size_px, gallery.size_px];
+  const [x0, x1] = [tile.box[0], tile.box[2]].map((x) => rounded(left + (x * width) / gallery.size_px));
+  const [y0, y1] = [tile.box[1], tile.box[3]].map((y) => rounded(top + (y * height) / gallery.size_px));
   const probabilities = tile.probabilities.map((value, label) => [`Probability: ${className(label)}`, value]);
   const { review, note } = reviewOf(index);
   return {
@@ -37,7 +42,8 @@ function feature(tile, index) {
         Image: tile.id,
         Explains: gallery.target,
         "True class": className(tile.label),
-        Pixels: tile.source_px === null ? `of the ${gallery.size_px} px tile` : "of the file",
+        Pixels: tile.region === null ? `of the ${gallery.size_px} px tile` : "of the file",
+        ...(tile.remark === "" ? {} : { Remark: tile.remark }),
         ...(review === "" ? {} : { Review: review }),
         ...(note === "" ? {} : { Note: note }),
       },
@@ -45,7 +51,24 @@ function feature(tile, index) {
   };
 }
 
-function downloadBoxes(indices, name) {
-  const features = indices.filter((index) => tiles[index].box !== null).map((index) => feature(tiles[index], index));
-  download(name, "application/geo+json", [JSON.stringify({ type: "FeatureCollection", features }, null, 1)]);
+const geojson = (index) =>
+  JSON.stringify({ type: "FeatureCollection", features: [feature(tiles[index], index)] }, null, 1);
+const fileNames = namesOfFiles(tiles.map((tile) => tile.id)).map((name) => `${name}.geojson`);
+
+function downloadBox(index) {
+  download(fileNames[index], "application/geo+json", [geojson(index)]);
+}
+
+function downloadBoxes(indices) {
+  const boxed = indices.filter((index) => tiles[index].localises);
+  const name = `boxes_${content.id}.zip`;
+  download(name, "application/zip", zipped(boxed.map((index) => [fileNames[index], geojson(index)])));
+  const empty = indices.filter((index) => tiles[index].box === null).length;
+  const whole = indices.length - boxed.length - empty;
+  const out = [
+    whole ? `${count(whole, "box", "boxes")} over nearly the whole tile (no localisation, not assessed)` : "",
+    empty ? `${count(empty, "tile")} without positive evidence` : "",
+  ].filter(Boolean);
+  const left = out.length ? ` Left out: ${out.join(", ")}.` : "";
+  say(`${name}: ${count(boxed.length, "GeoJSON file")}, one for each image.${left}`);
 }

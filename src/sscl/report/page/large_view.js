@@ -28,7 +28,7 @@ function showLarge() {
   byId("large-heat").replaceChildren(...layers(index, tile.map === "" ? null : largeCanvas));
   byId("large-plain").replaceChildren(...layers(index, null));
   byId("large-target").textContent =
-    tile.map === "" ? "no positive evidence, so no heatmap and no box" : `evidence: ${gallery.target}`;
+    tile.map === "" ? tile.remark : [`evidence: ${gallery.target}`, tile.remark].filter(Boolean).join("; ");
   const order = tile.probabilities.map((_, label) => label);
   order.sort((a, b) => tile.probabilities[b] - tile.probabilities[a]);
   byId("large-probabilities").replaceChildren(
@@ -53,14 +53,14 @@ function showLarge() {
     ["loss", tile.loss === null ? "" : tile.loss.toFixed(3)],
     ["heatmap maximum", tile.map === "" ? "" : `${tile.maximum.toPrecision(3)} (before scaling)`],
     ["box", tile.box === null ? "none" : boxText(tile)],
-    ["image file", tile.source_px === null ? "" : `${tile.source_px} × ${tile.source_px} px`],
+    ["image file", tile.region === null ? "" : regionText(tile.region)],
   ];
   byId("large-facts").replaceChildren(
     ...lines
       .filter(([, text]) => text !== "")
       .map(([name, text]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: text }))),
   );
-  byId("large-box").disabled = tile.box === null;
+  byId("large-box").disabled = !tile.localises;
   showLargeReview(index);
 }
 
@@ -72,6 +72,10 @@ function boxText(tile) {
   const [x0, y0, x1, y1] = tile.box;
   const fraction = ((x1 - x0) * (y1 - y0)) / gallery.size_px ** 2;
   return `${x1 - x0} × ${y1 - y0} px at (${x0}, ${y0}), ${percent(fraction)} of the ${gallery.size_px} px tile`;
+}
+
+function regionText([x, y, width, height]) {
+  return `${width} × ${height} px${x || y ? ` at (${x}, ${y})` : ""}`;
 }
 
 function showLargeReview(index) {

@@ -90,9 +90,7 @@ function listen() {
     viewing = false;
     moveTo(current);
   });
-  byId("large-box").addEventListener("click", () => {
-    downloadBoxes([shown[current]], `${tiles[shown[current]].id}.geojson`);
-  });
+  byId("large-box").addEventListener("click", () => downloadBox(shown[current]));
 
   byId("download").addEventListener("click", () => {
     download(`review_${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
@@ -104,7 +102,7 @@ function listen() {
     if (file) await importWorksheet(file);
     byId("file").value = ""; // the same file may be chosen again
   });
-  byId("boxes-file").addEventListener("click", () => downloadBoxes(shown, `boxes_${content.id}.geojson`));
+  byId("boxes-file").addEventListener("click", () => downloadBoxes(shown));
   byId("reset").addEventListener("click", onReset);
 
   document.addEventListener("keydown", onKey);
