@@ -28,7 +28,8 @@ from sscl.config import CompareConfig, DataConfig, FinetuneConfig, PretrainConfi
 from sscl.data.tiles import Tiles
 from sscl.evaluate import comparison
 from sscl.evaluate.calibration import fit_calibration
-from sscl.evaluate.evaluation import Evaluation, evaluate
+from sscl.evaluate.evaluation import evaluate
+from sscl.evaluate.records import Evaluation
 from sscl.models import checkpoint
 from sscl.models.calibration import KeptCalibration
 from sscl.records import write_record

@@ -19,9 +19,9 @@ from sscl.commands import evaluate
 from sscl.config import DataConfig
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation, lineage
-from sscl.evaluate.evaluation import Evaluation
 from sscl.evaluate.lineage import NO_SLIDE_IDS
 from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.records import Evaluation
 
 PICTURES = {
     *("confusion.png", "roc.png", "precision_recall.png"),

@@ -14,12 +14,12 @@ from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss
 
 from sscl.config import DataConfig
 from sscl.data.tiles import Tiles
-from sscl.evaluate import calibration, evaluation, evaluation_text
+from sscl.evaluate import calibration, evaluation, evaluation_text, records
 from sscl.evaluate.bootstrap import resamples
 from sscl.evaluate.decisions import choose_threshold
-from sscl.evaluate.evaluation import Evaluation
 from sscl.evaluate.lineage import INDEPENDENT, interval_caveats
 from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.records import Evaluation
 from sscl.models.calibration import KeptCalibration
 from sscl.records import read_record, write_record
 
@@ -109,7 +109,7 @@ def test_calibration_is_of_the_positive_class_or_of_the_top_label(positive: int 
         if positive is not None:
             assert one.ece_positive == pytest.approx(calibration.calibration_error(outcomes, scores))
         mean, most = calibration.calibration_error_by_chance(p.max(1))
-        assert one.ece_by_chance == evaluation.ByChance(mean=mean, quantile_95=most)
+        assert one.ece_by_chance == records.ByChance(mean=mean, quantile_95=most)
         assert len({one.ece, one.ece_equal_mass, one.ece_positive}) == 3
 
 

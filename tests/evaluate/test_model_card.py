@@ -14,9 +14,10 @@ from sscl.config import DataConfig, FinetuneConfig, PretrainConfig
 from sscl.data.tiles import Tiles
 from sscl.evaluate import card_results, model_card
 from sscl.evaluate.calibration import fit_calibration
-from sscl.evaluate.evaluation import Evaluation, evaluate
+from sscl.evaluate.evaluation import evaluate
 from sscl.evaluate.lineage import NO_SLIDE_IDS
 from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.records import Evaluation
 from sscl.models.checkpoint import Checkpoint, build_checkpoint
 
 LABELS = np.array([0] * 12 + [1] * 8)

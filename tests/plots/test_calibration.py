@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from sscl.evaluate.calibration import reliability_curve
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.evaluation import DecisionCurve
 from sscl.evaluate.proportions import proportion, wilson_interval
+from sscl.evaluate.records import DecisionCurve
 from sscl.plots import calibration as calibration_plots
 
 Capture = Callable[..., Figure]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sscl.evaluate import calibration
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.evaluation import DecisionCurve
+from sscl.evaluate.records import DecisionCurve
 from sscl.evaluate.verdicts import Outcome
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, OrderCurve, Randomisation, Spread
 from sscl.plots import base, charts, svg

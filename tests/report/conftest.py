@@ -15,8 +15,8 @@ from sscl.config import DataConfig, FinetuneConfig, FinetuneTrainConfig, ModelCo
 from sscl.data.audit import Audit
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation, evaluation_text
-from sscl.evaluate.evaluation import Evaluated, Evaluation
 from sscl.evaluate.predictions import predictions_of
+from sscl.evaluate.records import Evaluated, Evaluation
 from sscl.evaluate.verdicts import Outcome, verdict_of
 from sscl.explain.records import (
     BoxSensitivity,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sscl.evaluate.evaluation import DecisionCurve
+from sscl.evaluate.records import DecisionCurve
 from sscl.report import decisions
 
 from .conftest import make_audit, reported, subject, tables

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sscl.evaluate.evaluation import ByChance
+from sscl.evaluate.records import ByChance
 from sscl.report import summary
 from sscl.report.subject import Subject
 

@@ -17,12 +17,12 @@ from sscl.config import CompareConfig, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles
-from sscl.evaluate import comparison, evaluation
+from sscl.evaluate import comparison, records
 from sscl.evaluate.comparison import Comparison, RowFacts, RunFacts
 from sscl.evaluate.comparison_tables import comparison_tables
-from sscl.evaluate.evaluation import Evaluation
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.predictions import TilePredictions, read_predictions
+from sscl.evaluate.records import Evaluation
 from sscl.evaluate.tables import Table, as_markdown, as_text
 from sscl.plots import comparison as comparison_plots
 from sscl.records import read_record, write_record
@@ -229,8 +229,8 @@ def report_finished(
 
 def about(folder: Path) -> tuple[str, int | None, Sequence[str]]:
     """Return split, epoch and caveats of the predictions in a folder, as far as a file beside them says."""
-    if (folder / evaluation.FILE).is_file():
-        found = read_record(Evaluation, folder / evaluation.FILE, made_by="sscl eval")
+    if (folder / records.FILE).is_file():
+        found = read_record(Evaluation, folder / records.FILE, made_by="sscl eval")
         return found.split, found.epoch, found.caveats
     if (folder / "folds.json").is_file():
         folds = read_record(FoldsReport, folder / "folds.json", made_by="sscl finetune --folds")

@@ -12,11 +12,11 @@ from sscl.data.load import all_rows, describe_tiles, load_tiles
 from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
-from sscl.evaluate import calibration, card_results, evaluation, evaluation_text, lineage, predictions
+from sscl.evaluate import calibration, card_results, evaluation, evaluation_text, lineage, predictions, records
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.evaluation import Evaluated, Evaluation
 from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import predictions_of, write_predictions
+from sscl.evaluate.records import Evaluated, Evaluation
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
 from sscl.models.classifier import (
@@ -116,7 +116,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     probabilities = calibration.softmax(logits, temperature=results.calibration.temperature)
 
     run.start_folder(out, config, overwrite=overwrite)
-    write_record(out / evaluation.FILE, report)
+    write_record(out / records.FILE, report)
     write_predictions(out / predictions.FILE, predictions_of(tiles, probabilities))
     draw(out, tiles, report, probabilities=probabilities, positive=positive)
     print(f"device: {describe_device(device)}, precision {precision}")
@@ -125,7 +125,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     for caveat in (*report.caveats, *report.notes):
         print(f"note: {caveat}")
     pictures = sorted(path.name for path in out.glob("*.png"))
-    print(f"wrote {out}/{evaluation.FILE}, {predictions.FILE}, {', '.join(pictures)}")
+    print(f"wrote {out}/{records.FILE}, {predictions.FILE}, {', '.join(pictures)}")
     if split == "test" or choice.external:
         update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out)
     there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []

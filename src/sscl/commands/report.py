@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sscl import run, writing
 from sscl.config import ReportConfig
-from sscl.evaluate.evaluation import Evaluation
+from sscl.evaluate.records import Evaluation
 from sscl.models import checkpoint
 from sscl.records import read_record
 from sscl.report import page

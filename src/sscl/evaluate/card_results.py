@@ -13,10 +13,10 @@ from typing import NamedTuple
 from sscl import run, writing
 from sscl.config import DataConfig
 from sscl.evaluate.bootstrap import Interval, Intervals
-from sscl.evaluate.evaluation import Evaluation
 from sscl.evaluate.evaluation_text import OF_ABSTENTION, Row, proportion_rows
 from sscl.evaluate.metrics import Metrics, display_name, shown_of, worst_classes
 from sscl.evaluate.proportions import Proportions
+from sscl.evaluate.records import Evaluation
 from sscl.evaluate.tables import as_markdown, code, escaped, one_line
 from sscl.words import listed
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from sscl.evaluate import calibration, proportions
 from sscl.evaluate.bootstrap import Interval
-from sscl.evaluate.evaluation import Evaluated, Evaluation, OperatingPoint, Results
 from sscl.evaluate.metrics import (
     MANY_CLASSES,
     OF_A_CLASS,
@@ -18,6 +17,7 @@ from sscl.evaluate.metrics import (
     worst_classes,
 )
 from sscl.evaluate.proportions import DrawnProportion, Proportion
+from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
 from sscl.evaluate.verdicts import Outcome, verdict_of
 from sscl.words import count, some, wrapped
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sscl.evaluate.decisions import RiskCoverage
-from sscl.evaluate.evaluation import CalibrationErrors, DecisionCurve
 from sscl.evaluate.proportions import DrawnProportion, proportion
+from sscl.evaluate.records import CalibrationErrors, DecisionCurve
 from sscl.plots import base
 
 _BLUE, _ORANGE, _GREEN = base.LINE_COLOURS[:3]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.comparison_tables import comparison_tables
-from sscl.evaluate.evaluation import Evaluation
 from sscl.evaluate.metrics import display_name
+from sscl.evaluate.records import Evaluation
 from sscl.plots import comparison as comparison_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number

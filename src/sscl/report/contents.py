@@ -11,7 +11,7 @@ from sscl.config import AuditConfig, DataConfig, GradcamConfig, MapConfig, Pretr
 from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
 from sscl.evaluate.comparison import Comparison
-from sscl.evaluate.evaluation import Evaluation
+from sscl.evaluate.records import Evaluation
 from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
 from sscl.explain.targets import resolve_target
 from sscl.models.checkpoint import run_of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sscl.evaluate import evaluation_text
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.evaluation import DecisionCurve
+from sscl.evaluate.records import DecisionCurve
 from sscl.plots import calibration as calibration_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number

@@ -12,11 +12,11 @@ import numpy as np
 from sscl import run
 from sscl.config import DataConfig
 from sscl.data.load import has_validation, load_tiles, merge_data
-from sscl.evaluate import evaluation
-from sscl.evaluate.evaluation import Evaluation
+from sscl.evaluate import records
 from sscl.evaluate.lineage import Choice
 from sscl.evaluate.metrics import confusion_matrix
 from sscl.evaluate.predictions import TilePredictions, read_predictions
+from sscl.evaluate.records import Evaluation
 from sscl.models import checkpoint
 from sscl.models.checkpoint import Checkpoint
 from sscl.records import read_record
@@ -77,7 +77,7 @@ def evaluation_of(folder: Path, data: Mapping[str, object], split: str | None) -
     """
     if "root" in data:
         other = Choice(DataConfig(root=str(data["root"])), split or "all", external=True).folder("eval")
-        if (folder / other / evaluation.FILE).is_file():
+        if (folder / other / records.FILE).is_file():
             return folder / other
     return folder / f"eval_{split or 'test'}"
 
@@ -96,7 +96,7 @@ def read_subject(folder: Path, there: Path) -> Subject:
         trained=trained,
         log=run.read_metrics(log) if log.is_file() else [],
         evaluated=there,
-        report=read_record(Evaluation, there / evaluation.FILE, made_by="sscl eval"),
+        report=read_record(Evaluation, there / records.FILE, made_by="sscl eval"),
         found=read_predictions(there / "predictions.csv"),
     )
     report, found = subject.report, subject.found
