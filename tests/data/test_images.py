@@ -140,22 +140,24 @@ SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06
 
 
 def profile(primaries: tuple[tuple[float, ...], ...], gamma: float) -> bytes:
-    """An ICC profile (ICC.1:2001-04) of three primaries, XYZ under D50, and one gamma."""
+    """An ICC profile (ICC.1:2001-04) of three primaries, XYZ under D50, and one gamma; without primaries, of grey."""
 
     def fixed(values: tuple[float, ...]) -> bytes:
         return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
 
     white = (0.9642, 1.0, 0.8249)
     tags = {b"wtpt": b"XYZ " + bytes(4) + fixed(white)}
-    for name, values in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True):
+    for name, values in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=False):
         tags[name] = b"XYZ " + bytes(4) + fixed(values)
-    for name in (b"rTRC", b"gTRC", b"bTRC"):
+    for name in (b"rTRC", b"gTRC", b"bTRC") if primaries else (b"kTRC",):
         tags[name] = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(gamma * 256))
     table, body, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
     for name, content in tags.items():
         table += struct.pack(">4sII", name, at + len(body), len(content))
         body += content
-    header = struct.pack(">I4sI4s4s4s", at + len(body), bytes(4), 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    header = struct.pack(
+        ">I4sI4s4s4s", at + len(body), bytes(4), 0x02400000, b"mntr", b"RGB " if primaries else b"GRAY", b"XYZ "
+    )
     header += bytes(12) + b"acsp" + bytes(28) + fixed(white)
     return header.ljust(128, b"\0") + table + body
 
@@ -182,6 +184,14 @@ def test_srgb_by_whatever_name_and_damaged_profiles_change_no_bit(tmp_path: Path
         found = read_image(tmp_path / "x.png", size_px=SIDE)
         np.testing.assert_array_equal(found.pixels, noise())
         assert found.changes == ()
+
+
+def test_a_profile_of_grey_leaves_colours_alone(tmp_path: Path) -> None:
+    for pixels, changes in ((noise(), ()), (noise()[..., 0], ("converted",))):
+        Image.fromarray(pixels).save(tmp_path / "x.png", icc_profile=profile((), 1.0))
+        found = read_image(tmp_path / "x.png", size_px=SIDE)
+        assert found.changes == changes
+        assert np.array_equal(found.pixels, pixels) == (not changes)
 
 
 # --- damage ---

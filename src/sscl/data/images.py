@@ -178,17 +178,17 @@ def _as_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         turned = True
     if turned:
         changes.append("turned")
-    profile = image.info.get("icc_profile")
+    profile, is_grey = image.info.get("icc_profile"), image.mode in ("1", "L", "LA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
             raise _NotUsableError("has transparent pixels; save it as 8-bit RGB without transparency")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     convert = _to_srgb(profile) if profile else None
-    if convert is not None:
+    of_grey = convert is not None and convert.input_mode == "L"
+    if convert is not None and (is_grey or not of_grey):  # a profile of grey says nothing of colours
         changes.append("converted")
-        grey = convert.input_mode == "L"
-        rgb = convert.apply(rgb.getchannel("R") if grey else rgb)
+        rgb = convert.apply(rgb.getchannel("R") if of_grey else rgb)
     return rgb, changes
 
 
