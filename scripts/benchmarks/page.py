@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from sscl.data.synthetic import draw_tile
-from sscl.explain.boxes import find_box
+from sscl.explain.boxes import find_box, remark
 from sscl.explain.cam import upsample
 from sscl.plots.cam import heatmap_rgb
 from sscl.report.page import render
@@ -147,7 +147,9 @@ def content(count: int, *, drawn: int = 60) -> Content:
                 "map": base64.b64encode(np.round(255 * raw / raw.max()).astype(np.uint8)).decode() if box else "",
                 "maximum": float(raw.max()),
                 "box": list(box.corners) if box else None,
-                "source_px": 224,
+                "localises": box is not None and box.localises,
+                "remark": remark(box),
+                "region": [0, 0, 224, 224],
             }
         )
     gallery: Gallery = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sscl import augment
 from sscl.answers import Explanations, Predictions
 from sscl.data import files
 from sscl.data.files import Images, Item
@@ -29,8 +28,9 @@ from sscl.data.tiles import upload
 from sscl.device import Later, describe_device, pick_device, tune
 from sscl.evaluate import calibration, decisions
 from sscl.evaluate.metrics import FloatArray
-from sscl.explain import boxes, cam
-from sscl.explain.targets import describe_target, resolve_target, target_classes
+from sscl.explain import boxes
+from sscl.explain.heatmaps import heatmaps_of_batches
+from sscl.explain.targets import AnyTarget, describe_target, resolve_target, target_classes
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, unfinished_notes
 from sscl.models.classifier import inference_precision, load_classifier, positive_class
@@ -176,21 +176,24 @@ class Model:
         wanted = resolve_target(target, self.classes)
         mean, std = self._normalisation
         listed, items = files.listed(images, names)
-        tiles, found, maps = [], [], []
+        tiles, found = [], []
         sides: list[int] = []
-        with torch.inference_mode(False), _bar(len(items), progress) as bar:  # maps need gradients
+
+        def batches() -> Iterator[tuple[torch.Tensor, AnyTarget]]:
             for batch, logits in self._stream(self.classifier, items, fit=fit, batch_size=batch_size):
                 _refuse(batch, items, listed)
-                named = target_classes(logits, wanted)  # from all views with tta
-                x = augment.normalise(augment.to_unit(upload(batch.pixels, self.device)), mean=mean, std=std)
-                raw, _ = cam.class_maps(self.classifier, x, target=named, method=method, layers=layers, fuse=fuse)
-                maps.append(cam.upsample(raw, size_px=self.size_px).float().cpu().numpy())
                 tiles.append(batch.images)
-                sides += batch.sides_px
+                sides.extend(batch.sides_px)
                 found.append(calibration.softmax(logits, temperature=self.temperature))
+                yield upload(batch.pixels, self.device), target_classes(logits, wanted)  # from all views with tta
                 bar.update(len(batch.rows))
+
+        with torch.inference_mode(False), _bar(len(items), progress) as bar:  # maps need gradients
+            heats = heatmaps_of_batches(
+                self.classifier, batches(), mean=mean, std=std, method=method, layers=layers, fuse=fuse
+            )
+            whole = np.stack([heat.enlarged for heat in heats])
         predictions = self._predictions(listed, np.concatenate(found))
-        whole = np.concatenate(maps)
         return Explanations(
             predictions=predictions,
             images=np.concatenate(tiles),

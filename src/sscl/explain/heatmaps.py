@@ -5,8 +5,9 @@ N tiles, S the side of a tile in pixels, h x w cells of a map.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,22 +58,42 @@ def heatmaps(
     """Yield the heatmap of each tile at `rows`.
 
     Args:
-        target: see `cam.class_maps`; of a tensor, a row for each of `rows`. method, layers, fuse: see there.
-        mean, std: (3,). progress: name of a bar, or None.
+        target: see `cam.class_maps`; of a tensor, a row for each of `rows`.
+        mean, std, method, layers, fuse: see `heatmaps_of_batches`. progress: name of a bar, or None.
+    """
+    batches = features.batches(store, rows, batch_size=batch_size, progress=progress)
+    parts = target.split(batch_size) if isinstance(target, torch.Tensor) else itertools.repeat(target)
+    yield from heatmaps_of_batches(
+        model, zip(batches, parts, strict=False), mean=mean, std=std, method=method, layers=layers, fuse=fuse
+    )
+
+
+def heatmaps_of_batches(
+    model: Classifier,
+    batches: Iterable[tuple[torch.Tensor, AnyTarget]],
+    *,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    method: str = "gradcam",
+    layers: Sequence[str] = (),
+    fuse: str = "max",
+) -> Iterator[Heatmap]:
+    """Yield the heatmap of each tile of the batches; those of a batch arrive while the next is computed.
+
+    Args:
+        batches: tiles, uint8 (B, S, S, 3) on the model's device, and their target, see `cam.class_maps`.
+        mean, std: (3,). method, layers, fuse: see `cam.class_maps`.
 
     Maps are computed in float32 also where predictions are not: in bf16 each feature has 8 bits, and a map of the
     difference of two logits is what remains when large parts of both cancel.
     """
     complete = method in cam.COMPLETE and not layers
-    start = 0
     coming: deque[_Started] = deque()
-    for images in features.batches(store, rows, batch_size=batch_size, progress=progress):
-        named = target[start : start + len(images)] if isinstance(target, torch.Tensor) else target
-        start += len(images)
+    for images, target in batches:
         x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
-        raw, logits = cam.class_maps(model, x, target=named, method=method, layers=layers, fuse=fuse)
+        raw, logits = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
         large = cam.upsample(raw, size_px=x.shape[-1]).float()
-        sums = cam.unexplained(raw, logits, bias=model.head.bias, target=named) if complete else ()
+        sums = cam.unexplained(raw, logits, bias=model.head.bias, target=target) if complete else ()
         coming.append(_Started(*map(Later, (raw.float(), large, logits.argmax(1), *sums))))
         if len(coming) > 1:
             yield from coming.popleft().heatmaps()
