@@ -11,7 +11,6 @@ import io
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -29,15 +28,9 @@ def folded(line: str, *, width: int) -> str:
     """
     if len(line) <= width or _NO_SENTENCE.search(line.rstrip()):
         return line
-    indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.fill(
-        line.strip(),
-        width,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_long_words=False,  # a path stays whole
-        break_on_hyphens=False,
-    )
+    from sscl.words import wrapped
+
+    return wrapped(line.strip(), indent=len(line) - len(line.lstrip()), width=width)
 
 
 class Folding:

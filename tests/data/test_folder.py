@@ -311,7 +311,7 @@ def test_names_that_cannot_be_shown_are_refused(tmp_path, name):
 def test_a_class_of_one_cannot_be_split(root):
     write_classes(root, {"A": 4, "B": 1})
     assert len(load(root)) == 5
-    with pytest.raises(ValueError, match="B: 1 image; a class needs at least 2"):
+    with pytest.raises(ValueError, match="class 'B' has 1 tile, but a split needs at least 2"):
         load(root, split="train")
 
 

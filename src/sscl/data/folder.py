@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, read_groups
 from sscl.data.layout import Layout
 from sscl.data.listing import Account, list_images
-from sscl.data.split import train_and_test
+from sscl.data.split import take_split
 from sscl.data.tiles import Tiles
 from sscl.words import listed
 
@@ -94,23 +93,7 @@ def load_folder(
         groups=groups,
         account=account,
     )
-    if split == "all" or (found.parts.keys() == {"all"} and not found.classes):
-        return tiles
-    if "all" in found.parts:
-        for name, number in tiles.class_counts().items():
-            if number < 2:
-                raise ValueError(
-                    f"{os.path.join(root, name)}: 1 image; a class needs at least 2, one for train and one for test"
-                )
-        train, test = train_and_test(
-            tiles.labels, fraction=test_fraction, seed=seed, groups=groups, classes=found.classes
-        )
-        account = replace(account, parts={"train": len(train), "test": len(test)})
-        return replace(tiles, account=account).subset(train if split == "train" else test)
-    # The parts lie one after the other, so each is one contiguous range of the memmap and is not copied.
-    names = list(found.parts)
-    start = sum(len(found.parts[name]) for name in names[: names.index(split)])
-    return tiles.subset(np.arange(start, start + len(found.parts[split])))
+    return take_split(tiles, account.parts, split, test_fraction=test_fraction, seed=seed)
 
 
 def read_layout(root: Path | str, *, whole: bool = False, groups_given: bool = False) -> tuple[Layout, Account]:

@@ -6,13 +6,12 @@ Training and `sscl predict` list folders here, so that both take the same files.
 from __future__ import annotations
 
 import os
-import textwrap
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sscl.places import missing, printable
-from sscl.words import count, listed
+from sscl.words import count, listed, wrapped
 
 # What Pillow decodes without a further program and without guessing the format from the name.
 SUFFIXES = frozenset(
@@ -48,7 +47,6 @@ _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 HIDDEN = "hidden or system file"
 LINKS = "link to an image listed already"
 _SHOWN = 5  # kinds of files in the line
-_WIDTH = 80
 
 
 @dataclass
@@ -117,15 +115,7 @@ class Account:
         found = f"found {count(total, self.what)}: " + ("all used here" if total == here else ", ".join(parts))
         if total == here and self.places:
             found += f" ({listed(list(self.places.values()))})"
-        text = "; ".join([found, *self.notes, f"passed over: {self.passed_over}"])
-        return textwrap.fill(
-            text,
-            width=_WIDTH,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        return wrapped("; ".join([found, *self.notes, f"passed over: {self.passed_over}"]), indent=2)
 
     def _place(self, name: str) -> str:
         return f" ({self.places[name]})" if name in self.places else ""

@@ -1,16 +1,19 @@
 """Which tiles go where: stratified and grouped splits, balancing, label fractions.
 
 Pure functions of labels (int64, (N,)) and groups (str, (N,)): each returns indices into the N tiles, the same for
-the same seed.
+the same seed; `take_split` returns the tiles themselves.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sscl.data.tiles import Tiles
 
 Indices = NDArray[np.int64]
 
@@ -88,6 +91,33 @@ def train_and_test(
     if groups is not None:
         test |= np.isin(groups, groups[test])
     return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def take_split(tiles: Tiles, parts: Mapping[str, int], split: str, *, test_fraction: float, seed: int) -> Tiles:
+    """Return the tiles of one split of a set.
+
+    Args:
+        tiles: of the whole set, with its account, part by part.
+        parts: number of tiles in each, by split; "all" where the set has no splits, and is split here.
+        split: one of the parts, or "all"; train or test of a set that is split here.
+        test_fraction, seed: see `train_and_test`.
+
+    Raises:
+        ValueError: as `train_and_test`.
+    """
+    if split == "all" or (parts.keys() == {"all"} and not tiles.classes):
+        return tiles
+    if "all" not in parts:
+        # The parts lie one after the other, so each is one contiguous range of the memmap and is not copied.
+        names = list(parts)
+        start = sum(parts[name] for name in names[: names.index(split)])
+        return tiles.subset(np.arange(start, start + parts[split]))
+    train, test = train_and_test(
+        tiles.labels, fraction=test_fraction, seed=seed, groups=tiles.groups, classes=tiles.classes
+    )
+    assert tiles.account is not None
+    account = replace(tiles.account, parts={"train": len(train), "test": len(test)})
+    return replace(tiles, account=account).subset(train if split == "train" else test)
 
 
 def stratified_folds(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path, read_table
 from sscl.data.layout import SPLITS, split_named
 from sscl.data.listing import Account
-from sscl.data.split import train_and_test
+from sscl.data.split import take_split
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.words import count, listed
 
@@ -101,18 +101,7 @@ def load_table(
         mpp=table.mpp,
         account=account,
     )
-    if split == "all" or (table.parts.keys() == {"all"} and not table.classes):
-        return tiles
-    if "all" in table.parts:
-        train, test = train_and_test(
-            tiles.labels, fraction=test_fraction, seed=seed, groups=groups, classes=table.classes
-        )
-        account = replace(account, parts={"train": len(train), "test": len(test)})
-        return replace(tiles, account=account).subset(train if split == "train" else test)
-    # The parts lie one after the other, so each is one contiguous range of the memmap and is not copied.
-    names = list(table.parts)
-    start = sum(table.parts[name] for name in names[: names.index(split)])
-    return tiles.subset(np.arange(start, start + table.parts[split]))
+    return take_split(tiles, table.parts, split, test_fraction=test_fraction, seed=seed)
 
 
 def own_splits(path: Path | str) -> set[str]:
