@@ -101,7 +101,7 @@ class Rows:
         part_of = np.searchsorted(self._starts, self._order, side="right") - 1
         for part in np.unique(part_of):
             places = np.flatnonzero(part_of == part)
-            out[places] = self._arrays[part].pixels[self._order[places] - self._starts[part], y]
+            self._arrays[part].read(self._order[places] - self._starts[part], out, places=places, line=y)
         return out
 
     def _read(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -135,16 +135,18 @@ class _Array:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
-        """Write row `rows[i]` to `out[places[i]]`."""
+    def read(
+        self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64], line: int | None = None
+    ) -> None:
+        """Write row `rows[i]`, or a line of its pixels, to `out[places[i]]`."""
         if self._file is None:
-            if len(places) == len(out):  # then they are 0, 1, ...; mode="raise" would fill a second buffer first
+            if line is None and len(places) == len(out):  # then they are 0, 1, ...; mode="raise" fills a buffer first
                 np.take(self.pixels, rows, axis=0, out=out, mode="clip")
             else:
-                out[places] = self.pixels[rows]
+                out[places] = self.pixels[rows] if line is None else self.pixels[rows, line]
             return
         size = int(np.prod(out.shape[1:]))
-        starts = (self._offset + rows * size).tolist()
+        starts = (self._offset + rows * self.pixels[0].size + (line or 0) * size).tolist()
         if hasattr(os, "posix_fadvise"):  # so that the disk gets all requests at once
             for start in starts:
                 os.posix_fadvise(self._file, start, size, os.POSIX_FADV_WILLNEED)
