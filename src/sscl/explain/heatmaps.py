@@ -62,7 +62,7 @@ def heatmaps(
         mean, std, method, layers, fuse: see `heatmaps_of_batches`. progress: name of a bar, or None.
     """
     batches = features.batches(store, rows, batch_size=batch_size, progress=progress)
-    parts = target.split(batch_size) if isinstance(target, torch.Tensor) else itertools.repeat(target)
+    parts = torch.split(target, batch_size) if isinstance(target, torch.Tensor) else itertools.repeat(target)
     yield from heatmaps_of_batches(
         model, zip(batches, parts, strict=False), mean=mean, std=std, method=method, layers=layers, fuse=fuse
     )
