@@ -16,7 +16,7 @@ SEAMS = {
     # pretraining and fine-tuning
     "views": "sscl.train.step.Views.draw",
     "pretrain_views": "sscl.train.step.augment.prepare",
-    "pretrain_projections": "sscl.models.heads.ViewProjections.forward",
+    "pretrain_projections": "sscl.train.step.ViewProjections.forward",
     "pretrain_backward": "sscl.train.step.ContrastiveStep.backward",
     "pretrain_save": "sscl.train.pretrain.save_checkpoint",
     "pretrain_store": "sscl.train.pretrain.place_store",
@@ -42,6 +42,17 @@ SEAMS = {
     # commands
     "evaluate_store": "sscl.commands.evaluate.place_store",
     "gradcam_store": "sscl.commands.gradcam.place_store",
+    "compare_step": "sscl.commands.compare.subprocess.run",
+    "audit_encoder": "sscl.commands.audit.frozen_encoder",
+    # sets of tiles
+    "label_fraction": "sscl.data.split.label_fraction",
+    "stratified_split": "sscl.data.split.stratified_split",
+    "find_pairs": "sscl.data.duplicates.find_pairs",
+    # linear probe and nearest neighbours
+    "probe_tiles": "sscl.evaluate.probe_inputs.load_tiles",
+    "probe_charts": "sscl.plots.probe.draw_charts",
+    "validation_folds": "sscl.evaluate.probe.validation_folds",
+    "knn": "sscl.evaluate.probe.knn_probabilities",
 }
 
 

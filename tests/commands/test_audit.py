@@ -122,9 +122,9 @@ class ChannelMeans(torch.nn.Module):
         return x.mean((2, 3))
 
 
-def test_embeddings_are_in_the_order_of_the_tiles_and_normalised_as_the_encoder_expects(clean, monkeypatch, tmp_path):
+def test_embeddings_are_in_the_order_of_the_tiles_and_normalised_as_the_encoder_expects(clean, wrap, tmp_path):
     opened = start.Start(ChannelMeans(), (0.5, 0.25, 0.125), (0.5, 0.2, 0.1), [], size_px=32)
-    monkeypatch.setattr(command, "frozen_encoder", lambda _, **named: opened)
+    wrap(audit_encoder=lambda *_, **__: opened)
     flat = tmp_path / "flat"
     for index in range(3):
         save(picture(50 + index), flat / f"{index}.png")
@@ -274,10 +274,9 @@ def test_given_groups_and_clusters_are_joined(copies, tmp_path):
     assert len(np.unique(tiles.groups)) == 11
 
 
-def test_the_search_is_done_once_whatever_the_size_seed_and_stain(copies, tmp_path, monkeypatch):
+def test_the_search_is_done_once_whatever_the_size_seed_and_stain(copies, tmp_path, wrap):
     calls = []
-    search = duplicates.find_pairs
-    monkeypatch.setattr(duplicates, "find_pairs", lambda *a, **k: calls.append(1) or search(*a, **k))
+    wrap(find_pairs=lambda search, *a, **k: calls.append(1) or search(*a, **k))
     cache = str(tmp_path / "cache")
     first = load_tiles(of_folder(copies, cache_dir=cache), split="train", progress=False)
     for keys in ({"split_seed": 4}, {"stain": "reinhard"}, {}):
@@ -287,13 +286,13 @@ def test_the_search_is_done_once_whatever_the_size_seed_and_stain(copies, tmp_pa
     assert again.ids == first.ids
 
 
-def test_mhist_splits_made_here_keep_clusters_and_given_ones_stay(tiles, monkeypatch):
-    def planted(images: Any, **_: Any) -> list[duplicates.Pair]:
+def test_mhist_splits_made_here_keep_clusters_and_given_ones_stay(tiles, tmp_path, wrap):
+    def planted(real: Any, images: Any, **_: Any) -> list[duplicates.Pair]:
         return [duplicates.Pair(i, i + 1, "exact", 1.0, "as it is") for i in range(0, len(images), 2)]
 
-    monkeypatch.setattr(duplicates, "find_pairs", planted)
-    monkeypatch.setattr(duplicates, "VERSION", -1)
-    data = DataConfig(source="synthetic", root=str(tiles), size_px=32, group_near_duplicates=True)
+    wrap(find_pairs=planted)
+    cache = str(tmp_path / "cache")  # of its own: what was found there is kept
+    data = DataConfig(source="synthetic", root=str(tiles), size_px=32, group_near_duplicates=True, cache_dir=cache)
     whole = load_tiles(data, split="all", progress=False)
     balanced = data.model_copy(update={"protocol": "paper_balanced"})
     train, test = (load_tiles(balanced, split=split, progress=False) for split in ("train", "test"))

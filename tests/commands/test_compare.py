@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,23 +75,24 @@ def study(tmp_path: Path, tiles: Path) -> Study:
 
 
 @pytest.fixture
-def here(cli: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def here(cli: Any, wrap: Any) -> list[list[str]]:
     """Run the steps in this process, which saves starts of Python; the list that is returned grows by each step."""
-    return run_here(cli, monkeypatch)
+    ran, call = run_here(cli)
+    wrap(compare_step=call)
+    return ran
 
 
-def run_here(cli: Any, patch: pytest.MonkeyPatch) -> list[list[str]]:
+def run_here(cli: Any) -> tuple[list[list[str]], Callable[..., Any]]:
     ran: list[list[str]] = []
 
-    def call(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+    def call(real: Any, words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
         assert words[:3] == [sys.executable, "-m", "sscl"]
         ran.append(words[3:])
         result = cli(*words[3:])
         assert result.code == 0, result.err
         return subprocess.CompletedProcess(words, 0)
 
-    patch.setattr(compare, "subprocess", SimpleNamespace(run=call))
-    return ran
+    return ran, call
 
 
 def names(ran: list[list[str]]) -> list[str]:
@@ -113,11 +113,13 @@ def plan_of(path: Path, *overrides: str) -> list[plan.Step]:
 
 
 @pytest.fixture(scope="module")
-def compared(cli: Any, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[list[str]]]:
+def compared(
+    cli: Any, tiles: Path, wrapped: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, list[list[str]]]:
     """The compare file of a comparison that has run, what it printed, and its steps."""
     path = write_study(tmp_path_factory.mktemp("study"), tiles, ROWS, seeds=[0, 1])
-    with pytest.MonkeyPatch.context() as patch:
-        ran = run_here(cli, patch)
+    ran, call = run_here(cli)
+    with wrapped(compare_step=call):
         result = cli("compare", "--config", path)
     assert result.code == 0, result.err
     return path, result.out, list(ran)
@@ -326,11 +328,11 @@ def test_tiles(tiles: Path) -> None:
 
 
 @pytest.fixture
-def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def call(words: list[str], *, check: bool) -> None:
+def nothing_runs(wrap: Any) -> None:
+    def call(real: Any, words: list[str], *, check: bool) -> None:
         raise AssertionError(f"ran {words}")
 
-    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=call))
+    wrap(compare_step=call)
 
 
 def test_fractions_reference_and_published_by_hand(study: Study, cli: Any, nothing_runs: None) -> None:
@@ -777,16 +779,16 @@ def test_what_cannot_be_compared_is_one_line(
     assert snapshot(folder) == before
 
 
-def test_a_stale_evaluation_is_made_again_on_demand(finished: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_evaluation_is_made_again_on_demand(finished: Any, cli: Any, wrap: Any) -> None:
     finished(a=9, b=14)
     spoil_age()
     ran: list[list[str]] = []
 
-    def call(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+    def call(real: Any, words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
         ran.append(words[3:])
         return subprocess.CompletedProcess(words, 0)
 
-    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=call))
+    wrap(compare_step=call)
     assert cli("compare", "a", "b", "--overwrite").code == 0
     assert names(ran) == ["eval b --overwrite"]
 

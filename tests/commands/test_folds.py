@@ -123,15 +123,15 @@ def read_words(run: Path) -> list[str]:
     return [f"train.{key}={train[key]}" for key in ("learning_rate", "validation_fraction")]
 
 
-def test_folds_load_the_train_split_alone(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_load_the_train_split_alone(cli: Any, tmp_path: Path, wrap: Any) -> None:
     """The run of a fold searches the test split for copies of training tiles as well, as every fine-tuning does."""
     asked = []
 
-    def spy(data: Any, *, split: str, progress: bool) -> Tiles:
+    def spy(real: Any, data: Any, *, split: str, progress: bool) -> Tiles:
         asked.append(split)
-        return load.load_tiles(data, split=split, progress=progress)
+        return real(data, split=split, progress=progress)
 
-    monkeypatch.setattr(folds, "load_tiles", spy)
+    wrap(folds_tiles=spy)
     result = cli.finetune(tmp_path / "run", "--folds=2", "train.fold=1")
     assert result.code == 0, result.err
     assert set(asked) == {"train"}
@@ -231,13 +231,17 @@ def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> 
     assert any(note.startswith("single folds: ") and "2 groups" in note for note in report.caveats)
 
 
-def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    best = SimpleNamespace(epoch=4)
-    monkeypatch.setattr(fold_report.checkpoint, "load_checkpoint", lambda folder, **_: best)
-    monkeypatch.setattr(fold_report.run, "read_metrics", lambda path: [{}] * 9)
+def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, tmp_path: Path) -> None:
+    fold = Path(shutil.copytree(crossed[0] / "fold_2", tmp_path / "fold_2"))
+    content = torch.load(fold / "checkpoints/best.pt", weights_only=True)
+    torch.save({**content, "epoch": 4}, fold / "checkpoints/best.pt")
+    first = (fold / "metrics.jsonl").read_text().splitlines()[0]
+    (fold / "metrics.jsonl").write_text(
+        "".join(f"{first}\n".replace('"epoch": 1', f'"epoch": {e}') for e in range(1, 10))
+    )
     settings = FinetuneConfig.model_validate(yaml.safe_load((crossed[0] / "config.yaml").read_text()), strict=False)
     loaded = load.load_tiles(settings.data, split="train", progress=False)
-    report = fold_report.build_report(settings, loaded, [crossed[0] / "fold_2"], numbers=[2], notes=[])
+    report = fold_report.build_report(settings, loaded, [fold], numbers=[2], notes=[])
     assert [(one.fold, one.epoch, one.epochs) for one in report.runs] == [(2, 4, 9)]
 
 
@@ -250,10 +254,10 @@ def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, monkeypatch: pyte
     ],
 )
 def test_weights_that_saw_the_tiles_are_told(
-    root: str, kind: str, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: str, kind: str, words: str | None, tmp_path: Path, wrap: Any
 ) -> None:
     start = SimpleNamespace(lineage=[SimpleNamespace(root=str(tmp_path / root))], saw_labels=kind == "finetune")
-    monkeypatch.setattr(folds, "start_encoder", lambda model: start)
+    wrap(folds_start=lambda *_: start)
     one = FinetuneConfig(run="run", data={"root": str(tmp_path / "tiles")}, train={"folds": 2})
     found = folds.caveats(one, some_tiles([0, 1], ["s", "t"]))
     assert [note.partition(", perhaps on held-out ones, ")[2] for note in found] == ([] if words is None else [words])
@@ -266,23 +270,21 @@ def test_weights_that_saw_the_tiles_are_told(
 
 
 def test_an_interrupted_run_keeps_complete_folds_and_gives_the_same(
-    crossed: Any, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Any
+    crossed: Any, cli: Any, tmp_path: Path, wrapped: Any, snapshot: Any
 ) -> None:
     whole, _ = crossed
     run, words = tmp_path / "run", [*read_words(whole), "--folds", "2"]
-    real = folds.predict
 
-    def die(config: FinetuneConfig, tiles: Tiles, *, device: Any) -> None:
+    def die(real: Any, config: FinetuneConfig, tiles: Tiles, *, device: Any) -> None:
         if config.train.fold == 2:
             raise KeyboardInterrupt
         real(config, tiles, device=device)
 
-    monkeypatch.setattr(folds, "predict", die)
-    assert cli.finetune(run, *words).code == 130
+    with wrapped(folds_predict=die):
+        assert cli.finetune(run, *words).code == 130
     assert not (run / "folds.json").exists()
     before = snapshot(run / "fold_1")
 
-    monkeypatch.setattr(folds, "predict", real)
     result = cli.finetune(run, *words, "device=auto")
     assert result.code == 0, result.err
     assert "2 folds in" in result.out
@@ -397,17 +399,13 @@ def test_faults_are_one_line_and_nothing_is_written(cli: Any, tmp_path: Path, wo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_later_fold_that_cannot_be_is_told_before_the_first_is_trained(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = folds.labelled_parts
-
-    def parts(tiles: Tiles, config: FinetuneConfig, **named: Any) -> Any:
+def test_a_later_fold_that_cannot_be_is_told_before_the_first_is_trained(cli: Any, tmp_path: Path, wrap: Any) -> None:
+    def parts(real: Any, tiles: Tiles, config: FinetuneConfig, **named: Any) -> Any:
         if config.train.fold == 2:
             raise ValueError("train.validation_fraction: too few")
         return real(tiles, config, **named)
 
-    monkeypatch.setattr(folds, "labelled_parts", parts)
+    wrap(folds_parts=parts)
     result = cli.finetune(tmp_path / "run", "--folds", "2")
     assert (result.code, result.err) == (2, "sscl: train.validation_fraction: too few\n")
     assert list(tmp_path.iterdir()) == []

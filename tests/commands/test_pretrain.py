@@ -22,7 +22,7 @@ from sscl.draws import Augmentation
 from sscl.evaluate import probe
 from sscl.losses import cross_view_info_nce
 from sscl.models.encoders import build_encoder
-from sscl.train import pretrain, step
+from sscl.train import pretrain
 from sscl.train.health import HealthTiles, carve_health, collapse_warning, health_metrics
 from sscl.train.setup import open_run
 
@@ -128,15 +128,13 @@ def test_health_is_measured_now_and_then_and_after_the_last_epoch(
     assert differing_tensors(ours["model"], theirs["model"]) == []
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(cli: Any, tmp_path: Path, wrap: Any) -> None:
     """It is written in another thread."""
 
-    def full(path: Path, checkpoint: Any) -> None:
+    def full(real: Any, path: Path, checkpoint: Any) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(pretrain, "save_checkpoint", full)
+    wrap(pretrain_save=full)
 
     result = cli.pretrain(tmp_path / "run")
 
@@ -158,13 +156,10 @@ def test_other_settings_train_as_well(cli: Any, tmp_path: Path, read_metrics: An
     assert "projection.3.weight" in content["model"]  # the mlp
 
 
-def test_every_epoch_shows_each_tile_once_in_two_new_views(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_epoch_shows_each_tile_once_in_two_new_views(cli: Any, tmp_path: Path, wrap: Any) -> None:
     asked: list[tuple[int, int, list[int]]] = []
-    real = step.augment.prepare
 
-    def spy(tiles: torch.Tensor, **named: Any) -> Any:
+    def spy(real: Any, tiles: torch.Tensor, **named: Any) -> Any:
         of_steps = zip(tiles.view(-1, 2, 8), named["view"].view(-1, 2, 8), strict=True)  # (steps, view, tile)
         for rows, view in of_steps:
             assert torch.equal(rows[0], rows[1])
@@ -172,7 +167,7 @@ def test_every_epoch_shows_each_tile_once_in_two_new_views(
             asked.append((int(named["epoch"]), named["seed"], rows[0].tolist()))
         return real(tiles, **named)
 
-    monkeypatch.setattr(step.augment, "prepare", spy)
+    wrap(pretrain_views=spy)
 
     assert cli.pretrain(tmp_path / "run", "train.epochs=2", "seed=7").code == 0
 

@@ -95,7 +95,13 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(
-    cli: Any, tiles: Path, folder3: Path, polyps2: Path, npz: Path, tmp_path_factory: pytest.TempPathFactory
+    cli: Any,
+    wrapped: Any,
+    tiles: Path,
+    folder3: Path,
+    polyps2: Path,
+    npz: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Seen:
     """One epoch on MHIST's layout, an image folder, synthetic tiles and an npz file, the last drawn from three times as
     often as each of the others.
@@ -107,21 +113,18 @@ def seen(
         {"source": "pathmnist", "root": str(npz), "weight": 3},
     )
     seen = Seen(run=tmp_path_factory.mktemp("runs") / "all", out="")
-    project, draw = ViewProjections.forward, Views.draw
 
-    def spy_project(self: Any, images: torch.Tensor, drawn: Any) -> Any:
+    def spy_project(project: Any, self: Any, images: torch.Tensor, drawn: Any) -> Any:
         a, b = project(self, images, drawn)
         seen.projections.append((a.detach(), b.detach()))
         return a, b
 
-    def spy_draw(self: Any, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
+    def spy_draw(draw: Any, self: Any, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
         seen.rows.extend(rows.tolist())
         seen.views.extend(zip(rows.tolist(), number.tolist(), strict=True))
         return draw(self, rows, number, **named)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ViewProjections, "forward", spy_project)
-        patch.setattr(Views, "draw", spy_draw)
+    with wrapped(pretrain_projections=spy_project, views=spy_draw):
         result = cli.pretrain(seen.run, sources, "train.temperature=0.4")
     assert result.code == 0, result.err
     seen.out = result.out
@@ -249,9 +252,9 @@ EMPTIED = some([-1] * 10, classes=2)  # the classes have names, no tile is of on
     ],
 )
 def test_labels_of_the_first_set_that_has_some_serve_the_health_metrics(
-    sets: list[Tiles], watched: int | None, grouped: bool, monkeypatch: pytest.MonkeyPatch
+    sets: list[Tiles], watched: int | None, grouped: bool, wrap: Any
 ) -> None:
-    monkeypatch.setattr(sources, "load_tiles", lambda section, **_: sets[int(section.root[-1])])
+    wrap(pretrain_tiles=lambda load, section, **_: sets[int(section.root[-1])])
     settings = config(*({"source": "folder", "root": f"/set{i}"} for i in range(len(sets))), health={"tiles": 12})
 
     tiles, source = sources.load_sources(settings)
@@ -397,20 +400,19 @@ def test_resumed_on_two_weighted_sources_equals_straight_through(
     two_sources: list[str],
     stopped: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    wrap: Any,
     differing_tensors: Any,
     read_metrics: Any,
 ) -> None:
     run = Path(shutil.copytree(stopped, tmp_path / "resumed"))
     steps: list[list[int]] = []
-    draw = Views.draw
 
-    def spy(self: Any, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
+    def spy(draw: Any, self: Any, rows: torch.Tensor, number: torch.Tensor, **named: Any) -> Any:
         steps.extend(rows.tolist())
         return draw(self, rows, number, **named)
 
     assert cli.pretrain(run, *two_sources, "--resume").code == 0
-    monkeypatch.setattr(Views, "draw", spy)
+    wrap(views=spy)
     assert cli.pretrain(tmp_path / "straight", *two_sources).code == 0
 
     ours, theirs = (torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (run, tmp_path / "straight"))

@@ -20,16 +20,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sscl.config import EncoderConfig
-from sscl.data import split
 from sscl.data.folder import load_folder
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles, place_store
 from sscl.evaluate import lineage, probe_inputs
-from sscl.evaluate import probe as probe_fits
 from sscl.models import batch_norm, features
 from sscl.models.encoders import build_encoder
 from sscl.models.start import Start, frozen_encoder
-from sscl.plots import probe as probe_plots
 
 COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}
 TINY = ("device=cpu", "progress=false", "bootstrap_samples=50", "c_grid=[0.01, 1]")
@@ -55,9 +52,8 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def probe(cli, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def probe(cli, colours: Path, tmp_path: Path, wrapped: Any) -> Callable[..., Any]:
     """Call `sscl probe` on the colours with a random encoder, and without charts, unless the call says otherwise."""
-    draw = probe_plots.draw_charts
 
     def call(
         *words: str,
@@ -66,25 +62,24 @@ def probe(cli, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         data: str = "",
         charts: bool = False,
     ) -> Any:
-        monkeypatch.setattr(probe_plots, "draw_charts", draw if charts else lambda *_, **__: [])
         sets = sets or f"{{name: colours, source: folder, root: {colours}, size_px: 32{data}}}"
         given = [f"out={tmp_path / 'out'}", f"encoders=[{encoders}]", f"sets=[{sets}]"]
-        return cli("probe", *given, f"cache_dir={tmp_path / 'cache'}", *TINY, *words)
+        with wrapped(probe_charts=lambda draw, *made, **named: draw(*made, **named) if charts else []):
+            return cli("probe", *given, f"cache_dir={tmp_path / 'cache'}", *TINY, *words)
 
     return call
 
 
 @pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def forwards(wrap: Any) -> list[int]:
     """The numbers of tiles that features were computed of, one entry a call."""
     calls: list[int] = []
-    compute = features.outputs
 
-    def counted(model: Any, store: Any, rows: Any, **options: Any) -> torch.Tensor:
+    def counted(compute: Any, model: Any, store: Any, rows: Any, **options: Any) -> torch.Tensor:
         calls.append(len(rows))
         return compute(model, store, rows, **options)
 
-    monkeypatch.setattr(features, "outputs", counted)
+    wrap(outputs=counted)
     return calls
 
 
@@ -232,21 +227,17 @@ def test_the_fingerprint_of_an_encoder_holds_all_that_features_depend_on():
     assert len(set(found)) == 5
 
 
-def test_fractions_and_seeds_arrive_where_tiles_are_drawn(probe, monkeypatch):
+def test_fractions_and_seeds_arrive_where_tiles_are_drawn(probe, wrap):
     asked: dict[str, list[tuple[float, int]]] = {"labels": [], "held out": [], "validation": []}
 
-    def spy(module: Any, name: str, what: str) -> None:
-        real = getattr(module, name)
-
-        def called(labels: Any, *, fraction: float, seed: int, **named: Any) -> Any:
+    def spy(what: str) -> Callable[..., Any]:
+        def called(real: Any, labels: Any, *, fraction: float, seed: int, **named: Any) -> Any:
             asked[what].append((fraction, seed))
             return real(labels, fraction=fraction, seed=seed, **named)
 
-        monkeypatch.setattr(module, name, called)
+        return called
 
-    spy(split, "label_fraction", "labels")
-    spy(split, "stratified_split", "held out")
-    spy(probe_fits, "validation_folds", "validation")
+    wrap(label_fraction=spy("labels"), stratified_split=spy("held out"), validation_folds=spy("validation"))
     words = ("fractions=[0.5]", "label_seeds=[3]", "validation_fraction=0.4")
     assert probe(*words, data=", holdout_fraction: 0.25, split_seed: 5").code == 0
     assert asked == {"labels": [(0.5, 3)], "held out": [(0.25, 5)], "validation": [(0.4, 3)]}
@@ -343,16 +334,15 @@ class TestLineage:
         assert "trained on" not in self.notes(probe(encoders=f"{{name: ours, weights: {pretrained}}}"))
 
 
-def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, colours, monkeypatch):
-    divide = split.stratified_split
+def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, colours, wrap):
     sides: list[tuple[set[str], set[str]]] = []
 
-    def spy(labels: Any, *, groups: Any, **named: Any) -> Any:
+    def spy(divide: Any, labels: Any, *, groups: Any, **named: Any) -> Any:
         rest, held = divide(labels, groups=groups, **named)
         sides.append((set(groups[rest]), set(groups[held])))
         return rest, held
 
-    monkeypatch.setattr(split, "stratified_split", spy)
+    wrap(stratified_split=spy)
     lines = ["path,group"]
     for part in COUNTS:
         for file in sorted((colours / part).rglob("*.png")):
@@ -374,7 +364,7 @@ def test_groups_keep_slides_together_and_resample_whole(probe, cli, tmp_path, co
     assert "note: colours, test: there are only 4 groups" in result.out
 
 
-def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_path, monkeypatch):
+def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_path, wrap):
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 60), ("val", 40), ("test", 30)):
@@ -383,17 +373,12 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
         images[np.arange(count), :, :, labels] += 25
         arrays |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels[:, None].astype(np.uint8)}
     np.savez(tmp_path / "set.npz", **arrays)
-    asked = []
-    monkeypatch.setattr(
-        split,
-        "label_fraction",
-        lambda labels, **named: asked.append((len(labels), named["fraction"])) or label_fraction(labels, **named),
-    )
-    banks, vote = [], probe_fits.knn_probabilities
-    monkeypatch.setattr(
-        probe_fits,
-        "knn_probabilities",
-        lambda bank, *rest, **named: banks.append(len(bank)) or vote(bank, *rest, **named),
+    asked, banks = [], []
+    wrap(
+        label_fraction=lambda draw, labels, **named: (
+            asked.append((len(labels), named["fraction"])) or draw(labels, **named)
+        ),
+        knn=lambda vote, bank, *rest, **named: banks.append(len(bank)) or vote(bank, *rest, **named),
     )
     words = f"{{name: med, source: pathmnist, root: {tmp_path / 'set.npz'}, size_px: 28}}"
     result = probe("fractions=[0.5]", sets=words)
@@ -413,15 +398,13 @@ def test_a_set_with_validation_of_its_own_chooses_c_there(probe, forwards, tmp_p
     )
 
 
-def test_unlabelled_tiles_are_left_out_and_counted(probe, forwards, monkeypatch):
-    load = probe_inputs.load_tiles
-
-    def half_labelled(data: Any, **words: Any) -> Any:
+def test_unlabelled_tiles_are_left_out_and_counted(probe, forwards, wrap):
+    def half_labelled(load: Any, data: Any, **words: Any) -> Any:
         tiles = load(data, **words)
         tiles.labels[::13] = -1
         return tiles
 
-    monkeypatch.setattr(probe_inputs, "load_tiles", half_labelled)
+    wrap(probe_tiles=half_labelled)
     result = probe()
     assert result.code == 0, result.err
     assert "tiles: 48 train, 22 test; 6 tiles without a label left out" in result.out
@@ -491,16 +474,13 @@ class TestFaults:
         assert result.code == 2
         assert re.match(f"sscl: {message}", result.err), result.err
 
-    def test_a_class_of_test_that_train_lacks(self, probe, colours, tmp_path):
-        load = probe_inputs.load_tiles
-
-        def without_stroma(data: Any, *, split: str, **words: Any) -> Any:
+    def test_a_class_of_test_that_train_lacks(self, probe, colours, wrap):
+        def without_stroma(load: Any, data: Any, *, split: str, **words: Any) -> Any:
             tiles = load(data, split=split, **words)
             return tiles.subset(np.flatnonzero(tiles.labels != 2)) if split == "train" else tiles
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(probe_inputs, "load_tiles", without_stroma)
-            result = probe()
+        wrap(probe_tiles=without_stroma)
+        result = probe()
         assert result.code == 2
         assert result.err == (
             f"sscl: sets.0 (colours): {colours}: test has tiles of stroma, train has none; "
