@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from sscl.terminal import Folding, folded
+from sscl.cli.terminal import Folding, folded
 
 PATH = "/data/" + "x" * 90 + "/tiles.csv"
 
