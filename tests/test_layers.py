@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def name_of(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(text: str, *, module: str, names: set[str]) -> set[str]:
+@functools.cache  # parsing every module takes a second
+def imports(text: str, *, module: str, names: frozenset[str]) -> frozenset[str]:
     """Modules of sscl that a module imports anywhere, at its top or inside a function, without the leading `sscl.`."""
     found = set()
     for node in ast.walk(ast.parse(text)):
@@ -59,14 +61,14 @@ def imports(text: str, *, module: str, names: set[str]) -> set[str]:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 found.add(whole if whole.removeprefix("sscl.") in names else str(node.module))
-    return {name.removeprefix("sscl.") for name in found if name.startswith("sscl.")}
+    return frozenset(name.removeprefix("sscl.") for name in found if name.startswith("sscl."))
 
 
 def faults(sources: dict[str, str]) -> list[str]:
     found = []
     for module, text in sources.items():
         place = module.split(".")[0]
-        for other in sorted(imports(text, module=module, names=set(sources))):
+        for other in sorted(imports(text, module=module, names=frozenset(sources))):
             target = other.split(".")[0]
             if not place:
                 fine = other in PACKAGE_MAY

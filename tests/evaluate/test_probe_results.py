@@ -64,9 +64,22 @@ def test_differences_are_those_of_scikit_learn(metric):
     assert getattr(difference(labels, theirs, ours), metric).mean == pytest.approx(-getattr(found, metric).mean)
 
 
+def counted(metric: str, labels: np.ndarray, said: np.ndarray) -> float:
+    """Count class by class; scikit-learn's calls take 1 ms each."""
+    found = []
+    for one in np.unique(np.concatenate([labels, said])):
+        right, there, called = (labels[said == one] == one).sum(), (labels == one).sum(), (said == one).sum()
+        if metric == "macro_f1":
+            found.append(2 * right / (there + called))
+        elif there:
+            found.append(right / there)
+    return float(np.mean(found))
+
+
 def naive_interval(metric, labels, ours, theirs, *, groups, samples: int) -> tuple[float, float]:
-    """Draw tiles within each class, or whole groups, and measure with scikit-learn."""
+    """Draw tiles within each class, or whole groups, and count."""
     rng = np.random.default_rng(7)
+    assert counted(metric, labels, ours[0]) == pytest.approx(SCORES[metric](labels, ours[0]))
     drawn = []
     for _ in range(samples):
         if groups is None:
@@ -76,13 +89,12 @@ def naive_interval(metric, labels, ours, theirs, *, groups, samples: int) -> tup
         else:
             names = np.unique(groups)
             rows = np.concatenate([np.flatnonzero(groups == g) for g in rng.choice(names, len(names))])
-        drawn.append(gain(metric, labels[rows], ours[:, rows], theirs[:, rows]))
+        pairs = [(a[rows], b[rows]) for a, b in zip(ours, theirs, strict=True)]
+        drawn.append(np.mean([counted(metric, labels[rows], a) - counted(metric, labels[rows], b) for a, b in pairs]))
     return tuple(np.quantile(drawn, [0.025, 0.975]))
 
 
-@pytest.mark.parametrize(
-    ("metric", "grouped"), [("balanced_accuracy", False), ("balanced_accuracy", True), ("macro_f1", True)]
-)
+@pytest.mark.parametrize(("metric", "grouped"), [("balanced_accuracy", False), ("macro_f1", True)])
 def test_the_interval_is_that_of_a_naive_bootstrap(metric, grouped):
     labels, ours, theirs = classifiers(120, 2)
     groups = np.random.default_rng(1).integers(0, 15, 120).astype(str) if grouped else None

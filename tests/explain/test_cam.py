@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -49,10 +51,15 @@ class Net(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def seeded_net(*, num_classes: int = 2) -> Net:
+@functools.cache
+def drawn_net(num_classes: int) -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Net(num_classes=num_classes).eval()
+
+
+def seeded_net(*, num_classes: int = 2) -> Net:
+    return copy.deepcopy(drawn_net(num_classes))  # drawing 11 million weights takes most of a test
 
 
 def seeded_images(count: int = 2) -> Tensor:
