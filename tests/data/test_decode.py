@@ -80,7 +80,7 @@ def test_faults_are_counted_and_the_first_in_order_is_named(tmp_path, two_cores,
     paths = save_tiles(tmp_path / "in", 60)
     paths[41].write_bytes(b"no image")
     Image.new("RGB", (24, 20)).save(paths[20])
-    with pytest.raises(ValueError, match=r"020\.png: is 24×20 pixels.*and 1 more such files") as caught:
+    with pytest.raises(ValueError, match=r"020\.png: is 24×20 pixels.*and 1 more file that cannot") as caught:
         decode.decode_into(empty_file(tmp_path / "out.npy", 60), paths, processes=processes)
     assert "\n" not in str(caught.value)
     assert workers_of(os.getpid()) == []

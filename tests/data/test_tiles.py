@@ -379,7 +379,7 @@ def test_many_unusable_files_are_one_line_with_their_count(tmp_path):
     paths = save_tiles(tmp_path, 40)
     for index in (3, 18, 39):
         paths[index].write_bytes(b"")
-    with pytest.raises(ValueError, match=r"0003\.png: is empty.*and 2 more such files") as caught:
+    with pytest.raises(ValueError, match=r"0003\.png: is empty.*and 2 more files that cannot") as caught:
         decode_tiles(paths, size_px=16, root=tmp_path, cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)
 

@@ -12,6 +12,7 @@ import inspect
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A traceback means a bug in sscl.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; damaged pixels are refused
     try:
         with printing():
             return _dispatch(words)

@@ -317,8 +317,9 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
         of_these = some([f"{tally.undecided[name]:,} {name}" for name in model.classes])
         yield f"  abstained below confidence {model.decide_from:.4f} ({threshold_origin(model, config)}): {of_these}"
     if found.repeated:
-        yield f"{found.repeated:,} repeated mentions of listed files: each file is predicted once"
-    account = Account("image file", {"all": len(found.names)}, passed_over=found.passed_over)
+        yield f"{count(found.repeated, 'repeated mention')} of listed files: each file is predicted once"
+    used = len(tally.places)
+    account = Account("image file", {"all": used}, passed_over=found.passed_over, unusable=len(tally.faults))
     yield account.line("all").strip()
     for note in notes(model, tally, config):
         yield f"note: {note}"

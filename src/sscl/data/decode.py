@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sscl.data.images import Decoded, Fit, decode_image, open_image
 from sscl.progress import Bar
+from sscl.words import count
 
 _TILES_PER_JOB = 16
 # Tiles per core: fewer are decoded by threads before worker processes would have started.
@@ -95,7 +96,7 @@ def decode_into(
             changes += found[1]
             bar.update(len(job))
     if faults:
-        raise ValueError(faults[0] + (f" (and {len(faults) - 1} more such files)" if len(faults) > 1 else ""))
+        raise ValueError(faults[0] + (f" (and {count(len(faults) - 1, 'more file')} that cannot be used)" if len(faults) > 1 else ""))
     return changes
 
 

@@ -21,6 +21,7 @@ from sscl.data.decode import read_image
 from sscl.data.images import Decoded, Fit, Region, decode_image
 from sscl.data.ingest import listed_file, read_table
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
+from sscl.data.table import SUFFIXES as LISTS
 from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
 from sscl.places import missing, printable
@@ -53,7 +54,7 @@ class Found:
 def find_images(words: Sequence[str | Path]) -> Found:
     """Return the images in files, folders and CSV lists, each once, in the order given.
 
-    A folder gives all images below it (see `listing`), sorted by name; links are followed. A file that ends in .csv is
+    A folder gives all images below it (see `listing`), sorted by name; links are followed. A file that ends in .csv or .tsv is
     a list: its column `path`, relative to the folder of the CSV. Any other file counts as an image. A file that is
     found twice, by whatever path or link, counts once.
 
@@ -71,7 +72,7 @@ def find_images(words: Sequence[str | Path]) -> Found:
     for word in map(str, words):
         if os.path.isdir(word):
             _add_folder(word, found, seen)
-        elif word.lower().endswith(".csv"):
+        elif word.lower().endswith(LISTS):
             _add_list(word, found, seen)
         else:
             _add(word, word, os.path.realpath(word), found, seen)
@@ -142,7 +143,7 @@ def listed(images: Images, names: Sequence[str] | None = None) -> tuple[list[str
     called: list[str] = []
     items: list[Item] = []
     for item in given:
-        if isinstance(item, (str, Path)) and (os.path.isdir(item) or str(item).lower().endswith(".csv")):
+        if isinstance(item, (str, Path)) and (os.path.isdir(item) or str(item).lower().endswith(LISTS)):
             found = find_images([item])
             if found.faults:
                 raise ValueError("{}: {}".format(*found.faults[0]))

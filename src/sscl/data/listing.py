@@ -94,6 +94,7 @@ class Account:
         parts: number of these in each split of the set; "all" where it has none.
         places: where a split lies, as in {"train": "Train/"}; empty where sscl makes the split.
         passed_over: what is no image, or not wanted.
+        unusable: number of those that could not be read; in no part.
         notes: what else a reader must know, as in "groups are the folders below the class".
     """
 
@@ -102,6 +103,7 @@ class Account:
     places: Mapping[str, str] = field(default_factory=dict)
     passed_over: PassedOver = field(default_factory=PassedOver)
     notes: tuple[str, ...] = ()
+    unusable: int = 0
 
     def line(self, *splits: str) -> str:
         """Return the line for a load of some splits, or of "all", wrapped at 80 columns and indented."""
@@ -111,7 +113,8 @@ class Account:
             f"{number:,} {'used here' if name in used else f'kept for {name}'}{self._place(name)}"
             for name, number in self.parts.items()
         ]
-        total = sum(self.parts.values())
+        parts += [f"{self.unusable:,} not usable"] if self.unusable else []
+        total = sum(self.parts.values()) + self.unusable
         found = f"found {count(total, self.what)}: " + ("all used here" if total == here else ", ".join(parts))
         if total == here and self.places:
             found += f" ({listed(list(self.places.values()))})"

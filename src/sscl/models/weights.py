@@ -86,6 +86,7 @@ RULES = (
     Rule("efficientnet-lite-pytorch", "", "_conv_stem.weight", ("_fc.",), (), (127 / 255,) * 3, (128 / 255,) * 3),
     Rule("timm", "", mark="patch_embed.proj.weight", heads=("head.",)),
     Rule("timm", "", mark="conv_stem.weight", heads=("classifier.",)),
+    Rule("timm", "", mark="conv1.0.weight", heads=("fc.",)),  # ResNets of a deep stem, such as resnet50d
     Rule("timm", "", mark="stem.0.weight", heads=("head.fc.",)),
 )
 # The same trunks below any prefix, each with a name that only a trunk has.
