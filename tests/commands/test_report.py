@@ -113,7 +113,7 @@ def test_the_page_of_a_run_holds_its_metrics_and_all_its_tiles(
         assert tile["votes"] == int(row["votes"])
         assert tile["group"] == row["group"]
         assert tile["loss"] == pytest.approx(float(row["loss"]), abs=1e-4)
-        assert tile["source_px"] == 32
+        assert tile["region"] == [0, 0, 32, 32]
     matrix = next(block for block in section(content, "errors")["blocks"] if block["kind"] == "confusion")["matrix"]
     assert matrix == json.loads((study / "eval_test/metrics.json").read_text())["confusion_matrix"]
     for tile in shown:
@@ -299,7 +299,8 @@ def test_three_classes_of_a_folder_without_slides(
     assert result.code == 0, result.err
     assert len(content["gallery"]["tiles"]) == 15
     tile = content["gallery"]["tiles"][0]
-    assert (tile["group"], tile["votes"], tile["agreement"], tile["source_px"]) == (None, None, None, 32)
+    assert (tile["group"], tile["votes"], tile["agreement"]) == (None, None, None)
+    assert tile["region"] == [0, 0, 32, 32]
     assert content["gallery"]["target"] == "logit of the predicted class"
     assert content["title"] == "three: benign, cancer and stroma"
 
