@@ -182,7 +182,7 @@ def test_panels_of_all(ask: Any, some: Path, finetuned: Path, read_rows: Any, tm
 def test_a_threshold_given_outright(ask: Any, some: Path, finetuned: Path, read_rows: Any, tmp_path: Path) -> None:
     result = ask(finetuned, some, f"out={tmp_path / 'out'}", "confidence=1", "abstain=0.9")
     assert {row["decided"] for row in read_rows(tmp_path / "out" / "predictions.csv")} == {"no"}
-    assert "abstained below confidence 1.0000 (confidence=1)" in result.out
+    assert "abstained below confidence 1.000 (confidence=1)" in result.out
     result = ask(finetuned, some, f"out={tmp_path / 'all'}", "abstain=0")
     assert {row["decided"] for row in read_rows(tmp_path / "all" / "predictions.csv")} == {"yes"}
     assert "abstain=0" in result.out

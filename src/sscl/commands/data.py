@@ -41,7 +41,7 @@ def synth(config: SynthConfig) -> None:
         progress=config.progress,
     )
     print(f"wrote {count(config.count, 'synthetic tile')} to {config.root}: images, annotations.csv, masks, slides.csv")
-    print(next_command("data inspect", config.root, f"out={config.root}-look"))
+    print(next_command("data inspect", config.root, "data.source=synthetic", f"out={config.root}-look"))
 
 
 def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:

@@ -315,7 +315,7 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
         yield f"  no abstention ({threshold_origin(model, config)})"
     else:
         of_these = some([f"{tally.undecided[name]:,} {name}" for name in model.classes])
-        yield f"  abstained below confidence {model.decide_from:.4f} ({threshold_origin(model, config)}): {of_these}"
+        yield f"  abstained below confidence {model.decide_from:.3f} ({threshold_origin(model, config)}): {of_these}"
     if found.repeated:
         yield f"{count(found.repeated, 'repeated mention')} of listed files: each file is predicted once"
     used = len(tally.places)

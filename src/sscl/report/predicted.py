@@ -18,6 +18,7 @@ from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import UNLABELLED, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.predictions import TilePredictions
+from sscl.explain.cells import map_cells
 from sscl.explain.targets import describe_targets, resolve_target
 from sscl.models.classifier import load_classifier
 from sscl.models.pixels import normalisation
@@ -137,7 +138,7 @@ def predicted_content(of: Predicted, config: ReportConfig, *, made: str) -> Cont
 def summary_section(of: Predicted) -> Section:
     """Return what was predicted, without any measure of whether it is right."""
     summary = of.summary
-    abstains = "never" if summary.decide_from is None else f"below confidence {summary.decide_from:.4f}"
+    abstains = "never" if summary.decide_from is None else f"below confidence {summary.decide_from:.3f}"
     facts = {
         "classifier": f"{summary.checkpoint}, epoch {summary.epoch}, tiles of {summary.size_px} px",
         "tiles": f"{summary.tiles:,}",
@@ -211,7 +212,10 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         for picture, region in zip(gallery.pictures_of_pixels(images), regions, strict=True)
     )
     chosen = f"the {len(order):,} least confident of" if len(order) < of.summary.tiles else "all"
-    notes = [f"{chosen} {count(of.summary.tiles, 'tile')}, none with a known class", *map_notes(settings, None)]
+    notes = [
+        f"{chosen} {count(of.summary.tiles, 'tile')}, none with a known class",
+        *map_notes(settings, None, cells=map_cells(model, size_px=of.summary.size_px, layers=settings.layer)),
+    ]
     return gallery.build(
         of.found,
         order,

@@ -12,6 +12,7 @@ from sscl.device import pick_device, tune
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.verdicts import Outcome
 from sscl.explain.cam import METHODS
+from sscl.explain.cells import MapCells, map_cells
 from sscl.explain.records import MapChecks
 from sscl.explain.targets import describe_layer, describe_targets, resolve_target
 from sscl.models.classifier import load_classifier, with_classes_of
@@ -81,7 +82,7 @@ def build_gallery(
         how,
         *([SAID] if subject.report.synthetic else []),
         *picture_notes(data, from_files=whole),
-        *map_notes(settings, checks),
+        *map_notes(settings, checks, cells=map_cells(model, size_px=data.size_px, layers=settings.layer)),
     ]
     return gallery.build(
         subject.found,
@@ -125,9 +126,10 @@ def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
     return [f"images are the original files, up to {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
 
 
-def map_notes(settings: GradcamConfig, checks: MapChecks | None) -> list[str]:
+def map_notes(settings: GradcamConfig, checks: MapChecks | None, *, cells: MapCells) -> list[str]:
     """Return what a reader must know about the maps."""
     said = [f"maps: {METHODS[settings.method]} of {describe_layer(settings.layer, settings.fuse)}"]
+    said += [str(cells)] if cells.coarse else []
     if checks is None:
         return [*said, "these maps were not checked (run sscl gradcam with checks=true)"]
     failed = [check.question.rstrip("?").lower() for check in checks.each.values() if check.outcome is Outcome.FAILED]

@@ -51,10 +51,11 @@ function apply({ keepPlace = false } = {}) {
   byId("again").hidden = true;
   const wrong = shown.filter((index) => facts[index].wrong).length;
   const abstained = shown.filter((index) => facts[index].abstained).length;
-  const also = [`${wrong.toLocaleString("en")} wrong`, abstained ? `${abstained.toLocaleString("en")} abstained` : ""];
+  const known = facts.some((fact) => fact.right || fact.wrong);
+  const also = [known ? `${wrong.toLocaleString("en")} wrong` : "", abstained ? `${abstained.toLocaleString("en")} abstained` : ""];
   const some = shown.length < tiles.length ? `${shown.length.toLocaleString("en")} of ` : "";
   byId("count").textContent = shown.length
-    ? `${some}${count(tiles.length, "tile")}: ${also.filter(Boolean).join(", ")}`
+    ? [`${some}${count(tiles.length, "tile")}`, also.filter(Boolean).join(", ")].filter(Boolean).join(": ")
     : `0 of ${count(tiles.length, "tile")}`;
   byId("nothing").hidden = shown.length > 0;
   byId("nothing").textContent = tiles.length

@@ -7,18 +7,20 @@ function start() {
   const unknown = total((index) => tiles[index].label < 0);
   fillSelect("true", [["", "all"], ...classes("label"), ...(unknown ? [["-1", `unknown (${unknown})`]] : [])]);
   fillSelect("predicted", [["", "all"], ...classes("prediction")]);
+  const known = unknown < tiles.length; // none is where tiles were only predicted
+  byId("true").closest("label").hidden = !known;
   const outcomes = Object.entries(OUTCOMES)
     .map(([key, [text, test]]) => [key, text, total((index) => test(facts[index]))])
-    .filter(([key, , number]) => number || key === "right" || key === "wrong")
+    .filter(([key, , number]) => number || (known && (key === "right" || key === "wrong")))
     .filter(([key]) => key !== "decided" || facts.some((fact) => fact.abstained));
   fillSelect("outcome", [["", "all"], ...outcomes.map(([key, text, number]) => [key, `${text} (${number})`])]);
   fillSelect("review", [["", "all"], ...Object.entries(REVIEW_FILTERS).map(([key, [text]]) => [key, text])]);
-  const known = {
+  const sortable = {
     loss: tiles.some((tile) => tile.loss !== null),
     "least-agreement": facts.some((fact) => fact.agreement !== null),
     "most-agreement": facts.some((fact) => fact.agreement !== null),
   };
-  const sorts = Object.entries(SORTS).filter(([key]) => known[key] ?? true);
+  const sorts = Object.entries(SORTS).filter(([key]) => sortable[key] ?? true);
   fillSelect("sort", sorts.map(([key, [text]]) => [key, text])); // prettier-ignore
 
   byId("note").textContent = gallery.note;
