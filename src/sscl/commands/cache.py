@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sscl.config import CacheConfig
 from sscl.data.cache import CachedFile, Kind, cache_folder, cached_files, delete
+from sscl.places import missing
 from sscl.words import count, readable
 
 LISTED = 20  # sets of tiles
@@ -21,7 +22,7 @@ def main(config: CacheConfig, *, empty: bool = False) -> None:
     """
     folder = cache_folder(config.cache_dir)
     if config.cache_dir is not None and not folder.is_dir():
-        raise FileNotFoundError(f"cache_dir: {folder}: no such folder")
+        raise FileNotFoundError(f"cache_dir: {missing(folder, 'folder')}")
     files = cached_files(folder)
     if config.older_than_days is not None:
         files = [file for file in files if file.age >= 86400 * config.older_than_days]

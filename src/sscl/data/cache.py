@@ -127,7 +127,7 @@ def _written(folder: Path, *, what: str, size: int) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else error
         raise ValueError(
             f"{folder}: cannot write the cache of {what} ({reason}), which needs "
-            f"{size / 2**30:.2f} GiB; free some space, or set cache_dir or $SSCL_CACHE to another folder"
+            f"{readable(size)}; free some space, or set cache_dir or $SSCL_CACHE to another folder"
         ) from error
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sscl.data.cache import cached_tiles
 from sscl.data.decode import decode_into
 from sscl.data.images import Fit, describe_changes, why_unreadable
-from sscl.places import missing
+from sscl.places import missing, one_form
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 2
@@ -167,7 +167,7 @@ def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
     Raises:
         ValueError: two ids differ only by case, blanks or a final .0, so that one slide may have two ids.
     """
-    ids = [_nfc(value).strip() for value in values]
+    ids = [one_form(value).strip() for value in values]
     spelled: dict[str, str] = {}
     for name in dict.fromkeys(ids):
         plain = re.sub(r"[.,]0+$", "", "".join(name.casefold().split()))
@@ -178,11 +178,6 @@ def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
                 "two; write each id in one way"
             )
     return np.array(ids, dtype=np.str_)
-
-
-def _nfc(text: str) -> str:
-    """Return a text in one Unicode form: macOS writes é as two characters."""
-    return unicodedata.normalize("NFC", text)
 
 
 def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> NDArray[np.str_]:
@@ -225,4 +220,4 @@ def listed_file(folder: str, name: str) -> str:
 
 def plain_path(name: str) -> str:
     """Return a path of a table in one spelling: "/" between folders, no "./" before them, one Unicode form."""
-    return _nfc(name.replace("\\", "/").removeprefix("./"))
+    return one_form(name.replace("\\", "/").removeprefix("./"))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sscl.data.listing import LOOKED_FOR, Listing
 from sscl.data.tiles import UNLABELLED
+from sscl.places import one_form
 from sscl.words import count, listed
 
 SPLITS = ("train", "validation", "test")
@@ -126,7 +126,7 @@ def classed(root: str, listing: Listing, *, groups_given: bool) -> Layout:
     parts: dict[str, list[Entry]] = {}
     for split, prefix in prefixes.items():
         below = [name for name in listing.images if name.startswith(prefix)]
-        entries = [Entry(name, label_of[_nfc(name[len(prefix) :].split("/")[0])]) for name in below]
+        entries = [Entry(name, label_of[one_form(name[len(prefix) :].split("/")[0])]) for name in below]
         # By class first: a class may be written in both Unicode forms.
         parts[split] = sorted(entries, key=lambda entry: entry.label)
     notes: tuple[str, ...] = ()
@@ -188,11 +188,6 @@ class _Tree:
 
     def has_images(self, folder: str) -> bool:
         return bool(self.files(folder)) or any(self.has_images(f"{folder}/{name}") for name in self.folders(folder))
-
-
-def _nfc(name: str) -> str:
-    """Return a name in one Unicode form: macOS writes é as two characters."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _shown(places: dict[str, str]) -> dict[str, str]:
@@ -258,7 +253,7 @@ def _classes(tree: _Tree, prefixes: dict[str, str]) -> tuple[str, ...]:
                 raise ValueError(
                     f"{tree.shown(f'{prefix}{name}')}: class folder without images; add images or remove the folder"
                 )
-        names_of[prefix] = sorted({_nfc(name) for name in names})
+        names_of[prefix] = sorted({one_form(name) for name in names})
     first, *others = names_of
     for other in others:
         differ = [
