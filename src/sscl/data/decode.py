@@ -96,7 +96,8 @@ def decode_into(
             changes += found[1]
             bar.update(len(job))
     if faults:
-        raise ValueError(faults[0] + (f" (and {count(len(faults) - 1, 'more file')} that cannot be used)" if len(faults) > 1 else ""))
+        more = f" (and {count(len(faults) - 1, 'more file')} that cannot be used)" if len(faults) > 1 else ""
+        raise ValueError(f"{faults[0]}{more}")
     return changes
 
 

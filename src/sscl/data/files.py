@@ -54,9 +54,9 @@ class Found:
 def find_images(words: Sequence[str | Path]) -> Found:
     """Return the images in files, folders and CSV lists, each once, in the order given.
 
-    A folder gives all images below it (see `listing`), sorted by name; links are followed. A file that ends in .csv or .tsv is
-    a list: its column `path`, relative to the folder of the CSV. Any other file counts as an image. A file that is
-    found twice, by whatever path or link, counts once.
+    A folder gives all images below it (see `listing`), sorted by name; links are followed. A file that ends in .csv or
+    .tsv is a list: its column `path`, relative to the folder of the CSV. Any other file counts as an image. A file that
+    is found twice, by whatever path or link, counts once.
 
     Raises:
         FileNotFoundError: a path does not exist, or no file of a list exists.
