@@ -231,3 +231,15 @@ def test_tensorboard_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"log\.tensorboard: TensorBoard is not installed; pip install"):
         run.check_tensorboard()
+
+
+def test_a_run_that_stopped_early_and_lost_its_last_checkpoint_has_not_ended(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train: {epochs: 3}\n")
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    for reason, message in (
+        ("train.stop_after_epoch", "last.pt, which --resume goes on from, is gone"),
+        ("train.epochs", "has ended"),
+    ):
+        (tmp_path / run.ENDING).write_text(json.dumps({"epochs": 1, "planned": 3, "reason": reason}))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run.check_run_folder(tmp_path, overwrite=False, resume=True)

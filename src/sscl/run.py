@@ -47,7 +47,11 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
             raise ValueError("--resume and --overwrite exclude each other")
         if not (path / "checkpoints" / "last.pt").is_file():
             if (path / ENDING).is_file():
-                raise ValueError(f"{path}: nothing to resume, its training has ended")
+                if unfinished(path) is None:
+                    raise ValueError(f"{path}: nothing to resume, its training has ended")
+                raise FileNotFoundError(
+                    f"{path}: checkpoints/last.pt, which --resume goes on from, is gone; train again with --overwrite"
+                )
             begun = (path / "config.yaml").is_file()
             again = "no epoch was complete; start again with --overwrite" if begun else "start without --resume"
             raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); {again}")

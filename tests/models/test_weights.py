@@ -475,6 +475,7 @@ def test_files_that_are_no_weights(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1 and so on", r"\(a Git LFS pointer.*; run git lfs pull"),
         (b"PK\x03\x04 no zip", r"not a readable checkpoint \("),
         (b"\x80\x02 no pickle", r"not a readable checkpoint \("),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), r"not a readable checkpoint \(no pickle of tensors\)"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message) as error:

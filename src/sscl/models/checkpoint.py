@@ -289,7 +289,11 @@ def checkpoint_file(path: str | Path, *, key: str = "") -> Path:
     for name in ("best.pt", "last.pt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
-    raise FileNotFoundError(f"{where}{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt)")
+    runs = sorted(inner.parents[1].name for inner in path.glob("*/checkpoints/best.pt"))
+    several = f"; the runs in it have some: name one, such as {path / runs[0]}" if runs else ""
+    raise FileNotFoundError(
+        f"{where}{path}: not a run folder with a checkpoint (no checkpoints/best.pt or last.pt){several}"
+    )
 
 
 def load_checkpoint(

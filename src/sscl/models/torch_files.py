@@ -64,12 +64,19 @@ def read_torch_file(path: str | Path) -> Any:
     except PermissionError:
         raise
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "GLOBAL" in line), lines[0])  # torch explains itself at length
         raise ValueError(
-            f"{path}: not a readable checkpoint ({reason.strip()[:120]}); "
+            f"{path}: not a readable checkpoint ({_reason(error)}); "
             "it is truncated, or was not written by torch.save or safetensors"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the part of an error of torch or safetensors that tells something; torch explains itself at length."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    named = next((line for line in lines if "GLOBAL" in line), None)
+    if named is None and lines[0].startswith("Weights only load failed"):
+        return "no pickle of tensors"
+    return (named or lines[0].split(". ")[0]).strip()[:120]
 
 
 def _stand_in(dotted: str) -> Any:

@@ -191,8 +191,8 @@ def _rule_anywhere(tensors: TensorDict, *, source: str | Path) -> tuple[Rule, li
         return _OTHER, []
     raise ValueError(
         f"model.weights: {source} contains no encoder that sscl knows "
-        f"({_some(list(tensors)) or 'no tensors by name'}); expected an sscl checkpoint or a state dict "
-        "of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
+        f"({_some(list(tensors)) or 'no tensors by name; of a whole model save its state_dict()'}); expected an sscl "
+        "checkpoint or a state dict of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
     )
 
 
