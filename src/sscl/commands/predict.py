@@ -33,7 +33,7 @@ from sscl.plots import cam as cam_plots
 from sscl.progress import Bar
 from sscl.records import write_record
 from sscl.report.predicted import FILE, Summary
-from sscl.words import count, next_command, some
+from sscl.words import MOST, count, next_command, some
 
 UNREADABLE = 3  # exit code where some files could not be used
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
@@ -309,12 +309,14 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
         f"{config.checkpoint}: epoch {model.checkpoint.epoch}, {some(model.classes)}, tiles of {model.size_px} "
         f"px; temperature {model.temperature:.3f}"
     )
-    counts = some([f"{tally.classes[name]:,} {name}" for name in model.classes])
+    # Of many classes those that are predicted most.
+    names = model.classes if len(model.classes) <= MOST else [name for name, _ in tally.classes.most_common()]
+    counts = some([f"{tally.classes[name]:,} {name}" for name in names])
     yield f"{count(len(tally.places), 'tile')}: {counts}"
     if model.decide_from is None:
         yield f"  no abstention ({threshold_origin(model, config)})"
     else:
-        of_these = some([f"{tally.undecided[name]:,} {name}" for name in model.classes])
+        of_these = some([f"{tally.undecided[name]:,} {name}" for name in names])
         yield f"  abstained below confidence {model.decide_from:.3f} ({threshold_origin(model, config)}): {of_these}"
     if found.repeated:
         yield f"{count(found.repeated, 'repeated mention')} of listed files: each file is predicted once"
