@@ -84,7 +84,8 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
         written.append("flagged.png")
     print("\n".join(summary(report)))
     print(f"wrote {out}/{', '.join(written)}")
-    print(next_command("pretrain", config.data.root, "run=runs/pretrain"))
+    source = ["data.source=synthetic"] if config.data.source == "synthetic" else []  # the folder looks like MHIST
+    print(next_command("pretrain", config.data.root, *source, "run=runs/pretrain"))
     return int(strict and report.leakage)
 
 

@@ -72,10 +72,11 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     )
     draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png", note=note)
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
+    source = ["data.source=synthetic"] if config.data.source == "synthetic" else []  # the folder looks like MHIST
     if len(splits) > 1:
-        print(next_command("data audit", config.data.root, f"out={out}-audit"))
+        print(next_command("data audit", config.data.root, *source, f"out={out}-audit"))
     else:
-        print(next_command("pretrain", config.data.root, "run=runs/pretrain"))
+        print(next_command("pretrain", config.data.root, *source, "run=runs/pretrain"))
 
 
 def describe(name: str, tiles: Tiles) -> str:
