@@ -226,9 +226,10 @@ def on_host(checkpoint: Checkpoint) -> Checkpoint:
             return [copied(part) for part in value]
         if not isinstance(value, torch.Tensor):
             return value
-        value = value.detach()
+        # Of the value as given, whose memory is its own while this runs: that of a temporary could be another's next.
         key = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
         if key not in copies:
+            value = value.detach()
             cuda = value.device.type == "cuda"  # pinned memory, so that all copies are under way at once
             copies[key] = torch.empty_like(value, device="cpu", pin_memory=cuda).copy_(value, non_blocking=cuda)
             if cuda:
