@@ -39,20 +39,73 @@ SEAMS = {
     "folds_parts": "sscl.train.folds.labelled_parts",
     "folds_predict": "sscl.train.folds.predict",
     "folds_start": "sscl.train.folds.start_encoder",
+    "later": "sscl.train.pretrain.Later",
+    "pretrain_synchronise": "sscl.train.pretrain.synchronise_batch_norm",
+    "finetune_synchronise": "sscl.train.preparation.synchronise_batch_norm",
+    "parallel": "sscl.ranks.parallel",
+    "fused": "sscl.train.optim._on_gpu",
+    "empty_memory": "torch.empty_like",
+    "threads": "torch.get_num_threads",
+    "encode_part": "sscl.train.step.record_function",
+    "compile": "torch.compile",
+    "sum_dtype": "sscl.train.step.sum_dtype",
+    "batch_norm_order": "sscl.models.batch_norm.epoch_order",
+    # weights of others
+    "timm_model": "timm.create_model",
+    "torchvision_model": "torchvision.models.get_model",
+    "torchvision_file": "torchvision.models._api.load_state_dict_from_url",
+    "torch_load": "torch.load",
     # commands
     "evaluate_store": "sscl.commands.evaluate.place_store",
     "gradcam_store": "sscl.commands.gradcam.place_store",
     "compare_step": "sscl.commands.compare.subprocess.run",
     "audit_encoder": "sscl.commands.audit.frozen_encoder",
+    "export_run": "sscl.commands.export.run_graph",
+    "gradcam_checks": "sscl.explain.explainer.check_maps",
+    "report_page": "sscl.commands.report.page.render",
+    "report_step": "sscl.commands.report.subprocess.run",
+    "tiles_at_once": "sscl.augment._tiles_at_once",
+    # pictures
+    "figure": "sscl.plots.base.save_figure",
+    "svg": "sscl.plots.svg.inline",
+    "cluster_sheet": "sscl.plots.embedding.cluster_sheet",
+    "folds_chart": "sscl.plots.comparison.plot_folds",
+    "views_sheet": "sscl.plots.sheets.plot_views",
     # sets of tiles
     "label_fraction": "sscl.data.split.label_fraction",
     "stratified_split": "sscl.data.split.stratified_split",
     "find_pairs": "sscl.data.duplicates.find_pairs",
+    "nearest_pairs": "sscl.data.duplicates.nearest_pairs",
+    "mhist_decode": "sscl.data.mhist.decode_tiles",
+    "mhist_images": "sscl.data.mhist._find_images",
+    "decode_worker": "sscl.data.decode._Worker",
+    "decode_start": "sscl.data.decode._Worker.__init__",
+    "decode_cores": "os.sched_getaffinity",
+    "decode_file": "sscl.data.files.pixels_of",
+    "predict_batches": "sscl.data.files.batches",
+    "store_read": "sscl.data.tiles.TileStore._read",
+    "draw_tile": "sscl.data.synthetic.draw_tile",
+    "download": "sscl.commands.download.download",
+    "list_folder": "os.scandir",
+    "lineage_tiles": "sscl.evaluate.lineage.load_tiles",
+    # files
+    "sync": "os.fsync",
+    "replace": "os.replace",
     # linear probe and nearest neighbours
     "probe_tiles": "sscl.evaluate.probe_inputs.load_tiles",
     "probe_charts": "sscl.plots.probe.draw_charts",
     "validation_folds": "sscl.evaluate.probe.validation_folds",
     "knn": "sscl.evaluate.probe.knn_probabilities",
+}
+
+# How much is done at once, and where another way of doing it begins.
+LIMITS = {
+    "loss_bytes": "sscl.losses.BLOCK_BYTES",
+    "bootstrap_elements": "sscl.evaluate.bootstrap._CHUNK_ELEMENTS",
+    "knn_queries": "sscl.evaluate.probe._QUERIES_AT_ONCE",
+    "duplicates_block": "sscl.data.duplicates._BLOCK",
+    "npz_bytes": "sscl.data.pathmnist._CHUNK_BYTES",
+    "decode_processes_from": "sscl.data.decode._PROCESSES_FROM",
 }
 
 
@@ -87,6 +140,27 @@ def wrapped() -> Callable[..., AbstractContextManager[None]]:
             yield
 
     return inside
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that takes `name=value` and sets one of the limits."""
+
+    def set_to(**values: int) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(LIMITS[name], value)
+
+    return set_to
+
+
+@pytest.fixture
+def disk_full(wrap: Callable[..., None]) -> Callable[[], None]:
+    """Return a function after which no file can be written to the disk."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    return lambda: wrap(sync=full)
 
 
 @pytest.fixture

@@ -233,15 +233,15 @@ def test_pair_is_two_views():
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_views_do_not_depend_on_how_many_tiles_the_cpu_takes_at_once(at_once, monkeypatch):
+def test_views_do_not_depend_on_how_many_tiles_the_cpu_takes_at_once(at_once, wrap):
     images, index = pictures(5, 50), torch.arange(5)
     whole = augment.pair(images, index, **KEYS)
-    monkeypatch.setattr(augment, "_tiles_at_once", lambda images: at_once)
+    wrap(tiles_at_once=lambda *_: at_once)
     assert torch.equal(augment.pair(images, index, **KEYS), whole)
 
 
-def test_a_cpu_takes_what_fits_its_cache(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+def test_a_cpu_takes_what_fits_its_cache(wrap):
+    wrap(threads=lambda *_: 1)
     assert augment._tiles_at_once(torch.empty(64, 224, 224, 3)) == 2
     assert augment._tiles_at_once(torch.empty(64, 512, 512, 3)) == 1
     assert augment._tiles_at_once(torch.empty(64, 28, 28, 3)) == 128

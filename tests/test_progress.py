@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import itertools
@@ -77,11 +78,16 @@ def test_bytes_of_an_unknown_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "pathmnist: 3.0 MiB, 01:01 so far\n"
 
 
-def test_without_a_name_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert list(over("abc", total=3, desc=None, unit="tile")) == ["a", "b", "c"]
-    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_name_nothing_is_shown() -> None:
+    terminal = Terminal()
+    with contextlib.redirect_stderr(terminal):
+        assert list(over("abc", total=3, desc=None, unit="tile")) == ["a", "b", "c"]
+    assert terminal.getvalue() == ""
 
 
 def test_nothing_else_draws_bars() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,11 +67,12 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, name, write, error, the
     assert not there or path.read_text() == "old"
 
 
-def test_a_file_is_synced_before_it_takes_its_place(tmp_path, monkeypatch):
+def test_a_file_is_synced_before_it_takes_its_place(tmp_path, wrap):
     steps = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
+    wrap(
+        sync=lambda sync, handle: (steps.append("fsync"), sync(handle)),
+        replace=lambda replace, a, b: (steps.append("replace"), replace(a, b)),
+    )
     writing.write_text(tmp_path / "a", "new")
     assert steps == ["fsync", "replace"]
     assert (tmp_path / "a").read_text() == "new"

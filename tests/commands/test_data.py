@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from sscl.commands import data
@@ -153,14 +152,10 @@ def test_shown_tiles_take_turns_between_classes() -> None:
     assert data.spread(tiles, limit=8, seed=1).tolist() != rows.tolist()
 
 
-def test_two_views_are_those_of_pretraining(
-    cli: Any, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_views_are_those_of_pretraining(cli: Any, tiles: Path, tmp_path: Path, wrap: Any) -> None:
     """Without any augmentation both views are the tile itself; with it neither is."""
     drawn: list[Any] = []
-    monkeypatch.setattr(data.sheets, "plot_views", lambda o, a, b, *, ids, path, note: drawn.append((o, a, b)))
-    monkeypatch.setattr(data.sheets, "contact_sheet", lambda *_, **__: None)
-    monkeypatch.setattr(data.charts, "plot_class_distribution", lambda *_, **__: None)
+    wrap(views_sheet=lambda draw, o, a, b, **_: drawn.append((o, a, b)))
     nothing = [f"augment.{key}_probability=0" for key in ("hflip", "vflip", "affine", "blur", "jitter")]
 
     assert (

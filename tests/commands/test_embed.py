@@ -17,7 +17,6 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from sscl.commands import embed
 from sscl.evaluate import clusters
-from sscl.plots import base
 from sscl.plots import embedding as embedding_plots
 
 WORDS = ["data.source=synthetic", "clusters=3", "per_cluster=4", "progress=false", "device=cpu"]
@@ -110,11 +109,19 @@ def test_the_pca_map_is_the_singular_value_decomposition(embedded: tuple[Path, s
     assert np.isfinite(found["map_tsne"]).all()
 
 
+@pytest.fixture
+def drawn(wrap: Any) -> list[Figure]:
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    wrap(figure=lambda save, figure, path: (figures.append(figure), save(figure, path)))
+    return figures
+
+
 def test_the_same_seed_gives_the_same_files_and_another_another(
-    cli: Any, tiles: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Any, tiles: Path, pretrained: Path, tmp_path: Path, wrap: Any
 ) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(embedding_plots, "cluster_sheet", lambda rows, **named: shown.append(np.concatenate(rows)))
+    wrap(cluster_sheet=lambda draw, rows, **named: shown.append(np.concatenate(rows)))
     for name, word in (("first", "seed=0"), ("again", "seed=0"), ("other", "seed=1")):
         assert call(cli, tiles, tmp_path / name, f"encoder.weights={pretrained}", word).code == 0
     for name in ("clusters.csv", "embed.json"):
@@ -125,10 +132,8 @@ def test_the_same_seed_gives_the_same_files_and_another_another(
 
 
 def test_unlabelled_tiles_are_coloured_by_cluster(
-    cli: Any, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: Any
+    cli: Any, flat: Path, tmp_path: Path, drawn: list[Figure], read_rows: Any
 ) -> None:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(base, "save_figure", lambda figure, path: (drawn.append(figure), figure.savefig(path)))
     words = ["encoder.model=timm:test_resnet", "data.source=folder", "data.size_px=32", "methods=[pca]"]
     result = call(cli, flat, tmp_path / "out", *words)
     assert result.code == 0, result.err
@@ -174,9 +179,7 @@ def test_clusters_are_numbered_by_size() -> None:
 # --- the pictures ---
 
 
-def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(base, "save_figure", lambda figure, path: drawn.append(figure))
+def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, drawn: list[Figure]) -> None:
     rng = np.random.default_rng(0)
     points, labels = rng.normal(size=(200, 2)), rng.integers(-1, 9, 200)
     classes = [f"tissue$_{number}" for number in range(10)]  # the last has no tile
@@ -195,9 +198,7 @@ def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, monk
     assert len(looks) == 10
 
 
-def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(base, "save_figure", lambda figure, path: drawn.append(figure))
+def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, drawn: list[Figure]) -> None:
     rows = [np.full((count, 8, 8, 3), value, dtype=np.uint8) for count, value in ((3, 10), (1, 200))]
     embedding_plots.cluster_sheet(
         rows, captions=["cluster 0\n30 tiles", "cluster 1"], path=tmp_path / "c.png", title=""

@@ -20,7 +20,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sscl import __version__
-from sscl.commands import export
 from sscl.config import EncoderConfig
 from sscl.models.classifier import load_classifier
 from sscl.models.encoders import build_encoder
@@ -293,10 +292,9 @@ def test_a_missing_extra_is_said_before_anything_is_written(
     ids=["another", "fewer", "nan", "crash"],
 )
 def test_a_file_that_gives_other_outputs_is_not_handed_out(
-    cli: Any, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+    cli: Any, pretrained: Path, tmp_path: Path, wrap: Any, change: Any, message: str
 ) -> None:
-    whole = export.run_graph
-    monkeypatch.setattr(export, "run_graph", lambda *arguments: change(whole(*arguments)))
+    wrap(export_run=lambda run, *arguments: change(run(*arguments)))
     result = cli("export", f"checkpoint={pretrained}", f"out={tmp_path / 'out'}", "formats=[pt,torchscript]")
     refused(result, "formats: ", "torchscript", message)
     assert list(tmp_path.iterdir()) == []

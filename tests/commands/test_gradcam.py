@@ -21,7 +21,7 @@ from sscl.config import GradcamConfig
 from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
-from sscl.explain import boxes, cam, explainer
+from sscl.explain import boxes, cam
 from sscl.explain.records import Localisation, MapChecks
 from sscl.explain.targets import DIFFERENCE
 from sscl.models.classifier import load_classifier
@@ -399,15 +399,15 @@ def test_checks_are_written_and_said(checked: tuple[Path, str]) -> None:
 
 
 def test_checks_explain_what_each_tile_is_taken_for_beside_three_random_models(
-    cli: Any, finetuned: Path, truth: tuple[Tiles, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Any, finetuned: Path, truth: tuple[Tiles, Any, Any], tmp_path: Path, wrap: Any
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def stop(model: Any, images: Any, classes: Any, **words: Any) -> None:
+    def stop(real: Any, model: Any, images: Any, classes: Any, **words: Any) -> None:
         seen.update(words, images=images, classes=classes)
         raise ValueError("enough")
 
-    monkeypatch.setattr(explainer, "check_maps", stop)
+    wrap(gradcam_checks=stop)
     words = [f"data.size_px={SIDE}", "checks=true", "check_tiles=9", f"ids=[{truth[0].ids[0]}]", "random_seed=3"]
     assert cli.gradcam(finetuned, f"out={tmp_path / 'out'}", *words).err == "sscl: enough\n"
 

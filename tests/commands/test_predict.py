@@ -12,7 +12,6 @@ from PIL import Image
 
 from sscl import api, cli
 from sscl.config import PredictConfig
-from sscl.data import files
 from sscl.data.decode import decode_file
 from sscl.explain.boxes import find_box
 from sscl.plots import cam as cam_plots
@@ -237,21 +236,20 @@ def test_a_run_that_breaks_off_leaves_what_was_there(
     finetuned: Path,
     snapshot: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    wrap: Any,
     error: BaseException,
     code: int,
 ) -> None:
     out = tmp_path / "out"
     assert ask(finetuned, some, f"out={out}").code == 0
     before = snapshot(tmp_path)
-    whole = files.batches
 
-    def break_off(*words: Any, **named: Any) -> Any:
+    def break_off(whole: Any, *words: Any, **named: Any) -> Any:
         yield next(whole(*words, **named))
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out.")]  # it is being written
         raise error
 
-    monkeypatch.setattr(files, "batches", break_off)
+    wrap(predict_batches=break_off)
     assert ask(finetuned, some, some.parent / "some", f"out={out}", "--overwrite").code == code
     assert snapshot(tmp_path) == before
 

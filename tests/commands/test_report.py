@@ -21,11 +21,8 @@ import torch
 import yaml
 from PIL import Image
 
-from sscl import run
-from sscl.commands import report
 from sscl.explain.records import BoxSensitivity, DeletionInsertion
-from sscl.plots import svg
-from sscl.report import contents, page, subject
+from sscl.report import contents, subject
 
 Read = Callable[[Path], list[dict[str, str]]]
 
@@ -57,26 +54,25 @@ def study(evaluated: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, dict[str, Any]]]:
+def make(cli: Any, wrapped: Any) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """Return a function that runs `sscl report`, and gives its result and the content of the page.
 
     Charts, which take most of the time, are drawn only with `charts=True`.
     """
     seen: dict[str, Any] = {}
-    real = page.render
 
-    def render(content: dict[str, Any]) -> str:
+    def render(real: Any, content: dict[str, Any]) -> str:
         seen.clear()
         seen.update(content)
         return real(content)
 
-    monkeypatch.setattr(report.page, "render", render)
-
     def made(*words: object, charts: bool = False) -> tuple[Any, dict[str, Any]]:
         seen.clear()
-        with monkeypatch.context() as patch:
-            if not charts:
-                patch.setattr(svg, "inline", lambda draw, prefix: f'<svg id="{prefix}"></svg>')
+
+        def chart(inline: Any, draw: Any, prefix: str) -> str:
+            return inline(draw, prefix=prefix) if charts else f'<svg id="{prefix}"></svg>'
+
+        with wrapped(report_page=render, svg=chart):
             result = cli("report", *words, "device=cpu", "progress=false")
         return result, dict(seen)
 
@@ -228,19 +224,17 @@ def test_heatmaps_of_another_run_are_not_of_this_one(tmp_path: Path) -> None:
     assert contents._explains(tmp_path / "of_other", other)
 
 
-def test_a_missing_evaluation_is_made_by_eval_itself(
-    make: Any, cli: Any, study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_evaluation_is_made_by_eval_itself(make: Any, cli: Any, study: Path, wrap: Any) -> None:
     """It runs in this process, which saves a start of Python."""
     shutil.rmtree(study / "eval_test")
     ran = []
 
-    def here(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+    def here(real: Any, words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
         assert words[:3] == [sys.executable, "-m", "sscl"]
         ran.append(words[3:])
         return subprocess.CompletedProcess(words, cli(*words[3:], "bootstrap_samples=50").code)
 
-    monkeypatch.setattr(report.subprocess, "run", here)
+    wrap(report_step=here)
 
     result, content = make(study)
     again, _ = make(study, "--overwrite")
@@ -250,9 +244,9 @@ def test_a_missing_evaluation_is_made_by_eval_itself(
     assert len(content["gallery"]["tiles"]) == 16
 
 
-def test_a_failing_evaluation_ends_it(make: Any, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_evaluation_ends_it(make: Any, study: Path, wrap: Any) -> None:
     shutil.rmtree(study / "eval_test")
-    monkeypatch.setattr(report.subprocess, "run", lambda words, check: subprocess.CompletedProcess(words, 2))
+    wrap(report_step=lambda run, words, check: subprocess.CompletedProcess(words, 2))
 
     result, _ = make(study)
 
@@ -444,16 +438,11 @@ def test_a_page_is_replaced_only_when_asked_and_only_one_of_ours(make: Any, stud
     assert "not written by sscl report" in make(study, "tiles=0", "--overwrite")[0].err
 
 
-def test_a_failure_while_writing_leaves_the_page_that_was_there(
-    make: Any, study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_while_writing_leaves_the_page_that_was_there(make: Any, study: Path, disk_full: Any) -> None:
     assert make(study, "tiles=0")[0].code == 0
     before = (study / "report.html").read_bytes()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "report.html")
-
-    monkeypatch.setattr(run.os, "fsync", full)
+    disk_full()
     result, _ = make(study, "tiles=0", "--overwrite")
 
     assert result.code == 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,8 +50,8 @@ def workers_of(parent: int) -> list[int]:
 
 
 @pytest.fixture
-def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode.os, "sched_getaffinity", lambda _: {0, 1})
+def two_cores(wrap: Any) -> None:
+    wrap(decode_cores=lambda real, _: {0, 1})
 
 
 def test_processes_write_what_the_files_hold_in_order(tmp_path, two_cores):
@@ -62,13 +63,13 @@ def test_processes_write_what_the_files_hold_in_order(tmp_path, two_cores):
     assert workers_of(os.getpid()) == []
 
 
-def test_only_many_tiles_in_a_file_are_worth_processes(tmp_path, two_cores, monkeypatch):
+def test_only_many_tiles_in_a_file_are_worth_processes(tmp_path, two_cores, wrap, limit):
     def refuse(*_: object) -> None:
         raise AssertionError("a process")
 
     paths = save_tiles(tmp_path / "in", 4)
-    monkeypatch.setattr(decode, "_Worker", refuse)
-    monkeypatch.setattr(decode, "_PROCESSES_FROM", 2)
+    wrap(decode_worker=refuse)
+    limit(decode_processes_from=2)
     decode.decode_into(empty_file(tmp_path / "out.npy", 3), paths[:3])
     decode.decode_into(np.zeros((4, 16, 16, 3), np.uint8), paths)
     with pytest.raises(AssertionError, match="a process"):
@@ -86,16 +87,15 @@ def test_faults_are_counted_and_the_first_in_order_is_named(tmp_path, two_cores,
     assert workers_of(os.getpid()) == []
 
 
-def test_a_killed_worker_is_one_line_and_leaves_no_cache(tmp_path, two_cores, monkeypatch):
+def test_a_killed_worker_is_one_line_and_leaves_no_cache(tmp_path, two_cores, wrap, limit):
     paths = save_tiles(tmp_path / "in", 40)
-    start = decode._Worker.__init__
 
-    def start_and_kill(self: decode._Worker, *rest: object) -> None:
+    def start_and_kill(start: Any, self: decode._Worker, *rest: object) -> None:
         start(self, *rest)
         self._process.kill()
 
-    monkeypatch.setattr(decode, "_PROCESSES_FROM", 1)
-    monkeypatch.setattr(decode._Worker, "__init__", start_and_kill)
+    wrap(decode_start=start_and_kill)
+    limit(decode_processes_from=1)
     with pytest.raises(ValueError, match=r"a process that decodes tiles ended with exit code -9 at .*png") as caught:
         decode_tiles(paths, size_px=16, root=tmp_path, cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)

@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 
 from sscl.cli import main
-from sscl.commands import download as command
 from sscl.config import DownloadConfig
-from sscl.data import download as module
 from sscl.data.download import FILES, RemoteFile, download
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -286,9 +284,9 @@ def test_the_names_are_those_of_the_configuration():
 
 
 @pytest.fixture
-def published(server, monkeypatch: pytest.MonkeyPatch) -> Server:
+def published(server, wrap, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setitem(FILES, "pathmnist_64", RemoteFile(server.url, MD5))
-    monkeypatch.setattr(command, "download", lambda *a, **k: module.download(*a, **k, pause_s=0))
+    wrap(download=lambda real, *a, **k: real(*a, **k, pause_s=0))
     return server
 
 

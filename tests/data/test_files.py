@@ -115,16 +115,15 @@ def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
     assert found.faults == [(f"{tmp_path}/caf\\xe9.png", "its name is not UTF-8; rename it")]
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, wrap: Any) -> None:
     touch(tmp_path, "a.png", "shut/b.png")
-    listed = os.scandir
 
-    def scandir(path: Any) -> Any:
+    def scandir(listed: Any, path: Any) -> Any:
         if str(path).endswith("shut"):
             raise PermissionError(13, "Permission denied", str(path))
         return listed(path)
 
-    monkeypatch.setattr(os, "scandir", scandir)
+    wrap(list_folder=scandir)
     found = files.find_images([tmp_path])
     assert names_below(tmp_path, found) == ["a.png"]
     assert found.faults == [(f"{tmp_path}/shut", "cannot be listed (Permission denied)")]
@@ -156,15 +155,15 @@ def test_batches_hold_what_the_files_hold_in_order(tmp_path: Path) -> None:
     assert (found[4].images.shape, found[4].sides_px) == ((0, 16, 16, 3), ())
 
 
-def test_no_more_is_decoded_than_a_few_batches_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_decoded_than_a_few_batches_ahead(wrap: Any) -> None:
     """Memory does not grow with the number of files; and a reader that leaves ends the decoding."""
     started = []
 
-    def pixels_of(item: Any, *, size_px: int, fit: str) -> Any:
+    def pixels_of(real: Any, item: Any, *, size_px: int, fit: str) -> Any:
         started.append(item)
         return Decoded(np.zeros((size_px, size_px, 3), np.uint8), (0, 0, size_px, size_px), ())
 
-    monkeypatch.setattr(files, "pixels_of", pixels_of)
+    wrap(decode_file=pixels_of)
     stream = files.batches([f"{i}" for i in range(1000)], size_px=16, batch_size=10)
     for number in range(1, 5):
         next(stream)

@@ -100,7 +100,7 @@ def test_the_seed_decides_which_of_the_drawn_tiles_are_test(root):
     assert len(set(ids[6:])) > 2
 
 
-def test_paper_balanced_on_the_published_counts_is_1782_and_198(root, monkeypatch):
+def test_paper_balanced_on_the_published_counts_is_1782_and_198(root, wrap):
     """The real set cannot be had here: its counts, with one stand-in image."""
     rows = [
         [f"m_{part}_{label}_{i}.png", label, "7" if label == "SSA" else "0", part]
@@ -112,12 +112,11 @@ def test_paper_balanced_on_the_published_counts_is_1782_and_198(root, monkeypatc
     write_annotations(root, rows)
     sizes = {}
 
-    def no_decoding(paths, *, size_px, exact_size_px, **options):
+    def no_decoding(real, paths, *, size_px, exact_size_px, **options):
         sizes["exact"] = exact_size_px
         return np.zeros((len(paths), 1, 1, 3), np.uint8)
 
-    monkeypatch.setattr(mhist, "decode_tiles", no_decoding)
-    monkeypatch.setattr(mhist, "_find_images", lambda root, names: [root / name for name in names])
+    wrap(mhist_decode=no_decoding, mhist_images=lambda find, root, names: [root / name for name in names])
     found = {
         (protocol, split): load(root, protocol=protocol, split=split, published=True).class_counts()
         for protocol in ("paper_balanced", "official")

@@ -72,20 +72,20 @@ def test_a_split_is_what_numpy_reads(file, split, parts):
     assert tiles.groups is None
 
 
-def test_many_pieces_make_the_same_array(file, monkeypatch):
-    monkeypatch.setattr("sscl.data.pathmnist._CHUNK_BYTES", 2 * SIDE * SIDE * 3)  # two tiles, and one left over
+def test_many_pieces_make_the_same_array(file, limit):
+    limit(npz_bytes=2 * SIDE * SIDE * 3)  # two tiles, and one left over
     tiles = load_pathmnist(file, split="all")
     with np.load(file) as archive:
         np.testing.assert_array_equal(tiles.images, np.concatenate([archive[f"{part}_images"] for part in COUNTS]))
 
 
-def test_the_cache_is_mapped_until_the_file_changes(file, cache, monkeypatch):
+def test_the_cache_is_mapped_until_the_file_changes(file, cache):
     first = load_pathmnist(file, split="test")
     assert isinstance(first.images, np.memmap)
-    with monkeypatch.context() as patch:
-        patch.setattr("sscl.data.pathmnist._pieces", None)  # a second reading of the pixels would fail
-        again = load_pathmnist(file, split="test")
-        same_size = load_pathmnist(file, split="test", size_px=SIDE)
+    (written,) = (entry.stat().st_ino for entry in cache.iterdir())
+    again = load_pathmnist(file, split="test")
+    same_size = load_pathmnist(file, split="test", size_px=SIDE)
+    assert [entry.stat().st_ino for entry in cache.iterdir()] == [written]  # the pixels were not read again
     np.testing.assert_array_equal(again.images, first.images)
     assert len(list(cache.iterdir())) == 1
     assert same_size.fingerprint == again.fingerprint == first.fingerprint
@@ -427,7 +427,7 @@ def test_what_is_written_loads_as_the_same(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["w.npz"]
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_what_was_there(tmp_path, disk_full):
     path = tmp_path / "w.npz"
     write_medmnist(path, written_parts(), classes=["x", "y", "z"])
     before = path.read_bytes()
@@ -437,10 +437,9 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
         write_medmnist(path, bad, classes=["x", "y", "z"])
     with pytest.raises(ValueError, match="got the parts train, test, expected train, val, test"):
         write_medmnist(path, {part: bad[part] for part in ("train", "test")}, classes=["x"])
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match=r"(?i)no space left"):
-            write_medmnist(path, written_parts(), classes=["x", "y", "z"])
+    disk_full()
+    with pytest.raises(OSError, match=r"(?i)no space left"):
+        write_medmnist(path, written_parts(), classes=["x", "y", "z"])
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["w.npz"]
 

@@ -205,10 +205,9 @@ def test_batches_stay_the_readers_own(store, parts):
     np.testing.assert_array_equal(torch.cat(kept), np.concatenate(parts))
 
 
-def test_batches_are_read_ahead_but_not_far(store, monkeypatch):
+def test_batches_are_read_ahead_but_not_far(store, wrap):
     asked: list[int] = []
-    read = TileStore._read
-    monkeypatch.setattr(TileStore, "_read", lambda self, rows, batch: asked.append(rows[0]) or read(self, rows, batch))
+    wrap(store_read=lambda read, self, rows, batch: asked.append(rows[0]) or read(self, rows, batch))
     batches = store.batches(np.arange(12)[:, None])
     next(batches)
     batches.close()  # waits for the thread

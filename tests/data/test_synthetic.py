@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -252,13 +253,13 @@ def test_a_taken_root_is_left_alone_and_an_empty_one_is_used(tmp_path: Path) -> 
     assert len(list((empty / "images").iterdir())) == 16
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(index: int, **arguments: float) -> SyntheticTile:
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, wrap: Any) -> None:
+    def interrupted(draw: Any, index: int, **arguments: float) -> SyntheticTile:
         if index == 5:
             raise KeyboardInterrupt
-        return draw_tile(index, **arguments)  # type: ignore[arg-type]
+        return draw(index, **arguments)
 
-    monkeypatch.setattr(synthetic, "draw_tile", interrupted)
+    wrap(draw_tile=interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "set", count=16, size_px=32)
     assert list(tmp_path.iterdir()) == []

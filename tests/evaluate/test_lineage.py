@@ -11,7 +11,6 @@ import pytest
 
 from sscl.config import DataConfig, FinetuneConfig, SourceConfig, plain
 from sscl.data.tiles import Tiles
-from sscl.evaluate import lineage
 from sscl.evaluate.lineage import NO_SLIDE_IDS, Choice, caveats, choose, seen_in_training
 from sscl.models.checkpoint import Checkpoint, build_checkpoint
 
@@ -80,7 +79,7 @@ def _trained(data: DataConfig, fingerprint: str = "") -> Checkpoint:
     )
 
 
-def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(wrap: Any) -> None:
     def tiles(groups: list[str] | None, shade: int = 0) -> Tiles:
         images = np.full((4, 16, 16, 3), shade, dtype=np.uint8)
         ids = tuple(f"{shade}_{i}" for i in range(4))
@@ -90,7 +89,7 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(monkeypatc
     data = DataConfig(root="/data/tiles", source="folder")
     train, test = tiles(["a", "a", "b", "b"]), tiles(["b", "c", "c", "d"], 1)
     trained = _trained(data, train.fingerprint)
-    monkeypatch.setattr(lineage, "load_tiles", lambda *_, **__: train)
+    wrap(lineage_tiles=lambda *_, **__: train)
 
     def notes(shown: Tiles, **changed: Any) -> str:
         return " | ".join(caveats(Choice(data, "test", external=False), shown, replace(trained, **changed)))

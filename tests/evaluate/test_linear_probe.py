@@ -13,7 +13,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sscl.evaluate import probe
 from sscl.evaluate.probe import fit_linear_probe, knn_probabilities, validation_folds
 
 GRID = (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -154,8 +153,8 @@ class TestValidationFolds:
 
 
 @pytest.mark.parametrize("neighbours", [1, 20, 500])
-def test_votes_equal_scikit_learn(neighbours, monkeypatch):
-    monkeypatch.setattr(probe, "_QUERIES_AT_ONCE", 32)  # several parts, the last one shorter
+def test_votes_equal_scikit_learn(neighbours, limit):
+    limit(knn_queries=32)  # several parts, the last one shorter
     bank, labels = blobs(200, seed=0)
     queries, _ = blobs(70, seed=1)
     knn = KNeighborsClassifier(

@@ -11,7 +11,6 @@ from torch import nn
 
 from sscl import augment
 from sscl.data.tiles import place_store
-from sscl.models import batch_norm
 from sscl.models.batch_norm import adapt_batch_norm
 from sscl.models.encoders import build_encoder
 from sscl.models.features import outputs
@@ -92,7 +91,7 @@ def test_the_original_is_untouched_and_the_copy_evaluates():
     assert found.mean((0, 2, 3)).abs().max() < 1e-3
 
 
-def test_sorted_tiles_are_shuffled_the_same_way_each_time(monkeypatch):
+def test_sorted_tiles_are_shuffled_the_same_way_each_time(wrap):
     net, store, rows = encoder(), store_of(64), rows_of(64)
 
     def deep(batch_size: int) -> torch.Tensor:
@@ -100,7 +99,7 @@ def test_sorted_tiles_are_shuffled_the_same_way_each_time(monkeypatch):
 
     whole, ours = deep(64), deep(16)
     assert torch.equal(ours, deep(16))
-    monkeypatch.setattr(batch_norm, "epoch_order", lambda count, **_: np.arange(count))
+    wrap(batch_norm_order=lambda order, count, **_: np.arange(count))
     # In order, dark and light tiles come in batches of their own, and the second layer never sees them differ.
     assert (ours - whole).norm() < 0.4 * (deep(16) - whole).norm()
 

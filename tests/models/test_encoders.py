@@ -327,17 +327,17 @@ def test_a_missing_package_is_one_line(package, name, extra, monkeypatch):
         build_encoder(name, weights="imagenet")
 
 
-def test_timms_weights_are_asked_for(monkeypatch):
-    create, asked = timm.create_model, []
+def test_timms_weights_are_asked_for(wrap):
+    asked = []
 
-    def create_model(name, *, pretrained=False, **options):
+    def create_model(create, name, *, pretrained=False, **options):
         asked.append((name, pretrained, options))
         net = create(name, **options)
         if pretrained:
             nn.init.constant_(net.patch_embed.proj.bias, 3.0)
         return net
 
-    monkeypatch.setattr(timm, "create_model", create_model)
+    wrap(timm_model=create_model)
     encoder = build_encoder("timm:test_vit", weights="imagenet")
     assert asked[-1] == ("test_vit", True, {"num_classes": 0, "dynamic_img_size": True})
     assert (encoder.net.patch_embed.proj.bias == 3).all()
@@ -345,15 +345,13 @@ def test_timms_weights_are_asked_for(monkeypatch):
     assert encoder.net.training
 
 
-def test_timms_weights_that_cannot_be_had_are_one_line(monkeypatch):
-    create = timm.create_model
-
-    def create_model(name, *, pretrained=False, **options):
+def test_timms_weights_that_cannot_be_had_are_one_line(wrap):
+    def create_model(create, name, *, pretrained=False, **options):
         if pretrained:
             raise ConnectionError("no route to host. Or so\nmore")
         return create(name, **options)
 
-    monkeypatch.setattr(timm, "create_model", create_model)
+    wrap(timm_model=create_model)
     line = "model.weights: timm could not load pretrained weights of test_vit (no route to host); check the connection"
     with pytest.raises(ValueError, match="^" + re.escape(line)) as error:
         build_encoder("timm:test_vit", weights="imagenet")
@@ -396,17 +394,17 @@ def test_weights_of_another_encoder(encoder, tmp_path):
         build_encoder("resnet18", weights=str(path), stem="small")
 
 
-def test_imagenet_weights_come_from_torchvision(monkeypatch, encoder):
+def test_imagenet_weights_come_from_torchvision(wrap, encoder):
     asked = []
 
-    def get_model(name: str, weights: str | None) -> nn.Module:
+    def get_model(real, name: str, weights: str | None) -> nn.Module:
         net = getattr(torchvision.models, name)(weights=None)
         if weights is not None:
             asked.append((name, weights))
             net.load_state_dict(encoder.state_dict(), strict=False)
         return net
 
-    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    wrap(torchvision_model=get_model)
     loaded = build_encoder("resnet18", weights="imagenet").state_dict()
     assert asked == [("resnet18", "DEFAULT")]
     assert all(torch.equal(loaded[key], value) for key, value in encoder.state_dict().items())
@@ -433,12 +431,11 @@ def test_imagenet_weights_come_from_torchvision(monkeypatch, encoder):
         RuntimeError('invalid hash value (expected "f37072fd", got "00")'),
     ],
 )
-def test_a_failed_download_is_one_line(error, monkeypatch):
+def test_a_failed_download_is_one_line(error, wrap):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail, raising=False)
+    wrap(torchvision_file=fail)
     with pytest.raises(
         ValueError, match=r"^model\.weights: torchvision could not download the ImageNet weights of"
     ) as e:

@@ -492,13 +492,13 @@ def test_files_that_are_no_weights(tmp_path):
         read_trunk(path)
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_called_broken(tmp_path, monkeypatch):
+def test_a_checkpoint_that_may_not_be_read_is_not_called_broken(tmp_path, wrap):
     path = tmp_path / "encoder.pt"
     torch.save({}, path)
 
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(torch, "load", refuse)
+    wrap(torch_load=refuse)
     with pytest.raises(PermissionError):
         read_trunk(path)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 
 from sscl import run
 from sscl.config import DataConfig
@@ -18,7 +17,6 @@ from sscl.evaluate.comparison_tables import NAMES, comparison_tables
 from sscl.evaluate.metrics import Metrics
 from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.records import MapChecks
-from sscl.plots import svg
 from sscl.report import comparisons
 from sscl.train.fold_report import Fold, FoldsReport, Scores
 
@@ -158,14 +156,13 @@ class TestFolds:
         assert "pooled accuracy 0.625" in figure["alt"]
         assert kinds(section, "list")[-1]["items"][-1] == "y"
 
-    def test_the_chart_has_each_fold_and_the_pooled_metrics(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_chart_has_each_fold_and_the_pooled_metrics(self, wrap: Any) -> None:
         drawn: dict[str, Any] = {}
 
-        def keep(folds: Any, **words: Any) -> None:
+        def keep(plot: Any, folds: Any, **words: Any) -> None:
             drawn.update(words, folds=folds)
 
-        monkeypatch.setattr(comparisons.comparison_plots, "plot_folds", keep)
-        monkeypatch.setattr(svg, "inline", lambda draw, prefix: draw(Path("x")) or "<svg>")
+        wrap(folds_chart=keep, svg=lambda inline, draw, prefix: draw(Path("x")) or "<svg>")
         comparisons.folds("cross-validation", self.report(pooled=True))
 
         assert drawn["folds"]["accuracy"] == [(0.75, (0.5, 1.0))] * 2

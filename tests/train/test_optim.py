@@ -86,8 +86,8 @@ def test_learning_rate_follows_each_groups_peak():
 
 @pytest.mark.parametrize("fused", [True, None])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_optimizers_are_torchs_to_the_bit(name, fused, monkeypatch):
-    monkeypatch.setattr(optim, "_on_gpu", lambda groups: bool(fused))
+def test_optimizers_are_torchs_to_the_bit(name, fused, wrap):
+    wrap(fused=lambda *_: bool(fused))
     ours, theirs = small_net(), small_net()
     groups = parameter_groups(theirs, learning_rate=0.05, weight_decay=0.1)
     options = {"momentum": 0.9} if name == "sgd" else {}
@@ -147,16 +147,16 @@ def trained(name: str, *, steps: range, state: dict | None = None, net: nn.Modul
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("fused_first", [True, False])
-def test_a_state_loads_whether_or_not_it_was_fused(name, fused_first, monkeypatch):
+def test_a_state_loads_whether_or_not_it_was_fused(name, fused_first, wrap):
     """As between a GPU, where steps are fused, and a CPU; fused steps exist on both."""
     whole, _ = trained(name, steps=range(6))
-    monkeypatch.setattr(optim, "_on_gpu", lambda groups: fused_first)
+    wrap(fused=lambda *_: fused_first)
     net, stopped = trained(name, steps=range(3))
     assert {g["fused"] for g in stopped.param_groups} == {True if fused_first else None}
     state = stopped.state_dict()
     before = {**state, "param_groups": [dict(g) for g in state["param_groups"]]}
 
-    monkeypatch.setattr(optim, "_on_gpu", lambda groups: not fused_first)
+    wrap(fused=lambda *_: not fused_first)
     net, resumed = trained(name, steps=range(3, 6), state=state, net=net)
     assert {g["fused"] for g in resumed.param_groups} == {None if fused_first else True}
     assert {g["weight_decay"] for g in resumed.param_groups} == {0.1, 0.0}
@@ -217,9 +217,9 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["lars", "adamw"])
-def test_a_scaled_step_is_the_step_and_reads_nothing(name, monkeypatch):
+def test_a_scaled_step_is_the_step_and_reads_nothing(name, wrap):
     """As in fp16: gradients times the scale give the same weights, and an infinite one changes nothing."""
-    monkeypatch.setattr(optim, "_on_gpu", lambda groups: True)  # fused, as there
+    wrap(fused=lambda *_: True)  # as there
     plain, scaled = small_net().float(), small_net().float()
     ours, theirs = (
         build_optimizer(name, parameter_groups(net, learning_rate=0.05, weight_decay=0.1)) for net in (scaled, plain)
@@ -375,10 +375,9 @@ def test_lars_resumes_from_its_state():
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_a_first_step_that_a_scaler_skips_leaves_no_trace(name, monkeypatch):
+def test_a_first_step_that_a_scaler_skips_leaves_no_trace(name, wrap):
     """fp16 usually overflows in its first step, at a scale of 65,536; memory without content is NaN here."""
-    monkeypatch.setattr(optim, "_on_gpu", lambda groups: True)
-    monkeypatch.setattr(torch, "empty_like", lambda x, **_: torch.full(x.shape, math.nan))
+    wrap(fused=lambda *_: True, empty_memory=lambda empty, x, **_: torch.full(x.shape, math.nan))
     start = torch.linspace(-1, 1, 12).reshape(3, 4)
     after = []
     for skipped in (True, False):

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sscl import ranks
 from sscl.config import FinetuneConfig, PretrainConfig
 from sscl.data.synthetic import write_synthetic
 from sscl.models.encoders import build_encoder
-from sscl.train import finetune, health, preparation, pretrain
+from sscl.train import finetune, health, pretrain
 from sscl.train.health import health_batch_size, health_metrics
 from sscl.train.pace import Pace
 from sscl.train.setup import OpenRun, open_run
@@ -70,16 +69,15 @@ def two_ranks() -> Iterator[None]:
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_memory_is_estimated_before_batch_norms_wait_for_other_ranks(
-    tiles: Path, tmp_path: Path, two_ranks: None, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str
+    tiles: Path, tmp_path: Path, two_ranks: None, wrap: Any, capsys: Any, command: str
 ) -> None:
     """As on two GPUs: torch's synchronised norm takes no fake tensors (and none on a CPU, whatever they are)."""
 
-    def convert(model: nn.Module) -> None:
+    def convert(real: Any, model: nn.Module) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
-    for module in (pretrain, preparation):
-        monkeypatch.setattr(module, "synchronise_batch_norm", convert)
-    monkeypatch.setattr(ranks, "parallel", lambda module: module)  # torch's takes such norms on GPUs alone
+    wrap(pretrain_synchronise=convert, finetune_synchronise=convert)
+    wrap(parallel=lambda real, module: module)  # torch's takes such norms on GPUs alone
 
     if command == "pretrain":
         config = pretrain_config(tiles, tmp_path)
@@ -94,9 +92,7 @@ def test_memory_is_estimated_before_batch_norms_wait_for_other_ranks(
     assert "activations" in capsys.readouterr().out
 
 
-def test_a_loss_is_read_once_the_next_step_is_given_to_the_device(
-    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_is_read_once_the_next_step_is_given_to_the_device(tiles: Path, tmp_path: Path, wrap: Any) -> None:
     """On its way to the host at once, and never waited for by what waits for all the device has been given."""
     done: list[str] = []
 
@@ -111,14 +107,12 @@ def test_a_loss_is_read_once_the_next_step_is_given_to_the_device(
 
     config = pretrain_config(tiles, tmp_path)
     job = pretrain.prepare(config, opened(config), resume=False)
-    backward = job.step.backward
 
-    def step(*words: Any) -> Any:
+    def step(backward: Any, *words: Any) -> Any:
         done.append("step")
         return backward(*words)
 
-    monkeypatch.setattr(pretrain, "Later", Loss)
-    monkeypatch.setattr(job.step, "backward", step)
+    wrap(later=lambda real, values: Loss(values), pretrain_backward=step)
     with pretrain.progress_bar(job.opened, job.schedule, command="pretrain") as bar:
         profile = pretrain.Profile(tmp_path, enabled=False, steps=3, device=CPU)
         pretrain.train_epoch(job, 0, bar=bar, profile=profile)
@@ -136,7 +130,7 @@ def test_a_loss_is_read_once_the_next_step_is_given_to_the_device(
 def test_health_embeds_no_more_tiles_at_once_than_a_step_has_views(
     tiles: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    wrap: Any,
     batch_size: int,
     microbatch: int | None,
     expected: int,
@@ -148,11 +142,11 @@ def test_health_embeds_no_more_tiles_at_once_than_a_step_has_views(
     job = pretrain.prepare(small, opened(small), resume=False)
     asked: list[int] = []
 
-    def outputs(model: nn.Module, store: Any, rows: Any, *, batch_size: int, **named: Any) -> torch.Tensor:
+    def outputs(real: Any, model: nn.Module, store: Any, rows: Any, *, batch_size: int, **named: Any) -> torch.Tensor:
         asked.append(batch_size)
         return torch.randn(len(rows), 4)
 
-    monkeypatch.setattr(health.features, "outputs", outputs)
+    wrap(outputs=outputs)
     pretrain.metrics_row(
         job, 0, pretrain.EpochMeans(1.0, {}, 0.9, 0.1, 0.1, seconds=1.0, tiles=24), measure=True, pace=Pace(0)
     )

@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sscl.device import sum_dtype
 from sscl.draws import Augmentation
 from sscl.losses import cross_view_info_nce, nt_xent
 from sscl.models.batch_norm import keep_batch_statistics
@@ -161,10 +160,10 @@ def test_frozen_statistics_stay_as_they_are():
         assert torch.equal(ours, theirs), name
 
 
-def test_an_error_in_the_model_leaves_the_momentum(monkeypatch):
+def test_an_error_in_the_model_leaves_the_momentum(wrap):
     model = net()
     contrast = ContrastiveStep(model, views=views_of(), microbatch=4)
-    monkeypatch.setattr(step, "record_function", lambda name: 1 / 0)
+    wrap(encode_part=lambda *_: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         contrast.backward(*batch())
@@ -206,15 +205,14 @@ def test_step_against_plain_autograd():
 
 
 @pytest.mark.parametrize("microbatch", [None, 4])
-def test_augmentation_model_and_loss_compile_without_a_graph_break(microbatch, monkeypatch):
+def test_augmentation_model_and_loss_compile_without_a_graph_break(microbatch, wrap):
     """`fullgraph` raises at the first break; a second epoch must not compile again.
 
     The graphs, forward and backward, are traced and run as they are: making C++ of them takes most of a minute, and is
     done by scripts/benchmarks/step.py.
     """
     torch._dynamo.reset()
-    whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, *, fullgraph: whole(f, fullgraph=fullgraph, backend="aot_eager"))
+    wrap(compile=lambda whole, f, *, fullgraph: whole(f, fullgraph=fullgraph, backend="aot_eager"))
     model = ContrastiveModel(small_encoder(), projection=build_projection(4, kind="mlp", hidden=6, dim=5))
     other = copy.deepcopy(model)
     changes = {"stain_probability": 0.5, "grayscale_probability": 0.2}
@@ -288,9 +286,9 @@ class Doubles(TorchDispatchMode):
 
 @pytest.mark.parametrize("microbatch", [None, 4])
 @pytest.mark.parametrize("kind", ["mps", "cpu"])
-def test_a_step_on_mps_is_without_float64(kind, microbatch, monkeypatch):
+def test_a_step_on_mps_is_without_float64(kind, microbatch, wrap):
     """Which MPS does not have; the step is as there, the tensors on the CPU, where it does keep sums in float64."""
-    monkeypatch.setattr(step, "sum_dtype", lambda device: sum_dtype(torch.device(kind)))
+    wrap(sum_dtype=lambda real, device: real(torch.device(kind)))
     model = net(torch.float32)
     optimizer = build_optimizer("lars", parameter_groups(model, learning_rate=0.1, weight_decay=0.1))
     views = views_of(stain_probability=0.5, grayscale_probability=0.5)
