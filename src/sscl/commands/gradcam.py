@@ -117,7 +117,10 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         print(checks_text(checked))
     print(f"wrote {out}/{', '.join(files)}")
     there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
-    print(next_command("report", run_of(config.checkpoint), *there))
+    if config.images is not None:
+        print(next_command("predict", run_of(config.checkpoint), config.images))
+    else:
+        print(next_command("report", run_of(config.checkpoint), *there))
 
 
 def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[str, ...]) -> Tiles:
@@ -142,7 +145,9 @@ def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[s
     if tiles.classes == classes:
         return tiles
     unknown = np.full(len(tiles), -1, dtype=np.int64)
-    return Tiles(images=tiles.images, labels=unknown, classes=(), ids=tiles.ids, groups=None, votes=None)
+    return Tiles(
+        images=tiles.images, labels=unknown, classes=(), ids=tiles.ids, groups=None, votes=None, account=tiles.account
+    )
 
 
 def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: GradcamConfig) -> list[int]:

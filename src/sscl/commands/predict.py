@@ -106,8 +106,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     written = ["predictions.csv", "summary.json", *(["unreadable.csv"] if tally.faults else [])]
     written += ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv"] if pictures else []
     print(f"wrote {out}/{', '.join(written)}")
-    if not pictures and Path(config.paths[0]).is_dir():
-        print(next_command("gradcam", config.checkpoint, config.paths[0]))
+    print(next_command("report", out))
     if not tally.faults:
         return 0
     sys.stdout.flush()

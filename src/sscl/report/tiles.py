@@ -135,4 +135,6 @@ def map_notes(settings: GradcamConfig, checks: MapChecks | None, *, cells: MapCe
     failed = [check.question.rstrip("?").lower() for check in checks.each.values() if check.outcome is Outcome.FAILED]
     if failed:
         return [*said, f"failed checks: {'; '.join(failed)} (see Heatmaps)"]
-    return [*said, "no check failed (see Heatmaps)"]
+    open_ones = sum(check.outcome is not Outcome.PASSED for check in checks.each.values())
+    undecided = f", {open_ones} of {len(checks.each)} are undecided" if open_ones else ""
+    return [*said, f"no check failed{undecided} (see Heatmaps)"]
