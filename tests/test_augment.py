@@ -184,12 +184,6 @@ def test_autocast_does_not_blur_the_views():
         assert torch.equal(views(images, torch.arange(3)), plain)
 
 
-def test_views_compile_to_one_graph_without_looking_at_a_value():
-    images = (tiles(2).permute(0, 2, 3, 1) * 255).to(torch.uint8)
-    breaks = torch._dynamo.explain(views)(images, torch.arange(2)).graph_break_count
-    assert breaks == 0
-
-
 class Called(TorchDispatchMode):
     """Notes the names of all operations."""
 

@@ -111,7 +111,8 @@ from sscl.models.encoders import build_encoder
 from sscl.train import optim
 import torch
 
-net = build_encoder("resnet18")
+build_encoder("resnet18")
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
 for name in optim.OPTIMIZERS:
     optimizer = optim.build_optimizer(name, optim.parameter_groups(net, learning_rate=0.1, weight_decay=0.1))
     net(torch.ones(2, 3, 32, 32)).sum().backward()

