@@ -19,7 +19,7 @@ import torch
 from sscl import __version__
 from sscl.config import Section, plain, read_yaml
 from sscl.records import Record, read_record, write_record
-from sscl.writing import naming, to_yaml, write_text
+from sscl.writing import is_ours, naming, to_yaml, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -58,7 +58,7 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
     elif path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise ValueError(f"{path}: exists and is not empty; give --overwrite to replace it, or another folder")
-        if not _is_ours(path):
+        if not is_ours(path):
             raise ValueError(
                 f"{path}: not written by sscl (no env.json of sscl), so --overwrite leaves it alone; "
                 "name another folder"
@@ -66,15 +66,6 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
         if not trains and any(path.rglob("*.pt")):
             raise ValueError(f"{path}: holds checkpoints, which this command does not replace; name another folder")
     return path
-
-
-def _is_ours(folder: Path) -> bool:
-    """Return whether `start_folder` made the folder; a file named env.json alone may be anybody's."""
-    try:
-        content = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "sscl" in content
 
 
 def start_folder(path: Path, config: Section, *, overwrite: bool) -> None:

@@ -137,3 +137,12 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a command of sscl made the folder; a file named env.json alone may be anybody's."""
+    try:
+        content = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "sscl" in content

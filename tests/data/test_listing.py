@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sscl.data import decode, listing
-from sscl.data.listing import HIDDEN, SUFFIXES, Account, PassedOver, list_images
+from sscl.data.listing import HIDDEN, RESULTS, SUFFIXES, Account, PassedOver, list_images
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -31,6 +31,16 @@ def test_every_file_is_an_image_or_counted(tmp_path: Path) -> None:
     assert found.passed_over.examples[HIDDEN] == ".git/objects/1"
     files = sum(len(names) for _, _, names in os.walk(tmp_path))
     assert len(found.images) + sum(found.passed_over.counts.values()) == files
+
+
+def test_pictures_in_a_folder_that_sscl_wrote_are_no_tiles(tmp_path: Path) -> None:
+    touch(tmp_path, "A/a.png", "A/run/curves.png", "A/run/gradcam_test/a_panel.png", "A/other/b.png")
+    (tmp_path / "A" / "run" / "env.json").write_text('{"sscl": "0.1"}')
+    (tmp_path / "A" / "other" / "env.json").write_text('{"python": "3.12"}')
+    found = list_images(tmp_path)
+    assert found.images == ["A/a.png", "A/other/b.png"]
+    assert found.passed_over.counts == {RESULTS: 3, ".json": 1}
+    assert "3 files of an sscl run" in str(found.passed_over)
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))

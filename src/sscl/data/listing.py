@@ -9,9 +9,11 @@ import os
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sscl.places import missing, printable
 from sscl.words import count, listed, wrapped
+from sscl.writing import is_ours
 
 # What Pillow decodes without a further program and without guessing the format from the name.
 SUFFIXES = frozenset(
@@ -45,6 +47,7 @@ _SYSTEM_FOLDERS = frozenset(
 ) | {"system volume information"}
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 HIDDEN = "hidden or system file"
+RESULTS = "file of an sscl run"
 LINKS = "link to an image listed already"
 _SHOWN = 5  # kinds of files in the line
 
@@ -157,7 +160,7 @@ def walk(
 
     Args:
         root: a folder.
-        passed_over: gets all files that are no images, hidden, or of the system.
+        passed_over: gets all files that are no images, hidden, of the system, or in a folder that sscl wrote.
         faults: gets (path, reason) of the folders that cannot be listed.
         known: paths below the root of other files that are used, and so not counted.
     """
@@ -179,7 +182,9 @@ def walk(
             hidden = entry.name.startswith(".")
             if entry.is_dir():
                 if hidden or entry.name.lower() in _SYSTEM_FOLDERS:
-                    _count_below(entry.path, inner, passed_over)
+                    _count_below(entry.path, inner, passed_over, kind=HIDDEN)
+                elif is_ours(Path(entry.path)):  # its charts and panels are no tiles
+                    _count_below(entry.path, inner, passed_over, kind=RESULTS)
                 elif not (entry.is_symlink() and _leads_up(entry.path, real)):
                     folders.append(inner)
             elif inner in known:
@@ -250,11 +255,11 @@ def _check_name(folder: str, name: str) -> None:
         raise ValueError(f"{folder}: {name!r} has a line break or another character that cannot be printed; rename it")
 
 
-def _count_below(folder: str, path: str, passed_over: PassedOver) -> None:
-    """Count every file below a hidden folder; links are not followed."""
+def _count_below(folder: str, path: str, passed_over: PassedOver, *, kind: str) -> None:
+    """Count every file below a folder that is passed over whole; links are not followed."""
     for where, _, files in os.walk(folder):
         inner = os.path.relpath(os.path.join(where, min(files)), folder) if files else ""
-        passed_over.add(HIDDEN, f"{path}/{inner}", len(files))
+        passed_over.add(kind, f"{path}/{inner}", len(files))
 
 
 def _leads_up(link: str, real: str) -> bool:
