@@ -6,10 +6,13 @@ import contextlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from sscl.plots import calibration, charts
 
 # A function that moves is renamed here, and in no test.
 SEAMS = {
@@ -65,7 +68,11 @@ SEAMS = {
     "report_page": "sscl.commands.report.page.render",
     "report_step": "sscl.commands.report.subprocess.run",
     "tiles_at_once": "sscl.augment._tiles_at_once",
+    "travel_pip": "gpu_travel.subprocess.run",
     # pictures
+    "savefig": "matplotlib.figure.Figure.savefig",
+    "probe_bars": "sscl.plots.probe.plot_bars",
+    "probe_curves": "sscl.plots.probe.plot_curves",
     "figure": "sscl.plots.base.save_figure",
     "svg": "sscl.plots.svg.inline",
     "cluster_sheet": "sscl.plots.embedding.cluster_sheet",
@@ -86,6 +93,7 @@ SEAMS = {
     "store_read": "sscl.data.tiles.TileStore._read",
     "draw_tile": "sscl.data.synthetic.draw_tile",
     "download": "sscl.commands.download.download",
+    "load_pixels": "PIL.Image.Image.load",
     "list_folder": "os.scandir",
     "lineage_tiles": "sscl.evaluate.lineage.load_tiles",
     # files
@@ -98,14 +106,17 @@ SEAMS = {
     "knn": "sscl.evaluate.probe.knn_probabilities",
 }
 
-# How much is done at once, and where another way of doing it begins.
-LIMITS = {
+# Numbers: how much is done at once, and the published counts of sets.
+NUMBERS = {
     "loss_bytes": "sscl.losses.BLOCK_BYTES",
     "bootstrap_elements": "sscl.evaluate.bootstrap._CHUNK_ELEMENTS",
     "knn_queries": "sscl.evaluate.probe._QUERIES_AT_ONCE",
     "duplicates_block": "sscl.data.duplicates._BLOCK",
     "npz_bytes": "sscl.data.pathmnist._CHUNK_BYTES",
     "decode_processes_from": "sscl.data.decode._PROCESSES_FROM",
+    "mhist_counts": "sscl.data.mhist.PUBLISHED_COUNTS",
+    "pathmnist_counts": "sscl.data.pathmnist.PATHMNIST_COUNTS",
+    "pillow_block": "PIL.ImageFile.MAXBLOCK",
 }
 
 
@@ -143,14 +154,28 @@ def wrapped() -> Callable[..., AbstractContextManager[None]]:
 
 
 @pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that takes `name=value` and sets one of the limits."""
+def number(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that takes `name=value` and sets one of the numbers."""
 
-    def set_to(**values: int) -> None:
+    def set_to(**values: Any) -> None:
         for name, value in values.items():
-            monkeypatch.setattr(LIMITS[name], value)
+            monkeypatch.setattr(NUMBERS[name], value)
 
     return set_to
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
+    """What charts are drawn of, by the name of the file: the arguments, last those with names. Nothing is drawn."""
+    found: dict[str, tuple[Any, ...]] = {}
+
+    def keep(*given: Any, path: Path, **named: Any) -> None:
+        found[path.name] = (*given, named)
+
+    for module in (charts, calibration):
+        for name in [name for name in vars(module) if name.startswith("plot_")]:
+            monkeypatch.setattr(module, name, keep)
+    return found
 
 
 @pytest.fixture

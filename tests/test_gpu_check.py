@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,17 @@ def tiles(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture
+def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that takes `name=value` and puts the value into the script."""
+
+    def put(**values: object) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(gpu_check, name, value)
+
+    return put
+
+
 def python(text: str) -> list[str]:
     return [sys.executable, "-S", "-c", text]
 
@@ -74,36 +86,29 @@ for name in names:
 """
 
 
-def worker(monkeypatch: pytest.MonkeyPatch, body: str, *, rows: tuple[str, ...]) -> None:
+def worker(instead: Callable[..., None], body: str, *, rows: tuple[str, ...]) -> None:
     """Measure these rows by a small process instead of the real one, before the tests none."""
-    monkeypatch.setattr(gpu_check, "FIRST", ())
-    monkeypatch.setattr(gpu_check, "QUICK", rows)
     text = WORKER.format(body=body)
-    monkeypatch.setattr(gpu_check, "row_words", lambda left, file, **_: [*python(text), ";".join(left), str(file)])
+    instead(FIRST=(), QUICK=rows, row_words=lambda left, file, **_: [*python(text), ";".join(left), str(file)])
 
 
 def checked(
-    monkeypatch: pytest.MonkeyPatch, tiles: Path, out: Path, parts: list, *words: str, minutes: float = 1.0
+    instead: Callable[..., None], tiles: Path, out: Path, parts: list, *words: str, minutes: float = 1.0
 ) -> tuple[int, dict, str]:
     """Run the script with other parts, the first in the place of the tests; without rows where none are set."""
     if gpu_check.FIRST:
-        worker(monkeypatch, "", rows=())
-    monkeypatch.setattr(gpu_check, "parts", lambda work, **_: parts(work) if callable(parts) else parts)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["gpu_check", str(tiles), str(out), "--quick", "--device", "cpu", "--minutes", str(minutes), *words],
-    )
-    status = gpu_check.main()
+        worker(instead, "", rows=())
+    instead(parts=lambda work, **_: parts(work) if callable(parts) else parts)
+    status = gpu_check.main([str(tiles), str(out), "--quick", "--device=cpu", f"--minutes={minutes}", *words])
     return status, json.loads((out / "gpu_check.json").read_text()), (out / "gpu_check.md").read_text()
 
 
-def test_all_is_well(tiles, tmp_path, monkeypatch, capsys):
+def test_all_is_well(tiles, tmp_path, instead, capsys):
     def parts(work: Path) -> list:
         left = f"open({str(work / 'made')!r}, 'w')"
         return [Part("tests", python(left), 1), Part("eval", python("print('hello')"), 1, needs=work / "made")]
 
-    status, report, text = checked(monkeypatch, tiles, tmp_path / "new" / "out", parts)
+    status, report, text = checked(instead, tiles, tmp_path / "new" / "out", parts)
     assert status == 0
     assert [(part["name"], part["status"]) for part in report["parts"]] == [("tests", "passed"), ("eval", "passed")]
     assert report["parts"][1]["tail"] == ["hello"]
@@ -115,7 +120,7 @@ def test_all_is_well(tiles, tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().out
 
 
-def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(tiles, tmp_path, monkeypatch):
+def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(tiles, tmp_path, instead):
     child = tmp_path / "child"
     script = (
         "import subprocess, sys, time\n"
@@ -123,16 +128,18 @@ def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(til
         "print('begun', flush=True)\n"
         "time.sleep(60)\n"
     )
-    parts = [
-        Part("tests", python("print('broken'); raise SystemExit(3)"), 1),
-        Part("pretrain", python(script), 0.3),
-        Part("finetune", python("print('tuned')"), 1),
-        Part("eval", python(""), 1, needs=tmp_path / "absent.pt"),
-    ]
-    monkeypatch.setattr(gpu_check, "RESERVE", 0.0)
-    monkeypatch.setattr(Path, "relative_to", lambda self, other: Path(self.name))  # absent.pt is not in its folder
+
+    def parts(work: Path) -> list:
+        return [
+            Part("tests", python("print('broken'); raise SystemExit(3)"), 1),
+            Part("pretrain", python(script), 0.3),
+            Part("finetune", python("print('tuned')"), 1),
+            Part("eval", python(""), 1, needs=work / "absent.pt"),
+        ]
+
+    instead(RESERVE=0.0)
     started = time.monotonic()
-    status, report, text = checked(monkeypatch, tiles, tmp_path / "out", parts, minutes=1 / 6)
+    status, report, text = checked(instead, tiles, tmp_path / "out", parts, minutes=1 / 6)
     assert status == 1
     said = [(part["status"], part["note"]) for part in report["parts"]]
     assert said[0] == ("failed", "exit status 3")
@@ -146,7 +153,7 @@ def test_a_part_that_fails_and_one_that_runs_over_are_told_and_the_rest_runs(til
     assert not child.exists(), "what a part had started went on after it was stopped"
 
 
-def test_rows_that_end_their_process_or_hang_are_told_and_the_rest_is_measured(tiles, tmp_path, monkeypatch):
+def test_rows_that_end_their_process_or_hang_are_told_and_the_rest_is_measured(tiles, tmp_path, instead):
     body = """
     if name == "one": found(name)
     if name == "kills": say(name, "begun"); print("segmentation fault", flush=True); os._exit(139)
@@ -154,9 +161,9 @@ def test_rows_that_end_their_process_or_hang_are_told_and_the_rest_is_measured(t
     if name == "lost": found(name, "failed"); sys.exit(3)
     if name == "last": found(name)
     """
-    worker(monkeypatch, body, rows=("one", "kills", "hangs", "lost", "last"))
-    monkeypatch.setattr(gpu_check, "limit_s", lambda name: 0.3)
-    status, report, text = checked(monkeypatch, tiles, tmp_path, [Part("tests", python(""), 1)])
+    worker(instead, body, rows=("one", "kills", "hangs", "lost", "last"))
+    instead(limit_s=lambda name: 0.3)
+    status, report, text = checked(instead, tiles, tmp_path, [Part("tests", python(""), 1)])
     said = {line["name"]: (line["state"], line["note"]) for line in report["rows"]}
     assert list(said) == ["one", "kills", "hangs", "lost", "last"]
     assert [state for state, _ in said.values()] == ["measured", "failed", "cut", "failed", "measured"]
@@ -166,17 +173,17 @@ def test_rows_that_end_their_process_or_hang_are_told_and_the_rest_is_measured(t
     assert "- kills: **failed**: the process ended with status 139: segmentation fault" in text
 
 
-def test_rows_whose_process_does_not_start_say_why(tiles, tmp_path, monkeypatch):
-    worker(monkeypatch, "raise ModuleNotFoundError('no pydantic')", rows=("one", "two"))
-    status, report, _ = checked(monkeypatch, tiles, tmp_path, [Part("tests", python(""), 1)])
+def test_rows_whose_process_does_not_start_say_why(tiles, tmp_path, instead):
+    worker(instead, "raise ModuleNotFoundError('no pydantic')", rows=("one", "two"))
+    status, report, _ = checked(instead, tiles, tmp_path, [Part("tests", python(""), 1)])
     assert [(line["name"], line["state"]) for line in report["rows"]] == [("one", "failed"), ("two", "failed")]
     assert "no pydantic" in report["rows"][0]["note"]
     assert status == 1
 
 
-def test_rows_that_no_longer_fit_are_named_and_no_failure(tiles, tmp_path, monkeypatch):
-    worker(monkeypatch, "say(name, 'not reached', note='needs about 40 s')", rows=("one",))
-    status, report, text = checked(monkeypatch, tiles, tmp_path / "told", [Part("tests", python(""), 1)])
+def test_rows_that_no_longer_fit_are_named_and_no_failure(tiles, tmp_path, instead):
+    worker(instead, "say(name, 'not reached', note='needs about 40 s')", rows=("one",))
+    status, report, text = checked(instead, tiles, tmp_path / "told", [Part("tests", python(""), 1)])
     assert (status, report["rows"][0]["state"]) == (0, "not reached")
     assert "- one: **not reached**: needs about 40 s" in text
     check = gpu_check.Check(tmp_path, tmp_path, time.monotonic(), {**report, "rows": []})
@@ -184,7 +191,7 @@ def test_rows_that_no_longer_fit_are_named_and_no_failure(tiles, tmp_path, monke
     assert [line["state"] for line in check.report["rows"]] == ["not reached"] * 2
 
 
-def test_the_files_are_there_after_each_row_and_part(tiles, tmp_path, monkeypatch):
+def test_the_files_are_there_after_each_row_and_part(tiles, tmp_path, instead):
     """Whoever ends the whole thing keeps what was found until then."""
     run = gpu_check.run
 
@@ -193,21 +200,20 @@ def test_the_files_are_there_after_each_row_and_part(tiles, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return run(part, **given)
 
-    worker(monkeypatch, "found(name)", rows=("one",))
-    monkeypatch.setattr(gpu_check, "run", interrupted)
+    worker(instead, "found(name)", rows=("one",))
+    instead(run=interrupted)
     with pytest.raises(KeyboardInterrupt):
-        checked(monkeypatch, tiles, tmp_path, [Part("first", python(""), 1), Part("second", python(""), 1)])
+        checked(instead, tiles, tmp_path, [Part("first", python(""), 1), Part("second", python(""), 1)])
     report = json.loads((tmp_path / "gpu_check.json").read_text())
     assert [part["name"] for part in report["parts"]] == ["first"]
     assert [line["name"] for line in report["rows"]] == ["one"]
     assert "| second | not reached yet | | |" in (tmp_path / "gpu_check.md").read_text()
 
 
-def test_rows_in_their_own_process(tiles, tmp_path, monkeypatch):
+def test_rows_in_their_own_process(tiles, tmp_path, instead):
     """The real one, with its smallest row."""
-    monkeypatch.setattr(gpu_check, "FIRST", ())
-    monkeypatch.setattr(gpu_check, "QUICK", ("facts",))
-    status, report, _ = checked(monkeypatch, tiles, tmp_path, [Part("tests", python(""), 1)])
+    instead(FIRST=(), QUICK=("facts",))
+    status, report, _ = checked(instead, tiles, tmp_path, [Part("tests", python(""), 1)])
     (line,) = report["rows"]
     assert (status, line["name"], line["state"]) == (0, "facts", "measured")
     assert line["details"]["torch"] == torch.__version__
@@ -221,22 +227,22 @@ def test_rows_in_their_own_process(tiles, tmp_path, monkeypatch):
         (["--minutes", "0.1"], "--minutes: got 0.1, expected more than 0.17"),
     ],
 )
-def test_wrong_words(words, message, tiles, tmp_path, monkeypatch, capsys):
+def test_wrong_words(words, message, tiles, tmp_path, instead, capsys):
     with pytest.raises(SystemExit) as left:
-        checked(monkeypatch, tiles, tmp_path / "out", [], *words)
+        checked(instead, tiles, tmp_path / "out", [], *words)
     assert left.value.code == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_wrong_folders(tiles, tmp_path, monkeypatch, capsys):
+def test_wrong_folders(tiles, tmp_path, instead, capsys):
     (tmp_path / "gpu_check.json").write_text("{}")
     for where, out, message in (
         (tmp_path, tmp_path / "out", f"TILES: {tmp_path} has no train/ and test/ with a folder for each class"),
         (tiles, tmp_path, f"OUT: {tmp_path} has a gpu_check.json already; name another folder"),
     ):
         with pytest.raises(SystemExit):
-            checked(monkeypatch, where, out, [])
+            checked(instead, where, out, [])
         assert message in capsys.readouterr().err
     assert (tmp_path / "gpu_check.json").read_text() == "{}"
 
@@ -256,14 +262,13 @@ def test_tests_are_counted(tmp_path):
     assert gpu_report.counted(file) is None
 
 
-def test_gpu_tests_that_were_all_skipped_are_no_success(tiles, tmp_path, monkeypatch):
+def test_gpu_tests_that_were_all_skipped_are_no_success(tiles, tmp_path, instead):
     def parts(work: Path) -> list:
         text = junit('<testcase name="a"><skipped/></testcase>')
         return [Part("tests", python(f"open({str(work / 'tests.xml')!r}, 'w').write({text!r})"), 1)]
 
-    monkeypatch.setattr(gpu_check, "pick_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(gpu_check, "describe_device", lambda device: "a GPU")
-    status, report, text = checked(monkeypatch, tiles, tmp_path / "out", parts)
+    instead(pick_device=lambda name: torch.device("cuda"), describe_device=lambda device: "a GPU")
+    status, report, text = checked(instead, tiles, tmp_path / "out", parts)
     assert (status, report["parts"][0]["note"]) == (1, "no test ran on the GPU")
     assert "0 passed, 0 failed, 1 skipped" in text
 
@@ -353,7 +358,7 @@ def test_tiles_are_packed_evenly_and_unpacked(tiles, tmp_path):
         gpu_travel.pack(tiles, tmp_path / "none.tar", mib=0.01)
 
 
-def test_packed_tiles_are_taken_for_tiles(tiles, tmp_path, monkeypatch):
+def test_packed_tiles_are_taken_for_tiles(tiles, tmp_path, instead):
     gpu_travel.pack(tiles, tmp_path / "tiles.tar", mib=1)
     seen = {}
 
@@ -361,36 +366,33 @@ def test_packed_tiles_are_taken_for_tiles(tiles, tmp_path, monkeypatch):
         seen["tiles"] = len(list(tiles.rglob("*.png")))
         return [Part("tests", python(""), 1)]
 
-    worker(monkeypatch, "", rows=())
-    monkeypatch.setattr(gpu_check, "parts", parts)
-    words = ["gpu_check", str(tmp_path / "tiles.tar"), str(tmp_path / "out"), "--quick", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", words)
-    assert gpu_check.main() == 0
+    worker(instead, "", rows=())
+    instead(parts=parts)
+    assert gpu_check.main([str(tmp_path / "tiles.tar"), str(tmp_path / "out"), "--quick", "--device=cpu"]) == 0
     assert seen["tiles"] == 32
 
 
-def test_wheels_are_those_of_the_constraints_and_are_put_on_the_path(tiles, tmp_path, monkeypatch):
+def test_wheels_are_those_of_the_constraints_and_are_put_on_the_path(tiles, tmp_path, instead):
     assert all("==" in package for package in gpu_travel.pinned())
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     with zipfile.ZipFile(wheels / "carried-1-py3-none-any.whl", "w") as archive:
         archive.writestr("carried.py", "FOUND = 'found'")
     part = Part("tests", [sys.executable, "-S", "-c", "import carried; print(carried.FOUND)"], 1)
-    _, report, _ = checked(monkeypatch, tiles, tmp_path / "out", [part], "--wheels", str(wheels))
+    _, report, _ = checked(instead, tiles, tmp_path / "out", [part], "--wheels", str(wheels))
     assert report["parts"][0]["tail"] == ["found"]
 
 
-def test_wheels_are_fetched_for_the_machine_that_gets_them(tmp_path, monkeypatch, capsys):
+def test_wheels_are_fetched_for_the_machine_that_gets_them(tmp_path, wrap, capsys):
     seen = {}
 
-    def pip(words, **_):
+    def pip(run, words, **_):
         seen["words"] = words
         (tmp_path / "wheels" / "x.whl").write_bytes(b"0" * 2**20)
         return subprocess.CompletedProcess(words, 0, "", "")
 
-    monkeypatch.setattr(gpu_travel.subprocess, "run", pip)
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--wheels", str(tmp_path / "wheels")])
-    assert gpu_check.main() == 0
+    wrap(travel_pip=pip)
+    assert gpu_check.main(["--wheels", str(tmp_path / "wheels")]) == 0
     assert {"--only-binary=:all:", "3.12", "manylinux_2_17_x86_64"} < set(seen["words"])
     assert any(word.startswith("pydantic-core==") for word in seen["words"])
     assert "1.00 MiB  x.whl" in capsys.readouterr().out

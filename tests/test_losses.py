@@ -236,11 +236,11 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @BOTH
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("rows", [1, 7, 61, 1000])  # of 122 anchors, or twice 61: uneven, exact, and one block
-def test_blocks_equal_the_whole_matrix(loss_of, dtype, error, rows, limit):
+def test_blocks_equal_the_whole_matrix(loss_of, dtype, error, rows, number):
     """Values and gradients, with another weight on each tile's loss."""
     pairs = 61
     candidates = pairs if loss_of is cross_view_info_nce else 2 * pairs
-    limit(loss_bytes=rows * candidates * dtype.itemsize + 1)
+    number(loss_bytes=rows * candidates * dtype.itemsize + 1)
     a, b = (x.to(dtype).requires_grad_() for x in random_pair(pairs, 16))
     weights = random_pair(pairs, 1)[0][:, 0].to(dtype)
     ours = loss_of(a, b, temperature=0.1, reduction="none")
@@ -252,9 +252,9 @@ def test_blocks_equal_the_whole_matrix(loss_of, dtype, error, rows, limit):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_rows_against_other_candidates(masked, limit):
+def test_rows_against_other_candidates(masked, number):
     """What one of several ranks does: fewer anchors than candidates, each with its own column anywhere."""
-    limit(loss_bytes=2 * 11 * 8)
+    number(loss_bytes=2 * 11 * 8)
     anchors, candidates = random_pair(5, 4)[0].requires_grad_(), random_pair(11, 4)[1].requires_grad_()
     own = torch.tensor([3, 4, 5, 0, 10]) if masked else None
     products = anchors @ candidates.T
@@ -291,8 +291,8 @@ def peak_bytes(run, trace: Path) -> int:
 
 
 @BOTH
-def test_memory_grows_with_the_batch_and_not_with_its_square(loss_of, limit, tmp_path):
-    limit(loss_bytes=2**20)
+def test_memory_grows_with_the_batch_and_not_with_its_square(loss_of, number, tmp_path):
+    number(loss_bytes=2**20)
     for pairs in (512, 1024):
         a, b = (x.float().requires_grad_() for x in random_pair(pairs, 16))
         cross_view = loss_of is cross_view_info_nce

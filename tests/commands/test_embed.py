@@ -110,11 +110,11 @@ def test_the_pca_map_is_the_singular_value_decomposition(embedded: tuple[Path, s
 
 
 @pytest.fixture
-def drawn(wrap: Any) -> list[Figure]:
+def figures(wrap: Any) -> list[Figure]:
     """The figures that are saved."""
-    figures: list[Figure] = []
-    wrap(figure=lambda save, figure, path: (figures.append(figure), save(figure, path)))
-    return figures
+    found: list[Figure] = []
+    wrap(figure=lambda save, figure, path: (found.append(figure), save(figure, path)))
+    return found
 
 
 def test_the_same_seed_gives_the_same_files_and_another_another(
@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_files_and_another_another(
 
 
 def test_unlabelled_tiles_are_coloured_by_cluster(
-    cli: Any, flat: Path, tmp_path: Path, drawn: list[Figure], read_rows: Any
+    cli: Any, flat: Path, tmp_path: Path, figures: list[Figure], read_rows: Any
 ) -> None:
     words = ["encoder.model=timm:test_resnet", "data.source=folder", "data.size_px=32", "methods=[pca]"]
     result = call(cli, flat, tmp_path / "out", *words)
@@ -140,7 +140,7 @@ def test_unlabelled_tiles_are_coloured_by_cluster(
     assert "adjusted Rand" not in result.out
     assert json.loads((tmp_path / "out/embed.json").read_text())["agreement"] is None
     assert {row["class"] for row in read_rows(tmp_path / "out/clusters.csv")} == {""}
-    legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    legend = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert [text.split(" (")[0] for text in legend] == ["cluster 0", "cluster 1", "cluster 2"]
     assert {path.name for path in (tmp_path / "out").glob("map_*")} == {"map_pca.png"}
 
@@ -179,12 +179,12 @@ def test_clusters_are_numbered_by_size() -> None:
 # --- the pictures ---
 
 
-def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, figures: list[Figure]) -> None:
     rng = np.random.default_rng(0)
     points, labels = rng.normal(size=(200, 2)), rng.integers(-1, 9, 200)
     classes = [f"tissue$_{number}" for number in range(10)]  # the last has no tile
     embedding_plots.plot_map(points, labels=labels, classes=classes, path=tmp_path / "map.png", title="a$b$")
-    (axes,) = drawn[0].axes
+    (axes,) = figures[0].axes
     shown = np.concatenate([np.asarray(c.get_offsets()) for c in axes.collections if len(c.get_offsets())])
     shown = shown[np.isfinite(shown).all(1)]
     assert sorted(map(tuple, shown)) == sorted(map(tuple, points))
@@ -198,12 +198,12 @@ def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, draw
     assert len(looks) == 10
 
 
-def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, figures: list[Figure]) -> None:
     rows = [np.full((count, 8, 8, 3), value, dtype=np.uint8) for count, value in ((3, 10), (1, 200))]
     embedding_plots.cluster_sheet(
         rows, captions=["cluster 0\n30 tiles", "cluster 1"], path=tmp_path / "c.png", title=""
     )
-    (axes,) = drawn[0].axes
+    (axes,) = figures[0].axes
     boxes = [(image.get_extent(), int(image.get_array()[0, 0, 0])) for image in axes.images]
     assert [value for _, value in boxes] == [10, 10, 10, 200]
     heights = {extent[2] for extent, value in boxes if value == 10}

@@ -63,13 +63,13 @@ def test_processes_write_what_the_files_hold_in_order(tmp_path, two_cores):
     assert workers_of(os.getpid()) == []
 
 
-def test_only_many_tiles_in_a_file_are_worth_processes(tmp_path, two_cores, wrap, limit):
+def test_only_many_tiles_in_a_file_are_worth_processes(tmp_path, two_cores, wrap, number):
     def refuse(*_: object) -> None:
         raise AssertionError("a process")
 
     paths = save_tiles(tmp_path / "in", 4)
     wrap(decode_worker=refuse)
-    limit(decode_processes_from=2)
+    number(decode_processes_from=2)
     decode.decode_into(empty_file(tmp_path / "out.npy", 3), paths[:3])
     decode.decode_into(np.zeros((4, 16, 16, 3), np.uint8), paths)
     with pytest.raises(AssertionError, match="a process"):
@@ -87,7 +87,7 @@ def test_faults_are_counted_and_the_first_in_order_is_named(tmp_path, two_cores,
     assert workers_of(os.getpid()) == []
 
 
-def test_a_killed_worker_is_one_line_and_leaves_no_cache(tmp_path, two_cores, wrap, limit):
+def test_a_killed_worker_is_one_line_and_leaves_no_cache(tmp_path, two_cores, wrap, number):
     paths = save_tiles(tmp_path / "in", 40)
 
     def start_and_kill(start: Any, self: decode._Worker, *rest: object) -> None:
@@ -95,7 +95,7 @@ def test_a_killed_worker_is_one_line_and_leaves_no_cache(tmp_path, two_cores, wr
         self._process.kill()
 
     wrap(decode_start=start_and_kill)
-    limit(decode_processes_from=1)
+    number(decode_processes_from=1)
     with pytest.raises(ValueError, match=r"a process that decodes tiles ended with exit code -9 at .*png") as caught:
         decode_tiles(paths, size_px=16, root=tmp_path, cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)

@@ -130,8 +130,8 @@ def test_the_hash_is_the_signs_of_a_plain_cosine_transform_of_the_moved_tile(ori
             np.testing.assert_array_equal(signs[symmetry, row][sure], np.sign(naive)[sure])
 
 
-def test_hash_pairs_are_those_of_a_double_loop(limit):
-    limit(duplicates_block=7)  # several blocks
+def test_hash_pairs_are_those_of_a_double_loop(number):
+    number(duplicates_block=7)  # several blocks
     rng = np.random.default_rng(1)
     smooth = [cv2.GaussianBlur(rng.normal(size=(32, 32)), (0, 0), 3) for _ in range(15)]
     near = [moved(tile, i % 8) + 0.02 * rng.normal(size=(32, 32)) for i, tile in enumerate(smooth[:10])]
@@ -155,8 +155,8 @@ def test_hash_pairs_are_those_of_a_double_loop(limit):
         assert score == pytest.approx(expected[key][1], abs=1e-5)
 
 
-def test_nearest_pairs_are_those_of_a_full_sort(limit):
-    limit(duplicates_block=4)
+def test_nearest_pairs_are_those_of_a_full_sort(number):
+    number(duplicates_block=4)
     rng = np.random.default_rng(2)
     vectors, others = rng.normal(size=(2, 11, 5)).astype(np.float32)
     cosine = np.maximum(vectors @ vectors.T, vectors @ others.T)

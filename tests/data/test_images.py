@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 
 from sscl.data.decode import read_image
 from sscl.data.files import pixels_of
@@ -214,8 +214,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_intact_jpeg_counts_as_damaged(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**20)  # a progressive file must fit
+def test_no_intact_jpeg_counts_as_damaged(tmp_path: Path, kind: str, number: Any) -> None:
+    number(pillow_block=2**20)  # a progressive file must fit
     white = np.full((SIDE, SIDE, 3), 255, np.uint8)
     for pixels in (noise(), smooth(), white, white * 0, noise(17), noise()[..., 0], noise(128), white[:1, :1]):
         for trailing in (b"", b"\0" * 100, jpeg(noise(8))):  # as cameras append a preview
@@ -246,8 +246,8 @@ def test_what_follows_a_progressive_jpeg_is_not_looked_at(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hole_in_a_jpeg_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**20)
+def test_a_hole_in_a_jpeg_is_refused(tmp_path: Path, kind: str, number: Any) -> None:
+    number(pillow_block=2**20)
     whole = jpeg(noise(128), **KINDS[kind])
     for part in (0.5, 0.6):
         at, length = int(part * len(whole)), len(whole) // 5
@@ -335,16 +335,14 @@ def test_the_reason_is_the_true_one(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("no decoder"), NotImplementedError("mode 7"), KeyError(3), IndexError()]
 )
-def test_every_error_of_a_decoder_is_one_of_the_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_every_error_of_a_decoder_is_one_of_the_image(tmp_path: Path, wrap: Any, error: Exception) -> None:
     """As Pillow's plugins for AVIF and DDS raise them."""
 
     def fail(*_: Any) -> Any:
         raise error
 
     Image.fromarray(noise()).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image.Image, "load", fail)
+    wrap(load_pixels=fail)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path))}/x\.png: "):
         read(tmp_path / "x.png")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sscl.data import mhist
 from sscl.data.mhist import COLUMNS, PUBLISHED_COUNTS, load_mhist, load_truth_masks
 
 # (name, label, votes, partition): 12 HP and 8 SSA, a third of each in test, partitions interleaved.
@@ -246,10 +245,10 @@ def test_unusable_image_is_named(root):
         load(root)
 
 
-def test_published_counts_and_size_are_held(root, monkeypatch):
+def test_published_counts_and_size_are_held(root, number):
     with pytest.raises(ValueError, match=r"8 HP tiles in partition train, MHIST has 1545; .*published=false"):
         load(root, published=True)
-    monkeypatch.setattr(mhist, "PUBLISHED_COUNTS", {"train": {"HP": 8, "SSA": 5}, "test": {"HP": 4, "SSA": 3}})
+    number(mhist_counts={"train": {"HP": 8, "SSA": 5}, "test": {"HP": 4, "SSA": 3}})
     with pytest.raises(ValueError, match="is 16×16 pixels, expected 224×224"):
         load(root, published=True)
 

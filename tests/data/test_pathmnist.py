@@ -72,8 +72,8 @@ def test_a_split_is_what_numpy_reads(file, split, parts):
     assert tiles.groups is None
 
 
-def test_many_pieces_make_the_same_array(file, limit):
-    limit(npz_bytes=2 * SIDE * SIDE * 3)  # two tiles, and one left over
+def test_many_pieces_make_the_same_array(file, number):
+    number(npz_bytes=2 * SIDE * SIDE * 3)  # two tiles, and one left over
     tiles = load_pathmnist(file, split="all")
     with np.load(file) as archive:
         np.testing.assert_array_equal(tiles.images, np.concatenate([archive[f"{part}_images"] for part in COUNTS]))
@@ -176,11 +176,11 @@ def test_pathmnist_by_its_name(tmp_path, name):
     assert list(tiles.class_counts().values()) == [3, 3, 3, 0, 0, 0, 0, 0, 0]
 
 
-def test_pathmnist_by_its_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("sscl.data.pathmnist.PATHMNIST_COUNTS", {"train": 9, "val": 4, "test": 5})
+def test_pathmnist_by_its_counts(tmp_path, number):
+    number(pathmnist_counts={"train": 9, "val": 4, "test": 5})
     assert load_pathmnist(save(tmp_path / "a.npz", arrays(classes=9)), split="val").classes == PATHMNIST_CLASSES
     assert load_pathmnist(save(tmp_path / "b.npz", arrays(classes=8)), split="val").classes == tuple("01234567")
-    monkeypatch.setattr("sscl.data.pathmnist.PATHMNIST_COUNTS", {"train": 9, "val": 4, "test": 6})
+    number(pathmnist_counts={"train": 9, "val": 4, "test": 6})
     assert load_pathmnist(save(tmp_path / "c.npz", arrays(classes=9)), split="val").classes == tuple("012345678")
 
 

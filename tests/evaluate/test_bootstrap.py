@@ -69,11 +69,11 @@ class TestBootstrap:
             for key in OF_A_CLASS:
                 assert getattr(interval, key)[0] < getattr(row, key) < getattr(interval, key)[1]
 
-    def test_depends_on_the_seed_alone(self, limit: Any, drawn: Any) -> None:
+    def test_depends_on_the_seed_alone(self, number: Any, drawn: Any) -> None:
         labels, probabilities = drawn(tiles=101, classes=3)
         first = bootstrap_intervals(labels, probabilities, positive=None, samples=101, seed=4)
         assert first != bootstrap_intervals(labels, probabilities, positive=None, samples=101, seed=5)
-        limit(bootstrap_elements=1000)  # many small chunks instead of one
+        number(bootstrap_elements=1000)  # many small chunks instead of one
         assert first == bootstrap_intervals(labels, probabilities, positive=None, samples=101, seed=4)
 
     def test_a_wider_level_gives_wider_intervals(self, drawn: Any) -> None:
@@ -138,14 +138,14 @@ def test_resamples_of_groups_draw_them_whole() -> None:
 
 
 @pytest.mark.parametrize("groups", [None, [str(i // 5) for i in range(60)]])
-def test_the_same_seed_gives_the_same_resamples_whatever_the_chunks(groups, limit) -> None:
+def test_the_same_seed_gives_the_same_resamples_whatever_the_chunks(groups, number) -> None:
     labels = np.random.default_rng(1).integers(0, 3, 60)
 
     def resamples(seed: int) -> np.ndarray:
         return np.concatenate(list(bootstrap.resamples(labels, groups=groups, samples=50, seed=seed)))
 
     first = resamples(0)
-    limit(bootstrap_elements=7 * 60)
+    number(bootstrap_elements=7 * 60)
     assert (resamples(0) == first).all()
     assert not (resamples(1) == first).all()
 

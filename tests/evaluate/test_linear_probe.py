@@ -153,8 +153,8 @@ class TestValidationFolds:
 
 
 @pytest.mark.parametrize("neighbours", [1, 20, 500])
-def test_votes_equal_scikit_learn(neighbours, limit):
-    limit(knn_queries=32)  # several parts, the last one shorter
+def test_votes_equal_scikit_learn(neighbours, number):
+    number(knn_queries=32)  # several parts, the last one shorter
     bank, labels = blobs(200, seed=0)
     queries, _ = blobs(70, seed=1)
     knn = KNeighborsClassifier(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,17 +202,15 @@ class TestSaving:
             assert image.width > 600
             image.load()
 
-    def test_failure_keeps_the_old_picture_and_leaves_no_half_one(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_failure_keeps_the_old_picture_and_leaves_no_half_one(self, tmp_path: Path, wrap: Any) -> None:
         path = tmp_path / "loss.png"
         path.write_bytes(b"old")
 
-        def disk_full(figure: Figure, target: Path, **options: object) -> None:
+        def disk_full(real: Any, figure: Figure, target: Path, **options: object) -> None:
             Path(target).write_bytes(b"half")
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(Figure, "savefig", disk_full)
+        wrap(savefig=disk_full)
         with pytest.raises(OSError, match="No space left"):
             self.save(path)
         assert path.read_bytes() == b"old"

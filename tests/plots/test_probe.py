@@ -47,7 +47,7 @@ def test_bars_have_their_values_whiskers_and_names(figure_of, count):
     assert figure.axes[0].yaxis.get_tick_params()["labelleft"]
 
 
-def test_charts_of_a_summary_have_each_figure_in_its_place(monkeypatch, tmp_path):
+def test_charts_of_a_summary_have_each_figure_in_its_place(wrap, tmp_path):
     def row(name: str, part: str, fraction: float, classifier: Any, mean: float, sd: float | None) -> Summary:
         over = OverRuns(mean=mean, sd=sd, interval=(mean - 0.01, mean + 0.02), values=(mean - 0.1, mean + 0.1))
         return Summary(
@@ -70,8 +70,11 @@ def test_charts_of_a_summary_have_each_figure_in_its_place(monkeypatch, tmp_path
         for classifier in ("linear", "knn")
     ]
     drawn = {}
-    for function in ("plot_bars", "plot_curves"):
-        monkeypatch.setattr(probe_plots, function, lambda panels, path, **words: drawn.update({path.name: panels}))
+
+    def keep(plot: Any, panels: Any, *, path: Any, **_: Any) -> None:
+        drawn[path.name] = panels
+
+    wrap(probe_bars=keep, probe_curves=keep)
     written = probe_plots.draw_charts(
         summary, chance={("s", "test"): 0.2, ("s", "val"): 0.25}, images={"a": 40, "b": None}, folder=tmp_path
     )

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sscl.evaluate.metrics import OVERALL, display_name
-from sscl.plots import svg
 from sscl.report import classifier, decisions, page, summary
 from sscl.report.subject import Subject
 
@@ -77,16 +76,8 @@ def test_every_metric_is_shown_with_its_intervals():
         assert headline[name] == f"{getattr(metrics, key):.3f} ({low:.3f} to {high:.3f})"
 
 
-def test_charts_are_of_what_the_evaluation_found(monkeypatch):
-    drawn: dict[str, tuple[Any, ...]] = {}
-
-    def keep(*given: Any, path: Path, **words: Any) -> None:
-        drawn[path.name] = (*given, words)
-
-    for module in (classifier.charts, decisions.calibration_plots):
-        for name in [name for name in vars(module) if name.startswith("plot_")]:
-            monkeypatch.setattr(module, name, keep)
-    monkeypatch.setattr(svg, "inline", lambda draw, prefix: draw(Path(prefix.removeprefix("figure-"))) or "<svg>")
+def test_charts_are_of_what_the_evaluation_found(drawn, wrap):
+    wrap(svg=lambda inline, draw, prefix: draw(Path(prefix.removeprefix("figure-"))) or "<svg>")
     one = subject()
     log = [{**row, "validation_loss": loss} for row, loss in zip(one.log, (0.7, 0.4, 0.6), strict=True)]
     made = sections(replace(one, log=log))
