@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -25,18 +23,6 @@ def test_rows_are_whole():
     begins, ends = (next(row["ours"] for row in rows if row["what"].endswith(how)) for how in ("begins", "has ended"))
     assert 0 < begins < ends
     assert os.sched_getaffinity(0) == cores
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_reading_through_the_mapping_shows_in_the_memory(tmp_path):
-    bench.write_tiles(tmp_path / "x.npy", 15_000, size_px=56)  # 135 MiB, in blocks of which the last is not full
-    images = np.load(tmp_path / "x.npy", mmap_mode="r")
-    np.testing.assert_array_equal(images[12_345], images[2_345])
-
-    read = json.loads(bench.child(bench.READ, str(tmp_path / "x.npy")))
-
-    assert read["file"][1] < 15
-    assert read["mapping"][1] > 60
 
 
 def test_a_measured_process_that_fails_is_told():
