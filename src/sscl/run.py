@@ -53,7 +53,7 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
                     f"{path}: checkpoints/last.pt, which --resume goes on from, is gone; train again with --overwrite"
                 )
             begun = (path / "config.yaml").is_file()
-            again = "no epoch was complete; start again with --overwrite" if begun else "start without --resume"
+            again = "no epoch was kept to go on from; start again with --overwrite" if begun else "start without --resume"
             raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); {again}")
     elif path.is_dir() and any(path.iterdir()):
         if not overwrite:
@@ -160,6 +160,13 @@ def unfinished(folder: Path) -> str | None:
     train = read_yaml(folder / "config.yaml").get("train")
     planned = train.get("epochs", "?") if isinstance(train, dict) else "?"
     return f"unfinished: epoch {rows[-1]['epoch'] if rows else 0} of {planned}"
+
+
+def way_on(folder: Path) -> str:
+    """Return what to do with an unfinished run."""
+    if (folder / "checkpoints" / "last.pt").is_file():
+        return "--resume goes on with it"
+    return "no epoch was kept to go on from: train again with --overwrite"
 
 
 class MetricsLog:

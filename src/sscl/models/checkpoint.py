@@ -352,7 +352,7 @@ def unfinished_notes(checkpoint: str | Path) -> list[str]:
     """Return a sentence where the training that a checkpoint is of has not ended, as its run folder says."""
     folder = run_of(str(checkpoint))
     found = run.unfinished(folder)
-    return [] if found is None else [f"the training of {folder} is {found}; --resume goes on with it"]
+    return [] if found is None else [f"the training of {folder} is {found}; {run.way_on(folder)}"]
 
 
 def run_of(checkpoint: str) -> Path:

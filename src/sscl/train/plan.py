@@ -357,7 +357,7 @@ def is_evaluated(folder: Path, split: str, *, overwrite: bool) -> bool:
     trained = folder.parent if made else folder
     unfinished = run.unfinished(trained)
     if unfinished is not None:
-        raise ValueError(f"{folder}: the training is {unfinished}; sscl finetune {trained} --resume goes on with it")
+        raise ValueError(f"{folder}: the training is {unfinished}; {run.way_on(trained)}")
     if made:
         return True
     if not (folder / "checkpoints" / "best.pt").is_file():
