@@ -186,8 +186,7 @@ def test_efficientnet_lite0_takes_its_packages_weights():
     assert torch.allclose(scaled, (torch.arange(256) - 127) / 128, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("layout", "bf16"), [(torch.contiguous_format, False), (torch.channels_last, True)])
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "timm:test_vit"])
 def test_foreign_nets_train(name, bf16, layout):
     torch.manual_seed(0)
