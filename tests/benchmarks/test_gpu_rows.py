@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ def test_rows_at_toy_size(name, bench):
         assert line["rows"][0]["ratio"] == pytest.approx(line["rows"][0]["ours"] / line["rows"][0]["theirs"])
 
 
-def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: dict, *words: str) -> tuple[int, list[dict]]:
-    monkeypatch.setattr(gpu_rows, "ALL", rows)
-    monkeypatch.setattr(gpu_rows, "EXPECTED_S", dict.fromkeys(rows, 5.0))
+def measure(instead: Callable[..., None], tmp_path: Path, rows: dict, *words: str) -> tuple[int, list[dict]]:
+    instead(gpu_rows, ALL=rows)
+    instead(gpu_rows, EXPECTED_S=dict.fromkeys(rows, 5.0))
     file = tmp_path / "rows.jsonl"
     given = [";".join(rows), str(file), "--work", str(tmp_path), "--out", str(tmp_path), "--device", "cpu", *words]
     status = gpu_rows.main(given)
@@ -65,8 +66,8 @@ def well(bench: Bench) -> Found:
     return Found([{"what": "x", "ours": 2.0, "target": ">= 1"}])
 
 
-def test_a_row_that_fails_says_why_and_the_next_is_measured(monkeypatch, tmp_path):
-    status, lines = measure(monkeypatch, tmp_path, {"a": broken, "b": well})
+def test_a_row_that_fails_says_why_and_the_next_is_measured(instead, tmp_path):
+    status, lines = measure(instead, tmp_path, {"a": broken, "b": well})
     assert status == 0
     assert [(line["name"], line["state"]) for line in lines] == [
         ("a", "begun"),
@@ -79,14 +80,14 @@ def test_a_row_that_fails_says_why_and_the_next_is_measured(monkeypatch, tmp_pat
     assert lines[3]["rows"][0]["verdict"] == "reached"
 
 
-def test_after_an_error_that_cuda_does_not_survive_the_process_ends(monkeypatch, tmp_path):
-    status, lines = measure(monkeypatch, tmp_path, {"a": lost, "b": well})
+def test_after_an_error_that_cuda_does_not_survive_the_process_ends(instead, tmp_path):
+    status, lines = measure(instead, tmp_path, {"a": lost, "b": well})
     assert status == gpu_plan.LOST
     assert lines[-1]["name"] == "a"
 
 
-def test_a_row_for_which_too_little_time_is_left_is_named(monkeypatch, tmp_path):
-    status, lines = measure(monkeypatch, tmp_path, {"a": well}, "--seconds", "3")
+def test_a_row_for_which_too_little_time_is_left_is_named(instead, tmp_path):
+    status, lines = measure(instead, tmp_path, {"a": well}, "--seconds", "3")
     assert (status, lines[0]["state"]) == (0, "not reached")
     assert "needs about 5 s" in lines[0]["note"]
 
@@ -125,21 +126,21 @@ def test_tiles_a_second_are_those_between_the_first_kernel_and_the_last():
     assert (speed["ours"], busy["ours"], busy["verdict"]) == (50.0, 0.7, "missed")
 
 
-def test_a_way_to_train_that_fails_is_named(bench, monkeypatch):
+def test_a_way_to_train_that_fails_is_named(bench, instead):
     def fails(bench, *, precision="fp32", **_):
         if precision == "bf16":
             raise RuntimeError("no")
         return 1.0, 0.1
 
-    monkeypatch.setattr(gpu_training, "three_steps", fails)
+    instead(gpu_training, three_steps=fails)
     (row,) = gpu_rows.judged(gpu_training.ways(bench).rows, quick=False)
     assert (row["ours"], row["verdict"]) == (1.0, "missed")
     assert "not: bf16 adamw" in row["note"]
 
 
-def test_the_fraction_that_is_training_is_of_the_whole_time(bench, monkeypatch):
+def test_the_fraction_that_is_training_is_of_the_whole_time(bench, instead):
     log = [{"seconds": 3.0, "busy": 0.5}, {"seconds": 3.0, "busy": 1.0}]
-    monkeypatch.setattr(gpu_training, "pretrain", lambda *_, **__: (log, ""))
+    instead(gpu_training, pretrain=lambda *_, **__: (log, ""))
     (row,) = gpu_rows.judged(gpu_training.between_epochs(bench).rows, quick=False)
     assert row["ours"] == pytest.approx(6 / 9)
     assert row["verdict"] == "missed"

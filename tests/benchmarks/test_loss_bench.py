@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 KEYS = {"what", "ours", "peer", "theirs", "unit", "ratio", "target", "note"}
 
 
-def test_rows_are_whole(monkeypatch):
-    monkeypatch.setattr(loss, "lightlys_loss", lambda: ("lightly", None))
+def test_rows_are_whole(instead):
+    instead(loss, lightlys_loss=lambda: ("lightly", None))
     time, lightly, fp32, fp64, memory = loss.measure(quick=True, device=CPU)
     assert all(set(row) == KEYS for row in (time, lightly, fp32, fp64, memory))
     assert time["ratio"] == pytest.approx(time["ours"] / time["theirs"])
@@ -29,19 +29,19 @@ def test_rows_are_whole(monkeypatch):
     assert memory["target"] == "<= 1 GiB"
 
 
-def test_the_dense_form_and_a_peer_are_the_same_loss(monkeypatch):
+def test_the_dense_form_and_a_peer_are_the_same_loss(instead):
     a, b = loss.projections(64, 16, device=CPU)
     assert loss.dense(a, b).item() == pytest.approx(loss.ours(a, b).item(), rel=1e-6)
-    monkeypatch.setattr(loss, "lightlys_loss", lambda: ("lightly 0", loss.dense))
+    instead(loss, lightlys_loss=lambda: ("lightly 0", loss.dense))
     _, row = loss.times(64, 16, device=CPU, seconds=0.1)
     assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
     first, second = row["note"].removeprefix("values ").split(" and ")
     assert first == second
 
 
-def test_a_wrong_loss_shows_as_a_difference(monkeypatch):
+def test_a_wrong_loss_shows_as_a_difference(instead):
     honest = loss.dense
-    monkeypatch.setattr(loss, "dense", lambda a, b: honest(a, 1.01 * a + b))
+    instead(loss, dense=lambda a, b: honest(a, 1.01 * a + b))
     rows = loss.differences(64, 16, device=CPU)
     assert all(row["ours"] > 1e-3 for row in rows)
     assert {main.verdict(row, quick=False) for row in rows} == {main.MISSED}

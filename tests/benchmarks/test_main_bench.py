@@ -84,14 +84,14 @@ def test_a_topic_that_fails_says_so_and_the_rest_is_measured(fakes, tmp_path, ca
     assert 'raise RuntimeError("out of' in capsys.readouterr().err.replace("'", '"')
 
 
-def test_what_was_measured_before_the_end_is_on_disk(fakes, tmp_path, monkeypatch):
+def test_what_was_measured_before_the_end_is_on_disk(fakes, tmp_path, instead):
     def interrupted(topic: str, **_: object) -> list:
         if topic == "fake_second":
             raise KeyboardInterrupt
         return rows_of(topic, quick=False, device=CPU)
 
     rows_of = bench.rows_of
-    monkeypatch.setattr(bench, "rows_of", interrupted)
+    instead(bench, rows_of=interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "fake_fast", "fake_second")
     report = json.loads((tmp_path / "bench.json").read_text())
@@ -162,8 +162,8 @@ def test_unfit_rows(row, message):
         (["--device", "gpu"], "--device: got 'gpu', allowed are auto, cpu, cuda, cuda:N"),
     ],
 )
-def test_wrong_words_are_one_line_before_anything_runs(words, message, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "rows_of", None)
+def test_wrong_words_are_one_line_before_anything_runs(words, message, capsys, instead):
+    instead(bench, rows_of=None)
     with pytest.raises(SystemExit) as left:
         bench.main(words)
     assert left.value.code == 2

@@ -12,8 +12,8 @@ import page
 CPU = torch.device("cpu")
 
 
-def test_without_a_browser_the_size_is_measured_and_the_note_says_why(monkeypatch):
-    monkeypatch.setattr(page.shutil, "which", lambda name: None)
+def test_without_a_browser_the_size_is_measured_and_the_note_says_why(instead):
+    instead(page.shutil, which=lambda name: None)
     size, answers = page.measure(quick=True, device=CPU)
     assert 0 < size["ours"] < 30
     assert "ours" not in answers

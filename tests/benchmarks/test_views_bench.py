@@ -27,15 +27,15 @@ def test_rows_at_toy_size():
             assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
 
 
-def test_times_are_of_a_view_and_the_ratio_says_how_often_faster(monkeypatch):
+def test_times_are_of_a_view_and_the_ratio_says_how_often_faster(instead):
     seen = {}
 
     def race(contenders, *, seconds):
         seen.update(contenders, seconds=seconds, threads=torch.get_num_threads())
         return {"ours": 0.004, "kornia": 0.012}
 
-    monkeypatch.setattr(views, "race", race)
-    monkeypatch.setattr(views, "version", lambda name: "9.9")
+    instead(views, race=race)
+    instead(views, version=lambda name: "9.9")
     before = torch.get_num_threads()
     with views.one_core():
         (row,) = views.times(views.tiles(2, 24), {"kornia": lambda images: lambda: images}, seconds=3.0)
@@ -47,8 +47,8 @@ def test_times_are_of_a_view_and_the_ratio_says_how_often_faster(monkeypatch):
     assert row["peer"] == "kornia 9.9"
 
 
-def test_targets_are_of_the_size_they_were_set_for(monkeypatch):
-    monkeypatch.setattr(views, "race", lambda contenders, *, seconds: {"ours": 1.0})
+def test_targets_are_of_the_size_they_were_set_for(instead):
+    instead(views, race=lambda contenders, *, seconds: {"ours": 1.0})
     missing = {"lightly": lambda images: None, "kornia": lambda images: None}
     assert [row["target"] for row in views.times(views.tiles(1, 224), missing, seconds=1)] == [">= 2.5", "> 1"]
     assert [row["target"] for row in views.times(views.tiles(1, 64), missing, seconds=1)] == ["", ""]
