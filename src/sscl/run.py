@@ -53,7 +53,9 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
                     f"{path}: checkpoints/last.pt, which --resume goes on from, is gone; train again with --overwrite"
                 )
             begun = (path / "config.yaml").is_file()
-            again = "no epoch was kept to go on from; start again with --overwrite" if begun else "start without --resume"
+            again = "start without --resume"
+            if begun:
+                again = "no epoch was kept to go on from; start again with --overwrite"
             raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); {again}")
     elif path.is_dir() and any(path.iterdir()):
         if not overwrite:
