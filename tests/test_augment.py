@@ -293,18 +293,21 @@ def test_views_of_photograph_size_equal_a_plain_version():
         assert (out[i] - expected).abs().max() < 1e-5
 
 
-# This takes the longest by far: the compiler runs.
-
-
 def test_compiled_views_are_one_graph_for_all_epochs_and_equal_the_others():
     images, index = pictures(2), torch.arange(2)
-    compiled = torch.compile(augment.pair, fullgraph=True)
+    compiled = torch.compile(augment.pair, fullgraph=True, backend="aot_eager")
     torch._dynamo.reset()
     for epoch in (0, 1, 9):
         with torch.compiler.set_stance("default" if epoch == 0 else "fail_on_recompile"):
             out = compiled(images, index, **{**KEYS, "epoch": torch.tensor(epoch)})
         assert (out - augment.pair(images, index, **{**KEYS, "epoch": epoch})).abs().max() < 1e-5
         assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_random_numbers_of_the_compiler_are_the_same_bits():
+    index, keys = torch.tensor([0, 7, 2**33 + 1]), {"seed": 2**40 + 5, "epoch": torch.tensor(9), "view": 1}
+    compiled = torch.compile(draws.uniform, fullgraph=True)  # the only test that runs the compiler of C++
+    assert torch.equal(compiled(index, 27, **keys), draws.uniform(index, 27, **keys))
 
 
 # Each operation against torchvision

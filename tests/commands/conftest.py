@@ -82,7 +82,7 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not longer: other folders of tests draw
 def blank_pictures() -> Iterator[None]:
     """Leave PNGs blank, of their figure's size: rendering took two thirds of a tiny run; tests/plots renders them."""
     render = base.save_figure
