@@ -67,7 +67,7 @@ class Cli:
         return self("gradcam", f"checkpoint={checkpoint}", "progress=false", "device=cpu", *words)
 
     def _common(self) -> list[str]:
-        data = [f"data.root={self.tiles}", "data.published=false", f"data.size_px={SIZE_PX}"]
+        data = [f"data.root={self.tiles}", "data.source=mhist", "data.published=false", f"data.size_px={SIZE_PX}"]
         return [*data, f"model.name={ENCODER}", "progress=false", "log.every_seconds=0", "device=cpu"]
 
 

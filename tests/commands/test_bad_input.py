@@ -136,9 +136,9 @@ def test_empty_class(broken: Path, refuse_training: Any) -> None:
 def test_no_annotations_and_no_folder(broken: Path, refuse_training: Any, cli: Any, tmp_path: Path) -> None:
     (broken / "annotations.csv").unlink()
 
-    refuse_training(str(broken), "has images/ and masks/")
-    result = cli.pretrain(tmp_path / "run", f"data.root={broken}", "data.source=mhist")
-    assert_refused(result, "annotations.csv", "README")
+    refuse_training("annotations.csv", "README")
+    result = cli.pretrain(tmp_path / "run", f"data.root={broken}", "data.source=auto")
+    assert_refused(result, str(broken), "has images/ and masks/")
     assert_refused(cli.pretrain(tmp_path / "run", f"data.root={tmp_path / 'nowhere'}"), "nowhere", "no such folder")
     assert not (tmp_path / "run").exists()
 

@@ -112,7 +112,8 @@ def test_faults_are_one_line_that_names_the_row(root: Path, text: str, message: 
 def places(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "mhist" / "images", "x.png")
-    for name in ("mhist/annotations.csv", "list.TSV", "file.zip"):
+    save(tmp_path / "synth" / "images", "syn_00000.png")
+    for name in ("mhist/annotations.csv", "synth/annotations.csv", "list.TSV", "file.zip"):
         (tmp_path / name).write_text("x")
     np.savez(tmp_path / "small.npz")
     return tmp_path
@@ -123,6 +124,7 @@ def places(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("set", "folder"),
         ("mhist", "mhist"),
+        ("synth", "synthetic"),
         ("mhist/images", "folder"),
         ("list.TSV", "table"),
         ("small.npz", "pathmnist"),
@@ -142,7 +144,8 @@ def test_another_root_is_looked_at_again(places: Path) -> None:
     assert load.merge_data(trained, {"root": "mhist"}).source == "mhist"
     assert load.merge_data(trained, {"root": "none"}).source == "folder"
     assert load.merge_data(trained, {"root": "mhist", "source": "folder"}).source == "folder"
-    assert load.merge_data(DataConfig(root="set", source="synthetic"), {"root": "mhist"}).source == "synthetic"
+    assert load.merge_data(DataConfig(root="set", source="synthetic"), {"root": "mhist"}).source == "mhist"
+    assert load.merge_data(DataConfig(root="mhist", source="mhist"), {"root": "synth"}).source == "mhist"
     assert load.merge_data(trained, {"root": "list.TSV"}).split_seed == 3
 
 

@@ -84,8 +84,7 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
         written.append("flagged.png")
     print("\n".join(summary(report)))
     print(f"wrote {out}/{', '.join(written)}")
-    source = ["data.source=synthetic"] if config.data.source == "synthetic" else []  # the folder looks like MHIST
-    print(next_command("pretrain", config.data.root, *source, "run=runs/pretrain"))
+    print(next_command("pretrain", config.data.root, "run=runs/pretrain"))
     return int(strict and report.leakage)
 
 

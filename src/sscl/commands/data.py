@@ -41,7 +41,7 @@ def synth(config: SynthConfig) -> None:
         progress=config.progress,
     )
     print(f"wrote {count(config.count, 'synthetic tile')} to {config.root}: images, annotations.csv, masks, slides.csv")
-    print(next_command("data inspect", config.root, "data.source=synthetic", f"out={config.root}-look"))
+    print(next_command("data inspect", config.root, f"out={config.root}-look"))
 
 
 def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
@@ -72,11 +72,10 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     )
     draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png", note=note)
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
-    source = ["data.source=synthetic"] if config.data.source == "synthetic" else []  # the folder looks like MHIST
     if len(splits) > 1:
-        print(next_command("data audit", config.data.root, *source, f"out={out}-audit"))
+        print(next_command("data audit", config.data.root, f"out={out}-audit"))
     else:
-        print(next_command("pretrain", config.data.root, *source, "run=runs/pretrain"))
+        print(next_command("pretrain", config.data.root, "run=runs/pretrain"))
 
 
 def describe(name: str, tiles: Tiles) -> str:

@@ -66,11 +66,16 @@ class DataConfig(Section):
         return self
 
 
-def detect_source(root: str) -> Literal["auto", "mhist", "folder", "table", "pathmnist"]:
+SYNTHETIC_TILE = "syn_00000.png"  # the first tile of `sscl data synth`, in MHIST's layout
+
+
+def detect_source(root: str) -> Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic"]:
     """Return what a folder or file is, as a value of data.source; auto where there is none, or it is none of these."""
     path = Path(root)
     if path.is_dir():
-        return "mhist" if (path / "annotations.csv").is_file() and (path / "images").is_dir() else "folder"
+        if not (path / "annotations.csv").is_file() or not (path / "images").is_dir():
+            return "folder"
+        return "synthetic" if (path / "images" / SYNTHETIC_TILE).is_file() else "mhist"
     kinds: dict[str, Literal["table", "pathmnist"]] = {".npz": "pathmnist", ".csv": "table", ".tsv": "table"}
     return kinds.get(path.suffix.lower(), "auto") if path.is_file() else "auto"
 

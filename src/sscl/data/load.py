@@ -275,8 +275,8 @@ def merge_data(trained: DataConfig, changes: Mapping[str, object]) -> DataConfig
         )
     except ValueError as error:
         raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from None
-    # Nothing is there, or what is there cannot tell synthetic tiles from MHIST.
-    if again and (merged.source == "auto" or {merged.source, trained.source} == {"mhist", "synthetic"}):
+    # Nothing is there, or synthetic tiles that the run took for MHIST's.
+    if again and (merged.source == "auto" or (merged.source, trained.source) == ("synthetic", "mhist")):
         return merged.model_copy(update={"source": trained.source})
     return merged
 

@@ -101,7 +101,7 @@ def localise(
 ) -> Localisation | None:
     """Return how often the maps of all tiles hit the truth masks, beside baselines; None without masks."""
     config, tiles = explainer.config, explainer.tiles
-    if config.images is not None or data.source != "mhist":
+    if config.images is not None or data.source not in ("mhist", "synthetic"):
         return None
     masks = load_truth_masks(data.root, tiles.ids, size_px=data.size_px)
     if masks is None or not masks.any():
