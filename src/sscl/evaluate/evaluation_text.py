@@ -235,7 +235,7 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
         f"best order {coverage.area_best:.3f})"
     )
     rows = [
-        Row(f"accuracy at {100 * row.coverage:.0f}% coverage", row.accuracy.value, None, row.accuracy)
+        Row(f"accuracy, coverage {100 * row.coverage:.0f}%", row.accuracy.value, None, row.accuracy)
         for row in coverage.at
         if row.coverage < 1
     ]
