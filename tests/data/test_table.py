@@ -89,6 +89,7 @@ def test_a_list_of_paths_alone_is_unlabelled(root: Path) -> None:
             r"2 of 3 images are missing, the first is .*none.png \(line 3",
         ),
         ("path,label\na/0.png,x\n.\\a\\0.png,y\n", "line 3: '.*' is in line 2 too"),
+        ("path,label\na/0.png,x\nb/../a/0.png,y\n", "line 3: '.*' is in line 2 too"),
         ("path,label\na/0.png,HP\na/1.png,hp\n", "column 'label': 'HP' and 'hp' differ only by case"),
         ("path,group\na/0.png,1\na/1.png,1.0\n", "column 'group': '1' and '1.0' differ only by case, blanks or '.0'"),
         ("path,group\na/0.png,1\na/1.png,\n", "line 3: column 'group' is empty, in 1 row"),

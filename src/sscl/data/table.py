@@ -161,7 +161,7 @@ def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None
     for line, name in zip(lines, names, strict=True):
         if not name:
             raise ValueError(f"{path}: line {line}: column 'path' is empty; fill it in or remove the row")
-        other = first.setdefault(plain_path(name), line)
+        other = first.setdefault(os.path.normpath(plain_path(name)), line)
         if other != line:
             raise ValueError(f"{path}: line {line}: {name!r} is in line {other} too; expected one row per image")
 
