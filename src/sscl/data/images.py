@@ -64,11 +64,6 @@ class Decoded:
     region: Region
     changes: tuple[str, ...]
 
-    @property
-    def side_px(self) -> int:
-        """Side of the square before it was scaled; where fit=resize made it square, the width."""
-        return self.region[2]
-
 
 def describe_changes(changes: Mapping[str, int], *, of: int) -> list[str]:
     """Return how many of the images were changed, a phrase for each kind of change."""

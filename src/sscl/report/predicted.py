@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sscl.config import GradcamConfig, PredictConfig, ReportConfig, plain, validate
 from sscl.data import files
@@ -195,7 +194,7 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
     tune(device)
     heats = gallery.heats(
         model,
-        place_store(torch.from_numpy(images).numpy(), device=device, budget_gb=1.0),
+        place_store(images, device=device, budget_gb=1.0),
         np.arange(len(images)),
         target=target,
         mean=mean,
