@@ -17,6 +17,7 @@ from sscl import ranks
 # The contrastive losses hold this much of their matrix of similarities at a time. Small enough for a GPU's cache, large
 # enough that each of its kernels has work; on a CPU anything below is as fast.
 BLOCK_BYTES = 32 * 2**20
+_NO_LENGTH = 1e-8  # of a row, below which it counts as zeros
 
 
 def nt_xent(a: torch.Tensor, b: torch.Tensor, *, temperature: float = 0.7, reduction: str = "mean") -> torch.Tensor:
@@ -46,11 +47,12 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, *, temperature: float = 0.7, reduc
         anchors = torch.cat([a, b])  # (2B, D)
         candidates = torch.cat([ranks.gather(a), ranks.gather(b)])  # (2N, D)
         pairs, first = len(candidates) // 2, ranks.rank() * len(a)
-        own = torch.arange(first, first + len(a), device=a.device)
-        own = torch.cat([own, own + pairs])  # each anchor's own column
-        everything = _logsumexp_of_products(anchors / temperature, candidates, own)  # (2B,)
+        of_a = torch.arange(first, first + len(a), device=a.device)
+        # The columns of each anchor that are no negatives: its own and its positive's.
+        left_out = torch.stack([of_a, of_a + pairs], 1).repeat(2, 1)  # (2B, 2)
+        negatives = _logsumexp_of_products(anchors / temperature, candidates, left_out)  # (2B,)
         positive = (a * b).sum(1).repeat(2) / temperature  # (2B,)
-        return _reduced(everything - positive, reduction)
+        return _reduced(_of_margin(negatives - positive), reduction)
 
 
 def nt_xent_at_collapse(pairs: int) -> float:
@@ -80,10 +82,12 @@ def cross_view_info_nce(
     _check_views(a, b, temperature=temperature, reduction=reduction, loss="cross_view_info_nce")
     with torch.autocast(a.device.type, enabled=False):
         a, b = _unit_rows(a), _unit_rows(b)
-        forth = _logsumexp_of_products(a / temperature, ranks.gather(b), None)  # (B,)
-        back = _logsumexp_of_products(b / temperature, ranks.gather(a), None)  # (B,)
+        first = ranks.rank() * len(a)
+        positives = torch.arange(first, first + len(a), device=a.device)[:, None]
+        forth = _logsumexp_of_products(a / temperature, ranks.gather(b), positives)  # (B,)
+        back = _logsumexp_of_products(b / temperature, ranks.gather(a), positives)  # (B,)
         positive = (a * b).sum(1).repeat(2) / temperature  # (2B,)
-        return _reduced(torch.cat([forth, back]) - positive, reduction)
+        return _reduced(_of_margin(torch.cat([forth, back]) - positive), reduction)
 
 
 def cross_view_at_collapse(pairs: int) -> float:
@@ -101,8 +105,18 @@ def _check_views(a: torch.Tensor, b: torch.Tensor, *, temperature: float, reduct
 
 
 def _unit_rows(x: torch.Tensor) -> torch.Tensor:
-    # 1e-8, not the default 1e-12: the gradient of a zero row is then large but far from float32's limit.
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1, eps=1e-8)
+    """Return rows of length 1. A row of zeros has no direction: it stays, and gets no gradient, which would be 1/0."""
+    x = x if x.dtype == torch.float64 else x.float()
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return torch.where(length > _NO_LENGTH, x, x.detach()) / length.clamp(min=_NO_LENGTH)
+
+
+def _of_margin(margin: torch.Tensor) -> torch.Tensor:
+    """Return ln(1 + e^margin): -ln of the positive's softmax, where margin is log-sum-exp of the negatives - positive.
+
+    Never below 0, and precise near it, where the difference of two log-sum-exps would keep no digit.
+    """
+    return F.softplus(margin, threshold=40)
 
 
 def _reduced(rows: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -114,18 +128,20 @@ def _reduced(rows: torch.Tensor, reduction: str) -> torch.Tensor:
 # others, which needs the whole matrix again, and compiling takes longer with every block. All matmuls
 # here are of the kinds that autocast leaves alone, out= and in place: backward may be called under it.
 @torch.library.custom_op(
-    "sscl::logsumexp_of_products", mutates_args=(), schema="(Tensor anchors, Tensor candidates, Tensor? own) -> Tensor"
+    "sscl::logsumexp_of_products",
+    mutates_args=(),
+    schema="(Tensor anchors, Tensor candidates, Tensor left_out) -> Tensor",
 )
-def _logsumexp_of_products(anchors: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+def _logsumexp_of_products(anchors: torch.Tensor, candidates: torch.Tensor, left_out: torch.Tensor) -> torch.Tensor:
     """Return the log-sum-exp of each row of anchors @ candidates.T, (A,), in blocks of rows.
 
     Args:
         anchors, candidates: (A, D) and (C, D) of one dtype.
-        own: the column of each anchor that is left out, int64 (A,); None leaves none out.
+        left_out: columns of each anchor that do not count, int64 (A, L). Where none is left the result is -inf.
     """
     result = anchors.new_empty(anchors.shape[0])
-    for rows, products in _blocks(anchors, candidates, own):
-        largest = products.amax(1)
+    for rows, products in _blocks(anchors, candidates, left_out):
+        largest = products.amax(1).clamp_(min=torch.finfo(products.dtype).min)
         torch.add(products.sub_(largest[:, None]).exp_().sum(1).log_(), largest, out=result[rows])
     return result
 
@@ -133,26 +149,26 @@ def _logsumexp_of_products(anchors: torch.Tensor, candidates: torch.Tensor, own:
 @torch.library.custom_op(
     "sscl::logsumexp_of_products_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor anchors, Tensor candidates, Tensor? own, Tensor result) -> (Tensor, Tensor)",
+    schema="(Tensor grad, Tensor anchors, Tensor candidates, Tensor left_out, Tensor result) -> (Tensor, Tensor)",
 )
 def _logsumexp_of_products_backward(
     grad: torch.Tensor,
     anchors: torch.Tensor,
     candidates: torch.Tensor,
-    own: torch.Tensor | None,
+    left_out: torch.Tensor,
     result: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of anchors, (A, D), and of candidates, (C, D), from that of the result, (A,)."""
     to_anchors, to_candidates = torch.empty_like(anchors), torch.zeros_like(candidates)
-    for rows, products in _blocks(anchors, candidates, own):
-        softmax = products.sub_(result[rows, None]).exp_()
+    for rows, products in _blocks(anchors, candidates, left_out):
+        softmax = products.sub_(result[rows, None].clamp(min=torch.finfo(result.dtype).min)).exp_()
         torch.mm(softmax, candidates, out=to_anchors[rows])
         to_candidates.addmm_(softmax.T, anchors[rows] * grad[rows, None])
     return to_anchors.mul_(grad[:, None]), to_candidates
 
 
 def _blocks(
-    anchors: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor | None
+    anchors: torch.Tensor, candidates: torch.Tensor, left_out: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield slices of anchors and their rows of anchors @ candidates.T, which lie in the same memory each time."""
     count = max(1, min(len(anchors), BLOCK_BYTES // (len(candidates) * candidates.element_size())))
@@ -160,13 +176,12 @@ def _blocks(
     for start in range(0, len(anchors), count):
         rows = slice(start, min(start + count, len(anchors)))
         products = torch.mm(anchors[rows], candidates.T, out=space[: rows.stop - start])
-        if own is not None:
-            products.scatter_(1, own[rows, None], -math.inf)
+        products.scatter_(1, left_out[rows], -math.inf)
         yield rows, products
 
 
 @_logsumexp_of_products.register_fake
-def _(anchors: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+def _(anchors: torch.Tensor, candidates: torch.Tensor, left_out: torch.Tensor) -> torch.Tensor:
     return anchors.new_empty(anchors.shape[0])
 
 
@@ -175,13 +190,13 @@ def _(
     grad: torch.Tensor,
     anchors: torch.Tensor,
     candidates: torch.Tensor,
-    own: torch.Tensor | None,
+    left_out: torch.Tensor,
     result: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(anchors), torch.empty_like(candidates)
 
 
-def _keep(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], output: torch.Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs, output)
 
 
