@@ -200,9 +200,63 @@ def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
     path.write_text(json.dumps(row(1)) + "\n" + json.dumps(row(2))[:7])
     assert run.MetricsLog(tmp_path, keep_epochs=2).rows == [row(1)]
     assert path.read_text() == json.dumps(row(1)) + "\n"
-    path.write_text("{\n" + json.dumps(row(2)) + "\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is not JSON"):
-        run.MetricsLog(tmp_path, keep_epochs=2)
+    path.write_text(json.dumps(row(1)))  # whole: an editor has left out the line's end
+    assert run.read_metrics(path) == [row(1)]
+
+
+def test_a_file_without_the_log_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
+        run.read_metrics(tmp_path / "metrics.jsonl")
+    assert run.MetricsLog(tmp_path, keep_epochs=2).rows == []
+
+
+FOREIGN = {
+    "[1]": "JSON object",
+    "{": "not JSON",
+    '{"epoch": 2.5, "loss": 1}': "epoch",
+    '{"epoch": true, "loss": 1}': "epoch",
+    '{"epoch": 0, "loss": 1}': "epoch",
+    '{"loss": 1}': "epoch",
+    '{"epoch": 2, "loss": NaN}': "loss",
+    '{"epoch": 2, "loss": 1e999}': "loss",
+    '{"epoch": 2, "loss": "<b>"}': "loss",
+    '{"epoch": 2, "loss": null}': "loss",
+    '{"epoch": 2, "loss": ' + "9" * 400 + "}": "not JSON",
+    '{"epoch": 2, "loss": ' + "9" * 5000 + "}": "not JSON",
+    "[" * 100_000: "not JSON",
+    "\x00\x01": "not JSON",
+    "\udcff": "not JSON",
+    '{"epoch": 1, "loss": 2}': "epoch 1 comes after epoch 1",
+    "x" * 2**21: "",
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_line_that_is_no_row_is_named_by_readers_and_dropped_by_a_resumption(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    text = f"{json.dumps(row(1))}\n\n{line}\n{json.dumps(row(3))}\n{json.dumps(row(4))}\n"
+    path.write_text(text, errors="surrogateescape")
+    (tmp_path / "config.yaml").write_text("train: {epochs: 9}\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line [34]: .*" + FOREIGN[line]):
+        run.read_metrics(path)
+    assert str(run.unfinished(tmp_path)).startswith("unfinished: epoch ")
+    log = run.MetricsLog(tmp_path, keep_epochs=3, needs=["loss"])
+    whole = [row(1), row(3)] if FOREIGN[line] else [row(1)]  # nothing is read after a line without an end
+    assert log.rows == whole == run.read_metrics(path)
+    assert log.dropped.startswith(f"{path}: drops ")
+    assert "1 line, the first is " in log.dropped or "2 lines, the first is " in log.dropped
+    assert f"no row for {3 - len(whole)} of 3 epochs" in log.dropped
+
+
+def test_rows_of_two_writers_and_of_another_command(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f"{json.dumps(row(epoch))}\n" for epoch in (1, 55, 56, 2, 57)) + '{"epoch": 3, "x": 1}\n')
+    log = run.MetricsLog(tmp_path, keep_epochs=3, needs=["loss"])
+    assert log.rows == [row(1), row(2)]
+    assert "3 rows after epoch 3" in log.dropped
+    path.write_text("")
+    assert run.MetricsLog(tmp_path, keep_epochs=3).dropped == f"{path}: has no row for 3 of 3 epochs"
+    assert run.unfinished(tmp_path) is None  # no configuration: not a run
 
 
 def scalars(folder: Path, key: str) -> list[tuple[int, float]]:

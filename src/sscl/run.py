@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,9 @@ import torch
 
 from sscl import __version__
 from sscl.config import Section, plain, read_yaml
+from sscl.places import missing
 from sscl.records import Record, read_record, write_record
+from sscl.words import count
 from sscl.writing import is_ours, naming, to_yaml, write_text
 
 if TYPE_CHECKING:
@@ -146,22 +149,28 @@ class Ending(Record):
 ENDING = "training.json"
 
 
+def ending_of(folder: Path) -> Ending | None:
+    """Return how the training of a run folder ended; None where it goes on, was killed, or never began."""
+    if not (folder / ENDING).is_file():
+        return None
+    return read_record(Ending, folder / ENDING, made_by="sscl pretrain or finetune")
+
+
 def unfinished(folder: Path) -> str | None:
     """Return how far the training of a run folder has come that has not ended, as in "unfinished: epoch 3 of 10".
 
     None where it has ended, and for a folder without a training.
     """
-    if not (folder / "metrics.jsonl").is_file() or not (folder / "config.yaml").is_file():
+    begun = [folder / "metrics.jsonl", folder / "checkpoints" / "last.pt", folder / ENDING]
+    if not (folder / "config.yaml").is_file() or not any(file.is_file() for file in begun):
         return None
-    if (folder / ENDING).is_file():
-        ending = read_record(Ending, folder / ENDING, made_by="sscl pretrain or finetune")
-        if ending.final:
-            return None
-        return f"unfinished: epoch {ending.epochs} of {ending.planned}"
-    rows = read_metrics(folder / "metrics.jsonl")
+    ending = ending_of(folder)
+    if ending is not None:
+        return None if ending.final else f"unfinished: epoch {ending.epochs} of {ending.planned}"
+    last = max((row["epoch"] for _, row in _parsed(folder / "metrics.jsonl") if not isinstance(row, str)), default=0)
     train = read_yaml(folder / "config.yaml").get("train")
     planned = train.get("epochs", "?") if isinstance(train, dict) else "?"
-    return f"unfinished: epoch {rows[-1]['epoch'] if rows else 0} of {planned}"
+    return f"unfinished: epoch {last} of {planned}"
 
 
 def way_on(folder: Path) -> str:
@@ -172,13 +181,30 @@ def way_on(folder: Path) -> str:
 
 
 class MetricsLog:
-    """metrics.jsonl, one JSON object a line, and TensorBoard events when asked for."""
+    """metrics.jsonl, one JSON object a line, and TensorBoard events when asked for.
 
-    def __init__(self, folder: Path, *, keep_epochs: int | None = None, tensorboard: bool = False) -> None:
+    Args:
+        keep_epochs: those of the checkpoint that a run goes on from, whose rows stay; None = a new run.
+        needs: what a row of this command always has, see `kept_rows`.
+
+    Attributes:
+        rows: of all epochs so far.
+        dropped: what was left out of the log that was there, in a line; empty = nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_epochs: int | None = None,
+        needs: Collection[str] = (),
+        tensorboard: bool = False,
+    ) -> None:
         self.path = folder / "metrics.jsonl"
         self.rows: list[MetricsRow] = []
-        if keep_epochs is not None and self.path.is_file():
-            self.rows = [row for row in read_metrics(self.path) if row["epoch"] <= keep_epochs]
+        self.dropped = ""
+        if keep_epochs is not None:
+            self.rows, self.dropped = kept_rows(self.path, epochs=keep_epochs, needs=needs)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._writer = tensorboard_writer(folder, keep_epochs=keep_epochs) if tensorboard else None
 
@@ -209,16 +235,88 @@ def read_metrics(path: Path) -> list[MetricsRow]:
     """Return the rows of a metrics.jsonl, without a last line that a killed run left half written.
 
     Raises:
-        ValueError: another line is not JSON.
+        FileNotFoundError: no such file.
+        ValueError: another line is not a row of metrics, or of an earlier epoch than the one before.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is not whole
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON; fix it or remove the file") from error
+    if not path.is_file():
+        raise FileNotFoundError(missing(path, "file"))
+    rows: list[MetricsRow] = []
+    for number, row in _parsed(path):
+        if row == HALF_WRITTEN:
+            continue
+        if not isinstance(row, str) and rows and row["epoch"] <= rows[-1]["epoch"]:
+            row = f"epoch {row['epoch']} comes after epoch {rows[-1]['epoch']}"
+        if isinstance(row, str):
+            raise ValueError(f"{path}: line {number}: {row}; remove that line")
+        rows.append(row)
     return rows
+
+
+def kept_rows(path: Path, *, epochs: int, needs: Collection[str] = ()) -> tuple[list[MetricsRow], str]:
+    """Return the rows of the first `epochs` epochs in a metrics.jsonl, whatever else is in it, and what is left out.
+
+    Args:
+        needs: keys; a line without one of them is no row of this run.
+    """
+    rows: list[MetricsRow] = []
+    later, foreign = 0, []
+    for number, row in _parsed(path):
+        if not isinstance(row, str) and row["epoch"] > epochs:
+            later += 1
+        elif isinstance(row, str) or (rows and row["epoch"] <= rows[-1]["epoch"]) or not row.keys() >= set(needs):
+            foreign.append(number)
+        else:
+            rows.append(row)
+    parts = []
+    if later:
+        parts.append(f"drops {count(later, 'row')} after epoch {epochs}")
+    if foreign:
+        parts.append(f"drops what is no row of this run ({count(len(foreign), 'line')}, the first is {foreign[0]})")
+    if len(rows) < epochs:
+        parts.append(f"has no row for {epochs - len(rows)} of {count(epochs, 'epoch')}")
+    return rows, f"{path}: {'; '.join(parts)}" if parts else ""
+
+
+HALF_WRITTEN = "half written"
+_LOG_BYTES = 32 * 2**20  # far more than any training writes
+_LINE_BYTES = 2**20
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, MetricsRow | str]]:
+    """Yield the number of each line of a metrics.jsonl, and its row or why it is none. Empty lines are passed over.
+
+    A last line without an end is a row if it is whole.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as handle:
+        number = 0
+        while line := handle.readline(_LINE_BYTES):
+            number += 1
+            row = _row_of(line) if line.strip() else None
+            if isinstance(row, str) and not line.endswith(b"\n") and len(line) < _LINE_BYTES:
+                row = HALF_WRITTEN
+            if row is not None:
+                yield number, row
+            if len(line) == _LINE_BYTES or handle.tell() > _LOG_BYTES:
+                yield number + 1, "too long for a log of metrics"
+                return
+
+
+def _row_of(line: bytes) -> MetricsRow | str:
+    """Return the row in a line, or why it is none."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+        if not isinstance(row, dict):
+            return "no row of metrics, which is a JSON object"
+        for key, value in row.items():
+            if type(value) not in (int, float) or not math.isfinite(value):
+                return f"{key!r} is no finite number"
+    except (ValueError, RecursionError, OverflowError):  # an integer beyond a float
+        return "not JSON"
+    if type(row.get("epoch")) is not int or row["epoch"] < 1:
+        return "has no 'epoch', a whole number from 1"
+    return row
 
 
 def check_tensorboard() -> None:
