@@ -61,12 +61,12 @@ SEAMS = {
     # commands
     "evaluate_store": "sscl.commands.evaluate.place_store",
     "gradcam_store": "sscl.commands.gradcam.place_store",
-    "compare_step": "sscl.commands.compare.subprocess.run",
+    "compare_step": "sscl.children.run_command",
     "audit_encoder": "sscl.commands.audit.frozen_encoder",
     "export_run": "sscl.commands.export.run_graph",
     "gradcam_checks": "sscl.explain.explainer.check_maps",
     "report_page": "sscl.commands.report.page.render",
-    "report_step": "sscl.commands.report.subprocess.run",
+    "report_step": "sscl.children.run_command",
     "tiles_at_once": "sscl.augment._tiles_at_once",
     "travel_pip": "gpu_travel.subprocess.run",
     # pictures

@@ -2,6 +2,8 @@
 
 import sys
 
+from sscl.children import end_with_parent
 from sscl.cli import main
 
+end_with_parent()
 sys.exit(main())

@@ -9,8 +9,6 @@ import re
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,12 +83,11 @@ def here(cli: Any, wrap: Any) -> list[list[str]]:
 def run_here(cli: Any) -> tuple[list[list[str]], Callable[..., Any]]:
     ran: list[list[str]] = []
 
-    def call(real: Any, words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
-        assert words[:3] == [sys.executable, "-m", "sscl"]
-        ran.append(words[3:])
-        result = cli(*words[3:])
+    def call(real: Any, words: list[str], *, line: int | None = None) -> int:
+        ran.append(words)
+        result = cli(*words)
         assert result.code == 0, result.err
-        return subprocess.CompletedProcess(words, 0)
+        return int(result.code)
 
     return ran, call
 
@@ -329,7 +326,7 @@ def test_tiles(tiles: Path) -> None:
 
 @pytest.fixture
 def nothing_runs(wrap: Any) -> None:
-    def call(real: Any, words: list[str], *, check: bool) -> None:
+    def call(real: Any, words: list[str], *, line: int | None = None) -> None:
         raise AssertionError(f"ran {words}")
 
     wrap(compare_step=call)
@@ -461,8 +458,60 @@ def test_early_stopping_counts_as_complete(study: Study) -> None:
         plan.Action.REUSED,
         plan.Action.AGAIN,
     ]
-    (b.folder / "checkpoints/last.pt").write_bytes(b"")
+    write_last(b, epoch=4)
     assert plan.decide([a, b], overwrite=False)[b.folder].action is plan.Action.RESUME
+    (b.folder / "checkpoints/best.pt").unlink()  # nothing goes on without it
+    assert plan.decide([a, b], overwrite=False)[b.folder].action is plan.Action.AGAIN
+
+
+def write_last(step: plan.Step, *, epoch: int) -> None:
+    """Write what a training goes on from."""
+    parts = {"model": {"w": torch.zeros(1)}, "optimizer": {"state": {}}, "scaler": {}}
+    made = replace(blank(step.config, epoch=epoch), validation=None, calibration=None, **parts)
+    checkpoint.save_checkpoint(step.folder / "checkpoints/last.pt", made)
+
+
+def other(step: plan.Step) -> FinetuneConfig | PretrainConfig:
+    return step.config.model_copy(update={"seed": 99})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "action"),
+    [
+        (lambda ssl, tuned: (tuned.folder / "checkpoints/best.pt").unlink(), {1: "again"}),
+        (lambda ssl, tuned: (tuned.folder / "checkpoints/best.pt").write_bytes(b""), {1: "again"}),
+        (
+            lambda ssl, tuned: checkpoint.save_checkpoint(
+                tuned.folder / "checkpoints/best.pt", blank(other(tuned), epoch=1)
+            ),
+            {1: "again"},
+        ),
+        (
+            lambda ssl, tuned: checkpoint.save_checkpoint(
+                tuned.folder / "checkpoints/best.pt", blank(tuned.config, epoch=3)
+            ),
+            {1: "again"},
+        ),
+        (lambda ssl, tuned: (tuned.folder / run.ENDING).unlink(), {1: "again"}),
+        (lambda ssl, tuned: (ssl.folder / "encoder.pt").unlink(), {0: "resume", 1: "again"}),
+        (
+            lambda ssl, tuned: checkpoint.save_checkpoint(
+                ssl.folder / "checkpoints/last.pt", blank(ssl.config, epoch=1)
+            ),
+            {0: "resume", 1: "again"},
+        ),
+        (lambda ssl, tuned: (ssl.folder / "checkpoints/last.pt").write_bytes(b"PK"), {0: "again", 1: "again"}),
+    ],
+)
+def test_a_run_is_complete_with_the_checkpoint_that_its_ending_is_of(
+    study: Study, spoil: Callable[..., object], action: dict[int, str]
+) -> None:
+    steps = plan_of(study(ROWS))[1:]
+    for step in steps:
+        fabricate(step)
+    spoil(*steps)
+    found = [one.action.value for one in plan.decide(steps, overwrite=False).values()]
+    assert found == [action.get(i, "reused") for i in (0, 1)]
 
 
 def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
@@ -786,9 +835,9 @@ def test_a_stale_evaluation_is_made_again_on_demand(finished: Any, cli: Any, wra
     spoil_age()
     ran: list[list[str]] = []
 
-    def call(real: Any, words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
-        ran.append(words[3:])
-        return subprocess.CompletedProcess(words, 0)
+    def call(real: Any, words: list[str], *, line: int | None = None) -> int:
+        ran.append(words)
+        return 0
 
     wrap(compare_step=call)
     assert cli("compare", "a", "b", "--overwrite").code == 0

@@ -19,11 +19,13 @@ import yaml
 from PIL import Image
 from sklearn import metrics as sk
 
+from sscl import run as run_folder
 from sscl.config import FinetuneConfig
 from sscl.data import load
 from sscl.data.tiles import Tiles
 from sscl.evaluate.bootstrap import bootstrap_intervals
 from sscl.models.classifier import load_classifier
+from sscl.records import write_record
 from sscl.train import fold_report, folds, labelled
 
 Rows = Callable[[Path], list[dict[str, str]]]
@@ -235,10 +237,8 @@ def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, tmp_path: Path) -
     fold = Path(shutil.copytree(crossed[0] / "fold_2", tmp_path / "fold_2"))
     content = torch.load(fold / "checkpoints/best.pt", weights_only=True)
     torch.save({**content, "epoch": 4}, fold / "checkpoints/best.pt")
-    first = (fold / "metrics.jsonl").read_text().splitlines()[0]
-    (fold / "metrics.jsonl").write_text(
-        "".join(f"{first}\n".replace('"epoch": 1', f'"epoch": {e}') for e in range(1, 10))
-    )
+    ending = run_folder.Ending(epochs=9, planned=9, reason=run_folder.Reason.COMPLETED)
+    write_record(fold / run_folder.ENDING, ending)
     settings = FinetuneConfig.model_validate(yaml.safe_load((crossed[0] / "config.yaml").read_text()), strict=False)
     loaded = load.load_tiles(settings.data, split="train", progress=False)
     report = fold_report.build_report(settings, loaded, [fold], numbers=[2], notes=[])

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,10 +227,9 @@ def test_a_missing_evaluation_is_made_by_eval_itself(make: Any, cli: Any, study:
     shutil.rmtree(study / "eval_test")
     ran = []
 
-    def here(real: Any, words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
-        assert words[:3] == [sys.executable, "-m", "sscl"]
-        ran.append(words[3:])
-        return subprocess.CompletedProcess(words, cli(*words[3:], "bootstrap_samples=50").code)
+    def here(real: Any, words: list[str]) -> int:
+        ran.append(words)
+        return int(cli(*words, "bootstrap_samples=50").code)
 
     wrap(report_step=here)
 
@@ -246,7 +243,7 @@ def test_a_missing_evaluation_is_made_by_eval_itself(make: Any, cli: Any, study:
 
 def test_a_failing_evaluation_ends_it(make: Any, study: Path, wrap: Any) -> None:
     shutil.rmtree(study / "eval_test")
-    wrap(report_step=lambda run, words, check: subprocess.CompletedProcess(words, 2))
+    wrap(report_step=lambda run, words: 2)
 
     result, _ = make(study)
 

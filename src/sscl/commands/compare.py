@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import run, writing
+from sscl import children, run, writing
 from sscl.config import CompareConfig, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
@@ -148,13 +146,19 @@ def make_together(
     if len(steps) == 1:  # no thread between an interruption and the process it is for
         make(steps[0], decisions[steps[0].folder], config, shown=shown)
         return
-    with ThreadPoolExecutor(len(steps)) as pool:
-        for done in [pool.submit(make, step, decisions[step.folder], config, shown=shown) for step in steps]:
-            done.result()
+    # An interruption ends the children; the threads, which wait for them, end then.
+    with ThreadPoolExecutor(len(steps)) as pool, children.lifeline() as line:
+        made = [pool.submit(make, step, decisions[step.folder], config, shown=shown, line=line) for step in steps]
+        wait(made)
+    for one in made:
+        one.result()
 
 
-def make(step: Step, decision: Decision, config: CompareConfig, *, shown: bool) -> None:
+def make(step: Step, decision: Decision, config: CompareConfig, *, shown: bool, line: int | None = None) -> None:
     """Make a run unless it is there, and evaluate it where it is a row's.
+
+    Args:
+        line: see `children.run_command`.
 
     Raises:
         ValueError: a command failed.
@@ -164,12 +168,12 @@ def make(step: Step, decision: Decision, config: CompareConfig, *, shown: bool) 
     else:
         if decision.action is Action.AGAIN:
             print(f"\n{step.folder.name} again: {decision.reason}", flush=True)
-        call([*step.words, *FLAGS[decision.action]], step.folder)
+        call([*step.words, *FLAGS[decision.action]], step.folder, line=line)
     if shown and not evaluated(step.folder, config.split):
-        evaluate(step.folder, config)
+        evaluate(step.folder, config, line=line)
 
 
-def evaluate(folder: Path, config: CompareConfig) -> None:
+def evaluate(folder: Path, config: CompareConfig, *, line: int | None = None) -> None:
     """Evaluate a run on the split; what was there of another checkpoint, or of other data, is replaced.
 
     Raises:
@@ -179,13 +183,13 @@ def evaluate(folder: Path, config: CompareConfig) -> None:
     words += [f"bootstrap_samples={config.bootstrap_samples}", f"bootstrap_seed={config.bootstrap_seed}"]
     words += [f"device={config.device}"] if config.device is not None else []
     words += ["progress=false"] if not config.progress or config.jobs > 1 else []
-    call([*words, "--overwrite"] if (folder / f"eval_{config.split}").is_dir() else words, folder)
+    call([*words, "--overwrite"] if (folder / f"eval_{config.split}").is_dir() else words, folder, line=line)
 
 
-def call(words: Sequence[str], folder: Path) -> None:
+def call(words: Sequence[str], folder: Path, *, line: int | None) -> None:
     """Print a command and run it in a process of its own."""
     print(f"\n$ sscl {shlex.join(words)}", flush=True)
-    if subprocess.run([sys.executable, "-m", "sscl", *words], check=False).returncode != 0:
+    if children.run_command(words, line=line) != 0:
         raise ValueError(
             f"compare: {folder.name}: `sscl {words[0]}` failed, see above; complete runs are kept and reused"
         )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from sscl import run
+from sscl import children, run
 from sscl.config import DemoConfig, shipped
 
 
@@ -27,7 +25,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     started = time.perf_counter()
     for command in commands:
         print(f"\n$ sscl {shlex.join(command)}", flush=True)
-        if subprocess.run([sys.executable, "-m", "sscl", *command], check=False).returncode != 0:
+        if children.run_command(command) != 0:
             raise ValueError(f"demo: `sscl {shlex.join(command)}` failed; its message is above")
     minutes = (time.perf_counter() - started) / 60
     panels = sorted((folder / "finetune" / "gradcam_test").glob("*_panel.png"))

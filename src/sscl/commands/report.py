@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-from sscl import run, writing
+from sscl import children, run, writing
 from sscl.config import ReportConfig
 from sscl.evaluate.records import Evaluation
 from sscl.models import checkpoint
@@ -87,6 +85,6 @@ def evaluate_where_missing(folder: Path, there: Path, config: ReportConfig, *, o
             raise ValueError(f"{there}: evaluates another checkpoint; give --overwrite to evaluate again")
         words.append("--overwrite")
     print(f"$ sscl {shlex.join(words)}", flush=True)
-    if subprocess.run([sys.executable, "-m", "sscl", *words], check=False).returncode != 0:
+    if children.run_command(words) != 0:
         raise ValueError("report: `sscl eval` failed, see above")
     print()

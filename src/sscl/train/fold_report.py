@@ -96,9 +96,10 @@ def build_report(
     runs = []
     for number, folder, one in zip(numbers, folders, found, strict=True):
         trained = checkpoint.load_checkpoint(folder, kind="finetune", tensors=False)
-        epochs = len(run.read_metrics(folder / "metrics.jsonl"))
+        ending = run.ending_of(folder)
+        assert ending is not None  # a fold is predicted when it has ended
         scores = scores_of(one, positive=positive)
-        runs.append(Fold(**dict(scores), fold=number, folder=str(folder), epoch=trained.epoch, epochs=epochs))
+        runs.append(Fold(**dict(scores), fold=number, folder=str(folder), epoch=trained.epoch, epochs=ending.epochs))
     everything = joined(found, folds=numbers, order=[name for one in found for name in one.ids])
     notes = [*few_groups_notes(everything.groups, runs), *notes]
     pooled = mean = sd = None

@@ -83,8 +83,9 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
             continue
         rows = held[number - 1]
         print(f"\nfold {number} of {len(held)}: {describe(tiles, rows, groups_are(config.data))} held out", flush=True)
-        again = resume if alone else goes_on and is_interrupted(one)
-        train_classifier(one, overwrite=not again and (overwrite or not alone), resume=again)
+        if alone or not goes_on or not is_trained(one, tiles):
+            again = resume if alone else goes_on and is_interrupted(one)
+            train_classifier(one, overwrite=not again and (overwrite or not alone), resume=again)
         predict(one, tiles.subset(rows), device=device)
     report = build_report(config, tiles, [Path(one.run) for one in configs.values()], numbers=numbers, notes=notes)
     if not alone:
@@ -147,9 +148,28 @@ def is_interrupted(config: FinetuneConfig) -> bool:
     folder = Path(config.run)
     if not (folder / "checkpoints" / "last.pt").is_file() or run.unfinished(folder) is None:
         return False
+    return is_unchanged(config)
+
+
+def is_trained(config: FinetuneConfig, tiles: Tiles) -> bool:
+    """Return whether a fold has ended, with this configuration and on these tiles, so that it can be predicted."""
+    folder = Path(config.run)
+    ending = run.ending_of(folder)
+    if ending is None or not ending.final or not is_unchanged(config):
+        return False
+    try:
+        kept = checkpoint.load_checkpoint(folder / "checkpoints" / "best.pt", kind="finetune", tensors=False)
+    except (FileNotFoundError, ValueError):  # then it is trained again
+        return False
+    return kept.fingerprint == tiles.fingerprint
+
+
+def is_unchanged(config: FinetuneConfig) -> bool:
+    """Return whether the run that is there was made with this configuration, from weights that are still the same."""
+    made = Path(config.run) / "config.yaml"
     weights = weights_file(config.model.weights, key="model.weights")
-    newer = weights is not None and weights.stat().st_mtime > (folder / "config.yaml").stat().st_mtime
-    return not newer and not changed_keys(load_config(FinetuneConfig, folder / "config.yaml"), config)
+    newer = weights is not None and weights.stat().st_mtime > made.stat().st_mtime
+    return not newer and not changed_keys(load_config(FinetuneConfig, made), config)
 
 
 def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -> bool:
@@ -160,7 +180,9 @@ def is_complete(config: FinetuneConfig, tiles: Tiles, rows: NDArray[np.int64]) -
             since.
     """
     folder = Path(config.run)
-    if not (folder / "predictions.csv").is_file():  # the last file that is written
+    ending = run.ending_of(folder)
+    # The predictions are the last file that is written.
+    if not (folder / "predictions.csv").is_file() or ending is None or not ending.final:
         return False
     refuse_changes(folder, load_config(FinetuneConfig, folder / "config.yaml"), config)
     again = "train all folds again with --overwrite"

@@ -24,9 +24,11 @@ from sscl.config import (
     shipped,
 )
 from sscl.evaluate.comparison import METRICS
+from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.models.start import facts_to_be, inherit, weights_file
 from sscl.places import missing
 from sscl.train.labelled import labelled_tiles
+from sscl.train.setup import moved
 from sscl.words import nearest
 
 KINDS: dict[str, type[FinetuneConfig] | type[PretrainConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -264,19 +266,18 @@ def _decision(step: Step, earlier: Mapping[Path, Decision], *, overwrite: bool) 
     folder = run.check_run_folder(step.folder, overwrite=True, trains=True)
     if not folder.is_dir() or not any(folder.iterdir()):
         return Decision(Action.NEW)
-    interrupted = Decision(Action.AGAIN, "it was interrupted")
     if not (folder / "config.yaml").is_file():
-        return interrupted
+        return Decision(Action.AGAIN, INTERRUPTED)
     try:
         before = load_config(KINDS[step.entry.command], folder / "config.yaml")
     except ValueError as error:
-        complete, resumable = True, False  # as far as one can tell
+        found = Progress(ended=True, checkpoints=True)  # as far as one can tell
         changes = [f"a config.yaml that this version does not accept ({str(error).splitlines()[0]})"]
     else:
-        complete, resumable = progress_of(step)
+        found = progress_of(step, before)
         changes = changes_of(before, step)
-    if not complete and not resumable:
-        return interrupted
+    if not found.complete and not found.resumable:
+        return Decision(Action.AGAIN, NOT_ITS_OWN if found.ended else INTERRUPTED)
     if changes and not overwrite:
         raise ValueError(
             f"{folder}: was made with {'; '.join(changes)}; set it back, give another out, or make it again with "
@@ -289,7 +290,7 @@ def _decision(step: Step, earlier: Mapping[Path, Decision], *, overwrite: bool) 
         newer = not start.checkpoint.is_file() or modified(start.checkpoint) > modified(folder / "config.yaml")
         if earlier[start.folder].action is not Action.REUSED or newer:
             return Decision(Action.AGAIN, f"{start.folder.name}, which it starts from, is newer")
-    return Decision(Action.REUSED if complete else Action.RESUME)
+    return Decision(Action.REUSED if found.complete else Action.RESUME)
 
 
 def modified(path: Path) -> float:
@@ -297,10 +298,52 @@ def modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def progress_of(step: Step) -> tuple[bool, bool]:
-    """Return whether a run has ended with the file that others start from, and whether it can be resumed."""
-    ended = (step.folder / run.ENDING).is_file() and run.unfinished(step.folder) is None
-    return ended and step.checkpoint.is_file(), (step.folder / "checkpoints" / "last.pt").is_file()
+INTERRUPTED = "it was interrupted"
+NOT_ITS_OWN = "it has ended, but its checkpoint is missing, damaged, or of another run"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        ended: its training says so. checkpoints: what others read of it is there, and is what that training wrote.
+        resumable: training can go on.
+    """
+
+    ended: bool
+    checkpoints: bool
+    resumable: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.ended and self.checkpoints
+
+
+def progress_of(step: Step, config: FinetuneConfig | PretrainConfig) -> Progress:
+    """Return how far the run of a step has come, whose config.yaml says `config`."""
+    ending = run.ending_of(step.folder)
+    last = _kept(step, config, "last.pt")
+    if step.entry.command == "pretrain":
+        whole = last is not None and step.checkpoint.is_file() and ending is not None and last.epoch == ending.epochs
+        resumable = last is not None
+    else:
+        best = _kept(step, config, "best.pt")
+        whole = best is not None and ending is not None and best.epoch <= ending.epochs
+        resumable = last is not None and best is not None
+    return Progress(ended=ending is not None and ending.final, checkpoints=whole, resumable=resumable)
+
+
+def _kept(step: Step, config: FinetuneConfig | PretrainConfig, name: str) -> Checkpoint | None:
+    """Return the facts of a checkpoint; None where it is missing, damaged, or of a run with another configuration."""
+    file = step.folder / "checkpoints" / name
+    try:
+        found = load_checkpoint(file, kind=step.entry.command, tensors=False, to_resume=True)
+    except (FileNotFoundError, ValueError):
+        return None
+    others = [change for change in changed_keys(found.config, config) if not moved(change)]
+    return None if others else found
 
 
 def changes_of(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]:
@@ -319,8 +362,10 @@ def changes_of(before: FinetuneConfig | PretrainConfig, step: Step) -> list[str]
 def evaluated(folder: Path, split: str) -> bool:
     """Return whether a run has predictions of its checkpoint on this split, made with eval's defaults."""
     found = folder / f"eval_{split}"
-    written = found / "predictions.csv"  # the later one of the two
-    if not written.is_file() or modified(found / "metrics.json") < modified(folder / "checkpoints" / "best.pt"):
+    written = found / "predictions.csv"
+    if not all(file.is_file() for file in (written, found / "metrics.json", found / "config.yaml")):
+        return False
+    if modified(found / "metrics.json") < modified(folder / "checkpoints" / "best.pt"):
         return False
     with written.open(encoding="utf-8") as handle:
         columns = handle.readline().strip().split(",")

@@ -1,0 +1,54 @@
+"""Commands of sscl in processes of their own, which end when this one does, however it ends.
+
+A child's standard input is a pipe that this process alone can write to. The system closes it with the process, after
+SIGKILL too; a thread of the child waits for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+_ASKED = "SSCL_ENDS_WITH_STDIN"
+ENDED = 143  # exit code of such a child, as after SIGTERM
+
+
+@contextlib.contextmanager
+def lifeline() -> Iterator[int]:
+    """Give what `run_command` connects children to: they end, where they have not yet, when the context is left."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+def run_command(words: Sequence[str], *, line: int | None = None) -> int:
+    """Run `sscl WORDS` to its end and return its exit code.
+
+    Args:
+        line: of `lifeline`, for commands that run at the same time; None = one of its own.
+    """
+    if line is None:
+        with lifeline() as own:
+            return run_command(words, line=own)
+    whole = [sys.executable, "-m", "sscl", *words]
+    return subprocess.run(whole, stdin=line, env={**os.environ, _ASKED: "1"}, check=False).returncode
+
+
+def end_with_parent() -> None:
+    """In a child of `run_command`, end this process when its parent ends; elsewhere do nothing."""
+    if os.environ.pop(_ASKED, None):
+        threading.Thread(target=_watch, name="lifeline", daemon=True).start()
+
+
+def _watch() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(ENDED)  # at once: files are whole or absent, whenever that is
