@@ -17,6 +17,7 @@ FLOORS = (
     "children",
     "places",
     "words",
+    "locks",
     "writing",
     "records",
     "config",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sscl import __version__
+from sscl import __version__, ranks, writing
 from sscl.config import Section, plain, read_yaml
 from sscl.places import missing
 from sscl.records import Record, read_record, write_record
 from sscl.words import count
-from sscl.writing import is_ours, naming, to_yaml, write_text
+from sscl.writing import is_bare, is_ours, naming, to_yaml, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -60,7 +60,7 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
             if begun:
                 again = "no epoch was kept to go on from; start again with --overwrite"
             raise FileNotFoundError(f"{path}: nothing to resume (no checkpoints/last.pt); {again}")
-    elif path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and not is_bare(path):
         if not overwrite:
             raise ValueError(f"{path}: exists and is not empty; give --overwrite to replace it, or another folder")
         if not is_ours(path):
@@ -73,18 +73,56 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
     return path
 
 
+@contextlib.contextmanager
+def holding(path: str | Path) -> Iterator[None]:
+    """Let no other command write a run folder meanwhile; of torchrun's ranks the first sees to it.
+
+    Raises:
+        InUse: another process writes there; who, and since when.
+    """
+    with contextlib.nullcontext() if ranks.rank() > 0 else writing.holding(Path(path)):
+        yield
+
+
+@contextlib.contextmanager
+def whole_folder(
+    path: str | Path,
+    config: Section,
+    *,
+    overwrite: bool,
+    inputs: Mapping[str, str | None] | None = None,
+    trains: bool = False,
+) -> Iterator[Path]:
+    """Give a folder to fill, with config.yaml and env.json in it; on success it takes the place of `path`.
+
+    What is at `path` stays whole until then, and for good where an error or Ctrl-C comes. No other command writes there
+    meanwhile.
+
+    Args:
+        path, overwrite, trains: as for `check_run_folder`.
+        inputs: files and folders that the command reads, by key; they must not lie in `path`.
+
+    Raises:
+        ValueError: as `check_run_folder` and `check_inputs_outside`; another process writes there.
+    """
+    path = Path(path)
+    with writing.holding(path):
+        check_run_folder(path, overwrite=overwrite, trains=trains)
+        check_inputs_outside(path, inputs or {})
+        with writing.replacing_folder(path) as unfinished:
+            write_origin(unfinished, config)
+            yield unfinished
+            check_run_folder(path, overwrite=overwrite, trains=trains)  # much time has passed
+
+
 def start_folder(path: Path, config: Section, *, overwrite: bool) -> None:
     """Make the folder with config.yaml and env.json, in the place of what `check_run_folder` allowed to replace.
 
     Raises:
         ValueError: without `overwrite`, something has come there since.
     """
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{path}: another command has written there meanwhile; name another folder")
-        shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
-    write_origin(path, config)
+    with whole_folder(path, config, overwrite=overwrite, trains=True):
+        pass
 
 
 def write_origin(path: Path, config: Section) -> None:

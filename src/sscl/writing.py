@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import errno
+import glob
 import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
+
+from sscl import locks
 
 
 class _Dumper(yaml.SafeDumper):
@@ -74,6 +79,13 @@ def _not_written(path: Path, number: int, reason: str, kept: str) -> OSError:
     return OSError(number, "; ".join(part for part in parts if part), str(path))
 
 
+# --- files and folders, whole or absent ---
+
+# `.NAME.RANDOM.tmp` is being written; with .lock behind it, its lock.
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
+_LOCK, _ASIDE = ".lock", ".old"
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, kept: str = "") -> Iterator[Path]:
     """Give a temporary path to write; on success it is fsynced and takes `path`'s place in one step.
@@ -82,30 +94,138 @@ def replacing(path: Path, *, kept: str = "") -> Iterator[Path]:
         kept: see `naming`.
     """
     temporary = _beside(path)
-    try:
-        with naming(path, temporary=temporary, kept=kept):
+    with naming(path, temporary=temporary, kept=kept), locks.held(temporary, wait=True):
+        try:
             yield temporary
             put(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; on success it takes the place of `path`, which must be absent or an empty folder.
+    """Give an empty folder to fill; on success it takes the place of `path`, whose old content is then deleted.
 
-    The folder above `path` is made where it is missing.
+    The old content stays whole until then, whatever happens. The folder above `path` is made where it is missing.
+
+    Raises:
+        locks.InUse: another process writes there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    temporary.mkdir()
+    real = Path(os.path.realpath(path))  # beside the folder itself, not beside a link to it
+    if os.path.ismount(real):
+        raise ValueError(f"{path}: something is mounted there, so it cannot be replaced; name a folder in it")
+    temporary = _beside(real)
+    with holding(path), locks.held(temporary, wait=True):
+        try:
+            with naming(path, temporary=temporary):
+                temporary.mkdir()
+            yield temporary
+            with naming(path, temporary=temporary):
+                _take_place(temporary, real)
+        finally:
+            _delete(temporary)
+
+
+@contextlib.contextmanager
+def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or folder to write, and first clear away what a killed process left beside it.
+
+    Where this process holds it already, nothing happens.
+
+    Args:
+        wait: for a process that holds it.
+
+    Raises:
+        locks.InUse: another process writes there.
+    """
+    if locks.holds(path):
+        yield
+        return
+    real = Path(os.path.realpath(path))
+    made = [folder for folder in real.parents if not folder.exists()]
     try:
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
+        with naming(path):
+            real.parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(path, wait=wait) as locked:
+            if not locked:
+                print(f"note: {real.parent} has no locks of files: let no other command write {path} meanwhile")
+            _put_back(real)
+            remove_dead(real.parent, real.name)
+            yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # absent, or in use now
+                folder.rmdir()
+
+
+def remove_dead(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left unfinished in a folder: of the file or folder `name`, or all."""
+    if not folder.is_dir():
+        return
+    found = [_TEMPORARY.fullmatch(entry.removesuffix(_LOCK)) for entry in os.listdir(folder)]
+    for temporary in {folder / match[0] for match in found if match is not None and name in (None, match[1])}:
+        with contextlib.suppress(locks.InUse, OSError), locks.held(temporary) as locked:
+            if locked:
+                _delete(temporary)
+
+
+def is_bare(folder: Path) -> bool:
+    """Return whether a folder holds nothing but, perhaps, what killed processes of sscl left unfinished there."""
+    return all(_is_left(path) for path in folder.iterdir())
+
+
+def _is_left(path: Path) -> bool:
+    """Return whether a file or folder is an unfinished one, or a lock, of a process that is gone."""
+    name = path.name.removesuffix(_LOCK)
+    if _TEMPORARY.fullmatch(name) is None:
+        if not locks.is_lock(path):
+            return False
+        name = name[1:]
+    return not locks.in_use(path.with_name(name))
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or folder that may be absent; what cannot be deleted is said."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            print(f"note: {path} cannot be deleted; nothing needs it")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _take_place(finished: Path, path: Path) -> None:
+    """Put a finished folder in the place of another, which then has its name; in one step where the system can."""
+    if not path.exists():
+        finished.rename(path)
+    elif not _exchange(finished, path):
+        try:
+            path.rename(finished.with_suffix(_ASIDE))
+            finished.rename(path)
+        finally:
+            _put_back(path)
+
+
+def _put_back(path: Path) -> None:
+    """Bring back a folder whose successor never took its place; one whose successor did is a dead temporary now."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.*{_ASIDE}"):
+        temporary = aside.with_suffix(".tmp")
+        if _TEMPORARY.fullmatch(temporary.name) is not None:
+            aside.rename(temporary if path.exists() else path)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two folders in one step; return whether the system can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    if rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # an older kernel, or a file system that cannot
+        return False
+    raise OSError(number, os.strerror(number), str(b))
 
 
 def put(finished: Path, path: Path) -> None:

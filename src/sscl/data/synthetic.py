@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from sscl.data.polyp import draw_polyp, draw_slide_look
 from sscl.progress import over
-from sscl.writing import naming, replacing_folder, write_csv
+from sscl.writing import is_bare, naming, replacing_folder, write_csv
 
 SAID = "synthetic tiles, drawn by a program: they say nothing about tissue"
 TILES_PER_SLIDE = 8
@@ -138,7 +138,7 @@ def write_synthetic(
     draw = partial(draw_tile, seed=seed, size_px=size_px, ssa_fraction=ssa_fraction)
 
     root = Path(root).absolute()
-    if root.is_symlink() or (root.exists() and not (root.is_dir() and not any(root.iterdir()))):
+    if root.is_symlink() or (root.exists() and not (root.is_dir() and is_bare(root))):
         raise ValueError(f"{root}: exists and is not an empty folder; remove it or choose another folder")
     try:
         with replacing_folder(root) as unfinished:

@@ -1,0 +1,143 @@
+"""Who writes a file or folder just now: the kernel's lock on a file beside it, which ends with the process.
+
+The lock of `runs/x` is `runs/.x.lock`. What the file says is for people; whether its process lives, the kernel knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_START = b'{"host": '
+_HELD: set[Path] = set()  # by this process
+
+
+class InUse(ValueError):
+    """Another process writes there."""
+
+
+@contextlib.contextmanager
+def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a file or folder, which need not exist yet; yields False where the file system has no locks.
+
+    Args:
+        wait: for the process that holds it.
+
+    Raises:
+        InUse: another process, or another thread of this one, holds it.
+        OSError: nothing can be written there; named after `path`.
+    """
+    real = _real(path)
+    if not real.name:
+        raise ValueError(f"{path}: is the root of a file system; name a folder in it")
+    try:
+        file, locked = _take(lock_of(real), path, wait=wait)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    _HELD.add(real)
+    try:
+        yield locked
+    finally:
+        _HELD.discard(real)
+        with contextlib.suppress(OSError):
+            lock_of(real).unlink()
+        file.close()
+
+
+def holds(path: Path) -> bool:
+    """Return whether this process holds the lock of a path."""
+    return _real(path) in _HELD
+
+
+def in_use(path: Path) -> bool:
+    """Return whether a process holds the lock of a path, or may do so."""
+    try:
+        with lock_of(_real(path)).open("r+b") as file:
+            return _lock(file) is not True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def lock_of(path: Path) -> Path:
+    """Return the lock file of a path."""
+    return path.with_name(f"{'' if path.name.startswith('.') else '.'}{path.name}.lock")
+
+
+def is_lock(path: Path) -> bool:
+    """Return whether a file is a lock file of sscl, by its name and what it says; it may still be empty."""
+    if not (path.name.startswith(".") and path.name.endswith(".lock") and path.is_file()):
+        return False
+    with contextlib.suppress(OSError):
+        start = path.read_bytes()[:16]
+        return start.startswith(_START) or not start
+    return False
+
+
+def _real(path: Path) -> Path:
+    """Return a path without links, so that a folder has one lock under all its names."""
+    return Path(os.path.realpath(path))
+
+
+def _take(lock: Path, path: Path, *, wait: bool) -> tuple[IO[bytes], bool]:
+    """Return the open lock file, and whether it is locked."""
+    while True:
+        file = lock.open("a+b", buffering=0)  # what another process wrote stays
+        locked = _lock(file, wait=wait)
+        if locked is False:
+            with file:
+                raise InUse(f"{path}: {_said_by(file)}; wait until it has ended, or write elsewhere")
+        # The one before may have removed the file between our opening and our locking it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                with contextlib.suppress(OSError):  # a full disk: nobody needs this text to be there
+                    file.truncate(0)
+                    file.write(json.dumps(_here()).encode())
+                return file, locked is True
+        file.close()
+
+
+def _lock(file: IO[bytes], *, wait: bool = False) -> bool | None:
+    """Lock an open file. False: another one has; None: this file system, or this system, has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _here() -> dict[str, str | int]:
+    """Return what a lock file says of this process."""
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "since": datetime.datetime.now(datetime.timezone.utc).isoformat(" ", timespec="seconds"),
+        "command": " ".join(["sscl", *sys.argv[1:]]),
+    }
+
+
+def _said_by(file: IO[bytes]) -> str:
+    """Return who holds a lock, in words."""
+    try:
+        file.seek(0)
+        found = json.load(file)
+        return f"process {found['process']} on {found['host']} writes there since {found['since']} ({found['command']})"
+    except (OSError, ValueError, TypeError, KeyError):  # it is just being written
+        return "another process writes there"
