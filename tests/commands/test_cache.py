@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sscl import locks
 from sscl.data.cache import cached_tiles
 
 
 @pytest.fixture
-def cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Path]:
     """Two sets of tiles, features, what a dead and a live process write, and a file of somebody else."""
     for key, n in (("a", 3), ("b", 2)):
         cached_tiles(key, (n, 16, 16, 3), lambda images: images.fill(0), cache_dir=tmp_path)
@@ -23,14 +25,15 @@ def cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     np.save(tmp_path / "features-c.npy", np.zeros((2, 2), dtype=np.float32))
     for name in (".tiles-d.npy.0123456789ab.tmp", ".features-e.npy.0123456789ab.tmp", "notes.txt"):
         (tmp_path / name).write_text("x")
-    for name, days in (("tiles-a.npy", 40), (".tiles-d.npy.0123456789ab.tmp", 1)):
-        then = time.time() - 86400 * days
-        os.utime(tmp_path / name, (then, then))
-    return tmp_path
+    then = time.time() - 86400 * 40
+    os.utime(tmp_path / "tiles-a.npy", (then, then))
+    with locks.held(tmp_path / ".features-e.npy.0123456789ab.tmp"):
+        yield tmp_path
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name.split(".")[0] or path.name.split(".")[1] for path in folder.iterdir()}
+    found = [path.name for path in folder.iterdir() if path.suffix != ".lock"]
+    return {name.split(".")[0] or name.split(".")[1] for name in found}
 
 
 def test_it_lists_what_is_there_and_deletes_nothing(cli: Any, cache: Path) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sscl import locks
 from sscl.places import expanded
 from sscl.words import readable
-from sscl.writing import replacing
+from sscl.writing import remove_dead, replacing
 
 # Part of the key of every array: raise it when features or clusters get other numbers from the same input.
 _ARRAYS_VERSION = 1
-_STALE_SECONDS = 3600
 _BIG = 2**30  # bytes of decoded tiles
 
 
@@ -106,10 +106,8 @@ def cached_tiles(
     size = int(np.prod(shape))
     known = _is_complete(file, shape)
     if not known:
-        with _written(folder, what="decoded tiles", size=size):
-            _remove_stale(folder)
-            with replacing(file) as temporary:
-                _fill_memmap(temporary, shape, fill)
+        with _written(folder, what="decoded tiles", size=size), replacing(file) as temporary:
+            _fill_memmap(temporary, shape, fill)
     _mark_used(file)
     if not known or size >= _BIG:
         print(f"decoded tiles: {readable(size)} in {folder}; sscl cache lists them")
@@ -119,9 +117,10 @@ def cached_tiles(
 
 @contextlib.contextmanager
 def _written(folder: Path, *, what: str, size: int) -> Iterator[None]:
-    """Make the folder; turn an OSError into one line."""
+    """Make the folder, and clear away what killed processes left; turn an OSError into one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_dead(folder)
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
@@ -144,16 +143,11 @@ def _mark_used(file: Path) -> None:
         os.utime(file)
 
 
-def _remove_stale(folder: Path) -> None:
-    """Delete what killed processes left behind."""
-    delete([left for left in cached_files(folder) if left.kind is Kind.LEFT])
-
-
 # --- what is there ---
 
 
 class Kind(Enum):
-    """What a file of the cache is. A live process wrote to its file within the last hour."""
+    """What a file of the cache is."""
 
     TILES = "decoded tiles"
     FEATURES = "features"
@@ -187,7 +181,7 @@ def cached_files(folder: Path) -> list[CachedFile]:
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
                 facts = path.stat()
                 age = max(0.0, time.time() - facts.st_mtime)
-                unfinished = Kind.LEFT if age > _STALE_SECONDS else Kind.WRITTEN
+                unfinished = Kind.WRITTEN if locks.in_use(path) else Kind.LEFT
                 kind_of = unfinished if path.suffix == ".tmp" else kind
                 found.append(CachedFile(path, kind_of, facts.st_size, age))
     return found
@@ -197,6 +191,7 @@ def delete(files: Iterable[CachedFile]) -> None:
     """Delete files of the cache. A process that reads one goes on reading."""
     for file in files:
         file.path.unlink(missing_ok=True)
+        locks.lock_of(file.path).unlink(missing_ok=True)
 
 
 def _fill_memmap(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]) -> None:
