@@ -18,6 +18,7 @@ FLOORS = (
     "places",
     "words",
     "locks",
+    "reading",
     "writing",
     "records",
     "config",

@@ -28,6 +28,17 @@ def nearest(name: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
     return f"allowed are {', '.join(names)}" if near is None else f"did you mean {near}?"
 
 
+def first_twice(words: Sequence[str]) -> str | None:
+    """Return the first word that is given a second time, None where all differ.
+
+    Examples:
+        >>> first_twice(["a", "b", "a"]), first_twice(["a", "b"])
+        ('a', None)
+    """
+    seen: set[str] = set()
+    return next((word for word in words if word in seen or seen.add(word)), None)  # type: ignore[func-returns-value]
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, as in "1 tile", "2,048 tiles".
 

@@ -440,7 +440,7 @@ class TestFaults:
             ("{model: timm:test_resnet}", r"encoders\.0\.name: missing"),
             (
                 "{name: a, model: timm:test_resnet}, {name: a, model: resnet34}",
-                r"encoders: 2 of them have the name 'a'",
+                r"encoders: several of them have the name 'a'",
             ),
             ("{name: a, weights: nowhere}", r"encoders\.0 \(a\): nowhere: no such run folder or checkpoint file"),
             ("{name: a}", r"encoders\.0 \(a\): model: missing"),

@@ -44,7 +44,7 @@ def fault_of(*overrides: str, path: Path | None = None) -> str:
         ("[a, b]: 1\n", ["line 1", "a key must be a word"]),
         ("- a\n- b\n", ["`key: value`", "got a list"]),
         ("run: [a\n", ["not valid YAML"]),
-        ("run: !!python/object:os.system {}\n", ["not valid YAML", "constructor"]),
+        ("run: !!python/object:os.system {}\n", ["line 1", "tag !!python/object:os.system"]),
         ("1: a\nrun: r\ndata: {root: d}\n", ["1: unknown key", "run, seed"]),
     ],
 )

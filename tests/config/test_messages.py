@@ -104,9 +104,9 @@ FAULTS = [
     (config.CompareConfig, "finished=[a]", "finished", ["two or more", "got a"]),
     (
         config.CompareConfig,
-        "runs=[{name: a, command: pretrain, config: c, published: {1: 0.9}}]",
-        "runs.0.published.1",
-        ["text", "got 1"],
+        "runs=[{name: a, command: pretrain, config: c, published: {accuracy: good}}]",
+        "runs.0.published.accuracy",
+        ["a number", "got 'good'"],
     ),
 ]
 

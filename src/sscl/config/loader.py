@@ -10,47 +10,20 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from sscl.config import shipped
+from sscl.config import shipped, strict_yaml
 from sscl.config.messages import explain, shown
 from sscl.config.sections import Section, field_at, marked, section_below, typed_as
+from sscl.config.strict_yaml import StrictLoader, TextLoader
 from sscl.places import expanded
+from sscl.reading import read_text
+from sscl.words import count
+
+LARGEST = 2**20  # bytes of a YAML file; those that come with sscl have some 2,000
 
 # Other names of a key, where a command has that key.
 SYNONYMS = {"from": "model.weights", "log.progress": "progress", "run": "checkpoint"}
 
 Config = TypeVar("Config", bound=Section)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, reads 1e-4 as a number, which YAML 1.1 calls a string, and a date as
-    the text it is: no setting is a date, and runs are named after dates.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"line {key.start_mark.line + 1}: a key must be a word, got a list or mapping")
-            if key.value in seen:
-                raise ValueError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-class _TextLoader(_Loader):
-    """Reads every value as the text it is: a list of texts, as in `[001, 1e3]`."""
-
-
-_TextLoader.yaml_implicit_resolvers = {}
 
 
 def load_config(
@@ -76,8 +49,9 @@ def load_config(
     """
     file = shipped.find(path) if path is not None else None
     source = "command line" if file is None else str(path)
-    content = read_yaml(file) if file is not None else _of_run(kind, overrides) if resume else {}
-    faults = [] if file is None else list(_cut_paths(kind, file.read_text(encoding="utf-8")))
+    text = "" if file is None else read_text(file, at_most=LARGEST)
+    content = _mapping(file, text) if file is not None else _of_run(kind, overrides) if resume else {}
+    faults = list(_cut_paths(kind, text))
     _use_main_names(kind, content)
     given: dict[str, tuple[str, object]] = {}  # by their main name: the key as typed, and its value
     for word in overrides:
@@ -129,19 +103,17 @@ def read_yaml(path: str | Path) -> dict[str, object]:
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: not YAML, or not a mapping.
+        ValueError: not YAML, not a mapping, or more than a config needs (see `strict_yaml`).
     """
     path = shipped.find(path)
+    return _mapping(path, read_text(path, at_most=LARGEST))
+
+
+def _mapping(path: Path, text: str) -> dict[str, object]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        cut = re.search("mapping values are not allowed|expected ',' or", str(error))
-        quote = "; quote a text with ': ' or ' #' in it" if cut else ""
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}{quote}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+        content = strict_yaml.read(text)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -173,15 +145,17 @@ def read_word(kind: type[Section], dotted: str, text: str) -> Any:
     if typed == "text or null":
         return None if text in ("", "null") else text
     if typed == "words":
-        listed = _from_yaml(text, _TextLoader) if text.startswith(("[", "{")) else text
+        listed = _from_yaml(dotted, text, TextLoader) if text.startswith(("[", "{")) else text
         return listed if isinstance(listed, (list, dict)) else [text] if text else []
-    return _from_yaml(text, _Loader) if text else None
+    return _from_yaml(dotted, text, StrictLoader) if text else None
 
 
-def _from_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
+def _from_yaml(dotted: str, text: str, loader: type[StrictLoader]) -> Any:
     try:
-        return yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError):
+        return strict_yaml.read(text, loader=loader)
+    except ValueError as error:
+        if loader is StrictLoader and text.startswith(("[", "{")):  # meant as YAML
+            raise ValueError(f"{dotted}: {error}, got {shown(text)}") from None
         return text
 
 
@@ -229,7 +203,10 @@ def _typed(kind: type[Section], word: str) -> tuple[str, object]:
     typed, equals, text = word.partition("=")
     if not equals or not all(typed.split(".")):
         raise ValueError(f"argument {word!r}: must be KEY=VALUE, as in train.epochs=10")
-    return typed, read_word(kind, main_name(kind, typed), text)
+    value = read_word(kind, main_name(kind, typed), text)
+    if isinstance(value, str) and len(value) > strict_yaml.LONGEST_TEXT:
+        raise ValueError(f"{typed}: a text of more than {count(strict_yaml.LONGEST_TEXT, 'character')}")
+    return typed, value
 
 
 def _set_key(content: dict[str, object], dotted: str, value: object) -> None:
@@ -262,7 +239,7 @@ def _index(place: list[Any], word: str, dotted: str) -> int:
 def _cut_paths(kind: type[Section], text: str) -> Iterator[str]:
     """Yield a line for each path in a file that YAML ends at a #, as `root: Case #2`, which is the folder Case."""
     if re.search(r"[ \t]#\S", text):  # seldom: a comment has a space behind its #
-        yield from _cut_below(kind, yaml.compose(text, Loader=_Loader), text, ())
+        yield from _cut_below(kind, strict_yaml.nodes(text), text, ())
 
 
 def _cut_below(kind: type[Section], node: yaml.Node | None, text: str, parts: tuple[str, ...]) -> Iterator[str]:
@@ -275,7 +252,8 @@ def _cut_below(kind: type[Section], node: yaml.Node | None, text: str, parts: tu
     elif isinstance(node, yaml.ScalarNode) and node.style is None:
         dotted = main_name(kind, ".".join(parts))
         field = field_at(kind, [part for part in dotted.split(".") if not part.isdigit()])
-        rest = text[node.end_mark.index :].split("\n", 1)[0]
+        end = text.find("\n", node.end_mark.index)
+        rest = text[node.end_mark.index : end if end >= 0 else None]
         if field is not None and marked(field, "path") and re.match(r"[ \t]+#\S", rest):
             whole = node.value + rest.rstrip()
             yield (

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sscl.config.sections import Section, choices, field_at, keys, section_at, section_type
-from sscl.words import closest, listed
+from sscl.words import MOST, closest, count, listed
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ def explain(kind: type[Section], error: ValidationError, content: Any) -> list[s
         content: what was given, as it was read.
     """
     lines = []
-    for found in error.errors():
+    for found in error.errors()[:MOST]:
         fault = _fault(kind, found, content)
         lines.append(MESSAGES.get(found["type"], _other)(fault))
-    return list(dict.fromkeys(lines))
+    more = error.error_count() - MOST
+    return [*dict.fromkeys(lines), *([f"and {count(more, 'fault')} more"] if more > 0 else [])]
 
 
 def shown(value: Any) -> str:
@@ -54,6 +55,12 @@ def shown(value: Any) -> str:
         return "a mapping"
     text = repr(value) if isinstance(value, str) else in_yaml(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shown_key(part: str) -> str:
+    """Return a part of a key in one line, at most 60 characters."""
+    part = part if part.isprintable() else repr(part)[1:-1]
+    return part if len(part) <= 60 else f"{part[:57]}..."
 
 
 def in_yaml(value: Any) -> str:
@@ -76,7 +83,7 @@ def _fault(kind: type[Section], found: ErrorDetails, content: Any) -> Fault:
         one_for_many = part == 0 and isinstance(content, dict) and 0 not in content
         if part == "[key]" or (one_for_many and field is not None and section_type(field) is not None):
             continue  # one section given where a list may stand
-        parts.append(str(part))
+        parts.append(_shown_key(str(part)))
         if isinstance(content, dict):
             content = content.get(part)
         elif isinstance(content, (list, tuple)) and isinstance(part, int) and part < len(content):

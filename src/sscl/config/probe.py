@@ -10,7 +10,7 @@ from sscl.config.data import DataConfig
 from sscl.config.encoders import EncoderConfig
 from sscl.config.messages import shown
 from sscl.config.sections import Listed, Section, fault, setting
-from sscl.words import nearest
+from sscl.words import first_twice, nearest
 
 
 class ProbeEncoder(EncoderConfig):
@@ -86,9 +86,8 @@ class ProbeConfig(Section):
             names = [entry.name for entry in entries]
             if not names:
                 raise fault(key, f"is empty; name at least 1: {key}='[{{name: NAME, ...}}]'")
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
-                raise fault(key, f"{len(twice)} of them have the name {twice[0]!r}; give each a different name")
+            if twice := first_twice(names):
+                raise fault(key, f"several of them have the name {twice!r}; give each a different name")
         if self.reference is not None:
             names = [entry.name for entry in self.encoders]
             if self.reference not in names:

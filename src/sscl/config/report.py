@@ -10,7 +10,7 @@ from sscl.config.data import DataConfig
 from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
 from sscl.config.sections import Changes, KeysOf, Listed, Section, fault, setting
-from sscl.words import nearest
+from sscl.words import first_twice, nearest
 
 
 class ReportConfig(Section):
@@ -44,9 +44,8 @@ class ReportConfig(Section):
     @field_validator("runs")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [run for i, run in enumerate(value) if run in value[:i]]
-        if twice:
-            raise ValueError(f"{twice[0]} is given twice; name each folder once")
+        if twice := first_twice(value):
+            raise ValueError(f"{twice} is given twice; name each folder once")
         return value
 
     @field_validator("out")
