@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -56,9 +57,16 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     assert config.out is not None  # the configuration says so
     steps = plan(config)
     check_inputs(steps, progress=config.progress)
-    out = run.check_run_folder(config.out, overwrite=True, trains=True)  # a comparison goes on in its own folder
+    with run.holding(config.out):
+        compare_made(config, steps, overwrite=overwrite)
+
+
+def compare_made(config: CompareConfig, steps: Sequence[Step], *, overwrite: bool) -> None:
+    """Make the runs of a plan and compare them, in the comparison's own folder; see `main`."""
+    out = run.check_run_folder(str(config.out), overwrite=True, trains=True)  # a comparison goes on in its own folder
     decisions = decide(steps, overwrite=overwrite)
-    start(out, config)
+    out.mkdir(parents=True, exist_ok=True)
+    run.write_origin(out, config)
 
     kept = sum(decision.action is Action.REUSED for decision in decisions.values())
     print(f"{len(steps)} runs in {out / 'runs'}: {kept} complete, {len(steps) - kept} to make")
@@ -77,7 +85,8 @@ def main(config: CompareConfig, *, overwrite: bool = False) -> None:
     }
     report = report_made(config, rows, found)
     pictures = draw(config, out, rows, found, report)
-    finish(out, report, pictures)
+    write(out, report)
+    tell(out, report, pictures)
 
 
 def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
@@ -109,22 +118,30 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
         evaluate(folders[name], config)
     found = {name: [read_predictions(table_of(folder, config.split))] for name, folder in folders.items()}
     report = report_finished(config, folders, found, reference=reference)
-    start(out, config.model_copy(update={"out": str(out)}))
-    finish(out, report, [])
+    inputs = {f"finished.{i}": path for i, path in enumerate(config.finished)}
+    whole = config.model_copy(update={"out": str(out)})
+    with run.whole_folder(out, whole, overwrite=True, inputs=inputs) as folder:
+        write(folder, report)
+        keep_others(out, folder)
+    tell(out, report, [])
 
 
-def start(out: Path, config: CompareConfig) -> None:
-    """Make the folder, or go on in it, with the configuration and the environment."""
-    out.mkdir(parents=True, exist_ok=True)
-    run.write_origin(out, config)
+def keep_others(old: Path, new: Path) -> None:
+    """Copy what others wrote into a comparison of finished runs, such as its report, to the folder that follows it."""
+    for path in old.iterdir() if old.is_dir() else ():
+        if not (new / path.name).exists():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
 
 
-def finish(out: Path, report: Comparison, pictures: Sequence[str]) -> None:
-    """Write the report and print it."""
-    write_record(out / comparison.FILE, report)
-    tables = comparison_tables(report)
-    writing.write_text(out / "compare.md", markdown(report, tables))
-    for table in tables:
+def write(folder: Path, report: Comparison) -> None:
+    """Write the report, for programs and for people."""
+    write_record(folder / comparison.FILE, report)
+    writing.write_text(folder / "compare.md", markdown(report, comparison_tables(report)))
+
+
+def tell(out: Path, report: Comparison, pictures: Sequence[str]) -> None:
+    """Print the report, and what was written."""
+    for table in comparison_tables(report):
         print(f"\n{table.title}\n{as_text(table.lines, texts=table.texts)}")
     print(f"\n{report.interval_method}")
     for caveat in report.caveats:
