@@ -10,6 +10,8 @@ _BINARY = {
     b"Rar!": ("a RAR archive", "unpack it"),
     b"\x89HDF": ("an HDF5 file, as Keras writes", "convert it"),
     b"%PDF": ("a PDF document", "save its picture as an image file"),
+    b"8BPS": ("a Photoshop file", "save it as an 8-bit RGB PNG"),
+    b"DDS ": ("a DDS texture", "save it as an 8-bit RGB PNG"),
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from sscl import locks
+from sscl import locks, reading
 
 
 class _Dumper(yaml.SafeDumper):
@@ -262,7 +262,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 def is_ours(folder: Path) -> bool:
     """Return whether a command of sscl made the folder; a file named env.json alone may be anybody's."""
     try:
-        content = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        content = json.loads(reading.read_bytes(folder / "env.json", at_most=2**20))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "sscl" in content

@@ -82,6 +82,18 @@ def test_lists_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, te
         files.find_images(["list.csv"])
 
 
+def test_a_path_that_is_no_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    for path, kind in {
+        "/dev/zero": "device",
+        tmp_path / "null.png": "device",
+        tmp_path / "x.png": "named pipe",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{path}: is a {kind}"):
+            files.find_images([path])
+
+
 def test_what_is_not_there_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "other/a.svs", "a/x.png", "b/x.png")
     (tmp_path / "empty").mkdir()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sscl.data.decode import read_image
 from sscl.data.files import pixels_of
-from sscl.data.images import describe_changes
+from sscl.data.images import describe_changes, size_of
 
 SIDE = 32
 
@@ -301,6 +301,19 @@ def huge(path: Path, side: int) -> None:
         file.write(struct.pack(">I", 1) + b"IDATx" + struct.pack(">I", zlib.crc32(b"IDATx")))
 
 
+def sparse(path: Path, size: int) -> None:
+    """A file of zeros that takes no space on the disk."""
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def many_scans(number: int) -> bytes:
+    """A progressive JPEG that begins with many scans of nothing."""
+    whole = jpeg(noise(), progressive=True)
+    at = whole.index(b"\xff\xda")
+    return whole[:at] + b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0" * number + whole[at:]
+
+
 NO_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "lfs.png": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\nsize 4\n"), "Git LFS pointer"),
     "page.jpg": (lambda p: p.write_text("\n<!DOCTYPE html>\n<html>ä</html>"), "a web page"),
@@ -317,6 +330,11 @@ NO_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "huge.png": (lambda p: huge(p, 13500), "182 million pixels.*cut it into tiles"),
     "jp2.tif": (lambda p: tiff(p, noise(), t259=33005), "JPEG 2000 in TIFF is not supported"),
     "five.tif": (lambda p: tiff(p, np.zeros((8, 8, 5), np.uint8)), "5 channels"),
+    "dds.png": (lambda p: Image.new("RGB", (8, 8)).save(p, "DDS"), "a DDS texture"),
+    "eps.png": (lambda p: Image.new("RGB", (8, 8)).save(p, "EPS"), "%!PS-Adobe"),  # Pillow would run Ghostscript
+    "large.tif": (lambda p: sparse(p, 2**31), "larger than 1.0 GiB"),
+    "tile.tif": (lambda p: tiff(p, noise(), t322=65535, t323=65535), "tiles have too many pixels"),
+    "scans.jpg": (lambda p: p.write_bytes(many_scans(200)), "more than 100 scans"),
     "head.png": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n\0\0"), "cannot be opened"),
 }
 
@@ -333,7 +351,15 @@ def test_the_reason_is_the_true_one(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("no decoder"), NotImplementedError("mode 7"), KeyError(3), IndexError()]
+    "error",
+    [
+        RuntimeError("no decoder"),
+        NotImplementedError("mode 7"),
+        KeyError(3),
+        IndexError(),
+        MemoryError(),
+        SystemError(),
+    ],
 )
 def test_every_error_of_a_decoder_is_one_of_the_image(tmp_path: Path, wrap: Any, error: Exception) -> None:
     """As Pillow's plugins for AVIF and DDS raise them."""
@@ -369,3 +395,35 @@ def test_fit_says_what_becomes_of_an_oblong_image(tmp_path: Path) -> None:
     assert read_image(tmp_path / "square.png", size_px=16, fit="crop").changes == ()
     said = describe_changes({"cropped": 2}, of=3)
     assert [line[:14] for line in said] == ["2 of 3 images "]
+
+
+def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
+    if "AVIF" not in Image.OPEN:
+        pytest.skip("this Pillow has no AVIF")
+    Image.fromarray(smooth()).save(tmp_path / "x.avif", quality=100)
+    assert np.abs(read(tmp_path / "x.avif").astype(int) - smooth()).max() < 12
+    whole = (tmp_path / "x.avif").read_bytes()
+    (tmp_path / "x.avif").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"x\.avif: "):
+        read(tmp_path / "x.avif")
+
+
+def test_a_file_of_endless_pages_is_not_counted(tmp_path: Path) -> None:
+    """Pillow counts the pages of a GIF by reading them all."""
+    first, second = (Image.fromarray(noise(8, seed=seed)).convert("P") for seed in (0, 1))
+    first.save(tmp_path / "x.gif", save_all=True, append_images=[second])
+    whole = (tmp_path / "x.gif").read_bytes()
+    frame = whole[whole.rindex(b"!\xf9") : -1]
+    (tmp_path / "x.gif").write_bytes(whole[:-1] + frame * 200_000 + b";")
+    with pytest.raises(ValueError, match="more than one page"):
+        read(tmp_path / "x.gif")
+
+
+def test_what_an_image_is_wide_is_read_from_its_header(tmp_path: Path) -> None:
+    Image.fromarray(noise(8)[:4]).save(tmp_path / "x.png")
+    assert size_of(tmp_path / "x.png") == (8, 4)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "text.png").write_text("none")
+    for name in ("pipe.png", "text.png", "none.png", "\0.png"):
+        with pytest.raises(ValueError, match=r"\.png'?: "):
+            size_of(tmp_path / name)

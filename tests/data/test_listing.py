@@ -43,6 +43,20 @@ def test_pictures_in_a_folder_that_sscl_wrote_are_no_tiles(tmp_path: Path) -> No
     assert "3 files of an sscl run" in str(found.passed_over)
 
 
+def test_what_is_no_file_is_passed_over_and_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "dead.png").symlink_to("nowhere")  # meant to be an image: reading it says what is wrong
+    os.mkfifo(tmp_path / "env.json")
+    (tmp_path / "sub").mkdir()
+    os.mkfifo(tmp_path / "sub" / "env.json")
+    found = list_images(tmp_path)
+    assert found.images == ["a.png", "dead.png"]
+    assert found.passed_over.counts == {"named pipe": 1, "device": 1, ".json": 2}
+    assert "1 named pipe (pipe.png)" in str(found.passed_over)
+
+
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_every_suffix_can_be_decoded(tmp_path: Path, suffix: str) -> None:
     kind = Image.registered_extensions()[suffix]

@@ -333,7 +333,7 @@ BAD_FILES = {
         lambda p: Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 200).save(p),
         "is 16-bit grey",
     ),
-    "pages.tif": (lambda p: noise().save(p, save_all=True, append_images=[noise(seed=1)]), "2 pages"),
+    "pages.tif": (lambda p: noise().save(p, save_all=True, append_images=[noise(seed=1)]), "more than one page"),
 }
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from sscl import augment, run
 from sscl.config import DataConfig, InspectConfig, SynthConfig
+from sscl.data.images import size_of
 from sscl.data.load import accounts, load_splits, tile_file
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
 from sscl.data.pathmnist import stored_size_px
@@ -108,8 +108,7 @@ def describe_files(data: DataConfig, splits: dict[str, Tiles]) -> str:
         for name in tiles.ids:
             file = tile_file(data, name)
             assert file is not None
-            with Image.open(file) as image:  # reads the header only
-                sizes[image.size] += 1
+            sizes[size_of(file)] += 1
     shown = ", ".join(f"{number} of {width}x{height} px" for (width, height), number in sizes.most_common(5))
     more = f" and {count(len(sizes) - 5, 'more size')}" if len(sizes) > 5 else ""
     return f"image files: {shown}{more}"

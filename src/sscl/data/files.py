@@ -5,6 +5,7 @@ Only names are kept: whatever the number of files, only a few batches of pixels 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
@@ -25,6 +26,7 @@ from sscl.data.table import SUFFIXES as LISTS
 from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
 from sscl.places import missing, printable
+from sscl.reading import refuse_irregular
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
 Images = Item | Sequence[Item]
@@ -60,7 +62,8 @@ def find_images(words: Sequence[str | Path]) -> Found:
 
     Raises:
         FileNotFoundError: a path does not exist, or no file of a list exists.
-        ValueError: a list without the column, with an empty field, or two files of one name; no image at all.
+        ValueError: a path is that of a pipe or a device; a list without the column, with an empty field, or two files
+            of one name; no image at all.
     """
     absent = [str(word) for word in words if not os.path.lexists(word)]
     if absent:
@@ -75,6 +78,8 @@ def find_images(words: Sequence[str | Path]) -> Found:
         elif word.lower().endswith(LISTS):
             _add_list(word, found, seen)
         else:
+            with contextlib.suppress(OSError):  # a dead link, or not ours to read: reading it says so
+                refuse_irregular(word, os.stat(word).st_mode, expected="an image file, a folder or a CSV list")
             _add(word, word, os.path.realpath(word), found, seen)
     if not found.files and not found.faults:
         where = printable(str(words[0])) if len(words) == 1 else f"{len(words)} paths"

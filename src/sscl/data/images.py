@@ -8,13 +8,8 @@ Depth: 8 bits or fewer; more are refused, because no scaling to 8 bits is the on
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import io
-import os
-import re
-import stat
-import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,10 +18,19 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from sscl.data.image_faults import (
+    MOST_PIXELS,
+    first_line,
+    formats,
+    not_an_image,
+    not_decoded,
+    tiff_kind,
+    too_many_pixels,
+)
 from sscl.data.jpeg import JpegFile, damage_in
-from sscl.file_kinds import binary_kind, text_kind
+from sscl.reading import opened, read_bytes, why_unreadable
 from sscl.words import count
 
 Fit = Literal["refuse", "crop", "resize"]
@@ -38,18 +42,8 @@ CHANGES = {
     "cropped": "cut to the square in their middle (fit=crop)",
     "squashed": "not square, and made so by resizing (fit=resize)",
 }
+_MOST_BYTES = 2**30  # of its file: more than that many pixels take without compression
 _SAME_COLOUR = 4  # of 255: a profile that moves no colour further is sRGB, by whatever name
-_COMPRESSIONS = {
-    33003: "JPEG 2000",
-    33004: "JPEG 2000",
-    33005: "JPEG 2000",
-    34712: "JPEG 2000",
-    34892: "lossy JPEG of DNG",
-    50000: "Zstandard",
-    50001: "WebP",
-    50002: "JPEG XL",
-    52546: "JPEG XL",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,23 +72,32 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
         ValueError: the file cannot be read, is empty or is no image; one line that names it.
     """
     try:
-        kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):  # to open a FIFO would wait for its writer
-            raise ValueError(f"{path}: is a {_kind_of(kind)}, not an image file; remove it from the data set")
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_bytes(path, at_most=_MOST_BYTES, expected="an image file; remove it from the data set")
     except OSError as error:
         raise ValueError(f"{path}: {why_unreadable(path, error)}") from error
+    except MemoryError:
+        raise ValueError(f"{path}: does not fit into the memory that is free; cut it into tiles") from None
     if not data:
         raise ValueError(f"{path}: is empty (0 bytes); copy it again or remove it from the data set")
     try:
-        image = Image.open(io.BytesIO(data))
-    except MemoryError:
-        raise
+        image = Image.open(io.BytesIO(data), formats=formats())
     except Exception as error:  # plugins raise whatever they meet: SyntaxError, KeyError, RuntimeError, struct.error
-        raise ValueError(f"{path}: {_not_an_image(data, error)}") from error
+        raise ValueError(f"{path}: {not_an_image(data, error)}") from error
     with image:
         yield image
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    """Return the width and height of an image file in pixels; no more than its header is read.
+
+    Raises:
+        ValueError: it is no image; one line that names it.
+    """
+    try:
+        with opened(path, expected="an image file") as file, Image.open(file, formats=formats()) as image:
+            return image.size
+    except Exception as error:  # see `open_image`
+        raise ValueError(f"{path}: cannot be opened ({first_line(error)}); copy it again") from error
 
 
 def decode_image(
@@ -122,19 +125,30 @@ def decode_image(
             "(data.fit)"
         )
     try:
-        what = _too_deep(image)
-        pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a camera's JPEG with a preview
-        rgb, changes = _as_rgb(image) if not what and pages == 1 else (None, [])
-    except MemoryError:
-        raise
+        return _decoded(image, size_px=size_px, fit=fit)
     except _NotUsableError as error:
         raise ValueError(f"{name}: {error}") from None
+    except MemoryError:
+        raise ValueError(
+            f"{name}: its {width}×{height} pixels do not fit into the memory that is free; cut it into tiles"
+        ) from None
     except Exception as error:  # OSError, and TypeError (TIFF), SyntaxError (PNG), RuntimeError (AVIF), ...
-        raise ValueError(f"{name}: {_not_decoded(error)}") from error
-    if what:
-        raise ValueError(f"{name}: is {what}, which has no lossless 8-bit RGB form; save it as 8-bit RGB")
-    if rgb is None:
-        raise ValueError(f"{name}: has {pages} pages; save the tile as an image file of one page")
+        raise ValueError(f"{name}: {not_decoded(error)}") from error
+
+
+def _decoded(image: Image.Image, *, size_px: int, fit: Fit) -> Decoded:
+    """Return an opened image as a tile; raises _NotUsableError, or whatever a decoder raises."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise _NotUsableError(too_many_pixels(width * height))
+    if min(width, height) < 1:
+        raise _NotUsableError(f"has no pixels ({width}×{height})")
+    if what := _too_deep(image):
+        raise _NotUsableError(f"is {what}, which has no lossless 8-bit RGB form; save it as 8-bit RGB")
+    # To count the pages would read a file of millions of them; an MPO is a camera's JPEG with a preview.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise _NotUsableError("has more than one page; save the tile as an image file of one page")
+    rgb, changes = _as_rgb(image)
     width, height = rgb.size
     region = (0, 0, width, height)
     if width != height and fit == "crop":
@@ -197,8 +211,13 @@ def _load(image: Image.Image) -> None:
     if isinstance(image, ImageFile.ImageFile) and isinstance(image.fp, io.BytesIO):
         if image.format in ("JPEG", "MPO"):
             image.fp = checked = JpegFile(image.fp.getvalue())
+            if checked.seen:
+                raise OSError(checked.seen)
         elif image.format == "TIFF":
-            _check_strips(image.fp.getbuffer(), getattr(image, "tag_v2", {}), image.size)
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(322, 1) * tags.get(323, 1) > MOST_PIXELS:  # libtiff asks for the memory of a whole tile
+                raise OSError("its tiles have too many pixels")
+            _check_strips(image.fp.getbuffer(), tags, image.size)
     image.load()
     if checked is not None and checked.damage:
         raise OSError(checked.damage)
@@ -264,7 +283,7 @@ def _too_deep(image: Image.Image) -> str:
     """
     mode = "I;16" if image.mode.startswith("I;16") else image.mode
     grey = "RGB" if mode.startswith("RGB") else "grey"
-    if image.format == "TIFF" and (what := _tiff_kind(getattr(image, "tag_v2", {}))):
+    if image.format == "TIFF" and (what := tiff_kind(getattr(image, "tag_v2", {}))):
         return f"{what} {'CMYK' if mode == 'CMYK' else grey}"
     deep = {"I;16": "16-bit grey", "I": "32-bit integer grey", "F": "32-bit float grey", "CMYK": "CMYK (print colours)"}
     if mode not in ("RGB", "L", "1", "P", "RGBA", "LA", "PA"):
@@ -279,112 +298,9 @@ def _too_deep(image: Image.Image) -> str:
     return f"{bits}-bit {grey}" if bits > 8 else ""
 
 
-def _tiff_kind(tags: Mapping[int, Any]) -> str:
-    """Return what a TIFF's samples are, "16-bit" or "32-bit float"; empty for whole numbers of 8 bits or fewer."""
-    bits, formats = (np.atleast_1d(tags.get(tag, 1)) for tag in (258, 339))
-    kind = {2: " signed", 3: " float", 5: " complex", 6: " complex"}.get(int(formats.max()), "")
-    return f"{bits.max()}-bit{kind}" if kind or bits.max() > 8 else ""
-
-
 def _jpeg_2000_bits(image: Image.Image) -> int:
     """Return the bits of a JPEG 2000 sample, from its SIZ segment (ISO/IEC 15444-1, A.5.1); 8 if it is not found."""
     file = image.fp if isinstance(image, ImageFile.ImageFile) else None
     data = file.getvalue() if isinstance(file, io.BytesIO) else b""
     at = data.find(b"\xff\x4f\xff\x51")
     return (data[at + 42] & 0x7F) + 1 if at >= 0 and at + 42 < len(data) else 8
-
-
-def _kind_of(mode: int) -> str:
-    """Return what something that is no regular file is."""
-    for test, name in ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket")):
-        if test(mode):
-            return name
-    return "device"
-
-
-def why_unreadable(path: Path | str, error: OSError) -> str:
-    """Return why a file cannot be opened, and what to do."""
-    if error.errno == errno.ENOENT and os.path.islink(path):
-        return f"is a link to {os.readlink(path)}, which does not exist; correct or remove the link"
-    if error.errno == errno.ENOENT:
-        return f"cannot be opened ({error.strerror})"
-    allowed = error.errno in (errno.EACCES, errno.EPERM)
-    what = "check its permissions" if allowed else "copy it again or remove it from the data set"
-    return f"cannot be read ({error.strerror}); {what}"
-
-
-def _not_an_image(data: bytes, error: Exception) -> str:
-    """Return why Pillow does not open a file, and what to do."""
-    if isinstance(error, Image.DecompressionBombError):
-        pixels = re.search(r"\d+", str(error))
-        size = f"{int(pixels[0]) / 1e6:,.0f} million" if pixels else "too many"
-        return f"has {size} pixels, more than Pillow opens; cut it into tiles"
-    if reason := _reason(data):  # a picture of a format that Pillow knows
-        damaged = re.search("truncat|fail|could not|beyond|corrupt|no marker", reason, re.IGNORECASE)
-        to_do = "copy it again or remove it from the data set" if damaged else "save it as an 8-bit RGB PNG"
-        return f"cannot be opened ({reason}); {to_do}"
-    found = text_kind(data[:200]) or binary_kind(data[:8])
-    if found is None and not data[:4096].strip(b"\0"):
-        found = "begins with zeros", "copy it again or remove it from the data set"
-    what, to_do = found or ("", "")
-    return (
-        f"is not a readable image{f' ({what})' if what else ''}; expected PNG, JPEG, TIFF, BMP or WebP"
-        f"{f'; {to_do}' if to_do else ''}"
-    )
-
-
-def _reason(data: bytes) -> str:
-    """Return why the plugin for a file's format refuses it, which `Image.open` hides; empty if there is no plugin."""
-    Image.init()
-    for kind in Image.ID:
-        factory, accepts = Image.OPEN[kind]
-        try:
-            accepted = accepts is not None and accepts(data[:16])
-        except (IndexError, struct.error):  # of a file of a few bytes
-            continue
-        if isinstance(accepted, str):
-            return accepted
-        if not accepted:
-            continue
-        if kind == "TIFF" and (what := _tiff_reason(data)):
-            return what
-        try:
-            factory(io.BytesIO(data), "")
-        except Exception as error:  # whatever it is, it is the reason
-            large = "Decompressed data too large" in str(error)  # a limit of Pillow against bombs
-            return "its colour profile or a text in it is too large" if large else f"{kind}: {_first_line(error)}"
-    return ""
-
-
-def _tiff_reason(data: bytes) -> str:
-    """Return which feature of a TIFF Pillow lacks, by its tags; empty if they do not tell."""
-    try:
-        big = data[2:3] == b"\x2b" or data[3:4] == b"\x2b"  # BigTIFF
-        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
-        file = io.BytesIO(data)
-        if tags.next >= len(data):
-            return "truncated: the tags of the TIFF lie beyond its end"
-        file.seek(tags.next)
-        tags.load(file)
-        compression = tags.get(259, 1)
-        if compression not in TiffImagePlugin.COMPRESSION_INFO:
-            return f"{_COMPRESSIONS.get(compression, f'compression {compression}')} in TIFF is not supported"
-        samples = tags.get(277, 1)
-        kind = _tiff_kind(tags)
-        return f"{kind} TIFF" if kind else f"TIFF of {count(samples, 'channel')} in an arrangement that Pillow lacks"
-    except Exception:  # damaged tags; the plugin says how
-        return ""
-
-
-def _not_decoded(error: Exception) -> str:
-    """Return why Pillow does not decode an image that it opened, and what to do."""
-    reason = _first_line(error)
-    if not isinstance(error, (OSError, SyntaxError, EOFError, IndexError, TypeError, struct.error)):
-        return f"cannot be decoded ({reason}); save it as an 8-bit RGB PNG"
-    plain = re.match("image file is truncated|broken data stream|unrecognized data stream", reason)
-    return f"is truncated or damaged{'' if plain else f' ({reason})'}; copy it again or remove it from the data set"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:150] if lines else type(error).__name__

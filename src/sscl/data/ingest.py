@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from sscl.data.cache import cached_tiles
 from sscl.data.decode import decode_into
-from sscl.data.images import Fit, describe_changes, why_unreadable
+from sscl.data.images import Fit, describe_changes
 from sscl.places import missing, one_form
+from sscl.reading import why_unreadable
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 2

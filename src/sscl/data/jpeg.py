@@ -14,6 +14,7 @@ import numpy as np
 _BEFORE_END = 24  # bytes in the last part: an intact picture needs some of them
 _AFTER_END = 24  # zeros in place of what follows the picture: a decoder reads a few bytes ahead
 _HOLE, _HOLE_IN_BITS = 48, 160  # zero bytes that are no data; in a scan that refines coefficients
+_MOST_SCANS = 100  # of a progressive file: each one, even if empty, takes the time of the whole picture
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _END = b"\xff\xd9"
@@ -24,7 +25,7 @@ class JpegFile(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        begin, self._end, self._seen = _scan(data)
+        begin, self._end, self.seen = _scan(data)  # what is seen to be wrong before it is decoded
         self._last = max(begin, len(data[: self._end].rstrip(b"\0\xff")) - _BEFORE_END)
         self._after = bytes(_AFTER_END)
 
@@ -41,8 +42,8 @@ class JpegFile(io.BytesIO):
     @property
     def damage(self) -> str:
         """What is wrong with the data; empty if nothing is known to be."""
-        if self._seen or not self._end or self.tell() > self._last:
-            return self._seen
+        if self.seen or not self._end or self.tell() > self._last:
+            return self.seen
         return "data is left over when the picture is full"
 
 
@@ -56,7 +57,7 @@ def _scan(data: bytes) -> tuple[int, int, str]:
 
     Known where the data lies in one piece up to the end marker, as in all but progressive files.
     """
-    at, components, progressive, restarts = 2, 0, False, False
+    at, components, progressive, restarts, scans = 2, 0, False, False, 0
     flat: dict[int, bool] = {}  # by number of the Huffman table: whether zero bits may be blocks of one colour
     while data[at : at + 1] == b"\xff" and at + 10 < len(data):
         marker, body = data[at + 1], at + 4
@@ -73,6 +74,9 @@ def _scan(data: bytes) -> tuple[int, int, str]:
         elif marker == 0xDD:
             restarts = data[body : body + 2] != b"\0\0"
         elif marker == 0xDA:
+            scans += 1
+            if scans > _MOST_SCANS:
+                return 0, 0, f"more than {_MOST_SCANS} scans"
             one_piece = not progressive and data[body] == components
             last = data.rfind(_END, after) if one_piece else -1
             stuffed = last >= 0 and _only_stuffed(data, after, last)

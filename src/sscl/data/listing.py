@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sscl.places import missing, printable
+from sscl.reading import kind_of
 from sscl.words import count, listed, wrapped
 from sscl.writing import is_ours
 
@@ -160,7 +161,8 @@ def walk(
 
     Args:
         root: a folder.
-        passed_over: gets all files that are no images, hidden, of the system, or in a folder that sscl wrote.
+        passed_over: gets all files that are no images, hidden, of the system, or in a folder that sscl wrote; and
+            named pipes, sockets and devices, whatever their names.
         faults: gets (path, reason) of the folders that cannot be listed.
         known: paths below the root of other files that are used, and so not counted.
     """
@@ -193,6 +195,8 @@ def walk(
                 passed_over.add(HIDDEN, inner)
             elif suffix not in SUFFIXES:
                 passed_over.add(printable(suffix) or "file without suffix", inner)
+            elif not entry.is_file() and (kind := _irregular(entry.path)):
+                passed_over.add(kind, inner)
             else:
                 images.append(entry.name)
                 if entry.is_symlink():
@@ -247,6 +251,14 @@ def _counted(number: int, kind: str) -> str:
         return count(number, f"{kind} file")
     noun, *rest = kind.split(" ", 1)
     return count(number, kind) if kind == HIDDEN else " ".join([count(number, noun), *rest])
+
+
+def _irregular(path: str) -> str | None:
+    """Return what lies at a path if it is no regular file, as a named pipe; None of a dead link, which is a fault."""
+    try:
+        return kind_of(os.stat(path).st_mode)
+    except OSError:
+        return None
 
 
 def _check_name(folder: str, name: str) -> None:

@@ -203,19 +203,20 @@ def load_truth_masks(root: Path | str, ids: tuple[str, ...], *, size_px: int) ->
         return None
     masks = np.zeros((len(ids), size_px, size_px), dtype=bool)
     for index, name in enumerate(ids):
-        try:
-            with Image.open(folder / name) as image:
-                if image.mode != "L" or image.width != image.height:
-                    raise ValueError(
-                        f"{folder / name}: is {image.mode} of {image.width}×{image.height} pixels, "
-                        "expected a square 8-bit grey mask (0 and 255)"
-                    )
+        file = folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: this tile's truth mask is missing")
+        with open_image(file) as image:
+            if image.mode != "L" or image.width != image.height:
+                raise ValueError(
+                    f"{file}: is {image.mode} of {image.width}×{image.height} pixels, expected a square 8-bit grey "
+                    "mask (0 and 255)"
+                )
+            try:
                 # The box filter gives each pixel the fraction that is covered; half covered counts as inside.
                 resized = image.resize((size_px, size_px), Image.Resampling.BOX)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{folder / name}: this tile's truth mask is missing") from error
-        except OSError as error:
-            raise ValueError(f"{folder / name}: is not a readable image") from error
+            except Exception as error:  # whatever a decoder raises
+                raise ValueError(f"{file}: is truncated or damaged ({error}); copy it again") from error
         masks[index] = np.asarray(resized) >= 128
     return masks
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from sscl.config import DataConfig
+from sscl.data.images import size_of
 from sscl.data.load import tile_file
 from sscl.data.pathmnist import stored_size_px
 from sscl.data.tiles import Tiles
@@ -41,11 +42,9 @@ def _file_sides(data: DataConfig, tiles: Tiles) -> set[int]:
     found: set[int] = set()
     for row in np.unique(np.linspace(0, len(tiles) - 1, _LOOKED_AT).astype(np.int64)):
         path = tile_file(data, tiles.ids[row])
-        try:
-            with Image.open(str(path)) as image:  # the header alone
-                found.add(min(image.size) if data.fit == "crop" else image.width)  # as decode_image counts
-        except OSError:
-            continue
+        with contextlib.suppress(ValueError):
+            width, height = size_of(str(path))
+            found.add(min(width, height) if data.fit == "crop" else width)  # as decode_image counts
     return found
 
 
