@@ -75,12 +75,20 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
 
 @contextlib.contextmanager
 def holding(path: str | Path) -> Iterator[None]:
-    """Let no other command write a run folder meanwhile; of torchrun's ranks the first sees to it.
+    """Let no other command write a run folder meanwhile, and clear away what a killed one left in it.
+
+    Of torchrun's ranks the first does so.
 
     Raises:
         InUse: another process writes there; who, and since when.
     """
-    with contextlib.nullcontext() if ranks.rank() > 0 else writing.holding(Path(path)):
+    if ranks.rank() > 0:
+        yield
+        return
+    path = Path(path)
+    with writing.holding(path):
+        for folder in (path, path / "checkpoints"):
+            writing.remove_dead(folder)
         yield
 
 

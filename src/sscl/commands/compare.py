@@ -65,8 +65,10 @@ def compare_made(config: CompareConfig, steps: Sequence[Step], *, overwrite: boo
     """Make the runs of a plan and compare them, in the comparison's own folder; see `main`."""
     out = run.check_run_folder(str(config.out), overwrite=True, trains=True)  # a comparison goes on in its own folder
     decisions = decide(steps, overwrite=overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    run.write_origin(out, config)
+    if out.is_dir() and not writing.is_bare(out):
+        run.write_origin(out, config)
+    else:
+        run.start_folder(out, config, overwrite=True)
 
     kept = sum(decision.action is Action.REUSED for decision in decisions.values())
     print(f"{len(steps)} runs in {out / 'runs'}: {kept} complete, {len(steps) - kept} to make")
@@ -103,7 +105,7 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
     first = next(iter(folders.values()))
     beside = first.parent / ("compare_" + "_".join(folders).replace("/", "-"))[:100]
     out = run.check_run_folder(config.out or beside, overwrite=True)
-    if out.is_dir() and any(out.iterdir()) and not (out / "compare.json").is_file():
+    if out.is_dir() and not writing.is_bare(out) and not (out / comparison.FILE).is_file():
         raise ValueError(f"{out}: exists and is not a comparison; name another folder with out=")
     faults, missing = [], []
     for name, folder in folders.items():

@@ -17,16 +17,17 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
         ValueError: a step failed, or the folder to write exists.
         FileNotFoundError: one of the demo's YAML files is missing.
     """
-    folder = run.check_run_folder(config.run, overwrite=overwrite, trains=True)
+    folder = Path(config.run)
     commands = steps(config.configs, folder)
     for command in commands:
         shipped.find(next(word for word in command if word.startswith(f"{config.configs}/")), key="configs")
-    run.start_folder(folder, config, overwrite=overwrite)
     started = time.perf_counter()
-    for command in commands:
-        print(f"\n$ sscl {shlex.join(command)}", flush=True)
-        if children.run_command(command) != 0:
-            raise ValueError(f"demo: `sscl {shlex.join(command)}` failed; its message is above")
+    with run.holding(folder):
+        run.start_folder(folder, config, overwrite=overwrite)
+        for command in commands:
+            print(f"\n$ sscl {shlex.join(command)}", flush=True)
+            if children.run_command(command) != 0:
+                raise ValueError(f"demo: `sscl {shlex.join(command)}` failed; its message is above")
     minutes = (time.perf_counter() - started) / 60
     panels = sorted((folder / "finetune" / "gradcam_test").glob("*_panel.png"))
     print(f"\ndone in {minutes:.1f} minutes. Open:")

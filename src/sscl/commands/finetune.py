@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sscl import run
 from sscl.config import FinetuneConfig
 from sscl.train.finetune import train_classifier
 
@@ -17,6 +18,7 @@ def main(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = Fals
     if config.train.folds is not None:
         from sscl.train import folds  # with matplotlib, which would delay the first step of a run without folds
 
-        folds.cross_validate(config, overwrite=overwrite, resume=resume)
+        with run.holding(config.run):
+            folds.cross_validate(config, overwrite=overwrite, resume=resume)
     else:
         train_classifier(config, overwrite=overwrite, resume=resume)

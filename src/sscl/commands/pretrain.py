@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sscl import ranks
+from sscl import ranks, run
 from sscl.config import PretrainConfig
 from sscl.device import pick_device
 from sscl.train.pretrain import pretrain
@@ -15,5 +15,5 @@ def main(config: PretrainConfig, *, overwrite: bool = False, resume: bool = Fals
         ValueError, FileNotFoundError: bad input, in one line.
     """
     device = pick_device(config.device, local_rank=ranks.local_rank())
-    with ranks.group(device, timeout_minutes=config.train.timeout_minutes):
+    with ranks.group(device, timeout_minutes=config.train.timeout_minutes), run.holding(config.run):
         pretrain(config, device=device, overwrite=overwrite, resume=resume)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sscl import ranks, writing
+from sscl import ranks, run, writing
 from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.load import groups_are, has_test, slides_known
@@ -47,7 +47,7 @@ from sscl.words import next_command
 def train_classifier(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
     """Train one classifier, as one of torchrun's ranks where there are some, and write its run folder."""
     device = pick_device(config.device, local_rank=ranks.local_rank())
-    with ranks.group(device, timeout_minutes=config.train.timeout_minutes):
+    with ranks.group(device, timeout_minutes=config.train.timeout_minutes), run.holding(config.run):
         finetune(config, device=device, overwrite=overwrite, resume=resume)
 
 

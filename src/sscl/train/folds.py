@@ -86,7 +86,8 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
         if alone or not goes_on or not is_trained(one, tiles):
             again = resume if alone else goes_on and is_interrupted(one)
             train_classifier(one, overwrite=not again and (overwrite or not alone), resume=again)
-        predict(one, tiles.subset(rows), device=device)
+        with run.holding(one.run):
+            predict(one, tiles.subset(rows), device=device)
     report = build_report(config, tiles, [Path(one.run) for one in configs.values()], numbers=numbers, notes=notes)
     if not alone:
         write_report(folder, tiles, report)

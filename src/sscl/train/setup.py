@@ -183,8 +183,6 @@ def start_log(
         run.start_folder(opened.folder, config, overwrite=overwrite)
         return run.MetricsLog(opened.folder, tensorboard=config.log.tensorboard)
     (opened.folder / run.ENDING).unlink(missing_ok=True)
-    for left in (opened.folder / "checkpoints").glob(".*.tmp"):  # by a killed process
-        left.unlink()
     if changed_keys(kept.config, config):  # the tiles have moved
         writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
     needs = PRETRAIN_ROW if isinstance(config, PretrainConfig) else FINETUNE_ROW
