@@ -643,7 +643,8 @@ def test_a_failing_step_is_named_and_the_complete_ones_stay(
     empty = cli("compare", "--config", study(set_finetune={"data": {"root": str(tmp_path / "nowhere")}}))
     assert empty.code == 2
     assert empty.err.startswith("sscl: a: data.root: ")  # before a process is started
-    path = study(set_finetune={"train": {"learning_rate": 1e30}})
+    diverges = {"learning_rate": 100, "weight_decay": 10, "optimizer": "sgd", "warmup_epochs": 0, "steps_per_epoch": 40}
+    path = study(set_finetune={"train": diverges})
     result = cli("compare", "--config", path)
     assert result.code == 2
     assert "loss" in capfd.readouterr().err

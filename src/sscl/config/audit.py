@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from sscl.config.data import DataConfig
 from sscl.config.encoders import EncoderConfig
-from sscl.config.sections import Listed, Section, setting
+from sscl.config.sections import LARGEST_BATCH, Listed, Section, setting
 
 
 class AuditConfig(Section):
@@ -26,9 +26,9 @@ class AuditConfig(Section):
     min_cosine: float = setting(
         0.95, "with encoder.model or encoder.weights: list pairs as similar from this cosine similarity", gt=0, le=1
     )
-    neighbours: int = setting(20, "number of nearest tiles that each tile is compared with in detail", ge=1)
+    neighbours: int = setting(20, "number of nearest tiles that each tile is compared with in detail", ge=1, le=1000)
     shown: int = setting(60, "largest number of pairs in pairs.png and tiles in flagged.png", ge=1, le=300)
-    batch_size: int = setting(128, "tiles per batch, with an encoder", ge=1)
+    batch_size: int = setting(128, "tiles per batch, with an encoder", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"

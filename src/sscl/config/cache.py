@@ -14,4 +14,6 @@ class CacheConfig(Section):
     cache_dir: str | None = setting(
         None, "the cache folder; null = $SSCL_CACHE or ~/.cache/sscl; also DIR", path=True, min_length=1
     )
-    older_than_days: float | None = setting(None, "only what was not used for so many days; null = all", ge=0)
+    older_than_days: float | None = setting(
+        None, "only what was not used for so many days; null = all", ge=0, le=100_000
+    )

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from sscl.config.sections import Listed, Section, fault, setting
+from sscl.config.sections import SEEDS, Fraction, Listed, Section, Seed, fault, setting
 
 
 def _as_overrides(value: Any) -> Any:
@@ -51,7 +51,9 @@ class CompareEntry(Section):
     )
     shown: bool = setting(True, "finetune: whether it has a row in the table; pretrain entries have none")
     set: Overrides = setting((), "changes to its config: {train: {epochs: 2}} or [train.epochs=2, ...]")
-    published: dict[str, float] = setting({}, "published results with all labels, for the table: {accuracy: 0.9}")
+    published: dict[str, Annotated[float, Field(ge=-1000, le=1000)]] = setting(
+        {}, "published results with all labels, for the table: {accuracy: 0.9}"
+    )
 
     @field_validator("config")
     @classmethod
@@ -82,8 +84,10 @@ class CompareConfig(Section):
         path=True,
     )
     runs: Annotated[tuple[CompareEntry, ...], Listed] = ()
-    seeds: Annotated[tuple[int, ...], Listed] = setting((0,), "seeds, as in [0, 1, 2]: one run of every entry for each")
-    fractions: Annotated[tuple[float, ...], Listed] = setting(
+    seeds: Annotated[tuple[Seed, ...], Listed] = setting(
+        (0,), "seeds, as in [0, 1, 2]: one run of every entry for each"
+    )
+    fractions: Annotated[tuple[Fraction, ...], Listed] = setting(
         (), "label fractions, as in [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as in the configs"
     )
     root: str | None = setting(None, "data.root of every entry with one data set; null = as in the configs", path=True)
@@ -93,11 +97,11 @@ class CompareConfig(Section):
     reference: str | None = setting(None, "row that the others are compared with; null = the first")
     split: Literal["test", "train", "all"] = setting("test", "split to evaluate on")
     grid: int = setting(9, "tiles in the picture of predictions; 0 = no picture", ge=0, le=100)
-    grid_seed: int = setting(0, "seed of the tiles in that picture", ge=0)
-    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
-    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
+    grid_seed: int = setting(0, "seed of the tiles in that picture", ge=0, lt=SEEDS)
+    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10, le=100_000)
+    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0, lt=SEEDS)
     device: str | None = setting(None, "auto, cpu, cuda, cuda:N or mps; null = as in the configs")
-    jobs: int = setting(1, "number of runs of an entry in parallel", ge=1)
+    jobs: int = setting(1, "number of runs of an entry in parallel", ge=1, le=256)
     progress: bool = setting(True, "show progress bars; none are shown with jobs > 1")
 
     @model_validator(mode="after")

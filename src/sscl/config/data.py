@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from sscl.config.sections import Section, fault, setting
+from sscl.config.sections import SEEDS, Section, fault, setting
 
 
 class DataConfig(Section):
@@ -30,7 +30,7 @@ class DataConfig(Section):
         True, "mhist: check the published counts and tile size; set false for other tiles in that layout", free=True
     )
     split_seed: int = setting(
-        0, "seed of the splits that sscl makes (paper_balanced; a folder or table without test)", ge=0
+        0, "seed of the splits that sscl makes (paper_balanced; a folder or table without test)", ge=0, lt=SEEDS
     )
     test_fraction: float = setting(
         0.2, "folder or table without test: fraction of each class held out for it", gt=0, lt=1
@@ -57,6 +57,7 @@ class DataConfig(Section):
         "if that is less",
         free=True,
         ge=0,
+        le=100_000,
     )
 
     @model_validator(mode="after")
@@ -84,14 +85,16 @@ class SourceConfig(DataConfig):
     """The tiles: one data set, or a list of them. Pretraining does not use their labels."""
 
     weight: float | None = setting(
-        None, "relative weight of this source in an epoch; null for all sources = each tile once", ge=0
+        None, "relative weight of this source in an epoch; null for all sources = each tile once", ge=0, le=1e6
     )
     labels: bool = setting(
         False,
         "folder, table: take its classes, for the k-NN accuracy of the health metrics, and leave out its test split; "
         "false = all images of its own training split, or all there are",
     )
-    tiles: int | None = setting(None, "use only this many of its training tiles, drawn by split_seed; null = all", ge=2)
+    tiles: int | None = setting(
+        None, "use only this many of its training tiles, drawn by split_seed; null = all", ge=2, le=10**9
+    )
 
 
 SHARED_KEYS = ("size_px", "cache_dir", "device_budget_gb")
@@ -135,9 +138,9 @@ class SynthConfig(Section):
     """Write synthetic polyp tiles in MHIST's layout."""
 
     root: str = setting(..., "folder to write", path=True, min_length=1)
-    count: int = setting(1000, "number of tiles", ge=4)
+    count: int = setting(1000, "number of tiles", ge=4, le=1_000_000)
     size_px: int = setting(224, "side of a tile, pixels", ge=32, le=1024)
-    seed: int = setting(0, "seed of the tiles", ge=0)
+    seed: int = setting(0, "seed of the tiles", ge=0, lt=SEEDS)
     ssa_fraction: float = setting(0.5, "fraction of SSA tiles", gt=0, lt=1)
     test_fraction: float = setting(0.3, "fraction of the slides in the test partition", gt=0, lt=1)
     progress: bool = setting(True, "show progress bars")

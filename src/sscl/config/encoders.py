@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from sscl.config.sections import Section, setting
+from sscl.config.sections import SEEDS, Section, setting
 from sscl.words import closest
 
-Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(ge=1e-3, le=10)]  # of weights for pixels in 0-255 it is 1/255
+_as_tuple = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+Means = Annotated[tuple[_Mean, _Mean, _Mean], _as_tuple]  # of the channels
+StandardDeviations = Annotated[tuple[_Deviation, _Deviation, _Deviation], _as_tuple]
 
-
-def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
-    if min(value) <= 0:
-        raise ValueError(f"must be three numbers > 0, got {list(value)}")
-    return value
-
-
-StandardDeviations = Annotated[Triple, AfterValidator(_above_zero)]
-
+WIDEST = 2**16  # layer of a projection head
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 ENCODERS = (*RESNETS, "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
@@ -65,7 +61,7 @@ class ModelConfig(Section):
         "takes name, stem, output_stride and data.size_px from those of sscl, where these keys are not given",
         path=True,
     )
-    mean: Triple | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")
+    mean: Means | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")
     std: StandardDeviations | None = setting(
         None, "channel standard deviations of pixels in 0-1; null = those of the weights, or ImageNet's"
     )
@@ -82,13 +78,13 @@ class EncoderConfig(Section):
     )
     stem: Stem = setting("standard", "as model.stem of pretrain; ignored if the weights are an sscl checkpoint")
     size_px: int | None = setting(
-        None, "side of its tiles, pixels; null = that of the checkpoint, or data.size_px", ge=16
+        None, "side of its tiles, pixels; null = that of the checkpoint, or data.size_px", ge=16, le=1024
     )
-    mean: Triple | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")
+    mean: Means | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")
     std: StandardDeviations | None = setting(
         None, "channel standard deviations of pixels in 0-1; null = those of the weights, or ImageNet's"
     )
-    seed: int = setting(0, "seed of random weights", ge=0)
+    seed: int = setting(0, "seed of random weights", ge=0, lt=SEEDS)
 
 
 class ProjectionConfig(Section):
@@ -97,5 +93,5 @@ class ProjectionConfig(Section):
     kind: Literal["linear", "mlp", "mlp_no_norm"] = setting(
         "mlp", "linear: one layer (Jain & Lynn); mlp: one hidden layer (SimCLR); mlp_no_norm: mlp without batch norm"
     )
-    hidden: int = setting(2048, "width of the hidden layer of mlp", ge=1)
-    dim: int = setting(128, "dimensions of the projection that the loss compares", ge=2)
+    hidden: int = setting(2048, "width of the hidden layer of mlp", ge=1, le=WIDEST)
+    dim: int = setting(128, "dimensions of the projection that the loss compares", ge=2, le=WIDEST)

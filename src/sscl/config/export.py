@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from sscl.config.data import DataConfig
-from sscl.config.encoders import EncoderConfig, EncoderName, StandardDeviations, Stem, Triple
+from sscl.config.encoders import EncoderConfig, EncoderName, Means, StandardDeviations, Stem
 from sscl.config.messages import shown
-from sscl.config.sections import Section, setting
+from sscl.config.sections import LARGEST_BATCH, Section, setting
 
 FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx")
 METHODS = ("pca", "tsne", "umap")
@@ -52,7 +52,7 @@ class ExportConfig(Section):
     )
     stem: Stem = setting("standard", "as model.stem of pretrain; ignored for an sscl checkpoint")
     size_px: int | None = setting(None, "side of the tiles, pixels; null = that of the checkpoint", ge=16, le=1024)
-    mean: Triple | None = setting(None, "trunk: channel means of pixels in 0-1; null = those of the weights")
+    mean: Means | None = setting(None, "trunk: channel means of pixels in 0-1; null = those of the weights")
     std: StandardDeviations | None = setting(
         None, "trunk: channel standard deviations of pixels in 0-1; null = those of the weights"
     )
@@ -68,11 +68,11 @@ class EmbedConfig(Section):
     methods: Annotated[tuple[str, ...], BeforeValidator(_some_of(*METHODS))] = setting(
         ("pca", "tsne"), f"2D maps, of {', '.join(METHODS)} (umap needs the extra: pip install 'sscl[umap]')"
     )
-    tsne_tiles: int = setting(5000, "largest number of tiles in the t-SNE map, drawn by seed", ge=50)
+    tsne_tiles: int = setting(5000, "largest number of tiles in the t-SNE map, drawn by seed", ge=50, le=1_000_000)
     clusters: int = setting(10, "k of the k-means clusters", ge=2, le=100)
     per_cluster: int = setting(10, "tiles of each cluster in its picture", ge=1, le=50)
     seed: int = setting(0, "seed of clusters, maps and the tiles that are shown", ge=0, lt=2**32)
-    batch_size: int = setting(128, "tiles per batch", ge=1)
+    batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"

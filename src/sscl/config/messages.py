@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sscl.config.sections import Section, choices, field_at, keys, section_at, section_type
@@ -136,16 +137,30 @@ def _one_of(fault: Fault) -> str:
 
 
 def _bounds(fault: Fault) -> str:
-    """Return all bounds of the key, not only the one that was overstepped."""
-    field = field_at(fault.kind, fault.parts)
+    """Return all bounds of the key, or of its list's entries, not only the one that was overstepped."""
+    field = field_at(fault.kind, fault.parts) or field_at(fault.kind, fault.parts[:-1])
+    own = [] if field is None else [field.metadata, *_marks(field.annotation)]
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [
-        f"{sign} {limit:.6g}" if abs(limit) < 1e6 else f"{sign} {limit}"
+    limits = {
+        name: f"{sign} {limit:.6g}" if abs(limit) < 1e6 else f"{sign} {limit}"
         for name, sign in signs.items()
-        for bound in (field.metadata if field is not None else ())
+        for marks in own
+        for bound in marks
         if (limit := getattr(bound, name, None)) is not None
-    ]
-    return fault.must_be(" and ".join(limits))
+    }
+    return fault.must_be(" and ".join(limits.values()))
+
+
+def _marks(annotation: Any) -> Iterator[Sequence[Any]]:
+    """Yield what stands beside each type within a type, such as the bounds of a list's entries."""
+    if get_origin(annotation) is Annotated:
+        yield [
+            one
+            for mark in get_args(annotation)[1:]
+            for one in (mark.metadata if isinstance(mark, FieldInfo) else [mark])
+        ]
+    for inner in get_args(annotation):
+        yield from _marks(inner)
 
 
 def _text(fault: Fault) -> str:

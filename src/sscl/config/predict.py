@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from sscl.config.maps import PRECISION, MapConfig, Precision
 from sscl.config.messages import shown
-from sscl.config.sections import Listed, Section, setting
+from sscl.config.sections import LARGEST_BATCH, Listed, Section, setting
 
 
 class PredictConfig(Section):
@@ -35,13 +35,16 @@ class PredictConfig(Section):
     )
     confidence: float | None = setting(None, "abstain below this confidence; takes precedence over abstain", ge=0, le=1)
     panels: bool | int = setting(
-        False, "write heatmap, boxes and panel of every tile (true) or of this many, least confident first"
+        False,
+        "write heatmap, boxes and panel of every tile (true) or of this many, least confident first",
+        ge=0,
+        le=1_000_000,
     )
     gradcam: MapConfig = MapConfig()
     fit: Literal["refuse", "crop", "resize"] | None = setting(
         None, "images that are not square: refuse, crop or resize (see data.fit); null = as in training"
     )
-    batch_size: int = setting(128, "tiles per batch", ge=1)
+    batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = setting("auto", PRECISION)
     progress: bool = setting(True, "show progress bars")
@@ -49,6 +52,6 @@ class PredictConfig(Section):
     @field_validator("panels", mode="before")
     @classmethod
     def _a_number(cls, value: Any) -> Any:
-        if not isinstance(value, int) or value < 0:
-            raise ValueError(f"must be true, false, or a number of tiles >= 0, got {shown(value)}")
+        if not isinstance(value, int):
+            raise ValueError(f"must be true, false, or a number of tiles, got {shown(value)}")
         return value

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sscl.config.data import DataConfig
 from sscl.config.encoders import EncoderConfig
 from sscl.config.messages import shown
-from sscl.config.sections import Listed, Section, fault, setting
+from sscl.config.sections import LARGEST_BATCH, SEEDS, Fraction, Listed, Section, Seed, fault, setting
 from sscl.words import first_twice, nearest
 
 
@@ -17,20 +17,20 @@ class ProbeEncoder(EncoderConfig):
     """An encoder, one row of the table; or several that differ by their seed."""
 
     name: str = setting(..., "name of its row in the table", min_length=1)
-    seeds: Annotated[tuple[int, ...], Listed] = setting(
+    seeds: Annotated[tuple[Seed, ...], Listed] = setting(
         (), "several runs in one row, as in [0, 1, 2]: each replaces {seed} in weights; empty = [seed]"
     )
     adapt_batch_norm: bool = setting(
         False, "compute batch-norm statistics on the tiles of each split, the test tiles included (no labels)"
     )
     images: int | None = setting(
-        None, "number of tiles it was pretrained on, for the curve of accuracy over them", ge=1
+        None, "number of tiles it was pretrained on, for the curve of accuracy over them", ge=1, le=10**12
     )
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> ProbeEncoder:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
-            raise fault("seeds", f"must be different integers >= 0, got {list(self.seeds)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise fault("seeds", f"must be different integers >= 0, got {shown(self.seeds)}")
         if len(self.seeds) > 1 and self.weights is not None and "{seed}" not in self.weights:
             raise fault(
                 "weights",
@@ -54,23 +54,23 @@ class ProbeConfig(Section):
     out: str = setting(..., "folder to write", path=True, min_length=1)
     encoders: Annotated[tuple[ProbeEncoder, ...], Listed]
     sets: Annotated[tuple[ProbeSet, ...], Listed]
-    fractions: Annotated[tuple[float, ...], Listed] = setting(
+    fractions: Annotated[tuple[Fraction, ...], Listed] = setting(
         (1.0,), "fractions of the training labels to use, as in [0.01, 0.1, 1]"
     )
-    label_seeds: Annotated[tuple[int, ...], Listed] = setting((0,), "seeds of the draw of labels and validation tiles")
+    label_seeds: Annotated[tuple[Seed, ...], Listed] = setting((0,), "seeds of the draw of labels and validation tiles")
     validation_fraction: float = setting(
         0.2, "fraction of the used labels that selects C; cross-validation if they are too few", gt=0, lt=1
     )
-    c_grid: Annotated[tuple[float, ...], Listed] = setting(
+    c_grid: Annotated[tuple[Annotated[float, Field(ge=1e-10, le=1e10)], ...], Listed] = setting(
         tuple(10.0**power for power in range(-4, 4)),
         "values of C to choose from, the inverse strength of the L2 penalty of the linear probe",
     )
-    max_iterations: int = setting(1000, "largest number of L-BFGS iterations in a fit", ge=1)
-    neighbours: int = setting(20, "k of the k-NN classifier, by cosine similarity", ge=1)
+    max_iterations: int = setting(1000, "largest number of L-BFGS iterations in a fit", ge=1, le=1_000_000)
+    neighbours: int = setting(20, "k of the k-NN classifier, by cosine similarity", ge=1, le=10_000)
     reference: str | None = setting(None, "name of the encoder that the others are compared with; null = no comparison")
-    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
-    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
-    batch_size: int = setting(128, "tiles per batch", ge=1)
+    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10, le=100_000)
+    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0, lt=SEEDS)
+    batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
@@ -93,11 +93,11 @@ class ProbeConfig(Section):
             if self.reference not in names:
                 hint = nearest(self.reference, names)
                 raise fault("reference", f"no encoder has the name {self.reference!r}; {hint}")
-        for key, values, fine, allowed in (
-            ("fractions", self.fractions, lambda v: 0 < v <= 1, "different numbers > 0 and <= 1"),
-            ("label_seeds", self.label_seeds, lambda v: v >= 0, "different integers >= 0"),
-            ("c_grid", self.c_grid, lambda v: v > 0, "different numbers > 0"),
+        for key, values in (
+            ("fractions", self.fractions),
+            ("label_seeds", self.label_seeds),
+            ("c_grid", self.c_grid),
         ):
-            if not values or len(set(values)) < len(values) or not all(map(fine, values)):
-                raise fault(key, f"must be one or more {allowed}, got {list(values)}")
+            if not values or len(set(values)) < len(values):
+                raise fault(key, f"must be one or more different numbers, got {shown(values)}")
         return self

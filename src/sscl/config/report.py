@@ -9,7 +9,7 @@ from pydantic import field_validator
 from sscl.config.data import DataConfig
 from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
-from sscl.config.sections import Changes, KeysOf, Listed, Section, fault, setting
+from sscl.config.sections import LARGEST_BATCH, Changes, KeysOf, Listed, Section, fault, setting
 from sscl.words import first_twice, nearest
 
 
@@ -28,7 +28,7 @@ class ReportConfig(Section):
     split: Literal["test", "train", "all"] | None = setting(
         None, "split to report on; null = test, or all tiles of data.root where RUN has evaluated that set"
     )
-    tiles: int = setting(1000, "maximum number of tiles in the gallery; 0 = no gallery", ge=0)
+    tiles: int = setting(1000, "maximum number of tiles in the gallery; 0 = no gallery", ge=0, le=100_000)
     gradcam: Annotated[Changes, KeysOf(MapConfig)] = setting(
         {},
         "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "
@@ -37,7 +37,7 @@ class ReportConfig(Section):
     data: Annotated[Changes, KeysOf(DataConfig)] = setting(
         {}, "data settings that differ from the evaluation, such as data.root"
     )
-    batch_size: int = setting(32, "tiles per batch", ge=1)
+    batch_size: int = setting(32, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     progress: bool = setting(True, "show progress bars")
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 from sscl.config.data import DataConfig
 from sscl.config.maps import PRECISION, MapConfig, Precision
-from sscl.config.sections import Changes, KeysOf, Section, setting
+from sscl.config.sections import LARGEST_BATCH, SEEDS, Changes, KeysOf, Section, setting
 
 DataChanges = Annotated[Changes, KeysOf(DataConfig)]
 
@@ -40,9 +40,9 @@ class EvalConfig(Section):
         ge=0,
         lt=1,
     )
-    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10)
-    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0)
-    batch_size: int = setting(128, "tiles per batch", ge=1)
+    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10, le=100_000)
+    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0, lt=SEEDS)
+    batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = setting("auto", PRECISION)
     data: Annotated[Changes, KeysOf(DataConfig)] = setting(
@@ -64,16 +64,16 @@ class GradcamConfig(MapConfig):
         (), "explain these tiles, [ID, ...]; empty = the most confident ones of each class"
     )
     images: str | None = setting(None, "explain the image files of this folder instead of the data set", path=True)
-    per_class: int = setting(3, "most confident correct tiles of each class, and as many wrong ones", ge=1)
+    per_class: int = setting(3, "most confident correct tiles of each class, and as many wrong ones", ge=1, le=10_000)
     out: str | None = setting(
         None, "folder to write; null = RUN/gradcam_SPLIT, for another set RUN/gradcam_NAME_SPLIT", path=True
     )
     checks: bool = setting(
         False, "check the heatmaps: randomised weights, deletion and insertion, rotated tiles, thresholds"
     )
-    check_tiles: int = setting(32, "tiles of the checks, drawn by random_seed", ge=2)
-    random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0)
-    batch_size: int = setting(32, "tiles per batch", ge=1)
+    check_tiles: int = setting(32, "tiles of the checks, drawn by random_seed", ge=2, le=100_000)
+    random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0, lt=SEEDS)
+    batch_size: int = setting(32, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = setting("auto", f"of the predictions, {PRECISION}; maps are always computed in fp32")
     data: Annotated[Changes, KeysOf(DataConfig)] = setting(

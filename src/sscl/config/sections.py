@@ -11,6 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+SEEDS = 2**63  # a seed is below it: what torch and NumPy take
+LARGEST_BATCH = 2**20
+
 
 class Section(BaseModel):
     """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
@@ -20,6 +23,10 @@ class Section(BaseModel):
 
 # For lists in YAML: `Annotated[tuple[X, ...], Listed]`. Strict models accept no list for a tuple otherwise.
 Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+# An entry of a list.
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 # Beside a validator that turns one mapping into a list of one, so that its keys are shown without a number.
 OneOrMore = "one or more"

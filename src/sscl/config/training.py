@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sscl.config.augmentation import AugmentConfig, FinetuneAugmentConfig
 from sscl.config.data import DataConfig, SourceConfig, listed_sources, one_size
-from sscl.config.encoders import ModelConfig, ProjectionConfig
-from sscl.config.sections import Listed, OneOrMore, Section, fault, setting
+from sscl.config.encoders import WIDEST, ModelConfig, ProjectionConfig
+from sscl.config.sections import LARGEST_BATCH, SEEDS, Listed, OneOrMore, Section, fault, setting
+
+MOST_EPOCHS = 100_000
 
 
 class LogConfig(Section):
@@ -24,34 +26,35 @@ class LogConfig(Section):
         "s; 0 = after every epoch",
         free=True,
         ge=0,
+        le=86_400,
     )
 
 
-Milestones = Annotated[tuple[int, ...], Listed]
+Milestones = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_EPOCHS)], ...], Listed]
 
 
 class PretrainTrainConfig(Section):
     """The contrastive training loop."""
 
-    epochs: int = setting(100, "passes over the tiles", ge=1)
-    batch_size: int = setting(128, "tiles per step; each gives two views", ge=2)
+    epochs: int = setting(100, "passes over the tiles", ge=1, le=MOST_EPOCHS)
+    batch_size: int = setting(128, "tiles per step; each gives two views", ge=2, le=LARGEST_BATCH)
     optimizer: Literal["sgd", "lars", "adamw"] = setting("sgd", "optimizer")
-    learning_rate: float = setting(0.06, "peak learning rate before scaling", gt=0)
+    learning_rate: float = setting(0.06, "peak learning rate before scaling", gt=0, le=100)
     learning_rate_scaling: Literal["linear", "sqrt", "none"] = setting(
         "linear", "learning_rate is multiplied by batch_size / 256 (linear), sqrt(batch_size) (sqrt) or 1 (none)"
     )
-    weight_decay: float = setting(5e-4, "weight decay; not applied to biases and normalisation layers", ge=0)
+    weight_decay: float = setting(5e-4, "weight decay; not applied to biases and normalisation layers", ge=0, le=10)
     momentum: float = setting(0.9, "momentum of sgd and lars", ge=0, lt=1)
     schedule: Literal["cosine", "multistep"] = setting(
         "cosine", "cosine: decays to 0; multistep: multiplied by gamma at each of milestones"
     )
-    warmup_epochs: float = setting(10.0, "cosine: epochs of linear warm-up at the start", ge=0)
+    warmup_epochs: float = setting(10.0, "cosine: epochs of linear warm-up at the start", ge=0, le=MOST_EPOCHS)
     milestones: Milestones = setting((), "multistep: epochs after which the learning rate drops, as in [2, 6]")
     gamma: float = setting(0.1, "multistep: factor of the learning rate at a milestone", gt=0, le=1)
     loss: Literal["nt_xent", "cross_view"] = setting(
         "nt_xent", "nt_xent: 2N - 2 negatives of both views; cross_view: InfoNCE, N - 1 negatives of the other view"
     )
-    temperature: float = setting(0.7, "temperature of the loss", gt=0)
+    temperature: float = setting(0.7, "temperature of the loss", ge=1e-3, le=100)
     second_view: Literal["augmented", "clean"] = setting(
         "augmented", "what a view is compared with: another augmented view, or the tile without augmentation"
     )
@@ -63,13 +66,14 @@ class PretrainTrainConfig(Section):
         False, "do not update the batch-norm statistics of the initial weights; an option when starting from ImageNet"
     )
     stop_after_epoch: int | None = setting(
-        None, "stop after this many epochs in total; --resume continues", free=True, ge=1
+        None, "stop after this many epochs in total; --resume continues", free=True, ge=1, le=MOST_EPOCHS
     )
     microbatch: int | None = setting(
         None,
         "tiles per forward pass on each device, for batches that exceed its memory: gradient caching gives the "
         "gradient of the whole batch in about 4/3 of the time; batch norm sees a microbatch at a time; null = all",
         ge=1,
+        le=LARGEST_BATCH,
     )
     compile: bool = setting(
         False, "torch.compile of augmentation, model and loss: minutes at the start, then faster steps"
@@ -78,23 +82,27 @@ class PretrainTrainConfig(Section):
         False, "profile some steps of the first epoch: write trace.json and print the largest costs", free=True
     )
     timeout_minutes: float = setting(
-        30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0
+        30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0, le=10_080
     )
 
 
 class HealthConfig(Section):
     """Health metrics: does pretraining learn? Measured every log.every_seconds and after the last epoch."""
 
-    tiles: int = setting(512, "tiles whose embeddings are measured; held out of training if they have labels", ge=8)
-    neighbours: int = setting(20, "k of the k-NN classifier on held-out labelled tiles", ge=1)
-    bank_tiles: int = setting(2000, "largest number of labelled training tiles that the k-NN classifier searches", ge=8)
+    tiles: int = setting(
+        512, "tiles whose embeddings are measured; held out of training if they have labels", ge=8, le=1_000_000
+    )
+    neighbours: int = setting(20, "k of the k-NN classifier on held-out labelled tiles", ge=1, le=10_000)
+    bank_tiles: int = setting(
+        2000, "largest number of labelled training tiles that the k-NN classifier searches", ge=8, le=1_000_000
+    )
 
 
 class PretrainConfig(Section):
     """Train an encoder by contrastive learning (SimCLR), without labels."""
 
     run: str = setting(..., "run folder to write", free=True, path=True, min_length=1)
-    seed: int = setting(0, "seed of initial weights, tile order and augmentation", ge=0, lt=2**63)
+    seed: int = setting(0, "seed of initial weights, tile order and augmentation", ge=0, lt=SEEDS)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
@@ -127,22 +135,23 @@ class PretrainConfig(Section):
 class FinetuneTrainConfig(Section):
     """The training loop with labels."""
 
-    epochs: int = setting(50, "largest number of passes over the labelled tiles; see patience", ge=1)
-    batch_size: int = setting(64, "tiles per step", ge=2)
+    epochs: int = setting(50, "largest number of passes over the labelled tiles; see patience", ge=1, le=MOST_EPOCHS)
+    batch_size: int = setting(64, "tiles per step", ge=2, le=LARGEST_BATCH)
     steps_per_epoch: int | None = setting(
         None,
         "steps per epoch, with tiles repeated as needed, so that few labels train as long as many; null = one pass",
         ge=1,
+        le=1_000_000,
     )
     optimizer: Literal["sgd", "lars", "adamw"] = setting("adamw", "optimizer; adamw with weight_decay=0 is Adam")
-    learning_rate: float = setting(1e-4, "peak learning rate of the encoder", gt=0)
-    head_learning_rate: float = setting(1e-3, "peak learning rate of the classification head", gt=0)
-    weight_decay: float = setting(0.01, "weight decay; not applied to biases and normalisation layers", ge=0)
+    learning_rate: float = setting(1e-4, "peak learning rate of the encoder", gt=0, le=100)
+    head_learning_rate: float = setting(1e-3, "peak learning rate of the classification head", gt=0, le=100)
+    weight_decay: float = setting(0.01, "weight decay; not applied to biases and normalisation layers", ge=0, le=10)
     momentum: float = setting(0.9, "momentum of sgd and lars", ge=0, lt=1)
     schedule: Literal["cosine", "multistep"] = setting(
         "cosine", "cosine: decays to 0; multistep: multiplied by gamma at each of milestones"
     )
-    warmup_epochs: float = setting(2.0, "cosine: epochs of linear warm-up at the start", ge=0)
+    warmup_epochs: float = setting(2.0, "cosine: epochs of linear warm-up at the start", ge=0, le=MOST_EPOCHS)
     milestones: Milestones = setting((), "multistep: epochs after which the learning rate drops, as in [2, 6]")
     gamma: float = setting(0.1, "multistep: factor of the learning rate at a milestone", gt=0, le=1)
     freeze_encoder: bool = setting(False, "train the classification head only, on fixed features")
@@ -152,7 +161,7 @@ class FinetuneTrainConfig(Section):
     loss: Literal["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"] = setting(
         "cross_entropy", "loss; weighted_* weights each class by its inverse frequency"
     )
-    focal_gamma: float = setting(2.0, "focusing exponent gamma of the focal losses", ge=0)
+    focal_gamma: float = setting(2.0, "focusing exponent gamma of the focal losses", ge=0, le=100)
     balance: Literal["none", "down", "draws"] = setting(
         "none", "down: every class is cut to the size of the smallest; draws: classes are drawn equally often"
     )
@@ -165,21 +174,22 @@ class FinetuneTrainConfig(Section):
     select: Literal["balanced_accuracy", "accuracy", "loss"] = setting(
         "balanced_accuracy", "validation metric that selects the best epoch; ties: lower loss"
     )
-    patience: int = setting(15, "stop after this many epochs without improvement", ge=1)
+    patience: int = setting(15, "stop after this many epochs without improvement", ge=1, le=MOST_EPOCHS)
     stop_after_epoch: int | None = setting(
-        None, "stop after this many epochs in total; --resume continues", free=True, ge=1
+        None, "stop after this many epochs in total; --resume continues", free=True, ge=1, le=MOST_EPOCHS
     )
     folds: int | None = setting(
         None,
         "cross-validation of the training split in this many folds, stratified by class and grouped by slide: "
         "RUN/fold_N holds out fold N; label_fraction and validation_fraction apply to its other tiles; null = none",
         ge=2,
+        le=1000,
     )
     fold: int | None = setting(
-        None, "train only this fold, counted from 1, in RUN itself; null = all of train.folds", ge=1
+        None, "train only this fold, counted from 1, in RUN itself; null = all of train.folds", ge=1, le=1000
     )
     timeout_minutes: float = setting(
-        30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0
+        30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0, le=10_080
     )
 
     @model_validator(mode="after")
@@ -197,8 +207,8 @@ class ContrastProjectionConfig(ProjectionConfig):
     """The projection head of the contrastive loss."""
 
     kind: Literal["linear", "mlp", "mlp_no_norm"] = setting("mlp_no_norm", "as projection.kind of pretrain")
-    hidden: int = setting(512, "width of the hidden layer of mlp", ge=1)
-    dim: int = setting(1024, "dimensions of the projection that the loss compares", ge=2)
+    hidden: int = setting(512, "width of the hidden layer of mlp", ge=1, le=WIDEST)
+    dim: int = setting(1024, "dimensions of the projection that the loss compares", ge=2, le=WIDEST)
 
 
 class ContrastConfig(Section):
@@ -207,7 +217,7 @@ class ContrastConfig(Section):
     kind: Literal["none", "cross_view", "nt_xent"] = setting(
         "none", "none: supervised training only; otherwise the loss between a tile and its augmented view"
     )
-    temperature: float = setting(0.5, "temperature of the contrastive loss", gt=0)
+    temperature: float = setting(0.5, "temperature of the contrastive loss", ge=1e-3, le=100)
     projection: ContrastProjectionConfig = ContrastProjectionConfig()
 
 
@@ -216,7 +226,7 @@ class FinetuneConfig(Section):
 
     run: str = setting(..., "run folder to write", free=True, path=True, min_length=1)
     seed: int = setting(
-        0, "seed of the head, tile order, augmentation, validation split and label fraction", ge=0, lt=2**63
+        0, "seed of the head, tile order, augmentation, validation split and label fraction", ge=0, lt=SEEDS
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -250,6 +260,6 @@ class InspectConfig(Section):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     out: str = setting(..., "folder to write", path=True, min_length=1)
-    seed: int = setting(0, "seed of the tiles and augmentations that are shown", ge=0, lt=2**63)
+    seed: int = setting(0, "seed of the tiles and augmentations that are shown", ge=0, lt=SEEDS)
     tiles: int = setting(36, "tiles on the contact sheet", ge=1, le=400)
     progress: bool = setting(True, "show progress bars")

@@ -84,7 +84,7 @@ class Best:
         return self.calibration
 
 
-def check_finite_mean(loss: float, *, epoch: int, best: Best | None, folder: Path) -> None:
+def check_finite_mean(loss: float, *, epoch: int, best: Best | None, folder: Path, what: str = "") -> None:
     """Raise ValueError, saying what to try, if the mean loss of an epoch of fine-tuning is not a finite number.
 
     best: the best epoch so far, whose checkpoint is kept; None = no epoch yet.
@@ -93,8 +93,8 @@ def check_finite_mean(loss: float, *, epoch: int, best: Best | None, folder: Pat
         return
     left = f"{folder}/checkpoints/best.pt holds epoch {best.row['epoch']}" if best else "no checkpoint yet"
     raise ValueError(
-        f"the loss became {loss} in epoch {epoch + 1}; lower train.learning_rate and train.head_learning_rate, or set "
-        f"precision=fp32 ({left})"
+        f"the {what}loss became {loss} in epoch {epoch + 1}; lower train.learning_rate and train.head_learning_rate, "
+        f"or set precision=fp32 ({left})"
     )
 
 

@@ -80,6 +80,7 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool, r
                 logits = validation_logits(job)  # (V, K)
                 row = {**metrics_row(job, epoch, means, logits), "busy": pace.busy(means.seconds)}
             row = ranks.from_first(row)
+            check_finite_mean(row["validation_loss"], epoch=epoch, best=best, folder=opened.folder, what="validation ")
             bar.note(
                 f"loss {means.loss:.3f}, validation {row['validation_loss']:.3f}, "
                 f"balanced accuracy {row['validation_balanced_accuracy']:.3f}"
