@@ -100,7 +100,7 @@ class Explanations:
         predictions: of the same images.
         images: as the classifier saw them, uint8 (N, S, S, 3). source_px: the side each had before, N.
         maps: raw, before ReLU and scaling, enlarged to the tile, float32 (N, S, S); see `cam.class_maps`.
-        boxes: around the region with the most evidence, in pixels of the tile; None without positive evidence.
+        boxes: around the region that holds the peak, in pixels of the tile; None without positive evidence.
         targets: what each map explains, such as "logit SSA - HP".
     """
 

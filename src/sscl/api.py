@@ -163,7 +163,8 @@ class Model:
         """Return where the model looked, as `sscl gradcam` does; docs/results.md says how far to trust such maps.
 
         Args:
-            target: "difference" of the two logits, "predicted", or a class; "auto": the difference where there are two.
+            target: "difference" of the logits of the predicted and the next likely class, "predicted", or a class;
+                "auto": the difference.
             method, layers, fuse: see `cam.class_maps`; a name alone is a list of one.
             threshold: a box encloses what is above this fraction of the map's maximum.
             names, fit, batch_size, progress: as for `predict`.
@@ -201,8 +202,8 @@ class Model:
             maps=whole,
             boxes=tuple(boxes.find_box(raw, threshold=threshold) for raw in whole),
             targets=tuple(
-                describe_target(wanted, self.classes, int(index), method=method, layers=layers, fuse=fuse)
-                for index in predictions.probabilities.argmax(1)
+                describe_target(wanted, self.classes, of_tile, method=method, layers=layers, fuse=fuse)
+                for of_tile in predictions.probabilities
             ),
         )
 

@@ -107,7 +107,7 @@ def _check_views(a: torch.Tensor, b: torch.Tensor, *, temperature: float, reduct
 def _unit_rows(x: torch.Tensor) -> torch.Tensor:
     """Return rows of length 1. A row of zeros has no direction: it stays, and gets no gradient, which would be 1/0."""
     x = x if x.dtype == torch.float64 else x.float()
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    length: torch.Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return torch.where(length > _NO_LENGTH, x, x.detach()) / length.clamp(min=_NO_LENGTH)
 
 

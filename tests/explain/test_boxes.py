@@ -86,32 +86,17 @@ class TestBox:
         assert box.area_fraction == pytest.approx((2 * reach + 1) ** 2 / 64**2)
         assert box.raw_maximum == pytest.approx(3.0)
 
-    def test_the_region_with_the_most_evidence_is_boxed(self) -> None:
+    def test_the_region_with_the_peak_is_boxed(self) -> None:
         raw = np.zeros((20, 30))
-        raw[2:4, 2:4] = 1.0  # sum 4, the peak
-        raw[10:18, 15:25] = 0.4  # sum 32
+        raw[2:4, 2:4] = 1.0  # 4 pixels, sum 4
+        raw[10:18, 15:25] = 0.4  # 80 pixels, sum 32: the largest, as CAM's authors box it
         box = find_box(raw)
         assert box is not None
-        assert (box.x0, box.y0, box.x1, box.y1, box.components) == (15, 10, 25, 18, 2)
-        assert not box.holds_peak
-        assert "elsewhere" in remark(box)
-        high = find_box(raw, threshold=0.5)
-        assert high is not None
-        assert (high.x0, high.y0, high.x1, high.y1, high.components) == (2, 2, 4, 4, 1)
-        assert high.holds_peak
-        assert remark(high) == ""
+        assert (*box.corners, box.components) == (2, 2, 4, 4, 2)
+        assert remark(box) == ""
 
-    def test_a_wide_weak_region_loses_to_a_small_strong_one(self) -> None:
-        raw = np.zeros((20, 30))
-        raw[2:4, 2:4] = 10.0  # 4 pixels, sum 40
-        raw[10:13, 15:19] = 2.5  # 12 pixels, sum 30: the largest, as CAM's authors box it
-        box = find_box(raw)
-        assert box is not None
-        assert box.corners == (2, 2, 4, 4)
-        assert box.holds_peak
-
-    @pytest.mark.parametrize(("rows", "localises"), [(18, True), (19, False), (20, False)])
-    def test_a_box_over_nine_tenths_of_the_tile_says_no_place(self, rows: int, localises: bool) -> None:
+    @pytest.mark.parametrize(("rows", "localises"), [(16, True), (17, False), (20, False)])
+    def test_a_box_over_four_fifths_of_the_tile_says_no_place(self, rows: int, localises: bool) -> None:
         raw = np.zeros((20, 20))
         raw[:rows] = 1.0
         box = find_box(raw)
@@ -161,17 +146,15 @@ class TestBox:
             find_box(np.ones((1, 4, 4)))
 
     @pytest.mark.parametrize("seed", range(5))
-    def test_on_noise_the_box_is_around_cv2s_region_of_the_largest_sum(self, seed: int) -> None:
+    def test_on_noise_the_box_is_around_cv2s_region_of_the_peak(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         raw = cv2.resize(rng.normal(size=(9, 9)), (72, 72))
         box = find_box(raw, threshold=0.4)
         assert box is not None
         above = (raw >= 0.4 * raw.max()).astype(np.uint8)
         count, regions, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-        most = max(range(1, count), key=lambda region: raw[regions == region].sum())
-        x, y, width, height, _ = stats[most].tolist()
+        x, y, width, height, _ = stats[regions.ravel()[raw.argmax()]].tolist()
         assert (box.corners, box.components) == ((x, y, x + width, y + height), count - 1)
-        assert box.holds_peak == (regions.ravel()[raw.argmax()] == most)
 
     def test_the_cells_of_a_table(self) -> None:
         raw = 2.0 * blob_map()

@@ -360,7 +360,7 @@ class TestTargets:
         ("name", "classes", "expected"),
         [
             ("auto", "ab", DIFFERENCE),
-            ("auto", "abc", PREDICTED),
+            ("auto", "abc", DIFFERENCE),
             ("difference", "ab", DIFFERENCE),
             ("predicted", "ab", PREDICTED),
             ("b", "abc", Target(Score.CLASS, 1)),
@@ -369,21 +369,24 @@ class TestTargets:
     def test_names_of_the_configuration(self, name: str, classes: str, expected: Target) -> None:
         assert resolve_target(name, classes) == expected
         logits = torch.tensor([[0.1, 3.0, 2.0][: len(classes)], [5.0, -1.0, 2.0][: len(classes)]])
-        named = {DIFFERENCE: [[1, 0], [0, 1]], PREDICTED: [[1], [0]]}.get(expected, [[1], [1]])
+        runner_up = {2: [[1, 0], [0, 1]], 3: [[1, 2], [0, 2]]}[len(classes)]
+        named = {DIFFERENCE: runner_up, PREDICTED: [[1], [0]]}.get(expected, [[1], [1]])
         assert target_classes(logits, expected).tolist() == named
 
-    @pytest.mark.parametrize(("name", "classes", "message"), [("c", "ab", "got 'c'"), ("difference", "abc", "has 3")])
+    @pytest.mark.parametrize(("name", "classes", "message"), [("c", "ab", "got 'c'"), ("d", "abc", "got 'd'")])
     def test_names_that_are_refused(self, name: str, classes: str, message: str) -> None:
         with pytest.raises(ValueError, match=f"target: .*{message}"):
             resolve_target(name, classes)
 
     def test_in_words(self) -> None:
         options = {"method": "gradcam", "layers": (), "fuse": "max"}
-        assert describe_target(DIFFERENCE, ("HP", "SSA"), 1, **options) == "logit SSA - HP"
-        assert describe_target(PREDICTED, ("HP", "SSA"), 0, **options) == "logit HP"
-        assert describe_target(Target(Score.CLASS, 1), ("HP", "SSA"), 0, **options) == "logit SSA"
+        hp, ssa, third = np.array([0.9, 0.1]), np.array([0.2, 0.8]), np.array([0.1, 0.3, 0.6])
+        assert describe_target(DIFFERENCE, ("HP", "SSA"), ssa, **options) == "logit SSA - HP"
+        assert describe_target(DIFFERENCE, ("HP", "SSA", "AC"), third, **options) == "logit AC - SSA"
+        assert describe_target(PREDICTED, ("HP", "SSA"), hp, **options) == "logit HP"
+        assert describe_target(Target(Score.CLASS, 1), ("HP", "SSA"), hp, **options) == "logit SSA"
         two = {**options, "layers": ("a", "b")}
-        assert describe_target(PREDICTED, ("HP", "SSA"), 0, **two) == "logit HP at a, b (max)"
+        assert describe_target(PREDICTED, ("HP", "SSA"), hp, **two) == "logit HP at a, b (max)"
         words = [describe_targets(of, ("HP", "SSA"), method="gradcam") for of in (DIFFERENCE, Target(Score.CLASS, 1))]
         assert words == ["logit of the predicted class minus that of the other", "logit of SSA"]
         assert "independent of the class" in describe_targets(PREDICTED, ("a", "b"), method="eigencam")

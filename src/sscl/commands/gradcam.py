@@ -188,13 +188,20 @@ def draw_tile(
     truth = classes[tiles.labels[row]] if tiles.labels[row] >= 0 else "unknown"
     probability = float(probabilities[predicted])
     shown = describe_target(
-        explainer.target, classes, predicted, method=config.method, layers=config.layer, fuse=config.fuse
+        explainer.target, classes, probabilities, method=config.method, layers=config.layer, fuse=config.fuse
     )
     title = f"{tiles.ids[row]}{', a synthetic tile' if synthetic else ''}"
     title += f"\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); map of {shown}"
     title += f"; {boxes.remark(box)}" if boxes.remark(box) else ""
     name = f"{number:03d}_{cam_plots.short_name(Path(tiles.ids[row]).stem)}"
-    cam_plots.draw_tile(tiles.images[row], heatmap.enlarged, box, title=title, out=out, name=name, method=config.method)
+    cam_plots.draw_tile(
+        *(tiles.images[row], heatmap.enlarged, box),
+        title=title,
+        out=out,
+        name=name,
+        method=config.method,
+        layers=config.layer,
+    )
     return [
         *(name, tiles.ids[row], truth, classes[predicted], f"{probability:.6f}", "no" if box is None else "yes"),
         *boxes.box_cells(heatmap.enlarged, box, threshold=config.threshold),

@@ -222,6 +222,7 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
                     out=folder,
                     name=picture,
                     method=config.gradcam.method,
+                    layers=config.gradcam.layer,
                 )
                 rows.append(
                     [

@@ -17,8 +17,8 @@ class MapConfig(Section):
 
     target: str = setting(
         "auto",
-        "logit to explain: difference (two classes) = predicted - other; predicted; or a class; auto = difference for "
-        "two classes, otherwise predicted",
+        "logit to explain: difference = that of the predicted class - that of the next likely one; predicted; or a "
+        "class; auto = difference",
     )
     method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
         "gradcam", "method of the heatmaps"

@@ -24,25 +24,24 @@ MIN_EVIDENCE = 1e-4
 # (float32: 6e-8 a term, some thousand terms).
 ROUNDING = 1e-5
 CONNECTIVITY = 8  # pixels that touch at a corner are connected
-WHOLE_TILE = 0.9  # a box of more than this fraction of the tile says no place
+WHOLE_TILE = 0.8  # a box of more than this fraction of the tile says no place
 # Columns of boxes.csv, see `box_cells`.
 BOX_COLUMNS = (
     *("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum"),
-    *("holds_peak", "localisation"),
+    "localisation",
 )
 
 
 @dataclass(frozen=True)
 class Box:
-    """The rectangle around the connected region of a map with the most evidence, and what is needed to assess it.
+    """The rectangle around the connected region of a map that holds its peak, and what is needed to assess it.
 
     Attributes:
         x0, y0, x1, y1: pixels, half open: columns x0..x1-1, rows y0..y1-1.
         threshold: fraction of the maximum from which a pixel belongs to a region.
-        components: number of connected regions above the threshold; only the one with the most evidence is boxed.
+        components: number of connected regions above the threshold; only the one with the peak is boxed.
         area_fraction: area of the rectangle / area of the map.
         raw_maximum: largest value of the map before any scaling.
-        holds_peak: whether that value lies in the boxed region; false where another region has more evidence in sum.
     """
 
     x0: int
@@ -53,7 +52,6 @@ class Box:
     components: int
     area_fraction: float
     raw_maximum: float
-    holds_peak: bool = True
 
     @property
     def corners(self) -> Corners:
@@ -108,11 +106,11 @@ def normalise(raw: FloatArray) -> npt.NDArray[np.float32]:
 
 
 def find_box(raw: FloatArray, *, threshold: float = 0.2) -> Box | None:
-    """Return the rectangle around the region of a raw map (H, W) with the most evidence, or None without evidence.
+    """Return the rectangle around the region of a raw map (H, W) that holds its peak, or None without evidence.
 
-    Regions are connected pixels of at least `threshold` of the maximum; the one with the largest sum is boxed. It holds
-    the peak unless a wider region elsewhere has more in sum, see `holds_peak`. (CAM's authors box the largest region,
-    however weak.) The threshold determines the size of the box, so it is kept in the result.
+    Regions are connected pixels of at least `threshold` of the maximum. (CAM's authors box the largest region, which
+    on maps of many cells often misses the peak.) The threshold determines the size of the box, so it is kept in the
+    result.
 
     Args:
         raw: one raw map, already enlarged to the tile, so that the box is in pixels of the tile.
@@ -128,9 +126,7 @@ def find_box(raw: FloatArray, *, threshold: float = 0.2) -> Box | None:
     if not has_evidence(raw):
         return None
     regions, count = ndimage.label(raw >= threshold * raw.max(), structure=np.ones((3, 3)))
-    sums = np.bincount(regions.ravel(), weights=raw.ravel())[1:]  # 0 is the background
-    most = int(sums.argmax())
-    rows, columns = ndimage.find_objects(regions)[most]
+    rows, columns = ndimage.find_objects(regions)[regions.ravel()[raw.argmax()] - 1]  # 0 is the background
     return Box(
         x0=columns.start,
         y0=rows.start,
@@ -140,7 +136,6 @@ def find_box(raw: FloatArray, *, threshold: float = 0.2) -> Box | None:
         components=count,
         area_fraction=(rows.stop - rows.start) * (columns.stop - columns.start) / raw.size,
         raw_maximum=float(raw.max()),
-        holds_peak=bool(regions.ravel()[raw.argmax()] == most + 1),
     )
 
 
@@ -150,27 +145,25 @@ def remark(box: Box | None) -> str:
         return "no positive evidence, so no box"
     if not box.localises:
         return f"the box covers {box.area_fraction:.0%} of the tile: no localisation, not assessed"
-    return "" if box.holds_peak else "the peak lies elsewhere: the boxed region has more evidence in sum"
+    return ""
 
 
 def remarks(found: Sequence[Box | None]) -> str:
-    """Return how many of many boxes need a remark, in words: "2 without positive evidence, 3 over 90% of ..."."""
+    """Return how many of many boxes need a remark, in words: "2 without positive evidence, 3 with a box over ..."."""
     boxed = [box for box in found if box is not None]
     whole = sum(not box.localises for box in boxed)
-    elsewhere = sum(box.localises and not box.holds_peak for box in boxed)
     said = [f"{len(found) - len(boxed)} without positive evidence"]
     said += [f"{whole} with a box over {WHOLE_TILE:.0%} of the tile (no localisation, not assessed)"] if whole else []
-    said += [f"{elsewhere} with more evidence in a region other than the peak's"] if elsewhere else []
     return ", ".join(said)
 
 
 def box_cells(raw: FloatArray, box: Box | None, *, threshold: float) -> list[int | float | str | None]:
     """Return the BOX_COLUMNS of a map, (H, W); without evidence there is no box, and the raw maximum is kept."""
     if box is None:
-        return [None, None, None, None, threshold, CONNECTIVITY, 0, None, float(raw.max()), None, "no evidence"]
+        return [None, None, None, None, threshold, CONNECTIVITY, 0, None, float(raw.max()), "no evidence"]
     return [
         *(*box.corners, box.threshold, CONNECTIVITY, box.components, box.area_fraction, box.raw_maximum),
-        *("yes" if box.holds_peak else "no", "yes" if box.localises else "not assessed"),
+        "yes" if box.localises else "not assessed",
     ]
 
 

@@ -109,6 +109,11 @@ def class_maps(
     return (maps[0] if len(maps) == 1 else fuse_maps(maps, how=fuse)), logits.detach()
 
 
+def in_logits(method: str, layers: Sequence[str]) -> bool:
+    """Return whether the cells of a map are logits, which sum to the score for a model that ends in a linear layer."""
+    return method in COMPLETE and not layers
+
+
 def unexplained(maps: Tensor, logits: Tensor, *, bias: Tensor, target: AnyTarget) -> tuple[Tensor, Tensor]:
     """Return each image's score without its bias, and by how much the sum of its map misses it, (B,) each, float64.
 

@@ -87,7 +87,7 @@ def heatmaps_of_batches(
     Maps are computed in float32 also where predictions are not: in bf16 each feature has 8 bits, and a map of the
     difference of two logits is what remains when large parts of both cancel.
     """
-    complete = method in cam.COMPLETE and not layers
+    complete = cam.in_logits(method, layers)
     coming: deque[_Started] = deque()
     for images, target in batches:
         x = augment.normalise(augment.to_unit(images), mean=mean, std=std)

@@ -9,18 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sscl.words import nearest
 
+FloatArray = NDArray[np.float64]
 LAST_FEATURES = "the last features"
 
 
 class Score(Enum):
     """What is explained; the values are those of the configuration key `target`."""
 
-    DIFFERENCE = "difference"  # the predicted class's logit minus the next one's
+    DIFFERENCE = "difference"  # the predicted class's logit minus that of the next likely class
     PREDICTED = "predicted"  # the predicted class's logit
     CLASS = "class"  # the logit of a class given by name
 
@@ -42,12 +45,10 @@ def resolve_target(name: str, classes: Sequence[str]) -> Target:
     """Return the target that a configuration names: auto, difference, predicted, or a class.
 
     Raises:
-        ValueError: no such class, or a difference of more than two.
+        ValueError: no such class.
     """
     if name == "auto":
-        return DIFFERENCE if len(classes) == 2 else PREDICTED
-    if name == "difference" and len(classes) != 2:
-        raise ValueError(f"target: difference needs two classes, the checkpoint has {len(classes)}; use predicted")
+        return DIFFERENCE
     if name in ("difference", "predicted"):
         return Target(Score(name))
     if name not in classes:
@@ -106,20 +107,21 @@ def describe_layer(layers: Sequence[str], fuse: str) -> str:
 
 
 def describe_target(
-    target: Target, classes: Sequence[str], predicted: int, *, method: str, layers: Sequence[str], fuse: str
+    target: Target, classes: Sequence[str], probabilities: FloatArray, *, method: str, layers: Sequence[str], fuse: str
 ) -> str:
     """Return what a tile's map shows, such as "logit SSA - HP".
 
     Args:
-        predicted: index of the tile's predicted class.
+        probabilities: of the tile, (K,).
         method, layers, fuse: see `cam.class_maps`.
     """
     layer = f" at {describe_layer(layers, fuse)}" if layers else ""
     if method == "eigencam":
         return f"main pattern of the features, independent of the class{layer}"
+    first, second = np.argsort(-probabilities, kind="stable")[:2].tolist()
     if target.score is Score.DIFFERENCE:
-        return f"logit {classes[predicted]} - {classes[1 - predicted]}{layer}"
-    return f"logit {classes[predicted if target.label is None else target.label]}{layer}"
+        return f"logit {classes[first]} - {classes[second]}{layer}"
+    return f"logit {classes[first if target.label is None else target.label]}{layer}"
 
 
 def describe_targets(target: Target, classes: Sequence[str], *, method: str) -> str:
@@ -127,5 +129,6 @@ def describe_targets(target: Target, classes: Sequence[str], *, method: str) -> 
     if method == "eigencam":
         return "main pattern of the features, independent of the class"
     if target.score is Score.DIFFERENCE:
-        return "logit of the predicted class minus that of the other"
+        other = "other" if len(classes) == 2 else "next likely class"
+        return f"logit of the predicted class minus that of the {other}"
     return "logit of the predicted class" if target.label is None else f"logit of {classes[target.label]}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from sscl.explain.boxes import Box, normalise
-from sscl.explain.cam import METHODS
+from sscl.explain.cam import METHODS, in_logits
 from sscl.plots.base import ByteArray, FloatArray
 from sscl.plots.sheets import plot_cam_panel, write_image
 
@@ -76,19 +77,40 @@ def short_name(name: str) -> str:
 
 
 def draw_tile(
-    image: ByteArray, raw: FloatArray, box: Box | None, *, title: str, out: Path, name: str, method: str
+    image: ByteArray,
+    raw: FloatArray,
+    box: Box | None,
+    *,
+    title: str,
+    out: Path,
+    name: str,
+    method: str,
+    layers: Sequence[str],
 ) -> None:
     """Write the panel, and the heatmap and the box alone, of one tile: NAME_panel.png, _heatmap.png, _box.png.
 
     Args:
         image: the tile, uint8 (H, W, 3). raw: its map, (H, W), before ReLU and scaling. box: of that map.
-        title: above the panel. out, name: where. method: one of METHODS.
+        title: above the panel. out, name: where. method, layers: see `class_maps`.
     """
     image = np.array(image)
     heat, boxed = overlay(image, normalise(raw)), draw_box(image, box)
-    plot_cam_panel(image, heat, boxed, title=title, path=out / f"{name}_panel.png", method=METHODS[method])
+    peak = f"{raw.max():.2g} logits per cell" if in_logits(method, layers) else f"peak, {raw.max():.2g}"
+    plot_cam_panel(
+        *(image, heat, boxed),
+        title=title,
+        path=out / f"{name}_panel.png",
+        method=METHODS[method],
+        scale=None if box is None else (_colour_scale(), peak),
+    )
     write_image(heat, path=out / f"{name}_heatmap.png")
     write_image(boxed, path=out / f"{name}_box.png")
+
+
+def _colour_scale() -> ByteArray:
+    """Return the colours of a heatmap on white, from 0 to the peak, uint8 (1, 256, 3)."""
+    levels = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    return overlay(np.full((1, 256, 3), 255, np.uint8), levels)
 
 
 def _check_map01(map01: FloatArray) -> None:

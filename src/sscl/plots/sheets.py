@@ -87,6 +87,7 @@ def plot_cam_panel(
     title: str,
     path: str | os.PathLike[str],
     method: str = "Grad-CAM",
+    scale: tuple[ByteArray, str] | None = None,
 ) -> None:
     """Draw the paper's Grad-CAM figure: original | heatmap | box.
 
@@ -95,6 +96,7 @@ def plot_cam_panel(
         method: above the heatmap.
         title: such as true and predicted class with its probability; line breaks stay.
         path: the PNG to write.
+        scale: below the heatmap, its colours from 0 to the peak, uint8 (1, N, 3), and what the peak is, with its unit.
 
     Raises:
         ValueError: wrong shapes. FileNotFoundError: the folder of path does not exist.
@@ -103,12 +105,19 @@ def plot_cam_panel(
     for name, picture in panels:
         base.check_images(picture[None], name=name)
     lines = [part for line in title.split("\n") for part in textwrap.wrap(line, 84) or [""]]
-    figure = Figure(figsize=(9, 3.35 + 0.2 * len(lines)), dpi=base.DPI, layout="constrained")
+    height = 3.35 + 0.2 * len(lines) + (0 if scale is None else 0.35)
+    figure = Figure(figsize=(9, height), dpi=base.DPI, layout="constrained")
     figure.suptitle(base.plain("\n".join(lines)), fontsize=11)
     for axes, (name, picture) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(name, fontsize=10)
         axes.set_axis_off()
+        if scale is not None and picture is overlay:
+            bar = axes.inset_axes((0, -0.08, 1, 0.04))
+            bar.imshow(scale[0], aspect="auto", extent=(0, 1, 0, 1))
+            bar.set_yticks([])
+            bar.set_xticks([0, 1], ["0", base.plain(scale[1])], fontsize=8)
+            bar.get_xticklabels()[1].set_horizontalalignment("right")
     base.save_figure(figure, path)
 
 

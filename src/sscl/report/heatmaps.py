@@ -15,8 +15,8 @@ from sscl.report.blocks import Block, Section, interval, number
 from sscl.words import count
 
 TARGETS = {
-    "auto": "logit of the predicted class; with two classes, minus that of the other",
-    "difference": "logit of the predicted class minus that of the other",
+    "auto": "logit of the predicted class minus that of the next likely one",
+    "difference": "logit of the predicted class minus that of the next likely one",
     "predicted": "logit of the predicted class",
 }
 
@@ -30,7 +30,7 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
     facts = {
         "method": f"{METHODS[config.method]} of {describe_layer(config.layer, config.fuse)}",
         "target": TARGETS.get(config.target) or config.target,
-        "box": f"region with the most evidence above {config.threshold:.0%} of the maximum of the map",
+        "box": f"region around the maximum, above {config.threshold:.0%} of it",
     }
     found: list[Block] = [blocks.facts(facts)]
     if checks is not None:

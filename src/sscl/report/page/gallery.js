@@ -95,7 +95,7 @@ function cellOf(place) {
     truth.append(element("span", { title: "annotators who agree", textContent: tile.agreement }));
   }
   if (tile.remark !== "") {
-    const short = tile.box === null ? "no evidence" : tile.localises ? "peak elsewhere" : "no localisation";
+    const short = tile.box === null ? "no evidence" : "no localisation";
     picture.append(element("span", { className: "remark", title: tile.remark, textContent: short }));
   }
   const cell = element(
