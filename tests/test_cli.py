@@ -212,7 +212,7 @@ def test_what_a_command_raises(error, code, line, pretrain_raises, capsys):
     [
         (COMPLETE, "pretrain.main", "--resume"),
         (["finetune", "run=r", "data.root=d"], "finetune.main", "--overwrite"),
-        (["eval", "checkpoint=c"], "evaluate.main", "--overwrite"),
+        (["eval", "checkpoint=c"], "evaluate.main", "nothing is lost"),
         (["data", "synth", "root=r"], "data.synth", "nothing is written"),
         (["compare", "a", "b"], "compare.main", "reused"),
     ],

@@ -7,7 +7,6 @@ import datetime
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -267,8 +266,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Bring all rows to the disk; another thread may call this."""
-        with self.path.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        writing.sync(self.path)
 
     def close(self) -> None:
         """Bring all rows to the disk and finish the TensorBoard file, if any."""

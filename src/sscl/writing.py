@@ -122,6 +122,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             yield temporary
             with naming(path, temporary=temporary):
                 _take_place(temporary, real)
+        except OSError as error:
+            name = str(error.filename)
+            if name.startswith(f"{temporary}/"):
+                error.filename = f"{path}{name.removeprefix(str(temporary))}"
+            raise
         finally:
             _delete(temporary)
 
@@ -230,9 +235,14 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def put(finished: Path, path: Path) -> None:
     """Bring a finished file to the disk, then move it to `path` in one step."""
-    with finished.open("rb+") as handle:
-        os.fsync(handle.fileno())
+    sync(finished)
     os.replace(finished, path)
+
+
+def sync(path: Path) -> None:
+    """Bring a file to the disk."""
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())
 
 
 def _beside(path: Path) -> Path:

@@ -18,7 +18,7 @@ class Command:
     flags: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] = ()  # name and key of each that has a value: --folds 5 is train.folds=5
     words: tuple[Word, ...] = ()  # without =, in order
-    interrupted: str = "every file is complete or absent; run it again with --overwrite"  # said after Ctrl-C
+    interrupted: str = "nothing is written, and nothing is lost; run it again"  # said after Ctrl-C
 
     @property
     def takes(self) -> tuple[Word, ...]:
@@ -33,6 +33,7 @@ COMMANDS = {
         "run the whole method on synthetic polyps, in minutes",
         ("overwrite",),
         words=(Word("DIR", "run", "the folder to write"),),
+        interrupted="every file is complete or absent; run it again with --overwrite",
     ),
     "configs": Command(
         "configs:main",
@@ -46,7 +47,6 @@ COMMANDS = {
         "SynthConfig",
         "write synthetic polyp tiles in MHIST's layout",
         words=(Word("DIR", "root", "the folder to write"),),
-        interrupted="nothing is written; run it again",
     ),
     "data download": Command(
         "download:main",
@@ -118,7 +118,7 @@ COMMANDS = {
         "ProbeConfig",
         "compare encoders by linear probe and k-NN",
         ("overwrite",),
-        interrupted="run it again with --overwrite: features that are complete are read from the cache",
+        interrupted="run it again: features that are complete are read from the cache",
     ),
     "embed": Command(
         "embed:main",

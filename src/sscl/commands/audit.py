@@ -38,50 +38,47 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
     """
-    out = run.check_run_folder(config.out, overwrite=overwrite)
+    out = Path(config.out)
     further = further_sets(config)
-    run.check_inputs_outside(
-        out,
-        {
-            "data.root": config.data.root,
-            "encoder.weights": config.encoder.weights,
-            "run": config.run,
-            **{f"{name}.root": data.root for name, data in further.items()},
-        },
-    )
-    parts = audit.load_parts(config.data, further, progress=config.progress)
-    for line in accounted(parts):
-        print(line)
-    with_encoder = config.encoder.model is not None or config.encoder.weights is not None
-    found = audit.search(
-        parts,
-        embeddings=embed(config, further) if with_encoder else None,
-        min_cosine=config.min_cosine,
-        neighbours=config.neighbours,
-        progress=config.progress,
-    )
-    report = audit.record_of(
-        parts,
-        found,
-        method=MethodRecord(
-            size_px=duplicates.SIZE_PX,
+    inputs = {
+        "data.root": config.data.root,
+        "encoder.weights": config.encoder.weights,
+        "run": config.run,
+        **{f"{name}.root": data.root for name, data in further.items()},
+    }
+    with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
+        parts = audit.load_parts(config.data, further, progress=config.progress)
+        for line in accounted(parts):
+            print(line)
+        with_encoder = config.encoder.model is not None or config.encoder.weights is not None
+        found = audit.search(
+            parts,
+            embeddings=embed(config, further) if with_encoder else None,
+            min_cosine=config.min_cosine,
             neighbours=config.neighbours,
-            encoder=config.encoder if with_encoder else None,
-            min_cosine=config.min_cosine if with_encoder else None,
-        ),
-        verdict=verdict(parts, found),
-        notes=notes(config, parts, leaks=found.leakage),
-    )
+            progress=config.progress,
+        )
+        report = audit.record_of(
+            parts,
+            found,
+            method=MethodRecord(
+                size_px=duplicates.SIZE_PX,
+                neighbours=config.neighbours,
+                encoder=config.encoder if with_encoder else None,
+                min_cosine=config.min_cosine if with_encoder else None,
+            ),
+            verdict=verdict(parts, found),
+            notes=notes(config, parts, leaks=found.leakage),
+        )
 
-    run.start_folder(out, config, overwrite=overwrite)
-    write_record(out / "audit.json", report)
-    written = ["audit.json"]
-    if found.pairs:
-        audit_plots.draw_pairs(parts, found, limit=config.shown, path=out / "pairs.png")
-        written.append("pairs.png")
-    if found.outliers:
-        audit_plots.draw_outliers(parts, found.outliers, limit=config.shown, path=out / "flagged.png")
-        written.append("flagged.png")
+        write_record(folder / "audit.json", report)
+        written = ["audit.json"]
+        if found.pairs:
+            audit_plots.draw_pairs(parts, found, limit=config.shown, path=folder / "pairs.png")
+            written.append("pairs.png")
+        if found.outliers:
+            audit_plots.draw_outliers(parts, found.outliers, limit=config.shown, path=folder / "flagged.png")
+            written.append("flagged.png")
     print("\n".join(summary(report)))
     print(f"wrote {out}/{', '.join(written)}")
     print(next_command("pretrain", config.data.root, "run=runs/pretrain"))

@@ -50,27 +50,26 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
-    out = run.check_run_folder(config.out, overwrite=overwrite)
-    run.check_inputs_outside(out, {"data.root": config.data.root})
-    splits = load_splits(config.data, progress=config.progress)
-    for name, tiles in splits.items():
-        print(describe(name, tiles))
-    for line in accounts(splits):
-        print(line)
-    print(describe_files(config.data, splits))
-    first = next(iter(splits.values()))
-    rows = spread(first, limit=config.tiles, seed=config.seed)
-    shown = first.subset(rows)
+    out = Path(config.out)
+    with run.whole_folder(out, config, overwrite=overwrite, inputs={"data.root": config.data.root}) as folder:
+        splits = load_splits(config.data, progress=config.progress)
+        for name, tiles in splits.items():
+            print(describe(name, tiles))
+        for line in accounts(splits):
+            print(line)
+        print(describe_files(config.data, splits))
+        first = next(iter(splits.values()))
+        rows = spread(first, limit=config.tiles, seed=config.seed)
+        shown = first.subset(rows)
 
-    run.start_folder(out, config, overwrite=overwrite)
-    note = SAID if is_synthetic(config.data.source, first.ids) else ""
-    captions = [f"{name}\n{label(shown, i)}" for i, name in enumerate(shown.ids)]
-    sheets.contact_sheet(np.asarray(shown.images), captions=captions, path=out / "contact_sheet.png", note=note)
-    counts = {name: tiles.class_counts() for name, tiles in splits.items()}
-    charts.plot_class_distribution(
-        counts, path=out / "distribution.png", title=f"Class distribution of {Path(config.data.root).name}"
-    )
-    draw_views(first, rows[:VIEWED], config=config, path=out / "two_views.png", note=note)
+        note = SAID if is_synthetic(config.data.source, first.ids) else ""
+        captions = [f"{name}\n{label(shown, i)}" for i, name in enumerate(shown.ids)]
+        sheets.contact_sheet(np.asarray(shown.images), captions=captions, path=folder / "contact_sheet.png", note=note)
+        counts = {name: tiles.class_counts() for name, tiles in splits.items()}
+        charts.plot_class_distribution(
+            counts, path=folder / "distribution.png", title=f"Class distribution of {Path(config.data.root).name}"
+        )
+        draw_views(first, rows[:VIEWED], config=config, path=folder / "two_views.png", note=note)
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
     if len(splits) > 1:
         print(next_command("data audit", config.data.root, f"out={out}-audit"))

@@ -34,7 +34,6 @@ from sscl.models import features
 from sscl.models.start import frozen_encoder
 from sscl.plots import embedding as embedding_plots
 from sscl.records import Record, write_record
-from sscl.run import check_inputs_outside
 from sscl.words import next_command
 
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
@@ -84,60 +83,62 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
     if "umap" in config.methods:
         check_umap()
     out = Path(config.out)
-    run.check_run_folder(out, overwrite=overwrite)
-    check_inputs_outside(out, {"data.root": config.data.root, "encoder.weights": config.encoder.weights})
-    start = frozen_encoder(config.encoder, section="encoder.")
-    size_px = start.size_px or config.data.size_px
-    data = config.data.model_copy(update={"size_px": size_px})
-    tiles = load_tiles(data, split=config.split, progress=config.progress)
-    if len(tiles) < max(4, config.clusters):
-        raise ValueError(
-            f"clusters: must be at most the number of tiles (4 or more), got {config.clusters} for {len(tiles)} tiles"
+    inputs = {"data.root": config.data.root, "encoder.weights": config.encoder.weights}
+    with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
+        start = frozen_encoder(config.encoder, section="encoder.")
+        size_px = start.size_px or config.data.size_px
+        data = config.data.model_copy(update={"size_px": size_px})
+        tiles = load_tiles(data, split=config.split, progress=config.progress)
+        if len(tiles) < max(4, config.clusters):
+            raise ValueError(
+                f"clusters: must be at most the number of tiles (4 or more), got {config.clusters} for "
+                f"{len(tiles)} tiles"
+            )
+        print(f"device: {describe_device(device)}, precision {precision}")
+        print(describe_tiles(data, tiles, split=config.split))
+
+        tune(device)
+        embeddings = features.outputs(
+            start.encoder.to(device).to(memory_format=torch.channels_last),
+            place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
+            all_rows(tiles),
+            mean=torch.tensor(start.mean, device=device),
+            std=torch.tensor(start.std, device=device),
+            batch_size=config.batch_size,
+            precision=precision,
+            progress="embed" if config.progress else None,
+        ).numpy()  # (N, C)
+        unit = unit_length(embeddings)
+        cluster, distance = k_means(unit, clusters=config.clusters, seed=config.seed)
+        components, explained = principal_components(unit, seed=config.seed)
+        maps = {
+            name: project(name, components, seed=config.seed, tsne_tiles=config.tsne_tiles) for name in config.methods
+        }
+        agreement = agreement_with_classes(cluster, tiles.labels)
+        report = EmbedReport(
+            encoder=config.encoder,
+            encoder_name=start.encoder.name,
+            encoder_fingerprint=start.fingerprint,
+            num_features=start.encoder.num_features,
+            preprocessing=Preprocessing(size_px=size_px, mean=start.mean, std=start.std),
+            data=data,
+            data_fingerprint=tiles.fingerprint,
+            split=config.split,
+            tiles=len(tiles),
+            class_counts=tiles.class_counts(),
+            variance_explained=tuple(explained[:2].tolist()),
+            clusters=tuple(cluster_facts(cluster == number, tiles) for number in range(config.clusters)),
+            agreement=agreement,
         )
-    print(f"device: {describe_device(device)}, precision {precision}")
-    print(describe_tiles(data, tiles, split=config.split))
 
-    tune(device)
-    embeddings = features.outputs(
-        start.encoder.to(device).to(memory_format=torch.channels_last),
-        place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
-        all_rows(tiles),
-        mean=torch.tensor(start.mean, device=device),
-        std=torch.tensor(start.std, device=device),
-        batch_size=config.batch_size,
-        precision=precision,
-        progress="embed" if config.progress else None,
-    ).numpy()  # (N, C)
-    unit = unit_length(embeddings)
-    cluster, distance = k_means(unit, clusters=config.clusters, seed=config.seed)
-    components, explained = principal_components(unit, seed=config.seed)
-    maps = {name: project(name, components, seed=config.seed, tsne_tiles=config.tsne_tiles) for name in config.methods}
-    agreement = agreement_with_classes(cluster, tiles.labels)
-    report = EmbedReport(
-        encoder=config.encoder,
-        encoder_name=start.encoder.name,
-        encoder_fingerprint=start.fingerprint,
-        num_features=start.encoder.num_features,
-        preprocessing=Preprocessing(size_px=size_px, mean=start.mean, std=start.std),
-        data=data,
-        data_fingerprint=tiles.fingerprint,
-        split=config.split,
-        tiles=len(tiles),
-        class_counts=tiles.class_counts(),
-        variance_explained=tuple(explained[:2].tolist()),
-        clusters=tuple(cluster_facts(cluster == number, tiles) for number in range(config.clusters)),
-        agreement=agreement,
-    )
-
-    run.start_folder(out, config, overwrite=overwrite)
-    write_embeddings(out / "embeddings.npz", tiles, embeddings, cluster=cluster, maps=maps)
-    for name, points in maps.items():
-        draw_map(name, points, tiles, cluster=cluster, explained=explained, path=out / f"map_{name}.png")
-    draw_clusters(tiles, cluster, config, path=out / "clusters.png")
-    labels = [tiles.classes[label] if label >= 0 else None for label in tiles.labels]
-    table = zip(tiles.ids, cluster.tolist(), (f"{value:.6f}" for value in distance), labels, strict=True)
-    writing.write_csv(out / "clusters.csv", ["id", "cluster", "distance", "class"], table)
-    write_record(out / "embed.json", report)
+        write_embeddings(folder / "embeddings.npz", tiles, embeddings, cluster=cluster, maps=maps)
+        for name, points in maps.items():
+            draw_map(name, points, tiles, cluster=cluster, explained=explained, path=folder / f"map_{name}.png")
+        draw_clusters(tiles, cluster, config, path=folder / "clusters.png")
+        labels = [tiles.classes[label] if label >= 0 else None for label in tiles.labels]
+        table = zip(tiles.ids, cluster.tolist(), (f"{value:.6f}" for value in distance), labels, strict=True)
+        writing.write_csv(folder / "clusters.csv", ["id", "cluster", "distance", "class"], table)
+        write_record(folder / "embed.json", report)
 
     weights = config.encoder.weights or f"random weights, seed {config.encoder.seed}"
     print(f"{start.encoder.name} ({weights}): {start.encoder.num_features} features of tiles at {size_px} px")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sscl import run
+from sscl import run, writing
 from sscl.config import EvalConfig
 from sscl.data import task
 from sscl.data.load import all_rows, describe_tiles, load_tiles
@@ -30,7 +30,6 @@ from sscl.models.pixels import normalisation
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
 from sscl.records import write_record
-from sscl.run import check_inputs_outside
 from sscl.words import count, next_command
 
 
@@ -46,79 +45,81 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     choice = lineage.choose(trained, config.data, split=config.split)
     data, split = choice.data, choice.split
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / choice.folder("eval")
-    run.check_run_folder(out, overwrite=overwrite)
-    check_inputs_outside(out, {"data.root": data.root})
-    given = load_tiles(data, split=split, progress=config.progress)
-    whole = with_classes_of(given, trained.classes, checkpoint=config.checkpoint, root=data.root)
-    positive = positive_class(whole.classes, config.positive)
-    tiles = task.labelled(whole)
-    if not len(tiles):
-        raise ValueError(f"data.root: no tile of {data.root} has a label; sscl predict classifies such tiles")
+    with run.whole_folder(out, config, overwrite=overwrite, inputs={"data.root": data.root}) as folder:
+        given = load_tiles(data, split=split, progress=config.progress)
+        whole = with_classes_of(given, trained.classes, checkpoint=config.checkpoint, root=data.root)
+        positive = positive_class(whole.classes, config.positive)
+        tiles = task.labelled(whole)
+        if not len(tiles):
+            raise ValueError(f"data.root: no tile of {data.root} has a label; sscl predict classifies such tiles")
 
-    tune(device)
-    mean, std = normalisation(trained, device)
-    logits = features.outputs(
-        model,
-        place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
-        all_rows(tiles),
-        mean=mean,
-        std=std,
-        batch_size=config.batch_size,
-        precision=precision,
-        symmetric=config.tta,
-        progress="evaluate" if config.progress else None,
-    )
-    results = evaluation.evaluate(
-        tiles,
-        logits,
-        positive=positive,
-        kept=trained.fitted,
-        calibrate=config.calibrate,
-        sensitivity=config.sensitivity,
-        abstain=config.abstain,
-        samples=config.bootstrap_samples,
-        seed=config.bootstrap_seed,
-    )
-    evaluated = Evaluated(
-        checkpoint=str(config.checkpoint),
-        epoch=trained.epoch,
-        data=data,
-        split=split,
-        external=choice.external,
-        protocol=data.protocol if data.source == "mhist" else None,
-        tiles=len(tiles),
-        classes=tiles.classes,
-        class_counts=tiles.class_counts(),
-        positive=None if positive is None else tiles.classes[positive],
-        data_fingerprint=tiles.fingerprint,
-        test_time_augmentation=config.tta,
-        precision=precision,
-        synthetic=is_synthetic(data.source, tiles.ids),
-    )
-    left_out = len(whole) - len(tiles)
-    caveats = [
-        *([SAID] if evaluated.synthetic else []),
-        *unfinished_notes(config.checkpoint),
-        *task.outcome_warnings(tiles.labels, logits.argmax(1).numpy(), tiles.classes),
-        *lineage.caveats(choice, tiles, trained),
-        *lineage.interval_caveats(tiles.groups),
-        *precision_notes(precision, fitted=trained.fitted.precision),
-        *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
-        *([f"its classes ({', '.join(given.classes)}) were matched by name"] if given.classes != whole.classes else []),
-        *guessed_positive(tiles.classes, positive, wanted=config.positive),
-    ]
-    report = Evaluation(
-        **dict(evaluated),
-        **dict(results),
-        caveats=tuple(caveats),
-        notes=tuple(evaluation_text.reading_notes(evaluated, results)),
-    )
-    probabilities = calibration.softmax(logits, temperature=results.calibration.temperature)
+        tune(device)
+        mean, std = normalisation(trained, device)
+        logits = features.outputs(
+            model,
+            place_store(tiles.images, device=device, budget_gb=data.device_budget_gb),
+            all_rows(tiles),
+            mean=mean,
+            std=std,
+            batch_size=config.batch_size,
+            precision=precision,
+            symmetric=config.tta,
+            progress="evaluate" if config.progress else None,
+        )
+        results = evaluation.evaluate(
+            tiles,
+            logits,
+            positive=positive,
+            kept=trained.fitted,
+            calibrate=config.calibrate,
+            sensitivity=config.sensitivity,
+            abstain=config.abstain,
+            samples=config.bootstrap_samples,
+            seed=config.bootstrap_seed,
+        )
+        evaluated = Evaluated(
+            checkpoint=str(config.checkpoint),
+            epoch=trained.epoch,
+            data=data,
+            split=split,
+            external=choice.external,
+            protocol=data.protocol if data.source == "mhist" else None,
+            tiles=len(tiles),
+            classes=tiles.classes,
+            class_counts=tiles.class_counts(),
+            positive=None if positive is None else tiles.classes[positive],
+            data_fingerprint=tiles.fingerprint,
+            test_time_augmentation=config.tta,
+            precision=precision,
+            synthetic=is_synthetic(data.source, tiles.ids),
+        )
+        left_out = len(whole) - len(tiles)
+        caveats = [
+            *([SAID] if evaluated.synthetic else []),
+            *unfinished_notes(config.checkpoint),
+            *task.outcome_warnings(tiles.labels, logits.argmax(1).numpy(), tiles.classes),
+            *lineage.caveats(choice, tiles, trained),
+            *lineage.interval_caveats(tiles.groups),
+            *precision_notes(precision, fitted=trained.fitted.precision),
+            *([f"{count(left_out, 'tile')} without a label left out"] if left_out else []),
+            *(
+                [f"its classes ({', '.join(given.classes)}) were matched by name"]
+                if given.classes != whole.classes
+                else []
+            ),
+            *guessed_positive(tiles.classes, positive, wanted=config.positive),
+        ]
+        report = Evaluation(
+            **dict(evaluated),
+            **dict(results),
+            caveats=tuple(caveats),
+            notes=tuple(evaluation_text.reading_notes(evaluated, results)),
+        )
+        probabilities = calibration.softmax(logits, temperature=results.calibration.temperature)
 
-    run.start_folder(out, config, overwrite=overwrite)
-    write_record(out / records.FILE, report)
-    write_predictions(out / predictions.FILE, predictions_of(tiles, probabilities))
-    draw(out, tiles, report, probabilities=probabilities, positive=positive)
+        write_record(folder / records.FILE, report)
+        write_predictions(folder / predictions.FILE, predictions_of(tiles, probabilities))
+        draw(folder, tiles, report, probabilities=probabilities, positive=positive)
     print(f"device: {describe_device(device)}, precision {precision}")
     print(describe_tiles(data, tiles, split=split))
     print(evaluation_text.as_text(report))
@@ -141,7 +142,8 @@ def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Pat
         return
     section = card_results.test_section(report, trained_on=trained.trained_on, folder=out)
     external = card_results.external_part(report.data, split=report.split) if report.external else None
-    why_not = card_results.refresh(path, section, external=external)
+    with writing.holding(path, wait=True):  # another evaluation may write its part just now
+        why_not = card_results.refresh(path, section, external=external)
     which = "test metrics" if external is None else f"section {external.title!r}"
     print(f"note: {why_not}" if why_not is not None else f"updated the {which} in {path}")
 

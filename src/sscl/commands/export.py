@@ -19,8 +19,6 @@ import contextlib
 import hashlib
 import importlib
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +36,6 @@ from sscl.models.encoders import Encoder
 from sscl.models.exports import ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
 from sscl.models.start import frozen_encoder
 from sscl.records import write_record
-from sscl.run import check_inputs_outside
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -80,43 +77,36 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
     """
     if "onnx" in config.formats:
         check_onnx()
-    out = folder_of(config, overwrite=overwrite)
-    exported = trunk(config) if config.what == "trunk" else classifier(config)
+    out = folder_of(config)
     stem = "encoder" if config.what == "trunk" else "classifier"
-    example = example_input(exported.size_px, mean=exported.mean, std=exported.std)
-    with torch.no_grad():
-        expected = exported.model(example)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
     files: dict[str, ExportedFile] = {}
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+    # An earlier export may go, for all its .pt files; a run with its checkpoints may not.
+    again = (out / "encoder.json").is_file() or (out / "classifier.json").is_file()
+    again = again and not (out / "checkpoints").exists()
+    inputs = {"checkpoint": config.checkpoint}
+    with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs, trains=again) as folder:
+        exported = trunk(config) if config.what == "trunk" else classifier(config)
+        example = example_input(exported.size_px, mean=exported.mean, std=exported.std)
+        with torch.no_grad():
+            expected = exported.model(example)
         for name in config.formats:
-            path = Path(folder) / f"{stem}{SUFFIXES[name]}"
+            path = folder / f"{stem}{SUFFIXES[name]}"
             files[path.name] = write_checked(exported, name, path, what=config.what, example=example, expected=expected)
-        run.start_folder(out, config, overwrite=overwrite)
-        for name in files:
-            with writing.replacing(out / name) as temporary:
-                os.replace(Path(folder) / name, temporary)
-    report = describe(config, exported, outputs=expected.shape[1], files=files)
-    write_record(out / f"{stem}.json", report)
+        report = describe(config, exported, outputs=expected.shape[1], files=files)
+        write_record(folder / f"{stem}.json", report)
     print(described(report))
     print(f"wrote {out}/{stem}.json, {', '.join(files)}")
 
 
-def folder_of(config: ExportConfig, *, overwrite: bool) -> Path:
+def folder_of(config: ExportConfig) -> Path:
     """Return the folder to write.
 
     Raises:
-        ValueError: none is given or known, or it holds what may not be replaced.
+        ValueError: none is given or known.
     """
     if config.out is None and config.checkpoint == "imagenet":
         raise ValueError("out: missing; imagenet has no run folder to write to")
-    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"export_{config.what}"
-    # An earlier export may go, for all its .pt files; a run with its checkpoints may not.
-    again = (out / "encoder.json").is_file() or (out / "classifier.json").is_file()
-    run.check_run_folder(out, overwrite=overwrite, trains=again and not (out / "checkpoints").exists())
-    check_inputs_outside(out, {"checkpoint": config.checkpoint})
-    return out
+    return Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"export_{config.what}"
 
 
 def described(report: ExportReport) -> str:
@@ -266,6 +256,7 @@ def write_checked(
             f"formats: the outputs of the {name} file differ from the model's by {difference:.2e} (largest output "
             f"{scale:.3g}, allowed {TOLERANCE:g} of that); leave it out"
         )
+    writing.sync(path)
     return ExportedFile(
         kind=name,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -34,7 +34,6 @@ from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
-from sscl.run import check_inputs_outside
 from sscl.words import count, next_command, wrapped
 
 BOXES_HEADER = (
@@ -59,50 +58,51 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     data = choice.data
     folder = "gradcam_images" if config.images is not None else choice.folder("gradcam")
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / folder
-    run.check_run_folder(out, overwrite=overwrite)
-    check_inputs_outside(out, {"data.root": data.root, "images": config.images})
-    if config.layer:  # a wrong name is reported before the tiles are read
-        empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
-        cam.class_maps(model, empty, target=0, method=config.method, layers=config.layer, fuse=config.fuse)
-    tiles = load_explained_tiles(config, choice, classes)
-    for note in unfinished_notes(config.checkpoint):
-        print(f"note: {note}")
-    print(f"device: {describe_device(device)}, precision {precision}")
-    tune(device)
-    store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
-    explainer = Explainer(tiles, store, target, *normalisation(trained, device), precision, config)
+    inputs = {"data.root": data.root, "images": config.images}
+    with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as unfinished:
+        if config.layer:  # a wrong name is reported before the tiles are read
+            empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
+            cam.class_maps(model, empty, target=0, method=config.method, layers=config.layer, fuse=config.fuse)
+        tiles = load_explained_tiles(config, choice, classes)
+        for note in unfinished_notes(config.checkpoint):
+            print(f"note: {note}")
+        print(f"device: {describe_device(device)}, precision {precision}")
+        tune(device)
+        store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
+        explainer = Explainer(tiles, store, target, *normalisation(trained, device), precision, config)
 
-    logits = explainer.logits(model)
-    probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)  # (N, K)
-    chosen = choose_tiles(tiles, probabilities, config)
-    maps = list(explainer.maps(model, np.array(chosen, dtype=np.int64), "gradcam", logits=logits))
-    n_random = DRAWS if config.checks else 1
-    randoms = [random_classifier(trained, seed=config.random_seed + draw).to(device) for draw in range(n_random)]
-    localised = localise(model, randoms[0], explainer, data)
-    checked = check(model, randoms, explainer, logits) if config.checks else None
+        logits = explainer.logits(model)
+        probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)  # (N, K)
+        chosen = choose_tiles(tiles, probabilities, config)
+        maps = list(explainer.maps(model, np.array(chosen, dtype=np.int64), "gradcam", logits=logits))
+        n_random = DRAWS if config.checks else 1
+        randoms = [random_classifier(trained, seed=config.random_seed + draw).to(device) for draw in range(n_random)]
+        localised = localise(model, randoms[0], explainer, data)
+        checked = check(model, randoms, explainer, logits) if config.checks else None
 
-    run.start_folder(out, config, overwrite=overwrite)
-    found = [boxes.find_box(heatmap.enlarged, threshold=config.threshold) for heatmap in maps]
-    synthetic = is_synthetic(data.source, tiles.ids)
-    rows = [
-        draw_tile(
-            *(explainer, row, heatmap, box),
-            probabilities=probabilities[row],
-            classes=classes,
-            number=number,
-            out=out,
-            synthetic=synthetic,
-        )
-        for number, (row, heatmap, box) in enumerate(zip(chosen, maps, found, strict=True))
-    ]
-    writing.write_csv(out / "boxes.csv", BOXES_HEADER, rows)
-    files = ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv"]
-    if localised is not None:
-        write_record(out / "localisation.json", localised)
-        files.append("localisation.json")
-    if checked is not None:
-        method = cam.METHODS[config.method]
-        files += write_checks(checked, out=out, title=f"{method} of {describe_layer(config.layer, config.fuse)}")
+        found = [boxes.find_box(heatmap.enlarged, threshold=config.threshold) for heatmap in maps]
+        synthetic = is_synthetic(data.source, tiles.ids)
+        rows = [
+            draw_tile(
+                *(explainer, row, heatmap, box),
+                probabilities=probabilities[row],
+                classes=classes,
+                number=number,
+                out=unfinished,
+                synthetic=synthetic,
+            )
+            for number, (row, heatmap, box) in enumerate(zip(chosen, maps, found, strict=True))
+        ]
+        writing.write_csv(unfinished / "boxes.csv", BOXES_HEADER, rows)
+        files = ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv"]
+        if localised is not None:
+            write_record(unfinished / "localisation.json", localised)
+            files.append("localisation.json")
+        if checked is not None:
+            method = cam.METHODS[config.method]
+            files += write_checks(
+                checked, out=unfinished, title=f"{method} of {describe_layer(config.layer, config.fuse)}"
+            )
 
     if config.images is None:
         print(describe_tiles(data, tiles, split=choice.split))

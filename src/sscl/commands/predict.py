@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import sys
 import warnings
 from array import array
@@ -81,14 +79,13 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
             precision=config.precision,
         )
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / "predictions"
-    run.check_run_folder(out, overwrite=overwrite)
-    check_apart(out, config.paths)
-    if config.panels:  # a wrong target or layer is reported before all tiles are read
-        check_maps(model, config)
-    found = files.find_images(config.paths)
-    tally = Tally(faults=list(found.faults))
     pictures = 0
-    with whole_folder(out, config, overwrite=overwrite) as folder:
+    with run.whole_folder(out, config, overwrite=overwrite) as folder:
+        check_apart(out, config.paths)
+        if config.panels:  # a wrong target or layer is reported before all tiles are read
+            check_maps(model, config)
+        found = files.find_images(config.paths)
+        tally = Tally(faults=list(found.faults))
         header = [
             *("path", "prediction"),
             *(f"probability_{name}" for name in model.classes),
@@ -149,26 +146,6 @@ def check_apart(out: Path, paths: Sequence[str]) -> None:
                 f"out: {out} lies in {path}, where all images are read: the next run would read the pictures written "
                 "now; choose another folder to write to"
             )
-
-
-@contextlib.contextmanager
-def whole_folder(out: Path, config: PredictConfig, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder to write to; on success it replaces `out`, otherwise it is deleted.
-
-    Tiles are predicted while they are written, so an error or Ctrl-C may come at any time.
-    """
-    out = out.resolve()
-    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        run.start_folder(staging, config, overwrite=False)
-        yield staging
-        run.check_run_folder(out, overwrite=overwrite)  # much time has passed
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def predicted_rows(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[list[Any]]:

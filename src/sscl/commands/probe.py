@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,53 +50,53 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     """
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    out = run.check_run_folder(config.out, overwrite=overwrite)
-    check_inputs_outside(out, {f"sets.{i}.root": data.root for i, data in enumerate(config.sets)})
-    print(f"device: {describe_device(device)}, precision {precision}")
-    tune(device)
-    jobs = open_encoders(config)
-    check_inputs_outside(out, {f"weights of {job.row.name}": job.spec.weights for job in jobs})
-    opened = {
-        (data.name, size): open_set(data.model_copy(update={"size_px": size}), config=config)
-        for data in config.sets
-        for size in dict.fromkeys(job.size_px or data.size_px for job in jobs)
-    }
-    first = {data.name: opened[data.name, jobs[0].size_px or data.size_px] for data in config.sets}
-    doubts: list[str] = []
-    for number, data in enumerate(config.sets):
-        doubts += check_set(data, first[data.name], key=f"sets.{number}.root")
-        print(set_in_words(data, first[data.name]))
-        for line in accounts({name: part.tiles for name, part in first[data.name].items()}):
-            print(line)
+    out = Path(config.out)
+    inputs = {f"sets.{i}.root": data.root for i, data in enumerate(config.sets)}
+    with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
+        print(f"device: {describe_device(device)}, precision {precision}")
+        tune(device)
+        jobs = open_encoders(config)
+        check_inputs_outside(out, {f"weights of {job.row.name}": job.spec.weights for job in jobs})
+        opened = {
+            (data.name, size): open_set(data.model_copy(update={"size_px": size}), config=config)
+            for data in config.sets
+            for size in dict.fromkeys(job.size_px or data.size_px for job in jobs)
+        }
+        first = {data.name: opened[data.name, jobs[0].size_px or data.size_px] for data in config.sets}
+        doubts: list[str] = []
+        for number, data in enumerate(config.sets):
+            doubts += check_set(data, first[data.name], key=f"sets.{number}.root")
+            print(set_in_words(data, first[data.name]))
+            for line in accounts({name: part.tiles for name, part in first[data.name].items()}):
+                print(line)
 
-    found, fits = predict(config, jobs, opened, first, device=device, precision=precision)
-    samples, seed = config.bootstrap_samples, config.bootstrap_seed
-    measured = probe_results.measure(found, samples=samples, seed=seed, progress=config.progress)
-    reference = config.reference
-    report = ProbeReport(
-        device=describe_device(device),
-        precision=precision,
-        encoders=tuple(describe_encoder(job) for job in jobs),
-        sets=tuple(describe_set(data, first[data.name]) for data in config.sets),
-        interval_method=f"95% intervals: bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
-        linear_fits=fits,
-        notes=(*doubts, *probe_notes(config, jobs, first, fits)),
-        summary=probe_results.summarise(measured),
-        differences=() if reference is None else probe_results.differences(measured, reference=reference),
-        runs=measured.runs,
-    )
-    tables = probe_tables(report.summary, report.differences, reference=reference)
-    lines = legend(neighbours=config.neighbours, samples=samples, seed=seed, reference=reference)
+        found, fits = predict(config, jobs, opened, first, device=device, precision=precision)
+        samples, seed = config.bootstrap_samples, config.bootstrap_seed
+        measured = probe_results.measure(found, samples=samples, seed=seed, progress=config.progress)
+        reference = config.reference
+        report = ProbeReport(
+            device=describe_device(device),
+            precision=precision,
+            encoders=tuple(describe_encoder(job) for job in jobs),
+            sets=tuple(describe_set(data, first[data.name]) for data in config.sets),
+            interval_method=f"95% intervals: bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
+            linear_fits=fits,
+            notes=(*doubts, *probe_notes(config, jobs, first, fits)),
+            summary=probe_results.summarise(measured),
+            differences=() if reference is None else probe_results.differences(measured, reference=reference),
+            runs=measured.runs,
+        )
+        tables = probe_tables(report.summary, report.differences, reference=reference)
+        lines = legend(neighbours=config.neighbours, samples=samples, seed=seed, reference=reference)
 
-    run.start_folder(out, config, overwrite=overwrite)
-    write_record(out / probe_results.FILE, report)
-    writing.write_text(out / "probe.md", markdown(tables, lines, report.notes))
-    charts = probe_plots.draw_charts(
-        report.summary,
-        chance={where: 1 / len(np.unique(labels)) for where, labels in found.labels.items()},
-        images={row.name: row.images for row in config.encoders},
-        folder=out,
-    )
+        write_record(folder / probe_results.FILE, report)
+        writing.write_text(folder / "probe.md", markdown(tables, lines, report.notes))
+        charts = probe_plots.draw_charts(
+            report.summary,
+            chance={where: 1 / len(np.unique(labels)) for where, labels in found.labels.items()},
+            images={row.name: row.images for row in config.encoders},
+            folder=folder,
+        )
     for table in tables:
         print(f"{table.title}\n{as_text(table.lines, texts=len(table.lines[0]))}")
     for line in lines:

@@ -48,8 +48,8 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     else:
         content = page_content(sources, subject, config, made=made)
     html = page.render(content)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    writing.write_text(out, html)
+    with writing.holding(out):
+        writing.write_text(out, html)
     shown = 0 if content["gallery"] is None else len(content["gallery"]["tiles"])
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles); open it in a browser, it works offline")
     if own is not None:
