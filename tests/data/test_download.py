@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from sscl import locks
 from sscl.cli import main
 from sscl.config import DownloadConfig
 from sscl.data.download import FILES, RemoteFile, download
@@ -125,6 +126,16 @@ def test_whole(server, path, says_length):
     assert path.read_bytes() == CONTENT
     assert names(path) == ["set.npz"]
     assert server.asked == [(None, len(CONTENT))]
+
+
+def test_two_at_once_do_not_break_each_other(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(CONTENT[:9])
+    with locks.held(tmp_path / "a"), pytest.raises(locks.InUse):
+        download(server.url, tmp_path / "a", md5=MD5)
+    assert server.asked == []
+    assert (tmp_path / "a.part").read_bytes() == CONTENT[:9]
+    assert download(server.url, tmp_path / "a", md5=MD5)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_there_already(server, path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sscl import __version__
 from sscl.progress import Bar
-from sscl.writing import put
+from sscl.writing import holding, put
 
 _CHUNK_BYTES = 2**20
 _TIMEOUT_S = 30
@@ -55,8 +55,8 @@ def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, prog
         progress: show a bar.
 
     Raises:
-        ValueError: another file has the final name; the server refuses, or cannot be reached in several attempts; or
-            the fetched file has another md5 (and is removed).
+        ValueError: another file has the final name, or another process fetches it just now; the server refuses, or
+            cannot be reached in several attempts; or the fetched file has another md5 (and is removed).
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -69,11 +69,26 @@ def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, prog
         if path.is_file() and _md5_of(path) == md5:
             return False
         raise ValueError(f"{path}: exists already, but is not the expected file (md5 {md5}); move it away")
+    with holding(path):
+        _fetch(url, part, path, pause_s=pause_s, progress=progress)
+        found = _md5_of(part)
+        if found != md5:
+            part.unlink()
+            raise ValueError(
+                f"{url}: the fetched file has md5 {found}, expected {md5}; it was removed, try again or give another "
+                "url"
+            )
+        put(part, path)
+    return True
+
+
+def _fetch(url: str, part: Path, path: Path, *, pause_s: float, progress: bool) -> None:
+    """Fetch all of a file into `part`, in several attempts; see `download`."""
     failures, furthest = 0, _size(part)
     while True:
         try:
             _fetch_rest(url, part, progress=progress)
-            break
+            return
         except _CutError as error:
             failures = 1 if _size(part) > furthest else failures + 1
             furthest = max(furthest, _size(part))
@@ -84,14 +99,6 @@ def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, prog
                     f"or download it in another way and put it at {path}"
                 ) from error
             time.sleep(pause_s * 2 ** (failures - 1))
-    found = _md5_of(part)
-    if found != md5:
-        part.unlink()
-        raise ValueError(
-            f"{url}: the fetched file has md5 {found}, expected {md5}; it was removed, try again or give another url"
-        )
-    put(part, path)
-    return True
 
 
 def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
@@ -127,7 +134,6 @@ def _fetch_rest(url: str, part: Path, *, progress: bool) -> None:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        part.parent.mkdir(parents=True, exist_ok=True)
         with (
             part.open("ab" if have else "wb") as file,
             Bar(total, desc=part.stem if progress else None, unit="B", done=have, leave=True) as bar,
