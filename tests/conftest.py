@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -188,6 +190,32 @@ def disk_full(wrap: Callable[..., None]) -> Callable[[], None]:
         raise OSError(28, "No space left on device")
 
     return lambda: wrap(sync=full)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sscl import locks
+with locks.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
+    """Return a function that has another process hold the lock of a path, and returns the process."""
+    with contextlib.ExitStack() as stack:
+
+        def start(path: Path) -> subprocess.Popen[bytes]:
+            words = [sys.executable, "-c", HOLD, str(path)]
+            process = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE))
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            return process
+
+        yield start
 
 
 @pytest.fixture

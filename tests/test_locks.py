@@ -3,34 +3,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from sscl import locks, writing
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from sscl import locks
-with locks.held(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
 
-
-@pytest.fixture
-def other(tmp_path):
-    """Another process that holds the lock of `x`."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "x")], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline()
-        yield process
-        process.kill()
-
-
-def test_the_second_is_told_who_is_there_and_a_killed_one_holds_nothing(tmp_path, other):
+def test_the_second_is_told_who_is_there_and_a_killed_one_holds_nothing(tmp_path, hold):
     path = tmp_path / "x"
+    other = hold(path)
     said = json.loads((tmp_path / ".x.lock").read_text())
     assert said["process"] == other.pid
     assert locks.in_use(path)
@@ -51,7 +32,8 @@ def test_the_second_is_told_who_is_there_and_a_killed_one_holds_nothing(tmp_path
     assert list(tmp_path.iterdir()) == [tmp_path / "link"]
 
 
-def test_unfinished_files_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path, other):
+def test_unfinished_files_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path, hold):
+    hold(tmp_path / "x")
     live, dead, folder = (f".{name}.0123456789ab.tmp" for name in ("live", "dead", "folder"))
     (tmp_path / folder).mkdir()
     for name in (live, dead, f"{folder}/a", ".alone.0123456789ab.tmp.lock", ".foreign.tmp", "notes.txt"):

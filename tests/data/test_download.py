@@ -128,10 +128,13 @@ def test_whole(server, path, says_length):
     assert server.asked == [(None, len(CONTENT))]
 
 
-def test_two_at_once_do_not_break_each_other(server: Server, tmp_path: Path) -> None:
+def test_two_at_once_do_not_break_each_other(server: Server, tmp_path: Path, hold: Any) -> None:
     (tmp_path / "a.part").write_bytes(CONTENT[:9])
-    with locks.held(tmp_path / "a"), pytest.raises(locks.InUse):
+    other = hold(tmp_path / "a")
+    with pytest.raises(locks.InUse, match=str(other.pid)):
         download(server.url, tmp_path / "a", md5=MD5)
+    other.kill()
+    other.wait()
     assert server.asked == []
     assert (tmp_path / "a.part").read_bytes() == CONTENT[:9]
     assert download(server.url, tmp_path / "a", md5=MD5)
