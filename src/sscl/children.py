@@ -1,13 +1,14 @@
 """Commands of sscl in processes of their own, which end when this one does, however it ends.
 
 A child's standard input is a pipe that this process alone can write to. The system closes it with the process, after
-SIGKILL too; a thread of the child waits for that.
+SIGKILL too; a thread of the child waits for that. While a library is loaded no thread runs: Linux ends the child then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -45,6 +46,11 @@ def end_with_parent() -> None:
     """In a child of `run_command`, end this process when its parent ends; elsewhere do nothing."""
     if os.environ.pop(_ASKED, None):
         threading.Thread(target=_watch, name="lifeline", daemon=True).start()
+        if sys.platform == "linux":
+            import ctypes
+
+            set_parent_death_signal = 1  # of linux/prctl.h
+            ctypes.CDLL(None).prctl(set_parent_death_signal, ctypes.c_ulong(signal.SIGKILL))
 
 
 def _watch() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sscl import locks
-from sscl.data.cache import cached_tiles
+from sscl.data.cache import cached_outputs, cached_tiles
 
 
 @pytest.fixture
@@ -22,7 +23,9 @@ def cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Path]:
         cached_tiles(key, (n, 16, 16, 3), lambda images: images.fill(0), cache_dir=tmp_path)
     said = capsys.readouterr().out.splitlines()
     assert [str(tmp_path) in line and "sscl cache" in line for line in said] == [True, True]
-    np.save(tmp_path / "features-c.npy", np.zeros((2, 2), dtype=np.float32))
+    cached_outputs(lambda: torch.zeros(2, 2), key=["c"], rows=2, cache_dir=tmp_path)
+    (features,) = tmp_path.glob("features-*.npy")
+    features.rename(tmp_path / "features-c.npy")
     for name in (".tiles-d.npy.0123456789ab.tmp", ".features-e.npy.0123456789ab.tmp", "notes.txt"):
         (tmp_path / name).write_text("x")
     then = time.time() - 86400 * 40
@@ -69,3 +72,28 @@ def test_a_folder_that_is_not_there(cli: Any, tmp_path: Path) -> None:
     assert result.code == 2
     assert result.err.startswith(f"sscl: cache_dir: {tmp_path / 'none'}: ")
     assert result.err.count("\n") == 1
+
+
+def damage(file: Path, *, at: int = -1) -> None:
+    """Change a byte of an array: of its last row, or `at` bytes after the header."""
+    array = np.load(file, mmap_mode="r+")
+    flat = array.reshape(-1).view(np.uint8)
+    flat[at] ^= 1
+    array.flush()
+
+
+def test_verify_reads_everything(cli: Any, cache: Path) -> None:
+    whole = cli("cache", "--verify", cache)
+    assert (whole.code, whole.out.splitlines()[-1]) == (0, "3 files as written, 0 damaged")
+    damage(cache / "tiles-a.npy", at=800)
+    damage(cache / "features-c.npy")
+    (cache / "tiles-b.npy").write_bytes(b"")
+    before = names(cache)
+    found = cli("cache", "--verify", cache)
+    assert found.code == 1
+    assert f"{cache / 'tiles-a.npy'}: 1 of 3 tiles differ" in found.out
+    assert f"{cache / 'features-c.npy'}: 1 of 2 rows differ" in found.out
+    assert f"{cache / 'tiles-b.npy'}: is empty" in found.out
+    assert "0 files as written, 3 damaged" in found.out
+    assert names(cache) == before
+    assert cli("cache", "--verify", "--empty", cache).code == 2

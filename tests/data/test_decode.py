@@ -140,8 +140,7 @@ def test_a_killed_ingest_takes_its_workers_along_and_is_done_again(tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    (part,) = (tmp_path / "cache").iterdir()
-    assert part.suffix == ".tmp"
+    (part,) = (tmp_path / "cache").glob("*.tmp")
     assert np.load(part, mmap_mode="r").shape == (80, 16, 16, 3)  # looks whole, and is not
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:

@@ -280,12 +280,11 @@ def test_tiles_are_normalised_once(method, tmp_path: Path):
 
 def test_what_changes_the_result_changes_the_key(tmp_path: Path):
     tiles = make_tiles(300)
-    unseen = sorted(set(range(300)) - set(np.linspace(0, 299, 64).astype(int)))  # by the fingerprint
     variants = [tiles, make_tiles(groups=["a"] * 70), make_tiles(groups=["a"] * 69 + ["b"])]
-    for row in (unseen[len(unseen) // 2], unseen[-1]):
+    for row in (150, 298):
         changed = make_tiles(300)
         changed.images[row] = changed.images[row - 1]
-        assert changed.fingerprint == tiles.fingerprint
+        assert changed.fingerprint != tiles.fingerprint
         variants.append(changed)
     for variant in variants:
         for method in METHODS:

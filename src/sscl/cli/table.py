@@ -72,8 +72,8 @@ COMMANDS = {
     "cache": Command(
         "cache:main",
         "CacheConfig",
-        "list the cache of decoded tiles and features, or empty it",
-        ("empty",),
+        "list, verify or empty the cache of decoded tiles and features",
+        ("empty", "verify"),
         words=(Word("DIR", "cache_dir", "the cache folder"),),
         interrupted="every file is whole or gone; run it again",
     ),
@@ -173,6 +173,7 @@ OPTIONS = {  # how each is written, and what it does
     "folds": ("K", "K-fold cross-validation (train.folds=K); run again, it continues with the missing folds"),
     "resume": ("", "continue a run after its last complete epoch: sscl COMMAND RUN --resume"),
     "empty": ("", "delete what is listed"),
+    "verify": ("", "read every file and compare it with its digests; exit with code 1 if one is damaged"),
     "overwrite": ("", "replace what sscl wrote there before"),
     "strict": ("", "exit with code 1 if the split leaks"),
 }

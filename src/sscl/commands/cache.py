@@ -1,25 +1,30 @@
-"""sscl cache: what the cache folder holds, and how it is emptied."""
+"""sscl cache: what the cache folder holds, whether that is still what was written, and how it is emptied."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from sscl.config import CacheConfig
-from sscl.data.cache import CachedFile, Kind, cache_folder, cached_files, delete
+from sscl.data.cache import CachedFile, Kind, Unusable, cache_folder, cached_files, delete, differing
 from sscl.places import missing
 from sscl.words import count, readable
 
 LISTED = 20  # sets of tiles
 
 
-def main(config: CacheConfig, *, empty: bool = False) -> None:
-    """List the files of the cache, or delete them; what is being written stays.
+def main(config: CacheConfig, *, empty: bool = False, verify: bool = False) -> int:
+    """List the files of the cache, delete them, or compare them with their digests; what is being written stays.
+
+    Returns:
+        1 if a file is damaged, else 0.
 
     Raises:
-        ValueError: there is no cache folder to name.
+        ValueError: there is no cache folder to name; both flags are given.
         FileNotFoundError: there is no such folder.
         OSError: a file cannot be deleted.
     """
+    if empty and verify:
+        raise ValueError("--empty and --verify exclude each other")
     folder = cache_folder(config.cache_dir)
     if config.cache_dir is not None and not folder.is_dir():
         raise FileNotFoundError(f"cache_dir: {missing(folder, 'folder')}")
@@ -35,10 +40,33 @@ def main(config: CacheConfig, *, empty: bool = False) -> None:
     for line in summary(files):
         print(line)
     if empty or not files:
-        return
+        return 0
+    if verify:
+        return compare(files)
     for line in sets(files):
         print(line)
     print("sscl cache --empty deletes them, with older_than_days=30 the unused ones")
+    return 0
+
+
+def compare(files: Sequence[CachedFile]) -> int:
+    """Read every tile and feature, print which files are damaged, and return the exit code."""
+    whole, damaged = 0, []
+    for file in files:
+        if file.kind in (Kind.TILES, Kind.FEATURES):
+            try:
+                wrong, rows = differing(file)
+                what = f"{wrong:,} of {rows:,} {'tiles' if file.kind is Kind.TILES else 'rows'} differ" if wrong else ""
+            except Unusable as error:
+                what = str(error)
+            whole += not what
+            damaged += [file] if what else []
+            if what:
+                print(f"{file.path}: {what}", flush=True)
+    print(f"{count(whole, 'file')} as written, {len(damaged)} damaged")
+    if damaged:
+        print("delete the damaged ones: they are decoded or computed again")
+    return 1 if damaged else 0
 
 
 def total(files: Sequence[CachedFile]) -> int:

@@ -66,6 +66,7 @@ def compare_made(config: CompareConfig, steps: Sequence[Step], *, overwrite: boo
     out = run.check_run_folder(str(config.out), overwrite=True, trains=True)  # a comparison goes on in its own folder
     decisions = decide(steps, overwrite=overwrite)
     if out.is_dir() and not writing.is_bare(out):
+        writing.remove_dead(out)
         run.write_origin(out, config)
     else:
         run.start_folder(out, config, overwrite=True)
@@ -130,6 +131,7 @@ def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
 
 def keep_others(old: Path, new: Path) -> None:
     """Copy what others wrote into a comparison of finished runs, such as its report, to the folder that follows it."""
+    writing.remove_dead(old)
     for path in old.iterdir() if old.is_dir() else ():
         if not (new / path.name).exists():
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)

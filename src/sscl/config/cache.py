@@ -6,7 +6,7 @@ from sscl.config.sections import Section, setting
 
 
 class CacheConfig(Section):
-    """List the cache of decoded tiles and features, or empty it with --empty.
+    """List the cache of decoded tiles and features, empty it with --empty, or verify it with --verify.
 
     What is deleted is decoded or computed again when it is needed.
     """

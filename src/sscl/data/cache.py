@@ -6,16 +6,19 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sscl import locks
+from sscl.data.digests import Digests, Footer, all_digests, digests_of, read_footer, write_footer
+from sscl.data.rows import Rows
 from sscl.places import expanded
 from sscl.words import readable
 from sscl.writing import remove_dead, replacing
@@ -23,6 +26,9 @@ from sscl.writing import remove_dead, replacing
 # Part of the key of every array: raise it when features or clusters get other numbers from the same input.
 _ARRAYS_VERSION = 1
 _BIG = 2**30  # bytes of decoded tiles
+# Tiles that are compared with their digests when a file is mapped: so many, of so many bytes.
+_LOOKED_AT = (4, 32)
+_LOOKED_AT_BYTES = 2**23
 
 
 def cache_folder(given: Path | str | None) -> Path:
@@ -64,20 +70,21 @@ def cached_outputs(
     name = hashlib.sha256(repr((_ARRAYS_VERSION, *key)).encode()).hexdigest()[:32]
     folder = cache_folder(cache_dir)
     file = folder / f"features-{name}.npy"
-    try:
-        found = np.load(file)
-    except (OSError, ValueError, EOFError):  # absent or damaged: compute again
-        found = None
-    if isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == rows and found.dtype == np.float32:
-        _mark_used(file)
-        return torch.from_numpy(found)
+    if os.path.lexists(file):
+        try:
+            found = _mapped(file, np.float32, rows=rows, dims=2)
+            values = np.array(found.array)
+            _compare(digests_of(values), found.footer.digests, what="rows")
+        except Unusable as error:
+            print(f"{file}: {error}; computed again")
+        else:
+            _mark_used(file)
+            return torch.from_numpy(values)
     computed = compute()
-    with (
-        _written(folder, what="features", size=computed.nbytes),
-        replacing(file) as temporary,
-        temporary.open("wb") as handle,
-    ):
-        np.save(handle, computed.numpy())
+    with _written(folder, what="features", size=computed.nbytes), replacing(file) as temporary:
+        with temporary.open("wb") as handle:
+            np.save(handle, computed.numpy())
+        write_footer(temporary, Footer(digests_of(computed.numpy()), {}))
     return computed
 
 
@@ -88,12 +95,32 @@ def cached_tiles(
     *,
     cache_dir: Path | str | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the cached tiles under `key` as a read-only memmap, uint8 `shape`; `fill` writes them the first time.
+    """Return the tiles of `noted_tiles`, of which nothing is noted."""
+
+    def written(images: NDArray[np.uint8]) -> dict[str, int]:
+        fill(images)
+        return {}
+
+    return noted_tiles(key, shape, written, cache_dir=cache_dir)[0]
+
+
+def noted_tiles(
+    key: str,
+    shape: tuple[int, int, int, int],
+    fill: Callable[[NDArray[np.uint8]], Mapping[str, int]],
+    *,
+    cache_dir: Path | str | None = None,
+) -> tuple[NDArray[np.uint8], Mapping[str, int]]:
+    """Return the cached tiles under `key` as a read-only memmap, uint8 `shape`, and what `fill` noted.
+
+    The first time `fill` writes them. Later some are compared with their digests, others each time: where one differs,
+    or the file is cut or no such file, it is written again, and that is said.
 
     Args:
         key: fingerprint of everything the pixels depend on.
         shape: (N, H, W, 3).
-        fill: writes every row of the array it is given; if it raises, nothing stays in the cache.
+        fill: writes every row of the array it is given and returns counts to keep with them; if it raises, nothing
+            stays in the cache.
         cache_dir: see `cache_folder`.
 
     Where they are is printed when they are written or many.
@@ -104,15 +131,23 @@ def cached_tiles(
     folder = cache_folder(cache_dir)
     file = folder / f"tiles-{key}.npy"
     size = int(np.prod(shape))
-    known = _is_complete(file, shape)
-    if not known:
+    found = None
+    if os.path.lexists(file):
+        try:
+            found = _mapped(file, np.uint8, rows=shape[0], dims=4)
+            _check_some(found, shape)
+        except Unusable as error:
+            print(f"{file}: {error}; decoded again")
+            found = None
+    known = found is not None
+    if found is None:
         with _written(folder, what="decoded tiles", size=size), replacing(file) as temporary:
             _fill_memmap(temporary, shape, fill)
+        found = _mapped(file, np.uint8, rows=shape[0], dims=4)
     _mark_used(file)
     if not known or size >= _BIG:
         print(f"decoded tiles: {readable(size)} in {folder}; sscl cache lists them")
-    images: NDArray[np.uint8] = np.load(file, mmap_mode="r")
-    return images
+    return found.array, found.footer.notes
 
 
 @contextlib.contextmanager
@@ -130,11 +165,63 @@ def _written(folder: Path, *, what: str, size: int) -> Iterator[None]:
         ) from error
 
 
-def _is_complete(file: Path, shape: tuple[int, ...]) -> bool:
+class Unusable(ValueError):
+    """A file of the cache is not what was written there; the message says why, and goes on after its name."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A file of the cache: its array, a read-only memmap, and what stands behind that."""
+
+    array: np.memmap[Any, np.dtype[Any]]
+    footer: Footer
+
+
+def _mapped(file: Path, dtype: type[np.generic], *, rows: int | None, dims: int) -> Mapped:
+    """Return a file of the cache. rows: that it must have; None = any number.
+
+    Raises:
+        Unusable: it is not whole, or not of such an array.
+    """
+    if not file.is_file():
+        raise Unusable("is no file")
     try:
-        return bool(np.load(file, mmap_mode="r").shape == shape)
-    except (OSError, ValueError):  # absent or damaged: decode again
-        return False
+        array = np.load(file, mmap_mode="r")
+    except Exception as error:  # of whatever the file holds: numpy's reader raises many kinds
+        raise Unusable("is empty, cut, or no array of numpy") from error
+    if not isinstance(array, np.memmap) or array.dtype != dtype or array.ndim != dims or not array.flags.c_contiguous:
+        raise Unusable("holds another array")
+    if rows not in (None, len(array)):
+        raise Unusable(f"holds {len(array):,} rows, not {rows:,}")
+    footer = read_footer(file, start=array.offset + array.nbytes, rows=len(array))
+    if footer is None:
+        raise Unusable("is cut, or without the digests of its rows")
+    return Mapped(array, footer)
+
+
+def _compare(found: Digests, written: Digests, *, what: str) -> None:
+    """Raise Unusable where digests differ."""
+    wrong = int((found != written).sum())
+    if wrong:
+        raise Unusable(f"{wrong:,} of the {len(found):,} {what} looked at differ from what was written")
+
+
+def _check_some(found: Mapped, shape: tuple[int, ...]) -> None:
+    """Raise Unusable unless these are tiles of a shape and some of them are as they were written.
+
+    The first and the last, and others each time.
+    """
+    if found.array.shape != shape:
+        raise Unusable(f"holds tiles of {found.array.shape[1:]}, not {shape[1:]}")
+    if not len(found.array):
+        return
+    size = found.array[0].nbytes
+    drawn = np.random.default_rng().integers(len(found.array), size=np.clip(_LOOKED_AT_BYTES // size, *_LOOKED_AT))
+    rows = np.unique([0, len(found.array) - 1, *drawn])
+    starts = found.array.offset + rows * size
+    # Read, not mapped: a page fault is a request of its own.
+    tiles = np.stack([np.fromfile(str(found.array.filename), np.uint8, size, offset=start) for start in starts])
+    _compare(digests_of(tiles), found.footer.digests[rows], what="tiles")
 
 
 def _mark_used(file: Path) -> None:
@@ -166,10 +253,10 @@ class CachedFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array in it; empty where it cannot be read."""
+        """Of the tiles in it; empty where it cannot be read."""
         try:
-            return tuple(np.load(self.path, mmap_mode="r").shape)
-        except (OSError, ValueError, EOFError):
+            return tuple(_mapped(self.path, np.uint8, rows=None, dims=4).array.shape)
+        except (Unusable, OSError):
             return ()
 
 
@@ -194,12 +281,31 @@ def delete(files: Iterable[CachedFile]) -> None:
         locks.lock_of(file.path).unlink(missing_ok=True)
 
 
-def _fill_memmap(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]) -> None:
+def differing(file: CachedFile) -> tuple[int, int]:
+    """Return how many rows of a file differ from what was written, and how many it has; every row is read.
+
+    Raises:
+        Unusable: it is not whole, or no file of the cache.
+        OSError: it cannot be read.
+    """
+    if file.kind is Kind.TILES:
+        found = _mapped(file.path, np.uint8, rows=None, dims=4)
+        read = Rows([found.array]).__getitem__ if len(found.array) else found.array.__getitem__
+    else:
+        found = _mapped(file.path, np.float32, rows=None, dims=2)
+        read = found.array.__getitem__
+    now = all_digests(read, rows=len(found.array), row_bytes=found.array.nbytes // max(1, len(found.array)))
+    return int((now != found.footer.digests).sum()), len(now)
+
+
+def _fill_memmap(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], Mapping[str, int]]) -> None:
     """Have `fill` write a new .npy file."""
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):
         # A mapped file on a full disk ends the process with a bus error; reserving the space now gives an OSError.
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    fill(images)
+    notes = fill(images)
     images.flush()
+    digests = all_digests(images.__getitem__, rows=len(images), row_bytes=int(np.prod(shape[1:])))
+    write_footer(path, Footer(digests, notes))

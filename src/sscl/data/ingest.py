@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import re
 import unicodedata
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.data.cache import cached_tiles
+from sscl.data.cache import noted_tiles
 from sscl.data.decode import decode_into
 from sscl.data.images import Fit, describe_changes
 from sscl.places import missing, one_form
@@ -61,25 +60,13 @@ def decode_tiles(
         raise ValueError(f"{root}: no image to decode")
     key = _files_key(paths, root, size_px, exact_size_px, fit)
 
-    def fill(images: NDArray[np.uint8]) -> None:
-        changes = decode_into(images, paths, exact_size_px=exact_size_px, fit=fit, progress=progress)
-        assert isinstance(images, np.memmap)
-        with open(str(images.filename), "ab") as file:  # behind the array, where numpy does not look
-            file.write(json.dumps(changes).encode())
+    def fill(images: NDArray[np.uint8]) -> dict[str, int]:
+        return decode_into(images, paths, exact_size_px=exact_size_px, fit=fit, progress=progress)
 
-    images = cached_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
-    for line in describe_changes(_changes(images), of=len(paths)):
+    images, changes = noted_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
+    for line in describe_changes(changes, of=len(paths)):
         print(f"{root}: {line}")
     return images
-
-
-def _changes(images: NDArray[np.uint8]) -> dict[str, int]:
-    """Return what `decode_tiles` noted behind the array in its file."""
-    assert isinstance(images, np.memmap)
-    with open(str(images.filename), "rb") as file:
-        file.seek(images.offset + images.nbytes)
-        found: dict[str, int] = json.loads(file.read() or b"{}")
-    return found
 
 
 def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size_px: int | None, fit: Fit) -> str:

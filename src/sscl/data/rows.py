@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sscl.data.digests import Digests, all_digests, read_footer
+
 
 class Rows:
     """Rows of one or several uint8 (n, H, W, 3) arrays, concatenated without copying.
@@ -104,6 +106,18 @@ class Rows:
             self._arrays[part].read(self._order[places] - self._starts[part], out, places=places, line=y)
         return out
 
+    def digests(self) -> Digests:
+        """Return the digest of each tile, (N,), see `digests.digests_of`: equal for equal pixels, wherever they are.
+
+        Of a file of the cache they are those that were written with it; other pixels are read.
+        """
+        found = np.empty(len(self), dtype=np.uint64)
+        part_of = np.searchsorted(self._starts, self._order, side="right") - 1
+        for part in np.unique(part_of):
+            places = np.flatnonzero(part_of == part)
+            found[places] = self._arrays[part].digests(self._order[places] - self._starts[part])
+        return found
+
     def _read(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Write the pixels at `rows` of all arrays into `out`."""
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
@@ -130,10 +144,28 @@ class _Array:
             self._file = os.open(whole.filename, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
             self._name = whole.filename
+            self._whole = whole
             self._offset = whole.offset + array.ctypes.data - whole.ctypes.data
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def digests(self, rows: NDArray[np.int64]) -> Digests:
+        """Return the digests of the tiles at `rows`."""
+        tile_bytes = int(np.prod(self.pixels.shape[1:]))
+        if self._file is not None and self._whole.ndim == 4 and self._whole.shape[1:] == self.pixels.shape[1:]:
+            end = self._whole.offset + self._whole.nbytes
+            footer = read_footer(self._file, start=end, rows=len(self._whole))
+            if footer is not None:
+                return footer.digests[rows + (self._offset - self._whole.offset) // tile_bytes]
+
+        def block(part: slice) -> NDArray[np.uint8]:
+            chosen = rows[part]
+            out = np.empty((len(chosen), *self.pixels.shape[1:]), dtype=np.uint8)
+            self.read(chosen, out, places=np.arange(len(chosen)))
+            return out
+
+        return all_digests(block, rows=len(rows), row_bytes=tile_bytes)
 
     def read(
         self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64], line: int | None = None

@@ -98,10 +98,6 @@ def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None =
     """
     _check(tiles.images, method, tiles.groups)
     digest = hashlib.sha256(repr((_VERSION, method, tiles.fingerprint)).encode())
-    if tiles.groups is not None:
-        digest.update("\n".join(tiles.groups).encode())
-    for start in range(0, len(tiles), 256):  # the fingerprint covers 64 tiles only
-        digest.update(np.ascontiguousarray(tiles.images[start : start + 256]).data)
 
     def fill(images: NDArray[np.uint8]) -> None:
         _normalise_into(images, tiles.images, method=method, groups=tiles.groups, progress=progress)
