@@ -9,6 +9,7 @@ _BINARY = {
     b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
     b"Rar!": ("a RAR archive", "unpack it"),
     b"\x89HDF": ("an HDF5 file, as Keras writes", "convert it"),
+    b"\xd0\xcf\x11\xe0": ("an old Office file, such as .xls", "convert it"),
     b"%PDF": ("a PDF document", "save its picture as an image file"),
     b"8BPS": ("a Photoshop file", "save it as an 8-bit RGB PNG"),
     b"DDS ": ("a DDS texture", "save it as an 8-bit RGB PNG"),

@@ -84,11 +84,13 @@ def test_lists_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, te
 
 def test_a_path_that_is_no_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
+    os.mkfifo(tmp_path / "list.csv")
     (tmp_path / "null.png").symlink_to("/dev/null")
     for path, kind in {
         "/dev/zero": "device",
         tmp_path / "null.png": "device",
         tmp_path / "x.png": "named pipe",
+        tmp_path / "list.csv": "named pipe",
     }.items():
         with pytest.raises(ValueError, match=f"^{path}: is a {kind}"):
             files.find_images([path])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import os
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from sscl.data.csv_files import read_table
 from sscl.data.folder import load_folder
-from sscl.data.ingest import group_ids, read_groups, read_table
+from sscl.data.ingest import group_ids, read_groups
 
 
 @pytest.mark.parametrize(
@@ -40,9 +44,64 @@ def test_faults_of_a_table_name_the_line(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_table(file, columns=("path",), optional=("label",))
-    file.write_bytes("path,label\na,b\n".encode("utf-16"))
-    with pytest.raises(ValueError, match="is not a CSV file in UTF-8"):
-        read_table(file, columns=("path",))
+
+
+TABLE = "path,group\na.png,s1\nb.png,s2\n"
+
+
+@pytest.mark.parametrize("content", [TABLE.encode("utf-16"), codecs.BOM_UTF16_BE + TABLE.encode("utf-16-be")])
+def test_a_table_in_utf_16_with_its_mark_is_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    rows = read_table(tmp_path / "t.csv", columns=("path", "group"))
+    assert rows == [(2, ["a.png", "s1"]), (3, ["b.png", "s2"])]
+
+
+def test_ends_of_lines_may_be_mixed(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"path,group\ra.png,s1\r\nb.png,s2\nc.png,s3")
+    assert [values[0] for _, values in read_table(tmp_path / "t.csv", columns=("path",))] == ["a.png", "b.png", "c.png"]
+
+
+NO_TABLES: dict[str, tuple[bytes, str]] = {
+    "a long value": (b"path,group\na.png," + b"x" * 200_000 + b"\n", "line 2: a value has more than 131,072"),
+    "a long line": (b"path,group\n" + b"," * 2**21, "line 2: has more than 1,048,576 characters"),
+    "many columns": (b"p," * 100_000, "line 1: column 'path' is missing"),
+    "a NUL": (b"path,group\na.png\0,s1\n", "line 2: has a NUL"),
+    "UTF-16 without its mark": (TABLE.encode("utf-16-le"), "line 1: has a NUL"),
+    "half of UTF-16": (TABLE.encode("utf-16")[:-1], "is not a CSV file in UTF-8"),
+    "Latin 1": ("path,group\n\xe4.png,s1\n".encode("latin-1"), "is not a CSV file in UTF-8"),
+    "an open quote": (b'path,group\na.png,"s1\nb.png,s2\n', "line 3: a quote is not closed"),
+    "two quotes": (b'path,group\na.png,"s1\nb.png,s2"\n', "line 3: column 'group' has a line break"),
+    "zeros": (bytes(5000), "line 1: has a NUL"),
+    "Excel": (b"PK\3\4" + bytes(26) + b"[Content_Types].xml" + bytes(90), "is an Excel workbook"),
+    "old Excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "is an Excel workbook"),
+    "gzip": (gzip.compress(TABLE.encode()), "is a gzip file"),
+    "nothing": (b"", "is empty"),
+    "a mark": (codecs.BOM_UTF8, "is empty"),
+    "blank lines": (b"\n\n\n", "is empty"),
+}
+
+
+@pytest.mark.parametrize("what", NO_TABLES)
+def test_what_is_no_table_is_said_in_one_short_line(tmp_path: Path, what: str) -> None:
+    content, words = NO_TABLES[what]
+    file = tmp_path / "t.csv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        read_table(file, columns=("path", "group"))
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_table_is_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    for name in ("pipe.csv", "folder.csv", "loop.csv", "x" * 300, "/dev/zero", "a\0b.csv"):
+        with pytest.raises(ValueError, match=r"named pipe|folder|symbolic links|too long|device|NUL"):
+            read_table(tmp_path / name, columns=("path",))
+    with pytest.raises(FileNotFoundError, match=r"none\.csv: no such file"):
+        read_table(tmp_path / "none.csv", columns=("path",))
 
 
 def test_groups_are_found_whatever_way_their_paths_are_written(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sscl.data.ingest import decode_tiles, read_table
+from sscl.data.csv_files import read_table
+from sscl.data.ingest import decode_tiles
 from sscl.data.tiles import Tiles, epoch_order, place_store
 
 

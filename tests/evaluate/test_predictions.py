@@ -70,6 +70,13 @@ def test_folds_are_joined_in_the_order_of_the_set_with_their_numbers(tmp_path: P
         (("0.75", "7.75"), "probability"),
         (("0.75", "-0.25"), "probability"),
         (("0.75", "nan"), "probability"),
+        (("0.75", "1e400"), "line 2: probability"),
+        (("0.5,0.5", "0.5,0.4"), "line 3: the probabilities add up to 0.9"),
+        (("0.7\n", "inf\n"), "loss 'inf'"),
+        (("y,b,b,", "y,b,b,0.1,"), "line 3: 7 values"),
+        (("1.386", "1.386\0"), "line 2: has a NUL"),
+        (("loss", "probability_b"), "'loss'"),
+        (("x,a,b,0.75,0.25,1.386\ny,b,b,0.5,0.5,0.7\n", ""), "no rows"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, change: tuple[str, str], named: str) -> None:
@@ -78,6 +85,15 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, change: tupl
     path.write_text(text)
     assert read_predictions(path).labels.tolist() == [1, 0]
     path.write_text(text.replace(*change))
-    with pytest.raises(ValueError, match=r"predictions\.csv: .*write it again") as error:
+    with pytest.raises(ValueError, match=r"predictions\.csv: ") as error:
         read_predictions(path)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize("votes", ["9" * 5000, str(2**70), "-1", "nan", "1.0", ""])
+def test_votes_are_whole_numbers(tmp_path: Path, votes: str) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"id,label,prediction,probability_a,probability_b,loss,votes\nx,a,b,0.25,0.75,1.386,{votes}\n")
+    with pytest.raises(ValueError, match=r"predictions\.csv: line 2: votes ") as error:
+        read_predictions(path)
+    assert len(str(error.value)) < 300

@@ -18,15 +18,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from sscl.data.csv_files import read_table
 from sscl.data.decode import read_image
 from sscl.data.images import Decoded, Fit, Region, decode_image
-from sscl.data.ingest import listed_file, read_table
+from sscl.data.ingest import listed_file
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
 from sscl.data.table import SUFFIXES as LISTS
 from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
 from sscl.places import missing, printable
 from sscl.reading import refuse_irregular
+from sscl.words import shortened
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
 Images = Item | Sequence[Item]
@@ -125,7 +127,7 @@ def _add_list(word: str, found: Found, seen: set[str]) -> None:
         listed.append((name, listed_file(folder, name)))
     if not any(os.path.lexists(file) for _, file in listed):
         raise FileNotFoundError(
-            f"{word}: none of its {len(listed)} files exists, the first would be {listed[0][1]}; "
+            f"{word}: none of its {len(listed)} files exists, the first would be {shortened(listed[0][1])}; "
             "paths are relative to the folder of the CSV"
         )
     for name, file in listed:

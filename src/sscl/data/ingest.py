@@ -1,8 +1,7 @@
-"""From files to arrays: images decoded once into a memmap, and small CSV files, checked line by line."""
+"""From files to arrays: images decoded once into a memmap, and the groups that a CSV file gives them."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
@@ -14,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.data.cache import noted_tiles
+from sscl.data.csv_files import read_table
 from sscl.data.decode import decode_into
 from sscl.data.images import Fit, describe_changes
-from sscl.places import missing, one_form
+from sscl.places import one_form
 from sscl.reading import why_unreadable
+from sscl.words import shortened
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 2
-_DELIMITERS = ",;\t"
 
 
 def decode_tiles(
@@ -84,68 +84,6 @@ def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size
     return digest.hexdigest()[:32]
 
 
-def read_table(path: Path, *, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, list[str]]]:
-    """Return (line number, values in the order of `columns` and `optional`) for every row of a CSV file with a header.
-
-    Values are separated by commas, semicolons or tabs; blanks around them do not count, nor does the case of the
-    header. Other columns and empty rows are ignored; a byte-order mark (spreadsheets write one) is skipped.
-
-    Args:
-        columns: that must be there. optional: whose values are "" where they are not.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a column is missing or comes twice, a row is too short or too long, there are no rows, or the file
-            is not UTF-8 text.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            first, above = file.readline(), 1
-            if first.lower().startswith("sep="):  # Excel's own first line
-                first, above = file.readline(), 2
-            delimiter = _delimiter(first, columns)
-            header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
-            if not any(header):
-                raise ValueError(f"{path}: is empty; expected the header {','.join(columns)}")
-            places = [_place(name, header, path, required=name in columns) for name in (*columns, *optional)]
-            reader = csv.reader(file, delimiter=delimiter)
-            table = []
-            for row in reader:
-                values = [value.strip() for value in row]
-                if not any(values):
-                    continue
-                line = reader.line_num + above
-                if len(values) != len(header):
-                    raise ValueError(f"{path}: line {line}: {len(values)} values, expected {len(header)} as in line 1")
-                table.append((line, [values[place] if place is not None else "" for place in places]))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(missing(path, "file")) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: is not a CSV file in UTF-8 ({error}); save it as CSV UTF-8") from error
-    if not table:
-        raise ValueError(f"{path}: has a header but no rows")
-    return table
-
-
-def _delimiter(header: str, columns: Sequence[str]) -> str:
-    """Return what separates the values of a table: what gives the header all columns, else what it has most of."""
-    for delimiter in _DELIMITERS:
-        names = {name.strip().casefold() for name in next(csv.reader([header], delimiter=delimiter), [])}
-        if {name.casefold() for name in columns} <= names and (len(names) > 1 or delimiter not in header):
-            return delimiter
-    return max(_DELIMITERS, key=header.count)
-
-
-def _place(name: str, header: Sequence[str], path: Path, *, required: bool) -> int | None:
-    """Return where a column is in the header; None where it is not and need not be."""
-    places = [place for place, other in enumerate(header) if other.casefold() == name.casefold()]
-    if len(places) > 1:
-        raise ValueError(f"{path}: line 1: column {name!r} comes {len(places)} times; keep one")
-    if not places and required:
-        raise ValueError(f"{path}: line 1: column {name!r} is missing, found {', '.join(header)}; rename or add it")
-    return places[0] if places else None
-
-
 def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
     """Return ids of slides or patients without blanks around them and in one Unicode form, (N,).
 
@@ -162,8 +100,8 @@ def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
         other = spelled.setdefault(plain, name)
         if other != name:
             raise ValueError(
-                f"{where}: {other!r} and {name!r} differ only by case, blanks or '.0', so one slide would count as "
-                "two; write each id in one way"
+                f"{where}: {shortened(other)!r} and {shortened(name)!r} differ only by case, blanks or '.0', so one "
+                "slide would count as two; write each id in one way"
             )
     return np.array(ids, dtype=np.str_)
 
@@ -179,15 +117,15 @@ def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> 
     for line, (name, group) in read_table(path, columns=columns):
         name = plain_path(name)
         if name in group_of:
-            raise ValueError(f"{path}: line {line}: {name!r} occurs twice; expected one row per tile")
+            raise ValueError(f"{path}: line {line}: {shortened(name)!r} occurs twice; expected one row per tile")
         if not group:
-            raise ValueError(f"{path}: line {line}: {name!r} has an empty {columns[1]!r}; fill it in")
+            raise ValueError(f"{path}: line {line}: {shortened(name)!r} has an empty {columns[1]!r}; fill it in")
         group_of[name] = group
     names = [plain_path(name) for name in ids]
     without = [name for name in names if name not in group_of]
     if without:
         raise ValueError(
-            f"{path}: no row for {len(without)} of {len(ids)} tiles, the first is {without[0]!r}; "
+            f"{path}: no row for {len(without)} of {len(ids)} tiles, the first is {shortened(without[0])!r}; "
             f"expected every tile in column {columns[0]!r}"
         )
     return group_ids([group_of[name] for name in names], where=f"{path}: column {columns[1]!r}")

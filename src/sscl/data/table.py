@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.data.csv_files import read_table, whole_number
 from sscl.data.images import Fit
-from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path, read_table
+from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path
 from sscl.data.layout import SPLITS, split_named
 from sscl.data.listing import Account
 from sscl.data.split import take_split
 from sscl.data.tiles import UNLABELLED, Tiles
-from sscl.words import count, listed
+from sscl.words import count, listed, shortened
 
 COLUMNS = ("label", "group", "split", "mpp")
 SUFFIXES = (".csv", ".tsv")
@@ -163,7 +164,9 @@ def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None
             raise ValueError(f"{path}: line {line}: column 'path' is empty; fill it in or remove the row")
         other = first.setdefault(os.path.normpath(plain_path(name)), line)
         if other != line:
-            raise ValueError(f"{path}: line {line}: {name!r} is in line {other} too; expected one row per image")
+            raise ValueError(
+                f"{path}: line {line}: {shortened(name)!r} is in line {other} too; expected one row per image"
+            )
 
 
 def _check_files(path: Path, lines: Sequence[int], files: Sequence[str]) -> None:
@@ -171,7 +174,8 @@ def _check_files(path: Path, lines: Sequence[int], files: Sequence[str]) -> None
     absent = [row for row, file in enumerate(files) if not os.path.isfile(file)]
     if absent:
         raise FileNotFoundError(
-            f"{path}: {len(absent):,} of {count(len(files), 'image')} are missing, the first is {files[absent[0]]} "
+            f"{path}: {len(absent):,} of {count(len(files), 'image')} are missing, the first is "
+            f"{shortened(files[absent[0]], most=1000)} "
             f"(line {lines[absent[0]]}); paths are relative to the folder of the table"
         )
 
@@ -184,7 +188,7 @@ def _parts(path: Path, lines: Sequence[int], values: Sequence[str]) -> list[str]
     for line, value in zip(lines, values, strict=True):
         split = split_named(value)
         if split is None:
-            got = f"got {value!r}" if value else "is empty"
+            got = f"got {shortened(value)!r}" if value else "is empty"
             raise ValueError(f"{path}: line {line}: split {got}; allowed are train, val and test, or no split at all")
         parts.append(split)
     return parts
@@ -198,7 +202,7 @@ def _classes(path: Path, values: Sequence[str]) -> tuple[tuple[str, ...], list[i
     except ValueError as error:
         raise ValueError(str(error).replace("one slide would count as two", "one class would count as two")) from None
     distinct = set(names)
-    by_number = all(name.isascii() and name.isdigit() for name in distinct)
+    by_number = all(whole_number(name, at_most=2**63) is not None for name in distinct)
     classes = sorted(distinct, key=int) if by_number else sorted(distinct)
     index = {name: label for label, name in enumerate(classes)}
     found = iter(names)
@@ -229,7 +233,9 @@ def _mpp(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.
         except ValueError:
             number = 0.0
         if value and not 0 < number < math.inf:
-            raise ValueError(f"{path}: line {line}: mpp {value!r}; expected µm per pixel, a number above 0, or nothing")
+            raise ValueError(
+                f"{path}: line {line}: mpp {shortened(value)!r}; expected µm per pixel, a number above 0, or nothing"
+            )
         found.append(number)
     return np.array(found, dtype=np.float64)
 

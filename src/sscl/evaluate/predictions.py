@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sscl import writing
+from sscl.data.csv_files import finite, read_rows, whole_number
 from sscl.data.tiles import Tiles
 from sscl.evaluate.metrics import FloatArray, IntArray
+from sscl.words import first_twice, shortened, some
 
 FILE = "predictions.csv"
+_ROUNDING = 1e-6  # of a probability, to six digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,34 +118,79 @@ def read_predictions(path: str | Path) -> TilePredictions:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, or a value is not as sscl writes it.
+        ValueError: a column is missing, or a value is not as sscl writes it; with the line.
     """
-    with Path(path).open(newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
+    path = Path(path)
+    table = read_rows(path, columns=("id", "label", "prediction", "loss"))
+    columns = next(table)[1]
     for needed in ("id", "label", "prediction", "loss"):
         if needed not in columns:
             raise ValueError(f"{path}: no column {needed!r}; write it again with sscl eval")
+    twice = first_twice(columns)
+    if twice is not None:
+        raise ValueError(f"{path}: column {shortened(twice)!r} comes twice; write it again with sscl eval")
     classes = tuple(name.removeprefix("probability_") for name in columns if name.startswith("probability_"))
-    index = {name: i for i, name in enumerate(classes)}
+    label_of = {name: i for i, name in enumerate(classes)}
+    at = {name: columns.index(name) for name in columns}
+    ids: list[str] = []
+    groups: list[str] = []
+    labels: dict[str, list[int]] = {"label": [], "prediction": []}
+    numbers: dict[str, list[int]] = {name: [] for name in ("votes", "fold") if name in at}
+    losses: list[float] = []
+    probabilities: list[list[float]] = []
+    for line, row in table:
+        try:
+            ids.append(row[at["id"]])
+            for name, found in labels.items():
+                found.append(_label(row[at[name]], label_of))
+            for name, found in numbers.items():
+                found.append(_whole(row[at[name]], name))
+            losses.append(finite(row[at["loss"]], name="loss"))
+            probabilities.append(class_probabilities(row, at, classes))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {line}: {error}; write it again with sscl eval") from None
+        if "group" in at:
+            groups.append(row[at["group"]])
+    if not ids:
+        raise ValueError(f"{path}: has a header but no rows; write it again with sscl eval")
+    return TilePredictions(
+        ids=tuple(ids),
+        classes=classes,
+        labels=np.array(labels["label"], dtype=np.int64),
+        predictions=np.array(labels["prediction"], dtype=np.int64),
+        probabilities=np.array(probabilities),
+        losses=np.array(losses),
+        votes=np.array(numbers["votes"], dtype=np.int64) if "votes" in at else None,
+        groups=tuple(groups) if "group" in at else None,
+        folds=np.array(numbers["fold"], dtype=np.int64) if "fold" in at else None,
+    )
 
-    def numbers(column: str) -> IntArray | None:
-        return np.array([int(row[column]) for row in rows], dtype=np.int64) if column in columns else None
 
-    try:
-        found = TilePredictions(
-            ids=tuple(row["id"] for row in rows),
-            classes=classes,
-            labels=np.array([index[row["label"]] for row in rows], dtype=np.int64),
-            predictions=np.array([index[row["prediction"]] for row in rows], dtype=np.int64),
-            probabilities=np.array([[float(row[f"probability_{name}"]) for name in classes] for row in rows]),
-            losses=np.array([float(row["loss"]) for row in rows]),
-            votes=numbers("votes"),
-            groups=tuple(row["group"] for row in rows) if "group" in columns else None,
-            folds=numbers("fold"),
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: a value is not as sscl eval writes it ({error}); write it again") from error
-    if not ((found.probabilities >= 0) & (found.probabilities <= 1)).all():  # NaN neither
-        raise ValueError(f"{path}: a probability is not within 0 to 1; write it again with sscl eval")
+def class_probabilities(row: Sequence[str], at: Mapping[str, int], classes: Sequence[str]) -> list[float]:
+    """Return the probabilities in a row of predictions.csv, one for each class.
+
+    Args:
+        at: place of each column in the row.
+
+    Raises:
+        ValueError: one is not a number within 0 to 1, or they do not add up to 1.
+    """
+    found = [finite(row[at[f"probability_{name}"]], name="probability") for name in classes]
+    if not all(0 <= number <= 1 for number in found):
+        raise ValueError("a probability is not within 0 to 1")
+    if abs(sum(found) - 1) > _ROUNDING * (len(classes) + 2):
+        raise ValueError(f"the probabilities add up to {sum(found):.6g}, not to 1")
     return found
+
+
+def _label(name: str, label_of: Mapping[str, int]) -> int:
+    if name not in label_of:
+        raise ValueError(f"{shortened(name)!r} is none of the classes ({some(list(label_of))})")
+    return label_of[name]
+
+
+def _whole(text: str, column: str) -> int:
+    number = whole_number(text)
+    if number is None:
+        raise ValueError(f"{column} {shortened(text)!r} is no whole number from 0")
+    return number

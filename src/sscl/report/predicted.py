@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 
 from sscl.config import GradcamConfig, PredictConfig, ReportConfig, plain, validate
 from sscl.data import files
+from sscl.data.csv_files import read_rows
 from sscl.data.images import Region
 from sscl.data.stain import normalise_stain
 from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import UNLABELLED, place_store
 from sscl.device import pick_device, tune
-from sscl.evaluate.predictions import TilePredictions
+from sscl.evaluate.predictions import TilePredictions, class_probabilities
 from sscl.explain.cells import map_cells
 from sscl.explain.targets import describe_targets, resolve_target
 from sscl.models.classifier import load_classifier
@@ -92,13 +92,17 @@ def read_predicted(folder: Path) -> Predicted:
     path = folder / "predictions.csv"
     names: list[str] = []
     rows: list[list[float]] = []
-    with path.open(encoding="utf-8", newline="") as stream:
+    table = read_rows(path, columns=("path",))
+    at = {name: place for place, name in enumerate(next(table)[1])}
+    for needed in ("path", *(f"probability_{name}" for name in summary.classes)):
+        if needed not in at:
+            raise ValueError(f"{path}: no column {needed!r}; write it again with sscl predict")
+    for line, row in table:
+        names.append(row[at["path"]])
         try:
-            for row in csv.DictReader(stream):
-                names.append(row["path"])
-                rows.append([float(row[f"probability_{name}"]) for name in summary.classes])
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{path}: not as sscl predict writes it ({error}); write it again") from error
+            rows.append(class_probabilities(row, at, summary.classes))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {line}: {error}; write it again with sscl predict") from None
     if len(names) != summary.tiles:
         raise ValueError(f"{path}: {count(len(names), 'tile')}, but {FILE} counts {summary.tiles:,}; write it again")
     probabilities = np.array(rows).reshape(len(rows), len(summary.classes))
