@@ -137,7 +137,7 @@ def content(count: int, *, drawn: int = 60) -> Content:
                 "id": f"MHIST_{index:04d}.png",
                 "label": label,
                 "prediction": prediction,
-                "probabilities": probability,
+                "probabilities": dict(enumerate(probability)),
                 "loss": -float(np.log(probability[label])),
                 "agreement": f"{max(votes, 7 - votes)}/7",
                 "votes": votes,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import shlex
 import textwrap
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 MOST = 20  # words of a list; a line of 1,000 class names says nothing
@@ -25,7 +27,7 @@ def nearest(name: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return "did you mean X?", or, where no name is near (see `closest`), "allowed are A, B, C"."""
     names = list(allowed)
     near = closest(name, names, cutoff=cutoff)
-    return f"allowed are {', '.join(names)}" if near is None else f"did you mean {near}?"
+    return f"allowed are {some(names, most=100)}" if near is None else f"did you mean {near}?"
 
 
 def first_twice(words: Sequence[str]) -> str | None:
@@ -68,14 +70,49 @@ def listed(words: Sequence[str], *, last: str = "and") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def some(words: Sequence[str]) -> str:
-    """Return words with commas between; of more than MOST the first ten and how many more.
+def some(words: Sequence[str], *, most: int = MOST) -> str:
+    """Return words with commas between; of more than `most` the first ten and how many more.
 
     Examples:
         >>> some(["a", "b"]), some(["c"] * 1000)[-11:]
         ('a, b', 'c, 990 more')
     """
-    return ", ".join(words if len(words) <= MOST else [*words[:10], f"{len(words) - 10:,} more"])
+    return ", ".join(words if len(words) <= most else [*words[:10], f"{len(words) - 10:,} more"])
+
+
+def shortened(text: str, length: int) -> str:
+    """Return text of at most `length` characters, shortened in the middle: file names differ at both ends."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def short_names(names: Sequence[str], length: int) -> list[str]:
+    """Return different names of about `length` characters at most; those that are the same so short get their number.
+
+    Examples:
+        >>> short_names(["a" * 9, "b", "a" * 5 + "b" + "a" * 9], 5)
+        ['aa…aa (1)', 'b', 'aa…aa (3)']
+    """
+    short = [shortened(name, length) for name in names]
+    times = Counter(short)
+    return [name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(short, 1)]
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two of a Chinese character, none of an accent."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def left(text: str, width: int) -> str:
+    """Return text flush left in `width` columns of a terminal."""
+    return text + " " * (width - width_of(text))
+
+
+def right(text: str, width: int) -> str:
+    """Return text flush right in `width` columns of a terminal."""
+    return " " * (width - width_of(text)) + text
 
 
 def wrapped(text: str, *, indent: int = 0, width: int = 80) -> str:

@@ -198,6 +198,16 @@ def test_a_map_shows_every_tile_once_with_colour_and_marker(tmp_path: Path, figu
     assert len(looks) == 10
 
 
+def test_a_map_of_many_classes_names_the_largest(tmp_path: Path, figures: list[Figure]) -> None:
+    labels = np.concatenate([np.arange(1000), np.repeat(np.arange(500, 520), 2), [-1]])
+    points = np.random.default_rng(0).normal(size=(len(labels), 2))
+    classes = [f"class {i}" for i in range(1000)]
+    embedding_plots.plot_map(points, labels=labels, classes=classes, path=tmp_path / "map.png", title="")
+    texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    named = [f"class {i} (3)" for i in range(500, 520)]
+    assert texts == [*named, "980 smaller ones (980)", "unlabelled (1)"]
+
+
 def test_a_cluster_sheet_has_a_row_for_each_cluster(tmp_path: Path, figures: list[Figure]) -> None:
     rows = [np.full((count, 8, 8, 3), value, dtype=np.uint8) for count, value in ((3, 10), (1, 200))]
     embedding_plots.cluster_sheet(

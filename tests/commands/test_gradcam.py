@@ -189,6 +189,22 @@ def test_choice_by_hand_on_three_classes() -> None:
     assert two == [1, 0, 2, 4, 3, 5, 6]
 
 
+def test_of_many_classes_those_of_the_lowest_recall_are_explained() -> None:
+    classes = 300
+    tiles = Tiles(
+        images=np.zeros((2 * classes, 4, 4, 3), dtype=np.uint8),
+        labels=np.repeat(np.arange(classes), 2),
+        classes=tuple(f"c{i}" for i in range(classes)),
+        ids=tuple(f"t{i}" for i in range(2 * classes)),
+    )
+    said = np.where(tiles.labels < 40, tiles.labels, 0)  # classes from 40 on are never found
+    said[0] = 1
+
+    chosen = gradcam.choose_tiles(tiles, np.eye(classes)[said], GradcamConfig(checkpoint="c"))
+
+    assert chosen == list(range(80, 100))
+
+
 @pytest.mark.parametrize("target", ["SSA", "predicted"])
 def test_wanted_ids_and_targets(
     cli: Any, finetuned: Path, truth: tuple[Tiles, Any, Any], tmp_path: Path, read_rows: Any, target: str

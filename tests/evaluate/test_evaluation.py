@@ -343,6 +343,27 @@ def test_table_has_the_truth_in_the_rows_of_the_confusion_matrix() -> None:
     assert [line.split() for line in lines[start : start + 4]] == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "tiles", "head"),
+    [
+        ([chr(97 + i) * 200 for i in range(9)], 99, "number of the prediction"),
+        ([f"class {i}" for i in range(20)], 9, "most frequent of 3,420 errors"),
+        ([f"class {i}" for i in range(300)], 2, "most frequent of 179,400 errors"),
+    ],
+)
+def test_a_confusion_matrix_fits_a_terminal(names: list[str], tiles: int, head: str) -> None:
+    matrix = np.full((len(names), len(names)), tiles)
+    few = report_of(*some(classes=3), positive=None)
+    changes = {"classes": tuple(names), "confusion_matrix": matrix.tolist(), "tiles": int(matrix.sum())}
+    metrics = few.metrics.model_copy(update={"per_class": few.metrics.per_class[:1]})
+    report = few.model_copy(update={**changes, "metrics": metrics})
+    lines = evaluation_text.as_text(report).splitlines()
+    start = next(i for i, line in enumerate(lines) if head in line)
+    end = next(i for i, line in enumerate(lines) if line.startswith("calibration"))
+    assert end - start <= 12
+    assert max(map(len, lines[start:end])) <= 80
+
+
 def test_metrics_of_a_class_are_named_after_it() -> None:
     report = report_of(*some(), samples=20)
     rows = {row.name: row for row in evaluation_text.metric_rows(report, report)}

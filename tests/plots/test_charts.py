@@ -238,8 +238,11 @@ class TestManyClasses:
             assert len(figure.axes[0].get_yticklabels()) <= 60
             sizes.append(figure.get_size_inches().tolist())
         assert sizes[0] == sizes[1]
-        assert figure.axes[0].get_yticklabels()[-1].get_text() == "class 295"
+        assert figure.axes[0].get_yticklabels()[-1].get_text() == "class 290"
         assert max(sizes[0]) * figure.dpi < 3000
+        cells = figure.axes[0].images[0].get_array()
+        assert cells.shape == (150, 150)
+        assert np.array_equal(cells, np.eye(150)), "the most of four cells, as their mean would fade"
 
     def test_the_worst_classes_have_a_curve(self, figure_of: Capture) -> None:
         labels = np.arange(240) % 40

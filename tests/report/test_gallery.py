@@ -87,6 +87,21 @@ class TestChoice:
         assert first == second != third
         assert len(first & third) >= 50  # the least confident are the same
 
+    def test_a_page_takes_a_bounded_number_and_says_so(self) -> None:
+        rows, note = gallery.choose(predictions(6000), count=50_000)
+        assert len(rows) == 5000
+        assert note.startswith("5,000 of 6,000 tiles: at most 5,000")
+
+
+class TestProbabilities:
+    def test_of_many_classes_the_most_probable_and_those_asked_for(self) -> None:
+        found = np.random.default_rng(0).dirichlet(np.ones(1000))
+        kept = gallery.most_probable(found, also=(7, -1, 9))
+        assert {7, 9} < set(kept)
+        assert len(kept) <= 22
+        assert set(np.argsort(-found)[:20].tolist()) <= set(kept)
+        assert kept == {label: round(float(found[label]), 4) for label in sorted(kept)}
+
 
 class TestMaps:
     def test_scaled_to_255_without_what_is_negative(self) -> None:
@@ -203,7 +218,8 @@ class TestBuild:
             confidence = found.probabilities[row].max()  # type: ignore[index]
             assert tile["label"] == found.labels[row]
             assert tile["prediction"] == found.predictions[row]
-            assert tile["probabilities"] == pytest.approx(found.probabilities[row], abs=1e-4)  # type: ignore[index]
+            whole = dict(enumerate(found.probabilities[row]))  # type: ignore[index]
+            assert tile["probabilities"] == pytest.approx(whole, abs=1e-4)
             assert tile["loss"] == pytest.approx(found.losses[row], abs=1e-4)
             assert tile["decided"] == (confidence >= 0.8)
             assert tile["region"] == [8, 0, 128, 128]

@@ -19,8 +19,9 @@ from sscl.data.synthetic import SAID, is_synthetic, write_synthetic
 from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
 from sscl.evaluate.lineage import NO_SLIDE_IDS
+from sscl.evaluate.metrics import largest_classes
 from sscl.plots import charts, sheets
-from sscl.words import count, next_command
+from sscl.words import count, left, next_command, short_names, width_of
 
 VIEWED = 6  # tiles shown beside their two views
 
@@ -81,9 +82,11 @@ def describe(name: str, tiles: Tiles) -> str:
     """Return the counts of a split: tiles, classes, size, groups, votes."""
     side = tiles.images.shape[1]
     lines = [f"{name}: {count(len(tiles), 'tile')} of {side}x{side} px"]
-    width = max((len(c) for c in tiles.class_counts()), default=0)
-    for class_name, number in tiles.class_counts().items():
-        lines.append(f"  {class_name:<{width}}  {number:>7}  {100 * number / max(1, len(tiles)):5.1f}%")
+    counts = largest_classes({name: tiles.class_counts()})[name]
+    shown = short_names(list(counts), 40)
+    width = max(map(width_of, shown), default=0)
+    for class_name, number in zip(shown, counts.values(), strict=True):
+        lines.append(f"  {left(class_name, width)}  {number:>7}  {100 * number / max(1, len(tiles)):5.1f}%")
     if tiles.groups is None:
         lines.append(f"  {NO_SLIDE_IDS}")
     else:

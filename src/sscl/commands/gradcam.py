@@ -22,6 +22,7 @@ from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
 from sscl.evaluate import calibration, lineage
 from sscl.evaluate.lineage import Choice
+from sscl.evaluate.metrics import shown_classes, shown_of
 from sscl.explain import boxes, cam
 from sscl.explain.cells import map_cells
 from sscl.explain.checks import DRAWS, checks_text, completeness_text, localisation_table
@@ -34,7 +35,7 @@ from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
-from sscl.words import count, next_command, wrapped
+from sscl.words import count, next_command, shortened, wrapped
 
 BOXES_HEADER = (
     *("picture", "id", "label", "prediction", "probability", "positive_evidence"),
@@ -82,12 +83,13 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
 
         found = [boxes.find_box(heatmap.enlarged, threshold=config.threshold) for heatmap in maps]
         synthetic = is_synthetic(data.source, tiles.ids)
+        digits = max(3, len(str(len(chosen) - 1)))
         rows = [
             draw_tile(
                 *(explainer, row, heatmap, box),
                 probabilities=probabilities[row],
                 classes=classes,
-                number=number,
+                name=f"{number:0{digits}d}_{cam_plots.short_name(Path(tiles.ids[row]).stem)}",
                 out=unfinished,
                 synthetic=synthetic,
             )
@@ -108,6 +110,9 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         print(describe_tiles(data, tiles, split=choice.split))
     for line in accounts({"all": tiles}) if config.images is not None else ():
         print(line)
+    left_out = shown_of(len(tiles.classes), others="name others with ids=[...]")
+    if left_out and config.images is None and not config.ids:
+        print(wrapped(f"tiles of {left_out}"))
     print(wrapped(str(map_cells(model, size_px=data.size_px, layers=config.layer))))
     for line in summary(found, maps, size_px=data.size_px, threshold=config.threshold, synthetic=synthetic):
         print(wrapped(line))
@@ -151,14 +156,21 @@ def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[s
 
 
 def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: GradcamConfig) -> list[int]:
-    """Return the rows to draw: the ids asked for, all of `images`, or each class's most confident hits and errors."""
+    """Return the rows to draw: the ids asked for, all of `images`, or each class's most confident hits and errors.
+
+    Of many classes, those of `metrics.shown_classes`.
+    """
     if config.images is not None:
         return list(range(len(tiles)))
     if config.ids:
         return [tiles.ids.index(name) for name in config.ids]
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     chosen: list[int] = []
-    for label in range(len(tiles.classes)):
+    known, many = tiles.labels >= 0, len(tiles.classes)
+    tiles_of = np.bincount(tiles.labels[known], minlength=many)
+    hits_of = np.bincount(tiles.labels[known & (predicted == tiles.labels)], minlength=many)
+    recalls = np.where(tiles_of > 0, hits_of / np.maximum(tiles_of, 1), np.nan)
+    for label in shown_classes(recalls):
         for right in (True, False):
             rows = np.flatnonzero((tiles.labels == label) & ((predicted == label) == right))
             chosen += rows[np.argsort(-confidence[rows], kind="stable")][: config.per_class].tolist()
@@ -173,14 +185,14 @@ def draw_tile(
     *,
     probabilities: NDArray[np.float64],
     classes: Sequence[str],
-    number: int,
+    name: str,
     out: Path,
     synthetic: bool,
 ) -> list[Any]:
     """Write the pictures of a tile and return its row of boxes.csv, in the columns of BOXES_HEADER.
 
     Args:
-        row: of the tile. box: of its map. probabilities: of the tile, (K,). number: in the names of the pictures.
+        row: of the tile. box: of its map. probabilities: of the tile, (K,). name: of its pictures.
         synthetic: whether the tile was drawn by a program, which the caption then says.
     """
     tiles, config = explainer.tiles, explainer.config
@@ -191,9 +203,9 @@ def draw_tile(
         explainer.target, classes, probabilities, method=config.method, layers=config.layer, fuse=config.fuse
     )
     title = f"{tiles.ids[row]}{', a synthetic tile' if synthetic else ''}"
-    title += f"\ntrue {truth}, predicted {classes[predicted]} ({probability:.2f}); map of {shown}"
+    seen, said = shortened(truth, 60), shortened(classes[predicted], 60)
+    title += f"\ntrue {seen}, predicted {said} ({probability:.2f}); map of {shown}"
     title += f"; {boxes.remark(box)}" if boxes.remark(box) else ""
-    name = f"{number:03d}_{cam_plots.short_name(Path(tiles.ids[row]).stem)}"
     cam_plots.draw_tile(
         *(tiles.images[row], heatmap.enlarged, box),
         title=title,

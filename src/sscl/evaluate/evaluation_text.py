@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from sscl.evaluate import calibration, proportions
 from sscl.evaluate.bootstrap import Interval
 from sscl.evaluate.metrics import (
@@ -19,11 +21,13 @@ from sscl.evaluate.metrics import (
 from sscl.evaluate.proportions import DrawnProportion, Proportion
 from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
 from sscl.evaluate.verdicts import Outcome, verdict_of
-from sscl.words import count, some, wrapped
+from sscl.words import count, left, right, short_names, some, width_of, wrapped
 
 MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
 _FEW_CLASSES = 5  # named in a note
 _FEW_FLAT = 5  # metrics named in a note
+_NAME = 20  # columns of the name of a class in a table of the terminal
+_COLUMNS = 80
 OF_ABSTENTION = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
 
 
@@ -36,20 +40,27 @@ class Row(NamedTuple):
     proportion: Proportion | None
 
 
-def metric_rows(evaluated: Evaluated, results: Results) -> list[Row]:
-    """Return the metrics of the argmax, a row each; those of `metrics.worst_classes` come last, three a class."""
+def metric_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
+    """Return the metrics of the argmax, a row each; those of `metrics.worst_classes` come last, three a class.
+
+    Args:
+        names: of the classes, as they are shown; None = their own.
+    """
+    names = evaluated.classes if names is None else names
     values, intervals, wilson = results.metrics, results.intervals, results.wilson
     keys: list[tuple[str, str | None]] = [(key, None) for key in OVERALL]
     if evaluated.positive is not None:
-        keys += [(key, evaluated.positive) for key in ("sensitivity", "specificity")]
+        positive = names[evaluated.classes.index(evaluated.positive)]
+        keys += [(key, positive) for key in ("sensitivity", "specificity")]
     rows = [
         Row(display_name(key, of=of), getattr(values, key), getattr(intervals, key), getattr(wilson, key, None))
         for key, of in keys
     ]
     for i in worst_classes(values.per_class):
-        name = evaluated.classes[i]
         parts = values.per_class[i], intervals.per_class[i], wilson.per_class[i]
-        rows += [Row(display_name(key, of=name), *(getattr(part, key, None) for part in parts)) for key in OF_A_CLASS]
+        rows += [
+            Row(display_name(key, of=names[i]), *(getattr(part, key, None) for part in parts)) for key in OF_A_CLASS
+        ]
     return rows
 
 
@@ -133,33 +144,43 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
 
 def as_text(report: Evaluation) -> str:
     """Return the evaluation as lines for the terminal, each metric with its 95% intervals."""
-    main = metric_rows(report, report) + agreement_rows(report)
+    names = short_names(report.classes, _NAME)
+    main = metric_rows(report, report, names=names) + agreement_rows(report)
     positive = "" if report.positive is None else f"; positive class {report.positive}"
-    width = max(23, *(len(row.name) for row in main))  # 80 columns in all, unless the names of classes are long
+    width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
     lines = [f"{report.interval_method}{positive}"]
     lines += [f"  {'':<{width}}  {'value':<5}  {'bootstrap':<14}  {'Wilson':<14}", *_lines(main, width=width)]
     lines += [f"  ({shown_of(len(report.classes))})"] if shown_of(len(report.classes)) else []
     lines += [
-        *_confusion_lines(report),
+        *_confusion_lines(report, names),
         *_calibration_lines(report, width=width),
         *_decision_lines(report, width=width),
     ]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _confusion_lines(report: Evaluation) -> list[str]:
-    """Return the confusion matrix, or of many classes the most frequent confusions."""
-    if len(report.classes) > MANY_CLASSES:
-        lines = ["most frequent errors (truth, prediction, tiles)"]
-        for truth, predicted, tiles in confusions(report.confusion_matrix):
-            lines.append(f"  {report.classes[truth]}  {report.classes[predicted]}  {tiles}")
-        return lines
-    name_width = max(9, *map(len, report.classes))
-    cells = "  ".join(f"{name:>{name_width}}" for name in report.classes)
-    lines = ["confusion matrix (rows: truth, columns: prediction)", f"  {'':<{name_width}}  {cells}"]
-    for name, counts in zip(report.classes, report.confusion_matrix, strict=True):
-        lines.append(f"  {name:<{name_width}}  " + "  ".join(f"{number:>{name_width}}" for number in counts))
-    return lines
+def _confusion_lines(report: Evaluation, names: Sequence[str]) -> list[str]:
+    """Return the confusion matrix, its columns by number where the names would make it too wide; of many classes, or
+    where that is too wide still, the most frequent errors."""
+    matrix, what = report.confusion_matrix, "confusion matrix (rows: truth, columns:"
+    numbers = [str(i) for i in range(1, len(names) + 1)]
+    numbered = [f"{i} {name}" for i, name in zip(numbers, names, strict=True)]
+    column = max(9, *map(width_of, names))
+    if len(names) <= MANY_CLASSES:
+        for title, rows, columns, width in (
+            (f"{what} prediction)", names, names, column),
+            (f"{what} number of the prediction)", numbered, numbers, len(str(np.max(matrix)))),
+        ):
+            head = max(9, *map(width_of, rows))
+            lines = ["  ".join(["", " " * head, *(right(name, width) for name in columns)])]
+            for name, counts in zip(rows, matrix, strict=True):
+                lines.append("  ".join(["", left(name, head), *(right(str(number), width) for number in counts)]))
+            if max(map(width_of, lines)) <= _COLUMNS:
+                return [title, *lines]
+    lines = [f"most frequent of {count(report.tiles - int(np.trace(matrix)), 'error')} (truth, prediction, tiles)"]
+    for truth, predicted, tiles in confusions(matrix):
+        lines.append(f"  {left(names[truth], column)}  {left(names[predicted], column)}  {tiles}")
+    return [*lines, "  (all are in metrics.json)"]
 
 
 def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
@@ -172,7 +193,7 @@ def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
     for name, value, interval, hit in rows:
         shown = "undefined" if value is None else f"{value:.3f}"
         wilson, counts = ("", "") if hit is None else (ends(hit.wilson), f"{hit.count} of {hit.of}")
-        found.append(f"  {name:<{width}}  {shown:<5}  {ends(interval):<14}  {wilson:<14}  {counts}".rstrip())
+        found.append(f"  {left(name, width)}  {shown:<5}  {ends(interval):<14}  {wilson:<14}  {counts}".rstrip())
     return found
 
 

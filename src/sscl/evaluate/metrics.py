@@ -7,7 +7,8 @@ tiles, K classes, S resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -232,19 +233,46 @@ def _ranking_metrics(
 
 
 def worst_classes(per_class: Sequence[ClassMetrics]) -> list[int]:
-    """Return the classes whose metrics are shown: all, or of many those with the lowest recall, the worst first."""
-    if len(per_class) <= MANY_CLASSES:
-        return list(range(len(per_class)))
-    recalls = [np.inf if row.recall is None else row.recall for row in per_class]
+    """Return the classes whose metrics are shown, see `shown_classes`."""
+    return shown_classes([np.nan if row.recall is None else row.recall for row in per_class])
+
+
+def shown_classes(recalls: npt.ArrayLike) -> list[int]:
+    """Return the classes that are shown each: all, or of many those with the lowest recall, the worst first.
+
+    Args:
+        recalls: of each class, (K,); NaN of one without tiles, which comes last.
+    """
+    recalls = np.asarray(recalls, dtype=np.float64)
+    if len(recalls) <= MANY_CLASSES:
+        return list(range(len(recalls)))
     worst: list[int] = np.argsort(recalls, kind="stable")[:_WORST_CLASSES].tolist()
     return worst
 
 
-def shown_of(classes: int) -> str:
-    """Return a clause on which classes `worst_classes` leaves out; "" of none."""
+def shown_of(classes: int, *, others: str = "all are in metrics.json") -> str:
+    """Return a clause on which classes `worst_classes` leaves out, and where these are; "" of none."""
     if classes <= MANY_CLASSES:
         return ""
-    return f"the {_WORST_CLASSES} of {classes:,} classes with the lowest recall; all are in metrics.json"
+    return f"the {_WORST_CLASSES} of {classes:,} classes with the lowest recall; {others}"
+
+
+def largest_classes(
+    counts: Mapping[str, Mapping[str, int]], *, most: int = MANY_CLASSES
+) -> Mapping[str, Mapping[str, int]]:
+    """Return counts of tiles, {split: {class: tiles}}; of more than `most` classes the largest, the rest as one."""
+    totals: Counter[str] = Counter()
+    for of in counts.values():
+        totals.update(of)
+    if len(totals) <= most:
+        return counts
+    kept = {name for name, _ in totals.most_common(most - 1)}
+    rest = f"{len(totals) - len(kept):,} smaller classes"
+    return {
+        split: {name: number for name, number in of.items() if name in kept}
+        | {rest: sum(number for name, number in of.items() if name not in kept)}
+        for split, of in counts.items()
+    }
 
 
 def confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:

@@ -22,7 +22,6 @@ from sscl.evaluate import calibration, metrics, proportions
 from sscl.evaluate.card_results import BEGIN, END, cells, last_part, metric_rows, set_name
 from sscl.evaluate.card_results import FILE as FILE
 from sscl.evaluate.lineage import NO_SLIDE_IDS
-from sscl.evaluate.metrics import MANY_CLASSES
 from sscl.evaluate.tables import as_markdown, code, code_block, escaped, one_line
 from sscl.models.checkpoint import Checkpoint
 from sscl.words import count, listed
@@ -168,12 +167,11 @@ def _data_lines(
     if unlabelled:
         rows.append(("without labels", f"{unlabelled} more tiles of the training split, in contrastive steps only"))
     rows.append(("fingerprint", code(checkpoint.fingerprint[:16]) + " (training split as a whole)"))
-    largest = sorted(train.counts, key=lambda label: -train.counts[label])[:MANY_CLASSES]
-    named = list(train.counts) if len(train.counts) <= MANY_CLASSES else largest
-    counts = [[code(label), str(train.counts[label]), str(validation.counts[label])] for label in named]
-    if len(named) < len(train.counts):
-        rest = [sum(part.counts.values()) - sum(part.counts[label] for label in named) for part in (train, validation)]
-        counts.append([f"{len(train.counts) - len(named):,} smaller classes", *map(str, rest)])
+    parts = metrics.largest_classes({"training": train.counts, "validation": validation.counts})
+    counts = [
+        [label if label not in train.counts else code(label), str(number), str(parts["validation"][label])]
+        for label, number in parts["training"].items()
+    ]
     counts.append(["all", str(sum(train.counts.values())), str(sum(validation.counts.values()))])
     if train.groups is not None or validation.groups is not None:
         counts.append([groups_are, *("not known" if p.groups is None else str(p.groups) for p in (train, validation))])

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sscl.words import left, right, width_of
+
 
 class Table(NamedTuple):
     """A title, rows of cells with the header first, and how many columns on the left hold texts."""
@@ -22,10 +24,10 @@ def as_text(lines: Sequence[Sequence[str]], *, texts: int = 1) -> str:
         lines: rows of cells, the header first. texts: columns on the left that are flush left; the rest, numbers, are
             flush right.
     """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            f"{cell:<{width}}" if i < texts else f"{cell:>{width}}"
+            left(cell, width) if i < texts else right(cell, width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ).rstrip()
         for cells in lines

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sscl.words import shortened
 from sscl.writing import replacing
 
 ByteArray = npt.NDArray[np.uint8]
@@ -26,6 +27,8 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.floating[Any]]
 
 DPI = 140
+_MOST_PIXELS = 40_000_000  # of a picture, 160 MB while it is drawn
+_LONGEST_SIDE = 16_000
 # Okabe & Ito's colours without yellow, which is lost on white; after seven lines the dash pattern changes.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -35,7 +38,13 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     form = "svg" if Path(path).suffix == ".svg" else "png"
     with writing(path) as temporary:
         # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
-        figure.savefig(temporary, format=form, bbox_inches="tight", pad_inches=0.08)
+        figure.savefig(temporary, format=form, bbox_inches="tight", pad_inches=0.08, dpi=_dpi(figure))
+
+
+def _dpi(figure: Figure) -> float:
+    """Return the figure's pixels per inch, fewer where it would have too many in all."""
+    width, height = figure.get_size_inches()
+    return float(min(figure.dpi, math.sqrt(_MOST_PIXELS / (width * height)), _LONGEST_SIDE / max(width, height)))
 
 
 @contextlib.contextmanager
@@ -89,14 +98,6 @@ def is_number(value: Any) -> bool:
 def plain(text: str) -> str:
     """Return text that matplotlib draws as it is: a folder named a$b$c is not a formula."""
     return text.replace("$", r"\$")
-
-
-def shortened(text: str, length: int) -> str:
-    """Return text of at most `length` characters, shortened in the middle: file names differ at both ends."""
-    if len(text) <= length:
-        return text
-    head = (length - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
 def wrapped(name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,15 +18,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from sscl.evaluate.metrics import MANY_CLASSES, IntArray, one_against_rest
+from sscl.evaluate.metrics import MANY_CLASSES, IntArray, largest_classes, one_against_rest
 from sscl.plots import base
 from sscl.plots.base import BoolArray, FloatArray
+from sscl.words import shortened
 
 # Paul Tol's "muted" colours: nine areas that the colour-blind tell apart.
 _AREA_COLOURS = (
     "#88CCEE", "#CC6677", "#DDCC77", "#117733", "#AA4499", "#44AA99", "#999933", "#882255", "#332288",
 )  # fmt: skip
-_NAMED_CLASSES = 60  # beside a confusion matrix
+_CELLS = 200  # a side of a confusion matrix, 6 px each
+_NAMED_CLASSES = 60  # beside a confusion matrix; of more, half as many in larger letters
 _WORST_CLASSES = 10  # that have a curve where there are many
 _HATCHES = ("", "///", "...", "xxx", "---")
 
@@ -36,7 +37,7 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
     """Draw a confusion matrix twice: as counts, and each row as a percentage of its true class.
 
     Of more than MANY_CLASSES classes the cells have colours without numbers and the picture does not grow further; of
-    more than can be read, only some are named beside it.
+    more than can be read, only some are named beside it, and a cell shows the most of several: their mean would fade.
 
     Args:
         matrix: counts (K, K), rows = truth, as `metrics.confusion_matrix` returns.
@@ -55,22 +56,27 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
     rows = counts.sum(axis=1, keepdims=True)
     percent = np.divide(100.0 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
 
+    few = size <= MANY_CLASSES
     upright = size > 4 or max(map(len, classes)) > 12
-    side = 9.0 if size > MANY_CLASSES else max(3.2, 0.62 * size + 1.6) + upright
-    named = range(0, size, -(-size // _NAMED_CLASSES))
-    letters = 9 if len(named) <= MANY_CLASSES else 5.5
+    side = max(3.2, 0.62 * size + 1.6) + upright if few else 9.0
+    block = -(-size // _CELLS)  # classes that share a row and a column
+    several = "" if block == 1 else f", the most of {block} x {block} classes"
+    named = range(0, size, 1 if size <= _NAMED_CLASSES else -(-2 * size // _NAMED_CLASSES))
+    letters = 9 if few else 5.5 if size <= _NAMED_CLASSES else 8
     figure = Figure(figsize=(2 * side + 1.6, side + 0.5), dpi=base.DPI, layout="constrained")
     figure.suptitle(base.plain(title))
     panels = (
-        ("Tiles", counts.astype(np.float64), ".0f", max(counts.max(), 1)),
-        ("Percent of the true class", percent, ".1f", 100),
+        (f"Tiles{several}", counts.astype(np.float64), ".0f", max(counts.max(), 1)),
+        (f"Percent of the true class{several}", percent, ".1f", 100),
     )
     for axes, (name, values, form, top) in zip(figure.subplots(1, 2), panels, strict=True):
-        smooth = "nearest" if size <= MANY_CLASSES else "auto"
-        shown = axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=top, interpolation=smooth)
-        if size > MANY_CLASSES:
-            figure.colorbar(shown, ax=axes, shrink=0.6)
-        for row, column in np.ndindex(size, size) if size <= MANY_CLASSES else ():
+        smooth = "nearest" if few else "auto"
+        cells = _most_of(np.nan_to_num(values), block)
+        end = len(cells) * block - 0.5
+        shown = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, interpolation=smooth, extent=(-0.5, end, end, -0.5))
+        if not few:
+            figure.colorbar(shown, ax=axes, shrink=0.6, ticks=MaxNLocator(6, integer=True, min_n_ticks=1))
+        for row, column in np.ndindex(size, size) if few else ():
             value = values[row, column]
             axes.text(
                 column,
@@ -81,12 +87,21 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
                 fontsize=13 if size <= 3 else 8,
                 color="white" if value > 0.55 * top else "black",
             )
-        short = base.wrapped if size <= MANY_CLASSES else lambda name: base.plain(base.shortened(name, 16))
+        short = base.wrapped if few else lambda name: base.plain(shortened(name, 16))
         ticks = [short(classes[at]) for at in named]
         axes.set_xticks(named, ticks, rotation=90 if upright else 0, fontsize=letters)
         axes.set_yticks(named, ticks, fontsize=letters)
+        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
         axes.set(xlabel="Predicted class", ylabel="True class", title=name)
     base.save_figure(figure, path)
+
+
+def _most_of(values: FloatArray, block: int) -> FloatArray:
+    """Return the largest value of each block x block cells; the last blocks may be smaller."""
+    if block == 1:
+        return values
+    starts = np.arange(0, len(values), block)
+    return np.maximum.reduceat(np.maximum.reduceat(values, starts, axis=0), starts, axis=1)
 
 
 def plot_roc(
@@ -129,7 +144,7 @@ def plot_roc(
     if positive is None:
         axes.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC, each class against the rest")
     else:
-        name = base.plain(base.shortened(classes[positive], 24))
+        name = base.plain(shortened(classes[positive], 24))
         axes.set(
             xlabel="False positive rate (1 − specificity)",
             ylabel="True positive rate (sensitivity)",
@@ -170,7 +185,7 @@ def plot_precision_recall(
     if positive is None:
         axes.set_title("Precision and recall, each class against the rest")
     else:
-        axes.set_title(f"Precision and recall, positive class {base.plain(base.shortened(classes[positive], 24))}")
+        axes.set_title(f"Precision and recall, positive class {base.plain(shortened(classes[positive], 24))}")
         fraction = float(np.mean(np.asarray(labels) == positive))
         axes.axhline(fraction, color="0.6", linewidth=1, zorder=1)
         axes.text(0.01, fraction, "chance", color="0.4", fontsize=8, va="bottom")
@@ -237,7 +252,7 @@ def plot_class_distribution(
     Raises:
         ValueError: no tile at all. FileNotFoundError: the folder of path does not exist.
     """
-    counts = _largest(counts)
+    counts = largest_classes(counts, most=2 * MANY_CLASSES)
     splits = list(counts)
     classes = list(dict.fromkeys(name for split in splits for name in counts[split]))
     totals = [sum(counts[split].get(name, 0) for split in splits) for name in classes]
@@ -254,7 +269,7 @@ def plot_class_distribution(
     wedge = {"edgecolor": "white", "linewidth": 1}
     pie.pie(totals, colors=colours, startangle=90, counterclock=False, wedgeprops=wedge)
     entries = [
-        f"{base.plain(base.shortened(name, 20))}: {total:,} ({100 * total / everything:.1f}%)"
+        f"{base.plain(shortened(name, 20))}: {total:,} ({100 * total / everything:.1f}%)"
         for name, total in zip(classes, totals, strict=True)
     ]
     patches = [Patch(facecolor=colour) for colour in colours]
@@ -283,22 +298,6 @@ def plot_class_distribution(
     names = [base.plain(split) for split in splits]
     bars.legend(keys, names, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     base.save_figure(figure, path)
-
-
-def _largest(counts: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, int]]:
-    """Return the same counts, of many classes the largest alone and the rest as one."""
-    totals: Counter[str] = Counter()
-    for of in counts.values():
-        totals.update(of)
-    if len(totals) <= 2 * MANY_CLASSES:
-        return counts
-    kept = {name for name, _ in totals.most_common(2 * MANY_CLASSES - 1)}
-    rest = f"{len(totals) - len(kept):,} smaller classes"
-    found: dict[str, dict[str, int]] = {}
-    for split, of in counts.items():
-        found[split] = {name: number for name, number in of.items() if name in kept}
-        found[split][rest] = sum(number for name, number in of.items() if name not in kept)
-    return found
 
 
 def _curves(
@@ -331,7 +330,7 @@ def _curves(
     axes = figure.subplots()
     for index, label in enumerate(wanted):
         is_class = truth == label
-        name = base.plain(base.shortened(classes[label], 28))
+        name = base.plain(shortened(classes[label], 28))
         style = base.line_style(index)
         if is_class.any() and not is_class.all():
             summary = draw(axes, is_class, scores[:, label], style)

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sscl.evaluate.metrics import MANY_CLASSES
 from sscl.plots import base
+from sscl.words import shortened
 
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _GREY = ("0.7", ".")
@@ -29,7 +31,7 @@ def plot_map(
     title: str,
     axis_labels: tuple[str, str] | None = None,
 ) -> None:
-    """Draw tiles as points in the plane, each class in its colour and marker.
+    """Draw tiles as points in the plane, each class in its colour and marker; of many the largest, the others in grey.
 
     Args:
         points: (N, 2), N >= 1.
@@ -49,12 +51,15 @@ def plot_map(
     figure = Figure(figsize=(6.4, 6.4 * float(np.clip(spread[1] / spread[0], 0.5, 1.5))), dpi=base.DPI)
     axes = figure.subplots()
     area = float(np.clip(12000 / len(at), 8, 40))
-    grey = label < 0
-    if grey.any():
+    sizes = np.bincount(label[label >= 0], minlength=len(classes))
+    largest = np.argsort(-sizes, kind="stable")[: MANY_CLASSES if len(classes) > MANY_CLASSES else None]
+    coloured = np.isin(label, largest)
+    if not coloured.all():
+        grey = ~coloured
         axes.scatter(at[grey, 0], at[grey, 1], s=area, linewidths=0, alpha=0.6, color=_GREY[0], marker=_GREY[1])
-    order = np.random.default_rng(0).permutation(len(at))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(coloured))
     for turn in np.array_split(order, _TURNS):
-        for index in np.unique(label[turn][label[turn] >= 0]):
+        for index in np.unique(label[turn]):
             rows = turn[label[turn] == index]
             colour, marker = _style(int(index))
             axes.scatter(
@@ -67,15 +72,15 @@ def plot_map(
                 color=colour,
                 marker=marker,
             )
-    for index, name in enumerate(classes):
-        count = int((label == index).sum())
-        if count:
-            shown = f"{base.plain(base.shortened(name, 28))} ({count:,})"
-            colour, marker = _style(index)
-            axes.scatter([], [], s=40, linewidths=0, label=shown, color=colour, marker=marker)
-    if grey.any():
-        shown = f"unlabelled ({int(grey.sum()):,})"
-        axes.scatter([], [], s=40, linewidths=0, label=shown, color=_GREY[0], marker=_GREY[1])
+    for index in sorted(largest[sizes[largest] > 0].tolist()):
+        shown = f"{base.plain(shortened(classes[index], 28))} ({sizes[index]:,})"
+        colour, marker = _style(index)
+        axes.scatter([], [], s=40, linewidths=0, label=shown, color=colour, marker=marker)
+    smaller = int((~coloured & (label >= 0)).sum())
+    rest = {f"{np.count_nonzero(sizes) - len(largest):,} smaller ones": smaller, "unlabelled": int((label < 0).sum())}
+    for what, tiles in rest.items():
+        if tiles:
+            axes.scatter([], [], s=40, linewidths=0, label=f"{what} ({tiles:,})", color=_GREY[0], marker=_GREY[1])
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     axes.set_title(base.plain(title), fontsize=11)
     axes.set_aspect("equal", adjustable="datalim")

@@ -25,7 +25,9 @@ from sscl.report.tiles import build_gallery
 from sscl.run import MetricsRow
 from sscl.train.fold_report import FoldsReport
 from sscl.train.health import collapse_warning
-from sscl.words import listed
+from sscl.words import listed, shortened
+
+_IN_TITLE = 5  # names of classes in the title of a page
 
 
 def page_content(sources: Sources, subject: Subject | None, config: ReportConfig, *, made: str) -> Content:
@@ -36,12 +38,19 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
         sections: list[Section] = []
         shown = None
     else:
-        title = f"{subject.folder.resolve().name}: {listed(subject.found.classes)}"
+        title = f"{subject.folder.resolve().name}: {titled(subject.found.classes)}"
         subtitle = f"{subject.trained.encoder_name}, on {subject.report.tiles:,} tiles of the {subject.split}"
         key = worksheet_id(subject)
         sections, shown = about_classifier(subject, sources, config)
     sections += [*about_studies(sources, subject), studies.provenance(provenance_of(sources, subject))]
     return {"title": title, "subtitle": subtitle, "made": made, "id": key, "sections": sections, "gallery": shown}
+
+
+def titled(classes: Sequence[str]) -> str:
+    """Return the classes as a title names them: a few by name, many by their number."""
+    if len(classes) > _IN_TITLE:
+        return f"{len(classes):,} classes"
+    return listed([shortened(name, 40) for name in classes])
 
 
 def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> tuple[list[Section], Gallery | None]:

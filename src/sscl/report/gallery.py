@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sscl.data.images import Fit, Region, decode_image, open_image, resized
 from sscl.data.mhist import ANNOTATORS
 from sscl.data.tiles import TileStore
-from sscl.evaluate.metrics import FloatArray, IntArray
+from sscl.evaluate.metrics import MANY_CLASSES, FloatArray, IntArray
 from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.boxes import Box, find_box, normalise, remark, remarks
 from sscl.explain.heatmaps import heatmaps
@@ -30,7 +30,9 @@ from sscl.plots import cam as cam_plots
 from sscl.report.page.content import Gallery, GalleryTile
 
 SIDE_PX = 224  # of a picture, at most
+MOST_TILES = 5_000  # of a page, at most
 PICTURE_BYTES = 20_000  # of a picture, at most: a thousand of them are 27 MB as text
+PICTURES_BYTES = 30_000_000  # of all of them: of more than 1,500 tiles each has less
 QUALITIES = (85, 78, 70, 60, 50, 40, 30, 20)
 MAP_SIDE = 28  # of a map, at most; the last features of a 224 px tile have 7
 ALPHA = 0.7  # opacity at the peak, as in `plots.cam.overlay`
@@ -67,7 +69,8 @@ def choose(found: TilePredictions, *, count: int, seed: int = 0) -> tuple[IntArr
     the other half is drawn from the correct ones by the seed. Classes (of errors, cells of the confusion matrix) take
     turns.
     """
-    total = len(found.ids)
+    total, wanted = len(found.ids), count
+    count = min(count, MOST_TILES)
     confidence = probabilities_of(found).max(1)
     if total <= count:
         return np.arange(total), f"all {total:,} tiles"
@@ -79,7 +82,8 @@ def choose(found: TilePredictions, *, count: int, seed: int = 0) -> tuple[IntArr
     unsure = _in_turn(right[np.argsort(confidence[right], kind="stable")], found.labels)[: (places + 1) // 2]
     others = np.setdiff1d(right, unsure)
     drawn = _in_turn(np.random.default_rng(seed).permutation(others), found.labels)[: places - len(unsure)]
-    said = f"all {len(errors):,} errors" if len(errors) == len(wrong) else f"{len(errors):,} of {len(wrong):,} errors"
+    said = limit_in_words(wanted)
+    said += f"all {len(errors):,} errors" if len(errors) == len(wrong) else f"{len(errors):,} of {len(wrong):,} errors"
     note = (
         f"{count:,} of {total:,} tiles: {said}, the {len(unsure):,} least confident and {len(drawn):,} random correct "
         "tiles, balanced over the classes; errors are over-represented"
@@ -87,12 +91,17 @@ def choose(found: TilePredictions, *, count: int, seed: int = 0) -> tuple[IntArr
     return np.sort(np.concatenate([errors, unsure, drawn])), note
 
 
+def limit_in_words(wanted: int) -> str:
+    """Return a clause where more tiles are wanted than a page takes, else ""."""
+    return f"at most {MOST_TILES:,}, so that the page opens within seconds; " if wanted > MOST_TILES else ""
+
+
 def _in_turn(rows: IntArray, kind: IntArray) -> IntArray:
     """Return the rows so that kinds alternate, each kind in the order given. kind: of every tile."""
+    order = np.argsort(kind[rows], kind="stable")
+    ordered = kind[rows][order]
     times = np.empty(len(rows), dtype=np.int64)  # how many of its kind come before it
-    for value in np.unique(kind[rows]):
-        own = kind[rows] == value
-        times[own] = np.arange(own.sum())
+    times[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
     return rows[np.argsort(times, kind="stable")]
 
 
@@ -187,6 +196,19 @@ def encode_map(raw: NDArray[np.float32]) -> str:
     return base64.b64encode(np.round(255 * unit).astype(np.uint8).tobytes()).decode()
 
 
+def most_probable(probabilities: FloatArray, *, also: Iterable[int]) -> dict[int, float]:
+    """Return the probabilities, (K,), by class; of many classes those of the most probable.
+
+    Args:
+        also: classes that are there in any case; a negative one is none.
+    """
+    labels = range(len(probabilities))
+    if len(labels) > MANY_CLASSES:
+        kept = {*np.argsort(-probabilities)[:MANY_CLASSES].tolist(), *(int(label) for label in also if label >= 0)}
+        labels = sorted(kept)
+    return {label: round(float(probabilities[label]), 4) for label in labels}
+
+
 def build(
     found: TilePredictions,
     rows: IntArray,
@@ -214,8 +236,9 @@ def build(
     tiles: list[GalleryTile] = []
     found_boxes: list[Box | None] = []
     side = lowered = 0
+    limit = min(PICTURE_BYTES, PICTURES_BYTES // max(1, len(rows)))
     for row, picture, heat in zip(rows.tolist(), pictures, heats, strict=True):
-        uri, quality = encode_picture(picture.image)
+        uri, quality = encode_picture(picture.image, limit=limit)
         lowered += quality != QUALITIES[0]
         side = min(MAP_SIDE, max(heat.raw.shape))
         votes = int(found.votes[row]) if found.votes is not None and two_with_votes else None
@@ -225,7 +248,7 @@ def build(
                 "id": found.ids[row],
                 "label": int(found.labels[row]),
                 "prediction": int(found.predictions[row]),
-                "probabilities": [round(p, 4) for p in probabilities[row].tolist()],
+                "probabilities": most_probable(probabilities[row], also=(found.labels[row], found.predictions[row])),
                 "loss": None if np.isnan(found.losses[row]) else round(float(found.losses[row]), 4),
                 "agreement": None if votes is None else f"{max(votes, ANNOTATORS - votes)}/{ANNOTATORS}",
                 "votes": votes,

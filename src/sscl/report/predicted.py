@@ -180,7 +180,7 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
     model, trained = load_classifier(of.summary.checkpoint, device=device)
     listed = files.find_images(of.config.paths)
     where = dict(zip(listed.names, listed.files, strict=True))
-    order = np.argsort(of.found.probabilities.max(1), kind="stable")[: config.tiles]
+    order = np.argsort(of.found.probabilities.max(1), kind="stable")[: min(config.tiles, gallery.MOST_TILES)]
     missing = [of.found.ids[row] for row in order if of.found.ids[row] not in where]
     if missing:
         raise FileNotFoundError(f"{missing[0]}: no longer there; set tiles=0 for a page without a gallery")
@@ -214,7 +214,8 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         gallery.Picture(picture.image, region=region)
         for picture, region in zip(gallery.pictures_of_pixels(images), regions, strict=True)
     )
-    chosen = f"the {len(order):,} least confident of" if len(order) < of.summary.tiles else "all"
+    cut = len(order) < of.summary.tiles
+    chosen = f"{gallery.limit_in_words(config.tiles)}the {len(order):,} least confident of" if cut else "all"
     notes = [
         f"{chosen} {count(of.summary.tiles, 'tile')}, none with a known class",
         *map_notes(settings, None, cells=map_cells(model, size_px=of.summary.size_px, layers=settings.layer)),

@@ -59,7 +59,7 @@ def tile(index: int, rng: np.random.Generator, *, pictures: list[str]) -> dict[s
         "id": HOSTILE_NAMES[index] if index < len(HOSTILE_NAMES) else f"tile{index}.png",
         "label": label,
         "prediction": int(probabilities.argmax()),
-        "probabilities": probabilities.tolist(),
+        "probabilities": dict(enumerate(probabilities.tolist())),
         "loss": None if label < 0 else float(-np.log(probabilities[label])),
         "agreement": None if index % 5 == 4 else f"{int(rng.integers(4, 8))}/7",
         "votes": None,

@@ -140,7 +140,7 @@ def test_no_probability_is_shown_as_certain(opened, content):
         (second, [1.0, 0.0, 0.0]),
         (third, [0.9949, 0.0051, 0.0]),
     ):
-        tile.update(probabilities=probabilities, prediction=0)
+        tile.update(probabilities=dict(enumerate(probabilities)), prediction=0)
     page = opened(content)
     page.select_option("#page-sort", "most-confident")
     assert page.locator(".tile .confidence").all_text_contents()[:3] == ["100%", ">99%", "99%"]

@@ -107,7 +107,8 @@ def test_the_data_come_back_whole(content):
     html = render(content)
     (data,) = (text for tag, given, text in Parsed(html).raw if tag == "script" and given)
     assert "<" not in data
-    assert json.loads(data) == {"id": content["id"], "title": content["title"], "gallery": content["gallery"]}
+    shown = {"id": content["id"], "title": content["title"], "gallery": content["gallery"]}
+    assert json.loads(data) == json.loads(json.dumps(shown))  # where keys are text
     html.encode("utf-8")  # although a file name is no UTF-8
 
 
@@ -204,7 +205,8 @@ BLOCK = ("sections", 0, "blocks")
         ((*TILE, "id"), "tile10.png", "tile 'tile10.png' comes twice"),
         ((*TILE, "label"), 3, "tile 'tile9.png': label 3, prediction"),
         ((*TILE, "prediction"), -1, "prediction -1; 3 classes"),
-        ((*TILE, "probabilities"), [1.0], "1 probabilities for 3 classes"),
+        ((*TILE, "probabilities"), {}, "probabilities lack the predicted class"),
+        ((*TILE, "probabilities"), {0: 0.4, 1: 0.3, 2: 0.2, 3: 0.1}, "or have one beyond the 3"),
         ((*TILE, "image"), "https://example.org/x.png", "tile 'tile9.png': image must be a data URI"),
         ((*TILE, "image"), "data:text/html;base64,", "image must be a data URI of a picture"),
         ((*TILE, "map"), "AAAA", "its map has 3 cells, must be 16"),

@@ -165,8 +165,8 @@ def _check_gallery(gallery: Gallery) -> None:
         seen.add(tile["id"])
         if not -1 <= tile["label"] < classes or not 0 <= tile["prediction"] < classes:
             raise ValueError(f"{where}: label {tile['label']}, prediction {tile['prediction']}; {classes} classes")
-        if len(tile["probabilities"]) != classes:
-            raise ValueError(f"{where}: {len(tile['probabilities'])} probabilities for {classes} classes")
+        if tile["prediction"] not in tile["probabilities"] or not set(tile["probabilities"]) <= set(range(classes)):
+            raise ValueError(f"{where}: probabilities lack the predicted class, or have one beyond the {classes}")
         if not _is_picture(tile["image"]):
             raise ValueError(f"{where}: image must be a data URI of a picture")
         cells = len(base64.b64decode(tile["map"]))

@@ -86,7 +86,8 @@ class Section(TypedDict):
 class GalleryTile(TypedDict):
     """A tile of the gallery.
 
-    id: no other tile has it. label: class, -1 = unknown. probabilities: K. agreement: such as "6/7".
+    id: no other tile has it. label: class, -1 = unknown. probabilities: by class; of many classes those of
+    the most probable, and of the true and the predicted one. agreement: such as "6/7".
     decided: False = the classifier abstains. image: data URI. map: base64 of map_side x map_side bytes, maximum 255; ""
     without evidence. maximum: of the map before scaling. box: x0, y0, x1, y1 in pixels of the tile, half open.
     localises: whether the box is small enough to say a place. remark: what a reader must know of the box, or "".
@@ -96,7 +97,7 @@ class GalleryTile(TypedDict):
     id: str
     label: int
     prediction: int
-    probabilities: list[float]
+    probabilities: dict[int, float]
     loss: float | None
     agreement: str | None
     votes: int | None

@@ -19,7 +19,7 @@ function feature(tile, index) {
   const [left, top, width, height] = tile.region ?? [0, 0, gallery.size_px, gallery.size_px];
   const [x0, x1] = [tile.box[0], tile.box[2]].map((x) => rounded(left + (x * width) / gallery.size_px));
   const [y0, y1] = [tile.box[1], tile.box[3]].map((y) => rounded(top + (y * height) / gallery.size_px));
-  const probabilities = tile.probabilities.map((value, label) => [`Probability: ${className(label)}`, value]);
+  const probabilities = Object.entries(tile.probabilities).map(([label, value]) => [`Probability: ${className(label)}`, value]);
   const { review, note } = reviewOf(index);
   return {
     type: "Feature",

@@ -1,5 +1,6 @@
 // The large view of one tile.
 
+const MOST = 12; // classes whose probability is shown
 const large = byId("large");
 const largeCanvas = element("canvas", { className: "heat", "aria-hidden": "true" });
 const largeReview = large.querySelector(".large-review");
@@ -29,21 +30,14 @@ function showLarge() {
   byId("large-plain").replaceChildren(...layers(index, null));
   byId("large-target").textContent =
     tile.map === "" ? tile.remark : [`evidence: ${gallery.target}`, tile.remark].filter(Boolean).join("; ");
-  const order = tile.probabilities.map((_, label) => label);
+  const order = Object.keys(tile.probabilities);
   order.sort((a, b) => tile.probabilities[b] - tile.probabilities[a]);
+  const others = gallery.classes.length - Math.min(MOST, order.length);
+  const rest = Math.max(0, order.slice(0, MOST).reduce((left, label) => left - tile.probabilities[label], 1));
   byId("large-probabilities").replaceChildren(
     byId("large-probabilities").caption,
-    ...order.slice(0, 12).map((label) => {
-      const bar = element("div", { className: "bar" });
-      bar.style.width = `${100 * tile.probabilities[label]}%`;
-      return element(
-        "tr",
-        {},
-        element("th", { scope: "row" }, element("bdi", { textContent: className(label) })),
-        element("td", { className: "bars", "aria-hidden": "true" }, bar),
-        element("td", { className: "number", textContent: tile.probabilities[label].toFixed(3) }),
-      );
-    }),
+    ...order.slice(0, MOST).map((label) => probabilityRow(className(label), tile.probabilities[label])),
+    ...(others > 0 ? [probabilityRow(count(others, "other class", "other classes"), rest)] : []),
   );
   const lines = [
     ["true class", className(tile.label)],
@@ -62,6 +56,18 @@ function showLarge() {
   );
   byId("large-box").disabled = !tile.localises;
   showLargeReview(index);
+}
+
+function probabilityRow(name, value) {
+  const bar = element("div", { className: "bar" });
+  bar.style.width = `${100 * value}%`;
+  return element(
+    "tr",
+    {},
+    element("th", { scope: "row" }, element("bdi", { textContent: name })),
+    element("td", { className: "bars", "aria-hidden": "true" }, bar),
+    element("td", { className: "number", textContent: value.toFixed(3) }),
+  );
 }
 
 function votesOf(tile) {

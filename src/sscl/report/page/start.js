@@ -2,8 +2,11 @@
 
 function start() {
   const total = (predicate) => tiles.filter((_, index) => predicate(index)).length;
-  const classes = (key) =>
-    gallery.classes.map((name, label) => [String(label), `${name} (${total((index) => tiles[index][key] === label)})`]);
+  const classes = (key) => {
+    const sizes = new Array(gallery.classes.length).fill(0);
+    for (const tile of tiles) if (tile[key] >= 0) sizes[tile[key]]++;
+    return gallery.classes.map((name, label) => [String(label), `${name} (${sizes[label]})`]);
+  };
   const unknown = total((index) => tiles[index].label < 0);
   fillSelect("true", [["", "all"], ...classes("label"), ...(unknown ? [["-1", `unknown (${unknown})`]] : [])]);
   fillSelect("predicted", [["", "all"], ...classes("prediction")]);
