@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sscl import __version__
+from sscl import __version__, load
 from sscl.config import EncoderConfig
 from sscl.models.classifier import load_classifier
 from sscl.models.encoders import build_encoder
@@ -119,6 +119,7 @@ def test_the_json_says_all_that_a_reader_needs(exported: tuple[Path, str], pretr
     assert facts["data_fingerprint"] == content["fingerprint"]
     assert facts["config"] == content["config"]
     assert len(facts["history"]) == 1
+    assert facts["decisions"] is None
     assert (facts["sscl"], facts["epoch"], facts["notes"]) == (__version__, 4, [])
     assert list(facts["files"]) == FILES
     assert {path.name for path in out.iterdir()} == {*FILES, "encoder.json", "config.yaml", "env.json"}
@@ -214,6 +215,34 @@ def test_a_classifier_gives_its_logits(cli: Any, resnet18: dict[str, Any], tmp_p
     assert str(out) in result.out
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_classifier_decides_elsewhere_as_sscl_does(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+    """From a picture of another size to probability and decision, with Pillow and the exported files alone."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (57, 57, 3), dtype=np.uint8))
+    ours = load(finetuned, device="cpu")
+    expected = ours.predict([picture])
+    logits, probabilities = tmp_path / "logits", tmp_path / "probabilities"
+    for out, words in ((logits, []), (probabilities, ["outputs=probabilities"])):
+        result = cli("export", finetuned, "what=classifier", "formats=[torchscript]", f"out={out}", *words)
+        assert result.code == 0, result.err
+    facts = json.loads((logits / "classifier.json").read_text())
+    assert "BICUBIC" in facts["input"]["resize"]
+    assert facts["input"]["stain"] == "none"
+    small = np.asarray(picture.resize((facts["size_px"],) * 2, Image.Resampling.BICUBIC)) / 255
+    x = torch.from_numpy((small - facts["mean"]) / facts["std"]).permute(2, 0, 1)[None].float()
+    raw = GRAPHS["torchscript.pt"](logits / "classifier.torchscript.pt", x)
+    found = torch.softmax(raw / facts["decisions"]["temperature"], 1)
+    assert found[0].detach().numpy() == pytest.approx(expected.probabilities[0], abs=1e-5)
+    inside = GRAPHS["torchscript.pt"](probabilities / "classifier.torchscript.pt", x)
+    assert inside[0].detach().numpy() == pytest.approx(expected.probabilities[0], abs=1e-5)
+    assert ours.temperature != 1
+    assert (facts["decisions"]["abstain_below"], facts["decisions"]["threshold"]) == (
+        ours.decide_from,
+        ours.operating_point,
+    )
+    assert (facts["decisions"]["positive"], facts["output"]["meaning"].split(",")[0]) == ("SSA", "logits")
+
+
 def test_a_model_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides(cli: Any, tmp_path: Path) -> None:
     for name, options, note in (
         ("timm:mobilenetv3_small_050", {}, None),
@@ -243,6 +272,7 @@ def test_a_model_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides
     [
         (["formats=[safetensor]"], ["formats: must be a list with one or more of safetensors, pt"]),
         (["formats=[]"], ["formats: must be a list with one or more of"]),
+        (["outputs=probabilities"], ["outputs: probabilities"]),
         (["what=head"], ["what: must be trunk or classifier, got 'head'"]),
         (["what=classifier"], ["written by sscl pretrain; a checkpoint of sscl finetune is needed"]),
         (["checkpoint=none"], ["none: no such run folder or checkpoint file"]),

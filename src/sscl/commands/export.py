@@ -28,12 +28,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from sscl import __version__, augment, run, writing
-from sscl.config import EncoderConfig, ExportConfig
+from sscl import __version__, api, augment, run, writing
+from sscl.config import EncoderConfig, ExportConfig, PredictConfig
+from sscl.data.images import RESIZED
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
-from sscl.models.classifier import load_classifier
 from sscl.models.encoders import Encoder
-from sscl.models.exports import ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
+from sscl.models.exports import Decisions, ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
 from sscl.models.start import frozen_encoder
 from sscl.records import write_record
 
@@ -45,6 +45,7 @@ SUFFIXES = {
     "onnx": ".onnx",
 }
 TOLERANCE = 1e-4  # of the largest output
+ABSTAIN: float = PredictConfig.model_fields["abstain"].default
 TENSOR_FILES = ("safetensors", "pt")
 
 
@@ -58,6 +59,7 @@ class Exported:
         state: its tensors by the names they get in the files.
         size_px: S. mean, std: channel means and standard deviations of pixels in 0-1.
         checkpoint: the facts of the sscl checkpoint it comes from; None for other weights.
+        decisions: of a classifier.
     """
 
     model: nn.Module
@@ -67,6 +69,19 @@ class Exported:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     checkpoint: Checkpoint | None
+    decisions: Decisions | None = None
+
+
+class Probabilities(nn.Module):
+    """A classifier whose outputs are probabilities, softmax(logits / temperature)."""
+
+    def __init__(self, classifier: nn.Module, *, temperature: float) -> None:
+        super().__init__()
+        self.classifier, self.temperature = classifier, temperature
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities, (B, 3, S, S) -> (B, K)."""
+        return torch.softmax(self.classifier(x) / self.temperature, dim=1)
 
 
 def main(config: ExportConfig, *, overwrite: bool = False) -> None:
@@ -140,6 +155,8 @@ def trunk(config: ExportConfig) -> Exported:
         ValueError: the weights do not fit, or nothing says the size of the tiles.
         FileNotFoundError: no such run or file.
     """
+    if config.outputs != "logits":
+        raise ValueError(f"outputs: {config.outputs} are a classifier's; leave outputs out, or set what=classifier")
     start = frozen_encoder(
         EncoderConfig(
             model=config.model,
@@ -167,11 +184,30 @@ def classifier(config: ExportConfig) -> Exported:
     for key in ("model", "mean", "std"):
         if getattr(config, key) is not None:
             raise ValueError(f"{key}: the classifier's checkpoint decides it; leave {key} out, or set what=trunk")
-    model, checkpoint = load_classifier(config.checkpoint, device=torch.device("cpu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", api.Unfinished)  # is among the notes
+        found = api.load(config.checkpoint, device="cpu", abstain=ABSTAIN)
+    model, checkpoint = found.classifier, found.checkpoint
     head = {f"fc.{name}": value for name, value in model.head.state_dict().items()}
     state = {**model.encoder.state_dict(), **head}
-    size_px = config.size_px or checkpoint.size_px
-    return Exported(model, model.encoder, state, size_px, checkpoint.mean, checkpoint.std, checkpoint)
+    decisions = Decisions(
+        temperature=found.temperature,
+        validation_tiles=checkpoint.fitted.tiles,
+        positive=found.positive,
+        threshold=found.operating_point,
+        abstain_below=found.decide_from,
+        abstain=ABSTAIN,
+    )
+    return Exported(
+        Probabilities(model, temperature=found.temperature) if config.outputs == "probabilities" else model,
+        model.encoder,
+        state,
+        config.size_px or checkpoint.size_px,
+        checkpoint.mean,
+        checkpoint.std,
+        checkpoint,
+        decisions,
+    )
 
 
 def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: dict[str, ExportedFile]) -> ExportReport:
@@ -186,7 +222,12 @@ def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: d
         )
     if encoder.stem != "standard":
         notes.append(f"stem {encoder.stem}: no other package has a {encoder.name} with this first convolution")
-    meaning = "pooled features" if config.what == "trunk" else "logits, in the order of classes"
+    meaning = "pooled features"
+    if config.what == "classifier":
+        meaning = f"{config.outputs}, in the order of classes"
+        tensors = [name for name in config.formats if name in TENSOR_FILES]
+        if config.outputs == "probabilities" and tensors:
+            notes.append(f"{' and '.join(tensors)} hold weights, whose outputs are logits: divide by the temperature")
     return ExportReport(
         what=config.what,
         checkpoint=config.checkpoint,
@@ -201,6 +242,8 @@ def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: d
             shape=("batch", 3, size, size),
             dtype="float32",
             pixels="RGB, uint8 / 255, then (x - mean) / std for each channel",
+            resize=RESIZED,
+            stain=stain_of(made),
         ),
         classes=None if made is None else made.classes,
         kind=None if made is None else made.kind,
@@ -213,7 +256,17 @@ def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: d
         notes=tuple(notes),
         output=ModelOutput(shape=("batch", outputs), dtype="float32", meaning=meaning),
         files=files,
+        decisions=exported.decisions,
     )
+
+
+def stain_of(checkpoint: Checkpoint | None) -> str | None:
+    """Return the stain normalisation of a classifier's tiles; None where nobody knows it, or several sources differ."""
+    if checkpoint is None:
+        return None
+    data = checkpoint.config.data
+    found = {source.stain for source in (data if isinstance(data, tuple) else (data,))}
+    return found.pop() if len(found) == 1 else None
 
 
 def example_input(size_px: int, *, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

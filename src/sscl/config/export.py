@@ -42,6 +42,10 @@ class ExportConfig(Section):
     what: Literal["trunk", "classifier"] = setting(
         "trunk", "trunk: encoder, tiles to features; classifier: tiles to logits, of a finetune run"
     )
+    outputs: Literal["logits", "probabilities"] = setting(
+        "logits",
+        "of a classifier in torchscript, torch_export and onnx: logits, or calibrated probabilities (with temperature)",
+    )
     formats: Annotated[tuple[str, ...], BeforeValidator(_some_of(*FORMATS))] = setting(
         ("safetensors", "pt"),
         f"file formats, of {', '.join(FORMATS)} (onnx needs the extra: pip install 'sscl[onnx]')",

@@ -164,6 +164,9 @@ def _decoded(image: Image.Image, *, size_px: int, fit: Fit) -> Decoded:
     return Decoded(np.asarray(rgb), region, tuple(changes))
 
 
+RESIZED = "8-bit RGB, both sides by Pillow's Resampling.BICUBIC, which antialiases; torch's and OpenCV's differ"
+
+
 def resized(image: Image.Image, size_px: int) -> Image.Image:
     """Return the image at size_px × size_px. PIL's filters widen with the scale, so shrinking is antialiased."""
     return image.resize((size_px, size_px), Image.Resampling.BICUBIC)

@@ -52,11 +52,18 @@ class ExportedFile(Record):
 
 
 class ModelInput(Record):
-    """What the model expects."""
+    """What the model expects.
+
+    Attributes:
+        resize: how a tile of another size becomes one of S x S. stain: normalisation of each tile before that of
+            the channels, as data.stain of the run; None: not known.
+    """
 
     shape: tuple[str | int, ...]
     dtype: str
     pixels: str
+    resize: str
+    stain: str | None
 
 
 class ModelOutput(Record):
@@ -65,6 +72,24 @@ class ModelOutput(Record):
     shape: tuple[str | int, ...]
     dtype: str
     meaning: str
+
+
+class Decisions(Record):
+    """What `sscl predict` makes of the logits of a classifier, all of it chosen on the validation tiles.
+
+    Attributes:
+        temperature: probabilities are softmax(logits / temperature). validation_tiles: that it was fitted on.
+        positive: of two classes, see `threshold`: called at a probability of at least this; None: no such class.
+        abstain_below: a tile whose largest probability is below is undecided. abstain: the fraction of the validation
+            tiles that are.
+    """
+
+    temperature: float
+    validation_tiles: int
+    positive: str | None
+    threshold: float | None
+    abstain_below: float | None
+    abstain: float
 
 
 class ExportReport(Record):
@@ -77,6 +102,7 @@ class ExportReport(Record):
         history: the data sections of all runs behind the weights, oldest first.
         sscl, torch: versions.
         notes: what a reader must know, a sentence each.
+        decisions: of a classifier; None for a trunk.
     """
 
     what: str
@@ -99,6 +125,7 @@ class ExportReport(Record):
     torch: str
     notes: tuple[str, ...]
     output: ModelOutput
+    decisions: Decisions | None
     files: dict[str, ExportedFile]
 
 
