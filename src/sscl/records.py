@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from sscl.places import missing
+from sscl.words import short
 from sscl.writing import write_text
 
 
@@ -19,6 +22,41 @@ class Record(BaseModel):
 
 
 Kind = TypeVar("Kind", bound=Record)
+Data = TypeVar("Data")
+
+
+@functools.cache
+def _fields(kind: Any) -> type[BaseModel]:
+    """Return the model of a dataclass's fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    has_default = {field.name for field in dataclasses.fields(kind) if field.init and not _required(field)}
+    fields: dict[str, Any] = {name: (hint, None if name in has_default else ...) for name, hint in hints.items()}
+    return create_model(kind.__name__, __config__=rules, **fields)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def strictly(kind: type[Data], content: object, *, at: str = "") -> Data:
+    """Return the dataclass that a mapping holds the fields of; none is converted.
+
+    Args:
+        kind: the dataclass.
+        content: what was read.
+        at: what stands before a field's name in an error.
+
+    Raises:
+        ValueError: a field is missing, unknown, or of another type or beyond its bounds.
+    """
+    try:
+        found = _fields(kind).model_validate(content)  # type: ignore[arg-type]
+        return kind(**{name: getattr(found, name) for name in found.model_fields_set})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(short(str(part)) for part in fault["loc"]) or "it"
+        raise ValueError(f"{at}{place}: {' '.join(fault['msg'].lower().split())[:200]}") from None
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -41,6 +41,17 @@ def first_twice(words: Sequence[str]) -> str | None:
     return next((word for word in words if word in seen or seen.add(word)), None)  # type: ignore[func-returns-value]
 
 
+def short(text: str, *, most: int = 60) -> str:
+    """Return a text in one line of at most so many characters.
+
+    Examples:
+        >>> short("a\\nb"), short("abcdefgh", most=6)
+        ('a\\\\nb', 'abc...')
+    """
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, as in "1 tile", "2,048 tiles".
 

@@ -326,16 +326,18 @@ def write_tensors(exported: Exported, name: str, path: Path, *, what: str) -> fl
         torch.save(state, path)
         found = torch.load(path, weights_only=True)
     else:
-        facts = ExportedFacts(
-            what=what,
-            encoder=exported.encoder.name,
-            stem=exported.encoder.stem,
-            output_stride=exported.encoder.output_stride,
-            size_px=exported.size_px,
-            mean=exported.mean,
-            std=exported.std,
-            classes=None if exported.checkpoint is None else exported.checkpoint.classes,
-            sscl=__version__,
+        facts = ExportedFacts.model_validate(
+            {
+                "what": what,
+                "encoder": exported.encoder.name,
+                "stem": exported.encoder.stem,
+                "output_stride": exported.encoder.output_stride,
+                "size_px": exported.size_px,
+                "mean": exported.mean,
+                "std": exported.std,
+                "classes": None if exported.checkpoint is None else exported.checkpoint.classes,
+                "sscl": __version__,
+            }
         )
         # save_file would make a file that only its owner may read.
         path.write_bytes(save(state, metadata={"format": "pt", "sscl": facts.model_dump_json()}))

@@ -9,11 +9,11 @@ from pydantic import BeforeValidator, Field
 from sscl.config.sections import SEEDS, Section, setting
 from sscl.words import closest
 
-_Mean = Annotated[float, Field(ge=0, le=1)]
-_Deviation = Annotated[float, Field(ge=1e-3, le=10)]  # of weights for pixels in 0-255 it is 1/255
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(ge=1e-3, le=10)]  # of weights for pixels in 0-255 it is 1/255
 _as_tuple = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-Means = Annotated[tuple[_Mean, _Mean, _Mean], _as_tuple]  # of the channels
-StandardDeviations = Annotated[tuple[_Deviation, _Deviation, _Deviation], _as_tuple]
+Means = Annotated[tuple[Mean, Mean, Mean], _as_tuple]  # of the channels
+StandardDeviations = Annotated[tuple[Deviation, Deviation, Deviation], _as_tuple]
 
 WIDEST = 2**16  # layer of a projection head
 

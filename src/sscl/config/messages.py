@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sscl.config.sections import Section, choices, field_at, keys, section_at, section_type
-from sscl.words import MOST, closest, count, listed
+from sscl.words import MOST, closest, count, listed, short
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,7 @@ def shown(value: Any) -> str:
     """Return a value as it is written in YAML, text in quotes, at most 60 characters."""
     if isinstance(value, dict):
         return "a mapping"
-    text = repr(value) if isinstance(value, str) else in_yaml(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _shown_key(part: str) -> str:
-    """Return a part of a key in one line, at most 60 characters."""
-    part = part if part.isprintable() else repr(part)[1:-1]
-    return part if len(part) <= 60 else f"{part[:57]}..."
+    return short(repr(value) if isinstance(value, str) else " ".join(in_yaml(value).split()))
 
 
 def in_yaml(value: Any) -> str:
@@ -84,7 +77,7 @@ def _fault(kind: type[Section], found: ErrorDetails, content: Any) -> Fault:
         one_for_many = part == 0 and isinstance(content, dict) and 0 not in content
         if part == "[key]" or (one_for_many and field is not None and section_type(field) is not None):
             continue  # one section given where a list may stand
-        parts.append(_shown_key(str(part)))
+        parts.append(short(str(part)))
         if isinstance(content, dict):
             content = content.get(part)
         elif isinstance(content, (list, tuple)) and isinstance(part, int) and part < len(content):

@@ -7,16 +7,21 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field
 
 from sscl import run
 from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
-from sscl.models.calibration import KeptCalibration
+from sscl.config.encoders import Deviation, EncoderName, Mean, OutputStride, Stem
+from sscl.config.messages import shown
+from sscl.models.calibration import KeptCalibration, PrecisionName
+from sscl.models.tensors import fault_in
 from sscl.models.torch_files import read_torch_file
 from sscl.places import missing
+from sscl.records import strictly
+from sscl.words import first_twice
 from sscl.writing import replacing
 
 CHECKPOINT_FORMAT = "sscl checkpoint 2"
@@ -26,6 +31,8 @@ Kind = Literal["pretrain", "finetune"]
 KINDS: tuple[Kind, ...] = ("pretrain", "finetune")
 TensorDict = dict[str, torch.Tensor]
 StateDict = dict[str, object]  # of an optimizer or a gradient scaler, as torch defines it
+
+_THREE = Field(min_length=3, max_length=3)  # channels
 
 # What a classifier has beyond the fields of every checkpoint, and what it takes to go on with a training.
 OF_CLASSIFIERS = ("head", "validation", "calibration")
@@ -56,23 +63,21 @@ class Checkpoint:
         calibration: fitted on the validation tiles (finetune, best.pt).
     """
 
-    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-
     kind: Kind
-    epoch: int
-    encoder_name: str
-    stem: Literal["standard", "small"]
-    output_stride: Literal[32, 16]
-    size_px: int
-    mpp: float | None
-    source_px: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    epoch: Annotated[int, Field(ge=0)]
+    encoder_name: EncoderName
+    stem: Stem
+    output_stride: OutputStride
+    size_px: Annotated[int, Field(ge=16, le=1024)]
+    mpp: Annotated[float, Field(gt=0)] | None
+    source_px: tuple[Annotated[int, Field(ge=1)], ...]
+    mean: Annotated[tuple[Mean, ...], _THREE]
+    std: Annotated[tuple[Deviation, ...], _THREE]
     pooling: Literal["mean"]
-    classes: tuple[str, ...]
+    classes: tuple[Annotated[str, Field(min_length=1)], ...]
     config: PretrainConfig | FinetuneConfig
     fingerprint: str
-    precision: str
+    precision: PrecisionName
     lineage: tuple[DataConfig | SourceConfig, ...]
     encoder: TensorDict = field(default_factory=dict, repr=False)
     head: TensorDict = field(default_factory=dict, repr=False)
@@ -136,42 +141,51 @@ class Checkpoint:
         Raises:
             ValueError: another format, or a field is missing, unknown or of another type; it is named.
         """
+        if wrong := fault_in(content):
+            raise ValueError(wrong)
         if content.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"format: got {content.get('format')!r}, expected {CHECKPOINT_FORMAT!r}")
+            raise ValueError(f"format: got {shown(content.get('format'))}, expected {CHECKPOINT_FORMAT!r}")
         kind = content.get("kind")
-        if kind not in KINDS:
-            raise ValueError(f"kind: got {kind!r}, allowed are {', '.join(KINDS)}")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"kind: got {shown(kind)}, allowed are {', '.join(KINDS)}")
         needed = _fields(kind, goes_on=kind == "pretrain" or any(name in content for name in OF_TRAINING))
         missing = [name for name in needed if name not in content]
         if missing:
             raise ValueError(f"{missing[0]}: missing")
+        if not isinstance(content["config"], dict):
+            raise ValueError(f"config: must be a mapping, got {shown(content['config'])}")
         try:
             config = validate(
                 PretrainConfig if kind == "pretrain" else FinetuneConfig, content["config"], source="of the run"
             )
         except ValueError as error:
             raise ValueError(f"config.{str(error).splitlines()[0]}") from None
-        fields = {name: value for name, value in content.items() if name != "format"} | {"config": config}
-        try:
-            return _adapter().validate_python(fields)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}") from None
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        del fields["format"]
+        if fields.get("calibration") is not None:
+            fields["calibration"] = strictly(KeptCalibration, fields["calibration"], at="calibration.")
+        found = strictly(Checkpoint, fields | {"config": config})
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError where fields, each of them allowed, do not go together."""
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: {first_twice(self.classes)!r} is there twice")
+        if self.kind == "finetune":
+            if len(self.classes) < 2:
+                raise ValueError(f"classes: must be two or more, got {shown(self.classes)}")
+            weight = self.head.get("weight")
+            if not self.goes_on and (weight is None or weight.shape[:1] != (len(self.classes),)):
+                raise ValueError(f"head: has no row for each of the {len(self.classes)} classes")
+        if self.calibration is not None:
+            self.calibration.check(self.classes)
 
 
 def _fields(kind: Kind, *, goes_on: bool) -> list[str]:
     """Return the names of the fields that a checkpoint of a command has; with `goes_on` one to resume from."""
     others = (*(OF_CLASSIFIERS if kind == "pretrain" else ()), *(() if goes_on else OF_TRAINING))
     return [field.name for field in dataclasses.fields(Checkpoint) if field.name not in others]
-
-
-_ADAPTERS: list[TypeAdapter[Checkpoint]] = []
-
-
-def _adapter() -> TypeAdapter[Checkpoint]:
-    if not _ADAPTERS:  # building it takes longer than importing this module
-        _ADAPTERS.append(TypeAdapter(Checkpoint))
-    return _ADAPTERS[0]
 
 
 def build_checkpoint(
@@ -253,10 +267,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint (tensors and plain containers) in one step.
 
     Raises:
-        ValueError: its weights are not finite; the checkpoint before stays.
+        ValueError: some number in it is NaN or infinite; the checkpoint before stays.
         OSError: it cannot be written, likewise.
     """
-    if found := not_finite(checkpoint.weights):
+    content = checkpoint.to_dict()
+    if found := fault_in(content):
         raise ValueError(
             f"{path}: not written after epoch {checkpoint.epoch}: {found}; lower train.learning_rate or use "
             "precision=fp32"
@@ -264,16 +279,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = f"the one before epoch {checkpoint.epoch} is kept, for --resume" if path.is_file() else "there is none yet"
     with replacing(path, kept=kept) as temporary:
-        torch.save(checkpoint.to_dict(), temporary)
-
-
-def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return which tensor holds NaN or infinity, in words; empty if none does."""
-    for name, value in tensors.items():
-        if value.is_floating_point() and not (finite := torch.isfinite(value)).all():
-            wrong = value.numel() - int(finite.sum())
-            return f"{name} holds {wrong:,} of {value.numel():,} numbers that are NaN or infinite"
-    return ""
+        torch.save(content, temporary)
 
 
 def checkpoint_file(path: str | Path, *, key: str = "") -> Path:
@@ -326,7 +332,8 @@ def load_checkpoint(
 
 def is_checkpoint(content: object) -> bool:
     """Return whether what a file holds is an sscl checkpoint, of whatever version."""
-    return isinstance(content, dict) and str(content.get("format")).startswith(FORMATS)
+    found = content.get("format") if isinstance(content, dict) else None
+    return isinstance(found, str) and found.startswith(FORMATS)
 
 
 def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path, to_resume: bool = False) -> Checkpoint:
@@ -337,8 +344,6 @@ def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path, to_resum
     """
     try:
         found = Checkpoint.from_dict(content)
-        if wrong := not_finite(found.weights):
-            raise ValueError(wrong)
     except ValueError as error:
         raise ValueError(f"{source}: {error}; damaged, or of another version of sscl: train again") from None
     if found.kind == "finetune" and found.goes_on and not to_resume:

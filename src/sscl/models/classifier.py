@@ -16,6 +16,7 @@ from sscl.device import pick_precision
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
+from sscl.models.tensors import misfits
 from sscl.words import nearest, some
 
 
@@ -30,12 +31,17 @@ def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifi
 
     Raises:
         FileNotFoundError: no such run or file.
-        ValueError: truncated, not an sscl checkpoint, or of another command.
+        ValueError: truncated, not an sscl checkpoint, of another command, or with the tensors of another encoder.
     """
     checkpoint = load_checkpoint(path, kind="finetune")
     classifier = blank_classifier(checkpoint)
-    classifier.encoder.load_state_dict(checkpoint.encoder)
-    classifier.head.load_state_dict(checkpoint.head)
+    for name, part, state in (
+        ("encoder", classifier.encoder, checkpoint.encoder),
+        ("head", classifier.head, checkpoint.head),
+    ):
+        if faults := misfits(part, state):
+            raise ValueError(f"{path}: {name}: does not fit {checkpoint.encoder_name} ({faults}); train again")
+        part.load_state_dict(state)
     return classifier.to(device).to(memory_format=torch.channels_last).eval(), checkpoint.without_tensors()
 
 

@@ -6,11 +6,13 @@ C features, K classes, S the side of a tile in pixels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import safetensors
-from pydantic import SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError
 
 from sscl.config import DataConfig
+from sscl.config.encoders import EncoderName, Means, OutputStride, StandardDeviations, Stem
 from sscl.config.sections import Section
 from sscl.records import Record
 
@@ -25,12 +27,12 @@ class ExportedFacts(Record):
     """
 
     what: str
-    encoder: str
-    stem: str
-    output_stride: int
-    size_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    encoder: EncoderName
+    stem: Stem
+    output_stride: OutputStride
+    size_px: Annotated[int, Field(ge=16, le=1024)]
+    mean: Means
+    std: StandardDeviations
     classes: tuple[str, ...] | None
     sscl: str
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 
@@ -85,7 +85,7 @@ def facts_of(trunk: Trunk) -> Facts | None:
     told = trunk.exported
     if told is None:
         return None
-    return Facts(told.encoder, cast(Stem, told.stem), cast(OutputStride, told.output_stride), told.size_px)
+    return Facts(told.encoder, told.stem, told.output_stride, told.size_px)
 
 
 def facts_to_be(config: PretrainConfig | FinetuneConfig) -> Facts:

@@ -13,7 +13,11 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from sscl.file_kinds import binary_kind, text_kind
+from sscl.models.tensors import leaves
 from sscl.places import missing
+from sscl.words import readable
+
+_CODE_BYTES = 2**24
 
 
 class _Inert:
@@ -44,7 +48,7 @@ def read_torch_file(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: empty, truncated, not such a file, or one that torch refuses.
+        ValueError: empty, truncated, not such a file, one that unfolds to more than its size, or that torch refuses.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,8 +63,13 @@ def read_torch_file(path: str | Path) -> Any:
             raise ValueError("empty")
         if packed:
             return safetensors.torch.load_file(path)
+        if zipfile.is_zipfile(path):
+            _check_sizes(path)
         with safe_globals([_stand_in(name) for name in _foreign_names(path)]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        for _ in leaves(content):  # none goes on for ever
+            pass
+        return content
     except PermissionError:
         raise
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
@@ -68,6 +77,14 @@ def read_torch_file(path: str | Path) -> Any:
             f"{path}: not a readable checkpoint ({_reason(error)}); "
             "it is truncated, or was not written by torch.save or safetensors"
         ) from error
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError where a zip file's parts, unpacked, need more memory than the file: torch packs code alone."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+    if unpacked > path.stat().st_size + _CODE_BYTES:
+        raise ValueError(f"its parts unpack to {readable(unpacked)}")
 
 
 def _reason(error: Exception) -> str:

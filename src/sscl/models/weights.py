@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, not_finite, parse_checkpoint
+from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_checkpoint
 from sscl.models.exports import ExportedFacts, exported_facts
+from sscl.models.tensors import fault_in, misfits, some
 from sscl.models.torch_files import read_torch_file
 from sscl.words import count
 
@@ -151,7 +152,7 @@ def read_trunk(path: str | Path) -> Trunk:
         rule, more = _rule_anywhere(tensors, source=path)
         said += more
     state, left_out = _renamed(tensors, rule)
-    if found := not_finite(state):
+    if found := fault_in(state):
         raise ValueError(f"model.weights: {path}: {found}; get the file again or take an earlier checkpoint")
     norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
     untracked = [f"{norm}num_batches_tracked" for norm in norms if f"{norm}num_batches_tracked" not in state]
@@ -180,7 +181,7 @@ def _rule_anywhere(tensors: TensorDict, *, source: str | Path) -> tuple[Rule, li
         averages = [prefix for prefix in prefixes if _AVERAGE.search(prefix)]
         if len(prefixes) > 1 and len(averages) != 1:
             raise ValueError(
-                f"model.weights: {source} contains several encoders ({_some(prefixes)}); save the one you mean alone"
+                f"model.weights: {source} contains several encoders ({some(prefixes)}); save the one you mean alone"
             )
         if prefixes:
             chosen = (averages or prefixes)[0]
@@ -191,7 +192,7 @@ def _rule_anywhere(tensors: TensorDict, *, source: str | Path) -> tuple[Rule, li
         return _OTHER, []
     raise ValueError(
         f"model.weights: {source} contains no encoder that sscl knows "
-        f"({_some(list(tensors)) or 'no tensors by name; of a whole model save its state_dict()'}); expected an sscl "
+        f"({some(list(tensors)) or 'no tensors by name; of a whole model save its state_dict()'}); expected an sscl "
         "checkpoint or a state dict of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
     )
 
@@ -210,7 +211,7 @@ def _renamed(tensors: TensorDict, rule: Rule) -> tuple[TensorDict, str]:
             position, _, rest = name.partition(".")
             name = f"{POSITIONS[position]}.{rest}" if position in POSITIONS else key
         state[name] = value
-    return state, _some([f"{name} ({count(number, 'tensor')})" for name, number in dropped.items()])
+    return state, some([f"{name} ({count(number, 'tensor')})" for name, number in dropped.items()])
 
 
 def _has(tensors: TensorDict, mark: str) -> bool:
@@ -249,28 +250,15 @@ def load_trunk(encoder: nn.Module, state: TensorDict, *, source: str) -> None:
     Raises:
         ValueError: missing, left-over or wrongly shaped tensors, named, and which ResNet the weights look like.
     """
-    own = encoder.state_dict()
-    if all(key.startswith("net.") for key in own):
+    if all(key.startswith("net.") for key in encoder.state_dict()):
         state = {key if key.startswith("net.") else f"net.{key}": value for key, value in state.items()}
-    faults = []
-    for what, keys in (
-        ("missing", [key for key in own if key not in state]),
-        ("left over", [key for key in state if key not in own]),
-        ("of another shape", [key for key in own if key in state and own[key].shape != state[key].shape]),
-    ):
-        if keys:
-            faults.append(f"{what}: {_some(keys)}")
-    if faults:
+    if faults := misfits(encoder, state):
         looks = resnet_of(state)
         raise ValueError(
-            f"model.weights: {source} does not fit {encoder.name} with the {encoder.stem} stem ({'; '.join(faults)}); "
+            f"model.weights: {source} does not fit {encoder.name} with the {encoder.stem} stem ({faults}); "
             f"{f'it looks like {looks}; ' if looks else ''}set model.name and model.stem to those of the weights"
         )
     encoder.load_state_dict(state)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def resnet_of(state: TensorDict) -> str | None:

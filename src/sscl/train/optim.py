@@ -90,6 +90,33 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = factor * group["peak_lr"]
 
 
+# What is kept of each parameter: by the name of torch's class, and ours.
+_KEPT = {"SGD": {"momentum_buffer"}, "LARS": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put an optimizer back to a state; its rates, decay and momentum stay those of the configuration.
+
+    Raises:
+        ValueError: the state is another optimizer's, or of other parameters.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for parameter, kept in optimizer.state.items():
+        names = {name for name, value in kept.items() if value is not None}
+        if names and names != _KEPT[type(optimizer).__name__]:
+            raise ValueError(f"optimizer: holds {', '.join(sorted(map(str, names)))} of a parameter")
+        for name in names:
+            value = kept[name]
+            shape = () if name == "step" else parameter.shape
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.shape != shape:
+                raise ValueError(
+                    f"optimizer: {name} of a parameter of shape {tuple(parameter.shape)} is none of its own"
+                )
+
+
 class _Uncompiled(torch.optim.Optimizer):
     """An optimizer that starts without torch's compiler.
 

@@ -115,7 +115,7 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     optimizer = optim.two_rates(config.train, encoder=model.encoder, new=new)
     scaler = opened.scaler()
     if kept is not None:
-        restore(kept, model=all_of(model, joint), optimizer=optimizer, scaler=scaler)
+        restore(kept, opened.folder, model=all_of(model, joint), optimizer=optimizer, scaler=scaler)
 
     store = place_store(data.tiles.images, device=device, budget_gb=budget_gb)
     own = None if data.carved else place_store(data.validation_tiles.images, device=device, budget_gb=budget_gb)

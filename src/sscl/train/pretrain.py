@@ -179,7 +179,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     store = place_store(tiles.images, device=opened.device, budget_gb=budget_gb)
 
     if kept is not None:
-        restore(kept, model=model, optimizer=optimizer, scaler=scaler)
+        restore(kept, opened.folder, model=model, optimizer=optimizer, scaler=scaler)
     views = Views(
         augmentation=Augmentation(**config.augment.model_dump()),
         seed=config.seed,

@@ -17,9 +17,10 @@ from sscl.data.tiles import tile_budget_gb
 from sscl.device import describe_device, free_memory, pick_precision, tune
 from sscl.models.checkpoint import Checkpoint, Kind, load_checkpoint
 from sscl.models.start import NO_STATISTICS
+from sscl.models.tensors import misfits
 from sscl.progress import Bar
 from sscl.records import write_record
-from sscl.train import memory
+from sscl.train import memory, optim
 from sscl.train.schedule import Schedule
 
 
@@ -155,12 +156,31 @@ def moved(change: Change) -> bool:
 
 
 def restore(
-    kept: Checkpoint, *, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    kept: Checkpoint,
+    folder: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> None:
-    """Put model, optimizer and scaler back to where a checkpoint left them."""
-    model.load_state_dict(kept.model)
-    optimizer.load_state_dict(kept.optimizer)
-    scaler.load_state_dict(kept.scaler)
+    """Put model, optimizer and scaler back to where the checkpoint of a run folder left them.
+
+    Raises:
+        ValueError: it holds the state of others; one line.
+    """
+    try:
+        if faults := misfits(model, kept.model):
+            raise ValueError(f"model: {faults}")
+        model.load_state_dict(kept.model)
+        optim.load_state(optimizer, kept.optimizer)
+        if not all(isinstance(value, (int, float)) for value in kept.scaler.values()):
+            raise ValueError("scaler: holds other values than numbers")
+        scaler.load_state_dict(kept.scaler)
+    except Exception as error:  # torch raises KeyError, RuntimeError, AttributeError, ... for a state of nonsense
+        raise ValueError(
+            f"{folder}/checkpoints/last.pt: is not of this training ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); train again with --overwrite"
+        ) from error
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
