@@ -150,11 +150,11 @@ def next_command(*words: object) -> str:
     return f"next: sscl {command} {shlex.join(map(str, rest))}"
 
 
-def shortened(text: str, *, most: int = 80) -> str:
+def beginning(text: str, *, most: int = 80) -> str:
     """Return a text of a file for a message: of a long one the beginning, and how long it is.
 
     Examples:
-        >>> shortened("abc"), shortened("x" * 5000, most=3)
+        >>> beginning("abc"), beginning("x" * 5000, most=3)
         ('abc', 'xxx... (5,000 characters)')
     """
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"

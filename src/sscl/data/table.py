@@ -27,7 +27,7 @@ from sscl.data.layout import SPLITS, split_named
 from sscl.data.listing import Account
 from sscl.data.split import take_split
 from sscl.data.tiles import UNLABELLED, Tiles
-from sscl.words import count, listed, shortened
+from sscl.words import beginning, count, listed
 
 COLUMNS = ("label", "group", "split", "mpp")
 SUFFIXES = (".csv", ".tsv")
@@ -165,7 +165,7 @@ def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None
         other = first.setdefault(os.path.normpath(plain_path(name)), line)
         if other != line:
             raise ValueError(
-                f"{path}: line {line}: {shortened(name)!r} is in line {other} too; expected one row per image"
+                f"{path}: line {line}: {beginning(name)!r} is in line {other} too; expected one row per image"
             )
 
 
@@ -175,7 +175,7 @@ def _check_files(path: Path, lines: Sequence[int], files: Sequence[str]) -> None
     if absent:
         raise FileNotFoundError(
             f"{path}: {len(absent):,} of {count(len(files), 'image')} are missing, the first is "
-            f"{shortened(files[absent[0]], most=1000)} "
+            f"{beginning(files[absent[0]], most=1000)} "
             f"(line {lines[absent[0]]}); paths are relative to the folder of the table"
         )
 
@@ -188,7 +188,7 @@ def _parts(path: Path, lines: Sequence[int], values: Sequence[str]) -> list[str]
     for line, value in zip(lines, values, strict=True):
         split = split_named(value)
         if split is None:
-            got = f"got {shortened(value)!r}" if value else "is empty"
+            got = f"got {beginning(value)!r}" if value else "is empty"
             raise ValueError(f"{path}: line {line}: split {got}; allowed are train, val and test, or no split at all")
         parts.append(split)
     return parts
@@ -234,7 +234,7 @@ def _mpp(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.
             number = 0.0
         if value and not 0 < number < math.inf:
             raise ValueError(
-                f"{path}: line {line}: mpp {shortened(value)!r}; expected µm per pixel, a number above 0, or nothing"
+                f"{path}: line {line}: mpp {beginning(value)!r}; expected µm per pixel, a number above 0, or nothing"
             )
         found.append(number)
     return np.array(found, dtype=np.float64)
