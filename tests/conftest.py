@@ -117,6 +117,7 @@ NUMBERS = {
     "knn_queries": "sscl.evaluate.probe._QUERIES_AT_ONCE",
     "duplicates_block": "sscl.data.duplicates._BLOCK",
     "npz_bytes": "sscl.data.pathmnist._CHUNK_BYTES",
+    "npz_bomb_bytes": "sscl.data.npz._BOMB_BYTES",
     "decode_processes_from": "sscl.data.decode._PROCESSES_FROM",
     "mhist_counts": "sscl.data.mhist.PUBLISHED_COUNTS",
     "pathmnist_counts": "sscl.data.pathmnist.PATHMNIST_COUNTS",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 from PIL import Image
 
 from sscl.cli import main
+from sscl.config import DataConfig
+from sscl.data import load
 from sscl.data.pathmnist import PATHMNIST_CLASSES, has_groups, load_pathmnist, write_medmnist
 
 COUNTS = {"train": 9, "val": 4, "test": 5}
@@ -249,9 +253,14 @@ IMAGES, LABELS = arrays()["val_images"], arrays()["val_labels"]
         ),
         (changed(val_images=IMAGES[:3]), "val_labels: 4 labels for 3 images"),
         (changed(val_labels=np.eye(4, dtype=np.uint8)), "val_labels: 4 labels per tile (multi-label); sscl needs one"),
-        (changed(val_labels=LABELS[:, 0]), "val_labels: expected whole numbers (n, 1), got uint8 (4,)"),
-        (changed(val_labels=LABELS.astype(float)), "val_labels: expected whole numbers (n, 1), got float64 (4, 1)"),
-        (changed(val_labels=LABELS.astype(bool)), "val_labels: expected whole numbers (n, 1), got bool (4, 1)"),
+        (changed(val_labels=LABELS[:, :, None]), "val_labels: expected whole numbers (n, 1), got uint8 (4, 1, 1)"),
+        (changed(val_labels=LABELS + 0.5), "val_labels: has labels that are no whole numbers, float64 (4, 1)"),
+        (changed(val_labels=LABELS * np.nan), "val_labels: has labels that are no whole numbers, float64 (4, 1)"),
+        (changed(val_labels=LABELS + np.inf), "val_labels: has labels that are no whole numbers, float64 (4, 1)"),
+        (changed(val_labels=LABELS.astype("M8[s]")), "val_labels: expected whole numbers (n, 1), got datetime64[s] "),
+        (changed(val_labels=None), "key 'val_labels' is missing"),
+        (changed(test_images=None, test_labels=None), "key 'test_images' is missing"),
+        (changed(val_images=np.zeros(4, "i4,f8")), "val_images: expected uint8 (n, s, s, 3), got [('f0', "),
         (
             changed(val_labels=LABELS.astype(np.int64) - 1),
             "val_labels: 2 tiles without a label (-1); only train may have",
@@ -324,27 +333,139 @@ def test_files_that_are_none(tmp_path, file):
         ("alone.npz", (tmp_path / "alone.npy").read_bytes()),
     ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name}: is not an .npz file, or is truncated"):
+        with pytest.raises(ValueError, match=f"{name}: is not an .npz file, or is truncated") as caught:
             load_pathmnist(tmp_path / name, split="train")
+        assert ("one array alone" in str(caught.value)) == (name == "alone.npz")
     with pytest.raises(FileNotFoundError, match=r"none\.npz: no such file \(`sscl data download pathmnist` fetches"):
         load_pathmnist(tmp_path / "none.npz", split="train")
     with pytest.raises(FileNotFoundError, match=r"is a folder; give the \.npz file in it"):
         load_pathmnist(tmp_path, split="train")
 
 
-@pytest.mark.parametrize("header", ["shape", "magic"])
+def repacked(path: Path, member: str, change: Callable[[bytes], bytes]) -> Path:
+    """Write a file of which one member is changed."""
+    np.savez(path, **arrays())
+    with zipfile.ZipFile(path) as source:
+        content = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w") as target:
+        for name, data in content.items():
+            target.writestr(name, change(data) if name == f"{member}.npy" else data)
+    return path
+
+
+def headed(header: str, *, version: bytes = b"\1\0") -> Callable[[bytes], bytes]:
+    """Return what puts another header before an array's data."""
+    length = struct.pack("<H" if version == b"\1\0" else "<I", len(header))
+    return lambda data: b"\x93NUMPY" + version + length + header.encode() + data[128:]
+
+
+HEADERS: dict[str, Callable[[bytes], bytes]] = {
+    "another shape": lambda data: data.replace(b"(9, 8", b"(99, 8").replace(b" \n", b"\n", 1),
+    "no magic": lambda data: data[9:],
+    "version 9": headed("{}", version=b"\x09\0"),
+    "1.6 TiB": headed("{'descr': '|u1', 'fortran_order': False, 'shape': (9163, 8000, 8000, 3)}"),
+    "negative": headed("{'descr': '|u1', 'fortran_order': False, 'shape': (-9, 8, 8, 3)}"),
+    "huge": headed(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**70}, 8, 8, 3)}}"),
+    "fractions": headed("{'descr': '|u1', 'fortran_order': False, 'shape': (9.5, 8, 8, 3)}"),
+    "truth": headed("{'descr': '|u1', 'fortran_order': False, 'shape': (True, 24, 24, 3)}"),
+    "a word": headed("{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os').getcwd()}"),
+    "deep": headed("(" * 3000),
+    "endless": headed("9" * 9000),
+    "longer than its file": lambda data: b"\x93NUMPY\2\0" + struct.pack("<I", 2**32 - 1) + data,
+    "no array": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
 def test_headers_that_lie(tmp_path, header):
-    path = tmp_path / "lie.npz"
-    good = tmp_path / "good.npz"
-    np.savez(good, **arrays())
-    with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, "w") as target:
-        for name in source.namelist():
-            data = source.read(name)
-            if name == "train_images.npy":
-                data = data.replace(b"(9, 8", b"(99, 8").replace(b" \n", b"\n", 1) if header == "shape" else data[9:]
-            target.writestr(name, data)
-    with pytest.raises(ValueError, match=r"lie\.npz: train_images is damaged"):
+    path = repacked(tmp_path / "lie.npz", "train_images", HEADERS[header])
+    with pytest.raises(ValueError, match=r"lie\.npz: train_images is damaged") as caught:
         load_pathmnist(path, split="train")
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+def test_archives_that_lie(tmp_path):
+    """In the directory (APPNOTE 4.3.12): version needed, flags, method, and sizes that the file cannot have."""
+    path = tmp_path / "lie.npz"
+    for offset, data, message in (
+        (6, b"\xff\0", "version"),
+        (8, b"\1\0", "is encrypted"),
+        (10, b"\x63\0", "is packed by method 99"),
+        (10, b"\x0c\0", "is packed by method 12"),
+        (20, struct.pack("<II", 2**31, 2**31), "is damaged"),
+        (24, struct.pack("<I", 2**31), "is damaged"),
+    ):
+        np.savez(path, **arrays())
+        whole = bytearray(path.read_bytes())
+        at = whole.rindex(b"train_labels.npy") - 46 + offset
+        whole[at : at + len(data)] = data
+        path.write_bytes(whole)
+        with pytest.raises(ValueError, match=rf"^{path}: .*{message}"):
+            load_pathmnist(path, split="train")
+    np.savez(path, **arrays())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("train_labels.npy", b"")
+    with pytest.raises(ValueError, match=r"two arrays 'train_labels\.npy'"):
+        load_pathmnist(path, split="train")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, number):
+    number(npz_bomb_bytes=10_000)
+    content = arrays(side=64)
+    content["test_images"] = np.zeros((5, 64, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"test_images: would unpack 0\.0 MiB to 0\.1 MiB, as no tiles do"):
+        load_pathmnist(save(tmp_path / "bomb.npz", content), split="train")
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path in (tmp_path / "pipe.npz", Path("/dev/zero")):
+        with pytest.raises(ValueError, match=rf"{path}: is a .*, not an \.npz file"):
+            load_pathmnist(path, split="train")
+
+
+# --- what medmnist reads, and sscl with a line ---
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (lambda labels: labels[:, 0], True),
+        (lambda labels: labels.astype(np.float32), True),
+        (lambda labels: labels.astype(bool), True),
+        (lambda labels: labels.astype(">i4"), False),
+        (np.asfortranarray, False),
+    ],
+)
+def test_labels_in_other_forms_are_taken_with_a_line(tmp_path, form, said):
+    content = arrays(classes=2)
+    others = {f"{part}_labels": form(content[f"{part}_labels"]) for part in COUNTS}
+    tiles = load_pathmnist(save(tmp_path / "set.npz", {**content, **others}), split="all")
+    assert tiles.labels.tolist() == [label for part in COUNTS for label in content[f"{part}_labels"][:, 0].tolist()]
+    assert tiles.labels.dtype == np.int64
+    assert len(tiles.account.notes) == said
+
+
+def test_a_file_without_a_validation_part(tmp_path):
+    path = save(tmp_path / "set.npz", changed(val_images=None, val_labels=None))
+    tiles = load_pathmnist(path, split="all")
+    assert len(tiles) == COUNTS["train"] + COUNTS["test"]
+    assert tiles.account.parts == {"train": COUNTS["train"], "test": COUNTS["test"]}
+    assert "no validation part" in " ".join(tiles.account.line("train").split())
+    with pytest.raises(ValueError, match="no validation part"):
+        load_pathmnist(path, split="validation")
+    data = DataConfig(source="pathmnist", root=str(path))
+    assert not load.has_validation(data)
+    assert set(load.load_splits(data, progress=False)) == {"train", "test"}
+
+
+@pytest.mark.parametrize("name", ["bloodmnist.npz", "dermamnist_64.npz", "RetinaMNIST.npz"])
+def test_the_classes_of_other_sets_of_medmnist(tmp_path, name):
+    classes = {"b": "basophil", "d": "actinic keratoses and intraepithelial carcinoma", "R": "0"}
+    counts = {"b": 8, "d": 7, "R": 5}
+    found = load_pathmnist(save(tmp_path / name, arrays()), split="test").classes
+    assert (found[0], len(found)) == (classes[name[0]], counts[name[0]])
 
 
 def test_a_wrong_split_or_size(file):

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig, plain, validate
-from sscl.data import cache, duplicates, folder, table
+from sscl.data import cache, duplicates, folder, pathmnist, table
 from sscl.data.ingest import listed_file
 from sscl.data.layout import SPLITS
 from sscl.data.mhist import load_mhist
-from sscl.data.pathmnist import has_groups, load_pathmnist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
 from sscl.places import missing
@@ -106,7 +105,7 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
 
 def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None) -> Tiles:
     if data.source == "pathmnist":
-        tiles = load_pathmnist(
+        tiles = pathmnist.load_pathmnist(
             data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress
         )
         return tiles if group_of is None else replace(tiles, groups=np.array([group_of[name] for name in tiles.ids]))
@@ -208,7 +207,7 @@ def slides_known(data: DataConfig) -> bool:
     if data.source == "table":
         return table.has_groups(data.root)
     if data.source == "pathmnist":
-        return has_groups(data.root)
+        return pathmnist.has_groups(data.root)
     return (Path(data.root) / "slides.csv").is_file()
 
 
@@ -221,7 +220,9 @@ def groups_are(data: DataConfig) -> str:
 
 def has_validation(data: DataConfig) -> bool:
     """Return whether the set has its own validation split, so that none is taken from train."""
-    return data.source == "pathmnist" or {"train", "validation"} <= set(own_splits(data))
+    if data.source == "pathmnist":
+        return pathmnist.has_validation(data.root)
+    return {"train", "validation"} <= set(own_splits(data))
 
 
 def has_test(data: DataConfig) -> bool:

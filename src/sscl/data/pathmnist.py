@@ -1,6 +1,7 @@
 """PathMNIST, and any other RGB set in the .npz layout of MedMNIST v2.
 
-    train_images (n, s, s, 3) uint8, train_labels (n, 1) whole numbers, and the same for val and test
+    train_images (n, s, s, 3) uint8, train_labels (n, 1) whole numbers, and the same for val and test; val may lack,
+    and labels may be (n,), floats or bools, which is said
 
 sscl adds, all optional: `classes`, str (K,), the names; label -1 in train for a tile without label; and
 `train_groups`, `val_groups`, `test_groups`, str (n,), the patient or slide of each tile.
@@ -12,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sscl.data import npz
 from sscl.data.cache import cached_tiles
 from sscl.data.images import resized
 from sscl.data.ingest import group_ids
@@ -29,8 +29,10 @@ from sscl.data.listing import Account
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.places import missing
 from sscl.progress import Bar
+from sscl.words import shortened, some
 from sscl.writing import replacing
 
+# Classes of the sets of 2-D RGB images, from `INFO` of the `medmnist` package. RetinaMNIST's are grades.
 PATHMNIST_CLASSES = (
     "adipose",
     "background",
@@ -43,14 +45,44 @@ PATHMNIST_CLASSES = (
     "colorectal adenocarcinoma epithelium",
 )
 PATHMNIST_COUNTS = {"train": 89996, "val": 10004, "test": 7180}
+_BLOODMNIST_CLASSES = (
+    "basophil",
+    "eosinophil",
+    "erythroblast",
+    "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)",
+    "lymphocyte",
+    "monocyte",
+    "neutrophil",
+    "platelet",
+)
+_DERMAMNIST_CLASSES = (
+    "actinic keratoses and intraepithelial carcinoma",
+    "basal cell carcinoma",
+    "benign keratosis-like lesions",
+    "dermatofibroma",
+    "melanoma",
+    "melanocytic nevi",
+    "vascular lesions",
+)
+_CLASSES_OF = {
+    "pathmnist": PATHMNIST_CLASSES,
+    "bloodmnist": _BLOODMNIST_CLASSES,
+    "dermamnist": _DERMAMNIST_CLASSES,
+    "retinamnist": tuple("01234"),
+}
+_COUNTS_OF = {
+    "bloodmnist": {"train": 11959, "val": 1712, "test": 3421},
+    "dermamnist": {"train": 7007, "val": 1003, "test": 2005},
+    "retinamnist": {"train": 1080, "val": 120, "test": 400},
+}
 SPLITS = tuple(PATHMNIST_COUNTS)
 
-_NAME_OF_PATHMNIST = re.compile(r"pathmnist(_\d+)?\.npz")
+_NAME_OF_SET = re.compile(rf"({'|'.join(_CLASSES_OF)})(_\d+)?\.npz", re.IGNORECASE)
+_MOST_TILES = 10**7  # of a split: their ids alone take a gigabyte
+_MOST_SIDE_PX = 4096
 _NAMES = {"val": "validation"}
 _CHUNK_BYTES = 4 * 2**20
 _CACHE_FORMAT = 1
-# What a damaged or foreign zip member raises while it is read.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, OSError)
 
 Part = tuple[NDArray[np.uint8], NDArray[np.integer], "NDArray[np.str_] | None"]
 
@@ -63,12 +95,14 @@ class _Index:
         side: of a tile, pixels.
         labels: of each split, int64 (n,).
         groups: of each split, str (n,); None = the file has none.
+        notes: what a reader must know, as that there is no validation part.
     """
 
     side: int
     classes: tuple[str, ...]
     labels: dict[str, NDArray[np.int64]]
     groups: dict[str, NDArray[np.str_]] | None
+    notes: tuple[str, ...] = ()
 
 
 def load_pathmnist(
@@ -82,8 +116,8 @@ def load_pathmnist(
     """Return the tiles of a split of a MedMNIST .npz file; ids are `train/000000`, `val/000000`, `test/000000`.
 
     Only the pixels of that split are unpacked, in small pieces, into the cache of tiles (see `cached_tiles`); later
-    calls map it. The class names are those in the file (`classes`), else PathMNIST's nine if the file's name or its
-    counts are PathMNIST's, else 0, 1, ...
+    calls map it. The class names are those in the file (`classes`), else MedMNIST's if the file's name or its counts
+    are those of one of its sets, else 0, 1, ... A file may lack val.
 
     Args:
         split: "train", "validation" (or "val"), "test", or "all" (the three in this order).
@@ -102,6 +136,10 @@ def load_pathmnist(
     if size_px is not None and size_px < 1:
         raise ValueError(f"size_px: got {size_px}, expected a whole number of pixels, 1 or more")
     index = _read_index(path)
+    if split == "all":
+        chosen = tuple(index.labels)
+    elif chosen[0] not in index.labels:
+        raise ValueError(f"{path}: has no validation part (val_images, val_labels); validation is taken from train")
     size_px = size_px or index.side
     count = sum(len(index.labels[part]) for part in chosen)
 
@@ -134,7 +172,11 @@ def load_pathmnist(
         classes=index.classes,
         ids=tuple(f"{part}/{row:06d}" for part in chosen for row in range(len(index.labels[part]))),
         groups=None if index.groups is None else np.concatenate([index.groups[part] for part in chosen]),
-        account=Account("tile", {_NAMES.get(part, part): len(index.labels[part]) for part in SPLITS}),
+        account=Account(
+            "tile",
+            {_NAMES.get(part, part): len(values) for part, values in index.labels.items()},
+            notes=index.notes,
+        ),
     )
 
 
@@ -154,6 +196,14 @@ def has_groups(path: Path | str) -> bool:
         FileNotFoundError, ValueError: as `load_pathmnist`.
     """
     return _read_index(Path(path)).groups is not None
+
+
+def has_validation(path: Path | str) -> bool:
+    """Return whether a MedMNIST .npz file has a validation part; of a file that cannot be read, as it mostly has."""
+    try:
+        return "val_images" in npz.keys_in(Path(path))
+    except (OSError, ValueError):
+        return True
 
 
 def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequence[str]) -> None:
@@ -191,129 +241,110 @@ def _read_index(path: Path) -> _Index:
     """Return the file's content with every key, shape and label checked; of the pixels only the headers are read."""
     if not path.is_file():
         fault = f"{path}: is a folder; give the .npz file in it" if path.is_dir() else missing(path, "file")
+        if path.exists() and not path.is_dir():
+            npz.keys_in(path)  # says what it is
         raise FileNotFoundError(f"{fault} (`sscl data download pathmnist` fetches PathMNIST)")
-    keys = _keys(path)
-    for part in SPLITS:
+    keys = npz.keys_in(path)
+    parts = tuple(part for part in SPLITS if part != "val" or {"val_images", "val_labels"} & set(keys))
+    for part in parts:
         for key in (f"{part}_images", f"{part}_labels"):
             if key not in keys:
                 raise ValueError(
-                    f"{path}: key {key!r} is missing, found {', '.join(keys) or 'none'}; "
+                    f"{path}: key {key!r} is missing, found {some([shortened(name) for name in keys]) or 'none'}; "
                     "expected images and labels of train, val and test (MedMNIST layout)"
                 )
-    shapes = {part: _image_shape(path, f"{part}_images") for part in SPLITS}
+    shapes = {part: _image_shape(path, f"{part}_images") for part in parts}
     sides = {part: shape[1] for part, shape in shapes.items()}
     if len(set(sides.values())) > 1:
         found = ", ".join(f"{part} {side} px" for part, side in sides.items())
         raise ValueError(f"{path}: the splits' tiles differ in size ({found}); expected one size")
-    labels = {part: _labels(path, f"{part}_labels", count=shapes[part][0]) for part in SPLITS}
+    notes = [] if "val" in parts else ["the file has no validation part (val_images, val_labels)"]
+    labels = {}
+    for part in parts:
+        labels[part], note = _labels(path, f"{part}_labels", count=shapes[part][0])
+        notes += [note] if note and note not in notes else []
     classes = _classes(path, keys, labels)
     _check_classes(path, labels, classes)
-    return _Index(side=sides["train"], classes=classes, labels=labels, groups=_groups(path, keys, labels))
-
-
-def _keys(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: is not an .npz file, or is truncated; download or write it again") from error
+    groups = _groups(path, keys, labels)
+    return _Index(side=sides["train"], classes=classes, labels=labels, groups=groups, notes=tuple(notes))
 
 
 def _pieces(path: Path, key: str) -> Iterator[NDArray[np.uint8]]:
     """Yield the rows of an image array in order, some MiB at a time, each uint8 (b, s, s, 3)."""
-    count, side, _, _ = _image_shape(path, key)
-    row_bytes = side * side * 3
-    step = max(1, _CHUNK_BYTES // row_bytes)
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-            np.lib.format.read_magic(member)
-            np.lib.format.read_array_header_1_0(member)
-            for start in range(0, count, step):
-                rows = min(step, count - start)
-                data = member.read(rows * row_bytes)
-                yield np.frombuffer(data, dtype=np.uint8).reshape(rows, side, side, 3)
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: {key} is damaged ({error}); download or write the file again") from error
+    side = _image_shape(path, key)[1]
+    for tiles in npz.pieces(path, key, rows=max(1, _CHUNK_BYTES // (side * side * 3))):
+        yield tiles.view(np.uint8)
 
 
 def _image_shape(path: Path, key: str) -> tuple[int, int, int, int]:
     """Return the shape (n, s, s, 3) of an image array from its header."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-            if np.lib.format.read_magic(member) != (1, 0):  # all that numpy writes for uint8
-                raise ValueError("an .npy header of another version than 1.0")
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
-            size = archive.getinfo(f"{key}.npy").file_size - member.tell()
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: {key} is damaged ({error}); download or write the file again") from error
+    header = npz.header_of(path, key)
+    shape, dtype = header.shape, shortened(str(header.dtype))
     where = f"{path}: {key}"
-    if dtype.hasobject:
-        raise ValueError(f"{where}: has pickled Python objects, which are never loaded; save it as uint8")
     if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
         raise ValueError(f"{where}: 1 channel, sscl needs RGB (3 channels); repeat the channel or use another set")
-    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+    if len(shape) != 4 or shape[3] != 3 or header.dtype != np.uint8:
         raise ValueError(f"{where}: expected uint8 (n, s, s, 3), got {dtype} {shape}")
     if shape[1] != shape[2]:
         raise ValueError(f"{where}: tiles of {shape[2]}×{shape[1]} pixels; tiles must be square, crop them first")
     if shape[0] == 0 or shape[1] == 0:
         raise ValueError(f"{where}: shape {shape}, so this split is empty; expected at least one tile in each split")
-    if fortran_order and size == np.prod(shape, dtype=np.int64):
+    if shape[0] > _MOST_TILES or shape[1] > _MOST_SIDE_PX:
+        raise ValueError(
+            f"{where}: shape {shape}; at most {_MOST_TILES:,} tiles of {_MOST_SIDE_PX:,} px are read from one array"
+        )
+    if header.fortran_order:
         raise ValueError(f"{where}: is in Fortran order; save np.ascontiguousarray of it")
-    if size != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{where} is damaged ({size} bytes for shape {shape}); download or write the file again")
-    return shape
+    return (shape[0], shape[1], shape[2], 3)
 
 
-def _array(path: Path, key: str) -> NDArray[np.generic]:
-    """Return a small array of the file; never a pickled one."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array: NDArray[np.generic] = archive[key]
-            return array
-    except _DAMAGE as error:
-        if "allow_pickle" in str(error):
-            raise ValueError(
-                f"{path}: {key}: has pickled Python objects, which are never loaded; save it as numbers or text"
-            ) from error
-        raise ValueError(f"{path}: {key} is damaged ({error}); download or write the file again") from error
-
-
-def _labels(path: Path, key: str, *, count: int) -> NDArray[np.int64]:
-    """Return the labels of a split, int64 (n,), as many as it has tiles."""
-    labels = _array(path, key)
+def _labels(path: Path, key: str, *, count: int) -> tuple[NDArray[np.int64], str]:
+    """Return the labels of a split, int64 (n,), as many as it has tiles; and what to say of their form, or nothing."""
+    labels = npz.small_array(path, key)
+    form = f"{shortened(str(labels.dtype))} {labels.shape}"
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise ValueError(
             f"{path}: {key}: {labels.shape[1]} labels per tile (multi-label); sscl needs one, shape (n, 1)"
         )
-    if labels.ndim != 2 or labels.shape[1] != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{path}: {key}: expected whole numbers (n, 1), got {labels.dtype} {labels.shape}")
+    if labels.dtype.kind not in "iubf" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
+        raise ValueError(f"{path}: {key}: expected whole numbers (n, 1), got {form}")
     if len(labels) != count:
         raise ValueError(f"{path}: {key}: {len(labels)} labels for {count} images; expected one label per image")
-    lowest, highest = int(labels.min()), int(labels.max())
+    numbers = labels.reshape(count)
+    if labels.dtype.kind == "f" and not (np.isfinite(numbers) & (numbers == np.trunc(numbers))).all():
+        raise ValueError(f"{path}: {key}: has labels that are no whole numbers, {form}; expected 0, 1, ...")
+    lowest, highest = int(numbers.min()), int(numbers.max())
     if lowest < UNLABELLED or highest >= 2**31:
         raise ValueError(f"{path}: {key}: labels {lowest} to {highest}; allowed are 0, 1, ... and -1 in train")
     if lowest == UNLABELLED and key != "train_labels":
-        unlabelled = int((labels == UNLABELLED).sum())
+        unlabelled = int((numbers == UNLABELLED).sum())
         raise ValueError(f"{path}: {key}: {unlabelled} tiles without a label (-1); only train may have such tiles")
-    return labels[:, 0].astype(np.int64)
+    other = labels.ndim == 1 or labels.dtype.kind in "bf"
+    shape = "(n,)" if labels.ndim == 1 else "(n, 1)"
+    note = f"labels of dtype {labels.dtype} and shape {shape} taken as whole numbers" if other else ""
+    return numbers.astype(np.int64), note
 
 
 def _classes(path: Path, keys: Sequence[str], labels: Mapping[str, NDArray[np.int64]]) -> tuple[str, ...]:
     """Return the class names: the file's own, PathMNIST's, or numbers."""
     if "classes" in keys:
-        names = _array(path, "classes")
+        names = npz.small_array(path, "classes")
         if names.ndim != 1 or not np.issubdtype(names.dtype, np.str_) or len(names) == 0:
-            raise ValueError(f"{path}: classes: expected names, str (K,), got {names.dtype} {names.shape}")
+            raise ValueError(
+                f"{path}: classes: expected names, str (K,), got {shortened(str(names.dtype))} {names.shape}"
+            )
         classes = tuple(str(name) for name in names)
         if len(set(classes)) != len(classes):
-            raise ValueError(f"{path}: classes: names repeat in {', '.join(classes)}")
+            raise ValueError(f"{path}: classes: names repeat in {some([shortened(name) for name in classes])}")
         return classes
     counts = {part: len(values) for part, values in labels.items()}
     highest = max(int(values.max()) for values in labels.values())
-    if _NAME_OF_PATHMNIST.fullmatch(path.name) or (
-        counts == PATHMNIST_COUNTS and highest == len(PATHMNIST_CLASSES) - 1
-    ):
-        return PATHMNIST_CLASSES
+    named = _NAME_OF_SET.fullmatch(path.name)
+    if named is not None:
+        return _CLASSES_OF[named[1].lower()]
+    for name, known in {"pathmnist": PATHMNIST_COUNTS, **_COUNTS_OF}.items():
+        if counts == known and highest == len(_CLASSES_OF[name]) - 1:
+            return _CLASSES_OF[name]
     numbers = len(set().union(*(values.tolist() for values in labels.values())) - {UNLABELLED})
     if numbers != highest + 1:
         raise ValueError(
@@ -329,9 +360,9 @@ def _check_classes(path: Path, labels: Mapping[str, NDArray[np.int64]], classes:
         if values.max() >= len(classes):
             raise ValueError(
                 f"{path}: {part}_labels: label {values.max()}, allowed are 0 to {len(classes) - 1} "
-                f"for the {len(classes)} classes {', '.join(classes)}"
+                f"for the {len(classes)} classes {some([shortened(name) for name in classes])}"
             )
-    for part in ("val", "test"):
+    for part in [name for name in labels if name != "train"]:
         unseen = sorted(set(labels[part].tolist()) - set(labels["train"].tolist()))
         if unseen:
             raise ValueError(
@@ -344,21 +375,21 @@ def _groups(
     path: Path, keys: Sequence[str], labels: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, NDArray[np.str_]] | None:
     """Return the groups of each split, or None if the file has none."""
-    there = [part for part in SPLITS if f"{part}_groups" in keys]
+    there = [part for part in labels if f"{part}_groups" in keys]
     if not there:
         return None
     groups = {}
-    for part in SPLITS:
+    for part in labels:
         key = f"{part}_groups"
         if part not in there:
             raise ValueError(f"{path}: has {there[0]}_groups but no {key}; give the groups of all splits or of none")
-        values = _array(path, key)
+        values = npz.small_array(path, key)
         if values.shape != labels[part].shape or not np.issubdtype(values.dtype, np.str_):
             raise ValueError(
                 f"{path}: {key}: expected str ({len(labels[part])},), one group per tile, "
-                f"got {values.dtype} {values.shape}"
+                f"got {shortened(str(values.dtype))} {values.shape}"
             )
         groups[part] = values.astype(np.str_)
-    every = group_ids([name for part in SPLITS for name in groups[part].tolist()], where=f"{path}: groups")
-    ends = np.cumsum([len(groups[part]) for part in SPLITS])
-    return dict(zip(SPLITS, np.split(every, ends[:-1]), strict=True))
+    every = group_ids([name for part in labels for name in groups[part].tolist()], where=f"{path}: groups")
+    ends = np.cumsum([len(groups[part]) for part in labels])
+    return dict(zip(labels, np.split(every, ends[:-1]), strict=True))
