@@ -577,12 +577,12 @@ def test_a_list_of_sources_keeps_its_roots(study: Study) -> None:
         ("reference=c", "reference: no row 'c'; allowed are a, b"),
         ("seeds=[1,1]", "seeds: must be different values, at least one seed, got [1, 1]"),
         ("seeds=[]", "seeds: must be different values, at least one seed, got []"),
-        ("seeds=[-1]", "seeds: must be >= 0, got -1"),
-        ("fractions=[0,1]", "fractions: must be > 0 and <= 1, got 0"),
+        ("seeds=[-1]", "seeds.0: must be >= 0 and < 9223372036854775808, got -1"),
+        ("fractions=[0,1]", "fractions.0: must be > 0 and <= 1, got 0"),
         ("set.seed=3", "set: must not set seed: give seeds"),
         ("runs.1.set.run=x", "runs.1.set: must not set run: the folder comes from out and name"),
         ("set.train.epoch=3", "a: train.epoch: unknown key; did you mean train.epochs?"),
-        ("runs.1.set.train.epochs=0", "b: train.epochs: must be >= 1, got 0"),
+        ("runs.1.set.train.epochs=0", "b: train.epochs: must be >= 1 and <= 100000, got 0"),
         (
             "set_finetune.train.folds=3",
             "a: train.folds: runs of a comparison have no folds; cross-validate first, then sscl compare RUN RUN",
@@ -605,7 +605,7 @@ def test_bad_input(study: Study, cli: Any, snapshot: Any, keys: str, message: st
 def test_all_faults_at_once(study: Study, cli: Any) -> None:
     result = cli("compare", "--config", study(), "runs.0.set.train.epochs=0", "runs.1.set.data.size=3", "seeds=[0,1]")
     assert [line.split(" (")[0] for line in result.err.splitlines()] == [
-        "sscl: a: train.epochs: must be >= 1, got 0",
+        "sscl: a: train.epochs: must be >= 1 and <= 100000, got 0",
         "sscl: b: data.size: unknown key; did you mean data.size_px?",
     ]
 
@@ -797,11 +797,11 @@ def nothing_spoilt() -> None:
             ["a", "none"],
             "finished: none: neither a finetune run (checkpoints/best.pt) nor a folder with predictions.csv",
         ),
-        (nothing_spoilt, ["a"], "finished: must name two or more different runs, got a (command line)"),
+        (nothing_spoilt, ["a"], "finished: must name two or more different runs, got [a] (command line)"),
         (
             nothing_spoilt,
             ["a", "b", "a"],
-            "finished: must name two or more different runs, got a, b, a (command line)",
+            "finished: must name two or more different runs, got [a, b, a] (command line)",
         ),
         (nothing_spoilt, ["a", "b", "reference=c"], "reference: no row 'c'; allowed are a, b"),
         (

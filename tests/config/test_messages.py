@@ -101,7 +101,7 @@ FAULTS = [
     (config.ReportConfig, "gradcam={methd: a}", "gradcam.methd", ["did you mean method?"]),
     (config.ReportConfig, "out=page", "out", [".html", "got 'page'"]),
     (config.CompareConfig, "runs=[{name: a}]", "runs.0.command", ["missing"]),
-    (config.CompareConfig, "finished=[a]", "finished", ["two or more", "got a"]),
+    (config.CompareConfig, "finished=[a]", "finished", ["two or more", "got [a]"]),
     (
         config.CompareConfig,
         "runs=[{name: a, command: pretrain, config: c, published: {accuracy: good}}]",

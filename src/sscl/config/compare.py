@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from sscl.config.messages import shown
 from sscl.config.sections import SEEDS, Fraction, Listed, Section, Seed, fault, setting
 
 
@@ -115,5 +116,5 @@ class CompareConfig(Section):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise fault(key, "is for runs to be made, but finished runs are given; leave one of them out")
         if len(self.finished) < 2 or len(set(self.finished)) < len(self.finished):
-            raise fault("finished", f"must name two or more different runs, got {', '.join(self.finished)}")
+            raise fault("finished", f"must name two or more different runs, got {shown(self.finished)}")
         return self

@@ -135,7 +135,7 @@ def _bounds(fault: Fault) -> str:
     own = [] if field is None else [field.metadata, *_marks(field.annotation)]
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = {
-        name: f"{sign} {limit:.6g}" if abs(limit) < 1e6 else f"{sign} {limit}"
+        name: f"{sign} {limit:.6g}" if isinstance(limit, float) or abs(limit) < 1e6 else f"{sign} {limit}"
         for name, sign in signs.items()
         for marks in own
         for bound in marks

@@ -22,6 +22,7 @@ from sscl.config import (
     load_config,
     read_yaml,
     shipped,
+    shown,
 )
 from sscl.evaluate.comparison import METRICS
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
@@ -177,11 +178,7 @@ def list_faults(config: CompareConfig) -> list[str]:
     faults = []
     for key, values in (("seeds", config.seeds), ("fractions", config.fractions)):
         if len(set(values)) != len(values) or (key == "seeds" and not values):
-            faults.append(f"{key}: must be different values, at least one seed, got {list(values)}")
-    faults += [f"seeds: must be >= 0, got {seed}" for seed in config.seeds if seed < 0]
-    faults += [
-        f"fractions: must be > 0 and <= 1, got {fraction:g}" for fraction in config.fractions if not 0 < fraction <= 1
-    ]
+            faults.append(f"{key}: must be different values, at least one seed, got {shown(values)}")
     before: dict[str, CompareEntry] = {}
     taken = {"run": "the folder comes from out and name", "seed": "give seeds"}
     taken |= {"train.label_fraction": "give it in one place, here or as fractions"} if config.fractions else {}
