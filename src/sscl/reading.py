@@ -49,7 +49,10 @@ def read_bytes(path: str | os.PathLike[str], *, at_most: int, expected: str = "a
     """
     with opened(path, expected=expected) as file:
         size = os.fstat(file.fileno()).st_size
-        data = b"" if size > at_most else file.read(at_most + 1) or b""  # files in /proc say that they have 0 bytes
+        step = max(size, 2**16) + 1  # files in /proc say that they have 0 bytes
+        data = b""
+        while size <= at_most and len(data) <= at_most and (piece := file.read(step)):
+            data = data + piece if data else piece
     if max(size, len(data)) > at_most:
         name = printable(os.fspath(path))
         raise ValueError(f"{name}: is larger than {readable(at_most)}, the limit for {expected}")

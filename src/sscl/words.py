@@ -151,10 +151,11 @@ def next_command(*words: object) -> str:
 
 
 def beginning(text: str, *, most: int = 80) -> str:
-    """Return a text of a file for a message: of a long one the beginning, and how long it is.
+    """Return a text of a file for a message: of a long one the beginning, and how long it is; no control characters.
 
     Examples:
-        >>> beginning("abc"), beginning("x" * 5000, most=3)
-        ('abc', 'xxx... (5,000 characters)')
+        >>> beginning("abc"), beginning("x" * 5000, most=3), beginning("a" + chr(27)) == "a" + chr(92) + "x1b"
+        ('abc', 'xxx... (5,000 characters)', True)
     """
-    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:most])
+    return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"
