@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -383,6 +384,7 @@ def tensorboard_writer(folder: Path, *, keep_epochs: int | None = None) -> Summa
 
 def check_inputs_outside(folder: Path, inputs: Mapping[str, str | None]) -> None:
     """Raise ValueError if a file or folder to read, given by its key, lies in the folder that would be replaced."""
+    real = os.path.realpath(folder)
     for key, value in inputs.items():
-        if value not in (None, "imagenet") and Path(str(value)).resolve().is_relative_to(folder.resolve()):
+        if value not in (None, "imagenet") and Path(os.path.realpath(str(value))).is_relative_to(real):
             raise ValueError(f"{folder}: holds {key}={value}, which would be lost; name another folder to write")

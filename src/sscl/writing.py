@@ -40,6 +40,11 @@ def to_yaml(content: Mapping[str, object]) -> str:
 TORCH_WRITE_FAILED = re.compile("PytorchStreamWriter failed|file write failed|unexpected pos")
 _SPARE_BYTES = 64 * 2**20
 _NOT_WRITTEN = "cannot be written"
+_ADVICE = {
+    "free some space": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "check its permissions": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "give it a shorter name": (errno.ENAMETOOLONG,),
+}
 
 
 @contextlib.contextmanager
@@ -74,7 +79,7 @@ def _not_written(path: Path, number: int, reason: str, kept: str) -> OSError:
     """Return the error of a file that cannot be written; a reason that says so already stays as it is."""
     if reason.startswith(_NOT_WRITTEN):
         return OSError(number, reason, str(path))
-    to_do = "check its permissions" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else "free some space"
+    to_do = next((advice for advice, numbers in _ADVICE.items() if number in numbers), "write elsewhere")
     parts = (f"{_NOT_WRITTEN} ({reason[:1].lower()}{reason[1:]})", kept, to_do)
     return OSError(number, "; ".join(part for part in parts if part), str(path))
 
@@ -114,11 +119,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     real = Path(os.path.realpath(path))  # beside the folder itself, not beside a link to it
     if os.path.ismount(real):
         raise ValueError(f"{path}: something is mounted there, so it cannot be replaced; name a folder in it")
+    if real.is_symlink():
+        raise ValueError(f"{path}: is a link that leads to itself; name another folder")
     temporary = _beside(real)
-    with holding(path), locks.held(temporary, wait=True):
+    with holding(path), contextlib.ExitStack() as stack:
+        with naming(path, temporary=temporary):
+            stack.enter_context(locks.held(temporary, wait=True))
+            temporary.mkdir()
         try:
-            with naming(path, temporary=temporary):
-                temporary.mkdir()
             yield temporary
             with naming(path, temporary=temporary):
                 _take_place(temporary, real)
@@ -143,24 +151,36 @@ def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         locks.InUse: another process writes there.
     """
+    reading.check_name(path)
     if locks.holds(path):
         yield
         return
     real = Path(os.path.realpath(path))
-    made = [folder for folder in real.parents if not folder.exists()]
-    try:
+    with contextlib.ExitStack() as stack:
         with naming(path):
-            real.parent.mkdir(parents=True, exist_ok=True)
-        with locks.held(path, wait=wait) as locked:
-            if not locked:
-                print(f"note: {real.parent} has no locks of files: let no other command write {path} meanwhile")
+            stack.enter_context(_folder(real.parent, what=path))
+            locked = stack.enter_context(locks.held(path, wait=wait))
             _put_back(real)
-            remove_dead(real.parent, real.name)
-            yield
+        if not locked:
+            print(f"note: {real.parent} has no locks of files: let no other command write {path} meanwhile")
+        remove_dead(real.parent, real.name)
+        yield
+
+
+@contextlib.contextmanager
+def _folder(folder: Path, *, what: Path) -> Iterator[None]:
+    """Make a folder, for `what`, and those above it; remove again what was made and stays empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(what)) from error
+        yield
     finally:
-        for folder in made:
+        for path in made:
             with contextlib.suppress(OSError):  # absent, or in use now
-                folder.rmdir()
+                path.rmdir()
 
 
 def remove_dead(folder: Path, name: str | None = None) -> None:
@@ -179,14 +199,16 @@ def is_bare(folder: Path) -> bool:
     return all(_is_left(path) for path in folder.iterdir())
 
 
+def is_passing(path: Path) -> bool:
+    """Return whether a file or folder is only there while a command of sscl writes: an unfinished one, or a lock."""
+    return _TEMPORARY.fullmatch(path.name.removesuffix(_LOCK)) is not None or locks.is_lock(path)
+
+
 def _is_left(path: Path) -> bool:
     """Return whether a file or folder is an unfinished one, or a lock, of a process that is gone."""
     name = path.name.removesuffix(_LOCK)
-    if _TEMPORARY.fullmatch(name) is None:
-        if not locks.is_lock(path):
-            return False
-        name = name[1:]
-    return not locks.in_use(path.with_name(name))
+    of = name if _TEMPORARY.fullmatch(name) is not None else name[1:]
+    return is_passing(path) and not locks.in_use(path.with_name(of))
 
 
 def _delete(path: Path) -> None:

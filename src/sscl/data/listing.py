@@ -14,7 +14,7 @@ from pathlib import Path
 from sscl.places import missing, printable
 from sscl.reading import kind_of
 from sscl.words import count, listed, wrapped
-from sscl.writing import is_ours
+from sscl.writing import is_ours, is_passing
 
 # What Pillow decodes without a further program and without guessing the format from the name.
 SUFFIXES = frozenset(
@@ -182,6 +182,8 @@ def walk(
             inner = f"{path}/{entry.name}" if path else entry.name
             suffix = os.path.splitext(entry.name)[1].lower()
             hidden = entry.name.startswith(".")
+            if hidden and is_passing(Path(entry.path)):
+                continue
             if entry.is_dir():
                 if hidden or entry.name.lower() in _SYSTEM_FOLDERS:
                     _count_below(entry.path, inner, passed_over, kind=HIDDEN)
