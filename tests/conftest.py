@@ -102,7 +102,6 @@ SEAMS = {
     "sync": "os.fsync",
     "replace": "os.replace",
     "lock": "sscl.locks._lock",
-    "exchange": "sscl.writing._exchange",
     # linear probe and nearest neighbours
     "probe_tiles": "sscl.evaluate.probe_inputs.load_tiles",
     "probe_charts": "sscl.plots.probe.draw_charts",
