@@ -235,7 +235,7 @@ def test_a_missing_data_set_is_told_before_anything_is_written(study: Study, cli
 
 
 def blank(config: FinetuneConfig | PretrainConfig, *, epoch: int) -> checkpoint.Checkpoint:
-    """A checkpoint without weights."""
+    """A checkpoint almost without weights."""
     made = checkpoint.build_checkpoint(
         config,
         mean=(0.5,) * 3,
@@ -248,7 +248,11 @@ def blank(config: FinetuneConfig | PretrainConfig, *, epoch: int) -> checkpoint.
     )
     none = (torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     kept = KeptCalibration(1.0, None, None, 1, "m", 0.0, 0.0, "fp32", *none)
-    fitted = {"validation": {}, "calibration": kept} if made.kind == "finetune" else {}
+    fitted = (
+        {"head": {"weight": torch.zeros(2, 1)}, "validation": {}, "calibration": kept}
+        if made.kind == "finetune"
+        else {}
+    )
     return replace(made, epoch=epoch, **fitted)
 
 
