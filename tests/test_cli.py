@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 
+import cv2
 import pytest
 import torch
 
 from sscl import __version__, cli
 from sscl.data.cache import cache_folder
-from sscl.train.memory import advice
+from sscl.memory import advice
 
 COMPLETE = ["pretrain", "run=r", "data.root=d"]
 
@@ -260,7 +262,6 @@ def test_out_of_memory_names_the_keys_to_lower(error, pretrain_raises, capsys):
             "InvalidCxxCompiler: No working C++ compiler found in torch._inductor",
             ["train.compile=false"],
         ),
-        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", ["out of memory", "train.microbatch"]),
     ],
 )
 def test_errors_of_the_libraries_are_one_line(message, says, pretrain_raises, capsys):
@@ -268,6 +269,35 @@ def test_errors_of_the_libraries_are_one_line(message, says, pretrain_raises, ca
     code, _, err = call(capsys, *COMPLETE)
     assert (code, len(err)) == (2, 1)
     assert all(word in err[0] for word in says), err[0]
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3145728 bytes."), "3.0 MiB"),
+        (MemoryError("Unable to allocate 2.50 GiB for an array with shape (5, 7)"), "2.5 GiB more were needed"),
+        (cv2.error("(-4:Insufficient memory) Failed to allocate 1048576 bytes"), "1.0 MiB more were needed"),
+        (MemoryError(), "train.batch_size"),
+        (RuntimeError("std::bad_alloc"), "train.batch_size"),
+        (RuntimeError("can't start new thread"), "no thread could be started"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory", "/cache/tiles.npy"), "train.batch_size"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "libraries do not fit"),
+        (caused(RuntimeError("the writer failed"), MemoryError()), "train.batch_size"),
+    ],
+)  # fmt: skip
+def test_short_memory_is_one_line_with_what_was_needed_and_is_free(error, says, pretrain_raises, capsys):
+    pretrain_raises(error)
+    code, _, err = call(capsys, *COMPLETE)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith("sscl: out of memory: ")
+    assert says in err[0]
+    assert " are free " in err[0] or sys.platform != "linux"
+    assert "tiles.npy" not in err[0]
 
 
 @pytest.mark.parametrize(("card", "half"), [((6, 1), None), ((7, 5), "fp16"), ((8, 0), "bf16")])

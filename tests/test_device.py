@@ -13,12 +13,12 @@ from sscl.device import (
     autocast,
     cpu_cores,
     describe_device,
-    free_ram,
     missing_kernels,
     pick_device,
     pick_precision,
     tune,
 )
+from sscl.memory import free_ram
 
 CPU = torch.device("cpu")
 
@@ -292,6 +292,16 @@ MACHINE = {"proc/meminfo": "MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable: 800 k
                 "sys/fs/cgroup/memory/x/memory.stat": "total_inactive_file 5\n",
             },
             105,
+        ),
+        (  # of the process: address space and data
+            {
+                **MACHINE,
+                "proc/self/limits": "Limit  Soft Limit  Hard Limit  Units\n"
+                "Max data size             900000               unlimited            bytes\n"
+                "Max address space         2000000              2000000              bytes\n",
+                "proc/self/status": "Name:\tpython\nVmSize:\t    1900 kB\nVmData:\t     800 kB\n",
+            },
+            2000000 - 1900 * 1024,
         ),
     ],
 )

@@ -17,6 +17,7 @@ FLOORS = (
     "children",
     "places",
     "words",
+    "memory",
     "locks",
     "reading",
     "writing",
@@ -147,5 +148,5 @@ def test_the_command_line_imports_nothing_of_ours_before_a_command_is_chosen():
             alias.name if isinstance(node, ast.Import) else str(node.module) for node in top for alias in node.names
         }
         ours = {name for name in names if str(name).startswith("sscl")}
-        assert ours <= {"sscl.cli.table", "sscl.cli.arguments", "sscl.cli.terminal"}
+        assert ours <= {"sscl.cli.table", "sscl.cli.arguments", "sscl.cli.terminal", "sscl.memory"}
         assert len(names) > 3

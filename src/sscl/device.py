@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path, PurePosixPath
 
 import torch
 
+from sscl.memory import free_ram
 from sscl.words import count
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -210,53 +209,6 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_ram() if device.type == "cpu" else None
-
-
-def free_ram(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that this process may still take, on Linux; None elsewhere.
-
-    That is what the machine has available, or what the limit of a control group leaves (a container's, Slurm's), where
-    that is less. Files in the cache of the kernel count as free.
-
-    Args:
-        root: where /proc and /sys are.
-    """
-    found = [1024 * size for size in _numbers(root / "proc/meminfo", "MemAvailable:")]
-    for folder, limit, usage, inactive in _memory_groups(root):
-        for most, used in zip(_numbers(folder / limit), _numbers(folder / usage), strict=False):
-            cached = next(iter(_numbers(folder / "memory.stat", inactive)), 0)
-            found.append(max(0, most - used + cached))
-    return min(found, default=None)
-
-
-def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """Yield each control group that may limit the memory of this process, and what its files are called."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        own = PurePosixPath(path.lstrip("/"))
-        for group in (own, *own.parents):  # in a container some are not to be seen
-            yield top / group, *names
-
-
-def _numbers(file: Path, name: str = "") -> list[int]:
-    """Return the number in a file of the system, or the one after `name`; none where there is no file or number."""
-    try:
-        words = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return []
-    found = [row[1:] if name else row for row in words if not name or row[:1] == [name]]
-    return [int(row[0]) for row in found if row and row[0].isdigit()]  # "max" is no limit
 
 
 def describe_device(device: torch.device) -> str:

@@ -70,7 +70,7 @@ def naming(path: Path, *, temporary: Path | None = None, kept: str = "") -> Iter
     except OSError as error:
         # One without a number is a sentence of sscl; a broken pipe, or another file's error, is none of this file.
         ours = error.filename in (None, str(path), str(temporary)) and not isinstance(error, BrokenPipeError)
-        if error.errno is None or not ours:
+        if error.errno in (None, errno.ENOMEM) or not ours:
             raise
         raise _not_written(path, error.errno, error.strerror or type(error).__name__, kept) from error
 

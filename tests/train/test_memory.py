@@ -14,9 +14,10 @@ from sscl.cli import COMMANDS
 from sscl.data import tiles
 from sscl.data.tiles import tile_budget_gb
 from sscl.device import autocast
+from sscl.memory import advice
 from sscl.models import encoders, heads
 from sscl.train import memory, optim
-from sscl.train.memory import activation_bytes, advice, report
+from sscl.train.memory import activation_bytes, report
 from sscl.train.setup import OpenRun
 from sscl.words import readable
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from sscl.cli.arguments import CONFIG, Sorted, check_tiles, sort_words
 from sscl.cli.table import COMMANDS, OPTIONS, Command, overview
 from sscl.cli.terminal import columns, folded, printing
+from sscl.memory import is_short, shortage
 
 if TYPE_CHECKING:
     from sscl.config import Section
@@ -37,30 +38,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with printing():
             return _dispatch(words)
-    except ValueError as error:
-        return _fail(str(error))
     except BrokenPipeError:  # as when piped into `head`; at exit Python would flush, and fail, once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # sscl's have a sentence; the system's a file: not allowed, missing, disk full
-        unnamed = f"a file could not be read or written ({error.strerror})" if error.errno else str(error)
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else unnamed)
     except KeyboardInterrupt:
         name = _named(words)
         _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")
         return 130
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         line = _in_one_line(error, words)
         if line is None:
             raise
         return _fail(line)
 
 
-def _in_one_line(error: BaseException, words: Sequence[str]) -> str | None:
-    """Return what an error of torch and its libraries means in the command that these words call, None if unknown."""
-    from sscl.cli.failures import in_one_line
+def _in_one_line(error: Exception, words: Sequence[str]) -> str | None:
+    """Return what an error means in the command that these words call; None: it looks like a bug in sscl."""
+    command = _named(words) or ""
+    if isinstance(error, ValueError):
+        return str(error)
+    if is_short(error):
+        return shortage(error, command)
+    if isinstance(error, OSError):  # sscl's have a sentence; the system's a file: not allowed, missing, disk full
+        unnamed = f"a file could not be read or written ({error.strerror})" if error.errno else str(error)
+        return f"{error.filename}: {error.strerror}" if error.filename else unnamed
+    if isinstance(error, RuntimeError):  # of torch and its libraries
+        from sscl.cli.failures import in_one_line
 
-    return in_one_line(error, _named(words) or "")
+        return in_one_line(error, command)
+    return None
 
 
 def _dispatch(words: Sequence[str]) -> int:

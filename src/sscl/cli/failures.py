@@ -8,21 +8,18 @@ import re
 import torch
 
 from sscl.device import half_precision, missing_kernels
-from sscl.train.memory import advice
+from sscl.memory import advice
 from sscl.writing import TORCH_WRITE_FAILED
 
 MEMORY_OF_GPU = "out of memory|cudnn_status_alloc_failed|cublas_status_alloc_failed"
 # cuDNN and cuBLAS say so, and cuDNN finds no algorithm, where another program has taken the memory they start with.
 NOT_STARTED = "cudnn_status_not_initialized|cublas_status_not_initialized|unable to find an engine"
-MEMORY_OF_CPU = "can't allocate memory"  # torch's allocator
 LOST_RANK = "gloo|nccl|timed out|connection"
 
 
 def in_one_line(error: BaseException, command: str) -> str | None:
     """Return what went wrong and what to do in a command; None where the error looks like a bug in sscl."""
     text = str(error).lower()
-    if isinstance(error, MemoryError) or MEMORY_OF_CPU in text:
-        return f"out of memory: {_less_memory(command)}"
     if re.search(MEMORY_OF_GPU, text):
         return f"out of GPU memory: {_less_memory(command)}"
     if re.search(NOT_STARTED, text):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sscl import locks
 from sscl.data.digests import Digests, Footer, all_digests, digests_of, read_footer, write_footer
 from sscl.data.rows import Rows
+from sscl.memory import raise_if_short
 from sscl.places import expanded
 from sscl.words import readable
 from sscl.writing import remove_dead, replacing
@@ -158,6 +159,7 @@ def _written(folder: Path, *, what: str, size: int) -> Iterator[None]:
         remove_dead(folder)
         yield
     except OSError as error:
+        raise_if_short(error)
         reason = os.strerror(error.errno) if error.errno else error
         raise ValueError(
             f"{folder}: cannot write the cache of {what} ({reason}), which needs "
@@ -188,6 +190,7 @@ def _mapped(file: Path, dtype: type[np.generic], *, rows: int | None, dims: int)
     try:
         array = np.load(file, mmap_mode="r")
     except Exception as error:  # of whatever the file holds: numpy's reader raises many kinds
+        raise_if_short(error)  # to map it
         raise Unusable("is empty, cut, or no array of numpy") from error
     if not isinstance(array, np.memmap) or array.dtype != dtype or array.ndim != dims or not array.flags.c_contiguous:
         raise Unusable("holds another array")

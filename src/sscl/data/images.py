@@ -30,6 +30,7 @@ from sscl.data.image_faults import (
     too_many_pixels,
 )
 from sscl.data.jpeg import JpegFile, damage_in
+from sscl.memory import raise_if_short
 from sscl.reading import opened, read_bytes, why_unreadable
 from sscl.words import count
 
@@ -74,6 +75,7 @@ def open_image(path: Path | str) -> Iterator[Image.Image]:
     try:
         data = read_bytes(path, at_most=_MOST_BYTES, expected="an image file; remove it from the data set")
     except OSError as error:
+        raise_if_short(error)
         raise ValueError(f"{path}: {why_unreadable(path, error)}") from error
     except MemoryError:
         raise ValueError(f"{path}: does not fit into the memory that is free; cut it into tiles") from None

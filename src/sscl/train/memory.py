@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sscl.device import autocast, half_precision
+from sscl.memory import advice
 from sscl.words import readable
 
 # Of a process on a GPU besides its tensors: kernels that are loaded when first used (the context itself is not in what
@@ -17,8 +18,6 @@ from sscl.words import readable
 WORKSPACES = 512 * 2**20
 # Values an optimizer keeps for each parameter.
 OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
-# Commands with a key batch_size, tiles forwarded at a time.
-BATCHED = ("data audit", "eval", "gradcam", "predict", "probe", "embed", "report")
 
 
 def activation_bytes(
@@ -145,25 +144,3 @@ def report(
             )
         lines.append(f"warning: this does not fit; {advice(command, half=half_precision(device))}")
     return ["memory, estimated:", *lines]
-
-
-def advice(command: str, *, half: str | None = "bf16", on_gpu: bool = True) -> str:
-    """Return what to do when memory runs out in a command: keys that it accepts, the one that costs least first.
-
-    Args:
-        half: the 16-bit precision to recommend; None = none, as the device does not compute in one.
-        on_gpu: whether the tiles may be taking memory of a GPU.
-    """
-    precision = "" if half is None else f"precision={half}, "
-    keys = "data.device_budget_gb or data.size_px" if on_gpu else "data.size_px"
-    also = f"{precision}a lower {keys}, and a smaller model.name also help"
-    if command == "pretrain":
-        return (
-            "set train.microbatch to a divisor of train.batch_size (the same loss in less memory, about 4/3 of the "
-            f"time; batch norm then uses the statistics of each microbatch), or lower train.batch_size; {also}"
-        )
-    if command == "finetune":
-        return f"lower train.batch_size; {also}"
-    if command in BATCHED:
-        return "lower batch_size"
-    return "free some memory, or use a machine that has more"
