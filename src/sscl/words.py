@@ -91,7 +91,7 @@ def some(words: Sequence[str], *, most: int = MOST) -> str:
     return ", ".join(words if len(words) <= most else [*words[:10], f"{len(words) - 10:,} more"])
 
 
-def cut(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
     """Return text of at most `length` characters, shortened in the middle: file names differ at both ends."""
     if len(text) <= length:
         return text
@@ -106,7 +106,7 @@ def short_names(names: Sequence[str], length: int) -> list[str]:
         >>> short_names(["a" * 9, "b", "a" * 5 + "b" + "a" * 9], 5)
         ['aa…aa (1)', 'b', 'aa…aa (3)']
     """
-    short = [cut(name, length) for name in names]
+    short = [shortened(name, length) for name in names]
     times = Counter(short)
     return [name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(short, 1)]
 

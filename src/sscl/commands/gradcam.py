@@ -35,7 +35,7 @@ from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
-from sscl.words import count, cut, next_command, wrapped
+from sscl.words import count, next_command, shortened, wrapped
 
 BOXES_HEADER = (
     *("picture", "id", "label", "prediction", "probability", "positive_evidence"),
@@ -203,7 +203,7 @@ def draw_tile(
         explainer.target, classes, probabilities, method=config.method, layers=config.layer, fuse=config.fuse
     )
     title = f"{tiles.ids[row]}{', a synthetic tile' if synthetic else ''}"
-    seen, said = cut(truth, 60), cut(classes[predicted], 60)
+    seen, said = shortened(truth, 60), shortened(classes[predicted], 60)
     title += f"\ntrue {seen}, predicted {said} ({probability:.2f}); map of {shown}"
     title += f"; {boxes.remark(box)}" if boxes.remark(box) else ""
     cam_plots.draw_tile(

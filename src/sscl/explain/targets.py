@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sscl.words import cut, nearest
+from sscl.words import nearest, shortened
 
 FloatArray = NDArray[np.float64]
 LAST_FEATURES = "the last features"
@@ -120,8 +120,8 @@ def describe_target(
         return f"main pattern of the features, independent of the class{layer}"
     first, second = np.argsort(-probabilities, kind="stable")[:2].tolist()
     if target.score is Score.DIFFERENCE:
-        return f"logit {cut(classes[first], 60)} - {cut(classes[second], 60)}{layer}"
-    return f"logit {cut(classes[first if target.label is None else target.label], 60)}{layer}"
+        return f"logit {shortened(classes[first], 60)} - {shortened(classes[second], 60)}{layer}"
+    return f"logit {shortened(classes[first if target.label is None else target.label], 60)}{layer}"
 
 
 def describe_targets(target: Target, classes: Sequence[str], *, method: str) -> str:

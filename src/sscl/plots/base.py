@@ -19,7 +19,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sscl.words import cut
+from sscl.words import shortened
 from sscl.writing import replacing
 
 ByteArray = npt.NDArray[np.uint8]
@@ -102,7 +102,7 @@ def plain(text: str) -> str:
 
 def wrapped(name: str) -> str:
     """Return a class name for a tick label: at most two lines of about 16 characters."""
-    short = cut(name, 30)
+    short = shortened(name, 30)
     if len(short) <= 16:
         return plain(short)
     # Class names are folder names: they break at _ and - as well as at spaces.
@@ -112,7 +112,7 @@ def wrapped(name: str) -> str:
 
 
 def caption(text: str, length: int) -> str:
-    return "\n".join(plain(cut(line, length)) for line in text.split("\n"))
+    return "\n".join(plain(shortened(line, length)) for line in text.split("\n"))
 
 
 def check_images(images: ByteArray, *, name: str) -> None:

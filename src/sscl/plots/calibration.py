@@ -13,7 +13,7 @@ from sscl.evaluate.decisions import RiskCoverage
 from sscl.evaluate.proportions import DrawnProportion, proportion
 from sscl.evaluate.records import CalibrationErrors, DecisionCurve
 from sscl.plots import base
-from sscl.words import cut
+from sscl.words import shortened
 
 _BLUE, _ORANGE, _GREEN = base.LINE_COLOURS[:3]
 _POINTS = 300  # of a coverage curve that are drawn, from _FEWEST tiles on: fewer say nothing
@@ -38,7 +38,7 @@ def plot_reliability(
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    what = "top label" if positive is None else base.plain(cut(positive, 20))
+    what = "top label" if positive is None else base.plain(shortened(positive, 20))
     score = "confidence" if positive is None else f"probability of {what}"
     fraction = "fraction correct" if positive is None else f"fraction that is {what}"
     figure = Figure(figsize=(4.4 * len(stages) + 0.4, 5.4), dpi=base.DPI, layout="constrained")
@@ -92,7 +92,7 @@ def plot_decision_curve(
     """
     figure = Figure(figsize=(6.4, 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
-    x, name = curve.threshold, base.plain(cut(positive, 20))
+    x, name = curve.threshold, base.plain(shortened(positive, 20))
     axes.fill_between(x, curve.low, curve.high, color=_BLUE, alpha=0.15, linewidth=0)
     axes.plot(x, curve.model, color=_BLUE, linewidth=2, label="model, bootstrap 95%")
     axes.plot(x, curve.treat_all, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"all called {name}")

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from sscl.plots import base
 from sscl.plots.base import ByteArray
-from sscl.words import cut
+from sscl.words import shortened
 
 _RIGHT, _WRONG = "#005A8C", "#B34700"  # beside the marks, which say the same
 
@@ -119,13 +119,13 @@ def plot_predictions(
         axes = figure.add_axes((left / width, 1 - (top + tile) / height, tile / width, tile / height))
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(base.plain(f"true: {cut(truths[i], 26)}"), fontsize=9, fontweight="bold", pad=3)
+        axes.set_title(base.plain(f"true: {shortened(truths[i], 26)}"), fontsize=9, fontweight="bold", pad=3)
         for at, (name, values) in enumerate(predicted.items()):
             right = values[i] == truths[i]
             figure.text(
                 ((i % columns) * wide + 0.15) / width,
                 1 - (top + tile + 0.06 + at * line) / height,
-                base.plain(f"{'✓' if right else '✗'} {cut(name, 18)}: {cut(values[i], 22)}"),
+                base.plain(f"{'✓' if right else '✗'} {shortened(name, 18)}: {shortened(values[i], 22)}"),
                 color=_RIGHT if right else _WRONG,
                 fontsize=7.5,
                 va="top",

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from sscl.evaluate.probe_results import Classifier, OverRuns, Part, Place, Summary
 from sscl.evaluate.probe_tables import percent
 from sscl.plots import base
-from sscl.words import cut
+from sscl.words import shortened
 
 Point = tuple[float, float | None, float | None]  # value, and low and high end of its whisker where it has one
 
@@ -129,7 +129,7 @@ def draw_charts(
                     for f in fractions
                 },
                 {
-                    f"{cut(name, 24)}, {percent(most)} of the labels": point(name, place, most)
+                    f"{shortened(name, 24)}, {percent(most)} of the labels": point(name, place, most)
                     for name, count in images.items()
                     if count is None
                 },
@@ -234,9 +234,9 @@ def plot_curves(
         if index % columns == 0:
             axes.set_ylabel("Balanced accuracy")
     lines = [
-        Line2D([], [], marker="o", markersize=4, label=base.plain(cut(name, 48)), **base.line_style(i))
+        Line2D([], [], marker="o", markersize=4, label=base.plain(shortened(name, 48)), **base.line_style(i))
         if any(name in panel.lines for panel in panels)
-        else Line2D([], [], label=base.plain(cut(name, 48)), **_dashed(i))
+        else Line2D([], [], label=base.plain(shortened(name, 48)), **_dashed(i))
         for i, name in enumerate(names)
     ]
     rest = [

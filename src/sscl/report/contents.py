@@ -25,7 +25,7 @@ from sscl.report.tiles import build_gallery
 from sscl.run import MetricsRow
 from sscl.train.fold_report import FoldsReport
 from sscl.train.health import collapse_warning
-from sscl.words import cut, listed
+from sscl.words import listed, shortened
 
 _IN_TITLE = 5  # names of classes in the title of a page
 
@@ -50,7 +50,7 @@ def titled(classes: Sequence[str]) -> str:
     """Return the classes as a title names them: a few by name, many by their number."""
     if len(classes) > _IN_TITLE:
         return f"{len(classes):,} classes"
-    return listed([cut(name, 40) for name in classes])
+    return listed([shortened(name, 40) for name in classes])
 
 
 def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> tuple[list[Section], Gallery | None]:
