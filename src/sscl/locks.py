@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from sscl.reading import parse_json
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -137,7 +139,7 @@ def _said_by(file: IO[bytes]) -> str:
     """Return who holds a lock, in words."""
     try:
         file.seek(0)
-        found = json.load(file)
+        found = parse_json(file.read(2**16))
         return f"process {found['process']} on {found['host']} writes there since {found['since']} ({found['command']})"
     except (OSError, ValueError, TypeError, KeyError):  # it is just being written
         return "another process writes there"

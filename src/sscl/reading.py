@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
+import re
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sscl.places import missing, printable
 from sscl.words import readable
@@ -75,6 +78,39 @@ def read_text(path: str | os.PathLike[str], *, at_most: int) -> str:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: not JSON; NaN, infinity, a number beyond 64 bits; half a character; or endless lists.
+    """
+    try:
+        found = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+        if _HALVES.search(text if isinstance(text, str) else text.decode("utf-8")):
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a text in it holds half a character") from None
+    except RecursionError:
+        raise ValueError("lists within lists without end") from None
+    return found
+
+
+_HALVES = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number that can be read")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text[:20])
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) < 20 else int(_no_number(text[:20]))  # what 64 bits hold
 
 
 def check_name(path: str | os.PathLike[str]) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from sscl.places import missing
+from sscl.places import printable
+from sscl.reading import parse_json, read_text
 from sscl.words import short
 from sscl.writing import write_text
+
+LARGEST = 2**26  # bytes of a JSON file
 
 
 class Record(BaseModel):
@@ -76,13 +78,17 @@ def read_record(kind: type[Kind], path: Path, *, made_by: str) -> Kind:
         FileNotFoundError: no such file.
         ValueError: not JSON, or a field is missing, unknown or of another type; one line.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{missing(path, 'file')}; write it with {made_by}")
+    name = printable(str(path))
     try:
-        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        content = read_text(path, at_most=LARGEST)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; write it with {made_by}") from None
+    try:
+        return kind.model_validate(parse_json(content))
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"])) or "the file"
-        raise ValueError(f"{path}: {place}: {fault['msg'].lower()}; write it again with {made_by}") from None
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(short(str(part)) for part in fault["loc"]) or "the file"
+        said = short(fault["msg"].lower(), most=200)
+        raise ValueError(f"{name}: {place}: {said}; write it again with {made_by}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); write it again with {made_by}") from None
+        raise ValueError(f"{name}: not JSON ({short(str(error), most=200)}); write it again with {made_by}") from None

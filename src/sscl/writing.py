@@ -294,7 +294,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 def is_ours(folder: Path) -> bool:
     """Return whether a command of sscl made the folder; a file named env.json alone may be anybody's."""
     try:
-        content = json.loads(reading.read_bytes(folder / "env.json", at_most=2**20))
+        content = reading.parse_json(reading.read_bytes(folder / "env.json", at_most=2**20))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "sscl" in content
