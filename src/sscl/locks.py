@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _START = b'{"host": '
+_ATTEMPTS = 100  # more than enough; some network file systems give a file another number each time
 _HELD: set[Path] = set()  # by this process
 
 
@@ -32,7 +34,9 @@ class InUse(ValueError):
 
 @contextlib.contextmanager
 def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock of a file or folder, which need not exist yet; yields False where the file system has no locks.
+    """Hold the lock of a file or folder, which need not exist yet; yields False where there can be none.
+
+    That is on a file system without locks, and in a folder where this user may write nothing.
 
     Args:
         wait: for the process that holds it.
@@ -53,9 +57,10 @@ def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield locked
     finally:
         _HELD.discard(real)
-        with contextlib.suppress(OSError):
-            lock_of(real).unlink()
-        file.close()
+        if file is not None:
+            with contextlib.suppress(OSError):
+                lock_of(real).unlink()
+            file.close()
 
 
 def holds(path: Path) -> bool:
@@ -94,22 +99,43 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _take(lock: Path, path: Path, *, wait: bool) -> tuple[IO[bytes], bool]:
-    """Return the open lock file, and whether it is locked."""
-    while True:
-        file = lock.open("a+b", buffering=0)  # what another process wrote stays
-        locked = _lock(file, wait=wait)
-        if locked is False:
-            with file:
-                raise InUse(f"{path}: {_said_by(file)}; wait until it has ended, or write elsewhere")
-        # The one before may have removed the file between our opening and our locking it.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                with contextlib.suppress(OSError):  # a full disk: nobody needs this text to be there
-                    file.truncate(0)
-                    file.write(json.dumps(_here()).encode())
-                return file, locked is True
-        file.close()
+def _take(lock: Path, path: Path, *, wait: bool) -> tuple[IO[bytes] | None, bool]:
+    """Return the open lock file, if there can be one, and whether it is locked."""
+    file, locked = None, None
+    for left in reversed(range(_ATTEMPTS)):
+        file = _open(lock)
+        locked = None if file is None else _lock(file, wait=wait)
+        if file is None or _is_at(lock, file) or not left:
+            break
+        file.close()  # the one before has removed it between our opening and our locking it
+    if file is not None and locked is False:
+        with file:
+            raise InUse(f"{path}: {_said_by(file)}; wait until it has ended, or write elsewhere")
+    if file is not None:
+        with contextlib.suppress(OSError):  # a full disk: nobody needs this text to be there
+            file.truncate(0)
+            file.write(json.dumps(_here()).encode())
+    return file, locked is True
+
+
+def _open(lock: Path) -> IO[bytes] | None:
+    """Return the lock file, open, with what another process wrote; None where this user may not make or read it."""
+    try:
+        return lock.open("a+b", buffering=0)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    try:
+        return lock.open("rb", buffering=0)  # another user's
+    except OSError:
+        return None
+
+
+def _is_at(lock: Path, file: IO[bytes]) -> bool:
+    """Return whether an open lock file is still the one of its name."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(file.fileno()), lock.stat())
+    return False
 
 
 def _lock(file: IO[bytes], *, wait: bool = False) -> bool | None:

@@ -162,7 +162,7 @@ def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
             locked = stack.enter_context(locks.held(path, wait=wait))
             _put_back(real)
         if not locked:
-            print(f"note: {real.parent} has no locks of files: let no other command write {path} meanwhile")
+            print(f"note: no file can be locked in {real.parent}: let no other command write {path} meanwhile")
         remove_dead(real.parent, real.name)
         yield
 

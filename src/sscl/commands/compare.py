@@ -133,7 +133,7 @@ def keep_others(old: Path, new: Path) -> None:
     """Copy what others wrote into a comparison of finished runs, such as its report, to the folder that follows it."""
     writing.remove_dead(old)
     for path in old.iterdir() if old.is_dir() else ():
-        if not (new / path.name).exists():
+        if not (new / path.name).exists() and not writing.is_passing(path):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
 
 
