@@ -16,7 +16,7 @@ from sscl.config.sections import Section, field_at, marked, section_below, typed
 from sscl.config.strict_yaml import StrictLoader, TextLoader
 from sscl.places import expanded
 from sscl.reading import read_text
-from sscl.words import count
+from sscl.words import count, short
 
 LARGEST = 2**20  # bytes of a YAML file; those that come with sscl have some 2,000
 
@@ -201,8 +201,8 @@ def _two_names(one: str, value: object, other: str, second: object) -> str:
 def _typed(kind: type[Section], word: str) -> tuple[str, object]:
     """Return the key and the value of a `KEY=VALUE` word."""
     typed, equals, text = word.partition("=")
-    if not equals or not all(typed.split(".")):
-        raise ValueError(f"argument {word!r}: must be KEY=VALUE, as in train.epochs=10")
+    if not equals or not all(typed.split(".")) or not typed.isprintable():
+        raise ValueError(f"argument {short(repr(word))}: must be KEY=VALUE, as in train.epochs=10")
     value = read_word(kind, main_name(kind, typed), text)
     if isinstance(value, str) and len(value) > strict_yaml.LONGEST_TEXT:
         raise ValueError(f"{typed}: a text of more than {count(strict_yaml.LONGEST_TEXT, 'character')}")
@@ -280,4 +280,4 @@ def _expand(kind: type[Section], content: dict[str, Any], prefix: str = "") -> I
                 elif isinstance(value, list):
                     content[name] = [expanded(one) if isinstance(one, str) else one for one in value]
             except ValueError as error:
-                yield f"{prefix}{name}: {error}"
+                yield f"{prefix}{name}: {short(str(error), most=500)}"

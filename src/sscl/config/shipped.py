@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sscl.places import expanded
-from sscl.words import closest
+from sscl.words import closest, short
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
@@ -28,7 +28,7 @@ def find(given: str | Path, *, key: str = "--config") -> Path:
     try:
         path = Path(expanded(str(given)))
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+        raise ValueError(f"{key}: {short(str(error), most=500)}") from None
     return path if path.is_file() else by_name(str(given), key=key)
 
 
@@ -47,7 +47,7 @@ def by_name(name: str, *, key: str) -> Path:
         if near is None
         else f"did you mean {near}?"
     )
-    raise FileNotFoundError(f"{key}: no such file or shipped config: {name}; {hint}")
+    raise FileNotFoundError(f"{key}: no such file or shipped config: {short(name, most=500)}; {hint}")
 
 
 def title(name: str) -> str:
