@@ -385,6 +385,21 @@ def test_headers_that_lie(tmp_path, header):
     assert "\n" not in str(caught.value)
 
 
+def test_members_that_are_no_arrays_or_no_text(tmp_path):
+    path = tmp_path / "set.npz"
+    for name, data in (("classes", b"a,b"), ("train_groups.npy", b"s1"), ("classes.npy", b"\x93NUMPY\1\0")):
+        np.savez(path, **arrays())
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, data)
+        with pytest.raises(ValueError, match=rf"^{path}: .*{name.removesuffix('.npy')}"):
+            load_pathmnist(path, split="train")
+    for codes in ([97, 98, 0x110000], [97, 98, 0xD800], [97, 98, 27]):
+        np.savez(path, **arrays(), classes=np.array(codes, "<u4").view("<U1"))
+        with pytest.raises(ValueError, match=rf"^{path}: classes") as caught:
+            load_pathmnist(path, split="train")
+        assert str(caught.value).isprintable()
+
+
 def test_archives_that_lie(tmp_path):
     """In the directory (APPNOTE 4.3.12): version needed, flags, method, and sizes that the file cannot have."""
     path = tmp_path / "lie.npz"

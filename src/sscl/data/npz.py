@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,11 @@ def small_array(path: Path, key: str) -> NDArray[np.generic]:
         raise UnusableError(f"{path}: {key}: has {readable(size)}; at most {readable(_MOST_SMALL)} are read; {AGAIN}")
     with _archive(path, key) as archive, archive.open(f"{key}.npy") as member:
         data = member.read()[header.offset :]
-        order = "F" if header.fortran_order else "C"
+        if header.dtype.kind == "U":
+            codes = np.frombuffer(data, dtype=np.dtype("u4").newbyteorder(header.dtype.byteorder))
+            if ((codes >= 0xD800) & (codes < 0xE000) | (codes > 0x10FFFF)).any():  # numpy takes any number for a letter
+                raise ValueError("text of what are no characters")
+        order: Literal["C", "F"] = "F" if header.fortran_order else "C"
         return np.frombuffer(data, dtype=header.dtype).reshape(header.shape, order=order)
 
 

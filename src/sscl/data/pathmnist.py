@@ -334,6 +334,8 @@ def _classes(path: Path, keys: Sequence[str], labels: Mapping[str, NDArray[np.in
                 f"{path}: classes: expected names, str (K,), got {beginning(str(names.dtype))} {names.shape}"
             )
         classes = tuple(str(name) for name in names)
+        if not all(name.isprintable() for name in classes):
+            raise ValueError(f"{path}: classes: {beginning(' '.join(classes))} cannot be printed; rename them")
         if len(set(classes)) != len(classes):
             raise ValueError(f"{path}: classes: names repeat in {some([beginning(name) for name in classes])}")
         return classes
