@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +123,17 @@ def test_a_missing_field_is_named(kind: Any, tmp_path: Path) -> None:
             load_checkpoint(tmp_path / "last.pt")
 
 
+def deep(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -132,12 +147,69 @@ def test_a_missing_field_is_named(kind: Any, tmp_path: Path) -> None:
         ({"config": {"run": "r", "data": {"rooot": "d"}}}, r"config\.data"),
         ({"lineage": [{"rooot": "d"}]}, r"lineage\.0"),
         ({"calibration": {"temperature": 1.0}}, r"calibration\.threshold"),
+        ({"epoch": True}, "epoch"),
+        ({"epoch": -1}, "epoch"),
+        ({"epoch": 2**70}, "epoch"),
+        ({"epoch": torch.tensor(3)}, "epoch"),
+        ({"encoder_name": "resnet17"}, "encoder_name"),
+        ({"encoder_name": 5}, "encoder_name"),
+        ({"stem": ["standard"]}, "stem"),
+        ({"size_px": -1}, "size_px"),
+        ({"size_px": 10**9}, "size_px"),
+        ({"size_px": "224"}, "size_px"),
+        ({"mpp": "0.5"}, "mpp"),
+        ({"mpp": math.nan}, "mpp is nan"),
+        ({"source_px": [0]}, r"source_px\.0"),
+        ({"mean": "abc"}, "mean"),
+        ({"mean": ["a", "b", "c"]}, r"mean\.0"),
+        ({"mean": [0.1, 0.2]}, "mean"),
+        ({"mean": torch.zeros(3)}, "mean"),
+        ({"mean": [0.1, math.nan, 0.2]}, r"mean\.1 is nan"),
+        ({"std": [0.1, 0.0, 0.2]}, r"std\.1"),
+        ({"classes": "HP"}, "classes"),
+        ({"classes": []}, "classes"),
+        ({"classes": ["HP", "HP"]}, "classes: 'HP'"),
+        ({"classes": ["HP", ""]}, r"classes\.1"),
+        ({"classes": ["A", "B", "C"]}, "head: .* 3 classes"),
+        ({"classes": {"A": 1}}, "classes"),
+        ({"config": "run: r"}, "config: must be a mapping"),
+        ({"config": torch.zeros(2)}, "config: must be a mapping"),
+        ({"config": {}}, r"config\.run: missing"),
+        ({"fingerprint": b"f"}, "fingerprint"),
+        ({"fingerprint": "x" * 2**21}, "fingerprint is a text of"),
+        ({"precision": "fp8"}, "precision"),
+        ({"lineage": {"root": "d"}}, "lineage"),
+        ({"lineage": ["d"]}, r"lineage\.0"),
+        ({"validation": [0.5]}, "validation"),
+        ({"validation": {"loss": math.inf}}, r"validation\.loss is inf"),
+        ({"calibration": "warm"}, "calibration"),
+        ({"calibration": KEPT.to_dict() | {"temperature": 0.0}}, r"calibration\.temperature"),
+        ({"calibration": KEPT.to_dict() | {"temperature": "warm"}}, r"calibration\.temperature"),
+        ({"calibration": KEPT.to_dict() | {"positive": "C"}}, r"calibration\.positive"),
+        ({"calibration": KEPT.to_dict() | {"tiles": 3}}, r"calibration\.logits"),
+        ({"calibration": KEPT.to_dict() | {"labels": torch.tensor([1, 2])}}, r"calibration\.labels"),
+        ({"calibration": KEPT.to_dict() | {"labels": torch.tensor([1.0, 0.0])}}, r"calibration\.labels"),
+        ({"head": {}}, "head"),
+        ({"encoder": torch.zeros(3)}, "encoder"),
+        ({"encoder": {1: torch.zeros(3)}}, "encoder"),
+        ({"encoder": {"w": torch.zeros(2, 2).to_sparse()}}, r"encoder\.w is sparse"),
+        ({"encoder": {"w": torch.zeros(2, device="meta")}}, r"encoder\.w has no values"),
+        ({"encoder": {"w": torch.zeros(2, dtype=torch.complex64)}}, r"encoder\.w holds torch\.complex64"),
+        ({"encoder": {"w": torch.zeros(1).expand(10**12)}}, r"encoder\.w repeats"),
+        ({"encoder": {"w": torch.tensor([1, math.nan])}}, r"encoder\.w holds 1 of 2 numbers"),
+        ({"optimizer": {"state": {0: {"m": torch.tensor([math.inf])}}}}, r"optimizer\.state\.0\.m holds 1 of 1"),
+        ({"a\nb": 1}, r"a\\nb"),
+        ({"unknown": ENDLESS}, "unknown.*without end"),
+        ({"unknown": deep(3000)}, "not a readable checkpoint .*without end"),
         ({"format": "sscl checkpoint 1"}, "format: got 'sscl checkpoint 1', expected 'sscl checkpoint 2'"),
     ],
 )
 def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(50_000)  # for pickle, which writes it
     torch.save(made("finetune").to_dict() | changes, tmp_path / "best.pt")
-    with pytest.raises(ValueError, match=rf"best\.pt: {named}") as caught:
+    sys.setrecursionlimit(before)
+    with pytest.raises(ValueError, match=rf"best\.pt: .*{named}") as caught:
         load_checkpoint(tmp_path / "best.pt")
     assert "\n" not in str(caught.value)
 
@@ -190,3 +262,49 @@ def test_other_files_are_refused_and_nothing_in_them_runs(tmp_path: Path, monkey
         torch.save(content, path)
         with pytest.raises(ValueError, match=r"other\.pt: not an sscl checkpoint"):
             load_checkpoint(path)
+
+
+@pytest.mark.parametrize("change", ["compressed", "larger", "fewer", "legacy cut"])
+def test_archives_that_are_not_what_they_say(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    if change == "legacy cut":
+        torch.save(made("finetune").to_dict(), path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        content = made("finetune").to_dict() | {"encoder": {"w": torch.zeros(2**23)}}
+        torch.save(content if change == "compressed" else made("finetune").to_dict(), path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {info.filename: archive.read(info) for info in archive.infolist()}
+        if change == "fewer":
+            del parts["best/data/0"]
+        if change == "larger":  # the pickle says that a tensor has more numbers than the part
+            parts["best/data.pkl"] = parts["best/data.pkl"].replace(b"K\x06t", b"J\xff\xff\xff\x7ft")
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if change == "compressed" else zipfile.ZIP_STORED) as to:
+            for name, part in parts.items():
+                to.writestr(name, part)
+    with pytest.raises(ValueError, match=r"best\.pt: not a readable checkpoint") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in (tmp_path / "pipe.pt", Path("/dev/zero")):
+        with pytest.raises(FileNotFoundError, match=path.name):
+            load_checkpoint(path)
+
+
+def test_no_number_that_is_none_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, made())
+    before = path.read_bytes()
+    for changes in (
+        {"optimizer": {"state": {0: {"momentum_buffer": torch.tensor([1.0, math.inf])}}, "param_groups": []}},
+        {"model": {"w": torch.tensor([math.nan])}},
+    ):
+        with pytest.raises(ValueError, match=r"last\.pt: not written after epoch 4: .* numbers that are NaN"):
+            save_checkpoint(path, replace(made(epoch=4), **changes))
+    large = replace(made(epoch=4), model={"w": torch.full((4,), 3e38)})  # whose sum is infinite
+    assert path.read_bytes() == before
+    save_checkpoint(path, large)
+    assert load_checkpoint(path).epoch == 4
