@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from sscl.reading import parse_json
+from sscl.words import beginning
 
 try:
     import fcntl
@@ -166,6 +167,7 @@ def _said_by(file: IO[bytes]) -> str:
     try:
         file.seek(0)
         found = parse_json(file.read(2**16))
-        return f"process {found['process']} on {found['host']} writes there since {found['since']} ({found['command']})"
+        process, host, since, command = (beginning(str(found[key])) for key in ("process", "host", "since", "command"))
+        return f"process {process} on {host} writes there since {since} ({command})"
     except (OSError, ValueError, TypeError, KeyError):  # it is just being written
         return "another process writes there"
