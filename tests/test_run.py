@@ -221,7 +221,10 @@ FOREIGN = {
     '{"epoch": 2, "loss": 1e999}': "loss",
     '{"epoch": 2, "loss": "<b>"}': "loss",
     '{"epoch": 2, "loss": null}': "loss",
-    '{"epoch": 2, "loss": ' + "9" * 400 + "}": "not JSON",
+    '{"epoch": 2, "loss": ' + "9" * 400 + "}": "loss",
+    '{"epoch": 2, "loss": 1e300}': "loss",
+    '{"epoch": ' + "9" * 20 + ', "loss": 1}': "epoch",
+    '{"epoch": 2, "speed": 1}': "has no 'loss'",
     '{"epoch": 2, "loss": ' + "9" * 5000 + "}": "not JSON",
     "[" * 100_000: "not JSON",
     "\x00\x01": "not JSON",
@@ -238,7 +241,7 @@ def test_a_line_that_is_no_row_is_named_by_readers_and_dropped_by_a_resumption(t
     path.write_text(text, errors="surrogateescape")
     (tmp_path / "config.yaml").write_text("train: {epochs: 9}\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: line [34]: .*" + FOREIGN[line]):
-        run.read_metrics(path)
+        run.read_metrics(path, needs=["loss"])
     assert str(run.unfinished(tmp_path)).startswith("unfinished: epoch ")
     log = run.MetricsLog(tmp_path, keep_epochs=3, needs=["loss"])
     whole = [row(1), row(3)] if FOREIGN[line] else [row(1)]  # nothing is read after a line without an end

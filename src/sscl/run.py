@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import sys
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 MetricsRow = dict[str, float]  # a row of metrics.jsonl by name; "epoch", from 1, is whole
+# What every row of a training has.
+PRETRAIN_ROW = ("loss", "loss_relative", "positive_similarity", "negative_similarity")
+FINETUNE_ROW = ("train_loss", "validation_loss")
 
 
 def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False, trains: bool = False) -> Path:
@@ -276,8 +278,11 @@ class MetricsLog:
             self._writer.close()
 
 
-def read_metrics(path: Path) -> list[MetricsRow]:
+def read_metrics(path: Path, *, needs: Collection[str] = ()) -> list[MetricsRow]:
     """Return the rows of a metrics.jsonl, without a last line that a killed run left half written.
+
+    Args:
+        needs: keys that every row has, such as FINETUNE_ROW.
 
     Raises:
         FileNotFoundError: no such file.
@@ -289,8 +294,12 @@ def read_metrics(path: Path) -> list[MetricsRow]:
     for number, row in _parsed(path):
         if row == HALF_WRITTEN:
             continue
-        if not isinstance(row, str) and rows and row["epoch"] <= rows[-1]["epoch"]:
-            row = f"epoch {row['epoch']} comes after epoch {rows[-1]['epoch']}"
+        if not isinstance(row, str):
+            lacks = [key for key in needs if key not in row]
+            if lacks:
+                row = f"has no {lacks[0]!r}"
+            elif rows and row["epoch"] <= rows[-1]["epoch"]:
+                row = f"epoch {row['epoch']} comes after epoch {rows[-1]['epoch']}"
         if isinstance(row, str):
             raise ValueError(f"{path}: line {number}: {row}; remove that line")
         rows.append(row)
@@ -325,6 +334,8 @@ def kept_rows(path: Path, *, epochs: int, needs: Collection[str] = ()) -> tuple[
 HALF_WRITTEN = "half written"
 _LOG_BYTES = 32 * 2**20  # far more than any training writes
 _LINE_BYTES = 2**20
+_LARGEST = 1e38  # float32
+_EPOCHS = 10**6
 
 
 def _parsed(path: Path) -> Iterator[tuple[int, MetricsRow | str]]:
@@ -355,12 +366,12 @@ def _row_of(line: bytes) -> MetricsRow | str:
         if not isinstance(row, dict):
             return "no row of metrics, which is a JSON object"
         for key, value in row.items():
-            if type(value) not in (int, float) or not math.isfinite(value):
-                return f"{key!r} is no finite number"
-    except (ValueError, RecursionError, OverflowError):  # an integer beyond a float
+            if type(value) not in (int, float) or not abs(value) <= _LARGEST:
+                return f"{key!r} is not a number up to {_LARGEST:g}"
+    except (ValueError, RecursionError):
         return "not JSON"
-    if type(row.get("epoch")) is not int or row["epoch"] < 1:
-        return "has no 'epoch', a whole number from 1"
+    if type(row.get("epoch")) is not int or not 1 <= row["epoch"] <= _EPOCHS:
+        return f"has no 'epoch' from 1 to {_EPOCHS}"
     return row
 
 

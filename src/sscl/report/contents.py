@@ -154,7 +154,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
     for name, folder in _numbered("pretrain", sources):
         log, used = folder / "metrics.jsonl", start is not None and folder.resolve() == start.resolve()
         with reading(log):
-            rows = run.read_metrics(log) if log.is_file() else []
+            rows = run.read_metrics(log, needs=run.PRETRAIN_ROW) if log.is_file() else []
             section = studies.pretraining(
                 name,
                 config=settings_of(PretrainConfig, folder),

@@ -94,7 +94,7 @@ def read_subject(folder: Path, there: Path) -> Subject:
     subject = Subject(
         folder=folder,
         trained=trained,
-        log=run.read_metrics(log) if log.is_file() else [],
+        log=run.read_metrics(log, needs=run.FINETUNE_ROW) if log.is_file() else [],
         evaluated=there,
         report=read_record(Evaluation, there / records.FILE, made_by="sscl eval"),
         found=read_predictions(there / "predictions.csv"),

@@ -105,11 +105,6 @@ def open_run(
 # --- going on with a run ---
 
 
-# What every row of metrics.jsonl has.
-PRETRAIN_ROW = ("loss", "loss_relative", "positive_similarity", "negative_similarity")
-FINETUNE_ROW = ("train_loss", "validation_loss")
-
-
 def load_last(opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, kind: Kind, fingerprint: str) -> Checkpoint:
     """Return what the run to resume left in last.pt.
 
@@ -205,7 +200,7 @@ def start_log(
     (opened.folder / run.ENDING).unlink(missing_ok=True)
     if changed_keys(kept.config, config):  # the tiles have moved
         writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
-    needs = PRETRAIN_ROW if isinstance(config, PretrainConfig) else FINETUNE_ROW
+    needs = run.PRETRAIN_ROW if isinstance(config, PretrainConfig) else run.FINETUNE_ROW
     log = run.MetricsLog(opened.folder, keep_epochs=kept.epoch, needs=needs, tensorboard=config.log.tensorboard)
     if log.dropped:
         print(log.dropped)
