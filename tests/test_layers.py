@@ -31,6 +31,7 @@ FLOORS = (
     "augment",
     "losses",
     "data",
+    "metrics_log",
     "run",
     "models",
     "evaluate",

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from sscl import __version__, run, writing
+from sscl import __version__, metrics_log, run, writing
 from sscl.config import DemoConfig
 from sscl.models import checkpoint
 
@@ -167,7 +167,7 @@ def row(epoch: int) -> dict[str, Any]:
 
 
 def test_each_row_is_on_disk_at_once(tmp_path):
-    log = run.MetricsLog(tmp_path)
+    log = metrics_log.MetricsLog(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     for epoch in (1, 2):
         log.append(row(epoch))
@@ -177,7 +177,7 @@ def test_each_row_is_on_disk_at_once(tmp_path):
 
 
 def test_a_row_that_is_not_a_number_is_refused_whole(tmp_path):
-    log = run.MetricsLog(tmp_path)
+    log = metrics_log.MetricsLog(tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         log.append({"epoch": 1, "loss": float("nan")})
     assert log.rows == []
@@ -185,29 +185,29 @@ def test_a_row_that_is_not_a_number_is_refused_whole(tmp_path):
 
 
 def test_a_resumed_log_keeps_the_epochs_of_the_checkpoint(tmp_path):
-    log = run.MetricsLog(tmp_path)
+    log = metrics_log.MetricsLog(tmp_path)
     for epoch in (1, 2, 3):
         log.append(row(epoch))
-    resumed = run.MetricsLog(tmp_path, keep_epochs=2)
+    resumed = metrics_log.MetricsLog(tmp_path, keep_epochs=2)
     assert resumed.rows == [row(1), row(2)]
     resumed.append({**row(3), "speed": 6.0})
-    assert run.read_metrics(tmp_path / "metrics.jsonl") == [row(1), row(2), {**row(3), "speed": 6.0}]
-    assert run.MetricsLog(tmp_path).rows == []  # a run that starts anew
+    assert metrics_log.read_metrics(tmp_path / "metrics.jsonl") == [row(1), row(2), {**row(3), "speed": 6.0}]
+    assert metrics_log.MetricsLog(tmp_path).rows == []  # a run that starts anew
 
 
 def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(row(1)) + "\n" + json.dumps(row(2))[:7])
-    assert run.MetricsLog(tmp_path, keep_epochs=2).rows == [row(1)]
+    assert metrics_log.MetricsLog(tmp_path, keep_epochs=2).rows == [row(1)]
     assert path.read_text() == json.dumps(row(1)) + "\n"
     path.write_text(json.dumps(row(1)))  # whole: an editor has left out the line's end
-    assert run.read_metrics(path) == [row(1)]
+    assert metrics_log.read_metrics(path) == [row(1)]
 
 
 def test_a_file_without_the_log_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
-        run.read_metrics(tmp_path / "metrics.jsonl")
-    assert run.MetricsLog(tmp_path, keep_epochs=2).rows == []
+        metrics_log.read_metrics(tmp_path / "metrics.jsonl")
+    assert metrics_log.MetricsLog(tmp_path, keep_epochs=2).rows == []
 
 
 FOREIGN = {
@@ -241,11 +241,11 @@ def test_a_line_that_is_no_row_is_named_by_readers_and_dropped_by_a_resumption(t
     path.write_text(text, errors="surrogateescape")
     (tmp_path / "config.yaml").write_text("train: {epochs: 9}\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: line [34]: .*" + FOREIGN[line]):
-        run.read_metrics(path, needs=["loss"])
+        metrics_log.read_metrics(path, needs=["loss"])
     assert str(run.unfinished(tmp_path)).startswith("unfinished: epoch ")
-    log = run.MetricsLog(tmp_path, keep_epochs=3, needs=["loss"])
+    log = metrics_log.MetricsLog(tmp_path, keep_epochs=3, needs=["loss"])
     whole = [row(1), row(3)] if FOREIGN[line] else [row(1)]  # nothing is read after a line without an end
-    assert log.rows == whole == run.read_metrics(path)
+    assert log.rows == whole == metrics_log.read_metrics(path)
     assert log.dropped.startswith(f"{path}: drops ")
     assert "1 line, the first is " in log.dropped or "2 lines, the first is " in log.dropped
     assert f"no row for {3 - len(whole)} of 3 epochs" in log.dropped
@@ -254,11 +254,11 @@ def test_a_line_that_is_no_row_is_named_by_readers_and_dropped_by_a_resumption(t
 def test_rows_of_two_writers_and_of_another_command(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f"{json.dumps(row(epoch))}\n" for epoch in (1, 55, 56, 2, 57)) + '{"epoch": 3, "x": 1}\n')
-    log = run.MetricsLog(tmp_path, keep_epochs=3, needs=["loss"])
+    log = metrics_log.MetricsLog(tmp_path, keep_epochs=3, needs=["loss"])
     assert log.rows == [row(1), row(2)]
     assert "3 rows after epoch 3" in log.dropped
     path.write_text("")
-    assert run.MetricsLog(tmp_path, keep_epochs=3).dropped == f"{path}: has no row for 3 of 3 epochs"
+    assert metrics_log.MetricsLog(tmp_path, keep_epochs=3).dropped == f"{path}: has no row for 3 of 3 epochs"
     assert run.unfinished(tmp_path) is None  # no configuration: not a run
 
 
@@ -272,13 +272,13 @@ def scalars(folder: Path, key: str) -> list[tuple[int, float]]:
 
 def test_tensorboard_events(tmp_path):
     pytest.importorskip("tensorboard")
-    run.check_tensorboard()
-    log = run.MetricsLog(tmp_path, tensorboard=True)
+    metrics_log.check_tensorboard()
+    log = metrics_log.MetricsLog(tmp_path, tensorboard=True)
     for epoch in (1, 2, 4):
         log.append(row(epoch))
     log.close()
     assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (4, 0.25)]
-    resumed = run.MetricsLog(tmp_path, keep_epochs=2, tensorboard=True)
+    resumed = metrics_log.MetricsLog(tmp_path, keep_epochs=2, tensorboard=True)
     resumed.append(row(8))
     resumed.close()
     assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (8, 0.125)]
@@ -287,7 +287,7 @@ def test_tensorboard_events(tmp_path):
 def test_tensorboard_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"log\.tensorboard: TensorBoard is not installed; pip install"):
-        run.check_tensorboard()
+        metrics_log.check_tensorboard()
 
 
 def test_a_run_that_stopped_early_and_lost_its_last_checkpoint_has_not_ended(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def findings(work: Path) -> dict[str, Any]:
     tests = counted(work / "tests.xml") if (work / "tests.xml").is_file() else None
     if tests is not None:
         found["tests"] = tests
-    from sscl.run import read_metrics  # needs pydantic, which may have come as a wheel
+    from sscl.metrics_log import read_metrics  # needs pydantic, which may have come as a wheel
 
     study: dict[str, Any] = {}
     for command in ("pretrain", "finetune"):

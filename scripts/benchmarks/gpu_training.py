@@ -17,9 +17,9 @@ import torch
 from gpu_measure import Bench, Found, Observed, command, observe, per_call, trace
 from sscl.draws import Augmentation
 from sscl.losses import cross_view_info_nce, nt_xent
+from sscl.metrics_log import MetricsRow, read_metrics
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import ContrastiveModel, build_projection
-from sscl.run import MetricsRow, read_metrics
 from sscl.train import optim
 from sscl.train.step import ContrastiveStep, Views
 from step import QUICK, Case, against_lightly, caching, our_step, row, some_tiles, synthetic_step, views_of

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sscl.config import read_yaml
+from sscl.metrics_log import read_metrics
 from sscl.models.torch_files import read_torch_file
-from sscl.run import read_metrics
 
 # What is never the same twice, by key of JSON and as text.
 _TIMES = re.compile("seconds|per_second|busy|date|command|memory|_gb|threads|made|bytes|sha256")

@@ -24,10 +24,11 @@ from sscl.evaluate.predictions import read_predictions
 from sscl.evaluate.probe_results import ProbeReport
 from sscl.evaluate.records import Evaluation
 from sscl.explain.records import Localisation, MapChecks
+from sscl.metrics_log import read_metrics
 from sscl.models.exports import ExportReport
 from sscl.records import read_record
 from sscl.report.predicted import Summary
-from sscl.run import Ending, Environment, read_metrics, unfinished
+from sscl.run import Ending, Environment, unfinished
 from sscl.train.fold_report import FoldsReport
 from torturing import bombs, poison
 from torturing.fed import Fed, strange

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import children, run, writing
+from sscl import children, metrics_log, run, writing
 from sscl.config import CompareConfig, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
@@ -339,7 +339,7 @@ def draw(
     seeds = f"seed {config.seeds[0]}" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds (thick: mean)"
     histories: dict[str, dict[str, list[list[dict[str, float]]]]] = {}  # by fraction of the labels, and by entry
     for steps in rows.values():
-        logs = [run.read_metrics(step.folder / "metrics.jsonl") for step in steps]
+        logs = [metrics_log.read_metrics(step.folder / "metrics.jsonl") for step in steps]
         histories.setdefault(steps[0].labels, {})[steps[0].entry.name] = logs
     comparison_plots.plot_overlaid(histories, series=CURVES, path=out / "curves.png", title=f"Validation, {seeds}")
     written = ["curves.png"]

@@ -11,11 +11,11 @@ from sscl.data.load import has_validation
 from sscl.data.synthetic import SAID
 from sscl.evaluate import evaluation_text
 from sscl.evaluate.metrics import MANY_CLASSES, OF_A_CLASS, confusions, shown_of, worst_classes
+from sscl.metrics_log import MetricsRow
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.report.subject import Subject
-from sscl.run import MetricsRow
 from sscl.words import some
 
 _COLUMNS = 10  # of a table of classes; of more, a class is a row

@@ -8,10 +8,10 @@ from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.comparison_tables import comparison_tables
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.records import Evaluation
+from sscl.metrics_log import MetricsRow
 from sscl.plots import comparison as comparison_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
-from sscl.run import MetricsRow
 from sscl.train.fold_report import FoldsReport, Scores
 from sscl.words import some
 

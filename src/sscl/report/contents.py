@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from sscl import run
+from sscl import metrics_log, run
 from sscl.config import AuditConfig, DataConfig, GradcamConfig, MapConfig, PretrainConfig, ReportConfig, plain, validate
 from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
@@ -14,6 +14,7 @@ from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.records import Evaluation
 from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
 from sscl.explain.targets import resolve_target
+from sscl.metrics_log import MetricsRow
 from sscl.models.checkpoint import run_of
 from sscl.records import read_record
 from sscl.report import classifier, comparisons, decisions, heatmaps, studies, summary
@@ -22,7 +23,6 @@ from sscl.report.folders import Sources, reading, record_of, settings_of
 from sscl.report.page.content import Content, Gallery
 from sscl.report.subject import Subject, count_tiles, interrupted, started_from, worksheet_id
 from sscl.report.tiles import build_gallery
-from sscl.run import MetricsRow
 from sscl.train.fold_report import FoldsReport
 from sscl.train.health import collapse_warning
 from sscl.words import listed, shortened
@@ -154,7 +154,7 @@ def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
     for name, folder in _numbered("pretrain", sources):
         log, used = folder / "metrics.jsonl", start is not None and folder.resolve() == start.resolve()
         with reading(log):
-            rows = run.read_metrics(log, needs=run.PRETRAIN_ROW) if log.is_file() else []
+            rows = metrics_log.read_metrics(log, needs=metrics_log.PRETRAIN_ROW) if log.is_file() else []
             section = studies.pretraining(
                 name,
                 config=settings_of(PretrainConfig, folder),
@@ -193,7 +193,7 @@ def logs_of(folder: Path, report: Comparison) -> dict[str, list[MetricsRow]]:
     for name in (one.folder for row in report.rows for one in row.runs):
         for where in (Path(name), folder / "runs" / Path(name).name):
             if (where / "metrics.jsonl").is_file():
-                found[name] = run.read_metrics(where / "metrics.jsonl")
+                found[name] = metrics_log.read_metrics(where / "metrics.jsonl")
                 break
     return found
 

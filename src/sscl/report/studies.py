@@ -9,10 +9,11 @@ from pathlib import Path
 from sscl.config import PretrainConfig
 from sscl.data.audit import Audit
 from sscl.evaluate.verdicts import Outcome
+from sscl.metrics_log import MetricsRow
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number
-from sscl.run import Environment, MetricsRow
+from sscl.run import Environment
 from sscl.train.health import knn_verdict
 
 _PAIRS = 12  # of an audit that are listed

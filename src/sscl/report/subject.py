@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sscl import run
+from sscl import metrics_log
 from sscl.config import DataConfig
 from sscl.data.load import has_validation, load_tiles, merge_data
 from sscl.evaluate import records
@@ -17,12 +17,12 @@ from sscl.evaluate.lineage import Choice
 from sscl.evaluate.metrics import confusion_matrix
 from sscl.evaluate.predictions import TilePredictions, read_predictions
 from sscl.evaluate.records import Evaluation
+from sscl.metrics_log import MetricsRow
 from sscl.models import checkpoint
 from sscl.models.checkpoint import Checkpoint
 from sscl.records import read_record
 from sscl.report import blocks
 from sscl.report.folders import Sources, kind_of
-from sscl.run import MetricsRow
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def read_subject(folder: Path, there: Path) -> Subject:
     subject = Subject(
         folder=folder,
         trained=trained,
-        log=run.read_metrics(log, needs=run.FINETUNE_ROW) if log.is_file() else [],
+        log=metrics_log.read_metrics(log, needs=metrics_log.FINETUNE_ROW) if log.is_file() else [],
         evaluated=there,
         report=read_record(Evaluation, there / records.FILE, made_by="sscl eval"),
         found=read_predictions(there / "predictions.csv"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sscl.run import MetricsRow
+from sscl.metrics_log import MetricsRow
 
 
 def draw_pretraining(rows: list[MetricsRow], path: Path) -> None:

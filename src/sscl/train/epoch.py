@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from sscl.config import PretrainConfig
+from sscl.metrics_log import MetricsRow
 from sscl.models.calibration import KeptCalibration
-from sscl.run import MetricsRow
 from sscl.train.health import knn_verdict
 from sscl.train.objectives import OBJECTIVES
 from sscl.train.pace import Pace

@@ -24,6 +24,7 @@ from sscl.data.task import outcome_warnings
 from sscl.device import autocast, pick_device, sum_dtype
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
+from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models import features
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
@@ -31,7 +32,7 @@ from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_c
 from sscl.models.classifier import inference_precision, positive_class
 from sscl.models.start import inherit
 from sscl.progress import Bar
-from sscl.run import Ending, MetricsLog, MetricsRow
+from sscl.run import Ending
 from sscl.train import optim
 from sscl.train.curves import draw_finetuning
 from sscl.train.epoch import STOPPED, Best, check_finite_mean

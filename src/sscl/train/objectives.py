@@ -18,7 +18,7 @@ from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.evaluate import metrics
 from sscl.losses import cross_view_at_collapse, cross_view_info_nce, focal_loss, nt_xent, nt_xent_at_collapse
-from sscl.run import MetricsRow
+from sscl.metrics_log import MetricsRow
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits (N, K) and labels (N,)
 ContrastLoss = Callable[..., torch.Tensor]  # nt_xent or cross_view_info_nce

@@ -21,13 +21,13 @@ from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import Later, sum_dtype
 from sscl.draws import Augmentation
+from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.start import Start, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
-from sscl.run import MetricsLog, MetricsRow
 from sscl.train import optim
 from sscl.train.curves import draw_pretraining
 from sscl.train.epoch import EpochMeans, check_finite, losses_by_source, print_summary

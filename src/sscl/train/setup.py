@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sscl import augment, ranks, run, writing
+from sscl import augment, metrics_log, ranks, run, writing
 from sscl.config import Change, FinetuneConfig, PretrainConfig, changed_keys, plain, shown
 from sscl.config.training import PretrainTrainConfig
 from sscl.data.tiles import tile_budget_gb
@@ -85,7 +85,7 @@ def open_run(
     if not resume:
         run.check_inputs_outside(folder, inputs)
     if config.log.tensorboard:
-        run.check_tensorboard()
+        metrics_log.check_tensorboard()
     world, first = ranks.world_size(), ranks.rank() == 0
     over = f", {world} ranks" if world > 1 else ""
     how = f"precision {precision}{', deterministic' if config.deterministic else ''}"
@@ -185,7 +185,7 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
 def start_log(
     opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, overwrite: bool, kept: Checkpoint | None = None
-) -> run.MetricsLog | None:
+) -> metrics_log.MetricsLog | None:
     """Make the run folder, once all ranks have checked it, and return its log; None on ranks that do not write.
 
     Args:
@@ -196,12 +196,12 @@ def start_log(
         return None
     if kept is None:
         run.start_folder(opened.folder, config, overwrite=overwrite)
-        return run.MetricsLog(opened.folder, tensorboard=config.log.tensorboard)
+        return metrics_log.MetricsLog(opened.folder, tensorboard=config.log.tensorboard)
     (opened.folder / run.ENDING).unlink(missing_ok=True)
     if changed_keys(kept.config, config):  # the tiles have moved
         writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
-    needs = run.PRETRAIN_ROW if isinstance(config, PretrainConfig) else run.FINETUNE_ROW
-    log = run.MetricsLog(opened.folder, keep_epochs=kept.epoch, needs=needs, tensorboard=config.log.tensorboard)
+    needs = metrics_log.PRETRAIN_ROW if isinstance(config, PretrainConfig) else metrics_log.FINETUNE_ROW
+    log = metrics_log.MetricsLog(opened.folder, keep_epochs=kept.epoch, needs=needs, tensorboard=config.log.tensorboard)
     if log.dropped:
         print(log.dropped)
     return log
