@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sscl import writing
 from sscl.places import missing
+from sscl.reading import parse_json
 from sscl.words import count
 from sscl.writing import naming, write_text
 
@@ -155,13 +156,13 @@ def parsed(path: Path) -> Iterator[tuple[int, MetricsRow | str]]:
 def _row_of(line: bytes) -> MetricsRow | str:
     """Return the row in a line, or why it is none."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = parse_json(line)
         if not isinstance(row, dict):
             return "no row of metrics, which is a JSON object"
         for key, value in row.items():
             if type(value) not in (int, float) or not abs(value) <= _LARGEST:
                 return f"{key!r} is not a number up to {_LARGEST:g}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return "not JSON"
     if type(row.get("epoch")) is not int or not 1 <= row["epoch"] <= _EPOCHS:
         return f"has no 'epoch' from 1 to {_EPOCHS}"

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +19,6 @@ from sscl.config import Section, plain, read_yaml
 from sscl.metrics_log import parsed
 from sscl.records import Record, read_record, write_record
 from sscl.writing import is_bare, is_ours, to_yaml, write_text
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False, trains: bool = False) -> Path:

@@ -471,7 +471,7 @@ def test_early_stopping_counts_as_complete(study: Study) -> None:
 def write_last(step: plan.Step, *, epoch: int) -> None:
     """Write what a training goes on from."""
     parts = {"model": {"w": torch.zeros(1)}, "optimizer": {"state": {}}, "scaler": {}}
-    made = replace(blank(step.config, epoch=epoch), validation=None, calibration=None, **parts)
+    made = replace(blank(step.config, epoch=epoch), validation=None, calibration=None, head={}, **parts)
     checkpoint.save_checkpoint(step.folder / "checkpoints/last.pt", made)
 
 
