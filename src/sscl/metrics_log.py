@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sscl import writing
 from sscl.places import missing
 from sscl.reading import parse_json
-from sscl.words import count
+from sscl.words import count, short
 from sscl.writing import naming, write_text
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ def _row_of(line: bytes) -> MetricsRow | str:
         for key, value in row.items():
             if type(value) not in (int, float) or not abs(value) <= _LARGEST:
                 return f"{key!r} is not a number up to {_LARGEST:g}"
-    except ValueError:
-        return "not JSON"
+    except ValueError as error:
+        return f"not JSON ({short(str(error))})"
     if type(row.get("epoch")) is not int or not 1 <= row["epoch"] <= _EPOCHS:
         return f"has no 'epoch' from 1 to {_EPOCHS}"
     return row
