@@ -63,8 +63,7 @@ def test_a_set_that_is_read_counts_as_used_and_what_died_goes_with_the_next(cli:
     cached_tiles("a", (3, 16, 16, 3), lambda images: pytest.fail("decoded again"), cache_dir=cache)
     assert capsys.readouterr().out == ""  # known, and small
     assert time.time() - (cache / "tiles-a.npy").stat().st_mtime < 3600
-    cached_tiles("f", (1, 16, 16, 3), lambda images: images.fill(0), cache_dir=cache)
-    assert names(cache) == {"tiles-a", "tiles-b", "tiles-f", "features-c", "features-e", "notes"}
+    assert names(cache) == {"tiles-a", "tiles-b", "features-c", "features-e", "notes"}
 
 
 def test_a_folder_that_is_not_there(cli: Any, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def cached_outputs(
     """
     name = hashlib.sha256(repr((_ARRAYS_VERSION, *key)).encode()).hexdigest()[:32]
     folder = cache_folder(cache_dir)
+    remove_dead(folder)
     file = folder / f"features-{name}.npy"
     if os.path.lexists(file):
         try:
@@ -130,6 +131,7 @@ def noted_tiles(
         ValueError: the cache folder cannot be written; and what `fill` raises.
     """
     folder = cache_folder(cache_dir)
+    remove_dead(folder)
     file = folder / f"tiles-{key}.npy"
     size = int(np.prod(shape))
     found = None
@@ -153,10 +155,9 @@ def noted_tiles(
 
 @contextlib.contextmanager
 def _written(folder: Path, *, what: str, size: int) -> Iterator[None]:
-    """Make the folder, and clear away what killed processes left; turn an OSError into one line."""
+    """Make the folder; turn an OSError into one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_dead(folder)
         yield
     except OSError as error:
         raise_if_short(error)
