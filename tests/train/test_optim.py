@@ -394,3 +394,37 @@ def test_a_first_step_that_a_scaler_skips_leaves_no_trace(name, wrap):
         after.append(weight.detach())
     assert not torch.equal(after[0], start)
     torch.testing.assert_close(*after)
+
+
+def stepped(name: str) -> torch.optim.Optimizer:
+    net = small_net()
+    optimizer = build_optimizer(name, parameter_groups(net, learning_rate=0.1, weight_decay=0.1))
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_state_of_another_optimizer_or_of_nonsense_is_refused(name):
+    fresh = build_optimizer(name, parameter_groups(small_net(), learning_rate=0.1, weight_decay=0.1))
+    state = stepped(name).state_dict()
+    for group in state["param_groups"]:
+        group.update({"lr": "fast", "momentum": None, "peak_lr": -1})
+    optim.load_state(fresh, state)  # rates are those of the configuration
+    assert all((group["lr"], group["peak_lr"]) == (0.1, 0.1) for group in fresh.param_groups)
+    other = stepped("adamw" if name != "adamw" else "sgd").state_dict()
+    first = state["state"][0]
+    kept = next(key for key in first if key != "step")
+    for nonsense in (
+        other,
+        state | {"state": {0: {}, 1: {kept: "text"}}},
+        state | {"state": {0: first | {kept: torch.zeros(1, 2, 3)}}},
+        state | {"param_groups": []},
+        state | {"param_groups": "text"},
+        {"state": {}},
+        {},
+    ):
+        blank = build_optimizer(name, parameter_groups(small_net(), learning_rate=0.1, weight_decay=0.1))
+        with pytest.raises((ValueError, KeyError, AttributeError, TypeError)):
+            optim.load_state(blank, nonsense)
