@@ -421,3 +421,11 @@ def test_dir_shows_what_is_imported_on_demand():
     import sscl
 
     assert {"load", "__version__"} <= set(dir(sscl))
+
+
+def test_a_link_to_itself_is_named(capsys, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    code, _, err = call(capsys, "pretrain", f"data.root={tmp_path / 'loop'}", f"run={tmp_path / 'r'}", "device=cpu")
+    assert code == 2
+    assert len(err) == 1
+    assert str(tmp_path / "loop") in err[0]

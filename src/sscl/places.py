@@ -52,12 +52,20 @@ def missing(path: str | os.PathLike[str], what: str) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that can be printed and written: bytes that are not UTF-8 as \\xNN."""
+    """Return a file's name as text of one line: bytes that are not UTF-8 as \\xNN, and control characters too.
+
+    Examples:
+        >>> printable("a" + chr(10) + "b.png") == "a" + chr(92) + "nb.png"
+        True
+    """
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    return name
+        name = os.fsencode(name).decode("utf-8", "backslashreplace")
+    if name.isprintable():
+        return name
+    control = ("Cc", "Zl", "Zp")  # a space of another kind is no control character
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in control else letter for letter in name)
 
 
 def one_form(name: str) -> str:

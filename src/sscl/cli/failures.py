@@ -20,6 +20,8 @@ LOST_RANK = "gloo|nccl|timed out|connection"
 def in_one_line(error: BaseException, command: str) -> str | None:
     """Return what went wrong and what to do in a command; None where the error looks like a bug in sscl."""
     text = str(error).lower()
+    if loop := re.fullmatch("Symlink loop from '(.*)'", str(error), re.DOTALL):  # of Path.resolve, before Python 3.13
+        return f"{loop[1]}: is a link that leads to itself; correct or remove it"
     if re.search(MEMORY_OF_GPU, text):
         return f"out of GPU memory: {_less_memory(command)}"
     if re.search(NOT_STARTED, text):

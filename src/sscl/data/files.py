@@ -103,7 +103,7 @@ def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
         return
     seen.add(real)
     if printable(name) != name:
-        found.faults.append((printable(name), "its name is not UTF-8; rename it"))
+        found.faults.append((printable(name), "its name is not UTF-8 or has a control character; rename it"))
         return
     found.names.append(name)
     found.files.append(file)

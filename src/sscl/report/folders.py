@@ -59,6 +59,8 @@ def _not_written_by_sscl(folder: Path) -> str:
     """Return why a folder cannot be used, and what to name instead."""
     if folder.is_file():
         return "is a file; name the folder of a run"
+    if not folder.is_dir():
+        return "is no folder; name the folder of a run"
     if (folder / "predictions.csv").is_file() and kind_of(folder.parent) == "finetune":
         return f"is an evaluation; name its run, {folder.parent}"
     below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
