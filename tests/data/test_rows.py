@@ -260,3 +260,16 @@ def test_batches_arrive_whole_on_a_gpu_that_is_behind(parts):
             heavy = torch.tanh(heavy @ heavy)
         found.append(batch)
     np.testing.assert_array_equal(torch.stack(found).cpu(), np.concatenate(parts)[order])
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="read through the mapping")
+def test_a_file_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 2, 2, 3), np.uint8))
+    rows = Rows([np.load(tmp_path / "a.npy", mmap_mode="r")])
+    number = rows._arrays[0]._file
+    assert number is not None
+    unreadable = os.open(tmp_path / "b", os.O_WRONLY | os.O_CREAT)
+    os.dup2(unreadable, number)
+    os.close(unreadable)
+    with pytest.raises(OSError, match=r"a\.npy"):
+        rows[:]

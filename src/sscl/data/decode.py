@@ -8,6 +8,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +168,7 @@ def _serve() -> None:
     """Decode what standard input asks for, until it ends: what a worker process does."""
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing that prints may get in between
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as in `sscl.cli`
     with contextlib.suppress(EOFError):
         file, exact_size_px, fit = pickle.load(asked)
         images = np.load(file, mmap_mode="r+")

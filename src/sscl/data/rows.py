@@ -184,5 +184,10 @@ class _Array:
                 os.posix_fadvise(self._file, start, size, os.POSIX_FADV_WILLNEED)
         target = out.data.cast("B")
         for start, place in zip(starts, (places * size).tolist(), strict=True):
-            if os.preadv(self._file, [target[place : place + size]], start) != size:
+            try:
+                read = os.preadv(self._file, [target[place : place + size]], start)
+            except OSError as error:  # of a disk or a server that fails; the system does not know the name
+                error.filename = str(self._name)
+                raise
+            if read != size:
                 raise OSError(f"{self._name}: was truncated while in use; start again")
