@@ -140,13 +140,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
+def holding(path: Path) -> Iterator[None]:
     """Hold the lock of a file or folder to write, and first clear away what a killed process left beside it.
 
     Where this process holds it already, nothing happens.
-
-    Args:
-        wait: for a process that holds it.
 
     Raises:
         locks.InUse: another process writes there.
@@ -159,7 +156,7 @@ def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with naming(path):
             stack.enter_context(_folder(real.parent, what=path))
-            locked = stack.enter_context(locks.held(path, wait=wait))
+            locked = stack.enter_context(locks.held(path))
             _put_back(real)
         if not locked:
             print(f"note: no file can be locked in {real.parent}: let no other command write {path} meanwhile")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,17 @@ def test_a_folder_with_nothing_but_what_a_killed_process_left_is_ours(cli: Any, 
     assert writing.is_bare(run)
     assert cli.finetune(run).code == 0
     assert list(tmp_path.rglob(".*")) == []
+
+
+def test_a_model_card_that_another_process_writes_is_left_to_it(
+    cli: Any, finetuned: Path, tmp_path: Path, hold: Any
+) -> None:
+    run = shutil.copytree(finetuned, tmp_path / "run")
+    card = run / "MODEL_CARD.md"
+    before = card.read_text()
+    other = hold(card)
+    result = cli.evaluate(run, "--overwrite")
+    assert result.code == 0
+    assert (run / "eval_test" / "metrics.json").is_file()
+    assert f"note: {card}: process {other.pid} on " in result.out
+    assert card.read_text() == before

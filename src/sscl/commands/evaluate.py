@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sscl import run, writing
+from sscl import locks, run, writing
 from sscl.config import EvalConfig
 from sscl.data import task
 from sscl.data.load import all_rows, describe_tiles, load_tiles
@@ -142,8 +142,11 @@ def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Pat
         return
     section = card_results.test_section(report, trained_on=trained.trained_on, folder=out)
     external = card_results.external_part(report.data, split=report.split) if report.external else None
-    with writing.holding(path, wait=True):  # another evaluation may write its part just now
-        why_not = card_results.refresh(path, section, external=external)
+    try:
+        with writing.holding(path):  # another evaluation may write its part just now
+            why_not = card_results.refresh(path, section, external=external)
+    except locks.InUse as error:
+        why_not = f"{error}; the card was left unchanged"
     which = "test metrics" if external is None else f"section {external.title!r}"
     print(f"note: {why_not}" if why_not is not None else f"updated the {which} in {path}")
 
