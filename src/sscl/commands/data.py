@@ -95,8 +95,8 @@ def describe(name: str, tiles: Tiles) -> str:
         lines.append(f"  groups: {len(sizes)}, each {count(low, 'tile') if low == high else f'{low} to {high} tiles'}")
     if tiles.votes is not None:
         agreeing = Counter(np.maximum(tiles.votes, ANNOTATORS - tiles.votes).tolist())
-        shown = (f"{n}/{ANNOTATORS}: {agreeing[n]}" for n in range(ANNOTATORS, MAJORITY - 1, -1))
-        lines.append(f"  annotators who agree: {', '.join(shown)}")
+        votes = (f"{n}/{ANNOTATORS}: {agreeing[n]}" for n in range(ANNOTATORS, MAJORITY - 1, -1))
+        lines.append(f"  annotators who agree: {', '.join(votes)}")
     return "\n".join(lines)
 
 

@@ -202,7 +202,7 @@ def most_probable(probabilities: FloatArray, *, also: Iterable[int]) -> dict[int
     Args:
         also: classes that are there in any case; a negative one is none.
     """
-    labels = range(len(probabilities))
+    labels = list(range(len(probabilities)))
     if len(labels) > MANY_CLASSES:
         kept = {*np.argsort(-probabilities)[:MANY_CLASSES].tolist(), *(int(label) for label in also if label >= 0)}
         labels = sorted(kept)
