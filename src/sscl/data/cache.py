@@ -220,7 +220,8 @@ def _check_some(found: Mapped, shape: tuple[int, ...]) -> None:
     if not len(found.array):
         return
     size = found.array[0].nbytes
-    drawn = np.random.default_rng().integers(len(found.array), size=np.clip(_LOOKED_AT_BYTES // size, *_LOOKED_AT))
+    most = min(len(found.array), int(np.clip(_LOOKED_AT_BYTES // size, *_LOOKED_AT)))
+    drawn = np.random.default_rng().choice(len(found.array), size=most, replace=False, shuffle=False)
     rows = np.unique([0, len(found.array) - 1, *drawn])
     starts = found.array.offset + rows * size
     # Read, not mapped: a page fault is a request of its own.
