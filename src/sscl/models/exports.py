@@ -15,6 +15,7 @@ from sscl.config import DataConfig
 from sscl.config.encoders import EncoderName, Means, OutputStride, StandardDeviations, Stem
 from sscl.config.sections import Section
 from sscl.records import Record
+from sscl.words import short
 
 
 class ExportedFacts(Record):
@@ -146,7 +147,6 @@ def exported_facts(path: str | Path) -> ExportedFacts | None:
     try:
         return ExportedFacts.model_validate_json(found)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise ValueError(
-            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}; export it again"
-        ) from None
+        fault = error.errors(include_input=False)[0]
+        place = ".".join(short(str(part)) for part in fault["loc"])
+        raise ValueError(f"{path}: {place}: {short(fault['msg'].lower(), most=200)}; export it again") from None

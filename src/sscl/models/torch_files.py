@@ -13,7 +13,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from sscl.file_kinds import binary_kind, text_kind
-from sscl.memory import raise_if_short
+from sscl.memory import free_ram, raise_if_short
 from sscl.models.tensors import leaves
 from sscl.places import missing
 from sscl.words import readable
@@ -74,7 +74,9 @@ def read_torch_file(path: str | Path) -> Any:
     except PermissionError:
         raise
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
-        raise_if_short(error)
+        free = free_ram()
+        if free is None or free < 3 * path.stat().st_size:  # otherwise it asked for more than it holds
+            raise_if_short(error)
         raise ValueError(
             f"{path}: not a readable checkpoint ({_reason(error)}); "
             "it is truncated, or was not written by torch.save or safetensors"
