@@ -19,6 +19,7 @@ from PIL import Image
 from sscl.data.decode import read_image
 from sscl.data.files import pixels_of
 from sscl.data.images import describe_changes, size_of
+from sscl.data.jpeg import damage_in
 
 SIDE = 32
 
@@ -427,3 +428,17 @@ def test_what_an_image_is_wide_is_read_from_its_header(tmp_path: Path) -> None:
     for name in ("pipe.png", "text.png", "none.png", "\0.png"):
         with pytest.raises(ValueError, match=r"\.png'?: "):
             size_of(tmp_path / name)
+
+
+def test_a_side_of_a_whole_slide_is_refused_before_it_is_resized(tmp_path: Path) -> None:
+    Image.new("1", (100_000, 2)).save(tmp_path / "x.png")
+    for fit in ("resize", "crop"):
+        with pytest.raises(ValueError, match=r"is 100,000×2 pixels, as whole slides are"):
+            read(tmp_path / "x.png", fit=fit)
+
+
+def test_the_scans_of_a_large_jpeg_are_fewer() -> None:
+    whole = many_scans(30)
+    assert not damage_in(whole)
+    at = whole.index(b"\xff\xc2") + 5
+    assert "scans" in damage_in(whole[:at] + struct.pack(">HH", 13_000, 13_000) + whole[at + 4 :])

@@ -43,6 +43,7 @@ CHANGES = {
     "cropped": "cut to the square in their middle (fit=crop)",
     "squashed": "not square, and made so by resizing (fit=resize)",
 }
+_MOST_SIDE_PX = 65_535  # as in JPEG
 _MOST_BYTES = 2**30  # of its file: more than that many pixels take without compression
 _SAME_COLOUR = 4  # of 255: a profile that moves no colour further is sRGB, by whatever name
 
@@ -143,6 +144,8 @@ def _decoded(image: Image.Image, *, size_px: int, fit: Fit) -> Decoded:
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise _NotUsableError(too_many_pixels(width * height))
+    if max(width, height) > _MOST_SIDE_PX:  # to resize it, Pillow would ask for 32 bytes for each pixel of a side
+        raise _NotUsableError(f"is {width:,}×{height:,} pixels, as whole slides are, and no tile; cut it into tiles")
     if min(width, height) < 1:
         raise _NotUsableError(f"has no pixels ({width}×{height})")
     if what := _too_deep(image):

@@ -14,7 +14,8 @@ import numpy as np
 _BEFORE_END = 24  # bytes in the last part: an intact picture needs some of them
 _AFTER_END = 24  # zeros in place of what follows the picture: a decoder reads a few bytes ahead
 _HOLE, _HOLE_IN_BITS = 48, 160  # zero bytes that are no data; in a scan that refines coefficients
-_MOST_SCANS = 100  # of a progressive file: each one, even if empty, takes the time of the whole picture
+# Of a progressive file: each scan, even if empty, takes the time of the whole picture. And pixels in all scans.
+_MOST_SCANS, _MOST_SCANNED = 100, 2**32
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _END = b"\xff\xd9"
@@ -57,7 +58,7 @@ def _scan(data: bytes) -> tuple[int, int, str]:
 
     Known where the data lies in one piece up to the end marker, as in all but progressive files.
     """
-    at, components, progressive, restarts, scans = 2, 0, False, False, 0
+    at, components, pixels, progressive, restarts, scans = 2, 0, 0, False, False, 0
     flat: dict[int, bool] = {}  # by number of the Huffman table: whether zero bits may be blocks of one colour
     while data[at : at + 1] == b"\xff" and at + 10 < len(data):
         marker, body = data[at + 1], at + 4
@@ -67,6 +68,7 @@ def _scan(data: bytes) -> tuple[int, int, str]:
         after = at + 2 + int.from_bytes(data[at + 2 : body], "big")
         if marker in (0xC0, 0xC1, 0xC2):
             components, progressive = data[body + 5], marker == 0xC2
+            pixels = int.from_bytes(data[body + 1 : body + 3], "big") * int.from_bytes(data[body + 3 : body + 5], "big")
         elif marker == 0xC4:
             flat |= _zeros_end_blocks(data[body:after])
         elif marker == 0xD9:  # the end; what follows it is no part of the picture
@@ -75,8 +77,8 @@ def _scan(data: bytes) -> tuple[int, int, str]:
             restarts = data[body : body + 2] != b"\0\0"
         elif marker == 0xDA:
             scans += 1
-            if scans > _MOST_SCANS:
-                return 0, 0, f"more than {_MOST_SCANS} scans"
+            if scans > min(_MOST_SCANS, _MOST_SCANNED // max(1, pixels)):
+                return 0, 0, f"more than {scans - 1} scans"
             one_piece = not progressive and data[body] == components
             last = data.rfind(_END, after) if one_piece else -1
             stuffed = last >= 0 and _only_stuffed(data, after, last)
