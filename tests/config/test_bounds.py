@@ -9,7 +9,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from sscl import cli, config
-from sscl.config import FinetuneConfig, PretrainConfig, load_config
+from sscl.config import CompareConfig, FinetuneConfig, PretrainConfig, load_config
 from sscl.config.sections import Section, section_below, section_type
 
 LOWER, UPPER = ("gt", "ge"), ("lt", "le")
@@ -76,3 +76,10 @@ def test_no_number_of_a_training_takes_an_extreme(kind):
             with pytest.raises(ValueError) as caught:
                 load_config(kind, overrides=["run=r", "data.root=d", f"{key}={one_or_all(field, value)}"])
             assert all(line.startswith((f"{key}:", f"{key}.")) for line in str(caught.value).splitlines())
+
+
+def test_a_comparison_is_of_so_many_runs():
+    seeds, fractions = list(range(101)), [i / 100 for i in range(1, 101)]
+    words = ["out=o", "runs=[{name: a, command: pretrain, config: c}]", f"seeds={seeds}", f"fractions={fractions}"]
+    with pytest.raises(ValueError, match=r"^runs: .*10,100 runs"):
+        load_config(CompareConfig, overrides=words)

@@ -33,6 +33,8 @@ def _flattened(content: dict[str, Any], prefix: str = "") -> list[str]:
 # Keys for runs that compare makes; finished runs are compared as they are.
 FOR_MADE = ("runs", "seeds", "fractions", "root", "set", "set_pretrain", "set_finetune", "grid", "grid_seed", "jobs")
 
+MOST_RUNS = 10_000
+
 Overrides = Annotated[tuple[str, ...], BeforeValidator(_as_overrides)]
 
 
@@ -107,6 +109,9 @@ class CompareConfig(Section):
 
     @model_validator(mode="after")
     def _made_or_finished(self) -> CompareConfig:
+        made = len(self.runs) * len(self.seeds) * max(1, len(self.fractions))
+        if made > MOST_RUNS:
+            raise fault("runs", f"with seeds and fractions these are {made:,} runs; must be at most {MOST_RUNS:,}")
         if not self.finished:
             missing = "out" if self.out is None else "runs"
             if self.out is None or "runs" not in self.model_fields_set:
