@@ -64,7 +64,7 @@ class Arrays(Fed):
         out = io.BytesIO()
         try:
             array = np.load(io.BytesIO(data))
-        except ValueError:  # harmed before
+        except Exception:  # harmed before, and numpy raises whatever it meets
             return data
         if kind < 0.7:
             np.save(out, np.array([Payload(), None], dtype=object), allow_pickle=True)
@@ -202,7 +202,7 @@ class Cached(Fed):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source)
         with contextlib.redirect_stdout(io.StringIO()):
-            self.right = np.asarray(self.load(folder).images)
+            self.right = np.array(self.load(folder).images[:])  # a copy: the file is changed next
         path = pick(rng, sorted(path for path in (folder / "cache").iterdir() if path.is_file()))
         data = path.read_bytes()
         path.write_bytes(poison.npy_header(rng, data) if rng.random() < 0.3 else damaged(rng, data, other=data))

@@ -39,7 +39,6 @@ class Disturbed:
     """
 
     memory: int | None = None  # no limit
-    waits = 400.0
 
     def __init__(self, name: str, material: Material, trials: list[Trial]) -> None:
         self.name, self.number = name, NUMBERS[name]
@@ -57,9 +56,9 @@ class Disturbed:
         """Return the row of the table that an input belongs to."""
         return f"{self.name}: {self.trials[index % len(self.trials)].name}"
 
-    def limit(self, index: int) -> float:
-        """Return how many seconds of the processor an input may take: none here, the commands have their own limit."""
-        return 60.0
+    def limit(self, index: int) -> float | None:
+        """Return None: the commands have their own limit."""
+        return None
 
     def try_one(self, index: int, seed: int, folder: Path) -> str | None:
         """Disturb a trial; return what went wrong, None if nothing did."""

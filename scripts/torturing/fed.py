@@ -27,7 +27,6 @@ class Fed:
     name: str
     number: int
     memory: int | None = MEMORY
-    waits = 60.0
     seconds = 5.0  # of the processor, for one input
 
     def __init__(self, material: Material) -> None:
@@ -41,7 +40,7 @@ class Fed:
         """Return the row of the table that an input belongs to."""
         return self.name
 
-    def limit(self, index: int) -> float:
+    def limit(self, index: int) -> float | None:
         """Return how many seconds of the processor an input may take."""
         return 60.0 if index % EVERY == 0 else self.seconds
 

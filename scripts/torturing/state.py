@@ -106,7 +106,7 @@ def _image(path: Path) -> bytes:
 
 def _text(path: Path) -> bytes:
     text = path.read_text(encoding="utf-8")
-    if not text.endswith("\n") or (path.suffix == ".html" and not text.rstrip().endswith("</html>")):
+    if not text.rstrip().endswith("</html>") if path.suffix == ".html" else not text.endswith("\n"):
         raise ValueError("ends in the middle")
     return _DATES.sub("", text).encode()
 

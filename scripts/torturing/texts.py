@@ -61,7 +61,8 @@ class Configs(Fed):
             if kind is not None:
                 found.append((getattr(configs, kind), shipped.find(name).read_text().splitlines()))
         for run, kind in WRITTEN.items():
-            found.append((getattr(configs, kind), (self.runs / run / "config.yaml").read_text().splitlines()))
+            if (file := self.runs / run / "config.yaml").is_file():
+                found.append((getattr(configs, kind), file.read_text().splitlines()))
         return found
 
     def make(self, rng: Random, folder: Path) -> Path:

@@ -104,7 +104,7 @@ def trials() -> list[Trial]:
         ),
         *_both("inspect", ("data", "inspect", *DATA, "tiles=4", "progress=false"), "runs/look", "seed=1"),
         *_both("compare", ("compare", "runs/fine", "runs/fine2", few, "progress=false"), "runs/compared",
-               "bootstrap_seed=1", needs=("runs/fine", "runs/fine/eval_test", "runs/fine2")),
+               "bootstrap_seed=1", needs=("runs/fine", "runs/fine/eval_test", "runs/fine2", "runs/fine2/eval_test")),
         Trial("synth", ("data", "synth", "count=24", "size_px=32", "progress=false"), "made", into="root"),
         Trial("ingest", ("data", "inspect", *DATA, "tiles=4", "progress=false"), "runs/look", cached=False),
     ]  # fmt: skip

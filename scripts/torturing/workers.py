@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+WAITING = 60.0  # seconds that an input with a limit may take in all, on a machine that does other work too
+
 
 class Part(Protocol):
     """A series of inputs that one number each determines, beside the seed."""
 
     name: str
     memory: int | None  # bytes beyond what the process has; None: no limit
-    waits: float  # seconds that an input may take in all, on a machine that does other work too
 
-    def limit(self, index: int) -> float:
-        """Return how many seconds of the processor an input may take."""
+    def limit(self, index: int) -> float | None:
+        """Return how many seconds of the processor an input may take; None: the part sees to it itself."""
 
     def prepare(self) -> None:
         """Read what inputs are made from, once for all workers."""
@@ -56,7 +57,7 @@ def tried(
     part: Part, indices: Sequence[int], *, seed: int, folder: Path, workers: int, until: float
 ) -> Iterator[tuple[int, str | None]]:
     """Yield each input with what went wrong, as they end; stop at the time `until` (`time.monotonic`)."""
-    waiting = [_start(part, list(indices[i::workers]), seed, folder, until) for i in range(min(workers, len(indices)))]
+    waiting = [_start(part, share, seed, folder, until) for share in _shares(part, indices, workers)]
     with selectors.DefaultSelector() as selector:
         for worker in waiting:
             selector.register(worker.pipe, selectors.EVENT_READ, worker)
@@ -85,6 +86,14 @@ def tried(
                         selector.register(new.pipe, selectors.EVENT_READ, new)
 
 
+def _shares(part: Part, indices: Sequence[int], workers: int) -> list[list[int]]:
+    """Return the inputs of each worker; those of a row stay together, so that what they share is made once."""
+    rows = {row: place for place, row in enumerate(dict.fromkeys(map(part.row, indices)))}
+    of = [rows[part.row(index)] if len(rows) > workers else place for place, index in enumerate(indices)]
+    shares = [[index for index, one in zip(indices, of, strict=True) if one % workers == i] for i in range(workers)]
+    return [share for share in shares if share]
+
+
 def _death(part: Part, worker: _Worker, status: int) -> str:
     """Return how a worker ended within an input."""
     trace = [line.strip() for line in worker.trace.read_text(errors="replace").splitlines()]
@@ -92,9 +101,9 @@ def _death(part: Part, worker: _Worker, status: int) -> str:
     place = place.rpartition("/sscl/")[2].replace('", line ', ":").partition(" in ")[0]
     code = os.waitstatus_to_exitcode(status)
     if any(line.startswith("Timeout") for line in trace):
-        return f"waits for more than {part.waits:g} s ({place})"
+        return f"waits for more than {WAITING:g} s ({place})"
     if -code == signal.SIGPROF:
-        return f"takes more than {part.limit(worker.at or 0):g} s ({place})"
+        return f"takes more than {part.limit(worker.at or 0)} s ({place})"
     return f"the process dies: {signal.Signals(-code).name if code < 0 else f'exit code {code}'} ({place})"
 
 
@@ -121,7 +130,8 @@ def _start(part: Part, indices: list[int], seed: int, folder: Path, until: float
 
 def _work(part: Part, indices: list[int], seed: int, there: Path, until: float, pipe: int, trace: Path) -> None:
     """Try the inputs one by one and write what came of each to the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and others write there themselves
     if part.memory is not None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -135,8 +145,10 @@ def _work(part: Part, indices: list[int], seed: int, there: Path, until: float, 
                 break
             os.write(pipe, json.dumps([index, False, None]).encode() + b"\n")
             handle.truncate(0)
-            faulthandler.dump_traceback_later(part.waits, exit=True, file=handle)
-            signal.setitimer(signal.ITIMER_PROF, part.limit(index))
+            limit = part.limit(index)
+            if limit is not None:  # a process that is forked meanwhile could set no such timer of its own
+                faulthandler.dump_traceback_later(WAITING, exit=True, file=handle)
+                signal.setitimer(signal.ITIMER_PROF, limit)
             try:
                 wrong = part.try_one(index, seed, there)
             except Exception as error:  # of the script

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from pathlib import Path
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
@@ -21,19 +20,20 @@ def expanded(text: str) -> str:
         ('runs/x', 'price $5')
     """
     at_home = text.startswith("~")
-    if not (at_home or _VARIABLE.search(text)) or (text != "~" and Path(text).exists()):
+    if not (at_home or _VARIABLE.search(text)) or (text != "~" and os.path.exists(text)):
         return text
-    found = text
+    found, shown = text, text if text.isprintable() else repr(text)
     if at_home:
         found = os.path.expanduser(text)
         if found == text:
-            name = re.split(r"[/\\]", text)[0]
-            raise ValueError(f"{text}: {name} has no home folder here; write the whole path, or ./{text} for that name")
+            name = re.split(r"[/\\]", shown)[0]
+            to_do = f"write the whole path, or ./{shown} for that name"
+            raise ValueError(f"{shown}: {name} has no home folder here; {to_do}")
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in os.environ:
-            raise ValueError(f"{text}: the variable {name} is not set; export {name}=... or write the path out")
+            raise ValueError(f"{shown}: the variable {name} is not set; export {name}=... or write the path out")
         return os.environ[name]
 
     return _VARIABLE.sub(value, found)

@@ -172,6 +172,11 @@ def test_a_list_of_texts_is_one_text_or_a_list_of_them():
         assert load_config(GradcamConfig, overrides=["checkpoint=c", f"ids={word}"]).ids == ids
 
 
+def test_a_path_that_no_file_can_have_makes_one_line():
+    assert len(fault_of(*NEEDED, "run=a\nb$NO_SUCH").splitlines()) == 1
+    assert load_config(FinetuneConfig, overrides=["run=r", f"data.root={'x' * 300}"]).data.source == "auto"
+
+
 def test_home_and_variables_are_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")

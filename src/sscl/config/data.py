@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,12 +74,12 @@ SYNTHETIC_TILE = "syn_00000.png"  # the first tile of `sscl data synth`, in MHIS
 def detect_source(root: str) -> Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic"]:
     """Return what a folder or file is, as a value of data.source; auto where there is none, or it is none of these."""
     path = Path(root)
-    if path.is_dir():
+    if os.path.isdir(root):  # where a name is too long to be one, that says no, and Path raises
         if not (path / "annotations.csv").is_file() or not (path / "images").is_dir():
             return "folder"
         return "synthetic" if (path / "images" / SYNTHETIC_TILE).is_file() else "mhist"
     kinds: dict[str, Literal["table", "pathmnist"]] = {".npz": "pathmnist", ".csv": "table", ".tsv": "table"}
-    return kinds.get(path.suffix.lower(), "auto") if path.is_file() else "auto"
+    return kinds.get(path.suffix.lower(), "auto") if os.path.isfile(root) else "auto"
 
 
 class SourceConfig(DataConfig):

@@ -26,6 +26,7 @@ from sscl.writing import remove_dead, replacing
 
 # Part of the key of every array: raise it when features or clusters get other numbers from the same input.
 _ARRAYS_VERSION = 1
+_BEGIN = np.lib.format.magic(1, 0)
 _BIG = 2**30  # bytes of decoded tiles
 # Tiles that are compared with their digests when a file is mapped: so many, of so many bytes.
 _LOOKED_AT = (4, 32)
@@ -189,6 +190,9 @@ def _mapped(file: Path, dtype: type[np.generic], *, rows: int | None, dims: int)
     if not file.is_file():
         raise Unusable("is no file")
     try:
+        with file.open("rb") as opened:
+            if opened.read(len(_BEGIN)) != _BEGIN:  # later versions may claim gigabytes, and numpy asks for them
+                raise ValueError("another header than is written here")
         array = np.load(file, mmap_mode="r")
     except Exception as error:  # of whatever the file holds: numpy's reader raises many kinds
         raise_if_short(error)  # to map it
