@@ -371,6 +371,36 @@ def test_a_reader_that_leaves_early_is_no_traceback():
         assert process.wait(60) == 141
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [("> /dev/full", 2, ["standard output: cannot be written"]), ("2> /dev/full", 0, []), (">&- 2>&- <&-", 0, [])],
+)
+def test_a_full_or_closed_output_is_no_traceback(shell, code, said):
+    command = f'"{sys.executable}" -m sscl --version {shell}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert [line.split(" (")[0] for line in done.stderr.splitlines()] == [f"sscl: {line}" for line in said]
+
+
+def test_a_command_whose_reader_left_does_its_work(monkeypatch, runs_instead, capsys):
+    done = []
+
+    def work(config, **flags):
+        print("begun", flush=True)
+        print("more", flush=True)
+        done.append(True)
+
+    class Gone(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    runs_instead("pretrain.main", work)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert cli.main(COMPLETE) == 141
+    assert done == [True]
+
+
 def test_every_command_is_there():
     for command in cli.COMMANDS.values():
         module, _, function = command.function.partition(":")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from sscl.device import (
     pick_precision,
     tune,
 )
-from sscl.memory import free_ram
+from sscl.memory import check_room, free_ram
 
 CPU = torch.device("cpu")
 
@@ -309,3 +310,13 @@ def test_free_memory_is_what_the_machine_and_the_limits_leave(
     files: dict[str, str], expected: int | None, tmp_path: Path
 ) -> None:
     assert free_ram(system(tmp_path, files)) == expected
+
+
+def test_a_limit_that_leaves_no_room_for_any_work_is_said_at_once(tmp_path: Path) -> None:
+    limits = "Max address space  4000000000  4000000000  bytes\n"
+    for number, used in enumerate((3000, 3500)):
+        root = tmp_path / str(number)
+        root.mkdir()
+        system(root, {"proc/self/limits": limits, "proc/self/status": f"VmSize:\t {used * 1000} kB\n"})
+        with pytest.raises(MemoryError, match="takes 720") if used > 3200 else contextlib.nullcontext():
+            check_room(root)

@@ -18,19 +18,30 @@ BATCHED = ("data audit", "eval", "gradcam", "predict", "probe", "embed", "report
 # What torch, numpy, OpenCV, Python, the C++ library and the loader of libraries say.
 _SAID = re.compile(
     "can(?:'|no)t allocate memory|unable to allocate|tried to allocate|bad_alloc|insufficient memory|"
-    "failed to map segment|cannot create shared object|start new thread|thread creation failed|pthread_create",
+    "failed to map segment|cannot create shared object|start new thread|thread creation failed|pthread_create|"
+    "resource temporarily unavailable",
     re.IGNORECASE,
 )
+# Of oneDNN and of Python, which do not say why: a shortage where little is free under a limit of the process.
+_UNCLEAR = re.compile("could not create a primitive|without (?:setting an )?exception|out of memory")
+_LITTLE = 256 * 2**20
 _ASKED = re.compile(r"(?:tried|failed) to allocate ([\d.]+) (bytes)|unable to allocate ([\d.]+) ([KMGT]iB|bytes)", re.I)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 class Free(NamedTuple):
-    """Bytes that may still be taken, and what limits them, in words; `raised_by`: how that limit is raised."""
+    """Bytes that may still be taken, and what limits them, in words.
+
+    Attributes:
+        raised_by: how that limit is raised; None = not at all.
+        needed: with torch loaded, what small work takes besides: eval of a few tiles on a CPU took 720 MiB of address
+            space, fine-tuning 1.2 GiB, and both 330 MiB of data (torch 2.15, Python 3.11). 0 = not known.
+    """
 
     size: int
     limit: str
     raised_by: str | None
+    needed: int = 0
 
 
 def free_ram(root: Path = Path("/")) -> int | None:
@@ -57,10 +68,26 @@ def is_short(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
-        if "cuda" not in str(error).lower() and _SAID.search(str(error)):
+        said = str(error)
+        if "cuda" not in said.lower() and (_SAID.search(said) or (_UNCLEAR.search(said) and _is_little_free())):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _is_little_free() -> bool:
+    free = least_free()
+    return free is not None and free.raised_by is not None and free.size < _LITTLE
+
+
+def check_room(root: Path = Path("/")) -> None:
+    """Raise MemoryError where a limit of this process leaves less than small work takes.
+
+    Libraries in C and C++ end the process where they get no memory, and then nothing says why.
+    """
+    for free in _limits(root):
+        if free.size < free.needed:
+            raise MemoryError(f"small work takes {readable(free.needed)}")
 
 
 def raise_if_short(error: BaseException) -> None:
@@ -73,14 +100,15 @@ def shortage(error: BaseException, command: str) -> str:
     """Return the line for an error of `is_short`: what was asked for, what is free, what to do."""
     asked = _asked(error)
     parts = [] if asked is None else [f"{readable(asked)} more were needed"]
+    parts += [str(error)] if str(error).startswith("small work takes") else []
     free, what_to_do = least_free(), advice(command, on_gpu=False)
     if free is not None:
         parts.append(f"{readable(free.size)} are free {free.limit}")
         what_to_do = what_to_do if free.raised_by is None else f"{free.raised_by}, or {what_to_do}"
     if isinstance(error, ImportError):  # nothing of the command's own is there yet
-        parts.insert(0, "torch and the other libraries do not fit")
+        parts.insert(0, "torch and the other libraries do not fit (a build of torch with CUDA takes 3.5 GiB)")
         what_to_do = "free some memory" if free is None or free.raised_by is None else free.raised_by
-    elif "thread" in str(error):
+    elif "thread" in str(error) or "temporarily" in str(error):
         parts.insert(0, "no thread could be started")
     return f"out of memory: {', '.join(parts)}{'; ' if parts else ''}{what_to_do}"
 
@@ -126,14 +154,14 @@ def _limits(root: Path) -> Iterator[Free]:
             cached = next(iter(_numbers(folder / "memory.stat", inactive)), 0)
             words = f"under the limit of this container or job ({readable(most)})"
             yield Free(max(0, most - used + cached), words, "raise that limit")
-    for option, name, what, used_by in (
-        ("-v", "Max address space", "the address space", "VmSize:"),
-        ("-d", "Max data size", "data", "VmData:"),
+    for option, name, what, used_by, needed in (
+        ("-v", "Max address space", "the address space", "VmSize:", 720 * 2**20),
+        ("-d", "Max data size", "data", "VmData:", 320 * 2**20),
     ):
         for most in _numbers(root / "proc/self/limits", name):
             for used in _numbers(root / "proc/self/status", used_by):
                 words = f"under the limit of {what} (ulimit {option}, {readable(most)})"
-                yield Free(max(0, most - 1024 * used), words, "raise that limit")
+                yield Free(max(0, most - 1024 * used), words, "raise that limit", needed)
 
 
 def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from sscl.cli.arguments import CONFIG, Sorted, check_tiles, sort_words
 from sscl.cli.table import COMMANDS, OPTIONS, Command, overview
 from sscl.cli.terminal import columns, folded, printing
-from sscl.memory import is_short, shortage
+from sscl.memory import check_room, is_short, shortage
 
 if TYPE_CHECKING:
     from sscl.config import Section
@@ -35,12 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; damaged pixels are refused
+    with printing() as out:
+        code = _code_of(words)
+        sys.stdout.flush()
+        if isinstance(out.failure, BrokenPipeError):  # as when piped into `head`
+            return code or 141
+        if out.failure is not None:
+            return code or _fail(f"standard output: cannot be written ({out.failure.strerror}); the results are kept")
+        return code
+
+
+def _code_of(words: Sequence[str]) -> int:
+    """Run a command and return its exit code; what it raises becomes a line."""
     try:
-        with printing():
-            return _dispatch(words)
-    except BrokenPipeError:  # as when piped into `head`; at exit Python would flush, and fail, once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _dispatch(words)
     except KeyboardInterrupt:
         name = _named(words)
         _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")
@@ -178,6 +186,8 @@ def _run(name: str, words: Sequence[str]) -> int:
         command_module = importlib.import_module(f"sscl.commands.{module}")
     finally:
         gc.enable()
+    if "torch" in sys.modules:
+        check_room()
     code: int | None = getattr(command_module, function)(config, **given.flags)
     return code or 0
 

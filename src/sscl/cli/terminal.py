@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import os
 import re
 import shutil
 import sys
@@ -31,6 +32,42 @@ def folded(line: str, *, width: int) -> str:
     from sscl.words import wrapped
 
     return wrapped(line.strip(), indent=len(line) - len(line.lstrip()), width=width)
+
+
+class Lasting:
+    """A stream whose reader may go, or whose disk may be full: the work goes on, and only what it prints is lost.
+
+    Attributes:
+        failure: why the stream ended; None = it did not.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write, or lose, a text."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._end(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Bring to the reader what was written."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        """Write to nowhere from now on: at its end Python would flush, and fail, once more."""
+        self.failure = self.failure or error
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Folding:
@@ -61,11 +98,24 @@ def columns() -> int:
     return max(shutil.get_terminal_size().columns, 40)
 
 
+def open_closed() -> None:
+    """Open what the caller has closed (as >&- does) to nowhere: the next file opened would get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 @contextlib.contextmanager
-def printing() -> Iterator[None]:
+def printing() -> Iterator[Lasting]:
     """Print for a person: every letter or a ?, and on a terminal folded lines; at the end say which letters became ?.
 
-    Hours of work must not end with an error because the name of a class has a letter that the encoding lacks.
+    Hours of work must not end with an error because the name of a class has a letter that the encoding lacks, nobody
+    reads what is printed any more, or the disk of a log is full. Yields what standard output has become.
     """
     replaced: set[str] = set()
 
@@ -75,17 +125,20 @@ def printing() -> Iterator[None]:
         return "?" * (error.end - error.start), error.end
 
     codecs.register_error("sscl", replace_letters)
-    out = sys.stdout
-    for stream in (out, sys.stderr):
+    open_closed()
+    out, errors = sys.stdout, sys.stderr
+    for stream in (out, errors):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="sscl")
-    if out.isatty():
-        sys.stdout = cast(TextIO, Folding(out))
+    lasting = Lasting(out)
+    sys.stderr = cast(TextIO, Lasting(errors))
+    sys.stdout = cast(TextIO, Folding(cast(TextIO, lasting)) if out.isatty() else lasting)
     try:
-        yield
+        yield lasting
     finally:
         sys.stdout.flush()
-        sys.stdout = out
         if replaced:
             letters = ascii("".join(sorted(replaced)))
             print(f"sscl: note: printed as ?, for {out.encoding} lacks them: {letters}", file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = out, errors
