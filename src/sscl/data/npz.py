@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,7 @@ def pieces(path: Path, key: str, *, rows: int) -> Iterator[NDArray[np.generic]]:
             yield np.frombuffer(member.read(number * row_bytes), dtype=header.dtype).reshape(number, *rest)
 
 
-def _header(member: BinaryIO | io.BufferedIOBase) -> Header:
+def _header(member: IO[bytes]) -> Header:
     """Return the header at the beginning of an .npy member; raises whatever numpy does."""
     start = io.BytesIO(member.read(_MOST_HEADER + 100))  # a header that claims to be longer ends with this
     version = np.lib.format.read_magic(start)
