@@ -339,7 +339,8 @@ def draw(
     seeds = f"seed {config.seeds[0]}" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds (thick: mean)"
     histories: dict[str, dict[str, list[list[dict[str, float]]]]] = {}  # by fraction of the labels, and by entry
     for steps in rows.values():
-        logs = [metrics_log.read_metrics(step.folder / "metrics.jsonl") for step in steps]
+        files = [step.folder / "metrics.jsonl" for step in steps]
+        logs = [metrics_log.read_metrics(log) if log.is_file() else [] for log in files]
         histories.setdefault(steps[0].labels, {})[steps[0].entry.name] = logs
     comparison_plots.plot_overlaid(histories, series=CURVES, path=out / "curves.png", title=f"Validation, {seeds}")
     written = ["curves.png"]

@@ -364,8 +364,8 @@ def evaluated(folder: Path, split: str) -> bool:
         return False
     if modified(found / "metrics.json") < modified(folder / "checkpoints" / "best.pt"):
         return False
-    with written.open(encoding="utf-8") as handle:
-        columns = handle.readline().strip().split(",")
+    with written.open(encoding="utf-8", errors="replace") as handle:
+        columns = handle.readline(2**16).strip().split(",")
     settings, usual = read_yaml(found / "config.yaml"), EvalConfig.model_fields
     # Keys that change the predictions.
     own = [key for key in ("calibrate", "tta") if settings.get(key, usual[key].default) != usual[key].default]
