@@ -129,16 +129,15 @@ class Disturbed:
         if not _mount(disk):
             return None
         try:
-            inner = disk / "box"
-            shutil.copytree(box, inner, symlinks=True)
+            shutil.copytree(box, disk, symlinks=True, dirs_exist_ok=True)
             free = shutil.disk_usage(disk).free
             with (disk / "filler").open("wb") as handle, contextlib.suppress(OSError):
                 left_over = free - left
                 while left_over > 0:
                     left_over -= handle.write(b"\0" * min(left_over, 2**20))
-            done = run(trial.line, inner)
+            done = run(trial.line, disk)
             (disk / "filler").unlink()
-            return self._said(f"a disk with {left} bytes left", self._full(trial, known, inner, done))
+            return self._said(f"a disk with {left} bytes left", self._full(trial, known, disk, done))
         finally:
             _unmount(disk)
 
@@ -265,7 +264,7 @@ def _results(box: Path) -> dict[str, str]:
 
 def _mount(folder: Path) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.mount(b"torture", str(folder).encode(), b"tmpfs", 0, b"size=16m") == 0)
+    return bool(libc.mount(b"torture", str(folder).encode(), b"tmpfs", 0, b"size=128m") == 0)
 
 
 def _unmount(folder: Path) -> None:
