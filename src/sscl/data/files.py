@@ -102,8 +102,10 @@ def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
         found.repeated += 1
         return
     seen.add(real)
-    if printable(name) != name:
-        found.faults.append((printable(name), "its name is not UTF-8 or has a control character; rename it"))
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        found.faults.append((printable(name), "its name is not UTF-8; rename it"))
         return
     found.names.append(name)
     found.files.append(file)
