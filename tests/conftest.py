@@ -112,7 +112,6 @@ SEAMS = {
 # Numbers: how much is done at once, and the published counts of sets.
 NUMBERS = {
     "loss_bytes": "sscl.losses.BLOCK_BYTES",
-    "bootstrap_elements": "sscl.evaluate.bootstrap._CHUNK_ELEMENTS",
     "knn_queries": "sscl.evaluate.probe._QUERIES_AT_ONCE",
     "duplicates_block": "sscl.data.duplicates._BLOCK",
     "npz_bytes": "sscl.data.pathmnist._CHUNK_BYTES",

@@ -121,7 +121,7 @@ def read(*words: str) -> dict[str, object]:
     [
         ("eval runs/x", {"checkpoint": "runs/x"}),
         ("eval demo/eval runs/x", {"config": "demo/eval", "checkpoint": "runs/x"}),
-        ("eval runs/x ../tiles bootstrap_samples=20", {"checkpoint": "runs/x", "data.root": "../tiles"}),
+        ("eval runs/x ../tiles", {"checkpoint": "runs/x", "data.root": "../tiles"}),
         ("eval checkpoint=runs/x tiles", {"data.root": "tiles"}),
         ("gradcam --overwrite runs/x", {"checkpoint": "runs/x"}),
         ("export runs/x", {"checkpoint": "runs/x"}),

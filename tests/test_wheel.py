@@ -24,7 +24,7 @@ TINY = {
     "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
     "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
     "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, progress: false}",
-    "eval": "{checkpoint: f, device: cpu, bootstrap_samples: 20, progress: false}",
+    "eval": "{checkpoint: f, device: cpu, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
     "report": "{runs: [f, audit], device: cpu, progress: false}",
 }

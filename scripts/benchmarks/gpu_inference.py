@@ -100,7 +100,7 @@ def observed_command(bench: Bench, what: str, *words: str) -> Found:
 def evaluation(bench: Bench) -> Found:
     """Measure `sscl eval`, from tiles in the store."""
     run = classifier(bench)
-    words = (f"checkpoint={run}", "bootstrap_samples=10", f"device={bench.device}", "progress=false")
+    words = (f"checkpoint={run}", f"device={bench.device}", "progress=false")
     case, _ = case_of(bench)
     return observed_command(bench, f"eval, {case.encoder} at {case.size_px} px", "eval", "--overwrite", *words)
 

@@ -74,15 +74,14 @@ def trials() -> list[Trial]:
         for words, out, needs in ((PRETRAIN, "runs/new", ()), (FINETUNE, "runs/new", pre))
     ]
     probed = ("sets=[{name: a, root: data, size_px: 32, published: false}]", "label_seeds=[0]", "c_grid=[1]")
-    probe = ("probe", "encoders=[{name: a, weights: runs/pre}]", *probed, "fractions=[1.0]", "bootstrap_samples=10")
-    few = "bootstrap_samples=10"
+    probe = ("probe", "encoders=[{name: a, weights: runs/pre}]", *probed, "fractions=[1.0]")
     folds = ("finetune", *TRAIN, "train.epochs=1", *TINY, "--folds", "2")
     return [
         *_both("pretrain", PRETRAIN, "runs/new", "seed=1", into="run"),
         *_both("finetune", FINETUNE, "runs/new", "seed=1", into="run", needs=pre),
         *resumed,
         Trial("finetune --folds", folds, "runs/folds", into="run"),
-        *_both("eval", ("eval", "runs/fine", few, *TINY), "runs/fine/eval_test", "bootstrap_seed=1", needs=fine),
+        *_both("eval", ("eval", "runs/fine", *TINY), "runs/fine/eval_test", "calibrate=false", needs=fine),
         *_both("gradcam", ("gradcam", "runs/fine", *TINY), "runs/cam", "method=gradcam++", needs=fine),
         *_both(
             "predict",
@@ -91,7 +90,7 @@ def trials() -> list[Trial]:
             "abstain=0.5",
             needs=fine,
         ),
-        *_both("probe", (*probe, *TINY), "runs/probe", "bootstrap_seed=1", needs=pre),
+        *_both("probe", (*probe, *TINY), "runs/probe", "calibrate=false", needs=pre),
         *_both("embed", ("embed", "runs/pre", *DATA, "methods=[pca]", *TINY), "runs/embed", "seed=1", needs=pre),
         *_both("audit", ("data", "audit", *DATA, *TINY), "runs/audit", "min_cosine=0.99"),
         *_both("export", ("export", "runs/fine"), "runs/export", "what=classifier", needs=fine),
@@ -103,8 +102,8 @@ def trials() -> list[Trial]:
             needs=("runs/fine", "runs/fine/eval_test"),
         ),
         *_both("inspect", ("data", "inspect", *DATA, "tiles=4", "progress=false"), "runs/look", "seed=1"),
-        *_both("compare", ("compare", "runs/fine", "runs/fine2", few, "progress=false"), "runs/compared",
-               "bootstrap_seed=1", needs=("runs/fine", "runs/fine/eval_test", "runs/fine2", "runs/fine2/eval_test")),
+        *_both("compare", ("compare", "runs/fine", "runs/fine2", "progress=false"), "runs/compared",
+               "grid_seed=1", needs=("runs/fine", "runs/fine/eval_test", "runs/fine2", "runs/fine2/eval_test")),
         Trial("synth", ("data", "synth", "count=24", "size_px=32", "progress=false"), "made", into="root"),
         Trial("ingest", ("data", "inspect", *DATA, "tiles=4", "progress=false"), "runs/look", cached=False),
     ]  # fmt: skip
@@ -127,13 +126,12 @@ class Material:
         """
         self.folder.mkdir(parents=True)
         (self.folder / "runs").mkdir()
-        few = "bootstrap_samples=10"
-        self.call("data", "synth", "root=data", "count=64", "size_px=32", "progress=false")
+            self.call("data", "synth", "root=data", "count=64", "size_px=32", "progress=false")
         self.call(*PRETRAIN, "run=runs/pre")
         self.call(*FINETUNE, "run=runs/fine")
         self.call(*FINETUNE, "run=runs/fine2", "seed=3")
-        self.call("eval", "runs/fine", few, *TINY)
-        self.call("eval", "runs/fine2", few, *TINY)
+        self.call("eval", "runs/fine", *TINY)
+        self.call("eval", "runs/fine2", *TINY)
 
     def more(self) -> None:
         """Write a result of every other kind too, for the files that are fuzzed."""

@@ -60,7 +60,7 @@ class Cli:
         return self("finetune", f"run={run}", *self._common(), "train.batch_size=8", "train.epochs=1", *words)
 
     def evaluate(self, checkpoint: Path, *words: object) -> Result:
-        tiny = ["progress=false", "device=cpu", "bootstrap_samples=50"]
+        tiny = ["progress=false", "device=cpu"]
         return self("eval", f"checkpoint={checkpoint}", *tiny, *words)
 
     def gradcam(self, checkpoint: Path, *words: object) -> Result:

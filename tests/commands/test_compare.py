@@ -63,7 +63,7 @@ def write_study(folder: Path, tiles: Path, runs: list[dict[str, Any]], **keys: A
     (folder / "ssl.yaml").write_text(yaml.safe_dump(PRETRAIN))
     path = folder / "compare.yaml"
     content = {"out": str(folder / "out"), "root": str(tiles), "device": "cpu", "progress": False, "runs": runs}
-    path.write_text(yaml.safe_dump({**content, "bootstrap_samples": 50, **keys}))
+    path.write_text(yaml.safe_dump({**content, **keys}))
     return path
 
 
@@ -173,7 +173,7 @@ def test_table_is_that_of_the_evaluations(compared: Any) -> None:
     assert f"| fine-tuned | {report['rows'][1]['mean']['loss']:.4f} ±" in markdown
     assert "published accuracy | ours - published" in markdown
     assert f"Note: {comparison.PUBLISHED}" in markdown
-    assert "whole groups (2 slides" in markdown
+    assert "2 groups (slides" in markdown
     for picture in ("curves.png", "grid.png"):
         assert (out / picture).stat().st_size > 1000
     assert not (out / "labels.png").exists()
@@ -198,7 +198,7 @@ def test_second_time_nothing_runs_and_the_metrics_are_the_same(compared: Any, cl
 def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, cli: Any, here: Any) -> None:
     path, _, _ = compared
     (path.parent / "out/runs/fine-tuned-1" / run.ENDING).unlink()
-    result = cli("compare", "--config", path, "runs.2.published.macro_f1=0.5", "bootstrap_samples=60")
+    result = cli("compare", "--config", path, "runs.2.published.macro_f1=0.5")
     assert result.code == 0, result.err
     assert names(here) == ["finetune fine-tuned-1 --overwrite", "eval fine-tuned-1"]
     assert "fine-tuned-1 again: it was interrupted" in result.out
@@ -315,7 +315,7 @@ def some_evaluation() -> Evaluation:
         precision="fp32",
         caveats=("tiles lie",),
         notes=(),
-        **dict(evaluate(tiles, logits, positive=1, kept=kept, samples=10)),
+        **dict(evaluate(tiles, logits, positive=1, kept=kept)),
     )
 
 
@@ -717,7 +717,7 @@ def test_runs_that_are_alike_are_called_indistinguishable(finished: Any, cli: An
     assert Path("here/compare.md").read_text().count("indistinguishable") == 8
 
 
-def test_whole_slides_are_drawn_and_said(finished: Any, cli: Any, nothing_runs: None) -> None:
+def test_slides_count_and_too_few_are_said(finished: Any, cli: Any, nothing_runs: None) -> None:
     finished(a=9, b=14)
     for name in ("a", "b"):
         table = Path(name, "eval_test/predictions.csv")
@@ -727,9 +727,8 @@ def test_whole_slides_are_drawn_and_said(finished: Any, cli: Any, nothing_runs: 
         )
     result = cli("compare", "a", "b")
     assert result.code == 0, result.err
-    assert "whole groups (4 slides, patients or clusters of near-duplicates)" in result.out
-    assert "there are only 4 groups (slides, patients or clusters of near-duplicates)" in result.out
-    assert f"note: {comparison.DEPENDENT}" in result.out
+    assert "4 groups (slides, patients or clusters of near-duplicates)" in result.out
+    assert "note: too few slides for intervals: 4" in result.out
 
 
 def test_folders_of_predictions_are_taken_as_they_are(finished: Any, cli: Any, nothing_runs: None) -> None:
@@ -749,7 +748,7 @@ def test_runs_that_are_not_evaluated_are(
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         shutil.copytree(finetuned, name, ignore=shutil.ignore_patterns("eval_*"))
-    words = ["compare", "a", "b", "device=cpu", "bootstrap_samples=50", "progress=false"]
+    words = ["compare", "a", "b", "device=cpu", "progress=false"]
     result = cli(*words)
     assert result.code == 0, result.err
     assert names(here) == ["eval a", "eval b"]
@@ -757,9 +756,9 @@ def test_runs_that_are_not_evaluated_are(
     evaluation = json.loads(Path("b/eval_test/metrics.json").read_text())
     assert report["rows"][1]["mean"]["accuracy"] == pytest.approx(evaluation["metrics"]["accuracy"])
     assert report["rows"][1]["runs"][0]["epoch"] == evaluation["epoch"]
-    assert set(report["differences"]["b"]["verdicts"].values()) == {"indistinguishable"}  # it is the same model
+    assert set(report["differences"]["b"]["verdicts"].values()) == {comparison.UNDETERMINED}  # of two slides
     assert report["differences"]["b"]["mcnemar"][0]["p"] == 1
-    assert "whole groups (2 slides" in report["interval_method"]
+    assert "2 groups (slides" in report["interval_method"]
     again = cli(*words)
     assert again.code == 0, again.err
     assert len(here) == 2

@@ -20,7 +20,7 @@ from sscl.config import DataConfig
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, evaluation, lineage
 from sscl.evaluate.lineage import NO_SLIDE_IDS
-from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.proportions import proportion_interval
 from sscl.evaluate.records import Evaluation
 
 PICTURES = {
@@ -164,26 +164,19 @@ def test_accuracy_by_agreement_is_counted_from_the_votes(evaluated: tuple[Path, 
     for entry in report(evaluated[0])["accuracy_by_agreement"]:
         agreeing = int(entry["agreement"][0])
         chosen = [row for row in rows if max(int(row["votes"]), 7 - int(row["votes"])) == agreeing]
-        assert entry["count"] == len(chosen)
-        assert entry["correct"] == sum(row["label"] == row["prediction"] for row in chosen)
+        accuracy = entry["accuracy"] or {"of": 0, "count": 0}
+        assert accuracy["of"] == len(chosen)
+        assert accuracy["count"] == sum(row["label"] == row["prediction"] for row in chosen)
 
 
-def test_intervals_hold_the_value_and_follow_the_seed(cli: Any, finetuned: Path, tmp_path: Path) -> None:
-    found = []
-    for name, words in (("a", ["bootstrap_seed=0"]), ("b", ["bootstrap_seed=2", "batch_size=5"])):
-        result = cli.evaluate(finetuned, "split=train", f"out={tmp_path / name}", *words)  # 4 slides, test has 2
-        assert result.code == 0, result.err
-        found.append(report(tmp_path / name))
-    first, second = found
-
-    assert "50 resamples, seed 0" in first["interval_method"]
-    low, high = first["intervals"]["auroc"]
-    assert low <= first["metrics"]["auroc"] <= high
+def test_intervals_hold_the_value(evaluated3: tuple[Path, str]) -> None:
+    found = report(evaluated3[0])
+    low, high = found["intervals"]["auroc"]
+    assert low <= found["metrics"]["auroc"] <= high
     assert low < high
-    right = round(first["metrics"]["accuracy"] * 32)
-    assert first["accuracy_wilson"] == pytest.approx(wilson_interval(right, 32))
-    assert first["intervals"] != second["intervals"]
-    assert second["metrics"]["auroc"] == pytest.approx(first["metrics"]["auroc"])
+    share = found["proportions"]["accuracy"]
+    assert share["interval"] == pytest.approx(proportion_interval(share["count"], share["of"]))
+    assert share["interval"] == found["intervals"]["accuracy"]
 
 
 # --- calibration, thresholds, augmentation ---
@@ -259,25 +252,24 @@ def test_test_time_augmentation_is_the_mean_of_eight_and_is_said(
     assert np.abs(found[:3] - expected).max() < 2e-5
 
 
-def test_intervals_draw_slides_where_the_tiles_have_them(
+def test_intervals_go_by_slides_where_the_tiles_have_them(
     evaluated: tuple[Path, str], evaluated3: tuple[Path, str]
 ) -> None:
-    assert "bootstrap of whole groups (2 slides, patients or clusters of near-duplicates)" in evaluated[1]
-    assert "note: there are only 2 groups" in evaluated[1]
-    assert "stratified bootstrap" in evaluated3[1]
+    assert "2 groups (slides, patients or clusters of near-duplicates)" in evaluated[1]
+    assert "note: too few slides for intervals: 2" in evaluated[1]
+    (line,) = [line for line in evaluated[1].splitlines() if line.startswith("  AUROC")]
+    assert line.endswith("too few slides")
+    assert "independent tiles" in evaluated3[1]
     assert f"note: {lineage.INDEPENDENT}" in evaluated3[1]
 
 
-def test_every_accuracy_that_is_printed_has_its_wilson_interval(
-    evaluated: tuple[Path, str], evaluated3: tuple[Path, str]
-) -> None:
-    for _, printed in (evaluated, evaluated3):
-        lines = [line for line in printed.splitlines() if line.startswith("  accuracy")]
-        assert len(lines) >= 7
-        for line in lines:
-            *_, low, to, high, count, of, total = line.split()
-            assert (to, of) == ("to", "of")
-            assert (float(low), float(high)) == pytest.approx(wilson_interval(int(count), int(total)), abs=6e-4)
+def test_every_accuracy_that_is_printed_has_its_interval(evaluated3: tuple[Path, str]) -> None:
+    lines = [line for line in evaluated3[1].splitlines() if line.startswith("  accuracy")]
+    assert len(lines) >= 7
+    for line in lines:
+        *_, low, to, high, count, of, total = line.split()
+        assert (to, of) == ("to", "of")
+        assert (float(low), float(high)) == pytest.approx(proportion_interval(int(count), int(total)), abs=6e-4)
 
 
 # --- what it says and writes ---
@@ -316,7 +308,7 @@ def test_pictures_are_of_what_the_report_says(
     logits = torch.from_numpy(3 * rng.normal(size=(60, 2)) + 2 * np.eye(2)[labels])
     tiles = Tiles(np.zeros((60, 2, 2, 3), np.uint8), labels, ("HP", "SSA"), tuple(map(str, range(60))))
     kept = calibration.fit_calibration(logits[:30], labels[:30], classes=tiles.classes, positive=1)
-    results = evaluation.evaluate(tiles, logits, positive=1, kept=kept, calibrate=calibrate, samples=20)
+    results = evaluation.evaluate(tiles, logits, positive=1, kept=kept, calibrate=calibrate)
     found = Evaluation(
         checkpoint="run",
         epoch=1,

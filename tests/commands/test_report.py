@@ -229,7 +229,7 @@ def test_a_missing_evaluation_is_made_by_eval_itself(make: Any, cli: Any, study:
 
     def here(real: Any, words: list[str]) -> int:
         ran.append(words)
-        return int(cli(*words, "bootstrap_samples=50").code)
+        return int(cli(*words).code)
 
     wrap(report_step=here)
 
@@ -301,7 +301,7 @@ def test_other_folders_add_their_sections(make: Any, cli: Any, study: Path, tile
     words = [f"data.root={tiles}", "data.published=false", "data.size_px=32", "progress=false"]
     assert cli("data", "audit", *words, f"out={audit}").code == 0
     shutil.copytree(study, study.parent / "second", copy_function=link_weights)
-    made = cli("compare", study, study.parent / "second", f"out={compared}", "bootstrap_samples=20")
+    made = cli("compare", study, study.parent / "second", f"out={compared}")
     assert made.code == 0, made.err
 
     result, content = make(study, audit, compared, study.parent / "second", f"out={tmp_path}/new/page.html")

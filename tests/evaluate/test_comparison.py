@@ -1,7 +1,8 @@
-"""Metrics of several runs: against scikit-learn, against `metrics`, and against a loop over resamples."""
+"""Metrics of several runs: against scikit-learn, against `metric_intervals`, and by hand."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from sscl import run
-from sscl.evaluate import bootstrap
 from sscl.evaluate.comparison import (
     METRICS,
+    UNDETERMINED,
     Comparison,
     RowFacts,
     RunFacts,
@@ -21,11 +22,13 @@ from sscl.evaluate.comparison import (
     discordant,
     holm,
     mcnemar,
-    run_metrics,
+    run_estimates,
     side_by_side,
     verdict,
 )
 from sscl.evaluate.comparison_tables import NAMES, comparison_tables
+from sscl.evaluate.intervals import Sample
+from sscl.evaluate.metric_intervals import metric_intervals
 from sscl.evaluate.predictions import TilePredictions
 
 CLASSES = ("adipose", "mucus", "stroma")
@@ -64,31 +67,25 @@ def test_run_metrics_are_those_of_sklearn() -> None:
     found, probabilities = made(0)
     expected = by_hand(found, np.arange(60))
     assert expected[0] == pytest.approx(sk.log_loss(found.labels, probabilities))
-    assert run_metrics(found)[0] == pytest.approx(expected)
+    sample = Sample.of(found.labels, classes=3, groups=None)
+    assert [one.value for one in run_estimates(found, sample)] == pytest.approx(expected)
     assert list(METRICS) == ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
-
-
-def test_weights_count_tiles_that_often() -> None:
-    found, _ = made(1)
-    weights = np.random.default_rng(0).integers(0, 4, (3, 60))
-    values = run_metrics(found, weights.astype(float))
-    for row, counts in zip(values, weights, strict=True):
-        assert row == pytest.approx(by_hand(found, np.repeat(np.arange(60), counts)))
 
 
 def test_intervals_of_a_run_are_those_of_metrics() -> None:
     """One method in the whole program: eval and compare say the same of one run."""
     found, probabilities = made(2)
-    theirs = bootstrap.bootstrap_intervals(found.labels, probabilities, positive=None, samples=300, seed=5)
-    ours = side_by_side({"a": [found]}, against={}, samples=300, seed=5).rows["a"].runs[0].intervals
-    for metric in ("accuracy", "balanced_accuracy", "macro_f1"):
+    theirs = metric_intervals(found.labels, probabilities, positive=None)
+    ours = side_by_side({"a": [found]}, against={}).rows["a"].runs[0].intervals
+    for metric in ("balanced_accuracy", "macro_f1"):
         assert ours[metric] == pytest.approx(getattr(theirs, metric))
-    assert ours["loss"][0] < found.losses.mean() < ours["loss"][1]
+    assert ours["accuracy"] == pytest.approx(theirs.accuracy, abs=0.005)  # there exact, here by Student's t
+    assert ours["loss"] is None
 
 
 def test_mean_sd_and_paired_differences_by_hand() -> None:
     ours, theirs = [made(seed)[0] for seed in (1, 2, 3)], [made(seed)[0] for seed in (4, 5, 6)]
-    result = side_by_side({"ours": ours, "theirs": theirs}, against={"ours": "theirs"}, samples=30, seed=1)
+    result = side_by_side({"ours": ours, "theirs": theirs}, against={"ours": "theirs"})
     everything = np.arange(60)
     a, b = (np.array([by_hand(run, everything) for run in runs]) for runs in (ours, theirs))
     row, difference = result.rows["ours"], result.differences["ours"]
@@ -100,19 +97,14 @@ def test_mean_sd_and_paired_differences_by_hand() -> None:
         assert difference.mean[metric] == pytest.approx((a - b)[:, column].mean())
         assert difference.sd[metric] == pytest.approx((a - b)[:, column].std(ddof=1))
 
-    # The interval, with a loop: in every resample both rows see the same tiles.
-    drawn = []
-    for chunk in bootstrap.resamples(ours[0].labels, samples=30, seed=1):
-        for counts in chunk.astype(int):
-            rows = np.repeat(everything, counts)
-            pairs = [np.subtract(by_hand(x, rows), by_hand(y, rows)) for x, y in zip(ours, theirs, strict=True)]
-            drawn.append(np.mean(pairs, axis=0))
-    for column, metric in enumerate(METRICS):
-        low, high = np.quantile(np.array(drawn)[:, column], [0.025, 0.975])
-        assert difference.intervals[metric] == pytest.approx((low, high))
+    # The interval of the accuracy: of the mean difference of each tile, and one tile more on either side.
+    right = [np.mean([run.predictions == run.labels for run in runs], axis=0) for runs in (ours, theirs)]
+    gains = right[0] - right[1]
+    half = stats.t.ppf(0.975, 59) * np.sqrt(gains.var(ddof=1) / 60 + 1 / 60**2)
+    assert difference.intervals["accuracy"] == pytest.approx((gains.mean() - half, gains.mean() + half))
 
 
-def report_of(rows: Any, *, against: Any = None, seeds: Any = (), samples: int = 50) -> Comparison:
+def report_of(rows: Any, *, against: Any = None, seeds: Any = ()) -> Comparison:
     """Return the comparison of rows, their runs numbered by the seeds."""
     numbers = seeds or [0]
     facts = [
@@ -129,17 +121,15 @@ def report_of(rows: Any, *, against: Any = None, seeds: Any = (), samples: int =
         seeds=seeds,
         split="test",
         caveats=(),
-        samples=samples,
-        bootstrap_seed=0,
         environment=run.environment(),
     )
 
 
 def test_each_run_has_its_own_metrics_and_intervals_also_in_the_table() -> None:
     runs = [made(seed)[0] for seed in (1, 2)]
-    together = side_by_side({"a": runs}, against={}, samples=50, seed=0).rows["a"]
+    together = side_by_side({"a": runs}, against={}).rows["a"]
     for each, one in zip(runs, together.runs, strict=True):
-        (alone,) = side_by_side({"a": [each]}, against={}, samples=50, seed=0).rows["a"].runs
+        (alone,) = side_by_side({"a": [each]}, against={}).rows["a"].runs
         assert one == alone
     first, second = together.runs
     assert first.intervals["accuracy"] != second.intervals["accuracy"]
@@ -161,26 +151,25 @@ def test_a_p_value_of_many_zeros_is_not_shown_as_none() -> None:
 def test_pairing_narrows_the_interval_and_equal_rows_differ_by_nothing() -> None:
     found, _ = made(3, count=200)
     better = replace(found, **{"predictions": np.where(np.arange(200) % 20 == 0, found.labels, found.predictions)})
-    result = side_by_side(
-        {"a": [found], "same": [found], "better": [better]}, against={"same": "a", "better": "a"}, samples=200, seed=0
-    )
+    result = side_by_side({"a": [found], "same": [found], "better": [better]}, against={"same": "a", "better": "a"})
     same, gain = (result.differences[name].intervals["accuracy"] for name in ("same", "better"))
     alone = result.rows["better"].runs[0].intervals["accuracy"]
-    assert same == (0, 0)
-    assert 0 <= gain[0] <= result.differences["better"].mean["accuracy"] <= gain[1]
+    assert same[0] == -same[1]
+    assert 0 < same[1] < 0.011  # about two tiles of 200
+    assert -0.005 < gain[0] <= result.differences["better"].mean["accuracy"] <= gain[1]
     assert gain[1] - gain[0] < 0.5 * (alone[1] - alone[0])
     assert result.rows["a"].sd["accuracy"] is None
 
 
-def test_whole_groups_are_drawn() -> None:
-    """One tile of five is right in each slide: drawing tiles changes the accuracy, drawing slides does not."""
+def test_slides_that_err_as_a_whole_widen() -> None:
+    """A fifth of the tiles is wrong: one of five in each slide, or all of a fifth of the slides."""
     found, _ = made(4, groups=True)
-    right = np.arange(60) % 5 == 0
-    steady = replace(found, **{"predictions": np.where(right, found.labels, (found.labels + 1) % 3)})
-    for predictions, expected in ((steady, True), (replace(steady, **{"groups": None}), False)):
-        row = side_by_side({"a": [predictions]}, against={}, samples=100, seed=0).rows["a"].runs[0]
-        low, high = row.intervals["accuracy"]
-        assert (high - low < 1e-9) == expected
+    widths = []
+    for wrong in (np.arange(60) % 5 == 0, np.arange(60) // 5 % 5 == 0):
+        calls = replace(found, **{"predictions": np.where(wrong, (found.labels + 1) % 3, found.labels)})
+        low, high = side_by_side({"a": [calls]}, against={}).rows["a"].runs[0].intervals["accuracy"]
+        widths.append(high - low)
+    assert widths[1] > 1.8 * widths[0]
 
 
 @pytest.mark.parametrize(
@@ -200,14 +189,14 @@ def test_other_tiles_are_refused(change: dict[str, Any], why: str) -> None:
     a = made(0)[0]
     wrong = replace(a, **{**change})
     with pytest.raises(ValueError) as error:
-        side_by_side({"first": [a], "second": [wrong]}, against={}, samples=10, seed=0)
+        side_by_side({"first": [a], "second": [wrong]}, against={})
     assert str(error.value).startswith(f"second and first: evaluated on {why}")
 
 
 def test_rows_of_other_lengths_are_refused() -> None:
     a = made(0)[0]
     with pytest.raises(ValueError, match="second: 2 runs, other rows have 1"):
-        side_by_side({"first": [a], "second": [a, a]}, against={}, samples=10, seed=0)
+        side_by_side({"first": [a], "second": [a, a]}, against={})
 
 
 def right_on(right: Any) -> TilePredictions:
@@ -226,15 +215,28 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_tiles(both: int, ours: i
     a = right_on([1] * both + [1] * ours + [0] * theirs + [0] * neither)
     b = right_on([1] * both + [0] * ours + [1] * theirs + [0] * neither)
     assert discordant(a, b) == (ours, theirs)
-    found = mcnemar(ours, theirs)
+    found = mcnemar([1] * ours + [-1] * theirs + [0] * both)
     # What statsmodels does with exact=True.
     assert found == pytest.approx(min(1, 2 * stats.binom.cdf(min(ours, theirs), ours + theirs, 0.5)), rel=1e-9)
-    assert mcnemar(theirs, ours) == pytest.approx(found, rel=1e-12)
+    assert mcnemar([1] * theirs + [-1] * ours) == pytest.approx(found, rel=1e-12)
 
 
 def test_a_published_mcnemar_value() -> None:
     """Fagerland, Lydersen & Laake 2013: airway hyper-responsiveness, 7 against 1 discordant pairs, exact p 0.070."""
-    assert mcnemar(7, 1) == pytest.approx(0.0703125)
+    assert mcnemar([1] * 7 + [-1]) == pytest.approx(0.0703125)
+
+
+@pytest.mark.parametrize("net", [[5, 3, 2, -1], [4, -4, 1], [3, 3, 3, 0, 3, 3, 3], [-7, 2, 2, 1, 1, -1, 3], [0, 0]])
+def test_slides_change_sign_as_a_whole(net: list[int]) -> None:
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(net))))
+    expected = (np.abs(signs @ np.abs(net)) >= abs(sum(net))).mean()
+    assert mcnemar(net) == pytest.approx(expected)
+
+
+def test_equal_classifiers_rarely_have_a_small_p_on_slides() -> None:
+    rng = np.random.default_rng(0)
+    found = [mcnemar(np.round(4 * rng.standard_normal(12)).astype(int)) for _ in range(600)]
+    assert np.mean(np.array(found) <= 0.05) <= 0.065
 
 
 def test_holm_by_hand() -> None:
@@ -251,13 +253,11 @@ def test_verdict_names_the_better_one_only_where_the_interval_leaves_zero_out() 
     assert said(-0.1, 0.2) == said(0, 0.2) == said(-0.2, 0) == said(0, 0) == said(-1, 1, "loss") == "indistinguishable"
     assert said(0.01, 0.2) == said(-0.2, -0.01, "loss") == "new is better"
     assert said(-0.2, -0.01) == said(0.01, 0.2, "loss") == "old is better"
-    assert said(0.2, 0.2) == said(-0.2, -0.2) == "undetermined"
+    assert verdict(None, metric="accuracy", row="new", reference="old") == UNDETERMINED
 
 
-@pytest.mark.parametrize(
-    ("size", "words"), [(60, "undetermined"), (20, "sure is better, on few groups"), (5, "sure is better")]
-)
-def test_few_groups_are_said_with_the_verdict(size: int, words: str) -> None:
+@pytest.mark.parametrize(("size", "words"), [(60, UNDETERMINED), (20, UNDETERMINED), (5, "sure is better")])
+def test_too_few_slides_give_no_verdict(size: int, words: str) -> None:
     """One slide tells nothing of others, however many tiles it has."""
     run = made(1)[0]
     groups = tuple(str(i // size) for i in range(60))
@@ -265,21 +265,21 @@ def test_few_groups_are_said_with_the_verdict(size: int, words: str) -> None:
         "a": [replace(run, groups=groups)],
         "sure": [replace(run, groups=groups, predictions=run.labels, losses=run.losses / 9)],
     }
-    result = side_by_side(rows, against={"sure": "a"}, samples=200, seed=0)
-    assert set(result.differences["sure"].verdicts.values()) == {words}
+    assert set(side_by_side(rows, against={"sure": "a"}).differences["sure"].verdicts.values()) == {words}
 
 
 def test_differences_come_with_verdicts_and_tests_of_each_seed() -> None:
     rows = {name: [made(seed)[0] for seed in seeds] for name, seeds in (("a", (1, 2)), ("b", (3, 4)), ("c", (5, 6)))}
     rows["sure"] = [replace(run, **{"predictions": run.labels, "losses": run.losses / 9}) for run in rows["a"]]
-    result = side_by_side(rows, against=dict.fromkeys(("b", "c", "sure"), "a"), samples=200, seed=0).differences
+    result = side_by_side(rows, against=dict.fromkeys(("b", "c", "sure"), "a")).differences
     for name, one in result.items():
         for metric, (low, high) in one.intervals.items():
             assert (one.verdicts[metric] == "indistinguishable") == (low <= 0 <= high), (name, metric)
         assert len(one.mcnemar) == 2
         for test, ours, theirs in zip(one.mcnemar, rows[name], rows["a"], strict=True):
             assert (test.only_row, test.only_reference) == discordant(ours, theirs)
-            assert test.p == mcnemar(*discordant(ours, theirs))
+            first, second = discordant(ours, theirs)
+            assert test.p == mcnemar([1] * first + [-1] * second)
     assert set(result["sure"].verdicts.values()) == {"sure is better"}
     every = [test for one in result.values() for test in one.mcnemar]
     assert [test.p_holm for test in every] == holm([test.p for test in every])

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from sscl.evaluate.calibration import softmax
-from sscl.evaluate.decisions import choose_abstention, choose_threshold, net_benefit, outcomes_at, risk_coverage
+from sscl.evaluate.decisions import choose_abstention, choose_threshold, outcomes_at, risk_coverage, tile_benefits
 
 
 def drawn(*, tiles: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -78,27 +78,14 @@ def test_net_benefit_is_the_formula_of_vickers_and_elkin() -> None:
     logits, labels = drawn(tiles=90)
     truth, p = labels == 1, softmax(logits)[:, 1]
     thresholds = [0.1, 0.5, 0.8]
-    for t, value in zip(thresholds, net_benefit(truth, p, thresholds=thresholds), strict=True):
+    for t, value in zip(thresholds, tile_benefits(truth, p, thresholds=thresholds).mean(0), strict=True):
         hits, alarms = ((p >= t) & truth).sum(), ((p >= t) & ~truth).sum()
         assert value == pytest.approx(hits / 90 - alarms / 90 * t / (1 - t))
-    everyone = net_benefit(truth, np.ones(90), thresholds=[truth.mean()])
+    everyone = tile_benefits(truth, np.ones(90), thresholds=[truth.mean()]).mean(0)
     assert everyone == pytest.approx([0], abs=1e-12)  # calling all is worth nothing where the odds are even
-    assert net_benefit(np.array([True]), [0.5], thresholds=[0.5]) == pytest.approx([1])  # at the threshold too
+    assert tile_benefits(np.array([True]), [0.5], thresholds=[0.5])[0] == pytest.approx([1])  # at the threshold too
     with pytest.raises(ValueError, match="thresholds"):
-        net_benefit(truth, p, thresholds=[1.0])
-
-
-def test_net_benefit_under_weights_is_that_of_the_repeated_tiles() -> None:
-    logits, labels = drawn(tiles=40)
-    truth, p = labels == 1, softmax(logits)[:, 1]
-    weights = np.random.default_rng(0).integers(0, 3, (4, 40))
-    found = net_benefit(truth, p, thresholds=[0.3, 0.6], weights=weights.astype(float))
-    for row, counts in zip(found, weights, strict=True):
-        rows = np.repeat(np.arange(40), counts)
-        assert row == pytest.approx(net_benefit(truth[rows], p[rows], thresholds=[0.3, 0.6]))
-
-
-# --- abstention ---
+        tile_benefits(truth, p, thresholds=[1.0])
 
 
 def test_risk_coverage_is_counted_from_the_most_confident_tile_on() -> None:

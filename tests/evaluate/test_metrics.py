@@ -7,9 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from sscl.evaluate import metrics
-from sscl.evaluate.bootstrap import bootstrap_intervals
 from sscl.evaluate.metrics import OF_A_CLASS, Metrics, classification_metrics, confusion_matrix
-from sscl.evaluate.proportions import wilson_interval
 
 
 def assert_same(ours: Metrics, theirs: dict[str, Any]) -> None:
@@ -34,10 +32,6 @@ class TestThePapersMatrix:
         assert ssa == {"precision": 85.15, "recall": 86.87, "f1": 86.00}
         assert (result.sensitivity, result.specificity) == (86 / 99, 84 / 99)
         assert [row.support for row in result.per_class] == [99, 99]
-
-    def test_wilson_interval(self) -> None:
-        low, high = wilson_interval(170, 198)
-        assert (round(100 * low, 1), round(100 * high, 1)) == (80.3, 90.0)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -129,9 +123,6 @@ class TestUndefined:
         assert (result.accuracy, result.sensitivity, result.specificity) == (0.5, 0.5, None)
         assert result.auroc is None
         assert result.average_precision is None
-        intervals = bootstrap_intervals([1, 1], [[0.2, 0.8], [0.6, 0.4]], positive=1, samples=50)
-        assert (intervals.specificity, intervals.auroc) == (None, None)
-        assert intervals.accuracy == (0.0, 1.0)
 
 
 def test_confusion_matrix_equals_scikit_learn(drawn: Any) -> None:

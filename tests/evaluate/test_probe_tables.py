@@ -29,7 +29,6 @@ def test_tables_have_each_metric_in_its_column() -> None:
             **place,
             classifier=classifier,
             pairs=1,
-            resampled="whole groups",
             **{**linear, "balanced_accuracy": over(gained)},
         )
         for classifier, gained in (("linear", 0.25), ("knn", 0.15))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, ttest_1samp
 
-from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.proportions import proportion_interval
 from sscl.evaluate.verdicts import (
     FEWEST,
     Outcome,
@@ -59,9 +59,9 @@ def test_a_mean_at_the_bound_rarely_passes():
         assert found.count(Outcome.INCONCLUSIVE) >= 900
 
 
-def test_the_interval_of_a_balanced_accuracy_is_wilsons_where_classes_are_equally_many():
-    assert balanced_interval(0.75, [40, 40]) == pytest.approx(wilson_interval(60, 80), abs=1e-6)
-    assert balanced_interval(1.0, [10, 10, 10]) == pytest.approx(wilson_interval(30, 30), abs=1e-6)
+def test_the_interval_of_a_balanced_accuracy_is_that_of_a_proportion_where_classes_are_equally_many():
+    assert balanced_interval(0.75, [40, 40]) == pytest.approx(proportion_interval(60, 80), abs=1e-6)
+    assert balanced_interval(1.0, [10, 10, 10]) == pytest.approx(proportion_interval(30, 30), abs=1e-6)
     rare, many = balanced_interval(0.75, [10, 70]), balanced_interval(0.75, [40, 40])
     assert rare[0] < many[0] < many[1] < rare[1]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sscl.evaluate.calibration import reliability_curve
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.proportions import proportion, wilson_interval
+from sscl.evaluate.proportions import Proportion, proportion_interval
 from sscl.evaluate.records import DecisionCurve
 from sscl.plots import calibration as calibration_plots
 
@@ -70,7 +70,7 @@ def test_decision_curve_has_model_all_none_and_the_operating_point(figure_of: Ca
     figure = figure_of(calibration_plots.plot_decision_curve, curve, threshold=threshold, positive="SSA")
     (axes,) = figure.axes
     drawn = {line.get_label(): tuple(line.get_ydata()) for line in axes.lines}
-    assert drawn["model, bootstrap 95%"] == curve.model
+    assert drawn["model, 95% interval"] == curve.model
     assert drawn["all called SSA"] == curve.treat_all
     assert drawn["none called SSA"] == (0, 0)
     assert ("operating point 0.350" in drawn) == (threshold is not None)
@@ -79,7 +79,11 @@ def test_decision_curve_has_model_all_none_and_the_operating_point(figure_of: Ca
     assert band.get_paths()[0].get_extents().bounds == pytest.approx((0.1, 0, 0.8, 0.5))
 
 
-def test_coverage_has_the_curve_from_ten_tiles_on_wilsons_band_and_the_threshold(figure_of: Capture) -> None:
+def proportion(count: int, of: int) -> Proportion:
+    return Proportion(count=count, of=of, value=count / of, interval=proportion_interval(count, of))
+
+
+def test_coverage_has_the_curve_from_ten_tiles_on_a_band_and_the_threshold(figure_of: Capture) -> None:
     rng = np.random.default_rng(0)
     confidence = rng.random(1000)
     right = rng.random(1000) < confidence
@@ -93,7 +97,7 @@ def test_coverage_has_the_curve_from_ten_tiles_on_wilsons_band_and_the_threshold
     assert len(line.get_xdata()) <= 300
     (band,) = axes.collections
     last = [y for x, y in band.get_paths()[0].vertices if x == 1]
-    assert (min(last), max(last)) == pytest.approx(wilson_interval(int(right.sum()), 1000))
+    assert (min(last), max(last)) == pytest.approx(proportion_interval(int(right.sum()), 1000))
     (diamond,) = [line for line in axes.lines if line.get_marker() == "D"]
     assert (diamond.get_xdata()[0], diamond.get_ydata()[0]) == (0.8, 0.75)
 

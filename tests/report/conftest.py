@@ -139,7 +139,7 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
     )
     positive = 1 if kinds == 2 else None
     kept = calibration.fit_calibration(logits[:40], labels[:40], classes=classes, positive=positive)
-    found = evaluation.evaluate(tiles, logits, positive=positive, kept=kept, samples=100)
+    found = evaluation.evaluate(tiles, logits, positive=positive, kept=kept)
     evaluated = Evaluated(
         checkpoint="runs/x",
         epoch=2,

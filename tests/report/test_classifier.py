@@ -53,15 +53,15 @@ def test_every_metric_is_shown_with_its_intervals():
         low, high = getattr(drawn, key)
         assert rows[display_name(key)][:2] == [f"{getattr(metrics, key):.3f}", f"{low:.3f} to {high:.3f}"]
     assert rows["HP recall"][0] == f"{metrics.per_class[0].recall:.3f}"
-    low, high = one.report.wilson.accuracy.wilson
     right = int((one.found.predictions == one.found.labels).sum())
-    assert rows["accuracy"][2:] == [f"{low:.3f} to {high:.3f}", f"{right} of 80"]
+    assert rows["accuracy"][2:] == [f"{right} of 80"]
     by_agreement = next(rows for caption, rows in shown.items() if "annotator" in caption)
     assert sum(int(row[-1].split(" of ")[1]) for row in by_agreement) == 80
     for row, found in zip(by_agreement, one.report.accuracy_by_agreement, strict=True):
-        low, high = found.interval
-        counts = f"{found.correct} of {found.count}"
-        assert row == [found.agreement, f"{found.accuracy:.3f}", f"{low:.3f} to {high:.3f}", counts]
+        low, high = found.accuracy.interval
+        counts = f"{found.accuracy.count} of {found.accuracy.of}"
+        name = f"accuracy, {found.agreement} agree"
+        assert row == [name, f"{found.accuracy.value:.3f}", f"{low:.3f} to {high:.3f}", counts]
     of_class = [row[0] for row in shown["Per class"]]
     assert of_class == [f"{name} {key}" for name in CLASSES for key in ("precision", "recall", "F1")]
     headline = dict(summary.summary(one, training_tiles=1, audits=[], checks=None)["blocks"][1]["rows"])

@@ -11,9 +11,9 @@ import numpy as np
 
 from sscl import run
 from sscl.config import DataConfig
-from sscl.evaluate.bootstrap import Intervals
 from sscl.evaluate.comparison import Comparison, RowFacts, RunFacts, build
 from sscl.evaluate.comparison_tables import NAMES, comparison_tables
+from sscl.evaluate.metric_intervals import Intervals
 from sscl.evaluate.metrics import Metrics
 from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.records import MapChecks
@@ -56,8 +56,6 @@ def compare_report(*, fractions: tuple[float | None, ...] = (None,), seeds: tupl
         seeds=seeds,
         split="test",
         caveats=["y"],
-        samples=50,
-        bootstrap_seed=0,
         environment=run.environment(),
     )
 

@@ -37,7 +37,7 @@ class TestHeatmaps:
         assert not kinds(section, "figure")
 
     def test_localisation_beside_centre_and_random_weights(self) -> None:
-        rates = HitRates(tiles=10, peak_hit=0.1, box_hit=0.2, box_hit_wilson=(0.1, 0.4), mean_box_iou=0.3)
+        rates = HitRates(tiles=10, peak_hit=0.1, box_hit=0.2, box_hit_interval=(0.1, 0.4), mean_box_iou=0.3)
         found = Localisation(this_model=rates, centre=rates, random_weights=rates, whole_tile=rates)
         section = heatmaps.heatmaps("gradcam", config=self.CONFIG, checks=None, localised=found)
 

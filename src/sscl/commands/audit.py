@@ -24,7 +24,7 @@ from sscl.data.load import (
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate import lineage
-from sscl.evaluate.bootstrap import GROUPS
+from sscl.evaluate.intervals import GROUPS
 from sscl.models import checkpoint, features
 from sscl.models.start import frozen_encoder
 from sscl.plots import audit as audit_plots

@@ -201,7 +201,6 @@ def evaluate(folder: Path, config: CompareConfig, *, line: int | None = None) ->
         ValueError: the command failed.
     """
     words = ["eval", f"checkpoint={folder}", f"split={config.split}"]
-    words += [f"bootstrap_samples={config.bootstrap_samples}", f"bootstrap_seed={config.bootstrap_seed}"]
     words += [f"device={config.device}"] if config.device is not None else []
     words += ["progress=false"] if not config.progress or config.jobs > 1 else []
     call([*words, "--overwrite"] if (folder / f"eval_{config.split}").is_dir() else words, folder, line=line)
@@ -246,8 +245,6 @@ def report_finished(
         seeds=(),
         split=" or ".join(dict.fromkeys(splits)),
         caveats=caveats,
-        samples=config.bootstrap_samples,
-        bootstrap_seed=config.bootstrap_seed,
         environment=run.environment(),
     )
 
@@ -298,8 +295,6 @@ def report_made(
         seeds=config.seeds,
         split=config.split,
         caveats=caveats,
-        samples=config.bootstrap_samples,
-        bootstrap_seed=config.bootstrap_seed,
         environment=run.environment(),
     )
 

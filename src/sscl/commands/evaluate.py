@@ -74,8 +74,6 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
             calibrate=config.calibrate,
             sensitivity=config.sensitivity,
             abstain=config.abstain,
-            samples=config.bootstrap_samples,
-            seed=config.bootstrap_seed,
         )
         evaluated = Evaluated(
             checkpoint=str(config.checkpoint),

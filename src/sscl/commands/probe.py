@@ -33,7 +33,7 @@ from sscl.evaluate.probe_inputs import (
 )
 from sscl.evaluate.probe_notes import probe_notes
 from sscl.evaluate.probe_results import Fits, Found, ProbeReport, RunFacts
-from sscl.evaluate.probe_tables import legend, probe_tables, resampled
+from sscl.evaluate.probe_tables import interval_method, legend, probe_tables
 from sscl.evaluate.tables import Table, as_markdown, as_text
 from sscl.plots import probe as probe_plots
 from sscl.progress import Bar
@@ -71,15 +71,14 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
                 print(line)
 
         found, fits = predict(config, jobs, opened, first, device=device, precision=precision)
-        samples, seed = config.bootstrap_samples, config.bootstrap_seed
-        measured = probe_results.measure(found, samples=samples, seed=seed, progress=config.progress)
+        measured = probe_results.measure(found)
         reference = config.reference
         report = ProbeReport(
             device=describe_device(device),
             precision=precision,
             encoders=tuple(describe_encoder(job) for job in jobs),
             sets=tuple(describe_set(data, first[data.name]) for data in config.sets),
-            interval_method=f"95% intervals: bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
+            interval_method=interval_method(),
             linear_fits=fits,
             notes=(*doubts, *probe_notes(config, jobs, first, fits)),
             summary=probe_results.summarise(measured),
@@ -87,7 +86,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
             runs=measured.runs,
         )
         tables = probe_tables(report.summary, report.differences, reference=reference)
-        lines = legend(neighbours=config.neighbours, samples=samples, seed=seed, reference=reference)
+        lines = legend(neighbours=config.neighbours, reference=reference)
 
         write_record(folder / probe_results.FILE, report)
         writing.write_text(folder / "probe.md", markdown(tables, lines, report.notes))

@@ -101,8 +101,6 @@ class CompareConfig(Section):
     split: Literal["test", "train", "all"] = setting("test", "split to evaluate on")
     grid: int = setting(9, "tiles in the picture of predictions; 0 = no picture", ge=0, le=100)
     grid_seed: int = setting(0, "seed of the tiles in that picture", ge=0, lt=SEEDS)
-    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10, le=100_000)
-    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0, lt=SEEDS)
     device: str | None = setting(None, "auto, cpu, cuda, cuda:N or mps; null = as in the configs")
     jobs: int = setting(1, "number of runs of an entry in parallel", ge=1, le=256)
     progress: bool = setting(True, "show progress bars; none are shown with jobs > 1")

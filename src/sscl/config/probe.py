@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from sscl.config.data import DataConfig
 from sscl.config.encoders import EncoderConfig
 from sscl.config.messages import shown
-from sscl.config.sections import LARGEST_BATCH, SEEDS, Fraction, Listed, Section, Seed, fault, setting
+from sscl.config.sections import LARGEST_BATCH, Fraction, Listed, Section, Seed, fault, setting
 from sscl.words import first_twice, nearest
 
 
@@ -68,8 +68,6 @@ class ProbeConfig(Section):
     max_iterations: int = setting(1000, "largest number of L-BFGS iterations in a fit", ge=1, le=1_000_000)
     neighbours: int = setting(20, "k of the k-NN classifier, by cosine similarity", ge=1, le=10_000)
     reference: str | None = setting(None, "name of the encoder that the others are compared with; null = no comparison")
-    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10, le=100_000)
-    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0, lt=SEEDS)
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(

@@ -40,8 +40,6 @@ class EvalConfig(Section):
         ge=0,
         lt=1,
     )
-    bootstrap_samples: int = setting(2000, "bootstrap resamples for each interval", ge=10, le=100_000)
-    bootstrap_seed: int = setting(0, "seed of the bootstrap", ge=0, lt=SEEDS)
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Precision = setting("auto", PRECISION)

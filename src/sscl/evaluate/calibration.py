@@ -5,17 +5,17 @@ Shape letters: N tiles, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from sscl.data.mhist import ANNOTATORS
-from sscl.evaluate.bootstrap import Interval
 from sscl.evaluate.decisions import choose_threshold, truth_and_scores
+from sscl.evaluate.intervals import Interval
 from sscl.evaluate.metrics import FloatArray, IntArray
-from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.proportions import proportion_interval
 from sscl.evaluate.verdicts import mean_interval
 from sscl.models.calibration import KeptCalibration
 from sscl.records import Record
@@ -35,7 +35,7 @@ class ReliabilityBin(Record):
 
     Attributes:
         count: tiles. score: their mean predicted probability. frequency: fraction with the outcome.
-        interval: Wilson's 95% interval of that fraction.
+        interval: 95%, of that fraction, for independent tiles.
     """
 
     low: float
@@ -240,26 +240,6 @@ def calibration_error_by_chance(
     return float(np.mean(drawn)), float(np.quantile(drawn, 0.95))
 
 
-def calibration_error_interval(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: Iterable[FloatArray], *, bins: int = BINS
-) -> Interval:
-    """Return a 95% interval of the ECE of the top label, from a bootstrap, without the bootstrap's bias.
-
-    A resample's error is larger than that of its tiles, as theirs is larger than the truth; the mean difference is
-    taken off, and what would be below 0 is 0.
-
-    Args:
-        labels: (N,). probabilities: (N, K). weights: how often each tile is drawn, in chunks (s, N).
-    """
-    p = np.asarray(probabilities, dtype=np.float64)
-    hit, score, where = _binned(p.argmax(1) == np.asarray(labels), p.max(1), bins=bins, binning="width")
-    gaps = np.eye(bins)[where] * (hit - score)[:, None]  # (N, bins)
-    drawn = np.concatenate([np.abs(chunk @ gaps).sum(1) / chunk.sum(1) for chunk in weights])
-    bias = drawn.mean() - np.abs(gaps.sum(0)).sum() / len(p)
-    low, high = np.maximum(np.quantile(drawn, [0.025, 0.975]) - bias, 0)
-    return float(low), float(high)
-
-
 def miscalled_classes(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10
 ) -> tuple[MiscalledClass, ...]:
@@ -314,7 +294,7 @@ def reliability_curve(
                 count=count,
                 score=float(p[inside].mean()),
                 frequency=came_true / count,
-                interval=wilson_interval(came_true, count),
+                interval=proportion_interval(came_true, count),
             )
         )
     return tuple(rows)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from sscl import run, writing
 from sscl.config import DataConfig
-from sscl.evaluate.bootstrap import Interval, Intervals
-from sscl.evaluate.evaluation_text import OF_ABSTENTION, Row, proportion_rows
+from sscl.evaluate.evaluation_text import OF_ABSTENTION, TOO_FEW_SLIDES, TOO_FEW_TILES, Row, proportion_rows
+from sscl.evaluate.metric_intervals import Intervals
 from sscl.evaluate.metrics import Metrics, display_name, shown_of, worst_classes
 from sscl.evaluate.proportions import Proportions
 from sscl.evaluate.records import Evaluation
@@ -34,7 +34,9 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
         trained_on: the data sections that the weights were trained on; the last is that of the labels.
     """
     environment = run.environment()
-    rows = metric_rows(report.classes, report.positive, report.metrics, report.wilson, intervals=report.intervals)
+    missing = TOO_FEW_TILES if report.groups is None else TOO_FEW_SLIDES
+    given = report.metrics, report.proportions, report.intervals
+    rows = metric_rows(report.classes, report.positive, *given, missing=missing)
     point, abstention = report.operating_point, report.coverage.abstention
     if point is not None:
         names = {
@@ -51,7 +53,7 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
         "",
         as_markdown([["", ""], *_facts(report, trained_on[-1])], texts=2),
         "",
-        as_markdown([["metric", "value", "bootstrap 95%", "Wilson 95%", "tiles"], *map(cells, rows)]),
+        as_markdown([["metric", "value", "95% interval", "tiles"], *map(cells, rows)]),
         "",
         f"{one_line(report.interval_method)}."
         + (f" Of the recalls {shown_of(len(report.classes))}." if shown_of(len(report.classes)) else ""),
@@ -142,39 +144,34 @@ def metric_rows(
     classes: Sequence[str],
     positive: str | None,
     values: Metrics,
-    wilson: Proportions,
+    shares: Proportions,
+    intervals: Intervals,
     *,
-    intervals: Intervals | None = None,
+    missing: str = TOO_FEW_TILES,
 ) -> list[Row]:
     """Return the metrics that a card shows; of the positive class sensitivity and specificity, else every recall.
 
     Args:
-        classes: K names. positive: name of the positive class of two, or None. intervals: the bootstrap's.
+        classes: K names. positive: name of the positive class of two, or None. missing: why there may be no interval.
     """
     keys: list[tuple[str, str | None]] = [(key, None) for key in SHOWN]
     keys += [(key, code(positive)) for key in ("sensitivity", "specificity") if positive is not None]
     rows = [
-        Row(display_name(key, of=of), getattr(values, key), getattr(intervals, key, None), getattr(wilson, key, None))
+        Row(
+            display_name(key, of=of), getattr(values, key), getattr(intervals, key), getattr(shares, key, None), missing
+        )
         for key, of in keys
     ]
     if positive is None:
         for i in worst_classes(values.per_class):
-            label = classes[i]
-            interval = None if intervals is None else intervals.per_class[i].recall
-            name = display_name("recall", of=code(label))
-            rows.append(Row(name, values.per_class[i].recall, interval, wilson.per_class[i].recall))
+            name, recall = display_name("recall", of=code(classes[i])), shares.per_class[i].recall
+            rows.append(Row(name, values.per_class[i].recall, intervals.per_class[i].recall, recall, missing))
     return rows
 
 
 def cells(row: Row) -> list[str]:
-    """Return a row of a card: name, value, the bootstrap's interval, Wilson's, counts."""
-
-    def ends(pair: Interval | None) -> str:
-        return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-
-    proportion = row.proportion
-    counted = ["", ""] if proportion is None else [ends(proportion.wilson), f"{proportion.count} of {proportion.of}"]
-    return [row.name, "undefined" if row.value is None else f"{row.value:.3f}", ends(row.interval), *counted]
+    """Return a row of a card: name, value, interval, counts."""
+    return [row.name, "undefined" if row.value is None else f"{row.value:.3f}", row.ends, row.counts]
 
 
 def set_name(data: DataConfig) -> str:

@@ -1,8 +1,7 @@
 """Several classifiers on the same tiles: metrics by run, over seeds, and paired differences with their intervals.
 
-Every resample of the tiles is the same for all runs, so a difference loses what is easy or hard about a
-tile. One whose interval holds 0 is called indistinguishable; no other number names a winner. Shape letters: N tiles, K
-classes, R runs (seeds) of a row, S resamples, s of them in a chunk, M metrics.
+A difference is taken tile by tile, so it loses what is easy or hard about a tile. One whose interval holds 0 is called
+indistinguishable; no other number names a winner. Shape letters: N tiles, R runs (seeds) of a row, M metrics.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from sscl.evaluate import bootstrap, lineage, metrics
-from sscl.evaluate.bootstrap import GROUPS, Interval
-from sscl.evaluate.metrics import FloatArray
+from sscl.evaluate import influence, intervals, metrics
+from sscl.evaluate.intervals import Estimate, Interval, Sample
+from sscl.evaluate.metric_intervals import interval_method
+from sscl.evaluate.metrics import FloatArray, IntArray
 from sscl.evaluate.predictions import TilePredictions
 from sscl.records import Record
 from sscl.run import Environment
@@ -23,14 +23,11 @@ from sscl.run import Environment
 FILE = "compare.json"
 METRICS = ("loss", *metrics.OF_LABELS)
 LOWER_IS_BETTER = ("loss",)
+BOUNDS: dict[str, Interval] = dict.fromkeys(metrics.OF_LABELS, (-1, 1)) | {"loss": (-np.inf, np.inf)}
 EQUAL = "indistinguishable"
-UNDETERMINED = "undetermined"  # all resamples are the same: one group, or one tile of each class
+UNDETERMINED = "undetermined: too few slides, or tiles of a class"
 PUBLISHED = "a difference from a published value is meaningful only on the data and split of that publication"
 ONE_RUN = "one run a row: other seeds may differ by as much; the intervals are over the tiles alone"
-DEPENDENT = (
-    f"McNemar's test assumes independent tiles, and several are of one group ({GROUPS}): its p values may be too "
-    "small; rely on the intervals, which resample whole groups"
-)
 
 
 class RunFacts(Record):
@@ -42,10 +39,10 @@ class RunFacts(Record):
 
 
 class RunMetrics(Record):
-    """Metrics of a run and their 95% intervals, by METRICS."""
+    """Metrics of a run and their 95% intervals, by METRICS; None = no interval: of the loss, or on too few slides."""
 
     metrics: dict[str, float]
-    intervals: dict[str, Interval]
+    intervals: dict[str, Interval | None]
 
 
 class RunResult(RunMetrics, RunFacts):
@@ -78,7 +75,10 @@ class RowResult(RowMetrics, RowFacts):
 
 
 class McNemar(Record):
-    """McNemar's exact test of two runs: the tiles that one alone gets right, p, and p after Holm's correction."""
+    """McNemar's exact test of two runs: the tiles that one alone gets right, p, and p after Holm's correction.
+
+    Where tiles have groups, p is that of whole groups.
+    """
 
     only_row: int
     only_reference: int
@@ -93,7 +93,7 @@ class Difference(Record):
     by_seed: dict[str, tuple[float, ...]]
     mean: dict[str, float]
     sd: dict[str, float | None]
-    intervals: dict[str, Interval]
+    intervals: dict[str, Interval | None]
     verdicts: dict[str, str]
     mcnemar: tuple[McNemar, ...]
 
@@ -119,69 +119,69 @@ class Comparison(Record):
     environment: Environment
 
 
-def run_metrics(found: TilePredictions, weights: FloatArray | None = None) -> FloatArray:
-    """Return the metrics of a run, in the order of METRICS, under each row of weights (s, N): (s, M); NaN = undefined.
-
-    Without weights every tile counts once, and s is 1. The definitions are those of `metrics.classification_metrics`.
-    """
-    weights = np.ones((1, len(found.labels))) if weights is None else weights
-    loss = weights @ found.losses / weights.sum(axis=1)
-    return np.column_stack([loss, metrics.label_metrics(found.labels, found.predictions, weights=weights)])
+def run_estimates(found: TilePredictions, sample: Sample) -> tuple[Estimate, ...]:
+    """Return the metrics of a run, in the order of METRICS. sample: its tiles."""
+    loss = influence.mean_of_tiles(found.losses, sample)
+    return (loss, *(estimate(found.predictions, sample) for estimate in influence.LABEL_METRICS))
 
 
-def side_by_side(
-    rows: Mapping[str, Sequence[TilePredictions]], *, against: Mapping[str, str], samples: int, seed: int
-) -> SideBySide:
-    """Return metrics and 95% percentile intervals by run, by row over its runs, and of paired differences.
+def side_by_side(rows: Mapping[str, Sequence[TilePredictions]], *, against: Mapping[str, str]) -> SideBySide:
+    """Return metrics and their 95% intervals by run, by row over its runs, and of paired differences.
 
-    The interval of a difference is that of its mean over the seeds when the tiles are resampled, and the verdict says
-    whether it holds 0.
+    The interval of a difference is that of its mean over the seeds on other tiles, and the verdict says whether it
+    holds 0. A loss has no interval: few tiles decide it, and no method was found that holds (scripts/coverage).
 
     Args:
         rows: the runs of each row, R the same and the seeds in the same order for all; all on the same tiles.
         against: which row each difference is against, {row: reference}; a row that is not in it has no difference.
-        samples, seed: of the bootstrap over the tiles, which is the same for all runs.
 
     Raises:
         ValueError: the runs are not on the same tiles, or rows differ in their number of runs.
     """
     first = _check_pairs(rows)
-    point = {name: np.concatenate([run_metrics(run) for run in runs]) for name, runs in rows.items()}  # (R, M)
-    chunks: dict[str, list[FloatArray]] = {name: [] for name in rows}
-    for weights in bootstrap.resamples(first.labels, groups=first.groups, samples=samples, seed=seed):
-        for name, runs in rows.items():
-            chunks[name].append(np.stack([run_metrics(run, weights) for run in runs]))
-    drawn = {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}  # (R, S, M)
-    few = bootstrap.few_groups(first.groups) is not None
-    tests = _mcnemar_tests(rows, against)
+    sample = Sample.of(first.labels, classes=len(first.classes), groups=first.groups)
+    estimates = {name: [run_estimates(run, sample) for run in runs] for name, runs in rows.items()}
+    point = {name: np.array([[one.value for one in run] for run in runs]) for name, runs in estimates.items()}  # (R, M)
+    tests = _mcnemar_tests(rows, against, sample)
     differences = {}
     for name, other in against.items():
-        intervals = _intervals((drawn[name] - drawn[other]).mean(axis=0))
+        pairs = list(zip(estimates[name], estimates[other], strict=True))
+        found = [
+            influence.mean_estimate([influence.difference(ours[i], theirs[i]) for ours, theirs in pairs])
+            for i in range(len(METRICS))
+        ]
+        ends = _by_metric(
+            [intervals.wald_interval(one, bounds=BOUNDS[m]) for m, one in zip(METRICS, found, strict=True)]
+        )
         mean, sd = _over_seeds(point[name] - point[other])
         differences[name] = Difference(
             against=other,
             by_seed=_by_metric([tuple(column) for column in (point[name] - point[other]).T.tolist()]),
             mean=mean,
             sd=sd,
-            intervals=intervals,
-            verdicts={
-                metric: verdict(intervals[metric], metric=metric, row=name, reference=other, few=few)
-                for metric in METRICS
-            },
+            intervals=ends,
+            verdicts={metric: verdict(ends[metric], metric=metric, row=name, reference=other) for metric in METRICS},
             mcnemar=tests[name],
         )
-    found = {}
-    for name in rows:
-        mean, sd = _over_seeds(point[name])
-        found[name] = RowMetrics(
-            runs=tuple(
-                RunMetrics(metrics=_by_metric(values.tolist()), intervals=_intervals(drawn[name][i]))
-                for i, values in enumerate(point[name])
-            ),
-            mean=mean,
-            sd=sd,
-        )
-    return SideBySide(rows=found, differences=differences)
+    return SideBySide(
+        rows={name: _row(point[name], runs) for name, runs in estimates.items()},
+        differences=differences,
+    )
+
+
+def _row(point: FloatArray, runs: Sequence[tuple[Estimate, ...]]) -> RowMetrics:
+    mean, sd = _over_seeds(point)
+    return RowMetrics(
+        runs=tuple(
+            RunMetrics(
+                metrics=_by_metric(values.tolist()),
+                intervals=_by_metric([None, *map(intervals.metric_interval, run[1:])]),
+            )
+            for values, run in zip(point, runs, strict=True)
+        ),
+        mean=mean,
+        sd=sd,
+    )
 
 
 def _check_pairs(rows: Mapping[str, Sequence[TilePredictions]]) -> TilePredictions:
@@ -198,27 +198,24 @@ def _check_pairs(rows: Mapping[str, Sequence[TilePredictions]]) -> TilePredictio
     return first
 
 
-def verdict(interval: Sequence[float], *, metric: str, row: str, reference: str, few: bool = False) -> str:
-    """Return which of the two is better by the interval of row - reference: EQUAL where it holds 0.
-
-    UNDETERMINED where the interval has no width. few: whether it rests on few groups, which the verdict then says.
-    """
+def verdict(interval: Interval | None, *, metric: str, row: str, reference: str) -> str:
+    """Return which of the two is better by the interval of row - reference: EQUAL where it holds 0."""
+    if interval is None:
+        return UNDETERMINED
     low, high = interval
     if low <= 0 <= high:
         return EQUAL
-    if low == high:
-        return UNDETERMINED
     better = row if (low > 0) != (metric in LOWER_IS_BETTER) else reference
-    return f"{better} is better" + (", on few groups" if few else "")
+    return f"{better} is better"
 
 
 def _mcnemar_tests(
-    rows: Mapping[str, Sequence[TilePredictions]], against: Mapping[str, str]
+    rows: Mapping[str, Sequence[TilePredictions]], against: Mapping[str, str], sample: Sample
 ) -> dict[str, tuple[McNemar, ...]]:
     """Return the tests of each difference, a run each, with Holm's correction over all of them."""
     pairs = {name: list(zip(rows[name], rows[other], strict=True)) for name, other in against.items()}
     counts = {name: [discordant(ours, theirs) for ours, theirs in of] for name, of in pairs.items()}
-    raw = [mcnemar(*pair) for of in counts.values() for pair in of]
+    raw = [mcnemar(_by_group(*pair, sample)) for of in pairs.values() for pair in of]
     corrected = iter(zip(raw, holm(raw), strict=True))
     found = {}
     for name, of in counts.items():
@@ -236,21 +233,42 @@ def discordant(ours: TilePredictions, theirs: TilePredictions) -> tuple[int, int
     return int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
+def _by_group(ours: TilePredictions, theirs: TilePredictions, sample: Sample) -> IntArray:
+    """Return in each group, or of each tile, the tiles that the first alone has right less those of the second."""
+    net = (ours.predictions == ours.labels).astype(np.int64) - (theirs.predictions == theirs.labels)
+    return net if sample.groups is None else np.bincount(sample.groups, net).astype(np.int64)
+
+
+def mcnemar(net: Sequence[int] | IntArray) -> float:
     """Return the two-sided p value of McNemar's exact test of two classifiers on the same tiles.
 
-    It assumes independent tiles: where several are of one slide it is too small.
+    If both were right equally often, each difference might as well have the other sign. p is the fraction of all such
+    choices of signs whose sum is as far from 0. Where each is of one tile, that is McNemar's test; where they are sums
+    over slides, its tiles need not be independent. Fewer than six slides cannot give p < 0.05.
 
     Args:
-        only_first, only_second: tiles that one classifier alone predicts correctly. If both were right equally often,
-            these would be split like tosses of a fair coin.
+        net: of each tile, or group of tiles, how many the first alone predicts correctly less those of the second.
 
-    Source: McNemar 1947, Psychometrika 12:153; exact: Fagerland, Lydersen & Laake 2013, BMC Med. Res. Methodol. 13:91.
+    Source: McNemar 1947, Psychometrika 12:153; signs of clusters: Good 2005, Permutation, Parametric and Bootstrap
+    Tests of Hypotheses, sec. 3.2.
     """
     from scipy.stats import binomtest  # takes half a second to import
 
-    total = only_first + only_second
-    return float(binomtest(only_first, total).pvalue) if total else 1.0
+    sizes = np.abs(np.asarray(net, dtype=np.int64))
+    sizes, total = sizes[sizes > 0], abs(int(np.sum(net)))
+    if not len(sizes):
+        return 1.0
+    if (sizes == 1).all():
+        return float(binomtest((len(sizes) + total) // 2, len(sizes)).pvalue)
+    # A negative sign takes twice its size off the largest sum: the distribution of what is taken off.
+    taken = np.zeros(int(sizes.sum()) + 1)
+    taken[0], reached = 1.0, 0
+    for size in sizes:
+        reached += int(size)
+        taken[size : reached + 1] += taken[: reached + 1 - size].copy()
+        taken[: reached + 1] /= 2
+    sums = sizes.sum() - 2 * np.arange(len(taken))
+    return min(1.0, float(taken[np.abs(sums) >= total].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -282,12 +300,6 @@ def _over_seeds(values: FloatArray) -> tuple[dict[str, float], dict[str, float |
     )
 
 
-def _intervals(drawn: FloatArray) -> dict[str, Interval]:
-    """Return the 95% percentile intervals of (S, M)."""
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0).tolist()
-    return _by_metric(list(zip(low, high, strict=True)))
-
-
 def build(
     found: Mapping[str, Sequence[TilePredictions]],
     *,
@@ -296,8 +308,6 @@ def build(
     seeds: Sequence[int],
     split: str,
     caveats: Sequence[str],
-    samples: int,
-    bootstrap_seed: int,
     environment: Environment,
 ) -> Comparison:
     """Return the content of compare.json.
@@ -305,13 +315,12 @@ def build(
     Args:
         found: the predictions of each row's runs. facts: what is known of each row and of its runs, in that order.
         against: the row that each row is compared with. seeds: those that all rows share; empty = none.
-        split, caveats: of the evaluations; caveats about intervals that whole groups answer are left out.
-        samples, bootstrap_seed: of the bootstrap.
+        split, caveats: of the evaluations.
 
     Raises:
         ValueError: as `side_by_side`.
     """
-    result = side_by_side(found, against=against, samples=samples, seed=bootstrap_seed)
+    result = side_by_side(found, against=against)
     rows = []
     for row, runs in facts:
         values = result.rows[row.name]
@@ -325,15 +334,14 @@ def build(
             )
         )
     first = next(iter(found.values()))[0]
-    drawn = "stratified by class" if first.groups is None else f"of whole groups ({len(set(first.groups))} {GROUPS})"
     return Comparison(
         split=split,
         tiles=len(first.labels),
         classes=first.classes,
         seeds=tuple(seeds),
         interval_method=(
-            f"95% intervals: bootstrap over the tiles, {drawn}, {samples} resamples, seed {bootstrap_seed}, the same "
-            "for all runs; sd is over seeds; loss is cross-entropy in nats"
+            f"{interval_method(first.groups)}, of differences by Student's t, tile by tile; sd is over seeds; loss is "
+            "cross-entropy in nats"
         ),
         caveats=tuple(_caveats(found, result, published=any(row.published for row, _ in facts), said=caveats)),
         rows=tuple(rows),
@@ -347,16 +355,14 @@ def _caveats(
 ) -> list[str]:
     """Return what a reader must know, a sentence each, without repetition."""
     groups = next(iter(found.values()))[0].groups
-    few = bootstrap.few_groups(groups)
-    several = groups is not None and len(set(groups)) < len(groups)
+    few = intervals.few_groups(groups)
     caveats = [PUBLISHED] if published else []
     if result.differences:
-        caveats += [_many_differences(result.differences), *([DEPENDENT] if several else [])]
+        caveats.append(_many_differences(result.differences))
     if len(found) > 1 and all(len(runs) == 1 for runs in found.values()):
         caveats.append(ONE_RUN)
     caveats += [few] if few is not None else []
-    answered = [] if groups is None else lineage.interval_caveats(groups)  # by drawing whole groups
-    return list(dict.fromkeys([*caveats, *(text for text in said if text not in answered)]))
+    return list(dict.fromkeys([*caveats, *said]))
 
 
 def _many_differences(differences: Mapping[str, Difference]) -> str:

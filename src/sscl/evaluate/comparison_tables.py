@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sscl.evaluate.bootstrap import Interval
 from sscl.evaluate.comparison import METRICS, Comparison, Difference
+from sscl.evaluate.intervals import Interval
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.tables import Table
 
@@ -54,10 +54,12 @@ def _differences(differences: Mapping[str, Difference], seeds: Sequence[int]) ->
     lines = [["row - reference", "metric", "mean ± sd" if several else "difference", "95% interval", "verdict"]]
     for name, one in differences.items():
         for metric, text in zip(METRICS, NAMES, strict=True):
-            low, high = one.intervals[metric]
+            ends = one.intervals[metric]
             value = _cell(one.mean[metric], sd=one.sd[metric], sign="+")
             pair = f"{name} - {one.against}"
-            lines.append([pair, text, value, f"{low:+.4f} to {high:+.4f}", one.verdicts[metric]])
+            lines.append(
+                [pair, text, value, "" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}", one.verdicts[metric]]
+            )
     over = "mean ± sd over seeds, " if several else ""
     return Table(f"paired differences: {over}95% interval over the same tiles", lines, texts=2)
 

@@ -1,7 +1,6 @@
 """Decisions from probabilities: a threshold, net benefit, abstention.
 
-Thresholds are meant to be chosen on validation tiles and applied to others. Shape letters: N tiles, S resamples, T
-thresholds.
+Thresholds are meant to be chosen on validation tiles and applied to others. N tiles, T thresholds.
 """
 
 from __future__ import annotations
@@ -79,17 +78,15 @@ def outcomes_at(truth: BoolArray, called: BoolArray) -> dict[str, tuple[BoolArra
     }
 
 
-def net_benefit(
-    truth: npt.ArrayLike, scores: npt.ArrayLike, *, thresholds: npt.ArrayLike, weights: FloatArray | None = None
-) -> FloatArray:
-    """Return TP / N - FP / N * t / (1 - t) of calling positive what scores t or more, (T,), or (S, T) under weights.
+def tile_benefits(truth: npt.ArrayLike, scores: npt.ArrayLike, *, thresholds: npt.ArrayLike) -> FloatArray:
+    """Return what each tile adds to the net benefit, (N, T): 1 for a true positive, -t / (1 - t) for a false one, or 0.
 
-    Calling all positive is `net_benefit(truth, ones, ...)`; calling none has a net benefit of 0.
+    Their mean over the tiles, TP / N - FP / N * t / (1 - t), is the net benefit of calling positive what scores t or
+    more. Calling all positive is `tile_benefits(truth, ones, ...)`; calling none has a net benefit of 0.
 
     Args:
         truth: bool, (N,). scores: (N,).
         thresholds: t, the probability at which acting and not acting are equally good, (T,), below 1.
-        weights: how often each tile counts, (S, N), see `bootstrap.resamples`.
 
     Source: Vickers & Elkin 2006, Medical Decision Making 26:565.
     """
@@ -97,11 +94,7 @@ def net_benefit(
     t = np.asarray(thresholds, dtype=np.float64)
     if not ((t >= 0) & (t < 1)).all():
         raise ValueError(f"thresholds: from {t.min():g} to {t.max():g}, must be at least 0 and below 1")
-    called = p[:, None] >= t  # (N, T)
-    gain = called * np.where(is_positive[:, None], 1.0, -t / (1 - t))
-    if weights is None:
-        return np.asarray(gain.mean(0))
-    return np.asarray(weights @ gain / weights.sum(1, keepdims=True))
+    return np.asarray((p[:, None] >= t) * np.where(is_positive[:, None], 1.0, -t / (1 - t)))
 
 
 def risk_coverage(right: npt.ArrayLike, confidence: npt.ArrayLike) -> RiskCoverage:

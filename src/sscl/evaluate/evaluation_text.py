@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sscl.evaluate import calibration, proportions
-from sscl.evaluate.bootstrap import Interval
+from sscl.evaluate import calibration
+from sscl.evaluate.intervals import FEWEST, Interval
 from sscl.evaluate.metrics import (
     MANY_CLASSES,
     OF_A_CLASS,
@@ -18,26 +18,49 @@ from sscl.evaluate.metrics import (
     shown_of,
     worst_classes,
 )
-from sscl.evaluate.proportions import DrawnProportion, Proportion
+from sscl.evaluate.proportions import Proportion
 from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
 from sscl.evaluate.verdicts import Outcome, verdict_of
 from sscl.words import count, left, right, short_names, some, width_of, wrapped
 
 MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
 _FEW_CLASSES = 5  # named in a note
-_FEW_FLAT = 5  # metrics named in a note
 _NAME = 20  # columns of the name of a class in a table of the terminal
 _COLUMNS = 80
+TOO_FEW_SLIDES, TOO_FEW_TILES = "too few slides", "too few tiles"
 OF_ABSTENTION = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
 
 
 class Row(NamedTuple):
-    """A metric in a table: its value, the bootstrap's interval, and the proportion with Wilson's; None = undefined."""
+    """A metric in a table: its value, its interval, and what it is a proportion of; None = undefined, or none.
+
+    missing: why a defined value has no interval.
+    """
 
     name: str
     value: float | None
     interval: Interval | None
     proportion: Proportion | None
+    missing: str = ""
+
+    @classmethod
+    def of(cls, name: str, hit: Proportion | None) -> Row:
+        """Return the row of a proportion; None = of no tile."""
+        if hit is None:
+            return cls(name, None, None, None)
+        return cls(name, hit.value, hit.interval, hit, TOO_FEW_SLIDES)
+
+    @property
+    def counts(self) -> str:
+        """The tiles counted, as in "12 of 15"."""
+        return "" if self.proportion is None else f"{self.proportion.count} of {self.proportion.of}"
+
+    @property
+    def ends(self) -> str:
+        """The interval, or why there is none."""
+        if self.interval is None:
+            return self.missing if self.value is not None else ""
+        return f"{self.interval[0]:.3f} to {self.interval[1]:.3f}"
 
 
 def metric_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
@@ -47,39 +70,42 @@ def metric_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] 
         names: of the classes, as they are shown; None = their own.
     """
     names = evaluated.classes if names is None else names
-    values, intervals, wilson = results.metrics, results.intervals, results.wilson
+    values, intervals, shares = results.metrics, results.intervals, results.proportions
+    missing = TOO_FEW_TILES if results.groups is None else TOO_FEW_SLIDES
     keys: list[tuple[str, str | None]] = [(key, None) for key in OVERALL]
     if evaluated.positive is not None:
         positive = names[evaluated.classes.index(evaluated.positive)]
         keys += [(key, positive) for key in ("sensitivity", "specificity")]
     rows = [
-        Row(display_name(key, of=of), getattr(values, key), getattr(intervals, key), getattr(wilson, key, None))
+        Row(
+            display_name(key, of=of),
+            getattr(values, key),
+            getattr(intervals, key),
+            getattr(shares, key, None),
+            missing,
+        )
         for key, of in keys
     ]
     for i in worst_classes(values.per_class):
-        parts = values.per_class[i], intervals.per_class[i], wilson.per_class[i]
-        rows += [
-            Row(display_name(key, of=names[i]), *(getattr(part, key, None) for part in parts)) for key in OF_A_CLASS
-        ]
+        value, ends, of = values.per_class[i], intervals.per_class[i], shares.per_class[i]
+        for key in OF_A_CLASS:
+            parts = getattr(value, key), getattr(ends, key), getattr(of, key, None)
+            rows.append(Row(display_name(key, of=names[i]), *parts, missing))
     return rows
 
 
 def agreement_rows(results: Results) -> list[Row]:
     """Return accuracy by how many annotators agree, a row for each agreement that some tile has."""
     return [
-        Row(f"accuracy, {row.agreement} agree", row.accuracy, None, proportions.proportion(row.correct, row.count))
+        Row.of(f"accuracy, {row.agreement} agree", row.accuracy)
         for row in results.accuracy_by_agreement or ()
-        if row.count
+        if row.accuracy is not None
     ]
 
 
-def proportion_rows(hits: Mapping[str, DrawnProportion | None], names: Mapping[str, str]) -> list[Row]:
+def proportion_rows(hits: Mapping[str, Proportion | None], names: Mapping[str, str]) -> list[Row]:
     """Return the proportions of an operating point or of abstention, a row each; names: {key: display name}."""
-    found = []
-    for key, name in names.items():
-        hit = hits[key]
-        found.append(Row(name, None, None, None) if hit is None else Row(name, hit.value, hit.interval, hit))
-    return found
+    return [Row.of(name, hits[key]) for key, name in names.items()]
 
 
 def operating_point_in_words(point: OperatingPoint, positive: str) -> str:
@@ -99,16 +125,13 @@ def abstention_in_words(results: Results) -> str:
 
 
 def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
-    """Return how to read intervals without width, probabilities, thresholds and net benefit, a sentence each."""
+    """Return how to read missing intervals, probabilities, thresholds and net benefit, a sentence each."""
     found = []
-    rows = metric_rows(evaluated, results)
-    flat = [row.name for row in rows if row.interval is not None and row.interval[0] == row.interval[1]]
-    if flat:
-        which = some(flat) if len(flat) <= _FEW_FLAT else f"{len(flat)} metrics"
-        found.append(
-            f"the bootstrap interval of {which} has no width, because no resample differs; that does not "
-            "make the value certain: read Wilson's interval"
-        )
+    if any(row.value is not None and row.interval is None for row in metric_rows(evaluated, results)):
+        rare = {name: tiles for name, tiles in evaluated.class_counts.items() if 0 < tiles < FEWEST}
+        which = some([f"{name} ({tiles})" for name, tiles in rare.items()])
+        of = f"{TOO_FEW_TILES} of {which}" if rare else f"{TOO_FEW_SLIDES} of some class"
+        found.append(f"metrics without an interval: {of}; an interval needs {FEWEST}, and is wide with those")
     fitted = results.calibration
     found.append(
         "temperature and thresholds come from the validation tiles that also chose the epoch, so validation results "
@@ -143,13 +166,13 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
 
 
 def as_text(report: Evaluation) -> str:
-    """Return the evaluation as lines for the terminal, each metric with its 95% intervals."""
+    """Return the evaluation as lines for the terminal, each metric with its 95% interval."""
     names = short_names(report.classes, _NAME)
     main = metric_rows(report, report, names=names) + agreement_rows(report)
     positive = "" if report.positive is None else f"; positive class {report.positive}"
     width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
     lines = [f"{report.interval_method}{positive}"]
-    lines += [f"  {'':<{width}}  {'value':<5}  {'bootstrap':<14}  {'Wilson':<14}", *_lines(main, width=width)]
+    lines += [f"  {'':<{width}}  {'value':<5}  95% interval", *_lines(main, width=width)]
     lines += [f"  ({shown_of(len(report.classes))})"] if shown_of(len(report.classes)) else []
     lines += [
         *_confusion_lines(report, names),
@@ -184,16 +207,11 @@ def _confusion_lines(report: Evaluation, names: Sequence[str]) -> list[str]:
 
 
 def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
-    """Return rows as lines: value, bootstrap interval, Wilson's, counts."""
-
-    def ends(pair: Interval | None) -> str:
-        return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-
+    """Return rows as lines: value, interval, counts."""
     found = []
-    for name, value, interval, hit in rows:
-        shown = "undefined" if value is None else f"{value:.3f}"
-        wilson, counts = ("", "") if hit is None else (ends(hit.wilson), f"{hit.count} of {hit.of}")
-        found.append(f"  {left(name, width)}  {shown:<5}  {ends(interval):<14}  {wilson:<14}  {counts}".rstrip())
+    for row in rows:
+        shown = "undefined" if row.value is None else f"{row.value:.3f}"
+        found.append(f"  {left(row.name, width)}  {shown:<5}  {row.ends:<14}  {row.counts}".rstrip())
     return found
 
 
@@ -216,11 +234,11 @@ def calibrated(results: Results) -> tuple[Outcome, str]:
     enough for an ECE of MATTERS_ECE to be seen.
     """
     after = results.calibration.after
-    error, (low, high), bound = after.ece, after.ece_interval, after.ece_by_chance.quantile_95
+    error, bound = after.ece, after.ece_by_chance.quantile_95
     outcome = Outcome.FAILED if error > bound else Outcome.PASSED if bound < MATTERS_ECE else Outcome.INCONCLUSIVE
     unseen = f"; so few tiles would not show an error of {MATTERS_ECE:g}" * (outcome is Outcome.INCONCLUSIVE)
     return outcome, (
-        f"expected calibration error {error:.3f} ({low:.3f} to {high:.3f}): the mean gap between confidence and "
+        f"expected calibration error {error:.3f}: the mean gap between confidence and "
         f"accuracy; perfectly calibrated probabilities stay below {bound:.3f} in 95% of samples of this size{unseen}"
     )
 
@@ -256,9 +274,7 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
         f"best order {coverage.area_best:.3f})"
     )
     rows = [
-        Row(f"accuracy, coverage {100 * row.coverage:.0f}%", row.accuracy.value, None, row.accuracy)
-        for row in coverage.at
-        if row.coverage < 1
+        Row.of(f"accuracy, coverage {100 * row.coverage:.0f}%", row.accuracy) for row in coverage.at if row.coverage < 1
     ]
     lines += _lines(rows, width=width)
     lines.append(abstention_in_words(report))

@@ -15,7 +15,7 @@ from sscl.data import scale, task
 from sscl.data.layout import split_named
 from sscl.data.load import groups_are, has_test, load_tiles, merge_data, saw_all, slides_known, split_changes
 from sscl.data.tiles import Tiles
-from sscl.evaluate import bootstrap
+from sscl.evaluate import intervals
 from sscl.models.checkpoint import Checkpoint
 from sscl.words import listed
 
@@ -192,9 +192,7 @@ def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
     return load_tiles(choice.data.model_copy(update={"size_px": section.size_px}), split="train", progress=False)
 
 
-def interval_caveats(groups: bootstrap.Groups | None) -> list[str]:
+def interval_caveats(groups: intervals.Groups | None) -> list[str]:
     """Return what to know before trusting the intervals, a sentence each; all of them name "intervals"."""
-    if groups is None:
-        return [INDEPENDENT]
-    few = bootstrap.few_groups(groups)
-    return [INDEPENDENT.replace("these", "Wilson's", 1), *([few] if few is not None else [])]
+    few = intervals.few_groups(groups)
+    return [INDEPENDENT] if groups is None else [few] if few is not None else []

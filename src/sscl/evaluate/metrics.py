@@ -1,7 +1,7 @@
 """Classification metrics, as pure functions on numpy arrays.
 
-One implementation serves the point values and the bootstrap: every metric is computed from integer weights
-per tile, all ones for the point value, the multiplicities of a resample for the bootstrap. Shape letters: N
+Every metric is computed from weights per tile, all ones for its value, so that tests and simulations can weigh tiles;
+its interval comes from `influence` and `intervals`. Shape letters: N
 tiles, K classes, S resamples.
 """
 

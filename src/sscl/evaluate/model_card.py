@@ -22,6 +22,7 @@ from sscl.evaluate import calibration, metrics, proportions
 from sscl.evaluate.card_results import BEGIN, END, cells, last_part, metric_rows, set_name
 from sscl.evaluate.card_results import FILE as FILE
 from sscl.evaluate.lineage import NO_SLIDE_IDS
+from sscl.evaluate.metric_intervals import metric_intervals
 from sscl.evaluate.tables import as_markdown, code, code_block, escaped, one_line
 from sscl.models.checkpoint import Checkpoint
 from sscl.words import count, listed
@@ -235,8 +236,9 @@ def _validation_lines(checkpoint: Checkpoint) -> list[str]:
     probabilities = calibration.softmax(kept.logits, temperature=kept.temperature)
     matrix = metrics.confusion_matrix(labels, probabilities.argmax(1), num_classes=len(classes))
     values = metrics.classification_metrics(labels, probabilities, positive=positive)
-    wilson = proportions.wilson_proportions(matrix, positive=positive)
-    rows = [cells(row) for row in metric_rows(classes, kept.positive, values, wilson)]
+    intervals = metric_intervals(labels, probabilities, positive=positive)
+    shares = proportions.metric_proportions(matrix, intervals, positive=positive)
+    rows = [cells(row) for row in metric_rows(classes, kept.positive, values, shares, intervals)]
     threshold = (
         "none (needs two classes, both among the validation tiles)"
         if kept.threshold is None
@@ -255,9 +257,7 @@ def _validation_lines(checkpoint: Checkpoint) -> list[str]:
         "are optimistic; the intervals do not show by how much. They also take the tiles as independent, and are too "
         "narrow where several tiles come from one slide.",
         "",
-        as_markdown(
-            [["metric", "value", "Wilson 95%", "tiles"], *([name, *rest[:1], *rest[2:]] for name, *rest in rows)]
-        ),
+        as_markdown([["metric", "value", "95% interval", "tiles"], *rows]),
         "",
         _facts(facts, title="calibration"),
         "",

@@ -1,18 +1,19 @@
-"""The results of a probe: metrics of its runs, over seeds, and paired differences, with 95% bootstrap intervals."""
+"""The results of a probe: metrics of its runs, over seeds, and paired differences, with 95% intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sscl.config import EncoderConfig, ProbeSet
-from sscl.evaluate.bootstrap import Interval, resamples
-from sscl.evaluate.metrics import OF_LABELS, FloatArray, IntArray, label_metrics
-from sscl.progress import Bar
+from sscl.evaluate import influence
+from sscl.evaluate.intervals import Estimate, Interval, Sample, metric_interval, wald_interval
+from sscl.evaluate.metrics import OF_LABELS, IntArray
 from sscl.records import Record
 
 FILE = "probe.json"
@@ -51,25 +52,33 @@ class RunFacts(Record):
     validation_scores: dict[str, float] | None = None
 
     @property
+    def part_of(self) -> Part:
+        """The part of the set."""
+        return self.set, self.part
+
+    @property
     def place(self) -> Place:
         """Where other encoders have such a run too."""
         return Place(self.set, self.part, self.fraction, self.classifier)
 
 
 class ProbeRun(RunFacts):
-    """A run with its metrics and their intervals, by OF_LABELS."""
+    """A run with its metrics and their intervals over the tiles, by OF_LABELS; None: too few groups or tiles."""
 
     metrics: dict[str, float]
-    intervals: dict[str, Interval]
+    intervals: dict[str, Interval | None]
 
 
 class OverRuns(Record):
-    """A metric over runs: values, mean, sample standard deviation (None for one), and the interval of the mean."""
+    """A metric over runs: values, mean, sample standard deviation (None for one), and the interval of the mean.
+
+    The interval is over other tiles and, of several runs, over other draws of labels and seeds.
+    """
 
     mean: float
     sd: float | None
     values: tuple[float, ...]
-    interval: Interval
+    interval: Interval | None
 
 
 class LabelMetrics(Record):
@@ -98,7 +107,7 @@ class Summary(LabelMetrics):
 
 
 class Gain(LabelMetrics):
-    """How much better an encoder is than the reference at a place, over pairs of runs; `resampled`: tiles or groups."""
+    """How much better an encoder is than the reference at a place, over pairs of runs."""
 
     encoder: str
     reference: str
@@ -107,7 +116,6 @@ class Gain(LabelMetrics):
     fraction: float
     classifier: Classifier
     pairs: int
-    resampled: str
 
     @property
     def place(self) -> Place:
@@ -172,48 +180,27 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The runs of a probe with their metrics.
-
-    Attributes:
-        runs: in the order of `Found`. drawn: metrics of each in each resample of its tiles, (S, 3), in that order.
-        grouped: whether whole groups were resampled, by part.
-    """
+    """The runs of a probe with their metrics. estimates: of each run's, in the order of OF_LABELS."""
 
     runs: tuple[ProbeRun, ...]
-    drawn: Sequence[FloatArray]
-    grouped: Mapping[Part, bool]
+    estimates: Sequence[Sequence[Estimate]]
 
 
-def measure(found: Found, *, samples: int, seed: int, progress: bool = False) -> Measured:
-    """Return each run with its metrics and their 95% bootstrap intervals, and what each resample gave.
-
-    All runs on a part see the same resamples: tiles within each class, or whole groups where there are any.
-    """
-    of: dict[Part, list[int]] = {}
-    for index, run in enumerate(found.runs):
-        of.setdefault((run.set, run.part), []).append(index)
-    parts: list[list[FloatArray]] = [[] for _ in found.runs]
-    with Bar(samples * len(found.runs), desc="intervals" if progress else None, unit="resample") as bar:
-        for where, indices in of.items():
-            labels = found.labels[where]
-            for weights in resamples(labels, groups=found.groups[where], samples=samples, seed=seed):
-                for index in indices:
-                    parts[index].append(label_metrics(labels, found.predictions[index], weights=weights))
-                    bar.update(len(weights))
-    drawn = [np.concatenate(of_run) for of_run in parts]
-    runs = []
-    for run, predictions, values in zip(found.runs, found.predictions, drawn, strict=True):
-        (point,) = label_metrics(found.labels[run.set, run.part], predictions).tolist()
-        runs.append(
-            ProbeRun(**dict(run), metrics=dict(zip(OF_LABELS, point, strict=True)), intervals=_intervals(values))
-        )
-    return Measured(tuple(runs), drawn, {where: groups is not None for where, groups in found.groups.items()})
-
-
-def _intervals(drawn: FloatArray) -> dict[str, Interval]:
-    """Return the 95% percentile intervals of (S, 3), by name."""
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0).tolist()
-    return dict(zip(OF_LABELS, zip(low, high, strict=True), strict=True))
+def measure(found: Found) -> Measured:
+    """Return each run with its metrics and their 95% intervals over the tiles, or whole groups where there are any."""
+    samples = {}
+    for where, labels in found.labels.items():
+        calls = [labels, *(of for run, of in zip(found.runs, found.predictions, strict=True) if run.part_of == where)]
+        classes = int(max(one.max() for one in calls)) + 1
+        samples[where] = Sample.of(labels, classes=classes, groups=found.groups[where])
+    runs, estimates = [], []
+    for run, predictions in zip(found.runs, found.predictions, strict=True):
+        of_run = [estimate(predictions, samples[run.part_of]) for estimate in influence.LABEL_METRICS]
+        values = {metric: one.value for metric, one in zip(OF_LABELS, of_run, strict=True)}
+        ends = {metric: metric_interval(one) for metric, one in zip(OF_LABELS, of_run, strict=True)}
+        runs.append(ProbeRun(**dict(run), metrics=values, intervals=ends))
+        estimates.append(of_run)
+    return Measured(tuple(runs), estimates)
 
 
 def summarise(measured: Measured) -> tuple[Summary, ...]:
@@ -223,30 +210,58 @@ def summarise(measured: Measured) -> tuple[Summary, ...]:
         rows.setdefault((run.encoder, run.place), []).append(index)
     summaries = []
     for (encoder, place), indices in rows.items():
-        values = [measured.runs[index].metrics for index in indices]
-        over = _over_runs(values, np.mean([measured.drawn[index] for index in indices], axis=0))
+        seeds = [(measured.runs[index].seed, measured.runs[index].label_seed) for index in indices]
+        over = _over_runs([measured.estimates[index] for index in indices], seeds, of=metric_interval)
         labels = measured.runs[indices[0]].labels
         facts = {"encoder": encoder, **place._asdict(), "labels": labels, "runs": len(indices)}
         summaries.append(Summary.model_validate(facts | over))
     return tuple(summaries)
 
 
-def _over_runs(values: Sequence[Mapping[str, float]], drawn: FloatArray) -> dict[str, OverRuns]:
-    """Return each metric over runs. values: by metric, of each run. drawn: their mean in each resample, (S, 3)."""
-    intervals = _intervals(drawn)
+def _over_runs(
+    runs: Sequence[Sequence[Estimate]],
+    seeds: Sequence[tuple[Hashable, Hashable]],
+    *,
+    of: Callable[..., Interval | None],
+) -> dict[str, OverRuns]:
+    """Return each metric over runs. seeds: seed and label seed of each. of: makes the interval."""
     found = {}
-    for metric in OF_LABELS:
-        column = [of_run[metric] for of_run in values]
-        sd = float(np.std(column, ddof=1)) if len(column) > 1 else None
-        found[metric] = OverRuns(mean=float(np.mean(column)), sd=sd, values=tuple(column), interval=intervals[metric])
+    for metric, estimates in zip(OF_LABELS, zip(*runs, strict=True), strict=True):
+        column = [one.value for one in estimates]
+        mean = influence.mean_estimate(estimates)
+        found[metric] = OverRuns(
+            mean=float(np.mean(column)),
+            sd=float(np.std(column, ddof=1)) if len(column) > 1 else None,
+            values=tuple(column),
+            interval=of(mean, draws=draw_variance(column, seeds)),
+        )
     return found
+
+
+def draw_variance(values: Sequence[float], seeds: Sequence[tuple[Hashable, Hashable]]) -> tuple[float, float] | None:
+    """Return the variance of the mean over runs that comes from their seeds, and its degrees of freedom.
+
+    Seeds and label seeds each add the variance of the means over their levels; None of a single run.
+
+    Args:
+        values: of each run. seeds: its seed and label seed.
+    """
+    parts = []
+    for levels in zip(*seeds, strict=True):
+        means = [np.mean([v for v, own in zip(values, levels, strict=True) if own == level]) for level in set(levels)]
+        if len(means) > 1:
+            parts.append((float(np.var(means, ddof=1)) / len(means), len(means) - 1))
+    total = sum(variance for variance, _ in parts)
+    if not total:
+        return None
+    return total, total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
 def differences(measured: Measured, *, reference: str) -> tuple[Gain, ...]:
     """Return how much better each encoder is than the reference, over pairs of the same seed and label seed.
 
-    An encoder of one seed is paired with every seed of the other. The interval, of the mean over the same resamples for
-    both, says what other tiles would give; the standard deviation what other seeds would.
+    An encoder of one seed is paired with every seed of the other. The interval of the mean is over other tiles and
+    other seeds.
     """
     rows: dict[tuple[str, Place], dict[tuple[int, int], int]] = {}
     for index, run in enumerate(measured.runs):
@@ -256,14 +271,11 @@ def differences(measured: Measured, *, reference: str) -> tuple[Gain, ...]:
         if encoder == reference:
             continue
         pairs = _pairs(ours, rows[reference, place])
-        values = [
-            {metric: measured.runs[a].metrics[metric] - measured.runs[b].metrics[metric] for metric in OF_LABELS}
-            for a, b in pairs
-        ]
-        over = _over_runs(values, np.mean([measured.drawn[a] - measured.drawn[b] for a, b in pairs], axis=0))
-        resampled = "whole groups" if measured.grouped[place.set, place.part] else "tiles of each class"
+        runs = [list(map(influence.difference, measured.estimates[a], measured.estimates[b])) for a, b in pairs]
+        seeds = [(tuple(measured.runs[i].seed for i in pair), measured.runs[pair[0]].label_seed) for pair in pairs]
+        over = _over_runs(runs, seeds, of=partial(wald_interval, bounds=(-1, 1)))
         facts = {"encoder": encoder, "reference": reference, **place._asdict(), "pairs": len(pairs)}
-        gains.append(Gain.model_validate(facts | over | {"resampled": resampled}))
+        gains.append(Gain.model_validate(facts | over))
     return tuple(gains)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sscl.evaluate.bootstrap import GROUPS
+from sscl.evaluate.intervals import GROUPS
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.probe_results import Gain, OverRuns, Place, Summary
 from sscl.evaluate.tables import Table
@@ -47,31 +47,33 @@ def probe_tables(summary: Sequence[Summary], gains: Sequence[Gain], *, reference
 def _cell(value: OverRuns, *, interval: bool = True, sign: str = "") -> str:
     """Return 0.731 (0.702 to 0.760), with ± sd in between where there are several runs."""
     text = f"{value.mean:{sign}.3f}" + ("" if value.sd is None else f" ± {value.sd:.3f}")
+    if not interval or value.interval is None:
+        return text
     low, high = value.interval
-    return f"{text} ({low:{sign}.3f} to {high:{sign}.3f})" if interval else text
+    return f"{text} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
-def legend(*, neighbours: int, samples: int, seed: int, reference: str | None) -> list[str]:
+def legend(*, neighbours: int, reference: str | None) -> list[str]:
     """Return what the numbers in the tables are, a sentence each."""
     lines = [
         "linear: balanced accuracy of logistic regression on frozen features, C chosen on validation; macro F1 of the "
         f"same; kNN: balanced accuracy, k = {neighbours}, cosine",
         "± sd over seeds and label seeds (with all labels, label seeds change the validation tiles only); in brackets "
-        f"the mean's 95% interval by bootstrap of the tiles ({resampled(samples=samples, seed=seed)})",
+        f"the mean's {interval_method()}",
     ]
     if reference is not None:
         lines.append(
-            f"linear − {reference}: mean difference over pairs of the same seed and label seed, ± their sd, and the "
-            "95% interval over the same resamples of the tiles for both"
+            f"linear − {reference}: mean difference over pairs of the same seed and label seed, ± their sd, and its "
+            "95% interval, tile by tile"
         )
     return lines
 
 
-def resampled(*, samples: int, seed: int) -> str:
-    """Return how the tiles were drawn."""
+def interval_method() -> str:
+    """Return how intervals are made."""
     return (
-        f"within each class, or whole groups ({GROUPS}) where these are known; "
-        f"{samples} resamples, seed {seed}, the same for all encoders"
+        "95% interval: over other tiles (whole groups, where these are known: "
+        f"{GROUPS}), and of several runs also over other seeds and label seeds"
     )
 
 

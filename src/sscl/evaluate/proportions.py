@@ -1,28 +1,26 @@
-"""Proportions of tiles with Wilson's intervals."""
+"""Proportions of tiles with their 95% intervals. N tiles, K classes."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from sscl.data.mhist import ANNOTATORS
-from sscl.evaluate.bootstrap import Interval
-from sscl.evaluate.metrics import class_indices
+from sscl.evaluate.decisions import BoolArray
+from sscl.evaluate.intervals import Interval, Sample, fraction_interval, share_intervals
+from sscl.evaluate.metric_intervals import Intervals
+from sscl.evaluate.metrics import FloatArray, class_indices
 from sscl.records import Record
 
 
 class Proportion(Record):
-    """`count` of `of` tiles, as a fraction, with Wilson's 95% interval."""
+    """`count` of `of` tiles, as a fraction, with its 95% interval; None where it rests on too few groups."""
 
     count: int
     of: int
     value: float
-    wilson: Interval
-
-
-class DrawnProportion(Proportion):
-    """A proportion with the bootstrap's 95% interval too; None where it is undefined on too many resamples."""
-
     interval: Interval | None
 
 
@@ -43,76 +41,82 @@ class Proportions(Record):
 
 
 class Agreement(Record):
-    """Accuracy on the tiles on which as many annotators agree, such as "6/7"; Wilson's interval; None of no tile."""
+    """Accuracy on the tiles on which as many annotators agree, such as "6/7"; None of no tile."""
 
     agreement: str
-    count: int
-    correct: int
-    accuracy: float | None
-    interval: Interval | None
+    accuracy: Proportion | None
 
 
-def wilson_interval(successes: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval (low, high) of a proportion.
+def proportion_interval(successes: int, total: int) -> Interval:
+    """Return the 95% interval of a proportion of independent tiles, see `intervals.fraction_interval`.
 
     Raises:
-        ValueError: not 0 <= successes <= total with total >= 1, or level outside 0..1.
-
-    Source: Wilson 1927, JASA 22:209.
+        ValueError: not 0 <= successes <= total with total >= 1.
     """
     if not 0 <= successes <= total or total < 1:
         raise ValueError(f"successes of total: {successes} of {total}, must be 0 <= successes <= total and total >= 1")
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level}, must lie between 0 and 1 (0.95 is usual)")
-    from scipy.stats import binomtest  # takes half a second to import; training starts without it
-
-    found = binomtest(successes, total).proportion_ci(confidence_level=level, method="wilson")
-    return float(found.low), float(found.high)
+    low, high = fraction_interval(successes / total, total)
+    return float(low), float(high)
 
 
-def proportion(successes: int, total: int) -> Proportion | None:
-    """Return a proportion with Wilson's 95% interval; None of nothing."""
-    if not total:
-        return None
-    interval = wilson_interval(successes, total)
-    return Proportion(count=successes, of=total, value=successes / total, wilson=interval)
+def proportions_among(masks: Mapping[str, tuple[BoolArray, BoolArray]], sample: Sample) -> dict[str, Proportion | None]:
+    """Return each proportion (tiles that count, tiles counted among), bool (N,) each; None of no tile."""
+    hits = np.column_stack([hit & among for hit, among in masks.values()]).astype(np.float64)
+    counted = np.column_stack([among for _, among in masks.values()]).astype(np.float64)
+    hits, counted = (_by_group(of, sample) for of in (hits, counted))
+    low, high = share_intervals(hits, counted, grouped=sample.groups is not None)
+    found: dict[str, Proportion | None] = {}
+    for name, hit, of, ends in zip(masks, hits.sum(0), counted.sum(0), zip(low, high, strict=True), strict=True):
+        found[name] = _proportion(int(hit), int(of), None if np.isnan(ends[0]) else ends)
+    return found
 
 
-def wilson_proportions(matrix: npt.ArrayLike, *, positive: int | None) -> Proportions:
+def _by_group(values: FloatArray, sample: Sample) -> FloatArray:
+    """Return the sums of columns (N, M) over each group, (G, M)."""
+    found = np.zeros((sample.rows, values.shape[1]))
+    np.add.at(found, np.zeros(len(values), dtype=np.int64) if sample.groups is None else sample.groups, values)
+    return found
+
+
+def _proportion(hits: int, of: int, interval: Interval | None) -> Proportion | None:
+    return Proportion(count=hits, of=of, value=hits / of, interval=interval) if of else None
+
+
+def metric_proportions(matrix: npt.ArrayLike, intervals: Intervals, *, positive: int | None) -> Proportions:
     """Return every metric that is a fraction of tiles: accuracy, sensitivity, specificity, precision and recall.
 
-    Unlike a bootstrap's, these intervals have a width where no tile is wrong.
-
     Args:
-        matrix: counts (K, K), rows = truth, see `metrics.confusion_matrix`. positive: its index, or None.
+        matrix: counts (K, K), rows = truth, see `metrics.confusion_matrix`. intervals: of the same metrics.
+        positive: index of the positive class, or None.
     """
     counts = np.asarray(matrix)
-    right, actual, called = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    sensitivity = specificity = None
+    right, actual, called = (of.tolist() for of in (np.diag(counts), counts.sum(1), counts.sum(0)))
+    total, sensitivity, specificity = int(counts.sum()), None, None
     if positive is not None:
-        negatives = int(counts.sum() - actual[positive])
-        false_alarms = int(called[positive] - right[positive])
-        sensitivity = proportion(int(right[positive]), int(actual[positive]))
-        specificity = proportion(negatives - false_alarms, negatives)
+        negatives = total - actual[positive]
+        false_alarms = called[positive] - right[positive]
+        sensitivity = _proportion(right[positive], actual[positive], intervals.sensitivity)
+        specificity = _proportion(negatives - false_alarms, negatives, intervals.specificity)
     return Proportions(
-        accuracy=proportion(int(right.sum()), int(counts.sum())),
+        accuracy=_proportion(sum(right), total, intervals.accuracy),
         sensitivity=sensitivity,
         specificity=specificity,
         per_class=tuple(
-            ClassProportions(precision=proportion(int(r), int(c)), recall=proportion(int(r), int(a)))
-            for r, c, a in zip(right, called, actual, strict=True)
+            ClassProportions(precision=_proportion(r, c, of.precision), recall=_proportion(r, a, of.recall))
+            for r, c, a, of in zip(right, called, actual, intervals.per_class, strict=True)
         ),
     )
 
 
 def accuracy_by_agreement(
-    labels: npt.ArrayLike, predictions: npt.ArrayLike, votes: npt.ArrayLike
+    labels: npt.ArrayLike, predictions: npt.ArrayLike, votes: npt.ArrayLike, *, sample: Sample | None = None
 ) -> tuple[Agreement, ...]:
     """Return accuracy by how many of the seven annotators agreed, from "7/7" down to "4/7".
 
     Args:
         labels, predictions: class indices, (N,).
         votes: annotators for the second class (SSA), 0..7, (N,).
+        sample: the same tiles with their groups; None = independent tiles.
 
     Raises:
         ValueError: the shapes differ, or a vote is no integer within 0..7.
@@ -125,16 +129,7 @@ def accuracy_by_agreement(
         )
     agreeing = np.maximum(vote, ANNOTATORS - vote)
     right = truth == predicted
-    rows = []
-    for agreement in range(ANNOTATORS, ANNOTATORS // 2, -1):
-        found = proportion(int(right[agreeing == agreement].sum()), int((agreeing == agreement).sum()))
-        rows.append(
-            Agreement(
-                agreement=f"{agreement}/{ANNOTATORS}",
-                count=0 if found is None else found.of,
-                correct=0 if found is None else found.count,
-                accuracy=None if found is None else found.value,
-                interval=None if found is None else found.wilson,
-            )
-        )
-    return tuple(rows)
+    names = {f"{of}/{ANNOTATORS}": agreeing == of for of in range(ANNOTATORS, ANNOTATORS // 2, -1)}
+    sample = Sample.of(truth, classes=int(truth.max(initial=0)) + 1, groups=None) if sample is None else sample
+    found = proportions_among({name: (right, among) for name, among in names.items()}, sample)
+    return tuple(Agreement(agreement=name, accuracy=one) for name, one in found.items())

@@ -6,10 +6,10 @@ K classes, T thresholds.
 from __future__ import annotations
 
 from sscl.config import DataConfig
-from sscl.evaluate.bootstrap import Interval, Intervals
 from sscl.evaluate.calibration import MiscalledClass, ReliabilityBin
+from sscl.evaluate.metric_intervals import Intervals
 from sscl.evaluate.metrics import Metrics
-from sscl.evaluate.proportions import Agreement, DrawnProportion, Proportion, Proportions
+from sscl.evaluate.proportions import Agreement, Proportion, Proportions
 from sscl.records import Record
 
 FILE = "metrics.json"
@@ -26,12 +26,10 @@ class CalibrationErrors(Record):
     """How far probabilities are off; the definitions are in `calibration.DEFINITION`.
 
     `ece_positive` and `brier_positive` are those of the positive class, `soft_vote_brier` is against the annotators'
-    votes; each is None where there is no such thing. `ece_interval`: 95%. `miscalled`: see
-    `calibration.miscalled_classes`.
+    votes; each is None where there is no such thing. `miscalled`: see `calibration.miscalled_classes`.
     """
 
     ece: float
-    ece_interval: Interval
     ece_by_chance: ByChance
     ece_equal_mass: float
     ece_positive: float | None
@@ -73,7 +71,7 @@ class OperatingPoint(Record):
     rule: str
     chosen_on: int
     on_validation: dict[str, float]
-    here: dict[str, DrawnProportion | None]
+    here: dict[str, Proportion | None]
 
 
 class Abstention(Record):
@@ -86,7 +84,7 @@ class Abstention(Record):
     limit: float
     left_out_on_validation: int
     chosen_on: int
-    here: dict[str, DrawnProportion | None]
+    here: dict[str, Proportion | None]
 
 
 class CoverageRow(Record):
@@ -109,12 +107,12 @@ class Coverage(Record):
 
 
 class DecisionCurve(Record):
-    """Net benefit at T thresholds: of the model with its 95% interval, and of calling every tile positive."""
+    """Net benefit at T thresholds: of the model with its 95% interval (None = too few groups), and of calling all."""
 
     threshold: tuple[float, ...]
     model: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
     treat_all: tuple[float, ...]
 
 
@@ -142,14 +140,14 @@ class Evaluated(Record):
 
 
 class Results(Record):
-    """The results of an evaluation."""
+    """The results of an evaluation. groups: how many slides or the like the tiles are of; None = not known."""
 
     loss: float
     metrics: Metrics
     intervals: Intervals
     interval_method: str
-    wilson: Proportions
-    accuracy_wilson: Interval
+    groups: int | None = None
+    proportions: Proportions
     confusion_matrix: tuple[tuple[int, ...], ...]
     accuracy_by_agreement: tuple[Agreement, ...] | None
     calibration: CalibrationReport

@@ -11,7 +11,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from sscl.evaluate.bootstrap import Interval
+from sscl.evaluate.intervals import Interval, fraction_interval, student
 
 # Of fewer tiles nothing is said: even if all of them agree, a sign test of five has p = 2 x 0.5^5 = 0.06.
 FEWEST = 6
@@ -56,12 +56,10 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
 
     Where all values are equal it has no width, so FEWEST guards it.
     """
-    from scipy.stats import t  # takes half a second to import; training starts without it
-
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return -np.inf, np.inf
-    half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    half = float(student(len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
     return float(x.mean()) - half, float(x.mean()) + half
 
 
@@ -71,7 +69,7 @@ def interval_text(interval: Interval) -> str:
 
 
 def balanced_interval(balanced_accuracy: float, counts: Sequence[int]) -> Interval:
-    """Return Wilson's 95% interval of a balanced accuracy, on as many tiles as it is worth.
+    """Return the 95% interval of a balanced accuracy of which the recalls are not known, on the tiles it is worth.
 
     The mean of K recalls of n_k tiles each varies as a fraction of K^2 / sum(1 / n_k) tiles: of all where classes are
     equally many, of fewer the rarer one is.
@@ -80,10 +78,8 @@ def balanced_interval(balanced_accuracy: float, counts: Sequence[int]) -> Interv
         counts: tiles of each class that is present, K.
     """
     worth = len(counts) ** 2 / sum(1 / number for number in counts)
-    centre, z2 = balanced_accuracy, 1.959964**2
-    middle = (centre + z2 / (2 * worth)) / (1 + z2 / worth)
-    half = 1.959964 * np.sqrt(centre * (1 - centre) / worth + z2 / (4 * worth**2)) / (1 + z2 / worth)
-    return float(middle - half), float(middle + half)
+    low, high = fraction_interval(balanced_accuracy, worth)
+    return float(low), float(high)
 
 
 def better_than_chance(interval: Interval, chance: float, *, tiles: int) -> Outcome:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sscl.evaluate.proportions import wilson_interval
+from sscl.evaluate.proportions import proportion_interval
 from sscl.evaluate.verdicts import Outcome, interval_text, mean_interval, outcome_above, too_few, verdict_of
 from sscl.explain import boxes
 from sscl.explain.map_similarity import constant
@@ -143,9 +143,9 @@ def localisation_rates(
     return HitRates(
         tiles=tiles,
         peak_hit=peaks / tiles,
-        peak_hit_wilson=wilson_interval(peaks, tiles),
+        peak_hit_interval=proportion_interval(peaks, tiles),
         box_hit=boxed / tiles,
-        box_hit_wilson=wilson_interval(boxed, tiles),
+        box_hit_interval=proportion_interval(boxed, tiles),
         mean_box_iou=float(np.mean([hit.box_iou for hit in hits])),
         max_box_accuracy=max_box_accuracy(overlaps) if all_thresholds else None,
     )
@@ -168,7 +168,7 @@ def whole_tile_rates(masks: boxes.BoolArray, *, all_thresholds: bool) -> HitRate
         tiles=len(masks),
         peak_hit=float(masks.mean()),
         box_hit=hits / len(masks),
-        box_hit_wilson=wilson_interval(hits, len(masks)),
+        box_hit_interval=proportion_interval(hits, len(masks)),
         mean_box_iou=float(overlaps.mean()),
         max_box_accuracy=best if all_thresholds else None,
     )

@@ -39,7 +39,7 @@ def check_maps(
         model: the trained model, in eval mode. images: (N, 3, S, S), normalised.
         classes: what is explained, (N, 1 or 2).
         explain: makes maps. random_models: the model with random weights, several times. threshold: of the boxes.
-        seed: of the random order and the bootstrap. batch_size: tiles at a time. progress: whether to show bars.
+        seed: of the random order. batch_size: tiles at a time. progress: whether to show bars.
     """
 
     def bar(name: str) -> str | None:
@@ -112,11 +112,11 @@ def localisation_table(localised: Localisation) -> str:
 
     tiles = count(localised.centre.tiles, "tile")
     lines = [
-        f"truth masks of {tiles} (in brackets: Wilson 95%, assuming independent tiles):",
+        f"truth masks of {tiles} (in brackets: 95%, assuming independent tiles):",
         f"{'':<18}{'peak on mask':<24}{'box IoU >= 0.5':<24}mean IoU",
     ]
     for name, rates in localised.each.items():
-        cells = (rate(rates.peak_hit, rates.peak_hit_wilson), rate(rates.box_hit, rates.box_hit_wilson))
+        cells = (rate(rates.peak_hit, rates.peak_hit_interval), rate(rates.box_hit, rates.box_hit_interval))
         lines.append(f"  {name:<16}" + "".join(f"{cell:<24}" for cell in cells) + f"{rates.mean_box_iou:.3f}")
     lines.append("  (whole tile: peak at a random point, box around everything)")
     if localised.centre.max_box_accuracy is not None:

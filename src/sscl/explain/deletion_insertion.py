@@ -15,11 +15,10 @@ from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
 from sscl.device import sum_dtype
-from sscl.evaluate.bootstrap import resamples
-from sscl.evaluate.verdicts import Outcome, outcome_above, too_few, verdict_of
+from sscl.evaluate.verdicts import Outcome, mean_interval, outcome_above, too_few, verdict_of
 from sscl.explain import boxes
 from sscl.explain.map_checks import enlarged
-from sscl.explain.records import DeletionInsertion, Interval, OrderCurve
+from sscl.explain.records import DeletionInsertion, OrderCurve
 from sscl.progress import Bar
 
 Array = npt.NDArray[np.float64]
@@ -37,7 +36,6 @@ def deletion_insertion(
     maps: Tensor,
     *,
     seed: int = 0,
-    samples: int = 2000,
     batch_size: int = 32,
     progress: str | None = None,
 ) -> DeletionInsertion:
@@ -52,7 +50,7 @@ def deletion_insertion(
     Args:
         model: in eval mode. images: (N, 3, S, S), normalised. classes: (N, 1 or 2); the first is the class.
         maps: raw, (N, h, w).
-        seed: of the random order and the bootstrap. samples: resamples behind each 95% interval over tiles.
+        seed: of the random order.
         batch_size: tiles at a time. progress: name of a bar, or None.
 
     Source: Petsiuk et al., arXiv:1806.07421, sec. 3.3; they delete to grey and insert into blur.
@@ -66,8 +64,7 @@ def deletion_insertion(
     # A tie, as all of a constant map is, is broken by chance, and no more finely than by the random order.
     ranks = {name: _pixel_ranks(of, enlarged(rng.random(grid), size)) for name, of in orders.items()}
     curves = _curves(model, images, classes[:, :1], ranks, batch_size=batch_size, progress=progress)
-    weights = np.concatenate(list(resamples(np.zeros(count, dtype=np.int64), samples=samples, seed=seed))) / count
-    deletion, insertion = (_order_curves(curves[way], weights) for way in ("deletion", "insertion"))
+    deletion, insertion = (_order_curves(curves[way]) for way in ("deletion", "insertion"))
     moves = float(max(np.ptp(curve, axis=1).mean() for of in curves.values() for curve in of.values()))
     outcome, reason = _highlights_what_matters(moves, deletion, insertion, tiles=count)
     return DeletionInsertion(
@@ -115,8 +112,8 @@ def _curves(
     return curves
 
 
-def _order_curves(curves: Mapping[str, Array], weights: Array) -> dict[str, OrderCurve]:
-    """Return the record of each order's curves, (N, K + 1). weights: of the tiles in each resample, (samples, N)."""
+def _order_curves(curves: Mapping[str, Array]) -> dict[str, OrderCurve]:
+    """Return the record of each order's curves, (N, K + 1)."""
     areas = {name: trapezoid(curve, _fractions(), axis=1) for name, curve in curves.items()}
     found = {}
     for name, area in areas.items():
@@ -124,9 +121,9 @@ def _order_curves(curves: Mapping[str, Array], weights: Array) -> dict[str, Orde
         found[name] = OrderCurve(
             curve=tuple(curves[name].mean(0).tolist()),
             auc=float(area.mean()),
-            interval=_interval(weights @ area),
+            interval=mean_interval(area),
             difference=None if less is None else float(less.mean()),
-            difference_interval=None if less is None else _interval(weights @ less),
+            difference_interval=None if less is None else mean_interval(less),
         )
     return found
 
@@ -182,8 +179,3 @@ def _blurred(images: Tensor) -> Tensor:
     rows = images.detach().cpu().permute(0, 2, 3, 1).contiguous().numpy()
     blurred = np.stack([cv2.GaussianBlur(row, (0, 0), sigma) for row in rows])
     return torch.from_numpy(blurred).permute(0, 3, 1, 2).to(images.device)
-
-
-def _interval(values: Array) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)

@@ -163,16 +163,16 @@ class HitRates(Record):
     """How often peaks and boxes hit truth masks; see `box_checks.localisation_rates`.
 
     Attributes:
-        tiles: with a mask that is not empty. peak_hit, box_hit: fractions of these, with Wilson's 95% intervals.
-        peak_hit_wilson: None where peak_hit is an expectation, not a count.
+        tiles: with a mask that is not empty. peak_hit, box_hit: fractions of these, with 95% intervals.
+        peak_hit_interval: None where peak_hit is an expectation, not a count.
         max_box_accuracy: by least IoU; None unless all thresholds were tried.
     """
 
     tiles: int
     peak_hit: float
-    peak_hit_wilson: Interval | None = None
+    peak_hit_interval: Interval | None = None
     box_hit: float
-    box_hit_wilson: Interval
+    box_hit_interval: Interval
     mean_box_iou: float
     max_box_accuracy: dict[str, BoxAccuracy] | None = None
 

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sscl.evaluate.decisions import RiskCoverage
-from sscl.evaluate.proportions import DrawnProportion, proportion
+from sscl.evaluate.intervals import fraction_interval
+from sscl.evaluate.proportions import Proportion
 from sscl.evaluate.records import CalibrationErrors, DecisionCurve
 from sscl.plots import base
 from sscl.words import shortened
@@ -28,7 +29,7 @@ def plot_reliability(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw how often each predicted probability came true, with Wilson's intervals, above the counts of its bins.
+    """Draw how often each predicted probability came true, with 95% intervals, above the counts of its bins.
 
     Args:
         stages: one or two panels side by side, by their headings.
@@ -65,7 +66,7 @@ def plot_reliability(
         lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axes in (upper, lower):
             base.grid(axes)
-    grid[0, 0].text(0.03, 0.97, "bars: Wilson 95%", color="0.35", fontsize=8, va="top")
+    grid[0, 0].text(0.03, 0.97, "bars: 95% interval", color="0.35", fontsize=8, va="top")
     grid[0, 0].set_ylabel(fraction)
     grid[1, 0].set_ylabel("tiles")
     figure.align_ylabels()
@@ -93,11 +94,14 @@ def plot_decision_curve(
     figure = Figure(figsize=(6.4, 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     x, name = curve.threshold, base.plain(shortened(positive, 20))
-    axes.fill_between(x, curve.low, curve.high, color=_BLUE, alpha=0.15, linewidth=0)
-    axes.plot(x, curve.model, color=_BLUE, linewidth=2, label="model, bootstrap 95%")
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(x, curve.low, curve.high, color=_BLUE, alpha=0.15, linewidth=0)
+    axes.plot(
+        x, curve.model, color=_BLUE, linewidth=2, label="model, 95% interval" if curve.low is not None else "model"
+    )
     axes.plot(x, curve.treat_all, color=_ORANGE, linewidth=1.5, linestyle="--", label=f"all called {name}")
     axes.plot([0, 1], [0, 0], color="0.25", linewidth=1.2, linestyle=":", label=f"none called {name}")
-    top = max(*curve.high, *curve.treat_all, 0.01)
+    top = max(*(curve.high or curve.model), *curve.treat_all, 0.01)
     axes.set(
         xlim=(0, 1),
         ylim=(-0.25 * top, 1.06 * top),  # calling all falls without end
@@ -115,11 +119,12 @@ def plot_decision_curve(
 def plot_coverage(
     curve: RiskCoverage,
     *,
-    decided: Mapping[str, DrawnProportion | None] | None,
+    decided: Mapping[str, Proportion | None] | None,
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw accuracy on the 10 or more most confident tiles against the fraction they make up, with Wilson's 95% band.
+    """Draw accuracy on the 10 or more most confident tiles against the fraction they make up, with a 95% band
+    for independent tiles.
 
     Args:
         curve: of these tiles.
@@ -133,14 +138,14 @@ def plot_coverage(
     count, correct = np.array(curve.count), np.array(curve.correct)
     first = int(np.argmax(count >= min(_FEWEST, count[-1])))
     at = np.unique(np.linspace(first, len(count) - 1, _POINTS).round().astype(int))
-    drawn = [proportion(int(correct[i]), int(count[i])) for i in at]
-    values = np.array([(s.value, *s.wilson) for s in drawn if s is not None])  # counts are never 0
+    value = correct[at] / count[at]
+    values = np.column_stack([value, *fraction_interval(value, count[at])])
     figure = Figure(figsize=(6.4, 4.4), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     x = count[at] / count[-1]
     axes.fill_between(x, values[:, 1], values[:, 2], color=_BLUE, alpha=0.15, linewidth=0)
     marker = "." if len(x) < 20 else ""
-    axes.plot(x, values[:, 0], color=_BLUE, linewidth=1.8, marker=marker, label="most confident tiles, Wilson 95%")
+    axes.plot(x, values[:, 0], color=_BLUE, linewidth=1.8, marker=marker, label="most confident tiles, 95% interval")
     axes.axhline(values[-1, 0], color="0.5", linewidth=1, linestyle="--", label=f"all tiles, {values[-1, 0]:.3f}")
     fraction, accuracy = (None, None) if decided is None else (decided["decided"], decided["accuracy"])
     if fraction is not None and accuracy is not None:

@@ -83,12 +83,12 @@ def draw_charts(
 
     def bar(name: str, part: Part, classifier: Classifier) -> Point:
         over = of(name, part, most, classifier)
-        return over.mean, *over.interval
+        return over.mean, *(over.interval or (over.mean, over.mean))
 
     def point(name: str, part: Part, fraction: float) -> Point:
         over = of(name, part, fraction)
         mean, sd = over.mean, over.sd
-        return (mean, *over.interval) if sd is None else (mean, mean - sd, mean + sd)
+        return (mean, *(over.interval or (mean, mean))) if sd is None else (mean, mean - sd, mean + sd)
 
     single, several = any(row.runs == 1 for row in summary), any(row.runs > 1 for row in summary)
     band = "± 1 SD over runs, 95% interval of a single run" if single else "± 1 SD over runs"
@@ -104,7 +104,7 @@ def draw_charts(
         for place in chance
     ]
     title = f"Frozen features, {percent(most)} of the training labels"
-    plot_bars(bars, rows=list(images), path=folder / "probe.png", title=title, whiskers="95% interval over the tiles")
+    plot_bars(bars, rows=list(images), path=folder / "probe.png", title=title, whiskers="95% interval of the mean")
     written = ["probe.png"]
     if len(fractions) > 1:
         curves = [

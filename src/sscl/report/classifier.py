@@ -114,20 +114,16 @@ def results(subject: Subject) -> Section:
     rows = evaluation_text.metric_rows(report, report)
     shown = worst_classes(report.metrics.per_class)
     first = len(rows) - len(OF_A_CLASS) * len(shown)
-    header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
+    header = ["", "value", "95% interval", "tiles"]
     left_out = shown_of(len(report.classes))
     found: list[Block] = [
         blocks.table(f"On the {subject.split}, {report.tiles:,} tiles", [header, *rows_of_metrics(rows[:first])]),
         blocks.table("Per class", [header, *rows_of_metrics(rows[first:])]),
         *([blocks.paragraph(blocks.sentence(f"per class: {left_out}"))] if left_out else []),
     ]
-    by_agreement = [row for row in report.accuracy_by_agreement or () if row.count]
+    by_agreement = rows_of_metrics(evaluation_text.agreement_rows(report))
     if by_agreement:
-        lines = [["agreement", "accuracy", "95% Wilson", "tiles"]]
-        for row in by_agreement:
-            counts = f"{row.correct} of {row.count}"
-            lines.append([row.agreement, number(row.accuracy), interval(row.interval), counts])
-        found.append(blocks.table("Accuracy by annotator agreement", lines))
+        found.append(blocks.table("Accuracy by annotator agreement", [header, *by_agreement]))
     positive = "" if report.positive is None else f" Positive class: {report.positive}."
     how = report.interval_method.rstrip(".")
     return blocks.section("results", "Results", [*found, blocks.paragraph(f"{how}.{positive}")])
@@ -147,12 +143,8 @@ def _confusion(subject: Subject, *, note: str) -> list[Block]:
 
 
 def rows_of_metrics(rows: Sequence[evaluation_text.Row]) -> list[list[str]]:
-    """Return cells: name, value, bootstrap interval, Wilson's, counts."""
-    found = []
-    for name, value, drawn, hit in rows:
-        score = ["", ""] if hit is None else [interval(hit.wilson), f"{hit.count} of {hit.of}"]
-        found.append([name, number(value), interval(drawn), *score])
-    return found
+    """Return cells: name, value, interval, counts."""
+    return [[row.name, number(row.value), interval(row.interval) or row.ends, row.counts] for row in rows]
 
 
 def errors(subject: Subject, *, shown: int) -> Section:

@@ -50,7 +50,7 @@ def decisions(subject: Subject) -> Section:
     """Return operating point, abstention and net benefit."""
     report = subject.report
     point, abstention, curve = report.operating_point, report.coverage.abstention, report.decision_curve
-    header = ["", "value", "95% bootstrap", "95% Wilson", "tiles"]
+    header = ["", "value", "95% interval", "tiles"]
     found: list[Block] = []
     if point is not None:
         text = f"Operating point: {evaluation_text.operating_point_in_words(point, str(report.positive))}."

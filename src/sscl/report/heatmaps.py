@@ -40,8 +40,8 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
         lines = [["", "peak on mask", "box IoU ≥ 0.5", "mean box IoU"]]
         for row, rates in localised.each.items():
             cells = (
-                f"{number(rates.peak_hit)}{_brackets(rates.peak_hit_wilson)}",
-                f"{number(rates.box_hit)}{_brackets(rates.box_hit_wilson)}",
+                f"{number(rates.peak_hit)}{_brackets(rates.peak_hit_interval)}",
+                f"{number(rates.box_hit)}{_brackets(rates.box_hit_interval)}",
             )
             lines.append([row, *cells, number(rates.mean_box_iou)])
         caption = f"On the truth masks of {count(localised.centre.tiles, 'tile')}"
@@ -49,7 +49,7 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
         found.append(
             blocks.paragraph(
                 "A map that finds the evidence beats the baselines: a model with random weights, the centre of the "
-                "tile, and the whole tile (a random point as the peak, the largest box). The Wilson 95% intervals in "
+                "tile, and the whole tile (a random point as the peak, the largest box). The 95% intervals in "
                 "brackets assume independent tiles."
             )
         )

@@ -93,17 +93,15 @@ def _better_than_chance(subject: Subject) -> Verdict:
     if len(counts) < 2:
         return blocks.verdict(Outcome.NOT_ASSESSED, title, "All evaluated tiles are of one class.")
     if drawn is None:
-        none = "Balanced accuracy has no interval: all tiles are of one group."
-        return blocks.verdict(Outcome.NOT_ASSESSED, title, none)
-    low, high = verdicts.balanced_interval(value, counts)  # has a width where no tile is wrong
-    ends, tiles = (min(low, drawn[0]), max(high, drawn[1])), subject.report.tiles
+        few = evaluation_text.TOO_FEW_TILES if subject.report.groups is None else evaluation_text.TOO_FEW_SLIDES
+        return blocks.verdict(Outcome.NOT_ASSESSED, title, f"Balanced accuracy has no interval: {few}.")
+    tiles = subject.report.tiles
     return blocks.verdict(
-        verdicts.better_than_chance(ends, chance, tiles=tiles),
+        verdicts.better_than_chance(drawn, chance, tiles=tiles),
         title,
-        f"Balanced accuracy {number(value)} ({interval(ends)}), chance level {number(chance)}, on "
+        f"Balanced accuracy {number(value)} ({interval(drawn)}), chance level {number(chance)}, on "
         f"{count(tiles, 'tile')}{verdicts.too_few(tiles)}. "
-        "Passes if the whole 95% interval, the wider of the bootstrap's and Wilson's, lies "
-        f"above chance; fails if it ends less than {verdicts.GAIN:g} above it.",
+        f"Passes if the whole 95% interval lies above chance; fails if it ends less than {verdicts.GAIN:g} above it.",
     )
 
 

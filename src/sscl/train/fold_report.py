@@ -13,10 +13,10 @@ import numpy as np
 
 from sscl import run
 from sscl.config import DataConfig, FinetuneConfig
-from sscl.data.load import groups_are
 from sscl.data.tiles import Tiles
 from sscl.evaluate import tables
-from sscl.evaluate.bootstrap import Intervals, bootstrap_intervals, few_groups
+from sscl.evaluate.intervals import few_groups
+from sscl.evaluate.metric_intervals import Intervals, interval_method, metric_intervals
 from sscl.evaluate.metrics import Metrics, classification_metrics, display_name
 from sscl.evaluate.predictions import FILE, TilePredictions, joined, read_predictions, write_predictions
 from sscl.models import checkpoint
@@ -25,7 +25,6 @@ from sscl.plots import comparison as comparison_plots
 from sscl.records import Record, write_record
 
 SHOWN = {key: display_name(key) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")}
-SAMPLES = 2000  # resamples behind each interval
 SHARED = (
     "folds share training tiles, so their metrics are not independent: the sd over folds understates the variation "
     "with other tiles (Bengio & Grandvalet 2004)"
@@ -110,7 +109,6 @@ def build_report(
         mean = {key: statistics.fmean(values) for key, values in series.items()}
         sd = {key: statistics.stdev(values) for key, values in series.items()}
         notes = [*([SHARED] if len(runs) > 2 else []), MODELS, *notes]  # two folds share no training tile
-    drawn = "stratified bootstrap" if everything.groups is None else f"bootstrap of whole {groups_are(config.data)}"
     assert config.train.folds is not None
     return FoldsReport(
         folds=config.train.folds,
@@ -121,8 +119,8 @@ def build_report(
         positive=None if positive is None else tiles.classes[positive],
         runs=tuple(runs),
         interval_method=(
-            f"95% intervals: {drawn}, {SAMPLES} resamples, seed 0; they cover the sampling of held-out tiles, not "
-            "retraining on other tiles"
+            f"{interval_method(everything.groups)}; they cover the sampling of held-out tiles, not retraining on other "
+            "tiles"
         ),
         pooled=pooled,
         mean=mean,
@@ -144,7 +142,7 @@ def few_groups_notes(groups: Sequence[str] | None, runs: Sequence[Fold]) -> list
 
 
 def scores_of(one: TilePredictions, *, positive: int | None) -> Scores:
-    """Return the scores of some predictions; intervals draw whole groups where they have some."""
+    """Return the scores of some predictions; intervals go by groups where they have some."""
     counts = np.bincount(one.labels, minlength=len(one.classes)).tolist()
     return Scores(
         tiles=len(one.ids),
@@ -152,9 +150,7 @@ def scores_of(one: TilePredictions, *, positive: int | None) -> Scores:
         class_counts=dict(zip(one.classes, counts, strict=True)),
         loss=statistics.fmean(one.losses.tolist()),
         metrics=classification_metrics(one.labels, one.probabilities, positive=positive),
-        intervals=bootstrap_intervals(
-            one.labels, one.probabilities, positive=positive, groups=one.groups, samples=SAMPLES
-        ),
+        intervals=metric_intervals(one.labels, one.probabilities, positive=positive, groups=one.groups),
     )
 
 
