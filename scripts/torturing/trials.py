@@ -90,7 +90,7 @@ def trials() -> list[Trial]:
             "abstain=0.5",
             needs=fine,
         ),
-        *_both("probe", (*probe, *TINY), "runs/probe", "calibrate=false", needs=pre),
+        *_both("probe", (*probe, *TINY), "runs/probe", "neighbours=3", needs=pre),
         *_both("embed", ("embed", "runs/pre", *DATA, "methods=[pca]", *TINY), "runs/embed", "seed=1", needs=pre),
         *_both("audit", ("data", "audit", *DATA, *TINY), "runs/audit", "min_cosine=0.99"),
         *_both("export", ("export", "runs/fine"), "runs/export", "what=classifier", needs=fine),

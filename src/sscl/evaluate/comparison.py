@@ -340,7 +340,7 @@ def build(
         classes=first.classes,
         seeds=tuple(seeds),
         interval_method=(
-            f"{interval_method(first.groups)}, of differences by Student's t, tile by tile; sd is over seeds; loss is "
+            f"{interval_method(first.groups)}; differences are taken tile by tile; sd is over seeds; loss is "
             "cross-entropy in nats"
         ),
         caveats=tuple(_caveats(found, result, published=any(row.published for row, _ in facts), said=caveats)),

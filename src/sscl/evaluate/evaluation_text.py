@@ -171,7 +171,7 @@ def as_text(report: Evaluation) -> str:
     main = metric_rows(report, report, names=names) + agreement_rows(report)
     positive = "" if report.positive is None else f"; positive class {report.positive}"
     width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
-    lines = [f"{report.interval_method}{positive}"]
+    lines = [wrapped(f"{report.interval_method}{positive}")]
     lines += [f"  {'':<{width}}  {'value':<5}  95% interval", *_lines(main, width=width)]
     lines += [f"  ({shown_of(len(report.classes))})"] if shown_of(len(report.classes)) else []
     lines += [

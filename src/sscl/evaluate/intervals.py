@@ -237,4 +237,4 @@ def few_groups(groups: Groups | None) -> str | None:
         return None
     if count < FEWEST:
         return f"too few slides for intervals: {count} ({GROUPS}), {FEWEST} are needed"
-    return f"there are only {count} groups ({GROUPS}), so intervals are wide; {ENOUGH_GROUPS} or more narrow them"
+    return f"intervals rest on {count} groups ({GROUPS}): they allow for that, and fewer than {ENOUGH_GROUPS} are wide"

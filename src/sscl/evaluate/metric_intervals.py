@@ -102,6 +102,5 @@ def _mcc_interval(estimate: Estimate | None) -> Interval | None:
 def interval_method(groups: Groups | None) -> str:
     """Return in words how intervals are made."""
     if groups is None:
-        return "95% intervals as of fractions of independent tiles (beta distribution)"
-    number = len(set(groups))
-    return f"95% intervals as of fractions of so many tiles as {count(number, 'group')} ({GROUPS}) are worth"
+        return "95% intervals, tiles taken as independent"
+    return f"95% intervals over {count(len(set(groups)), 'group')} ({GROUPS})"
