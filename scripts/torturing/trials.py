@@ -126,7 +126,7 @@ class Material:
         """
         self.folder.mkdir(parents=True)
         (self.folder / "runs").mkdir()
-            self.call("data", "synth", "root=data", "count=64", "size_px=32", "progress=false")
+        self.call("data", "synth", "root=data", "count=64", "size_px=32", "progress=false")
         self.call(*PRETRAIN, "run=runs/pre")
         self.call(*FINETUNE, "run=runs/fine")
         self.call(*FINETUNE, "run=runs/fine2", "seed=3")

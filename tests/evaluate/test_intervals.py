@@ -162,6 +162,10 @@ def test_every_metric_lies_in_its_interval(drawn: Any) -> None:
             assert ends[0] < ends[1]
 
 
+def test_equal_scores_have_an_auroc_of_a_half_on_any_tiles() -> None:
+    assert metric_intervals(np.arange(40) % 2, np.full((40, 2), 0.5), positive=1).auroc == (0.5, 0.5)
+
+
 def test_an_absent_class_leaves_undefined_what_is() -> None:
     found = metric_intervals([1] * 8, [[0.2, 0.8]] * 8, positive=1)
     assert (found.specificity, found.auroc, found.mcc) == (None, None, None)

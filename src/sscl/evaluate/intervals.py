@@ -184,7 +184,7 @@ def spread(estimate: Estimate, *, floor: FloatArray) -> tuple[float, float]:
         limit = float(sizes.sum() ** 2 / (sizes**2).sum() - 1)  # classes of the same slides are not independent
     total, known = float(variance.sum()), variance > 0
     if not total:
-        return 0.0, float(np.inf)
+        return 0.0, limit
     degrees = total**2 / float((variance[known] ** 2 / np.maximum(freedom[known], 0.5)).sum())
     return max(total + shared, total / 4), min(degrees, limit)
 
@@ -200,6 +200,8 @@ def metric_interval(estimate: Estimate, *, draws: tuple[float, float] | None = N
     if freedom < FEWEST - 1:
         return None
     variance, freedom = _with(variance, freedom, draws)
+    if not variance:  # all scores are equal: their AUROC is 1/2 on any tiles
+        return estimate.value, estimate.value
     centre = min(max(estimate.centre, 1e-6), 1 - 1e-6)
     worth = centre * (1 - centre) / variance / float(student(freedom) / student(np.inf)) ** 2
     low, high = fraction_interval(estimate.value, worth)
