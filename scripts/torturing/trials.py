@@ -103,7 +103,7 @@ def trials() -> list[Trial]:
         ),
         *_both("inspect", ("data", "inspect", *DATA, "tiles=4", "progress=false"), "runs/look", "seed=1"),
         *_both("compare", ("compare", "runs/fine", "runs/fine2", "progress=false"), "runs/compared",
-               "grid_seed=1", needs=("runs/fine", "runs/fine/eval_test", "runs/fine2", "runs/fine2/eval_test")),
+               "device=cpu", needs=("runs/fine", "runs/fine/eval_test", "runs/fine2", "runs/fine2/eval_test")),
         Trial("synth", ("data", "synth", "count=24", "size_px=32", "progress=false"), "made", into="root"),
         Trial("ingest", ("data", "inspect", *DATA, "tiles=4", "progress=false"), "runs/look", cached=False),
     ]  # fmt: skip
