@@ -380,7 +380,7 @@ def test_a_plain_run_is_replaced_only_on_demand(crossed: Any, cli: Any, tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--folds", "1"], "train.folds: must be >= 2, got 1"),
+        (["--folds", "1"], "train.folds: must be >= 2 and <= 1000, got 1"),
         (["--folds", "many"], "train.folds: must be an integer, got 'many'"),
         (["--folds"], "--folds: expected one argument"),
         (["train.fold=1"], "train.fold: got 1 without train.folds"),
