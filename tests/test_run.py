@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -301,3 +302,15 @@ def test_a_run_that_stopped_early_and_lost_its_last_checkpoint_has_not_ended(tmp
         (tmp_path / run.ENDING).write_text(json.dumps({"epochs": 1, "planned": 3, "reason": reason}))
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             run.check_run_folder(tmp_path, overwrite=False, resume=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_device_or_a_pipe_is_never_replaced_by_a_folder(tmp_path: Path, overwrite: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="is a device, a named pipe or a socket; name a folder"):
+        run.check_run_folder(pipe, overwrite=overwrite, trains=True)
+    with pytest.raises(ValueError, match="is no folder"), writing.replacing_folder(pipe):
+        pass
+    assert pipe.is_fifo()

@@ -34,8 +34,9 @@ def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False,
         FileNotFoundError: nothing to resume.
     """
     path = Path(path)
-    if path.is_file():
-        raise ValueError(f"{path}: is a file; name a folder to write")
+    if path.exists() and not path.is_dir():
+        what = "a file" if path.is_file() else "a device, a named pipe or a socket"
+        raise ValueError(f"{path}: is {what}; name a folder to write")
     if resume:
         if overwrite:
             raise ValueError("--resume and --overwrite exclude each other")

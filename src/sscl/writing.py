@@ -117,6 +117,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         locks.InUse: another process writes there.
     """
     real = Path(os.path.realpath(path))  # beside the folder itself, not beside a link to it
+    if real.exists() and not real.is_dir():
+        raise ValueError(f"{path}: is no folder, so it is not replaced; name a folder to write")
     if os.path.ismount(real):
         raise ValueError(f"{path}: something is mounted there, so it cannot be replaced; name a folder in it")
     if real.is_symlink():

@@ -60,6 +60,8 @@ def check_page(out: Path, *, overwrite: bool) -> None:
     """Raise ValueError if the page would replace a file that it must not."""
     if out.is_dir():
         raise ValueError(f"out: {out} is a folder; name a file that ends in .html")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"out: {out} is a device, a named pipe or a socket; name a file that ends in .html")
     if out.exists() and not overwrite:
         raise ValueError(f"{out}: exists; give --overwrite to replace it, or another file with out=")
     if out.exists() and page.MARK not in out.read_text(encoding="utf-8", errors="replace"):
