@@ -28,7 +28,9 @@ class ReportConfig(Section):
     split: Literal["test", "train", "all"] | None = setting(
         None, "split to report on; null = test, or all tiles of data.root where RUN has evaluated that set"
     )
-    tiles: int = setting(1000, "maximum number of tiles in the gallery; 0 = no gallery", ge=0, le=100_000)
+    tiles: int = setting(
+        1000, "maximum number of tiles in the gallery, of which a page takes 5,000; 0 = no gallery", ge=0, le=100_000
+    )
     gradcam: Annotated[Changes, KeysOf(MapConfig)] = setting(
         {},
         "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "

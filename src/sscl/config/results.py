@@ -62,7 +62,12 @@ class GradcamConfig(MapConfig):
         (), "explain these tiles, [ID, ...]; empty = the most confident ones of each class"
     )
     images: str | None = setting(None, "explain the image files of this folder instead of the data set", path=True)
-    per_class: int = setting(3, "most confident correct tiles of each class, and as many wrong ones", ge=1, le=10_000)
+    per_class: int = setting(
+        3,
+        "most confident correct tiles of each class, and as many wrong ones; of more than 20 classes, of the 10 with the lowest recall",
+        ge=1,
+        le=10_000,
+    )
     out: str | None = setting(
         None, "folder to write; null = RUN/gradcam_SPLIT, for another set RUN/gradcam_NAME_SPLIT", path=True
     )
