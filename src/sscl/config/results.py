@@ -64,7 +64,8 @@ class GradcamConfig(MapConfig):
     images: str | None = setting(None, "explain the image files of this folder instead of the data set", path=True)
     per_class: int = setting(
         3,
-        "most confident correct tiles of each class, and as many wrong ones; of more than 20 classes, of the 10 with the lowest recall",
+        "most confident correct tiles of each class, and as many wrong ones; of more than 20 classes, of the 10 with "
+        "the lowest recall",
         ge=1,
         le=10_000,
     )
