@@ -165,6 +165,15 @@ def test_pairs_with_different_labels_are_counted(cli, clean, tmp_path):
     assert "different labels" not in result.out
 
 
+def test_blank_tiles_on_both_sides_are_no_leak(cli, clean, tmp_path):
+    root = Path(shutil.copytree(clean, tmp_path / "set"))
+    for part in ("train", "test"):
+        save(np.full((SIZE_PX, SIZE_PX, 3), 250, np.uint8), root / part / "a" / "white.png")
+    result, report = audit(cli, root, tmp_path / "out", "--strict")
+    assert result.code == 0, result.out
+    assert report["counts"]["flagged"]["blank"] == 2
+
+
 def test_pretraining_tiles_are_compared_with_test_and_not_with_train(cli, clean, tmp_path):
     flat = tmp_path / "flat"
     save(np.ascontiguousarray(np.flipud(picture(12))), flat / "of_test.jpg")
@@ -215,7 +224,8 @@ def test_one_tile_and_no_label(cli, tmp_path):
     save(np.full((SIZE_PX, SIZE_PX, 3), 250, np.uint8), tmp_path / "one" / "white2.png")
     result, report = audit(cli, tmp_path / "one", tmp_path / "again")
     assert report["counts"]["flagged"] == {"blank": 2}
-    assert report["counts"]["pairs"]["exact"] == 1
+    assert report["counts"]["pairs"]["exact"] == 0
+    assert "blank: 2 tiles (2 in" in result.out
     assert (tmp_path / "again" / "flagged.png").is_file()
     assert "outliers: 2 blank" in result.out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,10 @@ def summary(report: Audit) -> list[str]:
         )
     if report.method.encoder is not None:
         lines.append(f"similar by embedding only, not counted: {count(kinds['embedding'], 'pair')}")
+    blank = Counter(tile.part for tile in report.flagged if tile.kind == "blank")
+    if blank:
+        parts = some([f"{number} in {part}" for part, number in blank.items()])
+        lines.append(f"blank: {count(blank.total(), 'tile')} ({parts}), compared with no other")
     if counts.flagged:
         lines.append("outliers: " + ", ".join(f"{counts.flagged[kind]} {kind}" for kind in sorted(counts.flagged)))
     lines.append(report.verdict)

@@ -26,7 +26,7 @@ class AuditConfig(Section):
     min_cosine: float = setting(
         0.95, "with encoder.model or encoder.weights: list pairs as similar from this cosine similarity", gt=0, le=1
     )
-    neighbours: int = setting(20, "number of nearest tiles that each tile is compared with in detail", ge=1, le=1000)
+    neighbours: int = setting(40, "number of likely tiles that each tile is compared with in detail", ge=1, le=1000)
     shown: int = setting(60, "largest number of pairs in pairs.png and tiles in flagged.png", ge=1, le=300)
     batch_size: int = setting(128, "tiles per batch, with an encoder", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")

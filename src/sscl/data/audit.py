@@ -54,6 +54,8 @@ class PairRecord(Record):
     """
 
     kind: str
+    reason: str
+    confidence: float | None
     across: bool
     first: Place
     second: Place
@@ -198,7 +200,8 @@ class Findings:
     @property
     def leakage(self) -> bool:
         """Whether near-duplicates or groups are on both sides."""
-        return bool(self.across or self.straddling_groups)
+        shared = any(number for of in self.tiles_with_near_duplicates.values() for number in of.values())
+        return bool(shared or self.straddling_groups)
 
 
 def search(
@@ -206,7 +209,7 @@ def search(
     *,
     embeddings: NDArray[np.float32] | None = None,
     min_cosine: float = 0.95,
-    neighbours: int = 20,
+    neighbours: int = 40,
     progress: bool = False,
 ) -> Findings:
     """Return near-duplicates, shared groups and outliers of the parts; arguments as for `duplicates.find_pairs`."""
@@ -335,6 +338,8 @@ def _part_record(tiles: Tiles, root: str) -> PartRecord:
 def _pair_record(parts: Parts, pair: Pair, *, across: bool) -> PairRecord:
     return PairRecord(
         kind=pair.kind,
+        reason=pair.reason,
+        confidence=None if pair.confidence is None else round(pair.confidence, 4),
         across=across,
         first=parts.place(pair.first),
         second=parts.place(pair.second),

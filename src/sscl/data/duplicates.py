@@ -1,12 +1,11 @@
 """Near-duplicate tiles: equal pixels, near-equal ones however turned, and overlapping views of one place.
 
 Three searches, each with what it misses: equal pixels; a perceptual hash of 63 bits under the 8 turns and flips,
-confirmed by the correlation of the thumbnails (misses crops); keypoints (`keypoints.py`), confirmed by one affine map
-and the correlation under it (misses tiles with fewer than 5 keypoints). A similar hash or descriptor alone never makes
-a pair: bland tissue looks the same everywhere.
+confirmed by the correlation of the thumbnails (misses crops); keypoints, which vote for tiles (`voting`) that are then
+aligned (`keypoints`) and compared (misses tiles with fewer than 5 keypoints). A similar hash or descriptor alone never
+makes a pair: bland tissue looks the same everywhere. Blank tiles are not compared.
 
-N tiles. Cost: 8 N^2 / 2 products of 63 numbers for the hash, 2 N^2 of 256 for the neighbours, then N detections and
-about 15 N alignments.
+N tiles. Cost: 8 N^2 / 2 products of 63 numbers for the hash, N detections, and up to 40 N alignments.
 """
 
 from __future__ import annotations
@@ -18,19 +17,21 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # of scikit-learn
 
-from sscl.data import keypoints
+from sscl.data import keypoints, outliers, voting
 from sscl.data.rows import Images
 from sscl.data.threads import in_threads
 from sscl.progress import Bar
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Thumbnails = NDArray[np.float32] | NDArray[np.float16]
 
 # The side of the tiles searched, whatever side is trained on, so that what is found does not depend on that.
 SIZE_PX = 128
 # Part of every cache key: raise it when other pairs are found in the same tiles.
-VERSION = 1
+VERSION = 2
 
 KINDS = ("exact", "hash", "keypoints", "embedding")  # most certain first
 HASH_BITS = 63
@@ -48,11 +49,14 @@ SYMMETRIES = (
 _INVERSE = (0, 1, 2, 3, 4, 6, 5, 7)
 _THUMBNAIL_PX = 32
 _HASH_SIDE = 8
-_HASH_DISTANCE = 12  # bits
-_THUMBNAIL_CORRELATION = 0.9
+_HASH_DISTANCE = 10  # bits
+_THUMBNAIL_CORRELATION = 0.95  # blurred tiles of different places reach 0.947
 _FLAT = 3.0  # standard deviation of a thumbnail's luma, grey levels: below, there is nothing to compare
-_KEYPOINTS = 5  # in unrelated tissue tiles, at most 3 or 4 agree on an affine map
-_ALIGNED_CORRELATION = 0.8  # 0.97 and more for one place, below 0.4 for different ones
+_CONFIDENCE = (-13.5, 2.4, 12.1)  # logistic regression: constant, log of the inliers, correlation
+_LEAST_CONFIDENCE = 0.5
+_WHOLE = 0.9  # overlap from which on mean colours can be compared
+_OTHER_COLOUR = 6.0  # grey levels of a channel: JPEG changes the mean of a tile by less than one
+_LEARNED = 512  # tiles that the codes of keypoints are learned from
 _LEAST_OVERLAP = 0.05
 _BLOCK = 256  # rows compared with all others at a time
 
@@ -66,9 +70,11 @@ class Pair:
         kind: exact (equal pixels), hash, keypoints, or embedding (near by an encoder's features alone: only similar).
         score: correlation of the luma with the second tile laid on the first; for `embedding` pairs the cosine.
         movement: what was done to the first to get the second, in words.
+        confidence: how probable it is that both show one place, by `scripts/audit_recall`; None for `embedding`.
         distance: bits of 63 in which the hashes differ; None for other kinds.
         keypoints: number of keypoints that agree on the movement; None for other kinds.
         overlap: fraction of the first that the second covers; None for `embedding`.
+        recoloured: both show nearly the same, and their mean colours differ.
     """
 
     first: int
@@ -76,9 +82,25 @@ class Pair:
     kind: str
     score: float
     movement: str
+    confidence: float | None = 1.0
     distance: int | None = None
     keypoints: int | None = None
     overlap: float | None = 1.0
+    recoloured: bool = False
+
+    @property
+    def reason(self) -> str:
+        """What kind of copy the second is, and the evidence, in words."""
+        if self.kind == "exact":
+            return "identical pixels"
+        if self.kind == "embedding":
+            return "similar features; not aligned"
+        colours = ", in other colours" if self.recoloured else ""
+        if self.kind == "hash":
+            how = colours or ", compressed or resized again"
+            return f"the same picture, {self.movement}{how}: r {self.score:.2f}, {self.distance} of 63 bits differ"
+        shared = f"{100 * (self.overlap or 0):.0f}% of the first"
+        return f"one place, {self.movement}{colours}: {self.keypoints} keypoints agree, r {self.score:.2f} on {shared}"
 
 
 def find_pairs(
@@ -86,7 +108,7 @@ def find_pairs(
     *,
     embeddings: Floats | None = None,
     min_cosine: float = 0.95,
-    neighbours: int = 20,
+    neighbours: int = 40,
     progress: bool = False,
 ) -> list[Pair]:
     """Return the pairs of tiles that show the same, by kind and then by row.
@@ -108,10 +130,22 @@ def find_pairs(
     if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != len(images)):
         raise ValueError(f"embeddings: expected (N, C) with N = {len(images)}, got {embeddings.shape}")
 
+    with threadpool_limits(
+        1
+    ):  # many small products in threads of our own: a library's threads would wait for each other
+        return _find(images, embeddings, min_cosine=min_cosine, neighbours=neighbours, progress=progress)
+
+
+def _find(
+    images: Images, embeddings: Floats | None, *, min_cosine: float, neighbours: int, progress: bool
+) -> list[Pair]:
     tiles = list(in_threads(lambda row: _read(images, row), range(len(images)), desc="read" if progress else None))
-    exact = exact_pairs([tile.digest for tile in tiles])
-    copies = {pair.second for pair in exact}
-    originals = np.array([row for row in range(len(images)) if row not in copies], dtype=np.int64)
+    compared = [row for row, tile in enumerate(tiles) if not tile.blank]
+    exact = [
+        replace(pair, first=compared[pair.first], second=compared[pair.second])
+        for pair in exact_pairs([tiles[row].digest for row in compared])
+    ]
+    originals = np.array(sorted(set(compared) - {pair.second for pair in exact}), dtype=np.int64)
     if len(originals) < 2:
         return exact
 
@@ -120,69 +154,100 @@ def find_pairs(
         for pair in hash_pairs(np.stack([tiles[row].thumbnail for row in originals]), progress=progress)
     ]
     known = {(pair.first, pair.second) for pair in hashed}
-    # In an order that depends on the pixels alone, as do visual words and axes then: the tiles may come in any order.
-    rows = np.array(sorted(originals, key=lambda row: tiles[row].digest), dtype=np.int64)
-    candidates = _keypoint_candidates(tiles, rows, count=neighbours, progress=progress)
+    # In an order that depends on the pixels alone, as do axes and cells then: the tiles may come in any order.
+    digests = [tile.digest for tile in tiles]
+    rows = np.array(sorted(originals, key=digests.__getitem__), dtype=np.int64)
+    colours = np.stack([tile.colour for tile in tiles])
+    del tiles
+    points = _keypoints(images, rows, progress=progress)
+    near = voting.candidates(points, count=neighbours, desc="vote" if progress else None)
     cosine: dict[tuple[int, int], float] = {}
     if embeddings is not None:
         cosine = _near_embeddings(embeddings, rows, count=neighbours, progress=progress)
-    tried = sorted((candidates | cosine.keys()) - known)
-    aligned = in_threads(lambda pair: _align(images, tiles, pair), tried, desc="align" if progress else None)
-    overlapping = [pair for pair in aligned if pair is not None]
+    tried = np.unique(np.concatenate([near, np.array(list(cosine), np.int64).reshape(-1, 2)]), axis=0)
+    aligned = in_threads(lambda pair: _align(images, points, rows, pair), tried, desc="align" if progress else None)
+    overlapping = [pair for pair in aligned if pair is not None and (pair.first, pair.second) not in known]
+    overlapping.sort(key=lambda pair: (pair.first, pair.second))
     known |= {(pair.first, pair.second) for pair in overlapping}
+    hashed, overlapping = ([_with_colours(pair, colours) for pair in pairs] for pairs in (hashed, overlapping))
     similar = [
-        Pair(first, second, "embedding", value, "not aligned", overlap=None)
-        for (first, second), value in sorted(cosine.items())
-        if value >= min_cosine and (first, second) not in known
+        Pair(*ends, "embedding", value, "not aligned", confidence=None, overlap=None)
+        for ends, value in sorted((_ordered(rows[i], rows[j]), value) for (i, j), value in cosine.items())
+        if value >= min_cosine and ends not in known
     ]
     return [*exact, *hashed, *overlapping, *similar]
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """What the search keeps of a tile: the digest of its pixels, its thumbnail, its keypoints."""
+    """What the search keeps of a tile; digest: of its pixels."""
 
     digest: bytes
-    thumbnail: Floats
-    points: keypoints.Keypoints
+    thumbnail: NDArray[np.float16]
+    colour: Floats
+    blank: bool
 
 
 def _read(images: Images, row: int) -> _Tile:
     pixels = np.ascontiguousarray(images[row])
-    luma = luma_of(pixels)
-    return _Tile(hashlib.sha256(pixels.tobytes()).digest(), thumbnail(luma), keypoints.detect(luma))
+    small = thumbnail(luma_of(pixels)).astype(np.float16)
+    colour = pixels.mean((0, 1), dtype=np.float32)
+    return _Tile(hashlib.sha256(pixels.tobytes()).digest(), small, colour, outliers.is_blank(pixels))
 
 
-def _keypoint_candidates(tiles: Sequence[_Tile], rows: Indices, *, count: int, progress: bool) -> set[tuple[int, int]]:
-    """Return the pairs among `rows` that are near by their keypoints, of tiles with enough of them."""
-    points = [tiles[row].points for row in rows]
-    upright, mirrored = keypoints.describe(points)
-    enough = np.array([len(tile.places) >= _KEYPOINTS for tile in points])
-    near = nearest_pairs(upright, mirrored, count=count, desc="nearest keypoints" if progress else None)
-    return {_ordered(rows[i], rows[j]) for i, j, _ in near if enough[i] and enough[j]}
+def _with_colours(pair: Pair, colours: Floats) -> Pair:
+    """Return the pair with `recoloured` set, by the mean colour of each tile, (N, 3)."""
+    whole = pair.overlap is not None and pair.overlap > _WHOLE
+    differs = np.abs(colours[pair.first] - colours[pair.second]).max() > _OTHER_COLOUR
+    return replace(pair, recoloured=bool(whole and differs))
+
+
+def _keypoints(images: Images, rows: Indices, *, progress: bool) -> keypoints.Collected:
+    """Return the keypoints of rows, with codes learned from the first of them."""
+    sample = in_threads(lambda row: keypoints.detect(luma_of(images[row]))[1], rows[:_LEARNED], desc=None)
+    coder = keypoints.learn(np.concatenate(list(sample)))
+    found = keypoints.Collected(len(rows))
+    desc = "keypoints" if progress else None
+    for points in in_threads(lambda row: keypoints.keypoints_of(luma_of(images[row]), coder), rows, desc=desc):
+        found.add(points)
+    return found
 
 
 def _near_embeddings(embeddings: Floats, rows: Indices, *, count: int, progress: bool) -> dict[tuple[int, int], float]:
-    """Return the cosine of each pair among `rows` that is near by its embeddings."""
+    """Return the cosine of each pair of places in `rows` that is near by its embeddings."""
     unit = embeddings[rows].astype(np.float32)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
     near = nearest_pairs(unit, None, count=count, desc="nearest embeddings" if progress else None)
-    return {_ordered(rows[i], rows[j]): value for i, j, value in near}
+    return {(i, j): value for i, j, value in near}
 
 
-def _align(images: Images, tiles: Sequence[_Tile], pair: tuple[int, int]) -> Pair | None:
-    """Return the pair if one affine map brings the second tile onto the first, else None."""
-    # From the tile of the smaller digest, so that the order of the tiles does not matter.
-    swapped = tiles[pair[0]].digest > tiles[pair[1]].digest
-    one, other = pair[::-1] if swapped else pair
-    found = keypoints.align(luma_of(images[one]), luma_of(images[other]), (tiles[one].points, tiles[other].points))
-    if found is None or found.inliers < _KEYPOINTS or found.overlap < _LEAST_OVERLAP:
+def _align(images: Images, points: keypoints.Collected, rows: Indices, pair: Indices) -> Pair | None:
+    """Return the pair of places in `rows` if one map brings the second tile onto the first, else None."""
+    one, other = (int(rows[place]) for place in pair)
+    ends = points[int(pair[0])], points[int(pair[1])]
+    found = keypoints.align(luma_of(images[one]), luma_of(images[other]), ends)
+    if found is None or found.overlap < _LEAST_OVERLAP:
         return None
-    if found.correlation < _ALIGNED_CORRELATION:
+    confidence = confidence_of(found.inliers, found.correlation)
+    if confidence < _LEAST_CONFIDENCE:
         return None
-    if swapped:
+    if one > other:
         found = found.reversed(images.shape[1])
-    return Pair(*pair, "keypoints", found.correlation, found.words, keypoints=found.inliers, overlap=found.overlap)
+    return Pair(
+        *_ordered(one, other),
+        "keypoints",
+        found.correlation,
+        found.words,
+        confidence=confidence,
+        keypoints=found.inliers,
+        overlap=found.overlap,
+    )
+
+
+def confidence_of(inliers: int, correlation: float) -> float:
+    """Return how probable it is that two aligned tiles show one place, as on the beds of `scripts/audit_recall`."""
+    logit = _CONFIDENCE[0] + _CONFIDENCE[1] * np.log(inliers) + _CONFIDENCE[2] * correlation
+    return float(1 / (1 + np.exp(-logit)))
 
 
 def exact_pairs(digests: Sequence[bytes]) -> list[Pair]:
@@ -210,20 +275,20 @@ def thumbnail(luma: NDArray[np.uint8]) -> Floats:
     return small / np.linalg.norm(small)  # type: ignore[no-any-return]
 
 
-def turned(values: Floats, symmetry: int) -> Floats:
+def turned(values: Thumbnails, symmetry: int) -> Thumbnails:
     """Return square arrays (..., S, S) moved by one of `SYMMETRIES`: the diagonal first, then the mirrors."""
     values = values.swapaxes(-1, -2) if symmetry & 4 else values
     values = values[..., ::-1, :] if symmetry & 2 else values
     return values[..., ::-1] if symmetry & 1 else values
 
 
-def hash_signs(thumbnails: Floats) -> Floats:
+def hash_signs(thumbnails: Thumbnails) -> Floats:
     """Return the hashes of thumbnails (N, S, S) under each symmetry, -1 or 1, float32 (8, N, 63).
 
     They are the signs of the lowest 8 x 8 cosine coefficients except the mean. Mirroring a tile changes the sign of
     every second one, and the diagonal swaps rows and columns, so one transform serves all 8.
     """
-    low = np.stack([cv2.dct(tile)[:_HASH_SIDE, :_HASH_SIDE] for tile in thumbnails])
+    low = np.stack([cv2.dct(tile.astype(np.float32))[:_HASH_SIDE, :_HASH_SIDE] for tile in thumbnails])
     alternating = np.where(np.arange(_HASH_SIDE) % 2, -1, 1).astype(np.float32)
     found = []
     for symmetry in range(len(SYMMETRIES)):
@@ -234,7 +299,7 @@ def hash_signs(thumbnails: Floats) -> Floats:
     return np.where(np.stack(found) < 0, -1, 1).astype(np.float32)
 
 
-def hash_pairs(thumbnails: Floats, *, progress: bool = False) -> list[Pair]:
+def hash_pairs(thumbnails: Thumbnails, *, progress: bool = False) -> list[Pair]:
     """Return the pairs of thumbnails (N, 32, 32) with similar hashes and a high correlation, with the best symmetry.
 
     The product of two hashes of -1 and 1 is 63 - 2 x their distance, so the search is a matrix product.
@@ -254,7 +319,7 @@ def hash_pairs(thumbnails: Floats, *, progress: bool = False) -> list[Pair]:
             i, j = i[later], j[later]
             for part in np.array_split(np.arange(len(i)), len(i) // 8192 + 1):
                 a, b = i[part], j[part]
-                score = (tiles[start + a] * turned(tiles[start + b], symmetry)).sum((1, 2))
+                score = (tiles[start + a].astype(np.float32) * turned(tiles[start + b], symmetry)).sum((1, 2))
                 for k in np.flatnonzero(score >= _THUMBNAIL_CORRELATION):
                     key = int(full[start + a[k]]), int(full[start + b[k]])
                     if key not in best or score[k] > best[key].score:

@@ -3,15 +3,16 @@
 A keypoint's descriptor is relative to its own direction and size, so turning and zooming change little. A mirrored tile
 has the same keypoints with the descriptor's cells in mirrored order: no second detection is needed.
 
-N tiles of S x S pixels, k keypoints of a tile, D numbers that describe a whole tile.
+Tiles of S x S pixels, k keypoints of a tile, D parts of a keypoint's code.
 Source: Lowe, IJCV 2004 (SIFT, ratio test); Arandjelovic and Zisserman, CVPR 2012 (root of the descriptor); Jegou et
-al., CVPR 2010 (VLAD, one vector for all keypoints of an image).
+al., IJCV 2010 (matches that agree on a turn and a zoom).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -19,18 +20,23 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Affine = NDArray[np.float64]
 
-KEYPOINTS = 150
-_CONTRAST = 0.02  # half of OpenCV's: pale tissue has keypoints too
-_RATIO = 0.8  # nearest against second nearest descriptor, Lowe's
-_REPROJECTION_PX = 3.0
-_SCALES = (0.4, 2.5)  # of the second tile against the first
-_STRETCH = 1.6  # one way against the other: LC25000's tiles are stretched
-_BLUR_PX = 2.0  # before correlating: an alignment is accurate to a pixel or two, nuclei are hardly larger
-_WORDS = 256
-_DESCRIPTOR_PARTS = 32
-_TILE_PARTS = 256
-_SAMPLE = 2048  # tiles that the words and the axes are learned from
+KEYPOINTS = 200
+LEAST = 5  # in unrelated tissue tiles, at most 3 or 4 agree on an affine map
+CODE = 64  # parts of a code
+_CONTRAST = 0.015  # less than half of OpenCV's: pale tissue has keypoints too
+_RATIO = 0.9  # nearest against second nearest descriptor; Lowe's is 0.8, but here turns and zooms must agree too
+_REPROJECTION_PX = 4.0
+_SCALES = (0.25, 4.0)  # of the second tile against the first
+_STRETCH = 3.0  # one way against the other
+_TURN = 40.0  # degrees that the turns of two keypoints may differ by
+_ZOOM = 0.8  # the same for the zoom, in octaves
+_BLUR_PX = 1.5  # before correlating: an alignment is accurate to a pixel or two, nuclei are hardly larger
+_COARSE_PX = 8.0  # what is smoother than this does not count in the correlation
+_STRETCHED = 1.15  # from here on the words say so
+_NEAR_PX = 10.0  # how far a keypoint corrects the map around it
+_UNIT = 256.0  # length of a code: its parts are int8
 
 # OpenCV's order is 4 rows x 4 columns x 8 directions, in the keypoint's own frame: mirrored along its direction, rows
 # are reversed and directions negated.
@@ -39,10 +45,18 @@ _MIRRORED = np.arange(128).reshape(4, 4, 8)[::-1][:, :, -np.arange(8) % 8].ravel
 
 @dataclass(frozen=True)
 class Keypoints:
-    """The strongest keypoints of a tile: places, x and y in pixels, (k, 2), and SIFT descriptors, uint8 (k, 128)."""
+    """The strongest keypoints of a tile, k of them.
+
+    Attributes:
+        places: x and y in pixels, (k, 2). angles: their directions in degrees, (k,), measured from the vertical, so
+            that mirroring left-right negates them. octaves: log2 of their sizes, (k,).
+        codes: int8, (k, D), see `Coder`.
+    """
 
     places: Floats
-    descriptors: Bytes
+    angles: Floats
+    octaves: Floats
+    codes: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -78,101 +92,210 @@ class Alignment:
         (a, b, _), (c, d, _) = self.matrix
         angle = round(float(np.degrees(np.arctan2(c - b, a + d)))) % 360
         scale = float(np.sqrt(np.linalg.det(self.matrix[:, :2])))
+        large, small = np.linalg.svd(self.matrix[:, :2], compute_uv=False)
         turned = f"turned {angle}°" if angle else "upright"
-        return f"{'mirrored, ' if self.mirrored else ''}{turned}, {scale:.2f} times as large"
+        stretched = f", stretched {large / small:.1f} times" if large > _STRETCHED * small else ""
+        return f"{'mirrored, ' if self.mirrored else ''}{turned}, {scale:.2f} times as large{stretched}"
 
 
-def detect(luma: Bytes) -> Keypoints:
-    """Return the keypoints of a tile, luma uint8 (S, S); a bland tile has few or none."""
+def detect(luma: Bytes) -> tuple[Floats, Bytes]:
+    """Return the keypoints of a tile, luma uint8 (S, S): x, y, size and angle, (k, 4), and descriptors, (k, 128).
+
+    A bland tile has few or none.
+    """
     sift = cv2.SIFT_create(nfeatures=KEYPOINTS, contrastThreshold=_CONTRAST)  # type: ignore[attr-defined]
     points, found = sift.detectAndCompute(luma, None)
     if found is None:
-        return Keypoints(np.empty((0, 2), np.float32), np.empty((0, 128), np.uint8))
-    return Keypoints(np.array([point.pt for point in points], np.float32), found.astype(np.uint8))
+        return np.empty((0, 4), np.float32), np.empty((0, 128), np.uint8)
+    values = np.array([(*point.pt, point.size, point.angle) for point in points], np.float32)
+    return values[:KEYPOINTS], found[:KEYPOINTS].astype(np.uint8)
+
+
+def keypoints_of(luma: Bytes, coder: Coder) -> Keypoints:
+    """Return the keypoints of a tile with their codes."""
+    points, descriptors = detect(luma)
+    return Keypoints(points[:, :2].copy(), points[:, 3] - 90, np.log2(points[:, 2]), coder(descriptors))
+
+
+class Collected:
+    """The keypoints of many tiles in four arrays: with an array for each tile, 100,000 tiles take twice the memory."""
+
+    def __init__(self, tiles: int) -> None:
+        most = tiles * KEYPOINTS
+        self._places = np.empty((most, 2), np.float32)
+        self._angles, self._octaves = np.empty((2, most), np.float32)
+        self._codes = np.empty((most, CODE), np.int8)
+        self._first = [0]
+
+    def add(self, points: Keypoints) -> None:
+        """Add the next tile's keypoints."""
+        new = slice(self._first[-1], self._first[-1] + len(points.codes))
+        self._places[new], self._angles[new], self._octaves[new] = points.places, points.angles, points.octaves
+        self._codes[new] = points.codes
+        self._first.append(new.stop)
+
+    def __getitem__(self, tile: int) -> Keypoints:
+        """Return a tile's keypoints."""
+        of = slice(*self._first[tile : tile + 2])
+        return Keypoints(self._places[of], self._angles[of], self._octaves[of], self._codes[of])
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return len(self._first) - 1
+
+    @property
+    def codes(self) -> NDArray[np.int8]:
+        """The codes of all keypoints, (n, D)."""
+        return self._codes[: self._first[-1]]
+
+    @property
+    def tiles(self) -> NDArray[np.int32]:
+        """The tile of each keypoint, (n,)."""
+        return np.repeat(np.arange(self.count, dtype=np.int32), np.diff(self._first))
 
 
 def align(first: Bytes, second: Bytes, points: tuple[Keypoints, Keypoints]) -> Alignment | None:
-    """Return the alignment of two tiles, None if fewer than three keypoints agree on one.
+    """Return the alignment of two tiles, None if fewer than `LEAST` keypoints agree on one.
 
     Args:
         first, second: luma, uint8 (S, S).
         points: their keypoints.
     """
-    a, b = points
-    if len(a.places) < 3 or len(b.places) < 3:
-        return None
-    best: tuple[int, bool, NDArray[np.float64]] | None = None
-    for mirrored in (False, True):
-        similarity = _rooted(a.descriptors) @ _rooted(b.descriptors[:, _MIRRORED] if mirrored else b.descriptors).T
-        second_best, nearest = np.partition(similarity, -2, axis=1)[:, -2:].T
-        distinct = np.flatnonzero(1 - nearest < _RATIO**2 * (1 - second_best))
-        if len(distinct) < 3:
-            continue
-        target = b.places[similarity[distinct].argmax(1)]
-        if mirrored:
-            target = np.stack([second.shape[1] - 1 - target[:, 0], target[:, 1]], 1)
+    found: tuple[Matches, Affine] | None = None
+    for matches in _matches(*points, side=len(second)):
         matrix, agrees = cv2.estimateAffine2D(
-            a.places[distinct], target, ransacReprojThreshold=_REPROJECTION_PX, maxIters=1000
+            matches.first, matches.second, ransacReprojThreshold=_REPROJECTION_PX, maxIters=1000
         )
         if matrix is None or not np.isfinite(matrix).all():
             continue
         large, small = np.linalg.svd(matrix[:, :2], compute_uv=False)
-        if np.linalg.det(matrix[:, :2]) > 0 and _SCALES[0] <= small <= large <= min(_SCALES[1], _STRETCH * small):
-            # Several keypoints may be at one place, with different directions: they count once.
-            inlier = agrees.ravel() > 0
-            ends = (np.unique(np.round(places[inlier]), axis=0) for places in (a.places[distinct], target))
-            count = min(map(len, ends))
-            if best is None or count > best[0]:
-                best = count, mirrored, matrix.astype(np.float64)
-    if best is None:
+        if np.linalg.det(matrix[:, :2]) <= 0 or not _SCALES[0] <= small <= large <= min(_SCALES[1], _STRETCH * small):
+            continue
+        inliers = matches.subset(agrees.ravel() > 0)
+        if inliers.places >= LEAST and (found is None or inliers.places > found[0].places):
+            found = inliers, matrix.astype(np.float64)
+    if found is None:
         return None
-    inliers, mirrored, matrix = best
-    moved = second[:, ::-1] if mirrored else second
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(np.ascontiguousarray(moved), matrix, first.shape[::-1], flags=flags)
-    covered = cv2.warpAffine(np.full_like(second, 255), matrix, first.shape[::-1], flags=flags) == 255
-    weight = np.maximum(cv2.GaussianBlur(covered.astype(np.float32), (0, 0), _BLUR_PX), 1e-3)
-    blurred = [  # the mean over covered pixels only, so that nothing leaks in across the border
-        cv2.GaussianBlur(np.where(covered, luma, 0).astype(np.float32), (0, 0), _BLUR_PX) / weight
-        for luma in (first, warped)
-    ]
-    correlation = _correlation(blurred[0], blurred[1], covered)
-    return Alignment(matrix, mirrored, inliers, float(covered.mean()), correlation)
+    inliers, matrix = found
+    overlap, correlation = _compare(first, second[:, ::-1] if inliers.mirrored else second, matrix, inliers)
+    return Alignment(matrix, inliers.mirrored, inliers.places, overlap, correlation)
 
 
-def describe(points: Iterable[Keypoints], *, seed: int = 0) -> tuple[Floats, Floats]:
-    """Return a vector for each tile, and one for its mirror image, float32 (N, D) each, of unit length or zero.
+@dataclass(frozen=True)
+class Matches:
+    """Keypoints of two tiles that are alike: places in the first, and in the second (mirrored first, where so)."""
 
-    Tiles of one place have similar vectors, however turned and zoomed. The visual words and axes are learned from the
-    tiles themselves (2048 of them, drawn at random).
+    first: Floats
+    second: Floats
+    mirrored: bool
+
+    def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Matches:
+        """Return some of the matches."""
+        return Matches(self.first[rows], self.second[rows], self.mirrored)
+
+    @cached_property
+    def places(self) -> int:
+        """How many different places match: several keypoints of one place, of different directions, count once."""
+        return min(len(np.unique(np.round(ends), axis=0)) for ends in (self.first, self.second))
+
+
+def _matches(a: Keypoints, b: Keypoints, *, side: int) -> Iterator[Matches]:
+    """Yield the matches of upright and of mirrored keypoints, where enough of them agree on a turn and a zoom."""
+    if min(len(a.codes), len(b.codes)) < LEAST:
+        return
+    one, other = a.codes.astype(np.float32), b.codes.astype(np.float32)
+    half = one.shape[1] // 2
+    even, odd = one[:, :half] @ other[:, :half].T, one[:, half:] @ other[:, half:].T
+    rows = np.arange(len(one))
+    for mirrored in (False, True):
+        likeness = even - odd if mirrored else even + odd
+        nearest = likeness.argmax(1)
+        best = likeness[rows, nearest]
+        likeness[rows, nearest] = -np.inf
+        distinct = np.flatnonzero(_UNIT**2 - best < _RATIO**2 * (_UNIT**2 - likeness.max(1)))
+        if len(distinct) < LEAST:
+            continue
+        onto = nearest[distinct]
+        angle = b.angles[onto] * (-1 if mirrored else 1) - a.angles[distinct]
+        octaves = b.octaves[onto] - a.octaves[distinct]
+        turns = np.abs((angle[:, None] - angle + 180) % 360 - 180) < _TURN
+        agree = turns & (np.abs(octaves[:, None] - octaves) < _ZOOM)
+        most = agree[agree.sum(1).argmax()]
+        if most.sum() >= LEAST:
+            ends = b.places[onto[most]]
+            if mirrored:
+                ends = np.stack([side - 1 - ends[:, 0], ends[:, 1]], 1)
+            yield Matches(a.places[distinct[most]], ends, mirrored)
+
+
+def _compare(first: Bytes, second: Bytes, matrix: Affine, inliers: Matches) -> tuple[float, float]:
+    """Return the fraction of the first tile that the second covers, and the correlation of both there.
+
+    The second is laid on the first by the affine map, corrected near the inliers by what is left at them: elastic
+    deformation bends tiles by a few pixels.
     """
-    tiles = list(points)
-    rng = np.random.default_rng(seed)
-    learned = [tiles[row] for row in np.sort(rng.permutation(len(tiles))[:_SAMPLE])]
-    sample = np.concatenate([part for tile in learned for part in (tile.descriptors, tile.descriptors[:, _MIRRORED])])
-    if len(sample) == 0:
-        empty = np.zeros((len(tiles), 1), np.float32)
-        return empty, empty
-    sample = _rooted(sample[rng.permutation(len(sample))[: 16 * _SAMPLE]])
-    mean = sample.mean(0)
-    axes = _axes(sample - mean, _DESCRIPTOR_PARTS)
-    words = (sample[:_WORDS] - mean) @ axes  # descriptors drawn at random: k-means is hardly better
+    side = len(first)
+    left = inliers.second - (inliers.first @ matrix[:, :2].T + matrix[:, 2])
+    spread = np.zeros((side, side, 3), np.float32)
+    x, y = np.clip(np.round(inliers.first), 0, side - 1).astype(int).T
+    np.add.at(spread, (y, x), np.column_stack([left, np.ones(len(left))]))
+    spread = cv2.GaussianBlur(spread, (0, 0), _NEAR_PX) * (2 * np.pi * _NEAR_PX**2)
+    moved = spread[..., :2] / (spread[..., 2:] + 0.3)
+    rows, columns = np.mgrid[:side, :side]
+    places = (np.stack([columns, rows], -1) @ matrix[:, :2].T + matrix[:, 2] + moved).astype(np.float32)
+    covered = ((places >= 0) & (places <= side - 1)).all(-1)
+    warped = cv2.remap(np.ascontiguousarray(second), places, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
+    return float(covered.mean()), _correlation(_detail(first, covered), _detail(warped, covered), covered)
 
-    def vector(descriptors: Bytes) -> Floats:
-        parts = (_rooted(descriptors) - mean) @ axes
-        word = (parts @ words.T - 0.5 * (words**2).sum(1)).argmax(1)
-        sums = np.zeros_like(words)
-        np.add.at(sums, word, parts - words[word])
-        whole: Floats = _unit(_unit(sums).ravel()[None])[0]
-        return whole
 
-    def project(rows: list[Keypoints], mirrored: bool, onto: Floats | None) -> Floats:
-        found = [vector(tile.descriptors[:, _MIRRORED] if mirrored else tile.descriptors) for tile in rows]
-        return np.stack(found if onto is None else [part @ onto for part in found])
+def _detail(luma: Bytes, covered: NDArray[np.bool_]) -> Floats:
+    """Return what a tile shows between two scales: not where tissue ends, which many tiles share, and not the noise."""
 
-    whole = np.concatenate([project(learned, mirrored, None) for mirrored in (False, True)])
-    onto = _axes(whole, _TILE_PARTS)
-    return _unit(project(tiles, False, onto)), _unit(project(tiles, True, onto))
+    def blurred(sd: float) -> Floats:  # the mean over covered pixels only: nothing leaks in across the border
+        weight = np.maximum(cv2.GaussianBlur(covered.astype(np.float32), (0, 0), sd), 1e-3)
+        seen = np.where(covered, luma, 0).astype(np.float32)
+        return np.asarray(cv2.GaussianBlur(seen, (0, 0), sd) / weight, np.float32)
+
+    return blurred(_BLUR_PX) - blurred(_COARSE_PX)
+
+
+@dataclass(frozen=True)
+class Coder:
+    """Turns descriptors into short codes: principal parts, first those that a mirror keeps, then those that it negates.
+
+    The product of two codes says how alike the keypoints are; with the second half negated, how alike one is to the
+    other's mirror image. So one code serves both.
+
+    Attributes:
+        mean: (128,). axes: (128, D).
+    """
+
+    mean: Floats
+    axes: Floats
+
+    def __call__(self, descriptors: Bytes) -> NDArray[np.int8]:
+        """Return the codes of descriptors, uint8 (k, 128) -> int8 (k, D), of about the same length."""
+        parts = _unit(np.asarray((_rooted(descriptors) - self.mean) @ self.axes, np.float32))
+        return np.round(_UNIT * parts).clip(-127, 127).astype(np.int8)
+
+
+def learn(descriptors: Bytes) -> Coder:
+    """Return the coder learned from descriptors, uint8 (n, 128)."""
+    rooted = _rooted(descriptors)
+    mirrored = rooted[:, _MIRRORED]
+    half = np.float32(0.5)
+    even: Floats = half * (rooted + mirrored)
+    odd: Floats = half * (rooted - mirrored)
+    mean: Floats = even.mean(0)
+    centred: Floats = even - mean
+    return Coder(mean, np.hstack([_axes(centred, CODE // 2), _axes(odd, CODE // 2)]))
+
+
+def mirrored_codes(codes: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return the codes of the mirrored keypoints, (k, D)."""
+    half = codes.shape[1] // 2
+    return np.hstack([codes[:, :half], -codes[:, half:]])
 
 
 def _rooted(descriptors: Bytes) -> Floats:
@@ -188,13 +311,9 @@ def _unit(rows: Floats) -> Floats:
 
 
 def _axes(rows: Floats, count: int) -> Floats:
-    """Return the first principal axes of the rows (n, d), about zero, as columns (d, <= count)."""
-    if len(rows) >= rows.shape[1]:
-        _, vectors = np.linalg.eigh(rows.T @ rows)
-        return np.ascontiguousarray(vectors[:, ::-1][:, :count])
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    kept = np.flatnonzero(values > 1e-5 * values[-1])[::-1][:count]
-    return np.ascontiguousarray(_unit((rows.T @ vectors[:, kept]).T).T)
+    """Return the first principal axes of the rows (n, d), about zero, as columns (d, count)."""
+    _, vectors = np.linalg.eigh(rows.T @ rows)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :count])
 
 
 def _correlation(first: Floats, second: Floats, covered: NDArray[np.bool_]) -> float:
@@ -202,6 +321,6 @@ def _correlation(first: Floats, second: Floats, covered: NDArray[np.bool_]) -> f
     if covered.sum() < 64:
         return 0.0
     a, b = first[covered].astype(np.float64), second[covered].astype(np.float64)
-    if min(a.std(), b.std()) < 1:
+    if min(a.std(), b.std()) < 0.5:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])

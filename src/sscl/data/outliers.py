@@ -22,6 +22,7 @@ _DENSITY = -np.log((np.arange(256) + 1) / _GLASS)
 
 # Ours, chosen on real colon tiles: what a person would call blank, blurred, of another stain.
 BLANK_TISSUE = 0.05  # fraction of the pixels
+_ONE_SHADE = 1.5  # standard deviation of the luma, grey levels: glass, a fill colour, a lost part of a slide
 BLURRED_SD = 4.0  # below the median of log sharpness, in robust standard deviations
 STAIN_SD = 6.0  # from the median of amount or colour
 STAIN_MEASURES = ("amount of stain", "fraction of red", "fraction of blue")
@@ -53,6 +54,18 @@ class Outlier:
     value: float
 
 
+def is_blank(tile: NDArray[np.uint8]) -> bool:
+    """Return whether a tile, uint8 (H, W, 3), shows hardly any tissue, or one shade alone, of whatever colour."""
+    return bool(tissue_of(tile) < BLANK_TISSUE)
+
+
+def tissue_of(tile: NDArray[np.uint8]) -> float:
+    """Return the fraction of the pixels of a tile that show tissue; 0 if it is of one shade."""
+    if cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY).std() < _ONE_SHADE:
+        return 0.0
+    return float((_DENSITY[tile].mean(2) >= _TISSUE_DENSITY).mean())
+
+
 def measure(images: Images, *, progress: bool = False) -> Measures:
     """Return tissue fraction, sharpness and stain of the tiles, uint8 (N, H, W, 3)."""
     tissue, sharpness = np.zeros(len(images)), np.zeros(len(images))
@@ -61,7 +74,7 @@ def measure(images: Images, *, progress: bool = False) -> Measures:
         tile = np.ascontiguousarray(images[row])
         density = _DENSITY[tile].reshape(-1, 3)
         of_tissue = density[density.mean(1) >= _TISSUE_DENSITY]
-        tissue[row] = len(of_tissue) / len(density)
+        tissue[row] = tissue_of(tile)
         sharpness[row] = cv2.Laplacian(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var()
         if tissue[row] >= BLANK_TISSUE:
             red, green, blue = of_tissue.mean(0)

@@ -69,7 +69,9 @@ def pair_caption(pair: Pair) -> str:
         return f"similar only: cosine {pair.score:.3f}"
     if pair.kind == "hash":
         return f"r {pair.score:.2f}, hash differs in {pair.distance} bits\n{pair.movement}"
-    return f"r {pair.score:.2f}, {pair.keypoints} keypoints, {100 * (pair.overlap or 0):.0f}% overlap\n{pair.movement}"
+    sure = "" if pair.confidence is None else f", confidence {pair.confidence:.2f}"
+    shared = f"{100 * (pair.overlap or 0):.0f}% overlap"
+    return f"r {pair.score:.2f}, {pair.keypoints} keypoints, {shared}{sure}\n{pair.movement}"
 
 
 def outlier_caption(outlier: Outlier) -> str:
