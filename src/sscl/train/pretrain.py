@@ -90,11 +90,12 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
                 bar.write(f"warning: epoch {epoch + 1}: {warning}")
             log.append(row)
             writer.put(partial(checkpoint_of, job, epoch), partial(keep, log))
-            if measure:
+            if measure and epoch + 1 < last_epoch:
                 draw_pretraining(log.rows, opened.folder / "curves.png")
                 pace.measured()
     if log is not None:
         log.close()
+        draw_pretraining(log.rows, opened.folder / "curves.png")  # even where a killed run had done all epochs
         with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
             torch.save({key: x.cpu().contiguous() for key, x in job.model.encoder.state_dict().items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
