@@ -154,14 +154,17 @@ def test_the_error_by_chance_is_what_calibrated_scores_have() -> None:
     """Labels drawn from the probabilities themselves exceed the quantile in about 5% of the draws."""
     logits, _ = drawn(tiles=200)
     p = softmax(logits)
-    mean, most = calibration_error_by_chance(p.max(1))
+    by_chance = calibration_error_by_chance(p.max(1))
+    mean, most = by_chance.mean(), np.quantile(by_chance, 0.95)
     rng = np.random.default_rng(5)
     errors = np.array([expected_calibration_error((rng.random(200) < p[:, 1]).astype(int), p) for _ in range(400)])
     assert errors.mean() == pytest.approx(mean, rel=0.05)
     assert 0.02 < (errors > most).mean() < 0.09
     overconfident = softmax(4 * logits)
     labels = (rng.random(200) < p[:, 1]).astype(int)
-    assert expected_calibration_error(labels, overconfident) > calibration_error_by_chance(overconfident.max(1))[1]
+    assert expected_calibration_error(labels, overconfident) > calibration_error_by_chance(overconfident.max(1))[-1]
+    assert np.median(calibration_error_by_chance(p.max(1), gap=0.1)) > most
+    assert calibration_error_by_chance(p.max(1), worth=50).mean() > 1.5 * mean
 
 
 @pytest.mark.parametrize(

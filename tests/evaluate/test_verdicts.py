@@ -9,9 +9,11 @@ from scipy.stats import bootstrap, ttest_1samp
 from sscl.evaluate.proportions import proportion_interval
 from sscl.evaluate.verdicts import (
     FEWEST,
+    POWER,
     Outcome,
     balanced_interval,
     better_than_chance,
+    detectable,
     mean_interval,
     outcome_above,
     outcome_below,
@@ -48,6 +50,14 @@ def test_the_interval_of_a_mean_is_that_of_students_test():
     drawn = bootstrap((np.tile(values, 30),), np.mean, random_state=0).confidence_interval
     assert mean_interval(np.tile(values, 30)) == pytest.approx((drawn.low, drawn.high), abs=0.02)
     assert mean_interval([3.0]) == (-np.inf, np.inf)
+
+
+def test_a_detectable_difference_is_seen_in_eight_of_ten_samples():
+    rng = np.random.default_rng(0)
+    gain = detectable(balanced_interval(0.5, [50, 50]))
+    drawn = rng.binomial(50, 0.5 + gain, (1000, 2)).mean(1) / 50
+    seen = [balanced_interval(value, [50, 50])[0] > 0.5 for value in drawn]
+    assert np.mean(seen) == pytest.approx(POWER, abs=0.06)
 
 
 def test_a_mean_at_the_bound_rarely_passes():

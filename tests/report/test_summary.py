@@ -79,7 +79,7 @@ def test_a_calibration_error_beyond_chance_fails():
         (0.13, 0.12, "failed"),
     ):
         found = one.report.calibration
-        by_chance = ByChance(mean=0.02, quantile_95=bound)
+        by_chance = ByChance(mean=0.02, quantile_95=bound, power=0.9 if bound < 0.1 else 0.5)
         after = found.after.model_copy(update={"ece": error, "ece_by_chance": by_chance})
         changed = reported(one, calibration=found.model_copy(update={"after": after}))
         assert verdicts(summary.summary(changed, training_tiles=1, audits=[], checks=None))[title] == outcome

@@ -22,6 +22,7 @@ from sscl.records import Record
 
 BINS = 15  # as in Guo et al.
 FEW = 50  # validation tiles; below, what is fitted on them changes much from one sample to another
+MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
 FEWEST_BINS = 4  # all on one side: p = 2 x 0.5^4 = 0.13 for one class, and the mean gap is tested besides
 TEMPERATURES = (0.05, 20.0)  # beyond these the tiles cannot tell one temperature from another
 DEFINITION = (
@@ -220,24 +221,37 @@ def calibration_error(
 
 
 def calibration_error_by_chance(
-    scores: npt.ArrayLike, *, bins: int = BINS, binning: str = "width", samples: int = 500, seed: int = 0
-) -> tuple[float, float]:
-    """Return mean and 95% quantile of the calibration error that true probabilities would have on as many tiles.
+    scores: npt.ArrayLike,
+    *,
+    gap: float = 0.0,
+    worth: int | None = None,
+    bins: int = BINS,
+    samples: int = 500,
+    seed: int = 0,
+) -> FloatArray:
+    """Return calibration errors that probabilities would have by chance, on as many tiles, (samples,), ascending.
 
-    The error is never 0 on finitely many tiles; one below this quantile is no evidence of miscalibration. Outcomes are
-    drawn from the scores themselves.
+    The error is never 0 on finitely many tiles; one below the 95% quantile of these is no evidence of miscalibration.
+    Outcomes are drawn from the scores themselves.
 
     Args:
-        scores: (N,). bins, binning: see `reliability_curve`. samples, seed: of the draws.
+        scores: (N,). gap: how much more often outcomes fail than the scores say; 0 = true probabilities.
+        worth: independent tiles that these are worth, where tiles of a slide depend on each other; None = N.
+        bins: of equal width. samples, seed: of the draws.
 
     Source: consistency resampling, Bröcker & Smith 2007, Weather and Forecasting 22:651.
     """
     rng = np.random.default_rng(seed)
-    _, p, where = _binned(np.zeros(np.shape(scores), dtype=bool), scores, bins=bins, binning=binning)
-    drawn = [
-        np.abs(np.bincount(where, (rng.random(len(p)) < p) - p, minlength=bins)).sum() / len(p) for _ in range(samples)
-    ]
-    return float(np.mean(drawn)), float(np.quantile(drawn, 0.95))
+    _, p, where = _binned(np.zeros(np.shape(scores), dtype=bool), scores, bins=bins, binning="width")
+    drawn = []
+    for _ in range(samples):
+        own, bin_of = p, where
+        if worth is not None and worth < len(p):
+            rows = rng.integers(len(p), size=worth)
+            own, bin_of = p[rows], where[rows]
+        gaps = (rng.random(len(own)) < own - gap) - own
+        drawn.append(np.abs(np.bincount(bin_of, gaps, minlength=bins)).sum() / len(own))
+    return np.sort(np.array(drawn))
 
 
 def miscalled_classes(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sscl.data.tiles import Tiles
-from sscl.evaluate import calibration, decisions, influence, metrics, proportions
+from sscl.evaluate import calibration, decisions, influence, intervals, metrics, proportions
 from sscl.evaluate.decisions import BoolArray
 from sscl.evaluate.intervals import Sample, wald_interval
 from sscl.evaluate.metric_intervals import interval_method, metric_intervals
@@ -57,7 +57,7 @@ def evaluate(
     predictions = probabilities.argmax(1)
     matrix = metrics.confusion_matrix(tiles.labels, predictions, num_classes=len(tiles.classes))
     sample = Sample.of(tiles.labels, classes=len(tiles.classes), groups=tiles.groups)
-    intervals = metric_intervals(tiles.labels, probabilities, positive=positive, groups=tiles.groups)
+    ends = metric_intervals(tiles.labels, probabilities, positive=positive, groups=tiles.groups)
     validation = calibration.softmax(kept.logits, temperature=temperature)
     point = curve = None
     if positive is not None:
@@ -69,10 +69,10 @@ def evaluate(
     return Results(
         loss=float(cross_entropy(tiles.labels, probabilities).mean()),
         metrics=metrics.classification_metrics(tiles.labels, probabilities, positive=positive),
-        intervals=intervals,
+        intervals=ends,
         interval_method=interval_method(tiles.groups),
         groups=None if tiles.groups is None else len(set(tiles.groups.tolist())),
-        proportions=proportions.metric_proportions(matrix, intervals, positive=positive),
+        proportions=proportions.metric_proportions(matrix, ends, positive=positive),
         confusion_matrix=tuple(map(tuple, matrix.tolist())),
         accuracy_by_agreement=(
             None
@@ -86,8 +86,8 @@ def evaluate(
             method=kept.method if calibrate else f"calibrate=false; the checkpoint has {kept.temperature:.3f}",
             validation_ece=BeforeAfter(before=kept.ece_before, after=kept.ece_after),
             definition=calibration.DEFINITION,
-            before=_calibration(tiles, calibration.softmax(logits), positive=positive),
-            after=_calibration(tiles, probabilities, positive=positive),
+            before=_calibration(tiles, calibration.softmax(logits), positive=positive, sample=sample),
+            after=_calibration(tiles, probabilities, positive=positive, sample=sample),
         ),
         operating_point=point,
         decision_curve=curve,
@@ -110,13 +110,26 @@ def reliability(tiles: Tiles, probabilities: FloatArray, *, positive: int | None
     return probabilities.argmax(1) == tiles.labels, probabilities.max(1)
 
 
-def _calibration(tiles: Tiles, probabilities: FloatArray, *, positive: int | None) -> CalibrationErrors:
-    mean, most = calibration.calibration_error_by_chance(probabilities.max(1))
+def error_by_chance(labels: metrics.IntArray, probabilities: FloatArray, sample: Sample) -> ByChance:
+    """Return which calibration errors chance gives; tiles of slides that err together are worth fewer."""
+    confidence = probabilities.max(1)
+    worth = None
+    if sample.groups is not None:
+        gaps = influence.mean_of_tiles((probabilities.argmax(1) == labels) - confidence, sample)
+        apart = max(float((gaps.influence**2).sum()), 1e-12)
+        worth = max(1, round(len(labels) * min(1.0, apart / max(intervals.spread(gaps, floor=np.zeros(1))[0], apart))))
+    true = calibration.calibration_error_by_chance(confidence, worth=worth)
+    off = calibration.calibration_error_by_chance(confidence, gap=calibration.MATTERS_ECE, worth=worth, seed=1)
+    most = float(np.quantile(true, 0.95))
+    return ByChance(mean=float(true.mean()), quantile_95=most, power=float((off > most).mean()))
+
+
+def _calibration(tiles: Tiles, probabilities: FloatArray, *, positive: int | None, sample: Sample) -> CalibrationErrors:
     outcomes, scores = reliability(tiles, probabilities, positive=positive)
     two_with_votes = tiles.votes is not None and len(tiles.classes) == 2
     return CalibrationErrors(
         ece=calibration.expected_calibration_error(tiles.labels, probabilities),
-        ece_by_chance=ByChance(mean=mean, quantile_95=most),
+        ece_by_chance=error_by_chance(tiles.labels, probabilities, sample),
         ece_equal_mass=calibration.expected_calibration_error(tiles.labels, probabilities, binning="mass"),
         ece_positive=None if positive is None else calibration.calibration_error(outcomes, scores),
         brier=calibration.brier_score(tiles.labels, probabilities),

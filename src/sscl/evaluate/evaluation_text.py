@@ -20,10 +20,9 @@ from sscl.evaluate.metrics import (
 )
 from sscl.evaluate.proportions import Proportion
 from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
-from sscl.evaluate.verdicts import Outcome, verdict_of
+from sscl.evaluate.verdicts import POWER, Outcome, verdict_of
 from sscl.words import count, left, right, short_names, some, width_of, wrapped
 
-MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
 _FEW_CLASSES = 5  # named in a note
 _NAME = 20  # columns of the name of a class in a table of the terminal
 _COLUMNS = 80
@@ -230,16 +229,16 @@ def miscalled_in_words(evaluated: Evaluated, results: Results) -> list[str]:
 def calibrated(results: Results) -> tuple[Outcome, str]:
     """Return whether probabilities are calibrated, and why.
 
-    No where the ECE exceeds what true probabilities would show on as many tiles; yes only where that bound is low
-    enough for an ECE of MATTERS_ECE to be seen.
+    No where the ECE exceeds what true probabilities would show on as many tiles; yes only where an ECE of MATTERS_ECE
+    would have exceeded it in POWER of such samples.
     """
     after = results.calibration.after
-    error, bound = after.ece, after.ece_by_chance.quantile_95
-    outcome = Outcome.FAILED if error > bound else Outcome.PASSED if bound < MATTERS_ECE else Outcome.INCONCLUSIVE
-    unseen = f"; so few tiles would not show an error of {MATTERS_ECE:g}" * (outcome is Outcome.INCONCLUSIVE)
+    error, bound, power = after.ece, after.ece_by_chance.quantile_95, after.ece_by_chance.power
+    outcome = Outcome.FAILED if error > bound else Outcome.PASSED if power >= POWER else Outcome.INCONCLUSIVE
+    seen = f"; an error of {calibration.MATTERS_ECE:g} would show in {100 * power:.0f}%"
     return outcome, (
         f"expected calibration error {error:.3f}: the mean gap between confidence and "
-        f"accuracy; perfectly calibrated probabilities stay below {bound:.3f} in 95% of samples of this size{unseen}"
+        f"accuracy; perfectly calibrated probabilities stay below {bound:.3f} in 95% of samples of this size{seen}"
     )
 
 

@@ -16,10 +16,14 @@ FILE = "metrics.json"
 
 
 class ByChance(Record):
-    """The calibration error that true probabilities would have on as many tiles."""
+    """The calibration error that true probabilities would have on as many tiles.
+
+    power: in which fraction of such samples a true error of `calibration.MATTERS_ECE` would exceed the 95% quantile.
+    """
 
     mean: float
     quantile_95: float
+    power: float
 
 
 class CalibrationErrors(Record):

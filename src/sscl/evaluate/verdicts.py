@@ -15,6 +15,7 @@ from sscl.evaluate.intervals import Interval, fraction_interval, student
 
 # Of fewer tiles nothing is said: even if all of them agree, a sign test of five has p = 2 x 0.5^5 = 0.06.
 FEWEST = 6
+POWER = 0.8  # in which fraction of samples a difference that matters must show, for its absence to say something
 GAIN = 0.1  # of balanced accuracy over chance: where even this is excluded, nothing useful was learned
 
 
@@ -91,6 +92,11 @@ def better_than_chance(interval: Interval, chance: float, *, tiles: int) -> Outc
     if outcome_above(interval, chance, tiles=tiles) is Outcome.PASSED:
         return Outcome.PASSED
     return Outcome.FAILED if interval[1] < chance + GAIN and tiles >= FEWEST else Outcome.INCONCLUSIVE
+
+
+def detectable(interval: Interval) -> float:
+    """Return the difference that an interval of this width would exclude in POWER of samples: 2.8 standard errors."""
+    return float((interval[1] - interval[0]) / 2 * (1.959964 + 0.841621) / 1.959964)
 
 
 def too_few(tiles: int) -> str:
