@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickletools
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -66,7 +67,8 @@ def read_torch_file(path: str | Path) -> Any:
             return safetensors.torch.load_file(path)
         if zipfile.is_zipfile(path):
             _check_sizes(path)
-        with safe_globals([_stand_in(name) for name in _foreign_names(path)]):
+        with warnings.catch_warnings(), safe_globals([_stand_in(name) for name in _foreign_names(path)]):
+            warnings.simplefilter("ignore")  # of sparse tensors, which are refused later
             content = torch.load(path, map_location="cpu", weights_only=True)
         for _ in leaves(content):  # none goes on for ever
             pass
