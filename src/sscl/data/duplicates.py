@@ -165,7 +165,9 @@ def _find(
     if embeddings is not None:
         cosine = _near_embeddings(embeddings, rows, count=neighbours, progress=progress)
     tried = np.unique(np.concatenate([near, np.array(list(cosine), np.int64).reshape(-1, 2)]), axis=0)
-    aligned = in_threads(lambda pair: _align(images, points, rows, pair), tried, desc="align" if progress else None)
+    aligned = in_threads(
+        lambda pair: _align(images, points, rows, pair), list(tried), desc="align" if progress else None
+    )
     overlapping = [pair for pair in aligned if pair is not None and (pair.first, pair.second) not in known]
     overlapping.sort(key=lambda pair: (pair.first, pair.second))
     known |= {(pair.first, pair.second) for pair in overlapping}
@@ -204,11 +206,11 @@ def _with_colours(pair: Pair, colours: Floats) -> Pair:
 
 def _keypoints(images: Images, rows: Indices, *, progress: bool) -> keypoints.Collected:
     """Return the keypoints of rows, with codes learned from the first of them."""
-    sample = in_threads(lambda row: keypoints.detect(luma_of(images[row]))[1], rows[:_LEARNED], desc=None)
+    sample = in_threads(lambda row: keypoints.detect(luma_of(images[row]))[1], rows[:_LEARNED].tolist(), desc=None)
     coder = keypoints.learn(np.concatenate(list(sample)))
     found = keypoints.Collected(len(rows))
     desc = "keypoints" if progress else None
-    for points in in_threads(lambda row: keypoints.keypoints_of(luma_of(images[row]), coder), rows, desc=desc):
+    for points in in_threads(lambda row: keypoints.keypoints_of(luma_of(images[row]), coder), rows.tolist(), desc=desc):
         found.add(points)
     return found
 
@@ -381,7 +383,7 @@ def join_groups(clusters: Indices, groups: NDArray[np.str_] | None, *, ids: Sequ
     return names[first[joined]]
 
 
-def _ordered(first: np.int64, second: np.int64) -> tuple[int, int]:
+def _ordered(first: int | np.int64, second: int | np.int64) -> tuple[int, int]:
     return min(int(first), int(second)), max(int(first), int(second))
 
 
