@@ -48,6 +48,8 @@ def make_audit(*, pairs: int = 0, leakage: bool | None = None, verdict: str | No
         "keypoints": None,
         "overlap": None,
         "labelled_otherwise": False,
+        "reason": "identical pixels",
+        "confidence": 1.0,
     }
     leaks = pairs > 0 if leakage is None else leakage
     return Audit.model_validate(

@@ -107,8 +107,8 @@ class TestAudit:
             "outliers": "3 blank",
         }
         assert kinds(section, "table")[1]["rows"] == [
-            ["train: <a>", "test: b", "exact", "yes", "0.500"],
-            ["train: <a>", "test: b", "exact", "no", "0.500"],
+            ["train: <a>", "test: b", "identical pixels", "yes", "1.000", "0.500"],
+            ["train: <a>", "test: b", "identical pixels", "no", "1.000", "0.500"],
         ]
 
 

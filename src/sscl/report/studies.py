@@ -107,10 +107,11 @@ def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
         blocks.table("Audited folders", parts, numeric_from=2),
     ]
     if report.pairs:
-        lines = [["first", "second", "found by", "across splits", "correlation"]]
+        lines = [["first", "second", "what shows it", "across splits", "confidence", "correlation"]]
         for pair in report.pairs[:_PAIRS]:
             ends = [f"{place.part}: {place.id}" for place in (pair.first, pair.second)]
-            lines.append([*ends, pair.kind, "yes" if pair.across else "no", number(pair.score)])
+            across = "yes" if pair.across else "no"
+            lines.append([*ends, pair.reason, across, number(pair.confidence), number(pair.score)])
         more = len(report.pairs) - _PAIRS
         rest = f", the {_PAIRS} most serious of {len(report.pairs):,}" if more > 0 else ""
         found.append(blocks.table(f"Near-duplicate pairs{rest}", lines, numeric_from=4))
