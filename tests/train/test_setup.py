@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sscl.models.encoders import build_encoder
 from sscl.train import finetune, health, pretrain
 from sscl.train.health import health_batch_size, health_metrics
 from sscl.train.pace import Pace
-from sscl.train.setup import OpenRun, open_run
+from sscl.train.setup import OpenRun, open_run, restore
 
 CPU = torch.device("cpu")
 
@@ -200,3 +201,16 @@ def test_health_of_a_run_in_bf16_is_in_fp32(tiles: Path, tmp_path: Path) -> None
     )
     assert job.opened.precision == "bf16"
     assert row["effective_rank"] == pytest.approx(alone["effective_rank"], rel=1e-6)
+
+
+class TooLarge(nn.Module):
+    """A module whose memory runs out as it is filled."""
+
+    def load_state_dict(self, *_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_memory_that_runs_out_while_a_run_is_resumed_is_no_fault_of_its_checkpoint(tmp_path):
+    kept = SimpleNamespace(model={}, optimizer={}, scaler={})
+    with pytest.raises(torch.OutOfMemoryError):
+        restore(kept, tmp_path, model=TooLarge(), optimizer=None, scaler=None)

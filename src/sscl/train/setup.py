@@ -15,6 +15,7 @@ from sscl.config import Change, FinetuneConfig, PretrainConfig, changed_keys, pl
 from sscl.config.training import PretrainTrainConfig
 from sscl.data.tiles import tile_budget_gb
 from sscl.device import describe_device, free_memory, pick_precision, tune
+from sscl.memory import raise_if_short
 from sscl.models.checkpoint import Checkpoint, Kind, load_checkpoint
 from sscl.models.start import NO_STATISTICS
 from sscl.models.tensors import misfits
@@ -162,6 +163,7 @@ def restore(
 
     Raises:
         ValueError: it holds the state of others; one line.
+        MemoryError, torch.OutOfMemoryError: it does not fit into memory, which is no fault of the checkpoint.
     """
     try:
         if faults := misfits(model, kept.model):
@@ -171,7 +173,10 @@ def restore(
         if not all(isinstance(value, (int, float)) for value in kept.scaler.values()):
             raise ValueError("scaler: holds other values than numbers")
         scaler.load_state_dict(kept.scaler)
+    except torch.OutOfMemoryError:  # of a GPU
+        raise
     except Exception as error:  # torch raises KeyError, RuntimeError, AttributeError, ... for a state of nonsense
+        raise_if_short(error)
         raise ValueError(
             f"{folder}/checkpoints/last.pt: is not of this training ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); train again with --overwrite"
