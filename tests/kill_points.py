@@ -92,7 +92,7 @@ def files(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    os.fsync = lambda handle: None  # the process is killed, not the machine
+    os.fsync = lambda fd: None  # the process is killed, not the machine
     here = Path(sys.argv[1])
     print(folders(here / "runs" / "a", there=True, exchange=True))
     print(folders(here / "runs" / "in" / "b", there=False, exchange=True))

@@ -529,14 +529,15 @@ def test_collapse_warning_is_silent_on_healthy_metrics_and_names_each_sick_one()
 
 def test_collapse_is_warned_of_once_the_warm_up_is_over(cli: Any, tmp_path: Path) -> None:
     """At so high a temperature the loss is that of random guessing, whatever the network does."""
-    words = ["train.epochs=2", "train.temperature=1000", "train.warmup_epochs=1"]
+    words = ["train.epochs=2", "train.temperature=100", "train.warmup_epochs=1"]
 
     result = cli.pretrain(tmp_path / "run", *words)
 
     assert result.code == 0, result.err
     printed = result.out + result.err
-    assert "warning: epoch 2: the loss is 1.000 times" in printed
-    assert "(1.000 of ln(2N-1))" in printed
+    said = re.search(r"warning: epoch 2: the loss is (\S+) times", printed)
+    assert said is not None
+    assert float(said[1]) > 0.99
     assert "warning: epoch 1" not in printed
 
 

@@ -471,7 +471,7 @@ def test_resume_may_move_the_cache(
     [
         ([{"weight": 0}, {"weight": 0}], [], "data: the weights of the sources sum to 0"),
         ([{"weight": 1}, {}], [], "data.1.weight: missing, but other sources have one; give it to all or to none"),
-        ([{"weight": 1}, {"weight": -1}], [], "data.1.weight: must be >= 0, got -1"),
+        ([{"weight": 1}, {"weight": -1}], [], "data.1.weight: must be >= 0"),
         ([{}, {"weight": "much"}], [], "data.1.weight: must be a number, got 'much'"),
         ([{}, {"size_px": 64}], [], "data.1.size_px: must be 32, as for data.0, got 64"),
         ([{}, {"xyz": "red"}], [], "data.1.xyz: unknown key; allowed are source, root,"),
@@ -481,7 +481,7 @@ def test_resume_may_move_the_cache(
         ([{}, {}], ["data.7.root=elsewhere"], "data.7.root: no entry 7 in the list; allowed are 0 to 1"),
         ([{}, {}], ["data.1=elsewhere"], "data: must be a mapping"),
         ([{}, {"tiles": 13}], [], "data.1.tiles: got 13, but"),
-        ([{}, {"tiles": 1}], [], "data.1.tiles: must be >= 2, got 1"),
+        ([{}, {"tiles": 1}], [], "data.1.tiles: must be >= 2"),
         ([{}, {}], ["model.name=resnet5"], "model.name: must be resnet18, "),
         ([{}, {}], ["train.batch_size=37"], "train.batch_size: got 37, but there are only 36 training tiles"),
         (

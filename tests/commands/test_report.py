@@ -292,7 +292,7 @@ def test_three_classes_of_a_folder_without_slides(
     tile = content["gallery"]["tiles"][0]
     assert (tile["group"], tile["votes"], tile["agreement"]) == (None, None, None)
     assert tile["region"] == [0, 0, 32, 32]
-    assert content["gallery"]["target"] == "logit of the predicted class"
+    assert content["gallery"]["target"] == "logit of the predicted class minus that of the next likely class"
     assert content["title"] == "three: benign, cancer and stroma"
 
 

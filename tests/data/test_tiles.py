@@ -416,7 +416,7 @@ def test_read_table_picks_columns_by_name_and_counts_lines(tmp_path):
         (b"", "is empty; expected the header a,b"),
         (b"a,b\n", "has a header but no rows"),
         (b"a,c\n1,2\n", "line 1: column 'b' is missing, found a, c"),
-        (b"a,b\n1,2\n1\n", "line 3: 1 values, expected 2 as in line 1"),
+        (b"a,b\n1,2\n1\n", "line 3: 1 values, expected 2 as in the header"),
         (b"a,b\n1,\xff\n", "is not a CSV file in UTF-8"),
     ],
 )

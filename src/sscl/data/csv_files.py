@@ -82,7 +82,7 @@ def read_rows(path: Path, *, columns: Sequence[str], delimiters: str = ",") -> I
                 if not any(value.strip() for value in row):
                     continue
                 if len(row) != len(header):
-                    raise ValueError(f"{path}: line {line}: {len(row)} values, expected {len(header)} as in line 1")
+                    raise ValueError(f"{path}: line {line}: {len(row)} values, expected {len(header)} as in the header")
                 yield line, row
     except FileNotFoundError as error:
         raise FileNotFoundError(missing(path, "file")) from error
@@ -92,7 +92,7 @@ def read_rows(path: Path, *, columns: Sequence[str], delimiters: str = ",") -> I
         raise ValueError(f"{path}: {why_unreadable(path, error)}") from error
     except csv.Error as error:
         line = above + (reader.line_num if reader else 0)
-        raise ValueError(f"{path}: line {line}: {_meaning(error)}; save it as CSV UTF-8") from error
+        raise ValueError(f"{path}: line {line}: {printable(_meaning(error))}; save it as CSV UTF-8") from error
 
 
 def whole_number(text: str, *, at_most: int = 2**31) -> int | None:
