@@ -61,12 +61,17 @@ class Running:
         file_bytes: int | None = None,
     ) -> None:
         self._logs = [folder.parent / f"{folder.name}.{name}" for name in ("out", "err", "steps")]
+        # The limit holds for what the command says too, if that goes to a file.
+        self._pipes = [os.pipe() for _ in range(2)] if file_bytes is not None else []
         self.began = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _be_the_command(list(words), folder, self._logs, at=at, action=action, file_bytes=file_bytes)
+            said = [write for _, write in self._pipes]
+            _be_the_command(list(words), folder, self._logs, at=at, action=action, said=said, file_bytes=file_bytes)
+        for _, write in self._pipes:
+            os.close(write)
         with contextlib.suppress(OSError):
             os.setpgid(self.pid, self.pid)
 
@@ -103,6 +108,8 @@ class Running:
         if code is None:
             os.waitpid(self.pid, 0)
         out, err, steps = (log.read_text(errors="replace") if log.exists() else "" for log in self._logs)
+        if self._pipes:
+            out, err = (_rest(read) for read, _ in self._pipes)
         return Done(code, out, err, tuple(steps.splitlines()), orphans)
 
     def _orphans(self) -> bool:
@@ -121,15 +128,29 @@ def run(words: Sequence[str], folder: Path, **disturbed: Any) -> Done:
     return Running(words, folder, **disturbed).end()
 
 
+def _rest(pipe: int) -> str:
+    """Return what is in a pipe whose writers have ended, and close it."""
+    with open(pipe, "rb") as file:
+        return file.read().decode(errors="replace")
+
+
 def _be_the_command(
-    words: list[str], folder: Path, logs: Sequence[Path], *, at: int | None, action: Action, file_bytes: int | None
+    words: list[str],
+    folder: Path,
+    logs: Sequence[Path],
+    *,
+    at: int | None,
+    action: Action,
+    said: Sequence[int],
+    file_bytes: int | None,
 ) -> None:
-    """Be the command, and end this process as it ends."""
+    """Be the command, and end this process as it ends. said: where output goes; empty: to the first two logs."""
     code = 1
     try:
         os.setpgid(0, 0)
-        for number, log in zip((1, 2), logs, strict=False):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        said = said or [os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for log in logs[:2]]
+        for number, place in zip((1, 2), said, strict=True):
+            os.dup2(place, number)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         faulthandler.dump_traceback_later(SECONDS - 2, exit=True, file=sys.stderr)
@@ -140,7 +161,8 @@ def _be_the_command(
         sys.argv = ["sscl", *words]
         if file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-        Steps(folder, logs[2], at=at, action=action).watch()
+        else:  # steps go to a file
+            Steps(folder, logs[2], at=at, action=action).watch()
         from sscl.cli import main
 
         code = main(words)

@@ -177,7 +177,8 @@ class Disturbed:
             again = [*trial.line[: -1 if trial.resumes else None], *(["--overwrite"])]
             again = [word for word in again if word != "--resume"]
             next_one = run(list(dict.fromkeys(again)), box)
-        if next_one.code != 0:
+        kept = not trial.replaces and now == known.new and next_one.code == 2  # whole, and never replaced
+        if next_one.code != 0 and not kept:
             return f"then {again[-1]}: exit code {next_one.code}: {next_one.err.strip()[-400:]}"
         return self._whole(trial, known, box)
 

@@ -56,8 +56,12 @@ class Trial:
         if self.trains and (out / "checkpoints" / "last.pt").is_file() and not (self.old and not self.resumes):
             return [*plain, "--resume"]
         there = out.is_file() or (out.is_dir() and any(out.iterdir()))
-        takes_it = self.words[:2] != ("data", "synth") and "--folds" not in self.words
-        return [*plain, "--overwrite"] if there and takes_it else plain
+        return [*plain, "--overwrite"] if there and self.replaces else plain
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the command takes --overwrite for what is there."""
+        return self.words[:2] != ("data", "synth") and "--folds" not in self.words
 
 
 def _both(name: str, words: tuple[str, ...], out: str, other: str, **more: object) -> list[Trial]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from sscl.data.polyp import draw_polyp, draw_slide_look
 from sscl.progress import over
-from sscl.writing import is_bare, naming, replacing_folder, write_csv
+from sscl.writing import holding, is_bare, naming, replacing_folder, write_csv
 
 SAID = "synthetic tiles, drawn by a program: they say nothing about tissue"
 TILES_PER_SLIDE = 8
@@ -138,11 +138,12 @@ def write_synthetic(
     draw = partial(draw_tile, seed=seed, size_px=size_px, ssa_fraction=ssa_fraction)
 
     root = Path(root).absolute()
-    if root.is_symlink() or (root.exists() and not (root.is_dir() and is_bare(root))):
-        raise ValueError(f"{root}: exists and is not an empty folder; remove it or choose another folder")
     try:
-        with replacing_folder(root) as unfinished:
-            _write_files(unfinished, partitions, draw, workers=workers, progress=progress)
+        with holding(root):
+            if root.is_symlink() or (root.exists() and not (root.is_dir() and is_bare(root))):
+                raise ValueError(f"{root}: exists and is not an empty folder; remove it or choose another folder")
+            with replacing_folder(root) as unfinished:
+                _write_files(unfinished, partitions, draw, workers=workers, progress=progress)
     except OSError as error:
         raise ValueError(f"{root}: cannot be written ({error.strerror or error}); choose another folder") from error
     except BrokenProcessPool as error:
