@@ -108,7 +108,7 @@ def _text(path: Path) -> bytes:
     text = path.read_text(encoding="utf-8")
     if not text.rstrip().endswith("</html>") if path.suffix == ".html" else not text.endswith("\n"):
         raise ValueError("ends in the middle")
-    return _DATES.sub("", text).encode()
+    return _DATES.sub("", text).replace(" --overwrite`", "`").encode()  # the command that made it is said in it
 
 
 def _arrays(path: Path) -> bytes:

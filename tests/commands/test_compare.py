@@ -30,7 +30,7 @@ from sscl.evaluate.records import Evaluation
 from sscl.models import checkpoint
 from sscl.models.calibration import KeptCalibration
 from sscl.records import write_record
-from sscl.train import plan
+from sscl.train import plan, reuse
 
 COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "timm:test_resnet"}}
 FINETUNE = {**COMMON, "train": {"epochs": 2, "batch_size": 8, "patience": 2}}
@@ -53,7 +53,7 @@ TWO_ROWS: list[dict[str, Any]] = [
 Study = Callable[..., Path]
 
 
-REUSED = plan.Decision(plan.Action.REUSED)
+REUSED = reuse.Decision(reuse.Action.REUSED)
 
 
 def write_study(folder: Path, tiles: Path, runs: list[dict[str, Any]], **keys: Any) -> Path:
@@ -192,7 +192,7 @@ def test_second_time_nothing_runs_and_the_metrics_are_the_same(compared: Any, cl
     assert {**after, "environment": 0} == {**before, "environment": 0}
     again = load_config(CompareConfig, path.parent / "out/config.yaml")  # can be run again
     assert {step.folder for step in plan.plan(again)} == {step.folder for step in plan_of(path)}
-    assert set(plan.decide(plan.plan(again), overwrite=False).values()) == {REUSED}
+    assert set(reuse.decide(plan.plan(again), overwrite=False).values()) == {REUSED}
 
 
 def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, cli: Any, here: Any) -> None:
@@ -208,16 +208,16 @@ def test_an_interrupted_run_is_made_again_and_another_seed_added(compared: Any, 
 def test_real_pretraining_that_was_stopped_is_resumed(compared: Any) -> None:
     path, _, _ = compared
     steps = plan_of(path, "set_pretrain.train.stop_after_epoch=1")
-    assert set(plan.decide(steps, overwrite=False).values()) == {REUSED}
+    assert set(reuse.decide(steps, overwrite=False).values()) == {REUSED}
     folder = path.parent / "out/runs/ssl-0"
     (folder / "encoder.pt").rename(folder / "aside.pt")
     try:
-        decisions = plan.decide(steps, overwrite=False)
+        decisions = reuse.decide(steps, overwrite=False)
     finally:
         (folder / "aside.pt").rename(folder / "encoder.pt")
     by_name = {folder.name: decision for folder, decision in decisions.items()}
-    assert by_name["ssl-0"] == plan.Decision(plan.Action.RESUME)
-    assert by_name["fine-tuned-0"].action is plan.Action.AGAIN
+    assert by_name["ssl-0"] == reuse.Decision(reuse.Action.RESUME)
+    assert by_name["fine-tuned-0"].action is reuse.Action.AGAIN
     assert "ssl-0" in by_name["fine-tuned-0"].reason
     assert by_name["fine-tuned-1"] == by_name["ssl-1"] == by_name["scratch-0"] == REUSED
 
@@ -437,8 +437,8 @@ def test_another_configuration_is_refused_and_made_again_on_demand(
     )
     assert snapshot(path.parent) == before
     steps = plan_of(path, "set.train.epochs=5")
-    assert set(plan.decide(steps, overwrite=True).values()) == {
-        plan.Decision(plan.Action.AGAIN, "its configuration changed")
+    assert set(reuse.decide(steps, overwrite=True).values()) == {
+        reuse.Decision(reuse.Action.AGAIN, "its configuration changed")
     }
 
 
@@ -459,14 +459,14 @@ def test_early_stopping_counts_as_complete(study: Study) -> None:
     a, b = plan_of(path)
     fabricate(a, epochs=5, best=2, reason=run.Reason.PATIENCE)
     fabricate(b, epochs=5, best=2, reason=None)  # killed before it could say so
-    assert [one.action for one in plan.decide([a, b], overwrite=False).values()] == [
-        plan.Action.REUSED,
-        plan.Action.AGAIN,
+    assert [one.action for one in reuse.decide([a, b], overwrite=False).values()] == [
+        reuse.Action.REUSED,
+        reuse.Action.AGAIN,
     ]
     write_last(b, epoch=4)
-    assert plan.decide([a, b], overwrite=False)[b.folder].action is plan.Action.RESUME
+    assert reuse.decide([a, b], overwrite=False)[b.folder].action is reuse.Action.RESUME
     (b.folder / "checkpoints/best.pt").unlink()  # nothing goes on without it
-    assert plan.decide([a, b], overwrite=False)[b.folder].action is plan.Action.AGAIN
+    assert reuse.decide([a, b], overwrite=False)[b.folder].action is reuse.Action.AGAIN
 
 
 def write_last(step: plan.Step, *, epoch: int) -> None:
@@ -515,7 +515,7 @@ def test_a_run_is_complete_with_the_checkpoint_that_its_ending_is_of(
     for step in steps:
         fabricate(step)
     spoil(*steps)
-    found = [one.action.value for one in plan.decide(steps, overwrite=False).values()]
+    found = [one.action.value for one in reuse.decide(steps, overwrite=False).values()]
     assert found == [action.get(i, "reused") for i in (0, 1)]
 
 
@@ -524,11 +524,11 @@ def test_a_newer_start_makes_what_follows_from_it_again(study: Study) -> None:
     steps = plan_of(path)
     for step in steps:
         fabricate(step)
-    assert set(plan.decide(steps, overwrite=False).values()) == {REUSED}
+    assert set(reuse.decide(steps, overwrite=False).values()) == {REUSED}
     later = (steps[2].folder / "config.yaml").stat().st_mtime + 5
     os.utime(steps[1].checkpoint, (later, later))
-    last = list(plan.decide(steps, overwrite=False).values())[2]
-    assert last.action is plan.Action.AGAIN
+    last = list(reuse.decide(steps, overwrite=False).values())[2]
+    assert last.action is reuse.Action.AGAIN
     assert last.reason.startswith("ssl-0, which it starts from")
 
 

@@ -26,18 +26,8 @@ from sscl.evaluate.tables import Table, as_markdown, as_text
 from sscl.plots import comparison as comparison_plots
 from sscl.records import read_record, write_record
 from sscl.train.fold_report import FoldsReport
-from sscl.train.plan import (
-    Action,
-    Decision,
-    Step,
-    check_inputs,
-    decide,
-    evaluated,
-    is_evaluated,
-    plan,
-    short_names,
-    table_of,
-)
+from sscl.train.plan import Step, check_inputs, plan
+from sscl.train.reuse import Action, Decision, decide, evaluated, is_evaluated, short_names, table_of
 from sscl.words import nearest, next_command
 
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
