@@ -153,24 +153,3 @@ def test_refuses_bad_input(labels: list, probabilities: np.ndarray, message: str
 def test_refuses_a_positive_class_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="positive: 2, must be None or a class index 0 to 1"):
         classification_metrics([0, 1], np.eye(2), positive=2)
-
-
-def test_label_metrics_equal_the_other_metrics_and_count_weights(drawn: Any) -> None:
-    labels, probabilities = drawn(tiles=60, classes=4, seed=3)
-    predictions = probabilities.argmax(1)
-    values = metrics.classification_metrics(labels, probabilities, positive=None)
-    assert metrics.label_metrics(labels, predictions)[0] == pytest.approx(
-        [getattr(values, name) for name in metrics.OF_LABELS]
-    )
-    weights = np.random.default_rng(0).integers(0, 4, (3, 60))
-    for row, counts in zip(
-        metrics.label_metrics(labels, predictions, weights=weights.astype(float)), weights, strict=True
-    ):
-        rows = np.repeat(np.arange(60), counts)
-        truth, said = labels[rows], predictions[rows]
-        expected = [
-            sk.accuracy_score(truth, said),
-            sk.balanced_accuracy_score(truth, said),
-            sk.f1_score(truth, said, average="macro", labels=np.union1d(truth, said)),
-        ]
-        assert row == pytest.approx(expected)

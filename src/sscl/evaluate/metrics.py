@@ -2,7 +2,7 @@
 
 Every metric is computed from weights per tile, all ones for its value, so that tests and simulations can weigh tiles;
 its interval comes from `influence` and `intervals`. Shape letters: N
-tiles, K classes, S resamples.
+tiles, K classes, S rows of weights.
 """
 
 from __future__ import annotations
@@ -128,26 +128,6 @@ def classification_metrics(labels: npt.ArrayLike, probabilities: npt.ArrayLike, 
     return Metrics.model_validate({**flat, "per_class": rows})
 
 
-def label_metrics(labels: IntArray, predictions: IntArray, *, weights: FloatArray | None = None) -> FloatArray:
-    """Return the metrics that need predicted classes only, in the order of OF_LABELS, (S, 3).
-
-    Args:
-        labels, predictions: class indices, (N,).
-        weights: how often each tile counts, (S, N), see `resamples`; None = each once, S = 1.
-    """
-    weights = np.ones((1, len(labels))) if weights is None else weights
-    classes = int(max(labels.max(), predictions.max())) + 1
-    right, actual, called = _counts(labels, predictions, weights, num_classes=classes)
-    return np.stack(
-        [
-            right.sum(axis=1) / actual.sum(axis=1),
-            _defined_mean(_ratio(right, actual)),
-            _defined_mean(_ratio(2 * right, actual + called)),
-        ],
-        axis=1,
-    )
-
-
 def weighted_metrics(
     truth: IntArray, scores: FloatArray, weights: FloatArray, *, positive: int | None
 ) -> dict[str, FloatArray]:
@@ -213,8 +193,7 @@ def _ranking_metrics(
 ) -> tuple[FloatArray, FloatArray]:
     """Return AUROC and average precision of one class against the rest, (S,) each, under weights (S, N).
 
-    By hand, because scikit-learn and scipy take one weight a tile at a time: this does thousands of resamples with one
-    sort of the scores.
+    By hand, because scikit-learn and scipy take one row of weights at a time: this sorts the scores once for all rows.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, hit = scores[order], is_class[order]
