@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -249,3 +252,14 @@ def with_mps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(torch.backends.mps, name, lambda answer=answer: answer)
 
     return see
+
+
+@pytest.fixture(scope="session")
+def release() -> ModuleType:
+    """The script that releases, as a module."""
+    loader = SourceFileLoader("release", str(Path(__file__).resolve().parents[1] / "scripts" / "release"))
+    spec = importlib.util.spec_from_loader("release", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module

@@ -9,10 +9,12 @@ import sys
 import venv
 from itertools import takewhile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from sscl import __version__
 from sscl.config import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +67,8 @@ class Installed:
             [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source], check=True, cwd=folder
         )
         venv.create(self.folder, with_pip=False)
-        (wheel,) = folder.glob("sscl-*.whl")
-        self.run(*pip[1:], f"--python={self.python}", "install", "--no-deps", wheel, program=Path(sys.executable))
+        (self.wheel,) = folder.glob("sscl-*.whl")
+        self.run(*pip[1:], f"--python={self.python}", "install", "--no-deps", self.wheel, program=Path(sys.executable))
         (packages,) = (self.folder / "lib").glob("python*/site-packages")
         # This folder goes onto the path; the .pth files in it (an editable install) are not read.
         (packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
@@ -106,6 +108,16 @@ def test_the_configs_come_with_it(installed: Installed) -> None:
     listed = installed.sscl("configs").split()
     assert set(shipped.names()) <= set(listed)
     assert installed.sscl("configs", "mhist/official/finetune") == shipped.find("mhist/official/finetune").read_text()
+
+
+def test_no_file_of_the_package_is_left_out(installed: Installed, release: ModuleType) -> None:
+    source = ROOT / "src"
+    files = [path for path in source.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".nbc", ".nbi")]
+    tracked = [path.relative_to(ROOT).as_posix() for path in files if ".egg-info" not in path.as_posix()]
+    assert {"src/sscl/configs/demo/pretrain.yaml", "src/sscl/py.typed"} <= set(tracked)
+    assert release.missing(installed.wheel, [*tracked, "docs/index.md"]) == []
+    assert release.missing(installed.wheel, ["src/sscl/not_there.jinja"]) == ["src/sscl/not_there.jinja"]
+    assert release.version_of(installed.wheel) == __version__
 
 
 def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: Path) -> None:
