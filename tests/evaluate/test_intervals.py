@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import runpy
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import f1_score
 
 from sscl.evaluate import influence
 from sscl.evaluate.intervals import (
@@ -17,6 +19,7 @@ from sscl.evaluate.intervals import (
     Sample,
     few_groups,
     fraction_interval,
+    group_count,
     metric_interval,
     share_intervals,
     spread,
@@ -115,14 +118,15 @@ class TestGroups:
             assert getattr(thrice, key) == pytest.approx(getattr(once, key), abs=0.015), key
 
     def test_slides_that_err_as_a_whole_widen(self) -> None:
-        counted = np.full((12, 1), 10.0)
-        even, whole = np.full((12, 1), 8.0), np.where(np.arange(12) % 5 == 0, 0.0, 10.0)[:, None]
-        narrow, wide = (np.diff(share_intervals(hits, counted, grouped=True), axis=0)[0, 0] for hits in (even, whole))
+        slides, first = np.repeat(np.arange(12), 10), np.zeros(120, dtype=np.int64)
+        even, whole = np.tile(np.arange(10) < 8, 12), slides % 5 > 0
+        narrow, wide = (np.diff(share_intervals(hits, first, slides, shares=1), axis=0)[0, 0] for hits in (even, whole))
         assert wide > 2 * narrow
 
     def test_no_error_in_few_slides_is_not_certainty(self) -> None:
         """Twenty tiles of one slide may all be right together."""
-        low, _ = share_intervals(np.full((8, 1), 20.0), np.full((8, 1), 20.0), grouped=True)
+        slides, first = np.repeat(np.arange(8), 20), np.zeros(160, dtype=np.int64)
+        low, _ = share_intervals(np.ones(160, dtype=bool), first, slides, shares=1)
         assert 0.6 < low[0] < 0.9
         assert low[0] < fraction_interval(1.0, 160)[0] - 0.1
 
@@ -130,11 +134,29 @@ class TestGroups:
         labels, probabilities = drawn(tiles=120, classes=2)
         for groups in (1, FEWEST - 1, FEWEST, ENOUGH_GROUPS - 1, ENOUGH_GROUPS):
             slides = (np.arange(120) % groups).astype(str)
-            found, said = metric_intervals(labels, probabilities, positive=1, groups=slides), few_groups(slides)
+            found = metric_intervals(labels, probabilities, positive=1, groups=slides)
+            said = few_groups(group_count(slides))
             assert (found.accuracy is None) == (groups < FEWEST)
             assert (said is None) == (groups >= ENOUGH_GROUPS)
             assert f"{groups} group" in interval_method(slides)
         assert few_groups(None) is None
+
+    def test_tiles_alone_in_their_group_are_neither_few_nor_grouped_in_words(self) -> None:
+        alone = [str(i) for i in range(4)]
+        assert few_groups(group_count(alone)) is None
+        assert "of its own" in interval_method(alone)
+
+    def test_many_groups_and_classes_need_little_memory(self) -> None:
+        """A table of 20,000 groups by 1,000 classes would take 160 MB."""
+        rng = np.random.default_rng(0)
+        labels, groups = rng.integers(0, 1000, 20_100), np.r_[np.arange(20_000), np.arange(100)].astype(str)
+        tracemalloc.start()
+        sample = Sample.of(labels, classes=1000, groups=groups)
+        for estimate in influence.LABEL_METRICS:
+            assert metric_interval(estimate(np.roll(labels, 1), sample)) is not None
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 30e6
 
     def test_too_few_tiles_of_a_class_have_no_interval(self) -> None:
         rng = np.random.default_rng(0)
@@ -144,6 +166,21 @@ class TestGroups:
         assert found.balanced_accuracy is found.auroc is None
         assert found.accuracy is not None
         assert found.sensitivity is not None
+
+
+def test_a_class_that_is_only_predicted_keeps_the_interval_of_macro_f1() -> None:
+    labels = np.arange(200) % 2
+    for groups in (None, (np.arange(200) // 5).astype(str)):
+        sample, ends = Sample.of(labels, classes=3, groups=groups), []
+        for stray in (0, 1, 20):
+            predictions = np.where(np.arange(200) % 7 == 0, 1 - labels, labels)
+            predictions[:stray] = 2
+            ends.append(metric_interval(influence.macro_f1(predictions, sample)))
+        none, one, many = ends
+        assert one is None  # whether the class counts at all hangs on one tile
+        assert none[1] - none[0] < 0.2
+        assert many[0] < f1_score(labels, predictions, average="macro") < many[1]
+        assert many[1] - many[0] < 0.2
 
 
 def test_every_metric_lies_in_its_interval(drawn: Any) -> None:

@@ -9,7 +9,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
+from sscl.evaluate.comparison import side_by_side
+from sscl.evaluate.intervals import Sample
 from sscl.evaluate.metric_intervals import metric_intervals
+from sscl.evaluate.predictions import TilePredictions
 from sscl.evaluate.probe_results import (
     Found,
     Gain,
@@ -20,6 +23,7 @@ from sscl.evaluate.probe_results import (
     measure,
     summarise,
 )
+from sscl.evaluate.proportions import proportions_among
 
 SCORES = {
     "accuracy": accuracy_score,
@@ -47,6 +51,41 @@ def measured(labels: np.ndarray, ours: Any, theirs: Any, *, groups: Any = None) 
             found.runs.append(RunFacts(encoder=encoder, seed=number, **place))
             found.predictions.append(own)
     return measure(found)
+
+
+@pytest.mark.parametrize("per_group", [None, 1, 9])
+@pytest.mark.parametrize("classes", [2, 12])
+def test_every_command_gives_one_interval_of_one_metric(classes, per_group):
+    """eval (and with it card, report and folds), compare and probe; also of 12 classes of which the last is absent."""
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, min(classes, 11), 180)
+    scores = rng.random((180, classes)) + np.eye(classes)[labels]
+    probabilities, groups = scores / scores.sum(1, keepdims=True), None
+    if per_group is not None:
+        groups = (np.arange(180) // per_group).astype(str)
+    predictions = probabilities.argmax(1)
+    expected = metric_intervals(labels, probabilities, positive=None, groups=groups)
+    found = TilePredictions(
+        ids=tuple(map(str, range(180))),
+        classes=tuple(map(str, range(classes))),
+        labels=labels,
+        predictions=predictions,
+        probabilities=probabilities,
+        losses=np.ones(180),
+        groups=None if groups is None else tuple(groups),
+    )
+    compared = side_by_side({"a": [found]}, against={}).rows["a"].runs[0].intervals
+    probed = measured(labels, predictions[None], predictions[None], groups=groups)
+    of_runs = probed.runs[0].intervals
+    of_mean = summarise(probed)[0]
+    for metric in SCORES:
+        ends = pytest.approx(getattr(expected, metric), rel=1e-12)
+        assert compared[metric] == ends
+        assert of_runs[metric] == ends
+        assert getattr(of_mean, metric).interval == ends
+    sample = Sample.of(labels, classes=classes, groups=groups)
+    everything = np.ones(180, dtype=bool)
+    assert proportions_among({"x": (predictions == labels, everything)}, sample)["x"].interval == expected.accuracy
 
 
 def difference(labels: np.ndarray, ours: Any, theirs: Any, **options: Any) -> Gain:

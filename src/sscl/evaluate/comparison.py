@@ -355,7 +355,7 @@ def _caveats(
 ) -> list[str]:
     """Return what a reader must know, a sentence each, without repetition."""
     groups = next(iter(found.values()))[0].groups
-    few = intervals.few_groups(groups)
+    few = intervals.few_groups(intervals.group_count(groups))
     caveats = [PUBLISHED] if published else []
     if result.differences:
         caveats.append(_many_differences(result.differences))

@@ -23,15 +23,15 @@ def mean_of_tiles(values: FloatArray, sample: Sample, *, step: float = 0.0) -> E
 def accuracy(predictions: IntArray, sample: Sample) -> Estimate:
     """Return the estimate of the accuracy. predictions: class indices, (N,)."""
     count = len(predictions)
-    right = (predictions == sample.labels).astype(np.float64)
-    found = mean_of_tiles(right, sample, step=1 / count)
+    right = predictions == sample.labels
+    found = mean_of_tiles(right.astype(np.float64), sample, step=1 / count)
     centre, extra = _smoothed(np.array([found.value]), np.array([count]))
-    return dataclasses.replace(found, centre=centre, extra=extra)
+    return dataclasses.replace(found, centre=centre, extra=extra, right=right)
 
 
 def balanced_accuracy(predictions: IntArray, sample: Sample) -> Estimate:
     """Return the estimate of the mean recall over the classes that are present."""
-    labels, actual = sample.labels, sample.counts.sum(0)
+    labels, actual = sample.labels, sample.counts
     right = (predictions == labels).astype(np.float64)
     recall = np.bincount(labels, right, minlength=sample.classes) / np.maximum(actual, 1)
     present = actual > 0
@@ -43,7 +43,7 @@ def balanced_accuracy(predictions: IntArray, sample: Sample) -> Estimate:
 
 def macro_f1(predictions: IntArray, sample: Sample) -> Estimate:
     """Return the estimate of the mean F1 over the classes that are present in truth or prediction."""
-    labels, actual = sample.labels, sample.counts.sum(0)
+    labels, actual = sample.labels, sample.counts
     right = predictions == labels
     called = np.bincount(predictions, minlength=sample.classes)
     both, hits = actual + called, np.bincount(labels, right, minlength=sample.classes)
@@ -53,7 +53,8 @@ def macro_f1(predictions: IntArray, sample: Sample) -> Estimate:
     loss = f1 * inverse
     influence = 2 * right * inverse[labels] - loss[labels] - loss[predictions]
     centre, extra = _smoothed(f1, both - hits, defined)
-    return Estimate(float(f1[defined].mean()), influence, centre, extra, 2 * inverse * defined, sample)
+    step = 2 * inverse * defined
+    return Estimate(float(f1[defined].mean()), influence, centre, extra, step, sample, called=called.astype(np.float64))
 
 
 LABEL_METRICS = (accuracy, balanced_accuracy, macro_f1)  # in the order of `metrics.OF_LABELS`
@@ -61,7 +62,7 @@ LABEL_METRICS = (accuracy, balanced_accuracy, macro_f1)  # in the order of `metr
 
 def mcc(predictions: IntArray, sample: Sample) -> Estimate | None:
     """Return the estimate of (1 + MCC) / 2, which is within 0..1; None where it is undefined."""
-    labels, actual, total = sample.labels, sample.counts.sum(0), len(predictions)
+    labels, actual, total = sample.labels, sample.counts, len(predictions)
     right = predictions == labels
     called = np.bincount(predictions, minlength=sample.classes).astype(np.float64)
     covariance = right.sum() * total - (actual * called).sum()
@@ -86,7 +87,7 @@ def ranking(probabilities: FloatArray, sample: Sample, *, positive: int | None) 
     Args:
         probabilities: (N, K). positive: index of the positive class of two, or None = mean over the classes.
     """
-    labels, actual = sample.labels, sample.counts.sum(0)
+    labels, actual = sample.labels, sample.counts
     total = len(labels)
     chosen = np.arange(sample.classes) if positive is None else np.array([positive])
     if (actual[chosen] == 0).any() or (actual[chosen] == total).any():
@@ -164,12 +165,16 @@ def difference(ours: Estimate, theirs: Estimate) -> Estimate:
 
 def _combined(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
     first = estimates[0]
+    if len(estimates) == 1:
+        return first
+    called = [one.called for one in estimates if one.called is not None]
     pairs = list(zip(weights, estimates, strict=True))
     return Estimate(
         value=sum(weight * one.value for weight, one in pairs),
         influence=np.sum([weight * one.influence for weight, one in pairs], axis=0),
         centre=sum(weight * one.centre for weight, one in pairs),
         extra=np.sum([abs(weight) * one.extra for weight, one in pairs], axis=0),
-        step=first.step if len(estimates) == 1 else np.max([one.step for one in estimates], axis=0),
+        step=np.max([one.step for one in estimates], axis=0),
         sample=first.sample,
+        called=np.max(called, axis=0) if called else None,
     )

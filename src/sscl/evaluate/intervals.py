@@ -2,7 +2,7 @@
 
 A metric is worth as many independent tiles as would give a fraction of its size the same variance; its interval is that
 of such a fraction. Slides enter as a design effect on the variance, few slides as Student's t. Shape letters: N tiles,
-K classes, G groups, M metrics.
+K classes, G groups, M metrics or shares, E entries, C cells.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from sscl.evaluate.decisions import BoolArray
 from sscl.evaluate.metrics import FloatArray, IntArray
 
 Interval = tuple[float, float]  # low and high end
@@ -26,6 +27,12 @@ _END = 0.975
 _SHIFT = 0.2  # 0: Clopper and Pearson's interval; 1/2: Jeffreys's
 _PRIOR_CORRELATION = 0.5  # of two tiles of a group, where too few groups hold errors to tell
 _FEW_SHARING = 2.5  # groups that make up the variance, at which prior and estimate weigh the same
+
+
+def group_count(groups: Groups | None) -> int | None:
+    """Return how many groups tiles are of; None where none are known, or each tile has one of its own."""
+    found = 0 if groups is None else len(set(groups))
+    return None if groups is None or found == len(groups) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +49,10 @@ class Sample:
 
     @classmethod
     def of(cls, labels: IntArray, *, classes: int, groups: Groups | None) -> Sample:
-        """Return the sample of tiles whose groups have names; where each has a group of its own, independent ones."""
-        if groups is None:
+        """Return the sample of tiles whose groups have names."""
+        if group_count(groups) is None:
             return cls(labels, classes, None)
-        names, number = np.unique(np.asarray(groups), return_inverse=True)
-        return cls(labels, classes, None if len(names) == len(labels) else number.astype(np.int64))
+        return cls(labels, classes, np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64))
 
     @cached_property
     def pooled(self) -> Sample:
@@ -54,20 +60,9 @@ class Sample:
         return Sample(np.zeros_like(self.labels), 1, self.groups)
 
     @cached_property
-    def rows(self) -> int:
-        """G; 1 where tiles are independent."""
-        return 1 if self.groups is None else int(self.groups.max()) + 1
-
-    @cached_property
     def counts(self) -> FloatArray:
-        """Tiles by group and class, (G, K)."""
-        return self.sums(self.labels)
-
-    def sums(self, of: IntArray, weights: npt.ArrayLike | None = None) -> FloatArray:
-        """Return sums by group and class, (G, K). of: a class of each tile. weights: of each tile; None = 1."""
-        cells = of if self.groups is None else self.groups * self.classes + of
-        found = np.bincount(cells, weights, minlength=self.rows * self.classes)
-        return found.astype(np.float64).reshape(self.rows, self.classes)
+        """Tiles of each class, (K,)."""
+        return np.bincount(self.labels, minlength=self.classes).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +74,8 @@ class Estimate:
         centre: the value with a hit and a miss more in each class. extra: what these add to the variance, (K,): a class
             without any error shows none. step: how much one tile of each class moves the metric at most, (K,).
         sample: the tiles; its classes are those of `extra` and `step`.
+        right: where the metric is the share of tiles that are right: which are, (N,). Its interval is that of a share.
+        called: tiles called of each class, (K,), where a class without tiles counts as well.
     """
 
     value: float
@@ -87,6 +84,8 @@ class Estimate:
     extra: FloatArray
     step: FloatArray
     sample: Sample
+    right: BoolArray | None = None
+    called: FloatArray | None = None
 
 
 def fraction_interval(value: npt.ArrayLike, worth: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -116,42 +115,70 @@ def student(freedom: npt.ArrayLike) -> FloatArray:
     return found
 
 
-def share_intervals(hits: FloatArray, counted: FloatArray, *, grouped: bool) -> tuple[FloatArray, FloatArray]:
+def share_intervals(
+    hits: BoolArray, of: IntArray, groups: IntArray | None, *, shares: int
+) -> tuple[FloatArray, FloatArray]:
     """Return the 95% intervals of shares, (M,) each; NaN where nothing is counted, or in fewer than FEWEST groups.
 
     Args:
-        hits, counted: tiles by group, (G, M). grouped: whether tiles of a group depend on each other.
+        hits: of each tile that is counted, (E,); one that is counted in several shares is listed as often.
+        of: the share that each is counted in, (E,). groups: of each, (E,); None = independent tiles. shares: M.
     """
-    total = counted.sum(0)
+    total, right = np.bincount(of, minlength=shares), _totals(of, hits, shares)
     enough, worth = total > 0, np.maximum(total, 1.0)
-    value = hits.sum(0) / worth
-    if grouped:
-        effect, freedom = _design(
-            hits - value * counted, hits * (1 - value) ** 2 + (counted - hits) * value**2, counted
-        )
-        enough = (counted > 0).sum(0) >= FEWEST
+    value = right / worth
+    if groups is not None:
+        share, cell = _cells(of, groups)
+        counted, hit = np.bincount(cell), _totals(cell, hits)
+        p = value[share]
+        squares = hit * (1 - p) ** 2 + (counted - hit) * p**2
+        effect, freedom = _design(hit - p * counted, squares, counted, share, shares)
+        enough = np.bincount(share, minlength=shares) >= FEWEST
         worth = worth / effect / (student(freedom) / student(np.inf)) ** 2
     low, high = fraction_interval(value, worth)
     return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
 
 
-def _design(sums: FloatArray, squares: FloatArray, sizes: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _cells(of: IntArray, groups: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the cells of a table of columns by groups that hold something: column of each, and cell of each entry.
+
+    Args:
+        of, groups: column and group of each entry, (E,).
+    """
+    rows = int(groups.max(initial=0)) + 1
+    found, cell = np.unique(of * rows + groups, return_inverse=True)
+    return found // rows, cell
+
+
+def _design(
+    sums: FloatArray, squares: FloatArray, sizes: IntArray, of: IntArray, columns: int
+) -> tuple[FloatArray, FloatArray]:
     """Return how many times the variance of independent tiles groups have, >= 1, and degrees of freedom, (M,) each.
 
     Where the squares come from one or two groups, or from none as where no tile is wrong, they cannot tell whether
     tiles of a group are alike: there _PRIOR_CORRELATION is taken, if that gives more.
 
     Args:
-        sums, squares: of the tiles' deviations, by group, (G, M). sizes: tiles of each group that count, (G, M).
+        sums, squares: of the tiles' deviations, by cell, (C,). sizes: tiles of each cell, (C,), >= 1.
+        of: column of each cell, (C,). columns: M.
     """
-    groups, tiles = (sizes > 0).sum(0), np.maximum(sizes.sum(0), 1)
-    independent, per_group = squares.sum(0), (sizes**2).sum(0) / tiles
-    raw = groups / np.maximum(groups - 1, 1) * _over((sums**2).sum(0), independent)
+
+    def total(values: npt.ArrayLike) -> FloatArray:
+        return _totals(of, values, columns)
+
+    groups, tiles = total(np.ones(len(of))), np.maximum(total(sizes), 1)
+    independent, per_group = total(squares), total(sizes.astype(np.float64) ** 2) / tiles
+    raw = groups / np.maximum(groups - 1, 1) * _over(total(sums**2), independent)
     found = np.maximum(raw, 1.0)
-    sharing = _over(independent**2, (squares**2).sum(0))  # groups that make up the variance
+    sharing = _over(independent**2, total(squares**2))  # groups that make up the variance
     prior = np.maximum(found, 1 + (per_group - 1) * _PRIOR_CORRELATION)
     weight = 1 / (1 + (sharing / _FEW_SHARING) ** 4)
     return (1 - weight) * found + weight * prior, tiles / np.maximum(per_group, 1e-12) - 1
+
+
+def _totals(of: IntArray, values: npt.ArrayLike, columns: int = 0) -> FloatArray:
+    """Return the sum of the values of each column, (columns,) or as many as there are. of: column of each, (E,)."""
+    return np.bincount(of, values, minlength=columns).astype(np.float64)
 
 
 def _over(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
@@ -171,17 +198,19 @@ def spread(estimate: Estimate, *, floor: FloatArray) -> tuple[float, float]:
     2:110.
     """
     sample, influence = estimate.sample, estimate.influence
-    present = sample.counts.sum(0)
-    squares = np.bincount(sample.labels, influence**2, minlength=sample.classes)
+    present = sample.counts
+    squares = _totals(sample.labels, influence**2, sample.classes)
     variance, freedom = squares * present / np.maximum(present - 1, 1) + floor, present - 1
     shared, limit = 0.0, np.inf
     if sample.groups is not None:
-        sums = sample.sums(sample.labels, influence)
-        effect, freedom = _design(sums, sample.sums(sample.labels, influence**2), sample.counts)
-        variance = variance * effect
-        shared = float((sums.sum(1) ** 2).sum() - (sums**2).sum())
-        sizes = sample.counts.sum(1)
-        limit = float(sizes.sum() ** 2 / (sizes**2).sum() - 1)  # classes of the same slides are not independent
+        label, cell = _cells(sample.labels, sample.groups)
+        sums, sizes = _totals(cell, influence), np.bincount(sample.groups).astype(np.float64)
+        effect, freedom = _design(sums, _totals(cell, influence**2), np.bincount(cell), label, sample.classes)
+        variance = variance * np.where(present > 0, effect, effect.max())
+        shared = float((_totals(sample.groups, influence) ** 2).sum() - (sums**2).sum())
+        limit = float(sizes.sum() ** 2 / (sizes**2).sum() - 1)  # classes share their slides
+    if estimate.called is not None:
+        freedom = np.where(present > 0, freedom, estimate.called - 1)
     total, known = float(variance.sum()), variance > 0
     if not total:
         return 0.0, limit
@@ -196,6 +225,10 @@ def metric_interval(estimate: Estimate, *, draws: tuple[float, float] | None = N
         draws: variance from other sources than the tiles, such as the labels that were drawn, and its degrees of
             freedom.
     """
+    if estimate.right is not None and draws is None:
+        pooled = estimate.sample.pooled
+        low, high = share_intervals(estimate.right, pooled.labels, pooled.groups, shares=1)
+        return None if np.isnan(low[0]) else (float(low[0]), float(high[0]))
     variance, freedom = spread(estimate, floor=estimate.extra)
     if freedom < FEWEST - 1:
         return None
@@ -204,8 +237,8 @@ def metric_interval(estimate: Estimate, *, draws: tuple[float, float] | None = N
         return estimate.value, estimate.value
     centre = min(max(estimate.centre, 1e-6), 1 - 1e-6)
     worth = centre * (1 - centre) / variance / float(student(freedom) / student(np.inf)) ** 2
-    low, high = fraction_interval(estimate.value, worth)
-    return float(low), float(high)
+    low_end, high_end = fraction_interval(estimate.value, worth)
+    return float(low_end), float(high_end)
 
 
 def wald_interval(
@@ -232,10 +265,9 @@ def _with(variance: float, freedom: float, draws: tuple[float, float] | None) ->
     return both, both**2 / (variance**2 / freedom + draws[0] ** 2 / draws[1])
 
 
-def few_groups(groups: Groups | None) -> str | None:
-    """Return a sentence where intervals rest on few groups; else None."""
-    count = len(set(groups)) if groups is not None else ENOUGH_GROUPS
-    if count >= ENOUGH_GROUPS:
+def few_groups(count: int | None) -> str | None:
+    """Return a sentence where intervals rest on few groups, of which there are `count`; else None."""
+    if count is None or count >= ENOUGH_GROUPS:
         return None
     if count < FEWEST:
         return f"too few slides for intervals: {count} ({GROUPS}), {FEWEST} are needed"

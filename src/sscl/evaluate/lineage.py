@@ -198,5 +198,5 @@ def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
 
 def interval_caveats(groups: intervals.Groups | None) -> list[str]:
     """Return what to know before trusting the intervals, a sentence each; all of them name "intervals"."""
-    few = intervals.few_groups(groups)
+    few = intervals.few_groups(intervals.group_count(groups))
     return [INDEPENDENT] if groups is None else [few] if few is not None else []

@@ -6,16 +6,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sscl.evaluate import influence
+from sscl.evaluate.decisions import BoolArray
 from sscl.evaluate.intervals import (
     GROUPS,
     Estimate,
     Groups,
     Interval,
     Sample,
+    group_count,
     metric_interval,
     share_intervals,
 )
-from sscl.evaluate.metrics import checked
+from sscl.evaluate.metrics import IntArray, checked
 from sscl.records import Record
 from sscl.words import count
 
@@ -61,23 +63,18 @@ def metric_intervals(
     truth, scores = checked(labels, probabilities, positive=positive)
     classes = scores.shape[1]
     sample, predictions = Sample.of(truth, classes=classes, groups=groups), scores.argmax(1).astype(np.int64)
-    hits, actual = sample.sums(truth, predictions == truth), sample.counts  # (G, K)
-    called = sample.sums(predictions)
-    all_hits, all_tiles = hits.sum(1, keepdims=True), actual.sum(1, keepdims=True)
-    of = [(all_hits, all_tiles), (hits, called), (hits, actual), (hits, actual + called - hits)]
-    if positive is not None:
-        negatives = all_tiles - actual[:, [positive]]
-        of.append((negatives - called[:, [positive]] + hits[:, [positive]], negatives))
-    low, high = share_intervals(*(np.hstack(part) for part in zip(*of, strict=True)), grouped=sample.groups is not None)
+    tiles, hits, of = _shares(truth, predictions, classes=classes, positive=positive)
+    in_groups = None if sample.groups is None else sample.groups[tiles]
+    low, high = share_intervals(hits, of, in_groups, shares=3 * classes + 1)
     ends = [None if np.isnan(a) else (a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
-    precision, recall, shared = (ends[1 + i * classes :][:classes] for i in range(3))
+    precision, recall, shared = (ends[i * classes :][:classes] for i in range(3))
     ranks = influence.ranking(scores, sample, positive=positive if classes == 2 else None)
     auroc, average_precision = (None, None) if ranks is None else map(metric_interval, ranks)
-    balanced, macro_f1 = (of(predictions, sample) for of in (influence.balanced_accuracy, influence.macro_f1))
+    accuracy, balanced, macro_f1 = (metric_interval(one(predictions, sample)) for one in influence.LABEL_METRICS)
     return Intervals(
-        accuracy=ends[0],
-        balanced_accuracy=metric_interval(balanced),
-        macro_f1=metric_interval(macro_f1),
+        accuracy=accuracy,
+        balanced_accuracy=balanced,
+        macro_f1=macro_f1,
         auroc=auroc,
         average_precision=average_precision,
         mcc=_mcc_interval(influence.mcc(predictions, sample)),
@@ -88,6 +85,28 @@ def metric_intervals(
             for p, r, j in zip(precision, recall, shared, strict=True)
         ),
     )
+
+
+def _shares(
+    truth: IntArray, predictions: IntArray, *, classes: int, positive: int | None
+) -> tuple[IntArray, BoolArray, IntArray]:
+    """Return each tile that a share counts, whether it is a hit there, and the number of the share, (E,) each.
+
+    Shares 0 to K - 1 are the precisions, then come the recalls, the J of `metric_intervals`, and the specificity.
+    """
+    right, everything = predictions == truth, np.arange(len(truth))
+    wrong = np.flatnonzero(~right)
+    counted = [
+        (everything, right, predictions),
+        (everything, right, classes + truth),
+        (everything, right, 2 * classes + truth),
+        (wrong, right[wrong], 2 * classes + predictions[wrong]),
+    ]
+    if positive is not None:
+        negatives = np.flatnonzero(truth != positive)
+        counted.append((negatives, predictions[negatives] != positive, np.full_like(negatives, 3 * classes)))
+    tiles, hits, of = (np.concatenate(parts) for parts in zip(*counted, strict=True))
+    return tiles, hits, of
 
 
 def _f1(shared: float) -> float:
@@ -103,4 +122,7 @@ def interval_method(groups: Groups | None) -> str:
     """Return in words how intervals are made."""
     if groups is None:
         return "95% intervals, tiles taken as independent"
-    return f"95% intervals over {count(len(set(groups)), 'group')} ({GROUPS})"
+    number = group_count(groups)
+    if number is None:
+        return f"95% intervals; each tile is of a group of its own ({GROUPS})"
+    return f"95% intervals over {count(number, 'group')} ({GROUPS})"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sscl.config import ProbeConfig, ProbeSet
 from sscl.data.load import split_changes
 from sscl.evaluate import lineage
-from sscl.evaluate.intervals import few_groups
+from sscl.evaluate.intervals import few_groups, group_count
 from sscl.evaluate.probe_inputs import EVALUATED, Job, Parts, unlabelled
 from sscl.evaluate.probe_results import Fits
 from sscl.words import count
@@ -50,7 +50,7 @@ def _set_notes(data: ProbeSet, parts: Parts) -> list[str]:
     if train is None or test is None:
         found.append(f": {lineage.INDEPENDENT}")
     for name in EVALUATED:
-        few = few_groups(parts[name].groups) if name in parts else None
+        few = few_groups(group_count(parts[name].groups)) if name in parts else None
         found += [f", {name}: {few}"] if few is not None else []
     return found
 

@@ -11,7 +11,7 @@ from sscl.data.mhist import ANNOTATORS
 from sscl.evaluate.decisions import BoolArray
 from sscl.evaluate.intervals import Interval, Sample, fraction_interval, share_intervals
 from sscl.evaluate.metric_intervals import Intervals
-from sscl.evaluate.metrics import FloatArray, class_indices
+from sscl.evaluate.metrics import class_indices
 from sscl.records import Record
 
 
@@ -61,20 +61,14 @@ def proportion_interval(successes: int, total: int) -> Interval:
 
 def proportions_among(masks: Mapping[str, tuple[BoolArray, BoolArray]], sample: Sample) -> dict[str, Proportion | None]:
     """Return each proportion (tiles that count, tiles counted among), bool (N,) each; None of no tile."""
-    hits = np.column_stack([hit & among for hit, among in masks.values()]).astype(np.float64)
-    counted = np.column_stack([among for _, among in masks.values()]).astype(np.float64)
-    hits, counted = (_by_group(of, sample) for of in (hits, counted))
-    low, high = share_intervals(hits, counted, grouped=sample.groups is not None)
+    among = [np.flatnonzero(counted) for _, counted in masks.values()]
+    hits = [hit[tiles] for (hit, _), tiles in zip(masks.values(), among, strict=True)]
+    tiles, of = np.concatenate(among), np.repeat(np.arange(len(masks)), [len(rows) for rows in among])
+    groups = None if sample.groups is None else sample.groups[tiles]
+    low, high = share_intervals(np.concatenate(hits), of, groups, shares=len(masks))
     found: dict[str, Proportion | None] = {}
-    for name, hit, of, ends in zip(masks, hits.sum(0), counted.sum(0), zip(low, high, strict=True), strict=True):
-        found[name] = _proportion(int(hit), int(of), None if np.isnan(ends[0]) else ends)
-    return found
-
-
-def _by_group(values: FloatArray, sample: Sample) -> FloatArray:
-    """Return the sums of columns (N, M) over each group, (G, M)."""
-    found = np.zeros((sample.rows, values.shape[1]))
-    np.add.at(found, np.zeros(len(values), dtype=np.int64) if sample.groups is None else sample.groups, values)
+    for name, hit, ends in zip(masks, hits, zip(low.tolist(), high.tolist(), strict=True), strict=True):
+        found[name] = _proportion(int(hit.sum()), len(hit), None if np.isnan(ends[0]) else ends)
     return found
 
 

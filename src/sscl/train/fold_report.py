@@ -15,7 +15,7 @@ from sscl import run
 from sscl.config import DataConfig, FinetuneConfig
 from sscl.data.tiles import Tiles
 from sscl.evaluate import tables
-from sscl.evaluate.intervals import few_groups
+from sscl.evaluate.intervals import few_groups, group_count
 from sscl.evaluate.metric_intervals import Intervals, interval_method, metric_intervals
 from sscl.evaluate.metrics import Metrics, classification_metrics, display_name
 from sscl.evaluate.predictions import FILE, TilePredictions, joined, read_predictions, write_predictions
@@ -132,12 +132,12 @@ def build_report(
 
 def few_groups_notes(groups: Sequence[str] | None, runs: Sequence[Fold]) -> list[str]:
     """Return a line where the intervals rest on few slides, for all held-out tiles and for single folds."""
-    if groups is None:
+    number = group_count(groups)
+    if number is None:
         return []
-    found = {"": few_groups(groups)}
+    found = {"": few_groups(number)}
     if len(runs) > 1:
-        fewest = min(one.groups or 0 for one in runs)
-        found["single folds: "] = few_groups([str(i) for i in range(fewest)])
+        found["single folds: "] = few_groups(min(one.groups or 0 for one in runs))
     return [f"{which}{text}" for which, text in found.items() if text is not None]
 
 
