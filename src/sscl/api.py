@@ -160,7 +160,7 @@ class Model:
         batch_size: int = 32,
         progress: bool = False,
     ) -> Explanations:
-        """Return where the model looked, as `sscl gradcam` does; docs/results.md says how far to trust such maps.
+        """Return where the model looked, as `sscl gradcam` does; docs/results/heatmaps.md: how far to trust such maps.
 
         Args:
             target: "difference" of the logits of the predicted and the next likely class, "predicted", or a class;
