@@ -68,6 +68,7 @@ SEAMS = {
     "gradcam_store": "sscl.commands.gradcam.place_store",
     "compare_step": "sscl.children.run_command",
     "audit_encoder": "sscl.commands.audit.frozen_encoder",
+    "doctor_imports": "sscl.doctor.packages.import_all",
     "export_run": "sscl.commands.export.run_graph",
     "gradcam_checks": "sscl.explain.explainer.check_maps",
     "report_page": "sscl.commands.report.page.render",

@@ -41,6 +41,7 @@ FLOORS = (
     "report",
     "answers",
     "api",
+    "doctor",
     "commands",
     "cli",
     "__main__",

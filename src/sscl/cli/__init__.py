@@ -65,6 +65,8 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> str | None:
     command = _named(words) or ""
     if isinstance(error, ValueError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "sscl").split(".")[0] != "sscl":
+        return f"the package {error.name} is missing; install sscl again, sscl doctor says what else is missing"
     if is_short(error):
         return shortage(error, command)
     if isinstance(error, OSError):  # sscl's have a sentence; the system's a file: not allowed, missing, disk full

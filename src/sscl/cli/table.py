@@ -35,6 +35,13 @@ COMMANDS = {
         words=(Word("DIR", "run", "the folder to write"),),
         interrupted="every file is complete or absent; run it again with --overwrite",
     ),
+    "doctor": Command(
+        "doctor:main",
+        "DoctorConfig",
+        "what is installed, what this machine has, what would fail",
+        ("json",),
+        interrupted="nothing is written",
+    ),
     "configs": Command(
         "configs:main",
         "ConfigsConfig",
@@ -160,7 +167,7 @@ COMMANDS = {
     ),
 }
 STAGES = {
-    "First steps": ("demo", "configs"),
+    "First steps": ("demo", "doctor", "configs"),
     "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),
@@ -172,6 +179,7 @@ OPTIONS = {  # how each is written, and what it does
     "checkpoint": ("RUN", "the same as the word RUN"),
     "folds": ("K", "K-fold cross-validation (train.folds=K); run again, it continues with the missing folds"),
     "resume": ("", "continue a run after its last complete epoch: sscl COMMAND RUN --resume"),
+    "json": ("", "print JSON for programs"),
     "empty": ("", "delete what is listed"),
     "verify": ("", "read every file and compare it with its digests; exit with code 1 if one is damaged"),
     "overwrite": ("", "replace what sscl wrote there before"),

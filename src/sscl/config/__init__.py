@@ -11,6 +11,7 @@ from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.compatibility import Change, changed_keys
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.demo import ConfigsConfig, DemoConfig
+from sscl.config.doctor import DoctorConfig
 from sscl.config.download import DownloadConfig
 from sscl.config.encoders import EncoderConfig, ModelConfig, ProjectionConfig
 from sscl.config.export import EmbedConfig, ExportConfig
@@ -44,6 +45,7 @@ __all__ = [
     "ConfigsConfig",
     "DataConfig",
     "DemoConfig",
+    "DoctorConfig",
     "DownloadConfig",
     "EmbedConfig",
     "EncoderConfig",
