@@ -85,6 +85,7 @@ def main(words: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     device = pick_device(given.device)
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # some of torch's functions take no GPU without its number
         torch.cuda.set_device(device)
     tune(device)
     bench = Bench(device, given.quick, given.work, given.out)

@@ -111,8 +111,12 @@ def against_bare_step(
             }
         )
         trace(our_step(case, some_tiles(case), device=bench.device, precision=precision)[1], bench)
-    with observe(bench) as seen:
-        log, _ = pretrain(bench, case, precision=precision, epochs=1, steps=steps)
+    try:
+        with observe(bench) as seen:
+            log, _ = pretrain(bench, case, precision=precision, epochs=1, steps=steps)
+    except Exception as error:  # what was measured before is kept
+        found.rows.append(row(f"the GPU is busy, {at}", unit="of the time", note=f"{type(error).__name__}: {error}"))
+        return found
     found.details["observed"] = seen.details()
     found.rows += observed_rows(seen, log, at=at, steps=steps)
     return found

@@ -188,7 +188,8 @@ def test_only_gpus_fuse(name):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_a_gpu_steps_as_a_cpu_and_skips_a_step_of_infinite_gradients(name):
-    nets = [small_net().float(), small_net().float().cuda()]
+    # In double precision: the bias before the batch norm has a gradient of rounding alone, which AdamW enlarges.
+    nets = [small_net(), small_net().cuda()]
     for net in nets:
         device = next(net.parameters()).device
         optimizer = build_optimizer(name, parameter_groups(net, learning_rate=0.05, weight_decay=0.1))
@@ -197,14 +198,14 @@ def test_a_gpu_steps_as_a_cpu_and_skips_a_step_of_infinite_gradients(name):
         scaler = torch.amp.GradScaler(device.type, init_scale=128.0)
         for step in range(4):
             optimizer.zero_grad()
-            x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(step)).to(device)
+            x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(step)).double().to(device)
             factor = math.inf if step == 2 else 1.0
             scaler.scale(factor * net(x).square().sum()).backward()
             scaler.step(optimizer)
             scaler.update()
         assert scaler.get_scale() == 64.0
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
-        assert torch.allclose(a, b.cpu(), rtol=1e-3, atol=1e-5)
+        assert torch.allclose(a, b.cpu(), rtol=1e-5, atol=1e-6)
 
 
 class Reads(TorchDispatchMode):
