@@ -25,6 +25,7 @@ from sscl.evaluate.calibration import (
     softmax,
 )
 from sscl.evaluate.decisions import choose_threshold
+from sscl.evaluate.intervals import Sample
 from sscl.evaluate.proportions import proportion_interval
 
 
@@ -236,6 +237,20 @@ class TestWhatSoManyTilesShow:
         assert (over.index, over.under) == (0, False)
         assert under.frequency == pytest.approx(np.mean(labels))
         assert under.score == pytest.approx(p[:, 1].mean())
+
+    def test_slides_that_are_called_alike_are_no_evidence(self) -> None:
+        """Forty copies of forty tiles: the gap of forty tiles may be chance, however often they are shown."""
+        score = np.repeat([0.35, 0.45, 0.55, 0.65], 10)
+        labels, p = (np.tile(np.arange(10), 4) < 10 * score + 0.4).astype(np.int64), np.column_stack([1 - score, score])
+        copies, many = np.repeat(labels, 40), np.repeat(p, 40, axis=0)
+        sample = Sample.of(copies, classes=2, groups=np.repeat(np.arange(40), 40).astype(str))
+        assert len(calibration.miscalled_classes(copies, many)) == 2
+        assert calibration.miscalled_classes(copies, many, sample=sample) == ()
+        (low, high), wide = (
+            calibration.reliability_curve(copies == 1, many[:, 1], bins=3, sample=of)[0].interval
+            for of in (None, sample)
+        )
+        assert wide[1] - wide[0] > 2 * (high - low)
 
     def test_calibrated_classes_are_not_named(self) -> None:
         assert sum(len(calibration.miscalled_classes(*self.drawn(300, seed))) for seed in range(20)) <= 2

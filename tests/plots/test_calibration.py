@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,27 +84,34 @@ def proportion(count: int, of: int) -> Proportion:
     return Proportion(count=count, of=of, value=count / of, interval=proportion_interval(count, of))
 
 
-def test_coverage_has_the_curve_from_ten_tiles_on_a_band_and_the_threshold(figure_of: Capture) -> None:
+def covered(decided: Any, *rows: tuple[float, Proportion]) -> Any:
+    """Return what of an evaluation is drawn with a curve of coverage."""
+    at = [SimpleNamespace(coverage=coverage, accuracy=accuracy) for coverage, accuracy in rows]
+    return SimpleNamespace(at=at, abstention=SimpleNamespace(here=decided))
+
+
+def test_coverage_has_the_curve_from_ten_tiles_on_intervals_and_the_threshold(figure_of: Capture) -> None:
     rng = np.random.default_rng(0)
     confidence = rng.random(1000)
     right = rng.random(1000) < confidence
-    found = {"decided": proportion(800, 1000), "accuracy": proportion(600, 800)}
-    figure = figure_of(calibration_plots.plot_coverage, risk_coverage(right, confidence), decided=found)
+    decided = {"decided": proportion(800, 1000), "accuracy": proportion(600, 800)}
+    whole, alone = proportion(int(right.sum()), 1000), Proportion(count=9, of=10, value=0.9, interval=None)
+    found = covered(decided, (1.0, whole), (0.5, alone))
+    figure = figure_of(calibration_plots.plot_coverage, risk_coverage(right, confidence), found=found)
     (axes,) = figure.axes
     line = axes.lines[0]
     assert line.get_xdata()[0] == pytest.approx(0.01)
     assert line.get_ydata()[0] == right[np.argsort(-confidence)[:10]].mean()
     assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (1, pytest.approx(right.mean()))
     assert len(line.get_xdata()) <= 300
-    (band,) = axes.collections
-    last = [y for x, y in band.get_paths()[0].vertices if x == 1]
-    assert (min(last), max(last)) == pytest.approx(proportion_interval(int(right.sum()), 1000))
+    ((bar,),) = (lines.get_segments() for lines in axes.collections)
+    assert bar.tolist() == [[1, pytest.approx(whole.interval[0])], [1, pytest.approx(whole.interval[1])]]
     (diamond,) = [line for line in axes.lines if line.get_marker() == "D"]
     assert (diamond.get_xdata()[0], diamond.get_ydata()[0]) == (0.8, 0.75)
 
 
-@pytest.mark.parametrize("decided", [None, {"decided": proportion(0, 3), "accuracy": None}])
-def test_coverage_of_few_tiles_or_none_decided_is_drawn(figure_of: Capture, decided: object) -> None:
+def test_coverage_of_few_tiles_of_which_none_is_decided_is_drawn(figure_of: Capture) -> None:
     curve = risk_coverage(np.array([True, True, False]), [0.9, 0.8, 0.8])
-    figure = figure_of(calibration_plots.plot_coverage, curve, decided=decided)
+    found = covered({"decided": proportion(0, 3), "accuracy": None})
+    figure = figure_of(calibration_plots.plot_coverage, curve, found=found)
     assert len(figure.axes[0].lines) == 2

@@ -190,6 +190,8 @@ def examples() -> dict[str, object]:
         **common, threshold=0.2, thresholds=(0.1, 0.2), area_fraction=spread, iou=spread, centre_shift=spread
     )
     stage = SimpleNamespace(ece=0.1, reliability=calibration.reliability_curve(right, probabilities.max(1)))
+    nothing = SimpleNamespace(here={"decided": None, "accuracy": None})
+    coverage = SimpleNamespace(at=(), abstention=nothing)
     log = [{"epoch": 1, "x": 0.5}, {"epoch": 2, "x": 0.25}]
     return {
         "history": lambda path: charts.plot_history(log, series=[("x", ["x"]), (HOSTILE, ["y"])], path=path, title=""),
@@ -201,7 +203,7 @@ def examples() -> dict[str, object]:
             {"before": stage, "after": stage}, temperature=2, positive=None, path=path, title=HOSTILE
         ),
         "coverage": lambda path: calibration_plots.plot_coverage(
-            risk_coverage(right, probabilities.max(1)), decided=None, path=path, title="t"
+            risk_coverage(right, probabilities.max(1)), found=coverage, path=path, title="t"
         ),
         "decision": lambda path: calibration_plots.plot_decision_curve(
             curve, threshold=0.5, positive=HOSTILE, path=path, title="t"

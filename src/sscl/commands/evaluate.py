@@ -166,7 +166,7 @@ def draw(out: Path, tiles: Tiles, report: Evaluation, *, probabilities: FloatArr
     )
     calibration_plots.plot_coverage(
         risk_coverage(probabilities.argmax(1) == tiles.labels, probabilities.max(1)),
-        decided=report.coverage.abstention.here,
+        found=report.coverage,
         path=out / "coverage.png",
         title=title,
     )

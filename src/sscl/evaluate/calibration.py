@@ -13,10 +13,9 @@ import torch
 
 from sscl.data.mhist import ANNOTATORS
 from sscl.evaluate.decisions import choose_threshold, truth_and_scores
-from sscl.evaluate.intervals import Interval
+from sscl.evaluate.influence import mean_of_tiles
+from sscl.evaluate.intervals import Interval, Sample, share_intervals, wald_interval
 from sscl.evaluate.metrics import FloatArray, IntArray
-from sscl.evaluate.proportions import proportion_interval
-from sscl.evaluate.verdicts import mean_interval
 from sscl.models.calibration import KeptCalibration
 from sscl.records import Record
 
@@ -36,7 +35,7 @@ class ReliabilityBin(Record):
 
     Attributes:
         count: tiles. score: their mean predicted probability. frequency: fraction with the outcome.
-        interval: 95%, of that fraction, for independent tiles.
+        interval: 95%, of that fraction; None: too few groups.
     """
 
     low: float
@@ -44,7 +43,7 @@ class ReliabilityBin(Record):
     count: int
     score: float
     frequency: float
-    interval: Interval
+    interval: Interval | None
 
 
 class MiscalledClass(Record):
@@ -255,7 +254,7 @@ def calibration_error_by_chance(
 
 
 def miscalled_classes(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10, sample: Sample | None = None
 ) -> tuple[MiscalledClass, ...]:
     """Return the classes whose probability is too low, or too high, in every bin of their reliability curve.
 
@@ -263,8 +262,10 @@ def miscalled_classes(
 
     Args:
         labels: (N,). probabilities: (N, K). bins: of equal width.
+        sample: the same tiles with their groups; None = independent tiles.
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    sample = Sample.of(y, classes=p.shape[1], groups=None) if sample is None else sample
     found = []
     for index in range(p.shape[1]):
         score, hit = p[:, index], y == index
@@ -272,18 +273,27 @@ def miscalled_classes(
         gaps = np.bincount(where, hit - score, minlength=bins)[np.bincount(where, minlength=bins) > 0]
         if len(gaps) < FEWEST_BINS or not ((gaps > 0).all() or (gaps < 0).all()):
             continue
-        low, high = mean_interval(hit - score)
-        if low > 0 or high < 0:
+        ends = wald_interval(mean_of_tiles(hit - score, sample))
+        if ends is not None and (ends[0] > 0 or ends[1] < 0):
             found.append(
                 MiscalledClass(
-                    index=index, under=low > 0, bins=len(gaps), score=float(score.mean()), frequency=float(hit.mean())
+                    index=index,
+                    under=ends[0] > 0,
+                    bins=len(gaps),
+                    score=float(score.mean()),
+                    frequency=float(hit.mean()),
                 )
             )
     return tuple(found)
 
 
 def reliability_curve(
-    outcomes: npt.ArrayLike, scores: npt.ArrayLike, *, bins: int = 10, binning: str = "width"
+    outcomes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    *,
+    bins: int = 10,
+    binning: str = "width",
+    sample: Sample | None = None,
 ) -> tuple[ReliabilityBin, ...]:
     """Return how often an outcome occurred against its predicted probability, for each bin that holds tiles.
 
@@ -291,24 +301,26 @@ def reliability_curve(
         outcomes: bool, (N,). scores: probabilities, (N,), N >= 1.
         bins: how many. binning: "width", of equal width over 0 to 1, or "mass", of equally many tiles. A score on an
             edge belongs to the lower bin.
+        sample: the same tiles with their groups; None = independent tiles.
 
     Raises:
         ValueError: other shapes, bins or binning; scores outside 0 to 1.
     """
     hit, p, where = _binned(outcomes, scores, bins=bins, binning=binning)
     edges = _edges(p, bins=bins, binning=binning)
+    ends = share_intervals(hit > 0, where, None if sample is None else sample.groups, shares=bins)
     rows = []
     for index in np.unique(where):
         inside = where == index
-        count, came_true = int(inside.sum()), int(hit[inside].sum())
+        count, low, high = int(inside.sum()), *(float(of[index]) for of in ends)
         rows.append(
             ReliabilityBin(
                 low=float(edges[index]),
                 high=float(edges[index + 1]),
                 count=count,
                 score=float(p[inside].mean()),
-                frequency=came_true / count,
-                interval=proportion_interval(came_true, count),
+                frequency=float(hit[inside].mean()),
+                interval=None if np.isnan(low) else (low, high),
             )
         )
     return tuple(rows)

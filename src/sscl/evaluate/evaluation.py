@@ -140,8 +140,8 @@ def _calibration(tiles: Tiles, probabilities: FloatArray, *, positive: int | Non
             else None
         ),
         loss=float(cross_entropy(tiles.labels, probabilities).mean()),
-        miscalled=calibration.miscalled_classes(tiles.labels, probabilities),
-        reliability=calibration.reliability_curve(outcomes, scores),
+        miscalled=calibration.miscalled_classes(tiles.labels, probabilities, sample=sample),
+        reliability=calibration.reliability_curve(outcomes, scores, sample=sample),
     )
 
 

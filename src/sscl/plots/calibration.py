@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sscl.evaluate.decisions import RiskCoverage
-from sscl.evaluate.intervals import fraction_interval
-from sscl.evaluate.proportions import Proportion
-from sscl.evaluate.records import CalibrationErrors, DecisionCurve
+from sscl.evaluate.records import CalibrationErrors, Coverage, DecisionCurve
 from sscl.plots import base
 from sscl.words import shortened
 
@@ -48,9 +46,9 @@ def plot_reliability(
     for (upper, lower), (heading, stage) in zip(grid.T, stages.items(), strict=True):
         rows = stage.reliability
         x, y = [row.score for row in rows], [row.frequency for row in rows]
-        low, high = np.array([row.interval for row in rows]).T
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=1)
-        upper.vlines(x, low, high, color=_BLUE, linewidth=1.4, alpha=0.6)
+        bars = np.array([(row.score, *row.interval) for row in rows if row.interval is not None]).reshape(-1, 3)
+        upper.vlines(*bars.T, color=_BLUE, linewidth=1.4, alpha=0.6)
         upper.plot(x, y, marker="o", markersize=5, color=_BLUE, linewidth=1.5)
         upper.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title=f"{heading}: top-label ECE {stage.ece:.3f}")
         lower.bar(
@@ -119,17 +117,16 @@ def plot_decision_curve(
 def plot_coverage(
     curve: RiskCoverage,
     *,
-    decided: Mapping[str, Proportion | None] | None,
+    found: Coverage,
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw accuracy on the 10 or more most confident tiles against the fraction they make up, with a 95% band
-    for independent tiles.
+    """Draw accuracy on the 10 or more most confident tiles against the fraction they make up.
 
     Args:
         curve: of these tiles.
-        decided: what the abstention threshold does here, `decided` and `accuracy`; None = no threshold. No point is
-            drawn where it decides no tile.
+        found: 95% intervals at some fractions, and what the abstention threshold does here: no point is drawn where it
+            decides no tile.
         path: the PNG to write. title: above the axes.
 
     Raises:
@@ -139,15 +136,16 @@ def plot_coverage(
     first = int(np.argmax(count >= min(_FEWEST, count[-1])))
     at = np.unique(np.linspace(first, len(count) - 1, _POINTS).round().astype(int))
     value = correct[at] / count[at]
-    values = np.column_stack([value, *fraction_interval(value, count[at])])
     figure = Figure(figsize=(6.4, 4.4), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     x = count[at] / count[-1]
-    axes.fill_between(x, values[:, 1], values[:, 2], color=_BLUE, alpha=0.15, linewidth=0)
+    bars = [(row.coverage, *row.accuracy.interval) for row in found.at if row.accuracy.interval is not None]
+    axes.vlines(*np.reshape(bars, (-1, 3)).T, color=_BLUE, linewidth=1.4, alpha=0.6)
     marker = "." if len(x) < 20 else ""
-    axes.plot(x, values[:, 0], color=_BLUE, linewidth=1.8, marker=marker, label="most confident tiles, 95% interval")
-    axes.axhline(values[-1, 0], color="0.5", linewidth=1, linestyle="--", label=f"all tiles, {values[-1, 0]:.3f}")
-    fraction, accuracy = (None, None) if decided is None else (decided["decided"], decided["accuracy"])
+    named = "most confident tiles" + (", 95% intervals" if bars else "")
+    axes.plot(x, value, color=_BLUE, linewidth=1.8, marker=marker, label=named)
+    axes.axhline(value[-1], color="0.5", linewidth=1, linestyle="--", label=f"all tiles, {value[-1]:.3f}")
+    fraction, accuracy = found.abstention.here["decided"], found.abstention.here["accuracy"]
     if fraction is not None and accuracy is not None:
         axes.plot(
             fraction.value,
@@ -160,7 +158,7 @@ def plot_coverage(
         )
     axes.set(
         xlim=(0, 1.01),
-        ylim=(max(0.0, min(values[:, 0].min(), values[-1, 1]) - 0.1), 1.01),
+        ylim=(max(0.0, min([value.min(), *(low for _, low, _ in bars)]) - 0.1), 1.01),
         xlabel="coverage: fraction of the tiles decided",
         ylabel="accuracy on these tiles",
         title=base.plain(title)

@@ -65,7 +65,7 @@ def decisions(subject: Subject) -> Section:
             "coverage",
             lambda path: calibration_plots.plot_coverage(
                 risk_coverage(subject.found.predictions == subject.found.labels, subject.found.probabilities.max(1)),
-                decided=abstention.here,
+                found=report.coverage,
                 path=path,
                 title=subject.title,
             ),
