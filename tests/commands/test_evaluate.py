@@ -346,7 +346,7 @@ def test_pictures_are_of_what_the_report_says(
     assert (words["temperature"], words["positive"]) == (temperature, "SSA")
     curve, words = drawn["coverage.png"]
     assert curve.correct[-1] == (p.argmax(1) == labels).sum()
-    assert words["decided"] == found.coverage.abstention.here
+    assert words["found"] == found.coverage
     curve, words = drawn["decision_curve.png"]
     assert curve == found.decision_curve
     assert (words["threshold"], words["positive"]) == (found.operating_point.threshold, "SSA")
