@@ -160,7 +160,7 @@ def content(count: int, *, drawn: int = 60) -> Content:
         "alpha": 0.7,
         "target": "logit of the predicted class less that of the other",
         "threshold": 0.5,
-        "note": "The answers are made up and the tiles are drawn: this page shows how it works, not what is true.",
+        "notes": ["The answers are made up and the tiles are drawn: this page shows how it works, not what is true."],
         "tiles": tiles,
     }
     block: Block = {"kind": "confusion", "classes": list(CLASSES), "matrix": matrix.tolist(), "note": ""}
@@ -169,7 +169,7 @@ def content(count: int, *, drawn: int = 60) -> Content:
         "subtitle": f"{count:,} synthetic tiles",
         "id": "0123456789abcdef",
         "made": "scripts/benchmarks/page.py",
-        "sections": [{"id": "metrics", "title": "Metrics", "blocks": [block]}],
+        "sections": [{"id": "metrics", "title": "Metrics", "hint": "", "folded": False, "blocks": [block]}],
         "gallery": gallery,
     }
 

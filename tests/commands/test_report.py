@@ -95,7 +95,7 @@ def test_the_page_of_a_run_holds_its_metrics_and_all_its_tiles(
     assert html.startswith("<!DOCTYPE html>")
     assert result.out.startswith(f"wrote {study}/report.html (")
     assert "16 tiles)" in result.out
-    about = ["summary", "data", "training", "results", "errors", "probabilities", "decisions", "caveats"]
+    about = ["summary", "checks", "data", "training", "results", "errors", "probabilities", "decisions", "caveats"]
     assert names(content) == [*about, "pretrain", "provenance"]
     rows = read_rows(study / "eval_test/predictions.csv")
     shown = content["gallery"]["tiles"]
@@ -116,8 +116,10 @@ def test_the_page_of_a_run_holds_its_metrics_and_all_its_tiles(
         assert np.abs(np.asarray(picture, dtype=float) - original).mean() < 8
     counted = next(block for block in section(content, "data")["blocks"] if block["kind"] == "table")["rows"]
     assert counted == [["train", "16", "16", "32", "4"], ["test", "8", "8", "16", "2"]]
-    assert "drawn by a program" in section(content, "summary")["blocks"][0]["text"]
-    assert "(32 tiles)" in section(content, "summary")["blocks"][1]["text"]
+    learned = section(content, "summary")["blocks"][0]["rows"][0][1]
+    assert "from 32 labelled image tiles" in learned
+    assert "drawn by a program" in learned
+    assert [part["folded"] for part in content["sections"]] == [False, *[True] * (len(content["sections"]) - 1)]
 
 
 def checked(outcomes: dict[str, str]) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
     assert len(rows) == 4
     assert found["threshold"] == 0.45
     assert found["map_side"] == 4
-    assert "maps: layercam of encoder.net.layer2" in found["note"].lower()
+    assert "maps: layercam of encoder.net.layer2" in " ".join(found["notes"]).lower()
     for row in rows:
         tile = shown[row["id"]]
         box = [int(row[key]) for key in ("x0", "y0", "x1", "y1")] if row["positive_evidence"] == "yes" else None
@@ -180,16 +182,16 @@ def test_maps_and_boxes_are_those_of_gradcam_with_its_settings_and_verdicts(
         assert (len(levels), max(levels, default=0)) == ((found["map_side"] ** 2, 255) if box else (0, 0))
     shown_verdicts = [block for block in section(content, "gradcam")["blocks"] if block["kind"] == "verdict"]
     assert [block["outcome"] for block in shown_verdicts] == [said.lower() for said in verdicts.values()]
-    summary = [block for block in section(content, "summary")["blocks"] if block["kind"] == "verdict"]
+    summary = [block for block in section(content, "checks")["blocks"] if block["kind"] == "verdict"]
     assert [block["outcome"] for block in summary][:2] == ["failed", "failed"]  # the failed ones first
     assert {block["title"] for block in shown_verdicts} <= {block["title"] for block in summary}
     failed = [kind.model_fields["question"].default.rstrip("?").lower() for kind in (DeletionInsertion, BoxSensitivity)]
-    assert f"failed checks: {'; '.join(failed)}" in found["note"].lower()
+    assert f"failed checks: {'; '.join(failed)}" in " ".join(found["notes"]).lower()
 
     _, other = make(study, "gradcam.threshold=0.9", "--overwrite")
 
     assert other["gallery"]["threshold"] == 0.9
-    assert "these maps were not checked" in other["gallery"]["note"].lower()
+    assert "these maps were not checked" in " ".join(other["gallery"]["notes"]).lower()
     assert other["id"] == content["id"]  # the same review
 
 
@@ -267,7 +269,7 @@ def test_an_evaluation_of_another_checkpoint_is_not_shown(make: Any, study: Path
 def test_fewer_tiles_and_none(make: Any, study: Path) -> None:
     result, some = make(study, "tiles=6")
     assert result.code == 0, result.err
-    note = some["gallery"]["note"]
+    note = some["gallery"]["notes"][0]
     confusion = next(block for block in section(some, "errors")["blocks"] if block["kind"] == "confusion")
 
     _, none = make(study, "tiles=0", "--overwrite")
@@ -311,7 +313,7 @@ def test_other_folders_add_their_sections(make: Any, cli: Any, study: Path, tile
     assert not (study / "report.html").exists()
     assert names(content)[-5:] == ["audit", "pretrain", "comparison", "others", "provenance"]
     verdict = json.loads((audit / "audit.json").read_text())["verdict"]
-    assert verdict[1:] in json.dumps(section(content, "summary"))
+    assert verdict[1:] in json.dumps(section(content, "checks"))
     configs = [
         block["title"].partition(": ")[0]
         for block in section(content, "provenance")["blocks"]
@@ -331,7 +333,7 @@ def test_an_audit_of_another_set_or_split_is_no_verdict_on_this_one(
     _, content = make(study, tmp_path / "other", tmp_path / "split", "tiles=0")
 
     asked = "Are the evaluated tiles new to the model?"
-    verdict = next(block for block in section(content, "summary")["blocks"] if block.get("title") == asked)
+    verdict = next(block for block in section(content, "checks")["blocks"] if block.get("title") == asked)
     assert verdict["outcome"] == "not assessed"
     assert {"audit", "audit-2"} <= set(names(content))
 
@@ -342,7 +344,7 @@ def test_a_page_without_a_classifier(make: Any, evaluated: Path, tmp_path: Path)
     result, content = make(pretrain)
 
     assert result.code == 0, result.err
-    assert names(content) == ["pretrain", "provenance"]
+    assert [(part["id"], part["folded"]) for part in content["sections"]] == [("pretrain", False), ("provenance", True)]
     assert content["gallery"] is None
     assert (pretrain / "report.html").is_file()
 
@@ -574,7 +576,7 @@ def test_a_folder_of_predictions_has_a_page_without_accuracy(
 
     assert result.code == 0, result.err
     assert (out / "report.html").is_file()
-    assert names(content) == ["summary", "provenance"]
+    assert names(content) == ["summary", "predictions", "provenance"]
     assert "accuracy" not in json.dumps(content["sections"][0]).lower()
     rows = {row["path"]: row for row in read_rows(out / "predictions.csv")}
     shown = content["gallery"]["tiles"]
@@ -588,7 +590,7 @@ def test_a_folder_of_predictions_has_a_page_without_accuracy(
         assert classes[tile["prediction"]] == row["prediction"]
         assert tile["decided"] is (row["decided"] == "yes")
         assert tile["image"].startswith("data:image/jpeg")
-    counted = next(block for block in content["sections"][0]["blocks"] if block["kind"] == "table")["rows"]
+    counted = next(block for block in content["sections"][1]["blocks"] if block["kind"] == "table")["rows"]
     assert sum(int(row[1]) for row in counted) == 6
     boxes = {row["path"]: row for row in read_rows(out / "boxes.csv")}
     for tile in shown:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sscl.explain.records import (
     Spread,
 )
 from sscl.models.checkpoint import build_checkpoint
-from sscl.report import page
+from sscl.report import page, summary
 from sscl.report.blocks import Section
 from sscl.report.subject import Subject
 
@@ -196,6 +196,19 @@ def changed(one: Subject, section: str, **keys: Any) -> Subject:
 def reported(one: Subject, **keys: Any) -> Subject:
     """The same with other results of its evaluation."""
     return replace(one, report=one.report.model_copy(update=keys))
+
+
+def checks_of(one: Subject, *, audits: Sequence[Audit] = (), checks: MapChecks | None = None) -> Section:
+    return summary.checks_section(one, summary.check_all(one, audits=audits, checks=checks))
+
+
+def first_screen(one: Subject, *, tiles: int | None = 100, unfinished: bool = False, **found: Any) -> list[str]:
+    """Its three sentences. found: audits and checks."""
+    checks = summary.check_all(one, **({"audits": [], "checks": None} | found))
+    section = summary.summary(one, training_tiles=tiles, checks=checks, unfinished=unfinished)
+    assert not section["folded"]
+    (rows,) = (block["rows"] for block in section["blocks"] if block["kind"] == "lead")
+    return [text for _, text in rows]
 
 
 def verdicts(section: Section) -> dict[str, str]:

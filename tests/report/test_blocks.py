@@ -24,6 +24,7 @@ def test_the_page_takes_every_kind(tmp_path: Path):
 
     every = [
         blocks.paragraph("<b>text</b>"),
+        blocks.lead({"What": "It."}),
         blocks.facts({"name": "value"}),
         blocks.bullets(["one", "two"]),
         blocks.table("caption", [["", "value"], ["row", "1"]]),

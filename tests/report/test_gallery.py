@@ -200,7 +200,7 @@ def built(found: TilePredictions, rows: np.ndarray, *, raw: np.ndarray | None = 
     large = cam.upsample(torch.from_numpy(raw)[None], size_px=64)[0].numpy()
     heat = gallery.Heat(raw, float(large.max()), find_box(large, threshold=0.5), 0)
     picture = gallery.Picture(Image.new("RGB", (64, 64)), region=(8, 0, 128, 128))
-    keys = {"size_px": 64, "target": "x", "threshold": 0.5, "decided_from": None, "note": "n"} | more
+    keys = {"size_px": 64, "target": "x", "threshold": 0.5, "decided_from": None, "notes": ["n"]} | more
     return gallery.build(found, rows, pictures=[picture] * len(rows), heats=[heat] * len(rows), **keys)  # type: ignore[arg-type]
 
 
@@ -276,7 +276,7 @@ def test_a_thousand_tiles_of_noise_stay_below_30_mb() -> None:
         target="logit of the predicted class",
         threshold=0.2,
         decided_from=0.5,
-        note="",
+        notes=[],
     )
 
     a_tile = len(json.dumps(content["tiles"])) / 3

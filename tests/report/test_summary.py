@@ -4,68 +4,92 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from sscl.evaluate.records import ByChance
-from sscl.report import summary
 from sscl.report.subject import Subject
 
-from .conftest import changed, make_audit, reported, subject, verdicts
+from .conftest import changed, checks_of, first_screen, make_audit, reported, subject, verdicts
 
 AUDIT = make_audit()
 
 
-def test_the_summary_says_what_was_trained_on_what():
+def test_three_sentences_say_what_was_learned_how_good_and_what_not_to_rely_on():
     one = subject()
-    text = summary.summary(one, training_tiles=100, audits=[], checks=None)["blocks"][0]["text"]
+    learned, good, rely = first_screen(one)
 
     right = int((one.found.predictions == one.found.labels).sum())
-    assert "resnet18 encoder was initialised with weights from ssl (trained on unlabelled)" in text
-    assert "training split of colon (100 tiles) to classify HP and SSA" in text
-    assert "Epoch 2 was selected on 40 validation tiles held out" in text
-    assert f"Of the 80 tiles of the test split of colon, {right} are" in text
+    low, high = one.report.intervals.accuracy
+    assert "resnet18 network, starting from the weights of ssl, which were trained on unlabelled" in learned
+    assert "100 labelled image tiles of colon to tell HP and SSA apart" in learned
+    assert f"80 tiles of the test split of colon, it classified {right} correctly: {right / 80:.0%}" in good
+    assert f"(95% interval {low:.0%} to {high:.0%})" in good
+    for name, found in zip(one.report.classes, one.report.metrics.per_class, strict=True):
+        assert f"{found.recall:.0%} of {name}" in good
+    for doubt in ("heatmaps (not checked)", "the intervals", "new to it", "hospitals"):
+        assert doubt in rely
+    assert all(text.endswith(".") and ". " not in text for text in (learned, good, rely))
 
 
-def test_the_summary_says_which_tiles_it_was_not_trained_on():
+def test_the_first_screen_doubts_what_failed_and_not_what_passed(map_checks):
+    one = reported(subject(), groups=40)
+    passed = first_screen(one, audits=[AUDIT], checks=map_checks(True))[2]
+    assert passed.count("(") == 0
+    leak = make_audit(leakage=True)
+    failed = first_screen(one, audits=[leak], checks=map_checks(False), unfinished=True)[2]
+    assert "interrupted" in failed
+    assert "copies" in failed
+    assert "4 of 4 checks failed" in failed
+    optimistic = reported(one, caveats=("3 slides are in both: the metrics are optimistic",))
+    assert "new tiles" in first_screen(optimistic, audits=[AUDIT], checks=map_checks(True))[2]
+    guesses = first_screen(reported(subject(skill=-1.0), groups=40), audits=[AUDIT], checks=map_checks(True))[2]
+    assert "no better than guesses" in guesses
 
-    def said(section: str, **keys: Any) -> str:
-        one = changed(subject(), section, **keys)
-        return summary.summary(one, training_tiles=100, audits=[], checks=None)["blocks"][0]["text"]
 
-    few = said("train", folds=5, fold=2, label_fraction=0.5)
-    assert "colon (100 tiles, without fold 2 of 5, 50% of the labels)" in few
-    assert "40 validation tiles of the data set's own validation split" in said("data", source="pathmnist")
+def test_the_first_screen_of_many_classes_and_without_intervals():
+    many = subject(classes=tuple("abcdefg"), skill=1.0)
+    learned, good, _ = first_screen(many)
+    worst = min(range(7), key=lambda row: many.report.metrics.per_class[row].recall)
+    assert "7 classes" in learned
+    assert f"least of one class, {many.report.metrics.per_class[worst].recall:.0%} of {'abcdefg'[worst]}" in good
+    one = subject()
+    none = one.report.intervals.model_copy(update={"accuracy": None})
+    assert "(too few tiles)" in first_screen(reported(one, intervals=none))[1]
+    assert "(too few slides)" in first_screen(reported(one, intervals=none, groups=3))[1]
+
+
+def test_the_first_screen_says_which_tiles_it_was_not_trained_on():
+    few = changed(subject(), "train", folds=5, fold=2, label_fraction=0.5)
+    assert "(50% of the labels, without fold 2 of 5)" in first_screen(few)[0]
+    assert "the labelled image tiles of colon" in first_screen(few, tiles=None)[0]
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"), [(None, "with random weights and"), ("imagenet", "with ImageNet weights and")]
+    ("weights", "said"), [(None, "starting from random weights"), ("imagenet", "photographs (ImageNet)")]
 )
 def test_where_the_weights_come_from(weights, said):
     one = changed(subject(), "model", weights=weights)
     one = replace(one, trained=replace(one.trained, lineage=()))
 
-    text = summary.summary(one, training_tiles=None, audits=[], checks=None)
-
-    assert said in text["blocks"][0]["text"]
+    assert said in first_screen(one)[0]
 
 
-def test_the_summary_has_the_caveats_of_the_evaluation_if_any():
+def test_the_checks_have_the_caveats_of_the_evaluation_if_any():
     one = subject()
 
     def listed(of: Subject) -> list[list[str]]:
-        found = summary.summary(of, training_tiles=1, audits=[], checks=None)["blocks"]
-        return [block["items"] for block in found if block["kind"] == "list"]
+        return [block["items"] for block in checks_of(of)["blocks"] if block["kind"] == "list"]
 
     assert [list(items) for items in listed(one)] == [["a caveat"]]
+    assert checks_of(one)["hint"].endswith("1 limitation")
     assert listed(reported(one, caveats=())) == []
 
 
 def test_better_than_chance_turns_with_the_metrics():
     title = "Is it better than chance?"
     for skill, outcome in ((2.0, "passed"), (-1.0, "failed"), (0.1, "inconclusive")):
-        found = verdicts(summary.summary(subject(skill=skill), training_tiles=1, audits=[], checks=None))
+        found = verdicts(checks_of(subject(skill=skill)))
         assert found[title] == outcome
 
 
@@ -82,7 +106,7 @@ def test_a_calibration_error_beyond_chance_fails():
         by_chance = ByChance(mean=0.02, quantile_95=bound, power=0.9 if bound < 0.1 else 0.5)
         after = found.after.model_copy(update={"ece": error, "ece_by_chance": by_chance})
         changed = reported(one, calibration=found.model_copy(update={"after": after}))
-        assert verdicts(summary.summary(changed, training_tiles=1, audits=[], checks=None))[title] == outcome
+        assert verdicts(checks_of(changed, audits=[], checks=None))[title] == outcome
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -92,7 +116,7 @@ def test_training_tiles_are_not_new_whatever_an_audit_says(split):
     title = "Are the evaluated tiles new to the model?"
 
     def said(of: Subject) -> str:
-        return verdicts(summary.summary(of, training_tiles=None, audits=[AUDIT], checks=None))[title]
+        return verdicts(checks_of(of, audits=[AUDIT], checks=None))[title]
 
     assert said(one) == "failed"
     elsewhere = one.report.data.model_copy(update={"root": "/data/elsewhere"})
@@ -101,7 +125,7 @@ def test_training_tiles_are_not_new_whatever_an_audit_says(split):
 
 def test_failed_checks_come_first_whichever_they_are(map_checks):
     checks = map_checks(True, box_sensitivity=False, equivariance=None)
-    found = verdicts(summary.summary(subject(), training_tiles=1, audits=[AUDIT], checks=checks))
+    found = verdicts(checks_of(subject(), audits=[AUDIT], checks=checks))
     assert next(iter(found)) == checks.box_sensitivity.question
     assert set(found) >= {check.question for check in checks.each.values()}
     order = [("failed", "inconclusive", "not assessed", "passed").index(outcome) for outcome in found.values()]
@@ -112,18 +136,18 @@ def test_a_leak_in_any_audit_fails_and_none_is_not_assessed():
     title = "Are the evaluated tiles new to the model?"
     leak = make_audit(leakage=True, verdict="THE SPLIT LEAKS: 3")
     for audits, passed in (([], "not assessed"), ([AUDIT], "passed"), ([AUDIT, leak], "failed")):
-        section = summary.summary(subject(), training_tiles=1, audits=audits, checks=None)
+        section = checks_of(subject(), audits=audits, checks=None)
         assert verdicts(section)[title] == passed
     assert "THE SPLIT LEAKS: 3" in json.dumps(section)
 
 
 def test_the_verdicts_on_heatmaps_are_those_of_the_checks(map_checks):
     checks = map_checks(randomisation=False, deletion_insertion=None)
-    found = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=checks))
+    found = verdicts(checks_of(subject(), audits=[], checks=checks))
 
     assert found[checks.randomisation.question] == "failed"
     assert found[checks.deletion_insertion.question] == "not assessed"
-    without = verdicts(summary.summary(subject(), training_tiles=1, audits=[], checks=None))
+    without = verdicts(checks_of(subject()))
     assert without["Can the heatmaps be trusted?"] == "not assessed"
 
 
@@ -131,6 +155,8 @@ def test_synthetic_tiles_are_called_so():
     one = reported(subject(), synthetic=True)
     assert "synthetic" in one.split
     assert "synthetic" in one.title
-    first = summary.summary(one, training_tiles=1, audits=[], checks=None)["blocks"][0]
-    assert "drawn by a program" in first["text"]
-    assert "synthetic" not in json.dumps(summary.summary(subject(), training_tiles=1, audits=[], checks=None))
+    learned, good, rely = first_screen(one)
+    assert "drawn by a program" in learned
+    assert "synthetic set" in good
+    assert "real tissue" in rely
+    assert "drawn" not in "".join(first_screen(subject()))

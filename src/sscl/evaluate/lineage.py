@@ -196,6 +196,11 @@ def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
     return load_tiles(choice.data.model_copy(update={"size_px": section.size_px}), split="train", progress=False)
 
 
+def doubts_accuracy(caveat: str) -> bool:
+    """Return whether a caveat says that the metrics may be better than those of new tiles."""
+    return "optimistic" in caveat or "new tiles" in caveat
+
+
 def interval_caveats(groups: intervals.Groups | None) -> list[str]:
     """Return what to know before trusting the intervals, a sentence each; all of them name "intervals"."""
     few = intervals.few_groups(intervals.group_count(groups))

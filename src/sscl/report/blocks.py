@@ -18,6 +18,7 @@ from sscl.report.page.content import (
     Confusion,
     Facts,
     Figure,
+    Lead,
     Section,
     Table,
     Text,
@@ -29,9 +30,18 @@ __all__ = ["Block", "Section"]
 _PICTURE_SIDE_PX = 1600
 
 
-def section(name: str, title: str, blocks: Sequence[Block]) -> Section:
-    """Return a section; `name` is its id, of letters, digits and hyphens, unique on the page."""
-    return {"id": name, "title": title, "blocks": list(blocks)}
+def section(name: str, title: str, blocks: Sequence[Block], *, hint: str = "", folded: bool = True) -> Section:
+    """Return a section; `name` is its id, of letters, digits and hyphens, unique on the page.
+
+    Args:
+        hint: what is in it, beside its title. folded: whether only its title shows until a reader opens it.
+    """
+    return {"id": name, "title": title, "hint": hint, "folded": folded, "blocks": list(blocks)}
+
+
+def lead(rows: Mapping[str, str]) -> Lead:
+    """Return the sentences that a page begins with, by what each is about."""
+    return {"kind": "lead", "rows": [[name, text] for name, text in rows.items()]}
 
 
 def paragraph(text: str) -> Text:
@@ -105,6 +115,23 @@ def number(value: float | None, *, digits: int = 3) -> str:
 def interval(pair: Sequence[float] | None, *, digits: int = 3) -> str:
     """Return the ends of an interval as they are shown; "" without one."""
     return "" if pair is None else f"{pair[0]:.{digits}f} to {pair[1]:.{digits}f}"
+
+
+def percent(value: float) -> str:
+    """Return a fraction as whole percent that never claims certainty, as the page's script does.
+
+    Examples:
+        >>> percent(0.815), percent(0.9996), percent(1.0), percent(0.001)
+        ('82%', '>99%', '100%', '<1%')
+    """
+    if 0.995 < value < 1:
+        return ">99%"
+    return "<1%" if 0 < value < 0.005 else f"{100 * value:.0f}%"
+
+
+def percent_interval(pair: Sequence[float] | None) -> str:
+    """Return a 95% interval in percent; "" without one."""
+    return "" if pair is None else f"95% interval {percent(pair[0])} to {percent(pair[1])}"
 
 
 def sentence(text: str) -> str:

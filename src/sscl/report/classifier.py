@@ -41,13 +41,17 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; used to select the epoch"
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))
     if len(classes) > _COLUMNS:
-        return blocks.section("data", "Data", [blocks.facts(facts), *_long_counts(classes, counts, groups)])
+        return _data_section([blocks.facts(facts), *_long_counts(classes, counts, groups)])
     lines = [["split", *classes, "all", "groups (slides, patients or clusters)"]]
     for split, of in counts.items():
         known = groups.get(split)
         row = [f"{of.get(name, 0):,}" for name in classes]
         lines.append([split, *row, f"{sum(of.values()):,}", "unknown" if known is None else f"{known:,}"])
-    return blocks.section("data", "Data", [blocks.facts(facts), blocks.table("Tiles per class", lines)])
+    return _data_section([blocks.facts(facts), blocks.table("Tiles per class", lines)])
+
+
+def _data_section(found: Sequence[Block]) -> Section:
+    return blocks.section("data", "Data", found, hint="where the tiles are from, and how many of each class")
 
 
 def _long_counts(
@@ -101,7 +105,7 @@ def training(subject: Subject) -> Section:
                 "indicates overfitting.",
             )
         )
-    return blocks.section("training", "Fine-tuning", found)
+    return blocks.section("training", "Fine-tuning", found, hint="how it was trained with labels")
 
 
 def _history(log: Sequence[MetricsRow], series: Sequence[tuple[str, Sequence[str]]], path: Path) -> None:
@@ -126,7 +130,8 @@ def results(subject: Subject) -> Section:
         found.append(blocks.table("Accuracy by annotator agreement", [header, *by_agreement]))
     positive = "" if report.positive is None else f" Positive class: {report.positive}."
     how = report.interval_method.rstrip(".")
-    return blocks.section("results", "Results", [*found, blocks.paragraph(f"{how}.{positive}")])
+    found.append(blocks.paragraph(f"{how}.{positive}"))
+    return blocks.section("results", "Results", found, hint="all metrics with their intervals")
 
 
 def _confusion(subject: Subject, *, note: str) -> list[Block]:
@@ -175,4 +180,5 @@ def errors(subject: Subject, *, shown: int) -> Section:
                 "positive tiles that are found.",
             ),
         ],
+        hint="which classes are taken for which; ROC and precision-recall curves",
     )

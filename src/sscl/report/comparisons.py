@@ -69,7 +69,7 @@ def compared(name: str, report: Comparison, *, logs: Mapping[str, Sequence[Metri
             )
         )
     found += [blocks.paragraph(blocks.sentence(report.interval_method)), blocks.bullets(report.caveats)]
-    return blocks.section(name, "Comparison", found)
+    return blocks.section(name, "Comparison", found, hint="of several runs on the same tiles")
 
 
 def folds(name: str, report: FoldsReport) -> Section:
@@ -109,7 +109,7 @@ def folds(name: str, report: FoldsReport) -> Section:
             )
         )
     found += [blocks.paragraph(blocks.sentence(report.interval_method)), blocks.bullets(report.caveats)]
-    return blocks.section(name, "Cross-validation", found)
+    return blocks.section(name, "Cross-validation", found, hint="each part of the training tiles held out once")
 
 
 def others(rows: Mapping[str, Evaluation]) -> Section:
@@ -126,4 +126,5 @@ def others(rows: Mapping[str, Evaluation]) -> Section:
         "Whether two runs differ cannot be read from their separate intervals; sscl compare RUN RUN compares them tile "
         "by tile."
     )
-    return blocks.section("others", "Further runs", [blocks.table("As evaluated", lines), blocks.paragraph(text)])
+    found: list[Block] = [blocks.table("As evaluated", lines), blocks.paragraph(text)]
+    return blocks.section("others", "Further runs", found, hint="other classifiers")

@@ -25,9 +25,6 @@ from sscl.report.subject import Subject, count_tiles, interrupted, started_from,
 from sscl.report.tiles import build_gallery
 from sscl.train.fold_report import FoldsReport
 from sscl.train.health import collapse_warning
-from sscl.words import listed, shortened
-
-_IN_TITLE = 5  # names of classes in the title of a page
 
 
 def page_content(sources: Sources, subject: Subject | None, config: ReportConfig, *, made: str) -> Content:
@@ -38,19 +35,15 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
         sections: list[Section] = []
         shown = None
     else:
-        title = f"{subject.folder.resolve().name}: {titled(subject.found.classes)}"
+        title = f"{subject.folder.resolve().name}: {summary.titled(subject.found.classes)}"
         subtitle = f"{subject.trained.encoder_name}, on {subject.report.tiles:,} tiles of the {subject.split}"
         key = worksheet_id(subject)
         sections, shown = about_classifier(subject, sources, config)
-    sections += [*about_studies(sources, subject), studies.provenance(provenance_of(sources, subject))]
+    about = about_studies(sources, subject)
+    for section in about if subject is None else ():
+        section["folded"] = False  # they are all that the page has
+    sections += [*about, studies.provenance(provenance_of(sources, subject))]
     return {"title": title, "subtitle": subtitle, "made": made, "id": key, "sections": sections, "gallery": shown}
-
-
-def titled(classes: Sequence[str]) -> str:
-    """Return the classes as a title names them: a few by name, many by their number."""
-    if len(classes) > _IN_TITLE:
-        return f"{len(classes):,} classes"
-    return listed([shortened(name, 40) for name in classes])
 
 
 def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> tuple[list[Section], Gallery | None]:
@@ -64,13 +57,17 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
         shown = build_gallery(subject, data, settings, config, checks=checks, caveats=caveats)
     with reading(subject.folder / "metrics.jsonl"):
         learned = classifier.training(subject)
+    checked = summary.check_all(
+        subject, audits=[read_audit(folder) for folder in audits_of(data, sources)], checks=checks
+    )
     sections = [
         summary.summary(
             subject,
             training_tiles=sum(counts["train"].values()) if "train" in counts else None,
-            audits=[read_audit(folder) for folder in audits_of(data, sources)],
-            checks=checks,
+            checks=checked,
+            unfinished=bool(interrupted(subject)),
         ),
+        summary.checks_section(subject, checked),
         classifier.data(subject, counts=counts, groups=groups),
         learned,
         classifier.results(subject),

@@ -43,6 +43,7 @@ def probabilities(subject: Subject) -> Section:
                 "tiles.",
             ),
         ],
+        hint="can its probabilities be taken at their word?",
     )
 
 
@@ -90,7 +91,9 @@ def decisions(subject: Subject) -> Section:
                 "Where the classifier is not above both other lines, calling all tiles or none is as good.",
             )
         )
-    return blocks.section("decisions", "Operating point and abstention", found)
+    return blocks.section(
+        "decisions", "Operating point and abstention", found, hint="from which probability it decides, or leaves a tile"
+    )
 
 
 def _benefit(curve: DecisionCurve, positive: str) -> str:
@@ -106,4 +109,5 @@ def _benefit(curve: DecisionCurve, positive: str) -> str:
 def caveats(subject: Subject, more: Sequence[str]) -> Section:
     """Return what to know before trusting the results. more: sentences from elsewhere."""
     found = [*subject.report.caveats, *subject.report.notes, *more]
-    return blocks.section("caveats", "Caveats", [blocks.bullets(list(dict.fromkeys(found)))])
+    listed = blocks.bullets(list(dict.fromkeys(found)))
+    return blocks.section("caveats", "Caveats", [listed], hint="what to know before using any of this")

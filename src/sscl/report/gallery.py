@@ -27,6 +27,7 @@ from sscl.explain.heatmaps import heatmaps
 from sscl.explain.targets import Target
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
+from sscl.report.blocks import sentence
 from sscl.report.page.content import Gallery, GalleryTile
 
 SIDE_PX = 224  # of a picture, at most
@@ -219,7 +220,7 @@ def build(
     target: str,
     threshold: float,
     decided_from: float | None,
-    note: str,
+    notes: Sequence[str],
 ) -> Gallery:
     """Return the gallery of `sscl.report.page.render`.
 
@@ -229,7 +230,7 @@ def build(
         size_px: side of the tiles that the classifier saw, in whose pixels the boxes are.
         target: what the maps explain, in words. threshold: of the boxes.
         decided_from: confidence below which the classifier abstains; None = it never does.
-        note: what a reader must know, in sentences.
+        notes: what a reader must know, first how the tiles were chosen; each becomes a sentence.
     """
     probabilities = probabilities_of(found)
     two_with_votes = found.votes is not None and len(found.classes) == 2
@@ -264,10 +265,11 @@ def build(
             }
         )
         found_boxes.append(heat.box)
+    notes = list(notes)
     if any(map(remark, found_boxes)):
-        note += f" Boxes: {remarks(found_boxes)}."
+        notes.append(f"boxes: {remarks(found_boxes)}")
     if lowered:
-        note += f" {lowered:,} images are JPEGs of quality below {QUALITIES[0]}, to keep the page small."
+        notes.append(f"{lowered:,} images are JPEGs of quality below {QUALITIES[0]}, to keep the page small")
     colours = cam_plots.heatmap_rgb(np.arange(256)[None] / 255)
     return {
         "classes": list(found.classes),
@@ -277,6 +279,6 @@ def build(
         "alpha": ALPHA,
         "target": target,
         "threshold": threshold,
-        "note": note,
+        "notes": [sentence(note) for note in notes],
         "tiles": tiles,
     }

@@ -53,7 +53,7 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
                 "brackets assume independent tiles."
             )
         )
-    return blocks.section(name, "Heatmaps", found)
+    return blocks.section(name, "Heatmaps", found, hint="how they are made, and what their checks found")
 
 
 def _brackets(pair: Sequence[float] | None) -> str:

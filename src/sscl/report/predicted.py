@@ -13,7 +13,7 @@ from sscl.data import files
 from sscl.data.csv_files import read_rows
 from sscl.data.images import Region
 from sscl.data.stain import normalise_stain
-from sscl.data.synthetic import SAID, is_synthetic
+from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import UNLABELLED, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.predictions import TilePredictions, class_probabilities
@@ -26,7 +26,7 @@ from sscl.report import blocks, gallery, studies
 from sscl.report.blocks import Block, Section
 from sscl.report.folders import record_of, settings_of
 from sscl.report.page.content import Content, Gallery
-from sscl.report.summary import NOT_A_DEVICE
+from sscl.report.summary import ELSEWHERE, HOW_GOOD, LEARNED, NOT_A_DEVICE, RELY
 from sscl.report.tiles import map_notes
 from sscl.run import Environment
 from sscl.words import count, some
@@ -133,13 +133,32 @@ def predicted_content(of: Predicted, config: ReportConfig, *, made: str) -> Cont
         "subtitle": f"predicted by {of.summary.checkpoint}: {some(of.summary.classes)}",
         "made": made,
         "id": digest[:16],
-        "sections": [summary_section(of), studies.provenance({str(of.folder): (environment, text)})],
+        "sections": [
+            summary_section(of),
+            predictions_section(of),
+            studies.provenance({str(of.folder): (environment, text)}),
+        ],
         "gallery": shown,
     }
 
 
 def summary_section(of: Predicted) -> Section:
     """Return what was predicted, without any measure of whether it is right."""
+    summary = of.summary
+    undecided = sum(summary.undecided.values())
+    lead = {
+        LEARNED: f"The classifier {summary.checkpoint} named the class of {count(summary.tiles, 'tile')}"
+        f"{' drawn by a program' if is_synthetic('', of.found.ids) else ''}, and left {undecided:,} of them undecided.",
+        HOW_GOOD: "That is not known here: the true classes of these tiles are not known; how it did where they are is "
+        "in the report of its run.",
+        RELY: f"Do not rely on a single answer, or on {ELSEWHERE}.",
+    }
+    found: list[Block] = [blocks.lead(lead), blocks.paragraph(NOT_A_DEVICE)]
+    return blocks.section("summary", "Summary", found, folded=False)
+
+
+def predictions_section(of: Predicted) -> Section:
+    """Return how many tiles of each class there are, abstentions, and notes."""
     summary = of.summary
     abstains = "never" if summary.decide_from is None else f"below confidence {summary.decide_from:.3f}"
     facts = {
@@ -154,15 +173,12 @@ def summary_section(of: Predicted) -> Section:
     lines += [[name, f"{summary.class_counts[name]:,}", f"{summary.undecided[name]:,}"] for name in largest]
     left_out = len(summary.class_counts) - len(largest)
     found: list[Block] = [
-        *([blocks.paragraph(blocks.sentence(SAID))] if is_synthetic("", of.found.ids) else []),
-        blocks.paragraph("The true classes of these tiles are not known, so nothing here says how many are right."),
         blocks.facts(facts),
         blocks.table("Predictions", lines),
         *([blocks.paragraph(f"{count(left_out, 'rarer class', 'rarer classes')} left out.")] if left_out else []),
         blocks.bullets([blocks.sentence(note) for note in summary.notes]),
-        blocks.paragraph(NOT_A_DEVICE),
     ]
-    return blocks.section("summary", "Summary", found)
+    return blocks.section("predictions", "Predictions", found, hint="tiles of each class, abstentions, notes")
 
 
 def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
@@ -229,5 +245,5 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         target=describe_targets(target, of.summary.classes, method=settings.method),
         threshold=settings.threshold,
         decided_from=of.summary.decide_from,
-        note=". ".join(note[:1].upper() + note[1:] for note in notes) + ".",
+        notes=notes,
     )

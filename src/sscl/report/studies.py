@@ -78,7 +78,7 @@ def pretraining(
                 "dissimilar (negative similarity). An effective rank near 1 indicates collapse.",
             )
         )
-    return blocks.section(name, "Pretraining", found)
+    return blocks.section(name, "Pretraining", found, hint="training without labels")
 
 
 def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
@@ -122,7 +122,7 @@ def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
         )
     found += [blocks.bullets(report.notes)] if report.notes else []
     sets = dict.fromkeys(blocks.name_of(of.root) for of in report.parts.values())
-    return blocks.section(name, f"Audit of {', '.join(sets)}", found)
+    return blocks.section(name, f"Audit of {', '.join(sets)}", found, hint="do the splits share tiles?")
 
 
 def provenance(folders: Mapping[str, tuple[Environment | None, str]]) -> Section:
@@ -140,4 +140,4 @@ def provenance(folders: Mapping[str, tuple[Environment | None, str]]) -> Section
         versions = [] if environment is None else dict(environment).items()
         about = [f"# {key}: {value}" for key, value in versions if key not in ("command", "date")]
         found.append(blocks.code(f"{name}: configuration and versions", "\n".join([*about, text])))
-    return blocks.section("provenance", "Reproduce", found)
+    return blocks.section("provenance", "Reproduce", found, hint="commands, configurations, versions")

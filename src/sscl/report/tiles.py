@@ -93,7 +93,7 @@ def build_gallery(
         target=describe_targets(target, subject.found.classes, method=settings.method),
         threshold=settings.threshold,
         decided_from=subject.decided_from,
-        note=". ".join(note[:1].upper() + note[1:] for note in notes) + ".",
+        notes=notes,
     )
 
 

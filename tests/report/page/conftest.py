@@ -108,7 +108,10 @@ def make_content(count: int = 60) -> dict[str, Any]:
         "subtitle": "of made-up answers",
         "id": "0123456789abcdef",
         "made": "2026-11-21, sscl report",
-        "sections": [{"id": "metrics", "title": "Metrics & more", "blocks": blocks}],
+        "sections": [
+            {"id": "metrics", "title": "Metrics & more", "hint": "", "folded": False, "blocks": blocks},
+            {"id": "more", "title": "More", "hint": "a <b>few</b>", "folded": True, "blocks": blocks[:1]},
+        ],
         "gallery": {
             "classes": list(CLASSES),
             "size_px": SIZE_PX,
@@ -117,7 +120,7 @@ def make_content(count: int = 60) -> dict[str, Any]:
             "alpha": 0.7,
             "target": "logit of the predicted class",
             "threshold": 0.3,
-            "note": "All tiles.",
+            "notes": ["All tiles.", "Two </li>."],
             "tiles": tiles,
         },
     }

@@ -100,6 +100,28 @@ def test_it_opens_and_shows_what_the_report_says(page, content):
     assert "true class" in label
 
 
+def test_statistics_are_folded_and_open_by_key_link_button_and_for_print(page, content):
+    order = page.evaluate("[...document.querySelectorAll('main h2')].map((title) => title.textContent)")
+    assert order == ["Metrics & more", "Tiles", "More"]
+    section = page.locator("details.section")
+    is_open = "(it) => it.open"
+    assert not section.evaluate(is_open)
+    assert page.locator(".hint").text_content() == "a <b>few</b>"
+    section.locator("summary").press("Enter")
+    assert section.evaluate(is_open)
+    section.locator("summary").press("Enter")
+    page.click("nav a[href='#more']")
+    page.locator("details.section[open]").wait_for()
+    page.click("text=Close all sections")
+    assert not section.evaluate(is_open)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert section.evaluate(is_open)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not section.evaluate(is_open)
+    page.click("text=Open all sections")
+    assert section.evaluate(is_open)
+
+
 def outcome(tile: dict[str, Any]) -> str:
     word = "true class unknown" if tile["label"] < 0 else "correct" if tile["label"] == tile["prediction"] else "wrong"
     return word if tile["decided"] else f"{word}, abstained"
@@ -712,10 +734,11 @@ def test_boxes_are_those_of_boxes_csv_and_what_is_wrong_with_one_is_said(opened,
         target="x",
         threshold=0.3,
         decided_from=None,
-        note="All tiles.",
+        notes=["all tiles"],
     )
     page = opened(content)
-    assert page.locator("#page-note").text_content() == f"All tiles. Boxes: {remarks(boxes)}."
+    assert page.locator("#page-chosen").text_content() == "All tiles."
+    assert page.locator("#page-notes li").all_text_contents() == [f"Boxes: {remarks(boxes)}."]
     said = page.evaluate("""() => [...document.querySelectorAll('.tile')].map((tile) =>
         [tile.querySelector('.remark')?.textContent ?? '', tile.querySelector('.remark')?.title ?? ''])""")
     assert [text for text, _ in said] == ["", "", "no localisation", "no evidence"]
@@ -836,7 +859,10 @@ def test_a_page_without_tiles(opened, content):
     assert page.get_by_text("This report has no tiles.").is_visible()
     assert page.locator(".confusion button").count() == 0
     content["gallery"] = None
-    assert opened(content).locator("#gallery").count() == 0
+    page = opened(content)
+    assert page.locator("#gallery").count() == 0
+    page.click("text=Open all sections")
+    assert page.locator("details.section").evaluate("(it) => it.open")
 
 
 def test_the_policy_stops_what_a_hole_would_let_in(opened, content):

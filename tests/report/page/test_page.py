@@ -196,7 +196,7 @@ BLOCK = ("sections", 0, "blocks")
         (("id",), "../x", "id is '../x', must be 16 hexadecimal digits"),
         (("sections", 0, "id"), "page-grid", "section id 'page-grid', must be lower-case letters"),
         (("sections", 0, "id"), "a b", "section id 'a b'"),
-        ((*BLOCK, 0, "kind"), "html", "section 'metrics': a block of kind 'html', allowed are text, facts"),
+        ((*BLOCK, 0, "kind"), "html", "section 'metrics': a block of kind 'html', allowed are text, lead"),
         ((*BLOCK, 3, "rows"), [["a"]], "table 'Metrics' has 3 columns, but a row of 1"),
         ((*BLOCK, 4, "svg"), None, "must have either svg or png"),
         ((*BLOCK, 5, "png"), "https://example.org/x.png", "png must be a data URI"),

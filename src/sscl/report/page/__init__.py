@@ -18,9 +18,10 @@ from markupsafe import Markup
 
 from sscl.report.page.content import Block, Content, Gallery
 
-BLOCKS = ("text", "facts", "list", "table", "figure", "verdict", "confusion", "code")
+BLOCKS = ("text", "lead", "facts", "list", "table", "figure", "verdict", "confusion", "code")
 # In this order: a rule replaces earlier ones, a script's constants must exist before they are used.
 STYLES = ("base.css", "sections.css", "gallery.css", "large_view.css", "screens.css")
+SECTIONS = "sections.js"  # of every page; SCRIPTS only of one with a gallery
 SCRIPTS = (
     "state.js",
     "csv.js",
@@ -52,7 +53,7 @@ def render(content: Content) -> str:
     """
     _check(content)
     style = "".join(_read(name) for name in STYLES)
-    script = "" if content["gallery"] is None else _script()
+    script = _script(*(() if content["gallery"] is None else SCRIPTS), SECTIONS)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
@@ -74,9 +75,9 @@ def _read(name: str) -> str:
     return (files(__name__) / name).read_text("utf-8")
 
 
-def _script() -> str:
-    """Return the scripts as one function, so that their names do not become properties of `window`."""
-    return "\n".join(['"use strict";', "(() => {", *map(_read, SCRIPTS), "})();", ""])
+def _script(*names: str) -> str:
+    """Return scripts as one function, so that their names do not become properties of `window`."""
+    return "\n".join(['"use strict";', "(() => {", *map(_read, names), "})();", ""])
 
 
 def _visible(value: Any) -> Any:

@@ -12,6 +12,13 @@ class Text(TypedDict):
     text: str
 
 
+class Lead(TypedDict):
+    """The sentences that a page begins with, each with what it is about."""
+
+    kind: Literal["lead"]
+    rows: list[list[str]]
+
+
 class Facts(TypedDict):
     """Names and values, one pair a line."""
 
@@ -72,14 +79,19 @@ class Code(TypedDict):
     text: str
 
 
-Block = Text | Facts | Bullets | Table | Figure | Verdict | Confusion | Code
+Block = Text | Lead | Facts | Bullets | Table | Figure | Verdict | Confusion | Code
 
 
 class Section(TypedDict):
-    """A section; its id is of lower-case words and hyphens."""
+    """A section; its id is of lower-case words and hyphens.
+
+    hint: what is in it, in a few words. folded: whether it is closed until a reader opens it.
+    """
 
     id: str
     title: str
+    hint: str
+    folded: bool
     blocks: list[Block]
 
 
@@ -115,8 +127,9 @@ class GalleryTile(TypedDict):
 class Gallery(TypedDict):
     """The gallery.
 
-    size_px: side of the tiles. map_side: cells of a map's side. colours: base64 of 256 x 3 bytes. alpha: opacity at the
-    maximum of a map. target: what the maps explain. threshold: of the boxes. note: what a reader must know.
+    size_px: side of the tiles. map_side: cells of a map's side. colours: base64 of 256 x 3 bytes. alpha: opacity at
+    the maximum of a map. target: what the maps explain. threshold: of the boxes. notes: what a reader must know,
+    first how the tiles were chosen; a sentence each.
     """
 
     classes: list[str]
@@ -126,12 +139,15 @@ class Gallery(TypedDict):
     alpha: float
     target: str
     threshold: float
-    note: str
+    notes: list[str]
     tiles: list[GalleryTile]
 
 
 class Content(TypedDict):
-    """A page. id: 16 hexadecimal digits under which the browser keeps the worksheet. gallery: None = no gallery."""
+    """A page: its first section, the gallery, the other sections.
+
+    id: 16 hexadecimal digits under which the browser keeps the worksheet. gallery: None = no gallery.
+    """
 
     title: str
     subtitle: str

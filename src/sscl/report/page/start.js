@@ -26,8 +26,10 @@ function start() {
   const sorts = Object.entries(SORTS).filter(([key]) => sortable[key] ?? true);
   fillSelect("sort", sorts.map(([key, [text]]) => [key, text])); // prettier-ignore
 
-  byId("note").textContent = gallery.note;
-  byId("note").hidden = gallery.note === "";
+  const [chosen, ...notes] = gallery.notes;
+  byId("chosen").textContent = chosen ?? "";
+  byId("notes").replaceChildren(...notes.map((note) => element("li", { textContent: note })));
+  byId("notes").closest("details").hidden = notes.length === 0;
   byId("legend").textContent =
     `Heatmap: evidence (${gallery.target}), scaled to the maximum of each tile, so colours cannot be compared between ` +
     `tiles. Box: the region around the maximum, of at least ${Math.round(100 * gallery.threshold)}% of that maximum.`;
