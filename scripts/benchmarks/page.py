@@ -161,6 +161,7 @@ def content(count: int, *, drawn: int = 60) -> Content:
         "target": "logit of the predicted class less that of the other",
         "threshold": 0.5,
         "notes": ["The answers are made up and the tiles are drawn: this page shows how it works, not what is true."],
+        "blind": False,
         "tiles": tiles,
     }
     block: Block = {"kind": "confusion", "classes": list(CLASSES), "matrix": matrix.tolist(), "note": ""}

@@ -31,6 +31,10 @@ class ReportConfig(Section):
     tiles: int = setting(
         1000, "maximum number of tiles in the gallery, of which a page takes 5,000; 0 = no gallery", ge=0, le=100_000
     )
+    blind: bool = setting(
+        False,
+        "open the page in blind review, for reviewers: a tile's prediction shows once they named its class",
+    )
     gradcam: Annotated[Changes, KeysOf(MapConfig)] = setting(
         {},
         "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "

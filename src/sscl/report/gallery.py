@@ -221,6 +221,7 @@ def build(
     threshold: float,
     decided_from: float | None,
     notes: Sequence[str],
+    blind: bool = False,
 ) -> Gallery:
     """Return the gallery of `sscl.report.page.render`.
 
@@ -231,6 +232,7 @@ def build(
         target: what the maps explain, in words. threshold: of the boxes.
         decided_from: confidence below which the classifier abstains; None = it never does.
         notes: what a reader must know, first how the tiles were chosen; each becomes a sentence.
+        blind: whether the page opens in blind review.
     """
     probabilities = probabilities_of(found)
     two_with_votes = found.votes is not None and len(found.classes) == 2
@@ -280,5 +282,6 @@ def build(
         "target": target,
         "threshold": threshold,
         "notes": [sentence(note) for note in notes],
+        "blind": blind,
         "tiles": tiles,
     }

@@ -246,4 +246,5 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         threshold=settings.threshold,
         decided_from=of.summary.decide_from,
         notes=notes,
+        blind=config.blind,
     )

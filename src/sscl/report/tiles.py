@@ -94,6 +94,7 @@ def build_gallery(
         threshold=settings.threshold,
         decided_from=subject.decided_from,
         notes=notes,
+        blind=config.blind,
     )
 
 

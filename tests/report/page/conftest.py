@@ -121,6 +121,7 @@ def make_content(count: int = 60) -> dict[str, Any]:
             "target": "logit of the predicted class",
             "threshold": 0.3,
             "notes": ["All tiles.", "Two </li>."],
+            "blind": False,
             "tiles": tiles,
         },
     }

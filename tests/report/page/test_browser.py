@@ -542,7 +542,8 @@ def test_the_worksheet_s_round_trip(opened, content, tmp_path):
     assert by_id[order[0]]["note"] == "'=1+1"
     assert by_id[order[1]]["note"] == "''=1+1"
     assert [by_id[name]["review"] for name in order[:4]] == ["agree", "disagree", "unsure", "agree"]
-    columns = ["report", "id", "true", "predicted", "confidence", "outcome", "review", "note", "changed"]
+    columns = ["report", "reviewer", "id", "true", "predicted", "confidence", "outcome"]
+    columns += ["blind", "blind_at", "seen_before", "review", "note", "changed"]
     assert list(rows[0]) == columns
     assert len({outcome(tile) for tile in content["gallery"]["tiles"]}) == 6
     for row, tile in zip(rows, content["gallery"]["tiles"], strict=True):
@@ -557,18 +558,20 @@ def test_the_worksheet_s_round_trip(opened, content, tmp_path):
     other.set_input_files("#page-file", {"name": name, "mimeType": "text/csv", "buffer": data})
     other.get_by_text("9 tiles imported from").wait_for()
     assert stored(other) == stored(page)
-    assert [row[2] for row in stored(other) if row[0] == order[6]] == ["- a dash\n"]  # as a text field has it
+    assert stored(other)[order[6]]["note"] == "- a dash\n"  # as a text field has it
 
 
-def stored(page: Any) -> list[list[str]]:
-    return sorted(json.loads(page.evaluate("localStorage.getItem('sscl.report.0123456789abcdef')"))["reviews"])
+def stored(page: Any) -> dict[str, dict[str, str]]:
+    text = page.evaluate("localStorage.getItem('sscl.report.0123456789abcdef')")
+    return {} if text is None else dict(json.loads(text)["reviews"])
 
 
-def read(page: Any, text: str | bytes, *, name: str = "mine.csv") -> str:
+def read(page: Any, text: str | bytes, *, name: str = "mine.csv", wait: bool = True) -> str:
     data = text.encode() if isinstance(text, str) else text
     page.evaluate("document.getElementById('page-message').textContent = ''")
     page.set_input_files("#page-file", {"name": name, "mimeType": "text/csv", "buffer": data})
-    page.locator("#page-message:not(:empty)").wait_for()
+    if wait:
+        page.locator("#page-message:not(:empty)").wait_for()
     return page.locator("#page-message").text_content()
 
 
@@ -589,8 +592,8 @@ def test_worksheets_as_spreadsheets_save_them(page):
         page.evaluate("localStorage.clear()")
         page.reload()
         assert read(page, text) == "1 tile imported from mine.csv.", name
-        ((found, review, kept, _),) = stored(page)
-        assert (found, review, kept) == ("tile9.png", "agree", note), name
+        ((found, kept),) = stored(page).items()
+        assert (found, kept["review"], kept["note"]) == ("tile9.png", "agree", note), name
 
 
 def test_what_is_wrong_with_a_worksheet_is_said(page):
@@ -619,7 +622,124 @@ def test_a_worksheet_replaces_other_answers_only_when_told(page):
         )
         page.click(f"#page-ask-answers >> text={answer}")
         page.locator("#page-message:not(:empty)").wait_for()
-        assert [row[1] for row in stored(page)] == [expected]
+        assert [row["review"] for row in stored(page).values()] == [expected]
+
+
+def visible_text(page: Any) -> str:
+    """All that a reader of the tiles, or of their labels, could see."""
+    return page.evaluate("""() => [...document.querySelectorAll('#page-grid, #page-count')].flatMap((part) => [
+        part.innerText,
+        ...[...part.querySelectorAll('*')].flatMap((it) => [it.ariaLabel ?? '', it.title, it.alt ?? '']),
+    ]).join(' ')""")
+
+
+def test_blind_review_hides_what_is_predicted_and_true_until_the_class_is_named(opened, content):
+    for tile in content["gallery"]["tiles"]:
+        tile["id"] = f"{class_name(tile['label'])}/{tile['id']}"  # as of a folder of classes
+    content["gallery"]["classes"] = ["benign", "cancer", "stroma"]
+    content["gallery"]["blind"] = True
+    page = at_the_tiles_of(opened(content))
+
+    text = visible_text(page)
+    for word in ("HP", "SSA", ".png", "wrong", "%", "abstained", "true"):
+        assert word not in text, word
+    assert page.locator(".tile .heat, .tile .box, .tile .remark").count() == 0
+    for selector in ("#page-true", "#page-predicted", "#page-outcome", "#page-sort", "#page-find", "#page-boxes-file"):
+        assert not page.locator(selector).is_visible(), selector
+    assert page.locator(".confusion button:enabled").count() == 0
+
+    focus_first(page)
+    page.keyboard.press("a")  # not before the class is named
+    assert stored(page) == {}
+    page.keyboard.press("2")
+    first = page.locator(".tile").first
+    assert "you said cancer" in first.inner_text()
+    assert "%" in first.inner_text()
+    assert "true" not in first.inner_text()
+    page.keyboard.press("1")  # the answer stays
+    page.keyboard.press("d")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.locator("#page-large .plain, #page-large-probabilities, #page-large-facts").first.is_hidden()
+    assert page.locator("#page-large-heat .heat").count() == 0
+    page.locator(".large-review >> text=cannot tell").click()
+    assert page.locator("#page-large-probabilities").is_visible()
+    facts = page.locator("#page-large-facts").inner_text()
+    assert "true class" not in facts
+    assert "loss" not in facts
+    page.click("#page-large-back")
+    page.locator(".large-review >> text=stroma").click()
+    page.keyboard.press("Escape")
+
+    kept = sorted(stored(page).values(), key=lambda row: row["blind_at"])
+    assert [(row["blind"], row["seen_before"], row["review"]) for row in kept] == [
+        ("cancer", "no", "disagree"),
+        ("stroma", "yes", ""),  # its prediction had been on screen
+    ]
+    assert "2 answered blind" in page.locator("#page-progress").text_content()
+    page.select_option("#page-review", "unanswered")
+    assert page.locator("#page-count").text_content() == "58 of 60 tiles"
+    page.fill("#page-reviewer", "A. B.")
+    name, data = download(page, "#page-download")
+    assert name == f"review_A._B._{content['id']}.csv"
+    rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    assert {row["true"] for row in rows} == {row["outcome"] for row in rows} == {""}
+    assert sum(row["predicted"] != "" for row in rows) == 2
+    assert {row["reviewer"] for row in rows} == {"A. B."}
+    assert sorted(row["blind"] for row in rows)[-2:] == ["cancer", "stroma"]
+
+    page.reload()
+    assert page.locator("#page-blind").is_checked()
+    page.click("#page-blind")
+    page.click("#page-ask-answers >> text=Cancel")
+    assert page.locator("#page-blind").is_checked()
+    page.click("#page-blind")
+    page.click("#page-ask-answers >> text=Leave")
+    page.locator("#page-blind-note").wait_for(state="hidden")
+    assert "true" in page.locator(".tile").first.inner_text()
+    assert page.locator("#page-true").is_visible()
+
+    content["id"] = "f" * 16  # another run asks anew, in the same order only for the same run
+    assert opened(content).locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
+
+
+def at_the_tiles_of(page: Any) -> Any:
+    """As `at_the_tiles`, where no heatmap is drawn."""
+    page.evaluate("document.getElementById('page-toolbar').scrollIntoView({behavior: 'instant'})")
+    page.locator(".tile").nth(11).wait_for()
+    return page
+
+
+def test_a_tile_that_was_on_screen_is_no_longer_blind(page, content):
+    page.click("#page-blind")
+    focus_first(page)
+    for _ in range(60):
+        page.keyboard.press("1")
+        page.keyboard.press("ArrowRight")
+    told = {name: row["seen_before"] for name, row in stored(page).items()}
+    assert len(told) == 60
+    on_screen = set(ids(content, confidence)[:12])
+    assert {told[name] for name in told if shown(name) in on_screen} == {"yes"}
+    assert "no" in told.values()
+
+
+def test_blind_answers_of_many_classes_are_chosen_from_a_list_and_come_back(opened, content):
+    content["gallery"]["classes"] = [f"class {label}" for label in range(12)]
+    content["gallery"]["blind"] = True
+    page = opened(content)
+    page.locator(".tile select.answer").first.select_option("class 11")
+    (row,) = stored(page).values()
+    assert row["blind"] == "class 11"
+    name, data = download(page, "#page-download")
+    other = opened(content)
+    other.set_input_files("#page-file", {"name": name, "mimeType": "text/csv", "buffer": data})
+    other.get_by_text("1 tile imported from").wait_for()
+    assert stored(other) == stored(page)
+    (tile,) = stored(other)
+    read(other, f"id,review\n{tile},agree\n", wait=False)
+    other.click("#page-ask-answers >> text=Replace mine")
+    other.get_by_text("1 tile imported from mine").wait_for()
+    assert {key: stored(other)[tile][key] for key in ("blind", "review")} == {"blind": "class 11", "review": "agree"}
 
 
 def unpacked(data: bytes) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ SCRIPTS = (
     "state.js",
     "csv.js",
     "worksheet.js",
+    "blind.js",
     "zip.js",
     "geojson.js",
     "heatmaps.js",

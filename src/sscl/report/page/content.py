@@ -129,7 +129,7 @@ class Gallery(TypedDict):
 
     size_px: side of the tiles. map_side: cells of a map's side. colours: base64 of 256 x 3 bytes. alpha: opacity at
     the maximum of a map. target: what the maps explain. threshold: of the boxes. notes: what a reader must know,
-    first how the tiles were chosen; a sentence each.
+    first how the tiles were chosen; a sentence each. blind: whether the page opens in blind review.
     """
 
     classes: list[str]
@@ -140,6 +140,7 @@ class Gallery(TypedDict):
     target: str
     threshold: float
     notes: list[str]
+    blind: bool
     tiles: list[GalleryTile]
 
 

@@ -16,6 +16,8 @@ const REVIEW_FILTERS = {
   disagree: ["disagree", (own) => own.review === "disagree"],
   unsure: ["unsure", (own) => own.review === "unsure"],
   note: ["with a note", (own) => own.note !== ""],
+  unanswered: ["no blind answer", (own) => own.blind === ""],
+  answered: ["answered blind", (own) => own.blind !== ""],
 };
 // What is unknown comes last, ties by name.
 const last = (value) => value ?? Infinity;
@@ -30,10 +32,11 @@ const SORTS = {
 
 function matches(index) {
   const tile = tiles[index];
+  if (filter.review !== "" && !REVIEW_FILTERS[filter.review][1](reviewOf(index))) return false;
+  if (blind) return true;
   if (filter.truth !== "" && tile.label !== Number(filter.truth)) return false;
   if (filter.predicted !== "" && tile.prediction !== Number(filter.predicted)) return false;
   if (filter.outcome !== "" && !OUTCOMES[filter.outcome][1](facts[index])) return false;
-  if (filter.review !== "" && !REVIEW_FILTERS[filter.review][1](reviewOf(index))) return false;
   const text = filter.text.trim().toLowerCase();
   return text === "" || facts[index].text.includes(text) || reviewOf(index).note.toLowerCase().includes(text);
 }
@@ -41,7 +44,7 @@ function matches(index) {
 /** Find the tiles that match and show them, from the first on; `keepPlace`: where the reader is. */
 function apply({ keepPlace = false } = {}) {
   const before = shown[current];
-  const key = SORTS[filter.sort][1];
+  const key = blind ? (index) => blindRank[index] : SORTS[filter.sort][1];
   const value = tiles.map((_, index) => key(index));
   shown = tiles.map((_, index) => index).filter(matches);
   shown.sort((a, b) => (value[a] === value[b] ? facts[a].name - facts[b].name : value[a] - value[b]));
@@ -52,7 +55,7 @@ function apply({ keepPlace = false } = {}) {
   const wrong = shown.filter((index) => facts[index].wrong).length;
   const abstained = shown.filter((index) => facts[index].abstained).length;
   const known = facts.some((fact) => fact.right || fact.wrong);
-  const also = [known ? `${wrong.toLocaleString("en")} wrong` : "", abstained ? `${abstained.toLocaleString("en")} abstained` : ""];
+  const also = blind ? [] : [known ? `${wrong.toLocaleString("en")} wrong` : "", abstained ? `${abstained.toLocaleString("en")} abstained` : ""];
   const some = shown.length < tiles.length ? `${shown.length.toLocaleString("en")} of ` : "";
   byId("count").textContent = shown.length
     ? [`${some}${count(tiles.length, "tile")}`, also.filter(Boolean).join(", ")].filter(Boolean).join(": ")
@@ -69,6 +72,7 @@ function apply({ keepPlace = false } = {}) {
   for (const button of document.querySelectorAll(".confusion button")) {
     const { true: truth, predicted } = button.dataset;
     button.setAttribute("aria-pressed", String(truth === filter.truth && predicted === filter.predicted));
+    button.disabled = blind;
   }
   rebuild();
   const hidden = covered() + GAP_PX - grid.getBoundingClientRect().top;

@@ -54,6 +54,9 @@ function fill() {
   }
   if (own <= end && !rows.has(own)) addRow(own);
   for (let number = from; number <= to; number++) if (!rows.has(number)) addRow(number);
+  const first = Math.max(0, Math.floor(-top / rowHeight));
+  const last = Math.floor((innerHeight - top) / rowHeight);
+  markSeen(shown.slice(first * columns, Math.max(0, last + 1) * columns));
   drawSoon();
 }
 
@@ -75,26 +78,10 @@ function cellAt(place) {
 function cellOf(place) {
   const index = shown[place];
   const tile = tiles[index];
-  const fact = facts[index];
-  const picture = element("div", { className: "frame" }, ...layers(index, tile.map === "" ? null : canvasOf(index)));
-  const sign = element("span", { className: "sign", textContent: fact.wrong ? "✕" : fact.right ? "✓" : "·" });
-  const said = element(
-    "div",
-    { className: `said ${fact.wrong ? "wrong" : fact.right ? "right" : "unknown"}` },
-    sign,
-    element("bdi", { className: "name", textContent: className(tile.prediction) }),
-    element("span", { className: "confidence", textContent: percent(fact.confidence) }),
-  );
-  const truth = element(
-    "div",
-    { className: "truth" },
-    element("span", { className: "name" }, "true ", element("bdi", { textContent: className(tile.label) })),
-  );
-  if (fact.abstained) truth.append(element("span", { className: "abstained", textContent: "abstained" }));
-  else if (tile.agreement !== null) {
-    truth.append(element("span", { title: "annotators who agree", textContent: tile.agreement }));
-  }
-  if (tile.remark !== "") {
+  const hidden = veiled(index);
+  const canvas = tile.map === "" || hidden ? null : canvasOf(index);
+  const picture = element("div", { className: "frame" }, ...layers(index, canvas));
+  if (tile.remark !== "" && !hidden) {
     const short = tile.box === null ? "no evidence" : "no localisation";
     picture.append(element("span", { className: "remark", title: tile.remark, textContent: short }));
   }
@@ -107,14 +94,50 @@ function cellOf(place) {
       "aria-colindex": (place % columns) + 1,
     },
     picture,
-    element("div", { className: "id", title: tile.id }, element("bdi", { textContent: tile.id })),
-    said,
-    truth,
-    element("div", { className: "review" }, ...reviewButtons(index)),
+    element("div", { className: "id", title: nameOf(index) }, element("bdi", { textContent: nameOf(index) })),
+    ...(blind ? blindLines(index) : openLines(index)),
+    element("div", { className: "review" }, ...(hidden ? answerControls(index) : reviewButtons(index))),
   );
   cell.dataset.index = index;
   showCellReview(cell, index);
   return cell;
+}
+
+/** What is predicted, and the true class. */
+function openLines(index) {
+  const tile = tiles[index];
+  const fact = facts[index];
+  const said = element(
+    "div",
+    { className: `said ${fact.wrong ? "wrong" : fact.right ? "right" : "unknown"}` },
+    element("span", { className: "sign", textContent: fact.wrong ? "✕" : fact.right ? "✓" : "·" }),
+    ...predicted(index),
+  );
+  const truth = element(
+    "div",
+    { className: "truth" },
+    element("span", { className: "name" }, "true ", element("bdi", { textContent: className(tile.label) })),
+  );
+  if (fact.abstained) truth.append(element("span", { className: "abstained", textContent: "abstained" }));
+  else if (tile.agreement !== null) {
+    truth.append(element("span", { title: "annotators who agree", textContent: tile.agreement }));
+  }
+  return [said, truth];
+}
+
+/** The reviewer's own answer, and then what is predicted; never the true class. */
+function blindLines(index) {
+  const own = reviewOf(index).blind;
+  if (own === "") return [element("div", { className: "said", textContent: "which class?" }), element("div", { className: "truth", textContent: "\u00a0" })];
+  const yours = element("span", { className: "name" }, "you said ", element("bdi", { textContent: own }));
+  return [element("div", { className: "said" }, ...predicted(index)), element("div", { className: "truth" }, yours)];
+}
+
+function predicted(index) {
+  return [
+    element("bdi", { className: "name", textContent: className(tiles[index].prediction) }),
+    element("span", { className: "confidence", textContent: percent(facts[index].confidence) }),
+  ];
 }
 
 function reviewButtons(index, words = false) {
@@ -137,17 +160,23 @@ function reviewButtons(index, words = false) {
 function showCellReview(cell, index) {
   const tile = tiles[index];
   const { review, note } = reviewOf(index);
-  for (const button of cell.querySelectorAll("button")) {
+  for (const button of cell.querySelectorAll("[data-review]")) {
     button.setAttribute("aria-pressed", String(button.dataset.review === review));
   }
   cell.dataset.review = review;
   cell.classList.toggle("noted", note !== "");
+  const ends = `${review || "not reviewed"}${note === "" ? "" : "; has a note"}`;
+  if (blind) {
+    const said = `you said ${reviewOf(index).blind}, predicted ${className(tile.prediction)}; ${ends}`;
+    cell.setAttribute("aria-label", `${nameOf(index)}: ${veiled(index) ? "which class?" : said}`);
+    return;
+  }
   const agreement = tile.agreement === null ? "" : `, ${tile.agreement} annotators agree`;
   cell.setAttribute(
     "aria-label",
     `${tile.id}: predicted ${className(tile.prediction)}, ${percent(facts[index].confidence)}; ` +
       `true class ${className(tile.label)}; ${outcomeOf(index)}${agreement}` +
-      `${tile.remark === "" ? "" : `; ${tile.remark}`}; ${review || "not reviewed"}${note === "" ? "" : "; has a note"}`,
+      `${tile.remark === "" ? "" : `; ${tile.remark}`}; ${ends}`,
   );
 }
 
@@ -156,6 +185,23 @@ function showReview(index) {
   const cell = place === undefined ? undefined : cellAt(place);
   if (cell) showCellReview(cell, index);
   if (large.open && shown[current] === index) showLargeReview(index);
+}
+
+/** Make a tile's cell anew, and the large view where it shows that tile: more than its review has changed. */
+function redraw(index) {
+  const place = places.get(index);
+  const cell = place === undefined ? undefined : cellAt(place);
+  if (cell) {
+    const hadFocus = cell.contains(document.activeElement);
+    const next = cellOf(place);
+    cell.replaceWith(next);
+    if (hadFocus) next.focus({ preventScroll: true });
+    drawSoon();
+  }
+  if (large.open && shown[current] === index) {
+    showLarge();
+    byId("large-side").focus({ preventScroll: true });
+  }
 }
 
 /** Make a place the current one, scroll to it, and give it the focus unless the large view has it. */
@@ -181,10 +227,12 @@ function onGridClick(event) {
   const cell = event.target.closest(".tile");
   if (cell === null) return;
   const place = places.get(Number(cell.dataset.index));
-  const word = event.target.dataset.review;
-  if (word !== undefined) {
+  const { review: word, answer: named } = event.target.dataset;
+  if (event.target.matches("select")) return;
+  if (word !== undefined || named !== undefined) {
     moveTo(place);
-    review(Number(cell.dataset.index), word);
+    if (word !== undefined) review(Number(cell.dataset.index), word);
+    else answer(Number(cell.dataset.index), named);
   } else if (event.target.closest(".frame")) openLarge(place);
   else moveTo(place);
 }

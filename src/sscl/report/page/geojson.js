@@ -20,7 +20,7 @@ function feature(tile, index) {
   const [x0, x1] = [tile.box[0], tile.box[2]].map((x) => rounded(left + (x * width) / gallery.size_px));
   const [y0, y1] = [tile.box[1], tile.box[3]].map((y) => rounded(top + (y * height) / gallery.size_px));
   const probabilities = Object.entries(tile.probabilities).map(([label, value]) => [`Probability: ${className(label)}`, value]);
-  const { review, note } = reviewOf(index);
+  const { blind: named, review, note } = reviewOf(index);
   return {
     type: "Feature",
     geometry: { type: "Polygon", coordinates: [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]] }, // prettier-ignore
@@ -44,6 +44,7 @@ function feature(tile, index) {
         "True class": className(tile.label),
         Pixels: tile.region === null ? `of the ${gallery.size_px} px tile` : "of the file",
         ...(tile.remark === "" ? {} : { Remark: tile.remark }),
+        ...(named === "" ? {} : { "Blind answer": named }),
         ...(review === "" ? {} : { Review: review }),
         ...(note === "" ? {} : { Note: note }),
       },

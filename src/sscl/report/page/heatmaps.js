@@ -84,7 +84,7 @@ function canvasOf(index) {
 function layers(index, canvas) {
   const tile = tiles[index];
   const found = [];
-  const picture = element("img", { alt: `Tile ${tile.id}`, decoding: "async", draggable: false });
+  const picture = element("img", { alt: blind ? nameOf(index) : `Tile ${tile.id}`, decoding: "async", draggable: false });
   if (tile.image.startsWith("data:image/")) picture.src = tile.image;
   found.push(picture);
   if (canvas) found.push(canvas);

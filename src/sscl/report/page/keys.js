@@ -1,6 +1,5 @@
 // Opacity of heatmaps, boxes on or off, and the keyboard.
 
-const root = document.documentElement;
 const heat = { percent: 100, before: 100 };
 
 function setHeat(value) {
@@ -63,6 +62,9 @@ function onKey(event) {
         moveTo(shown.length - 1);
       }
     } else moveTo(next);
+  } else if (/^[0-9]$/.test(key) && blind) {
+    const text = key === "0" ? CANNOT_TELL : gallery.classes[Number(key) - 1];
+    if (text !== undefined) answer(shown[current], text);
   } else if (small === "a" || small === "d" || small === "u") {
     review(shown[current], REVIEWS.find((word) => word[0] === small));
   } else if (small === "n") {

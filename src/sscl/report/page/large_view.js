@@ -1,10 +1,10 @@
 // The large view of one tile.
 
 const MOST = 12; // classes whose probability is shown
+const MOST_ANSWERS = 10; // buttons of the large view
 const large = byId("large");
 const largeCanvas = element("canvas", { className: "heat", "aria-hidden": "true" });
 const largeReview = large.querySelector(".large-review");
-largeReview.append(...reviewButtons(null, true));
 let viewing = false; // until the large view has given the focus back
 
 function openLarge(place, { note = false } = {}) {
@@ -20,13 +20,16 @@ function showLarge() {
   const index = shown[current];
   const tile = tiles[index];
   const fact = facts[index];
-  byId("large-title").querySelector("bdi").textContent = tile.id;
+  const hidden = veiled(index);
+  markSeen([index]);
+  large.classList.toggle("veiled", hidden);
+  byId("large-title").querySelector("bdi").textContent = nameOf(index);
   byId("large-place").textContent =
-    `${(current + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}, ${outcomeOf(index)}`;
+    `${(current + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}${blind ? "" : `, ${outcomeOf(index)}`}`;
   byId("previous").disabled = current === 0;
   byId("next").disabled = current === shown.length - 1;
   if (tile.map !== "") drawMap(largeCanvas, tile);
-  byId("large-heat").replaceChildren(...layers(index, tile.map === "" ? null : largeCanvas));
+  byId("large-heat").replaceChildren(...layers(index, tile.map === "" || hidden ? null : largeCanvas));
   byId("large-plain").replaceChildren(...layers(index, null));
   byId("large-target").textContent =
     tile.map === "" ? tile.remark : [`evidence: ${gallery.target}`, tile.remark].filter(Boolean).join("; ");
@@ -40,14 +43,11 @@ function showLarge() {
     ...(others > 0 ? [probabilityRow(count(others, "other class", "other classes"), rest)] : []),
   );
   const lines = [
-    ["true class", className(tile.label)],
-    ["outcome", outcomeOf(index)],
-    ["annotators", [tile.agreement === null ? "" : `${tile.agreement} agree`, votesOf(tile)].filter(Boolean).join("; ")],
-    ["group", tile.group ?? ""],
-    ["loss", tile.loss === null ? "" : tile.loss.toFixed(3)],
+    ...(blind ? [] : openFacts(index)),
+    ["your blind answer", blindText(index)],
     ["heatmap maximum", tile.map === "" ? "" : `${tile.maximum.toPrecision(3)} (before scaling)`],
     ["box", tile.box === null ? "none" : boxText(tile)],
-    ["image file", tile.region === null ? "" : regionText(tile.region)],
+    ["image file", tile.region === null || blind ? "" : regionText(tile.region)],
   ];
   byId("large-facts").replaceChildren(
     ...lines
@@ -55,7 +55,28 @@ function showLarge() {
       .map(([name, text]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: text }))),
   );
   byId("large-box").disabled = !tile.localises;
+  byId("large-back").hidden = !blind || hidden;
+  largeReview.setAttribute("aria-label", hidden ? "Which class is it?" : "Do you agree with the predicted class?");
+  largeReview.replaceChildren(...(hidden ? answerControls(index, { most: MOST_ANSWERS, words: true }) : reviewButtons(null, true)));
+  for (const control of largeReview.children) control.tabIndex = 0;
   showLargeReview(index);
+}
+
+/** What says, or may say, the true class. */
+function openFacts(index) {
+  const tile = tiles[index];
+  return [
+    ["true class", className(tile.label)],
+    ["outcome", outcomeOf(index)],
+    ["annotators", [tile.agreement === null ? "" : `${tile.agreement} agree`, votesOf(tile)].filter(Boolean).join("; ")],
+    ["group", tile.group ?? ""],
+    ["loss", tile.loss === null ? "" : tile.loss.toFixed(3)],
+  ];
+}
+
+function blindText(index) {
+  const { blind: own, seen_before: before } = reviewOf(index);
+  return own === "" ? "" : `${own}${before === "yes" ? " (the prediction had been on screen)" : ""}`;
 }
 
 function probabilityRow(name, value) {
@@ -86,7 +107,7 @@ function regionText([x, y, width, height]) {
 
 function showLargeReview(index) {
   const { review, note } = reviewOf(index);
-  for (const button of largeReview.children) {
+  for (const button of largeReview.querySelectorAll("[data-review]")) {
     button.setAttribute("aria-pressed", String(button.dataset.review === review));
   }
   const field = byId("large-note");
@@ -95,6 +116,10 @@ function showLargeReview(index) {
 
 /** Set a review; clear it if it is set already. */
 function review(index, word) {
+  if (veiled(index)) {
+    say("Name the class first: blind review shows the prediction then.");
+    return;
+  }
   const same = reviewOf(index).review === word;
   setReview(index, { review: same ? "" : word });
   if (!same && byId("advance").checked && shown[current] === index && current + 1 < shown.length) moveTo(current + 1);

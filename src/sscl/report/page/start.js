@@ -17,7 +17,6 @@ function start() {
     .filter(([key, , number]) => number || (known && (key === "right" || key === "wrong")))
     .filter(([key]) => key !== "decided" || facts.some((fact) => fact.abstained));
   fillSelect("outcome", [["", "all"], ...outcomes.map(([key, text, number]) => [key, `${text} (${number})`])]);
-  fillSelect("review", [["", "all"], ...Object.entries(REVIEW_FILTERS).map(([key, [text]]) => [key, text])]);
   const sortable = {
     loss: tiles.some((tile) => tile.loss !== null),
     "least-agreement": facts.some((fact) => fact.agreement !== null),
@@ -38,6 +37,8 @@ function start() {
   byId("colours").getContext("2d").putImageData(strip, 0, 0);
 
   load();
+  loadBlind();
+  showBlind();
   byId("gallery").hidden = false;
   byId("worksheet").open = innerWidth >= 640; // a phone shows tiles first
   setHeat(100);
@@ -74,6 +75,13 @@ function listen() {
   }
   for (const button of document.querySelectorAll(".confusion button")) button.addEventListener("click", onConfusion);
 
+  byId("blind").addEventListener("change", onBlind);
+  byId("reviewer").addEventListener("change", keepBlind);
+  addEventListener("pagehide", keepBlind);
+  document.addEventListener("visibilitychange", keepBlind);
+  grid.addEventListener("change", onAnswer);
+  largeReview.addEventListener("change", onAnswer);
+  byId("large-back").addEventListener("click", () => takeBack(shown[current]));
   grid.addEventListener("click", onGridClick);
   grid.addEventListener("focusin", (event) => {
     const cell = event.target.closest(".tile");
@@ -86,8 +94,9 @@ function listen() {
     cell.tabIndex = 0;
   });
   largeReview.addEventListener("click", (event) => {
-    const word = event.target.dataset.review;
+    const { review: word, answer: named } = event.target.dataset;
     if (word !== undefined) review(shown[current], word);
+    else if (named !== undefined) answer(shown[current], named);
   });
   byId("large-note").addEventListener("input", (event) => setReview(shown[current], { note: event.target.value }));
   byId("previous").addEventListener("click", () => moveTo(current - 1));
@@ -100,7 +109,8 @@ function listen() {
   byId("large-box").addEventListener("click", () => downloadBox(shown[current]));
 
   byId("download").addEventListener("click", () => {
-    download(`review_${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
+    const reviewer = byId("reviewer").value.trim();
+    download(`review_${reviewer === "" ? "" : `${reviewer}_`}${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
     unsaved = false;
   });
   byId("import").addEventListener("click", () => byId("file").click());
@@ -134,8 +144,8 @@ function listen() {
   addEventListener("storage", (event) => {
     if (event.key !== KEY) return;
     load();
-    for (const cell of grid.querySelectorAll(".tile")) showCellReview(cell, Number(cell.dataset.index));
-    if (large.open) showLargeReview(shown[current]);
+    rebuild();
+    if (large.open) showLarge();
     showProgress();
   });
   addEventListener("beforeunload", (event) => {

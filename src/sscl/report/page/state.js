@@ -6,6 +6,7 @@
 const content = JSON.parse(document.getElementById("page-data").textContent);
 const gallery = content.gallery;
 
+const root = document.documentElement;
 const byId = (id) => document.getElementById(`page-${id}`);
 const tiles = gallery.tiles;
 const REVIEWS = ["agree", "disagree", "unsure"];

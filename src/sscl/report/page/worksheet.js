@@ -2,11 +2,12 @@
 
 const KEY = `sscl.report.${content.id}`;
 const indexOf = new Map(tiles.map((tile, index) => [tile.id, index]));
-const nothing = Object.freeze({ review: "", note: "", changed: "" });
-let reviews = new Map(); // id of a tile -> {review, note, changed}; also of tiles that this page does not show
+const nothing = Object.freeze({ review: "", note: "", changed: "", blind: "", blind_at: "", seen_before: "" });
+let reviews = new Map(); // id of a tile -> an entry; also of tiles that this page does not show
 let keeps = true; // whether the browser keeps the worksheet
 let unsaved = false; // whether something would be lost by closing the page
-const COLUMNS = ["report", "id", "true", "predicted", "confidence", "outcome", "review", "note", "changed"];
+const ENTRIES = ["blind", "blind_at", "seen_before", "review", "note", "changed"]; // in the order in which they are given
+const COLUMNS = ["report", "reviewer", "id", "true", "predicted", "confidence", "outcome", ...ENTRIES];
 const IMPORT_BYTES = 32 * 2 ** 20;
 
 const reviewOf = (index) => reviews.get(tiles[index].id) ?? nothing;
@@ -18,7 +19,7 @@ function load() {
     localStorage.removeItem(`${KEY}.test`);
     if (text !== null) {
       const rows = JSON.parse(text).reviews;
-      reviews = new Map(rows.map(([id, review, note, changed]) => [id, entry(review, note, changed)]));
+      reviews = new Map(rows.map(([id, row]) => [id, entry(row)]));
     } else {
       reviews = new Map();
     }
@@ -27,16 +28,18 @@ function load() {
   }
 }
 
-function entry(review, note, changed) {
-  return { review: REVIEWS.includes(review) ? review : "", note: String(note ?? ""), changed: String(changed ?? "") };
+function entry(row) {
+  const found = Object.fromEntries(ENTRIES.map((key) => [key, String(row[key] ?? "")]));
+  if (!REVIEWS.includes(found.review)) found.review = "";
+  if (!ANSWERS.includes(found.blind)) found.blind = found.blind_at = found.seen_before = "";
+  return found;
 }
 
 function keep() {
   unsaved = true;
   if (!keeps) return;
   try {
-    const rows = [...reviews].map(([id, { review, note, changed }]) => [id, review, note, changed]);
-    localStorage.setItem(KEY, JSON.stringify({ version: 1, reviews: rows }));
+    localStorage.setItem(KEY, JSON.stringify({ version: 2, reviews: [...reviews] }));
   } catch (error) {
     refused(error);
   }
@@ -52,7 +55,7 @@ function refused(error) {
 function setReview(index, change) {
   const { id } = tiles[index];
   const next = { ...reviewOf(index), ...change, changed: new Date().toISOString() };
-  if (next.review === "" && next.note === "") reviews.delete(id);
+  if (next.review === "" && next.note === "" && next.blind === "") reviews.delete(id);
   else reviews.set(id, next);
   keep();
   if (filter.review !== "" || filter.text !== "") byId("again").hidden = false;
@@ -66,18 +69,23 @@ function showProgress() {
   const [agree, disagree, unsure] = REVIEWS.map(of);
   const done = agree + disagree + unsure;
   const notes = known.filter((row) => row.note !== "").length;
+  const answered = known.filter((row) => row.blind !== "").length;
   const parts = [`${agree} agree`, `${disagree} disagree`, `${unsure} unsure`, count(notes, "note")];
   const total = `${done.toLocaleString("en")} of ${count(tiles.length, "tile")} reviewed`;
-  byId("progress").textContent = done + notes ? `${total}: ${parts.join(", ")}` : total;
-  byId("reset").disabled = done + notes === 0;
+  if (answered) parts.push(`${answered} answered blind`);
+  byId("progress").textContent = done + notes + answered ? `${total}: ${parts.join(", ")}` : total;
+  byId("blind-progress").textContent = `${answered.toLocaleString("en")} of ${count(tiles.length, "tile")} answered.`;
+  byId("reset").disabled = done + notes + answered === 0;
 }
 
 function worksheet() {
+  const reviewer = byId("reviewer").value.trim();
   const rows = tiles.map((tile, index) => {
-    const { review, note, changed } = reviewOf(index);
-    const truth = tile.label < 0 ? "" : className(tile.label);
-    const confidence = facts[index].confidence.toFixed(4);
-    return [content.id, tile.id, truth, className(tile.prediction), confidence, outcomeOf(index), review, note, changed];
+    const own = reviewOf(index);
+    const truth = tile.label < 0 || blind ? "" : className(tile.label);
+    const said = veiled(index) ? ["", ""] : [className(tile.prediction), facts[index].confidence.toFixed(4)];
+    const outcome = blind ? "" : outcomeOf(index);
+    return [content.id, reviewer, tile.id, truth, ...said, outcome, ...ENTRIES.map((key) => own[key])];
   });
   const lines = [COLUMNS, ...rows].map((row) => row.map((cell) => quoted(guarded(cell))).join(","));
   return `\uFEFF${lines.join("\r\n")}\r\n`; // the mark tells spreadsheets that this is UTF-8
@@ -95,9 +103,9 @@ async function importWorksheet(file) {
   }
   const [header, ...rows] = parseCsv(text);
   const columns = (header ?? []).map((name) => name.trim().toLowerCase());
-  const at = Object.fromEntries(["report", "id", "review", "note", "changed"].map((key) => [key, columns.indexOf(key)]));
-  if (at.id < 0 || (at.review < 0 && at.note < 0)) {
-    say(`${file.name}: the first line must name the column id, and review or note; nothing was imported.`);
+  const at = Object.fromEntries(["report", "id", ...ENTRIES].map((key) => [key, columns.indexOf(key)]));
+  if (at.id < 0 || (at.review < 0 && at.note < 0 && at.blind < 0)) {
+    say(`${file.name}: the first line must name the column id, and blind, review or note; nothing was imported.`);
     return;
   }
   const found = new Map();
@@ -108,22 +116,27 @@ async function importWorksheet(file) {
     const cell = (key) => (at[key] < 0 ? "" : unguarded((row[at[key]] ?? "").replace(/\r\n?/g, "\n")));
     const word = cell("review").trim().toLowerCase();
     const review = REVIEWS.find((allowed) => word === allowed || word === allowed[0]) ?? "";
-    if (word === "" && cell("note") === "") continue;
+    const named = ANSWERS.find((text) => text === cell("blind").trim()) ?? "";
+    if (word === "" && cell("note") === "" && cell("blind") === "") continue;
     if (cell("report") !== "" && cell("report") !== content.id) foreign++;
-    if (word !== "" && review === "") unclear++;
+    if ((word !== "" && review === "") || (cell("blind") !== "" && named === "")) unclear++;
     if (!indexOf.has(cell("id"))) unknown++;
-    else if (review !== "" || cell("note") !== "") {
-      found.set(cell("id"), entry(review, cell("note"), cell("changed") || new Date().toISOString()));
+    else if (review !== "" || named !== "" || cell("note") !== "") {
+      const given = Object.fromEntries(ENTRIES.map((key) => [key, cell(key)]));
+      const own = named === "" ? (reviews.get(cell("id")) ?? nothing) : { ...given, blind: named };
+      const { blind, blind_at, seen_before } = own; // a file without blind answers keeps those that are here
+      const changed = given.changed || new Date().toISOString();
+      found.set(cell("id"), entry({ ...given, review, changed, blind, blind_at, seen_before }));
     }
   }
   const differs = (id, next) => {
     const own = reviews.get(id);
-    return own !== undefined && (own.review !== next.review || own.note !== next.note);
+    return own !== undefined && ["review", "note", "blind"].some((key) => own[key] !== next[key]);
   };
   const others = [...found].filter(([id, next]) => differs(id, next)).map(([id]) => id);
   if (others.length) {
     const answer = await ask(
-      `${count(others.length, "tile has", "tiles have")} a different review or note in ${file.name}. ` +
+      `${count(others.length, "tile has", "tiles have")} a different answer or note in ${file.name}. ` +
         "Replace yours?",
       ["Replace mine", "Keep mine"],
     );
@@ -137,7 +150,10 @@ async function importWorksheet(file) {
   keep();
   const remarks = [`${count(found.size, "tile")} imported from ${file.name}`];
   if (unknown) remarks.push(`${count(unknown, "row")} for tiles that are not on this page`);
-  if (unclear) remarks.push(`${count(unclear, "row")} whose review is not ${REVIEWS.slice(0, -1).join(", ")} or ${REVIEWS.at(-1)}`);
+  if (unclear) {
+    const words = `${REVIEWS.slice(0, -1).join(", ")} or ${REVIEWS.at(-1)}`;
+    remarks.push(`${count(unclear, "row")} whose review is not ${words}, or whose blind answer is no class`);
+  }
   if (foreign) remarks.push(`${count(foreign, "row")} from another report`);
   say(`${remarks.join("; ")}.`);
   apply({ keepPlace: true });
