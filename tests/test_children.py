@@ -60,3 +60,10 @@ def test_a_child_ends_with_a_killed_parent() -> None:
 def test_only_a_child_that_is_asked_to_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(children._ASKED, raising=False)
     children.end_with_parent()  # or this process would end with its input
+
+
+def test_an_interrupted_child_interrupts_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], children.INTERRUPTED)
+    monkeypatch.setattr(children.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(KeyboardInterrupt):
+        children.run_command(["eval"])

@@ -38,6 +38,7 @@ FLOORS = (
     "explain",
     "plots",
     "train",
+    "project",
     "report",
     "answers",
     "api",

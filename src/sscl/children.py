@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 
 _ASKED = "SSCL_ENDS_WITH_STDIN"
 ENDED = 143  # exit code of such a child, as after SIGTERM
+INTERRUPTED = 130  # exit code of a command after Ctrl-C
+_children: list[bool] = []  # whether this process is such a child, once that is known
 
 
 @contextlib.contextmanager
@@ -34,23 +36,35 @@ def run_command(words: Sequence[str], *, line: int | None = None) -> int:
 
     Args:
         line: of `lifeline`, for commands that run at the same time; None = one of its own.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; what is said about that, this process says.
     """
     if line is None:
         with lifeline() as own:
             return run_command(words, line=own)
     whole = [sys.executable, "-m", "sscl", *words]
-    return subprocess.run(whole, stdin=line, env={**os.environ, _ASKED: "1"}, check=False).returncode
+    code = subprocess.run(whole, stdin=line, env={**os.environ, _ASKED: "1"}, check=False).returncode
+    if code in (INTERRUPTED, -signal.SIGINT):
+        raise KeyboardInterrupt
+    return code
 
 
 def end_with_parent() -> None:
     """In a child of `run_command`, end this process when its parent ends; elsewhere do nothing."""
     if os.environ.pop(_ASKED, None):
+        _children.append(True)
         threading.Thread(target=_watch, name="lifeline", daemon=True).start()
         if sys.platform == "linux":
             import ctypes
 
             set_parent_death_signal = 1  # of linux/prctl.h
             ctypes.CDLL(None).prctl(set_parent_death_signal, ctypes.c_ulong(signal.SIGKILL))
+
+
+def is_child() -> bool:
+    """Return whether this process is a child of `run_command`."""
+    return bool(_children)
 
 
 def _watch() -> None:

@@ -147,7 +147,7 @@ def next_command(*words: object) -> str:
         'next: sscl eval runs/a'
     """
     command, *rest = words
-    return f"next: sscl {command} {shlex.join(map(str, rest))}"
+    return f"next: sscl {command} {shlex.join(map(str, rest))}".rstrip()
 
 
 def beginning(text: str, *, most: int = 80) -> str:

@@ -36,6 +36,17 @@ def to_yaml(content: Mapping[str, object]) -> str:
     return text
 
 
+def in_line(key: str, value: object) -> str:
+    """Return a key with its value as one line of YAML that loads as the same.
+
+    Examples:
+        >>> in_line("root", "a: b #1"), in_line("size_px", 96), in_line("runs", ["~/a", "1e-4"])
+        ("root: 'a: b #1'", 'size_px: 96', "runs: [~/a, '1e-4']")
+    """
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, default_flow_style=True, width=float("inf"))
+    return f"{key}: {text.removesuffix(chr(10)).removesuffix('...').rstrip()}"
+
+
 # What torch's writer of zip files says where a write fails; it has no number of an error.
 TORCH_WRITE_FAILED = re.compile("PytorchStreamWriter failed|file write failed|unexpected pos")
 _SPARE_BYTES = 64 * 2**20

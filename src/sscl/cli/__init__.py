@@ -50,9 +50,12 @@ def _code_of(words: Sequence[str]) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
-        name = _named(words)
-        _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")
-        return 130
+        from sscl.children import INTERRUPTED, is_child
+
+        if not is_child():  # or its parent says how to go on
+            name = _named(words)
+            _fail("interrupted" if name is None else f"interrupted; {COMMANDS[name].interrupted}")
+        return INTERRUPTED
     except Exception as error:
         line = _in_one_line(error, words)
         if line is None:
@@ -159,6 +162,12 @@ def parse(name: str, words: Sequence[str]) -> Given:
 
     kind = getattr(configs, command.config)
     flags = {flag: getattr(given, flag) for flag in command.flags}
+    for word in [word for word in given.words if word.partition("=")[0] in flags]:  # overwrite=true
+        flag, _, value = word.partition("=")
+        if value not in ("true", "false"):
+            raise ValueError(f"{flag}: must be true or false, or --{flag} for true, got {value!r}")
+        flags[flag] = value == "true"
+        given.words.remove(word)
     if given.help:
         return Given(kind, Sorted(None, ()), flags, help=True)
     if unknown:

@@ -42,6 +42,21 @@ COMMANDS = {
         ("json",),
         interrupted="nothing is written",
     ),
+    "init": Command(
+        "init:main",
+        "InitConfig",
+        "look at your tiles, and write settings that fit them",
+        ("overwrite",),
+        words=(TILES,),
+    ),
+    "train": Command(
+        "train:main",
+        "TrainConfig",
+        "run all stages that init has written, to the page",
+        ("overwrite",),
+        words=(Word("FOLDER", "folder", "the folder that sscl init wrote"),),
+        interrupted="what is finished is kept; run it again, and it continues",
+    ),
     "configs": Command(
         "configs:main",
         "ConfigsConfig",
@@ -167,7 +182,7 @@ COMMANDS = {
     ),
 }
 STAGES = {
-    "First steps": ("demo", "doctor", "configs"),
+    "First steps": ("init", "train", "doctor", "demo", "configs"),
     "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),

@@ -21,6 +21,7 @@ from sscl.config.maps import MapConfig
 from sscl.config.messages import shown
 from sscl.config.predict import PredictConfig
 from sscl.config.probe import ProbeConfig, ProbeEncoder, ProbeSet
+from sscl.config.project import InitConfig, TrainConfig
 from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.sections import Changes, Section, keys, plain
@@ -56,6 +57,7 @@ __all__ = [
     "FinetuneTrainConfig",
     "GradcamConfig",
     "HealthConfig",
+    "InitConfig",
     "InspectConfig",
     "LogConfig",
     "MapConfig",
@@ -71,6 +73,7 @@ __all__ = [
     "Section",
     "SourceConfig",
     "SynthConfig",
+    "TrainConfig",
     "changed_keys",
     "help_text",
     "keys",
