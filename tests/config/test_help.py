@@ -8,6 +8,7 @@ from pydantic_core import PydanticUndefined
 
 from sscl import cli, config
 from sscl.config import PretrainConfig, help_text
+from sscl.config.help import MOST_COMMON
 
 
 def own_keys(kind: Any, prefix: str = "") -> dict[str, Any]:
@@ -45,7 +46,7 @@ def entries(text: str) -> dict[str, tuple[str | None, str]]:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_lists_every_key_with_its_default(name, capsys):
-    assert cli.main([*name.split(), "--help"]) == 0
+    assert cli.main([*name.split(), "--help-all"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     for flag in cli.COMMANDS[name].flags:
@@ -66,6 +67,25 @@ def test_help_lists_every_key_with_its_default(name, capsys):
             isinstance(expected, list) and all(isinstance(entry, (int, float)) for entry in expected)
         )
         assert yaml.safe_load(given) == (pytest.approx(expected, rel=1e-5) if numbers else expected), key
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_short_help_has_the_keys_that_matter(name, capsys):
+    assert cli.main([*name.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    for flag in cli.COMMANDS[name].flags:
+        assert any(line.startswith(f"  --{flag}") for line in lines)
+    kind = getattr(config, cli.COMMANDS[name].config)
+    start = next((i for i, line in enumerate(lines) if line.startswith(("Keys", "The "))), len(lines))
+    shown = entries("\n".join(lines[start + 1 :]))
+    every = config.keys(kind)
+    assert shown.keys() <= every.keys()
+    assert len(shown) <= MOST_COMMON
+    required = {key for key, field in every.items() if field.is_required() and ".N." not in key}
+    assert required <= shown.keys()
+    assert len(shown) == len(every) or any("--help-all" in line for line in lines)
 
 
 def test_required_keys_come_first_and_the_others_by_section():

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sscl.cli.arguments import CONFIG, Sorted, check_tiles, sort_words
 from sscl.cli.table import COMMANDS, OPTIONS, Command, overview
@@ -83,7 +83,7 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> str | None:
 
 
 def _dispatch(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "--help-all"):
         print(overview())
         return 0
     if words[0] == "--version":
@@ -92,7 +92,7 @@ def _dispatch(words: Sequence[str]) -> int:
         print(f"sscl {__version__}")
         return 0
     group = {key: command for key, command in COMMANDS.items() if key.split()[0] == words[0] and key != words[0]}
-    if group and words[1:] and words[1] in ("-h", "--help"):
+    if group and words[1:] and words[1] in ("-h", "--help", "--help-all"):
         print(overview(group))
         return 0
     name = _named(words)
@@ -126,7 +126,7 @@ class Given:
     kind: type[Section]  # of its configuration
     found: Sorted
     flags: Mapping[str, bool]
-    help: bool
+    help: Literal["", "short", "all"] = ""
 
     def load(self) -> Section:
         """Return the configuration."""
@@ -148,6 +148,7 @@ def parse(name: str, words: Sequence[str]) -> Given:
     parser = argparse.ArgumentParser(prog=f"sscl {name}", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
     parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--help-all", action="store_true")
     for flag in command.flags:
         parser.add_argument(f"--{flag}", action="store_true")
     for option, _ in command.options:
@@ -168,8 +169,8 @@ def parse(name: str, words: Sequence[str]) -> Given:
             raise ValueError(f"{flag}: must be true or false, or --{flag} for true, got {value!r}")
         flags[flag] = value == "true"
         given.words.remove(word)
-    if given.help:
-        return Given(kind, Sorted(None, ()), flags, help=True)
+    if given.help or given.help_all:
+        return Given(kind, Sorted(None, ()), flags, help="all" if given.help_all else "short")
     if unknown:
         allowed = ", ".join(f"--{option}" for option in _options(command))
         raise ValueError(f"{unknown[0]}: unknown option; allowed are {allowed} and KEY=VALUE")
@@ -181,13 +182,13 @@ def parse(name: str, words: Sequence[str]) -> Given:
         config=given.config,
         resume=flags.get("resume", False),
     )
-    return Given(kind, found, flags, help=False)
+    return Given(kind, found, flags)
 
 
 def _run(name: str, words: Sequence[str]) -> int:
     command, given = COMMANDS[name], parse(name, words)
     if given.help:
-        print(_help(name, given.kind))
+        print(_help(name, given.kind, every=given.help == "all"))
         return 0
     check_tiles(given.kind, given.found, command.takes)
     config = given.load()
@@ -203,10 +204,11 @@ def _run(name: str, words: Sequence[str]) -> int:
     return code or 0
 
 
-def _help(name: str, kind: type[Section]) -> str:
-    """Return the text of `sscl COMMAND --help`, as wide as the terminal; 80 columns where there is none."""
+def _help(name: str, kind: type[Section], *, every: bool) -> str:
+    """Return the text of `sscl COMMAND --help`, or of --help-all, as wide as the terminal; else of 80 columns."""
     from sscl.config.help import columns as two_columns
-    from sscl.config.help import help_text, wrapped
+    from sscl.config.help import common_keys, help_text, short_help, wrapped
+    from sscl.config.sections import keys as all_keys
 
     command, width = COMMANDS[name], min(shutil.get_terminal_size().columns, 120)
     options = {f"--{option} {OPTIONS[option][0]}".rstrip(): OPTIONS[option][1] for option in _options(command)}
@@ -217,9 +219,18 @@ def _help(name: str, kind: type[Section]) -> str:
     words = [*(f"[{word}]" for word in [*named, *own]), "[KEY=VALUE ...]"]
     whole = [word.replace(" ", "\N{NO-BREAK SPACE}") for word in words]  # not wrapped within
     usage = wrapped(" ".join(["usage: sscl", name, *whole]), width=width, indent=" " * 7)
-    parts = [usage.replace("\N{NO-BREAK SPACE}", " "), wrapped(inspect.getdoc(kind) or "", width=width)]
+    about = inspect.getdoc(kind) or ""
+    about = about if every else about.partition("\n\n")[0]
+    parts = [usage.replace("\N{NO-BREAK SPACE}", " "), wrapped(about, width=width)]
     parts += ["\n".join(["Words", *two_columns(rows, width=width)])]
-    parts += ["\n".join(["Options", *two_columns(options, width=width)]), help_text(kind, width=width)]
+    parts += ["\n".join(["Options", *two_columns(options, width=width)])]
+    if every or not all_keys(kind):
+        parts += [help_text(kind, width=width)]
+    else:
+        parts += [short_help(kind, width=width)]
+        left_out = len(all_keys(kind)) - len(common_keys(kind))
+        said = f"sscl {name} --help-all lists every key with all that is to say of it."
+        parts += [said] if left_out else []
     return "\n\n".join(parts)
 
 

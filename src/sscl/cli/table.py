@@ -217,7 +217,8 @@ def overview(commands: Mapping[str, Command] = COMMANDS) -> str:
             "fine-tuning, evaluation, and heatmaps of where the model looked.",
             *lines,
             "",
-            "sscl COMMAND --help lists its words, and every key with its default.",
+            "sscl COMMAND --help lists its words and the keys that matter most;",
+            "--help-all lists every key with its default.",
             "CONFIG is a YAML file, or a name that sscl configs lists. KEY=VALUE, as in",
             "train.epochs=10, comes on top of it; text and paths are taken as typed.",
         ]

@@ -20,16 +20,20 @@ class AuditConfig(Section):
         "of test tiles",
     )
     run: str | None = setting(
-        None, "a run folder or checkpoint; the sets it was trained on are added to against", path=True
+        None, "a run folder or checkpoint; the sets it was trained on are added to against", path=True, common=True
     )
     encoder: EncoderConfig = EncoderConfig()
     min_cosine: float = setting(
-        0.95, "with encoder.model or encoder.weights: list pairs as similar from this cosine similarity", gt=0, le=1
+        0.95,
+        "with encoder.model or encoder.weights: list pairs as similar from this cosine similarity",
+        gt=0,
+        le=1,
+        common=True,
     )
     neighbours: int = setting(40, "number of likely tiles that each tile is compared with in detail", ge=1, le=1000)
-    shown: int = setting(60, "largest number of pairs in pairs.png and tiles in flagged.png", ge=1, le=300)
+    shown: int = setting(60, "largest number of pairs in pairs.png and tiles in flagged.png", ge=1, le=300, common=True)
     batch_size: int = setting(128, "tiles per batch, with an encoder", ge=1, le=LARGEST_BATCH)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )

@@ -80,29 +80,37 @@ class CompareConfig(Section):
         "folder to write; required with runs; null = compare_A_B beside the first finished run",
         path=True,
         min_length=1,
+        common=True,
     )
     finished: Annotated[tuple[str, ...], Listed] = setting(
         (),
         "finished finetune runs, or folders with a predictions.csv, [runs/a, runs/b], instead of runs; also RUN ...",
         path=True,
+        common=True,
     )
     runs: Annotated[tuple[CompareEntry, ...], Listed] = ()
     seeds: Annotated[tuple[Seed, ...], Listed] = setting(
-        (0,), "seeds, as in [0, 1, 2]: one run of every entry for each"
+        (0,), "seeds, as in [0, 1, 2]: one run of every entry for each", common=True
     )
     fractions: Annotated[tuple[Fraction, ...], Listed] = setting(
-        (), "label fractions, as in [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as in the configs"
+        (),
+        "label fractions, as in [0.01, 0.1, 1]: train.label_fraction of finetune; empty = as in the configs",
+        common=True,
     )
-    root: str | None = setting(None, "data.root of every entry with one data set; null = as in the configs", path=True)
-    set: Overrides = setting((), "changes to every config: set.data.size_px=64, or in YAML {data: {size_px: 64}}")
+    root: str | None = setting(
+        None, "data.root of every entry with one data set; null = as in the configs", path=True, common=True
+    )
+    set: Overrides = setting(
+        (), "changes to every config: set.data.size_px=64, or in YAML {data: {size_px: 64}}", common=True
+    )
     set_pretrain: Overrides = setting((), "changes to the pretrain configs: set_pretrain.train.epochs=10")
     set_finetune: Overrides = setting((), "changes to the finetune configs: set_finetune.train.epochs=10")
-    reference: str | None = setting(None, "row that the others are compared with; null = the first")
-    split: Literal["test", "train", "all"] = setting("test", "split to evaluate on")
+    reference: str | None = setting(None, "row that the others are compared with; null = the first", common=True)
+    split: Literal["test", "train", "all"] = setting("test", "split to evaluate on", common=True)
     grid: int = setting(9, "tiles in the picture of predictions; 0 = no picture", ge=0, le=100)
     grid_seed: int = setting(0, "seed of the tiles in that picture", ge=0, lt=SEEDS)
-    device: str | None = setting(None, "auto, cpu, cuda, cuda:N or mps; null = as in the configs")
-    jobs: int = setting(1, "number of runs of an entry in parallel", ge=1, le=256)
+    device: str | None = setting(None, "auto, cpu, cuda, cuda:N or mps; null = as in the configs", common=True)
+    jobs: int = setting(1, "number of runs of an entry in parallel", ge=1, le=256, common=True)
     progress: bool = setting(True, "show progress bars; none are shown with jobs > 1")
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ class DataConfig(Section):
     group_near_duplicates: bool = setting(
         False, "find near-duplicates first, and keep each cluster on one side of each split that sscl makes"
     )
-    size_px: int = setting(224, "tiles are resized to this side, pixels", ge=16, le=1024)
+    size_px: int = setting(224, "tiles are resized to this side, pixels", ge=16, le=1024, common=True)
     fit: Literal["refuse", "crop", "resize"] = setting(
         "refuse", "images that are not square: refuse them, crop the square in their middle, or resize (squash) them"
     )

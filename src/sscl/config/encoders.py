@@ -47,6 +47,7 @@ class ModelConfig(Section):
         "resnet50",
         f"architecture: {', '.join(ENCODERS)}, or timm:NAME (needs the extra: pip install 'sscl[timm]'); "
         "resnet18_pathmnist is for tiles of 28 px",
+        common=True,
     )
     stem: Stem = setting(
         "standard", "first layers: standard = 7x7, stride 2, max pooling; small = 3x3, stride 1, for tiles under 96 px"
@@ -60,6 +61,7 @@ class ModelConfig(Section):
         "file of sscl, torchvision, timm, Ciga et al., lightly, solo-learn or MoCo; also from=RUN. finetune "
         "takes name, stem, output_stride and data.size_px from those of sscl, where these keys are not given",
         path=True,
+        common=True,
     )
     mean: Means | None = setting(None, "channel means of pixels in 0-1; null = those of the weights, or ImageNet's")
     std: StandardDeviations | None = setting(
@@ -74,7 +76,7 @@ class EncoderConfig(Section):
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
     )
     weights: str | None = setting(
-        None, "null = random; imagenet; or a run folder or file, as model.weights of pretrain", path=True
+        None, "null = random; imagenet; or a run folder or file, as model.weights of pretrain", path=True, common=True
     )
     stem: Stem = setting("standard", "as model.stem of pretrain; ignored if the weights are an sscl checkpoint")
     size_px: int | None = setting(

@@ -40,17 +40,19 @@ class ExportConfig(Section):
         min_length=1,
     )
     what: Literal["trunk", "classifier"] = setting(
-        "trunk", "trunk: encoder, tiles to features; classifier: tiles to logits, of a finetune run"
+        "trunk", "trunk: encoder, tiles to features; classifier: tiles to logits, of a finetune run", common=True
     )
     outputs: Literal["logits", "probabilities"] = setting(
         "logits",
         "of a classifier in torchscript, torch_export and onnx: logits, or calibrated probabilities (with temperature)",
+        common=True,
     )
     formats: Annotated[tuple[str, ...], BeforeValidator(_some_of(*FORMATS))] = setting(
         ("safetensors", "pt"),
         f"file formats, of {', '.join(FORMATS)} (onnx needs the extra: pip install 'sscl[onnx]')",
+        common=True,
     )
-    out: str | None = setting(None, "folder to write; null = RUN/export_WHAT", path=True)
+    out: str | None = setting(None, "folder to write; null = RUN/export_WHAT", path=True, common=True)
     model: EncoderName | None = setting(
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
     )
@@ -68,16 +70,18 @@ class EmbedConfig(Section):
     out: str = setting(..., "folder to write", path=True, min_length=1)
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig
-    split: Literal["train", "test", "all"] = setting("all", "tiles to embed")
+    split: Literal["train", "test", "all"] = setting("all", "tiles to embed", common=True)
     methods: Annotated[tuple[str, ...], BeforeValidator(_some_of(*METHODS))] = setting(
-        ("pca", "tsne"), f"2D maps, of {', '.join(METHODS)} (umap needs the extra: pip install 'sscl[umap]')"
+        ("pca", "tsne"),
+        f"2D maps, of {', '.join(METHODS)} (umap needs the extra: pip install 'sscl[umap]')",
+        common=True,
     )
     tsne_tiles: int = setting(5000, "largest number of tiles in the t-SNE map, drawn by seed", ge=50, le=1_000_000)
-    clusters: int = setting(10, "k of the k-means clusters", ge=2, le=100)
+    clusters: int = setting(10, "k of the k-means clusters", ge=2, le=100, common=True)
     per_cluster: int = setting(10, "tiles of each cluster in its picture", ge=1, le=50)
     seed: int = setting(0, "seed of clusters, maps and the tiles that are shown", ge=0, lt=2**32)
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )

@@ -19,9 +19,10 @@ class MapConfig(Section):
         "auto",
         "logit to explain: difference = that of the predicted class - that of the next likely one; predicted; or a "
         "class; auto = difference",
+        common=True,
     )
     method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
-        "gradcam", "method of the heatmaps"
+        "gradcam", "method of the heatmaps", common=True
     )
     layer: Annotated[
         tuple[str, ...],
@@ -29,6 +30,9 @@ class MapConfig(Section):
     ] = setting(
         (),
         "layer to explain, as in encoder.layer3.1, or [a, b, ...] to fuse several; empty = the last features",
+        common=True,
     )
     fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
-    threshold: float = setting(0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1)
+    threshold: float = setting(
+        0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1, common=True
+    )

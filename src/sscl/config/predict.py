@@ -24,7 +24,7 @@ class PredictConfig(Section):
     paths: Annotated[tuple[str, ...], Listed] = setting(
         ..., "folders, image files and CSV lists, [TILES, a.png, list.csv]; also TILES", path=True, min_length=1
     )
-    out: str | None = setting(None, "folder to write; null = RUN/predictions", path=True)
+    out: str | None = setting(None, "folder to write; null = RUN/predictions", path=True, common=True)
     calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
     tta: bool = setting(False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile")
     abstain: float = setting(
@@ -32,6 +32,7 @@ class PredictConfig(Section):
         "abstain below the confidence that this fraction of the validation tiles does not reach; 0 = never",
         ge=0,
         lt=1,
+        common=True,
     )
     confidence: float | None = setting(None, "abstain below this confidence; takes precedence over abstain", ge=0, le=1)
     panels: bool | int = setting(
@@ -39,13 +40,14 @@ class PredictConfig(Section):
         "write heatmap, boxes and panel of every tile (true) or of this many, least confident first",
         ge=0,
         le=1_000_000,
+        common=True,
     )
     gradcam: MapConfig = MapConfig()
     fit: Literal["refuse", "crop", "resize"] | None = setting(
         None, "images that are not square: refuse, crop or resize (see data.fit); null = as in training"
     )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Precision = setting("auto", PRECISION)
     progress: bool = setting(True, "show progress bars")
 

@@ -55,9 +55,11 @@ class ProbeConfig(Section):
     encoders: Annotated[tuple[ProbeEncoder, ...], Listed]
     sets: Annotated[tuple[ProbeSet, ...], Listed]
     fractions: Annotated[tuple[Fraction, ...], Listed] = setting(
-        (1.0,), "fractions of the training labels to use, as in [0.01, 0.1, 1]"
+        (1.0,), "fractions of the training labels to use, as in [0.01, 0.1, 1]", common=True
     )
-    label_seeds: Annotated[tuple[Seed, ...], Listed] = setting((0,), "seeds of the draw of labels and validation tiles")
+    label_seeds: Annotated[tuple[Seed, ...], Listed] = setting(
+        (0,), "seeds of the draw of labels and validation tiles", common=True
+    )
     validation_fraction: float = setting(
         0.2, "fraction of the used labels that selects C; cross-validation if they are too few", gt=0, lt=1
     )
@@ -67,9 +69,11 @@ class ProbeConfig(Section):
     )
     max_iterations: int = setting(1000, "largest number of L-BFGS iterations in a fit", ge=1, le=1_000_000)
     neighbours: int = setting(20, "k of the k-NN classifier, by cosine similarity", ge=1, le=10_000)
-    reference: str | None = setting(None, "name of the encoder that the others are compared with; null = no comparison")
+    reference: str | None = setting(
+        None, "name of the encoder that the others are compared with; null = no comparison", common=True
+    )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )

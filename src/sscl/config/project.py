@@ -15,10 +15,12 @@ class InitConfig(Section):
     """
 
     data: DataConfig
-    out: str = setting(FOLDER, "folder to write the YAML files to", path=True, min_length=1)
-    labels: bool = setting(True, "take the classes that are there; false = pretraining alone, on all tiles")
-    minutes: float = setting(30.0, "of pretraining to aim at on this machine", gt=0, le=100_000)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    out: str = setting(FOLDER, "folder to write the YAML files to", path=True, min_length=1, common=True)
+    labels: bool = setting(
+        True, "take the classes that are there; false = pretraining alone, on all tiles", common=True
+    )
+    minutes: float = setting(30.0, "of pretraining to aim at on this machine", gt=0, le=100_000, common=True)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     progress: bool = setting(True, "show progress bars")
 
 

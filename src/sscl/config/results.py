@@ -20,31 +20,33 @@ class EvalConfig(Section):
         ..., "finetune run folder (its best.pt) or checkpoint file; also RUN", path=True, min_length=1
     )
     split: Literal["test", "train", "all"] | None = setting(
-        None, "split to evaluate; null = test, or all tiles of another set than the one trained on"
+        None, "split to evaluate; null = test, or all tiles of another set than the one trained on", common=True
     )
     out: str | None = setting(
-        None, "folder to write; null = RUN/eval_SPLIT, for another set RUN/eval_NAME_SPLIT", path=True
+        None, "folder to write; null = RUN/eval_SPLIT, for another set RUN/eval_NAME_SPLIT", path=True, common=True
     )
-    positive: str | None = setting(None, "positive class of two; null = SSA if it is one of them, otherwise the second")
+    positive: str | None = setting(
+        None, "positive class of two; null = SSA if it is one of them, otherwise the second", common=True
+    )
     calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
-    tta: bool = setting(False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile")
+    tta: bool = setting(
+        False, "test-time augmentation: average the logits over the 8 flips and rotations of a tile", common=True
+    )
     sensitivity: float | None = setting(
         None,
         "sensitivity that the threshold must reach on the validation tiles; null = maximise Youden's index there",
         gt=0,
         le=1,
+        common=True,
     )
     abstain: float = setting(
-        0.2,
-        "largest fraction of the validation tiles to abstain on, the least confident ones",
-        ge=0,
-        lt=1,
+        0.2, "largest fraction of the validation tiles to abstain on, the least confident ones", ge=0, lt=1, common=True
     )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Precision = setting("auto", PRECISION)
     data: Annotated[Changes, KeysOf(DataConfig)] = setting(
-        {}, "data keys that replace those of the checkpoint, as in data.root=DIR"
+        {}, "data keys that replace those of the checkpoint, as in data.root=DIR", common=True
     )
     progress: bool = setting(True, "show progress bars")
 
@@ -56,29 +58,32 @@ class GradcamConfig(MapConfig):
         ..., "finetune run folder (its best.pt) or checkpoint file; also RUN", path=True, min_length=1
     )
     split: Literal["test", "train", "all"] | None = setting(
-        None, "split to explain tiles of; null = test, or all tiles of another set than the one trained on"
+        None, "split to explain tiles of; null = test, or all tiles of another set than the one trained on", common=True
     )
     ids: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = setting(
         (), "explain these tiles, [ID, ...]; empty = the most confident ones of each class"
     )
-    images: str | None = setting(None, "explain the image files of this folder instead of the data set", path=True)
+    images: str | None = setting(
+        None, "explain the image files of this folder instead of the data set", path=True, common=True
+    )
     per_class: int = setting(
         3,
         "most confident correct tiles of each class, and as many wrong ones; of more than 20 classes, of the 10 with "
         "the lowest recall",
         ge=1,
         le=10_000,
+        common=True,
     )
     out: str | None = setting(
         None, "folder to write; null = RUN/gradcam_SPLIT, for another set RUN/gradcam_NAME_SPLIT", path=True
     )
     checks: bool = setting(
-        False, "check the heatmaps: randomised weights, deletion and insertion, rotated tiles, thresholds"
+        False, "check the heatmaps: randomised weights, deletion and insertion, rotated tiles, thresholds", common=True
     )
     check_tiles: int = setting(32, "tiles of the checks, drawn by random_seed", ge=2, le=100_000)
     random_seed: int = setting(0, "seed of the randomised weights and of the draws of the checks", ge=0, lt=SEEDS)
     batch_size: int = setting(32, "tiles per batch", ge=1, le=LARGEST_BATCH)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Precision = setting("auto", f"of the predictions, {PRECISION}; maps are always computed in fp32")
     data: Annotated[Changes, KeysOf(DataConfig)] = setting(
         {}, "data keys that replace those of the checkpoint, as in data.root=DIR"

@@ -43,7 +43,9 @@ class KeysOf:
     kind: type[Section]
 
 
-def setting(default: Any, doc: str, *, free: bool = False, path: bool = False, **bounds: Any) -> Any:
+def setting(
+    default: Any, doc: str, *, free: bool = False, path: bool = False, common: bool = False, **bounds: Any
+) -> Any:
     """Return a field of a section.
 
     Args:
@@ -51,13 +53,14 @@ def setting(default: Any, doc: str, *, free: bool = False, path: bool = False, *
         doc: its line of documentation.
         free: whether it changes nothing that is learned, so that a run may be resumed or reused with another value.
         path: whether it names files or folders: ~ and $NAME are expanded, and two spellings of a place are equal.
+        common: whether it is one of the few that `sscl COMMAND --help` lists; --help-all lists every key.
         bounds: its limits, in pydantic's names.
     """
-    return Field(default, description=doc, json_schema_extra={"free": free, "path": path}, **bounds)
+    return Field(default, description=doc, json_schema_extra={"free": free, "path": path, "common": common}, **bounds)
 
 
-def marked(field: FieldInfo, mark: Literal["free", "path"]) -> bool:
-    """Return whether a setting is marked `free` or `path`."""
+def marked(field: FieldInfo, mark: Literal["free", "path", "common"]) -> bool:
+    """Return whether a setting is marked so, see `setting`."""
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra[mark])
 
 

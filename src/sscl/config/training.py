@@ -36,10 +36,10 @@ Milestones = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_EPOCHS)], ...], 
 class PretrainTrainConfig(Section):
     """The contrastive training loop."""
 
-    epochs: int = setting(100, "passes over the tiles", ge=1, le=MOST_EPOCHS)
-    batch_size: int = setting(128, "tiles per step; each gives two views", ge=2, le=LARGEST_BATCH)
+    epochs: int = setting(100, "passes over the tiles", ge=1, le=MOST_EPOCHS, common=True)
+    batch_size: int = setting(128, "tiles per step; each gives two views", ge=2, le=LARGEST_BATCH, common=True)
     optimizer: Literal["sgd", "lars", "adamw"] = setting("sgd", "optimizer")
-    learning_rate: float = setting(0.06, "peak learning rate before scaling", gt=0, le=100)
+    learning_rate: float = setting(0.06, "peak learning rate before scaling", gt=0, le=100, common=True)
     learning_rate_scaling: Literal["linear", "sqrt", "none"] = setting(
         "linear", "learning_rate is multiplied by batch_size / 256 (linear), sqrt(batch_size) (sqrt) or 1 (none)"
     )
@@ -54,7 +54,7 @@ class PretrainTrainConfig(Section):
     loss: Literal["nt_xent", "cross_view"] = setting(
         "nt_xent", "nt_xent: 2N - 2 negatives of both views; cross_view: InfoNCE, N - 1 negatives of the other view"
     )
-    temperature: float = setting(0.7, "temperature of the loss", ge=1e-3, le=100)
+    temperature: float = setting(0.7, "temperature of the loss", ge=1e-3, le=100, common=True)
     second_view: Literal["augmented", "clean"] = setting(
         "augmented", "what a view is compared with: another augmented view, or the tile without augmentation"
     )
@@ -103,7 +103,7 @@ class PretrainConfig(Section):
 
     run: str = setting(..., "run folder to write", free=True, path=True, min_length=1)
     seed: int = setting(0, "seed of initial weights, tile order and augmentation", ge=0, lt=SEEDS)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True, common=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
@@ -135,8 +135,10 @@ class PretrainConfig(Section):
 class FinetuneTrainConfig(Section):
     """The training loop with labels."""
 
-    epochs: int = setting(50, "largest number of passes over the labelled tiles; see patience", ge=1, le=MOST_EPOCHS)
-    batch_size: int = setting(64, "tiles per step", ge=2, le=LARGEST_BATCH)
+    epochs: int = setting(
+        50, "largest number of passes over the labelled tiles; see patience", ge=1, le=MOST_EPOCHS, common=True
+    )
+    batch_size: int = setting(64, "tiles per step", ge=2, le=LARGEST_BATCH, common=True)
     steps_per_epoch: int | None = setting(
         None,
         "steps per epoch, with tiles repeated as needed, so that few labels train as long as many; null = one pass",
@@ -144,7 +146,7 @@ class FinetuneTrainConfig(Section):
         le=1_000_000,
     )
     optimizer: Literal["sgd", "lars", "adamw"] = setting("adamw", "optimizer; adamw with weight_decay=0 is Adam")
-    learning_rate: float = setting(1e-4, "peak learning rate of the encoder", gt=0, le=100)
+    learning_rate: float = setting(1e-4, "peak learning rate of the encoder", gt=0, le=100, common=True)
     head_learning_rate: float = setting(1e-3, "peak learning rate of the classification head", gt=0, le=100)
     weight_decay: float = setting(0.01, "weight decay; not applied to biases and normalisation layers", ge=0, le=10)
     momentum: float = setting(0.9, "momentum of sgd and lars", ge=0, lt=1)
@@ -166,7 +168,11 @@ class FinetuneTrainConfig(Section):
         "none", "down: every class is cut to the size of the smallest; draws: classes are drawn equally often"
     )
     label_fraction: float = setting(
-        1.0, "fraction of the training labels to use, stratified by class; validation tiles are part of it", gt=0, le=1
+        1.0,
+        "fraction of the training labels to use, stratified by class; validation tiles are part of it",
+        gt=0,
+        le=1,
+        common=True,
     )
     validation_fraction: float = setting(
         0.15, "fraction of the used tiles held out for validation, if the data set has no validation split", gt=0, lt=1
@@ -228,7 +234,7 @@ class FinetuneConfig(Section):
     seed: int = setting(
         0, "seed of the head, tile order, augmentation, validation split and label fraction", ge=0, lt=SEEDS
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True, common=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
     )
@@ -260,6 +266,6 @@ class InspectConfig(Section):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     out: str = setting(..., "folder to write", path=True, min_length=1)
-    seed: int = setting(0, "seed of the tiles and augmentations that are shown", ge=0, lt=SEEDS)
-    tiles: int = setting(36, "tiles on the contact sheet", ge=1, le=400)
+    seed: int = setting(0, "seed of the tiles and augmentations that are shown", ge=0, lt=SEEDS, common=True)
+    tiles: int = setting(36, "tiles on the contact sheet", ge=1, le=400, common=True)
     progress: bool = setting(True, "show progress bars")
