@@ -281,6 +281,29 @@ def test_fewer_tiles_and_none(make: Any, study: Path) -> None:
     assert none["id"] == some["id"]
 
 
+def test_worksheets_that_came_back_are_on_a_page_of_their_own(make: Any, study: Path, read_rows: Read) -> None:
+    _, content = make(study, "blind=true")
+    assert content["gallery"]["blind"]
+    rows = read_rows(study / "eval_test/predictions.csv")
+    for name, word in {"a": "agree", "b": "disagree"}.items():
+        lines = [f"{content['id']},{row['id']},{row['label']},{word}\n" for row in rows]
+        (study / f"{name}.csv").write_text("report,id,blind,review\n" + "".join(lines))
+
+    result, reviewed = make(study, f"reviews=[{study}/a.csv,{study}/b.csv]", "tiles=0")
+    again, _ = make(study, f"reviews={study}/a.csv", f"out={study}/other.html", "tiles=0")
+
+    assert (result.code, again.code) == (0, 0), result.err
+    assert (study / "reviewed.html").is_file()
+    assert names(reviewed)[:3] == ["summary", "reviews", "checks"]
+    table = section(reviewed, "reviews")["blocks"][0]["rows"]
+    assert ["a", "blind", "labels", "16", "16 (100%)"] in [row[:5] for row in table]
+    assert "16 (100%)" in result.out
+    (study / "a.csv").write_text("id,blind\nx.png,HP\n")
+    bad, _ = make(study, f"reviews={study}/a.csv", f"out={study}/third.html")
+    assert (bad.code, (study / "third.html").exists()) == (2, False)
+    assert f"{study}/a.csv: line 2" in bad.err
+
+
 def test_three_classes_of_a_folder_without_slides(
     make: Any, cli: Any, finetuned3: Path, folder3: Path, tmp_path: Path
 ) -> None:

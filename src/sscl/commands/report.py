@@ -14,8 +14,10 @@ from sscl.records import read_record
 from sscl.report import page
 from sscl.report.contents import page_content
 from sscl.report.folders import sort_folders
-from sscl.report.predicted import predicted_content, read_predicted
-from sscl.report.subject import add_own_folders, evaluation_of, read_subject
+from sscl.report.predicted import Predicted, predicted_content, read_predicted
+from sscl.report.reviewed import review_lines, reviews_section
+from sscl.report.reviews import Reviewed, read_reviews
+from sscl.report.subject import Subject, add_own_folders, evaluation_of, read_subject, worksheet_id
 from sscl.words import next_command
 
 
@@ -27,7 +29,8 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     """
     sources = sort_folders(config.runs)
     own = next(iter(sources.get("finetune", [])), None)  # what the page is about
-    out = Path(config.out) if config.out is not None else Path(own or config.runs[0]) / "report.html"
+    name = "reviewed.html" if config.reviews else "report.html"
+    out = Path(config.out) if config.out is not None else Path(own or config.runs[0]) / name
     check_page(out, overwrite=overwrite)
     predicted = None
     if "predict" in sources:
@@ -40,6 +43,8 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
         evaluate_where_missing(own, there, config, overwrite=overwrite)
         subject = read_subject(own, there)
         add_own_folders(sources, subject)
+    reviewed = reviewed_tiles(subject, predicted) if config.reviews else None
+    reviews = [] if reviewed is None else read_reviews(config.reviews, reviewed)
     environment = run.environment()
     made_on = f"{environment.date[:16].replace('T', ' ')} UTC"
     made = f"Made by sscl report {environment.sscl} on {made_on}: {environment.command}"
@@ -47,13 +52,30 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
         content = predicted_content(predicted, config, made=made)
     else:
         content = page_content(sources, subject, config, made=made)
+    if reviewed is not None:
+        content["sections"].insert(1, reviews_section(reviews, reviewed))
     html = page.render(content)
     with writing.holding(out):
         writing.write_text(out, html)
+    for line in review_lines(reviews, reviewed) if reviewed is not None else ():
+        print(line)
     shown = 0 if content["gallery"] is None else len(content["gallery"]["tiles"])
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles); open it in a browser, it works offline")
     if own is not None:
         print(next_command("predict", own, "NEW_TILES"))
+
+
+def reviewed_tiles(subject: Subject | None, predicted: Predicted | None) -> Reviewed:
+    """Return the tiles that a worksheet of the page is about.
+
+    Raises:
+        ValueError: the page has none.
+    """
+    if subject is not None:
+        return Reviewed(worksheet_id(subject), subject.found)
+    if predicted is None:
+        raise ValueError("reviews: are of the tiles of a classifier; name its run, or a folder of sscl predict")
+    return Reviewed(predicted.key, predicted.found)
 
 
 def check_page(out: Path, *, overwrite: bool) -> None:

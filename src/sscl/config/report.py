@@ -35,6 +35,13 @@ class ReportConfig(Section):
         False,
         "open the page in blind review, for reviewers: a tile's prediction shows once they named its class",
     )
+    reviews: Annotated[tuple[str, ...], Listed] = setting(
+        (),
+        "worksheets downloaded from the page, [a.csv, b.csv]: agreement of the reviewers with labels, model and each "
+        "other; the page is then reviewed.html",
+        path=True,
+        max_length=20,
+    )
     gradcam: Annotated[Changes, KeysOf(MapConfig)] = setting(
         {},
         "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "
@@ -47,11 +54,11 @@ class ReportConfig(Section):
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     progress: bool = setting(True, "show progress bars")
 
-    @field_validator("runs")
+    @field_validator("runs", "reviews")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if twice := first_twice(value):
-            raise ValueError(f"{twice} is given twice; name each folder once")
+            raise ValueError(f"{twice} is given twice; name each once")
         return value
 
     @field_validator("out")

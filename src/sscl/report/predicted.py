@@ -81,6 +81,11 @@ class Predicted:
     summary: Summary
     found: TilePredictions
 
+    @property
+    def key(self) -> str:
+        """Under which the browser keeps a review: that of these predictions."""
+        return hashlib.sha256((self.folder / "predictions.csv").read_bytes()).hexdigest()[:16]
+
 
 def read_predicted(folder: Path) -> Predicted:
     """Return what `sscl predict` wrote.
@@ -126,13 +131,12 @@ def predicted_content(of: Predicted, config: ReportConfig, *, made: str) -> Cont
     shown = build_gallery(of, config) if config.tiles and of.summary.tiles else None
     environment = record_of(Environment, of.folder / "env.json", made_by="sscl predict")
     text = (of.folder / "config.yaml").read_text(encoding="utf-8")
-    digest = hashlib.sha256((of.folder / "predictions.csv").read_bytes()).hexdigest()
     name = of.folder.resolve().name
     return {
         "title": f"{name}: {count(of.summary.tiles, 'tile')} without truth",
         "subtitle": f"predicted by {of.summary.checkpoint}: {some(of.summary.classes)}",
         "made": made,
-        "id": digest[:16],
+        "id": of.key,
         "sections": [
             summary_section(of),
             predictions_section(of),
