@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import subprocess
@@ -404,7 +405,7 @@ def test_a_command_whose_reader_left_does_its_work(monkeypatch, runs_instead, ca
 def test_every_command_is_there():
     for command in cli.COMMANDS.values():
         module, _, function = command.function.partition(":")
-        imported = __import__(f"sscl.commands.{module}", fromlist=[function])
+        imported = importlib.import_module(module if "." in module else f"sscl.commands.{module}")
         assert callable(getattr(imported, function))
 
 

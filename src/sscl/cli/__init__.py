@@ -195,7 +195,7 @@ def _run(name: str, words: Sequence[str]) -> int:
     module, function = command.function.split(":")
     gc.disable()  # imports make a million objects and hardly any garbage: looking for it is a seventh of the start
     try:
-        command_module = importlib.import_module(f"sscl.commands.{module}")
+        command_module = importlib.import_module(module if "." in module else f"sscl.commands.{module}")
     finally:
         gc.enable()
     if "torch" in sys.modules:

@@ -12,7 +12,7 @@ from sscl.cli.arguments import CONFIG, RUN, TILES, Word
 class Command:
     """A command: where its function is, what its configuration is called, and which words and flags it takes."""
 
-    function: str  # module:function
+    function: str  # module:function, of sscl.commands where the module has no dot
     config: str  # class in sscl.config
     summary: str
     flags: tuple[str, ...] = ()
@@ -22,8 +22,8 @@ class Command:
 
     @property
     def takes(self) -> tuple[Word, ...]:
-        """All words: a config too, but for the command whose word is the name of one."""
-        return self.words if self.config == "ConfigsConfig" else (CONFIG, *self.words)
+        """All words: a config too, but for commands that take no settings of their own."""
+        return self.words if self.config in ("ConfigsConfig", "CompletionConfig") else (CONFIG, *self.words)
 
 
 COMMANDS = {
@@ -56,6 +56,13 @@ COMMANDS = {
         ("overwrite",),
         words=(Word("FOLDER", "folder", "the folder that sscl init wrote"),),
         interrupted="what is finished is kept; run it again, and it continues",
+    ),
+    "completion": Command(
+        "sscl.cli.completion:main",
+        "CompletionConfig",
+        "print a script that completes words in bash, zsh or fish",
+        words=(Word("SHELL", "shell", "bash, zsh or fish"),),
+        interrupted="nothing is written",
     ),
     "configs": Command(
         "configs:main",
@@ -182,7 +189,7 @@ COMMANDS = {
     ),
 }
 STAGES = {
-    "First steps": ("init", "train", "doctor", "demo", "configs"),
+    "First steps": ("init", "train", "doctor", "demo", "configs", "completion"),
     "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),

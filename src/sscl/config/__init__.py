@@ -11,7 +11,7 @@ from sscl.config.compare import CompareConfig, CompareEntry
 from sscl.config.compatibility import Change, changed_keys
 from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.demo import ConfigsConfig, DemoConfig
-from sscl.config.doctor import DoctorConfig
+from sscl.config.doctor import CompletionConfig, DoctorConfig
 from sscl.config.download import DownloadConfig
 from sscl.config.encoders import EncoderConfig, ModelConfig, ProjectionConfig
 from sscl.config.export import EmbedConfig, ExportConfig
@@ -43,6 +43,7 @@ __all__ = [
     "Changes",
     "CompareConfig",
     "CompareEntry",
+    "CompletionConfig",
     "ConfigsConfig",
     "DataConfig",
     "DemoConfig",

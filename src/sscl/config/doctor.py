@@ -1,6 +1,8 @@
-"""The configuration of `sscl doctor`."""
+"""The configurations of `sscl doctor` and `sscl completion`."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from sscl.config.sections import Section, setting
 
@@ -11,3 +13,12 @@ class DoctorConfig(Section):
     cache_dir: str | None = setting(
         None, "the cache folder to look at; null = $SSCL_CACHE or ~/.cache/sscl", path=True, min_length=1
     )
+
+
+class CompletionConfig(Section):
+    """Print a script that completes commands, keys, values, configs and files in a shell.
+
+    How it is installed stands at the top of the script.
+    """
+
+    shell: Literal["bash", "zsh", "fish"] = setting(..., "the shell; also SHELL")
