@@ -20,7 +20,6 @@ from sscl.config import GradcamConfig
 from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
-from sscl.evaluate.proportions import proportion_interval
 from sscl.explain import boxes, cam
 from sscl.explain.records import Localisation, MapChecks
 from sscl.explain.targets import DIFFERENCE
@@ -500,8 +499,8 @@ def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
         assert found.peak_hit == pytest.approx(expected["peak_hit"], abs=0.07)  # one tile of 16
         assert found.box_hit == pytest.approx(expected["box_hit"], abs=0.07)
         assert found.mean_box_iou == pytest.approx(expected["box_iou"], abs=0.01)
-        for value, interval in ((found.peak_hit, found.peak_hit_interval), (found.box_hit, found.box_hit_interval)):
-            assert interval == pytest.approx(proportion_interval(round(value * found.tiles), found.tiles))
+        assert found.groups == len({group for group, mask in zip(loaded.groups, masks, strict=True) if mask.any()})
+        assert found.peak_hit_interval is found.box_hit_interval is None  # of too few slides
     everywhere = np.ones((SIDE, SIDE), dtype=np.float32)  # its box is the whole tile
     expected = rates([everywhere] * 16)
     assert written.whole_tile.box_hit == expected["box_hit"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))  # its simulations
 
 
 def _drawn(*, tiles: int, classes: int, seed: int = 0, decimals: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,8 @@ from sklearn import metrics as sk
 
 from sscl import run
 from sscl.evaluate.comparison import (
+    EQUAL,
+    INCONCLUSIVE,
     METRICS,
     UNDETERMINED,
     Comparison,
@@ -250,7 +252,8 @@ def test_verdict_names_the_better_one_only_where_the_interval_leaves_zero_out() 
     def said(low: float, high: float, metric: str = "accuracy") -> str:
         return verdict((low, high), metric=metric, row="new", reference="old")
 
-    assert said(-0.1, 0.2) == said(0, 0.2) == said(-0.2, 0) == said(0, 0) == said(-1, 1, "loss") == "indistinguishable"
+    assert said(-0.02, 0.04) == said(0, 0.06) == said(-0.06, 0) == said(0, 0) == EQUAL
+    assert said(-0.1, 0.2) == said(0, 0.2) == said(-0.2, 0) == said(-1, 1, "loss") == INCONCLUSIVE
     assert said(0.01, 0.2) == said(-0.2, -0.01, "loss") == "new is better"
     assert said(-0.2, -0.01) == said(0.01, 0.2, "loss") == "old is better"
     assert verdict(None, metric="accuracy", row="new", reference="old") == UNDETERMINED
@@ -274,7 +277,7 @@ def test_differences_come_with_verdicts_and_tests_of_each_seed() -> None:
     result = side_by_side(rows, against=dict.fromkeys(("b", "c", "sure"), "a")).differences
     for name, one in result.items():
         for metric, (low, high) in one.intervals.items():
-            assert (one.verdicts[metric] == "indistinguishable") == (low <= 0 <= high), (name, metric)
+            assert (one.verdicts[metric] in (EQUAL, INCONCLUSIVE)) == (low <= 0 <= high), (name, metric)
         assert len(one.mcnemar) == 2
         for test, ours, theirs in zip(one.mcnemar, rows[name], rows["a"], strict=True):
             assert (test.only_row, test.only_reference) == discordant(ours, theirs)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr, ttest_1samp
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from sscl.evaluate.verdicts import Outcome
+from sscl.evaluate.verdicts import Mean, Outcome
 from sscl.explain import box_checks, boxes, cam, map_checks
 from sscl.explain.checks import check_maps, checks_text
-from sscl.explain.deletion_insertion import _blurred, _highlights_what_matters, _order_curves, deletion_insertion
+from sscl.explain.deletion_insertion import _blurred, deletion_insertion, highlights_what_matters, order_curves
 from sscl.explain.map_similarity import spearman, ssim
 from sscl.explain.records import BoxAccuracy, MapChecks, OrderCurve, Randomisation
 from sscl.models.encoders import build_encoder
@@ -87,9 +87,9 @@ def ones(count: int) -> Tensor:
     return torch.ones(count, 1, dtype=torch.int64)
 
 
-def randomised(model: nn.Module, blanks: list[nn.Module], **options: Any) -> Randomisation:
-    tiles = red_tiles()[0]
-    return map_checks.randomisation(model, blanks, tiles, ones(8), explain=options.pop("explain", explain), **options)
+def randomised(model: nn.Module, blanks: list[nn.Module], *, tiles: int = 8, **options: Any) -> Randomisation:
+    images, how = red_tiles(tiles)[0], options.pop("explain", explain)
+    return map_checks.randomisation(model, blanks, images, ones(tiles), explain=how, **options)
 
 
 class TestSimilarity:
@@ -169,11 +169,11 @@ class TestCascade:
 
 class TestRandomisation:
     def test_a_planted_model_passes(self) -> None:
-        found = randomised(RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2, 3)])
+        found = randomised(RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2, 3)], tiles=32)
         assert found.outcome is Outcome.PASSED
         assert found.verdict.startswith("passed: ")
         assert found.stages == ("head", "conv")
-        assert (found.draws, found.tiles, found.cells) == (3, 8, 64)
+        assert (found.draws, found.tiles, found.cells) == (3, 32, 64)
 
     def test_numbers_are_those_of_a_loop(self) -> None:
         model, blanks = RedNet(), [RedNet(planted=False, seed=seed) for seed in (1, 2)]
@@ -214,7 +214,7 @@ class TestRandomisation:
             noise = torch.randn(8, 8, generator=torch.Generator().manual_seed(int(1e6 * net.head.weight[0, 0].abs())))
             return (fixed + 0.2 * noise).expand(len(images), 8, 8)
 
-        found = randomised(RedNet(), [RedNet(planted=False)], explain=shaken)
+        found = randomised(RedNet(), [RedNet(planted=False)], tiles=32, explain=shaken)
         assert found.outcome is Outcome.FAILED
         assert "0.5" in found.verdict
         few = map_checks.randomisation(RedNet(), [RedNet(planted=False)], red_tiles()[0][:5], ones(5), explain=shaken)
@@ -308,18 +308,18 @@ class TestDeletionInsertion:
     def test_intervals_are_of_the_tiles_and_of_their_own_differences(self) -> None:
         rng = np.random.default_rng(0)
         curves = {name: rng.random((4, 11)) for name in ("map", "random order", "centre")}
-        found = _order_curves(curves)
+        found = order_curves(curves, groups=None, span=0.4)
         areas = {name: np.trapezoid(curve, dx=0.1, axis=1) for name, curve in curves.items()}
         for name, of in found.items():
             assert of.curve == pytest.approx(curves[name].mean(0))
             assert of.auc == pytest.approx(areas[name].mean())
-            assert of.interval == pytest.approx(tuple(ttest_1samp(areas[name], 0).confidence_interval()))
+            assert of.interval == pytest.approx(Mean.of(areas[name], span=0.4).interval)
             if name == "map":
                 assert (of.difference, of.difference_interval) == (None, None)
                 continue
             less = areas["map"] - areas[name]
             assert of.difference == pytest.approx(less.mean())
-            assert of.difference_interval == pytest.approx(tuple(ttest_1samp(less, 0).confidence_interval()))
+            assert of.difference_interval == pytest.approx(Mean.of(less, span=0.4, bounds=(-1, 1)).interval)
 
     def test_evidence_in_the_centre_passes_though_it_does_not_beat_the_centre(self) -> None:
         def curves(random_order: tuple[float, float]) -> dict[str, OrderCurve]:
@@ -328,16 +328,21 @@ class TestDeletionInsertion:
             return {name: OrderCurve(**same, difference_interval=interval) for name, interval in intervals.items()}
 
         better, worse = curves((-0.2, -0.1)), curves((0.1, 0.2))
-        outcome, reason = _highlights_what_matters(0.5, better, worse, tiles=16)
+        outcome, reason = highlights_what_matters(0.5, better, worse, tiles=16, groups=None)
         assert outcome is Outcome.PASSED
         assert "deletion beats random order, deletion ties with centre, insertion beats random order" in reason
-        outcome, reason = _highlights_what_matters(0.5, worse, worse, tiles=16)
+        outcome, reason = highlights_what_matters(0.5, worse, worse, tiles=16, groups=None)
         assert outcome is Outcome.FAILED
         assert "deletion loses to random order" in reason
-        assert _highlights_what_matters(0.5, better, worse, tiles=5)[0] is Outcome.INCONCLUSIVE  # too few to tell
+        assert (
+            highlights_what_matters(0.5, better, worse, tiles=5, groups=None)[0] is Outcome.INCONCLUSIVE
+        )  # too few to tell
+        outcome, reason = highlights_what_matters(0.5, better, worse, tiles=16, groups=4)
+        assert outcome is Outcome.INCONCLUSIVE
+        assert "4 slides or patients are too few" in reason
         unsure = curves((-0.1, 0.1))  # up to 0.1 better, where 0.05 would matter
-        assert _highlights_what_matters(0.5, unsure, worse, tiles=16)[0] is Outcome.INCONCLUSIVE
-        assert _highlights_what_matters(5, unsure, worse, tiles=16)[0] is Outcome.FAILED  # 0.5 would matter
+        assert highlights_what_matters(0.5, unsure, worse, tiles=16, groups=None)[0] is Outcome.INCONCLUSIVE
+        assert highlights_what_matters(5, unsure, worse, tiles=16, groups=None)[0] is Outcome.FAILED  # 0.5 would matter
 
     def test_same_seed_same_numbers(self) -> None:
         tiles, _ = red_tiles(4)

@@ -84,7 +84,7 @@ def test_charts_are_of_what_the_evaluation_found(drawn, wrap):
     assert (words["temperature"], words["positive"]) == (report.calibration.temperature, "SSA")
     curve, words = drawn["coverage"]
     assert curve.area == pytest.approx(report.coverage.area)
-    assert words["decided"] == report.coverage.abstention.here
+    assert words["found"] == report.coverage
     curve, words = drawn["decision"]
     assert curve == report.decision_curve
     assert (words["threshold"], words["positive"]) == (report.operating_point.threshold, "SSA")

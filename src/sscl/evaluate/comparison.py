@@ -1,7 +1,8 @@
 """Several classifiers on the same tiles: metrics by run, over seeds, and paired differences with their intervals.
 
 A difference is taken tile by tile, so it loses what is easy or hard about a tile. One whose interval holds 0 is called
-indistinguishable; no other number names a winner. Shape letters: N tiles, R runs (seeds) of a row, M metrics.
+indistinguishable, or inconclusive; no other number names a winner. Shape letters: N tiles, R runs (seeds) of a row,
+M metrics.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sscl.evaluate import influence, intervals, metrics
+from sscl.evaluate import influence, intervals, metrics, verdicts
 from sscl.evaluate.intervals import Estimate, Interval, Sample
 from sscl.evaluate.metric_intervals import interval_method
 from sscl.evaluate.metrics import FloatArray, IntArray
@@ -24,9 +25,13 @@ FILE = "compare.json"
 METRICS = ("loss", *metrics.OF_LABELS)
 LOWER_IS_BETTER = ("loss",)
 BOUNDS: dict[str, Interval] = dict.fromkeys(metrics.OF_LABELS, (-1, 1)) | {"loss": (-np.inf, np.inf)}
-EQUAL = "indistinguishable"
+EQUAL, INCONCLUSIVE = "indistinguishable", "inconclusive"
 UNDETERMINED = "undetermined: too few slides, or tiles of a class"
 PUBLISHED = "a difference from a published value is meaningful only on the data and split of that publication"
+WORDS = (
+    f'"{EQUAL}": the interval holds 0, and a difference of {verdicts.DIFFERENCE:g} would show in '
+    f'{100 * verdicts.POWER:.0f}% of such samples; "{INCONCLUSIVE}": it holds 0, and such a difference may be missed'
+)
 ONE_RUN = "one run a row: other seeds may differ by as much; the intervals are over the tiles alone"
 
 
@@ -199,12 +204,15 @@ def _check_pairs(rows: Mapping[str, Sequence[TilePredictions]]) -> TilePredictio
 
 
 def verdict(interval: Interval | None, *, metric: str, row: str, reference: str) -> str:
-    """Return which of the two is better by the interval of row - reference: EQUAL where it holds 0."""
+    """Return which of the two is better by the interval of row - reference.
+
+    Where it holds 0: EQUAL, or INCONCLUSIVE if a difference of `verdicts.DIFFERENCE` might be missed.
+    """
     if interval is None:
         return UNDETERMINED
     low, high = interval
     if low <= 0 <= high:
-        return EQUAL
+        return EQUAL if verdicts.detectable(interval) <= verdicts.DIFFERENCE else INCONCLUSIVE
     better = row if (low > 0) != (metric in LOWER_IS_BETTER) else reference
     return f"{better} is better"
 
@@ -215,7 +223,7 @@ def _mcnemar_tests(
     """Return the tests of each difference, a run each, with Holm's correction over all of them."""
     pairs = {name: list(zip(rows[name], rows[other], strict=True)) for name, other in against.items()}
     counts = {name: [discordant(ours, theirs) for ours, theirs in of] for name, of in pairs.items()}
-    raw = [mcnemar(_by_group(*pair, sample)) for of in pairs.values() for pair in of]
+    raw = [mcnemar(by_group(_net(*pair), sample)) for of in pairs.values() for pair in of]
     corrected = iter(zip(raw, holm(raw), strict=True))
     found = {}
     for name, of in counts.items():
@@ -233,9 +241,14 @@ def discordant(ours: TilePredictions, theirs: TilePredictions) -> tuple[int, int
     return int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
 
 
-def _by_group(ours: TilePredictions, theirs: TilePredictions, sample: Sample) -> IntArray:
-    """Return in each group, or of each tile, the tiles that the first alone has right less those of the second."""
-    net = (ours.predictions == ours.labels).astype(np.int64) - (theirs.predictions == theirs.labels)
+def _net(ours: TilePredictions, theirs: TilePredictions) -> IntArray:
+    """Return of each tile 1 where the first alone has it right, -1 where the second alone, else 0, (N,)."""
+    found: IntArray = (ours.predictions == ours.labels).astype(np.int64) - (theirs.predictions == theirs.labels)
+    return found
+
+
+def by_group(net: IntArray, sample: Sample) -> IntArray:
+    """Return the sums of each group, or the tiles themselves where they are independent. net: of each tile, (N,)."""
     return net if sample.groups is None else np.bincount(sample.groups, net).astype(np.int64)
 
 
@@ -358,6 +371,7 @@ def _caveats(
     few = intervals.few_groups(intervals.group_count(groups))
     caveats = [PUBLISHED] if published else []
     if result.differences:
+        caveats.append(WORDS)
         caveats.append(_many_differences(result.differences))
     if len(found) > 1 and all(len(runs) == 1 for runs in found.values()):
         caveats.append(ONE_RUN)

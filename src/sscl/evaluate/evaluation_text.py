@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sscl.evaluate import calibration
+from sscl.evaluate import calibration, verdicts
 from sscl.evaluate.intervals import FEWEST, Interval
 from sscl.evaluate.metrics import (
     MANY_CLASSES,
@@ -20,7 +20,7 @@ from sscl.evaluate.metrics import (
 )
 from sscl.evaluate.proportions import Proportion
 from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
-from sscl.evaluate.verdicts import POWER, Outcome, verdict_of
+from sscl.evaluate.verdicts import Outcome, verdict_of
 from sscl.words import count, left, right, short_names, some, width_of, wrapped
 
 _FEW_CLASSES = 5  # named in a note
@@ -234,9 +234,8 @@ def calibrated(results: Results) -> tuple[Outcome, str]:
     """
     after = results.calibration.after
     error, bound, power = after.ece, after.ece_by_chance.quantile_95, after.ece_by_chance.power
-    outcome = Outcome.FAILED if error > bound else Outcome.PASSED if power >= POWER else Outcome.INCONCLUSIVE
     seen = f"; an error of {calibration.MATTERS_ECE:g} would show in {100 * power:.0f}%"
-    return outcome, (
+    return verdicts.calibrated(error, bound=bound, power=power), (
         f"expected calibration error {error:.3f}: the mean gap between confidence and "
         f"accuracy; perfectly calibrated probabilities stay below {bound:.3f} in 95% of samples of this size{seen}"
     )

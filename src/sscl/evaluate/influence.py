@@ -98,7 +98,7 @@ def ranking(probabilities: FloatArray, sample: Sample, *, positive: int | None) 
         values[:, i], moved = _of_ranks(labels == label, probabilities[:, label])
         influence += moved / len(chosen)
     own, others = actual[chosen], total - actual[chosen]
-    worth = np.stack([4 / (1 / own + 1 / others), own])
+    worth = np.stack([2 * np.minimum(own, others), own])  # the rarer side may make up all of the variance
     # A class adds its variance by its own tiles and by the others, in the ratio of what one of each weighs.
     shares = np.stack([others / total, np.ones(len(chosen))])
     found = []

@@ -26,7 +26,7 @@ ENOUGH_GROUPS = 30  # of fewer intervals hold too, but are wide
 _END = 0.975
 _SHIFT = 0.2  # 0: Clopper and Pearson's interval; 1/2: Jeffreys's
 _PRIOR_CORRELATION = 0.5  # of two tiles of a group, where too few groups hold errors to tell
-_FEW_SHARING = 2.5  # groups that make up the variance, at which prior and estimate weigh the same
+_FEW_SHARING = 3.0  # groups that make up the variance, at which prior and estimate weigh the same
 
 
 def group_count(groups: Groups | None) -> int | None:
@@ -155,21 +155,26 @@ def _design(
 ) -> tuple[FloatArray, FloatArray]:
     """Return how many times the variance of independent tiles groups have, >= 1, and degrees of freedom, (M,) each.
 
+    The variance of groups is that of the jackknife: groups of equal size count by G / (G - 1), a large one by more.
+
     Where the squares come from one or two groups, or from none as where no tile is wrong, they cannot tell whether
     tiles of a group are alike: there _PRIOR_CORRELATION is taken, if that gives more.
 
     Args:
         sums, squares: of the tiles' deviations, by cell, (C,). sizes: tiles of each cell, (C,), >= 1.
         of: column of each cell, (C,). columns: M.
+
+    Source: jackknife over groups of unequal size: Bell & McCaffrey 2002, Survey Methodology 28:169.
     """
 
     def total(values: npt.ArrayLike) -> FloatArray:
         return _totals(of, values, columns)
 
-    groups, tiles = total(np.ones(len(of))), np.maximum(total(sizes), 1)
+    tiles = np.maximum(total(sizes), 1)
     independent, per_group = total(squares), total(sizes.astype(np.float64) ** 2) / tiles
-    raw = groups / np.maximum(groups - 1, 1) * _over(total(sums**2), independent)
-    found = np.maximum(raw, 1.0)
+    groups = np.maximum(total(np.ones(len(of))), 1)
+    without = sums / np.maximum(1 - sizes / tiles[of], 1e-9)  # how far the mean moves where a group is left out
+    found = np.maximum((groups - 1) / groups * _over(total(without**2), independent), 1.0)
     sharing = _over(independent**2, total(squares**2))  # groups that make up the variance
     prior = np.maximum(found, 1 + (per_group - 1) * _PRIOR_CORRELATION)
     weight = 1 / (1 + (sharing / _FEW_SHARING) ** 4)
@@ -259,10 +264,14 @@ def wald_interval(
 
 
 def _with(variance: float, freedom: float, draws: tuple[float, float] | None) -> tuple[float, float]:
+    """Return variance and degrees of freedom with those of the draws.
+
+    The squares of both half widths are added: pooled degrees of freedom (Satterthwaite's) hold in 89% with two draws.
+    """
     if draws is None or not draws[0]:
         return variance, freedom
-    both = variance + draws[0]
-    return both, both**2 / (variance**2 / freedom + draws[0] ** 2 / draws[1])
+    own, others = (float(student(of) / student(np.inf)) ** 2 for of in (freedom, draws[1]))
+    return variance * own + draws[0] * others, np.inf
 
 
 def few_groups(count: int | None) -> str | None:

@@ -46,19 +46,14 @@ def knn_probabilities(
     return torch.cat(parts)
 
 
-def knn_accuracy(
-    bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, query_labels: torch.Tensor, *, neighbours: int
-) -> float:
-    """Return the balanced accuracy of the vote of the nearest neighbours (see `knn_probabilities`).
-
-    Args:
-        bank, queries: embeddings, (N, C) and (M, C).
-        bank_labels, query_labels: int64, (N,) and (M,).
-        neighbours: k; at most N are used.
-    """
-    classes = int(max(bank_labels.max(), query_labels.max())) + 1
+def knn_predictions(
+    bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, *, neighbours: int
+) -> IntArray:
+    """Return the class with the most votes of the nearest neighbours, (M,), see `knn_probabilities`."""
+    classes = int(bank_labels.max()) + 1
     votes = knn_probabilities(bank, bank_labels, queries, neighbours=neighbours, num_classes=classes)
-    return _balanced_accuracy(query_labels.numpy(), votes.argmax(1).numpy())
+    found: IntArray = votes.argmax(1).numpy()
+    return found
 
 
 def _balanced_accuracy(labels: IntArray, predictions: IntArray) -> float:

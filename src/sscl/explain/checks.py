@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from sscl.evaluate.intervals import Groups
 from sscl.explain import box_checks, cam, map_checks
 from sscl.explain.deletion_insertion import deletion_insertion
 from sscl.explain.records import Localisation, MapChecks
@@ -28,6 +29,7 @@ def check_maps(
     *,
     explain: map_checks.Explain,
     random_models: Sequence[nn.Module],
+    groups: Groups | None = None,
     threshold: float,
     seed: int,
     batch_size: int,
@@ -39,6 +41,7 @@ def check_maps(
         model: the trained model, in eval mode. images: (N, 3, S, S), normalised.
         classes: what is explained, (N, 1 or 2).
         explain: makes maps. random_models: the model with random weights, several times. threshold: of the boxes.
+        groups: slide or patient of each tile, (N,); None = independent tiles.
         seed: of the random order. batch_size: tiles at a time. progress: whether to show bars.
     """
 
@@ -60,16 +63,30 @@ def check_maps(
             images,
             classes,
             explain=explain,
+            groups=groups,
             batch_size=batch_size,
             progress=bar("random weights"),
         ),
         deletion_insertion=deletion_insertion(
-            model, images, classes, maps, seed=seed, batch_size=batch_size, progress=bar("deletion, insertion")
+            model,
+            images,
+            classes,
+            maps,
+            groups=groups,
+            seed=seed,
+            batch_size=batch_size,
+            progress=bar("deletion, insertion"),
         ),
         equivariance=map_checks.equivariance(
-            model, images, classes, explain=explain, batch_size=batch_size, progress=bar("rotated tiles")
+            model,
+            images,
+            classes,
+            explain=explain,
+            groups=groups,
+            batch_size=batch_size,
+            progress=bar("rotated tiles"),
         ),
-        box_sensitivity=box_checks.box_sensitivity(list(large), threshold=threshold),
+        box_sensitivity=box_checks.box_sensitivity(list(large), threshold=threshold, groups=groups),
     )
 
 
@@ -110,16 +127,16 @@ def localisation_table(localised: Localisation) -> str:
     def rate(value: float, interval: tuple[float, float] | None) -> str:
         return f"{value:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
 
-    tiles = count(localised.centre.tiles, "tile")
+    centre = localised.centre
     lines = [
-        f"truth masks of {tiles} (in brackets: 95%, assuming independent tiles):",
+        f"truth masks of {count(centre.tiles, 'tile')} (in brackets: {centre.interval_method}):",
         f"{'':<18}{'peak on mask':<24}{'box IoU >= 0.5':<24}mean IoU",
     ]
     for name, rates in localised.each.items():
         cells = (rate(rates.peak_hit, rates.peak_hit_interval), rate(rates.box_hit, rates.box_hit_interval))
         lines.append(f"  {name:<16}" + "".join(f"{cell:<24}" for cell in cells) + f"{rates.mean_box_iou:.3f}")
     lines.append("  (whole tile: peak at a random point, box around everything)")
-    if localised.centre.max_box_accuracy is not None:
+    if centre.max_box_accuracy is not None:
         lines.append(f"{'box accuracy at the best threshold:':<38}IoU >= 0.3    IoU >= 0.5    IoU >= 0.7")
         for name, rates in localised.each.items():
             best = (rates.max_box_accuracy or {}).values()

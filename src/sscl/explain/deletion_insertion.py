@@ -14,8 +14,10 @@ import torch
 from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
+from sscl import words
 from sscl.device import sum_dtype
-from sscl.evaluate.verdicts import Outcome, mean_interval, outcome_above, too_few, verdict_of
+from sscl.evaluate.intervals import Groups, group_count
+from sscl.evaluate.verdicts import POWER, Mean, Outcome, detectable, outcome_above, too_few, verdict_of
 from sscl.explain import boxes
 from sscl.explain.map_checks import enlarged
 from sscl.explain.records import DeletionInsertion, OrderCurve
@@ -35,6 +37,7 @@ def deletion_insertion(
     classes: Tensor,
     maps: Tensor,
     *,
+    groups: Groups | None = None,
     seed: int = 0,
     batch_size: int = 32,
     progress: str | None = None,
@@ -49,7 +52,7 @@ def deletion_insertion(
 
     Args:
         model: in eval mode. images: (N, 3, S, S), normalised. classes: (N, 1 or 2); the first is the class.
-        maps: raw, (N, h, w).
+        maps: raw, (N, h, w). groups: slide or patient of each tile, (N,); None = independent tiles.
         seed: of the random order.
         batch_size: tiles at a time. progress: name of a bar, or None.
 
@@ -64,9 +67,12 @@ def deletion_insertion(
     # A tie, as all of a constant map is, is broken by chance, and no more finely than by the random order.
     ranks = {name: _pixel_ranks(of, enlarged(rng.random(grid), size)) for name, of in orders.items()}
     curves = _curves(model, images, classes[:, :1], ranks, batch_size=batch_size, progress=progress)
-    deletion, insertion = (_order_curves(curves[way]) for way in ("deletion", "insertion"))
     moves = float(max(np.ptp(curve, axis=1).mean() for of in curves.values() for curve in of.values()))
-    outcome, reason = _highlights_what_matters(moves, deletion, insertion, tiles=count)
+    deletion, insertion = (
+        order_curves(curves[way], groups=groups, span=moves / 2) for way in ("deletion", "insertion")
+    )
+    number = group_count(groups)
+    outcome, reason = highlights_what_matters(moves, deletion, insertion, tiles=count, groups=number)
     return DeletionInsertion(
         tiles=count,
         outcome=outcome,
@@ -112,24 +118,33 @@ def _curves(
     return curves
 
 
-def _order_curves(curves: Mapping[str, Array]) -> dict[str, OrderCurve]:
-    """Return the record of each order's curves, (N, K + 1)."""
+def order_curves(curves: Mapping[str, Array], *, groups: Groups | None, span: float) -> dict[str, OrderCurve]:
+    """Return the record of each order's curves, (N, K + 1).
+
+    Args:
+        groups: of the tiles, (N,), or None. span: what blurring changes, see `verdicts.Mean`.
+    """
     areas = {name: trapezoid(curve, _fractions(), axis=1) for name, curve in curves.items()}
     found = {}
     for name, area in areas.items():
-        less = None if name == "map" else areas["map"] - area
+        less = None if name == "map" else Mean.of(areas["map"] - area, groups=groups, span=span, bounds=(-1, 1))
         found[name] = OrderCurve(
             curve=tuple(curves[name].mean(0).tolist()),
             auc=float(area.mean()),
-            interval=mean_interval(area),
-            difference=None if less is None else float(less.mean()),
-            difference_interval=None if less is None else mean_interval(less),
+            interval=Mean.of(area, groups=groups, span=span).interval,
+            difference=None if less is None else less.value,
+            difference_interval=None if less is None else less.interval,
         )
     return found
 
 
-def _highlights_what_matters(
-    moves: float, deletion: Mapping[str, OrderCurve], insertion: Mapping[str, OrderCurve], *, tiles: int
+def highlights_what_matters(
+    moves: float,
+    deletion: Mapping[str, OrderCurve],
+    insertion: Mapping[str, OrderCurve],
+    *,
+    tiles: int,
+    groups: int | None,
 ) -> tuple[Outcome, str]:
     """Return whether the map's order beats the random one both ways, and why.
 
@@ -141,7 +156,8 @@ def _highlights_what_matters(
             f"blurring changes the probability by at most {moves:.1g} ({LEAST_MOVE:g} is needed), so the order of "
             "blurring says nothing"
         )
-    said, better, outcomes = [], [], []
+    said, better, outcomes, units = [], [], [], tiles if groups is None else groups
+    shown = 0.0
     for way, curves, sign in (("deletion", deletion, -1), ("insertion", insertion, 1)):
         for name in ("random order", "centre"):
             interval = curves[name].difference_interval
@@ -150,17 +166,22 @@ def _highlights_what_matters(
             state = "beats" if low > 0 else "loses to" if high < 0 else "ties with"
             said.append(f"{way} {state} {name}")
             if name == "random order":
-                better.append(outcome_above((low, high), 0, tiles=tiles))
-                outcomes.append(outcome_above((low, high), MATTERS * moves, tiles=tiles))
+                better.append(outcome_above((low, high), 0, tiles=units))
+                outcomes.append(outcome_above((low, high), MATTERS * moves, tiles=units))
+                shown = max(shown, detectable((low, high)))
     if all(outcome is Outcome.PASSED for outcome in better):
         outcome, start = Outcome.PASSED, "the highlighted regions matter more than random ones"
     elif Outcome.FAILED in outcomes:
         outcome, start = Outcome.FAILED, "the highlighted regions matter no more than random ones"
     else:
         outcome, start = Outcome.INCONCLUSIVE, "the highlighted regions may or may not matter more than random ones"
+    few = too_few(units, grouped=groups is not None)
+    of = "" if groups is None else f" of {words.count(groups, 'slide or patient', 'slides or patients')}"
     return outcome, (
-        f"{start} ({', '.join(said)}; passes if both beat random order, by 95% intervals over {tiles} tiles, fails if "
-        f"one gains less than {MATTERS * moves:.2f}{too_few(tiles)})"
+        f"{start} ({', '.join(said)}; passes if both beat random order, by 95% intervals over {tiles} tiles{of}, fails "
+        f"if one gains less than {MATTERS * moves:.2f}"
+        + (few or f"; a gain of {shown:.2f} shows in {100 * POWER:.0f}% of such samples")
+        + ")"
     )
 
 

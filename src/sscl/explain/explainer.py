@@ -112,13 +112,15 @@ def localise(
         return (heatmap.enlarged for heatmap in explainer.maps(of, every, name))
 
     def rates(of: Iterable[NDArray[np.float32]]) -> HitRates:
-        return box_checks.localisation_rates(of, masks, threshold=config.threshold, all_thresholds=config.checks)
+        return box_checks.localisation_rates(
+            of, masks, threshold=config.threshold, all_thresholds=config.checks, groups=tiles.groups
+        )
 
     return Localisation(
         this_model=rates(maps(model, "this model")),
         centre=rates(repeat(boxes.centre_map(data.size_px), len(tiles))),
         random_weights=rates(maps(random_model, "random weights")),
-        whole_tile=box_checks.whole_tile_rates(masks, all_thresholds=config.checks),
+        whole_tile=box_checks.whole_tile_rates(masks, all_thresholds=config.checks, groups=tiles.groups),
     )
 
 
@@ -148,6 +150,7 @@ def check(
         target_classes(logits[rows], explainer.target).to(images.device),
         explain=explain,
         random_models=random_models,
+        groups=None if explainer.tiles.groups is None else explainer.tiles.groups[rows.numpy()],
         threshold=config.threshold,
         seed=config.random_seed,
         batch_size=config.batch_size,

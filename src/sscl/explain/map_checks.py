@@ -14,20 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sscl.evaluate.verdicts import (
-    Outcome,
-    interval_text,
-    mean_interval,
-    outcome_above,
-    outcome_below,
-    too_few,
-    verdict_of,
-)
+from sscl.evaluate.intervals import Groups
+from sscl.evaluate.verdicts import Mean, Outcome, verdict_of
 from sscl.explain import boxes, cam
 from sscl.explain.map_similarity import constant, spearman, ssim
 from sscl.explain.records import Equivariance, Randomisation, Spread
 from sscl.progress import Bar, over
-from sscl.words import count
 
 Array = npt.NDArray[np.float64]
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, tiles (B, 3, S, S), classes (B, 1 or 2) -> (B, h, w)
@@ -98,6 +90,7 @@ def randomisation(
     classes: Tensor,
     *,
     explain: Explain,
+    groups: Groups | None = None,
     batch_size: int = 32,
     progress: str | None = None,
 ) -> Randomisation:
@@ -111,7 +104,7 @@ def randomisation(
         random_models: the model as it is before training, once per draw.
         images: (N, 3, S, S), normalised.
         classes: what is explained, the same for all models, (N, 1 or 2), from `targets.target_classes`.
-        explain: makes maps, see `Explain`.
+        explain: makes maps, see `Explain`. groups: slide or patient of each tile, (N,); None = independent tiles.
         batch_size: tiles at a time. progress: name of a bar, or None.
 
     Source: Adebayo et al., arXiv:1810.03292.
@@ -138,7 +131,8 @@ def randomisation(
                         ranks[draw, depth, tile] = np.nan_to_num(spearman(trained[tile], raw))
                         structure[draw, depth, tile] = ssim(drawn[tile], _drawn(raw, size))
                     bar.update()
-        outcome, reason = _depends_on_weights(np.abs(ranks)[:, -1].mean(0), cells=cells)
+        left = Mean.of(np.abs(ranks)[:, -1].mean(0), groups=those_of(groups, kept))
+        outcome, reason = _depends_on_weights(left, cells=cells)
         signed, absolute, similar = (Spread.over_tiles(of.mean(0)) for of in (ranks, np.abs(ranks), structure))
     return Randomisation(
         tiles=len(kept),
@@ -154,32 +148,30 @@ def randomisation(
     )
 
 
-def _depends_on_weights(left: Array, *, cells: int) -> tuple[Outcome, str]:
+def _depends_on_weights(left: Mean, *, cells: int) -> tuple[Outcome, str]:
     """Return whether the maps depend on the weights, and why.
 
     Args:
-        left: |rank correlation| of each tile's maps with all weights random, mean over draws, (N,).
+        left: |rank correlation| of a tile's maps with all weights random, mean over draws.
     """
-    by_chance, mean, interval = chance_correlation(cells), float(left.mean()), mean_interval(left)
-    measured = f"mean |rank correlation| {mean:.2f} with all weights random"
-    if mean >= 0.99:
+    by_chance, measured = chance_correlation(cells), f"mean |rank correlation| {left.value:.2f} with all weights random"
+    if left.value >= 0.99:
         return Outcome.FAILED, f"the maps do not depend on the weights at all ({measured})"
     if cells < FEWEST_CELLS:
         return Outcome.NOT_ASSESSED, (
-            f"maps of {cells} cells are too coarse (|rank correlation| {mean:.2f}, unrelated maps have "
+            f"maps of {cells} cells are too coarse (|rank correlation| {left.value:.2f}, unrelated maps have "
             f"{by_chance:.2f}); choose an earlier layer, several layers, or larger tiles"
         )
-    measured += (
-        f", {interval_text(interval)} over {count(len(left), 'tile')}; passes below {UNRELATED:g}, unrelated maps have "
-        f"{by_chance:.2f}{too_few(len(left))}"
-    )
-    outcome = outcome_below(interval, UNRELATED, tiles=len(left))
+    outcome = left.below(UNRELATED)
     said = {
         Outcome.PASSED: "the maps depend on the trained weights",
         Outcome.FAILED: "the maps look much the same without training",
         Outcome.INCONCLUSIVE: "the maps may or may not depend on the trained weights",
     }[outcome]
-    return outcome, f"{said} ({measured})"
+    return outcome, (
+        f"{said} (mean |rank correlation| with all weights random {left.measured}; passes below {UNRELATED:g}, "
+        f"unrelated maps have {by_chance:.2f}{left.detects})"
+    )
 
 
 def chance_correlation(cells: int) -> float:
@@ -196,13 +188,14 @@ def equivariance(
     classes: Tensor,
     *,
     explain: Explain,
+    groups: Groups | None = None,
     batch_size: int = 32,
     progress: str | None = None,
 ) -> Equivariance:
     """Return how well a map agrees with those of the rotated and flipped tile, moved back, by rank correlation.
 
     Args:
-        model, images, classes, explain, batch_size, progress: as for `randomisation`.
+        model, images, classes, explain, groups, batch_size, progress: as for `randomisation`.
     """
     upright = maps_of(model, images, classes, explain=explain, batch_size=batch_size)
     kept = [index for index, raw in enumerate(upright) if not constant(raw)]
@@ -219,24 +212,24 @@ def equivariance(
         found[name] = [spearman(a, b) for a, b in zip(upright, back, strict=True)]
     table = np.nan_to_num(np.array(list(found.values())))  # (7, N)
     symmetries = {name: float(row.mean()) for name, row in zip(found, table, strict=True)}
-    mean, worst = float(table.mean()), min(symmetries, key=lambda name: symmetries[name])
-    interval = mean_interval(table.mean(0))
-    outcome = outcome_above(interval, STEADY, tiles=len(kept))
+    worst = min(symmetries, key=lambda name: symmetries[name])
+    mean = Mean.of(table.mean(0), groups=those_of(groups, kept), bounds=(-1, 1))
+    outcome = mean.above(STEADY)
     said = {
         Outcome.PASSED: "the maps rotate and flip with the tile",
         Outcome.FAILED: "a rotated or flipped tile gets a different map",
         Outcome.INCONCLUSIVE: "the maps may or may not rotate and flip with the tile",
     }[outcome]
     measured = (
-        f"mean rank correlation {mean:.2f}, {interval_text(interval)} over {count(len(kept), 'tile')}, lowest "
-        f"{symmetries[worst]:.2f} at {worst}; passes above {STEADY:g}{too_few(len(kept))}"
+        f"mean rank correlation {mean.measured}, lowest {symmetries[worst]:.2f} at {worst}; passes above "
+        f"{STEADY:g}{mean.detects}"
     )
     return Equivariance(
         tiles=len(kept),
         outcome=outcome,
         verdict=verdict_of(outcome, f"{said} ({measured})"),
         symmetries=symmetries,
-        mean=mean,
+        mean=mean.value,
         sd=float(table.mean(0).std(ddof=1)) if table.shape[1] > 1 else 0.0,
     )
 
@@ -250,6 +243,11 @@ def turned(x: Tensor, turns: int, *, flip: bool, back: bool = False) -> Tensor:
 
 
 # --- shared ---
+
+
+def those_of(groups: Groups | None, rows: Sequence[int]) -> Groups | None:
+    """Return the groups of some of the tiles. groups: of all, (N,), or None. rows: which."""
+    return None if groups is None else np.asarray(groups)[list(rows)]
 
 
 def maps_of(model: nn.Module, images: Tensor, classes: Tensor, *, explain: Explain, batch_size: int) -> Array:

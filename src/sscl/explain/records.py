@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AliasChoices, Field
 
+from sscl.evaluate.intervals import few_groups
 from sscl.evaluate.verdicts import Outcome
 from sscl.records import Record
+from sscl.words import count
 
 Interval = tuple[float, float]
 Numbers = tuple[float, ...]
@@ -163,18 +165,27 @@ class HitRates(Record):
     """How often peaks and boxes hit truth masks; see `box_checks.localisation_rates`.
 
     Attributes:
-        tiles: with a mask that is not empty. peak_hit, box_hit: fractions of these, with 95% intervals.
-        peak_hit_interval: None where peak_hit is an expectation, not a count.
+        tiles: with a mask that is not empty. groups: of which they are; None = independent tiles.
+        peak_hit, box_hit: fractions of these, with 95% intervals.
+        peak_hit_interval: None where peak_hit is an expectation, not a count. Both None: too few groups.
         max_box_accuracy: by least IoU; None unless all thresholds were tried.
     """
 
     tiles: int
+    groups: int | None = None
     peak_hit: float
     peak_hit_interval: Interval | None = None
     box_hit: float
-    box_hit_interval: Interval
+    box_hit_interval: Interval | None
     mean_box_iou: float
     max_box_accuracy: dict[str, BoxAccuracy] | None = None
+
+    @property
+    def interval_method(self) -> str:
+        """How the intervals are made, or why there are none."""
+        if self.groups is None:
+            return "95% intervals, tiles taken as independent"
+        return few_groups(self.groups) or f"95% intervals over {count(self.groups, 'group')} of tiles"
 
 
 class Localisation(Record):

@@ -49,8 +49,8 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
         found.append(
             blocks.paragraph(
                 "A map that finds the evidence beats the baselines: a model with random weights, the centre of the "
-                "tile, and the whole tile (a random point as the peak, the largest box). The 95% intervals in "
-                "brackets assume independent tiles."
+                "tile, and the whole tile (a random point as the peak, the largest box). In brackets: "
+                f"{localised.centre.interval_method}."
             )
         )
     return blocks.section(name, "Heatmaps", found, hint="how they are made, and what their checks found")

@@ -170,7 +170,7 @@ def _better_than_chance(subject: Subject) -> Check:
         f"Balanced accuracy {number(value)} ({interval(drawn)}), chance level {number(chance)}, on "
         f"{count(tiles, 'tile')}{verdicts.too_few(tiles)}. "
         f"Passes if the whole 95% interval lies above chance; fails if it ends less than {verdicts.GAIN:g} above it."
-        f" In {100 * verdicts.POWER:.0f}% of such samples a gain of {verdicts.detectable(drawn):.2f} would show.",
+        f" {blocks.sentence(verdicts.gain_shown(drawn))}",
         "its answers (no better than guesses)" if outcome is Outcome.FAILED else open_doubt,
     )
 

@@ -16,6 +16,8 @@ from sscl.data.load import all_rows
 from sscl.data.split import stratified_split
 from sscl.data.tiles import Tiles, TileStore
 from sscl.evaluate import probe, verdicts
+from sscl.evaluate.influence import balanced_accuracy
+from sscl.evaluate.intervals import Sample, metric_interval
 from sscl.evaluate.verdicts import Outcome
 from sscl.models import features
 from sscl.words import count
@@ -29,11 +31,13 @@ class HealthTiles:
         train: trained on.
         queries: whose embeddings are examined; held out of training when labelled.
         bank: labelled training tiles, the neighbours of k-NN; empty without labels.
+        groups: slide or patient of each query, where known.
     """
 
     train: NDArray[np.int64]
     queries: NDArray[np.int64]
     bank: NDArray[np.int64]
+    groups: NDArray[np.str_] | None = None
 
 
 def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
@@ -60,7 +64,9 @@ def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:
         queries = np.sort(rng.permutation(rows)[: config.health.tiles])
         return HealthTiles(train=rows, queries=queries, bank=rows[:0])
     bank = np.sort(rng.permutation(labelled[rest])[: config.health.bank_tiles])
-    return HealthTiles(train=np.setdiff1d(rows, labelled[held]), queries=labelled[held], bank=bank)
+    queries = labelled[held]
+    of = None if tiles.groups is None else tiles.groups[queries]
+    return HealthTiles(train=np.setdiff1d(rows, queries), queries=queries, bank=bank, groups=of)
 
 
 def health_metrics(
@@ -91,22 +97,16 @@ def health_metrics(
     queries = embed(chosen.queries)
     found = {"effective_rank": probe.effective_rank(queries)}
     if len(chosen.bank):
-        truth = labels[chosen.queries]
-        accuracy = probe.knn_accuracy(
-            embed(chosen.bank),
-            torch.from_numpy(labels[chosen.bank]),
-            queries,
-            torch.from_numpy(truth),
-            neighbours=neighbours,
-        )
-        counts = np.unique(truth, return_counts=True)[1].tolist()
-        low, high = verdicts.balanced_interval(accuracy, counts)
+        truth, known = labels[chosen.queries], torch.from_numpy(labels[chosen.bank])
+        predictions = probe.knn_predictions(embed(chosen.bank), known, queries, neighbours=neighbours)
+        classes = int(max(truth.max(), predictions.max())) + 1
+        accuracy = balanced_accuracy(predictions, Sample.of(truth, classes=classes, groups=chosen.groups))
+        ends = metric_interval(accuracy)
         found |= {
-            "knn_balanced_accuracy": accuracy,
-            "knn_low": low,
-            "knn_high": high,
-            "knn_chance": 1 / len(counts),
+            "knn_balanced_accuracy": accuracy.value,
+            "knn_chance": 1 / len(np.unique(truth)),
             "knn_tiles": len(truth),
+            **({} if ends is None else {"knn_low": ends[0], "knn_high": ends[1]}),
         }
     return found
 
@@ -115,16 +115,21 @@ def knn_verdict(row: Mapping[str, float]) -> tuple[Outcome, str] | None:
     """Return whether k-NN accuracy is above chance, and a line on it; None where the row has none.
 
     Args:
-        row: of metrics.jsonl.
+        row: of metrics.jsonl; without knn_low and knn_high where tiles or slides are too few for an interval.
     """
     if "knn_balanced_accuracy" not in row:
         return None
-    low, high, chance, tiles = row["knn_low"], row["knn_high"], row["knn_chance"], int(row["knn_tiles"])
-    outcome = verdicts.better_than_chance((low, high), chance, tiles=tiles)
+    value, chance, tiles = row["knn_balanced_accuracy"], row["knn_chance"], int(row["knn_tiles"])
+    on = f"{count(tiles, 'held-out tile')}"
+    if "knn_low" not in row:
+        said = f"{value:.3f} on {on}, which are of too few slides, or too few of a class, for an interval"
+        return Outcome.INCONCLUSIVE, f"inconclusive: k-NN balanced accuracy {said}; chance {chance:.3f}"
+    ends = row["knn_low"], row["knn_high"]
+    outcome = verdicts.better_than_chance(ends, chance, tiles=tiles)
     word = {Outcome.PASSED: "learned", Outcome.FAILED: "not above chance"}.get(outcome, "inconclusive")
     return outcome, (
-        f"{word}: k-NN balanced accuracy {row['knn_balanced_accuracy']:.3f} ({low:.3f} to {high:.3f} on "
-        f"{count(tiles, 'held-out tile')}), chance {chance:.3f}{verdicts.too_few(tiles)}"
+        f"{word}: k-NN balanced accuracy {value:.3f} ({ends[0]:.3f} to {ends[1]:.3f} on {on}), chance {chance:.3f}"
+        f"{verdicts.too_few(tiles) or f'; {verdicts.gain_shown(ends)}'}"
     )
 
 
