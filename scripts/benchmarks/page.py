@@ -147,6 +147,7 @@ def content(count: int, *, drawn: int = 60) -> Content:
                 "map": base64.b64encode(np.round(255 * raw / raw.max()).astype(np.uint8)).decode() if box else "",
                 "maximum": float(raw.max()),
                 "box": list(box.corners) if box else None,
+                "further": [],
                 "localises": box is not None and box.localises,
                 "remark": remark(box),
                 "region": [0, 0, 224, 224],

@@ -8,6 +8,7 @@ import pytest
 
 from sscl.explain.boxes import (
     BOX_COLUMNS,
+    MOST_FURTHER,
     Box,
     box_cells,
     centre_map,
@@ -155,6 +156,26 @@ class TestBox:
         count, regions, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
         x, y, width, height, _ = stats[regions.ravel()[raw.argmax()]].tolist()
         assert (box.corners, box.components) == ((x, y, x + width, y + height), count - 1)
+
+    def test_further_regions_come_with_the_strongest_first(self) -> None:
+        raw = np.zeros((40, 40), np.float32)
+        raw[2:6, 3:9], raw[20:30, 20:25], raw[35, 1], raw[10, 30:40] = 0.5, 1.0, 0.9, 0.1
+        box = find_box(raw, threshold=0.3)
+        assert box is not None
+        assert box.corners == (20, 20, 25, 30)
+        assert box.further == ((1, 35, 2, 36), (3, 2, 9, 6))
+        assert box_cells(raw, box, threshold=0.3)[-1] == "1 35 2 36; 3 2 9 6"
+        many = np.zeros((40, 40), np.float32)
+        many[::4, ::4] = np.linspace(0.5, 1, 100).reshape(10, 10)
+        found = find_box(many)
+        assert found is not None
+        assert (len(found.further), found.components) == (MOST_FURTHER, 100)
+        assert [many[y0, x0] for x0, y0, *_ in found.further] == sorted(many[::4, ::4].ravel())[-2:-10:-1]
+        whole = np.ones((40, 40), np.float32)
+        whole[36], whole[38, 38] = 0, 0.5
+        none = find_box(whole)
+        assert none is not None
+        assert (none.components, none.localises, none.further) == (2, False, ())
 
     def test_the_cells_of_a_table(self) -> None:
         raw = 2.0 * blob_map()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,17 @@ class TestDrawing:
         assert changed[10:40, 34].all()
         assert not changed[15:35, 10:30].any()
         assert (image == 128).all()
+
+    def test_further_regions_are_drawn_thinner_and_under_the_box(self) -> None:
+        image = np.full((400, 400, 3), 128, np.uint8)
+        box = dataclasses.replace(box_at(50, 50, 200, 200), further=((100, 150, 300, 350), (300, 10, 390, 100)))
+        drawn = draw_box(image, box)
+        yellow = (drawn == (255, 221, 0)).all(axis=2)
+        assert yellow[10:60, 345].sum() == 2  # its upper line
+        assert yellow[45:60, 125].sum() == 4  # that of the box
+        assert (drawn == 0).all(axis=2)[50:60, 125].sum() == 4
+        assert not (drawn == 0).all(axis=2)[:, 320:].any()
+        assert (drawn[150:200, 196:200] == (255, 221, 0)).all()
 
     @pytest.mark.parametrize("box", [(0, 0, 1, 1), (63, 63, 64, 64), (0, 0, 64, 64), (10, 0, 11, 64)])
     def test_thin_and_bordering_boxes(self, box: tuple[int, int, int, int]) -> None:

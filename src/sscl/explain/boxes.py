@@ -28,8 +28,9 @@ WHOLE_TILE = 0.8  # a box of more than this fraction of the tile says no place
 # Columns of boxes.csv, see `box_cells`.
 BOX_COLUMNS = (
     *("x0", "y0", "x1", "y1", "threshold", "connectivity", "components", "area_fraction", "raw_maximum"),
-    "localisation",
+    *("localisation", "further_boxes"),
 )
+MOST_FURTHER = 8  # regions beside that of the peak, the strongest first
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,11 @@ class Box:
     Attributes:
         x0, y0, x1, y1: pixels, half open: columns x0..x1-1, rows y0..y1-1.
         threshold: fraction of the maximum from which a pixel belongs to a region.
-        components: number of connected regions above the threshold; only the one with the peak is boxed.
+        components: number of connected regions above the threshold; the box is that of the one with the peak.
         area_fraction: area of the rectangle / area of the map.
         raw_maximum: largest value of the map before any scaling.
+        further: rectangles around other regions, at most MOST_FURTHER, that with the highest value first; none where
+            the box says no place.
     """
 
     x0: int
@@ -52,6 +55,7 @@ class Box:
     components: int
     area_fraction: float
     raw_maximum: float
+    further: tuple[Corners, ...] = ()
 
     @property
     def corners(self) -> Corners:
@@ -126,7 +130,14 @@ def find_box(raw: FloatArray, *, threshold: float = 0.2) -> Box | None:
     if not has_evidence(raw):
         return None
     regions, count = ndimage.label(raw >= threshold * raw.max(), structure=np.ones((3, 3)))
-    rows, columns = ndimage.find_objects(regions)[regions.ravel()[raw.argmax()] - 1]  # 0 is the background
+    places = ndimage.find_objects(regions)  # of regions 1, 2, ...: 0 is the background
+    peak = int(regions.ravel()[raw.argmax()])
+    rows, columns = places[peak - 1]
+    area = (rows.stop - rows.start) * (columns.stop - columns.start) / raw.size
+    others: list[int] = []
+    if count > 1 and area <= WHOLE_TILE:
+        highest = ndimage.maximum(raw, regions, np.arange(1, count + 1))
+        others = [region for region in (np.argsort(-highest, kind="stable") + 1).tolist() if region != peak]
     return Box(
         x0=columns.start,
         y0=rows.start,
@@ -134,8 +145,12 @@ def find_box(raw: FloatArray, *, threshold: float = 0.2) -> Box | None:
         y1=rows.stop,
         threshold=threshold,
         components=count,
-        area_fraction=(rows.stop - rows.start) * (columns.stop - columns.start) / raw.size,
+        area_fraction=area,
         raw_maximum=float(raw.max()),
+        further=tuple(
+            (across.start, down.start, across.stop, down.stop)
+            for down, across in (places[region - 1] for region in others[:MOST_FURTHER])
+        ),
     )
 
 
@@ -160,10 +175,10 @@ def remarks(found: Sequence[Box | None]) -> str:
 def box_cells(raw: FloatArray, box: Box | None, *, threshold: float) -> list[int | float | str | None]:
     """Return the BOX_COLUMNS of a map, (H, W); without evidence there is no box, and the raw maximum is kept."""
     if box is None:
-        return [None, None, None, None, threshold, CONNECTIVITY, 0, None, float(raw.max()), "no evidence"]
+        return [None, None, None, None, threshold, CONNECTIVITY, 0, None, float(raw.max()), "no evidence", ""]
     return [
         *(*box.corners, box.threshold, CONNECTIVITY, box.components, box.area_fraction, box.raw_maximum),
-        "yes" if box.localises else "not assessed",
+        *("yes" if box.localises else "not assessed", "; ".join(" ".join(map(str, one)) for one in box.further)),
     ]
 
 

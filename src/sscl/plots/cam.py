@@ -8,12 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sscl.explain.boxes import Box, normalise
+from sscl.explain.boxes import Box, Corners, normalise
 from sscl.explain.cam import METHODS, in_logits
 from sscl.plots.base import ByteArray, FloatArray
 from sscl.plots.sheets import plot_cam_panel, write_image
 
 NAME_BYTES = 120  # of a tile's name, in the name of its picture
+_YELLOW = (255, 221, 0)
 
 
 def heatmap_rgb(map01: FloatArray) -> ByteArray:
@@ -53,22 +54,30 @@ def draw_box(image: ByteArray, box: Box | None) -> ByteArray:
     """Return a copy of a tile, uint8 (H, W, 3), with the box drawn; without a box, the plain copy.
 
     A yellow line with a black one inside it, so that it shows on white lumen and on dark nuclei alike, also
-    to the colour-blind.
+    to the colour-blind. Further regions have a thinner, yellow line, under that of the box.
     """
     _check_image(image)
     drawn: ByteArray = image.copy()
     if box is None:
         return drawn
     width = max(1, round(min(image.shape[:2]) / 100))
-    for inset, colour in ((0, (255, 221, 0)), (width, (0, 0, 0))):
-        x0, y0, x1, y1 = box.x0 + inset, box.y0 + inset, box.x1 - inset, box.y1 - inset
-        if x1 <= x0 or y1 <= y0:
-            break
-        drawn[y0 : min(y0 + width, y1), x0:x1] = colour
-        drawn[max(y1 - width, y0) : y1, x0:x1] = colour
-        drawn[y0:y1, x0 : min(x0 + width, x1)] = colour
-        drawn[y0:y1, max(x1 - width, x0) : x1] = colour
+    for corners in reversed(box.further):
+        _outline(drawn, corners, width=max(1, width // 2), colour=_YELLOW)
+    x0, y0, x1, y1 = box.corners
+    _outline(drawn, box.corners, width=width, colour=_YELLOW)
+    _outline(drawn, (x0 + width, y0 + width, x1 - width, y1 - width), width=width, colour=(0, 0, 0))
     return drawn
+
+
+def _outline(image: ByteArray, corners: Corners, *, width: int, colour: tuple[int, int, int]) -> None:
+    """Draw a rectangle into an image, within its corners; nothing where they leave no pixel."""
+    x0, y0, x1, y1 = corners
+    if x1 <= x0 or y1 <= y0:
+        return
+    image[y0 : min(y0 + width, y1), x0:x1] = colour
+    image[max(y1 - width, y0) : y1, x0:x1] = colour
+    image[y0:y1, x0 : min(x0 + width, x1)] = colour
+    image[y0:y1, max(x1 - width, x0) : x1] = colour
 
 
 def short_name(name: str) -> str:
@@ -95,7 +104,7 @@ def draw_tile(
     """
     image = np.array(image)
     heat, boxed = overlay(image, normalise(raw)), draw_box(image, box)
-    peak = f"{raw.max():.2g} logits per cell" if in_logits(method, layers) else f"peak, {raw.max():.2g}"
+    peak = f"{raw.max():.2g} logits per cell" if in_logits(method, layers) else f"peak {raw.max():.2g}, without a unit"
     plot_cam_panel(
         *(image, heat, boxed),
         title=title,

@@ -261,6 +261,7 @@ def build(
                 "map": "" if heat.box is None else encode_map(heat.raw),
                 "maximum": round(heat.maximum, 4),
                 "box": None if heat.box is None else list(heat.box.corners),
+                "further": [] if heat.box is None else [list(corners) for corners in heat.box.further],
                 "localises": heat.box is not None and heat.box.localises,
                 "remark": remark(heat.box),
                 "region": None if picture.region is None else list(picture.region),

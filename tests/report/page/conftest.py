@@ -69,6 +69,7 @@ def tile(index: int, rng: np.random.Generator, *, pictures: list[str]) -> dict[s
         "map": "" if empty else base64.b64encode(cells.tobytes()).decode(),
         "maximum": 0.0 if empty else float(rng.random()),
         "box": None if empty else [4, 8, 20, 28],
+        "further": [[22, 2, 30, 6]] if index % 4 == 0 and not empty else [],
         "localises": not empty,
         "remark": "no positive evidence, so no box" if empty else "",
         "region": None if index % 3 == 2 else [0, 0, 64, 64],

@@ -219,12 +219,16 @@ def test_the_slider_and_the_keys_change_the_opacity_and_draw_nothing(opened, con
 
 def test_boxes_lie_where_they_should(page):
     place = page.evaluate("""() => {
-        const box = document.querySelector('.tile .box').getBoundingClientRect();
+        const box = document.querySelector('.tile .box:not(.further)').getBoundingClientRect();
         const frame = document.querySelector('.tile .box').parentElement.getBoundingClientRect();
         return [box.left - frame.left, box.top - frame.top, box.right - frame.left, box.bottom - frame.top]
             .map((value) => 32 * value / frame.width);
     }""")
     assert place == pytest.approx([4, 8, 20, 28], abs=0.1)
+    lines = page.evaluate("""() => ['.box:not(.further)', '.box.further'].map((one) =>
+        parseFloat(getComputedStyle(document.querySelector(`.tile ${one}`)).borderTopWidth))""")
+    assert lines == [2, 1]
+    assert "further regions" in page.locator("#page-legend").text_content()
 
 
 def test_sorting(page, content):

@@ -102,6 +102,7 @@ class GalleryTile(TypedDict):
     the most probable, and of the true and the predicted one. agreement: such as "6/7".
     decided: False = the classifier abstains. image: data URI. map: base64 of map_side x map_side bytes, maximum 255; ""
     without evidence. maximum: of the map before scaling. box: x0, y0, x1, y1 in pixels of the tile, half open.
+    further: boxes of weaker regions.
     localises: whether the box is small enough to say a place. remark: what a reader must know of the box, or "".
     region: x, y, width, height of what the tile shows, in pixels of the image file.
     """
@@ -119,6 +120,7 @@ class GalleryTile(TypedDict):
     map: str
     maximum: float
     box: list[int] | None
+    further: list[list[int]]
     localises: bool
     remark: str
     region: list[int] | None

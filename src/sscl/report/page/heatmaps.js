@@ -80,7 +80,14 @@ function canvasOf(index) {
   return canvas;
 }
 
-/** What shows a tile: its picture, the heatmap over it, the box over both. */
+function boxElement(corners, className) {
+  const box = element("div", { className, "aria-hidden": "true" });
+  const [x0, y0, x1, y1] = corners.map((value) => (100 * value) / gallery.size_px);
+  Object.assign(box.style, { left: `${x0}%`, top: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%` });
+  return box;
+}
+
+/** What shows a tile: its picture, the heatmap over it, the boxes over both. */
 function layers(index, canvas) {
   const tile = tiles[index];
   const found = [];
@@ -89,10 +96,7 @@ function layers(index, canvas) {
   found.push(picture);
   if (canvas) found.push(canvas);
   if (canvas && tile.box !== null) {
-    const box = element("div", { className: "box", "aria-hidden": "true" });
-    const [x0, y0, x1, y1] = tile.box.map((value) => (100 * value) / gallery.size_px);
-    Object.assign(box.style, { left: `${x0}%`, top: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%` });
-    found.push(box);
+    found.push(...tile.further.map((corners) => boxElement(corners, "box further")).reverse(), boxElement(tile.box, "box"));
   }
   return found;
 }

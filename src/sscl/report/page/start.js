@@ -31,7 +31,8 @@ function start() {
   byId("notes").closest("details").hidden = notes.length === 0;
   byId("legend").textContent =
     `Heatmap: evidence (${gallery.target}), scaled to the maximum of each tile, so colours cannot be compared between ` +
-    `tiles. Box: the region around the maximum, of at least ${Math.round(100 * gallery.threshold)}% of that maximum.`;
+    `tiles. Box: the region around the maximum, of at least ${Math.round(100 * gallery.threshold)}% of that maximum` +
+    `${tiles.some((tile) => tile.further.length) ? "; thin boxes: further regions of as much" : ""}.`;
   const strip = new ImageData(256, 1);
   for (let level = 0; level < 256; level++) strip.data.set([...colours.subarray(3 * level, 3 * level + 3), 255], 4 * level);
   byId("colours").getContext("2d").putImageData(strip, 0, 0);
