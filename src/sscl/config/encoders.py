@@ -18,7 +18,7 @@ StandardDeviations = Annotated[tuple[Deviation, Deviation, Deviation], _as_tuple
 WIDEST = 2**16  # layer of a projection head
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-ENCODERS = (*RESNETS, "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
+ENCODERS = (*RESNETS, "resnet14_small", "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
 TIMM = "timm:"
 Stem = Literal["standard", "small"]
 OutputStride = Literal[32, 16]
@@ -46,7 +46,7 @@ class ModelConfig(Section):
     name: EncoderName = setting(
         "resnet50",
         f"architecture: {', '.join(ENCODERS)}, or timm:NAME (needs the extra: pip install 'sscl[timm]'); "
-        "resnet18_pathmnist is for tiles of 28 px",
+        "resnet18_pathmnist is for tiles of 28 px, resnet14_small for few tiles, CPUs and fine heatmaps",
         common=True,
     )
     stem: Stem = setting(

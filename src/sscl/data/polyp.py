@@ -27,7 +27,7 @@ _EOSIN = (0.216, 0.801, 0.558)
 _DRAWING_PX = 320  # tiles are drawn at least this large, and at twice their size below 512, then averaged
 _STROMA_PX = 256  # resolves the finest fibre
 _SUBPIXEL_BITS = 4  # of OpenCV's fixed-point coordinates
-_BASE_HEIGHT = 0.19  # the class-deciding band, from the bases of the crypts upwards
+_BASE_HEIGHT = 0.22  # the class-deciding band, from the bases of the crypts upwards
 _THICKNESS = 0.062  # of the epithelium
 
 
@@ -194,16 +194,16 @@ def _side(
 
 def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
     """Return a row of crypts that fills the view from side to side."""
-    spacing = 0.325 + 0.075 * severity + rng.uniform(-0.04, 0.04)
+    spacing = 0.36 + rng.uniform(-0.04, 0.04)
     centres = np.arange(-0.9, 0.9, spacing) + rng.uniform(-0.5, 0.5) * spacing
     n = len(centres)
-    centres += rng.normal(0, 0.010 + 0.02 * severity, n)
+    centres += rng.normal(0, 0.02, n)
     severities = np.clip(severity + rng.normal(0, 0.09, n), 0, 1)
-    stems = 0.070 + 0.024 * severities + rng.normal(0, 0.003, n)
-    tops = 0.129 - 0.020 * severity + rng.uniform(-0.016, 0.016) + rng.normal(0, 0.006, n)
+    stems = 0.080 + rng.normal(0, 0.003, n)
+    tops = 0.119 + rng.uniform(-0.016, 0.016) + rng.normal(0, 0.006, n)
     feet = _draw_feet(severities, centres, stems, rng)
     heights = 0.13 + 0.065 * severities + rng.normal(0, 0.006, n)
-    sinking = rng.normal(0, 0.008 + 0.010 * severity, n)
+    sinking = rng.normal(0, 0.013, n)
     amplitude = rng.uniform(0.026, 0.036)
     thickness = _THICKNESS + rng.uniform(-0.008, 0.004)
     wave = rng.uniform([0.0, 0.6, 0.0], [0.03, 1.2, 2 * np.pi])
@@ -218,7 +218,7 @@ def _draw_crypts(severity: float, rng: np.random.Generator) -> list[Crypt]:
         )
         lumen_curve = _serrate(
             _resample(np.concatenate([right[1][::-1], left[1][1:]]), 0.004),
-            start=0.42 - 0.62 * float(severities[k]),
+            start=_BASE_HEIGHT - 0.42 * float(severities[k]),
             amplitude=amplitude,
             rng=rng,
         )

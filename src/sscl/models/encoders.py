@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sscl.config.encoders import RESNETS, TIMM, OutputStride, Stem, known_encoder
-from sscl.models.resnet import Trunk, convolution
+from sscl.models.resnet import SMALL, Trunk, convolution
 from sscl.models.weights import load_trunk, read_trunk
 from sscl.words import closest
 
@@ -59,6 +59,7 @@ class ResNet(Encoder):
     resnet18_pathmnist is a ResNet18 for tiles of 28 px, with a 3x3 first convolution, without max-pool, and with a
     single 3x3 convolution as `layer2`, both with biases, neither with a stride: 28 -> 28 -> 28 -> 14 -> 7 px, and
     10,722,057 parameters with a linear head of 9 classes (github.com/reshalfahsi/contrastive-ssl-pathology).
+    resnet14_small is described at `resnet.Trunk`; its `layer4` does nothing.
     """
 
     def __init__(self, name: str, *, stem: str = "standard", output_stride: int = 32) -> None:
@@ -68,7 +69,8 @@ class ResNet(Encoder):
         self.num_features = net.num_features
         self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
         self.maxpool: nn.Module = net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
+        self.layer4 = net.layer4
         if name == "resnet18_pathmnist":
             self.conv1 = _conv3x3(3, 64, bias=True)
             self.maxpool = nn.Identity()
@@ -265,6 +267,8 @@ def check_name(name: str) -> None:
 
 def _load_imagenet(encoder: Encoder) -> None:
     """Fill a ResNet with torchvision's default ImageNet weights."""
+    if encoder.name == SMALL:
+        raise ValueError(f"model.weights: there are no ImageNet weights of {SMALL}; leave them out, or give a run")
     if encoder.stem == "small":
         raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")
     import torchvision  # takes seconds, as it brings torch's compiler

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+SMALL = "resnet14_small"
 BLOCKS = {  # of each stage, and whether they are bottlenecks
+    SMALL: ((2, 2, 2), False),
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
@@ -60,6 +62,9 @@ class Bottleneck(nn.Module):
 class Trunk(nn.Module):
     """A ResNet from its first convolution to its last stage, `layer4`.
 
+    SMALL is a ResNet18 of half the width without its last stage, and without the stride of the one before: 0.7 million
+    parameters, 128 features, a cell of the last map for 8 pixels. For few tiles, a CPU, and fine heatmaps.
+
     Attributes:
         num_features: channels of the last stage.
     """
@@ -67,19 +72,21 @@ class Trunk(nn.Module):
     layer1: nn.Sequential
     layer2: nn.Sequential
     layer3: nn.Sequential
-    layer4: nn.Sequential
+    layer4: nn.Module
 
     def __init__(self, name: str) -> None:
         super().__init__()
         counts, bottleneck = BLOCKS[name]
         expansion = 4 if bottleneck else 1
-        self.num_features = 512 * expansion
-        self.conv1, self.bn1 = convolution(3, 64, 7, stride=2), nn.BatchNorm2d(64)
+        first = 32 if name == SMALL else 64
+        self.num_features = first * 2 ** (len(counts) - 1) * expansion
+        self.conv1, self.bn1 = convolution(3, first, 7, stride=2), nn.BatchNorm2d(first)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        inputs = 64
+        inputs = first
+        self.layer4 = nn.Identity()
         for i, count in enumerate(counts):
-            width, stride = 64 * 2**i, 1 if i == 0 else 2
+            width, stride = first * 2**i, 1 if i == 0 or (name == SMALL and i == 2) else 2
             setattr(self, f"layer{i + 1}", _stage(inputs, width, count=count, stride=stride, bottleneck=bottleneck))
             inputs = width * expansion
         nn.Linear(self.num_features, 1000)  # torchvision's classifier, whose random numbers come before the weights'
