@@ -455,3 +455,12 @@ def test_kept_batch_statistics_do_not_move_and_everything_else_trains():
         assert torch.equal(value, before[name]) == statistic, name
     assert encoder.training
     assert encoder.layer1.training
+
+
+def test_the_small_resnet_has_a_cell_for_eight_pixels_and_no_weights_of_imagenet():
+    encoder = build_encoder("resnet14_small").eval()
+    maps = encoder.forward_features(torch.zeros(1, 3, 96, 96))
+    assert maps.shape == (1, encoder.num_features, 12, 12)
+    assert sum(p.numel() for p in encoder.parameters()) < 1_000_000
+    with pytest.raises(ValueError, match=r"model\.weights"):
+        build_encoder("resnet14_small", weights="imagenet")

@@ -84,11 +84,12 @@ class Trunk(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         inputs = first
-        self.layer4 = nn.Identity()
         for i, count in enumerate(counts):
             width, stride = first * 2**i, 1 if i == 0 or (name == SMALL and i == 2) else 2
             setattr(self, f"layer{i + 1}", _stage(inputs, width, count=count, stride=stride, bottleneck=bottleneck))
             inputs = width * expansion
+        if len(counts) == 3:
+            self.layer4 = nn.Identity()
         nn.Linear(self.num_features, 1000)  # torchvision's classifier, whose random numbers come before the weights'
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
