@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from sscl.reading import parse_json
-from sscl.words import beginning
+from sscl.words import short
 
 try:
     import fcntl
@@ -167,7 +167,7 @@ def _said_by(file: IO[bytes]) -> str:
     try:
         file.seek(0)
         found = parse_json(file.read(2**16))
-        process, host, since, command = (beginning(str(found[key])) for key in ("process", "host", "since", "command"))
+        process, host, since, command = (short(str(found[key])) for key in ("process", "host", "since", "command"))
         return f"process {process} on {host} writes there since {since} ({command})"
     except (OSError, ValueError, TypeError, KeyError):  # it is just being written
         return "another process writes there"

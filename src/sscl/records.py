@@ -56,9 +56,18 @@ def strictly(kind: type[Data], content: object, *, at: str = "") -> Data:
         found = _fields(kind).model_validate(content)  # type: ignore[arg-type]
         return kind(**{name: getattr(found, name) for name in found.model_fields_set})
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(short(str(part)) for part in fault["loc"]) or "it"
-        raise ValueError(f"{at}{place}: {' '.join(fault['msg'].lower().split())[:200]}") from None
+        raise ValueError(f"{at}{first_fault(error, whole='it')}") from None
+
+
+def first_fault(error: ValidationError, *, whole: str) -> str:
+    """Return the first of the faults that pydantic found, as in "loss: input should be a valid number".
+
+    Args:
+        whole: what is at fault where it is no field.
+    """
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(short(str(part)) for part in fault["loc"]) or whole
+    return f"{place}: {short(' '.join(fault['msg'].lower().split()), most=200)}"
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -86,9 +95,7 @@ def read_record(kind: type[Kind], path: Path, *, made_by: str) -> Kind:
     try:
         return kind.model_validate(parse_json(content))
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(short(str(part)) for part in fault["loc"]) or "the file"
-        said = short(fault["msg"].lower(), most=200)
-        raise ValueError(f"{name}: {place}: {said}; write it again with {made_by}") from None
+        said = first_fault(error, whole="the file")
+        raise ValueError(f"{name}: {said}; write it again with {made_by}") from None
     except ValueError as error:
         raise ValueError(f"{name}: not JSON ({short(str(error), most=200)}); write it again with {made_by}") from None

@@ -42,14 +42,14 @@ def first_twice(words: Sequence[str]) -> str | None:
 
 
 def short(text: str, *, most: int = 60) -> str:
-    """Return a text in one line of at most so many characters.
+    """Return a text in one line of at most so many characters, without control characters.
 
     Examples:
         >>> short("a\\nb"), short("abcdefgh", most=6)
         ('a\\\\nb', 'abc...')
     """
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:most])
+    return shown if len(shown) <= most and len(text) <= most else f"{shown[: most - 3]}..."
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -81,14 +81,14 @@ def listed(words: Sequence[str], *, last: str = "and") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def some(words: Sequence[str], *, most: int = MOST) -> str:
-    """Return words with commas between; of more than `most` the first ten and how many more.
+def some(words: Sequence[str], *, most: int = MOST, first: int = 10) -> str:
+    """Return words with commas between; of more than `most` the first few and how many more.
 
     Examples:
         >>> some(["a", "b"]), some(["c"] * 1000)[-11:]
         ('a, b', 'c, 990 more')
     """
-    return ", ".join(words if len(words) <= most else [*words[:10], f"{len(words) - 10:,} more"])
+    return ", ".join(words if len(words) <= most else [*words[:first], f"{len(words) - first:,} more"])
 
 
 def shortened(text: str, length: int) -> str:
@@ -148,14 +148,3 @@ def next_command(*words: object) -> str:
     """
     command, *rest = words
     return f"next: sscl {command} {shlex.join(map(str, rest))}".rstrip()
-
-
-def beginning(text: str, *, most: int = 80) -> str:
-    """Return a text of a file for a message: of a long one the beginning, and how long it is; no control characters.
-
-    Examples:
-        >>> beginning("abc"), beginning("x" * 5000, most=3), beginning("a" + chr(27)) == "a" + chr(92) + "x1b"
-        ('abc', 'xxx... (5,000 characters)', True)
-    """
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:most])
-    return shown if len(text) <= most else f"{shown}... ({len(text):,} characters)"

@@ -385,7 +385,7 @@ def test_weights_that_do_not_fit_are_named(encoder):
 def test_weights_of_another_encoder(encoder, tmp_path):
     path = tmp_path / "encoder.pt"
     torch.save(encoder.state_dict(), path)
-    with pytest.raises(ValueError, match=r"does not fit resnet34 .*\(missing: layer1\.2\.\S+, \S+, \S+ and \d+ more\)"):
+    with pytest.raises(ValueError, match=r"does not fit resnet34 .*\(missing: layer1\.2\.\S+, \S+, \S+, \d+ more\)"):
         build_encoder("resnet34", weights=str(path))
     with pytest.raises(
         ValueError, match=r"with the small stem \(of another shape: conv1\.weight\); it looks like resnet18 with the st"

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from sscl.file_kinds import binary_kind
 from sscl.places import missing, printable
 from sscl.reading import opened, why_unreadable
-from sscl.words import beginning, some
+from sscl.words import short, some
 
 _DELIMITERS = ",;\t"
 _MOST_CHARACTERS = 2**20  # of a line: of 10,000 classes, predictions.csv has some 100,000
@@ -43,8 +43,7 @@ def read_table(path: Path, *, columns: Sequence[str], optional: Sequence[str] = 
         for name, value in zip((*columns, *optional), values, strict=True):
             if "\n" in value or "\r" in value:
                 raise ValueError(
-                    f"{path}: line {line}: column {name!r} has a line break, {beginning(value)!r}; is a quote "
-                    "not closed?"
+                    f"{path}: line {line}: column {name!r} has a line break, {short(value)!r}; is a quote not closed?"
                 )
         table.append((line, values))
     if not table:
@@ -118,7 +117,7 @@ def finite(text: str, *, name: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{name} {beginning(text)!r} is no finite number")
+        raise ValueError(f"{name} {short(text)!r} is no finite number")
     return number
 
 
@@ -171,6 +170,6 @@ def _place(name: str, header: Sequence[str], path: Path, *, required: bool) -> i
     if len(places) > 1:
         raise ValueError(f"{path}: line 1: column {name!r} comes {len(places)} times; keep one")
     if not places and required:
-        found = some([beginning(printable(other)) for other in header])
+        found = some([short(printable(other)) for other in header])
         raise ValueError(f"{path}: line 1: column {name!r} is missing, found {found}; rename or add it")
     return places[0] if places else None

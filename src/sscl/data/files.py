@@ -28,7 +28,7 @@ from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
 from sscl.places import missing, printable
 from sscl.reading import refuse_irregular
-from sscl.words import beginning
+from sscl.words import short
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
 Images = Item | Sequence[Item]
@@ -129,7 +129,7 @@ def _add_list(word: str, found: Found, seen: set[str]) -> None:
         listed.append((name, listed_file(folder, name)))
     if not any(os.path.lexists(file) for _, file in listed):
         raise FileNotFoundError(
-            f"{word}: none of its {len(listed)} files exists, the first would be {beginning(listed[0][1])}; "
+            f"{word}: none of its {len(listed)} files exists, the first would be {short(listed[0][1])}; "
             "paths are relative to the folder of the CSV"
         )
     for name, file in listed:

@@ -18,7 +18,7 @@ from sscl.data.decode import decode_into
 from sscl.data.images import Fit, describe_changes
 from sscl.places import one_form
 from sscl.reading import why_unreadable
-from sscl.words import beginning
+from sscl.words import short
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 2
@@ -100,7 +100,7 @@ def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
         other = spelled.setdefault(plain, name)
         if other != name:
             raise ValueError(
-                f"{where}: {beginning(other)!r} and {beginning(name)!r} differ only by case, blanks or '.0', so one "
+                f"{where}: {short(other)!r} and {short(name)!r} differ only by case, blanks or '.0', so one "
                 "slide would count as two; write each id in one way"
             )
     return np.array(ids, dtype=np.str_)
@@ -117,15 +117,15 @@ def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> 
     for line, (name, group) in read_table(path, columns=columns):
         name = plain_path(name)
         if name in group_of:
-            raise ValueError(f"{path}: line {line}: {beginning(name)!r} occurs twice; expected one row per tile")
+            raise ValueError(f"{path}: line {line}: {short(name)!r} occurs twice; expected one row per tile")
         if not group:
-            raise ValueError(f"{path}: line {line}: {beginning(name)!r} has an empty {columns[1]!r}; fill it in")
+            raise ValueError(f"{path}: line {line}: {short(name)!r} has an empty {columns[1]!r}; fill it in")
         group_of[name] = group
     names = [plain_path(name) for name in ids]
     without = [name for name in names if name not in group_of]
     if without:
         raise ValueError(
-            f"{path}: no row for {len(without)} of {len(ids)} tiles, the first is {beginning(without[0])!r}; "
+            f"{path}: no row for {len(without)} of {len(ids)} tiles, the first is {short(without[0])!r}; "
             f"expected every tile in column {columns[0]!r}"
         )
     return group_ids([group_of[name] for name in names], where=f"{path}: column {columns[1]!r}")

@@ -24,7 +24,7 @@ from sscl.data.split import balance_down, stratified_split
 from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles
 from sscl.places import missing
-from sscl.words import beginning, count
+from sscl.words import count, short
 
 CLASSES = ("HP", "SSA")
 COLUMNS = (
@@ -233,22 +233,20 @@ def _read_annotations(root: Path) -> list[_Row]:
     for line, (name, label, votes, partition) in read_table(path, columns=COLUMNS):
         where = f"{path}: line {line}"
         if not name or "/" in name or "\\" in name or name in (".", ".."):
-            raise ValueError(f"{where}: image name {beginning(name)!r}; expected a plain file name inside images/")
+            raise ValueError(f"{where}: image name {short(name)!r}; expected a plain file name inside images/")
         if name in rows:
-            raise ValueError(f"{where}: image name {beginning(name)!r} occurs twice; expected one row per image")
+            raise ValueError(f"{where}: image name {short(name)!r} occurs twice; expected one row per image")
         if label not in CLASSES:
-            raise ValueError(f"{where}: label {beginning(label)!r}, allowed are {', '.join(CLASSES)}")
+            raise ValueError(f"{where}: label {short(label)!r}, allowed are {', '.join(CLASSES)}")
         number = whole_number(votes, at_most=ANNOTATORS)
         if number is None:
-            raise ValueError(
-                f"{where}: {beginning(votes)!r} votes for SSA, allowed is a whole number 0 to {ANNOTATORS}"
-            )
+            raise ValueError(f"{where}: {short(votes)!r} votes for SSA, allowed is a whole number 0 to {ANNOTATORS}")
         if (label == "SSA") != (number >= MAJORITY):
             raise ValueError(
                 f"{where}: label {label} contradicts {votes} of {ANNOTATORS} votes for SSA; SSA is {MAJORITY} or more"
             )
         if partition not in PUBLISHED_COUNTS:
-            raise ValueError(f"{where}: partition {beginning(partition)!r}, allowed are {', '.join(PUBLISHED_COUNTS)}")
+            raise ValueError(f"{where}: partition {short(partition)!r}, allowed are {', '.join(PUBLISHED_COUNTS)}")
         rows[name] = _Row(name, CLASSES.index(label), number, partition)
     for index, name in enumerate(CLASSES):
         if all(row.label != index for row in rows.values()):

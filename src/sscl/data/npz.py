@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sscl.file_kinds import binary_kind, text_kind
 from sscl.places import missing
 from sscl.reading import opened, why_unreadable
-from sscl.words import beginning, count, first_twice, readable
+from sscl.words import count, first_twice, readable, short
 
 AGAIN = "download or write it again"
 _MOST_HEADER = 10_000  # bytes, as numpy itself allows
@@ -60,7 +60,7 @@ def keys_in(path: Path) -> list[str]:
         raise UnusableError(f"{path}: has {count(len(names), 'member')}; expected some arrays (MedMNIST layout)")
     twice = first_twice(names)
     if twice is not None:
-        raise UnusableError(f"{path}: has two arrays {beginning(twice)!r}; {AGAIN}")
+        raise UnusableError(f"{path}: has two arrays {short(twice)!r}; {AGAIN}")
     return [name.removesuffix(".npy") for name in names]
 
 
@@ -86,7 +86,7 @@ def header_of(path: Path, key: str) -> Header:
     elif info.file_size > _MOST_RATIO * info.compress_size + _MOST_HEADER:
         damaged = f"{readable(info.file_size)} in {count(info.compress_size, 'byte')}"
     if damaged is not None:
-        raise UnusableError(f"{path}: {key} is damaged ({beginning(damaged, most=200)}); {AGAIN}")
+        raise UnusableError(f"{path}: {key} is damaged ({short(damaged, most=200)}); {AGAIN}")
     if held > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
         raise UnusableError(
             f"{path}: {key}: would unpack {readable(info.compress_size)} to {readable(held)}, as no tiles do; {AGAIN}"
@@ -170,7 +170,7 @@ def _archive(path: Path, key: str | None = None) -> Iterator[zipfile.ZipFile]:
         text = str(error) or type(error).__name__
         if text.startswith(f"{path}: "):
             raise
-        reason = beginning(" ".join(text.split()), most=200)
+        reason = short(" ".join(text.split()), most=200)
         what = f"{key} is damaged" if key else "is not an .npz file, or is truncated"
         raise UnusableError(f"{path}: {what} ({reason}); {AGAIN}") from error
 
@@ -196,4 +196,4 @@ def _check_packing(path: Path, key: str, info: zipfile.ZipInfo) -> None:
 
 
 def _named(dtype: np.dtype[np.generic]) -> str:
-    return beginning(str(dtype))
+    return short(str(dtype))

@@ -29,7 +29,7 @@ from sscl.data.listing import Account
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.places import missing
 from sscl.progress import Bar
-from sscl.words import beginning, some
+from sscl.words import short, some
 from sscl.writing import replacing
 
 # Classes of the sets of 2-D RGB images, from `INFO` of the `medmnist` package. RetinaMNIST's are grades.
@@ -250,7 +250,7 @@ def _read_index(path: Path) -> _Index:
         for key in (f"{part}_images", f"{part}_labels"):
             if key not in keys:
                 raise ValueError(
-                    f"{path}: key {key!r} is missing, found {some([beginning(name) for name in keys]) or 'none'}; "
+                    f"{path}: key {key!r} is missing, found {some([short(name) for name in keys]) or 'none'}; "
                     "expected images and labels of train, val and test (MedMNIST layout)"
                 )
     shapes = {part: _image_shape(path, f"{part}_images") for part in parts}
@@ -279,7 +279,7 @@ def _pieces(path: Path, key: str) -> Iterator[NDArray[np.uint8]]:
 def _image_shape(path: Path, key: str) -> tuple[int, int, int, int]:
     """Return the shape (n, s, s, 3) of an image array from its header."""
     header = npz.header_of(path, key)
-    shape, dtype = header.shape, beginning(str(header.dtype))
+    shape, dtype = header.shape, short(str(header.dtype))
     where = f"{path}: {key}"
     if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
         raise ValueError(f"{where}: 1 channel, sscl needs RGB (3 channels); repeat the channel or use another set")
@@ -301,7 +301,7 @@ def _image_shape(path: Path, key: str) -> tuple[int, int, int, int]:
 def _labels(path: Path, key: str, *, count: int) -> tuple[NDArray[np.int64], str]:
     """Return the labels of a split, int64 (n,), as many as it has tiles; and what to say of their form, or nothing."""
     labels = npz.small_array(path, key)
-    form = f"{beginning(str(labels.dtype))} {labels.shape}"
+    form = f"{short(str(labels.dtype))} {labels.shape}"
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise ValueError(
             f"{path}: {key}: {labels.shape[1]} labels per tile (multi-label); sscl needs one, shape (n, 1)"
@@ -330,14 +330,12 @@ def _classes(path: Path, keys: Sequence[str], labels: Mapping[str, NDArray[np.in
     if "classes" in keys:
         names = npz.small_array(path, "classes")
         if names.ndim != 1 or not np.issubdtype(names.dtype, np.str_) or len(names) == 0:
-            raise ValueError(
-                f"{path}: classes: expected names, str (K,), got {beginning(str(names.dtype))} {names.shape}"
-            )
+            raise ValueError(f"{path}: classes: expected names, str (K,), got {short(str(names.dtype))} {names.shape}")
         classes = tuple(str(name) for name in names)
         if not all(name.isprintable() for name in classes):
-            raise ValueError(f"{path}: classes: {beginning(' '.join(classes))} cannot be printed; rename them")
+            raise ValueError(f"{path}: classes: {short(' '.join(classes))} cannot be printed; rename them")
         if len(set(classes)) != len(classes):
-            raise ValueError(f"{path}: classes: names repeat in {some([beginning(name) for name in classes])}")
+            raise ValueError(f"{path}: classes: names repeat in {some([short(name) for name in classes])}")
         return classes
     counts = {part: len(values) for part, values in labels.items()}
     highest = max(int(values.max()) for values in labels.values())
@@ -362,7 +360,7 @@ def _check_classes(path: Path, labels: Mapping[str, NDArray[np.int64]], classes:
         if values.max() >= len(classes):
             raise ValueError(
                 f"{path}: {part}_labels: label {values.max()}, allowed are 0 to {len(classes) - 1} "
-                f"for the {len(classes)} classes {some([beginning(name) for name in classes])}"
+                f"for the {len(classes)} classes {some([short(name) for name in classes])}"
             )
     for part in [name for name in labels if name != "train"]:
         unseen = sorted(set(labels[part].tolist()) - set(labels["train"].tolist()))
@@ -389,7 +387,7 @@ def _groups(
         if values.shape != labels[part].shape or not np.issubdtype(values.dtype, np.str_):
             raise ValueError(
                 f"{path}: {key}: expected str ({len(labels[part])},), one group per tile, "
-                f"got {beginning(str(values.dtype))} {values.shape}"
+                f"got {short(str(values.dtype))} {values.shape}"
             )
         groups[part] = values.astype(np.str_)
     every = group_ids([name for part in labels for name in groups[part].tolist()], where=f"{path}: groups")

@@ -27,7 +27,7 @@ from sscl.data.layout import SPLITS, split_named
 from sscl.data.listing import Account
 from sscl.data.split import take_split
 from sscl.data.tiles import UNLABELLED, Tiles
-from sscl.words import beginning, count, listed
+from sscl.words import count, listed, short
 
 COLUMNS = ("label", "group", "split", "mpp")
 SUFFIXES = (".csv", ".tsv")
@@ -164,9 +164,7 @@ def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None
             raise ValueError(f"{path}: line {line}: column 'path' is empty; fill it in or remove the row")
         other = first.setdefault(os.path.normpath(plain_path(name)), line)
         if other != line:
-            raise ValueError(
-                f"{path}: line {line}: {beginning(name)!r} is in line {other} too; expected one row per image"
-            )
+            raise ValueError(f"{path}: line {line}: {short(name)!r} is in line {other} too; expected one row per image")
 
 
 def _check_files(path: Path, lines: Sequence[int], files: Sequence[str]) -> None:
@@ -175,7 +173,7 @@ def _check_files(path: Path, lines: Sequence[int], files: Sequence[str]) -> None
     if absent:
         raise FileNotFoundError(
             f"{path}: {len(absent):,} of {count(len(files), 'image')} are missing, the first is "
-            f"{beginning(files[absent[0]], most=1000)} "
+            f"{short(files[absent[0]], most=1000)} "
             f"(line {lines[absent[0]]}); paths are relative to the folder of the table"
         )
 
@@ -188,7 +186,7 @@ def _parts(path: Path, lines: Sequence[int], values: Sequence[str]) -> list[str]
     for line, value in zip(lines, values, strict=True):
         split = split_named(value)
         if split is None:
-            got = f"got {beginning(value)!r}" if value else "is empty"
+            got = f"got {short(value)!r}" if value else "is empty"
             raise ValueError(f"{path}: line {line}: split {got}; allowed are train, val and test, or no split at all")
         parts.append(split)
     return parts
@@ -234,7 +232,7 @@ def _mpp(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.
             number = 0.0
         if value and not 0 < number < math.inf:
             raise ValueError(
-                f"{path}: line {line}: mpp {beginning(value)!r}; expected µm per pixel, a number above 0, or nothing"
+                f"{path}: line {line}: mpp {short(value)!r}; expected µm per pixel, a number above 0, or nothing"
             )
         found.append(number)
     return np.array(found, dtype=np.float64)

@@ -12,7 +12,7 @@ from sscl import writing
 from sscl.data.csv_files import finite, read_rows, whole_number
 from sscl.data.tiles import Tiles
 from sscl.evaluate.metrics import FloatArray, IntArray
-from sscl.words import beginning, first_twice, some
+from sscl.words import first_twice, short, some
 
 FILE = "predictions.csv"
 _ROUNDING = 1e-6  # of a probability, to six digits
@@ -128,7 +128,7 @@ def read_predictions(path: str | Path) -> TilePredictions:
             raise ValueError(f"{path}: no column {needed!r}; write it again with sscl eval")
     twice = first_twice(columns)
     if twice is not None:
-        raise ValueError(f"{path}: column {beginning(twice)!r} comes twice; write it again with sscl eval")
+        raise ValueError(f"{path}: column {short(twice)!r} comes twice; write it again with sscl eval")
     classes = tuple(name.removeprefix("probability_") for name in columns if name.startswith("probability_"))
     label_of = {name: i for i, name in enumerate(classes)}
     at = {name: columns.index(name) for name in columns}
@@ -185,12 +185,12 @@ def class_probabilities(row: Sequence[str], at: Mapping[str, int], classes: Sequ
 
 def _label(name: str, label_of: Mapping[str, int]) -> int:
     if name not in label_of:
-        raise ValueError(f"{beginning(name)!r} is none of the classes ({some(list(label_of))})")
+        raise ValueError(f"{short(name)!r} is none of the classes ({some(list(label_of))})")
     return label_of[name]
 
 
 def _whole(text: str, column: str) -> int:
     number = whole_number(text)
     if number is None:
-        raise ValueError(f"{column} {beginning(text)!r} is no whole number from 0")
+        raise ValueError(f"{column} {short(text)!r} is no whole number from 0")
     return number

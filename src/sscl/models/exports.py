@@ -14,8 +14,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 from sscl.config import DataConfig
 from sscl.config.encoders import EncoderName, Means, OutputStride, StandardDeviations, Stem
 from sscl.config.sections import Section
-from sscl.records import Record
-from sscl.words import short
+from sscl.records import Record, first_fault
 
 
 class ExportedFacts(Record):
@@ -147,6 +146,4 @@ def exported_facts(path: str | Path) -> ExportedFacts | None:
     try:
         return ExportedFacts.model_validate_json(found)
     except ValidationError as error:
-        fault = error.errors(include_input=False)[0]
-        place = ".".join(short(str(part)) for part in fault["loc"])
-        raise ValueError(f"{path}: {place}: {short(fault['msg'].lower(), most=200)}; export it again") from None
+        raise ValueError(f"{path}: {first_fault(error, whole='its facts')}; export it again") from None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sscl.words import short
+from sscl.words import short, some
 
 MOST_DEEP = 100  # containers within each other; an optimizer has four
 MOST_VALUES = 300_000
@@ -95,11 +95,9 @@ def misfits(module: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
         ("of another shape", [key for key in both if own[key].shape != state[key].shape]),
         ("of another type", [key for key in both if own[key].is_floating_point() != state[key].is_floating_point()]),
     )
-    return "; ".join(f"{what}: {some(keys)}" for what, keys in faults if keys)
+    return "; ".join(f"{what}: {named(keys)}" for what, keys in faults if keys)
 
 
-def some(names: list[str]) -> str:
+def named(names: list[str]) -> str:
     """Return the first three of many names of tensors, and how many more there are."""
-    return ", ".join(short(name, most=100) for name in names[:3]) + (
-        f" and {len(names) - 3} more" if len(names) > 3 else ""
-    )
+    return some([short(name, most=100) for name in names], most=3, first=3)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_checkpoint
 from sscl.models.exports import ExportedFacts, exported_facts
-from sscl.models.tensors import fault_in, misfits, some
+from sscl.models.tensors import fault_in, misfits, named
 from sscl.models.torch_files import read_torch_file
 from sscl.words import count
 
@@ -181,7 +181,7 @@ def _rule_anywhere(tensors: TensorDict, *, source: str | Path) -> tuple[Rule, li
         averages = [prefix for prefix in prefixes if _AVERAGE.search(prefix)]
         if len(prefixes) > 1 and len(averages) != 1:
             raise ValueError(
-                f"model.weights: {source} contains several encoders ({some(prefixes)}); save the one you mean alone"
+                f"model.weights: {source} contains several encoders ({named(prefixes)}); save the one you mean alone"
             )
         if prefixes:
             chosen = (averages or prefixes)[0]
@@ -192,7 +192,7 @@ def _rule_anywhere(tensors: TensorDict, *, source: str | Path) -> tuple[Rule, li
         return _OTHER, []
     raise ValueError(
         f"model.weights: {source} contains no encoder that sscl knows "
-        f"({some(list(tensors)) or 'no tensors by name; of a whole model save its state_dict()'}); expected an sscl "
+        f"({named(list(tensors)) or 'no tensors by name; of a whole model save its state_dict()'}); expected an sscl "
         "checkpoint or a state dict of torchvision, timm, lightly, solo-learn, MoCo, Ciga"
     )
 
@@ -211,7 +211,7 @@ def _renamed(tensors: TensorDict, rule: Rule) -> tuple[TensorDict, str]:
             position, _, rest = name.partition(".")
             name = f"{POSITIONS[position]}.{rest}" if position in POSITIONS else key
         state[name] = value
-    return state, some([f"{name} ({count(number, 'tensor')})" for name, number in dropped.items()])
+    return state, named([f"{name} ({count(number, 'tensor')})" for name, number in dropped.items()])
 
 
 def _has(tensors: TensorDict, mark: str) -> bool:
