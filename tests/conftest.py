@@ -120,6 +120,7 @@ NUMBERS = {
     "loss_bytes": "sscl.losses.BLOCK_BYTES",
     "knn_queries": "sscl.evaluate.probe._QUERIES_AT_ONCE",
     "duplicates_block": "sscl.data.duplicates._BLOCK",
+    "hashes_block": "sscl.data.hashes._BLOCK",
     "voting_cell": "sscl.data.voting._CELL",
     "npz_bytes": "sscl.data.pathmnist._CHUNK_BYTES",
     "npz_bomb_bytes": "sscl.data.npz._BOMB_BYTES",

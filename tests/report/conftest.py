@@ -72,7 +72,7 @@ def make_audit(*, pairs: int = 0, leakage: bool | None = None, verdict: str | No
             "pairs": [pair] * pairs,
             "clusters": [],
             "flagged": [],
-            "method": {"size_px": 64, "neighbours": 5, "encoder": None, "min_cosine": None},
+            "method": {"size_px": 64, "neighbours": 5, "stretched": True, "encoder": None, "min_cosine": None},
             "notes": ["no slide ids"],
         }
     )

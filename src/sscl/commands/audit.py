@@ -51,12 +51,16 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
         parts = audit.load_parts(config.data, further, progress=config.progress)
         for line in accounted(parts):
             print(line)
+        stretched = config.stretched
+        if stretched is None:
+            stretched = len(parts.ids) <= duplicates.STRETCHED_TILES
         with_encoder = config.encoder.model is not None or config.encoder.weights is not None
         found = audit.search(
             parts,
             embeddings=embed(config, further) if with_encoder else None,
             min_cosine=config.min_cosine,
             neighbours=config.neighbours,
+            stretched=stretched,
             progress=config.progress,
         )
         report = audit.record_of(
@@ -65,11 +69,12 @@ def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) 
             method=MethodRecord(
                 size_px=duplicates.SIZE_PX,
                 neighbours=config.neighbours,
+                stretched=stretched,
                 encoder=config.encoder if with_encoder else None,
                 min_cosine=config.min_cosine if with_encoder else None,
             ),
             verdict=verdict(parts, found),
-            notes=notes(config, parts, leaks=found.leakage),
+            notes=notes(config, parts, stretched=stretched, leaks=found.leakage),
         )
 
         write_record(folder / "audit.json", report)
@@ -173,9 +178,12 @@ def verdict(parts: Parts, found: Findings) -> str:
     return f"no leakage found: no {' or '.join(held_out)} tile has a near-duplicate in {listed(others, last='or')}"
 
 
-def notes(config: AuditConfig, parts: Parts, *, leaks: bool) -> list[str]:
+def notes(config: AuditConfig, parts: Parts, *, stretched: bool, leaks: bool) -> list[str]:
     """Return what a reader must know beside the verdict."""
     found = []
+    if not stretched:
+        why = f"more than {duplicates.STRETCHED_TILES:,} tiles" if config.stretched is None else "stretched=false"
+        found.append(f"{why}: copies stretched by about 2 were not searched and are mostly missed (stretched=true)")
     if leaks and split_is_made_here(config.data) and not config.data.group_near_duplicates:
         found.append("sscl makes this split: data.group_near_duplicates=true keeps near-duplicates on one side")
     elif leaks:

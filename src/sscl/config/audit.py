@@ -30,7 +30,12 @@ class AuditConfig(Section):
         le=1,
         common=True,
     )
-    neighbours: int = setting(40, "number of likely tiles that each tile is compared with in detail", ge=1, le=1000)
+    neighbours: int = setting(20, "largest number of likely tiles that each is compared with in detail", ge=1, le=1000)
+    stretched: bool | None = setting(
+        None,
+        "also search copies stretched by about 2, in twice the time and memory; default: up to 30,000 tiles",
+        common=True,
+    )
     shown: int = setting(60, "largest number of pairs in pairs.png and tiles in flagged.png", ge=1, le=300, common=True)
     batch_size: int = setting(128, "tiles per batch, with an encoder", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)

@@ -94,6 +94,7 @@ class MethodRecord(Record):
 
     size_px: int
     neighbours: int
+    stretched: bool
     encoder: EncoderConfig | None
     min_cosine: float | None
 
@@ -209,12 +210,18 @@ def search(
     *,
     embeddings: NDArray[np.float32] | None = None,
     min_cosine: float = 0.95,
-    neighbours: int = 40,
+    neighbours: int = 20,
+    stretched: bool | None = None,
     progress: bool = False,
 ) -> Findings:
     """Return near-duplicates, shared groups and outliers of the parts; arguments as for `duplicates.find_pairs`."""
     pairs = duplicates.find_pairs(
-        parts.images, embeddings=embeddings, min_cosine=min_cosine, neighbours=neighbours, progress=progress
+        parts.images,
+        embeddings=embeddings,
+        min_cosine=min_cosine,
+        neighbours=neighbours,
+        stretched=stretched,
+        progress=progress,
     )
     same = [(pair.first, pair.second) for pair in pairs if pair.kind != "embedding"]
     clusters = duplicates.clusters_of(len(parts.ids), same)

@@ -1,17 +1,18 @@
 """Near-duplicate tiles: equal pixels, near-equal ones however turned, and overlapping views of one place.
 
-Three searches, each with what it misses: equal pixels; a perceptual hash of 63 bits under the 8 turns and flips,
-confirmed by the correlation of the thumbnails (misses crops); keypoints, which vote for tiles (`voting`) that are then
-aligned (`keypoints`) and compared (misses tiles with fewer than 5 keypoints). A similar hash or descriptor alone never
-makes a pair: bland tissue looks the same everywhere. Blank tiles are not compared.
+Three searches, each with what it misses: equal pixels; a perceptual hash under the 8 turns and flips, confirmed by the
+correlation of the thumbnails (`hashes`; misses crops); keypoints, which vote for tiles (`voting`) that are then aligned
+(`keypoints`) and compared (misses tiles with fewer than 5 keypoints). A similar hash or descriptor alone never makes a
+pair: bland tissue looks the same everywhere. Blank tiles are not compared.
 
-N tiles. Cost: 8 N^2 / 2 products of 63 numbers for the hash, N detections, and up to 40 N alignments.
+N tiles. Cost: N^2 / 2 products of 80 numbers for the hash, N detections (and 3 N of squeezed tiles), N log N for the
+votes, and up to `neighbours` alignments for each detection, some 5 a tile in colon tissue.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -19,41 +20,25 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # of scikit-learn
 
-from sscl.data import keypoints, outliers, voting
+from sscl.data import hashes, keypoints, outliers, voting
 from sscl.data.rows import Images
 from sscl.data.threads import in_threads
 from sscl.progress import Bar
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Thumbnails = NDArray[np.float32] | NDArray[np.float16]
 
 # The side of the tiles searched, whatever side is trained on, so that what is found does not depend on that.
 SIZE_PX = 128
 # Part of every cache key: raise it when other pairs are found in the same tiles.
-VERSION = 2
+VERSION = 3
+# Up to so many tiles, copies stretched by about 2 are searched too, which takes twice the time and memory.
+STRETCHED_TILES = 30_000
 
 KINDS = ("exact", "hash", "keypoints", "embedding")  # most certain first
-HASH_BITS = 63
-SYMMETRIES = (
-    "as it is",
-    "mirrored left-right",
-    "mirrored top-bottom",
-    "turned 180°",
-    "mirrored along the diagonal",
-    "turned 90° clockwise",
-    "turned 90° counter-clockwise",
-    "mirrored along the other diagonal",
-)
-
-_INVERSE = (0, 1, 2, 3, 4, 6, 5, 7)
-_THUMBNAIL_PX = 32
-_HASH_SIDE = 8
-_HASH_DISTANCE = 10  # bits
-_THUMBNAIL_CORRELATION = 0.95  # blurred tiles of different places reach 0.947
-_FLAT = 3.0  # standard deviation of a thumbnail's luma, grey levels: below, there is nothing to compare
 _CONFIDENCE = (-13.5, 2.4, 12.1)  # logistic regression: constant, log of the inliers, correlation
 _LEAST_CONFIDENCE = 0.5
+_SURE = 0.95  # no other picture of the two tiles is tried
 _WHOLE = 0.9  # overlap from which on mean colours can be compared
 _OTHER_COLOUR = 6.0  # grey levels of a channel: JPEG changes the mean of a tile by less than one
 _LEARNED = 512  # tiles that the codes of keypoints are learned from
@@ -108,7 +93,8 @@ def find_pairs(
     *,
     embeddings: Floats | None = None,
     min_cosine: float = 0.95,
-    neighbours: int = 40,
+    neighbours: int = 20,
+    stretched: bool | None = None,
     progress: bool = False,
 ) -> list[Pair]:
     """Return the pairs of tiles that show the same, by kind and then by row.
@@ -119,7 +105,8 @@ def find_pairs(
         images: uint8, (N, H, W, 3); `SIZE_PX` is what the thresholds were chosen at.
         embeddings: (N, C); their nearest neighbours are aligned by keypoints too. Pairs that cannot be aligned but
             have a cosine of `min_cosine` or more become `embedding` pairs.
-        neighbours: how many nearest tiles, by keypoints and by embedding, are aligned with each tile.
+        neighbours: how many nearest tiles, by keypoints and by embedding, are aligned with each tile at most.
+        stretched: search copies stretched by about 2 too; None = where there are up to `STRETCHED_TILES`.
         progress: show bars.
 
     Raises:
@@ -130,46 +117,28 @@ def find_pairs(
     if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != len(images)):
         raise ValueError(f"embeddings: expected (N, C) with N = {len(images)}, got {embeddings.shape}")
 
-    with threadpool_limits(
-        1
-    ):  # many small products in threads of our own: a library's threads would wait for each other
-        return _find(images, embeddings, min_cosine=min_cosine, neighbours=neighbours, progress=progress)
-
-
-def _find(
-    images: Images, embeddings: Floats | None, *, min_cosine: float, neighbours: int, progress: bool
-) -> list[Pair]:
-    tiles = list(in_threads(lambda row: _read(images, row), range(len(images)), desc="read" if progress else None))
-    compared = [row for row, tile in enumerate(tiles) if not tile.blank]
-    exact = [
-        replace(pair, first=compared[pair.first], second=compared[pair.second])
-        for pair in exact_pairs([tiles[row].digest for row in compared])
-    ]
-    originals = np.array(sorted(set(compared) - {pair.second for pair in exact}), dtype=np.int64)
-    if len(originals) < 2:
-        return exact
-
-    hashed = [
-        replace(pair, first=int(originals[pair.first]), second=int(originals[pair.second]))
-        for pair in hash_pairs(np.stack([tiles[row].thumbnail for row in originals]), progress=progress)
-    ]
-    known = {(pair.first, pair.second) for pair in hashed}
-    # In an order that depends on the pixels alone, as do axes and cells then: the tiles may come in any order.
-    digests = [tile.digest for tile in tiles]
-    rows = np.array(sorted(originals, key=digests.__getitem__), dtype=np.int64)
-    colours = np.stack([tile.colour for tile in tiles])
-    del tiles
-    points = _keypoints(images, rows, progress=progress)
-    near = voting.candidates(points, count=neighbours, desc="vote" if progress else None)
-    cosine: dict[tuple[int, int], float] = {}
-    if embeddings is not None:
-        cosine = _near_embeddings(embeddings, rows, count=neighbours, progress=progress)
-    tried = np.unique(np.concatenate([near, np.array(list(cosine), np.int64).reshape(-1, 2)]), axis=0)
-    aligned = in_threads(
-        lambda pair: _align(images, points, rows, pair), list(tried), desc="align" if progress else None
-    )
-    overlapping = [pair for pair in aligned if pair is not None and (pair.first, pair.second) not in known]
-    overlapping.sort(key=lambda pair: (pair.first, pair.second))
+    stretched = len(images) <= STRETCHED_TILES if stretched is None else stretched
+    with threadpool_limits(1):  # many small products in threads of our own: a library's threads would wait
+        tiles = list(in_threads(lambda row: _read(images, row), range(len(images)), desc="read" if progress else None))
+        compared = [row for row, tile in enumerate(tiles) if not tile.blank]
+        exact = exact_pairs({row: tiles[row].digest for row in compared})
+        originals = np.array(sorted(set(compared) - {pair.second for pair in exact}), dtype=np.int64)
+        if len(originals) < 2:
+            return exact
+        hashed = _by_hash(tiles, originals, progress=progress)
+        known = {(pair.first, pair.second) for pair in hashed}
+        # In an order that depends on the pixels alone, as do axes and cells then: the tiles may come in any order.
+        digests = [tile.digest for tile in tiles]
+        rows = np.array(sorted(originals, key=digests.__getitem__), dtype=np.int64)
+        colours = np.stack([tile.colour for tile in tiles])
+        del tiles
+        points = _keypoints(images, rows, squeezed=stretched, progress=progress)
+        tried = voting.candidates(points, count=neighbours, desc="vote" if progress else None)
+        cosine: dict[tuple[int, int], float] = {}
+        if embeddings is not None:
+            cosine = _near_embeddings(embeddings, rows, count=neighbours, progress=progress)
+            tried = np.concatenate([tried, np.array(list(cosine), np.int64).reshape(-1, 2)])
+        overlapping = _aligned(images, points, rows, tried, known, progress=progress)
     known |= {(pair.first, pair.second) for pair in overlapping}
     hashed, overlapping = ([_with_colours(pair, colours) for pair in pairs] for pairs in (hashed, overlapping))
     similar = [
@@ -192,7 +161,7 @@ class _Tile:
 
 def _read(images: Images, row: int) -> _Tile:
     pixels = np.ascontiguousarray(images[row])
-    small = thumbnail(luma_of(pixels)).astype(np.float16)
+    small = hashes.thumbnail(luma_of(pixels)).astype(np.float16)
     colour = pixels.mean((0, 1), dtype=np.float32)
     return _Tile(hashlib.sha256(pixels.tobytes()).digest(), small, colour, outliers.is_blank(pixels))
 
@@ -204,14 +173,33 @@ def _with_colours(pair: Pair, colours: Floats) -> Pair:
     return replace(pair, recoloured=bool(whole and differs))
 
 
-def _keypoints(images: Images, rows: Indices, *, progress: bool) -> keypoints.Collected:
-    """Return the keypoints of rows, with codes learned from the first of them."""
+def _by_hash(tiles: Sequence[_Tile], originals: Indices, *, progress: bool) -> list[Pair]:
+    thumbnails = np.stack([tiles[row].thumbnail for row in originals])
+    return [
+        Pair(
+            int(originals[same.first]),
+            int(originals[same.second]),
+            "hash",
+            same.score,
+            same.movement,
+            distance=same.distance,
+        )
+        for same in hashes.same_pictures(thumbnails, desc="hashes" if progress else None)
+    ]
+
+
+def _keypoints(images: Images, rows: Indices, *, squeezed: bool, progress: bool) -> keypoints.Collected:
+    """Return the keypoints of rows, with codes learned from the first of them, then those of the squeezed tiles."""
     sample = in_threads(lambda row: keypoints.detect(luma_of(images[row]))[1], rows[:_LEARNED].tolist(), desc=None)
     coder = keypoints.learn(np.concatenate(list(sample)))
-    found = keypoints.Collected(len(rows))
-    desc = "keypoints" if progress else None
-    for points in in_threads(lambda row: keypoints.keypoints_of(luma_of(images[row]), coder), rows.tolist(), desc=desc):
-        found.add(points)
+    found = keypoints.Collected(len(rows), squeezed=squeezed)
+    searches = {"keypoints": lambda row: [keypoints.keypoints_of(luma_of(images[row]), coder)]}
+    if squeezed:
+        searches["squeezed"] = lambda row: keypoints.squeezed_keypoints(luma_of(images[row]), coder)
+    for desc, search in searches.items():
+        for tile, pictures in enumerate(in_threads(search, rows.tolist(), desc=desc if progress else None)):
+            for points in pictures:
+                found.add(points, tile=tile)
     return found
 
 
@@ -223,27 +211,56 @@ def _near_embeddings(embeddings: Floats, rows: Indices, *, count: int, progress:
     return {(i, j): value for i, j, value in near}
 
 
-def _align(images: Images, points: keypoints.Collected, rows: Indices, pair: Indices) -> Pair | None:
-    """Return the pair of places in `rows` if one map brings the second tile onto the first, else None."""
-    one, other = (int(rows[place]) for place in pair)
-    ends = points[int(pair[0])], points[int(pair[1])]
-    found = keypoints.align(luma_of(images[one]), luma_of(images[other]), ends)
-    if found is None or found.overlap < _LEAST_OVERLAP:
-        return None
-    confidence = confidence_of(found.inliers, found.correlation)
-    if confidence < _LEAST_CONFIDENCE:
-        return None
-    if one > other:
-        found = found.reversed(images.shape[1])
-    return Pair(
-        *_ordered(one, other),
-        "keypoints",
-        found.correlation,
-        found.words,
-        confidence=confidence,
-        keypoints=found.inliers,
-        overlap=found.overlap,
+def _aligned(
+    images: Images,
+    points: keypoints.Collected,
+    rows: Indices,
+    tried: Indices,
+    known: Collection[tuple[int, int]],
+    *,
+    progress: bool,
+) -> list[Pair]:
+    """Return the pairs of rows of which one map brings one tile onto the other, the surest map of each, by row.
+
+    Args:
+        tried: pictures and tiles that may show one place, (m, 2), as places in `rows`. known: pairs to leave out.
+    """
+    pictures: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for picture, tile in np.unique(tried, axis=0).tolist():
+        ends = _ordered(rows[points.tile_of[picture]], rows[tile])
+        if ends not in known:
+            pictures.setdefault(ends, []).append((picture, tile))
+    found = in_threads(
+        lambda pairs: _align(images, points, rows, pairs), list(pictures.values()), desc="align" if progress else None
     )
+    return sorted((pair for pair in found if pair is not None), key=lambda pair: (pair.first, pair.second))
+
+
+def _align(images: Images, points: keypoints.Collected, rows: Indices, pairs: Sequence[tuple[int, int]]) -> Pair | None:
+    """Return the surest of the pairs of a picture and a tile, which are pictures of the same two tiles, else None."""
+    best: Pair | None = None
+    for picture, tile in pairs:
+        one, other = int(rows[points.tile_of[picture]]), int(rows[tile])
+        found = keypoints.align(luma_of(images[one]), luma_of(images[other]), (points[picture], points[tile]))
+        if found is None or found.overlap < _LEAST_OVERLAP:
+            continue
+        confidence = confidence_of(found.inliers, found.correlation)
+        if confidence < max(_LEAST_CONFIDENCE, best.confidence or 0 if best else 0):
+            continue
+        if one > other:
+            found = found.reversed(images.shape[1])
+        best = Pair(
+            *_ordered(one, other),
+            "keypoints",
+            found.correlation,
+            found.words,
+            confidence=confidence,
+            keypoints=found.inliers,
+            overlap=found.overlap,
+        )
+        if confidence > _SURE:
+            break
+    return best
 
 
 def confidence_of(inliers: int, correlation: float) -> float:
@@ -252,82 +269,20 @@ def confidence_of(inliers: int, correlation: float) -> float:
     return float(1 / (1 + np.exp(-logit)))
 
 
-def exact_pairs(digests: Sequence[bytes]) -> list[Pair]:
-    """Return a pair for each tile whose digest came before: the first tile with that digest, and this one."""
+def exact_pairs(digests: Mapping[int, bytes]) -> list[Pair]:
+    """Return a pair for each row whose digest came before: the first row with that digest, and this one."""
     first_of: dict[bytes, int] = {}
     pairs = []
-    for row, digest in enumerate(digests):
+    for row, digest in digests.items():
         first = first_of.setdefault(digest, row)
         if first != row:
-            pairs.append(Pair(first, row, "exact", 1.0, SYMMETRIES[0], distance=0))
+            pairs.append(Pair(first, row, "exact", 1.0, hashes.SYMMETRIES[0], distance=0))
     return pairs
 
 
 def luma_of(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the luma of a tile, uint8 (H, W, 3) -> (H, W)."""
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(tile), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-
-
-def thumbnail(luma: NDArray[np.uint8]) -> Floats:
-    """Return a tile of 32 x 32 grey values with mean 0 and length 1, all 0 where it is flat."""
-    small = cv2.resize(luma, (_THUMBNAIL_PX, _THUMBNAIL_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
-    small -= small.mean()
-    if small.std() < _FLAT:
-        return np.zeros_like(small)
-    return small / np.linalg.norm(small)  # type: ignore[no-any-return]
-
-
-def turned(values: Thumbnails, symmetry: int) -> Thumbnails:
-    """Return square arrays (..., S, S) moved by one of `SYMMETRIES`: the diagonal first, then the mirrors."""
-    values = values.swapaxes(-1, -2) if symmetry & 4 else values
-    values = values[..., ::-1, :] if symmetry & 2 else values
-    return values[..., ::-1] if symmetry & 1 else values
-
-
-def hash_signs(thumbnails: Thumbnails) -> Floats:
-    """Return the hashes of thumbnails (N, S, S) under each symmetry, -1 or 1, float32 (8, N, 63).
-
-    They are the signs of the lowest 8 x 8 cosine coefficients except the mean. Mirroring a tile changes the sign of
-    every second one, and the diagonal swaps rows and columns, so one transform serves all 8.
-    """
-    low = np.stack([cv2.dct(tile.astype(np.float32))[:_HASH_SIDE, :_HASH_SIDE] for tile in thumbnails])
-    alternating = np.where(np.arange(_HASH_SIDE) % 2, -1, 1).astype(np.float32)
-    found = []
-    for symmetry in range(len(SYMMETRIES)):
-        moved = low.swapaxes(1, 2) if symmetry & 4 else low
-        moved = moved * alternating[:, None] if symmetry & 2 else moved
-        moved = moved * alternating if symmetry & 1 else moved
-        found.append(moved.reshape(len(low), -1)[:, 1:])
-    return np.where(np.stack(found) < 0, -1, 1).astype(np.float32)
-
-
-def hash_pairs(thumbnails: Thumbnails, *, progress: bool = False) -> list[Pair]:
-    """Return the pairs of thumbnails (N, 32, 32) with similar hashes and a high correlation, with the best symmetry.
-
-    The product of two hashes of -1 and 1 is 63 - 2 x their distance, so the search is a matrix product.
-    """
-    full = np.flatnonzero((thumbnails != 0).any((1, 2)))
-    if len(full) < 2:
-        return []
-    tiles = thumbnails[full]
-    signs = hash_signs(tiles)
-    best: dict[tuple[int, int], Pair] = {}
-    for start in _blocks(len(tiles), desc="hashes" if progress else None):
-        block = signs[0, start : start + _BLOCK]
-        for symmetry, inverse in enumerate(_INVERSE):
-            product = block @ signs[symmetry, start:].T
-            i, j = np.nonzero(product >= HASH_BITS - 2 * _HASH_DISTANCE)
-            later = j > i
-            i, j = i[later], j[later]
-            for part in np.array_split(np.arange(len(i)), len(i) // 8192 + 1):
-                a, b = i[part], j[part]
-                score = (tiles[start + a].astype(np.float32) * turned(tiles[start + b], symmetry)).sum((1, 2))
-                for k in np.flatnonzero(score >= _THUMBNAIL_CORRELATION):
-                    key = int(full[start + a[k]]), int(full[start + b[k]])
-                    if key not in best or score[k] > best[key].score:
-                        bits = int(HASH_BITS - product[a[k], b[k]]) // 2
-                        best[key] = Pair(*key, "hash", min(1.0, float(score[k])), SYMMETRIES[inverse], distance=bits)
-    return [best[key] for key in sorted(best)]
 
 
 def nearest_pairs(

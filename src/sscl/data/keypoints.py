@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import cv2
 import numpy as np
@@ -25,6 +25,9 @@ Affine = NDArray[np.float64]
 KEYPOINTS = 200
 LEAST = 5  # in unrelated tissue tiles, at most 3 or 4 agree on an affine map
 CODE = 64  # parts of a code
+SQUEEZES = 3  # directions that tiles are squeezed in, to find stretched copies
+_SQUEEZE = 2.0
+_SQUEEZED_KEYPOINTS = 80  # about: pictures have corners that show nothing
 _CONTRAST = 0.015  # less than half of OpenCV's: pale tissue has keypoints too
 _RATIO = 0.9  # nearest against second nearest descriptor; Lowe's is 0.8, but here turns and zooms must agree too
 _REPROJECTION_PX = 4.0
@@ -98,17 +101,20 @@ class Alignment:
         return f"{'mirrored, ' if self.mirrored else ''}{turned}, {scale:.2f} times as large{stretched}"
 
 
-def detect(luma: Bytes) -> tuple[Floats, Bytes]:
-    """Return the keypoints of a tile, luma uint8 (S, S): x, y, size and angle, (k, 4), and descriptors, (k, 128).
+def detect(luma: Bytes, *, most: int = KEYPOINTS, inside: Bytes | None = None) -> tuple[Floats, Bytes]:
+    """Return the keypoints of a tile, luma uint8 (H, W): x, y, size and angle, (k, 4), and descriptors, (k, 128).
 
     A bland tile has few or none.
+
+    Args:
+        most: k at most. inside: not 0 where keypoints count, (H, W); None = everywhere.
     """
-    sift = cv2.SIFT_create(nfeatures=KEYPOINTS, contrastThreshold=_CONTRAST)  # type: ignore[attr-defined]
-    points, found = sift.detectAndCompute(luma, None)
+    sift = cv2.SIFT_create(nfeatures=most, contrastThreshold=_CONTRAST)  # type: ignore[attr-defined]
+    points, found = sift.detectAndCompute(luma, inside)
     if found is None:
         return np.empty((0, 4), np.float32), np.empty((0, 128), np.uint8)
     values = np.array([(*point.pt, point.size, point.angle) for point in points], np.float32)
-    return values[:KEYPOINTS], found[:KEYPOINTS].astype(np.uint8)
+    return values[:most], found[:most].astype(np.uint8)
 
 
 def keypoints_of(luma: Bytes, coder: Coder) -> Keypoints:
@@ -117,32 +123,99 @@ def keypoints_of(luma: Bytes, coder: Coder) -> Keypoints:
     return Keypoints(points[:, :2].copy(), points[:, 3] - 90, np.log2(points[:, 2]), coder(descriptors))
 
 
-class Collected:
-    """The keypoints of many tiles in four arrays: with an array for each tile, 100,000 tiles take twice the memory."""
+def squeezed_keypoints(luma: Bytes, coder: Coder) -> list[Keypoints]:
+    """Return the keypoints of a tile squeezed in each of `SQUEEZES` directions, at their places in the tile.
 
-    def __init__(self, tiles: int) -> None:
-        most = tiles * KEYPOINTS
+    A tile stretched by 2 has other keypoints than the one it was made from; squeezed, it has the same.
+    """
+    found = []
+    for squeeze in squeezes(len(luma)):
+        picture = cv2.filter2D(luma, -1, squeeze.blur, borderType=cv2.BORDER_REFLECT_101)
+        picture = cv2.warpAffine(
+            picture,
+            squeeze.matrix,
+            squeeze.inside.shape[::-1],
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        points, descriptors = detect(np.asarray(picture, np.uint8), most=squeeze.most, inside=squeeze.inside)
+        places = (points[:, :2] - squeeze.matrix[:, 2]) @ np.linalg.inv(squeeze.matrix[:, :2]).T
+        found.append(Keypoints(places.astype(np.float32), points[:, 3] - 90, np.log2(points[:, 2]), coder(descriptors)))
+    return found
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """How to squeeze a tile.
+
+    Attributes:
+        matrix: (2, 3), place in the tile -> place in the picture. blur: against aliasing.
+        inside: 255 where the picture shows the tile and not what is beyond it. most: keypoints to look for.
+    """
+
+    matrix: Affine
+    blur: Floats
+    inside: Bytes
+    most: int
+
+
+@cache
+def squeezes(side: int) -> tuple[Squeeze, ...]:
+    """Return the squeezes of tiles of that side."""
+    found = []
+    for direction in range(SQUEEZES):
+        angle = np.pi * direction / SQUEEZES
+        along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+        linear = np.outer(along, along) / _SQUEEZE + np.outer(across, across)
+        corners = np.array([[0, 0], [side - 1, 0], [0, side - 1], [side - 1, side - 1]]) @ linear.T
+        matrix = np.column_stack([linear, -corners.min(0)])
+        width, height = np.ceil(np.ptp(corners, axis=0)).astype(int) + 1
+        rows, columns = np.mgrid[-4:5, -4:5]
+        gauss = np.exp(-0.5 * ((columns * along[0] + rows * along[1]) / (0.8 * np.sqrt(_SQUEEZE**2 - 1))) ** 2)
+        gauss *= np.exp(-0.5 * ((columns * across[0] + rows * across[1]) / 0.4) ** 2)
+        inside = cv2.warpAffine(np.full((side, side), 255, np.uint8), matrix, (int(width), int(height)))
+        inside = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=0)
+        most = int(_SQUEEZED_KEYPOINTS * inside.size / (inside > 0).sum())
+        found.append(Squeeze(matrix, (gauss / gauss.sum()).astype(np.float32), np.asarray(inside, np.uint8), most))
+    return tuple(found)
+
+
+class Collected:
+    """The keypoints of many pictures in four arrays: with an array for each, 100,000 tiles take twice the memory.
+
+    Pictures are tiles as they are, one each in the order of the tiles, then squeezed ones.
+    """
+
+    def __init__(self, tiles: int, *, squeezed: bool = False) -> None:
+        most = tiles * KEYPOINTS * (1 + SQUEEZES if squeezed else 1)  # memory that is not written to is not taken
+        self.tiles = tiles
         self._places = np.empty((most, 2), np.float32)
         self._angles, self._octaves = np.empty((2, most), np.float32)
         self._codes = np.empty((most, CODE), np.int8)
-        self._first = [0]
+        self._first, self._tile = [0], list[int]()
 
-    def add(self, points: Keypoints) -> None:
-        """Add the next tile's keypoints."""
+    def add(self, points: Keypoints, *, tile: int) -> None:
+        """Add the keypoints of the next picture, which shows a tile."""
         new = slice(self._first[-1], self._first[-1] + len(points.codes))
         self._places[new], self._angles[new], self._octaves[new] = points.places, points.angles, points.octaves
         self._codes[new] = points.codes
         self._first.append(new.stop)
+        self._tile.append(tile)
 
-    def __getitem__(self, tile: int) -> Keypoints:
-        """Return a tile's keypoints."""
-        of = slice(*self._first[tile : tile + 2])
+    def __getitem__(self, picture: int) -> Keypoints:
+        """Return a picture's keypoints."""
+        of = slice(*self._first[picture : picture + 2])
         return Keypoints(self._places[of], self._angles[of], self._octaves[of], self._codes[of])
 
     @property
     def count(self) -> int:
-        """Number of tiles."""
-        return len(self._first) - 1
+        """Number of pictures."""
+        return len(self._tile)
+
+    @cached_property
+    def tile_of(self) -> NDArray[np.int32]:
+        """The tile that each picture shows, once all are added."""
+        return np.array(self._tile, np.int32)
 
     @property
     def codes(self) -> NDArray[np.int8]:
@@ -150,8 +223,23 @@ class Collected:
         return self._codes[: self._first[-1]]
 
     @property
-    def tiles(self) -> NDArray[np.int32]:
-        """The tile of each keypoint, (n,)."""
+    def angles(self) -> Floats:
+        """The directions of all keypoints, (n,)."""
+        return self._angles[: self._first[-1]]
+
+    @property
+    def octaves(self) -> Floats:
+        """The sizes of all keypoints, (n,)."""
+        return self._octaves[: self._first[-1]]
+
+    @property
+    def first(self) -> list[int]:
+        """The first keypoint of each picture, and n."""
+        return self._first
+
+    @cached_property
+    def pictures(self) -> NDArray[np.int32]:
+        """The picture of each keypoint, (n,), once all are added."""
         return np.repeat(np.arange(self.count, dtype=np.int32), np.diff(self._first))
 
 
