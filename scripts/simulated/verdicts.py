@@ -145,7 +145,7 @@ def compared(size: Size, worse: float, rng: np.random.Generator) -> str:
     return comparison.verdict(ends, metric="accuracy", row="first", reference="second")
 
 
-def tested(size: Size, worse: float, rng: np.random.Generator) -> tuple[bool, bool]:
+def rejects(size: Size, worse: float, rng: np.random.Generator) -> tuple[bool, bool]:
     """Return whether McNemar's test is significant, by slides, and by tiles as if these were independent."""
     one = _two(size, worse, rng)
     right = (one.calls == one.labels).astype(np.int64)
@@ -163,7 +163,7 @@ def comparison_rows(sets: int, seed: int) -> list[list[str]]:
             size = (tiles, slides)
             rng, again = (np.random.default_rng([seed, tiles, slides or 0]) for _ in range(2))
             found = [compared(size, worse, rng) for _ in range(sets)]
-            tests = np.array([tested(size, worse, again) for _ in range(sets)]).mean(0)
+            tests = np.array([rejects(size, worse, again) for _ in range(sets)]).mean(0)
             shares = [f"{found.count(one) / sets:.3f}" for one in said]
             lines.append(
                 [truth, str(tiles), str(slides or "independent"), *shares, f"{tests[0]:.3f}", f"{tests[1]:.3f}"]

@@ -235,6 +235,13 @@ def test_slides_change_sign_as_a_whole(net: list[int]) -> None:
     assert mcnemar(net) == pytest.approx(expected)
 
 
+def test_many_slides_change_sign_as_in_scipys_permutation_test() -> None:
+    """Against scipy's own draws of signs, for more slides than can be tried one by one."""
+    net = np.random.default_rng(2).integers(-6, 9, 30)
+    found = stats.permutation_test((net,), np.sum, permutation_type="samples", n_resamples=20_000, rng=0)
+    assert mcnemar(net) == pytest.approx(found.pvalue, abs=0.012)
+
+
 def test_equal_classifiers_rarely_have_a_small_p_on_slides() -> None:
     rng = np.random.default_rng(0)
     found = [mcnemar(np.round(4 * rng.standard_normal(12)).astype(int)) for _ in range(600)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from simulated.verdicts import compared, is_better, is_calibrated, is_called_fairly, is_highlighted, rejects
 from sscl.evaluate.proportions import proportion_interval
 from sscl.evaluate.verdicts import (
     FEWEST,
@@ -109,3 +110,31 @@ def test_nearest_neighbours_of_too_few_slides_say_nothing():
     outcome, said = knn_verdict({"knn_balanced_accuracy": 0.9, "knn_chance": 0.5, "knn_tiles": 80})
     assert outcome is Outcome.INCONCLUSIVE
     assert "too few slides" in said
+
+
+WRONG = {  # how often, of 20 sets, each may be said; the rates of 1,000 are in docs/intervals.md
+    (is_calibrated, 0.0): ("FAILED", 5),
+    (is_calibrated, 0.1): ("passed", 2),
+    (is_called_fairly, 0.0): ("FAILED", 4),
+    (is_better, 0.0): ("passed", 4),
+    (is_better, 0.1): ("FAILED", 4),
+    (is_highlighted, 0.0): ("passed", 2),
+    (is_highlighted, 0.1): ("FAILED", 2),
+    (compared, 0.0): ("first is better", 4),
+    (compared, 0.32): ("second is better", 1),
+}
+
+
+@pytest.mark.parametrize(("draw", "truth"), WRONG, ids=lambda of: getattr(of, "__name__", of))
+@pytest.mark.parametrize("size", [(100, None), (200, 20)], ids=["tiles", "slides"])
+def test_verdicts_are_rarely_wrong(draw, truth, size):
+    """The small form of scripts/coverage --tables verdicts."""
+    rng = np.random.default_rng(1)
+    word, most = WRONG[draw, truth]
+    assert [draw(size, truth, rng) for _ in range(20)].count(word) <= most
+
+
+def test_mcnemars_test_needs_the_slides():
+    rng = np.random.default_rng(0)
+    by_slides, by_tiles = np.mean([rejects((400, 20), 0.0, rng) for _ in range(100)], axis=0)
+    assert by_slides <= 0.09 < by_tiles
