@@ -18,6 +18,7 @@ from sscl.cli.table import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Commands that run as they stand, made small; those of quickstart.md run in tests/test_notebooks.py.
 TINY = {"configs": [], "data synth": ["count=24", "size_px=32", "progress=false"]}
@@ -35,7 +36,7 @@ def shown(page: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if shown(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in TEXTS if shown(page)], ids=lambda page: page.stem)
 def test_what_needs_nothing_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
@@ -46,7 +47,7 @@ def test_what_needs_nothing_runs(page: Path, tmp_path: Path, monkeypatch: pytest
             assert cli.main([*words, *TINY[name]]) == 0, words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
 def test_configurations_are_accepted(page: Path, tmp_path: Path) -> None:
     for number, (_, text) in enumerate(blocks(page, "yaml")):
         first, _, rest = text.partition("\n")
@@ -57,7 +58,7 @@ def test_configurations_are_accepted(page: Path, tmp_path: Path) -> None:
         assert isinstance(config.load_config(kind, file), kind)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
 def test_python_runs_in_a_test_or_says_what_it_needs(page: Path) -> None:
     for info, text in blocks(page, "python"):
         compile(text, page.name, "exec")
