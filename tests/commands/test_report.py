@@ -243,14 +243,17 @@ def test_a_missing_evaluation_is_made_by_eval_itself(make: Any, cli: Any, study:
     assert len(content["gallery"]["tiles"]) == 16
 
 
-def test_a_failing_evaluation_ends_it(make: Any, study: Path, wrap: Any) -> None:
+@pytest.mark.parametrize(("code", "lines"), [(2, 0), (-9, 1), (1, 1)])
+def test_a_failing_evaluation_ends_it_and_what_it_said_is_not_said_again(
+    make: Any, study: Path, wrap: Any, code: int, lines: int
+) -> None:
     shutil.rmtree(study / "eval_test")
-    wrap(report_step=lambda run, words: 2)
+    wrap(report_step=lambda run, words: code)
 
     result, _ = make(study)
 
     assert result.code == 2
-    assert "`sscl eval` failed" in result.err
+    assert len(result.err.splitlines()) == lines
     assert not (study / "report.html").exists()
 
 

@@ -21,8 +21,8 @@ from sscl.report.subject import Subject, add_own_folders, evaluation_of, read_su
 from sscl.words import next_command
 
 
-def main(config: ReportConfig, *, overwrite: bool = False) -> None:
-    """Write the page, whole or not at all.
+def main(config: ReportConfig, *, overwrite: bool = False) -> int:
+    """Write the page, whole or not at all, and return the exit code.
 
     Raises:
         ValueError, FileNotFoundError: bad input, one line each; no page is written.
@@ -40,7 +40,8 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     subject = None
     if own is not None:
         there = evaluation_of(own, config.data, config.split)
-        evaluate_where_missing(own, there, config, overwrite=overwrite)
+        if not evaluate_where_missing(own, there, config, overwrite=overwrite):
+            return 2
         subject = read_subject(own, there)
         add_own_folders(sources, subject)
     reviewed = reviewed_tiles(subject, predicted) if config.reviews else None
@@ -63,6 +64,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> None:
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles); open it in a browser, it works offline")
     if own is not None:
         print(next_command("predict", own, "NEW_TILES"))
+    return 0
 
 
 def reviewed_tiles(subject: Subject | None, predicted: Predicted | None) -> Reviewed:
@@ -90,8 +92,8 @@ def check_page(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{out}: not written by sscl report, so --overwrite leaves it alone; name another file")
 
 
-def evaluate_where_missing(folder: Path, there: Path, config: ReportConfig, *, overwrite: bool) -> None:
-    """Run `sscl eval` where a run has no evaluation of its checkpoint in the folder `there`.
+def evaluate_where_missing(folder: Path, there: Path, config: ReportConfig, *, overwrite: bool) -> bool:
+    """Run `sscl eval` where a run has no evaluation of its checkpoint in `there`; False: it refused, and said why.
 
     Raises:
         ValueError: there is one of another checkpoint, and without `overwrite` it is left alone; the command failed.
@@ -104,11 +106,14 @@ def evaluate_where_missing(folder: Path, there: Path, config: ReportConfig, *, o
     if (there / "predictions.csv").is_file() and (there / "metrics.json").is_file():
         evaluated = read_record(Evaluation, there / "metrics.json", made_by="sscl eval")
         if evaluated.epoch == checkpoint.load_checkpoint(folder, kind="finetune", tensors=False).epoch:
-            return
+            return True
         if not overwrite:
             raise ValueError(f"{there}: evaluates another checkpoint; give --overwrite to evaluate again")
         words.append("--overwrite")
     print(f"$ sscl {shlex.join(words)}", flush=True)
-    if children.run_command(words) != 0:
-        raise ValueError("report: `sscl eval` failed, see above")
-    print()
+    code = children.run_command(words)
+    if code not in (0, 2):
+        raise ValueError(f"report: `sscl eval` failed with exit code {code}, see above")
+    if code == 0:
+        print()
+    return code == 0
