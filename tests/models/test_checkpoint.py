@@ -24,6 +24,7 @@ from sscl.models.checkpoint import (
     run_of,
     save_checkpoint,
 )
+from sscl.models.torch_files import read_torch_file
 
 ENCODER = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "bn1.num_batches_tracked": torch.tensor(7)}
 KEPT = KeptCalibration(
@@ -199,8 +200,8 @@ ENDLESS.append(ENDLESS)
         ({"encoder": {"w": torch.tensor([1, math.nan])}}, r"encoder\.w holds 1 of 2 numbers"),
         ({"optimizer": {"state": {0: {"m": torch.tensor([math.inf])}}}}, r"optimizer\.state\.0\.m holds 1 of 1"),
         ({"a\nb": 1}, r"a\\nb"),
-        ({"unknown": ENDLESS}, "unknown.*without end"),
-        ({"unknown": deep(3000)}, "not a readable checkpoint .*without end"),
+        ({"unknown": ENDLESS}, "unknown.*within each other"),
+        ({"unknown": deep(3000)}, "not a readable checkpoint .*within each other"),
         ({"format": "sscl checkpoint 1"}, "format: got 'sscl checkpoint 1', expected 'sscl checkpoint 2'"),
     ],
 )
@@ -308,3 +309,28 @@ def test_no_number_that_is_none_is_written(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     save_checkpoint(path, large)
     assert load_checkpoint(path).epoch == 4
+
+
+def test_facts_are_read_without_the_numbers_of_the_weights(tmp_path: Path) -> None:
+    torch.save(made("finetune").to_dict(), tmp_path / "best.pt")
+    whole, facts = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "best.pt", tensors=False)
+    assert whole.encoder
+    assert not facts.encoder
+    assert not facts.head
+    assert facts.config == whole.config
+    assert facts.calibration is not None
+    assert whole.calibration is not None
+    assert torch.equal(facts.calibration.logits, whole.calibration.logits)
+    size = (tmp_path / "best.pt").stat().st_size
+    data = (tmp_path / "best.pt").read_bytes()
+    (tmp_path / "best.pt").write_bytes(data[: size // 2])
+    with pytest.raises(ValueError, match=r"best\.pt: not a readable checkpoint"):
+        load_checkpoint(tmp_path / "best.pt", tensors=False)
+    broken = {"encoder": {"w": torch.tensor([1, math.nan])}}
+    torch.save(made("finetune").to_dict() | broken, tmp_path / "nan.pt")
+    assert not load_checkpoint(tmp_path / "nan.pt", tensors=False).encoder  # its numbers stay on disk
+
+
+def test_a_file_of_others_may_hold_many_values(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "names": list(range(400_000))}, tmp_path / "a.pt")
+    assert len(read_torch_file(tmp_path / "a.pt")["names"]) == 400_000

@@ -61,7 +61,10 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     for line in review_lines(reviews, reviewed) if reviewed is not None else ():
         print(line)
     shown = 0 if content["gallery"] is None else len(content["gallery"]["tiles"])
-    print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {shown:,} tiles); open it in a browser, it works offline")
+    found = subject or predicted
+    total = shown if found is None else len(found.found.ids)
+    tiles = f"{shown:,} of {total:,} tiles" if shown < total else f"{shown:,} tiles"
+    print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {tiles}); open it in a browser, it works offline")
     if own is not None:
         print(next_command("predict", own, "NEW_TILES"))
     return 0

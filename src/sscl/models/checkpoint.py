@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -37,6 +37,7 @@ _THREE = Field(min_length=3, max_length=3)  # channels
 # What a classifier has beyond the fields of every checkpoint, and what it takes to go on with a training.
 OF_CLASSIFIERS = ("head", "validation", "calibration")
 OF_TRAINING = ("model", "optimizer", "scaler")
+_WEIGHTS = ("encoder", "head", *OF_TRAINING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,10 @@ class Checkpoint:
 
     def without_tensors(self) -> Checkpoint:
         """Return the facts alone: no weights, no optimizer; the calibration's few logits stay."""
-        return dataclasses.replace(self, encoder={}, head={}, model={}, optimizer={}, scaler={})
+        kept = self.calibration
+        if kept is not None:  # no part of a file that may change
+            kept = dataclasses.replace(kept, logits=kept.logits.clone(), labels=kept.labels.clone())
+        return dataclasses.replace(self, encoder={}, head={}, model={}, optimizer={}, scaler={}, calibration=kept)
 
     def to_dict(self) -> dict[str, object]:
         """Return tensors and plain containers, as they are written."""
@@ -135,13 +139,16 @@ class Checkpoint:
         return found
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Checkpoint:
+    def from_dict(cls, content: Mapping[str, Any], *, unread: Collection[str] = ()) -> Checkpoint:
         """Return the checkpoint in what `to_dict` gave.
+
+        Args:
+            unread: fields whose numbers are not looked at.
 
         Raises:
             ValueError: another format, or a field is missing, unknown or of another type; it is named.
         """
-        if wrong := fault_in(content):
+        if wrong := fault_in(content, unread=unread):
             raise ValueError(wrong)
         if content.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"format: got {shown(content.get('format'))}, expected {CHECKPOINT_FORMAT!r}")
@@ -311,7 +318,7 @@ def load_checkpoint(
     Args:
         path: a run folder or a checkpoint file.
         kind: the command that must have written it; None: either.
-        tensors: false leaves weights and optimizer out and reads the facts alone, which is quick.
+        tensors: false leaves weights and optimizer out: they stay on disk, and only the facts are read.
         to_resume: whether training goes on from it; otherwise last.pt of finetune is refused, which is no classifier.
 
     Raises:
@@ -319,12 +326,12 @@ def load_checkpoint(
         ValueError: truncated, not an sscl checkpoint, a field missing or wrong, or written by the other command.
     """
     file = checkpoint_file(path)
-    content = read_torch_file(file)
+    content = read_torch_file(file, mapped=not tensors)
     if not is_checkpoint(content):
         raise ValueError(
             f"{file}: not an sscl checkpoint; expected the run folder or file of sscl {kind or 'pretrain'}"
         )
-    found = parse_checkpoint(content, source=file, to_resume=to_resume)
+    found = parse_checkpoint(content, source=file, to_resume=to_resume, unread=() if tensors else _WEIGHTS)
     if kind is not None and found.kind != kind:
         raise ValueError(f"{file}: written by sscl {found.kind}; a checkpoint of sscl {kind} is needed here")
     return found if tensors else found.without_tensors()
@@ -336,14 +343,16 @@ def is_checkpoint(content: object) -> bool:
     return isinstance(found, str) and found.startswith(FORMATS)
 
 
-def parse_checkpoint(content: Mapping[str, Any], *, source: str | Path, to_resume: bool = False) -> Checkpoint:
-    """Return the checkpoint in a file's content; `to_resume` as for `load_checkpoint`.
+def parse_checkpoint(
+    content: Mapping[str, Any], *, source: str | Path, to_resume: bool = False, unread: Collection[str] = ()
+) -> Checkpoint:
+    """Return the checkpoint in a file's content; `to_resume` as for `load_checkpoint`, `unread` as for `from_dict`.
 
     Raises:
         ValueError: the file, the field and what is wrong with it, in one line.
     """
     try:
-        found = Checkpoint.from_dict(content)
+        found = Checkpoint.from_dict(content, unread=unread)
     except ValueError as error:
         raise ValueError(f"{source}: {error}; damaged, or of another version of sscl: train again") from None
     if found.kind == "finetune" and found.goes_on and not to_resume:

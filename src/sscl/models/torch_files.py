@@ -42,11 +42,14 @@ class _InertDict:
         return OrderedDict()
 
 
-def read_torch_file(path: str | Path) -> Any:
+def read_torch_file(path: str | Path, *, mapped: bool = False) -> Any:
     """Return what a file of `torch.save` or safetensors holds, on the CPU; nothing in it is imported or run.
 
     It is loaded with `weights_only=True`. Whatever else it names, such as the callbacks and hyperparameters in a
     checkpoint of Lightning, is replaced by empty objects; what torch refuses even then (os, sys) is an error.
+
+    Args:
+        mapped: leave tensors on disk until somebody looks at their numbers.
 
     Raises:
         FileNotFoundError: no such file.
@@ -65,11 +68,12 @@ def read_torch_file(path: str | Path) -> Any:
             raise ValueError("empty")
         if packed:
             return safetensors.torch.load_file(path)
-        if zipfile.is_zipfile(path):
+        whole = zipfile.is_zipfile(path)
+        if whole:
             _check_sizes(path)
         with warnings.catch_warnings(), safe_globals([_stand_in(name) for name in _foreign_names(path)]):
             warnings.simplefilter("ignore")  # of sparse tensors, which are refused later
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and whole)
         for _ in leaves(content):  # none goes on for ever
             pass
         return content
