@@ -190,11 +190,16 @@ def against_synthetic(case: Case, *, device: torch.device, seconds: float) -> li
     ]
 
 
-def views_of(images: torch.Tensor, case: Case, *, precision: str) -> Callable[[], torch.Tensor]:
-    """Return what draws and makes both views of images, uint8 (N, H, W, 3)."""
+def views_of(images: torch.Tensor, case: Case, *, precision: str, steps: int = 1) -> Callable[[], None]:
+    """Return what draws the views of so many steps and makes them, both of each image, uint8 (N, H, W, 3)."""
     views = views_on(images.device, case, precision=precision)
-    rows = torch.arange(len(images), device=images.device)
-    return lambda: views.render(images, views.batch(rows, torch.zeros_like(rows), epoch=0))
+    rows = torch.arange(len(images), device=images.device).expand(steps, -1)
+
+    def run() -> None:
+        for drawn in views.steps(rows, torch.zeros_like(rows), epoch=0):
+            views.render(images, drawn)
+
+    return run
 
 
 def against_lightly(case: Case, *, device: torch.device, seconds: float) -> list[dict[str, Any]]:
@@ -234,10 +239,10 @@ def against_lightly(case: Case, *, device: torch.device, seconds: float) -> list
 
     class Pictures(torch.utils.data.Dataset[list[torch.Tensor]]):
         def __len__(self) -> int:
-            return len(pictures)
+            return 8 * cores * case.batch_size  # a worker makes whole batches: fewer would leave workers idle
 
         def __getitem__(self, index: int) -> list[torch.Tensor]:
-            return list(transform(pictures[index]))
+            return list(transform(pictures[index % len(pictures)]))
 
     loader = torch.utils.data.DataLoader(
         Pictures(),

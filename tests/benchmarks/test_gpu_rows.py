@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,10 @@ def test_waits_are_counted_by_line_and_those_of_every_step_are_a_fault():
     waits = gpu_measure.wait_lines(places)
     assert waits == {"train/pretrain.py:205": 16, "train/health.py:74": 1}
     seen = Observed(wall=2.0, span=1.5, busy=0.9, kernels=1600, waits=waits)
-    busy, lines = gpu_rows.judged(gpu_training.observed_rows(seen, [{"seconds": 1.2}], at="x", steps=16), quick=False)
+    longer = replace(seen, waits={"train/pretrain.py:205": 32, "train/pretrain.py:100": 318})
+    seen.waits["train/pretrain.py:100"] = 318  # the weights, once a run
+    rows = gpu_training.observed_rows(seen, longer, [{"seconds": 1.2}], at="x", steps=16)
+    busy, lines = gpu_rows.judged(rows, quick=False)
     assert (busy["ours"], lines["ours"], lines["verdict"]) == (0.9, 1.0, "missed")
     assert lines["note"] == "train/pretrain.py:205 (16)"
     assert "100 kernels a step" in busy["note"]

@@ -71,12 +71,13 @@ class PretrainTrainConfig(Section):
     microbatch: int | None = setting(
         None,
         "tiles per forward pass on each device, for batches that exceed its memory: gradient caching gives the "
-        "gradient of the whole batch in about 4/3 of the time; batch norm sees a microbatch at a time; null = all",
+        "gradient of the whole batch in 1.4 to 1.7 times the time; batch norm sees a microbatch at a time; null = all",
         ge=1,
         le=LARGEST_BATCH,
     )
     compile: bool = setting(
-        False, "torch.compile of augmentation, model and loss: minutes at the start, then faster steps"
+        False,
+        "torch.compile of augmentation, model and loss: a minute at the start, then faster steps on a GPU",
     )
     profile: bool = setting(
         False, "profile some steps of the first epoch: write trace.json and print the largest costs", free=True
