@@ -71,6 +71,18 @@ def row(text: str, name: str) -> list[str]:
 # --- what finetune writes ---
 
 
+def test_the_intervals_of_validation_go_by_slides() -> None:
+    slides = tuple(str(i // 2) for i in range(20))
+    apart, together, few = (
+        card(trained(), validation=model_card.Part({"HP": 12, "SSA": 8}, number, group_of=of))
+        for number, of in ((None, None), (10, slides), (2, tuple("a" * 10 + "b" * 10)))
+    )
+    assert "independent tiles" in apart
+    assert "over 10 groups" in together
+    assert row(together, "accuracy")[2] != row(apart, "accuracy")[2]
+    assert row(few, "accuracy")[2] == "too few slides"
+
+
 def test_the_metrics_are_those_of_the_validation_tiles() -> None:
     text = card(trained())
 

@@ -23,7 +23,7 @@ NO_SLIDE_IDS = "no slide or patient ids: tiles of one slide may be on both sides
 # The numbers are from scripts/coverage, in docs/intervals.md.
 INDEPENDENT = (
     "these intervals assume independent tiles; of simulated sets of 200 tiles from 10 or 20 slides of one class each, "
-    "they hold the truth in 53% or 69% instead of 95%"
+    "they hold the truth in 53% or 71% instead of 95%"
 )
 
 

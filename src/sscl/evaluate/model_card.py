@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics, proportions
 from sscl.evaluate.card_results import BEGIN, END, cells, last_part, metric_rows, set_name
 from sscl.evaluate.card_results import FILE as FILE
-from sscl.evaluate.lineage import NO_SLIDE_IDS
-from sscl.evaluate.metric_intervals import metric_intervals
+from sscl.evaluate.evaluation_text import TOO_FEW_SLIDES, TOO_FEW_TILES
+from sscl.evaluate.lineage import INDEPENDENT, NO_SLIDE_IDS
+from sscl.evaluate.metric_intervals import interval_method, metric_intervals
 from sscl.evaluate.tables import as_markdown, code, code_block, escaped, one_line
 from sscl.models.checkpoint import Checkpoint
 from sscl.words import count, listed
@@ -36,12 +37,14 @@ class Part:
 
     Attributes:
         counts: tiles of each class. groups: how many groups they are of; None where there are none.
+        group_of: the group of each tile, in order.
         synthetic: whether they were drawn by a program.
     """
 
     counts: Mapping[str, int]
     groups: int | None
     synthetic: bool = False
+    group_of: tuple[str, ...] | None = field(default=None, compare=False)
 
 
 def part_of(tiles: Tiles, rows: NDArray[np.int64]) -> Part:
@@ -51,6 +54,7 @@ def part_of(tiles: Tiles, rows: NDArray[np.int64]) -> Part:
         counts=dict(zip(tiles.classes, found.tolist(), strict=True)),
         groups=None if tiles.groups is None else len(np.unique(tiles.groups[rows])),
         synthetic=is_synthetic("", tiles.ids),
+        group_of=None if tiles.groups is None else tuple(tiles.groups[rows].tolist()),
     )
 
 
@@ -98,7 +102,7 @@ def model_card(
         *_data_lines(checkpoint, train, validation, carved=carved, groups_are=groups_are, unlabelled=unlabelled),
         *_model_lines(checkpoint, origin=origin),
         *_training_lines(checkpoint),
-        *_validation_lines(checkpoint),
+        *_validation_lines(checkpoint, validation.group_of),
         *("## Test", "", BEGIN, "", *_untested(name), "", END, ""),
         *_limit_lines(checkpoint, train, warnings=warnings, slides_known=slides_known),
         *_use_lines(name),
@@ -228,17 +232,20 @@ def _training_lines(checkpoint: Checkpoint) -> list[str]:
     return ["## Training", "", _facts(rows), "", "All settings: `config.yaml` beside this file.", ""]
 
 
-def _validation_lines(checkpoint: Checkpoint) -> list[str]:
-    """Return the metrics of the validation tiles, from the logits that the checkpoint keeps."""
+def _validation_lines(checkpoint: Checkpoint, groups: Sequence[str] | None) -> list[str]:
+    """Return the metrics of the validation tiles, from the logits that the checkpoint keeps. groups: of each tile."""
     kept, classes = checkpoint.fitted, checkpoint.classes
     positive = None if kept.positive is None else classes.index(kept.positive)
     labels = kept.labels.numpy()
     probabilities = calibration.softmax(kept.logits, temperature=kept.temperature)
     matrix = metrics.confusion_matrix(labels, probabilities.argmax(1), num_classes=len(classes))
     values = metrics.classification_metrics(labels, probabilities, positive=positive)
-    intervals = metric_intervals(labels, probabilities, positive=positive)
+    intervals = metric_intervals(labels, probabilities, positive=positive, groups=groups)
     shares = proportions.metric_proportions(matrix, intervals, positive=positive)
-    rows = [cells(row) for row in metric_rows(classes, kept.positive, values, shares, intervals)]
+    missing = TOO_FEW_TILES if groups is None else TOO_FEW_SLIDES
+    over = INDEPENDENT if groups is None else interval_method(groups)
+    over = over[0].upper() + over[1:]
+    rows = [cells(row) for row in metric_rows(classes, kept.positive, values, shares, intervals, missing=missing)]
     threshold = (
         "none (needs two classes, both among the validation tiles)"
         if kept.threshold is None
@@ -254,8 +261,7 @@ def _validation_lines(checkpoint: Checkpoint) -> list[str]:
         "## Validation",
         "",
         f"{count(kept.tiles, 'tile')}.{few} They chose the epoch, the temperature and the threshold, so these metrics "
-        "are optimistic; the intervals do not show by how much. They also take the tiles as independent, and are too "
-        "narrow where several tiles come from one slide.",
+        f"are optimistic; the intervals do not show by how much. {over}.",
         "",
         as_markdown([["metric", "value", "95% interval", "tiles"], *rows]),
         "",

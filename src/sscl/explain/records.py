@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AliasChoices, Field
 
-from sscl.evaluate.intervals import few_groups
+from sscl.evaluate.intervals import FEWEST, few_groups
 from sscl.evaluate.verdicts import Outcome
 from sscl.records import Record
 from sscl.words import count
@@ -185,7 +185,8 @@ class HitRates(Record):
         """How the intervals are made, or why there are none."""
         if self.groups is None:
             return "95% intervals, tiles taken as independent"
-        return few_groups(self.groups) or f"95% intervals over {count(self.groups, 'group')} of tiles"
+        few = few_groups(self.groups) if self.groups < FEWEST else None
+        return few or f"95% intervals over {count(self.groups, 'group')} of tiles"
 
 
 class Localisation(Record):
