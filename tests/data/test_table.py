@@ -106,6 +106,16 @@ def test_faults_are_one_line_that_names_the_row(root: Path, text: str, message: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_as_excel_saves_it(root: Path) -> None:
+    """Rows filled up to the widest, and a header with a line break in a cell."""
+    text = 'path;"label\n(majority)";label;;\r\na/0.png;7;x;;\r\na/1.png;7;y;;;;\r\n;;;;;;\r\n'
+    tiles = table(root, text)
+    assert (tiles.classes, tiles.labels.tolist()) == (("x", "y"), [0, 1])
+    with pytest.raises(ValueError, match="line 4: 4 values, expected 2"):
+        table(root, '"path","la\nbel"\na/0.png,x\na/1.png,y,,z\n')
+    assert table(root, '"path","\nlabel"\na/0.png,x\na/1.png,y\n').classes == ("x", "y")
+
+
 # --- auto ---
 
 

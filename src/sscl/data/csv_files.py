@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_table(path: Path, *, columns: Sequence[str], optional: Sequence[str] = 
             or as `read_rows`.
     """
     rows = read_rows(path, columns=columns, delimiters=_DELIMITERS)
-    header = [name.strip() for name in next(rows)[1]]
+    header = [" ".join(name.split()) for name in next(rows)[1]]  # a name may be broken into lines
     places = [_place(name, header, path, required=name in columns) for name in (*columns, *optional)]
     table = []
     for line, row in rows:
@@ -71,15 +72,18 @@ def read_rows(path: Path, *, columns: Sequence[str], delimiters: str = ",") -> I
             if first.lower().startswith("sep="):  # Excel's own first line
                 first, above = next(lines, ""), 2
             delimiter = _delimiter(first, columns, delimiters)
-            header = next(csv.reader([first], delimiter=delimiter), [])
+            above -= 1
+            reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+            header = next(reader, [])
             if not any(name.strip() for name in header):
                 raise ValueError(f"{path}: is empty; expected the header {','.join(columns)}")
-            yield above, header
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            yield above + 1, header
             for row in reader:
                 line = reader.line_num + above
                 if not any(value.strip() for value in row):
                     continue
+                while len(row) > len(header) and not row[-1].strip():
+                    row.pop()  # Excel fills rows up to the widest
                 if len(row) != len(header):
                     raise ValueError(f"{path}: line {line}: {len(row)} values, expected {len(header)} as in the header")
                 yield line, row
