@@ -20,7 +20,7 @@ import hashlib
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from torch import nn
 from sscl import __version__, api, augment, run, writing
 from sscl.config import EncoderConfig, ExportConfig, PredictConfig
 from sscl.data.images import RESIZED
+from sscl.memory import raise_if_short
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
 from sscl.models.encoders import Encoder
 from sscl.models.exports import Decisions, ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
@@ -170,8 +171,14 @@ def trunk(config: ExportConfig) -> Exported:
     if start.size_px is None:
         raise ValueError(f"size_px: missing; {config.checkpoint} does not say the side of its tiles, give size_px=224")
     encoder = start.encoder.cpu().eval()
-    state = dict(encoder.state_dict())
+    state = _as_elsewhere(encoder.state_dict())
     return Exported(encoder, encoder, state, start.size_px, start.mean, start.std, start.checkpoint)
+
+
+def _as_elsewhere(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors by the names that they have in the package that an encoder is from: without `net.` before all."""
+    prefix = "net." if all(name.startswith("net.") for name in state) else ""
+    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def classifier(config: ExportConfig) -> Exported:
@@ -189,7 +196,7 @@ def classifier(config: ExportConfig) -> Exported:
         found = api.load(config.checkpoint, device="cpu", abstain=ABSTAIN)
     model, checkpoint = found.classifier, found.checkpoint
     head = {f"fc.{name}": value for name, value in model.head.state_dict().items()}
-    state = {**model.encoder.state_dict(), **head}
+    state = {**_as_elsewhere(model.encoder.state_dict()), **head}
     decisions = Decisions(
         temperature=found.temperature,
         validation_tiles=checkpoint.fitted.tiles,
@@ -302,6 +309,7 @@ def write_checked(
     except OSError:
         raise
     except Exception as error:  # exporters raise their own kinds for a model that they cannot write
+        raise_if_short(error)
         reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
         raise ValueError(f"formats: {name} cannot hold {exported.encoder.name} ({reason}); leave it out") from error
     if not difference <= TOLERANCE * scale:

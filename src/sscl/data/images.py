@@ -100,6 +100,7 @@ def size_of(path: Path | str) -> tuple[int, int]:
         with opened(path, expected="an image file") as file, Image.open(file, formats=formats()) as image:
             return int(image.width), int(image.height)
     except Exception as error:  # see `open_image`
+        raise_if_short(error)
         raise ValueError(f"{path}: cannot be opened ({first_line(error)}); copy it again") from error
 
 
