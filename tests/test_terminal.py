@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
-from sscl.cli.terminal import Folding, folded
+from sscl.cli.terminal import Folding, Lasting, folded
 
 PATH = "/data/" + "x" * 90 + "/tiles.csv"
 
@@ -43,3 +44,17 @@ def test_a_stream_folds_lines_that_come_in_parts(monkeypatch: pytest.MonkeyPatch
     assert [len(line) <= 40 for line in there.getvalue().splitlines()] == [True, True]
     stream.flush()
     assert there.getvalue().endswith("begun")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_a_stream_that_ends_leaves_no_file_open() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as pipe:
+        stream = Lasting(pipe)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            stream.write("text\n")
+            stream.flush()
+        assert stream.failure is not None
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sscl import writing
 from sscl.places import missing
-from sscl.reading import parse_json
+from sscl.reading import opened, parse_json
 from sscl.words import count, short
 from sscl.writing import naming, write_text
 
@@ -139,7 +139,7 @@ def parsed(path: Path) -> Iterator[tuple[int, MetricsRow | str]]:
     """
     if not path.is_file():
         return
-    with path.open("rb") as handle:
+    with opened(path, expected="a log of metrics") as handle:
         number = 0
         while line := handle.readline(_LINE_BYTES):
             number += 1

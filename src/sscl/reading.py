@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -34,13 +35,39 @@ def opened(path: str | os.PathLike[str], *, expected: str = "a file") -> Iterato
         refuse_irregular(path, os.stat(path).st_mode, expected=expected)
         # Should a pipe have taken its place by now, nobody waits for its writer.
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(number, "rb") as file:
-            refuse_irregular(path, os.fstat(number).st_mode, expected=expected)
-            yield file
+        raw = _Named(number, os.fspath(path))
     except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = os.fspath(path)
+        error.filename = error.filename or os.fspath(path)
         raise
+    with io.BufferedReader(raw, buffer_size=2**17) as file:
+        refuse_irregular(path, os.fstat(number).st_mode, expected=expected)
+        yield file
+
+
+class _Named(io.FileIO):
+    """A file whose errors name it: not those of other files that come while it is open."""
+
+    def __init__(self, number: int, path: str | bytes) -> None:
+        super().__init__(number, "rb")
+        self._path = path
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read into memory."""
+        with self._naming():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes | None:
+        """Read to the end."""
+        with self._naming():
+            return super().readall()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or self._path
+            raise
 
 
 def read_bytes(path: str | os.PathLike[str], *, at_most: int, expected: str = "a file") -> bytes:

@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 from sscl.config import DataConfig
 from sscl.config.encoders import EncoderName, Means, OutputStride, StandardDeviations, Stem
 from sscl.config.sections import Section
+from sscl.reading import parse_json
 from sscl.records import Record, first_fault
 
 
@@ -144,6 +145,8 @@ def exported_facts(path: str | Path) -> ExportedFacts | None:
     if found is None:
         return None
     try:
+        parse_json(found)  # no NaN, nothing endless
         return ExportedFacts.model_validate_json(found)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {first_fault(error, whole='its facts')}; export it again") from None
+    except ValueError as error:
+        reason = first_fault(error, whole="its facts") if isinstance(error, ValidationError) else f"its facts: {error}"
+        raise ValueError(f"{path}: {reason}; export it again") from None
