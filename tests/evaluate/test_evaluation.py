@@ -249,6 +249,17 @@ def test_too_few_tiles_of_a_class_are_named() -> None:
     assert any("too few tiles of HP (3)" in note for note in notes_of(report))
 
 
+def test_a_class_that_is_called_of_one_tile_alone_is_named() -> None:
+    """Whether macro F1 is a mean of two classes or of three hangs on it."""
+    tiles, logits = some(tiles=80)
+    three = dataclasses.replace(tiles, classes=("HP", "SSA", "TA"))
+    wide = torch.cat([logits, torch.full((80, 1), -9.0)], 1)
+    wide[0, 2] = 99
+    report = report_of(three, wide, kept=kept_of(three, wide, positive=None), positive=None)
+    assert report.intervals.macro_f1 is None
+    assert any("too few tiles of TA (1)" in note for note in notes_of(report))
+
+
 def test_notes_name_validation_calibration_and_augmentation() -> None:
     kept = kept_of(*some(seed=1))
     scaled, raw = (" ".join(notes_of(report_of(*some(), kept=kept, calibrate=c))) for c in (True, False))

@@ -127,9 +127,14 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
     """Return how to read missing intervals, probabilities, thresholds and net benefit, a sentence each."""
     found = []
     if any(row.value is not None and row.interval is None for row in metric_rows(evaluated, results)):
-        rare = {name: tiles for name, tiles in evaluated.class_counts.items() if 0 < tiles < FEWEST}
-        which = some([f"{name} ({tiles})" for name, tiles in rare.items()])
-        of = f"{TOO_FEW_TILES} of {which}" if rare else f"{TOO_FEW_SLIDES} of some class"
+        called = np.sum(results.confusion_matrix, axis=0).tolist()  # a class without tiles counts by those called so
+        counts = (
+            (name, evaluated.class_counts[name] or number)
+            for name, number in zip(evaluated.classes, called, strict=True)
+        )
+        rare = [f"{name} ({number})" for name, number in counts if 0 < number < FEWEST]
+        few = TOO_FEW_TILES if rare or results.groups is None else TOO_FEW_SLIDES
+        of = f"{few} of {some(rare) or 'some class'}"
         found.append(f"metrics without an interval: {of}; an interval needs {FEWEST}, and is wide with those")
     fitted = results.calibration
     found.append(

@@ -124,5 +124,5 @@ def interval_method(groups: Groups | None) -> str:
         return "95% intervals, tiles taken as independent"
     number = group_count(groups)
     if number is None:
-        return f"95% intervals; each tile is of a group of its own ({GROUPS})"
+        return f"95% intervals, each tile of a group of its own ({GROUPS})"
     return f"95% intervals over {count(number, 'group')} ({GROUPS})"
