@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sscl.config import DataConfig, SourceConfig
-from sscl.data import duplicates, load
+from sscl.data import duplicates, hashes, load
 from sscl.data.csv_files import read_table
 from sscl.data.folder import read_layout
 from sscl.data.images import size_of
@@ -192,10 +192,10 @@ def _copies(parts: Mapping[str, Tiles], *, progress: bool) -> dict[str, int]:
     with Bar(total // step, desc="look for copies" if progress else None, unit="tile") as bar:
         for split, tiles in parts.items():
             for row in range(0, len(tiles), step):
-                small.append(duplicates.thumbnail(duplicates.luma_of(tiles.images[row])).astype(np.float16))
+                small.append(hashes.thumbnail(duplicates.luma_of(tiles.images[row])).astype(np.float16))
                 places.append((split, int(tiles.labels[row])))
                 bar.update()
-    pairs = [(places[pair.first], places[pair.second]) for pair in duplicates.hash_pairs(np.stack(small))]
+    pairs = [(places[pair.first], places[pair.second]) for pair in hashes.same_pictures(np.stack(small))]
     return {
         "copies": len(pairs),
         "across": sum((one[0] == "test") != (other[0] == "test") for one, other in pairs),
