@@ -33,7 +33,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 def test_every_extra_for_users_is_known() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
     extras = set(re.findall(r"^(\w+) = \[", text.partition("\n[project.scripts]")[0], re.MULTILINE))
-    assert extras - {"bench", "dev"} - packages.EXTRAS.keys() == set()
+    assert extras - {"bench", "dev", "docs", "notebooks"} - packages.EXTRAS.keys() == set()
     for name, extra in packages.EXTRAS.items():
         assert all(package in text for package in extra.modules), name
 
@@ -76,6 +76,13 @@ def test_a_broken_extra_is_a_note_and_a_broken_torch_a_fault(
     assert "GPU" not in found
     assert main(["doctor"]) == 1
     assert "Training would fail:\n  - torch: " in capsys.readouterr().out
+
+
+def test_a_torchvision_of_another_torch_is_a_note(quick: dict[str, str]) -> None:
+    """Only ImageNet weights need it."""
+    quick["torchvision"] = "RuntimeError: operator torchvision::nms does not exist"
+    found = by_name(packages.software()["Software"])
+    assert (found["torchvision"].state, found["torch"].state) == (State.NOTE, State.FINE)
 
 
 def test_a_missing_package_is_a_fault(quick: dict[str, str], wrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:

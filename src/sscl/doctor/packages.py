@@ -50,6 +50,10 @@ MODULES = {
     "pyyaml": "yaml",
     "opencv-python-headless": "cv2",
 }
+OTHER_TORCHVISION = (
+    "model.weights=imagenet and timm:NAME need it, all else works; it may be of another torch: install both from one "
+    "index (with a CPU build: pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu)"
+)
 _CHILD = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -153,6 +157,8 @@ def _package(name: str, broken: Mapping[str, str]) -> Finding:
     version = version_of(name)
     if version is None:
         return Finding(name, "missing", State.FAULT, f"pip install {name}")
+    if name == "torchvision" and (why := broken.get(name)):
+        return Finding(name, f"{version}, cannot be imported: {short(why, most=200)}", State.NOTE, OTHER_TORCHVISION)
     if why := broken.get(_module(name)):
         again = f"install it again (pip install --force-reinstall {name})"
         return Finding(name, f"{version}, cannot be imported: {short(why, most=200)}", State.FAULT, again)
