@@ -321,6 +321,14 @@ class TestDeletionInsertion:
             assert of.difference == pytest.approx(less.mean())
             assert of.difference_interval == pytest.approx(Mean.of(less, span=0.4, bounds=(-1, 1)).interval)
 
+    def test_of_one_slide_there_is_no_interval(self) -> None:
+        tiles, _ = red_tiles(8)
+        found = deletion_insertion(RedNet(), tiles, ones(8), explain(RedNet(), tiles, ones(8)), groups=["a"] * 8)
+        assert found.deletion["map"].interval is found.insertion["centre"].difference_interval is None
+        assert found.outcome is Outcome.INCONCLUSIVE
+        assert type(found).model_validate_json(found.model_dump_json()) == found
+        assert "1 slide or patient is too few" in found.verdict
+
     def test_evidence_in_the_centre_passes_though_it_does_not_beat_the_centre(self) -> None:
         def curves(random_order: tuple[float, float]) -> dict[str, OrderCurve]:
             same = {"curve": (0.5, 0.5), "auc": 0.5, "interval": (0.4, 0.6)}

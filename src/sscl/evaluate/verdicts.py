@@ -93,6 +93,11 @@ class Mean:
         return cls(mean, (max(mean - half, bounds[0]), min(mean + half, bounds[1])), len(x), number)
 
     @property
+    def ends(self) -> Interval | None:
+        """The interval; None where there is none."""
+        return self.interval if np.isfinite(self.interval).all() else None
+
+    @property
     def units(self) -> int:
         """What it rests on: groups, or tiles where these are independent."""
         return self.tiles if self.groups is None else self.groups
@@ -157,8 +162,10 @@ def gain_shown(interval: Interval) -> str:
 
 def too_few(units: int, *, grouped: bool = False) -> str:
     """Return a clause on too few tiles, or groups, "" where there are enough."""
-    what = "slides or patients" if grouped else "tiles"
-    return f"; {units} {what} are too few, {FEWEST} or more are needed" if units < FEWEST else ""
+    if units >= FEWEST:
+        return ""
+    of = count(units, "slide or patient", "slides or patients") if grouped else count(units, "tile")
+    return f"; {of} {'is' if units == 1 else 'are'} too few, {FEWEST} or more are needed"
 
 
 def verdict_of(outcome: Outcome, reason: str) -> str:

@@ -101,9 +101,9 @@ def checks_text(found: MapChecks) -> str:
                 ("deletion", "lower", areas.deletion),
                 ("insertion", "higher", areas.insertion),
             ):
-                low, high = curves["map"].interval
+                ends = curves["map"].interval
                 others = ", ".join(f"{order} {of.auc:.3f}" for order, of in curves.items() if order != "map")
-                area = f"{curves['map'].auc:.3f} ({low:.3f} to {high:.3f})"
+                area = f"{curves['map'].auc:.3f}" + ("" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})")
                 lines.append(wrapped(f"{way} AUC ({better} is better): map {area}, {others}", indent=4))
         lines.append(wrapped(check.verdict, indent=4))
     return "\n".join(lines)

@@ -75,13 +75,14 @@ class OrderCurve(Record):
     """The mean probability of the explained class while pixels are blurred, or restored, in one order.
 
     Attributes:
-        curve: K + 1 probabilities, means over tiles. auc: area under it. interval: of the area, 95% over tiles.
+        curve: K + 1 probabilities, means over tiles.
+        auc: area under it. interval: of the area, 95% over tiles; None of one tile, or one slide.
         difference: area of the map's order - this area, with its interval; None for the map's own order.
     """
 
     curve: Numbers
     auc: float
-    interval: Interval
+    interval: Interval | None
     difference: float | None = None
     difference_interval: Interval | None = None
 

@@ -92,9 +92,9 @@ def plot_deletion_insertion(found: DeletionInsertion, *, path: str | os.PathLike
     places = figure.subplots(1, 2, sharey=True)
     for axes, (heading, done, curves) in zip(places, panels, strict=True):
         for index, (name, of) in enumerate(curves.items()):
-            low, high = of.interval
+            ends = "" if of.interval is None else f" ({of.interval[0]:.3f} to {of.interval[1]:.3f})"
             style = base.line_style(index) | {"linewidth": 2.2 if name == "map" else 1.4}
-            label = f"{name}: AUC {of.auc:.3f} ({low:.3f} to {high:.3f})"
+            label = f"{name}: AUC {of.auc:.3f}{ends}"
             axes.plot(found.fractions, of.curve, marker=_MARKERS[index], markersize=3.5, label=label, **style)
         axes.set(xlabel=f"Fraction of the tile {done}, in each order", title=heading, ylim=(0, 1.02), xlim=(0, 1))
         base.grid(axes)

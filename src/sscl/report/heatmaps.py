@@ -94,7 +94,7 @@ def _deletion_insertion(name: str, found: DeletionInsertion) -> list[Block]:
     if found.outcome is Outcome.NOT_ASSESSED:
         return []
     areas = [
-        f"{way} {order} {of.auc:.3f} ({interval(of.interval)})"
+        f"{way} {order} {of.auc:.3f}{_brackets(of.interval)}"
         for way, curves in (("deletion", found.deletion), ("insertion", found.insertion))
         for order, of in curves.items()
     ]
