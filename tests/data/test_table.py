@@ -116,6 +116,16 @@ def test_a_table_as_excel_saves_it(root: Path) -> None:
     assert table(root, '"path","\nlabel"\na/0.png,x\na/1.png,y\n').classes == ("x", "y")
 
 
+def test_what_pandas_reads_as_missing_is_no_class_no_slide_and_no_size(root: Path) -> None:
+    text = "path,label,group,mpp\na/0.png,x,s1,0.5\na/1.png,NA,s2,NA\na/2.png,y,s3,n/a\nb/0.tif,None,s4,NULL\n"
+    tiles = table(root, text)
+    assert (tiles.classes, tiles.labels.tolist()) == (("x", "y"), [0, -1, 1, -1])
+    np.testing.assert_array_equal(tiles.mpp, [0.5, np.nan, np.nan, np.nan])
+    assert "2 labels NA and None: missing" in " ".join(tiles.account.line("all").split())
+    with pytest.raises(ValueError, match="line 3: column 'group' is empty, in 1 row"):
+        table(root, "path,group\na/0.png,s1\na/1.png,NA\n")
+
+
 # --- auto ---
 
 

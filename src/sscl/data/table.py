@@ -1,7 +1,7 @@
 """Tiles listed in a table: a CSV with a row for each image.
 
     path      the image, relative to the folder of the table; "/" or "\\" between folders
-    label     its class; empty, nan or -1: unlabelled
+    label     its class; empty, -1, or a word of MISSING: unlabelled
     group     its slide or patient
     split     train, val or test, in any spelling that `layout.split_named` knows
     mpp       µm per pixel of the file
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,9 @@ from sscl.words import count, listed, short
 
 COLUMNS = ("label", "group", "split", "mpp")
 SUFFIXES = (".csv", ".tsv")
-_NO_LABEL = frozenset({"", "nan", "-1", "-1.0"})
+# What pandas reads as missing, in any case: a spreadsheet of R or pandas has no class of that name.
+MISSING = frozenset({"nan", "na", "n/a", "<na>", "#n/a", "#na", "null", "none"})
+_NO_LABEL = frozenset({"", "-1", "-1.0"})
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,10 @@ def _read(path: Path, *, whole: bool) -> _Table:
     lines = [line for line, _ in rows]
     names, labels, groups, splits, mpp = (list(column) for column in zip(*(values for _, values in rows), strict=True))
     _check_paths(path, lines, names)
+    words = Counter(value for value in labels if value.casefold() in MISSING)
+    labels, groups, mpp = (
+        ["" if value.casefold() in MISSING else value for value in of] for of in (labels, groups, mpp)
+    )
     files = [listed_file(str(path.parent), name) for name in names]
     _check_files(path, lines, files)
     folder = str(path.parent)
@@ -152,8 +159,17 @@ def _read(path: Path, *, whole: bool) -> _Table:
         notes=(
             *(("labels are not used (data.labels=true would)",) if whole and any(labels) else ()),
             *(() if scale is None else (_span(scale),)),
+            *(
+                (f"{count(words.total(), 'label')} {listed(list(words))}: missing, so unlabelled",)
+                if words and not whole
+                else ()
+            ),
         ),
     )
+
+
+def _given(value: str) -> str:
+    return "" if value.casefold() in MISSING else value
 
 
 def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None:
