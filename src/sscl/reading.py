@@ -56,10 +56,11 @@ class _Named(io.FileIO):
         with self._naming():
             return super().readinto(buffer)
 
-    def readall(self) -> bytes | None:
+    def readall(self) -> bytes:
         """Read to the end."""
         with self._naming():
-            return super().readall()
+            found: bytes = super().readall()
+            return found
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
