@@ -6,6 +6,7 @@ import itertools
 import textwrap
 
 from sscl.config import ConfigsConfig, shipped
+from sscl.words import next_command
 
 WIDTH = 80  # columns
 
@@ -20,6 +21,7 @@ def main(config: ConfigsConfig) -> None:
         print(shipped.by_name(config.name, key="name").read_text(encoding="utf-8"), end="")
         return
     print(listing())
+    print(f"\n{next_command('init', 'TILES')}")
 
 
 def listing() -> str:

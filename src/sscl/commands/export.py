@@ -37,6 +37,7 @@ from sscl.models.encoders import Encoder
 from sscl.models.exports import Decisions, ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
 from sscl.models.start import frozen_encoder
 from sscl.records import write_record
+from sscl.words import next_command
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -112,6 +113,11 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
         write_record(folder / f"{stem}.json", report)
     print(described(report))
     print(f"wrote {out}/{stem}.json, {', '.join(files)}")
+    if config.what == "classifier":
+        print(next_command("predict", run_of(config.checkpoint), "NEW_TILES"))
+    else:
+        weights = next((out / name for name, file in files.items() if file.kind in TENSOR_FILES), config.checkpoint)
+        print(next_command("finetune", "TILES", f"model.name={report.encoder}", f"model.weights={weights}", "run=RUN"))
 
 
 def folder_of(config: ExportConfig) -> Path:
