@@ -13,7 +13,7 @@ import cv2
 import pytest
 import torch
 
-from sscl import __version__, cli
+from sscl import __version__, children, cli
 from sscl.data.cache import cache_folder
 from sscl.memory import advice
 
@@ -89,6 +89,22 @@ def test_bad_input_is_one_line_and_exit_code_2(words, key, hint, capsys, tmp_pat
     assert err[0].startswith(f"sscl: {key}")
     assert hint in err[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("word", "given"), [("overwrite=true", True), ("overwrite=false", False)])
+def test_a_flag_may_be_a_key(word, given):
+    assert cli.parse("eval", ["runs/x", word]).flags == {"overwrite": given}
+
+
+def test_a_flag_is_true_or_false(capsys):
+    code, _, (line,) = call(capsys, "eval", "runs/x", "overwrite=maybe")
+    assert (code, line.startswith("sscl: overwrite: ")) == (2, True)
+
+
+def test_a_package_that_is_missing_is_one_line(pretrain_raises, capsys):
+    pretrain_raises(ModuleNotFoundError("No module named 'cv2'", name="cv2"))
+    code, _, (line,) = call(capsys, *COMPLETE)
+    assert (code, "cv2" in line) == (2, True)
 
 
 def test_each_fault_is_a_line(capsys):
@@ -225,6 +241,12 @@ def test_after_ctrl_c_each_command_says_how_to_go_on(words, place, advice, pretr
     code, _, (line,) = call(capsys, *words)
     assert (code, line.startswith("sscl: interrupted; ")) == (130, True)
     assert advice in line
+
+
+def test_a_command_that_another_runs_leaves_that_line_to_it(pretrain_raises, monkeypatch, capsys):
+    monkeypatch.setattr(children, "_children", [True])
+    pretrain_raises(KeyboardInterrupt())
+    assert call(capsys, *COMPLETE) == (children.INTERRUPTED, "", [])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
