@@ -172,7 +172,8 @@ def brier_score(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
     Source: Brier 1950, Monthly Weather Review 78:1. For two classes it is twice `binary_brier_score`.
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    return float(((p - np.eye(p.shape[1])[np.asarray(labels)]) ** 2).sum(1).mean())
+    right = p[np.arange(len(p)), np.asarray(labels)]
+    return float(np.einsum("ij,ij->i", p, p).mean() - 2 * right.mean() + 1)  # without a second table of (N, K)
 
 
 def binary_brier_score(targets: npt.ArrayLike, scores: npt.ArrayLike) -> float:
