@@ -251,11 +251,11 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
         fit=config.fit or model.fit,
         changes=dict(tally.changes),
         source_px={str(side): number for side, number in sorted(tally.sides_px.items())},
-        notes=tuple(notes(model, tally, config)),
+        notes=tuple(notes(model, found, tally, config)),
     )
 
 
-def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
+def notes(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> list[str]:
     """Return what a reader must know, a sentence each."""
     lines = []
     if config.tta:
@@ -266,7 +266,8 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
         lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
     lines += describe_changes(tally.changes, of=len(tally.places))
     trained = Scale(model.checkpoint.source_px, model.checkpoint.mpp)
-    others = scale_warnings(tally.sides_px, None, trained=trained, size_px=model.size_px)
+    mpp = float(np.median(found.mpp)) if found.mpp else None
+    others = scale_warnings(tally.sides_px, mpp, trained=trained, size_px=model.size_px)
     lines += others
     if len(tally.sides_px) > 1 and not others:
         low, high = min(tally.sides_px), max(tally.sides_px)
@@ -300,7 +301,7 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
     used = len(tally.places)
     account = Account("image file", {"all": used}, passed_over=found.passed_over, unusable=len(tally.faults))
     yield account.line("all").strip()
-    for note in notes(model, tally, config):
+    for note in notes(model, found, tally, config):
         yield f"note: {note}"
 
 

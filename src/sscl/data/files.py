@@ -24,6 +24,7 @@ from sscl.data.images import Decoded, Fit, Region, decode_image
 from sscl.data.ingest import listed_file
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
 from sscl.data.table import SUFFIXES as LISTS
+from sscl.data.table import read_mpp
 from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
 from sscl.places import missing, printable
@@ -46,6 +47,7 @@ class Found:
         repeated: how often a file came up again that was found already.
         passed_over: the other files in the folders, by kind.
         faults: (name, reason) of what cannot be used, known without opening it.
+        mpp: µm per pixel of the files whose list says it.
     """
 
     names: list[str] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Found:
     repeated: int = 0
     passed_over: PassedOver = field(default_factory=PassedOver)
     faults: list[tuple[str, str]] = field(default_factory=list)
+    mpp: list[float] = field(default_factory=list)
 
 
 def find_images(words: Sequence[str | Path]) -> Found:
@@ -123,10 +126,13 @@ def _add_folder(folder: str, found: Found, seen: set[str]) -> None:
 def _add_list(word: str, found: Found, seen: set[str]) -> None:
     folder = os.path.dirname(word)
     listed = []
-    for line, (name,) in read_table(Path(word), columns=("path",)):
+    rows = read_table(Path(word), columns=("path",), optional=("mpp",))
+    for line, (name, _) in rows:
         if not name:
             raise ValueError(f"{word}: line {line}: column 'path' is empty; fill it in or remove the row")
         listed.append((name, listed_file(folder, name)))
+    scale = read_mpp(word, [line for line, _ in rows], [mpp for _, (_, mpp) in rows])
+    found.mpp += [] if scale is None else scale[~np.isnan(scale)].tolist()
     if not any(os.path.lexists(file) for _, file in listed):
         raise FileNotFoundError(
             f"{word}: none of its {len(listed)} files exists, the first would be {short(listed[0][1])}; "

@@ -147,7 +147,7 @@ def _read(path: Path, *, whole: bool) -> _Table:
     classes, indices = ((), [UNLABELLED] * len(rows)) if whole else _classes(path, labels)
     found = {name: parts.count(name) for name in (*SPLITS, "all")}
     given = None if whole else _groups(path, lines, groups)
-    scale = _mpp(path, lines, mpp)
+    scale = read_mpp(path, lines, mpp)
     return _Table(
         ids=tuple(ids[row] for row in order),
         files=tuple(files[row] for row in order),
@@ -236,8 +236,13 @@ def _groups(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[
     return group_ids(values, where=f"{path}: column 'group'")
 
 
-def _mpp(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.float64] | None:
-    """Return µm per pixel of each row, NaN where it is empty; None where the table has none."""
+def read_mpp(path: Path | str, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return µm per pixel of each row, NaN where it is empty; None where the table has none.
+
+    Raises:
+        ValueError: a value that is no number above 0, or that is missing.
+    """
+    values = [_given(value) for value in values]
     if not any(values):
         return None
     found = []
