@@ -93,11 +93,20 @@ def test_an_interrupted_training_goes_on(cli: Any, project: Callable[..., Path],
     done = cli("train", folder)
     assert (done.code, names(steps)) == (0, ["pretrain --resume"])
     assert "left out" in done.out
+    assert "note: " not in done.out.partition("$ sscl")[0]
     assert done.out.splitlines()[-1].startswith("next: sscl finetune LABELLED_TILES ")
     (folder / "pretrain/training.json").unlink()
     shutil.rmtree(folder / "pretrain/checkpoints")  # killed before the end of its first epoch
     assert cli("train", folder).code == 0
     assert names(steps) == ["pretrain --overwrite"]
+
+
+def test_a_copied_project_says_where_it_writes(project: Callable[..., Path], tmp_path: Path) -> None:
+    folder = project(stages="pretrain")
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert read_project(folder).elsewhere == []
+    (line,) = read_project(copy).elsewhere
+    assert str(folder / "pretrain") in line
 
 
 def test_without_test_tiles_it_is_said_what_is_left_out(

@@ -29,6 +29,8 @@ def main(config: TrainConfig, *, overwrite: bool = False) -> None:
         print(f"{folder}: {listed(list(project.stages))}")
         for line in project.left_out:
             print(wrapped(f"left out: {line}"))
+        for line in project.elsewhere:
+            print(wrapped(f"note: {line}"))
         done = [call(stage, project, config) for stage in trainings]
         done += [call(stages.result_stage(project, name), project, config) for name in project.results]
         if project.page is not None:

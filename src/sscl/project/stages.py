@@ -57,6 +57,17 @@ class Project:
         return tuple(stage for stage in STAGES if stage in there)
 
     @property
+    def elsewhere(self) -> list[str]:
+        """Return which runs are not written into this folder, as after it was moved, a sentence each."""
+        here = self.folder.resolve()
+        return [
+            f"{self.file_of[step.entry.command]} writes to {step.folder}, which is not in {self.folder}; change its "
+            f"run, and where the other files name it, if {self.folder} was moved or copied"
+            for step in self.steps
+            if not step.folder.resolve().is_relative_to(here)
+        ]
+
+    @property
     def page_file(self) -> Path | None:
         """The file of the page."""
         if self.page is None:
