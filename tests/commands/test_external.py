@@ -87,3 +87,17 @@ def test_classes_that_training_does_not_know_and_tiles_without_labels_are_refuse
     assert "sscl predict" in unlabelled.err
     assert "benin is not among them: did you mean benign?" in unknown.err
     assert not list(run.glob("eval_*"))
+
+
+def test_sets_of_one_name_have_folders_of_their_own(cli: Any, run: Path, cohort: Path, tmp_path: Path) -> None:
+    others = [tmp_path / "third" / "cohort", tmp_path / "nested" / "third" / "cohort"]
+    for other in others:
+        shutil.copytree(cohort, other)
+    for root in (cohort, *others, cohort):
+        result = cli.evaluate(run, f"data.root={root}", "--overwrite")
+        assert result.code == 0, result.err
+    found = {path.name: Path(metrics(path)["data"]["root"]) for path in sorted(run.glob("eval_*_all"))}
+    assert (found.pop("eval_cohort_all"), found.pop("eval_third-cohort_all")) == (cohort, others[0])
+    assert list(found.values()) == [others[1]]
+    card = (run / card_results.FILE).read_text(encoding="utf-8")
+    assert card.count("## External: ") == 3

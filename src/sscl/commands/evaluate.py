@@ -44,7 +44,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
     choice = lineage.choose(trained, config.data, split=config.split)
     data, split = choice.data, choice.split
-    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / choice.folder("eval")
+    out = Path(config.out) if config.out is not None else choice.folder(run_of(config.checkpoint), "eval")
     with run.whole_folder(out, config, overwrite=overwrite, inputs={"data.root": data.root}) as folder:
         given = load_tiles(data, split=split, progress=config.progress)
         whole = with_classes_of(given, trained.classes, checkpoint=config.checkpoint, root=data.root)

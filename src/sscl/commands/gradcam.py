@@ -57,8 +57,9 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     target = resolve_target(config.target, classes)
     choice = lineage.choose(trained, config.data, split=config.split)
     data = choice.data
-    folder = "gradcam_images" if config.images is not None else choice.folder("gradcam")
-    out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / folder
+    there = run_of(config.checkpoint)
+    own = there / "gradcam_images" if config.images is not None else choice.folder(there, "gradcam")
+    out = Path(config.out) if config.out is not None else own
     inputs = {"data.root": data.root, "images": config.images}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as unfinished:
         if config.layer:  # a wrong name is reported before the tiles are read
@@ -121,11 +122,11 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     if checked is not None:
         print(checks_text(checked))
     print(f"wrote {out}/{', '.join(files)}")
-    there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
+    elsewhere = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
     if config.images is not None:
         print(next_command("predict", run_of(config.checkpoint), config.images))
     else:
-        print(next_command("report", run_of(config.checkpoint), *there))
+        print(next_command("report", there, *elsewhere))
 
 
 def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[str, ...]) -> Tiles:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.config import DataConfig
+from sscl.config import DataConfig, strict_yaml
 from sscl.data import scale, task
 from sscl.data.layout import split_named
 from sscl.data.load import groups_are, has_test, load_tiles, merge_data, saw_all, slides_known, split_changes
@@ -45,10 +47,34 @@ class Choice:
     split: str
     external: bool
 
-    def folder(self, command: str) -> str:
-        """Return the folder of a run that a command writes to, as in eval_test, or eval_NAME_all of another set."""
-        name = re.sub(r"[^\w.+-]+", "-", Path(self.data.root).resolve().name)
-        return f"{command}_{name}_{self.split}" if self.external else f"{command}_{self.split}"
+    def folder(self, run: Path, command: str) -> Path:
+        """Return the folder in a run that a command writes to, as in eval_test, or eval_NAME_all of another set.
+
+        Where that is of a third set, whose folder has the same name, the folder above comes into the name too, and then
+        a digest of the whole path.
+        """
+        if not self.external:
+            return run / f"{command}_{self.split}"
+        root = Path(self.data.root).resolve()
+        digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
+        for name in (root.name, f"{root.parent.name}-{root.name}"):
+            there = run / f"{command}_{_plain(name)}_{self.split}"
+            if not there.exists() or _root_of(there) in (root, None):
+                return there
+        return run / f"{command}_{_plain(root.name)}-{digest}_{self.split}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name)
+
+
+def _root_of(folder: Path) -> Path | None:
+    """Return the set that a command's folder is of, as its config.yaml says; None where it does not say."""
+    try:
+        content = strict_yaml.read((folder / "config.yaml").read_text(encoding="utf-8"))
+        return Path(content["data"]["root"]).resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def choose(trained: Checkpoint, changes: Mapping[str, object], *, split: str | None) -> Choice:

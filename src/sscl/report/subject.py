@@ -76,9 +76,9 @@ def evaluation_of(folder: Path, data: Mapping[str, object], split: str | None) -
     Otherwise data.root says where the tiles of the evaluation are now.
     """
     if "root" in data:
-        other = Choice(DataConfig(root=str(data["root"])), split or "all", external=True).folder("eval")
-        if (folder / other / records.FILE).is_file():
-            return folder / other
+        other = Choice(DataConfig(root=str(data["root"])), split or "all", external=True).folder(folder, "eval")
+        if (other / records.FILE).is_file():
+            return other
     return folder / f"eval_{split or 'test'}"
 
 
