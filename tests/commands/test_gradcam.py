@@ -21,6 +21,7 @@ from sscl.data.folder import load_folder
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
 from sscl.explain import boxes, cam
+from sscl.explain.deletion_insertion import LEAST_MOVE
 from sscl.explain.records import Localisation, MapChecks
 from sscl.explain.targets import DIFFERENCE
 from sscl.models.classifier import load_classifier
@@ -404,7 +405,9 @@ def test_checks_are_written_and_said(checked: tuple[Path, str]) -> None:
         assert check.question in printed
         assert check.verdict in printed
         assert check.verdict.startswith(f"{check.outcome.value}: ")
-    for name in ("randomisation", "deletion_insertion", "box_sensitivity"):
+    drawn = ["randomisation", "box_sensitivity"]  # whether blurring changes anything hangs on the little training
+    drawn += ["deletion_insertion"] * (found.deletion_insertion.moves >= LEAST_MOVE)
+    for name in drawn:
         with Image.open(out / f"{name}.png") as chart:
             assert chart.width > 400
     assert found.randomisation.cells == 36
