@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sscl import ranks, run
 from sscl.config import FinetuneConfig, changed_keys, load_config
-from sscl.data.load import all_rows, groups_are, has_test, has_validation, load_tiles
+from sscl.data.load import all_rows, describe_tiles, groups_are, has_test, has_validation, load_tiles
 from sscl.data.task import check_task
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import pick_device, pick_precision, tune
@@ -75,6 +75,7 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
     if not alone:
         if not goes_on:
             run.start_folder(folder, config, overwrite=overwrite)
+        print(describe_tiles(config.data, tiles, split="train"))
         print(f"{len(numbers)} folds in {folder}: {len(complete)} complete, {len(numbers) - len(complete)} to train")
     for number in numbers:
         one = configs[number]
