@@ -428,4 +428,4 @@ def test_help_says_how(cli: Any) -> None:
     assert "[--folds K]" in text.splitlines()[0]
     assert "\n  --folds K" in text
     assert "train.folds=K" in text
-    assert "\n  train.fold=null" in text
+    assert "\n  train.fold=null" in cli("finetune", "--help-all").out
