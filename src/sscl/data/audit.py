@@ -55,7 +55,7 @@ class PairRecord(Record):
 
     kind: str
     reason: str
-    confidence: float | None
+    confidence: float
     across: bool
     first: Place
     second: Place
@@ -346,7 +346,7 @@ def _pair_record(parts: Parts, pair: Pair, *, across: bool) -> PairRecord:
     return PairRecord(
         kind=pair.kind,
         reason=pair.reason,
-        confidence=None if pair.confidence is None else round(pair.confidence, 4),
+        confidence=round(pair.confidence, 4),
         across=across,
         first=parts.place(pair.first),
         second=parts.place(pair.second),

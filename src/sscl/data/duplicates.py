@@ -38,6 +38,8 @@ STRETCHED_TILES = 30_000
 KINDS = ("exact", "hash", "keypoints", "embedding")  # most certain first
 _CONFIDENCE = (-13.5, 2.4, 12.1)  # logistic regression: constant, log of the inliers, correlation
 _LEAST_CONFIDENCE = 0.5
+_AS_SIMILAR = 100  # pairs
+_MISSED = 0.01  # of altered copies, by `scripts/audit_recall`
 _SURE = 0.95  # no other picture of the two tiles is tried
 _WHOLE = 0.9  # overlap from which on mean colours can be compared
 _OTHER_COLOUR = 6.0  # grey levels of a channel: JPEG changes the mean of a tile by less than one
@@ -55,7 +57,8 @@ class Pair:
         kind: exact (equal pixels), hash, keypoints, or embedding (near by an encoder's features alone: only similar).
         score: correlation of the luma with the second tile laid on the first; for `embedding` pairs the cosine.
         movement: what was done to the first to get the second, in words.
-        confidence: how probable it is that both show one place, by `scripts/audit_recall`; None for `embedding`.
+        confidence: how probable it is that both show one place, by `scripts/audit_recall`; for `embedding` pairs see
+            `confidence_by_cosine`.
         distance: bits of 63 in which the hashes differ; None for other kinds.
         keypoints: number of keypoints that agree on the movement; None for other kinds.
         overlap: fraction of the first that the second covers; None for `embedding`.
@@ -67,7 +70,7 @@ class Pair:
     kind: str
     score: float
     movement: str
-    confidence: float | None = 1.0
+    confidence: float = 1.0
     distance: int | None = None
     keypoints: int | None = None
     overlap: float | None = 1.0
@@ -79,7 +82,7 @@ class Pair:
         if self.kind == "exact":
             return "identical pixels"
         if self.kind == "embedding":
-            return "similar features; not aligned"
+            return f"similar features, cosine {self.score:.2f}, but no map lays one on the other"
         colours = ", in other colours" if self.recoloured else ""
         if self.kind == "hash":
             how = colours or ", compressed or resized again"
@@ -141,11 +144,8 @@ def find_pairs(
         overlapping = _aligned(images, points, rows, tried, known, progress=progress)
     known |= {(pair.first, pair.second) for pair in overlapping}
     hashed, overlapping = ([_with_colours(pair, colours) for pair in pairs] for pairs in (hashed, overlapping))
-    similar = [
-        Pair(*ends, "embedding", value, "not aligned", confidence=None, overlap=None)
-        for ends, value in sorted((_ordered(rows[i], rows[j]), value) for (i, j), value in cosine.items())
-        if value >= min_cosine and ends not in known
-    ]
+    near = sorted((_ordered(rows[i], rows[j]), value) for (i, j), value in cosine.items())
+    similar = _by_embedding(near, known, min_cosine=min_cosine)
     return [*exact, *hashed, *overlapping, *similar]
 
 
@@ -211,6 +211,36 @@ def _near_embeddings(embeddings: Floats, rows: Indices, *, count: int, progress:
     return {(i, j): value for i, j, value in near}
 
 
+def _by_embedding(
+    near: Sequence[tuple[tuple[int, int], float]], known: Collection[tuple[int, int]], *, min_cosine: float
+) -> list[Pair]:
+    """Return those of the near pairs (rows, cosine) that are similar and not known to show one place."""
+    cosine = np.array([value for _, value in near])
+    sure = confidence_by_cosine(cosine, np.array([ends in known for ends, _ in near], dtype=bool))
+    return [
+        Pair(*ends, "embedding", value, "not aligned", confidence=float(confidence), overlap=None)
+        for (ends, value), confidence in zip(near, sure, strict=True)
+        if value >= min_cosine and ends not in known
+    ]
+
+
+def confidence_by_cosine(cosine: Floats, found: NDArray[np.bool_]) -> Floats:
+    """Return how probable it is that near pairs (n,) that were not found otherwise show one place all the same.
+
+    Encoders differ in what a cosine means, so the set itself tells: of the `_AS_SIMILAR` pairs with the next cosines,
+    the share that was `found` by pixels, hash or keypoints. Those searches miss `_MISSED` of the copies.
+    """
+    order = np.argsort(cosine, kind="stable")
+    total = np.concatenate([[0], np.cumsum(found[order])])
+    end = np.minimum(np.maximum(np.arange(len(cosine)) + _AS_SIMILAR // 2, _AS_SIMILAR), len(cosine))
+    start = np.maximum(end - _AS_SIMILAR, 0)
+    hits, pairs = total[end] - total[start], end - start
+    confidence = np.empty(len(cosine), np.float32)
+    missed = hits * _MISSED / (1 - _MISSED)
+    confidence[order] = (missed + _MISSED) / (pairs - hits + missed + 1)  # a pair more: few pairs make nothing sure
+    return confidence
+
+
 def _aligned(
     images: Images,
     points: keypoints.Collected,
@@ -245,7 +275,7 @@ def _align(images: Images, points: keypoints.Collected, rows: Indices, pairs: Se
         if found is None or found.overlap < _LEAST_OVERLAP:
             continue
         confidence = confidence_of(found.inliers, found.correlation)
-        if confidence < max(_LEAST_CONFIDENCE, best.confidence or 0 if best else 0):
+        if confidence < max(_LEAST_CONFIDENCE, best.confidence if best else 0):
             continue
         if one > other:
             found = found.reversed(images.shape[1])

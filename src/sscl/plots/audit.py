@@ -66,10 +66,10 @@ def pair_caption(pair: Pair) -> str:
     if pair.kind == "exact":
         return "identical pixels"
     if pair.kind == "embedding":
-        return f"similar only: cosine {pair.score:.3f}"
+        return f"similar only: cosine {pair.score:.3f}, confidence {pair.confidence:.2f}"
     if pair.kind == "hash":
         return f"r {pair.score:.2f}, hash differs in {pair.distance} bits\n{pair.movement}"
-    sure = "" if pair.confidence is None else f", confidence {pair.confidence:.2f}"
+    sure = f", confidence {pair.confidence:.2f}"
     shared = f"{100 * (pair.overlap or 0):.0f}% overlap"
     return f"r {pair.score:.2f}, {pair.keypoints} keypoints, {shared}{sure}\n{pair.movement}"
 
