@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sscl.answers import Explanations, Predictions
+from sscl.config.maps import BOX_THRESHOLD
 from sscl.data import files
 from sscl.data.files import Images, Item
 from sscl.data.images import Fit
@@ -154,7 +155,7 @@ class Model:
         method: str = "gradcam",
         layers: str | Sequence[str] = (),
         fuse: str = "max",
-        threshold: float = 0.2,
+        threshold: float = BOX_THRESHOLD,
         names: Sequence[str] | None = None,
         fit: Fit | None = None,
         batch_size: int = 32,

@@ -20,7 +20,8 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     folder = Path(config.run)
     commands = steps(config.configs, folder)
     for command in commands:
-        shipped.find(next(word for word in command if word.startswith(f"{config.configs}/")), key="configs")
+        if command[0] != "compare":  # of two finished runs, which needs no config
+            shipped.find(command[2 if command[0] == "data" else 1], key="configs")
     started = time.perf_counter()
     with run.holding(folder):
         run.start_folder(folder, config, overwrite=overwrite)
@@ -36,11 +37,12 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
         ("the tiles", folder / "inspect" / "contact_sheet.png"),
         ("their two views", folder / "inspect" / "two_views.png"),
         ("pretraining curves", folder / "pretrain" / "curves.png"),
+        ("few labels, with and without", folder / "few-against-scratch" / "compare.md"),
         ("fine-tuning curves", folder / "finetune" / "curves.png"),
         ("confusion matrix", folder / "finetune" / "eval_test" / "confusion.png"),
         ("where the model looked", panels[0] if panels else folder / "finetune" / "gradcam_test"),
     ):
-        print(f"  {what:<24}{path}")
+        print(f"  {what:<30}{path}")
 
 
 def steps(configs: str, folder: Path) -> list[list[str]]:
@@ -51,18 +53,23 @@ def steps(configs: str, folder: Path) -> list[list[str]]:
         folder: where everything is written.
     """
     tiles, audit, pretrained, finetuned = (folder / name for name in ("tiles", "audit", "pretrain", "finetune"))
+    few, scratch, both = (folder / name for name in ("few", "scratch", "few-against-scratch"))
     ending = ".yaml" if Path(configs).is_dir() else ""
 
     def command(name: str, *overrides: str) -> list[str]:
-        return [*name.split(), f"{configs}/{name.split()[-1]}{ending}", *overrides]
+        words = name.split()
+        return [*(words if words[0] == "data" else words[:1]), f"{configs}/{words[-1]}{ending}", *overrides]
 
     return [
         command("data synth", str(tiles)),
         command("data inspect", str(tiles), f"out={folder / 'inspect'}"),
         command("data audit", str(tiles), f"out={audit}"),
         command("pretrain", str(tiles), f"run={pretrained}"),
+        command("finetune few", str(tiles), f"from={pretrained}", f"run={few}"),
+        command("finetune few", str(tiles), "model.weights=null", f"run={scratch}"),
+        ["compare", str(scratch), str(few), f"out={both}"],
         command("finetune", str(tiles), f"from={pretrained}", f"run={finetuned}"),
         command("eval", str(finetuned)),
         command("gradcam", str(finetuned)),
-        command("report", str(finetuned), str(audit)),
+        command("report", str(finetuned), str(both), str(audit)),
     ]
