@@ -26,6 +26,8 @@ TINY = {
     "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
     "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
     "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, progress: false}",
+    "few": "{run: few, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
+    "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 4}, progress: false}",
     "eval": "{checkpoint: f, device: cpu, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
     "report": "{runs: [f, audit], device: cpu, progress: false}",
@@ -126,10 +128,13 @@ def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: 
     printed = installed.run("-c", DEMO, "run=demo run", f"configs={tmp_path}")
     commands = [shlex.split(line[2:])[1:] for line in printed.splitlines() if line.startswith("$ sscl ")]
     names = [" ".join(takewhile(lambda word: not word.endswith(".yaml"), words)) for words in commands]
-    assert names == ["data synth", "data inspect", "data audit", "pretrain", "finetune", "eval", "gradcam", "report"]
+    assert names[:4] == ["data synth", "data inspect", "data audit", "pretrain"]
+    assert [name.split()[0] for name in names[4:]] == [
+        *("finetune", "finetune", "compare", "eval", "eval", "finetune", "eval", "gradcam", "report"),
+    ]
     _, _, ending = printed.partition("Open:\n")
-    named = [installed.folder / line[26:] for line in ending.splitlines()]
-    assert len(named) == 7
+    named = [installed.folder / line[32:] for line in ending.splitlines()]
+    assert len(named) == 8
     assert named[0].name == "report.html"
     assert all(path.is_file() for path in named), named
-    assert {path.suffix for path in named[1:]} == {".png"}
+    assert {path.suffix for path in named[1:]} == {".png", ".md"}

@@ -35,5 +35,5 @@ class MapConfig(Section):
     )
     fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
     threshold: float = setting(
-        0.2, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1, common=True
+        BOX_THRESHOLD, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1, common=True
     )
