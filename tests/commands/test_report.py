@@ -305,6 +305,9 @@ def test_worksheets_that_came_back_are_on_a_page_of_their_own(make: Any, study: 
     bad, _ = make(study, f"reviews={study}/a.csv", f"out={study}/third.html")
     assert (bad.code, (study / "third.html").exists()) == (2, False)
     assert f"{study}/a.csv: line 2" in bad.err
+    shutil.rmtree(study / "eval_test")
+    missing, _ = make(study, f"reviews={study}/nobody.csv", f"out={study}/third.html")
+    assert (missing.code, (study / "eval_test").exists()) == (2, False)  # said before anything is evaluated
 
 
 def test_three_classes_of_a_folder_without_slides(

@@ -159,6 +159,9 @@ def test_nothing_is_overwritten_without_being_asked(
     assert init("tiles", "overwrite=true") == 0
     assert Path("sscl-run/notes.txt").read_text() == "mine"
     assert init("tiles", "out=tiles") == 2
+    Path("link").symlink_to("nowhere")
+    assert init("tiles", "out=link") == 2
+    assert "link is no folder" in capsys.readouterr().err
 
 
 def test_the_layouts_of_mhist_and_medmnist_are_recognised(capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,6 +160,24 @@ def test_the_page_has_kappa_with_labels_model_and_each_other(tmp_path, groups):
     assert max(len(line) for text in reviewed.review_lines(reviews, of) for line in text.splitlines()) <= 80
 
 
+def test_the_model_is_compared_with_the_labels_once_on_the_same_tiles(tmp_path):
+    of = made()
+    first, second = ({row: {"blind": name} for row in range(40)} for name in ("HP", "SSA"))
+    files = [worksheet(tmp_path / "a.csv", of, first), worksheet(tmp_path / "b.csv", of, second)]
+    rows = tables(reviewed.reviews_section(read_reviews(files, of), of))[reviewed.AGREEMENT]
+    assert [row[:3] for row in rows].count(["model", "same", "labels"]) == 1
+
+
+def test_names_and_notes_of_a_reviewer_stay_in_their_line(tmp_path):
+    of = made()
+    answers = {1: {"blind": "HP", "note": '"first\n\x1b[2Jsecond"'}}
+    (one,) = read_reviews([worksheet(tmp_path / "a.csv", of, answers, reviewer="A\x1b[31mB")], of)
+    assert one.reviewer == "A\\x1b[31mB"
+    lines = "\n".join(reviewed.review_lines([one], of))
+    assert "first [2Jsecond" in lines
+    assert "\x1b" not in lines
+
+
 def test_few_tiles_and_tiles_without_truth(tmp_path):
     of = made(classes=("a", "b", "c"))
     unknown = Reviewed(KEY, TilePredictions(**{**vars(of.found), "labels": np.full(60, -1)}))

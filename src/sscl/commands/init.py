@@ -63,7 +63,7 @@ def check_out(out: Path, root: str, *, overwrite: bool) -> None:
     for key, path in (("data.root", root), ("out", os.path.abspath(out))):
         if printable(path) != path:
             raise ValueError(f"{key}: {printable(path)!r} has a character that cannot be printed; rename it")
-    if out.exists() and not out.is_dir():
+    if os.path.lexists(out) and not out.is_dir():  # a file, or a link to nothing
         raise ValueError(f"out: {out} is no folder; name a folder to write")
     if os.path.realpath(out) == os.path.realpath(root):
         raise ValueError(f"out: {out} is the folder of the tiles; name another, as out=sscl-run")

@@ -16,7 +16,7 @@ from sscl.report.contents import page_content
 from sscl.report.folders import sort_folders
 from sscl.report.predicted import Predicted, predicted_content, read_predicted
 from sscl.report.reviewed import review_lines, reviews_section
-from sscl.report.reviews import Reviewed, read_reviews
+from sscl.report.reviews import Reviewed, check_files, read_reviews
 from sscl.report.subject import Subject, add_own_folders, evaluation_of, read_subject, worksheet_id
 from sscl.words import next_command
 
@@ -32,6 +32,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     name = "reviewed.html" if config.reviews else "report.html"
     out = Path(config.out) if config.out is not None else Path(own or config.runs[0]) / name
     check_page(out, overwrite=overwrite)
+    check_files(config.reviews)
     predicted = None
     if "predict" in sources:
         if len(config.runs) > 1:

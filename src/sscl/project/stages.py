@@ -23,7 +23,7 @@ from sscl.data.load import has_test
 from sscl.models.start import facts_to_be, inherit
 from sscl.train.plan import Step
 from sscl.train.reuse import Action, Decision, decide, modified
-from sscl.words import listed
+from sscl.words import count, listed
 
 STAGES = ("pretrain", "finetune", "eval", "gradcam", "report")
 RESULTS: dict[str, type[EvalConfig] | type[GradcamConfig]] = {"eval": EvalConfig, "gradcam": GradcamConfig}
@@ -161,7 +161,7 @@ def _training(step: Step, decision: Decision) -> Stage:
     name = step.entry.command
     if decision.action is Action.REUSED:
         ending = run.ending_of(step.folder)
-        epochs = "" if ending is None else f", {ending.epochs} epochs"
+        epochs = "" if ending is None else f", {count(ending.epochs, 'epoch')}"
         return Stage(name, why=f"finished before ({step.folder}{epochs})")
     why = {Action.RESUME: "goes on after its last epoch", Action.AGAIN: f"again: {decision.reason}"}
     return Stage(name, (*step.words, *FLAGS[decision.action]), why.get(decision.action, ""))

@@ -9,7 +9,8 @@ import numpy as np
 from sscl.evaluate.agreement import FEWEST_TILES, Agreement, agreement
 from sscl.evaluate.intervals import GROUPS
 from sscl.evaluate.metrics import IntArray
-from sscl.evaluate.tables import Table, as_text
+from sscl.evaluate.tables import Table, as_text, one_line
+from sscl.places import printable
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, percent
 from sscl.report.reviews import NOBODY, Review, Reviewed
@@ -74,6 +75,7 @@ def _comparisons(reviews: Sequence[Review], of: Reviewed) -> Iterator[tuple[str,
         answers = {
             review.reviewer: review.blind if when == BLIND else review.after_as_classes(found) for review in reviews
         }
+        on: list[bytes] = []  # the tiles on which the model was compared with the labels
         for name, given in answers.items():
             if (given == NOBODY).all():
                 continue
@@ -82,7 +84,9 @@ def _comparisons(reviews: Sequence[Review], of: Reviewed) -> Iterator[tuple[str,
             yield name, when, "model", _of_both(given, found.predictions, of)
             if (found.labels != NOBODY).any():
                 model = np.where(given == NOBODY, NOBODY, found.predictions)
-                yield "model", "same", "labels", _of_both(model, found.labels, of)
+                if (tiles := (given != NOBODY).tobytes()) not in on:
+                    on.append(tiles)
+                    yield "model", "same", "labels", _of_both(model, found.labels, of)
         names = [name for name, given in answers.items() if (given != NOBODY).any()]
         for at, first in enumerate(names):
             for second in names[at + 1 :]:
@@ -129,11 +133,11 @@ def _doubted(reviews: Sequence[Review], of: Reviewed) -> Iterator[list[str]]:
     agreed = given.any(0) & ((answers == highest) | ~given).all(0)
     rows = np.flatnonzero(agreed & (found.labels != NOBODY) & (highest != found.labels))
     for row in sorted(rows.tolist(), key=lambda row: -int(given[:, row].sum())):
-        notes = "; ".join(review.notes[row] for review in reviews if row in review.notes)
+        notes = one_line("; ".join(review.notes[row] for review in reviews if row in review.notes))
         who = count(int(given[:, row].sum()), "reviewer")
         names = (found.classes[of_] for of_ in (found.labels[row], highest[row], found.predictions[row]))
         label, said, model = (shortened(name, 30) for name in names)
-        yield [shortened(found.ids[row], 60), label, f"{said} ({who})", model, shortened(notes, 80)]
+        yield [shortened(printable(found.ids[row]), 60), label, f"{said} ({who})", model, shortened(notes, 80)]
 
 
 def notes(reviews: Sequence[Review], of: Reviewed) -> list[str]:

@@ -16,6 +16,7 @@ from sscl.data.csv_files import read_rows
 from sscl.evaluate.intervals import Groups
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.predictions import TilePredictions
+from sscl.places import printable
 from sscl.words import first_twice, nearest, some
 
 WORDS = ("agree", "disagree", "unsure")  # after the prediction was seen
@@ -71,6 +72,13 @@ class Review:
         return answers
 
 
+def check_files(files: Sequence[str]) -> None:
+    """Raise ValueError or FileNotFoundError where a file is no worksheet at all, before anything else is done."""
+    for file in files:
+        for _ in _answers(Path(file)):
+            pass
+
+
 def read_reviews(files: Sequence[str], of: Reviewed) -> list[Review]:
     """Return what the worksheets hold, each with a name of its own.
 
@@ -110,7 +118,7 @@ def _read(path: Path, of: Reviewed) -> Review:
         if row in given:
             raise ValueError(f"{where}: {cells['id']!r} comes twice; keep one of its rows")
         given[row] = tuple(cells[key] for key in ("id", "blind", "blind_at", "review", "changed"))
-        names |= {cells["reviewer"]: None} if cells["reviewer"] else {}
+        names |= {printable(cells["reviewer"]): None} if cells["reviewer"] else {}
         named = _class_of(cells["blind"], found.classes, where)
         cannot_tell += cells["blind"] == CANNOT_TELL
         if named != NOBODY and cells["seen_before"].casefold() == "yes":
