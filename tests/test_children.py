@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sscl import children
+from sscl import children, words
 
 WAITS = (
     "import time; from sscl.children import end_with_parent; end_with_parent(); print(1, flush=True); time.sleep(60)"
@@ -67,3 +67,16 @@ def test_an_interrupted_child_interrupts_its_parent(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(children.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(KeyboardInterrupt):
         children.run_command(["eval"])
+
+
+def test_a_stage_does_not_say_what_to_type_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(children, "_stages", [])
+    words.say_next("eval", "runs/a")
+    monkeypatch.setenv(children._STAGE, "1")
+    monkeypatch.delenv(children._ASKED, raising=False)
+    children.end_with_parent()
+    words.say_next("eval", "runs/b")
+    assert capsys.readouterr().out == "next: sscl eval runs/a\n"
+    assert children._STAGE not in os.environ  # its own children are none

@@ -15,9 +15,11 @@ import threading
 from collections.abc import Iterator, Sequence
 
 _ASKED = "SSCL_ENDS_WITH_STDIN"
+_STAGE = "SSCL_STAGE"
 ENDED = 143  # exit code of such a child, as after SIGTERM
 INTERRUPTED = 130  # exit code of a command after Ctrl-C
 _children: list[bool] = []  # whether this process is such a child, once that is known
+_stages: list[bool] = []  # likewise, whether it is a stage
 
 
 @contextlib.contextmanager
@@ -31,20 +33,22 @@ def lifeline() -> Iterator[int]:
         os.close(reading)
 
 
-def run_command(words: Sequence[str], *, line: int | None = None) -> int:
+def run_command(words: Sequence[str], *, line: int | None = None, stage: bool = False) -> int:
     """Run `sscl WORDS` to its end and return its exit code.
 
     Args:
         line: of `lifeline`, for commands that run at the same time; None = one of its own.
+        stage: of several commands, of which this process starts the next one: it does not say what to type next.
 
     Raises:
         KeyboardInterrupt: it was interrupted; what is said about that, this process says.
     """
     if line is None:
         with lifeline() as own:
-            return run_command(words, line=own)
+            return run_command(words, line=own, stage=stage)
     whole = [sys.executable, "-m", "sscl", *words]
-    code = subprocess.run(whole, stdin=line, env={**os.environ, _ASKED: "1"}, check=False).returncode
+    asked = {_ASKED: "1"} | ({_STAGE: "1"} if stage else {})
+    code = subprocess.run(whole, stdin=line, env={**os.environ, **asked}, check=False).returncode
     if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     return code
@@ -52,6 +56,8 @@ def run_command(words: Sequence[str], *, line: int | None = None) -> int:
 
 def end_with_parent() -> None:
     """In a child of `run_command`, end this process when its parent ends; elsewhere do nothing."""
+    if os.environ.pop(_STAGE, None):
+        _stages.append(True)
     if os.environ.pop(_ASKED, None):
         _children.append(True)
         threading.Thread(target=_watch, name="lifeline", daemon=True).start()
@@ -65,6 +71,11 @@ def end_with_parent() -> None:
 def is_child() -> bool:
     """Return whether this process is a child of `run_command`."""
     return bool(_children)
+
+
+def is_stage() -> bool:
+    """Return whether this process is a stage of several commands (see `run_command`)."""
+    return bool(_stages)
 
 
 def _watch() -> None:

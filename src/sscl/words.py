@@ -9,6 +9,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sscl.children import is_stage
+
 MOST = 20  # words of a list; a line of 1,000 class names says nothing
 
 
@@ -148,3 +150,9 @@ def next_command(*words: object) -> str:
     """
     command, *rest = words
     return f"next: sscl {command} {shlex.join(map(str, rest))}".rstrip()
+
+
+def say_next(*words: object) -> None:
+    """Print what to type next (see `next_command`), but not in a stage of `sscl train`, which goes on by itself."""
+    if not is_stage():
+        print(next_command(*words))

@@ -30,7 +30,7 @@ from sscl.models.pixels import normalisation
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
 from sscl.records import write_record
-from sscl.words import count, next_command
+from sscl.words import count, say_next
 
 
 def main(config: EvalConfig, *, overwrite: bool = False) -> None:
@@ -128,7 +128,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     if split == "test" or choice.external:
         update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out)
     there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
-    print(next_command("gradcam", run_of(config.checkpoint), *there))
+    say_next("gradcam", run_of(config.checkpoint), *there)
 
 
 def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Path) -> None:

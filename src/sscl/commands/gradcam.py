@@ -35,7 +35,7 @@ from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
-from sscl.words import count, next_command, shortened, wrapped
+from sscl.words import count, say_next, shortened, wrapped
 
 BOXES_HEADER = (
     *("picture", "id", "label", "prediction", "probability", "positive_evidence"),
@@ -124,9 +124,9 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     print(f"wrote {out}/{', '.join(files)}")
     elsewhere = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
     if config.images is not None:
-        print(next_command("predict", run_of(config.checkpoint), config.images))
+        say_next("predict", run_of(config.checkpoint), config.images)
     else:
-        print(next_command("report", there, *elsewhere))
+        say_next("report", there, *elsewhere)
 
 
 def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[str, ...]) -> Tiles:

@@ -18,7 +18,7 @@ from sscl.report.predicted import Predicted, predicted_content, read_predicted
 from sscl.report.reviewed import review_lines, reviews_section
 from sscl.report.reviews import Reviewed, check_files, read_reviews
 from sscl.report.subject import Subject, add_own_folders, evaluation_of, read_subject, worksheet_id
-from sscl.words import next_command
+from sscl.words import say_next
 
 
 def main(config: ReportConfig, *, overwrite: bool = False) -> int:
@@ -67,7 +67,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     tiles = f"{shown:,} of {total:,} tiles" if shown < total else f"{shown:,} tiles"
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {tiles}); open it in a browser, it works offline")
     if own is not None:
-        print(next_command("predict", own, "NEW_TILES"))
+        say_next("predict", own, "NEW_TILES")
     return 0
 
 

@@ -75,7 +75,7 @@ def call(stage: Stage, project: stages.Project, config: TrainConfig) -> bool:
         return False
     words = [*stage.words, *([] if config.progress else ["progress=false"])]
     print(f"$ sscl {shlex.join(words)}", flush=True)
-    if children.run_command(words) != 0:
+    if children.run_command(words, stage=True) != 0:
         again = next_command("train", project.folder).removeprefix("next: ")
         raise ValueError(f"train: {stage.name} failed, its message is above; {again} continues there")
     return True

@@ -24,16 +24,23 @@ class ReportConfig(Section):
     runs: Annotated[tuple[str, ...], Listed] = setting(
         ..., "folders written by sscl, [RUN, AUDIT, ...]; also RUN ...", path=True, min_length=1
     )
-    out: str | None = setting(None, "file to write, .html; null = report.html in the run the page is about", path=True)
+    out: str | None = setting(
+        None, "file to write, .html; null = report.html in the run the page is about", path=True, common=True
+    )
     split: Literal["test", "train", "all"] | None = setting(
-        None, "split to report on; null = test, or all tiles of data.root where RUN has evaluated that set"
+        None, "split to report on; null = test, or all tiles of data.root where RUN has evaluated that set", common=True
     )
     tiles: int = setting(
-        1000, "maximum number of tiles in the gallery, of which a page takes 5,000; 0 = no gallery", ge=0, le=100_000
+        1000,
+        "maximum number of tiles in the gallery, of which a page takes 5,000; 0 = no gallery",
+        ge=0,
+        le=100_000,
+        common=True,
     )
     blind: bool = setting(
         False,
         "open the page in blind review, for reviewers: a tile's prediction shows once they named its class",
+        common=True,
     )
     reviews: Annotated[tuple[str, ...], Listed] = setting(
         (),
@@ -41,17 +48,18 @@ class ReportConfig(Section):
         "other; the page is then reviewed.html",
         path=True,
         max_length=20,
+        common=True,
     )
     gradcam: Annotated[Changes, KeysOf(MapConfig)] = setting(
         {},
         "settings of sscl gradcam (target, method, layer, fuse, threshold) for the gallery; default: those of "
-        "RUN/gradcam_SPLIT. Example: gradcam.threshold=0.5",
+        "RUN/gradcam_SPLIT. Example: gradcam.threshold=0.3",
     )
     data: Annotated[Changes, KeysOf(DataConfig)] = setting(
         {}, "data settings that differ from the evaluation, such as data.root"
     )
     batch_size: int = setting(32, "tiles per batch", ge=1, le=LARGEST_BATCH)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     progress: bool = setting(True, "show progress bars")
 
     @field_validator("runs", "reviews")

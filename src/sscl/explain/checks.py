@@ -128,8 +128,9 @@ def localisation_table(localised: Localisation) -> str:
         return f"{value:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
 
     centre = localised.centre
+    given = centre.peak_hit_interval is not None
     lines = [
-        f"truth masks of {count(centre.tiles, 'tile')} (in brackets: {centre.interval_method}):",
+        f"truth masks of {count(centre.tiles, 'tile')} ({'in brackets: ' if given else ''}{centre.interval_method}):",
         f"{'':<18}{'peak on mask':<24}{'box IoU >= 0.5':<24}mean IoU",
     ]
     for name, rates in localised.each.items():

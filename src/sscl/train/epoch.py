@@ -17,7 +17,7 @@ from sscl.models.calibration import KeptCalibration
 from sscl.train.health import knn_verdict
 from sscl.train.objectives import OBJECTIVES
 from sscl.train.pace import Pace
-from sscl.words import next_command, wrapped
+from sscl.words import next_command, say_next, wrapped
 
 STOPPED = "stopped early (train.stop_after_epoch); continue with --resume"
 
@@ -116,7 +116,7 @@ def print_summary(rows: list[MetricsRow], folder: Path, *, config: PretrainConfi
         print(pace.line())
     print(f"wrote {folder}/checkpoints/last.pt, encoder.pt, metrics.jsonl, curves.png")
     if finished:
-        print(next_command("finetune", "LABELLED_TILES", f"from={folder}", f"run={folder}-classifier"))
+        say_next("finetune", "LABELLED_TILES", f"from={folder}", f"run={folder}-classifier")
     else:
         print(STOPPED)
         print(next_command("pretrain", folder, "--resume"))

@@ -42,7 +42,7 @@ from sscl.train.pace import Pace, Writer
 from sscl.train.preparation import Finetuning, announce, prepare
 from sscl.train.setup import end_run, open_run, progress_bar, seed_epoch, start_log
 from sscl.train.step import project_pairs, take_step
-from sscl.words import next_command
+from sscl.words import next_command, say_next
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
@@ -320,7 +320,7 @@ def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) ->
     print(pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
     if ending.final:
-        print(next_command("eval", job.opened.folder, *([] if has_test(config.data) else ["OTHER_TILES"])))
+        say_next("eval", job.opened.folder, *([] if has_test(config.data) else ["OTHER_TILES"]))
     else:
         print(STOPPED)
         print(next_command("finetune", job.opened.folder, "--resume"))

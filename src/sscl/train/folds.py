@@ -27,7 +27,7 @@ from sscl.run import check_inputs_outside
 from sscl.train.finetune import train_classifier
 from sscl.train.fold_report import build_report, table, write_report
 from sscl.train.labelled import held_out, labelled_parts, training_rows
-from sscl.words import next_command
+from sscl.words import say_next
 
 
 def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
@@ -98,7 +98,7 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
     written = "predictions.csv" if alone else "predictions.csv, folds.json, folds.png"
     print(f"wrote {folder}/{written}")
     others = ["OTHER_TILES"] if alone and not has_test(config.data) else []
-    print(next_command("eval" if alone else "report", folder, *others))
+    say_next("eval" if alone else "report", folder, *others)
 
 
 def fold_config(config: FinetuneConfig, number: int) -> FinetuneConfig:
