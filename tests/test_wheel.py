@@ -26,13 +26,16 @@ TINY = {
     "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
     "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
     "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, progress: false}",
+    "tenth": "{out: t, root: tiles, device: cpu, progress: false, runs: ["
+    "{name: a, command: finetune, config: few.yaml, set: {model: {weights: null}}}, "
+    "{name: b, command: finetune, config: few.yaml}]}",
     "few": "{run: few, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
     "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 4}, progress: false}",
     "eval": "{checkpoint: f, device: cpu, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
     "report": "{runs: [f, audit], device: cpu, progress: false}",
 }
-# The demo, with the first of its commands in a process of its own; the others, in this one, spare seven starts.
+# The demo, with the first of its commands in a process of its own; the others, in this one, spare the other starts.
 # PNGs of charts are blank; tests/plots renders them.
 DEMO = """
 import subprocess, sys
@@ -130,11 +133,11 @@ def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: 
     names = [" ".join(takewhile(lambda word: not word.endswith(".yaml"), words)) for words in commands]
     assert names[:4] == ["data synth", "data inspect", "data audit", "pretrain"]
     assert [name.split()[0] for name in names[4:]] == [
-        *("finetune", "finetune", "compare", "eval", "eval", "finetune", "eval", "gradcam", "report"),
+        *("compare", "finetune", "eval", "finetune", "eval", "finetune", "eval", "gradcam", "report"),
     ]
     _, _, ending = printed.partition("Open:\n")
     named = [installed.folder / line[32:] for line in ending.splitlines()]
     assert len(named) == 8
     assert named[0].name == "report.html"
     assert all(path.is_file() for path in named), named
-    assert {path.suffix for path in named[1:]} == {".png", ".md"}
+    assert {path.suffix for path in named[1:]} == {".png", ".md", ".txt"}

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 _ASKED = "SSCL_ENDS_WITH_STDIN"
 _STAGE = "SSCL_STAGE"
@@ -33,22 +34,25 @@ def lifeline() -> Iterator[int]:
         os.close(reading)
 
 
-def run_command(words: Sequence[str], *, line: int | None = None, stage: bool = False) -> int:
+def run_command(
+    words: Sequence[str], *, line: int | None = None, stage: bool = False, output: IO[str] | None = None
+) -> int:
     """Run `sscl WORDS` to its end and return its exit code.
 
     Args:
         line: of `lifeline`, for commands that run at the same time; None = one of its own.
         stage: of several commands, of which this process starts the next one: it does not say what to type next.
+        output: an open file for what it prints; errors and bars are not among that. None = where this process prints.
 
     Raises:
         KeyboardInterrupt: it was interrupted; what is said about that, this process says.
     """
     if line is None:
         with lifeline() as own:
-            return run_command(words, line=own, stage=stage)
+            return run_command(words, line=own, stage=stage, output=output)
     whole = [sys.executable, "-m", "sscl", *words]
     asked = {_ASKED: "1"} | ({_STAGE: "1"} if stage else {})
-    code = subprocess.run(whole, stdin=line, env={**os.environ, **asked}, check=False).returncode
+    code = subprocess.run(whole, stdin=line, stdout=output, env={**os.environ, **asked}, check=False).returncode
     if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     return code

@@ -15,10 +15,8 @@ from sscl.commands import demo
 def demo_configs(tmp_path: Path) -> Path:
     folder = tmp_path / "my configs"
     folder.mkdir()
-    for words in demo.steps("demo", tmp_path):
-        for word in words:
-            if word.startswith("demo/"):
-                (folder / f"{Path(word).name}.yaml").touch()
+    for step in demo.steps("demo", tmp_path):
+        (folder / f"{Path(step.config).name}.yaml").touch()
     return folder
 
 
@@ -53,8 +51,9 @@ def test_configs_that_are_not_there_and_a_folder_that_exists(
 
 
 def test_the_commands_start_from_the_shipped_configs(tmp_path: Path) -> None:
-    for words in demo.steps("demo", tmp_path):
-        name = " ".join(words[: 2 if words[0] == "data" else 1])
-        given = parse(name, words[len(name.split()) :])
-        assert given.found.config in (None, f"demo/{name.split()[-1]}", "demo/few")
+    for step in demo.steps("demo", tmp_path):
+        name = " ".join(step.words[: step.words.index(step.config)])
+        given = parse(name, step.words[len(name.split()) :])
+        assert given.found.config == step.config
+        assert step.config.startswith("demo/")
         assert isinstance(given.load(), given.kind)

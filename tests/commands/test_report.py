@@ -585,7 +585,7 @@ def test_hostile_names_are_text(make: Any, cli: Any, finetuned3: Path, folder3: 
 
 def test_the_shipped_example_is_accepted() -> None:
     text = (Path(__file__).parents[2] / "configs/demo/report.yaml").read_text()
-    assert yaml.safe_load(text)["runs"] == ["demo-run/finetune", "demo-run/few-against-scratch", "demo-run/audit"]
+    assert yaml.safe_load(text)["runs"] == ["demo-run/finetune", "demo-run/few", "demo-run/audit"]
 
 
 def test_a_folder_of_predictions_has_a_page_without_accuracy(

@@ -4,72 +4,133 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from sscl import children, run
 from sscl.config import DemoConfig, shipped
+from sscl.evaluate.comparison import Comparison
+from sscl.evaluate.records import Evaluation
+from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
+from sscl.records import read_record
+from sscl.writing import naming
+
+LOG = "output.txt"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, as its words after `sscl`, what it does, and the config that it takes."""
+
+    title: str
+    words: list[str]
+    config: str
 
 
 def main(config: DemoConfig, *, overwrite: bool = False) -> None:
-    """Write synthetic tiles, audit their split, pretrain, fine-tune, evaluate, explain, report; name the files to open.
+    """Run every step, with what it prints in a file; then say what came out, and which files to open.
 
     Raises:
         ValueError: a step failed, or the folder to write exists.
         FileNotFoundError: one of the demo's YAML files is missing.
     """
     folder = Path(config.run)
-    commands = steps(config.configs, folder)
-    for command in commands:
-        if command[0] != "compare":  # of two finished runs, which needs no config
-            shipped.find(command[2 if command[0] == "data" else 1], key="configs")
+    todo = steps(config.configs, folder)
+    for step in todo:
+        shipped.find(step.config, key="configs")
     started = time.perf_counter()
     with run.holding(folder):
         run.start_folder(folder, config, overwrite=overwrite)
-        for command in commands:
-            print(f"\n$ sscl {shlex.join(command)}", flush=True)
-            if children.run_command(command) != 0:
-                raise ValueError(f"demo: `sscl {shlex.join(command)}` failed; its message is above")
-    minutes = (time.perf_counter() - started) / 60
+        log = folder / LOG
+        for number, step in enumerate(todo, start=1):
+            print(f"\n{number}/{len(todo)}  {step.title}\n$ sscl {shlex.join(step.words)}", flush=True)
+            with naming(log), log.open("a", encoding="utf-8") as output:
+                output.write(f"\n$ sscl {shlex.join(step.words)}\n")
+                output.flush()
+                code = children.run_command(step.words, stage=True, output=output)
+            if code != 0:
+                command = f"sscl {shlex.join(step.words)}"
+                raise ValueError(f"demo: `{command}` failed; its message is above, what it printed before in {log}")
+    print("\n".join(["", *summary(folder)]))
     panels = sorted((folder / "finetune" / "gradcam_test").glob("*_panel.png"))
-    print(f"\ndone in {minutes:.1f} minutes. Open:")
+    print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes. Open:")
     for what, path in (
         ("everything on one page", folder / "finetune" / "report.html"),
         ("the tiles", folder / "inspect" / "contact_sheet.png"),
         ("their two views", folder / "inspect" / "two_views.png"),
         ("pretraining curves", folder / "pretrain" / "curves.png"),
-        ("few labels, with and without", folder / "few-against-scratch" / "compare.md"),
-        ("fine-tuning curves", folder / "finetune" / "curves.png"),
+        ("few labels, with and without", folder / "few" / "compare.md"),
         ("confusion matrix", folder / "finetune" / "eval_test" / "confusion.png"),
         ("where the model looked", panels[0] if panels else folder / "finetune" / "gradcam_test"),
+        ("what the commands printed", folder / LOG),
     ):
         print(f"  {what:<30}{path}")
 
 
-def steps(configs: str, folder: Path) -> list[list[str]]:
-    """Return the commands, each as its words after `sscl`.
+def steps(configs: str, folder: Path) -> list[Step]:
+    """Return the commands in their order.
 
     Args:
         configs: a folder of YAML files, or of shipped configs; a folder that exists wins.
         folder: where everything is written.
     """
-    tiles, audit, pretrained, finetuned = (folder / name for name in ("tiles", "audit", "pretrain", "finetune"))
-    few, scratch, both = (folder / name for name in ("few", "scratch", "few-against-scratch"))
+    tiles, audit, pretrained, few, finetuned = (
+        folder / name for name in ("tiles", "audit", "pretrain", "few", "finetune")
+    )
     ending = ".yaml" if Path(configs).is_dir() else ""
 
-    def command(name: str, *overrides: str) -> list[str]:
-        words = name.split()
-        return [*(words if words[0] == "data" else words[:1]), f"{configs}/{words[-1]}{ending}", *overrides]
+    def step(title: str, name: str, *overrides: str, file: str | None = None) -> Step:
+        config = f"{configs}/{file or name.split()[-1]}{ending}"
+        return Step(title, [*name.split(), config, *overrides], config)
 
     return [
-        command("data synth", str(tiles)),
-        command("data inspect", str(tiles), f"out={folder / 'inspect'}"),
-        command("data audit", str(tiles), f"out={audit}"),
-        command("pretrain", str(tiles), f"run={pretrained}"),
-        command("finetune few", str(tiles), f"from={pretrained}", f"run={few}"),
-        command("finetune few", str(tiles), "model.weights=null", f"run={scratch}"),
-        ["compare", str(scratch), str(few), f"out={both}"],
-        command("finetune", str(tiles), f"from={pretrained}", f"run={finetuned}"),
-        command("eval", str(finetuned)),
-        command("gradcam", str(finetuned)),
-        command("report", str(finetuned), str(both), str(audit)),
+        step("Draw polyps: tiles, truth masks, slides", "data synth", str(tiles)),
+        step("Look at them", "data inspect", str(tiles), f"out={folder / 'inspect'}"),
+        step("Does the split leak?", "data audit", str(tiles), f"out={audit}"),
+        step("Pretrain without labels", "pretrain", str(tiles), f"run={pretrained}"),
+        step(
+            "A tenth of the labels: pretrained against from scratch, three times each",
+            "compare",
+            f"root={tiles}",
+            f"runs.1.set=[model.weights={pretrained}]",
+            f"out={few}",
+            file="tenth",
+        ),
+        step("Fine-tune with all labels", "finetune", str(tiles), f"from={pretrained}", f"run={finetuned}"),
+        step("Evaluate on slides that selected nothing", "eval", str(finetuned)),
+        step("Heatmaps, and checks of them", "gradcam", str(finetuned)),
+        step("One page of it all", "report", str(finetuned), str(few), str(audit)),
     ]
+
+
+def summary(folder: Path) -> list[str]:
+    """Return what came out, in lines: few labels, all labels, heatmaps and their checks."""
+    tested = folder / "finetune" / "eval_test"
+    found = read_record(Evaluation, tested / "metrics.json", made_by="sscl eval")
+    compared = read_record(Comparison, folder / "few" / "compare.json", made_by="sscl compare")
+    maps = folder / "finetune" / "gradcam_test"
+    lines = ["What came out", "-------------"]
+    rows = {row.name: row.mean["balanced_accuracy"] for row in compared.rows}
+    lines.append("balanced accuracy on the test slides, with a tenth of the labels:")
+    lines += [f"  {name:<22}{value:.3f}" for name, value in rows.items()]
+    for difference in compared.differences.values():
+        interval = difference.intervals["balanced_accuracy"]
+        shown = "" if interval is None else f" (95%: {interval[0]:+.3f} to {interval[1]:+.3f})"
+        lines.append(f"  difference            {difference.mean['balanced_accuracy']:+.3f}{shown}")
+        lines.append(f"                        {difference.verdicts['balanced_accuracy']}")
+    lines.append("with all labels:")
+    accuracy, ends = found.metrics.balanced_accuracy, found.intervals.balanced_accuracy
+    shown = "" if ends is None else f" (95%: {ends[0]:.3f} to {ends[1]:.3f})"
+    lines.append(f"  pretrained            {accuracy:.3f}{shown}")
+    if (maps / "localisation.json").exists():
+        hits = read_record(Localisation, maps / "localisation.json", made_by="sscl gradcam")
+        lines.append("peak of the heatmap on the crypt bases, which alone decide the class:")
+        lines.append(f"  this model            {hits.this_model.peak_hit:.2f}")
+        lines.append(f"  random weights        {hits.random_weights.peak_hit:.2f}")
+        lines.append(f"  a random point        {hits.whole_tile.peak_hit:.2f}")
+    if (maps / "checks.json").exists():
+        checks = read_record(MapChecks, maps / "checks.json", made_by=CHECKED_BY)
+        lines.append("checks of the heatmaps:")
+        lines += [f"  {check.outcome:<22}{check.question}" for check in checks.each.values()]
+    lines.append("Synthetic tiles, drawn by a program: they say nothing about tissue.")
+    return lines
