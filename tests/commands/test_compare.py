@@ -432,7 +432,7 @@ def test_another_configuration_is_refused_and_made_again_on_demand(
     lines = result.err.splitlines()
     assert len(lines) == 2  # both runs, at once
     assert lines[0] == (
-        f"sscl: {path.parent}/out/runs/a-0: was made with train.epochs=2 (now 5); set it back, give another out, "
+        f"sscl: {path.parent}/out/runs/a-0: was made with train.epochs=2 (now 5); set it back, name another folder, "
         "or make it again with --overwrite"
     )
     assert snapshot(path.parent) == before

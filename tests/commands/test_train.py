@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sscl.cli import main
-from sscl.project.stages import read_project, training_stages
+from sscl.project.stages import read_project, result_stage, training_stages
 
 FILES = {
     "pretrain": "{{run: {out}/pretrain, data: {{root: {tiles}, size_px: 32{labels}}}, health: {{tiles: 8}}, "
@@ -144,6 +144,15 @@ def test_a_stage_that_fails_ends_it_in_one_line(
         ({"pretrain.yaml": "{run: r}"}, "data.root: missing"),
         ({"finetune.yaml": "{run: r, data: {root: .}, model: {nam: x}}"}, "model.nam: unknown key"),
         ({"finetune.yaml": "{run: r, data: {root: .}, train: {folds: 3}}"}, "train.folds"),
+        (
+            {
+                "pretrain.yaml": "{run: r, data: {root: .}}",
+                "finetune.yaml": "{run: ./r, data: {root: .}, model: {name: resnet18}}",
+            },
+            "finetune.yaml",
+        ),
+        ({"pretrain.yaml": "{run: r, data: {root: .}}", "eval.yaml": "{checkpoint: other}"}, "eval.yaml"),
+        ({"pretrain.yaml": "{run: r, data: {root: .}}", "report.yaml": "{runs: [r, other]}"}, "runs: other"),
     ],
 )
 def test_a_project_that_cannot_run_is_one_line(files: dict[str, str], key: str, cli: Any, tmp_path: Path) -> None:
@@ -151,6 +160,23 @@ def test_a_project_that_cannot_run_is_one_line(files: dict[str, str], key: str, 
         (tmp_path / name).write_text(text)
     result = cli("train", tmp_path)
     assert (result.code, result.err.count("\n"), key in result.err) == (2, 1, True), result.err
+
+
+def test_what_was_made_of_other_tiles_is_found_again(project: Callable[..., Path], tmp_path: Path) -> None:
+    folder = project()
+    other, images = tmp_path / "other", tmp_path / "images"
+    (folder / "finetune/checkpoints").mkdir(parents=True)
+    (folder / "finetune/checkpoints/best.pt").touch()
+    (folder / "eval.yaml").write_text(FILES["eval"].format(out=folder)[:-1] + f", data: {{root: {other}}}}}")
+    (folder / "gradcam.yaml").write_text(FILES["gradcam"].format(out=folder)[:-1] + f", images: {images}}}")
+    read = read_project(folder)
+    for name, place in {"eval": "eval_other_all", "gradcam": "gradcam_images"}.items():
+        assert result_stage(read, name).words
+        there = folder / "finetune" / place
+        there.mkdir()
+        shutil.copy(folder / f"{name}.yaml", there / "config.yaml")
+        (there / "env.json").write_text("{}")
+        assert not result_stage(read, name).words
 
 
 def test_the_folder_is_found_where_none_is_named(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

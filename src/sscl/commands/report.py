@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sscl import children, run, writing
 from sscl.config import ReportConfig
+from sscl.evaluate.lineage import folder_of
 from sscl.evaluate.records import Evaluation
 from sscl.models import checkpoint
 from sscl.records import read_record
@@ -17,7 +18,7 @@ from sscl.report.folders import sort_folders
 from sscl.report.predicted import Predicted, predicted_content, read_predicted
 from sscl.report.reviewed import review_lines, reviews_section
 from sscl.report.reviews import Reviewed, check_files, read_reviews
-from sscl.report.subject import Subject, add_own_folders, evaluation_of, read_subject, worksheet_id
+from sscl.report.subject import Subject, add_own_folders, read_subject, worksheet_id
 from sscl.words import say_next
 
 
@@ -40,7 +41,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
         predicted = read_predicted(sources["predict"][0])
     subject = None
     if own is not None:
-        there = evaluation_of(own, config.data, config.split)
+        there = folder_of(Path(own), "eval", config.data, config.split)
         if not evaluate_where_missing(own, there, config, overwrite=overwrite):
             return 2
         subject = read_subject(own, there)

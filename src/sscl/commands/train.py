@@ -34,7 +34,7 @@ def main(config: TrainConfig, *, overwrite: bool = False) -> None:
         done = [call(stage, project, config) for stage in trainings]
         done += [call(stages.result_stage(project, name), project, config) for name in project.results]
         if project.page is not None:
-            call(stages.page_stage(project, changed=any(done)), project, config)
+            done.append(call(stages.page_stage(project, changed=any(done)), project, config))
     minutes = (time.perf_counter() - begun) / 60
     print(f"\ndone in {minutes:.1f} minutes" if any(done) else "\nnothing was left to do")
     last = project.steps[-1]

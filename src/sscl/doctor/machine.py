@@ -162,7 +162,7 @@ def _cache(given: Path | str | None) -> Iterator[Finding]:
         yield Finding("cache", f"has no folder ({short(str(error))})", State.FAULT, to_do)
         return
     yield _folder("cache", folder, to_do)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     with contextlib.suppress(OSError):
         held, left, size = [], 0, 0
@@ -182,7 +182,8 @@ def _cache(given: Path | str | None) -> Iterator[Finding]:
 
 def _folder(name: str, folder: Path, to_do: str) -> Finding:
     """Return whether files can be written and locked in a folder, or in the one in which it would be made."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), Path(folder.anchor or "."))
+    # os.path.exists: also of a folder in one that may not be read, where Path.exists raises
+    there = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path(folder.anchor or "."))
     made = "" if there == folder else ", not there yet"
     if not there.is_dir():
         return Finding(name, f"{folder}: {there} is a file", State.FAULT, to_do)

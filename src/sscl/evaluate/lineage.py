@@ -64,6 +64,18 @@ class Choice:
         return run / f"{command}_{_plain(root.name)}-{digest}_{self.split}"
 
 
+def folder_of(run: Path, command: str, data: Mapping[str, object], split: str | None) -> Path:
+    """Return the folder of a run that a command has written, before its tiles are read.
+
+    It is that of the other set in data.root where there is one, else the set's own: data.root may say where it is now.
+    """
+    if "root" in data:
+        other = Choice(DataConfig(root=str(data["root"])), split or "all", external=True).folder(run, command)
+        if (other / "config.yaml").is_file():
+            return other
+    return run / f"{command}_{split or 'test'}"
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,9 @@ from sscl.config import (
     plain,
 )
 from sscl.data.load import has_test
+from sscl.evaluate.lineage import folder_of
 from sscl.models.start import facts_to_be, inherit
+from sscl.places import missing
 from sscl.train.plan import Step
 from sscl.train.reuse import Action, Decision, decide, modified
 from sscl.words import count, listed
@@ -103,6 +105,10 @@ def read_project(folder: Path) -> Project:
         faults.append(f"train.folds: cross-validation has a command of its own: sscl finetune {files['finetune']}")
     if faults:
         raise ValueError("\n".join(faults))
+    steps = _steps(pretrain, finetune, files)
+    faults = _other_runs([step.folder for step in steps], results, page, files)
+    if faults:
+        raise ValueError("\n".join(faults))
     left_out = []
     if finetune is None:
         left_out.append(f"no {folder / 'finetune.yaml'}, so no classifier: finetune, eval, gradcam and report")
@@ -110,7 +116,30 @@ def read_project(folder: Path) -> Project:
         left_out.append(f"{finetune.data.root} has no test split: eval, gradcam and report")
     if left_out:
         results, page = {}, None
-    return Project(folder, files, _steps(pretrain, finetune, files), results, page, tuple(left_out))
+    return Project(folder, files, steps, results, page, tuple(left_out))
+
+
+def _other_runs(
+    trained: Sequence[Path],
+    results: Mapping[str, EvalConfig | GradcamConfig],
+    page: ReportConfig | None,
+    files: Mapping[str, Path],
+) -> list[str]:
+    """Return the faults of paths of runs, so that none is found after hours of training.
+
+    Args:
+        trained: the runs that the project writes.
+    """
+    found = []
+    if len({folder.resolve() for folder in trained}) < len(trained):
+        found.append(f"run: {trained[0]} is that of {files['pretrain']} too; name another ({files['finetune']})")
+    named = [("checkpoint", config.checkpoint, files[stage]) for stage, config in results.items()]
+    named += [("runs", path, files["report"]) for path in (page.runs if page is not None else ())]
+    for key, path, file in named:
+        if not Path(path).exists() and not any(_same(path, folder) for folder in trained):
+            runs = listed([str(folder) for folder in trained])
+            found.append(f"{key}: {missing(path, 'run')}, and none that is trained here ({runs}) ({file})")
+    return found
 
 
 def _steps(
@@ -170,7 +199,7 @@ def _training(step: Step, decision: Decision) -> Stage:
 def result_stage(project: Project, name: str) -> Stage:
     """Return what happens to eval or gradcam, once the classifier is trained."""
     config, file = project.results[name], project.file_of[name]
-    out = Path(config.out) if config.out is not None else Path(config.checkpoint) / f"{name}_{config.split or 'test'}"
+    out = _result_folder(config, name)
     words = (name, str(file))
     if not (out / "config.yaml").is_file():
         return Stage(name, words)
@@ -201,6 +230,13 @@ def page_stage(project: Project, *, changed: bool) -> Stage:
 
 
 def _env_of(project: Project, name: str) -> Path:
-    config = project.results[name]
-    out = Path(config.out) if config.out is not None else Path(config.checkpoint) / f"{name}_{config.split or 'test'}"
-    return out / "env.json"
+    return _result_folder(project.results[name], name) / "env.json"
+
+
+def _result_folder(config: EvalConfig | GradcamConfig, name: str) -> Path:
+    """Return the folder that eval or gradcam writes, or has written."""
+    if config.out is not None:
+        return Path(config.out)
+    if isinstance(config, GradcamConfig) and config.images is not None:
+        return Path(config.checkpoint) / "gradcam_images"
+    return folder_of(Path(config.checkpoint), name, config.data, config.split)

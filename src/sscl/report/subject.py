@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from sscl import metrics_log
 from sscl.config import DataConfig
 from sscl.data.load import has_validation, load_tiles, merge_data
 from sscl.evaluate import records
-from sscl.evaluate.lineage import Choice
 from sscl.evaluate.metrics import confusion_matrix
 from sscl.evaluate.predictions import TilePredictions, read_predictions
 from sscl.evaluate.records import Evaluation
@@ -70,20 +69,8 @@ class Subject:
         return f"{self.report.split} split, {self.report.tiles} {'synthetic ' * self.report.synthetic}tiles"
 
 
-def evaluation_of(folder: Path, data: Mapping[str, object], split: str | None) -> Path:
-    """Return the folder of a run's evaluation: of the other set in data.root where that was evaluated, else of its own.
-
-    Otherwise data.root says where the tiles of the evaluation are now.
-    """
-    if "root" in data:
-        other = Choice(DataConfig(root=str(data["root"])), split or "all", external=True).folder(folder, "eval")
-        if (other / records.FILE).is_file():
-            return other
-    return folder / f"eval_{split or 'test'}"
-
-
 def read_subject(folder: Path, there: Path) -> Subject:
-    """Return the classifier of a run with the evaluation in a folder, named as by `evaluation_of`.
+    """Return the classifier of a run with the evaluation in a folder, see `lineage.folder_of`.
 
     Raises:
         ValueError, FileNotFoundError: a file is missing or not as sscl writes it.

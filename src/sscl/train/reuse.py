@@ -76,7 +76,7 @@ def _decision(step: Step, earlier: Mapping[Path, Decision], *, overwrite: bool) 
         return Decision(Action.AGAIN, NOT_ITS_OWN if found.ended else INTERRUPTED)
     if changes and not overwrite:
         raise ValueError(
-            f"{folder}: was made with {'; '.join(changes)}; set it back, give another out, or make it again with "
+            f"{folder}: was made with {'; '.join(changes)}; set it back, name another folder, or make it again with "
             "--overwrite"
         )
     if changes:
