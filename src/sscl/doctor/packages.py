@@ -173,7 +173,8 @@ def _extra(name: str, broken: Mapping[str, str]) -> Finding:
     if missing:
         partly = f" ({listed(missing)})" if len(missing) < len(there) else ""
         return Finding(name, f"missing{partly}; for {extra.purpose}: pip install 'sscl[{name}]'")
-    said = ", ".join(str(version) for version in there.values())
+    alone = len(there) == 1
+    said = ", ".join(str(version) if alone else f"{package} {version}" for package, version in there.items())
     reasons = {package: broken.get(module) for package, module in extra.modules.items()}
     faults = [f"{package} ({short(why, most=120)})" for package, why in reasons.items() if why]
     if faults:
