@@ -76,6 +76,13 @@ def test_a_detectable_difference_is_seen_in_eight_of_ten_samples():
     assert np.mean(seen) == pytest.approx(POWER, abs=0.06)
 
 
+def test_what_shows_goes_by_the_interval_before_it_is_cut():
+    middle = Mean.of([0.4, 0.5, 0.6, 0.4, 0.5, 0.6, 0.4, 0.6])
+    high = Mean.of([0.85, 0.95, 1.05, 0.85, 0.95, 1.05, 0.85, 1.05])
+    assert high.interval[1] == 1
+    assert high.detects == middle.detects != ""
+
+
 def test_a_mean_at_the_bound_rarely_passes():
     """Also where most tiles are alike: by Student's t alone 55 of 100 sets of 6 pass."""
     rng = np.random.default_rng(0)

@@ -62,12 +62,14 @@ class Mean:
     Attributes:
         value, interval: the mean and its 95% interval; infinite where there is but one tile, or one group.
         tiles: N. groups: of which they are, where they depend on each other.
+        half: half the width of the interval before it is cut at the bounds.
     """
 
     value: float
     interval: Interval
     tiles: int
     groups: int | None
+    half: float
 
     @classmethod
     def of(
@@ -86,11 +88,11 @@ class Mean:
         number, mean = group_count(groups), float(x.mean())
         units = len(x) if number is None else number
         if units < 2:
-            return cls(mean, (-np.inf, np.inf), len(x), number)
+            return cls(mean, (-np.inf, np.inf), len(x), number, np.inf)
         sample = Sample.of(np.zeros(len(x), dtype=np.int64), classes=1, groups=groups)
         variance, freedom = spread(mean_of_tiles(x, sample), floor=np.zeros(1))
         half = float(student(min(freedom, units - 1))) * (variance + (span / units) ** 2) ** 0.5
-        return cls(mean, (max(mean - half, bounds[0]), min(mean + half, bounds[1])), len(x), number)
+        return cls(mean, (max(mean - half, bounds[0]), min(mean + half, bounds[1])), len(x), number, half)
 
     @property
     def ends(self) -> Interval | None:
@@ -121,7 +123,7 @@ class Mean:
         """A clause on how far from the bound a mean would show, or that there are too few tiles or slides."""
         if self.units < FEWEST:
             return too_few(self.units, grouped=self.groups is not None)
-        return f"; one {detectable(self.interval):.2f} away shows in {100 * POWER:.0f}% of such samples"
+        return f"; one {detectable((-self.half, self.half)):.2f} away shows in {100 * POWER:.0f}% of such samples"
 
 
 def interval_text(interval: Interval) -> str:
