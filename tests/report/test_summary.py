@@ -55,8 +55,8 @@ def test_the_first_screen_of_many_classes_and_without_intervals():
     assert f"least of one class, {many.report.metrics.per_class[worst].recall:.0%} of {'abcdefg'[worst]}" in good
     one = subject()
     none = one.report.intervals.model_copy(update={"accuracy": None})
-    assert "(too few tiles)" in first_screen(reported(one, intervals=none))[1]
-    assert "(too few slides)" in first_screen(reported(one, intervals=none, groups=3))[1]
+    assert "(too few tiles for an interval)" in first_screen(reported(one, intervals=none))[1]
+    assert "(too few slides for an interval)" in first_screen(reported(one, intervals=none, groups=3))[1]
 
 
 def test_the_first_screen_says_which_tiles_it_was_not_trained_on():

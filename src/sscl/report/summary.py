@@ -114,7 +114,7 @@ def _how_good(subject: Subject) -> str:
     report = subject.report
     right = sum(row[i] for i, row in enumerate(report.confusion_matrix))
     few = evaluation_text.TOO_FEW_TILES if report.groups is None else evaluation_text.TOO_FEW_SLIDES
-    ends = percent_interval(report.intervals.accuracy) or few
+    ends = percent_interval(report.intervals.accuracy) or f"{few} for an interval"
     largest = max(report.class_counts, key=lambda name: report.class_counts[name])
     always = percent(report.class_counts[largest] / report.tiles)
     return (
