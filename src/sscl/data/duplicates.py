@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # of scikit-learn
 
-from sscl.data import hashes, keypoints, outliers, voting
+from sscl.data import hashes, keypoints, outliers, squeezes, voting
 from sscl.data.rows import Images
 from sscl.data.threads import in_threads
 from sscl.progress import Bar
@@ -195,7 +195,7 @@ def _keypoints(images: Images, rows: Indices, *, squeezed: bool, progress: bool)
     found = keypoints.Collected(len(rows), squeezed=squeezed)
     searches = {"keypoints": lambda row: [keypoints.keypoints_of(luma_of(images[row]), coder)]}
     if squeezed:
-        searches["squeezed"] = lambda row: keypoints.squeezed_keypoints(luma_of(images[row]), coder)
+        searches["squeezed"] = lambda row: squeezes.squeezed_keypoints(luma_of(images[row]), coder)
     for desc, search in searches.items():
         for tile, pictures in enumerate(in_threads(search, rows.tolist(), desc=desc if progress else None)):
             for points in pictures:
