@@ -253,6 +253,10 @@ LAYOUT_FAULTS = {
         lambda r: (write_classes(r / "train", {"A": 1, "B": 1}), write_classes(r / "test", {"A": 1, "C": 1})),
         "must have the same class folders, but only train/ has B and only test/ has C",
     ),
+    "classes by case": (
+        lambda r: write_classes(r, {"HP": 1, "hp": 1}),
+        "class folders: 'HP' and 'hp' differ only by case, .* one class would count as two",
+    ),
     "train without classes": (lambda r: save(r / "train" / "x.png"), "train: has no class folders"),
     "mixed": (lambda r: (write_classes(r, {"A": 1}), save(r / "x.png")), r"both folders \(A, …\) and images \(x.png"),
     "MHIST": (

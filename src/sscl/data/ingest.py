@@ -84,11 +84,11 @@ def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size
     return digest.hexdigest()[:32]
 
 
-def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
+def group_ids(values: Sequence[str], *, where: str, what: str = "slide") -> NDArray[np.str_]:
     """Return ids of slides or patients without blanks around them and in one Unicode form, (N,).
 
     Args:
-        values: as they were read, (N,). where: the file and column, for the message.
+        values: as they were read, (N,). where: the file and column, for the message. what: has these ids.
 
     Raises:
         ValueError: two ids differ only by case, blanks or a final .0, so that one slide may have two ids.
@@ -100,8 +100,8 @@ def group_ids(values: Sequence[str], *, where: str) -> NDArray[np.str_]:
         other = spelled.setdefault(plain, name)
         if other != name:
             raise ValueError(
-                f"{where}: {short(other)!r} and {short(name)!r} differ only by case, blanks or '.0', so one "
-                "slide would count as two; write each id in one way"
+                f"{where}: {short(other)!r} and {short(name)!r} differ only by case, blanks or '.0', so one {what} "
+                "would count as two; write each in one way"
             )
     return np.array(ids, dtype=np.str_)
 

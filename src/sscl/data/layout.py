@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from sscl.data.ingest import group_ids
 from sscl.data.listing import LOOKED_FOR, Listing
 from sscl.data.tiles import UNLABELLED
 from sscl.places import one_form
@@ -254,6 +255,7 @@ def _classes(tree: _Tree, prefixes: dict[str, str]) -> tuple[str, ...]:
                     f"{tree.shown(f'{prefix}{name}')}: class folder without images; add images or remove the folder"
                 )
         names_of[prefix] = sorted({one_form(name) for name in names})
+        group_ids(names_of[prefix], where=f"{tree.shown(place)}: class folders", what="class")
     first, *others = names_of
     for other in others:
         differ = [

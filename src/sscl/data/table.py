@@ -211,10 +211,7 @@ def _parts(path: Path, lines: Sequence[int], values: Sequence[str]) -> list[str]
 def _classes(path: Path, values: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
     """Return the classes in order, and the index of each row's, -1 = unlabelled."""
     labelled = [value for value in values if value.casefold() not in _NO_LABEL]
-    try:
-        names = group_ids(labelled, where=f"{path}: column 'label'").tolist()
-    except ValueError as error:
-        raise ValueError(str(error).replace("one slide would count as two", "one class would count as two")) from None
+    names = group_ids(labelled, where=f"{path}: column 'label'", what="class").tolist()
     distinct = set(names)
     by_number = all(whole_number(name, at_most=2**63) is not None for name in distinct)
     classes = sorted(distinct, key=int) if by_number else sorted(distinct)
