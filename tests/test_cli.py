@@ -482,3 +482,12 @@ def test_a_link_to_itself_is_named(capsys, tmp_path):
     assert code == 2
     assert len(err) == 1
     assert str(tmp_path / "loop") in err[0]
+
+
+def test_a_working_folder_that_was_deleted_is_said(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, _, err = call(capsys, "train")
+    assert (code, len(err)) == (2, 1)
+    assert "working folder was deleted" in err[0]

@@ -73,6 +73,8 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> str | None:
     if is_short(error):
         return shortage(error, command)
     if isinstance(error, OSError):  # sscl's have a sentence; the system's a file: not allowed, missing, disk full
+        if not error.filename and _working_folder_is_gone():
+            return "the working folder was deleted; change to one that is there (cd)"
         unnamed = f"a file could not be read or written ({error.strerror})" if error.errno else str(error)
         return f"{error.filename}: {error.strerror}" if error.filename else unnamed
     if isinstance(error, RuntimeError):  # of torch and its libraries
@@ -80,6 +82,14 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> str | None:
 
         return in_one_line(error, command)
     return None
+
+
+def _working_folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _dispatch(words: Sequence[str]) -> int:
