@@ -131,6 +131,6 @@ def summary(folder: Path) -> list[str]:
     if (maps / "checks.json").exists():
         checks = read_record(MapChecks, maps / "checks.json", made_by=CHECKED_BY)
         lines.append("checks of the heatmaps:")
-        lines += [f"  {check.outcome:<22}{check.question}" for check in checks.each.values()]
+        lines += [f"  {check.outcome.value:<22}{check.question}" for check in checks.each.values()]
     lines.append("Synthetic tiles, drawn by a program: they say nothing about tissue.")
     return lines
