@@ -309,7 +309,7 @@ def test_maps_and_boxes_are_those_of_the_closed_form(made: Path, model: api.Mode
         large = torch.nn.functional.interpolate(raw[:, None], size=(SIDE, SIDE), mode="bilinear")[:, 0].numpy()
     np.testing.assert_allclose(seen.maps, large, atol=1e-4)
     for i in range(len(seen)):
-        assert seen.boxes[i] == boxes.find_box(seen.maps[i], threshold=0.2)
+        assert seen.boxes[i] == boxes.find_box(seen.maps[i], threshold=0.5)
         a, b = model.classes[predicted[i]], model.classes[1 - predicted[i]]
         assert seen.targets[i] == f"logit {a} - {b}"
     assert seen.predictions.probabilities == pytest.approx(model.predict(paths).probabilities, abs=1e-6)

@@ -247,6 +247,7 @@ def test_a_model_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides
     for name, options, note in (
         ("timm:mobilenetv3_small_050", {}, None),
         ("resnet18", {"stem": "small"}, "stem small"),
+        ("resnet14_small", {}, "resnet14_small"),
     ):
         torch.manual_seed(0)
         net = build_encoder(name, **options)
@@ -265,7 +266,7 @@ def test_a_model_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides
                 torch.load(out / "out/encoder.pt", weights_only=True)
             )
         notes = json.loads((out / "out/encoder.json").read_text())["notes"]
-        assert [text.startswith(note) for text in notes] == ([True] if note else [])
+        assert [note in text for text in notes] == ([True] if note else [])
         assert result.out.count("note: ") == len(notes)
 
 

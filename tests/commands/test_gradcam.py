@@ -120,7 +120,7 @@ def test_boxes_are_those_of_the_closed_form_maps(
         assert row["prediction"] == loaded.classes[predicted]
         assert float(row["probability"]) == pytest.approx(calibrated[index, predicted], abs=1e-4)
         assert float(row["raw_maximum"]) == pytest.approx(wanted[index].max(), rel=1e-3)
-        assert (row["threshold"], row["connectivity"]) == ("0.2", "8")
+        assert (row["threshold"], row["connectivity"]) == ("0.5", "8")
         box = boxes.find_box(wanted[index])
         assert row["positive_evidence"] == ("no" if box is None else "yes")
         if box is not None:

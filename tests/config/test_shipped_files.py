@@ -33,6 +33,8 @@ COMMAND_OF = {
     "inspect": "data inspect",
     "compare": "compare",
     "labels": "compare",
+    "few": "finetune",
+    "tenth": "compare",
 }
 
 

@@ -5,11 +5,10 @@ The tensors of a ResNet have torchvision's names, so its files load strictly els
     model = torchvision.models.resnet50()
     model.fc = torch.nn.Identity()
     model.load_state_dict(torch.load("encoder.pt", weights_only=True))
-
     model = timm.create_model("resnet50", num_classes=0)
     model.load_state_dict(safetensors.torch.load_file("encoder.safetensors"))
 
-The files of a classifier are `classifier.*` and hold `fc.weight` and `fc.bias` too, for `resnet50(num_classes=K)`.
+Those of a classifier, `classifier.*`, hold `fc.weight` and `fc.bias` too, for `resnet50(num_classes=K)`.
 B tiles, C features, K classes, S the side of a tile in pixels.
 """
 
@@ -35,6 +34,7 @@ from sscl.memory import raise_if_short
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
 from sscl.models.encoders import Encoder
 from sscl.models.exports import Decisions, ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
+from sscl.models.resnet import SMALL
 from sscl.models.start import frozen_encoder
 from sscl.records import write_record
 from sscl.words import next_command
@@ -226,15 +226,14 @@ def classifier(config: ExportConfig) -> Exported:
 def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: dict[str, ExportedFile]) -> ExportReport:
     """Return what the JSON file says; `outputs` is C or K."""
     encoder, made, size = exported.encoder, exported.checkpoint, exported.size_px
-    # That of a trunk is printed where its weights are read.
     notes = unfinished_notes(config.checkpoint) if config.what == "classifier" else []
     if encoder.output_stride != 32:
         notes.append(
             f"output_stride {encoder.output_stride}: other programs load the tensors into a {encoder.name} whose last "
             "stage has stride 2, which gives other features; the graph formats keep the stride"
         )
-    if encoder.stem != "standard":
-        notes.append(f"stem {encoder.stem}: no other package has a {encoder.name} with this first convolution")
+    if encoder.stem != "standard" or encoder.name in (SMALL, "resnet18_pathmnist"):
+        notes.append(f"no other package has a {encoder.name} with stem {encoder.stem}; the graph formats need none")
     meaning = "pooled features"
     if config.what == "classifier":
         meaning = f"{config.outputs}, in the order of classes"
