@@ -252,7 +252,7 @@ def test_a_model_of_timm_keeps_its_own_names_and_the_notes_warn_of_other_strides
         torch.manual_seed(0)
         net = build_encoder(name, **options)
         torch.save(net.state_dict(), tmp_path / "foreign.pt")
-        out = tmp_path / name.partition(":")[2]
+        out = tmp_path / name.rpartition(":")[2]
         words = [f"{key}={value}" for key, value in options.items()]
         result = cli(
             "export", f"checkpoint={tmp_path / 'foreign.pt'}", f"model={name}", "size_px=32", f"out={out / 'out'}",
