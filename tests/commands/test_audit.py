@@ -69,7 +69,15 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def audit(cli: Any, root: Path, out: Path, *words: object) -> tuple[Any, dict[str, Any]]:
     result = cli(
-        "data", "audit", f"data.root={root}", "data.source=folder", f"out={out}", "progress=false", "shown=4", "stretched=false", *words
+        "data",
+        "audit",
+        f"data.root={root}",
+        "data.source=folder",
+        f"out={out}",
+        "progress=false",
+        "shown=4",
+        "stretched=false",
+        *words,
     )
     return result, json.loads((out / "audit.json").read_text()) if (out / "audit.json").is_file() else {}
 
