@@ -89,7 +89,7 @@ def steps(configs: str, folder: Path) -> list[Step]:
         step("Does the split leak?", "data audit", str(tiles), f"out={audit}"),
         step("Pretrain without labels", "pretrain", str(tiles), f"run={pretrained}"),
         step(
-            "A tenth of the labels: pretrained against from scratch, three times each",
+            "A tenth of the labels, three times: pretrained, and from scratch",
             "compare",
             f"root={tiles}",
             f"runs.1.set=[model.weights={pretrained}]",
