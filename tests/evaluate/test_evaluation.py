@@ -285,7 +285,7 @@ def test_an_error_free_class_has_an_interval() -> None:
     recall = report.proportions.per_class[0].recall
     assert recall.value == 1
     assert recall.interval == report.intervals.per_class[0].recall == (pytest.approx(0.93, abs=0.03), 1)
-    line = next(line for line in evaluation_text.as_text(report).splitlines() if line.startswith("  HP recall"))
+    line = next(line for line in evaluation_text.as_text(report).splitlines() if line.startswith("  SSA specificity"))
     assert f"{recall.interval[0]:.3f} to 1.000" in line
 
 
@@ -302,39 +302,66 @@ def test_table_has_an_interval_beside_every_accuracy() -> None:
     report = report_of(tiles, logits, kept=kept_of(*some(seed=1)))
     lines = evaluation_text.as_text(report).splitlines()
     shown = [line for line in lines if line.startswith("  accuracy")]
-    assert len(shown) == 1 + 4 + 1 + 6 + 1  # all, by agreement, operating point, coverages, abstention
+    shown += [line for line in lines if line.startswith("    accuracy")]
+    assert len(shown) == 1 + 4 + 1  # all, by agreement, abstention
     for line in shown:
         *_, low, to, high, count, of, total = line.split()
         assert (to, of) == ("to", "of")
         assert (float(low), float(high)) == pytest.approx(proportion_interval(int(count), int(total)), abs=6e-4)
     text = "\n".join(lines)
     for part in (
-        "positive class SSA",
+        "SSA sensitivity",
         "before",
         "Brier score against votes",
-        "call SSA if p >= 0.",
+        "SSA if its probability is at least 0.",
         "PPV",
-        "abstain below",
+        "undecided if its confidence is below 0.",
     ):
         assert part in text
-    assert f"temperature {report.calibration.temperature:.3f} (" in text
+    assert f"temperature {report.calibration.temperature:.3f} " in text
+    assert len(lines) <= 44
+    assert max(map(len, lines[: lines.index("Notes")])) <= 80
 
 
-def test_table_says_calibration_before_and_after_and_the_areas_of_abstention() -> None:
+def test_sections_stand_apart_and_the_notes_come_last() -> None:
+    for classes in (2, 3):
+        tiles, logits = some(classes=classes)
+        positive = 1 if classes == 2 else None
+        report = report_of(
+            tiles, logits, positive=positive, kept=kept_of(*some(classes=classes, seed=1), positive=positive)
+        )
+        report = report.model_copy(update={"caveats": ("a long caveat " * 12,)})
+        lines = evaluation_text.as_text(report).splitlines()
+        heads = [line.split()[0].strip(",") for line in lines if line and not line.startswith(" ")]
+        perhaps = ["Classes"] if classes == 3 else []
+        assert heads == ["Metrics", *perhaps, "Confusion", "Calibration", "Decisions", "Notes"]
+        assert all(lines[lines.index(line) - 1] == "" for line in lines[1:] if line and not line.startswith(" "))
+        assert max(map(len, lines[: lines.index("Notes")])) <= 80  # a terminal folds sentences
+        assert lines[lines.index("Notes") + 1].count("a long caveat") == 12
+
+
+def test_classes_of_three_have_a_line_each_with_their_intervals() -> None:
+    report = report_of(*some(classes=3), positive=None, kept=kept_of(*some(classes=3, seed=1), positive=None))
+    (line,) = [line for line in evaluation_text.as_text(report).splitlines() if re.match(r"  TA +\d\.\d\d \(", line)]
+    metrics, ends = report.metrics.per_class[2], report.intervals.per_class[2]
+    for key in ("precision", "recall", "f1"):
+        low, high = getattr(ends, key)
+        assert f"{getattr(metrics, key):.2f} ({low:.2f} to {high:.2f})" in line
+
+
+def test_table_says_calibration_before_and_after_and_what_abstention_gives() -> None:
     report = report_of(*some(votes=True), kept=kept_of(*some(seed=1)))
     lines = evaluation_text.as_text(report).splitlines()
     before, after = (report.calibration.before, report.calibration.after)
-    names = {"ECE": "ece", "ECE, bins of equal mass": "ece_equal_mass", "Brier score": "brier"}
+    names = {"ECE": "ece", "Brier score": "brier"}
     names |= {"cross-entropy": "loss", "Brier score against votes": "soft_vote_brier"}
     for name, key in names.items():
         (line,) = [line for line in lines if re.match(rf"  {re.escape(name)}  ", line)]
         assert line[len(name) + 2 :].split()[:2] == [f"{getattr(part, key):.3f}" for part in (before, after)]
     coverage = report.coverage
-    (line,) = [line for line in lines if line.startswith("coverage")]
-    assert all(f"{area:.3f}" in line for area in (coverage.area, coverage.area_random, coverage.area_best))
     for name, key in {"tiles decided here": "decided", "accuracy on these": "accuracy"}.items():
         share = coverage.abstention.here[key]
-        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        (line,) = [line for line in lines if line.startswith(f"    {name} ")]
         assert line.endswith(f" {share.count} of {share.of}")
 
 
@@ -343,7 +370,7 @@ def test_table_has_the_truth_in_the_rows_of_the_confusion_matrix() -> None:
         update={"confusion_matrix": ((1, 2, 3), (4, 5, 6), (7, 8, 9))}
     )
     lines = evaluation_text.as_text(report).splitlines()
-    start = lines.index("confusion matrix (rows: truth, columns: prediction)") + 1
+    start = lines.index("Confusion matrix (rows: truth, columns: prediction)") + 1
     expected = [["HP", "SSA", "TA"], ["HP", "1", "2", "3"], ["SSA", "4", "5", "6"], ["TA", "7", "8", "9"]]
     assert [line.split() for line in lines[start : start + 4]] == expected
 
@@ -352,8 +379,8 @@ def test_table_has_the_truth_in_the_rows_of_the_confusion_matrix() -> None:
     ("names", "tiles", "head"),
     [
         ([chr(97 + i) * 200 for i in range(9)], 99, "number of the prediction"),
-        ([f"class {i}" for i in range(20)], 9, "most frequent of 3,420 errors"),
-        ([f"class {i}" for i in range(300)], 2, "most frequent of 179,400 errors"),
+        ([f"class {i}" for i in range(20)], 9, "Most frequent of 3,420 errors"),
+        ([f"class {i}" for i in range(300)], 2, "Most frequent of 179,400 errors"),
     ],
 )
 def test_a_confusion_matrix_fits_a_terminal(names: list[str], tiles: int, head: str) -> None:
@@ -364,8 +391,8 @@ def test_a_confusion_matrix_fits_a_terminal(names: list[str], tiles: int, head: 
     report = few.model_copy(update={**changes, "metrics": metrics})
     lines = evaluation_text.as_text(report).splitlines()
     start = next(i for i, line in enumerate(lines) if head in line)
-    end = next(i for i, line in enumerate(lines) if line.startswith("calibration"))
-    assert end - start <= 12
+    end = next(i for i, line in enumerate(lines) if line.startswith("Calibration"))
+    assert end - start <= 13
     assert max(map(len, lines[start:end])) <= 80
 
 

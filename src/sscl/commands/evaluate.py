@@ -118,11 +118,14 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         write_record(folder / records.FILE, report)
         write_predictions(folder / predictions.FILE, predictions_of(tiles, probabilities))
         draw(folder, tiles, report, probabilities=probabilities, positive=positive)
-    print(f"device: {describe_device(device)}, precision {precision}")
-    print(describe_tiles(data, tiles, split=split))
-    print(evaluation_text.as_text(report))
-    for caveat in (*report.caveats, *report.notes):
-        print(f"note: {caveat}")
+    print("Evaluated")
+    print(f"  {config.checkpoint}, epoch {trained.epoch}, on {describe_device(device)}, precision {precision}")
+    for line in describe_tiles(data, tiles, split=split).splitlines():
+        print(f"  {line}")
+    print(f"  {report.interval_method}")
+    if report.positive is not None:
+        print(f"  positive class {report.positive}")
+    print(f"\n{evaluation_text.as_text(report)}\n")
     pictures = sorted(path.name for path in out.glob("*.png"))
     print(f"wrote {out}/{records.FILE}, {predictions.FILE}, {', '.join(pictures)}")
     if split == "test" or choice.external:

@@ -20,13 +20,15 @@ from sscl.evaluate.metrics import (
 )
 from sscl.evaluate.proportions import Proportion
 from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
-from sscl.evaluate.verdicts import Outcome, verdict_of
-from sscl.words import count, left, right, short_names, some, width_of, wrapped
+from sscl.evaluate.verdicts import Outcome
+from sscl.words import count, left, right, short_names, shortened, some, width_of
 
 _FEW_CLASSES = 5  # named in a note
 _NAME = 20  # columns of the name of a class in a table of the terminal
+_SHORT_NAME = 12  # the same beside three values with intervals
 _COLUMNS = 80
 TOO_FEW_SLIDES, TOO_FEW_TILES = "too few slides", "too few tiles"
+CROSS_ENTROPY = "cross-entropy"
 OF_ABSTENTION = {"decided": "tiles decided here", "accuracy": "accuracy on these"}
 
 
@@ -68,29 +70,49 @@ def metric_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] 
     Args:
         names: of the classes, as they are shown; None = their own.
     """
+    return [*overall_rows(evaluated, results, names=names), *class_rows(evaluated, results, names=names)]
+
+
+def overall_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
+    """Return the metrics of all tiles, a row each; names: as for `metric_rows`."""
     names = evaluated.classes if names is None else names
     values, intervals, shares = results.metrics, results.intervals, results.proportions
-    missing = TOO_FEW_TILES if results.groups is None else TOO_FEW_SLIDES
     keys: list[tuple[str, str | None]] = [(key, None) for key in OVERALL]
     if evaluated.positive is not None:
         positive = names[evaluated.classes.index(evaluated.positive)]
         keys += [(key, positive) for key in ("sensitivity", "specificity")]
-    rows = [
+    return [
         Row(
             display_name(key, of=of),
             getattr(values, key),
             getattr(intervals, key),
             getattr(shares, key, None),
-            missing,
+            _missing(results),
         )
         for key, of in keys
     ]
-    for i in worst_classes(values.per_class):
-        value, ends, of = values.per_class[i], intervals.per_class[i], shares.per_class[i]
-        for key in OF_A_CLASS:
-            parts = getattr(value, key), getattr(ends, key), getattr(of, key, None)
-            rows.append(Row(display_name(key, of=names[i]), *parts, missing))
-    return rows
+
+
+def class_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
+    """Return the metrics of `metrics.worst_classes`, three rows a class; names: as for `metric_rows`."""
+    names = evaluated.classes if names is None else names
+    values, intervals, shares = results.metrics.per_class, results.intervals.per_class, results.proportions.per_class
+    return [
+        Row(
+            display_name(key, of=names[i]),
+            getattr(values[i], key),
+            getattr(intervals[i], key),
+            getattr(shares[i], key, None),
+            _missing(results),
+        )
+        for i in worst_classes(values)
+        for key in OF_A_CLASS
+    ]
+
+
+def _missing(results: Results) -> str:
+    """Return why a defined value has no interval."""
+    return TOO_FEW_TILES if results.groups is None else TOO_FEW_SLIDES
 
 
 def agreement_rows(results: Results) -> list[Row]:
@@ -125,6 +147,11 @@ def abstention_in_words(results: Results) -> str:
 
 def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
     """Return how to read missing intervals, probabilities, thresholds and net benefit, a sentence each."""
+    return [*particular_notes(evaluated, results), *usual_notes(evaluated, results)]
+
+
+def particular_notes(evaluated: Evaluated, results: Results) -> list[str]:
+    """Return what is to be known of this evaluation, a sentence each."""
     found = []
     if any(row.value is not None and row.interval is None for row in metric_rows(evaluated, results)):
         called = np.sum(results.confusion_matrix, axis=0).tolist()  # a class without tiles counts by those called so
@@ -136,12 +163,8 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
         few = TOO_FEW_TILES if rare or results.groups is None else TOO_FEW_SLIDES
         of = f"{few} of {some(rare) or 'some class'}"
         found.append(f"metrics without an interval: {of}; an interval needs {FEWEST}, and is wide with those")
-    fitted = results.calibration
-    found.append(
-        "temperature and thresholds come from the validation tiles that also chose the epoch, so validation results "
-        "are optimistic" + ("; they were fitted without test-time augmentation" * evaluated.test_time_augmentation)
-    )
     found += miscalled_in_words(evaluated, results)
+    fitted = results.calibration
     if fitted.fitted_on < calibration.FEW:
         found.append(
             f"{fitted.fitted_on} validation tiles are few: other ones may give another temperature, operating point "
@@ -155,7 +178,18 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
             f"the temperature increased the cross-entropy here ({before:.4f} to {after:.4f}): the validation tiles "
             "are too few, or too different from these"
         )
-    if fitted.temperature != 1:
+    if evaluated.test_time_augmentation:
+        found.append("temperature and thresholds were fitted without test-time augmentation")
+    return found
+
+
+def usual_notes(evaluated: Evaluated, results: Results) -> list[str]:
+    """Return what is to be known of every evaluation, a sentence each."""
+    found = [
+        "temperature and thresholds come from the validation tiles that also chose the epoch, so validation results "
+        "are optimistic"
+    ]
+    if results.calibration.temperature != 1:
         found.append("probabilities and losses are calibrated, also in predictions.csv (calibrate=false: raw)")
     if evaluated.positive is not None:
         prevalence = 100 * evaluated.class_counts[evaluated.positive] / evaluated.tiles
@@ -163,59 +197,6 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
             f"PPV, NPV and net benefit hold at the prevalence of these tiles ({prevalence:.1f}% {evaluated.positive}), "
             "not at others"
         )
-    return found
-
-
-# --- the lines of the terminal ---
-
-
-def as_text(report: Evaluation) -> str:
-    """Return the evaluation as lines for the terminal, each metric with its 95% interval."""
-    names = short_names(report.classes, _NAME)
-    main = metric_rows(report, report, names=names) + agreement_rows(report)
-    positive = "" if report.positive is None else f"; positive class {report.positive}"
-    width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
-    lines = [wrapped(f"{report.interval_method}{positive}")]
-    lines += [f"  {'':<{width}}  {'value':<5}  95% interval", *_lines(main, width=width)]
-    lines += [f"  ({shown_of(len(report.classes))})"] if shown_of(len(report.classes)) else []
-    lines += [
-        *_confusion_lines(report, names),
-        *_calibration_lines(report, width=width),
-        *_decision_lines(report, width=width),
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _confusion_lines(report: Evaluation, names: Sequence[str]) -> list[str]:
-    """Return the confusion matrix, its columns by number where the names would make it too wide; of many classes, or
-    where that is too wide still, the most frequent errors."""
-    matrix, what = report.confusion_matrix, "confusion matrix (rows: truth, columns:"
-    numbers = [str(i) for i in range(1, len(names) + 1)]
-    numbered = [f"{i} {name}" for i, name in zip(numbers, names, strict=True)]
-    column = max(9, *map(width_of, names))
-    if len(names) <= MANY_CLASSES:
-        for title, rows, columns, width in (
-            (f"{what} prediction)", names, names, column),
-            (f"{what} number of the prediction)", numbered, numbers, len(str(np.max(matrix)))),
-        ):
-            head = max(9, *map(width_of, rows))
-            lines = ["  ".join(["", " " * head, *(right(name, width) for name in columns)])]
-            for name, counts in zip(rows, matrix, strict=True):
-                lines.append("  ".join(["", left(name, head), *(right(str(number), width) for number in counts)]))
-            if max(map(width_of, lines)) <= _COLUMNS:
-                return [title, *lines]
-    lines = [f"most frequent of {count(report.tiles - int(np.trace(matrix)), 'error')} (truth, prediction, tiles)"]
-    for truth, predicted, tiles in confusions(matrix):
-        lines.append(f"  {left(names[truth], column)}  {left(names[predicted], column)}  {tiles}")
-    return [*lines, "  (all are in metrics.json)"]
-
-
-def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
-    """Return rows as lines: value, interval, counts."""
-    found = []
-    for row in rows:
-        shown = "undefined" if row.value is None else f"{row.value:.3f}"
-        found.append(f"  {left(row.name, width)}  {shown:<5}  {row.ends:<14}  {row.counts}".rstrip())
     return found
 
 
@@ -250,35 +231,124 @@ def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
     """Return calibration errors: what they are called, without and with the temperature."""
     found = []
     for key in ("ece", "ece_equal_mass", "brier", "loss", "soft_vote_brier"):
-        name = "cross-entropy" if key == "loss" else display_name(key)
+        name = CROSS_ENTROPY if key == "loss" else display_name(key)
         before, after = getattr(results.calibration.before, key), getattr(results.calibration.after, key)
         if after is not None:
             found.append((name, before, after))
     return found
 
 
+# --- the lines of the terminal ---
+
+
+def as_text(report: Evaluation) -> str:
+    """Return the evaluation as sections for the terminal, each metric with its 95% interval; the notes come last.
+
+    What is left out for brevity is in metrics.json and on the page: per-class metrics of two classes, further
+    calibration errors, accuracy by coverage.
+    """
+    names = short_names(report.classes, _NAME)
+    main = overall_rows(report, report, names=names) + agreement_rows(report)
+    width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
+    sections = [
+        [f"{'Metrics':<{width + 2}}  value  95% interval", *_lines(main, width=width)],
+        _class_lines(report),
+        _confusion_lines(report, names),
+        _calibration_lines(report, width=width),
+        _decision_lines(report, width=width),
+        _note_lines(report),
+    ]
+    return "\n\n".join("\n".join(line.rstrip() for line in lines) for lines in sections if lines)
+
+
+def _class_lines(report: Evaluation) -> list[str]:
+    """Return precision, recall and F1 of each class, a line each; none of two, which have sensitivity and so on."""
+    if report.positive is not None:
+        return []
+    names = short_names(report.classes, _SHORT_NAME)
+    rows = class_rows(report, report, names=names)
+    shown = [names[i] for i in worst_classes(report.metrics.per_class)]
+    width = max([_SHORT_NAME, *map(width_of, shown)])
+    lines = [f"{'Classes':<{width + 2}}" + "".join(f"  {key:<20}" for key in ("precision", "recall", "F1"))]
+    for i, name in enumerate(shown):
+        cells = (_with_interval(row) for row in rows[i * len(OF_A_CLASS) : (i + 1) * len(OF_A_CLASS)])
+        lines.append(f"  {left(name, width)}" + "".join(f"  {cell:<20}" for cell in cells))
+    left_out = shown_of(len(report.classes))
+    return [*lines, *([f"  ({left_out})"] if left_out else [])]
+
+
+def _with_interval(row: Row) -> str:
+    """Return a value and its interval in a few characters, as in "0.87 (0.83 to 0.91)"."""
+    if row.value is None:
+        return "undefined"
+    return f"{row.value:.2f} " + (f"({row.interval[0]:.2f} to {row.interval[1]:.2f})" if row.interval else "(too few)")
+
+
+def _confusion_lines(report: Evaluation, names: Sequence[str]) -> list[str]:
+    """Return the confusion matrix, its columns by number where the names would make it too wide; of many classes, or
+    where that is too wide still, the most frequent errors."""
+    matrix, what = report.confusion_matrix, "Confusion matrix (rows: truth, columns:"
+    numbers = [str(i) for i in range(1, len(names) + 1)]
+    numbered = [f"{i} {name}" for i, name in zip(numbers, names, strict=True)]
+    column = max(9, *map(width_of, names))
+    if len(names) <= MANY_CLASSES:
+        for title, rows, columns, width in (
+            (f"{what} prediction)", names, names, column),
+            (f"{what} number of the prediction)", numbered, numbers, len(str(np.max(matrix)))),
+        ):
+            head = max(9, *map(width_of, rows))
+            lines = ["  ".join(["", " " * head, *(right(name, width) for name in columns)])]
+            for name, counts in zip(rows, matrix, strict=True):
+                lines.append("  ".join(["", left(name, head), *(right(str(number), width) for number in counts)]))
+            if max(map(width_of, lines)) <= _COLUMNS:
+                return [title, *lines]
+    lines = [f"Most frequent of {count(report.tiles - int(np.trace(matrix)), 'error')} (truth, prediction, tiles)"]
+    for truth, predicted, tiles in confusions(matrix):
+        lines.append(f"  {left(names[truth], column)}  {left(names[predicted], column)}  {tiles}")
+    return [*lines, "  (all are in metrics.json)"]
+
+
+def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
+    """Return rows as lines: value, interval, counts."""
+    found = []
+    for row in rows:
+        shown = "undefined" if row.value is None else f"{row.value:.3f}"
+        found.append(f"  {left(row.name, width)}  {shown:<5}  {row.ends:<14}  {row.counts}".rstrip())
+    return found
+
+
 def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
     found = report.calibration
-    lines = [f"calibration: temperature {found.temperature:.3f} ({found.method})"]
-    lines.append(f"  {'':<{width}}  before  after")
-    lines += [f"  {name:<{width}}  {before:<6.3f}  {after:.3f}" for name, before, after in calibration_rows(report)]
-    lines.append(wrapped(f"calibrated? {verdict_of(*calibrated(report))}", indent=2))
-    return lines
+    width = max(width, len(display_name("soft_vote_brier")))
+    head = f"Calibration, temperature {found.temperature:.3f}"
+    lines = [f"{head:<{width + 2}}  before  after"]
+    for name, before, after in calibration_rows(report):
+        if name != display_name("ece_equal_mass"):
+            lines.append(f"  {name:<{width}}  {before:<6.3f}  {after:.3f}")
+    outcome, _ = calibrated(report)
+    bound = found.after.ece_by_chance.quantile_95
+    return [*lines, f"  calibrated? {outcome.value} (ECE {found.after.ece:.3f}; by chance alone, up to {bound:.3f})"]
 
 
 def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
-    lines = []
     point, coverage = report.operating_point, report.coverage
+    lines = [f"Decisions, with thresholds from {count(coverage.abstention.chosen_on, 'validation tile')}"]
     if point is not None:
-        lines.append(f"operating point: {operating_point_in_words(point, str(report.positive))}")
-        lines += _lines(proportion_rows(point.here, {key: key for key in point.here}), width=width)
-    lines.append(
-        f"coverage: area under the risk-coverage curve {coverage.area:.3f} (random order {coverage.area_random:.3f}, "
-        f"best order {coverage.area_best:.3f})"
-    )
-    rows = [
-        Row.of(f"accuracy, coverage {100 * row.coverage:.0f}%", row.accuracy) for row in coverage.at if row.coverage < 1
-    ]
-    lines += _lines(rows, width=width)
-    lines.append(abstention_in_words(report))
-    return lines + _lines(proportion_rows(coverage.abstention.here, OF_ABSTENTION), width=width)
+        positive = shortened(str(report.positive), _NAME)
+        lines.append(f"  {positive} if its probability is at least {point.threshold:.3f} ({point.rule})")
+        rows = proportion_rows(point.here, {key: key for key in point.here if key != "accuracy"})
+        lines += [f"  {line}" for line in _lines(rows, width=width - 2)]
+    lines.append(f"  undecided if its confidence is below {coverage.abstention.threshold:.3f}")
+    rows = proportion_rows(coverage.abstention.here, OF_ABSTENTION)
+    return lines + [f"  {line}" for line in _lines(rows, width=width - 2)]
+
+
+def _note_lines(report: Evaluation) -> list[str]:
+    """Return the notes: what is peculiar to this evaluation a line each, what is to be known of any in one sentence."""
+    lines = [f"  - {note}" for note in (*report.caveats, *particular_notes(report, report))]
+    usual = "thresholds and temperature are from validation tiles, which also chose the epoch"
+    if report.positive is not None:
+        prevalence = 100 * report.class_counts[report.positive] / report.tiles
+        positive = shortened(str(report.positive), _NAME)
+        usual += f"; PPV and NPV hold at this prevalence ({prevalence:.1f}% {positive})"
+    return ["Notes", *lines, f"  - {usual}"]
