@@ -493,3 +493,30 @@ def test_every_source_that_the_encoder_was_pretrained_on_is_compared(
         (str(folder3 / "train"), 1),
     ]
     assert sum("data.split_seed differs from training" in note for note in report(tmp_path / "out")["caveats"]) == 1
+
+
+def test_by_site_of_a_table_and_by_slide(
+    cli: Any, finetuned3: Path, folder3: Path, finetuned: Path, tmp_path: Path
+) -> None:
+    rows = [
+        f"{path},{path.parent.name},s{index // 3},{('north', 'south')[index % 2]}"
+        for index, path in enumerate(sorted(folder3.glob("test/*/*.png")))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,group,site", *rows]))
+    words = (f"data.root={tmp_path / 't.csv'}", "data.source=table", "split=all")
+    result = cli.evaluate(finetuned3, f"out={tmp_path / 'site'}", *words, "by=site")
+    assert result.code == 0, result.err
+    found = report(tmp_path / "site")["by_place"]
+    assert found["by"] == "site"
+    assert sorted((place["name"], place["tiles"], place["slides"]) for place in found["places"]) == [
+        ("north", 8, 5),
+        ("south", 7, 5),
+    ]
+    assert f"worst site: {found['worst']}" in result.out
+    result = cli.evaluate(finetuned, f"out={tmp_path / 'slide'}", "by=group")
+    assert result.code == 0, result.err
+    assert len(report(tmp_path / "slide")["by_place"]["places"]) == 2
+    result = cli.evaluate(finetuned, f"out={tmp_path / 'none'}", "by=site")
+    assert result.code == 2
+    assert result.err.startswith("sscl: by: got site")
+    assert not (tmp_path / "none").exists()

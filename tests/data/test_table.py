@@ -12,6 +12,7 @@ from PIL import Image
 
 from sscl.config import DataConfig, SourceConfig, plain
 from sscl.data import load
+from sscl.data.folder import load_folder
 from sscl.data.table import load_table
 
 
@@ -57,6 +58,26 @@ def test_labels_groups_splits_and_mpp_of_a_spreadsheet(root: Path) -> None:
         "found 6 rows: 3 used here, 2 kept for validation, 1 kept for test; 0.25 to 0.5 µm per pixel"
     )
     assert "1 unknown" in line
+
+
+def test_sites_of_a_table_and_of_a_csv_of_groups(root: Path) -> None:
+    text = "path,label,site\na/0.png,x, north\nb/0.tif,y,south\na/1.png,x,north\n"
+    tiles = table(root, text)
+    assert tiles.sites.tolist() == ["north", "south", "north"]
+    assert tiles.groups is None
+    assert tiles.subset([1]).sites.tolist() == ["south"]
+    with pytest.raises(ValueError, match="line 3: column 'site' is empty, in 1 row"):
+        table(root, text.replace("south", ""))
+    ids = [f"{name}/{i}.{kind}" for name, kind in (("a", "png"), ("b", "tif")) for i in range(6)]
+    csv = root.parent / "groups.csv"
+    csv.write_text("path,group,site\n" + "".join(f"{name},s{name[2]},h{name[2]}\n" for name in ids))
+    (root / "c, d" / "x.png").unlink()
+    (root / "c, d").rmdir()
+    given = load_folder(root, split="all", groups_csv=csv, size_px=8, cache_dir=root.parent / "cache")
+    assert given.sites.tolist() == [f"h{name[2]}" for name in given.ids]
+    csv.write_text(csv.read_text().replace("h3\n", "\n"))
+    with pytest.raises(ValueError, match=r"groups_csv: .*a/3.png' has an empty 'site'"):
+        load_folder(root, split="all", groups_csv=csv, size_px=8, cache_dir=root.parent / "cache")
 
 
 def test_without_splits_whole_groups_are_held_out_and_unlabelled_tiles_train(root: Path) -> None:

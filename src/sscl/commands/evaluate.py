@@ -12,7 +12,16 @@ from sscl.data.load import all_rows, describe_tiles, load_tiles
 from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, tune
-from sscl.evaluate import calibration, card_results, evaluation, evaluation_text, lineage, predictions, records
+from sscl.evaluate import (
+    by_place,
+    calibration,
+    card_results,
+    evaluation,
+    evaluation_text,
+    lineage,
+    predictions,
+    records,
+)
 from sscl.evaluate.decisions import risk_coverage
 from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import predictions_of, write_predictions
@@ -53,6 +62,8 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         if not len(tiles):
             raise ValueError(f"data.root: no tile of {data.root} has a label; sscl predict classifies such tiles")
 
+        if config.by is not None:
+            by_place.check(tiles, by=config.by)
         tune(device)
         mean, std = normalisation(trained, device)
         logits = features.outputs(
@@ -110,6 +121,9 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         report = Evaluation(
             **dict(evaluated),
             **dict(results),
+            by_place=(
+                None if config.by is None else by_place.metrics_by_place(tiles, logits.argmax(1).numpy(), by=config.by)
+            ),
             caveats=tuple(caveats),
             notes=tuple(evaluation_text.reading_notes(evaluated, results)),
         )

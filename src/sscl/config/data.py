@@ -18,7 +18,8 @@ class DataConfig(Section):
         "auto",
         "auto: what root is; mhist: annotations.csv and images/; folder: train/CLASS/*, val/CLASS/*, test/CLASS/*, or "
         "CLASS/*, each also as CLASS/SLIDE/*, or images without classes; table: a CSV with path and, where known, "
-        "label, group, split, mpp; pathmnist: an .npz file in MedMNIST's layout; synthetic: tiles of `sscl data synth`",
+        "label, group, site, split, mpp; pathmnist: an .npz file in MedMNIST's layout; synthetic: tiles of `sscl data "
+        "synth`",
     )
     root: str = setting(
         ..., "folder of the data set; the CSV of a table, the .npz file; also TILES", path=True, min_length=1
@@ -37,7 +38,10 @@ class DataConfig(Section):
         0.2, "folder or table without test: fraction of each class held out for it", gt=0, lt=1
     )
     groups_csv: str | None = setting(
-        None, "folder: CSV file with columns path,group; tiles of one group stay on one side of each split", path=True
+        None,
+        "folder: CSV file with columns path,group and, where known, site; tiles of one group stay on one side of each "
+        "split",
+        path=True,
     )
     group_near_duplicates: bool = setting(
         False, "find near-duplicates first, and keep each cluster on one side of each split that sscl makes"

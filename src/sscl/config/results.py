@@ -42,6 +42,9 @@ class EvalConfig(Section):
     abstain: float = setting(
         0.2, "largest fraction of the validation tiles to abstain on, the least confident ones", ge=0, lt=1, common=True
     )
+    by: Literal["group", "site"] | None = setting(
+        None, "also the metrics of each slide or patient (group), or of each site, and which is the worst", common=True
+    )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Precision = setting("auto", PRECISION)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sscl.data import layout
 from sscl.data.images import Fit
-from sscl.data.ingest import decode_tiles, group_ids, read_groups
+from sscl.data.ingest import decode_tiles, group_ids, read_groups, read_sites
 from sscl.data.layout import Layout
 from sscl.data.listing import Account, list_images
 from sscl.data.split import take_split
@@ -52,7 +52,8 @@ def load_folder(
         split: "train", "validation", "test" or "all". A folder without classes has no test part.
         whole: for pretraining: take all images below train/, or below `root` where there is no such folder, at any
             depth, without classes or groups.
-        groups_csv: CSV with the columns path,group (path relative to root) and a row for every tile.
+        groups_csv: CSV with the columns path,group and, where known, site (path relative to root) and a row for every
+            tile.
         group_of: the group of every id; replaces those of the folders and of groups_csv.
         test_fraction, seed: of the split made here; unused where train/ and test/ exist.
         size_px: working size, pixels. fit: of images that are not square, see `images.decode_image`.
@@ -69,15 +70,17 @@ def load_folder(
     entries = [entry for part in found.parts.values() for entry in part]
     ids = tuple(entry.id for entry in entries)
     groups: NDArray[np.str_] | None = None
-    if group_of is not None:
-        groups = np.array([group_of[name] for name in ids])
-    elif groups_csv is not None:
+    sites: NDArray[np.str_] | None = None
+    if groups_csv is not None:
         try:
             groups = read_groups(Path(groups_csv), ids, columns=("path", "group"))
+            sites = read_sites(Path(groups_csv), ids)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"groups_csv: {error}") from None
     elif found.grouped:
         groups = group_ids([entry.group or "" for entry in entries], where=f"{root}: folders below the classes")
+    if group_of is not None:
+        groups = np.array([group_of[name] for name in ids])
     tiles = Tiles(
         images=decode_tiles(
             [os.path.join(root, name) for name in ids],
@@ -91,6 +94,7 @@ def load_folder(
         classes=found.classes,
         ids=ids,
         groups=groups,
+        sites=sites,
         account=account,
     )
     return take_split(tiles, account.parts, split, test_fraction=test_fraction, seed=seed)

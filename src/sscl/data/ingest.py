@@ -131,6 +131,23 @@ def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> 
     return group_ids([group_of[name] for name in names], where=f"{path}: column {columns[1]!r}")
 
 
+def read_sites(path: Path, ids: Sequence[str]) -> NDArray[np.str_] | None:
+    """Return the site of each tile, (N,), from the column `site` of a CSV that `read_groups` has read; None: no such.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_table` and `group_ids`; also a tile whose site is empty where others
+            have one.
+    """
+    site_of = {plain_path(name): site for _, (name, site) in read_table(path, columns=("path",), optional=("site",))}
+    sites = [site_of[plain_path(name)] for name in ids]
+    if not any(sites):
+        return None
+    if not all(sites):
+        empty = ids[sites.index("")]
+        raise ValueError(f"{path}: {short(empty)!r} has an empty 'site'; give every tile a site, or none")
+    return group_ids(sites, where=f"{path}: column 'site'", what="site")
+
+
 def listed_file(folder: str, name: str) -> str:
     """Return the file that a table names, relative to the table's folder, as the disk has it.
 

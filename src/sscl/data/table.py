@@ -3,6 +3,7 @@
     path      the image, relative to the folder of the table; "/" or "\\" between folders
     label     its class; empty, -1, or a word of MISSING: unlabelled
     group     its slide or patient
+    site      its hospital or scanner
     split     train, val or test, in any spelling that `layout.split_named` knows
     mpp       µm per pixel of the file
 
@@ -30,7 +31,7 @@ from sscl.data.split import take_split
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.words import count, listed, short
 
-COLUMNS = ("label", "group", "split", "mpp")
+COLUMNS = ("label", "group", "site", "split", "mpp")
 SUFFIXES = (".csv", ".tsv")
 # What pandas reads as missing, in any case: a spreadsheet of R or pandas has no class of that name.
 MISSING = frozenset({"nan", "na", "n/a", "<na>", "#n/a", "#na", "null", "none"})
@@ -43,7 +44,7 @@ class _Table:
 
     Attributes:
         ids: their paths, with "/". files: where they are.
-        labels: index into classes, -1 = unlabelled. groups, mpp: None where the table has none.
+        labels: index into classes, -1 = unlabelled. groups, sites, mpp: None where the table has none.
         parts: number of images in each part. notes: what a reader must know.
     """
 
@@ -52,6 +53,7 @@ class _Table:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     groups: NDArray[np.str_] | None
+    sites: NDArray[np.str_] | None
     mpp: NDArray[np.float64] | None
     parts: dict[str, int]
     notes: tuple[str, ...]
@@ -102,6 +104,7 @@ def load_table(
         classes=table.classes,
         ids=table.ids,
         groups=groups,
+        sites=table.sites,
         mpp=table.mpp,
         account=account,
     )
@@ -129,11 +132,13 @@ def _read(path: Path, *, whole: bool) -> _Table:
     """Return the checked rows of a table, those of train first, then validation, then test."""
     rows = read_table(path, columns=("path",), optional=COLUMNS)
     lines = [line for line, _ in rows]
-    names, labels, groups, splits, mpp = (list(column) for column in zip(*(values for _, values in rows), strict=True))
+    names, labels, groups, sites, splits, mpp = (
+        list(column) for column in zip(*(values for _, values in rows), strict=True)
+    )
     _check_paths(path, lines, names)
     words = Counter(value for value in labels if value.casefold() in MISSING)
-    labels, groups, mpp = (
-        ["" if value.casefold() in MISSING else value for value in of] for of in (labels, groups, mpp)
+    labels, groups, sites, mpp = (
+        ["" if value.casefold() in MISSING else value for value in of] for of in (labels, groups, sites, mpp)
     )
     files = [listed_file(str(path.parent), name) for name in names]
     _check_files(path, lines, files)
@@ -146,7 +151,10 @@ def _read(path: Path, *, whole: bool) -> _Table:
     order = sorted(range(len(rows)), key=lambda row: SPLITS.index(parts[row]) if parts[row] != "all" else 0)
     classes, indices = ((), [UNLABELLED] * len(rows)) if whole else _classes(path, labels)
     found = {name: parts.count(name) for name in (*SPLITS, "all")}
-    given = None if whole else _groups(path, lines, groups)
+    given, places = (
+        None if whole else _filled(path, lines, values, column=column)
+        for values, column in ((groups, "group"), (sites, "site"))
+    )
     scale = read_mpp(path, lines, mpp)
     return _Table(
         ids=tuple(ids[row] for row in order),
@@ -154,6 +162,7 @@ def _read(path: Path, *, whole: bool) -> _Table:
         classes=classes,
         labels=np.array([indices[row] for row in order], dtype=np.int64),
         groups=None if given is None else given[order],
+        sites=None if places is None else places[order],
         mpp=None if scale is None else scale[order],
         parts={name: number for name, number in found.items() if number},
         notes=(
@@ -220,17 +229,17 @@ def _classes(path: Path, values: Sequence[str]) -> tuple[tuple[str, ...], list[i
     return tuple(classes), [UNLABELLED if value.casefold() in _NO_LABEL else index[next(found)] for value in values]
 
 
-def _groups(path: Path, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.str_] | None:
-    """Return the group of each row; None where the table has none."""
+def _filled(path: Path, lines: Sequence[int], values: Sequence[str], *, column: str) -> NDArray[np.str_] | None:
+    """Return the group or site of each row; None where the table has none."""
     if not any(values):
         return None
     empty = [line for line, value in zip(lines, values, strict=True) if not value]
     if empty:
         raise ValueError(
-            f"{path}: line {empty[0]}: column 'group' is empty, in {count(len(empty), 'row')}; give every image a "
-            "group, or none"
+            f"{path}: line {empty[0]}: column {column!r} is empty, in {count(len(empty), 'row')}; give every image a "
+            f"{column}, or none"
         )
-    return group_ids(values, where=f"{path}: column 'group'")
+    return group_ids(values, where=f"{path}: column {column!r}", what="slide" if column == "group" else column)
 
 
 def read_mpp(path: Path | str, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.float64] | None:

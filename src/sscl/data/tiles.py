@@ -36,6 +36,7 @@ class Tiles:
         classes: class names; empty when nothing is labelled.
         ids: N unique names (a file name, or a posix path relative to the data folder).
         groups: str, (N,), slide or patient of each tile; None = unknown.
+        sites: str, (N,), hospital or scanner of each tile; None = unknown.
         votes: int64, (N,), annotators who chose class 1; None = not recorded.
         mpp: float64, (N,), µm per pixel of each file, NaN = unknown; None = not recorded.
         account: where everything that the set has went; None = it was not loaded from a disk.
@@ -49,6 +50,7 @@ class Tiles:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     groups: NDArray[np.str_] | None = None
+    sites: NDArray[np.str_] | None = None
     votes: NDArray[np.int64] | None = None
     mpp: NDArray[np.float64] | None = None
     account: Account | None = None
@@ -60,6 +62,7 @@ class Tiles:
         for name, values, kind in (
             ("labels", self.labels, np.int64),
             ("groups", self.groups, np.str_),
+            ("sites", self.sites, np.str_),
             ("votes", self.votes, np.int64),
             ("mpp", self.mpp, np.float64),
         ):
@@ -111,6 +114,7 @@ class Tiles:
             classes=self.classes,
             ids=tuple(self.ids[row] for row in rows),
             groups=None if self.groups is None else self.groups[rows],
+            sites=None if self.sites is None else self.sites[rows],
             votes=None if self.votes is None else self.votes[rows],
             mpp=None if self.mpp is None else self.mpp[rows],
             account=self.account,

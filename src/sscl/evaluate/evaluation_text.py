@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sscl.evaluate import calibration, verdicts
+from sscl.evaluate import by_place, calibration, verdicts
 from sscl.evaluate.intervals import FEWEST, Interval
 from sscl.evaluate.metrics import (
     MANY_CLASSES,
@@ -253,6 +253,7 @@ def as_text(report: Evaluation) -> str:
     sections = [
         [f"{'Metrics':<{width + 2}}  value  95% interval", *_lines(main, width=width)],
         _class_lines(report),
+        by_place.as_lines(report.by_place) if report.by_place is not None else [],
         _confusion_lines(report, names),
         _calibration_lines(report, width=width),
         _decision_lines(report, width=width),

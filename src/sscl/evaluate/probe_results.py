@@ -238,13 +238,13 @@ def _over_runs(
     return found
 
 
-def draw_variance(values: Sequence[float], seeds: Sequence[tuple[Hashable, Hashable]]) -> tuple[float, float] | None:
+def draw_variance(values: Sequence[float], seeds: Sequence[tuple[Hashable, ...]]) -> tuple[float, float] | None:
     """Return the variance of the mean over runs that comes from their seeds, and its degrees of freedom.
 
     Seeds and label seeds each add the variance of the means over their levels; None of a single run.
 
     Args:
-        values: of each run. seeds: its seed and label seed.
+        values: of each run. seeds: its seed and label seed, or whatever else it depends on.
     """
     parts = []
     for levels in zip(*seeds, strict=True):

@@ -6,6 +6,7 @@ K classes, T thresholds.
 from __future__ import annotations
 
 from sscl.config import DataConfig
+from sscl.evaluate.by_place import ByPlace
 from sscl.evaluate.calibration import MiscalledClass, ReliabilityBin
 from sscl.evaluate.metric_intervals import Intervals
 from sscl.evaluate.metrics import Metrics
@@ -161,7 +162,11 @@ class Results(Record):
 
 
 class Evaluation(Results, Evaluated):
-    """metrics.json: what was evaluated, the results, and what a reader must know of them."""
+    """metrics.json: what was evaluated, the results, and what a reader must know of them.
 
+    by_place: metrics of each slide or site; None = not asked for.
+    """
+
+    by_place: ByPlace | None = None
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
