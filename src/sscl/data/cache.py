@@ -69,10 +69,9 @@ def cached_outputs(
     Raises:
         ValueError: the cache folder cannot be written.
     """
-    name = hashlib.sha256(repr((_ARRAYS_VERSION, *key)).encode()).hexdigest()[:32]
-    folder = cache_folder(cache_dir)
+    file = outputs_file(key, cache_dir=cache_dir)
+    folder = file.parent
     remove_dead(folder)
-    file = folder / f"features-{name}.npy"
     if os.path.lexists(file):
         try:
             found = _mapped(file, np.float32, rows=rows, dims=2)
@@ -89,6 +88,12 @@ def cached_outputs(
             np.save(handle, computed.numpy())
         write_footer(temporary, Footer(digests_of(computed.numpy()), {}))
     return computed
+
+
+def outputs_file(key: Sequence[object], *, cache_dir: Path | str | None = None) -> Path:
+    """Return the file in which `cached_outputs` keeps the numbers of a key; it may not exist yet."""
+    name = hashlib.sha256(repr((_ARRAYS_VERSION, *key)).encode()).hexdigest()[:32]
+    return cache_folder(cache_dir) / f"features-{name}.npy"
 
 
 def cached_tiles(

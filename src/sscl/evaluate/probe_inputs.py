@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +11,12 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sscl.config import DataConfig, EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet
-from sscl.data import cache, split, task
+from sscl.data import split, task
 from sscl.data.load import has_validation, load_tiles, split_is_made_here
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.probe_results import ProbedEncoder, ProbedSet
-from sscl.models import batch_norm, features
+from sscl.models import batch_norm, features, frozen
 from sscl.models.start import frozen_encoder
 from sscl.words import count
 
@@ -63,10 +61,7 @@ class Part:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.tiles.fingerprint.encode() + self.rows.astype("<i8").tobytes())
-        for start in range(0, len(self.rows), 256):  # that of the tiles has seen 64 of them only
-            digest.update(self.tiles.images[self.rows[start : start + 256]].tobytes())
-        return digest.hexdigest()
+        return frozen.pixels_of(self.tiles, self.rows)
 
 
 Parts = dict[str, Part]  # train, test, and where there are such: held-out, validation
@@ -223,9 +218,8 @@ def embed(
     def cached(name: str, part: Part) -> torch.Tensor:
         # Adaptation depends on the batches that deeper layers see.
         adapted = config.batch_size if job.row.adapt_batch_norm else 0
-        key = (job.fingerprint, job.spec.stem, part.fingerprint, part.tiles.images.shape[1], precision, adapted)
-        compute_part: Callable[[], torch.Tensor] = functools.partial(compute, name, part)
-        return cache.cached_outputs(compute_part, key=key, rows=len(part.rows), cache_dir=config.cache_dir)
+        key = frozen.FeatureKey(job.fingerprint, part.fingerprint, len(part.rows), precision, adapted=adapted)
+        return frozen.kept_features(functools.partial(compute, name, part), key, cache_dir=config.cache_dir)
 
     try:
         return {name: cached(name, part) for name, part in parts.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from sscl.data.tiles import TileStore
 from sscl.device import Later, autocast
 from sscl.progress import Bar
 
+BatchView = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of tiles uint8 (B, H, W, 3) and their rows (B,)
+
+SYMMETRIES = 8  # flips and rotations of a square
 _BEHIND = 2  # batches whose outputs are still on their way to the host
 
 
@@ -47,12 +50,15 @@ def outputs(
     batch_size: int = 128,
     precision: str = "fp32",
     symmetric: bool = False,
+    view: BatchView | None = None,
     progress: str | None = None,
 ) -> torch.Tensor:
-    """Return model(tile) of the clean tiles at `rows`, in evaluation mode, float32 on the CPU, (N, ...).
+    """Return model(tile) of the tiles at `rows`, in evaluation mode, float32 on the CPU, (N, ...).
 
     With an encoder these are its embeddings (N, C), with a classifier its logits (N, K). Every part of the
     model is left in the mode it was in. The device is given the next batches before the outputs of one have arrived.
+
+    With `view` the model sees what that makes of the tiles, normalised, (B, 3, H, W); else the tiles as they are.
 
     With `symmetric` it is the mean over the 8 flips and rotations of each tile, to the last bit the same whichever way
     the tile lies. Of a classifier it is the mean of logits, not of probabilities: what comes back is logits still, so
@@ -67,8 +73,18 @@ def outputs(
     coming: deque[Later] = deque()
     parts: list[torch.Tensor] = []
     try:
-        for images in batches(store, rows, batch_size=batch_size, progress=progress):
-            found = forward(model, images, mean=mean, std=std, precision=precision, symmetric=symmetric, pad_to=pad_to)
+        order = torch.from_numpy(rows).split(batch_size)
+        for part, images in zip(order, batches(store, rows, batch_size=batch_size, progress=progress), strict=True):
+            found = forward(
+                model,
+                images,
+                mean=mean,
+                std=std,
+                precision=precision,
+                symmetric=symmetric,
+                pad_to=pad_to,
+                view=None if view is None else _of_rows(view, part.to(images.device)),
+            )
             coming.append(Later(found))
             if len(coming) > _BEHIND:
                 parts.append(coming.popleft().tensor().clone())  # from memory that is pinned, so from scarce memory
@@ -81,6 +97,10 @@ def outputs(
     return whole
 
 
+def _of_rows(view: BatchView, rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: view(images, rows)
+
+
 @torch.inference_mode()
 def forward(
     model: nn.Module,
@@ -91,6 +111,7 @@ def forward(
     precision: str = "fp32",
     symmetric: bool = False,
     pad_to: int = 0,
+    view: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the outputs of a model in evaluation mode for tiles on the device, float32 there, (B, ...).
 
@@ -98,11 +119,12 @@ def forward(
         images: uint8 (B, H, W, 3). mean, std, precision, symmetric: as of `outputs`.
         pad_to: on CUDA, fewer tiles are filled up to this many, since cuDNN searches its fastest algorithms anew for
             each size of a batch, which takes longer than the tiles.
+        view: makes the model's input of the tiles; None = they are normalised as they are.
     """
     count = len(images)
+    x = augment.normalise(augment.to_unit(images), mean=mean, std=std) if view is None else view(images)
     if images.device.type == "cuda" and count < pad_to:
-        images = torch.cat([images, images[:1].expand(pad_to - count, *images.shape[1:])])
-    x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
+        x = torch.cat([x, x[:1].expand(pad_to - count, *x.shape[1:])]).contiguous(memory_format=torch.channels_last)
     with autocast(images.device, precision):
         found = mean_over_symmetries(model, x) if symmetric else model(x)
     return found.float()[:count]
@@ -123,9 +145,11 @@ def mean_over_symmetries(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
     The views are sorted before they are added, so that rounding does not depend on which of them comes first.
     """
-    views = []
-    for turns in range(4):
-        turned = torch.rot90(x, turns, (2, 3))
-        for view in (turned, turned.flip(3)):
-            views.append(model(view.contiguous(memory_format=torch.channels_last)).float())
+    views = [model(symmetry(x, number)).float() for number in range(SYMMETRIES)]
     return torch.stack(views).sort(0).values.mean(0)
+
+
+def symmetry(x: torch.Tensor, number: int) -> torch.Tensor:
+    """Return one of the 8 flips and rotations of x (B, 3, H, H), channels_last; number 0 is x itself."""
+    turned = torch.rot90(x, number // 2, (2, 3))
+    return (turned.flip(3) if number % 2 else turned).contiguous(memory_format=torch.channels_last)
