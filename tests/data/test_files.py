@@ -154,7 +154,11 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, wrap: Any) -> No
     assert found.faults == [(f"{tmp_path}/shut", "cannot be listed (Permission denied)")]
 
 
-def test_batches_hold_what_the_files_hold_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [False, True])
+def test_batches_hold_what_the_files_hold_in_order(tmp_path: Path, wrap: Any, number: Any, processes: bool) -> None:
+    if processes:
+        wrap(decode_cores=lambda real, _: {0, 1})
+        number(decode_processes_from=1)
     rng = np.random.default_rng(0)
     paths = []
     for i in range(50):

@@ -8,16 +8,18 @@ import pickle
 import queue
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.data.images import Decoded, Fit, decode_image, open_image
+from sscl.data.images import Decoded, Fit, Region, decode_image, open_image
 from sscl.progress import Bar
 from sscl.words import count
 
@@ -66,19 +68,17 @@ def decode_into(
 
     cores = cpu_cores()
     if processes is None:
-        processes = isinstance(images, np.memmap) and len(paths) >= _PROCESSES_FROM * cores and cores > 1
+        processes = isinstance(images, np.memmap) and worth_processes(len(paths), cores=cores)
     faults: list[str] = []
     changes: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
-        decode: Callable[[range], _Found]
+        decode: Callable[[range], list[Outcome]]
         if processes:
             assert isinstance(images, np.memmap)
             assert images.filename is not None
-            idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-            for _ in range(cores):
-                idle.put(stack.enter_context(_Worker(images.filename, exact_size_px, fit)))
+            idle = _workers(stack, images.filename, exact_size_px, fit, count=cores)
 
-            def decode(rows: range) -> _Found:
+            def decode(rows: range) -> list[Outcome]:
                 worker = idle.get()
                 try:
                     return worker.decode(rows, [str(paths[row]) for row in rows])
@@ -86,15 +86,15 @@ def decode_into(
                     idle.put(worker)
         else:
 
-            def decode(rows: range) -> _Found:
+            def decode(rows: range) -> list[Outcome]:
                 return _decode_rows(images, rows, [paths[row] for row in rows], exact_size_px=exact_size_px, fit=fit)
 
         pool = ThreadPoolExecutor(cores)
         stack.callback(pool.shutdown, cancel_futures=True)
         bar = stack.enter_context(Bar(len(paths), desc="decode" if progress else None, unit="tile", leave=True))
         for job, found in zip(jobs, pool.map(decode, jobs), strict=True):
-            faults += found[0]
-            changes += found[1]
+            faults += [outcome.why for outcome in found if outcome.why]
+            changes.update(change for outcome in found for change in outcome.changes)
             bar.update(len(job))
     if faults:
         more = f" (and {count(len(faults) - 1, 'more file')} that cannot be used)" if len(faults) > 1 else ""
@@ -102,24 +102,68 @@ def decode_into(
     return changes
 
 
-_Found = tuple[list[str], Counter[str]]  # a line for each file that cannot be used; the changes of the others
+def worth_processes(files: int, *, cores: int) -> bool:
+    """Return whether so many files are decoded sooner by processes, their start included, than by threads."""
+    return cores > 1 and files >= _PROCESSES_FROM * cores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file: what of its upright image its row shows, how it was changed; or why it is not there."""
+
+    region: Region = (0, 0, 0, 0)
+    changes: tuple[str, ...] = ()
+    why: str = ""
+
+
+@contextlib.contextmanager
+def in_processes(
+    *, size_px: int, at_once: int, count: int, fit: Fit
+) -> Iterator[Callable[[Sequence[Path | str], NDArray[np.uint8]], list[Outcome]]]:
+    """Give a function for threads that has a process decode up to `at_once` files into an array (n, S, S, 3).
+
+    Raises:
+        OSError: the temporary folder has no room for `count` x `at_once` tiles.
+    """
+    with contextlib.ExitStack() as stack:
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sscl-"))) / "tiles.npy"
+        shared = np.lib.format.open_memmap(
+            file, mode="w+", dtype=np.uint8, shape=(count * at_once, size_px, size_px, 3)
+        )
+        with open(file, "r+b") as opened:  # else a full disk ends a process with a signal
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        idle = _workers(stack, file, None, fit, count=count)
+        own: queue.SimpleQueue[range] = queue.SimpleQueue()
+        for start in range(0, count * at_once, at_once):
+            own.put(range(start, start + at_once))
+
+        def decode(paths: Sequence[Path | str], out: NDArray[np.uint8]) -> list[Outcome]:
+            worker, rows = idle.get(), own.get()
+            try:
+                found = worker.decode(rows[: len(paths)], [str(path) for path in paths])
+                out[:] = shared[rows.start : rows.start + len(paths)]
+                return found
+            finally:
+                idle.put(worker)
+                own.put(rows)
+
+        yield decode
 
 
 def _decode_rows(
     images: NDArray[np.uint8], rows: range, paths: Sequence[Path | str], *, exact_size_px: int | None, fit: Fit
-) -> _Found:
+) -> list[Outcome]:
     """Decode the files into these rows."""
-    faults = []
-    changes: Counter[str] = Counter()
+    found = []
     for row, path in zip(rows, paths, strict=True):
         try:
             decoded = read_image(path, size_px=images.shape[1], exact_size_px=exact_size_px, fit=fit)
         except ValueError as error:
-            faults.append(str(error))
+            found.append(Outcome(why=str(error)))
         else:
             images[row] = decoded.pixels
-            changes.update(decoded.changes)
-    return faults, changes
+            found.append(Outcome(decoded.region, decoded.changes))
+    return found
 
 
 class _Worker:
@@ -145,7 +189,7 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def decode(self, rows: range, paths: list[str]) -> _Found:
+    def decode(self, rows: range, paths: list[str]) -> list[Outcome]:
         """Have the files decoded into these rows."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -155,13 +199,23 @@ class _Worker:
                 self._first = None
             pickle.dump((rows, paths), self._process.stdin)
             self._process.stdin.flush()
-            found: _Found = pickle.load(self._process.stdout)
+            found: list[Outcome] = pickle.load(self._process.stdout)
         except (BrokenPipeError, EOFError) as error:
             raise ValueError(
                 f"a process that decodes tiles ended with exit code {self._process.wait()} at {paths[0]} or one of "
                 f"the next {len(paths) - 1} files; if the system ran out of memory, free some and start again"
             ) from error
         return found
+
+
+def _workers(
+    stack: contextlib.ExitStack, file: Path | str, exact_size_px: int | None, fit: Fit, *, count: int
+) -> queue.SimpleQueue[_Worker]:
+    """Return processes that decode into an .npy file and end with the stack."""
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for _ in range(count):
+        idle.put(stack.enter_context(_Worker(str(file), exact_size_px, fit)))
+    return idle
 
 
 def _serve() -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.csv_files import read_table
-from sscl.data.decode import read_image
+from sscl.data.decode import Outcome, in_processes, read_image, worth_processes
 from sscl.data.images import Decoded, Fit, Region, decode_image
 from sscl.data.ingest import listed_file
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
@@ -213,51 +215,56 @@ def batches(
         fit: of images that are not square, see `images.decode_image`.
         device: where the tiles are to go; for CUDA they are decoded into pinned memory. None: nowhere.
     """
-    waiting: deque[tuple[torch.Tensor, list[Future[list[_Tile]]]]] = deque()
-    pool = ThreadPoolExecutor(cpu_cores(), thread_name_prefix="decode")
-    try:
+    waiting: deque[tuple[range, torch.Tensor, list[Future[list[Outcome]]]]] = deque()
+    cores = cpu_cores()
+    with contextlib.ExitStack() as stack:
+        decode: Callable[[Sequence[Any], NDArray[np.uint8]], list[Outcome]] = partial(_decode, fit=fit)
+        if worth_processes(len(items), cores=cores) and all(isinstance(item, (str, Path)) for item in items):
+            with contextlib.suppress(OSError):  # no room for the tiles on their way: threads need none
+                decode = stack.enter_context(
+                    in_processes(size_px=size_px, at_once=_TILES_PER_JOB, count=cores, fit=fit)
+                )
+        pool = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+        stack.callback(pool.shutdown, cancel_futures=True)
         for start in range(0, len(items), batch_size):
-            end = min(start + batch_size, len(items))
-            parts = [range(at, min(at + _TILES_PER_JOB, end)) for at in range(start, end, _TILES_PER_JOB)]
-            pixels = host_memory((end - start, size_px, size_px, 3), device=device or torch.device("cpu"))
+            places = range(start, min(start + batch_size, len(items)))
+            pixels = host_memory((len(places), size_px, size_px, 3), device=device or torch.device("cpu"))
             out = pixels.numpy()
-            waiting.append(
-                (pixels, [pool.submit(_decode, part, items, out[part.start - start :], fit) for part in parts])
-            )
+            parts = [places[at : at + _TILES_PER_JOB] for at in range(0, len(places), _TILES_PER_JOB)]
+            jobs = [
+                pool.submit(decode, items[part.start : part.stop], out[part.start - start : part.stop - start])
+                for part in parts
+            ]
+            waiting.append((places, pixels, jobs))
             if len(waiting) > _AHEAD:
                 yield _batch(*waiting.popleft())
         while waiting:
             yield _batch(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-_Tile = tuple[int, Region, str, tuple[str, ...]]  # place, region of the image, why there are no pixels, changes
-
-
-def _decode(places: range, items: Sequence[Item], out: NDArray[np.uint8], fit: Fit) -> list[_Tile]:
-    """Decode the items at `places` into the first rows of `out`, (.., S, S, 3)."""
-    found: list[_Tile] = []
-    for row, place in enumerate(places):
+def _decode(items: Sequence[Item], out: NDArray[np.uint8], *, fit: Fit) -> list[Outcome]:
+    """Decode the items into an array, (n, S, S, 3)."""
+    found = []
+    for row, item in enumerate(items):
         try:
-            decoded = pixels_of(items[place], size_px=out.shape[1], fit=fit)
+            decoded = pixels_of(item, size_px=out.shape[1], fit=fit)
         except ValueError as error:
-            found.append((place, (0, 0, 0, 0), str(error), ()))
+            found.append(Outcome(why=str(error)))
         else:
             out[row] = decoded.pixels
-            found.append((place, decoded.region, "", decoded.changes))
+            found.append(Outcome(decoded.region, decoded.changes))
     return found
 
 
-def _batch(pixels: torch.Tensor, jobs: Sequence[Future[list[_Tile]]]) -> Batch:
-    tiles = [tile for job in jobs for tile in job.result()]
-    good = [row for row, (_, _, why, _) in enumerate(tiles) if not why]
+def _batch(places: range, pixels: torch.Tensor, jobs: Sequence[Future[list[Outcome]]]) -> Batch:
+    found = [outcome for job in jobs for outcome in job.result()]
+    good = [row for row, outcome in enumerate(found) if not outcome.why]
     return Batch(
-        rows=np.array([tiles[row][0] for row in good], dtype=np.int64),
-        pixels=pixels if len(good) == len(tiles) else pixels[good],
-        regions=tuple(tiles[row][1] for row in good),
-        faults=tuple((place, why) for place, _, why, _ in tiles if why),
-        changes=Counter(change for row in good for change in tiles[row][3]),
+        rows=np.array([places[row] for row in good], dtype=np.int64),
+        pixels=pixels if len(good) == len(found) else pixels[good],
+        regions=tuple(found[row].region for row in good),
+        faults=tuple((place, outcome.why) for place, outcome in zip(places, found, strict=True) if outcome.why),
+        changes=Counter(change for row in good for change in found[row].changes),
     )
 
 

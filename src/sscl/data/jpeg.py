@@ -19,6 +19,7 @@ _MOST_SCANS, _MOST_SCANNED = 100, 2**32
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _END = b"\xff\xd9"
+_RUNS_OF_ENDS = frozenset(range(0x10, 0xF0, 0x10))  # symbols that end several blocks at once
 
 
 class JpegFile(io.BytesIO):
@@ -138,7 +139,7 @@ def _zeros_end_blocks(tables: bytes) -> dict[int, bool]:
         kind, number = divmod(tables[at], 16)
         after = at + 17 + sum(tables[at + 1 : at + 17])
         if kind == 1:
-            ends_many = any(symbol in range(0x10, 0xF0, 0x10) for symbol in tables[at + 17 : after])
+            ends_many = not _RUNS_OF_ENDS.isdisjoint(tables[at + 17 : after])
             found[number] = tables[at + 17] == 0 and not ends_many
         at = after
     return found
