@@ -146,6 +146,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
 
 
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which autocast, if it is on, rounds nothing."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
 def sum_dtype(device: torch.device) -> torch.dtype:
     """Return the format in which sums over many values are kept: float64, and float32 on MPS, which has no other."""
     return torch.float32 if device.type == "mps" else torch.float64

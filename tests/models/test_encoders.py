@@ -195,7 +195,7 @@ def test_foreign_nets_train(name, bf16, layout):
     x, labels = torch.randn(4, 3, side, side).contiguous(memory_format=layout), torch.tensor([0, 1, 0, 1])
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
     losses = []
-    for _ in range(5):
+    for _ in range(8):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = nn.functional.cross_entropy(classifier(x).float(), labels)
         optimizer.zero_grad()
@@ -225,8 +225,8 @@ def test_efficientnet_lite0_gives_the_same_in_training_twice():
         ("timm:resnet18", 64, 2, True),
         ("timm:convnext_atto", 64, 2, True),
         ("timm:test_mambaout", 64, 2, True),  # (B, h, w, C)
-        ("timm:test_vit", 64, 4, False),  # timm classifies by a class token
-        ("timm:vit_tiny_patch16_224", 64, 4, False),
+        ("timm:test_vit", 64, 4, True),  # timm classifies by a class token
+        ("timm:test_vit3", 64, 4, False),  # pools by attention, which is left out
         ("timm:test_vit2", 64, 4, True),  # averages its tokens, then normalises
         ("timm:swin_tiny_patch4_window7_224", 64, 2, True),
     ],
@@ -236,11 +236,12 @@ def test_maps_features_and_grad_cam_agree(name, side, cells, timms):
     encoder = build_encoder(name).eval()
     x = torch.randn(2, 3, side, side)
     with torch.no_grad():
-        maps, out = encoder.forward_features(x), encoder(x)
+        native = encoder.forward_features(x)
+        maps, out = encoder.grid(native), encoder(x)
         assert maps.shape[0] == 2
         assert maps.shape[2:] == (cells, cells)
         assert out.shape == (2, encoder.num_features)
-        assert torch.equal(encoder.pool(maps), out)  # one feature: forward's, the classifier's, the one maps explain
+        assert torch.equal(encoder.feature(native), out)  # one feature: forward's and the classifier's
         if name.startswith("timm:"):
             options = {"dynamic_img_size": True} if "vit" in name or "swin" in name else {}
             native = timm.create_model(name[5:], num_classes=0, **options)
@@ -248,7 +249,7 @@ def test_maps_features_and_grad_cam_agree(name, side, cells, timms):
             native = native.eval()
             pooled = native.forward_head(native.forward_features(x), pre_logits=True)
             assert torch.allclose(pooled, out, atol=1e-4) == timms
-            if maps.shape[1] == native.num_features and native.forward_features(x).ndim == 3:
+            if encoder.pooling == "mean" and native.forward_features(x).ndim == 3:
                 assert torch.equal(native.forward_intermediates(x, indices=1, norm=True)[1][0], maps)
     classifier = Classifier(encoder, num_classes=3).eval()
     cams, logits = grad_cam(classifier, x, target=(0, 1))
@@ -261,7 +262,7 @@ def test_maps_features_and_grad_cam_agree(name, side, cells, timms):
 
 def test_tokens_become_cells_where_they_lie():
     """A bright corner shows in its own cell and nowhere else, since without blocks a token sees its patch alone."""
-    encoder = build_encoder("timm:test_vit").eval()
+    encoder = build_encoder("timm:test_vit", pool="mean").eval()
     encoder.net.blocks = nn.Identity()
     dark = torch.zeros(1, 3, 64, 48)
     bright = dark.clone()

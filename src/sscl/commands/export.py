@@ -169,6 +169,8 @@ def trunk(config: ExportConfig) -> Exported:
             model=config.model,
             weights=config.checkpoint,
             stem=config.stem,
+            kwargs=config.kwargs,
+            pool=config.pool,
             size_px=config.size_px,
             mean=config.mean,
             std=config.std,
@@ -194,7 +196,7 @@ def classifier(config: ExportConfig) -> Exported:
         ValueError: another checkpoint, or keys that the checkpoint decides.
         FileNotFoundError: no such run or file.
     """
-    for key in ("model", "mean", "std"):
+    for key in ("model", "pool", "mean", "std"):
         if getattr(config, key) is not None:
             raise ValueError(f"{key}: the classifier's checkpoint decides it; leave {key} out, or set what=trunk")
     with warnings.catch_warnings():
@@ -246,6 +248,8 @@ def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: d
         encoder=encoder.name,
         stem=encoder.stem,
         output_stride=encoder.output_stride,
+        kwargs=encoder.kwargs,
+        pooling=encoder.pooling,
         num_features=encoder.num_features,
         size_px=size,
         mean=exported.mean,
@@ -345,6 +349,8 @@ def write_tensors(exported: Exported, name: str, path: Path, *, what: str) -> fl
                 "encoder": exported.encoder.name,
                 "stem": exported.encoder.stem,
                 "output_stride": exported.encoder.output_stride,
+                "kwargs": exported.encoder.kwargs,
+                "pooling": exported.encoder.pooling,
                 "size_px": exported.size_px,
                 "mean": exported.mean,
                 "std": exported.std,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from sscl.config.messages import shown
 from sscl.config.sections import SEEDS, Section, setting
 from sscl.words import closest
 
@@ -15,12 +16,32 @@ _as_tuple = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 Means = Annotated[tuple[Mean, Mean, Mean], _as_tuple]  # of the channels
 StandardDeviations = Annotated[tuple[Deviation, Deviation, Deviation], _as_tuple]
 
-WIDEST = 2**16  # layer of a projection head
+WIDEST = 2**16  # of a layer, and so of any argument
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 ENCODERS = (*RESNETS, "resnet14_small", "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
 TIMM = "timm:"
 Stem = Literal["standard", "small"]
+Pool = Literal["mean", "class", "class_mean"]
+
+
+def plain_arguments(given: dict[str, object]) -> dict[str, object]:
+    """Return arguments of a model: numbers, words, or lists of them, which files and YAML can hold.
+
+    Raises:
+        ValueError: another kind of value, or a number beyond what any layer has.
+    """
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not (one is None or isinstance(one, (bool, int, float, str))):
+                raise ValueError(f"{name} must be a number, a word, true, false or a list of them, got {shown(one)}")
+            if isinstance(one, (int, float)) and abs(one) > WIDEST:
+                raise ValueError(f"{name} must be at most {WIDEST:,}, got {shown(one)}")
+    return given
+
+
+Kwargs = Annotated[dict[str, object], AfterValidator(plain_arguments)]  # of a model of timm
+
 OutputStride = Literal[32, 16]
 
 
@@ -37,6 +58,10 @@ def known_encoder(name: Any) -> Any:
     return name
 
 
+POOLS = (
+    "the feature of a tile: mean = of the last feature map (of a transformer of its patch tokens), class = the class "
+    "token, class_mean = both, one behind the other; null = that of the weights, else what timm's classifier reads"
+)
 EncoderName = Annotated[str, BeforeValidator(known_encoder)]
 
 
@@ -55,6 +80,10 @@ class ModelConfig(Section):
     output_stride: OutputStride = setting(
         32, "tile side / feature map side; 16 gives heatmaps twice as fine, at up to twice the time"
     )
+    kwargs: Kwargs = setting(
+        {}, "arguments of timm:NAME, as timm.create_model takes them: {depth: 6, reg_tokens: 4}; of no other encoder"
+    )
+    pool: Pool | None = setting(None, POOLS)
     weights: str | None = setting(
         None,
         "initial weights: null = random; imagenet = torchvision's (of timm:NAME timm's); or an sscl run folder; or a "
@@ -79,6 +108,8 @@ class EncoderConfig(Section):
         None, "null = random; imagenet; or a run folder or file, as model.weights of pretrain", path=True, common=True
     )
     stem: Stem = setting("standard", "as model.stem of pretrain; ignored if the weights are an sscl checkpoint")
+    kwargs: Kwargs = setting({}, "as model.kwargs of pretrain; ignored if the weights are an sscl checkpoint")
+    pool: Pool | None = setting(None, POOLS)
     size_px: int | None = setting(
         None, "side of its tiles, pixels; null = that of the checkpoint, or data.size_px", ge=16, le=1024
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from sscl.config.data import DataConfig
-from sscl.config.encoders import EncoderConfig, EncoderName, Means, StandardDeviations, Stem
+from sscl.config.encoders import POOLS, EncoderConfig, EncoderName, Kwargs, Means, Pool, StandardDeviations, Stem
 from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, Section, setting
 
@@ -57,6 +57,8 @@ class ExportConfig(Section):
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
     )
     stem: Stem = setting("standard", "as model.stem of pretrain; ignored for an sscl checkpoint")
+    kwargs: Kwargs = setting({}, "as model.kwargs of pretrain; ignored for an sscl checkpoint")
+    pool: Pool | None = setting(None, f"trunk: {POOLS}")
     size_px: int | None = setting(None, "side of the tiles, pixels; null = that of the checkpoint", ge=16, le=1024)
     mean: Means | None = setting(None, "trunk: channel means of pixels in 0-1; null = those of the weights")
     std: StandardDeviations | None = setting(

@@ -36,9 +36,11 @@ class CamModel(Protocol):
 
     training: bool
 
-    def forward_features(self, x: Tensor, /) -> Tensor: ...  # (B, 3, H, W) -> (B, C, h, w)
+    def forward_features(self, x: Tensor, /) -> Tensor: ...  # (B, 3, H, W) -> (B, C, h, w), or tokens (B, L, C)
 
-    def forward_head(self, maps: Tensor, /) -> Tensor: ...  # (B, C, h, w) -> (B, K)
+    def forward_head(self, maps: Tensor, /) -> Tensor: ...  # of either -> (B, K)
+
+    def grid(self, features: Tensor, /) -> Tensor: ...  # of tokens, or their gradient -> (B, C, h, w)
 
 
 def grad_cam(model: CamModel, images: Tensor, *, target: AnyTarget) -> tuple[Tensor, Tensor]:
@@ -102,10 +104,10 @@ def class_maps(
         if method != "eigencam":
             score = score_of(logits, target_classes(logits.detach(), target))
             gradients = torch.autograd.grad(score.sum(), features, allow_unused=True)
-    maps = [
-        _map(A.detach(), torch.zeros_like(A) if G is None else G, method=method)
-        for A, G in zip(features, gradients, strict=True)
-    ]
+    pairs = [(A.detach(), torch.zeros_like(A) if G is None else G) for A, G in zip(features, gradients, strict=True)]
+    if not layers and features[0].ndim == 3:  # tokens
+        pairs = [(model.grid(A), model.grid(G)) for A, G in pairs]
+    maps = [_map(A, G, method=method) for A, G in pairs]
     return (maps[0] if len(maps) == 1 else fuse_maps(maps, how=fuse)), logits.detach()
 
 

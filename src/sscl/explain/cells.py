@@ -74,7 +74,7 @@ def map_cells(model: Classifier, *, size_px: int, layers: Sequence[str] = ()) ->
         for name, module in _blocks(model):
             stack.callback(module.register_forward_hook(keep(name)).remove)
         with torch.no_grad():
-            rows, columns = map(int, model.forward_features(blank).shape[2:])
+            rows, columns = map(int, model.grid(model.forward_features(blank)).shape[2:])
     if layers:
         shapes = [tuple(map(int, found.shape[2:])) for found in layer_features(model, blank, layers)[0]]
         rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])

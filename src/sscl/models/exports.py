@@ -12,7 +12,7 @@ import safetensors
 from pydantic import Field, SerializeAsAny, ValidationError
 
 from sscl.config import DataConfig
-from sscl.config.encoders import EncoderName, Means, OutputStride, StandardDeviations, Stem
+from sscl.config.encoders import EncoderName, Kwargs, Means, OutputStride, Pool, StandardDeviations, Stem
 from sscl.config.sections import Section
 from sscl.reading import parse_json
 from sscl.records import Record, first_fault
@@ -23,7 +23,7 @@ class ExportedFacts(Record):
 
     Attributes:
         what: trunk or classifier. classes: those of the classifier, or of the run; None: not known.
-        encoder, stem, output_stride, size_px, mean, std: as `Checkpoint` has them.
+        encoder, stem, output_stride, kwargs, pooling, size_px, mean, std: as `Checkpoint` has them.
         sscl: the version that wrote it.
     """
 
@@ -31,6 +31,8 @@ class ExportedFacts(Record):
     encoder: EncoderName
     stem: Stem
     output_stride: OutputStride
+    kwargs: Kwargs
+    pooling: Pool
     size_px: Annotated[int, Field(ge=16, le=1024)]
     mean: Means
     std: StandardDeviations
@@ -100,7 +102,7 @@ class ExportReport(Record):
 
     Attributes:
         what: trunk or classifier. checkpoint: what was exported.
-        encoder, stem, output_stride, size_px, mean, std: as `Checkpoint` has them. num_features: C.
+        encoder, stem, output_stride, kwargs, pooling, size_px, mean, std: as `Checkpoint` has them. num_features: C.
         classes, kind, epoch, data_fingerprint, config: of the run that trained it.
         history: the data sections of all runs behind the weights, oldest first.
         sscl, torch: versions.
@@ -113,6 +115,8 @@ class ExportReport(Record):
     encoder: str
     stem: str
     output_stride: int
+    kwargs: Kwargs
+    pooling: Pool
     num_features: int
     size_px: int
     mean: tuple[float, ...]

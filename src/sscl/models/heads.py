@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import nn
 
+from sscl.device import no_autocast
 from sscl.models.encoders import Encoder
 
 
@@ -19,18 +18,21 @@ class Classifier(nn.Module):
         self.head = nn.Linear(encoder.num_features, num_classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last feature map, (B, C, h, w)."""
+        """Return the last feature map, (B, C, h, w), or tokens, see `Encoder.forward_features`."""
         return self.encoder.forward_features(x)
 
+    def grid(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `forward_features` gave, or a gradient of it, as a map (B, C, h, w)."""
+        return self.encoder.grid(features)
+
     def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the logits of feature maps, (B, C, h, w) -> (B, K), in the precision of the head's weights.
+        """Return the logits of what `forward_features` gave, (B, K), in the precision of the head's weights.
 
         Under autocast too, which would round logits to 8 bits (bf16): temperature and thresholds need finer ones.
         """
-        kind = maps.device.type
-        off = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-        with off:
-            return self.head(self.encoder.pool(maps.to(self.head.weight.dtype)))  # type: ignore[no-any-return]
+        feature = self.encoder.feature(maps)
+        with no_autocast(maps.device):
+            return self.head(feature)  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (B, 3, H, W) -> (B, K)."""

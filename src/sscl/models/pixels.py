@@ -6,7 +6,8 @@ import torch
 
 from sscl.config.encoders import TIMM
 from sscl.models.checkpoint import Checkpoint
-from sscl.models.encoders import _extra, check_name
+from sscl.models.encoders import check_name
+from sscl.models.timm_models import extra
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,7 +31,7 @@ def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float
     if name == "efficientnet_lite0":
         return LITE_MEAN, LITE_STD
     if name.startswith(TIMM):
-        config = _extra("timm", extra="timm").get_pretrained_cfg(name.removeprefix(TIMM))
+        config = extra("timm", extra="timm").get_pretrained_cfg(name.removeprefix(TIMM))
         return tuple(config.mean), tuple(config.std)
     return IMAGENET_MEAN, IMAGENET_STD
 

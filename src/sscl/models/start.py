@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import NamedTuple
 import torch
 
 from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig
-from sscl.config.encoders import OutputStride, Stem
+from sscl.config.encoders import Kwargs, OutputStride, Pool, Stem
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
-from sscl.models.encoders import Encoder, build_encoder
+from sscl.models.encoders import Encoder, blank_encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
 from sscl.models.weights import Trunk, load_trunk, read_trunk
 
@@ -54,6 +55,7 @@ class Start:
         digest = hashlib.sha256(
             repr((encoder.name, encoder.output_stride, encoder.pooling, self.mean, self.std)).encode()
         )
+        digest.update(json.dumps(encoder.kwargs, sort_keys=True).encode())
         for name, value in encoder.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -66,10 +68,17 @@ class Facts(NamedTuple):
     name: str
     stem: Stem
     output_stride: OutputStride
+    kwargs: Kwargs
+    pooling: Pool | None  # None: nothing says it yet
     size_px: int
 
     def refuse_another(self, model: ModelConfig, *, source: str) -> None:
         """Raise ValueError where the settings name another encoder than the weights are of."""
+        if self.name == model.name and self.kwargs != model.kwargs:
+            raise ValueError(
+                f"model.kwargs: {source} holds {self.name} with {json.dumps(self.kwargs)}, got "
+                f"{json.dumps(model.kwargs)}; leave model.kwargs out"
+            )
         if (self.name, self.stem) != (model.name, model.stem):
             raise ValueError(
                 f"model.weights: {source} holds {self.name} with the {self.stem} stem; set model.name={self.name} "
@@ -81,23 +90,24 @@ def facts_of(trunk: Trunk) -> Facts | None:
     """Return what a file of sscl says about its weights; None for other people's files."""
     made = trunk.checkpoint
     if made is not None:
-        return Facts(made.encoder_name, made.stem, made.output_stride, made.size_px)
+        return Facts(made.encoder_name, made.stem, made.output_stride, made.kwargs, made.pooling, made.size_px)
     told = trunk.exported
     if told is None:
         return None
-    return Facts(told.encoder, told.stem, told.output_stride, told.size_px)
+    return Facts(told.encoder, told.stem, told.output_stride, told.kwargs, told.pooling, told.size_px)
 
 
 def facts_to_be(config: PretrainConfig | FinetuneConfig) -> Facts:
     """Return what the weights of a run with this configuration will say."""
     data = config.data[0] if isinstance(config.data, tuple) else config.data
-    return Facts(config.model.name, config.model.stem, config.model.output_stride, data.size_px)
+    model = config.model
+    return Facts(model.name, model.stem, model.output_stride, model.kwargs, model.pool, data.size_px)
 
 
 def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[FinetuneConfig, list[str]]:
     """Return a configuration with the encoder and tile size of its weights where it gives none, and lines that say so.
 
-    Mean and standard deviation stay null, which means those of the weights.
+    Pooling, mean and standard deviation stay null, which means those of the weights.
 
     Args:
         facts: of the weights, where they do not exist yet; None = read them.
@@ -113,10 +123,11 @@ def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[Fine
     if facts is None:
         return config, []
     model, data = config.model, config.data
-    taken = {key: getattr(facts, key) for key in ("name", "stem", "output_stride") if key not in model.model_fields_set}
+    keys = ("name", "stem", "output_stride", "kwargs")
+    taken = {key: getattr(facts, key) for key in keys if key not in model.model_fields_set}
     model = model.model_copy(update=taken)
     facts.refuse_another(model, source=source)
-    said = {f"model.{key}": value for key, value in taken.items()}
+    said = {f"model.{key}": value for key, value in taken.items() if value != {}}
     if "size_px" not in data.model_fields_set:
         data = data.model_copy(update={"size_px": facts.size_px})
         said["data.size_px"] = facts.size_px
@@ -127,6 +138,8 @@ def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[Fine
         other.append(f"data.size_px={data.size_px} (its tiles had {facts.size_px} px)")
     if model.output_stride != facts.output_stride:
         other.append(f"model.output_stride={model.output_stride} (it had {facts.output_stride})")
+    if model.pool not in (None, facts.pooling):
+        other.append(f"model.pool={model.pool} (it had {facts.pooling})")
     other += [f"model.{key} (its own is not used)" for key in ("mean", "std") if getattr(model, key) is not None]
     lines += [f"otherwise than {source}, as given: {', '.join(other)}"] if other else []
     return config.model_copy(update={"model": model, "data": data}), lines
@@ -148,7 +161,13 @@ def start_encoder(model: ModelConfig) -> Start:
         print(f"model.weights: {file} was trained with labels ({', '.join(trunk.checkpoint.classes)})")
     if trunk is None:
         return _without_file(model.name, model, stem=model.stem, output_stride=model.output_stride)
-    encoder = build_encoder(model.name, stem=model.stem, output_stride=model.output_stride)
+    encoder = build_encoder(
+        model.name,
+        stem=model.stem,
+        output_stride=model.output_stride,
+        kwargs=model.kwargs,
+        pool=model.pool or (None if facts is None else facts.pooling),
+    )
     return _filled(encoder, trunk, model, source=str(file))
 
 
@@ -157,8 +176,7 @@ def resumed_encoder(kept: Checkpoint) -> Start:
 
     What it once started from is not read again: the run has what it needs of it.
     """
-    encoder = build_encoder(kept.encoder_name, stem=kept.stem, output_stride=kept.output_stride)
-    return Start(encoder=encoder, mean=kept.mean, std=kept.std, lineage=kept.lineage)
+    return Start(encoder=blank_encoder(kept), mean=kept.mean, std=kept.std, lineage=kept.lineage)
 
 
 def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
@@ -174,13 +192,14 @@ def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
     file = weights_file(spec.weights, key=section and f"{section}weights")
     trunk = None if file is None else read_trunk(file)
     name: str | None = spec.model
-    stem: str = spec.stem
+    stem, kwargs, pool = spec.stem, spec.kwargs, spec.pool
     output_stride, size_px = 32, None
     said = None if trunk is None else facts_of(trunk)
     if said is not None:
         if name not in (None, said.name):
             raise ValueError(f"{section}model: got {name}, but {file} holds {said.name}; leave {section}model out")
-        name, stem, output_stride, size_px = said
+        name, stem, output_stride, kwargs, size_px = said.name, said.stem, said.output_stride, said.kwargs, said.size_px
+        pool = pool or said.pooling
     if name is None:
         what = "random weights do" if spec.weights is None else f"weights={spec.weights} does"
         raise ValueError(
@@ -191,7 +210,8 @@ def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
             torch.manual_seed(spec.seed)
         start = _without_file(name, spec, stem=stem, output_stride=output_stride)
     else:
-        start = _filled(build_encoder(name, stem=stem, output_stride=output_stride), trunk, spec, source=str(file))
+        encoder = build_encoder(name, stem=stem, output_stride=output_stride, kwargs=kwargs, pool=pool)
+        start = _filled(encoder, trunk, spec, source=str(file))
     start.encoder.eval()
     return replace(start, size_px=spec.size_px or size_px)
 
@@ -207,7 +227,14 @@ def weights_file(weights: str | None, *, key: str) -> Path | None:
 
 def _without_file(name: str, given: ModelConfig | EncoderConfig, *, stem: str, output_stride: int) -> Start:
     """Return an encoder with random or ImageNet weights."""
-    encoder = build_encoder(name, weights=given.weights, stem=stem, output_stride=output_stride)
+    encoder = build_encoder(
+        name,
+        weights=given.weights,
+        stem=stem,
+        output_stride=output_stride,
+        kwargs=given.kwargs,
+        pool=given.pool,
+    )
     mean, std = preprocessing_of(name, given.weights)
     return Start(encoder=encoder, mean=tuple(given.mean or mean), std=tuple(given.std or std))
 

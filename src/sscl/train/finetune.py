@@ -228,6 +228,8 @@ def checkpoint_of(job: Finetuning) -> Checkpoint:
         mean=job.start.mean,
         std=job.start.std,
         pooling=job.model.encoder.pooling,
+        encoder_name=job.model.encoder.name,
+        kwargs=job.model.encoder.kwargs,
         classes=job.data.classes,
         lineage=job.start.lineage,
         fingerprint=job.data.fingerprint,

@@ -355,6 +355,8 @@ def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
         mean=job.start.mean,
         std=job.start.std,
         pooling=job.model.encoder.pooling,
+        encoder_name=job.model.encoder.name,
+        kwargs=job.model.encoder.kwargs,
         classes=job.tiles.classes,
         lineage=job.start.lineage,
         fingerprint=job.tiles.fingerprint,

@@ -1,0 +1,124 @@
+"""Models of timm by name, with arguments in plain words."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from sscl.config.encoders import TIMM, Kwargs
+from sscl.config.messages import shown
+from sscl.words import closest, nearest, short
+
+# What decides something that another key of sscl decides, or reads a file of its own accord.
+_OURS = {
+    "num_classes": "the classes of the tiles decide it",
+    "in_chans": "tiles have 3 channels",
+    "global_pool": "model.pool decides it",
+    "pretrained": "model.weights decides it",
+    "pretrained_cfg": "model.mean and model.std decide it",
+    "pretrained_cfg_overlay": "model.mean and model.std decide it",
+    "pretrained_strict": "every tensor must find its place",
+    "checkpoint_path": "model.weights decides it",
+    "cache_dir": "HF_HOME decides it",
+    "features_only": "the last features are used",
+}
+# Classes that timm takes, which have no names there.
+_CLASSES = {"mlp_layer": ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")}
+
+
+def extra(package: str, *, extra: str) -> Any:
+    """Return a package of an extra.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(f"model.name: needs the package {package}; pip install 'sscl[{extra}]'") from error
+
+
+def check_timm_name(name: str) -> None:
+    """Raise ValueError, with the nearest name, unless a model of timm is called so; `name` has its `timm:`."""
+    timm, model = extra("timm", extra="timm"), name.removeprefix(TIMM)
+    if timm.is_model(model) and ("." not in model or model in timm.list_pretrained()):
+        return
+    near = closest(model, timm.list_pretrained() if timm.is_model(model) else timm.list_models())
+    hint = "see timm.list_models()" if near is None else f"did you mean {TIMM}{near}?"
+    raise ValueError(f"model.name: timm has no model {model}, got {name!r}; {hint}")
+
+
+def create(model: str, *, kwargs: Kwargs, pretrained: bool = False) -> nn.Module:
+    """Return a model of timm without its classifier; tiles may have any size where the model can take them.
+
+    Args:
+        model: its name at timm. kwargs: its arguments. pretrained: with timm's weights, which it downloads once.
+
+    Raises:
+        ValueError: it has no such argument, or cannot be built with it; the weights cannot be had.
+    """
+    timm = extra("timm", extra="timm")
+    given = {"dynamic_img_size": True, **_checked(kwargs)}
+    try:
+        net = _created(timm, model, given)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error) or "dynamic_img_size" in kwargs:
+            raise _refused(model, kwargs, error) from error
+        del given["dynamic_img_size"]
+        try:
+            net = _created(timm, model, given)
+        except Exception as again:
+            raise _refused(model, kwargs, again) from again
+    except Exception as error:  # whatever timm's layers make of such numbers
+        raise _refused(model, kwargs, error) from error
+    if not pretrained:
+        return net
+    try:
+        return _created(timm, model, given, pretrained=True)
+    except Exception as error:  # the hub client's, its HTTP library's, the system's, or timm has no weights
+        raise ValueError(
+            f"model.weights: timm could not load pretrained weights of {model} "
+            f"({(str(error) or type(error).__name__).splitlines()[0].split('. ')[0][:160]}); "
+            "check the connection, or give model.weights=PATH"
+        ) from error
+
+
+def _created(timm: Any, model: str, given: dict[str, Any], **more: Any) -> nn.Module:
+    net: nn.Module = timm.create_model(model, num_classes=0, **given, **more)
+    return net
+
+
+def _checked(kwargs: Kwargs) -> dict[str, Any]:
+    """Return arguments as timm takes them: layers that have no names there as classes."""
+    found: dict[str, Any] = dict(kwargs)
+    for key, value in kwargs.items():
+        if key in _OURS:
+            raise ValueError(f"model.kwargs.{key}: {_OURS[key]}; leave it out")
+        if key in _CLASSES:
+            if value not in _CLASSES[key]:
+                raise ValueError(f"model.kwargs.{key}: got {shown(value)}; {nearest(str(value), _CLASSES[key])}")
+            found[key] = getattr(extra("timm.layers", extra="timm"), str(value))
+    return found
+
+
+def _refused(model: str, kwargs: Kwargs, error: Exception) -> Exception:
+    """Return the error of arguments that a model cannot be built with; without any it is a fault of another kind."""
+    if not kwargs:
+        return error
+    reason = short(str(error).partition("__init__() ")[2] or str(error) or type(error).__name__, most=200)
+    return ValueError(f"model.kwargs: timm cannot build {model} with {', '.join(kwargs)} ({reason})")
+
+
+def has_plain_blocks(net: nn.Module) -> bool:
+    """Return whether a model computes its features as timm's VisionTransformer does: blocks, then a norm."""
+    kind = extra("timm.models.vision_transformer", extra="timm").VisionTransformer
+    return isinstance(net, kind) and type(net).forward_features is kind.forward_features
+
+
+def checkpoint_blocks(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """Return what blocks make of tokens, with their insides computed again on the way back instead of kept."""
+    found: torch.Tensor = extra("timm.models", extra="timm").checkpoint_seq(blocks, x)
+    return found
