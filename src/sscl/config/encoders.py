@@ -35,13 +35,12 @@ def plain_arguments(given: dict[str, object]) -> dict[str, object]:
         for one in value if isinstance(value, list) else [value]:
             if not (one is None or isinstance(one, (bool, int, float, str))):
                 raise ValueError(f"{name} must be a number, a word, true, false or a list of them, got {shown(one)}")
-            if isinstance(one, (int, float)) and abs(one) > WIDEST:
+            if isinstance(one, (int, float)) and not abs(one) <= WIDEST:  # NaN is not
                 raise ValueError(f"{name} must be at most {WIDEST:,}, got {shown(one)}")
     return given
 
 
 Kwargs = Annotated[dict[str, object], AfterValidator(plain_arguments)]  # of a model of timm
-
 OutputStride = Literal[32, 16]
 
 

@@ -129,8 +129,9 @@ def section_below(field: FieldInfo) -> type[Section] | None:
 
 
 def choices(field: FieldInfo) -> tuple[Any, ...]:
-    """Return the values that a field is limited to, none where it is free text or a number."""
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    """Return the values that a field is limited to, null aside; none where it is free text or a number."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 def typed_as(kind: type[Section], parts: Sequence[str]) -> Typed:
