@@ -142,6 +142,14 @@ def put(patch: pytest.MonkeyPatch, functions: dict[str, Callable[..., Any]]) -> 
         patch.setattr(SEAMS[seam], call)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Leave files to the system, which writes them when it likes: no test stops the machine, and a wait is 10 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SEAMS["sync"], lambda handle: None)
+        yield
+
+
 @pytest.fixture
 def wrap(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that takes `seam=function` and has that function called in the seam's place.

@@ -329,7 +329,14 @@ def test_three_classes_of_a_folder_without_slides(
 
 def test_other_folders_add_their_sections(make: Any, cli: Any, study: Path, tiles: Path, tmp_path: Path) -> None:
     audit, compared = tmp_path / "audit", tmp_path / "compared"
-    words = [f"data.root={tiles}", "data.published=false", "data.size_px=32", "progress=false"]
+    words = [
+        f"data.root={tiles}",
+        "data.published=false",
+        "data.size_px=32",
+        "progress=false",
+        "stretched=false",
+        "neighbours=1",
+    ]
     assert cli("data", "audit", *words, f"out={audit}").code == 0
     shutil.copytree(study, study.parent / "second", copy_function=link_weights)
     made = cli("compare", study, study.parent / "second", f"out={compared}")
@@ -355,7 +362,7 @@ def test_other_folders_add_their_sections(make: Any, cli: Any, study: Path, tile
 def test_an_audit_of_another_set_or_split_is_no_verdict_on_this_one(
     make: Any, cli: Any, study: Path, tiles: Path, broken: Path, tmp_path: Path
 ) -> None:
-    words = ["data.published=false", "data.size_px=32", "progress=false"]
+    words = ["data.published=false", "data.size_px=32", "progress=false", "stretched=false", "neighbours=1"]
     for name, more in {"other": [f"data.root={broken}"], "split": [f"data.root={tiles}", "data.split_seed=1"]}.items():
         assert cli("data", "audit", *words, *more, f"out={tmp_path / name}").code == 0
 

@@ -41,14 +41,14 @@ def project(tmp_path: Path, tiles: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def steps(wrap: Any) -> list[list[str]]:
-    """The commands that were run, in this process instead of one of their own."""
+    """The commands that were run, in this process instead of one of their own; the page has no charts."""
     called: list[list[str]] = []
 
     def run(real: object, words: list[str], **_: object) -> int:
         called.append(words)
         return main(words)
 
-    wrap(project_step=run)
+    wrap(project_step=run, svg=lambda inline, draw, prefix: f'<svg id="{prefix}"></svg>')
     return called
 
 
