@@ -219,8 +219,8 @@ def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Pat
 
     groups = job.optimizer.param_groups
     assert type(job.optimizer).__name__ == "LARS"
-    assert [group["weight_decay"] for group in groups] == [0.02, 0.0]
-    assert [group["peak_lr"] for group in groups] == pytest.approx([0.1 * math.sqrt(8)] * 2)
+    assert [group["weight_decay"] for group in groups] == [0.02, 0.0] * 2
+    assert [group["peak_lr"] for group in groups] == pytest.approx([0.1 * math.sqrt(8)] * 4)
     assert {group["momentum"] for group in groups} == {0.5}
     assert (job.schedule.settings, job.schedule.steps_per_epoch) == (settings.train, 3)
     assert not job.scaler.is_enabled()

@@ -91,7 +91,7 @@ def test_the_short_help_has_the_keys_that_matter(name, capsys):
 def test_required_keys_come_first_and_the_others_by_section():
     heads = [line.partition(":")[0] for line in help_text(PretrainConfig).splitlines() if line[:1].strip()]
     assert heads[:2] == ["Required", "Keys and their defaults"]
-    assert heads[2:] == ["data", "augment", "model", "projection", "train", "health", "log"]
+    assert heads[2:] == ["data", "augment", "model", "projection", "train", "train.lora", "health", "log"]
     required = help_text(PretrainConfig).split("\n\n")[0]
     assert list(entries(required)) == ["run", "data.root"]
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from sscl.config.adaptation import CHECKPOINTING, LAYER_DECAY, Lora, LoraConfig, check_adaptation
 from sscl.config.augmentation import AugmentConfig, FinetuneAugmentConfig
 from sscl.config.data import DataConfig, SourceConfig, listed_sources, one_size
 from sscl.config.encoders import WIDEST, ModelConfig, ProjectionConfig
@@ -65,9 +66,12 @@ class PretrainTrainConfig(Section):
     freeze_batch_norm: bool = setting(
         False, "do not update the batch-norm statistics of the initial weights; an option when starting from ImageNet"
     )
+    lora: Lora = LoraConfig()
+    layer_decay: float = setting(1.0, LAYER_DECAY, gt=0, le=1)
     stop_after_epoch: int | None = setting(
         None, "stop after this many epochs in total; --resume continues", free=True, ge=1, le=MOST_EPOCHS
     )
+    gradient_checkpointing: bool = setting(False, CHECKPOINTING)
     microbatch: int | None = setting(
         None,
         "tiles per forward pass on each device, for batches that exceed its memory: gradient caching gives the "
@@ -85,6 +89,17 @@ class PretrainTrainConfig(Section):
     timeout_minutes: float = setting(
         30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0, le=10_080
     )
+
+    @model_validator(mode="after")
+    def _adaptation_goes_together(self) -> PretrainTrainConfig:
+        check_adaptation(
+            self.lora,
+            layer_decay=self.layer_decay,
+            checkpointing=self.gradient_checkpointing,
+            optimizer=self.optimizer,
+            compiled=self.compile,
+        )
+        return self
 
 
 class HealthConfig(Section):
@@ -161,6 +176,9 @@ class FinetuneTrainConfig(Section):
     freeze_batch_norm: bool = setting(
         False, "do not update the batch-norm statistics of the initial weights; an option when starting from ImageNet"
     )
+    lora: Lora = LoraConfig()
+    layer_decay: float = setting(1.0, LAYER_DECAY, gt=0, le=1)
+    gradient_checkpointing: bool = setting(False, CHECKPOINTING)
     loss: Literal["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"] = setting(
         "cross_entropy", "loss; weighted_* weights each class by its inverse frequency"
     )
@@ -198,6 +216,17 @@ class FinetuneTrainConfig(Section):
     timeout_minutes: float = setting(
         30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0, le=10_080
     )
+
+    @model_validator(mode="after")
+    def _adaptation_goes_together(self) -> FinetuneTrainConfig:
+        check_adaptation(
+            self.lora,
+            layer_decay=self.layer_decay,
+            checkpointing=self.gradient_checkpointing,
+            optimizer=self.optimizer,
+            frozen=self.freeze_encoder,
+        )
+        return self
 
     @model_validator(mode="after")
     def _fold_is_one_of_them(self) -> FinetuneTrainConfig:

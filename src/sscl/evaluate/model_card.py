@@ -211,10 +211,15 @@ def _training_lines(checkpoint: Checkpoint) -> list[str]:
     config = checkpoint.finetune_config
     train, contrast = config.train, config.contrast
     learned = "the head alone, on fixed features" if train.freeze_encoder else "the whole model"
+    if train.lora.rank is not None:
+        layers = listed([code(target) for target in train.lora.targets])
+        learned = f"the head, and in the encoder LoRA of rank {train.lora.rank} for {layers}, merged into its weights"
     if train.freeze_batch_norm:
         learned += ", with the batch-norm statistics of the start"
     gamma = f", gamma {train.focal_gamma:g}" if train.loss.endswith("focal") else ""
     rates = f"{train.learning_rate:g} (head {train.head_learning_rate:g})"
+    if train.layer_decay < 1:
+        rates += f", times {train.layer_decay:g} from each block of the encoder to the one before"
     select = train.select.replace("_", " ")
     rows = [
         ("trained", learned),

@@ -26,14 +26,15 @@ from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
 from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models import features
-from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.classifier import inference_precision, positive_class
+from sscl.models.lora import merged_state
 from sscl.models.start import inherit
 from sscl.progress import Bar
 from sscl.run import Ending
 from sscl.train import optim
+from sscl.train.adaptation import hold_statistics
 from sscl.train.curves import draw_finetuning
 from sscl.train.epoch import STOPPED, Best, check_finite_mean
 from sscl.train.labelled import epoch_rows
@@ -131,8 +132,8 @@ def train_epoch(job: Finetuning, epoch: int, *, bar: Bar) -> EpochMeans:
     model.train()
     if config.train.freeze_encoder:
         model.encoder.eval()  # no dropout; batch-norm statistics stay those of pretraining
-    elif config.train.freeze_batch_norm:
-        keep_batch_statistics(model.encoder)
+    else:
+        hold_statistics(model.encoder, config)
     order = epoch_rows(job.data.train, job.data.tiles, config, epoch=epoch)[: steps * job.batch_size]
     repeats = split.occurrences(order)  # balanced draws repeat tiles; each repeat is another view
     order, repeats = order.reshape(steps, job.batch_size), repeats.reshape(steps, job.batch_size)
@@ -251,7 +252,7 @@ def checkpoints_of(job: Finetuning, epoch: int, best: Best | None, *, goes_on: b
     found = []
     if best is not None:
         facts = best_of(job, best)
-        found.append(on_host(replace(facts, encoder=job.model.encoder.state_dict(), head=job.model.head.state_dict())))
+        found.append(on_host(replace(facts, encoder=merged_state(job.model.encoder), head=job.model.head.state_dict())))
     if goes_on:
         facts = replace(checkpoint_of(job), epoch=epoch)
         model, optimizer, scaler = (part.state_dict() for part in (job.trained, job.optimizer, job.scaler))

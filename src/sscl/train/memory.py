@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sscl.device import autocast, half_precision
 from sscl.memory import advice
+from sscl.models.blocks import without_checkpointing
+from sscl.models.dry_run import fake_inputs, state_of
 from sscl.words import readable
 
 # Of a process on a GPU besides its tensors: kernels that are loaded when first used (the context itself is not in what
@@ -23,12 +25,13 @@ OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
 def activation_bytes(
     model: nn.Module, *, shape: tuple[int, int, int, int], device_type: str, precision: str = "fp32"
 ) -> int:
-    """Return the bytes that a forward pass keeps for its backward pass.
+    """Return the bytes that a forward pass keeps for its backward pass, or a backward pass makes again.
 
     The pass runs on fake tensors, which have shapes and no values, so that it takes a fraction of a second, no memory
     worth speaking of, and leaves the model as it is, its batch-norm statistics included. Counted is every storage that
     autograd saves, once; parameters, buffers and the input are not counted, but what autocast
-    makes of them is. `torch.compile` may keep less.
+    makes of them is. `torch.compile` may keep less. With gradient checkpointing it is the inputs of all blocks, what is
+    saved outside them, and all that the largest block saves.
 
     Args:
         model: in the mode in which it will train, before it is wrapped for several ranks or compiled.
@@ -41,34 +44,38 @@ def activation_bytes(
     """
     device = torch.device(device_type if device_type == "cpu" or torch.cuda.is_available() else "cpu")
     there: set[int] = set()
-    saved: dict[int, int] = {}
+    saved: dict[int, tuple[nn.Module | None, int]] = {}  # by storage: the block that keeps it, None: kept in any case
     alive = []  # a storage that goes could leave its number to the next
+    inside: list[nn.Module] = []
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor, block: nn.Module | None) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in there:
             alive.append(storage)
-            saved[storage._cdata] = storage.nbytes()
+            saved[storage._cdata] = (block, storage.nbytes())
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage()._cdata not in saved:
+            save(tensor, inside[-1] if inside else None)
         return tensor
 
-    with FakeTensorMode(), torch.enable_grad():
-        state = {name: _fake(value, device) for name, value in _state(model).items()}
-        images = torch.empty(shape, device=device, memory_format=torch.channels_last)
+    def enter(block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        save(inputs[0], None)
+        inside.append(block)
+
+    with FakeTensorMode(), torch.enable_grad(), without_checkpointing(model) as blocks:
+        hooks = [block.register_forward_pre_hook(enter) for block in blocks]
+        hooks += [block.register_forward_hook(lambda *_: inside.clear()) for block in blocks]
+        state, images = fake_inputs(model, shape=shape, device=device)
         there |= {value.untyped_storage()._cdata for value in (*state.values(), images)}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(device, precision):
             torch.func.functional_call(model, state, (images,))
-    return sum(saved.values())
-
-
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters and buffers by name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _fake(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return an empty tensor of the same shape and strides; call it in FakeTensorMode."""
-    empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
-    return empty.requires_grad_(value.requires_grad)
+        for hook in hooks:
+            hook.remove()
+    kept = dict.fromkeys([None, *blocks], 0)
+    for block, size in saved.values():
+        kept[block] += size
+    return kept.pop(None) + max(kept.values(), default=0)
 
 
 def report(
@@ -113,7 +120,7 @@ def report(
     else:
         where = f"not on the GPU, above data.device_budget_gb {budget_gb:.3g}: each batch is copied there"
     parts = [
-        ("parameters", sum(value.nbytes for value in _state(model).values()), ""),
+        ("parameters", sum(value.nbytes for value in state_of(model).values()), ""),
         ("gradients", trained, ""),
         (f"{optimizer} state", trained * OPTIMIZER_STATE[optimizer], ""),
         (

@@ -9,24 +9,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from sscl.config.training import FinetuneTrainConfig
+from sscl.config.training import FinetuneTrainConfig, PretrainTrainConfig
+from sscl.models.blocks import rate_factors, undecayed
+from sscl.models.encoders import Encoder
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
 
 
-def parameter_groups(module: nn.Module, *, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: weights, and biases with norm parameters, which take neither decay nor LARS's scaling.
+def parameter_groups(
+    module: nn.Module, *, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return two groups for each learning rate: weights, and what takes neither decay nor LARS's scaling, that is
+    biases, norm parameters, tokens and position embeddings.
 
     Frozen parameters are left out. Each group carries its peak learning rate as `peak_lr`.
+
+    Args:
+        layer_decay: factor on the rate from one block of an `Encoder` to the one before; other modules have one rate.
+
+    Raises:
+        ValueError: an encoder whose blocks are not known, with a `layer_decay` below 1.
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
-    weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    common = {"lr": learning_rate, "peak_lr": learning_rate}
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "adapt": True, **common},
-        {"params": others, "weight_decay": 0.0, "adapt": False, **common},
-    ]
-    return [group for group in groups if group["params"]]
+    factors = rate_factors(module, layer_decay) if isinstance(module, Encoder) and layer_decay < 1 else {}
+    exempt = undecayed(module) if isinstance(module, Encoder) else set()
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    for rate in sorted({factors.get(name, 1.0) * learning_rate for name, _ in trained}):
+        common = {"lr": rate, "peak_lr": rate}
+        groups[rate, True] = {"params": [], "weight_decay": weight_decay, "adapt": True, **common}
+        groups[rate, False] = {"params": [], "weight_decay": 0.0, "adapt": False, **common}
+    for name, p in trained:
+        groups[factors.get(name, 1.0) * learning_rate, p.ndim > 1 and name not in exempt]["params"].append(p)
+    return [group for group in groups.values() if group["params"]]
 
 
 def build_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
@@ -210,12 +224,15 @@ class LARS(_Uncompiled):
         return buffer
 
 
-def two_rates(train: FinetuneTrainConfig, *, encoder: nn.Module, new: Sequence[nn.Module]) -> torch.optim.Optimizer:
-    """Return the optimizer of fine-tuning: one peak rate for the encoder, another for the `new` parts."""
-    parts = [(encoder, train.learning_rate), *((part, train.head_learning_rate) for part in new)]
+def optimizer_of(
+    train: PretrainTrainConfig | FinetuneTrainConfig, parts: Sequence[tuple[nn.Module, float]]
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a training, of parts with a peak rate each; the last part's is the one that is logged."""
     groups = [
         group
         for part, rate in parts
-        for group in parameter_groups(part, learning_rate=rate, weight_decay=train.weight_decay)
+        for group in parameter_groups(
+            part, learning_rate=rate, weight_decay=train.weight_decay, layer_decay=train.layer_decay
+        )
     ]
     return build_optimizer(train.optimizer, groups, momentum=train.momentum)

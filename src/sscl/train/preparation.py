@@ -24,6 +24,7 @@ from sscl.models.start import Start, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.models.weights import read_trunk
 from sscl.train import optim
+from sscl.train.adaptation import adapt_encoder
 from sscl.train.epoch import Best
 from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled
 from sscl.train.objectives import LabelLoss, build_loss
@@ -94,8 +95,10 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     best = None if kept is None else load_best(opened, data)
     torch.manual_seed(config.seed)
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
+    adapt_encoder(start.encoder, config, size_px=config.data.size_px)
     model = Classifier(start.encoder, num_classes=len(data.classes)).to(device).to(memory_format=torch.channels_last)
-    model.encoder.requires_grad_(not config.train.freeze_encoder)
+    if config.train.freeze_encoder:
+        model.encoder.requires_grad_(False)
     part = batch_size // opened.world
     budget_gb = opened.budget_gb(config.data.device_budget_gb)
     print_memory(
@@ -112,7 +115,8 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     joint = build_joint(config, model, device=device)
     synchronise_batch_norm(model if joint is None else joint)  # the classifier's head has no norm
     new = [model.head] if joint is None else [model.head, joint.projection]
-    optimizer = optim.two_rates(config.train, encoder=model.encoder, new=new)
+    rates = [(model.encoder, config.train.learning_rate), *((part, config.train.head_learning_rate) for part in new)]
+    optimizer = optim.optimizer_of(config.train, rates)
     scaler = opened.scaler()
     if kept is not None:
         restore(kept, opened.folder, model=all_of(model, joint), optimizer=optimizer, scaler=scaler)

@@ -22,13 +22,14 @@ from sscl.data.tiles import Tiles, TileStore, place_store
 from sscl.device import Later, sum_dtype
 from sscl.draws import Augmentation
 from sscl.metrics_log import MetricsLog, MetricsRow
-from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
+from sscl.models.lora import merged_state
 from sscl.models.start import Start, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
 from sscl.train import optim
+from sscl.train.adaptation import adapt_encoder, hold_statistics
 from sscl.train.curves import draw_pretraining
 from sscl.train.epoch import EpochMeans, check_finite, losses_by_source, print_summary
 from sscl.train.health import (
@@ -99,7 +100,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         log.close()
         draw_pretraining(log.rows, opened.folder / "curves.png")  # even where a killed run had done all epochs
         with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
-            torch.save({key: x.cpu().contiguous() for key, x in job.model.encoder.state_dict().items()}, temporary)
+            torch.save({key: x.cpu().contiguous() for key, x in merged_state(job.model.encoder).items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
         ended = end_run(opened, config, epochs=max(last_epoch, job.first_epoch))
         print_summary(log.rows, opened.folder, config=config, pace=pace, finished=ended.final)
@@ -160,6 +161,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint) if resume else None
     torch.manual_seed(config.seed)
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
+    adapt_encoder(start.encoder, config, size_px=config.data[0].size_px)
     head = config.projection
     projection = build_projection(start.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
     model = ContrastiveModel(start.encoder, projection=projection)
@@ -176,8 +178,8 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         budget_gb=budget_gb,
     )
     synchronise_batch_norm(model)
-    groups = optim.parameter_groups(model, learning_rate=peak_of(config), weight_decay=config.train.weight_decay)
-    optimizer = optim.build_optimizer(config.train.optimizer, groups, momentum=config.train.momentum)
+    peak = peak_of(config)
+    optimizer = optim.optimizer_of(config.train, [(model.encoder, peak), (model.projection, peak)])
     scaler = opened.scaler()
     store = place_store(tiles.images, device=opened.device, budget_gb=budget_gb)
 
@@ -250,8 +252,7 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: Bar, profile: Profile) -> 
     batch_size, steps = config.train.batch_size, job.schedule.steps_per_epoch
     seed_epoch(config.seed, epoch)
     job.model.train()
-    if config.train.freeze_batch_norm:
-        keep_batch_statistics(job.model.encoder)
+    hold_statistics(job.model.encoder, config)
     order = epoch_rows(job.health_tiles.train, job.source_of, config, epoch=epoch)  # (steps, N)
     # Weighted sources repeat tiles; each repeat has other views.
     weighted = config.data[0].weight is not None
@@ -303,7 +304,7 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: Bar, profile: Profile) -> 
         by_source=losses_by_source(ranks.mean(per_source), config),
         positive=positive,
         negative=negative,
-        learning_rate=optimizer.param_groups[0]["lr"],
+        learning_rate=optimizer.param_groups[-1]["lr"],
         seconds=seconds,
         tiles=steps * batch_size,
     )
@@ -365,7 +366,7 @@ def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
     whole = replace(
         blank,
         epoch=epoch + 1,
-        encoder=job.model.encoder.state_dict(),
+        encoder=merged_state(job.model.encoder),
         model=job.model.state_dict(),
         optimizer=job.optimizer.state_dict(),
         scaler=job.scaler.state_dict(),
