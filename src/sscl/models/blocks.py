@@ -58,12 +58,14 @@ def checkpoint_blocks(encoder: Encoder) -> None:
 def _recomputed(forward: Callable[..., Any], norms: list[_BatchNorm], *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
-    contexts = partial(_contexts, norms) if norms else None
-    more = {} if contexts is None else {"context_fn": contexts}
-    return checkpoint(forward, *inputs, use_reentrant=False, **more, **options)
+    # Arguments by name go through `options`: the checkpoint has some of its own.
+    contexts = partial(_contexts, norms)
+    return checkpoint(partial(forward, **options), *inputs, use_reentrant=False, context_fn=contexts)
 
 
-def _contexts(norms: list[_BatchNorm]) -> tuple[contextlib.AbstractContextManager[None], ...]:
+def _contexts(
+    norms: list[_BatchNorm],
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     return contextlib.nullcontext(), _statistics_kept(norms)
 
 
