@@ -58,7 +58,7 @@ def checkpoint_blocks(encoder: Encoder) -> None:
 def _recomputed(forward: Callable[..., Any], norms: list[_BatchNorm], *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
-    # Arguments by name go through `options`: the checkpoint has some of its own.
+    # `checkpoint` has arguments of its own, so those that a block gets by name are bound before.
     contexts = partial(_contexts, norms)
     return checkpoint(partial(forward, **options), *inputs, use_reentrant=False, context_fn=contexts)
 
