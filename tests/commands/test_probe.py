@@ -27,9 +27,10 @@ from sscl.evaluate import lineage, probe_inputs
 from sscl.models import batch_norm, features
 from sscl.models.encoders import build_encoder
 from sscl.models.start import Start, frozen_encoder
+from sscl.words import width_of
 
 COUNTS = {"train": {"benign": 24, "cancer": 16, "stroma": 12}, "test": {"benign": 10, "cancer": 8, "stroma": 6}}
-TINY = ("device=cpu", "progress=false", "c_grid=[0.01, 1]")
+TINY = ("device=cpu", "progress=false", "c_grid=[0.01, 1]", "shots=[1, 8]", "shot_draws=6")
 
 
 def write_tiles(root: Path, counts: dict[str, dict[str, int]], *, size_px: int = 32) -> Path:
@@ -145,7 +146,7 @@ def test_table_files_and_charts(probe, tmp_path):
     )
     assert result.code == 0, result.err
     out = tmp_path / "out"
-    names = {"config.yaml", "env.json", "probe.json", "probe.md", "probe.png", "labels.png", "images.png"}
+    names = {"config.yaml", "env.json", "probe.json", "probe.md", "probe.png", "labels.png", "shots.png", "images.png"}
     assert {path.name for path in out.iterdir()} == names
     report = report_of(tmp_path)
     assert report["sets"][0]["tiles"] == {
@@ -187,14 +188,76 @@ def test_table_files_and_charts(probe, tmp_path):
     cell = f"{few['mean']:.3f} ({low:.3f} to {high:.3f})"
     text = "{mean:.3f} ± {sd:.3f} ({interval[0]:.3f} to {interval[1]:.3f})".format(**random)
     for content in (result.out, (out / "probe.md").read_text()):
-        assert "colours: 25% of the training labels (10 tiles)" in content
-        assert "colours: 100% of the training labels (39 tiles)" in content
+        assert "colours, test: 25% of the training labels (10 tiles)" in content
+        assert "colours, held-out: 100% of the training labels (39 tiles)" in content
         assert cell in content
         assert text in content
     lines = (out / "probe.md").read_text().splitlines()
-    table = [line for line in lines if line.startswith("|")]
-    assert len({line.count("|") for line in table}) == 1
-    assert table[0].startswith("| encoder | test: linear | macro F1 | kNN | linear − random | held-out: linear |")
+    headers = [line for line in lines if line.startswith("| encoder")]
+    assert headers[:2] == ["| encoder | linear | macro F1 | kNN | linear − random | kNN − random |"] * 2
+    shots = "1 shot | 8 shots | robustness | linear − random | kNN − random | 8 shots − random |"
+    assert headers[2:] == [f"| encoder | linear | macro F1 | kNN | {shots}"] * 2
+    assert max(map(width_of, printed_tables(result.out))) <= 80
+
+
+def printed_tables(out: str) -> list[str]:
+    """The lines of tables that were printed."""
+    return [line for line in out.splitlines() if "  " in line.strip()]
+
+
+def test_simpleshot_and_robustness_with_differences(probe, tmp_path):
+    """Of a set with slides; `stroma` has too few tiles for 16 shots."""
+    csv = slides_csv(tmp_path)
+    encoders = "{name: a, model: timm:test_resnet}, {name: b, model: timm:test_resnet, seed: 1}"
+    words, options = ("reference=a", "shots=[1, 16]"), {"encoders": encoders, "data": f", groups_csv: {csv}"}
+    result = probe(*words, **options)
+    assert result.code == 0, result.err
+    report = report_of(tmp_path)
+    rows = {(row["encoder"], row["shots"]): row for row in report["few_shot"]}
+    assert set(rows) == {("a", 1), ("b", 1), ("a", 16), ("b", 16)}
+    assert rows["a", 16]["left_out"] == ["stroma"]
+    assert rows["a", 1]["left_out"] == []
+    saved = cached_parts(tmp_path)
+    assert len(saved) == 2
+    assert "SimpleShot with 16 shots leaves out stroma (12 training tiles)" in result.out
+    gains = {row["shots"]: row["balanced_accuracy"] for row in report["few_shot_differences"]}
+    for shots in (1, 16):
+        means = [rows[name, shots]["balanced_accuracy"]["mean"] for name in "ba"]
+        assert gains[shots]["mean"] == pytest.approx(means[0] - means[1])
+    robust = {row["encoder"]: row for row in report["robustness"]}
+    assert {row["confounder"] for row in robust.values()} == {"group"}
+    assert {(row["tiles"], row["groups"]) for row in robust.values()} == {(76, 10)}
+    (gain,) = report["robustness_differences"]
+    assert gain["difference"] == pytest.approx(robust["b"]["index"] - robust["a"]["index"])
+    first = report
+    assert (
+        probe("reference=a", "shots=[1, 16]", "--overwrite", encoders=encoders, data=f", groups_csv: {csv}").code == 0
+    )
+    assert report_of(tmp_path) == first
+
+
+def slides_csv(tmp_path: Path) -> Path:
+    """Slides that hold several classes each, of training or of test tiles."""
+    names = [
+        f"{part}/{name}/{name}_{index}.png"
+        for part, classes in COUNTS.items()
+        for name, count in classes.items()
+        for index in range(count)
+    ]
+    csv = tmp_path / "slides.csv"
+    csv.write_text("path,group\n" + "".join(f"{name},{name[:2]}{int(name[-5]) % 5}\n" for name in names))
+    return csv
+
+
+def test_without_slides_robustness_says_that_it_is_unknown(probe, tmp_path):
+    result = probe("shots=[]")
+    assert result.code == 0, result.err
+    assert "robustness on colours: unknown, no slides" in result.out
+    report = report_of(tmp_path)
+    assert (report["robustness"], report["few_shot"]) == ([], [])
+    (unknown,) = report["robustness_unknown"]
+    assert unknown["set"] == "colours"
+    assert "unknown" in (tmp_path / "out" / "probe.md").read_text()
 
 
 def test_the_second_run_computes_no_features(probe, forwards, tmp_path):

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from sscl.evaluate.comparison import side_by_side
-from sscl.evaluate.intervals import Sample
+from sscl.evaluate.intervals import Sample, draw_variance
 from sscl.evaluate.metric_intervals import metric_intervals
 from sscl.evaluate.predictions import TilePredictions
 from sscl.evaluate.probe_results import (
@@ -19,7 +19,6 @@ from sscl.evaluate.probe_results import (
     Measured,
     RunFacts,
     differences,
-    draw_variance,
     measure,
     summarise,
 )

@@ -49,7 +49,7 @@ class ProbeSet(DataConfig):
 
 
 class ProbeConfig(Section):
-    """Compare encoders by linear probe and k-NN on their frozen features."""
+    """Compare encoders by linear probe, k-NN and SimpleShot on their frozen features, and by their robustness."""
 
     out: str = setting(..., "folder to write", path=True, min_length=1)
     encoders: Annotated[tuple[ProbeEncoder, ...], Listed]
@@ -68,7 +68,13 @@ class ProbeConfig(Section):
         "values of C to choose from, the inverse strength of the L2 penalty of the linear probe",
     )
     max_iterations: int = setting(1000, "largest number of L-BFGS iterations in a fit", ge=1, le=1_000_000)
-    neighbours: int = setting(20, "k of the k-NN classifier, by cosine similarity", ge=1, le=10_000)
+    neighbours: int = setting(
+        20, "k of the k-NN classifier and of the robustness index, by cosine similarity", ge=1, le=10_000
+    )
+    shots: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Listed] = setting(
+        (1, 2, 4, 8, 16), "labelled tiles a class of SimpleShot, nearest class mean; [] = none"
+    )
+    shot_draws: int = setting(100, "draws of these tiles, the same for every encoder", ge=2, le=1000)
     reference: str | None = setting(
         None, "name of the encoder that the others are compared with; null = no comparison", common=True
     )
@@ -102,4 +108,6 @@ class ProbeConfig(Section):
         ):
             if not values or len(set(values)) < len(values):
                 raise fault(key, f"must be one or more different numbers, got {shown(values)}")
+        if len(set(self.shots)) < len(self.shots):
+            raise fault("shots", f"must be different numbers, got {shown(self.shots)}")
         return self

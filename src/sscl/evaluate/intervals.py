@@ -7,7 +7,7 @@ K classes, G groups, M metrics or shares, E entries, C cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -272,6 +272,25 @@ def _with(variance: float, freedom: float, draws: tuple[float, float] | None) ->
         return variance, freedom
     own, others = (float(student(of) / student(np.inf)) ** 2 for of in (freedom, draws[1]))
     return variance * own + draws[0] * others, np.inf
+
+
+def draw_variance(values: Sequence[float], seeds: Sequence[tuple[Hashable, ...]]) -> tuple[float, float] | None:
+    """Return the variance of the mean over runs that comes from their seeds, and its degrees of freedom.
+
+    Seeds and label seeds each add the variance of the means over their levels; None of a single run.
+
+    Args:
+        values: of each run. seeds: its seed and label seed, or whatever else it depends on.
+    """
+    parts = []
+    for levels in zip(*seeds, strict=True):
+        means = [np.mean([v for v, own in zip(values, levels, strict=True) if own == level]) for level in set(levels)]
+        if len(means) > 1:
+            parts.append((float(np.var(means, ddof=1)) / len(means), len(means) - 1))
+    total = sum(variance for variance, _ in parts)
+    if not total:
+        return None
+    return total, total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
 def few_groups(count: int | None) -> str | None:

@@ -15,7 +15,8 @@ from sscl.data import split, task
 from sscl.data.load import has_validation, load_tiles, split_is_made_here
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.evaluate.metrics import IntArray
-from sscl.evaluate.probe_results import ProbedEncoder, ProbedSet
+from sscl.evaluate.probe_report import ProbedEncoder, ProbedSet
+from sscl.evaluate.robustness import Compared, chosen_tiles
 from sscl.models import batch_norm, features, frozen
 from sscl.models.start import frozen_encoder
 from sscl.words import count
@@ -58,6 +59,10 @@ class Part:
     @functools.cached_property
     def groups(self) -> NDArray[np.str_] | None:
         return None if self.tiles.groups is None else self.tiles.groups[self.rows]
+
+    @functools.cached_property
+    def sites(self) -> NDArray[np.str_] | None:
+        return None if self.tiles.sites is None else self.tiles.sites[self.rows]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -225,6 +230,26 @@ def embed(
         return {name: cached(name, part) for name, part in parts.items()}
     except ValueError as error:
         raise ValueError(f"{job.row.name} on {data.name}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Robust:
+    """The tiles of a set whose neighbours are looked at: rows of its parts joined, in their order."""
+
+    rows: IntArray
+    compared: Compared
+
+
+def robust_tiles(parts: Parts) -> Robust | str:
+    """Return the tiles of all parts whose neighbours are looked at, or why there are none to look at."""
+    labels = np.concatenate([part.labels for part in parts.values()])
+    rows = chosen_tiles(labels)
+    groups, sites = (
+        None if any(one is None for one in known) else np.concatenate([one for one in known if one is not None])[rows]
+        for known in ([part.groups for part in parts.values()], [part.sites for part in parts.values()])
+    )
+    found = Compared.of(labels[rows], groups=groups, sites=sites)
+    return found if isinstance(found, str) else Robust(rows, found)
 
 
 def describe_encoder(job: Job) -> ProbedEncoder:

@@ -9,8 +9,9 @@ from sscl.data.load import split_changes
 from sscl.evaluate import lineage
 from sscl.evaluate.intervals import few_groups, group_count
 from sscl.evaluate.probe_inputs import EVALUATED, Job, Parts, unlabelled
-from sscl.evaluate.probe_results import Fits
-from sscl.words import count
+from sscl.evaluate.probe_report import Fits
+from sscl.evaluate.probe_shots import FewShot
+from sscl.words import count, some
 
 MAY_HAVE_SEEN = "its test tiles may have been training tiles, so the metrics may not hold for new tiles"
 
@@ -53,6 +54,24 @@ def _set_notes(data: ProbeSet, parts: Parts) -> list[str]:
         few = few_groups(group_count(parts[name].groups)) if name in parts else None
         found += [f", {name}: {few}"] if few is not None else []
     return found
+
+
+def shot_notes(config: ProbeConfig, found: Sequence[FewShot], sets: Mapping[str, Parts]) -> list[str]:
+    """Return which classes and numbers of shots SimpleShot leaves out, a sentence each."""
+    notes = []
+    for data in config.sets:
+        train = sets[data.name]["train"]
+        tiles = {name: int((train.labels == label).sum()) for label, name in enumerate(train.tiles.classes)}
+        of_set = {row.shots: row.left_out for row in found if row.set == data.name}
+        for shots in config.shots:
+            if shots not in of_set:
+                notes.append(f"{data.name}: no SimpleShot with {count(shots, 'shot')}: too few training tiles a class")
+            elif of_set[shots]:
+                rare = some([f"{name} ({count(tiles[name], 'training tile')})" for name in of_set[shots]])
+                notes.append(
+                    f"{data.name}: SimpleShot with {count(shots, 'shot')} leaves out {rare} and their test tiles"
+                )
+    return notes
 
 
 def seen_tiles(job: Job, data: ProbeSet, *, holds_out: bool) -> list[str]:

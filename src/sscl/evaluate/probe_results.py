@@ -10,13 +10,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.config import EncoderConfig, ProbeSet
 from sscl.evaluate import influence
-from sscl.evaluate.intervals import Estimate, Interval, Sample, metric_interval, wald_interval
+from sscl.evaluate.intervals import Estimate, Interval, Sample, draw_variance, metric_interval, wald_interval
 from sscl.evaluate.metrics import OF_LABELS, IntArray
 from sscl.records import Record
 
-FILE = "probe.json"
 Classifier = Literal["linear", "knn"]
 Part = tuple[str, str]  # names of a set and of its part
 
@@ -123,46 +121,6 @@ class Gain(LabelMetrics):
         return Place(self.set, self.part, self.fraction, self.classifier)
 
 
-class ProbedEncoder(EncoderConfig):
-    """An encoder as it was opened: its settings, and what they led to."""
-
-    name: str
-    adapt_batch_norm: bool
-    images: int | None
-    num_features: int
-    fingerprint: str
-
-
-class ProbedSet(ProbeSet):
-    """A set as it was opened: its settings, classes, and tiles of each class by part."""
-
-    classes: tuple[str, ...]
-    tiles: dict[str, dict[str, int]]
-    data_fingerprints: dict[str, str]
-
-
-class Fits(Record):
-    """Linear fits in all, and those that stopped before they had converged."""
-
-    fits: int
-    unconverged: int
-
-
-class ProbeReport(Record):
-    """probe.json."""
-
-    device: str
-    precision: str
-    encoders: tuple[ProbedEncoder, ...]
-    sets: tuple[ProbedSet, ...]
-    interval_method: str
-    linear_fits: Fits
-    notes: tuple[str, ...]
-    summary: tuple[Summary, ...]
-    differences: tuple[Gain, ...]
-    runs: tuple[ProbeRun, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class Found:
     """What the runs of a probe predicted.
@@ -236,25 +194,6 @@ def _over_runs(
             interval=of(mean, draws=draw_variance(column, seeds)),
         )
     return found
-
-
-def draw_variance(values: Sequence[float], seeds: Sequence[tuple[Hashable, ...]]) -> tuple[float, float] | None:
-    """Return the variance of the mean over runs that comes from their seeds, and its degrees of freedom.
-
-    Seeds and label seeds each add the variance of the means over their levels; None of a single run.
-
-    Args:
-        values: of each run. seeds: its seed and label seed, or whatever else it depends on.
-    """
-    parts = []
-    for levels in zip(*seeds, strict=True):
-        means = [np.mean([v for v, own in zip(values, levels, strict=True) if own == level]) for level in set(levels)]
-        if len(means) > 1:
-            parts.append((float(np.var(means, ddof=1)) / len(means), len(means) - 1))
-    total = sum(variance for variance, _ in parts)
-    if not total:
-        return None
-    return total, total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
 def differences(measured: Measured, *, reference: str) -> tuple[Gain, ...]:

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from sscl.evaluate import influence
-from sscl.evaluate.intervals import Estimate, Groups, Interval, Sample, metric_interval, wald_interval
+from sscl.evaluate.intervals import Estimate, Groups, Interval, Sample, draw_variance, metric_interval, wald_interval
 from sscl.evaluate.metrics import OF_LABELS, IntArray
-from sscl.evaluate.probe_results import draw_variance
 from sscl.evaluate.simpleshot import draw_shots, enough_tiles, simpleshot_predictions
 from sscl.records import Record
 

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from sscl.evaluate import influence
-from sscl.evaluate.intervals import Estimate, Interval, Sample, metric_interval, wald_interval
+from sscl.evaluate.intervals import Estimate, Interval, Sample, draw_variance, metric_interval, wald_interval
 from sscl.evaluate.metrics import FloatArray, IntArray
-from sscl.evaluate.probe_results import draw_variance
 from sscl.records import Record
 
 MOST_TILES = 10_000  # every tile is compared with every other
 _QUERIES_AT_ONCE = 1024
 Confounder = Literal["site", "group"]
+NAMES: dict[Confounder, str] = {"group": "slide or patient", "site": "site"}
 
 
 class Robustness(Record):
@@ -87,7 +87,7 @@ class Compared:
         if given is None:
             return "no slides, patients or sites are known"
         what: Confounder = "group" if sites is None else "site"
-        name = {"group": "slide or patient", "site": "site"}[what]
+        name = NAMES[what]
         confounders = np.unique(np.asarray(given), return_inverse=True)[1].astype(np.int64)
         if confounders.max(initial=0) == 0:
             return f"all tiles are of one {name}"

@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from sscl.evaluate.probe_results import Classifier, OverRuns, Part, Place, Summary
+from sscl.evaluate.probe_shots import FewShot
 from sscl.evaluate.probe_tables import percent
 from sscl.plots import base
 from sscl.words import shortened
@@ -61,14 +62,15 @@ class CurvePanel:
 def draw_charts(
     summary: Sequence[Summary],
     *,
+    few_shot: Sequence[FewShot] = (),
     chance: Mapping[Part, float],
     images: Mapping[str, int | None],
     folder: Path,
 ) -> list[str]:
     """Draw the charts of a probe and return the names of the files.
 
-    probe.png always; labels.png for several fractions; images.png where rows say on how many tiles they were
-    pretrained.
+    probe.png always; labels.png for several fractions; shots.png for several numbers of shots; images.png where rows
+    say on how many tiles they were pretrained.
 
     Args:
         chance: balanced accuracy of guessing, by set and part. images: by the name of each row. folder: exists.
@@ -118,6 +120,7 @@ def draw_charts(
         title, x_label = "Linear probe by the number of labels", "Labelled training tiles"
         plot_curves(curves, x_label=x_label, path=folder / "labels.png", title=title, band=band)
         written.append("labels.png")
+    written += draw_shots(few_shot, chance=chance, folder=folder)
     grown = sorted((count, name) for name, count in images.items() if count is not None)
     if grown:
         curves = [
@@ -140,6 +143,34 @@ def draw_charts(
         plot_curves(curves, x_label=x_label, path=folder / "images.png", title=title, band=band)
         written.append("images.png")
     return written
+
+
+def draw_shots(found: Sequence[FewShot], *, chance: Mapping[Part, float], folder: Path) -> list[str]:
+    """Draw balanced accuracy of SimpleShot over the number of shots, shots.png, where there are several; return names.
+
+    Args:
+        chance: balanced accuracy of guessing, by set and part. folder: exists.
+    """
+    numbers = sorted({row.shots for row in found})
+    if len(numbers) < 2:
+        return []
+    panels = []
+    for place, guessing in chance.items():
+        lines: dict[str, list[tuple[float, Point]]] = {}
+        for row in sorted((row for row in found if (row.set, row.part) == place), key=lambda row: row.shots):
+            over = row.balanced_accuracy
+            lines.setdefault(row.encoder, []).append((row.shots, (over.mean, *(over.interval or (None, None)))))
+        panels.append(CurvePanel(f"{place[0]}, {place[1]}", guessing, lines))
+    title = f"SimpleShot: nearest class mean, {found[0].draws} draws"
+    plot_curves(
+        panels,
+        x_label="Labelled tiles a class",
+        path=folder / "shots.png",
+        title=title,
+        band="95% interval of the mean",
+        ticks=numbers,
+    )
+    return ["shots.png"]
 
 
 def plot_bars(
@@ -196,13 +227,19 @@ def plot_bars(
 
 
 def plot_curves(
-    panels: Sequence[CurvePanel], *, x_label: str, path: str | os.PathLike[str], title: str, band: str
+    panels: Sequence[CurvePanel],
+    *,
+    x_label: str,
+    path: str | os.PathLike[str],
+    title: str,
+    band: str,
+    ticks: Sequence[float] = (),
 ) -> None:
     """Draw balanced accuracy over a logarithmic axis, a line a name, a panel for each set and part.
 
     Args:
         panels: at least one. x_label: of the horizontal axis. path: the PNG to write. title: above all.
-        band: what the shaded bands show, for the legend.
+        band: what the shaded bands show, for the legend. ticks: of the horizontal axis; empty = 1, 2, 5, 10, ...
 
     Raises:
         ValueError: no panel. FileNotFoundError: the folder of path does not exist.
@@ -225,7 +262,7 @@ def plot_curves(
             axes.axhline(point[0], **style)
         axes.axhline(panel.chance, color="0.35", linewidth=1, linestyle=":")
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
         axes.tick_params(axis="x", labelrotation=35 if _decades(panel) > 1.5 else 0)
