@@ -35,6 +35,7 @@ COMMAND_OF = {
     "labels": "compare",
     "few": "finetune",
     "tenth": "compare",
+    "tiles": "probe",
 }
 
 
