@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sscl.data.tiles import TileStore
 from sscl.explain.heatmaps import heatmaps
+from sscl.explain.kinds import MapKind
 from sscl.explain.targets import DIFFERENCE
 from sscl.models import build_encoder, features
 from sscl.models.classifier import inference_precision
@@ -130,7 +131,7 @@ def test_maps_wait_for_the_batch_before_and_are_computed_in_float32(events: list
     with fake_cuda() as waits:
         model, pixels = fake_classifier()
         store = TileStore(torch.empty((6, 16, 16, 3), dtype=torch.uint8, device="cuda"), device=CUDA)
-        batches = heatmaps(model, store, np.arange(6), target=DIFFERENCE, method=method, batch_size=2, **pixels)
+        batches = heatmaps(model, store, np.arange(6), target=DIFFERENCE, kind=MapKind(method), batch_size=2, **pixels)
         started = []
         # The values of fake tensors cannot be read, so it stops at the first batch that would be.
         with pytest.raises(Exception, match=r"(?i)fake|numpy|data"):

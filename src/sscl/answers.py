@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sscl.evaluate.metrics import FloatArray
 from sscl.explain import boxes
+from sscl.explain.kinds import MapKind
 from sscl.plots import cam as cam_plots
 from sscl.words import count, some
 
@@ -101,7 +102,7 @@ class Explanations:
         images: as the classifier saw them, uint8 (N, S, S, 3). source_px: the side each had before, N.
         maps: raw, before ReLU and scaling, enlarged to the tile, float32 (N, S, S); see `cam.class_maps`.
         boxes: around the region that holds the peak, in pixels of the tile; None without positive evidence.
-        targets: what each map explains, such as "logit SSA - HP".
+        targets: what each map explains, such as "logit SSA - HP". kind: how the maps were made.
     """
 
     predictions: Predictions
@@ -110,6 +111,7 @@ class Explanations:
     maps: NDArray[np.float32]
     boxes: tuple[boxes.Box | None, ...]
     targets: tuple[str, ...]
+    kind: MapKind
 
     def __len__(self) -> int:
         return len(self.images)

@@ -30,7 +30,9 @@ from sscl.device import Later, describe_device, pick_device, tune
 from sscl.evaluate import calibration, decisions
 from sscl.evaluate.metrics import FloatArray
 from sscl.explain import boxes
+from sscl.explain.choice import of_model
 from sscl.explain.heatmaps import heatmaps_of_batches
+from sscl.explain.kinds import MapKind
 from sscl.explain.targets import AnyTarget, describe_target, resolve_target, target_classes
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, unfinished_notes
@@ -155,6 +157,8 @@ class Model:
         method: str = "gradcam",
         layers: str | Sequence[str] = (),
         fuse: str = "max",
+        gamma: float = 1.0,
+        references: int = 1,
         threshold: float = BOX_THRESHOLD,
         names: Sequence[str] | None = None,
         fit: Fit | None = None,
@@ -166,7 +170,8 @@ class Model:
         Args:
             target: "difference" of the logits of the predicted and the next likely class, "predicted", or a class;
                 "auto": the difference.
-            method, layers, fuse: see `cam.class_maps`; a name alone is a list of one.
+            method, layers, fuse: see `cam.class_maps` and `kinds.MapKind`; a name alone is a list of one.
+            gamma, references: weight and number of the other classes in a difference, see `targets.score_of`.
             threshold: a box encloses what is above this fraction of the map's maximum.
             names, fit, batch_size, progress: as for `predict`.
 
@@ -174,8 +179,10 @@ class Model:
             ValueError, FileNotFoundError: as `predict`; no such target, method or layer.
         """
         _check_number("threshold", threshold, low=0, high=1)
+        _check_number("gamma", gamma, low=0, high=2)
         layers = (layers,) if isinstance(layers, str) else tuple(layers)
-        wanted = resolve_target(target, self.classes)
+        kind = of_model(MapKind(method, layers, fuse, gamma), self.classifier)
+        wanted = resolve_target(target, self.classes, references=references)
         mean, std = self._normalisation
         listed, items = files.listed(images, names)
         tiles, found = [], []
@@ -191,9 +198,7 @@ class Model:
                 bar.update(len(batch.rows))
 
         with torch.inference_mode(False), _bar(len(items), progress) as bar:  # maps need gradients
-            heats = heatmaps_of_batches(
-                self.classifier, batches(), mean=mean, std=std, method=method, layers=layers, fuse=fuse
-            )
+            heats = heatmaps_of_batches(self.classifier, batches(), mean=mean, std=std, kind=kind)
             whole = np.stack([heat.enlarged for heat in heats])
         predictions = self._predictions(listed, np.concatenate(found))
         return Explanations(
@@ -203,9 +208,9 @@ class Model:
             maps=whole,
             boxes=tuple(boxes.find_box(raw, threshold=threshold) for raw in whole),
             targets=tuple(
-                describe_target(wanted, self.classes, of_tile, method=method, layers=layers, fuse=fuse)
-                for of_tile in predictions.probabilities
+                describe_target(wanted, self.classes, of_tile, kind=kind) for of_tile in predictions.probabilities
             ),
+            kind=kind,
         )
 
     def embed(

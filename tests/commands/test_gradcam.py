@@ -22,6 +22,7 @@ from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.tiles import Tiles
 from sscl.explain import boxes, cam
 from sscl.explain.deletion_insertion import LEAST_MOVE
+from sscl.explain.kinds import MapKind
 from sscl.explain.records import Localisation, MapChecks
 from sscl.explain.targets import DIFFERENCE
 from sscl.models.classifier import load_classifier
@@ -308,7 +309,7 @@ def test_three_classes_explain_the_predicted_one_against_the_next(
         ("finetuned", "ids=[nowhere.png]", "ids", "nowhere.png is not among the 16 tiles"),
         ("finetuned", "threshold=1.5", "threshold", "got 1.5"),
         ("finetuned", "method=gradcamm", "method", "'gradcamm'"),
-        ("finetuned", "fuse=sum", "fuse", "'sum'"),
+        ("finetuned", "fuse=product", "fuse", "'product'"),
         ("finetuned", "layer=encoder.net.layr3", "layer", "did you mean encoder.net.layer3?"),
         ("finetuned", "layer=[encoder.net.layer3, head]", "layer", "head"),
         ("finetuned", "check_tiles=1", "check_tiles", ">= 2"),
@@ -365,7 +366,7 @@ def test_methods_and_layers(
     config = GradcamConfig(checkpoint="c", **{"layer": [], **dict(yaml_words(words))})
     model, _ = load_classifier(str(finetuned), device=torch.device("cpu"))
     x = torch.from_numpy(np.array(truth[0].images[3:4])).permute(0, 3, 1, 2).float() / 255
-    raw, logits = cam.class_maps(model, (x - 0.5) / 0.5, target=DIFFERENCE, method=config.method, layers=config.layer)
+    raw, logits = cam.class_maps(model, (x - 0.5) / 0.5, target=DIFFERENCE, kind=MapKind(config.method, config.layer))
     assert float(row["raw_maximum"]) == pytest.approx(cam.upsample(raw, size_px=SIDE).max().item(), rel=1e-3, abs=1e-5)
     if said:
         free = (logits - model.head.bias)[0].tolist()

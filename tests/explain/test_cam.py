@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 from sscl.explain import cam
 from sscl.explain.boxes import find_box
 from sscl.explain.cam import class_maps, fuse_maps, grad_cam
+from sscl.explain.kinds import COMPLETE, FUSIONS, GRADCAM, METHODS, OF_ATTENTION, MapKind
 from sscl.explain.targets import (
     DIFFERENCE,
     PREDICTED,
@@ -28,6 +29,7 @@ from sscl.explain.targets import (
     target_classes,
 )
 
+FEATURE_METHODS = [name for name in METHODS if name not in OF_ATTENTION]
 torchcam = pytest.importorskip("torchcam.methods")
 GradCAM, LayerCAM = torchcam.GradCAM, torchcam.LayerCAM
 
@@ -183,7 +185,8 @@ class TestMaps:
             ((1, 1), "two different classes"),
             (torch.tensor([0, 2]), "class 2"),
             (torch.tensor([0]), "one class per image"),
-            (torch.tensor([[0, 1, 0], [0, 1, 0]]), "a pair per image"),
+            (torch.tensor([[0, 1, 0], [0, 1, 0]]), "compared with itself"),
+            (torch.zeros(2, 0, dtype=torch.long), "others"),
             (torch.tensor([[0, 1], [0, 2]]), "class 2"),
             (torch.tensor([0.0, 1.0]), "must be integers"),
         ],
@@ -216,11 +219,11 @@ def shown_by_grad_cam(raw: np.ndarray, *, size: int) -> np.ndarray:
 
 class TestMethods:
     @pytest.mark.parametrize("layer", GOLDEN.LAYERS)
-    @pytest.mark.parametrize("method", cam.METHODS)
+    @pytest.mark.parametrize("method", FEATURE_METHODS)
     def test_equal_to_the_package_grad_cam(self, method: str, layer: str) -> None:
         expected = np.load(GOLDEN.FILE)[f"{method} {layer}"]
         net = GOLDEN.GoldenNet().eval()
-        maps, _ = class_maps(net, GOLDEN.images(), target=GOLDEN.TARGET, method=method, layers=[layer])
+        maps, _ = class_maps(net, GOLDEN.images(), target=GOLDEN.TARGET, kind=MapKind(method, (layer,)))
         assert maps.shape[1] == {"trunk.1": 10, "trunk.2": 5, "trunk.4": 5}[layer]
         for ours, theirs in zip(maps.numpy(), expected, strict=True):
             shown = shown_by_grad_cam(ours, size=20)
@@ -241,7 +244,7 @@ class TestMethods:
         model, images = seeded_net(num_classes=3).double(), seeded_images(1).double()
         shown = []
         for target in range(3):
-            maps, logits = class_maps(model, images, target=target, method=method, layers=[layer])
+            maps, logits = class_maps(model, images, target=target, kind=MapKind(method, (layer,)))
             torch.testing.assert_close(logits, model(images))
             with theirs(model, layer) as extractor:
                 (expected,) = extractor(target, model(images))
@@ -252,16 +255,16 @@ class TestMethods:
             shown.append(float((positive > 0).double().mean()))
         assert max(shown) > 0.15  # to compare zeros would say little
 
-    @pytest.mark.parametrize("method", cam.METHODS)
+    @pytest.mark.parametrize("method", FEATURE_METHODS)
     def test_last_feature_map_is_the_default_and_has_a_name_too(self, method: str) -> None:
         model, images = seeded_net(num_classes=3).double(), seeded_images().double()
-        default, _ = class_maps(model, images, target=DIFFERENCE, method=method)
-        named, _ = class_maps(model, images, target=DIFFERENCE, method=method, layers=["resnet.layer4"])
+        default, _ = class_maps(model, images, target=DIFFERENCE, kind=MapKind(method))
+        named, _ = class_maps(model, images, target=DIFFERENCE, kind=MapKind(method, ("resnet.layer4",)))
         torch.testing.assert_close(default, named)
 
     def test_one_method_is_not_another(self) -> None:
         net, images = GOLDEN.GoldenNet().eval(), GOLDEN.images()
-        maps = [class_maps(net, images, target=1, method=method)[0] for method in cam.METHODS]
+        maps = [class_maps(net, images, target=1, kind=MapKind(method))[0] for method in FEATURE_METHODS]
         for index, one in enumerate(maps):
             for other in maps[:index]:
                 assert (one / one.norm() - other / other.norm()).norm() > 1e-3
@@ -270,13 +273,13 @@ class TestMethods:
     def test_hirescam_is_grad_cam_before_pooling_and_a_linear_head_only(self) -> None:
         model, images = seeded_net().double(), seeded_images().double()
         torch.testing.assert_close(
-            class_maps(model, images, target=1, method="hirescam")[0], class_maps(model, images, target=1)[0]
+            class_maps(model, images, target=1, kind=MapKind("hirescam"))[0], class_maps(model, images, target=1)[0]
         )
 
     def test_eigencam_by_its_definition_whatever_the_target(self) -> None:
         model, images = seeded_net().double(), seeded_images().double()
-        maps, _ = class_maps(model, images, target=0, method="eigencam")
-        other, _ = class_maps(model, images, target=(1, 0), method="eigencam")
+        maps, _ = class_maps(model, images, target=0, kind=MapKind("eigencam"))
+        other, _ = class_maps(model, images, target=(1, 0), kind=MapKind("eigencam"))
         assert torch.equal(maps, other)
         with torch.no_grad():
             features = model.forward_features(images).numpy()
@@ -294,10 +297,10 @@ class TestMethods:
     def test_leaves_no_trace_under_any_gradient_mode(self, context: type, layers: tuple[str, ...]) -> None:
         model, images = seeded_net(), seeded_images()
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        expected, _ = class_maps(model, images, target=DIFFERENCE, method="layercam", layers=layers)
+        expected, _ = class_maps(model, images, target=DIFFERENCE, kind=MapKind("layercam", tuple(layers)))
         frozen = seeded_net().requires_grad_(False)
         with context():
-            maps, logits = class_maps(frozen, images + 0, target=DIFFERENCE, method="layercam", layers=layers)
+            maps, logits = class_maps(frozen, images + 0, target=DIFFERENCE, kind=MapKind("layercam", tuple(layers)))
         torch.testing.assert_close(maps, expected)
         assert not maps.requires_grad
         assert not logits.requires_grad
@@ -308,28 +311,30 @@ class TestMethods:
     @pytest.mark.parametrize("layers", [["resnet.bn1"], ["resnet.layer1.1.bn2", "resnet.layer2.0.bn1"]])
     def test_what_follows_in_place_does_not_touch_the_layers_features(self, layers: list[str]) -> None:
         model, images = seeded_net(), seeded_images()
-        maps, logits = class_maps(model, images, target=1, method="hirescam", layers=layers)
+        maps, logits = class_maps(model, images, target=1, kind=MapKind("hirescam", tuple(layers)))
         torch.testing.assert_close(logits, model(images))
         for module in model.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False
-        expected, _ = class_maps(model, images, target=1, method="hirescam", layers=layers)
+        expected, _ = class_maps(model, images, target=1, kind=MapKind("hirescam", tuple(layers)))
         torch.testing.assert_close(maps, expected)
         assert (maps < 0).any() or len(layers) > 1  # a batch norm's, before the ReLU
 
     def test_no_hook_stays_after_an_error(self) -> None:
         model = seeded_net()
         with pytest.raises(ValueError, match="class 9"):
-            class_maps(model, seeded_images(), target=9, layers=["resnet.layer3"])
+            class_maps(model, seeded_images(), target=9, kind=MapKind(layers=("resnet.layer3",)))
         with pytest.raises(RuntimeError):
-            class_maps(model, torch.zeros(1, 4, 96, 96), target=0, layers=["resnet.layer3"])
+            class_maps(model, torch.zeros(1, 4, 96, 96), target=0, kind=MapKind(layers=("resnet.layer3",)))
         assert not any(module._forward_hooks for module in model.modules())
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"method": "grad-cam"}, "method: got 'grad-cam', did you mean gradcam"),
-            ({"fuse": "sum"}, "fuse: got 'sum', allowed are max, mean"),
+            ({"fuse": "product"}, "fuse: got 'product', allowed are max, mean, sum"),
+            ({"method": "rollout"}, "method: rollout needs a transformer"),
+            ({"method": "rollout", "layers": ("resnet.layer3",)}, "layer: rollout goes through all blocks"),
             ({"layers": ["resnet.layr3"]}, r"layer: got 'resnet.layr3', .*; did you mean resnet.layer3\?"),
             ({"layers": ["resnet.fc"]}, r"layer: resnet.fc .*\(2, 2\)"),
             ({"layers": ["resnet.layer1.0.relu"]}, "layer: resnet.layer1.0.relu runs 2 times"),
@@ -338,7 +343,7 @@ class TestMethods:
     )
     def test_refusals(self, options: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            class_maps(seeded_net(), seeded_images(), target=0, **options)
+            class_maps(seeded_net(), seeded_images(), target=0, kind=MapKind(**options))
 
 
 class TestTargets:
@@ -378,28 +383,54 @@ class TestTargets:
         with pytest.raises(ValueError, match=f"target: .*{message}"):
             resolve_target(name, classes)
 
+    @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+    def test_gamma_is_between_the_predicted_logit_and_the_margin(self, method: str) -> None:
+        model, images = seeded_net(num_classes=4), seeded_images()
+        margin, alone = (
+            class_maps(model, images, target=of, kind=MapKind(method))[0] for of in (DIFFERENCE, PREDICTED)
+        )
+        for gamma in (0, 0.6, 1):
+            maps, logits = class_maps(model, images, target=DIFFERENCE, kind=MapKind(method, gamma=gamma))
+            torch.testing.assert_close(maps, gamma * margin + (1 - gamma) * alone, atol=1e-5, rtol=1e-4)
+            score, missed = cam.unexplained(maps, logits, bias=model.resnet.fc.bias, target=DIFFERENCE, gamma=gamma)
+            assert missed.abs().max() < 1e-4
+            best = (logits - model.resnet.fc.bias).gather(1, logits.topk(2).indices)
+            torch.testing.assert_close(score.float(), best[:, 0] - gamma * best[:, 1], atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("references", [1, 3, 9])
+    def test_equal_to_torchcams_finer_cam(self, references: int) -> None:
+        model, images = seeded_net(num_classes=5), seeded_images()
+        target = Target(Score.DIFFERENCE, references=references)
+        maps, logits = class_maps(model, images, target=target, kind=MapKind(gamma=0.6))
+        others = {"gamma": 0.6, "num_references": references}
+        with torchcam.FinerCAM(model, model.resnet.layer4, base_method=GradCAM, **others) as extractor:
+            expected = extractor(logits.argmax(1).tolist(), model(images), normalized=False)[0]
+        torch.testing.assert_close(maps.relu(), expected.relu(), atol=1e-6, rtol=1e-4)
+
     def test_in_words(self) -> None:
-        options = {"method": "gradcam", "layers": (), "fuse": "max"}
         hp, ssa, third = np.array([0.9, 0.1]), np.array([0.2, 0.8]), np.array([0.1, 0.3, 0.6])
-        assert describe_target(DIFFERENCE, ("HP", "SSA"), ssa, **options) == "logit SSA - HP"
-        assert describe_target(DIFFERENCE, ("HP", "SSA", "AC"), third, **options) == "logit AC - SSA"
-        assert describe_target(PREDICTED, ("HP", "SSA"), hp, **options) == "logit HP"
-        assert describe_target(Target(Score.CLASS, 1), ("HP", "SSA"), hp, **options) == "logit SSA"
-        two = {**options, "layers": ("a", "b")}
-        assert describe_target(PREDICTED, ("HP", "SSA"), hp, **two) == "logit HP at a, b (max)"
-        words = [describe_targets(of, ("HP", "SSA"), method="gradcam") for of in (DIFFERENCE, Target(Score.CLASS, 1))]
+        assert describe_target(DIFFERENCE, ("HP", "SSA"), ssa, kind=GRADCAM) == "logit SSA - HP"
+        assert describe_target(DIFFERENCE, ("HP", "SSA", "AC"), third, kind=GRADCAM) == "logit AC - SSA"
+        assert describe_target(PREDICTED, ("HP", "SSA"), hp, kind=GRADCAM) == "logit HP"
+        assert describe_target(Target(Score.CLASS, 1), ("HP", "SSA"), hp, kind=GRADCAM) == "logit SSA"
+        finer, three = MapKind(gamma=0.6), Target(Score.DIFFERENCE, references=2)
+        assert describe_target(three, ("HP", "SSA", "AC"), third, kind=finer) == "logit AC - 0.6 x mean(SSA, HP)"
+        assert "0.6 times the mean" in describe_targets(three, ("HP", "SSA", "AC"), kind=finer)
+        two = MapKind(layers=("a", "b"))
+        assert describe_target(PREDICTED, ("HP", "SSA"), hp, kind=two) == "logit HP at a, b (max)"
+        words = [describe_targets(of, ("HP", "SSA"), kind=GRADCAM) for of in (DIFFERENCE, Target(Score.CLASS, 1))]
         assert words == ["logit of the predicted class minus that of the other", "logit of SSA"]
-        assert "independent of the class" in describe_targets(PREDICTED, ("a", "b"), method="eigencam")
+        assert "independent of the class" in describe_targets(PREDICTED, ("a", "b"), kind=MapKind("eigencam"))
 
 
 class TestUnexplained:
-    @pytest.mark.parametrize("method", cam.COMPLETE)
+    @pytest.mark.parametrize("method", COMPLETE)
     @pytest.mark.parametrize("target", [0, (2, 1), PREDICTED, DIFFERENCE, torch.tensor([1, 2])])
     def test_nothing_is_before_pooling_and_a_linear_head(self, method: str, target: AnyTarget) -> None:
         model, images = seeded_net(num_classes=3), seeded_images()
         with torch.no_grad():
             model.resnet.fc.bias.copy_(torch.tensor([5.0, -3.0, 4.0]))  # without it another class leads
-        maps, logits = class_maps(model, images, target=target, method=method)
+        maps, logits = class_maps(model, images, target=target, kind=MapKind(method))
         score, missed = cam.unexplained(maps, logits, bias=model.resnet.fc.bias, target=target)
         free = (logits - model.resnet.fc.bias.detach()).double()
         for index, row in enumerate(target_classes(logits, target).tolist()):
@@ -411,7 +442,7 @@ class TestUnexplained:
     def test_much_is_by_other_methods_and_heads(self) -> None:
         model, images = seeded_net(), seeded_images()
         for method in ("gradcam++", "layercam", "eigencam"):
-            maps, logits = class_maps(model, images, target=1, method=method)
+            maps, logits = class_maps(model, images, target=1, kind=MapKind(method))
             _, missed = cam.unexplained(maps, logits, bias=model.resnet.fc.bias, target=1)
             assert missed.abs().max() > 0.01
 
@@ -431,9 +462,9 @@ class TestFusion:
 
     def test_layers_together_are_the_fused_maps_of_each(self) -> None:
         model, images, names = seeded_net(), seeded_images(), ["resnet.layer4", "resnet.layer2", "resnet.layer3.1"]
-        for how in cam.FUSIONS:
-            together, _ = class_maps(model, images, target=1, method="layercam", layers=names, fuse=how)
-            each = [class_maps(model, images, target=1, method="layercam", layers=[name])[0] for name in names]
+        for how in FUSIONS:
+            together, _ = class_maps(model, images, target=1, kind=MapKind("layercam", tuple(names), how))
+            each = [class_maps(model, images, target=1, kind=MapKind("layercam", (name,)))[0] for name in names]
             torch.testing.assert_close(together, fuse_maps(each, how=how))
             assert together.shape == (2, 12, 12)
 

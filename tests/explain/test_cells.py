@@ -6,6 +6,7 @@ import torch
 
 from sscl.explain.cam import class_maps
 from sscl.explain.cells import map_cells
+from sscl.explain.kinds import MapKind
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
 
@@ -30,9 +31,9 @@ def test_cells_are_those_of_the_maps_and_the_layer_named_has_more() -> None:
         assert class_maps(model, tile, target=0)[0].shape == (1, cells.rows, cells.columns)
         assert cells.finer is not None
         layer, side = cells.finer
-        assert class_maps(model, tile, target=0, layers=[layer])[0].shape == (1, side, side)
+        assert class_maps(model, tile, target=0, kind=MapKind(layers=(layer,)))[0].shape == (1, side, side)
         assert side > cells.rows
-        of_layer = map_cells(model, size_px=size_px, layers=[layer])
+        of_layer = map_cells(model, size_px=size_px, kind=MapKind(layers=(layer,)))
         assert (of_layer.rows, of_layer.columns) == (side, side)
 
 

@@ -26,9 +26,10 @@ from sscl.evaluate.metrics import shown_classes, shown_of
 from sscl.explain import boxes, cam
 from sscl.explain.cells import map_cells
 from sscl.explain.checks import DRAWS, checks_text, completeness_text, localisation_table
+from sscl.explain.choice import chosen_maps
 from sscl.explain.explainer import Explainer, check, localise, random_classifier
 from sscl.explain.heatmaps import Heatmap
-from sscl.explain.targets import describe_layer, describe_target, resolve_target
+from sscl.explain.targets import describe_target
 from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import inference_precision, load_classifier, with_classes_of
 from sscl.models.pixels import normalisation
@@ -54,7 +55,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     model, trained = load_classifier(config.checkpoint, device=device)
     precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
     classes = trained.classes
-    target = resolve_target(config.target, classes)
+    target, kind = chosen_maps(config, classes, model)
+    config = config.model_copy(update={"layer": kind.layers})  # what is written says which layer it was
     choice = lineage.choose(trained, config.data, split=config.split)
     data = choice.data
     there = run_of(config.checkpoint)
@@ -62,16 +64,16 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     out = Path(config.out) if config.out is not None else own
     inputs = {"data.root": data.root, "images": config.images}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as unfinished:
-        if config.layer:  # a wrong name is reported before the tiles are read
-            empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
-            cam.class_maps(model, empty, target=0, method=config.method, layers=config.layer, fuse=config.fuse)
+        # A wrong layer, or a method that the encoder does not have, is reported before the tiles are read.
+        empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
+        cam.class_maps(model, empty, target=0, kind=kind)
         tiles = load_explained_tiles(config, choice, classes)
         for note in unfinished_notes(config.checkpoint):
             print(f"note: {note}")
         print(f"device: {describe_device(device)}, precision {precision}")
         tune(device)
         store = place_store(tiles.images, device=device, budget_gb=data.device_budget_gb)
-        explainer = Explainer(tiles, store, target, *normalisation(trained, device), precision, config)
+        explainer = Explainer(tiles, store, target, kind, *normalisation(trained, device), precision, config)
 
         logits = explainer.logits(model)
         probabilities = calibration.softmax(logits, temperature=trained.fitted.temperature)  # (N, K)
@@ -102,10 +104,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
             write_record(unfinished / "localisation.json", localised)
             files.append("localisation.json")
         if checked is not None:
-            method = cam.METHODS[config.method]
-            files += write_checks(
-                checked, out=unfinished, title=f"{method} of {describe_layer(config.layer, config.fuse)}"
-            )
+            files += write_checks(checked, out=unfinished, title=str(kind))
 
     if config.images is None:
         print(describe_tiles(data, tiles, split=choice.split))
@@ -114,7 +113,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     left_out = shown_of(len(tiles.classes), others="name others with ids=[...]")
     if left_out and config.images is None and not config.ids:
         print(wrapped(f"tiles of {left_out}"))
-    print(wrapped(str(map_cells(model, size_px=data.size_px, layers=config.layer))))
+    print(wrapped(str(map_cells(model, size_px=data.size_px, kind=kind))))
     for line in summary(found, maps, size_px=data.size_px, threshold=config.threshold, synthetic=synthetic):
         print(wrapped(line))
     if localised is not None:
@@ -200,9 +199,7 @@ def draw_tile(
     predicted = int(probabilities.argmax())
     truth = classes[tiles.labels[row]] if tiles.labels[row] >= 0 else "unknown"
     probability = float(probabilities[predicted])
-    shown = describe_target(
-        explainer.target, classes, probabilities, method=config.method, layers=config.layer, fuse=config.fuse
-    )
+    shown = describe_target(explainer.target, classes, probabilities, kind=explainer.kind)
     title = f"{tiles.ids[row]}{', a synthetic tile' if synthetic else ''}"
     seen, said = shortened(truth, 60), shortened(classes[predicted], 60)
     title += f"\ntrue {seen}, predicted {said} ({probability:.2f}); map of {shown}"
@@ -212,8 +209,7 @@ def draw_tile(
         title=title,
         out=out,
         name=name,
-        method=config.method,
-        layers=config.layer,
+        kind=explainer.kind,
     )
     return [
         *(name, tiles.ids[row], truth, classes[predicted], f"{probability:.6f}", "no" if box is None else "yes"),

@@ -121,6 +121,8 @@ def explainer(model: api.Model, config: PredictConfig) -> Callable[..., Explanat
         method=maps.method,
         layers=maps.layer,
         fuse=maps.fuse,
+        gamma=maps.gamma,
+        references=maps.references,
         threshold=maps.threshold,
         fit=config.fit,
     )
@@ -198,8 +200,7 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
                     title=title,
                     out=folder,
                     name=picture,
-                    method=config.gradcam.method,
-                    layers=config.gradcam.layer,
+                    kind=explained.kind,
                 )
                 rows.append(
                     [

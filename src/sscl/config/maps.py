@@ -22,18 +22,35 @@ class MapConfig(Section):
         "class; auto = difference",
         common=True,
     )
-    method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam"] = setting(
-        "gradcam", "method of the heatmaps", common=True
+    gamma: float = setting(
+        1.0,
+        "weight of the next likely class in target=difference: 1 = the margin between the two; below it what they "
+        "share counts in part (Finer-CAM: 0.6)",
+        ge=0,
+        le=2,
+    )
+    references: int = setting(
+        1, "how many next likely classes target=difference compares with, by the mean of their logits", ge=1, le=1000
+    )
+    method: Literal["gradcam", "gradcam++", "layercam", "hirescam", "eigencam", "legrad", "rollout", "gradrollout"] = (
+        setting(
+            "gradcam",
+            "method of the heatmaps; legrad, rollout (the same for every class) and gradrollout need a transformer",
+            common=True,
+        )
     )
     layer: Annotated[
         tuple[str, ...],
         BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else (v,) if isinstance(v, str) else v),
     ] = setting(
         (),
-        "layer to explain, as in encoder.layer3.1, or [a, b, ...] to fuse several; empty = the last features",
+        "layer to explain, as in encoder.layer3.1, or [a, b, ...] to fuse several; empty = the last features, with a "
+        "class token what enters the last block, of legrad all blocks",
         common=True,
     )
-    fuse: Literal["max", "mean"] = setting("max", "how the heatmaps of several layers are fused")
+    fuse: Literal["max", "mean", "sum"] = setting(
+        "max", "how the heatmaps of several layers are fused; sum adds them as they are; legrad always takes their mean"
+    )
     threshold: float = setting(
         BOX_THRESHOLD, "boxes enclose values above this fraction of the heatmap's maximum", gt=0, lt=1, common=True
     )

@@ -15,20 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sscl.device import sum_dtype
+from sscl.explain.attention import attention_maps
 from sscl.explain.boxes import MIN_EVIDENCE, ROUNDING
-from sscl.explain.layers import layer_features
+from sscl.explain.choice import of_model
+from sscl.explain.kinds import FUSIONS, GRADCAM, OF_ATTENTION, MapKind, check_name
+from sscl.explain.layers import grid_of, layer_features
 from sscl.explain.targets import AnyTarget, score_of, target_classes
-from sscl.words import nearest
-
-METHODS = {
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "layercam": "LayerCAM",
-    "hirescam": "HiResCAM",
-    "eigencam": "EigenCAM",
-}
-COMPLETE = ("gradcam", "hirescam")  # their maps of the last features sum to the score, see `unexplained`
-FUSIONS = ("max", "mean")
 
 
 class CamModel(Protocol):
@@ -36,11 +28,9 @@ class CamModel(Protocol):
 
     training: bool
 
-    def forward_features(self, x: Tensor, /) -> Tensor: ...  # (B, 3, H, W) -> (B, C, h, w), or tokens (B, L, C)
+    def forward_features(self, x: Tensor, /) -> Tensor: ...  # (B, 3, H, W) -> (B, C, h, w), or tokens (B, N, C)
 
     def forward_head(self, maps: Tensor, /) -> Tensor: ...  # of either -> (B, K)
-
-    def grid(self, features: Tensor, /) -> Tensor: ...  # of tokens, or their gradient -> (B, C, h, w)
 
 
 def grad_cam(model: CamModel, images: Tensor, *, target: AnyTarget) -> tuple[Tensor, Tensor]:
@@ -53,9 +43,7 @@ def class_maps(
     images: Tensor,
     *,
     target: AnyTarget,
-    method: str = "gradcam",
-    layers: Sequence[str] = (),
-    fuse: str = "max",
+    kind: MapKind = GRADCAM,
 ) -> tuple[Tensor, Tensor]:
     """Return raw maps (B, h, w), before ReLU and scaling, and the logits (B, K).
 
@@ -63,7 +51,8 @@ def class_maps(
     input. For named layers the graph begins at the first of them. No hook stays, no `.grad` is left behind, and it
     works on frozen parameters and inside `torch.no_grad`.
 
-    With A the features and G the score's gradient, both (C, h, w), a cell of the map is
+    Methods of OF_ATTENTION are explained at `attention`. For the others, with A the features and G the score's
+    gradient, both (C, h, w), a cell of the map is
 
     - gradcam: sum over C of A x mean(G) (Selvaraju et al., arXiv:1610.02391, Eq. 1 and 2);
     - gradcam++: sum of A x sum(ReLU(G) / (2 + sum(A) G)), sums over cells (Chattopadhay et al., arXiv:1710.11063,
@@ -81,42 +70,44 @@ def class_maps(
         target: what is explained, see `targets.target_classes`. With two classes prefer (a, b) or DIFFERENCE: adding
             one vector to both rows of the head changes neither a probability nor this map, but it changes the map of
             a single class.
-        method: one of METHODS.
-        layers: modules of the model by name, such as encoder.layer3.1; empty = the last feature map. The maps of
-            several are fused, see `fuse_maps`, and are no longer in logits.
-        fuse: one of FUSIONS.
+        kind: how. Without layers it is the last feature map, or, where the feature is a transformer's class token, what
+            enters the last block's attention (`choice.of_model`). The maps of several layers are fused, see
+            `fuse_maps`, and are no longer in logits.
 
     Raises:
-        ValueError: the model is in training mode; the target names no class; an unknown method, fusion or layer; or a
-            layer without a map.
+        ValueError: the model is in training mode; the target names no class; an unknown layer, one without a map, or
+            one whose map cannot matter; or a method that the model does not have.
     """
-    _check_name("method", method, tuple(METHODS))
-    _check_name("fuse", fuse, FUSIONS)
+    kind = of_model(kind, model)
     if model.training:
         raise ValueError("model: is in training mode, where tiles affect each other's maps; call model.eval() first")
     with torch.inference_mode(False), torch.enable_grad():
         images = images.contiguous(memory_format=torch.channels_last)  # the convolutions' faster order
-        if layers:
-            features, logits = layer_features(cast(nn.Module, model), images, layers)
+        if kind.method in OF_ATTENTION:
+            return attention_maps(cast(nn.Module, model), images, target=target, kind=kind)
+        if kind.layers:
+            features, logits = layer_features(cast(nn.Module, model), images, kind.layers)
         else:
             features, logits = _last_features(model, images)
         gradients: Sequence[Tensor | None] = [None] * len(features)
-        if method != "eigencam":
-            score = score_of(logits, target_classes(logits.detach(), target))
+        if kind.method != "eigencam":
+            score = score_of(logits, target_classes(logits.detach(), target), gamma=kind.gamma)
             gradients = torch.autograd.grad(score.sum(), features, allow_unused=True)
-    pairs = [(A.detach(), torch.zeros_like(A) if G is None else G) for A, G in zip(features, gradients, strict=True)]
-    if not layers and features[0].ndim == 3:  # tokens
-        pairs = [(model.grid(A), model.grid(G)) for A, G in pairs]
-    maps = [_map(A, G, method=method) for A, G in pairs]
-    return (maps[0] if len(maps) == 1 else fuse_maps(maps, how=fuse)), logits.detach()
+            _check_matters(model, kind.layers, gradients)
+    maps = [
+        _map(
+            grid_of(model, A.detach()),
+            grid_of(model, torch.zeros_like(A) if G is None else G),
+            method=kind.method,
+        )
+        for A, G in zip(features, gradients, strict=True)
+    ]
+    return (maps[0] if len(maps) == 1 else fuse_maps(maps, how=kind.fuse)), logits.detach()
 
 
-def in_logits(method: str, layers: Sequence[str]) -> bool:
-    """Return whether the cells of a map are logits, which sum to the score for a model that ends in a linear layer."""
-    return method in COMPLETE and not layers
-
-
-def unexplained(maps: Tensor, logits: Tensor, *, bias: Tensor, target: AnyTarget) -> tuple[Tensor, Tensor]:
+def unexplained(
+    maps: Tensor, logits: Tensor, *, bias: Tensor, target: AnyTarget, gamma: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return each image's score without its bias, and by how much the sum of its map misses it, (B,) each, float64.
 
     For a model that ends in global average pooling and a linear layer, maps of the last features by the methods of
@@ -125,39 +116,44 @@ def unexplained(maps: Tensor, logits: Tensor, *, bias: Tensor, target: AnyTarget
     Args:
         maps, logits: from `class_maps`, not enlarged.
         bias: of the linear layer, (K,).
-        target: as given to `class_maps`.
+        target, gamma: as given to `class_maps`.
 
     Source: Draelos & Carin, arXiv:2011.08891, sec. 3.
     """
     named = target_classes(logits, target)  # of the logits as they are: without the bias another class may lead
     exact = sum_dtype(logits.device)
-    score = score_of(logits.to(exact) - bias.detach().to(exact), named)
+    score = score_of(logits.to(exact) - bias.detach().to(exact), named, gamma=gamma)
     return score, maps.to(exact).sum(dim=(1, 2)) - score
 
 
 def fuse_maps(maps: Sequence[Tensor], *, how: str = "max") -> Tensor:
     """Return one map, (B, h, w) as large as the largest, of the maps of several layers, (B, h_i, w_i) each.
 
-    Each map is reduced to its positive part over its maximum, zeros without evidence. `max`: the largest
-    tanh(2 x map) (Jiang et al., doi 10.1109/TIP.2021.3089943, Eq. 9; they exempt the last stage from the tanh, torchcam
-    does not, and neither do we: all layers count equally). `mean`: the mean (as the package grad-cam does).
+    `sum` adds the raw maps, which keeps signs and units. For the others each map is reduced to its positive part over
+    its maximum, zeros without evidence. `max`: the largest tanh(2 x map) (Jiang et al., doi
+    10.1109/TIP.2021.3089943, Eq. 9; they exempt the last stage from the tanh, torchcam does not, and neither do we: all
+    layers count equally). `mean`: the mean (as the package grad-cam does).
 
     Raises:
         ValueError: no map, or an unknown way.
     """
-    _check_name("fuse", how, FUSIONS)
+    check_name("fuse", how, FUSIONS)
     if not maps:
         raise ValueError("maps: got none, must be at least one")
     size = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
-    fused = []
-    for raw in maps:
-        peak, largest = raw.amax((1, 2), keepdim=True), raw.abs().amax((1, 2), keepdim=True)
-        evident = (peak >= MIN_EVIDENCE) & (peak > ROUNDING * largest)
-        unit = torch.where(evident, raw.clamp_min(0) / peak, 0.0)
-        unit = torch.tanh(2 * unit) if how == "max" else unit
-        fused.append(F.interpolate(unit[:, None], size=size, mode="bilinear", align_corners=False)[:, 0])
-    stack = torch.stack(fused)
-    return stack.amax(0) if how == "max" else stack.mean(0)
+    parts = list(maps) if how == "sum" else [_unit(raw) for raw in maps]
+    parts = [torch.tanh(2 * part) for part in parts] if how == "max" else parts
+    stack = torch.stack(
+        [F.interpolate(part[:, None], size=size, mode="bilinear", align_corners=False)[:, 0] for part in parts]
+    )
+    return stack.amax(0) if how == "max" else stack.mean(0) if how == "mean" else stack.sum(0)
+
+
+def _unit(raw: Tensor) -> Tensor:
+    """Return the positive part of maps over their maximum, zeros where there is no evidence."""
+    peak, largest = raw.amax((1, 2), keepdim=True), raw.abs().amax((1, 2), keepdim=True)
+    evident = (peak >= MIN_EVIDENCE) & (peak > ROUNDING * largest)
+    return torch.where(evident, raw.clamp_min(0) / peak, 0.0)
 
 
 def upsample(maps: Tensor, *, size_px: int) -> Tensor:
@@ -172,6 +168,15 @@ def _last_features(model: CamModel, images: Tensor) -> tuple[list[Tensor], Tenso
         features = model.forward_features(images).detach()
     features.requires_grad_(True)
     return [features], model.forward_head(features)
+
+
+def _check_matters(model: CamModel, layers: Sequence[str], gradients: Sequence[Tensor | None]) -> None:
+    """Raise ValueError if the patch tokens of a layer do not lead to the score: its map would be zero everywhere."""
+    for name, gradient in zip(layers or ("the last features",), gradients, strict=True):
+        if gradient is None or (gradient.ndim == 3 and not grid_of(model, gradient).any()):
+            raise ValueError(
+                f"layer: nothing in the map of {name} leads to the score; name an earlier layer, or leave it out"
+            )
 
 
 def _map(features: Tensor, gradient: Tensor, *, method: str) -> Tensor:
@@ -194,8 +199,3 @@ def _map(features: Tensor, gradient: Tensor, *, method: str) -> Tensor:
     found = (cells @ first[:, :, None])[:, :, 0]
     sign = torch.where(found.amax(1) >= -found.amin(1), 1.0, -1.0).to(dtype)
     return (sign[:, None] * found).view(len(found), *features.shape[2:])
-
-
-def _check_name(key: str, name: str, allowed: Sequence[str]) -> None:
-    if name not in allowed:
-        raise ValueError(f"{key}: got {name!r}, {nearest(name, allowed)}")

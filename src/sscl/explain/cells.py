@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sscl.explain.layers import layer_features
+from sscl.explain.kinds import GRADCAM, MapKind
+from sscl.explain.layers import blocks_of, grid_of, layer_features
 from sscl.models.encoders import ResNet
 from sscl.models.heads import Classifier
 
@@ -24,7 +25,7 @@ class MapCells:
     Attributes:
         rows, columns: of cells. size_px: side of the tile.
         finer: the last block whose output has more cells, and how many a side, ("encoder.layer3", 4); None if none has.
-        strided: whether `model.output_stride=16` would give twice as many a side.
+        strided: whether `model.output_stride=16` would give twice as many a side. patches: whether cells are patches.
     """
 
     rows: int
@@ -32,6 +33,7 @@ class MapCells:
     size_px: int
     finer: tuple[str, int] | None
     strided: bool
+    patches: bool = False
 
     @property
     def coarse(self) -> bool:
@@ -47,10 +49,11 @@ class MapCells:
             [] if self.finer is None else [f"gradcam layer={self.finer[0]} ({self.finer[1]} x {self.finer[1]} cells)"]
         )
         ways += ["training with a larger data.size_px", *(["model.output_stride=16"] if self.strided else [])]
+        ways += ["an encoder of smaller patches"] if self.patches else []
         return f"{said}, which is coarse; finer: {', or '.join(ways)}"
 
 
-def map_cells(model: Classifier, *, size_px: int, layers: Sequence[str] = ()) -> MapCells:
+def map_cells(model: Classifier, *, size_px: int, kind: MapKind = GRADCAM) -> MapCells:
     """Return the cells of the maps of a model's last features, or of named layers (of several the finest).
 
     One blank tile passes through the model in evaluation mode, which changes nothing of it.
@@ -74,9 +77,9 @@ def map_cells(model: Classifier, *, size_px: int, layers: Sequence[str] = ()) ->
         for name, module in _blocks(model):
             stack.callback(module.register_forward_hook(keep(name)).remove)
         with torch.no_grad():
-            rows, columns = map(int, model.grid(model.forward_features(blank)).shape[2:])
-    if layers:
-        shapes = [tuple(map(int, found.shape[2:])) for found in layer_features(model, blank, layers)[0]]
+            rows, columns = map(int, grid_of(model, model.forward_features(blank)).shape[2:])
+    if kind.layers:
+        shapes = [tuple(map(int, grid_of(model, of).shape[2:])) for of in layer_features(model, blank, kind.layers)[0]]
         rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
     finer = next((name for name, side in reversed(sides.items()) if side[0] > rows and side[1] > columns), None)
     return MapCells(
@@ -84,7 +87,8 @@ def map_cells(model: Classifier, *, size_px: int, layers: Sequence[str] = ()) ->
         columns=columns,
         size_px=size_px,
         finer=None if finer is None else (finer, sides[finer][1]),
-        strided=not layers and isinstance(model.encoder, ResNet) and model.encoder.output_stride == 32,
+        strided=not kind.layers and isinstance(model.encoder, ResNet) and model.encoder.output_stride == 32,
+        patches=bool(blocks_of(model)),
     )
 
 

@@ -22,6 +22,7 @@ from sscl.data.tiles import Tiles, TileStore
 from sscl.explain import box_checks, boxes, cam
 from sscl.explain.checks import check_maps
 from sscl.explain.heatmaps import Heatmap, heatmaps
+from sscl.explain.kinds import MapKind
 from sscl.explain.records import HitRates, Localisation, MapChecks
 from sscl.explain.targets import Target, target_classes
 from sscl.models import features
@@ -41,6 +42,7 @@ class Explainer:
     tiles: Tiles
     store: TileStore
     target: Target
+    kind: MapKind
     mean: torch.Tensor
     std: torch.Tensor
     precision: str
@@ -61,9 +63,7 @@ class Explainer:
             target=self.target if logits is None else target_classes(logits[torch.from_numpy(rows)], self.target),
             mean=self.mean,
             std=self.std,
-            method=self.config.method,
-            layers=self.config.layer,
-            fuse=self.config.fuse,
+            kind=self.kind,
             batch_size=self.config.batch_size,
             progress=self.bar(name),
         )
@@ -131,15 +131,7 @@ def check(
     config = explainer.config
 
     def explain(of: torch.nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        maps, _ = cam.class_maps(
-            cast(Classifier, of),
-            images,
-            target=classes,
-            method=config.method,
-            layers=config.layer,
-            fuse=config.fuse,
-        )
-        return maps
+        return cam.class_maps(cast(Classifier, of), images, target=classes, kind=explainer.kind)[0]
 
     drawn = np.random.default_rng(config.random_seed).permutation(len(logits))[: config.check_tiles]
     rows = torch.from_numpy(np.sort(drawn))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from sscl import augment
 from sscl.data.tiles import TileStore
 from sscl.device import Later
 from sscl.explain import cam
+from sscl.explain.choice import of_model
+from sscl.explain.kinds import GRADCAM, MapKind
 from sscl.explain.targets import AnyTarget
 from sscl.models import features
 from sscl.models.heads import Classifier
@@ -49,9 +51,7 @@ def heatmaps(
     target: AnyTarget,
     mean: torch.Tensor,
     std: torch.Tensor,
-    method: str = "gradcam",
-    layers: Sequence[str] = (),
-    fuse: str = "max",
+    kind: MapKind = GRADCAM,
     batch_size: int = 32,
     progress: str | None = None,
 ) -> Iterator[Heatmap]:
@@ -59,13 +59,11 @@ def heatmaps(
 
     Args:
         target: see `cam.class_maps`; of a tensor, a row for each of `rows`.
-        mean, std, method, layers, fuse: see `heatmaps_of_batches`. progress: name of a bar, or None.
+        mean, std, kind: see `heatmaps_of_batches`. progress: name of a bar, or None.
     """
     batches = features.batches(store, rows, batch_size=batch_size, progress=progress)
     parts = torch.split(target, batch_size) if isinstance(target, torch.Tensor) else itertools.repeat(target)
-    yield from heatmaps_of_batches(
-        model, zip(batches, parts, strict=False), mean=mean, std=std, method=method, layers=layers, fuse=fuse
-    )
+    yield from heatmaps_of_batches(model, zip(batches, parts, strict=False), mean=mean, std=std, kind=kind)
 
 
 def heatmaps_of_batches(
@@ -74,26 +72,28 @@ def heatmaps_of_batches(
     *,
     mean: torch.Tensor,
     std: torch.Tensor,
-    method: str = "gradcam",
-    layers: Sequence[str] = (),
-    fuse: str = "max",
+    kind: MapKind = GRADCAM,
 ) -> Iterator[Heatmap]:
     """Yield the heatmap of each tile of the batches; those of a batch arrive while the next is computed.
 
     Args:
         batches: tiles, uint8 (B, S, S, 3) on the model's device, and their target, see `cam.class_maps`.
-        mean, std: (3,). method, layers, fuse: see `cam.class_maps`.
+        mean, std: (3,). kind: how the maps are made.
 
     Maps are computed in float32 also where predictions are not: in bf16 each feature has 8 bits, and a map of the
     difference of two logits is what remains when large parts of both cancel.
     """
-    complete = cam.in_logits(method, layers)
+    kind = of_model(kind, model)
     coming: deque[_Started] = deque()
     for images, target in batches:
         x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
-        raw, logits = cam.class_maps(model, x, target=target, method=method, layers=layers, fuse=fuse)
+        raw, logits = cam.class_maps(model, x, target=target, kind=kind)
         large = cam.upsample(raw, size_px=x.shape[-1]).float()
-        sums = cam.unexplained(raw, logits, bias=model.head.bias, target=target) if complete else ()
+        sums = (
+            cam.unexplained(raw, logits, bias=model.head.bias, target=target, gamma=kind.gamma)
+            if kind.in_logits
+            else ()
+        )
         coming.append(_Started(*map(Later, (raw.float(), large, logits.argmax(1), *sums))))
         if len(coming) > 1:
             yield from coming.popleft().heatmaps()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from sscl.explain.boxes import Box, Corners, normalise
-from sscl.explain.cam import METHODS, in_logits
+from sscl.explain.kinds import METHODS, MapKind
 from sscl.plots.base import ByteArray, FloatArray
 from sscl.plots.sheets import plot_cam_panel, write_image
 
@@ -93,23 +92,22 @@ def draw_tile(
     title: str,
     out: Path,
     name: str,
-    method: str,
-    layers: Sequence[str],
+    kind: MapKind,
 ) -> None:
     """Write the panel, and the heatmap and the box alone, of one tile: NAME_panel.png, _heatmap.png, _box.png.
 
     Args:
         image: the tile, uint8 (H, W, 3). raw: its map, (H, W), before ReLU and scaling. box: of that map.
-        title: above the panel. out, name: where. method, layers: see `class_maps`.
+        title: above the panel. out, name: where. kind: how it was made.
     """
     image = np.array(image)
     heat, boxed = overlay(image, normalise(raw)), draw_box(image, box)
-    peak = f"{raw.max():.2g} logits per cell" if in_logits(method, layers) else f"peak {raw.max():.2g}, without a unit"
+    peak = f"{raw.max():.2g} logits per cell" if kind.in_logits else f"peak {raw.max():.2g}, without a unit"
     plot_cam_panel(
         *(image, heat, boxed),
         title=title,
         path=out / f"{name}_panel.png",
-        method=METHODS[method],
+        method=METHODS[kind.method],
         scale=None if box is None else (_colour_scale(), peak),
     )
     write_image(heat, path=out / f"{name}_heatmap.png")

@@ -24,6 +24,7 @@ from sscl.evaluate.metrics import MANY_CLASSES, FloatArray, IntArray
 from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.boxes import Box, find_box, normalise, remark, remarks
 from sscl.explain.heatmaps import heatmaps
+from sscl.explain.kinds import GRADCAM, MapKind
 from sscl.explain.targets import Target
 from sscl.models.heads import Classifier
 from sscl.plots import cam as cam_plots
@@ -121,16 +122,14 @@ def heats(
     mean: torch.Tensor,
     std: torch.Tensor,
     threshold: float,
-    method: str = "gradcam",
-    layers: Sequence[str] = (),
-    fuse: str = "max",
+    kind: MapKind = GRADCAM,
     batch_size: int = 32,
     progress: str | None = None,
 ) -> Iterator[Heat]:
     """Yield the map of each tile at `rows` and its box, found on the map enlarged to the tile, as `sscl gradcam` does.
 
     Args:
-        target, method, layers, fuse: see `cam.class_maps`. mean, std: (3,). threshold: of the box.
+        target, kind: see `cam.class_maps`. mean, std: (3,). threshold: of the box.
     """
     found = heatmaps(
         model,
@@ -139,9 +138,7 @@ def heats(
         target=target,
         mean=mean,
         std=std,
-        method=method,
-        layers=layers,
-        fuse=fuse,
+        kind=kind,
         batch_size=batch_size,
         progress=progress,
     )

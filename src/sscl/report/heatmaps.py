@@ -6,19 +6,13 @@ from collections.abc import Sequence
 
 from sscl.config import GradcamConfig
 from sscl.evaluate.verdicts import Outcome
-from sscl.explain.cam import METHODS
+from sscl.explain.kinds import WHATEVER_CLASS, MapKind
 from sscl.explain.records import BoxSensitivity, DeletionInsertion, Localisation, MapChecks, Randomisation
-from sscl.explain.targets import describe_layer
+from sscl.explain.targets import difference_in_words
 from sscl.plots import checks as check_plots
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, interval, number
 from sscl.words import count
-
-TARGETS = {
-    "auto": "logit of the predicted class minus that of the next likely one",
-    "difference": "logit of the predicted class minus that of the next likely one",
-    "predicted": "logit of the predicted class",
-}
 
 
 def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, localised: Localisation | None) -> Section:
@@ -27,9 +21,10 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
     Args:
         config: of `sscl gradcam`. checks, localised: what it wrote; None = it did not.
     """
+    kind = MapKind(config.method, tuple(config.layer), config.fuse, config.gamma)
     facts = {
-        "method": f"{METHODS[config.method]} of {describe_layer(config.layer, config.fuse)}",
-        "target": TARGETS.get(config.target) or config.target,
+        "method": str(kind),
+        "target": WHATEVER_CLASS.get(kind.method) or _target(config),
         "box": f"region around the maximum, above {config.threshold:.0%} of it",
     }
     found: list[Block] = [blocks.facts(facts)]
@@ -54,6 +49,12 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
             )
         )
     return blocks.section(name, "Heatmaps", found, hint="how they are made, and what their checks found")
+
+
+def _target(config: GradcamConfig) -> str:
+    if config.target in ("auto", "difference"):
+        return difference_in_words(references=config.references, gamma=config.gamma)
+    return "logit of the predicted class" if config.target == "predicted" else config.target
 
 
 def _brackets(pair: Sequence[float] | None) -> str:

@@ -18,7 +18,8 @@ from sscl.data.tiles import UNLABELLED, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.predictions import TilePredictions, class_probabilities
 from sscl.explain.cells import map_cells
-from sscl.explain.targets import describe_targets, resolve_target
+from sscl.explain.choice import chosen_maps
+from sscl.explain.targets import describe_targets
 from sscl.models.classifier import load_classifier
 from sscl.models.pixels import normalisation
 from sscl.records import Record, read_record
@@ -213,7 +214,7 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         pixels.append(batch.images.copy() if stain == "none" else normalise_stain(batch.images, method=stain))
         regions += batch.regions
     images = np.concatenate(pixels)
-    target = resolve_target(settings.target, of.summary.classes)
+    target, kind = chosen_maps(settings, of.summary.classes, model)
     mean, std = normalisation(trained, device)
     tune(device)
     heats = gallery.heats(
@@ -224,9 +225,7 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         mean=mean,
         std=std,
         threshold=settings.threshold,
-        method=settings.method,
-        layers=settings.layer,
-        fuse=settings.fuse,
+        kind=kind,
         batch_size=config.batch_size,
         progress="heatmaps" if config.progress else None,
     )
@@ -238,7 +237,7 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
     chosen = f"{gallery.limit_in_words(config.tiles)}the {len(order):,} least confident of" if cut else "all"
     notes = [
         f"{chosen} {count(of.summary.tiles, 'tile')}, none with a known class",
-        *map_notes(settings, None, cells=map_cells(model, size_px=of.summary.size_px, layers=settings.layer)),
+        *map_notes(kind, None, cells=map_cells(model, size_px=of.summary.size_px, kind=kind)),
     ]
     return gallery.build(
         of.found,
@@ -246,7 +245,7 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
         pictures=pictures,
         heats=heats,
         size_px=of.summary.size_px,
-        target=describe_targets(target, of.summary.classes, method=settings.method),
+        target=describe_targets(target, of.summary.classes, kind=kind),
         threshold=settings.threshold,
         decided_from=of.summary.decide_from,
         notes=notes,

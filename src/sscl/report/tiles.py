@@ -11,10 +11,11 @@ from sscl.data.tiles import UNLABELLED, Tiles, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.verdicts import Outcome
-from sscl.explain.cam import METHODS
 from sscl.explain.cells import MapCells, map_cells
+from sscl.explain.choice import chosen_maps
+from sscl.explain.kinds import MapKind
 from sscl.explain.records import MapChecks
-from sscl.explain.targets import describe_layer, describe_targets, resolve_target
+from sscl.explain.targets import describe_targets
 from sscl.models.classifier import load_classifier, with_classes_of
 from sscl.models.pixels import normalisation
 from sscl.report import gallery
@@ -49,7 +50,7 @@ def build_gallery(
     evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
     if evaluated.fingerprint != subject.report.data_fingerprint:
         caveats.append(f"the tiles in {data.root} differ from the evaluated ones (another fingerprint)")
-    target = resolve_target(settings.target, subject.found.classes)
+    target, kind = chosen_maps(settings, subject.found.classes, model)
     mean, std = normalisation(trained, device)
     files = [tile_file(data, tiles.ids[row]) for row in rows]
     paths = [path for path in files if path is not None]
@@ -64,9 +65,7 @@ def build_gallery(
             mean=mean,
             std=std,
             threshold=settings.threshold,
-            method=settings.method,
-            layers=settings.layer,
-            fuse=settings.fuse,
+            kind=kind,
             batch_size=config.batch_size,
             progress="heatmaps" if config.progress else None,
         )
@@ -82,7 +81,7 @@ def build_gallery(
         how,
         *([SAID] if subject.report.synthetic else []),
         *picture_notes(data, from_files=whole),
-        *map_notes(settings, checks, cells=map_cells(model, size_px=data.size_px, layers=settings.layer)),
+        *map_notes(kind, checks, cells=map_cells(model, size_px=data.size_px, kind=kind)),
     ]
     return gallery.build(
         subject.found,
@@ -90,7 +89,7 @@ def build_gallery(
         pictures=gallery.pictures_of_files(paths, fit=data.fit) if whole else gallery.pictures_of_pixels(pixels),
         heats=heats,
         size_px=data.size_px,
-        target=describe_targets(target, subject.found.classes, method=settings.method),
+        target=describe_targets(target, subject.found.classes, kind=kind),
         threshold=settings.threshold,
         decided_from=subject.decided_from,
         notes=notes,
@@ -127,9 +126,9 @@ def picture_notes(data: DataConfig, *, from_files: bool) -> list[str]:
     return [f"images are the original files, up to {gallery.SIDE_PX} px; the classifier sees {data.size_px} px{stain}"]
 
 
-def map_notes(settings: GradcamConfig, checks: MapChecks | None, *, cells: MapCells) -> list[str]:
+def map_notes(kind: MapKind, checks: MapChecks | None, *, cells: MapCells) -> list[str]:
     """Return what a reader must know about the maps."""
-    said = [f"maps: {METHODS[settings.method]} of {describe_layer(settings.layer, settings.fuse)}"]
+    said = [f"maps: {kind}"]
     said += [str(cells)] if cells.coarse else []
     if checks is None:
         return [*said, "these maps were not checked (run sscl gradcam with checks=true)"]
