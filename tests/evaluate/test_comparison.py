@@ -259,8 +259,8 @@ def test_verdict_names_the_better_one_only_where_the_interval_leaves_zero_out() 
     def said(low: float, high: float, metric: str = "accuracy") -> str:
         return verdict((low, high), metric=metric, row="new", reference="old")
 
-    assert said(-0.02, 0.04) == said(0, 0.06) == said(-0.06, 0) == said(0, 0) == EQUAL
-    assert said(-0.1, 0.2) == said(0, 0.2) == said(-0.2, 0) == said(-1, 1, "loss") == INCONCLUSIVE
+    assert said(-0.02, 0.04) == said(0, 0.05) == said(-0.05, 0) == said(0, 0) == EQUAL
+    assert said(0, 0.06) == said(-0.06, 0) == said(-0.1, 0.2) == said(-0.2, 0) == said(-1, 1, "loss") == INCONCLUSIVE
     assert said(0.01, 0.2) == said(-0.2, -0.01, "loss") == "new is better"
     assert said(-0.2, -0.01) == said(0.01, 0.2, "loss") == "old is better"
     assert verdict(None, metric="accuracy", row="new", reference="old") == UNDETERMINED

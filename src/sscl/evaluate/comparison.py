@@ -29,8 +29,8 @@ EQUAL, INCONCLUSIVE = "indistinguishable", "inconclusive"
 UNDETERMINED = "undetermined: too few slides, or tiles of a class"
 PUBLISHED = "a difference from a published value is meaningful only on the data and split of that publication"
 WORDS = (
-    f'"{EQUAL}": the interval holds 0, and a difference of {verdicts.DIFFERENCE:g} would show in '
-    f'{100 * verdicts.POWER:.0f}% of such samples; "{INCONCLUSIVE}": it holds 0, and such a difference may be missed'
+    f'"{EQUAL}": the interval holds 0 and lies within ±{verdicts.DIFFERENCE:g}; "{INCONCLUSIVE}": it holds 0, and '
+    "greater differences too"
 )
 ONE_RUN = "one run a row: other seeds may differ by as much; the intervals are over the tiles alone"
 
@@ -206,13 +206,13 @@ def _check_pairs(rows: Mapping[str, Sequence[TilePredictions]]) -> TilePredictio
 def verdict(interval: Interval | None, *, metric: str, row: str, reference: str) -> str:
     """Return which of the two is better by the interval of row - reference.
 
-    Where it holds 0: EQUAL, or INCONCLUSIVE if a difference of `verdicts.DIFFERENCE` might be missed.
+    Where it holds 0: EQUAL if all of it is within `verdicts.DIFFERENCE`, else INCONCLUSIVE.
     """
     if interval is None:
         return UNDETERMINED
     low, high = interval
     if low <= 0 <= high:
-        return EQUAL if verdicts.detectable(interval) <= verdicts.DIFFERENCE else INCONCLUSIVE
+        return EQUAL if max(-low, high) <= verdicts.DIFFERENCE else INCONCLUSIVE
     better = row if (low > 0) != (metric in LOWER_IS_BETTER) else reference
     return f"{better} is better"
 

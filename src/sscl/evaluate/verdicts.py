@@ -18,7 +18,7 @@ from sscl.words import count
 # Of fewer tiles nothing is said: even if all of them agree, a sign test of five has p = 2 x 0.5^5 = 0.06.
 FEWEST = 6
 POWER = 0.8  # in which fraction of samples a difference that matters must show, for its absence to say something
-DIFFERENCE = 0.05  # of two classifiers, in any metric
+DIFFERENCE = 0.05  # of two classifiers, in any metric: less does not matter
 GAIN = 0.1  # of balanced accuracy over chance: where even this is excluded, nothing useful was learned
 
 
