@@ -107,11 +107,13 @@ SEAMS = {
     # files
     "sync": "os.fsync",
     "replace": "os.replace",
+    "disk_usage": "shutil.disk_usage",
     "lock": "sscl.locks._lock",
     # linear probe and nearest neighbours
     "probe_tiles": "sscl.evaluate.probe_inputs.load_tiles",
     "probe_charts": "sscl.plots.probe.draw_charts",
     "validation_folds": "sscl.evaluate.probe.validation_folds",
+    "linear_probe": "sscl.evaluate.probe.fit_linear_probe",
     "knn": "sscl.evaluate.probe.knn_probabilities",
 }
 

@@ -286,7 +286,8 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
     wrap(views=draw, optimizer=optimizer)
     words = ["train.epochs=2", "train.learning_rate=1e-5", "train.head_learning_rate=1e-2", "train.warmup_epochs=0"]
 
-    assert cli.finetune(tmp_path / "run", *words, "seed=7", f"train.freeze_encoder={str(frozen).lower()}").code == 0
+    words += ["train.freeze_encoder=true", "train.frozen_views=each_epoch"] if frozen else []
+    assert cli.finetune(tmp_path / "run", *words, "seed=7").code == 0
 
     assert asked == [(epoch, [[0] * 8] * 3, 7) for epoch in (0, 1)]
     sizes = {rate: sum(size for r, size in rates if r == rate) for rate, _ in rates}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from sscl.config.data import DataConfig
 from sscl.config.encoders import EncoderConfig
 from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, Fraction, Listed, Section, Seed, fault, setting
+from sscl.config.training import C_GRID, Strengths
 from sscl.words import first_twice, nearest
 
 
@@ -63,8 +64,8 @@ class ProbeConfig(Section):
     validation_fraction: float = setting(
         0.2, "fraction of the used labels that selects C; cross-validation if they are too few", gt=0, lt=1
     )
-    c_grid: Annotated[tuple[Annotated[float, Field(ge=1e-10, le=1e10)], ...], Listed] = setting(
-        tuple(10.0**power for power in range(-4, 4)),
+    c_grid: Strengths = setting(
+        C_GRID,
         "values of C to choose from, the inverse strength of the L2 penalty of the linear probe",
     )
     max_iterations: int = setting(1000, "largest number of L-BFGS iterations in a fit", ge=1, le=1_000_000)

@@ -10,6 +10,7 @@ from sscl.config.adaptation import CHECKPOINTING, LAYER_DECAY, Lora, LoraConfig,
 from sscl.config.augmentation import AugmentConfig, FinetuneAugmentConfig
 from sscl.config.data import DataConfig, SourceConfig, listed_sources, one_size
 from sscl.config.encoders import WIDEST, ModelConfig, ProjectionConfig
+from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, SEEDS, Listed, OneOrMore, Section, fault, setting
 
 MOST_EPOCHS = 100_000
@@ -31,6 +32,8 @@ class LogConfig(Section):
     )
 
 
+C_GRID = tuple(10.0**power for power in range(-4, 4))
+Strengths = Annotated[tuple[Annotated[float, Field(ge=1e-10, le=1e10)], ...], Listed]
 Milestones = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_EPOCHS)], ...], Listed]
 
 
@@ -89,6 +92,11 @@ class PretrainTrainConfig(Section):
     timeout_minutes: float = setting(
         30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0, le=10_080
     )
+
+    @property
+    def planned(self) -> int:
+        """Rows of metrics.jsonl of a whole training."""
+        return self.epochs
 
     @model_validator(mode="after")
     def _adaptation_goes_together(self) -> PretrainTrainConfig:
@@ -172,7 +180,24 @@ class FinetuneTrainConfig(Section):
     warmup_epochs: float = setting(2.0, "cosine: epochs of linear warm-up at the start", ge=0, le=MOST_EPOCHS)
     milestones: Milestones = setting((), "multistep: epochs after which the learning rate drops, as in [2, 6]")
     gamma: float = setting(0.1, "multistep: factor of the learning rate at a milestone", gt=0, le=1)
-    freeze_encoder: bool = setting(False, "train the classification head only, on fixed features")
+    freeze_encoder: bool = setting(
+        False, "train the classification head only, on features that are computed once and kept in the cache"
+    )
+    frozen_views: Literal["none", "symmetries", "random", "each_epoch"] = setting(
+        "none",
+        "freeze_encoder: the views of a training tile whose features the head learns from: none = the tile as it is; "
+        "symmetries = its 8 flips and rotations; random = view_count random views (augment); each_epoch = another "
+        "random view in each epoch, for which the encoder runs in each (slow). All but the last are computed once",
+    )
+    view_count: int = setting(8, "frozen_views=random: random views of each training tile", ge=1, le=10_000)
+    head: Literal["linear", "logistic"] = setting(
+        "linear",
+        "how the head is fitted: linear = by epochs of the optimizer; logistic = with freeze_encoder, logistic "
+        "regression (L-BFGS) with C chosen on validation tiles: the classifier of sscl probe. Both are a linear layer",
+    )
+    c_grid: Strengths = setting(
+        C_GRID, "head=logistic: values of C to choose from, the inverse strength of the L2 penalty"
+    )
     freeze_batch_norm: bool = setting(
         False, "do not update the batch-norm statistics of the initial weights; an option when starting from ImageNet"
     )
@@ -217,6 +242,11 @@ class FinetuneTrainConfig(Section):
         30.0, "torchrun: fail if another rank has not answered for this many minutes", free=True, gt=0, le=10_080
     )
 
+    @property
+    def planned(self) -> int:
+        """Rows of metrics.jsonl of a whole training: epochs, or values of C."""
+        return self.epochs if self.head == "linear" else len(self.c_grid)
+
     @model_validator(mode="after")
     def _adaptation_goes_together(self) -> FinetuneTrainConfig:
         check_adaptation(
@@ -236,6 +266,34 @@ class FinetuneTrainConfig(Section):
             raise fault("fold", f"must be <= {self.folds} (train.folds), got {self.fold}")
         if self.stop_after_epoch is not None and self.folds is not None:
             raise fault("stop_after_epoch", "must be null with train.folds: a fold is predicted when it has ended")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_keys_go_together(self) -> FinetuneTrainConfig:
+        usual = FinetuneTrainConfig.model_fields
+        once = self.freeze_encoder and self.frozen_views != "each_epoch"
+        if self.frozen_views != usual["frozen_views"].default and not self.freeze_encoder:
+            raise fault("frozen_views", f"got {self.frozen_views!r} without train.freeze_encoder=true; set that too")
+        if self.view_count != usual["view_count"].default and not (once and self.frozen_views == "random"):
+            raise fault("view_count", f"got {self.view_count} without train.frozen_views=random; set that too")
+        if self.head == "linear":
+            if self.c_grid != usual["c_grid"].default:
+                raise fault("c_grid", f"got {shown(self.c_grid)} without train.head=logistic; set that too")
+            return self
+        if not once:
+            lacks = "frozen_views=none, symmetries or random" if self.freeze_encoder else "freeze_encoder=true"
+            raise fault("head", f"logistic is fitted to features that are computed once; set train.{lacks}")
+        for key, found, allowed in (
+            ("loss", self.loss, ("cross_entropy", "weighted_cross_entropy")),
+            ("select", self.select, ("balanced_accuracy",)),
+            ("stop_after_epoch", self.stop_after_epoch, (None,)),
+        ):
+            if found not in allowed:
+                raise fault(
+                    key, f"with train.head=logistic must be {' or '.join(map(shown, allowed))}, got {shown(found)}"
+                )
+        if not self.c_grid or len(set(self.c_grid)) < len(self.c_grid):
+            raise fault("c_grid", f"must be one or more different numbers, got {shown(self.c_grid)}")
         return self
 
 

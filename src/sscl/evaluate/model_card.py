@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import run
+from sscl.config.training import FinetuneTrainConfig
 from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics, proportions
@@ -111,7 +112,7 @@ def model_card(
 
 
 def _unfinished_lines(checkpoint: Checkpoint, *, unfinished: bool) -> list[str]:
-    planned = checkpoint.finetune_config.train.epochs
+    planned = checkpoint.finetune_config.train.planned
     said = (
         f"**Unfinished: epoch {checkpoint.epoch} of {planned}.** The training had not ended when this was written; "
         "where it was interrupted, `sscl finetune run=RUN --resume` goes on."
@@ -207,27 +208,51 @@ def _model_lines(checkpoint: Checkpoint, *, origin: str) -> list[str]:
     return ["## Model", "", _facts(rows), ""]
 
 
+_FROZEN_VIEWS = {
+    "none": "each tile as it is",
+    "symmetries": "the 8 flips and rotations of each tile",
+    "random": "{count} random views of each tile",
+    "each_epoch": "another random view of each tile in each epoch",
+}
+
+
+def learned(train: FinetuneTrainConfig) -> str:
+    """Return what was trained, and on which views where that was the head alone."""
+    if train.lora.rank is not None:
+        layers = listed([code(target) for target in train.lora.targets])
+        return f"the head, and in the encoder LoRA of rank {train.lora.rank} for {layers}, merged into its weights"
+    if not train.freeze_encoder:
+        return "the whole model"
+    return f"the head alone, on fixed features of {_FROZEN_VIEWS[train.frozen_views].format(count=train.view_count)}"
+
+
 def _training_lines(checkpoint: Checkpoint) -> list[str]:
     config = checkpoint.finetune_config
     train, contrast = config.train, config.contrast
-    learned = "the head alone, on fixed features" if train.freeze_encoder else "the whole model"
-    if train.lora.rank is not None:
-        layers = listed([code(target) for target in train.lora.targets])
-        learned = f"the head, and in the encoder LoRA of rank {train.lora.rank} for {layers}, merged into its weights"
+    how = learned(train)
     if train.freeze_batch_norm:
-        learned += ", with the batch-norm statistics of the start"
+        how += ", with the batch-norm statistics of the start"
     gamma = f", gamma {train.focal_gamma:g}" if train.loss.endswith("focal") else ""
     rates = f"{train.learning_rate:g} (head {train.head_learning_rate:g})"
     if train.layer_decay < 1:
         rates += f", times {train.layer_decay:g} from each block of the encoder to the one before"
     select = train.select.replace("_", " ")
-    rows = [
-        ("trained", learned),
-        ("loss", train.loss.replace("_", " ") + gamma),
-        ("optimizer", f"{train.optimizer}, peak learning rate {rates}, {train.schedule} schedule"),
-        ("weight decay", f"{train.weight_decay:g}"),
-        ("batch", f"{train.batch_size} tiles, or all if there are fewer, as random views"),
-        ("epoch", f"{checkpoint.epoch} of at most {train.epochs}, the best by validation {select}"),
+    rows = [("trained", how), ("loss", train.loss.replace("_", " ") + gamma)]
+    if train.head == "logistic":
+        c = (checkpoint.validation or {})["c"]
+        rows += [
+            ("fitted by", "logistic regression (L-BFGS) to standardised features, of training tiles alone"),
+            ("C", f"{c:g} of {len(train.c_grid)} values, the best by validation {select}"),
+        ]
+    else:
+        views = "" if train.freeze_encoder else ", as random views"
+        rows += [
+            ("optimizer", f"{train.optimizer}, peak learning rate {rates}, {train.schedule} schedule"),
+            ("weight decay", f"{train.weight_decay:g}"),
+            ("batch", f"{train.batch_size} tiles, or all if there are fewer{views}"),
+            ("epoch", f"{checkpoint.epoch} of at most {train.epochs}, the best by validation {select}"),
+        ]
+    rows += [
         ("precision, seed", f"{checkpoint.precision}, {config.seed}"),
     ]
     if train.balance == "draws":

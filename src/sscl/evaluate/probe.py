@@ -6,7 +6,7 @@ N tiles, M queries, C features, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # pretraining has its k-NN from here, and starts without scik
     from sklearn.preprocessing import StandardScaler
 
 _QUERIES_AT_ONCE = 1024
+MAX_ITERATIONS = 1000  # of L-BFGS, a fit
 
 
 def knn_probabilities(
@@ -93,7 +94,9 @@ def fit_linear_probe(
     folds: Sequence[tuple[IntArray, IntArray]],
     grid: Sequence[float],
     rows: IntArray | None = None,
-    max_iterations: int = 1000,
+    max_iterations: int = MAX_ITERATIONS,
+    weights: NDArray[np.float64] | None = None,
+    each: Callable[[float, StandardScaler, LogisticRegression], None] | None = None,
 ) -> LinearProbe:
     """Return a linear classifier on frozen features whose C was chosen by balanced accuracy on validation.
 
@@ -106,6 +109,8 @@ def fit_linear_probe(
         grid: values of C.
         rows: tiles of the last fit, with the chosen C; None = all.
         max_iterations: of L-BFGS, a fit.
+        weights: of the tiles in the loss, (N,); None = 1 each.
+        each: called after the fit of each C on each of the folds.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -116,11 +121,12 @@ def fit_linear_probe(
     strengths = sorted(grid)
     fits = unconverged = 0
 
-    def fit(regression: LogisticRegression, standard: NDArray[np.float64], y: IntArray) -> None:
+    def fit(regression: LogisticRegression, standard: NDArray[np.float64], chosen: IntArray) -> None:
         nonlocal fits, unconverged
+        weight = None if weights is None else weights[chosen]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            regression.fit(standard, y)
+            regression.fit(standard, labels[chosen], sample_weight=weight)
         fits += 1
         unconverged += any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
         for warning in caught:
@@ -134,7 +140,9 @@ def fit_linear_probe(
         # From the strongest penalty to the weakest, each fit starting where the last one ended.
         regression = LogisticRegression(max_iter=max_iterations, warm_start=True)
         for index, c in enumerate(strengths):
-            fit(regression.set_params(C=c), standard, labels[train])
+            fit(regression.set_params(C=c), standard, train)
+            if each is not None:
+                each(c, scaler, regression)
             totals[index] += _balanced_accuracy(labels[validation], regression.predict(held))
     scores = {c: total / len(folds) for c, total in zip(strengths, totals.tolist(), strict=True)} if folds else {}
     if scores:
@@ -144,7 +152,7 @@ def fit_linear_probe(
         chosen = min(strengths, key=lambda c: abs(np.log(c)))
     scaler = StandardScaler().fit(x[rows])
     regression = LogisticRegression(C=chosen, max_iter=max_iterations)
-    fit(regression, scaler.transform(x[rows]), labels[rows])
+    fit(regression, scaler.transform(x[rows]), rows)
     return LinearProbe(scaler, regression, c=chosen, scores=scores, fits=fits, unconverged=unconverged)
 
 

@@ -198,8 +198,9 @@ def plot_history(
     series: Sequence[tuple[str, Sequence[str]]],
     path: str | os.PathLike[str],
     title: str,
+    by_c: bool = False,
 ) -> None:
-    """Draw logged values by epoch, one axis under another.
+    """Draw logged values by epoch, one axis under another; or by the C of a logistic regression.
 
     Args:
         rows: the log, one dict an epoch; a key may be missing, None or not finite in any of them, that point is
@@ -219,7 +220,7 @@ def plot_history(
     column = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, keys) in zip(column, series, strict=True):
         for index, key in enumerate(keys):
-            points = [(row.get("epoch"), row.get(key)) for row in rows]
+            points = [(row.get("c" if by_c else "epoch"), row.get(key)) for row in rows]
             drawn = [(at, value) for at, value in points if base.is_number(at) and base.is_number(value)]
             if drawn:
                 # A marker shows a single point, which a line does not.
@@ -234,8 +235,11 @@ def plot_history(
         axes.set_ylabel("\n".join(textwrap.wrap(base.plain(name), 24)))
         axes.yaxis.set_label_coords(-0.11, 0.5)  # one above another
         base.grid(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    column[-1].set_xlabel("epoch")
+        if by_c:
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    column[-1].set_xlabel("C, inverse strength of the penalty" if by_c else "epoch")
     base.save_figure(figure, path)
 
 

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sscl.config.training import FinetuneTrainConfig
 from sscl.data.load import has_validation
 from sscl.data.synthetic import SAID
 from sscl.evaluate import evaluation_text
 from sscl.evaluate.metrics import MANY_CLASSES, OF_A_CLASS, confusions, shown_of, worst_classes
+from sscl.evaluate.model_card import learned
 from sscl.metrics_log import MetricsRow
 from sscl.plots import charts
 from sscl.report import blocks
@@ -77,17 +79,16 @@ def training(subject: Subject) -> Section:
     trained, config = subject.trained, subject.trained.finetune_config
     train, best = config.train, trained.validation
     assert best is not None  # finetune keeps it
+    epochs = train.head == "linear"
     facts = {
         "encoder": f"{trained.encoder_name}, {trained.stem} stem, output stride {trained.output_stride}",
         "initial weights": str(config.model.weights or "random"),
-        "epochs": f"{len(subject.log)}; epoch {trained.epoch} selected by validation {train.select.replace('_', ' ')}",
-        "batch size": f"{train.batch_size} tiles",
-        "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, "
-        f"{train.head_learning_rate:g} for the head",
+        "trained": learned(train),
+        **_fitted(subject, train),
         "loss": train.loss,
         "precision": trained.precision,
-        "validation at the selected epoch": f"accuracy {number(best['validation_accuracy'])}, balanced accuracy "
-        f"{number(best['validation_balanced_accuracy'])}, loss {number(best['validation_loss'])}",
+        f"validation at the selected {'epoch' if epochs else 'C'}": f"accuracy {number(best['validation_accuracy'])}, "
+        f"balanced accuracy {number(best['validation_balanced_accuracy'])}, loss {number(best['validation_loss'])}",
     }
     found: list[Block] = [blocks.facts(facts)]
     if subject.log:
@@ -99,17 +100,33 @@ def training(subject: Subject) -> Section:
             blocks.figure(
                 "training",
                 partial(_history, subject.log, series),
-                alt=f"Loss and accuracy over {len(losses)} epochs: the validation loss goes from {losses[0]:.3f} to "
-                f"{losses[-1]:.3f} and is lowest, {min(losses):.3f}, in epoch {losses.index(min(losses)) + 1}",
-                caption="Training and validation by epoch. Rising validation loss while training loss falls "
-                "indicates overfitting.",
+                alt=f"Loss and accuracy over {len(losses)} {'epochs' if epochs else 'values of C'}: the validation "
+                f"loss goes from {losses[0]:.3f} to {losses[-1]:.3f} and is lowest, {min(losses):.3f}, in "
+                f"{'epoch' if epochs else 'number'} {losses.index(min(losses)) + 1}",
+                caption=f"Training and validation by {'epoch' if epochs else 'C'}. Rising validation loss while "
+                "training loss falls indicates overfitting.",
             )
         )
     return blocks.section("training", "Fine-tuning", found, hint="how it was trained with labels")
 
 
+def _fitted(subject: Subject, train: FinetuneTrainConfig) -> dict[str, str]:
+    """Return how the head was fitted, and what validation selected."""
+    select, trained = train.select.replace("_", " "), subject.trained
+    if train.head == "logistic":
+        assert trained.validation is not None
+        c = trained.validation["c"]
+        return {"head": f"logistic regression; C={c:g} of {len(train.c_grid)} selected by validation {select}"}
+    return {
+        "epochs": f"{len(subject.log)}; epoch {trained.epoch} selected by validation {select}",
+        "batch size": f"{train.batch_size} tiles",
+        "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, "
+        f"{train.head_learning_rate:g} for the head",
+    }
+
+
 def _history(log: Sequence[MetricsRow], series: Sequence[tuple[str, Sequence[str]]], path: Path) -> None:
-    charts.plot_history(log, series=series, path=path, title="")
+    charts.plot_history(log, series=series, path=path, title="", by_c="c" in log[0])
 
 
 def results(subject: Subject) -> Section:

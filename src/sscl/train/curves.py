@@ -35,4 +35,4 @@ def draw_finetuning(rows: list[MetricsRow], path: Path) -> None:
     ]
     if "contrast_loss" in rows[0]:
         series.append(("contrastive loss", ["contrast_loss"]))
-    plot_history(rows, series=series, path=path, title="Fine-tuning")
+    plot_history(rows, series=series, path=path, title="Fine-tuning", by_c="c" in rows[0])

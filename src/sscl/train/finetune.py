@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,6 +25,7 @@ from sscl.data.task import outcome_warnings
 from sscl.device import autocast, pick_device, sum_dtype
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
+from sscl.evaluate.probe import MAX_ITERATIONS
 from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models import features
 from sscl.models.calibration import KeptCalibration
@@ -68,6 +70,10 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool, r
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)
+    if config.train.head == "logistic":
+        if log is not None:
+            train_by_regression(job, log)
+        return
 
     best, epochs, patience_over = job.best, job.first_epoch, False
     last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
@@ -138,18 +144,14 @@ def train_epoch(job: Finetuning, epoch: int, *, bar: Bar) -> EpochMeans:
     repeats = split.occurrences(order)  # balanced draws repeat tiles; each repeat is another view
     order, repeats = order.reshape(steps, job.batch_size), repeats.reshape(steps, job.batch_size)
     share = job.opened.share_of(job.batch_size)
-    rows, number = (torch.from_numpy(x[:, share]).to(device) for x in (order, repeats))  # (steps, N / R)
+    rows = torch.from_numpy(order[:, share]).to(device)  # (steps, N / R)
     exact = sum_dtype(device)
     total = torch.zeros(3, device=device, dtype=exact)  # loss, accuracy, contrastive loss
     started = time.perf_counter()
-    drawn = job.views.steps(rows, number, epoch=epoch, count=1)
-    for step, images in enumerate(job.store.batches(order[:, share])):  # uint8 (N / R, H, W, 3)
+    for step, logits in enumerate(step_logits(job, order[:, share], repeats[:, share], epoch=epoch)):  # (N / R, K)
         at = epoch * steps + step
         optim.set_learning_rate(job.optimizer, job.schedule.at(at))
         target = job.labels[rows[step]]  # (N / R,)
-        x = job.views.render(images, next(drawn))  # (N / R, 3, H, W)
-        with autocast(device, job.opened.precision):
-            logits = job.parallel_model(x)  # (N / R, K)
         loss = job.loss(logits.float(), target)
         take_step(loss, optimizer=job.optimizer, scaler=job.scaler)
         right = (logits.detach().argmax(1) == target).to(exact).mean()
@@ -161,6 +163,28 @@ def train_epoch(job: Finetuning, epoch: int, *, bar: Bar) -> EpochMeans:
     train_loss, accuracy, contrast_loss = (ranks.mean(total) / steps).tolist()
     seconds = time.perf_counter() - started
     return EpochMeans(train_loss, accuracy, contrast_loss, seconds, tiles=steps * job.batch_size)
+
+
+def step_logits(
+    job: Finetuning, order: NDArray[np.int64], repeats: NDArray[np.int64], *, epoch: int
+) -> Iterator[torch.Tensor]:
+    """Yield the logits of this rank's tiles in each step, (N / R, K), as the model is when they are asked for.
+
+    Args:
+        order: tiles, (steps, N / R). repeats: how often each came before in this epoch.
+    """
+    device = job.opened.device
+    if job.frozen is not None:
+        for x in job.frozen.steps(order, repeats, epoch=epoch, device=device):  # (N / R, C)
+            yield job.parallel_model(x)
+        return
+    rows, number = (torch.from_numpy(x).to(device) for x in (order, repeats))
+    drawn = job.views.steps(rows, number, epoch=epoch, count=1)
+    for images in job.store.batches(order):  # uint8 (N / R, H, W, 3)
+        x = job.views.render(images, next(drawn))  # (N / R, 3, H, W)
+        with autocast(device, job.opened.precision):
+            logits = job.parallel_model(x)
+        yield logits
 
 
 def contrast_step(
@@ -177,6 +201,35 @@ def contrast_step(
     return loss.detach()
 
 
+# --- without epochs ---
+
+
+def train_by_regression(job: Finetuning, log: MetricsLog) -> None:
+    """Fit the head by logistic regression instead, and write what epochs would have written; a row is a value of C."""
+    from sscl.train.logistic import fit_logistic  # with scikit-learn, which would delay the first step of others
+
+    assert job.frozen is not None
+    pace, began = Pace(job.config.log.every_seconds), time.perf_counter()
+    held = job.data.validation_tiles.labels[job.data.validation]
+    labels = job.data.tiles.labels[job.frozen.rows]
+    found = fit_logistic(job.config, job.frozen, labels, held, num_classes=len(job.data.classes))
+    pace.busy(time.perf_counter() - began)
+    job.model.head.load_state_dict(found.head)
+    best = Best(found.rows[found.chosen], calibrate(job, validation_logits(job)))
+    for row in found.rows:
+        log.append(row)
+    if found.unconverged:
+        print(
+            f"warning: {found.unconverged} of {len(found.rows) + 1} fits did not converge within {MAX_ITERATIONS} "
+            "iterations; leave the largest values out of train.c_grid"
+        )
+    draw_finetuning(log.rows, job.opened.folder / "curves.png")
+    keep(job, log, checkpoints_of(job, len(found.rows), best, goes_on=False))
+    log.close()
+    ending = finish(job, best, epochs=len(found.rows), patience_over=False)
+    print_summary(job, best, pace=pace, ending=ending)
+
+
 # --- after an epoch ---
 
 
@@ -185,6 +238,10 @@ def validation_logits(job: Finetuning) -> torch.Tensor:
 
     In the precision of `eval` and `predict`: the temperature and the thresholds fitted to them are applied in it.
     """
+    if job.frozen is not None:
+        with torch.inference_mode():
+            found: torch.Tensor = job.model.head(job.frozen.validation.to(job.opened.device)).cpu()
+        return found
     return features.outputs(
         job.model,
         job.validation_store,
@@ -295,7 +352,7 @@ def write_card(job: Finetuning, best: Checkpoint, *, unfinished: bool) -> None:
 def finish(job: Finetuning, best: Best, *, epochs: int, patience_over: bool) -> Ending:
     """Say in the model card, then in training.json, that the training has ended, if it has; return how it did."""
     config, folder = job.config, job.opened.folder
-    ended = patience_over or epochs >= config.train.epochs
+    ended = patience_over or epochs >= config.train.planned
     if ended:
         write_card(job, best_of(job, best), unfinished=False)
     ending = end_run(job.opened, config, epochs=epochs, patience_over=patience_over)
@@ -308,8 +365,9 @@ def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) ->
     """Print the best epoch's metrics, its calibration, how the time was spent and what was written."""
     config, data, row, fitted = job.config, job.data, best.row, best.fitted
     origin = "carved from the training split" if data.carved else "of the data set's own validation split"
+    chosen = f"best epoch {row['epoch']}" if config.train.head == "linear" else f"C={row['c']:g}"
     print(
-        f"best epoch {row['epoch']} by validation {config.train.select} ({len(data.validation)} tiles {origin}): "
+        f"{chosen} by validation {config.train.select} ({len(data.validation)} tiles {origin}): "
         f"accuracy {row['validation_accuracy']:.3f}, balanced accuracy {row['validation_balanced_accuracy']:.3f}, "
         f"loss {row['validation_loss']:.3f}"
     )

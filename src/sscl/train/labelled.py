@@ -30,7 +30,7 @@ class LabelledTiles:
         validation_tiles: `tiles`, or the data set's own validation split.
         validation: rows of `validation_tiles` that choose the epoch.
         unlabelled: rows of `tiles` without a label, or beyond train.label_fraction.
-        fingerprint: of the whole training split.
+        whole, places: the whole training split, and the rows of `tiles` in it. fingerprint: of the whole.
         scale: of the training files. warnings: what is doubtful about the task, a sentence each.
     """
 
@@ -39,6 +39,8 @@ class LabelledTiles:
     validation_tiles: Tiles
     validation: Rows
     unlabelled: Rows
+    whole: Tiles
+    places: Rows
     fingerprint: str
     scale: Scale
     warnings: tuple[str, ...] = ()
@@ -81,13 +83,15 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
     if own is not None:
         shown = describe_tiles(data, own, split="validation", account=False)
         lines.append(f"{shown}; none is carved from train (train.validation_fraction is not used)")
-    fingerprint = tiles.fingerprint
+    whole, places = tiles, all_rows(tiles)
     if config.train.fold is not None:
-        tiles = tiles.subset(training_rows(tiles, config))
+        places = training_rows(tiles, config)
+        tiles = tiles.subset(places)
     train, validation = labelled_parts(tiles, config, own=own)
     unlabelled = np.setdiff1d(all_rows(tiles), used_labels(tiles, config))
     held = tiles if own is None else own
-    found = LabelledTiles(tiles, train, held, validation, unlabelled, fingerprint, scale_of(data, tiles))
+    scale = scale_of(data, tiles)
+    found = LabelledTiles(tiles, train, held, validation, unlabelled, whole, places, whole.fingerprint, scale)
     warnings, not_compared = task_warnings(found, config, progress=progress)
     found = replace(found, warnings=(*settings_warnings(config), *warnings))
     lines += [f"warning: {text}" for text in (*found.warnings, *not_compared)]

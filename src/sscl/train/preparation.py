@@ -5,7 +5,8 @@ N tiles a batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sscl.draws import Augmentation
 from sscl.evaluate import model_card
 from sscl.explain.cells import map_cells
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, load_checkpoint
+from sscl.models.classifier import load_classifier
 from sscl.models.heads import Classifier, ContrastiveModel, build_projection
 from sscl.models.start import Start, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
@@ -26,6 +28,7 @@ from sscl.models.weights import read_trunk
 from sscl.train import optim
 from sscl.train.adaptation import adapt_encoder
 from sscl.train.epoch import Best
+from sscl.train.frozen import FrozenFeatures, frozen_features
 from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled
 from sscl.train.objectives import LabelLoss, build_loss
 from sscl.train.schedule import Schedule
@@ -45,6 +48,7 @@ class Finetuning:
         model: the classifier. joint: its encoder under a projection head, None without contrastive steps.
         parallel_model, parallel_joint: the same, with gradients averaged over ranks.
         labels: of all tiles, on the device.
+        frozen: features of the training and validation tiles where the head alone is trained on them.
         kept, best: the facts of the checkpoint to go on from, and the best epoch by then; None for a new run.
     """
 
@@ -66,6 +70,7 @@ class Finetuning:
     labels: torch.Tensor
     store: TileStore
     validation_store: TileStore
+    frozen: FrozenFeatures | None
     kept: Checkpoint | None
     best: Best | None
 
@@ -76,8 +81,8 @@ class Finetuning:
 
     @property
     def trained(self) -> nn.ModuleDict:
-        """All that is trained: the classifier, and the projection head of joint training."""
-        return all_of(self.model, self.joint)
+        """All that is trained: the classifier, or its head alone, and the projection head of joint training."""
+        return trained_parts(self.config, self.model, self.joint)
 
 
 def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) -> Finetuning:
@@ -95,6 +100,8 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     best = None if kept is None else load_best(opened, data)
     torch.manual_seed(config.seed)
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
+    if kept is not None and features_once(config):  # last.pt has the head alone
+        start = replace(start, encoder=load_classifier(opened.folder, device=torch.device("cpu"))[0].encoder)
     adapt_encoder(start.encoder, config, size_px=config.data.size_px)
     model = Classifier(start.encoder, num_classes=len(data.classes)).to(device).to(memory_format=torch.channels_last)
     if config.train.freeze_encoder:
@@ -119,10 +126,8 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     optimizer = optim.optimizer_of(config.train, rates)
     scaler = opened.scaler()
     if kept is not None:
-        restore(kept, opened.folder, model=all_of(model, joint), optimizer=optimizer, scaler=scaler)
+        restore(kept, opened.folder, model=trained_parts(config, model, joint), optimizer=optimizer, scaler=scaler)
 
-    store = place_store(data.tiles.images, device=device, budget_gb=budget_gb)
-    own = None if data.carved else place_store(data.validation_tiles.images, device=device, budget_gb=budget_gb)
     views = Views(
         augmentation=Augmentation(**config.augment.model_dump()),
         seed=config.seed,
@@ -131,6 +136,9 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
         size_px=config.data.size_px,
         precision=opened.precision,
     )
+    frozen = frozen_features(config, opened, data, start, views=views) if features_once(config) else None
+    place = partial(place_store, device=device, budget_gb=0.0 if frozen else budget_gb)  # then no pixels are needed
+    store = place(data.tiles.images)
     return Finetuning(
         config,
         opened,
@@ -140,7 +148,7 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
         origin_of(config, start, resumed=resume),
         model,
         joint,
-        parallel_model=ranks.parallel(model),
+        parallel_model=ranks.parallel(model if frozen is None else model.head),
         parallel_joint=None if joint is None else ranks.parallel(joint),
         optimizer=optimizer,
         scaler=scaler,
@@ -149,7 +157,8 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
         views=views,
         labels=torch.from_numpy(data.tiles.labels).to(device),
         store=store,
-        validation_store=store if own is None else own,
+        validation_store=store if data.carved else place(data.validation_tiles.images),
+        frozen=frozen,
         kept=None if kept is None else kept.without_tensors(),
         best=best,
     )
@@ -170,8 +179,15 @@ def load_best(opened: OpenRun, data: LabelledTiles) -> Best:
     return Best({**found.validation, "epoch": int(found.validation["epoch"])}, found.fitted)
 
 
-def all_of(model: Classifier, joint: ContrastiveModel | None) -> nn.ModuleDict:
-    """Return a classifier and the projection head of joint training, if any, as one."""
+def features_once(config: FinetuneConfig) -> bool:
+    """Return whether the head alone is trained, on features that are computed once."""
+    return config.train.freeze_encoder and config.train.frozen_views != "each_epoch"
+
+
+def trained_parts(config: FinetuneConfig, model: Classifier, joint: ContrastiveModel | None) -> nn.ModuleDict:
+    """Return what is trained as one: a classifier, and the projection head of joint training, if any; or a head."""
+    if features_once(config):
+        return nn.ModuleDict({"head": model.head})
     return nn.ModuleDict({"classifier": model} | ({} if joint is None else {"projection": joint.projection}))
 
 
@@ -200,12 +216,11 @@ def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.devi
 
 def announce(job: Finetuning) -> None:
     """Print how long the epochs are, and how coarse the maps will be."""
-    data = job.data
-    print(
-        f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; "
-        f"{count(job.schedule.steps_per_epoch, 'step')} per epoch, batch size {job.batch_size}"
-    )
+    data, train = job.data, job.config.train
+    steps = f"{count(job.schedule.steps_per_epoch, 'step')} per epoch, batch size {job.batch_size}"
+    how = steps if train.head == "linear" else f"logistic regression, {count(len(train.c_grid), 'value')} of C"
+    print(f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; {how}")
     print(wrapped(str(map_cells(job.model, size_px=job.config.data.size_px))))
     warning = job.schedule.warning()
-    if warning is not None:
+    if warning is not None and train.head == "linear":
         print(warning)

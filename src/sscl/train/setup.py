@@ -220,7 +220,7 @@ def end_run(
     Args:
         epochs: that are done.
     """
-    planned, reason = config.train.epochs, run.Reason.STOPPED
+    planned, reason = config.train.planned, run.Reason.STOPPED
     if epochs >= planned:
         reason = run.Reason.COMPLETED
     elif patience_over:
