@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sscl.config.data import DataConfig
 from sscl.config.encoders import EncoderConfig
