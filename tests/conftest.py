@@ -71,7 +71,7 @@ SEAMS = {
     "init_seconds": "sscl.project.settings.seconds_per_tile",
     "init_bytes": "sscl.project.settings.bytes_per_view",
     "doctor_imports": "sscl.doctor.packages.import_all",
-    "export_run": "sscl.commands.export.run_graph",
+    "export_run": "sscl.models.export_files.run_graph",
     "gradcam_checks": "sscl.explain.explainer.check_maps",
     "report_page": "sscl.commands.report.page.render",
     "report_step": "sscl.children.run_command",

@@ -14,64 +14,31 @@ B tiles, C features, K classes, S the side of a tile in pixels.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
-import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import nn
 
-from sscl import __version__, api, augment, run, writing
+from sscl import __version__, api, augment, run
 from sscl.config import EncoderConfig, ExportConfig, PredictConfig
 from sscl.data.images import RESIZED
-from sscl.memory import raise_if_short
+from sscl.evaluate import hub_card
+from sscl.models import hub, timm_folder
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
-from sscl.models.encoders import Encoder
-from sscl.models.exports import Decisions, ExportedFacts, ExportedFile, ExportReport, ModelInput, ModelOutput
+from sscl.models.export_files import NAMES, TENSOR_FILES, write_checked
+from sscl.models.exported import Exported, as_elsewhere
+from sscl.models.exports import Decisions, ExportedFile, ExportReport, ModelInput, ModelOutput
 from sscl.models.resnet import SMALL
 from sscl.models.start import frozen_encoder
 from sscl.records import write_record
 from sscl.words import next_command
+from sscl.writing import write_text
 
-SUFFIXES = {
-    "safetensors": ".safetensors",
-    "pt": ".pt",
-    "torchscript": ".torchscript.pt",
-    "torch_export": ".pt2",
-    "onnx": ".onnx",
-}
-TOLERANCE = 1e-4  # of the largest output
 ABSTAIN: float = PredictConfig.model_fields["abstain"].default
-TENSOR_FILES = ("safetensors", "pt")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What is exported.
-
-    Attributes:
-        model: (B, 3, S, S) -> (B, C) or (B, K), in evaluation mode on the CPU.
-        encoder: the encoder in it, or the model itself.
-        state: its tensors by the names they get in the files.
-        size_px: S. mean, std: channel means and standard deviations of pixels in 0-1.
-        checkpoint: the facts of the sscl checkpoint it comes from; None for other weights.
-        decisions: of a classifier.
-    """
-
-    model: nn.Module
-    encoder: Encoder
-    state: dict[str, torch.Tensor]
-    size_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    checkpoint: Checkpoint | None
-    decisions: Decisions | None = None
 
 
 class Probabilities(nn.Module):
@@ -92,32 +59,84 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
     Raises:
         ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
     """
+    if config.push is not None and "formats" not in config.model_fields_set:
+        config = config.model_copy(update={"formats": ("timm",)})
     if "onnx" in config.formats:
         check_onnx()
     out = folder_of(config)
     stem = "encoder" if config.what == "trunk" else "classifier"
-    files: dict[str, ExportedFile] = {}
     # An earlier export may go, for all its .pt files; a run with its checkpoints may not.
     again = (out / "encoder.json").is_file() or (out / "classifier.json").is_file()
     again = again and not (out / "checkpoints").exists()
     inputs = {"checkpoint": config.checkpoint}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs, trains=again) as folder:
         exported = trunk(config) if config.what == "trunk" else classifier(config)
-        example = example_input(exported.size_px, mean=exported.mean, std=exported.std)
-        with torch.no_grad():
-            expected = exported.model(example)
-        for name in config.formats:
-            path = folder / f"{stem}{SUFFIXES[name]}"
-            files[path.name] = write_checked(exported, name, path, what=config.what, example=example, expected=expected)
-        report = describe(config, exported, outputs=expected.shape[1], files=files)
-        write_record(folder / f"{stem}.json", report)
+        api = None if config.push is None else hub.client(config.push)
+        report, names = write_files(config, exported, folder, stem=stem)
     print(described(report))
-    print(f"wrote {out}/{stem}.json, {', '.join(files)}")
-    if config.what == "classifier":
+    print(f"wrote {out}/{stem}.json, {', '.join(names)}")
+    if config.push is not None:
+        say_pushed(config, api, out, names=names)
+    elif config.what == "classifier":
         print(next_command("predict", run_of(config.checkpoint), "NEW_TILES"))
     else:
-        weights = next((out / name for name, file in files.items() if file.kind in TENSOR_FILES), config.checkpoint)
-        print(next_command("finetune", "TILES", f"model.name={report.encoder}", f"model.weights={weights}", "run=RUN"))
+        weights = next((out / name for name, file in report.files.items() if file.kind in TENSOR_FILES), None)
+        given = config.checkpoint if weights is None else weights
+        print(next_command("finetune", "TILES", f"model.name={report.encoder}", f"model.weights={given}", "run=RUN"))
+
+
+def write_files(config: ExportConfig, exported: Exported, folder: Path, *, stem: str) -> tuple[ExportReport, list[str]]:
+    """Write all files of an export, and return what the JSON file says and the names of the others.
+
+    Raises:
+        ValueError: a format cannot hold the model.
+    """
+    files: dict[str, ExportedFile] = {}
+    example = example_input(exported.size_px, mean=exported.mean, std=exported.std)
+    with torch.no_grad():
+        expected = exported.model(example)
+    timm = timm_folder.fit(exported, example=example) if "timm" in config.formats else None
+    for name in config.formats:
+        path = folder / NAMES[name].format(stem)
+        files[path.name] = write_checked(
+            exported, name, path, what=config.what, example=example, expected=expected, timm=timm
+        )
+    report = describe(config, exported, outputs=expected.shape[1], files=files, timm=timm)
+    write_record(folder / f"{stem}.json", report)
+    names = [*files, *([timm_folder.CONFIG] if timm is not None else [])]
+    if timm is not None or config.push is not None:
+        names.append(hub_card.FILE)
+        write_text(folder / hub_card.FILE, card_of(config, exported, report, timm=timm))
+    return report, names
+
+
+def card_of(config: ExportConfig, exported: Exported, report: ExportReport, *, timm: timm_folder.Fitted | None) -> str:
+    """Return the model card for the hub."""
+    source = None if exported.checkpoint is None else run_of(config.checkpoint)
+    name = Path(config.checkpoint).name if source is None else source.resolve().name
+    return hub_card.hub_card(
+        exported,
+        report,
+        name=name if config.push is None else config.push.split("/")[1],
+        folder=source,
+        timm=timm,
+        address="local-dir:FOLDER" if config.push is None else f"hf-hub:{config.push}",
+        license=config.license,
+    )
+
+
+def say_pushed(config: ExportConfig, api: Any, out: Path, *, names: Sequence[str]) -> None:
+    """Upload the files and say where they are.
+
+    Raises:
+        ValueError: it fails; the files stay where they are.
+    """
+    assert config.push is not None
+    try:
+        address = hub.push(api, config.push, out, names=names, private=config.private)
+    except ValueError as error:
+        raise ValueError(f"{error}; the files are in {out}") from error
+    print(f"uploaded to {address} ({'private' if config.private else 'public'} if it is new)")
 
 
 def folder_of(config: ExportConfig) -> Path:
@@ -179,14 +198,8 @@ def trunk(config: ExportConfig) -> Exported:
     if start.size_px is None:
         raise ValueError(f"size_px: missing; {config.checkpoint} does not say the side of its tiles, give size_px=224")
     encoder = start.encoder.cpu().eval()
-    state = _as_elsewhere(encoder.state_dict())
+    state = as_elsewhere(encoder.state_dict())
     return Exported(encoder, encoder, state, start.size_px, start.mean, start.std, start.checkpoint)
-
-
-def _as_elsewhere(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors by the names that they have in the package that an encoder is from: without `net.` before all."""
-    prefix = "net." if all(name.startswith("net.") for name in state) else ""
-    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def classifier(config: ExportConfig) -> Exported:
@@ -204,7 +217,7 @@ def classifier(config: ExportConfig) -> Exported:
         found = api.load(config.checkpoint, device="cpu", abstain=ABSTAIN)
     model, checkpoint = found.classifier, found.checkpoint
     head = {f"fc.{name}": value for name, value in model.head.state_dict().items()}
-    state = {**_as_elsewhere(model.encoder.state_dict()), **head}
+    state = {**as_elsewhere(model.encoder.state_dict()), **head}
     decisions = Decisions(
         temperature=found.temperature,
         validation_tiles=checkpoint.fitted.tiles,
@@ -221,11 +234,19 @@ def classifier(config: ExportConfig) -> Exported:
         checkpoint.mean,
         checkpoint.std,
         checkpoint,
+        model.head,
         decisions,
     )
 
 
-def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: dict[str, ExportedFile]) -> ExportReport:
+def describe(
+    config: ExportConfig,
+    exported: Exported,
+    *,
+    outputs: int,
+    files: dict[str, ExportedFile],
+    timm: timm_folder.Fitted | None,
+) -> ExportReport:
     """Return what the JSON file says; `outputs` is C or K."""
     encoder, made, size = exported.encoder, exported.checkpoint, exported.size_px
     notes = unfinished_notes(config.checkpoint) if config.what == "classifier" else []
@@ -236,6 +257,10 @@ def describe(config: ExportConfig, exported: Exported, *, outputs: int, files: d
         )
     if encoder.stem != "standard" or encoder.name in (SMALL, "resnet18_pathmnist"):
         notes.append(f"no other package has a {encoder.name} with stem {encoder.stem}; the graph formats need none")
+    if timm is not None:
+        notes += timm_folder.notes(timm, exported)
+        if stain_of(made) not in (None, "none"):
+            notes.append(f"tiles were stain-normalised ({stain_of(made)}) in training, which timm does not do")
     meaning = "pooled features"
     if config.what == "classifier":
         meaning = f"{config.outputs}, in the order of classes"
@@ -289,118 +314,3 @@ def example_input(size_px: int, *, mean: Sequence[float], std: Sequence[float]) 
     """Return three tiles of noise as a model gets them, (3, 3, S, S)."""
     pixels = torch.rand(3, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     return augment.normalise(pixels, mean=torch.tensor(mean), std=torch.tensor(std))
-
-
-def write_checked(
-    exported: Exported, name: str, path: Path, *, what: str, example: torch.Tensor, expected: torch.Tensor
-) -> ExportedFile:
-    """Write one file, read it back, and return its digest and how far its outputs are from the model's.
-
-    Args:
-        exported: the model.
-        name: one of SUFFIXES.
-        path: the file.
-        what: trunk or classifier.
-        example, expected: input (3, 3, S, S) and the model's output for it.
-
-    Raises:
-        ValueError: the format cannot hold this model, or what was read back gives other outputs.
-    """
-    scale = float(expected.abs().max())
-    try:
-        with quiet(), torch.no_grad(), writing.naming(path):
-            if name in TENSOR_FILES:
-                difference = write_tensors(exported, name, path, what=what)
-            else:
-                write_graph(exported.model, name, path, example=example[:2])  # a batch of another size than the check's
-                found = run_graph(name, path, example)
-                difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
-    except OSError:
-        raise
-    except Exception as error:  # exporters raise their own kinds for a model that they cannot write
-        raise_if_short(error)
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-        raise ValueError(f"formats: {name} cannot hold {exported.encoder.name} ({reason}); leave it out") from error
-    if not difference <= TOLERANCE * scale:
-        raise ValueError(
-            f"formats: the outputs of the {name} file differ from the model's by {difference:.2e} (largest output "
-            f"{scale:.3g}, allowed {TOLERANCE:g} of that); leave it out"
-        )
-    writing.sync(path)
-    return ExportedFile(
-        kind=name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        bytes=path.stat().st_size,
-        max_difference=difference,
-        scale=scale,
-    )
-
-
-def write_tensors(exported: Exported, name: str, path: Path, *, what: str) -> float:
-    """Write the state dict, and return the largest difference of a tensor read back: 0, or infinity for lost ones."""
-    state = {key: value.contiguous() for key, value in exported.state.items()}
-    if name == "pt":
-        torch.save(state, path)
-        found = torch.load(path, weights_only=True)
-    else:
-        facts = ExportedFacts.model_validate(
-            {
-                "what": what,
-                "encoder": exported.encoder.name,
-                "stem": exported.encoder.stem,
-                "output_stride": exported.encoder.output_stride,
-                "kwargs": exported.encoder.kwargs,
-                "pooling": exported.encoder.pooling,
-                "size_px": exported.size_px,
-                "mean": exported.mean,
-                "std": exported.std,
-                "classes": None if exported.checkpoint is None else exported.checkpoint.classes,
-                "sscl": __version__,
-            }
-        )
-        # save_file would make a file that only its owner may read.
-        path.write_bytes(save(state, metadata={"format": "pt", "sscl": facts.model_dump_json()}))
-        found = load_file(path)
-    same = found.keys() == state.keys() and all(torch.equal(found[key], value) for key, value in state.items())
-    return 0.0 if same else float("inf")
-
-
-def write_graph(model: nn.Module, name: str, path: Path, *, example: torch.Tensor) -> None:
-    """Write the computation itself, for any number of tiles of the example's size."""
-    if name == "torchscript":
-        torch.jit.save(torch.jit.trace(model, example), path)  # type: ignore[no-untyped-call]
-        return
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    if name == "torch_export":
-        torch.export.save(program, path)
-    else:
-        names = {"input_names": ["tiles"], "output_names": ["outputs"]}
-        torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)  # type: ignore[arg-type]
-
-
-def run_graph(name: str, path: Path, x: torch.Tensor) -> torch.Tensor:
-    """Return what a written graph gives for x, (B, 3, S, S)."""
-    if name == "torchscript":
-        return torch.jit.load(path)(x)  # type: ignore[no-any-return, no-untyped-call]
-    if name == "torch_export":
-        return torch.export.load(path).module()(x)  # type: ignore[no-any-return]
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"tiles": x.numpy()})[0])
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' deprecation warnings off the terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

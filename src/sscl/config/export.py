@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from sscl.config.encoders import POOLS, EncoderConfig, EncoderName, Kwargs, Mean
 from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, Section, setting
 
-FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx")
+FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx", "timm")
 METHODS = ("pca", "tsne", "umap")
 
 
@@ -28,6 +29,13 @@ def _some_of(*allowed: str) -> Callable[[Any], Any]:
         return tuple(dict.fromkeys(value))
 
     return check
+
+
+def _repository(value: Any) -> Any:
+    """Return the name of a repository of the hub, USER/NAME."""
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", value, re.ASCII)):
+        raise ValueError(f"must be USER/NAME, letters, digits and -_. alone, got {shown(value)}")
+    return value
 
 
 class ExportConfig(Section):
@@ -49,8 +57,21 @@ class ExportConfig(Section):
     )
     formats: Annotated[tuple[str, ...], BeforeValidator(_some_of(*FORMATS))] = setting(
         ("safetensors", "pt"),
-        f"file formats, of {', '.join(FORMATS)} (onnx needs the extra: pip install 'sscl[onnx]')",
+        f"file formats, of {', '.join(FORMATS)} (the last two need extras: pip install "
+        "'sscl[onnx]', 'sscl[timm]'); timm: a folder for timm.create_model('local-dir:FOLDER', pretrained=True)",
         common=True,
+    )
+    push: Annotated[str | None, BeforeValidator(_repository)] = setting(
+        None,
+        "USER/NAME: upload the files to this repository of the Hugging Face hub, after hf auth login; then formats is "
+        "[timm] unless given",
+        common=True,
+    )
+    private: bool = setting(True, "push: a new repository is seen by its owner alone; one that exists stays as it is")
+    license: str | None = setting(
+        None,
+        "of the weights, by the hub's name, as in apache-2.0 or cc-by-4.0; null = none is said",
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
     )
     out: str | None = setting(None, "folder to write; null = RUN/export_WHAT", path=True, common=True)
     model: EncoderName | None = setting(

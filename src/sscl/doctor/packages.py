@@ -31,7 +31,7 @@ class Extra:
 
 
 EXTRAS = {
-    "timm": Extra({"timm": "timm"}, "encoders timm:NAME"),
+    "timm": Extra({"timm": "timm", "huggingface_hub": "huggingface_hub"}, "encoders timm:NAME; export to the hub"),
     "efficientnet": Extra(
         {
             "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
@@ -40,6 +40,7 @@ EXTRAS = {
         "encoder efficientnet_lite0, with ImageNet weights",
     ),
     "tensorboard": Extra({"tensorboard": "torch.utils.tensorboard"}, "log.tensorboard=true"),
+    "wandb": Extra({"wandb": "wandb"}, "log.wandb=true"),
     "onnx": Extra({"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}, "sscl export to ONNX"),
     "umap": Extra({"umap-learn": "umap"}, "sscl embed methods=[umap]"),
 }
