@@ -484,7 +484,8 @@ def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
     masks = load_truth_masks(tiles, loaded.ids, size_px=SIDE)
     assert masks is not None
     written = read_record(Localisation, explained[0] / "localisation.json", made_by="sscl gradcam")
-    assert list(json.loads((explained[0] / "localisation.json").read_text())) == list(written.each)
+    assert list(json.loads((explained[0] / "localisation.json").read_text())) == [*written.each, "gains"]
+    assert list(written.gains) == list(written.each)[1:]
 
     def rates(given: Any) -> dict[str, float]:
         hits = [
@@ -492,7 +493,8 @@ def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
             for raw, mask in zip(given, masks, strict=True)
             if mask.any()
         ]
-        return {key: float(np.mean([getattr(hit, key) for hit in hits])) for key in ("peak_hit", "box_hit", "box_iou")}
+        keys = ("peak_hit", "box_hit", "box_iou", "boxes_iou")
+        return {key: float(np.mean([getattr(hit, key) for hit in hits])) for key in keys}
 
     for found, given in (
         (written.this_model, difference_maps(maps, probabilities)),
@@ -503,12 +505,18 @@ def test_localisation_is_that_of_the_closed_form_beside_two_baselines(
         assert found.peak_hit == pytest.approx(expected["peak_hit"], abs=0.07)  # one tile of 16
         assert found.box_hit == pytest.approx(expected["box_hit"], abs=0.07)
         assert found.mean_box_iou == pytest.approx(expected["box_iou"], abs=0.01)
+        assert found.mean_boxes_iou == pytest.approx(expected["boxes_iou"], abs=0.01)
         assert found.groups == len({group for group, mask in zip(loaded.groups, masks, strict=True) if mask.any()})
         assert found.peak_hit_interval is found.box_hit_interval is None  # of too few slides
     everywhere = np.ones((SIDE, SIDE), dtype=np.float32)  # its box is the whole tile
     expected = rates([everywhere] * 16)
     assert written.whole_tile.box_hit == expected["box_hit"]
     assert written.whole_tile.mean_box_iou == pytest.approx(expected["box_iou"])
+    assert written.whole_tile.mean_boxes_iou == pytest.approx(expected["boxes_iou"])
+    for name, gain in written.gains.items():
+        less = written.this_model.mean_boxes_iou - written.each[name].mean_boxes_iou
+        assert gain.mean == pytest.approx(less)
+        assert gain.interval is None  # of too few slides
     assert written.whole_tile.peak_hit == pytest.approx(np.mean([mask.mean() for mask in masks if mask.any()]))
     assert written.random_weights != written.this_model
     for name in written.each:

@@ -11,10 +11,12 @@ from sscl.explain.boxes import (
     MOST_FURTHER,
     Box,
     box_cells,
+    boxes_iou,
     centre_map,
     find_box,
     has_evidence,
     localisation,
+    mask_parts,
     normalise,
     remark,
     remarks,
@@ -241,3 +243,33 @@ class TestLocalisation:
             localisation(blob_map(40), None, np.zeros((40, 40), bool))
         with pytest.raises(ValueError, match=r"\(8, 8\) and \(40, 40\)"):
             localisation(blob_map(8), None, self.mask)
+
+
+class TestSeveralBoxes:
+    def test_two_parts_are_hit_by_two_boxes_though_not_by_one_around_both(self) -> None:
+        mask = np.zeros((40, 40), bool)
+        mask[5:10, 5:10] = mask[30:35, 30:35] = True
+        raw = np.where(mask, 1.0, 0.0)
+        raw[7, 7] = 1.1
+        box = find_box(raw, threshold=0.5)
+        assert box is not None
+        assert box.all == ((5, 5, 10, 10), (30, 30, 35, 35))
+        hit = localisation(raw, box, mask)
+        assert hit.boxes_iou == 1
+        assert hit.box_iou == pytest.approx(25 / 900)
+        assert localisation(-raw, None, mask).boxes_iou == 0
+
+    def test_overlap_of_areas_counts_no_pixel_twice(self) -> None:
+        covered = np.zeros((2, 20, 20), bool)
+        some, others = [(0, 0, 10, 10), (5, 5, 15, 12)], [(8, 8, 20, 20), (0, 0, 3, 3), (1, 1, 4, 4)]
+        for area, rectangles in zip(covered, (some, others), strict=True):
+            for x0, y0, x1, y1 in rectangles:
+                area[y0:y1, x0:x1] = True
+        expected = (covered[0] & covered[1]).sum() / (covered[0] | covered[1]).sum()
+        assert boxes_iou(some, others, shape=(20, 20)) == pytest.approx(expected)
+        assert boxes_iou([], others, shape=(20, 20)) == 0
+
+    def test_parts_that_touch_at_a_corner_are_one(self) -> None:
+        mask = np.zeros((20, 20), bool)
+        mask[2:4, 2:4] = mask[4:6, 4:6] = mask[10:12, 15:20] = True
+        assert mask_parts(mask) == [(2, 2, 6, 6), (15, 10, 20, 12)]

@@ -420,7 +420,16 @@ class TestBoxes:
         assert (found.whole_tile, found.ends) == (6, 0)  # 81% of the tile says no place
         assert found.outcome is Outcome.FAILED
         areas = found.area_fraction.mean
-        assert f"{areas[0]:.0%} of the tile at threshold 0.1, {areas[-1]:.0%} at 0.6" in found.verdict
+        assert f"{areas[0]:.0%} of the tile at 0.1, {areas[-1]:.0%} at 0.6" in found.verdict
+
+    @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+    def test_of_a_gaussian_spot_the_boxes_a_fifth_apart_are_known(self, threshold: float) -> None:
+        y, x = np.mgrid[:200, :200]
+        raw = np.exp(-((y - 100) ** 2 + (x - 100) ** 2) / (2 * 25**2))
+        found = box_checks.box_sensitivity([raw] * 30, threshold=threshold)
+        assert found.ends == pytest.approx(np.log(1.2 * threshold) / np.log(0.8 * threshold), abs=0.04)
+        if threshold == 0.5:
+            assert found.outcome is Outcome.PASSED
 
     def test_boxes_of_the_whole_tile_fail_though_no_threshold_changes_them(self) -> None:
         raw = np.ones((40, 40))
@@ -445,6 +454,15 @@ class TestBoxes:
         expected = [boxes.localisation(raw, boxes.find_box(raw, threshold=t), mask).box_iou for t in (0.1, 0.5, 0.9)]
         assert found.tolist() == pytest.approx(expected)
         assert box_checks.box_overlaps(-raw, mask, thresholds=(0.1, 0.5)).tolist() == [0, 0]
+
+    def test_a_gain_is_taken_tile_by_tile(self) -> None:
+        rng = np.random.default_rng(0)
+        theirs = rng.random(40)
+        found = box_checks.gain(theirs + 0.1 + 0.01 * rng.standard_normal(40), theirs, groups=None)
+        assert found.mean == pytest.approx(0.1, abs=0.01)
+        assert found.interval is not None
+        assert found.interval[0] < 0.1 < found.interval[1]
+        assert box_checks.gain(theirs, theirs, groups=np.array(["one"] * 40)).interval is None
 
     def test_best_threshold_is_one_for_all_tiles(self) -> None:
         overlaps = np.array([[0.2, 0.6, 0.4], [0.8, 0.5, 0.1], [0.3, 0.55, 0.75]])

@@ -128,6 +128,11 @@ def summary(folder: Path) -> list[str]:
         lines.append(f"  this model            {hits.this_model.peak_hit:.2f}")
         lines.append(f"  random weights        {hits.random_weights.peak_hit:.2f}")
         lines.append(f"  a random point        {hits.whole_tile.peak_hit:.2f}")
+        lines.append("boxes against those around the bases, mean overlap (IoU):")
+        lines.append(f"  this model            {hits.this_model.mean_boxes_iou:.2f}")
+        for name, gain in hits.gains.items():
+            shown = "" if gain.interval is None else f" (gain, 95%: {gain.interval[0]:+.2f} to {gain.interval[1]:+.2f})"
+            lines.append(f"  {name:<22}{hits.each[name].mean_boxes_iou:.2f}{shown}")
     if (maps / "checks.json").exists():
         checks = read_record(MapChecks, maps / "checks.json", made_by=CHECKED_BY)
         lines.append("checks of the heatmaps:")

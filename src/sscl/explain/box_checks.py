@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sscl.evaluate.intervals import Groups, Sample, group_count
+from sscl.evaluate.intervals import FEWEST, Groups, Interval, Sample, group_count
 from sscl.evaluate.proportions import Proportion, proportions_among
 from sscl.evaluate.verdicts import Mean, Outcome, verdict_of
 from sscl.explain import boxes
 from sscl.explain.map_checks import those_of
 from sscl.explain.map_similarity import constant
-from sscl.explain.records import BoxAccuracy, BoxSensitivity, HitRates, Spread
+from sscl.explain.records import BoxAccuracy, BoxSensitivity, Gain, HitRates, Spread
 
 FloatArray = npt.NDArray[np.float64]
 
-SAME_BOX = 0.5  # least mean overlap (IoU) of the boxes at the lowest and the highest threshold
+SAME_BOX = 0.5  # least mean overlap (IoU) of the boxes at a lower and a higher threshold
+# As a fraction of the threshold in use. At 0.4 and 0.6 the boxes of one Gaussian spot overlap by 0.56, at 0.1 and 0.6
+# by 0.22: over a range that wide no map of one spot would keep its box.
+LOWER, HIGHER = 0.8, 1.2
 BOX_THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(11))
-ACCURACY_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
+ACCURACY_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 OVERLAPS = (0.3, 0.5, 0.7)
 
 
 def box_sensitivity(
     maps: Sequence[boxes.FloatArray], *, threshold: float, groups: Groups | None = None
 ) -> BoxSensitivity:
-    """Return how size and place of the box change with its threshold.
+    """Return how size and place of the box change with its threshold: a fifth lower, a fifth higher.
 
     A box that covers nearly the whole tile is the same at most thresholds and says no place: it counts as changed.
 
@@ -42,6 +46,7 @@ def box_sensitivity(
     """
     area, shift, overlap, ends = [], [], [], []
     whole, kept = 0, []
+    low, high = LOWER * threshold, min(HIGHER * threshold, 1.0)
     for tile, raw in enumerate(maps):
         reference = boxes.find_box(raw, threshold=threshold)
         if reference is None or constant(np.asarray(raw, dtype=np.float64)):
@@ -51,7 +56,8 @@ def box_sensitivity(
         area.append([box.area_fraction for box in found])
         shift.append([math.dist(_centre(box), _centre(reference)) / raw.shape[-1] for box in found])
         overlap.append([boxes.box_iou(box.corners, reference.corners) for box in found])
-        ends.append(boxes.box_iou(found[0].corners, found[-1].corners) if reference.localises else 0.0)
+        wide, tight = (boxes.find_box(raw, threshold=value) or reference for value in (low, high))
+        ends.append(boxes.box_iou(wide.corners, tight.corners) if reference.localises else 0.0)
         whole += not reference.localises
     if not area:
         return BoxSensitivity(
@@ -64,7 +70,6 @@ def box_sensitivity(
     areas, shifts, ious = (Spread.over_tiles(np.array(values).T) for values in (area, shift, overlap))
     between = Mean.of(ends, groups=those_of(groups, kept))
     outcome = between.above(SAME_BOX)
-    low, high = BOX_THRESHOLDS[0], BOX_THRESHOLDS[-1]
     said = {
         Outcome.PASSED: "the box stays much the same",
         Outcome.FAILED: "the box depends on the threshold",
@@ -81,9 +86,9 @@ def box_sensitivity(
         outcome=outcome,
         verdict=verdict_of(
             outcome,
-            f"{said} ({areas.mean[0]:.0%} of the tile at threshold {low:g}, {areas.mean[-1]:.0%} at {high:g}; IoU of "
-            f"the two boxes {between.measured}, passes above {SAME_BOX:g}{between.detects}; the centre moves by at "
-            f"most {max(shifts.mean):.0%} of the tile's side)",
+            f"{said} (IoU of the boxes at thresholds {low:g} and {high:g} {between.measured}, passes above "
+            f"{SAME_BOX:g}{between.detects}; {areas.mean[0]:.0%} of the tile at {BOX_THRESHOLDS[0]:g}, "
+            f"{areas.mean[-1]:.0%} at {BOX_THRESHOLDS[-1]:g})",
         ),
         threshold=threshold,
         thresholds=BOX_THRESHOLDS,
@@ -129,6 +134,13 @@ def max_box_accuracy(
     return found
 
 
+class Hits(NamedTuple):
+    """Hit rates, and the boxes IoU of each tile whose mask is not empty, from which a gain is taken."""
+
+    rates: HitRates
+    overlaps: FloatArray
+
+
 def localisation_rates(
     maps: Iterable[boxes.FloatArray],
     masks: boxes.BoolArray,
@@ -136,8 +148,8 @@ def localisation_rates(
     threshold: float,
     all_thresholds: bool,
     groups: Groups | None = None,
-) -> HitRates:
-    """Return how often peak and box hit the truth masks, over the tiles whose mask is not empty.
+) -> Hits:
+    """Return how often peak and boxes hit the truth masks, over the tiles whose mask is not empty.
 
     Args:
         maps: raw, (S, S) each. masks: truth, (N, S, S), at least one not empty. threshold: of the boxes.
@@ -150,17 +162,41 @@ def localisation_rates(
             hits.append(boxes.localisation(raw, boxes.find_box(raw, threshold=threshold), mask))
             overlaps += [box_overlaps(raw, mask)] if all_thresholds else []
     groups = those_of(groups, np.flatnonzero(masks.any((1, 2))).tolist())
-    peaks, boxed = (_share([getattr(hit, name) for hit in hits], groups) for name in ("peak_hit", "box_hit"))
-    return HitRates(
+    peaks = _share([hit.peak_hit for hit in hits], groups)
+    return _hits(hits, groups, peaks, best=max_box_accuracy(overlaps) if all_thresholds else None)
+
+
+def _hits(
+    hits: Sequence[boxes.Hit], groups: Groups | None, peaks: Proportion | float, *, best: dict[str, BoxAccuracy] | None
+) -> Hits:
+    """Return the rates of tiles that go by groups; peaks: the share that hits, or the share expected."""
+    boxed = _share([hit.box_hit for hit in hits], groups)
+    overlaps = np.array([hit.boxes_iou for hit in hits])
+    together = Mean.of(overlaps, groups=groups)
+    rates = HitRates(
         tiles=len(hits),
         groups=group_count(groups),
-        peak_hit=peaks.value,
-        peak_hit_interval=peaks.interval,
+        peak_hit=peaks if isinstance(peaks, float) else peaks.value,
+        peak_hit_interval=None if isinstance(peaks, float) else peaks.interval,
         box_hit=boxed.value,
         box_hit_interval=boxed.interval,
         mean_box_iou=float(np.mean([hit.box_iou for hit in hits])),
-        max_box_accuracy=max_box_accuracy(overlaps) if all_thresholds else None,
+        mean_boxes_iou=together.value,
+        mean_boxes_iou_interval=_ends(together),
+        max_box_accuracy=best,
     )
+    return Hits(rates, overlaps)
+
+
+def gain(ours: FloatArray, theirs: FloatArray, *, groups: Groups | None) -> Gain:
+    """Return by how much boxes IoUs exceed others of the same tiles, (N,) each. groups: of these tiles."""
+    found = Mean.of(ours - theirs, groups=groups, bounds=(-1, 1))
+    return Gain(mean=found.value, interval=_ends(found))
+
+
+def _ends(mean: Mean) -> Interval | None:
+    """Return a mean's interval; None of too few groups, as for proportions."""
+    return None if mean.groups is not None and mean.groups < FEWEST else mean.ends
 
 
 def _share(hits: Sequence[bool], groups: Groups | None) -> Proportion:
@@ -172,7 +208,7 @@ def _share(hits: Sequence[bool], groups: Groups | None) -> Proportion:
     return found
 
 
-def whole_tile_rates(masks: boxes.BoolArray, *, all_thresholds: bool, groups: Groups | None = None) -> HitRates:
+def whole_tile_rates(masks: boxes.BoolArray, *, all_thresholds: bool, groups: Groups | None = None) -> Hits:
     """Return the rates of a map without any structure: its box is the whole tile, its peak a random point.
 
     `peak_hit` is the mean fraction of the tile that the mask covers, so it has no interval. Large boxes overlap much
@@ -183,15 +219,15 @@ def whole_tile_rates(masks: boxes.BoolArray, *, all_thresholds: bool, groups: Gr
     groups = those_of(groups, np.flatnonzero(masks.any((1, 2))).tolist())
     masks = masks[masks.any((1, 2))]
     height, width = masks.shape[1:]
-    overlaps = np.array([boxes.box_iou((0, 0, width, height), boxes.mask_box(mask)) for mask in masks])
-    hits = _share((overlaps >= 0.5).tolist(), groups)
+    everything = (0, 0, width, height)
+    hits = [
+        boxes.Hit(
+            peak_hit=False,
+            box_iou=boxes.box_iou(everything, boxes.mask_box(mask)),
+            boxes_iou=boxes.boxes_iou([everything], boxes.mask_parts(mask), shape=mask.shape),
+        )
+        for mask in masks
+    ]
+    overlaps = np.array([hit.box_iou for hit in hits])
     best = {f"{least:g}": BoxAccuracy(accuracy=float((overlaps >= least).mean()), threshold=None) for least in OVERLAPS}
-    return HitRates(
-        tiles=len(masks),
-        groups=group_count(groups),
-        peak_hit=float(masks.mean()),
-        box_hit=hits.value,
-        box_hit_interval=hits.interval,
-        mean_box_iou=float(overlaps.mean()),
-        max_box_accuracy=best if all_thresholds else None,
-    )
+    return _hits(hits, groups, float(masks.mean()), best=best if all_thresholds else None)

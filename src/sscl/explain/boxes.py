@@ -65,6 +65,11 @@ class Box:
         return self.x0, self.y0, self.x1, self.y1
 
     @property
+    def all(self) -> tuple[Corners, ...]:
+        """The corners of the box and of those around other regions."""
+        return (self.corners, *self.further)
+
+    @property
     def localises(self) -> bool:
         """Whether the box is small enough to say where the evidence is."""
         return self.area_fraction <= WHOLE_TILE
@@ -72,10 +77,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Hit:
-    """How well a map and its box hit a truth mask, see `localisation`."""
+    """How well a map and its boxes hit a truth mask, see `localisation`."""
 
     peak_hit: bool
     box_iou: float
+    boxes_iou: float
 
     @property
     def box_hit(self) -> bool:
@@ -186,11 +192,13 @@ def box_cells(raw: FloatArray, box: Box | None, *, threshold: float) -> list[int
 
 
 def localisation(raw: FloatArray, box: Box | None, mask: BoolArray) -> Hit:
-    """Return how well a map and its box hit a truth mask.
+    """Return how well a map and its boxes hit a truth mask.
 
     `peak_hit`: the map's largest value lies on the mask (pointing game, without a margin). `box_iou`: intersection
-    over union of the box and the smallest rectangle around the whole mask; `box_hit`: that is at least 0.5. Without
-    a box (no evidence) both are misses. These numbers depend on how much of the tile the mask covers: compare them
+    over union of the box and the smallest rectangle around the whole mask; `box_hit`: that is at least 0.5.
+    `boxes_iou`: of the area in any box, further ones too, and the area in any rectangle around a connected part of the
+    mask: a rectangle around several parts is mostly what lies between them. Without a box (no evidence) all are misses.
+    These numbers depend on how much of the tile the mask covers: compare them
     with those of `centre_map`.
 
     Args:
@@ -210,9 +218,12 @@ def localisation(raw: FloatArray, box: Box | None, mask: BoolArray) -> Hit:
         )
     truth = mask_box(mask)
     if box is None:
-        return Hit(peak_hit=False, box_iou=0.0)
-    peak_hit = bool(mask[np.unravel_index(raw.argmax(), raw.shape)])
-    return Hit(peak_hit=peak_hit, box_iou=box_iou(box.corners, truth))
+        return Hit(peak_hit=False, box_iou=0.0, boxes_iou=0.0)
+    return Hit(
+        peak_hit=bool(mask[np.unravel_index(raw.argmax(), raw.shape)]),
+        box_iou=box_iou(box.corners, truth),
+        boxes_iou=boxes_iou(box.all, mask_parts(mask), shape=mask.shape),
+    )
 
 
 def mask_box(mask: BoolArray) -> Corners:
@@ -225,6 +236,25 @@ def mask_box(mask: BoolArray) -> Corners:
     if not len(rows):
         raise ValueError("mask: has no true pixel, so there is nothing to hit; leave this tile out")
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def mask_parts(mask: BoolArray) -> list[Corners]:
+    """Return the smallest rectangle around each connected part of a mask (H, W)."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return [(across.start, down.start, across.stop, down.stop) for down, across in ndimage.find_objects(parts)]
+
+
+def boxes_iou(some: Sequence[Corners], others: Sequence[Corners], *, shape: tuple[int, ...]) -> float:
+    """Return intersection over union of the areas (H, W) that two sets of rectangles cover, each taken together."""
+    a, b = _covered(some, shape), _covered(others, shape)
+    return float((a & b).sum() / max(int((a | b).sum()), 1))
+
+
+def _covered(rectangles: Sequence[Corners], shape: tuple[int, ...]) -> BoolArray:
+    found = np.zeros(shape, dtype=bool)
+    for x0, y0, x1, y1 in rectangles:
+        found[y0:y1, x0:x1] = True
+    return found
 
 
 def box_iou(a: Corners, b: Corners) -> float:

@@ -18,7 +18,7 @@ HOW = {
     "randomisation": "weights randomised block by block, from the head down",
     "deletion_insertion": "pixels blurred, and restored, in the map's order",
     "equivariance": "7 rotations and reflections",
-    "box_sensitivity": f"{box_checks.BOX_THRESHOLDS[0]:g} to {box_checks.BOX_THRESHOLDS[-1]:g} of the maximum",
+    "box_sensitivity": "a fifth lower, and a fifth higher",
 }
 
 
@@ -131,12 +131,19 @@ def localisation_table(localised: Localisation) -> str:
     given = centre.peak_hit_interval is not None
     lines = [
         f"truth masks of {count(centre.tiles, 'tile')} ({'in brackets: ' if given else ''}{centre.interval_method}):",
-        f"{'':<18}{'peak on mask':<24}{'box IoU >= 0.5':<24}mean IoU",
+        f"{'':<18}{'peak on mask':<24}{'boxes, mean IoU':<24}one box",
     ]
     for name, rates in localised.each.items():
-        cells = (rate(rates.peak_hit, rates.peak_hit_interval), rate(rates.box_hit, rates.box_hit_interval))
+        cells = (
+            rate(rates.peak_hit, rates.peak_hit_interval),
+            rate(rates.mean_boxes_iou, rates.mean_boxes_iou_interval),
+        )
         lines.append(f"  {name:<16}" + "".join(f"{cell:<24}" for cell in cells) + f"{rates.mean_box_iou:.3f}")
-    lines.append("  (whole tile: peak at a random point, box around everything)")
+    lines.append("  (whole tile: peak at a random point; boxes: all of a map, against those around")
+    lines.append("  the parts of the mask; one box: that of the peak, against one around all parts)")
+    for name, gain in localised.gains.items():
+        ends = "" if gain.interval is None else f" ({gain.interval[0]:+.3f} to {gain.interval[1]:+.3f})"
+        lines.append(f"  boxes, gain over {name:<16}{gain.mean:+.3f}{ends}")
     if centre.max_box_accuracy is not None:
         lines.append(f"{'box accuracy at the best threshold:':<38}IoU >= 0.3    IoU >= 0.5    IoU >= 0.7")
         for name, rates in localised.each.items():

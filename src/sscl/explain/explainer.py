@@ -23,7 +23,7 @@ from sscl.explain import box_checks, boxes, cam
 from sscl.explain.checks import check_maps
 from sscl.explain.heatmaps import Heatmap, heatmaps
 from sscl.explain.kinds import MapKind
-from sscl.explain.records import HitRates, Localisation, MapChecks
+from sscl.explain.records import Localisation, MapChecks
 from sscl.explain.targets import Target, target_classes
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint
@@ -111,16 +111,24 @@ def localise(
     def maps(of: Classifier, name: str) -> Iterator[NDArray[np.float32]]:
         return (heatmap.enlarged for heatmap in explainer.maps(of, every, name))
 
-    def rates(of: Iterable[NDArray[np.float32]]) -> HitRates:
+    def rates(of: Iterable[NDArray[np.float32]]) -> box_checks.Hits:
         return box_checks.localisation_rates(
             of, masks, threshold=config.threshold, all_thresholds=config.checks, groups=tiles.groups
         )
 
+    ours = rates(maps(model, "this model"))
+    baselines = {
+        "centre": rates(repeat(boxes.centre_map(data.size_px), len(tiles))),
+        "random weights": rates(maps(random_model, "random weights")),
+        "whole tile": box_checks.whole_tile_rates(masks, all_thresholds=config.checks, groups=tiles.groups),
+    }
+    groups = None if tiles.groups is None else tiles.groups[masks.any((1, 2))]
     return Localisation(
-        this_model=rates(maps(model, "this model")),
-        centre=rates(repeat(boxes.centre_map(data.size_px), len(tiles))),
-        random_weights=rates(maps(random_model, "random weights")),
-        whole_tile=box_checks.whole_tile_rates(masks, all_thresholds=config.checks, groups=tiles.groups),
+        this_model=ours.rates,
+        centre=baselines["centre"].rates,
+        random_weights=baselines["random weights"].rates,
+        whole_tile=baselines["whole tile"].rates,
+        gains={name: box_checks.gain(ours.overlaps, of.overlaps, groups=groups) for name, of in baselines.items()},
     )
 
 

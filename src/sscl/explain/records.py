@@ -122,7 +122,7 @@ class BoxSensitivity(Check):
         threshold: in use. thresholds: T fractions of the maximum.
         whole_tile: tiles whose box in use says no place, see `boxes.Box.localises`.
         area_fraction: of the tile. centre_shift: from the box in use, in tile sides. iou: with the box in use.
-        ends: mean IoU of the boxes at the lowest and the highest threshold, 0 where the box in use is the whole tile.
+        ends: mean IoU of the boxes a fifth below and above the threshold in use, 0 where that box is the whole tile.
     """
 
     question: str = "Does the box stay the same when its threshold changes?"
@@ -168,7 +168,9 @@ class HitRates(Record):
     Attributes:
         tiles: with a mask that is not empty. groups: of which they are; None = independent tiles.
         peak_hit, box_hit: fractions of these, with 95% intervals.
-        peak_hit_interval: None where peak_hit is an expectation, not a count. Both None: too few groups.
+        peak_hit_interval: None where peak_hit is an expectation, not a count. Intervals None: too few groups.
+        mean_box_iou: of the box with the peak and the rectangle around the whole mask.
+        mean_boxes_iou: of all boxes together and the rectangles around the parts of the mask, see `boxes.localisation`.
         max_box_accuracy: by least IoU; None unless all thresholds were tried.
     """
 
@@ -179,6 +181,8 @@ class HitRates(Record):
     box_hit: float
     box_hit_interval: Interval | None
     mean_box_iou: float
+    mean_boxes_iou: float
+    mean_boxes_iou_interval: Interval | None = None
     max_box_accuracy: dict[str, BoxAccuracy] | None = None
 
     @property
@@ -190,8 +194,15 @@ class HitRates(Record):
         return few or f"95% intervals over {count(self.groups, 'group')} of tiles"
 
 
+class Gain(Record):
+    """By how much the mean boxes IoU of the model's maps exceeds that of a baseline, over the same tiles."""
+
+    mean: float
+    interval: Interval | None
+
+
 class Localisation(Record):
-    """The content of localisation.json: hit rates of the model's maps, and of baselines."""
+    """The content of localisation.json: hit rates of the model's maps, and of baselines; gains: over each of these."""
 
     this_model: HitRates = Field(
         validation_alias=AliasChoices("this model", "this_model"), serialization_alias="this model"
@@ -203,6 +214,7 @@ class Localisation(Record):
     whole_tile: HitRates = Field(
         validation_alias=AliasChoices("whole tile", "whole_tile"), serialization_alias="whole tile"
     )
+    gains: dict[str, Gain]
 
     @property
     def each(self) -> dict[str, HitRates]:

@@ -32,10 +32,13 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
         found.append(blocks.paragraph(f"Checked on {count(checks.tiles, 'tile')}."))
         found += _checked(name, checks)
     if localised is not None:
-        lines = [["", "peak on mask", "box IoU ≥ 0.5", "mean box IoU"]]
+        lines = [["", "peak on mask", "boxes, mean IoU", "gain of this model", "one box ≥ 0.5", "one box, mean IoU"]]
         for row, rates in localised.each.items():
+            gain = localised.gains.get(row)
             cells = (
                 f"{number(rates.peak_hit)}{_brackets(rates.peak_hit_interval)}",
+                f"{number(rates.mean_boxes_iou)}{_brackets(rates.mean_boxes_iou_interval)}",
+                "" if gain is None else f"{gain.mean:+.3f}{_brackets(gain.interval)}",
                 f"{number(rates.box_hit)}{_brackets(rates.box_hit_interval)}",
             )
             lines.append([row, *cells, number(rates.mean_box_iou)])
@@ -44,8 +47,9 @@ def heatmaps(name: str, *, config: GradcamConfig, checks: MapChecks | None, loca
         found.append(
             blocks.paragraph(
                 "A map that finds the evidence beats the baselines: a model with random weights, the centre of the "
-                "tile, and the whole tile (a random point as the peak, the largest box). In brackets: "
-                f"{localised.centre.interval_method}."
+                "tile, and the whole tile (a random point as the peak, the largest box). Boxes: the area in all boxes "
+                "of a map against that around the parts of the mask. One box: that of the peak, against one around all "
+                f"parts. In brackets: {localised.centre.interval_method}."
             )
         )
     return blocks.section(name, "Heatmaps", found, hint="how they are made, and what their checks found")
