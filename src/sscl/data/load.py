@@ -90,6 +90,9 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
         digest.update(np.ascontiguousarray(tiles.images[start : start + 256]).data)
 
     def search() -> torch.Tensor:
+        if len(tiles) > duplicates.STRETCHED_TILES:
+            most = f"{data.root}: {len(tiles):,} tiles, more than {duplicates.STRETCHED_TILES:,}"
+            print(f"{most}: near-duplicates stretched by about 2 are not searched")
         pairs = duplicates.find_pairs(tiles.images, progress=progress)
         found = duplicates.clusters_of(len(tiles), [(pair.first, pair.second) for pair in pairs])
         return torch.from_numpy(found.astype(np.float32))[:, None]
