@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+import os
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from sscl import writing
 from sscl.places import missing
-from sscl.reading import opened, parse_json
+from sscl.reading import opened, parse_json, read_text
 from sscl.words import count, short
 from sscl.writing import naming, write_text
 
@@ -22,8 +25,29 @@ PRETRAIN_ROW = ("loss", "loss_relative", "positive_similarity", "negative_simila
 FINETUNE_ROW = ("train_loss", "validation_loss")
 
 
+@dataclass(frozen=True)
+class Wandb:
+    """What a run is called at Weights & Biases.
+
+    Attributes:
+        project, name: of the run there; name None: that of the run folder.
+        mode: online or offline; None: as WANDB_MODE says, else online.
+        config: the resolved configuration, which is uploaded.
+    """
+
+    project: str
+    name: str | None
+    mode: Literal["online", "offline"] | None
+    config: Mapping[str, object]
+
+    @property
+    def offline(self) -> bool:
+        """Whether nothing is uploaded."""
+        return (self.mode or os.environ.get("WANDB_MODE", "")) in ("offline", "dryrun", "disabled")
+
+
 class MetricsLog:
-    """metrics.jsonl, one JSON object a line, and TensorBoard events when asked for.
+    """metrics.jsonl, one JSON object a line, and TensorBoard events and a run of Weights & Biases when asked for.
 
     Args:
         keep_epochs: those of the checkpoint that a run goes on from, whose rows stay; None = a new run.
@@ -41,6 +65,7 @@ class MetricsLog:
         keep_epochs: int | None = None,
         needs: Collection[str] = (),
         tensorboard: bool = False,
+        wandb: Wandb | None = None,
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self.rows: list[MetricsRow] = []
@@ -49,6 +74,7 @@ class MetricsLog:
             self.rows, self.dropped = kept_rows(self.path, epochs=keep_epochs, needs=needs)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._writer = tensorboard_writer(folder, keep_epochs=keep_epochs) if tensorboard else None
+        self._wandb = None if wandb is None else wandb_run(folder, wandb)
 
     def append(self, row: MetricsRow) -> None:
         """Add a row. It outlives this process, and after `sync` a power failure too."""
@@ -60,16 +86,24 @@ class MetricsLog:
             for key, value in row.items():
                 if key != "epoch":
                     self._writer.add_scalar(key, value, int(row["epoch"]))
+        if self._wandb is not None:
+            try:
+                self._wandb.log(dict(row))
+            except Exception as error:  # its service's, its socket's: none of them is worth a training
+                print(f"note: log.wandb: {_first_line(error)}; metrics.jsonl goes on without it")
+                self._wandb = None
 
     def sync(self) -> None:
         """Bring all rows to the disk; another thread may call this."""
         writing.sync(self.path)
 
     def close(self) -> None:
-        """Bring all rows to the disk and finish the TensorBoard file, if any."""
+        """Bring all rows to the disk and finish the TensorBoard file and the run of Weights & Biases, if any."""
         self.sync()
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def read_metrics(path: Path, *, needs: Collection[str] = ()) -> list[MetricsRow]:
@@ -130,6 +164,7 @@ _LOG_BYTES = 32 * 2**20  # far more than any training writes
 _LINE_BYTES = 2**20
 _LARGEST = 1e38  # float32
 _EPOCHS = 10**6
+_WANDB_SECONDS = 30.0  # to reach the service
 
 
 def parsed(path: Path) -> Iterator[tuple[int, MetricsRow | str]]:
@@ -185,3 +220,60 @@ def tensorboard_writer(folder: Path, *, keep_epochs: int | None = None) -> Summa
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=None if keep_epochs is None else keep_epochs + 1)
+
+
+def check_wandb(wanted: Wandb) -> None:
+    """Raise ValueError where Weights & Biases is asked for and not installed, or has no key to log in with."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("log.wandb: wandb is not installed; pip install 'sscl[wandb]'") from error
+    if not wanted.offline and not wandb.login(prompt=False):
+        raise ValueError("log.wandb: there is no key to log in with; wandb login, or log.wandb_mode=offline")
+
+
+def wandb_run(folder: Path, wanted: Wandb) -> Any:
+    """Return the run of Weights & Biases that belongs to a run folder, the same again when training goes on.
+
+    Its files lie in the folder. Beyond configuration and rows it is told nothing: no code, no output, no names of
+    machines and users. Where the service cannot be reached, the run is kept offline.
+    """
+    import wandb
+
+    identity = folder / "wandb_id"
+    if not identity.is_file():
+        write_text(identity, uuid.uuid4().hex[:8] + "\n")
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_git=True,
+        disable_job_creation=True,
+        init_timeout=_WANDB_SECONDS,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+    )
+    given = {
+        "project": wanted.project,
+        "name": wanted.name or folder.resolve().name,
+        "id": read_text(identity, at_most=100).strip(),
+        "resume": "allow",
+        "dir": str(folder),
+        "config": dict(wanted.config),
+        "settings": settings,
+    }
+    try:
+        found = wandb.init(mode="offline" if wanted.offline else "online", **given)
+    except wandb.errors.Error as error:
+        print(f"note: log.wandb: {_first_line(error)}")
+        found = wandb.init(mode="offline", **given)
+    found.define_metric("*", step_metric="epoch")
+    kept = f"offline, in {folder}/wandb; wandb sync uploads it"
+    print(f"wandb: {kept if found.offline else found.url}")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return short(next(iter(str(error).splitlines()), type(error).__name__), most=160)

@@ -15,6 +15,10 @@ FREE = [
     "data.published=false",
     "train.timeout_minutes=1",
     "log.tensorboard=true",
+    "log.wandb=true",
+    "log.wandb_project=other",
+    "log.wandb_name=other",
+    "log.wandb_mode=offline",
     "progress=false",
 ]
 FREE_OF_PRETRAIN = ["train.stop_after_epoch=1", "train.profile=true"]

@@ -22,6 +22,18 @@ class LogConfig(Section):
     tensorboard: bool = setting(
         False, "write TensorBoard events too (needs the extra: pip install 'sscl[tensorboard]')", free=True
     )
+    wandb: bool = setting(
+        False, "log to Weights & Biases too (needs the extra: pip install 'sscl[wandb]', and wandb login)", free=True
+    )
+    wandb_project: str = setting("sscl", "project there", free=True, min_length=1, max_length=128)
+    wandb_name: str | None = setting(
+        None, "name of the run there; null = that of the run folder", free=True, min_length=1, max_length=128
+    )
+    wandb_mode: Literal["online", "offline"] | None = setting(
+        None,
+        "offline: keep it in RUN/wandb for wandb sync; null = WANDB_MODE of the environment, else online",
+        free=True,
+    )
     every_seconds: float = setting(
         30.0,
         "draw curves.png, and measure the health of pretraining, at most this often and after the last epoch, "

@@ -78,7 +78,7 @@ def open_run(
         overwrite, resume: the flags of the command.
 
     Raises:
-        ValueError, FileNotFoundError: the run folder, the precision or TensorBoard; one line.
+        ValueError, FileNotFoundError: the run folder, the precision, TensorBoard or Weights & Biases; one line.
     """
     precision = pick_precision(config.precision, device)
     tune(device, deterministic=config.deterministic)
@@ -87,6 +87,8 @@ def open_run(
         run.check_inputs_outside(folder, inputs)
     if config.log.tensorboard:
         metrics_log.check_tensorboard()
+    if (wanted := wandb_of(config)) is not None and ranks.rank() == 0:
+        metrics_log.check_wandb(wanted)
     world, first = ranks.world_size(), ranks.rank() == 0
     over = f", {world} ranks" if world > 1 else ""
     how = f"precision {precision}{', deterministic' if config.deterministic else ''}"
@@ -101,6 +103,14 @@ def open_run(
     if free is not None and device.type == "cpu":
         free //= ranks.on_this_machine()
     return OpenRun(folder, device, precision, world, writes=first, progress=progress, free=free)
+
+
+def wandb_of(config: PretrainConfig | FinetuneConfig) -> metrics_log.Wandb | None:
+    """Return what a run is called at Weights & Biases; None where it is not logged there."""
+    log = config.log
+    if not log.wandb:
+        return None
+    return metrics_log.Wandb(log.wandb_project, log.wandb_name, log.wandb_mode, plain(config))
 
 
 # --- going on with a run ---
@@ -201,12 +211,18 @@ def start_log(
         return None
     if kept is None:
         run.start_folder(opened.folder, config, overwrite=overwrite)
-        return metrics_log.MetricsLog(opened.folder, tensorboard=config.log.tensorboard)
+        return metrics_log.MetricsLog(opened.folder, tensorboard=config.log.tensorboard, wandb=wandb_of(config))
     (opened.folder / run.ENDING).unlink(missing_ok=True)
     if changed_keys(kept.config, config):  # the tiles have moved
         writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
     needs = metrics_log.PRETRAIN_ROW if isinstance(config, PretrainConfig) else metrics_log.FINETUNE_ROW
-    log = metrics_log.MetricsLog(opened.folder, keep_epochs=kept.epoch, needs=needs, tensorboard=config.log.tensorboard)
+    log = metrics_log.MetricsLog(
+        opened.folder,
+        keep_epochs=kept.epoch,
+        needs=needs,
+        tensorboard=config.log.tensorboard,
+        wandb=wandb_of(config),
+    )
     if log.dropped:
         print(log.dropped)
     return log
