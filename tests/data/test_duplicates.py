@@ -83,11 +83,12 @@ def moved(tile: np.ndarray, symmetry: int) -> np.ndarray:
 )
 def test_near_duplicates_are_found_and_no_others(kind, least, originals):
     rng = np.random.default_rng(7)
-    copies = np.stack([kind(tile, rng) for tile in originals])
-    pairs = find_pairs(np.concatenate([originals, copies]), stretched=False)
+    some = originals[:16]
+    copies = np.stack([kind(tile, rng) for tile in some])
+    pairs = find_pairs(np.concatenate([some, copies]), neighbours=8, stretched=False)
     found = {(pair.first, pair.second) for pair in pairs}
-    true = {(row, COUNT + row) for row in range(COUNT)}
-    assert len(found & true) >= least * COUNT
+    true = {(row, len(some) + row) for row in range(len(some))}
+    assert len(found & true) >= least * len(some)
     assert found - true == set()
 
 
@@ -358,7 +359,7 @@ def test_too_few_tiles_make_no_pairs(count, originals):
 def test_embeddings_add_pairs_that_are_only_alike(originals):
     embeddings = np.eye(COUNT, 8 + COUNT, dtype=np.float32)
     embeddings[5] = embeddings[4] + 0.1 * embeddings[9]
-    (pair,) = find_pairs(originals, embeddings=embeddings, min_cosine=0.9, neighbours=3)
+    (pair,) = find_pairs(originals, embeddings=embeddings, min_cosine=0.9, neighbours=3, stretched=False)
     assert (pair.first, pair.second, pair.kind) == (4, 5, "embedding")
     assert pair.score == pytest.approx(1 / np.sqrt(1.01), abs=1e-4)
     assert 0 < pair.confidence < 0.1
