@@ -35,6 +35,12 @@ def main(config: TrainConfig, *, overwrite: bool = False) -> None:
         done += [call(stages.result_stage(project, name), project, config) for name in project.results]
         if project.page is not None:
             done.append(call(stages.page_stage(project, changed=any(done)), project, config))
+    if overwrite and not any(done):
+        first = project.steps[0].entry.command
+        raise ValueError(
+            f"--overwrite: nothing has changed since, so no stage runs again; sscl {first} {project.file_of[first]} "
+            f"--overwrite does it again, and sscl train {folder} what comes after it"
+        )
     minutes = (time.perf_counter() - begun) / 60
     print(f"\ndone in {minutes:.1f} minutes" if any(done) else "\nnothing was left to do")
     last = project.steps[-1]
