@@ -449,10 +449,10 @@ def test_checks_on_truth_masks_try_every_threshold(checked: tuple[Path, str], ex
         assert list(best) == ["0.3", "0.5", "0.7"]
         assert best["0.3"].accuracy >= best["0.5"].accuracy >= best["0.7"].accuracy
         assert best["0.5"].accuracy >= rates.box_hit  # 0.3 is one of the thresholds
-    assert "box accuracy at the best threshold" in printed
+    assert "accuracy at the best threshold" in printed
     without = read_record(Localisation, explained[0] / "localisation.json", made_by="sscl gradcam")
     assert {rates.max_box_accuracy for rates in without.each.values()} == {None}
-    assert "checks of the maps" not in explained[1]
+    assert "Checks of the maps" not in explained[1]
 
 
 def test_completeness_is_printed_for_every_map(explained: tuple[Path, str], read_rows: Any) -> None:

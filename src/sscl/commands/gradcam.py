@@ -116,11 +116,13 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     print(wrapped(str(map_cells(model, size_px=data.size_px, kind=kind))))
     for line in summary(found, maps, size_px=data.size_px, threshold=config.threshold, synthetic=synthetic):
         print(wrapped(line))
-    if localised is not None:
-        print(localisation_table(localised))
-    if checked is not None:
-        print(checks_text(checked))
-    print(f"wrote {out}/{', '.join(files)}")
+    for section in (
+        None if localised is None else localisation_table(localised),
+        None if checked is None else checks_text(checked),
+        f"wrote {out}/{', '.join(files)}",
+    ):
+        if section is not None:
+            print(f"\n{section}")
     elsewhere = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
     if config.images is not None:
         say_next("predict", run_of(config.checkpoint), config.images)

@@ -92,7 +92,7 @@ def check_maps(
 
 def checks_text(found: MapChecks) -> str:
     """Return the checks as lines for the terminal: the question, the numbers, the verdict."""
-    lines = [f"checks of the maps, on {count(found.tiles, 'tile')}:"]
+    lines = [f"Checks of the maps, on {count(found.tiles, 'tile')}"]
     for name, check in found.each.items():
         lines.append(wrapped(f"{check.question} ({HOW[name]})", indent=2))
         if name == "deletion_insertion":
@@ -130,7 +130,8 @@ def localisation_table(localised: Localisation) -> str:
     centre = localised.centre
     given = centre.peak_hit_interval is not None
     lines = [
-        f"truth masks of {count(centre.tiles, 'tile')} ({'in brackets: ' if given else ''}{centre.interval_method}):",
+        f"Truth masks of {count(centre.tiles, 'tile')}",
+        wrapped(f"{'in brackets: ' if given else ''}{centre.interval_method}", indent=2),
         f"{'':<18}{'peak on mask':<24}{'boxes, mean IoU':<24}one box",
     ]
     for name, rates in localised.each.items():
@@ -145,9 +146,9 @@ def localisation_table(localised: Localisation) -> str:
         ends = "" if gain.interval is None else f" ({gain.interval[0]:+.3f} to {gain.interval[1]:+.3f})"
         lines.append(f"  boxes, gain over {name:<16}{gain.mean:+.3f}{ends}")
     if centre.max_box_accuracy is not None:
-        lines.append(f"{'box accuracy at the best threshold:':<38}IoU >= 0.3    IoU >= 0.5    IoU >= 0.7")
+        lines.append(f"  {'one box, accuracy at the best threshold':<40}IoU >= 0.3   IoU >= 0.5   IoU >= 0.7")
         for name, rates in localised.each.items():
             best = (rates.max_box_accuracy or {}).values()
             shown = (f"{of.accuracy:.3f}" + ("" if of.threshold is None else f" ({of.threshold:g})") for of in best)
-            lines.append(f"  {name:<36}" + "".join(f"{cell:<14}" for cell in shown).rstrip())
+            lines.append(f"    {name:<38}" + "".join(f"{cell:<13}" for cell in shown).rstrip())
     return "\n".join(lines)
