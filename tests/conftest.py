@@ -60,6 +60,7 @@ SEAMS = {
     "batch_norm_order": "sscl.models.batch_norm.epoch_order",
     # weights of others
     "timm_model": "timm.create_model",
+    "hub_file": "huggingface_hub.hf_hub_download",
     "torchvision_model": "torchvision.models.get_model",
     "torchvision_file": "torchvision.models._api.load_state_dict_from_url",
     "torch_load": "torch.load",

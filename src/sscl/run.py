@@ -16,6 +16,7 @@ import torch
 
 from sscl import __version__, ranks, writing
 from sscl.config import Section, plain, read_yaml
+from sscl.config.encoders import NO_FILES
 from sscl.metrics_log import parsed
 from sscl.records import Record, read_record, write_record
 from sscl.writing import is_bare, is_ours, to_yaml, write_text
@@ -222,5 +223,5 @@ def check_inputs_outside(folder: Path, inputs: Mapping[str, str | None]) -> None
     """Raise ValueError if a file or folder to read, given by its key, lies in the folder that would be replaced."""
     real = os.path.realpath(folder)
     for key, value in inputs.items():
-        if value not in (None, "imagenet") and Path(os.path.realpath(str(value))).is_relative_to(real):
+        if value not in (None, *NO_FILES) and Path(os.path.realpath(str(value))).is_relative_to(real):
             raise ValueError(f"{folder}: holds {key}={value}, which would be lost; name another folder to write")

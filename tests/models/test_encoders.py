@@ -293,9 +293,9 @@ def test_preprocessing_goes_with_the_net():
     ("name", "message"),
     [
         ("resnet18-pathmnist", r"got 'resnet18-pathmnist'; did you mean resnet18_pathmnist\?$"),
-        ("vgg", r"resnet18_pathmnist, efficientnet_lite0 or timm:NAME, got 'vgg'$"),
+        ("vgg", r"efficientnet_lite0, one of `sscl encoders`, or timm:NAME, got 'vgg'$"),
         ("timm:resnet5", r"got 'timm:resnet5'; did you mean timm:resnet50"),
-        ("timm:resnet50.no_such", r"timm has no model .*; did you mean timm:resnet50\."),
+        ("timm:resnet50.no_such", r"timm has no weights no_such of resnet50, got .*; it has a1_in1k, "),
         ("timm:qqqqqqq", r"timm has no model .*; see timm\.list_models\(\)$"),
     ],
 )

@@ -25,6 +25,7 @@ from torch import nn
 
 from sscl import __version__, api, augment, run
 from sscl.config import EncoderConfig, ExportConfig, PredictConfig
+from sscl.config.encoders import NO_FILES
 from sscl.data.images import RESIZED
 from sscl.evaluate import hub_card
 from sscl.models import hub, timm_folder
@@ -145,8 +146,8 @@ def folder_of(config: ExportConfig) -> Path:
     Raises:
         ValueError: none is given or known.
     """
-    if config.out is None and config.checkpoint == "imagenet":
-        raise ValueError("out: missing; imagenet has no run folder to write to")
+    if config.out is None and config.checkpoint in NO_FILES:
+        raise ValueError(f"out: missing; {config.checkpoint} has no run folder to write to")
     return Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"export_{config.what}"
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
+from sscl.config.encoders import NO_FILES
 from sscl.config.messages import shown
 from sscl.config.sections import Section, marked
 
@@ -59,6 +60,6 @@ def _changes(before: Section, now: Section, prefix: str) -> Iterator[Change]:
 
 def _same(field: FieldInfo, before: Any, now: Any) -> bool:
     if marked(field, "path") and isinstance(before, str) and isinstance(now, str):
-        # The word imagenet names no file.
-        return before == now or ("imagenet" not in (before, now) and Path(before).resolve() == Path(now).resolve())
+        words = before in NO_FILES or now in NO_FILES
+        return before == now or (not words and Path(before).resolve() == Path(now).resolve())
     return bool(before == now)

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from sscl.config.messages import shown
+from sscl.config.published import PUBLISHED, by_hub, like
 from sscl.config.sections import SEEDS, Section, setting
-from sscl.words import closest
+from sscl.words import closest, listed
 
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=1e-3, le=10)]  # of weights for pixels in 0-255 it is 1/255
@@ -21,6 +22,8 @@ WIDEST = 2**16  # of a layer, and so of any argument
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 ENCODERS = (*RESNETS, "resnet14_small", "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
 TIMM = "timm:"
+HUB, FOLDER = "timm:hf-hub:", "timm:local-dir:"  # a repository or a folder that says which model of timm it is
+NO_FILES = ("imagenet", "published")  # values of model.weights that name no file
 Stem = Literal["standard", "small"]
 Pool = Literal["mean", "class", "class_mean"]
 
@@ -50,16 +53,21 @@ def known_encoder(name: Any) -> Any:
     Raises:
         ValueError: no such encoder; with the nearest name.
     """
-    if isinstance(name, str) and name not in ENCODERS and not name.startswith(TIMM):
-        near = closest(name, ENCODERS)
-        hint = "" if near is None else f"; did you mean {near}?"
-        raise ValueError(f"must be {', '.join(ENCODERS)} or timm:NAME, got {name!r}{hint}")
-    return name
+    if not isinstance(name, str) or name in ENCODERS or name in PUBLISHED or name.startswith(TIMM):
+        return name
+    known = by_hub(name)
+    near = like(name) if known is None else [known.name]
+    near = near or [one for one in [closest(name, ENCODERS)] if one is not None]
+    hint = f"; did you mean {listed(near, last='or')}?" if near else ""
+    if known is None and "/" in name:
+        hint = f"; a repository of the hub is {HUB}{name}, a folder {FOLDER}{name}"
+    raise ValueError(f"must be {', '.join(ENCODERS)}, one of `sscl encoders`, or timm:NAME, got {name!r}{hint}")
 
 
 POOLS = (
-    "the feature of a tile: mean = of the last feature map (of a transformer of its patch tokens), class = the class "
-    "token, class_mean = both, one behind the other; null = that of the weights, else what timm's classifier reads"
+    "the feature of a tile: mean = that of the last feature map (of a transformer of its patch tokens), class = the "
+    "class token, class_mean = both, one behind the other; null = that of the weights or of the published encoder, "
+    "else what timm's classifier reads"
 )
 EncoderName = Annotated[str, BeforeValidator(known_encoder)]
 
@@ -69,7 +77,8 @@ class ModelConfig(Section):
 
     name: EncoderName = setting(
         "resnet50",
-        f"architecture: {', '.join(ENCODERS)}, or timm:NAME (needs the extra: pip install 'sscl[timm]'); "
+        f"architecture: {', '.join(ENCODERS)}; a published encoder such as uni2_h (`sscl encoders` lists them); or "
+        "timm:NAME, timm:hf-hub:USER/MODEL, timm:local-dir:FOLDER (need the extra: pip install 'sscl[timm]'); "
         "resnet18_pathmnist is for tiles of 28 px, resnet14_small for few tiles, CPUs and fine heatmaps",
         common=True,
     )
@@ -85,9 +94,10 @@ class ModelConfig(Section):
     pool: Pool | None = setting(None, POOLS)
     weights: str | None = setting(
         None,
-        "initial weights: null = random; imagenet = torchvision's (of timm:NAME timm's); or an sscl run folder; or a "
-        "file of sscl, torchvision, timm, Ciga et al., lightly, solo-learn or MoCo; also from=RUN. finetune "
-        "takes name, stem, output_stride and data.size_px from those of sscl, where these keys are not given",
+        "initial weights: null = random; imagenet = torchvision's (of timm:NAME timm's); published = those of a "
+        "published encoder, fetched once; or an sscl run folder; or a file or folder of sscl, torchvision, timm, "
+        "Ciga et al., lightly, solo-learn or MoCo; also from=RUN. finetune takes name, stem, output_stride, kwargs and "
+        "data.size_px from those that say them, where these keys are not given",
         path=True,
         common=True,
     )
@@ -104,7 +114,10 @@ class EncoderConfig(Section):
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"
     )
     weights: str | None = setting(
-        None, "null = random; imagenet; or a run folder or file, as model.weights of pretrain", path=True, common=True
+        None,
+        "null = random; imagenet; published; or a run folder or file, as model.weights of pretrain",
+        path=True,
+        common=True,
     )
     stem: Stem = setting("standard", "as model.stem of pretrain; ignored if the weights are an sscl checkpoint")
     kwargs: Kwargs = setting({}, "as model.kwargs of pretrain; ignored if the weights are an sscl checkpoint")

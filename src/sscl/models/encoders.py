@@ -13,8 +13,10 @@ from torch import nn
 
 from sscl.config.encoders import RESNETS, TIMM, Kwargs, OutputStride, Pool, Stem, known_encoder
 from sscl.config.messages import shown
+from sscl.config.published import PUBLISHED
 from sscl.device import no_autocast
 from sscl.models.checkpoint import Checkpoint
+from sscl.models.published import published_file, resolve
 from sscl.models.resnet import SMALL, Trunk, convolution
 from sscl.models.timm_models import check_timm_name, checkpoint_blocks, create, extra, has_plain_blocks
 from sscl.models.weights import load_trunk, read_trunk
@@ -178,14 +180,19 @@ class TimmEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.name, self.kwargs = name, dict(kwargs or {})
-        self.net = create(name.removeprefix(TIMM), kwargs=self.kwargs, pretrained=weights == "imagenet")
+        known = PUBLISHED.get(name)
+        model, given = (name.removeprefix(TIMM), {}) if known is None else (known.architecture, known.kwargs)
+        self.net = create(model, kwargs={**given, **self.kwargs}, pretrained=weights == "imagenet")
         channels = self.net.num_features
         config = self.net.pretrained_cfg
-        side = config["input_size"][-1]
+        side = getattr(getattr(self.net, "patch_embed", None), "img_size", None) or config["input_size"]
+        side = side[-1] if isinstance(side, (list, tuple)) else side
         dynamic = getattr(self.net, "dynamic_img_size", False)
         self._only_px = side if config.get("fixed_input_size") and not dynamic else None
+        plain = has_plain_blocks(self.net)
         with torch.no_grad():
-            shape = self.net.eval().forward_features(torch.zeros(1, 3, side, side)).shape
+            tile = torch.zeros(1, 3, side, side)
+            shape = (1, 1, channels) if plain else self.net.eval().forward_features(tile).shape
         self.net.train()
         self._layout = "tokens" if len(shape) == 3 else "NHWC" if shape[-1] == channels else "NCHW"
         if len(shape) not in (3, 4) or shape[1 if self._layout == "NCHW" else -1] != channels:
@@ -195,7 +202,7 @@ class TimmEncoder(Encoder):
         if pool not in (None, "mean") and not has_class:
             raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")
         self.pooling = pool or ("class" if has_class and self.net.global_pool == "token" else "mean")
-        self._finishes = self.pooling != "mean" and has_plain_blocks(self.net)
+        self._finishes = self.pooling != "mean" and plain
         width = getattr(self.net, "head_hidden_size", None) or channels
         self.num_features = {"mean": width, "class": channels, "class_mean": 2 * channels}[self.pooling]
 
@@ -274,10 +281,12 @@ def build_encoder(
     """Return an encoder, in training mode.
 
     Args:
-        name: one of ENCODERS, or timm:NAME for any model of timm.
+        name: one of ENCODERS or of PUBLISHED; or timm:NAME for any model of timm, timm:hf-hub:USER/MODEL for one of the
+            hub, timm:local-dir:FOLDER for one in a folder with its config.json.
         weights: None (random), "imagenet" (torchvision's default weights, the package's own for efficientnet_lite0,
-            timm's pretrained ones; torchvision and timm download them once), or the path of a file of weights, of
-            sscl or another program (`weights.read_trunk`). resnet18_pathmnist gets layers 1, 3 and 4 from ImageNet.
+            timm's pretrained ones; torchvision and timm download them once), "published" (those of the hub, which are
+            fetched once, or of the folder), or the path of a file of weights, of sscl or another program
+            (`weights.read_trunk`). resnet18_pathmnist gets layers 1, 3 and 4 from ImageNet.
         stem: "standard" (7x7 stride 2, max-pool) or "small" (3x3 stride 1, no max-pool; for tiles under 96 px).
         output_stride: pixels of a tile per cell of the last feature map with the standard stem, 32 or 16.
         kwargs: arguments for timm:NAME, as `timm.create_model` takes them; of layers their names.
@@ -287,7 +296,14 @@ def build_encoder(
         ValueError: an unknown name or stem; one the encoder does not have; weights that do not fit; a package missing.
         FileNotFoundError: the weights file is missing.
     """
+    named = resolve(name, kwargs=kwargs or {}, pool=pool, fetch=weights == "published")
+    name, kwargs, pool = named.name, named.kwargs, named.pool
     check_name(name)
+    if weights == "published":
+        file = published_file(named)
+        weights = "imagenet" if file is None else str(file)
+    elif weights == "imagenet" and (named.hub or named.folder):
+        raise ValueError(f"model.weights: there are no ImageNet weights of {name}; set published, or give a file")
     if stem not in STEMS:
         raise ValueError(f"model.stem: must be {' or '.join(STEMS)}, got {stem!r}")
     if output_stride not in OUTPUT_STRIDES:
@@ -297,14 +313,15 @@ def build_encoder(
             raise ValueError(f"model.stem: {name} has its own, got {stem}; leave it out")
         if output_stride != 32:
             raise ValueError(f"model.output_stride: {name} has its own, got {output_stride}; leave it out")
-    if not name.startswith(TIMM):
+    of_timm = name.startswith(TIMM) or name in PUBLISHED
+    if not of_timm:
         if kwargs:
             raise ValueError(f"model.kwargs: {name} takes none, got {shown(kwargs)}; only encoders of timm do")
         if pool not in (None, "mean"):
             raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")
     if name == "efficientnet_lite0":
         encoder: Encoder = EfficientNetLite(name, weights=weights)
-    elif name.startswith(TIMM):
+    elif of_timm:
         encoder = TimmEncoder(name, weights=weights, kwargs=kwargs, pool=pool)
     else:
         encoder = ResNet(name, stem=stem, output_stride=output_stride)
@@ -328,7 +345,9 @@ def blank_encoder(checkpoint: Checkpoint) -> Encoder:
 
 def check_name(name: str) -> None:
     """Raise ValueError, with the nearest names, unless an encoder is called so."""
-    if not name.startswith(TIMM):
+    if name in PUBLISHED:
+        extra("timm", extra="timm")
+    elif not name.startswith(TIMM):
         try:
             known_encoder(name)
         except ValueError as error:

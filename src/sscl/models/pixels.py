@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sscl.config.encoders import TIMM
+from sscl.config.published import PUBLISHED
 from sscl.models.checkpoint import Checkpoint
 from sscl.models.encoders import check_name
 from sscl.models.timm_models import extra
@@ -30,6 +31,8 @@ def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float
     check_name(name)
     if name == "efficientnet_lite0":
         return LITE_MEAN, LITE_STD
+    if name in PUBLISHED:
+        return PUBLISHED[name].normalisation
     if name.startswith(TIMM):
         config = extra("timm", extra="timm").get_pretrained_cfg(name.removeprefix(TIMM))
         return tuple(config.mean), tuple(config.std)

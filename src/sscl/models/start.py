@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 
 from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig
-from sscl.config.encoders import Kwargs, OutputStride, Pool, Stem
+from sscl.config.encoders import FOLDER, NO_FILES, Kwargs, OutputStride, Pool, Stem
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
 from sscl.models.encoders import Encoder, blank_encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
+from sscl.models.published import Named, published_file, resolve, weights_in
 from sscl.models.weights import Trunk, load_trunk, read_trunk
 
 NO_STATISTICS = (
@@ -33,6 +34,7 @@ class Start:
         mean, std: channel means and standard deviations of pixels in 0-1.
         lineage: the data sections of the runs that its weights went through, oldest first; eval compares them.
         size_px: side of the tiles it was trained on; None: nothing says.
+        mpp: µm per pixel of these tiles, lowest and highest; None: not known.
         checkpoint: the facts of an sscl checkpoint; None for other weights.
     """
 
@@ -41,6 +43,7 @@ class Start:
     std: tuple[float, ...]
     lineage: tuple[DataConfig | SourceConfig, ...] = ()
     size_px: int | None = None
+    mpp: tuple[float, float] | None = None
     checkpoint: Checkpoint | None = None
 
     @property
@@ -72,17 +75,17 @@ class Facts(NamedTuple):
     pooling: Pool | None  # None: nothing says it yet
     size_px: int
 
-    def refuse_another(self, model: ModelConfig, *, source: str) -> None:
+    def refuse_another(self, named: Named, *, stem: str, source: str) -> None:
         """Raise ValueError where the settings name another encoder than the weights are of."""
-        if self.name == model.name and self.kwargs != model.kwargs:
+        if self.name == named.name and self.kwargs != named.kwargs:
             raise ValueError(
                 f"model.kwargs: {source} holds {self.name} with {json.dumps(self.kwargs)}, got "
-                f"{json.dumps(model.kwargs)}; leave model.kwargs out"
+                f"{json.dumps(named.kwargs)}; leave model.kwargs out"
             )
-        if (self.name, self.stem) != (model.name, model.stem):
+        if (self.name, self.stem) != (named.name, stem):
             raise ValueError(
                 f"model.weights: {source} holds {self.name} with the {self.stem} stem; set model.name={self.name} "
-                f"model.stem={self.stem} (got {model.name}, {model.stem}), or leave both out"
+                f"model.stem={self.stem} (got {named.name}, {stem}), or leave both out"
             )
 
 
@@ -100,8 +103,8 @@ def facts_of(trunk: Trunk) -> Facts | None:
 def facts_to_be(config: PretrainConfig | FinetuneConfig) -> Facts:
     """Return what the weights of a run with this configuration will say."""
     data = config.data[0] if isinstance(config.data, tuple) else config.data
-    model = config.model
-    return Facts(model.name, model.stem, model.output_stride, model.kwargs, model.pool, data.size_px)
+    model, named = config.model, _named(config.model)
+    return Facts(named.name, model.stem, model.output_stride, named.kwargs, model.pool, data.size_px)
 
 
 def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[FinetuneConfig, list[str]]:
@@ -121,12 +124,12 @@ def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[Fine
         file = weights_file(config.model.weights, key="model.weights")
         facts = None if file is None else facts_of(read_trunk(file))
     if facts is None:
-        return config, []
+        return _described(config)
     model, data = config.model, config.data
     keys = ("name", "stem", "output_stride", "kwargs")
     taken = {key: getattr(facts, key) for key in keys if key not in model.model_fields_set}
     model = model.model_copy(update=taken)
-    facts.refuse_another(model, source=source)
+    facts.refuse_another(_named(model), stem=model.stem, source=source)
     said = {f"model.{key}": value for key, value in taken.items() if value != {}}
     if "size_px" not in data.model_fields_set:
         data = data.model_copy(update={"size_px": facts.size_px})
@@ -152,23 +155,19 @@ def start_encoder(model: ModelConfig) -> Start:
         ValueError: the weights are another encoder's, or not readable.
         FileNotFoundError: no such run or file.
     """
-    file = weights_file(model.weights, key="model.weights")
+    folder = _folder_said(model.weights)
+    if folder is not None and "name" not in model.model_fields_set:
+        raise ValueError(f"model.name: missing; {model.weights} says which encoder it is: set model.name={folder}")
+    named = _named(model)
+    file = _file_of(model.weights, named, key="model.weights")
     trunk = None if file is None else read_trunk(file)
     facts = None if trunk is None else facts_of(trunk)
     if facts is not None:
-        facts.refuse_another(model, source=str(file))
+        facts.refuse_another(named, stem=model.stem, source=str(file))
+        named = replace(named, pool=model.pool or facts.pooling)
     if trunk is not None and trunk.checkpoint is not None and trunk.checkpoint.kind == "finetune":
         print(f"model.weights: {file} was trained with labels ({', '.join(trunk.checkpoint.classes)})")
-    if trunk is None:
-        return _without_file(model.name, model, stem=model.stem, output_stride=model.output_stride)
-    encoder = build_encoder(
-        model.name,
-        stem=model.stem,
-        output_stride=model.output_stride,
-        kwargs=model.kwargs,
-        pool=model.pool or (None if facts is None else facts.pooling),
-    )
-    return _filled(encoder, trunk, model, source=str(file))
+    return _started(named, model, trunk, stem=model.stem, output_stride=model.output_stride, source=str(file))
 
 
 def resumed_encoder(kept: Checkpoint) -> Start:
@@ -189,71 +188,120 @@ def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
         ValueError: a name is missing, or differs from the file's; the weights do not fit or are not readable.
         FileNotFoundError: no such run or file.
     """
-    file = weights_file(spec.weights, key=section and f"{section}weights")
+    key = section and f"{section}weights"
+    name = spec.model or _folder_said(spec.weights)
+    named = None if name is None else _resolved(name, spec)
+    file = weights_file(spec.weights, key=key) if named is None else _file_of(spec.weights, named, key=key)
     trunk = None if file is None else read_trunk(file)
-    name: str | None = spec.model
-    stem, kwargs, pool = spec.stem, spec.kwargs, spec.pool
-    output_stride, size_px = 32, None
     said = None if trunk is None else facts_of(trunk)
+    stem, output_stride = spec.stem, 32
     if said is not None:
-        if name not in (None, said.name):
+        if named is not None and named.name != said.name:
             raise ValueError(f"{section}model: got {name}, but {file} holds {said.name}; leave {section}model out")
-        name, stem, output_stride, kwargs, size_px = said.name, said.stem, said.output_stride, said.kwargs, said.size_px
-        pool = pool or said.pooling
-    if name is None:
+        named = Named(said.name, said.kwargs, spec.pool or said.pooling)
+        stem, output_stride = said.stem, said.output_stride
+    if named is None:
         what = "random weights do" if spec.weights is None else f"weights={spec.weights} does"
         raise ValueError(
             f"{section}model: missing; {what} not say which encoder; give its name, as in {section}model=resnet18"
         )
-    if trunk is None:
-        if spec.weights is None:
-            torch.manual_seed(spec.seed)
-        start = _without_file(name, spec, stem=stem, output_stride=output_stride)
-    else:
-        encoder = build_encoder(name, stem=stem, output_stride=output_stride, kwargs=kwargs, pool=pool)
-        start = _filled(encoder, trunk, spec, source=str(file))
+    if spec.weights is None:
+        torch.manual_seed(spec.seed)
+    start = _started(named, spec, trunk, stem=stem, output_stride=output_stride, source=str(file))
     start.encoder.eval()
-    return replace(start, size_px=spec.size_px or size_px)
+    return replace(start, size_px=spec.size_px or (None if said is None else said.size_px) or start.size_px)
 
 
 def weights_file(weights: str | None, *, key: str) -> Path | None:
-    """Return the file that `weights` names, a run folder's checkpoint too; None for random and ImageNet weights.
+    """Return the file that `weights` names: itself, a run folder's checkpoint, or that in a folder of the hub's kind.
+
+    None for weights that are random, ImageNet's or published.
 
     Raises:
         FileNotFoundError: no such run or file.
     """
-    return None if weights in (None, "imagenet") else checkpoint_file(str(weights), key=key)
+    if weights in (None, *NO_FILES):
+        return None
+    folder = Path(str(weights))
+    of_others = None if (folder / "checkpoints").is_dir() else weights_in(folder)
+    return of_others or checkpoint_file(folder, key=key)
 
 
-def _without_file(name: str, given: ModelConfig | EncoderConfig, *, stem: str, output_stride: int) -> Start:
-    """Return an encoder with random or ImageNet weights."""
+def _file_of(weights: str | None, named: Named, *, key: str) -> Path | None:
+    """Return the file of the weights, the published ones too; None where there is none, see `weights_file`."""
+    return published_file(named) if weights == "published" else weights_file(weights, key=key)
+
+
+def _folder_said(weights: str | None) -> str | None:
+    """Return the name of the encoder in a folder with its config.json, as timm and the hub have it; None for others."""
+    return f"{FOLDER}{weights}" if weights is not None and (Path(weights) / "config.json").is_file() else None
+
+
+def _named(model: ModelConfig) -> Named:
+    return _resolved(model.name, model)
+
+
+def _resolved(name: str, given: ModelConfig | EncoderConfig) -> Named:
+    return resolve(name, kwargs=given.kwargs, pool=given.pool, fetch=given.weights == "published")
+
+
+def _described(config: FinetuneConfig) -> tuple[FinetuneConfig, list[str]]:
+    """Return a configuration with the encoder and tile size of published weights where it gives none, and a line."""
+    model, data, said = config.model, config.data, {}
+    folder = _folder_said(model.weights)
+    if folder is not None and "name" not in model.model_fields_set:
+        model = model.model_copy(update={"name": folder})
+        said["model.name"] = folder
+    size_px = None if model.weights is None else _named(model).size_px
+    if size_px is not None and "size_px" not in data.model_fields_set:
+        data = data.model_copy(update={"size_px": size_px})
+        said["data.size_px"] = str(size_px)
+    config = config.model_copy(update={"model": model, "data": data})
+    return config, [f"from {model.weights}: {', '.join(f'{k}={v}' for k, v in said.items())}"] if said else []
+
+
+def _started(
+    named: Named,
+    given: ModelConfig | EncoderConfig,
+    trunk: Trunk | None,
+    *,
+    stem: str,
+    output_stride: int,
+    source: str,
+) -> Start:
+    """Return an encoder with the weights of a file; without one with random or ImageNet weights."""
     encoder = build_encoder(
-        name,
-        weights=given.weights,
+        named.name,
+        weights=given.weights if trunk is None else None,
         stem=stem,
         output_stride=output_stride,
-        kwargs=given.kwargs,
-        pool=given.pool,
+        kwargs=named.kwargs,
+        pool=named.pool,
     )
-    mean, std = preprocessing_of(name, given.weights)
-    return Start(encoder=encoder, mean=tuple(given.mean or mean), std=tuple(given.std or std))
-
-
-def _filled(encoder: Encoder, trunk: Trunk, given: ModelConfig | EncoderConfig, *, source: str) -> Start:
-    """Return an encoder with the weights of a file; where the file does not say its normalisation, the usual one."""
-    load_trunk(encoder, trunk.state, source=source)
-    if trunk.checkpoint is None:
-        print(f"weights: {source}: {trunk.origin}")
-    else:
-        for note in unfinished_notes(source):
-            print(f"warning: {note}")
-    mean, std = preprocessing_of(encoder.name, None)
-    made = trunk.checkpoint
+    made = None if trunk is None else trunk.checkpoint
+    if trunk is not None:
+        load_trunk(encoder, trunk.state, source=source)
+        if made is None:
+            print(f"weights: {source}: {trunk.origin}")
+        else:
+            for note in unfinished_notes(source):
+                print(f"warning: {note}")
+    elif given.weights is None and named.mean is not None:
+        print(f"warning: {named.name} starts from random weights; weights=published takes those that are published")
+    mean, std = preprocessing_of(named.name)
     return Start(
         encoder=encoder,
-        mean=tuple(given.mean or trunk.mean or mean),
-        std=tuple(given.std or trunk.std or std),
+        mean=tuple(given.mean or (trunk and trunk.mean) or named.mean or mean),
+        std=tuple(given.std or (trunk and trunk.std) or named.std or std),
         lineage=() if made is None else made.trained_on,
-        size_px=None if made is None else made.size_px,
+        size_px=made.size_px if made is not None else named.size_px if given.weights is not None else None,
+        mpp=_mpp_of(made) if made is not None else named.mpp if given.weights is not None else None,
         checkpoint=made,
     )
+
+
+def _mpp_of(made: Checkpoint) -> tuple[float, float] | None:
+    """Return µm per pixel of the tiles that a run was trained on, at their size; None: not known."""
+    if made.mpp is None or not made.source_px:
+        return None
+    return made.mpp * made.source_px[0] / made.size_px, made.mpp * made.source_px[-1] / made.size_px

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sscl.config.encoders import TIMM, Kwargs
+from sscl.config.encoders import FOLDER, HUB, TIMM, Kwargs
 from sscl.config.messages import shown
-from sscl.words import closest, nearest, short
+from sscl.config.published import PUBLISHED
+from sscl.words import closest, nearest, short, some
 
 # What decides something that another key of sscl decides, or reads a file of its own accord.
-_OURS = {
+OURS = {
     "num_classes": "the classes of the tiles decide it",
     "in_chans": "tiles have 3 channels",
     "global_pool": "model.pool decides it",
@@ -42,13 +43,32 @@ def extra(package: str, *, extra: str) -> Any:
 
 
 def check_timm_name(name: str) -> None:
-    """Raise ValueError, with the nearest name, unless a model of timm is called so; `name` has its `timm:`."""
+    """Raise ValueError unless a model of timm is called so; `name` has its `timm:`.
+
+    Of an unknown model the nearest name is said; of unknown weights of a known one those that there are, since a name
+    nearby would be those of another encoder.
+    """
     timm, model = extra("timm", extra="timm"), name.removeprefix(TIMM)
-    if timm.is_model(model) and ("." not in model or model in timm.list_pretrained()):
-        return
-    near = closest(model, timm.list_pretrained() if timm.is_model(model) else timm.list_models())
+    if any(sign in model for sign in "/:"):
+        raise ValueError(
+            f"model.name: got {name!r}; a repository of the hub is {HUB}USER/MODEL, a folder with its config.json "
+            f"{FOLDER}PATH"
+        )
+    architecture, _, weights = model.partition(".")
+    if timm.is_model(architecture):
+        known = timm.list_pretrained(f"{architecture}.*") if weights else []
+        if not weights or model in known:
+            return
+        of_table = next((one for one in PUBLISHED.values() if one.hub.rpartition("/")[2] == model), None)
+        if of_table is not None:
+            raise ValueError(
+                f"model.name: timm has no weights {weights}, got {name!r}; they are model.name={of_table.name}"
+            )
+        there = some([one.partition(".")[2] for one in known]) or "none"
+        raise ValueError(f"model.name: timm has no weights {weights} of {architecture}, got {name!r}; it has {there}")
+    near = closest(architecture, timm.list_models())
     hint = "see timm.list_models()" if near is None else f"did you mean {TIMM}{near}?"
-    raise ValueError(f"model.name: timm has no model {model}, got {name!r}; {hint}")
+    raise ValueError(f"model.name: timm has no model {architecture}, got {name!r}; {hint}")
 
 
 def create(model: str, *, kwargs: Kwargs, pretrained: bool = False) -> nn.Module:
@@ -95,8 +115,8 @@ def _checked(kwargs: Kwargs) -> dict[str, Any]:
     """Return arguments as timm takes them: layers that have no names there as classes."""
     found: dict[str, Any] = dict(kwargs)
     for key, value in kwargs.items():
-        if key in _OURS:
-            raise ValueError(f"model.kwargs.{key}: {_OURS[key]}; leave it out")
+        if key in OURS:
+            raise ValueError(f"model.kwargs.{key}: {OURS[key]}; leave it out")
         if key in _CLASSES:
             if value not in _CLASSES[key]:
                 raise ValueError(f"model.kwargs.{key}: got {shown(value)}; {nearest(str(value), _CLASSES[key])}")

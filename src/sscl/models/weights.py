@@ -15,6 +15,7 @@ from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_
 from sscl.models.exports import ExportedFacts, exported_facts
 from sscl.models.tensors import fault_in, misfits, named
 from sscl.models.torch_files import read_torch_file
+from sscl.models.transformers import timms_names, transformer_of
 from sscl.words import count
 
 # Where training programs put the state dict; the first one found is used. `teacher` before `student`, as
@@ -85,7 +86,7 @@ RULES = (
     # The names are torchvision's; timm's ResNets share them.
     Rule("torchvision or timm", "", heads=("fc.",)),
     Rule("efficientnet-lite-pytorch", "", "_conv_stem.weight", ("_fc.",), (), (127 / 255,) * 3, (128 / 255,) * 3),
-    Rule("timm", "", mark="patch_embed.proj.weight", heads=("head.",)),
+    Rule("timm", "", mark="patch_embed.proj.weight", heads=("head.", "mask_token", "dino_head.", "ibot_head.")),
     Rule("timm", "", mark="conv_stem.weight", heads=("classifier.",)),
     Rule("timm", "", mark="conv1.0.weight", heads=("fc.",)),  # ResNets of a deep stem, such as resnet50d
     Rule("timm", "", mark="stem.0.weight", heads=("head.fc.",)),
@@ -152,6 +153,7 @@ def read_trunk(path: str | Path) -> Trunk:
         rule, more = _rule_anywhere(tensors, source=path)
         said += more
     state, left_out = _renamed(tensors, rule)
+    state = timms_names(state)
     if found := fault_in(state):
         raise ValueError(f"model.weights: {path}: {found}; get the file again or take an earlier checkpoint")
     norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
@@ -250,15 +252,22 @@ def load_trunk(encoder: nn.Module, state: TensorDict, *, source: str) -> None:
     Raises:
         ValueError: missing, left-over or wrongly shaped tensors, named, and which ResNet the weights look like.
     """
+    module: Any = encoder
     if all(key.startswith("net.") for key in encoder.state_dict()):
-        state = {key if key.startswith("net.") else f"net.{key}": value for key, value in state.items()}
-    if faults := misfits(encoder, state):
-        looks = resnet_of(state)
+        module, state = encoder.net, {key.removeprefix("net."): value for key, value in state.items()}
+    if faults := misfits(module, state):
+        looks, own = transformer_of(state), transformer_of(encoder.state_dict())
+        if looks and own:
+            raise ValueError(
+                f"model.weights: {source} does not fit {encoder.name} ({faults}); the file has {looks}, "
+                f"{encoder.name} has {own}; set model.name and model.kwargs to those of the weights"
+            )
+        looks = resnet_of(state) or (looks and f"a vision transformer of {looks}")
         raise ValueError(
             f"model.weights: {source} does not fit {encoder.name} with the {encoder.stem} stem ({faults}); "
             f"{f'it looks like {looks}; ' if looks else ''}set model.name and model.stem to those of the weights"
         )
-    encoder.load_state_dict(state)
+    module.load_state_dict(state)
 
 
 def resnet_of(state: TensorDict) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sscl import metrics_log
 from sscl.config import DataConfig
+from sscl.config.encoders import NO_FILES
 from sscl.data.load import has_validation, load_tiles, merge_data
 from sscl.evaluate import records
 from sscl.evaluate.metrics import confusion_matrix
@@ -155,7 +156,7 @@ def _add(sources: Sources, kind: str, folder: Path) -> None:
 def started_from(subject: Subject) -> Path | None:
     """Return the pretraining run that the classifier's weights came from, where it still lies there or beside it."""
     weights = subject.trained.config.model.weights
-    if weights is None or weights == "imagenet":
+    if weights is None or weights in NO_FILES:
         return None
     path = Path(weights)
     for folder in (path, path.parent, path.parent.parent, subject.folder.parent / path.name):

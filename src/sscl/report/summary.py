@@ -104,6 +104,8 @@ def _origin(subject: Subject) -> str:
         return "starting from random weights"
     if weights == "imagenet":
         return "trained before on photographs (ImageNet)"
+    if weights == "published":
+        return f"starting from the published weights of {subject.trained.config.model.name}"
     roots = list(dict.fromkeys(blocks.name_of(section.root) for section in subject.trained.lineage))
     before = f", which were trained on {listed(roots)}" if roots else ""
     return f"starting from the weights of {Path(weights).name}{before}"

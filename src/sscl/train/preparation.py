@@ -15,6 +15,7 @@ from torch import nn
 
 from sscl import ranks
 from sscl.config import FinetuneConfig
+from sscl.config.encoders import NO_FILES
 from sscl.data.tiles import TileStore, place_store
 from sscl.draws import Augmentation
 from sscl.evaluate import model_card
@@ -194,7 +195,7 @@ def trained_parts(config: FinetuneConfig, model: Classifier, joint: ContrastiveM
 def origin_of(config: FinetuneConfig, start: Start, *, resumed: bool) -> str:
     """Return where the weights came from, for the model card."""
     weights, before = config.model.weights, start.checkpoint
-    if resumed and weights not in (None, "imagenet"):
+    if resumed and weights not in (None, *NO_FILES):
         try:
             before = read_trunk(checkpoint_file(str(weights))).checkpoint
         except (FileNotFoundError, ValueError):
