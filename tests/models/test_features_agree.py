@@ -9,7 +9,8 @@ import timm
 import torch
 
 from sscl.config import EncoderConfig, FinetuneConfig, load_config
-from sscl.explain.cam import METHODS, class_maps
+from sscl.explain.cam import class_maps
+from sscl.explain.kinds import METHODS, MapKind
 from sscl.models.checkpoint import build_checkpoint, load_checkpoint, save_checkpoint
 from sscl.models.classifier import blank_classifier, load_classifier
 from sscl.models.encoders import build_encoder
@@ -86,7 +87,7 @@ def test_maps_of_every_pooling_have_evidence_on_the_grid(pool):
     net = Classifier(build_encoder("timm:vit_tiny_patch16_224", kwargs=VIT, pool=pool), num_classes=2).eval()
     x = torch.randn(2, 3, 32, 32)
     for method in METHODS:
-        maps, logits = class_maps(net, x, target=(0, 1), method=method)
+        maps, logits = class_maps(net, x, target=(0, 1), kind=MapKind(method))
         assert maps.shape == (2, 4, 4)
         assert maps.abs().amax((1, 2)).min() > 0
         assert torch.allclose(logits, net(x), atol=1e-5)
