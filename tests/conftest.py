@@ -64,6 +64,7 @@ SEAMS = {
     "torchvision_model": "torchvision.models.get_model",
     "torchvision_file": "torchvision.models._api.load_state_dict_from_url",
     "torch_load": "torch.load",
+    "merged": "sscl.train.finetune.merged_state",
     # commands
     "evaluate_store": "sscl.commands.evaluate.place_store",
     "gradcam_store": "sscl.commands.gradcam.place_store",
