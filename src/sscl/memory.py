@@ -122,7 +122,8 @@ def advice(command: str, *, half: str | None = "bf16", on_gpu: bool = True) -> s
     """
     precision = "" if half is None else f"precision={half}, "
     keys = "data.device_budget_gb or data.size_px" if on_gpu else "data.size_px"
-    also = f"{precision}a lower {keys}, and a smaller model.name also help"
+    saving = "train.gradient_checkpointing=true, for transformers train.lora.rank=8"
+    also = f"{saving}, {precision}a lower {keys}, and a smaller model.name also help"
     if command == "pretrain":
         return (
             "set train.microbatch to a divisor of train.batch_size (the same loss in less memory, about 4/3 of the "

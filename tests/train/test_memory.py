@@ -16,6 +16,8 @@ from sscl.data.tiles import tile_budget_gb
 from sscl.device import autocast
 from sscl.memory import advice
 from sscl.models import encoders, heads
+from sscl.models.blocks import checkpoint_blocks
+from sscl.models.lora import add_lora
 from sscl.train import memory, optim
 from sscl.train.memory import activation_bytes, report
 from sscl.train.setup import OpenRun
@@ -218,7 +220,7 @@ def test_the_advice_recommends_only_what_the_card_computes_in(command, half):
 def test_the_advice_names_keys_that_the_command_accepts(command):
     text = advice(command)
     allowed = set(config.keys(getattr(config, COMMANDS[command].config)))
-    named = re.findall(r"\b[a-z]+\.[a-z_]+|\bbatch_size\b(?<!\.batch_size)|\bprecision\b", text)
+    named = re.findall(r"\b[a-z]+\.[a-z_]+(?:\.[a-z_]+)?|\bbatch_size\b(?<!\.batch_size)|\bprecision\b", text)
     assert set(named) <= allowed
     assert ("batch_size" in named) == ("batch_size" in allowed)
     assert ("train.microbatch" in named) == (command == "pretrain")
@@ -246,3 +248,46 @@ def test_a_gpu_allocates_what_was_estimated(precision):
         held = torch.cuda.memory_allocated() - before
     del out
     assert estimate == pytest.approx(held, rel=0.1)
+
+
+def vit(*, rank: int | None = None, checkpointing: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    encoder = encoders.build_encoder("timm:test_vit", kwargs={"depth": 4})
+    if rank is not None:
+        add_lora(encoder, rank=rank, alpha=1.0, targets=("qkv", "proj"), size_px=32)
+    if checkpointing:
+        checkpoint_blocks(encoder)
+    return heads.Classifier(encoder, num_classes=2)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_checkpoints_keep_the_inputs_of_blocks_and_one_block(rank):
+    whole, saving = vit(rank=rank), vit(rank=rank, checkpointing=True)
+    given = {"shape": SHAPE, "device_type": "cpu"}
+    assert activation_bytes(whole, **given) == really_saved(whole)
+    # What autograd keeps until the backward pass, and what a single block keeps while it is computed again.
+    block = whole.encoder.net.blocks[1]
+    tokens = torch.randn(4, 5, 64, requires_grad=True)
+    there = {p.untyped_storage().data_ptr() for p in (tokens, *block.parameters())}
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x), lambda x: x
+    ):
+        out = block(tokens)
+    one = sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in there)
+    assert out.shape == tokens.shape
+    assert activation_bytes(saving, **given) == really_saved(saving) + one
+    assert activation_bytes(saving, **given) < 0.5 * activation_bytes(whole, **given)
+    assert 4 * tokens.nbytes < really_saved(saving) < 6 * tokens.nbytes  # four blocks, and what follows them
+
+
+def test_lora_has_gradients_and_optimizer_state_of_its_matrices_alone():
+    model = vit(rank=2)
+    matrices = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    found = lines(model=model)
+    assert sum(p.numel() for p in model.encoder.parameters() if p.requires_grad) == 4 * (2 * (64 + 192) + 2 * (64 + 64))
+    assert f" {readable(matrices)}" in found["gradients"]
+    assert f" {readable(2 * matrices)}" in found["adamw state"]
+    assert activation_bytes(model, shape=SHAPE, device_type="cpu") < activation_bytes(
+        vit(), shape=SHAPE, device_type="cpu"
+    )
