@@ -248,6 +248,10 @@ def test_encoder_and_size_fit_the_machine() -> None:
     assert chosen(large, gpu) == ("resnet50", settings.GPU_PX)
     assert chosen(large, small_gpu) == ("resnet18", settings.GPU_PX)
     assert chosen(large, cpu, size_px=64) == ("resnet18", 64)
+    few = Sizes(512, 512, 512, 1, files=settings.FEW_TILES)
+    assert chosen(few, cpu) == ("resnet14_small", settings.CPU_PX)
+    assert chosen(few, gpu) == ("resnet50", settings.GPU_PX)
+    assert chosen(Sizes(28, 28, 28, 1, files=100), cpu) == ("resnet18_pathmnist", 28)
     assert chosen(tiny, gpu) == ("resnet18_pathmnist", 28)
 
 

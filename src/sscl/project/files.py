@@ -6,7 +6,10 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from sscl.config.encoders import RESNETS
+from sscl.models.resnet import SMALL
 from sscl.project.look import LAYOUTS, Found
 from sscl.project.settings import Encoder, Plan
 from sscl.words import count
@@ -15,6 +18,22 @@ from sscl.writing import in_line
 FILES = ("pretrain.yaml", "finetune.yaml", "eval.yaml", "gradcam.yaml", "report.yaml")
 PATHS = ("groups_csv", "cache_dir")
 IMBALANCE = 2.0  # classes whose sizes differ by more are weighted in the loss
+
+
+class Recipe(NamedTuple):
+    """Settings of a shipped config, by folder of configs; the rates are those of fine-tuning."""
+
+    configs: str
+    tiles: str
+    temperature: float | None
+    learning_rate: float
+    head_learning_rate: float
+
+
+RECIPES = {
+    "resnet18": Recipe("colon", "other colon tiles", 0.2, 5e-4, 2e-3),
+    SMALL: Recipe("demo", "the demo's tiles", None, 1e-3, 1e-3),
+}
 
 
 @dataclass
@@ -91,7 +110,7 @@ def _pretrain(found: Found, encoder: Encoder, plan: Plan, *, out: Path) -> str:
     file = _head("Pretraining without labels (SimCLR).", "pretrain", out=out)
     file.put("run", place(out, "pretrain"), "the folder that is written")
     _data(file, found, encoder, pretrains=True)
-    if encoder.name == "resnet18":
+    if encoder.name in RECIPES:
         file.section("augment")
         file.put("rotation_degrees", 90, "tissue has no upright", indent=1)
         file.put("stain_probability", 0.8, "slides are stained differently", indent=1)
@@ -105,11 +124,13 @@ def _pretrain(found: Found, encoder: Encoder, plan: Plan, *, out: Path) -> str:
     file.put("batch_size", plan.batch_size, plan.why_batch, indent=1)
     warm = max(0.5, min(10.0, plan.epochs / 10))
     file.put("warmup_epochs", warm, "of a rising learning rate, at the start", indent=1)
-    if encoder.name == "resnet18":  # as in colon/pretrain
+    if encoder.name in RECIPES:
+        recipe = RECIPES[encoder.name]
         file.put("optimizer", "adamw", "learns faster than sgd in few epochs", indent=1)
-        file.put("learning_rate", 1e-3, "as for other colon tiles (sscl configs colon/pretrain)", indent=1)
+        file.put("learning_rate", 1e-3, f"as for {recipe.tiles} (sscl configs {recipe.configs}/pretrain)", indent=1)
         file.put("learning_rate_scaling", "none", "adamw needs none", indent=1)
-        file.put("temperature", 0.2, "as for other colon tiles", indent=1)
+        if recipe.temperature is not None:
+            file.put("temperature", recipe.temperature, f"as for {recipe.tiles}", indent=1)
     return file.text()
 
 
@@ -117,12 +138,12 @@ def _finetune(found: Found, encoder: Encoder, plan: Plan, *, out: Path) -> str:
     file = _head("Training of the classifier with labels.", "finetune", out=out)
     file.put("run", place(out, "finetune"), "the folder that is written")
     _data(file, found, encoder, pretrains=False)
-    if encoder.name == "resnet18":
+    if encoder.name in RECIPES:
         file.section("augment")
         file.put("rotation_degrees", 90, "tissue has no upright", indent=1)
         file.put("stain_probability", 0.8, "slides are stained differently", indent=1)
     file.section("model")
-    if encoder.name != "resnet18_pathmnist" and encoder.size_px < 160:
+    if encoder.name in RESNETS and encoder.size_px < 160:
         file.put("output_stride", 16, "heatmaps twice as fine", indent=1)
     file.put("weights", place(out, "pretrain"), "the pretraining, with its encoder and size of tiles", indent=1)
     file.section("train")
@@ -130,9 +151,11 @@ def _finetune(found: Found, encoder: Encoder, plan: Plan, *, out: Path) -> str:
     file.put("batch_size", plan.labelled_batch_size, "as many steps an epoch as its tiles allow", indent=1)
     if plan.steps is not None:
         file.put("steps_per_epoch", plan.steps, "few tiles: each is seen several times an epoch", indent=1)
-    if encoder.name == "resnet18":  # as in colon/finetune
-        file.put("learning_rate", 5e-4, "as for other colon tiles (sscl configs colon/finetune)", indent=1)
-        file.put("head_learning_rate", 2e-3, "likewise", indent=1)
+    if encoder.name in RECIPES:
+        recipe = RECIPES[encoder.name]
+        why = f"as for {recipe.tiles} (sscl configs {recipe.configs}/finetune)"
+        file.put("learning_rate", recipe.learning_rate, why, indent=1)
+        file.put("head_learning_rate", recipe.head_learning_rate, "likewise", indent=1)
     sizes = sorted(number for name, number in found.train.class_counts().items() if name in found.classes and number)
     if sizes and sizes[-1] > IMBALANCE * sizes[0]:
         why = f"classes have {sizes[0]:,} to {sizes[-1]:,} tiles; each counts the same"

@@ -39,6 +39,7 @@ class Sizes:
     Attributes:
         usual: the shorter side of most files. shortest, longest: of any. looked_at: number of files.
         not_square: number of those that are not square. unreadable: why a file cannot be read, the first; or None.
+        files: of the set; None: not known, in a file of arrays.
     """
 
     usual: int
@@ -47,6 +48,7 @@ class Sizes:
     looked_at: int
     not_square: int = 0
     unreadable: str | None = None
+    files: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def sizes_of(data: DataConfig) -> Sizes:
         looked_at=len(chosen),
         not_square=sum(width != height for width, height in found),
         unreadable=why,
+        files=len(names),
     )
 
 

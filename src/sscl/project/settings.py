@@ -13,6 +13,7 @@ import torch
 from sscl.data.tiles import Tiles
 from sscl.device import autocast, describe_device, free_memory, pick_precision, tune
 from sscl.models.encoders import build_encoder
+from sscl.models.resnet import SMALL
 from sscl.project.look import Found, Sizes
 from sscl.train.memory import activation_bytes
 from sscl.words import count, readable
@@ -24,6 +25,7 @@ LARGE_ENCODER_BYTES = 8 * 2**30  # of GPU memory, for a ResNet50 at 224 px
 MOST_EPOCHS, MOST_LABELLED_EPOCHS, LEAST_EPOCHS = 200, 50, 5
 LEAST_STEPS = 20  # of an epoch with labels
 LEAST_TILES = 8
+FEW_TILES = 2000
 # Views, health metrics and checkpoints take their time too.
 BESIDES_STEPS = 1.35
 
@@ -110,6 +112,9 @@ def choose_encoder(sizes: Sizes, where: Machine, *, size_px: int | None = None) 
         return Encoder("resnet50", "standard", size_px, "the GPU has the memory; resnet18 is faster", why_size)
     if where.on_gpu and size_px < 96:
         return Encoder("resnet18", "small", size_px, "small, for small tiles", why_size)
+    if not where.on_gpu and sizes.files is not None and sizes.files <= FEW_TILES:
+        why = f"0.7 million weights, for a CPU and at most {FEW_TILES:,} tiles, and fine heatmaps; resnet18 is slower"
+        return Encoder(SMALL, "standard", size_px, why, why_size)
     why = "small enough for this GPU" if where.on_gpu else "small enough for a CPU; resnet50 is slower"
     return Encoder("resnet18", "standard", size_px, why, why_size)
 
