@@ -42,6 +42,7 @@ TOPICS = {
     "gradcam": "Grad-CAM",
     "data": "listing, decoding, start, sets larger than memory",
     "page": "the page of a report",
+    "frozen": "the head on a frozen encoder",
 }
 PEERS = ("lightly", "kornia", "grad-cam", "torchcam")
 EMPTY: Row = {"ours": None, "peer": "", "theirs": None, "unit": "", "ratio": None, "target": "", "note": ""}

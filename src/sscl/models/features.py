@@ -73,7 +73,7 @@ def outputs(
     coming: deque[Later] = deque()
     parts: list[torch.Tensor] = []
     try:
-        order = torch.from_numpy(rows).split(batch_size)
+        order = torch.split(torch.from_numpy(rows), batch_size)
         for part, images in zip(order, batches(store, rows, batch_size=batch_size, progress=progress), strict=True):
             found = forward(
                 model,

@@ -70,7 +70,10 @@ def _overlay(
     axes: Axes, logs: Sequence[Sequence[Mapping[str, Any]]], *, key: str, label: str, style: dict[str, Any]
 ) -> None:
     """Draw the runs of a row and their mean."""
-    runs = [{line["epoch"]: line[key] for line in log if base.is_number(line.get(key))} for log in logs]
+    runs = [
+        {line["epoch"]: line[key] for line in log if base.is_number(line.get(key)) and "c" not in line}  # no epochs
+        for log in logs
+    ]
     if len(runs) > 1:
         for run in runs:
             marker = "." if len(run) == 1 else ""
