@@ -80,6 +80,7 @@ def _keys(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInf
 
 def _values(key: str, about: FieldInfo) -> tuple[str, ...]:
     from sscl.config.encoders import ENCODERS, EncoderName
+    from sscl.config.published import PUBLISHED
     from sscl.config.sections import choices
 
     name = key.rpartition(".")[2]
@@ -88,7 +89,7 @@ def _values(key: str, about: FieldInfo) -> tuple[str, ...]:
     if name == "device":
         return ("auto", "cpu", "cuda", "mps")
     if name == "name" and any(mark in about.metadata for mark in get_args(EncoderName)[1:]):
-        return ENCODERS
+        return (*ENCODERS, *PUBLISHED)
     return tuple(map(str, choices(about)))
 
 
@@ -110,13 +111,21 @@ def _tables() -> str:
         ),
         _function("_sscl_options", {name: " ".join(found.options) for name, found in of.items()}),
         _function("_sscl_keys", {name: " ".join(f"{key}=" for key in found.keys) for name, found in of.items()}),
-        _function("_sscl_configs", {name: _configs(name, shipped.names()) for name in COMMANDS}),
+        _function("_sscl_configs", {name: _configs(name, shipped.names()) for name in COMMANDS} | _encoders()),
         _function(
             "_sscl_values",
             {f"{name} {key}": " ".join(some) for name, found in of.items() for key, some in found.values.items()},
         ),
     ]
     return "\n".join(lines)
+
+
+def _encoders() -> dict[str, str]:
+    """Return the encoders, which `sscl encoders` takes."""
+    from sscl.config.encoders import ENCODERS
+    from sscl.config.published import PUBLISHED
+
+    return {"encoders": " ".join((*ENCODERS, *PUBLISHED))}
 
 
 def _configs(name: str, names: list[str]) -> str:

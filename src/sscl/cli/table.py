@@ -23,7 +23,11 @@ class Command:
     @property
     def takes(self) -> tuple[Word, ...]:
         """All words: a config too, but for commands that take no settings of their own."""
-        return self.words if self.config in ("ConfigsConfig", "CompletionConfig") else (CONFIG, *self.words)
+        return (
+            self.words
+            if self.config in ("ConfigsConfig", "CompletionConfig", "EncodersConfig")
+            else (CONFIG, *self.words)
+        )
 
 
 COMMANDS = {
@@ -69,6 +73,13 @@ COMMANDS = {
         "ConfigsConfig",
         "list the configs that come with sscl, or print one",
         words=(Word("NAME", "name", "the config to print"),),
+        interrupted="nothing is written",
+    ),
+    "encoders": Command(
+        "encoders:main",
+        "EncodersConfig",
+        "list the encoders that have a name, or say all about one",
+        words=(Word("NAME", "name", "the encoder to tell about"),),
         interrupted="nothing is written",
     ),
     "data synth": Command(
@@ -189,7 +200,7 @@ COMMANDS = {
     ),
 }
 STAGES = {
-    "First steps": ("init", "train", "doctor", "demo", "configs", "completion"),
+    "First steps": ("init", "train", "doctor", "demo", "configs", "encoders", "completion"),
     "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sscl import run, writing
 from sscl.config import DataConfig, EmbedConfig, EncoderConfig
 from sscl.data.load import all_rows, describe_tiles, load_tiles
+from sscl.data.scale import scale_of
 from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles, place_store
 from sscl.device import describe_device, pick_device, pick_precision, tune
@@ -87,6 +88,7 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
         start = frozen_encoder(config.encoder, section="encoder.")
         size_px = start.size_px or config.data.size_px
+        start.encoder.check_size(size_px)
         data = config.data.model_copy(update={"size_px": size_px})
         tiles = load_tiles(data, split=config.split, progress=config.progress)
         if len(tiles) < max(4, config.clusters):
@@ -94,6 +96,8 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
                 f"clusters: must be at most the number of tiles (4 or more), got {config.clusters} for "
                 f"{len(tiles)} tiles"
             )
+        for line in start.suits(scale_of(data, tiles), size_px=size_px):
+            print(line)
         print(f"device: {describe_device(device)}, precision {precision}")
         print(describe_tiles(data, tiles, split=config.split))
 

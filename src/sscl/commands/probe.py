@@ -13,6 +13,7 @@ import numpy as np
 from sscl import run, writing
 from sscl.config import ProbeConfig
 from sscl.data.load import accounts
+from sscl.data.scale import scale_against, scale_of
 from sscl.device import describe_device, pick_device, pick_precision, tune
 from sscl.evaluate import probe_results, probe_runs
 from sscl.evaluate.probe_inputs import (
@@ -62,6 +63,10 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
         doubts: list[str] = []
         for number, data in enumerate(config.sets):
             doubts += check_set(data, first[data.name], key=f"sets.{number}.root")
+            for job in jobs:
+                side = job.size_px or data.size_px
+                shown = scale_of(data, opened[data.name, side]["train"].tiles)
+                doubts += scale_against(shown, job.mpp, name=job.row.name, size_px=side)
             print(set_in_words(data, first[data.name]))
             for line in accounts({name: part.tiles for name, part in first[data.name].items()}):
                 print(line)

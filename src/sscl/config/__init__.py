@@ -13,7 +13,7 @@ from sscl.config.data import DataConfig, SourceConfig, SynthConfig
 from sscl.config.demo import ConfigsConfig, DemoConfig
 from sscl.config.doctor import CompletionConfig, DoctorConfig
 from sscl.config.download import DownloadConfig
-from sscl.config.encoders import EncoderConfig, ModelConfig, ProjectionConfig
+from sscl.config.encoders import EncoderConfig, EncodersConfig, ModelConfig, ProjectionConfig
 from sscl.config.export import EmbedConfig, ExportConfig
 from sscl.config.help import help_text
 from sscl.config.loader import load_config, read_yaml, validate
@@ -51,6 +51,7 @@ __all__ = [
     "DownloadConfig",
     "EmbedConfig",
     "EncoderConfig",
+    "EncodersConfig",
     "EvalConfig",
     "ExportConfig",
     "FinetuneAugmentConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -22,6 +22,25 @@ WIDEST = 2**16  # of a layer, and so of any argument
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 ENCODERS = (*RESNETS, "resnet14_small", "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
 TIMM = "timm:"
+
+
+class Own(NamedTuple):
+    """What `sscl encoders` says of one of ENCODERS."""
+
+    parameters: int
+    features: int
+    imagenet: str
+
+
+OWN = {
+    "resnet18": Own(11_176_512, 512, "torchvision's"),
+    "resnet34": Own(21_284_672, 512, "torchvision's"),
+    "resnet50": Own(23_508_032, 2048, "torchvision's"),
+    "resnet101": Own(42_500_160, 2048, "torchvision's"),
+    "resnet14_small": Own(699_168, 128, "none"),
+    "resnet18_pathmnist": Own(10_717_440, 512, "layers 1, 3 and 4"),
+    "efficientnet_lite0": Own(3_371_008, 1280, "its package's"),
+}
 HUB, FOLDER = "timm:hf-hub:", "timm:local-dir:"  # a repository or a folder that says which model of timm it is
 NO_FILES = ("imagenet", "published")  # values of model.weights that name no file
 Stem = Literal["standard", "small"]
@@ -140,3 +159,11 @@ class ProjectionConfig(Section):
     )
     hidden: int = setting(2048, "width of the hidden layer of mlp", ge=1, le=WIDEST)
     dim: int = setting(128, "dimensions of the projection that the loss compares", ge=2, le=WIDEST)
+
+
+class EncodersConfig(Section):
+    """List the encoders that have a name, or say all about one."""
+
+    name: str | None = setting(
+        None, "the encoder, as model.name of pretrain; null = list them all; also NAME", min_length=1
+    )

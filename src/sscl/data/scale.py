@@ -15,6 +15,7 @@ from sscl.data.pathmnist import stored_size_px
 from sscl.data.tiles import Tiles
 
 _LOOKED_AT = 64  # files whose header is read
+_OTHER_MPP = 0.25  # relative difference from which an encoder is used at another scale than its own
 _SAME_MPP = 0.1  # relative difference up to which two scales count as one
 
 
@@ -46,6 +47,28 @@ def _file_sides(data: DataConfig, tiles: Tiles) -> set[int]:
             width, height = size_of(str(path))
             found.add(min(width, height) if data.fit == "crop" else width)  # as decode_image counts
     return found
+
+
+def scale_against(scale: Scale, expected: tuple[float, float] | None, *, name: str, size_px: int) -> list[str]:
+    """Return a sentence where tiles show tissue at another scale than an encoder was trained at.
+
+    Args:
+        scale: of the tiles' files. size_px: the side that they are resized to.
+        expected: µm per pixel of the encoder's tiles, lowest and highest; None: not known.
+        name: of the encoder.
+    """
+    if scale.mpp is None or expected is None:
+        return []
+    shown = [scale.mpp * side / size_px for side in scale.source_px or (size_px,)]
+    low, high = expected
+    if min(shown) <= high * (1 + _OTHER_MPP) and max(shown) >= low * (1 - _OTHER_MPP):
+        return []
+    ours = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(shown), max(shown))))
+    theirs = " to ".join(dict.fromkeys(f"{value:.3g}" for value in expected))
+    return [
+        f"the tiles have {ours} µm per pixel at {size_px} px, those of {name} had {theirs}: over 25% apart; "
+        "its features may mean little at this scale"
+    ]
 
 
 def scale_warnings(sides: Collection[int], mpp: float | None, *, trained: Scale, size_px: int) -> list[str]:

@@ -41,6 +41,7 @@ class Job:
     fingerprint: str
     num_features: int
     size_px: int | None
+    mpp: tuple[float, float] | None
     lineage: tuple[DataConfig, ...]
     labelled: DataConfig | None
 
@@ -87,6 +88,8 @@ def open_encoders(config: ProbeConfig) -> list[Job]:
             where = f"encoders.{i} ({row.name})"
             try:
                 start = frozen_encoder(spec)
+                for data in config.sets:
+                    start.encoder.check_size(start.size_px or data.size_px)
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(f"{where}: {error}") from error
             normed = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in start.encoder.modules())
@@ -100,6 +103,7 @@ def open_encoders(config: ProbeConfig) -> list[Job]:
                     fingerprint=start.fingerprint,
                     num_features=start.encoder.num_features,
                     size_px=start.size_px,
+                    mpp=start.mpp,
                     lineage=start.lineage,
                     labelled=start.lineage[-1] if start.saw_labels else None,
                 )

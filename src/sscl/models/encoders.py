@@ -56,6 +56,14 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def check_size(self, size_px: int) -> list[str]:
+        """Return what is to be said of tiles of this side, a sentence each.
+
+        Raises:
+            ValueError: the encoder cannot take them.
+        """
+        return []
+
     def grid(self, features: torch.Tensor) -> torch.Tensor:
         """Return what `forward_features` gave, or a gradient of it, as a map (B, C, h, w)."""
         return features
@@ -225,6 +233,26 @@ class TimmEncoder(Encoder):
         if self._layout != "tokens":
             return native if self._layout == "NCHW" else native.permute(0, 3, 1, 2)
         return native if self.pooling != "mean" else self._as_map(native, height / width)
+
+    def check_size(self, size_px: int) -> list[str]:
+        """Return that positions are resampled, where they are; see `Encoder.check_size`."""
+        if self._only_px not in (None, size_px):
+            raise ValueError(f"data.size_px: must be {self._only_px} for {self.name}, got {size_px}")
+        patches = getattr(self.net, "patch_embed", None)
+        patch, side = getattr(patches, "patch_size", None), getattr(patches, "img_size", None)
+        if self._layout != "tokens" or not patch or not side:
+            return []
+        if size_px % patch[0] and not getattr(patches, "dynamic_img_pad", False):
+            below = size_px // patch[0] * patch[0]
+            near = " or ".join(str(value) for value in (below, below + patch[0]) if 16 <= value <= 1024)
+            raise ValueError(
+                f"data.size_px: must be a multiple of {patch[0]} for {self.name}, whose patches have that side, got "
+                f"{size_px}; take {near}"
+            )
+        if size_px == side[0]:
+            return []
+        grids = [f"{value // patch[0]} x {value // patch[0]}" for value in (side[0], size_px)]
+        return [f"{self.name}: its positions, {grids[0]} cells at {side[0]} px, are resampled to {grids[1]}"]
 
     def _before_last(self, x: torch.Tensor) -> torch.Tensor:
         """Return the tokens that enter the last block, as timm's `forward_features` computes them."""

@@ -13,6 +13,7 @@ import torch
 
 from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig
 from sscl.config.encoders import FOLDER, NO_FILES, Kwargs, OutputStride, Pool, Stem
+from sscl.data.scale import Scale, scale_against
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
 from sscl.models.encoders import Encoder, blank_encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
@@ -45,6 +46,15 @@ class Start:
     size_px: int | None = None
     mpp: tuple[float, float] | None = None
     checkpoint: Checkpoint | None = None
+
+    def suits(self, scale: Scale, *, size_px: int) -> list[str]:
+        """Return what is to be said of tiles of this scale and side, a sentence each.
+
+        Raises:
+            ValueError: the encoder cannot take tiles of this side.
+        """
+        said = scale_against(scale, self.mpp, name=self.encoder.name, size_px=size_px)
+        return [*self.encoder.check_size(size_px), *(f"warning: {one}" for one in said)]
 
     @property
     def saw_labels(self) -> bool:

@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from sscl import augment, ranks, writing
 from sscl.config import PretrainConfig
+from sscl.data.scale import Scale, scale_of
 from sscl.data.sources import epoch_rows, load_sources, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, place_store
@@ -161,6 +162,11 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint) if resume else None
     torch.manual_seed(config.seed)
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
+    known = start.mpp is not None and len(config.data) == 1
+    for line in start.suits(
+        scale_of(config.data[0], tiles) if known else Scale((), None), size_px=config.data[0].size_px
+    ):
+        print(line)
     adapt_encoder(start.encoder, config, size_px=config.data[0].size_px)
     head = config.projection
     projection = build_projection(start.encoder.num_features, kind=head.kind, hidden=head.hidden, dim=head.dim)
