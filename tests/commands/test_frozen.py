@@ -152,6 +152,16 @@ def test_folds_share_the_features(cli: Any, pretrained: Path, tmp_path: Path, fo
     assert sum(forwards[1:]) == 32  # each held-out tile is predicted once
 
 
+def test_a_class_without_a_training_tile_is_refused(cli: Any, three_parts: Path, tmp_path: Path) -> None:
+    root = tmp_path / "colours"
+    shutil.copytree(three_parts, root)
+    for file in (root / "train/stroma").iterdir():
+        file.unlink()
+    result = cli.finetune(tmp_path / "run", f"data.root={root}", "data.source=folder", *LOGISTIC)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_features_that_do_not_fit_on_the_disk_are_refused_before(
     cli: Any, pretrained: Path, tmp_path: Path, wrap: Any
 ) -> None:

@@ -25,7 +25,6 @@ from sscl.data.task import outcome_warnings
 from sscl.device import autocast, pick_device, sum_dtype
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
-from sscl.evaluate.probe import MAX_ITERATIONS
 from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models import features
 from sscl.models.calibration import KeptCalibration
@@ -218,11 +217,8 @@ def train_by_regression(job: Finetuning, log: MetricsLog) -> None:
     best = Best(found.rows[found.chosen], calibrate(job, validation_logits(job)))
     for row in found.rows:
         log.append(row)
-    if found.unconverged:
-        print(
-            f"warning: {found.unconverged} of {len(found.rows) + 1} fits did not converge within {MAX_ITERATIONS} "
-            "iterations; leave the largest values out of train.c_grid"
-        )
+    for note in found.notes():
+        print(note)
     draw_finetuning(log.rows, job.opened.folder / "curves.png")
     keep(job, log, checkpoints_of(job, len(found.rows), best, goes_on=False))
     log.close()

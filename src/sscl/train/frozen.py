@@ -75,6 +75,7 @@ class Part:
         return found[torch.from_numpy(np.searchsorted(self.rows, rows))]
 
 
+_LOGISTIC_BYTES = 24  # a number: float32 twice, with the validation tiles behind; in double; standardised
 Wanted = tuple[Part, View]
 
 
@@ -179,7 +180,8 @@ def check_room(
     train, cache_dir = config.train, config.data.cache_dir
     folder = cache_folder(cache_dir)
     new = [key for key in kept.values() if not key.file(cache_dir).is_file()]
-    size, held = 4 * width * sum(key.rows for key in new), 4 * width * table
+    size = 4 * width * sum(key.rows for key in new)
+    held = (4 if train.head == "linear" else _LOGISTIC_BYTES) * width * table
     unused = "" if train.frozen_views == "random" else "; augment is not used"
     print(wrapped(f"trained: {learned(train)} (train.frozen_views={train.frozen_views}{unused})"))
     there = f"{len(kept) - len(new)} of {count(len(kept), 'pass', 'passes')} over the tiles are in the cache"

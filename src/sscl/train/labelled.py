@@ -117,6 +117,11 @@ def task_warnings(found: LabelledTiles, config: FinetuneConfig, *, progress: boo
             f"train.loss: {config.train.loss} weights a class by its training tiles, and {listed(absent)} has none; "
             "add some, or take another loss"
         )
+    if absent and config.train.head == "logistic":
+        raise ValueError(
+            f"train.head: logistic fits a class to its training tiles, and {listed(absent)} has none; add some, or "
+            "take train.head=linear"
+        )
     made_here = {"validation"} if found.carved else set()
     not_compared: list[str] = []
     if not has_test(data):

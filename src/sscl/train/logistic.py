@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sscl.config import FinetuneConfig
 from sscl.data import split
-from sscl.evaluate.probe import fit_linear_probe
+from sscl.evaluate.probe import MAX_ITERATIONS, fit_linear_probe
 from sscl.metrics_log import MetricsRow
 from sscl.train.frozen import FrozenFeatures
 from sscl.train.objectives import validation_metrics
@@ -39,6 +39,20 @@ class LogisticFit:
     chosen: int
     rows: list[MetricsRow]
     unconverged: int
+
+    def notes(self) -> list[str]:
+        """Return what is doubtful about the choice of C, a line each."""
+        found = []
+        if self.unconverged:
+            found.append(
+                f"warning: {self.unconverged} of {len(self.rows) + 1} fits did not converge within {MAX_ITERATIONS} "
+                "iterations; leave the largest values out of train.c_grid"
+            )
+        if len(self.rows) > 1 and self.chosen in (0, len(self.rows) - 1):
+            end, other = ("smallest", "smaller") if self.chosen == 0 else ("largest", "larger")
+            c = self.rows[self.chosen]["c"]
+            found.append(f"note: C={c:g} is the {end} of train.c_grid; a {other} one may be better")
+        return found
 
 
 def fit_logistic(

@@ -223,6 +223,10 @@ def announce(job: Finetuning) -> None:
     steps = f"{count(job.schedule.steps_per_epoch, 'step')} per epoch, batch size {job.batch_size}"
     how = steps if train.head == "linear" else f"logistic regression, {count(len(train.c_grid), 'value')} of C"
     print(f"{len(data.train)} training tiles, {len(data.validation)} validation tiles; {how}")
+    if train.freeze_encoder and job.frozen is None:
+        print(
+            wrapped(f"trained: {model_card.learned(train)}; the encoder runs in each (train.frozen_views=none: once)")
+        )
     print(wrapped(str(map_cells(job.model, size_px=job.config.data.size_px))))
     warning = job.schedule.warning()
     if warning is not None and train.head == "linear":
