@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 import gpu_inference  # noqa: E402
 import gpu_training as training  # noqa: E402
+import gpu_transformers  # noqa: E402
 from gpu_measure import Bench, Found, ceilings, facts  # noqa: E402
 from gpu_plan import BEGUN, EXPECTED_S, FAILED, LOST, MEASURED, NOT_REACHED  # noqa: E402
 from gpu_training import P28, R18, R50, against_bare_step  # noqa: E402
@@ -66,6 +67,7 @@ ALL: dict[str, Callable[[Bench], Found]] = {
     "grad-cam": gpu_inference.heatmaps,
     "lightly resnet18": partial(training.lightly, case=R18),
     "lightly 28 px": partial(training.lightly, case=P28, per_core=True),
+    "vit-l memory": gpu_transformers.vit_l,
     "compiled resnet50": partial(training.compiled, case=R50, precision="bf16", target=">= 7500"),
     "compiled 28 px": partial(training.compiled, case=P28, precision="bf16", target=""),
     "compiled ways": partial(training.ways, compile=True),

@@ -78,6 +78,25 @@ def activation_bytes(
     return kept.pop(None) + max(kept.values(), default=0)
 
 
+def training_bytes(
+    model: nn.Module, *, optimizer: str, shape: tuple[int, int, int, int], device_type: str, precision: str
+) -> dict[str, int]:
+    """Return the bytes that each part of a training takes; frozen parameters have no gradients and no state.
+
+    Args:
+        model, shape, device_type, precision: as for `activation_bytes`.
+        optimizer: sgd, lars or adamw.
+    """
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return {
+        "parameters": sum(value.nbytes for value in state_of(model).values()),
+        "gradients": trained,
+        f"{optimizer} state": trained * OPTIMIZER_STATE[optimizer],
+        "activations": activation_bytes(model, shape=shape, device_type=device_type, precision=precision),
+        "views": shape[0] * 3 * shape[2] * shape[3] * 4,
+    }
+
+
 def report(
     *,
     command: str,
@@ -110,7 +129,6 @@ def report(
     if optimizer not in OPTIMIZER_STATE:
         raise ValueError(f"train.optimizer: got {optimizer!r}, allowed are {', '.join(OPTIMIZER_STATE)}")
     count, side = shape[0], shape[2]
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     on_gpu = device.type == "cuda"
     resident = on_gpu and store_bytes <= budget_gb * 2**30
     if not on_gpu:
@@ -119,18 +137,10 @@ def report(
         where = f"on the GPU (data.device_budget_gb {budget_gb:.3g})"
     else:
         where = f"not on the GPU, above data.device_budget_gb {budget_gb:.3g}: each batch is copied there"
-    parts = [
-        ("parameters", sum(value.nbytes for value in state_of(model).values()), ""),
-        ("gradients", trained, ""),
-        (f"{optimizer} state", trained * OPTIMIZER_STATE[optimizer], ""),
-        (
-            "activations",
-            activation_bytes(model, shape=shape, device_type=device.type, precision=precision),
-            f"of {count} views at {side} px, {precision}",
-        ),
-        ("views", count * 3 * shape[2] * shape[3] * 4, f"{count} at {side} px"),
-        ("tiles", store_bytes, where),
-    ]
+    notes = {"activations": f"of {count} views at {side} px, {precision}", "views": f"{count} at {side} px"}
+    found = training_bytes(model, optimizer=optimizer, shape=shape, device_type=device.type, precision=precision)
+    parts = [(name, size, notes.get(name, "")) for name, size in found.items()]
+    parts.append(("tiles", store_bytes, where))
     if on_gpu:
         parts.append(("workspaces", WORKSPACES, "assumed for CUDA's kernels, cuDNN and cuBLAS"))
     need = sum(size for name, size, _ in parts if name != "tiles" or resident)
