@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from sscl import load
+from sscl.models import hub as hub_client
 from sscl.models import timm_folder
 from sscl.models.encoders import build_encoder
 from sscl.models.exported import Exported, as_elsewhere
@@ -299,6 +300,15 @@ def test_without_network_or_token(
     result = push()
     assert (result.code, len(result.err.splitlines()), "HF_ENDPOINT" in result.err) == (2, 1, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_terms_of_published_encoders_are_asked_for() -> None:
+    hub_client.check_terms("h_optimus_0", accepted=False)
+    hub_client.check_terms("resnet18", accepted=False)
+    hub_client.check_terms("uni2_h", accepted=True)
+    for name in ("uni2_h", "virchow2", "gigapath", "lunit_s8"):
+        with pytest.raises(ValueError, match="terms=accepted"):
+            hub_client.check_terms(name, accepted=False)
 
 
 @pytest.mark.parametrize("name", ["name", "me/name/more", "me/na me", "https://huggingface.co/me/name", "me/"])

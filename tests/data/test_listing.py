@@ -100,5 +100,5 @@ def test_the_account_adds_up_and_fits_the_terminal() -> None:
     assert "2 .txt files (a.txt), 1 .csv file (c.csv)" in " ".join(line.split())
     assert all(len(part) <= 80 for part in line.splitlines())
     assert "all used here (Train/, valid/ and Test/)" in " ".join(account.line("all").split())
-    assert "found 5 images: 3 used here, 2 not usable;" in listing.Account("image", {"all": 3}, unusable=2).line("all")
-    assert listing.Account("image", {"all": 3}).line("all") == "  found 3 images: all used here; passed over: nothing"
+    assert "found 5 images: 3 used here, 2 not usable" in listing.Account("image", {"all": 3}, unusable=2).line("all")
+    assert listing.Account("image", {"all": 3}).line("all") == "  found 3 images: all used here"

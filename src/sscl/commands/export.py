@@ -72,7 +72,10 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
     inputs = {"checkpoint": config.checkpoint}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs, trains=again) as folder:
         exported = trunk(config) if config.what == "trunk" else classifier(config)
-        api = None if config.push is None else hub.client(config.push)
+        api = None
+        if config.push is not None:
+            hub.check_terms(exported.encoder.name, accepted=config.terms is not None)
+            api = hub.client(config.push)
         report, names = write_files(config, exported, folder, stem=stem)
     print(described(report))
     print(f"wrote {out}/{stem}.json, {', '.join(names)}")

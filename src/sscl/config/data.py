@@ -142,7 +142,7 @@ def one_size(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
 class SynthConfig(Section):
     """Write synthetic polyp tiles in MHIST's layout."""
 
-    root: str = setting(..., "folder to write", path=True, min_length=1)
+    root: str = setting(..., "folder to write; also DIR", path=True, min_length=1)
     count: int = setting(1000, "number of tiles", ge=4, le=1_000_000)
     size_px: int = setting(224, "side of a tile, pixels", ge=32, le=1024)
     seed: int = setting(0, "seed of the tiles", ge=0, lt=SEEDS)

@@ -73,6 +73,9 @@ class ExportConfig(Section):
         "of the weights, by the hub's name, as in apache-2.0 or cc-by-4.0; null = none is said",
         pattern=r"^[a-z0-9][a-z0-9.-]*$",
     )
+    terms: Literal["accepted"] | None = setting(
+        None, "push: accepted = you have made sure that the terms of the published encoder behind it allow it"
+    )
     out: str | None = setting(None, "folder to write; null = RUN/export_WHAT", path=True, common=True)
     model: EncoderName | None = setting(
         None, "architecture, as model.name of pretrain; null = read it from the checkpoint"

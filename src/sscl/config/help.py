@@ -23,7 +23,8 @@ def help_text(kind: type[Section], *, width: int = 80) -> str:
     for key, field in keys(kind).items():
         section = ".".join(key.split(".")[:-1])
         if field.default is not PydanticUndefined:
-            groups.setdefault(section, {})[f"{key}={in_yaml(field.default)}"] = meaning(field)
+            name, text = _row(kind, key, field)
+            groups.setdefault(section, {})[name] = text
         elif ".N." in key:  # required of an entry of a list
             groups.setdefault(section, {})[key] = f"(required) {meaning(field)}"
         else:
@@ -39,6 +40,13 @@ def help_text(kind: type[Section], *, width: int = 80) -> str:
             listed[found] = section
             parts.append("\n".join([*title(found, section, width=width), *columns(rows, width=width)]))
     return "\n\n".join(parts)
+
+
+def _row(kind: type[Section], key: str, field: FieldInfo) -> tuple[str, str]:
+    """Return a key with its default, and its meaning."""
+    if key in kind.CHOSEN:
+        return key, f"{meaning(field)}; chosen from {kind.CHOSEN[key]}"
+    return key if field.default is PydanticUndefined else f"{key}={in_yaml(field.default)}", meaning(field)
 
 
 def common_keys(kind: type[Section]) -> dict[str, FieldInfo]:
@@ -68,10 +76,7 @@ def short_help(kind: type[Section], *, width: int = 80) -> str:
     """Return the keys that matter most, the required ones first, each in a few lines."""
     found = common_keys(kind)
     first = sorted(found, key=lambda key: found[key].default is not PydanticUndefined)
-    rows = {
-        key if found[key].default is PydanticUndefined else f"{key}={in_yaml(found[key].default)}": meaning(found[key])
-        for key in first
-    }
+    rows = dict(_row(kind, key, found[key]) for key in first)
     every, some = len(keys(kind)), len(found)
     head = "Keys" if every == some else f"The {some} keys that matter most, of {every}"
     lines = columns(rows, width=width, most=MEANING_LINES)

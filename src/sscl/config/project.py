@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from sscl.config.data import DataConfig
 from sscl.config.sections import Section, setting
 
@@ -13,6 +16,8 @@ class InitConfig(Section):
 
     Keys of data that are given go into the files. What is written can be changed there.
     """
+
+    CHOSEN: ClassVar[Mapping[str, str]] = {"data.size_px": "the tiles and the machine"}
 
     data: DataConfig
     out: str = setting(FOLDER, "folder to write the YAML files to", path=True, min_length=1, common=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -19,6 +19,9 @@ class Section(BaseModel):
     """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    # Keys whose value the command chooses where none is given, and by what, whatever the default; for its help.
+    CHOSEN: ClassVar[Mapping[str, str]] = {}
 
 
 # For lists in YAML: `Annotated[tuple[X, ...], Listed]`. Strict models accept no list for a tuple otherwise.

@@ -122,7 +122,8 @@ class Account:
         found = f"found {count(total, self.what)}: " + ("all used here" if total == here else ", ".join(parts))
         if total == here and self.places:
             found += f" ({listed(list(self.places.values()))})"
-        return wrapped("; ".join([found, *self.notes, f"passed over: {self.passed_over}"]), indent=2)
+        over = [f"passed over: {self.passed_over}"] if self.passed_over else []
+        return wrapped("; ".join([found, *self.notes, *over]), indent=2)
 
     def _place(self, name: str) -> str:
         return f" ({self.places[name]})" if name in self.places else ""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from sscl.config.published import PUBLISHED
 from sscl.evaluate import card_results, records
 from sscl.evaluate.card_results import SHOWN
 from sscl.evaluate.metrics import display_name
@@ -67,9 +68,11 @@ def head(
     report: ExportReport, evaluations: Sequence[Evaluation], *, name: str, timm: Fitted | None, license: str | None
 ) -> dict[str, object]:
     """Return the YAML head; metrics are in it where `sscl eval` has measured them."""
+    one = PUBLISHED.get(report.encoder)
     task = "image-classification" if report.what == "classifier" else "image-feature-extraction"
     found: dict[str, object] = {} if license is None else {"license": license}
     found |= {} if timm is None else {"library_name": "timm"}
+    found |= {} if one is None else {"base_model": one.hub}
     tags = [*(["timm"] if timm is not None else []), task, "histopathology", "sscl"]
     found |= {"pipeline_tag": task, "tags": tags}
     results = [

@@ -10,9 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from sscl import __version__
+from sscl.config.published import PUBLISHED
 from sscl.words import short
 
+FREE_TERMS = "Apache-2.0"
 TOKENS = "https://huggingface.co/settings/tokens"
+
+
+def check_terms(encoder: str, *, accepted: bool) -> None:
+    """Raise ValueError where a published encoder's terms may forbid to pass on what was made of its weights.
+
+    Args:
+        encoder: `Encoder.name`. accepted: whether the user says that they do not.
+    """
+    one = PUBLISHED.get(encoder)
+    if one is not None and one.terms != FREE_TERMS and not accepted:
+        raise ValueError(
+            f"push: {encoder} has terms ({one.terms}) that may forbid to pass on weights made of it; read them on "
+            f"{one.page}, and give terms=accepted if they allow it"
+        )
 
 
 def client(repo: str) -> Any:

@@ -154,9 +154,10 @@ def notes(reviews: Sequence[Review], of: Reviewed) -> list[str]:
     if (reviewed & known).any():
         wrong = found.predictions != found.labels
         here, everywhere = float(wrong[reviewed & known].mean()), float(wrong[known].mean())
+        number = int(reviewed.sum())
         said.append(
-            f"{int(reviewed.sum()):,} of {count(len(found.ids), 'tile')} were reviewed; the model is wrong on "
-            f"{percent(here)} of these and on {percent(everywhere)} of all"
+            f"{number:,} of {count(len(found.ids), 'tile')} {'was' if number == 1 else 'were'} reviewed; the "
+            f"model is wrong on {percent(here)} of these and on {percent(everywhere)} of all"
             + (", so agreement with it is not that over all tiles" if abs(here - everywhere) > 0.05 else "")
         )
     if any((review.after_as_classes(found) != NOBODY).any() for review in reviews):
