@@ -11,10 +11,9 @@ import numpy as np
 from simulated.regimes import Kind, Regime, TestSet
 from sscl.evaluate import influence
 from sscl.evaluate.decisions import risk_coverage, tile_benefits
-from sscl.evaluate.intervals import Interval, metric_interval, wald_interval
+from sscl.evaluate.intervals import Interval, draw_variance, metric_interval, wald_interval
 from sscl.evaluate.metric_intervals import metric_intervals
 from sscl.evaluate.metrics import classification_metrics
-from sscl.evaluate.probe_results import draw_variance
 from sscl.evaluate.proportions import proportions_among
 
 Ends = Mapping[str, Interval | None]

@@ -21,7 +21,7 @@ from sscl.data.mhist import load_mhist
 from sscl.data.table import load_table
 from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.predictions import read_predictions
-from sscl.evaluate.probe_results import ProbeReport
+from sscl.evaluate.probe_report import ProbeReport
 from sscl.evaluate.records import Evaluation
 from sscl.explain.records import Localisation, MapChecks
 from sscl.metrics_log import read_metrics
@@ -37,11 +37,11 @@ from torturing.poison import Random, pick
 SHIPPED = {  # the class of a configuration by a part of its name
     **{"pretrain": "PretrainConfig", "finetune": "FinetuneConfig", "eval": "EvalConfig", "audit": "AuditConfig"},
     **{"gradcam": "GradcamConfig", "inspect": "InspectConfig", "labels": "CompareConfig", "compare": "CompareConfig"},
-    **{"probe": "ProbeConfig", "report": "ReportConfig", "synth": "SynthConfig"},
+    **{"probe": "ProbeConfig", "tiles": "ProbeConfig", "report": "ReportConfig", "synth": "SynthConfig"},
 }
 WRITTEN = {  # and by the folder that its command wrote
     **{"pre": "PretrainConfig", "fine": "FinetuneConfig", "cam": "GradcamConfig", "said": "PredictConfig"},
-    **{"probe": "ProbeConfig", "embed": "EmbedConfig", "export": "ExportConfig"},
+    **{"probe": "ProbeConfig", "tiles": "ProbeConfig", "embed": "EmbedConfig", "export": "ExportConfig"},
 }
 
 

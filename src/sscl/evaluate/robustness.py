@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from sscl.evaluate import influence
-from sscl.evaluate.intervals import Estimate, Interval, Sample, draw_variance, metric_interval, wald_interval
+from sscl.evaluate.intervals import Estimate, Groups, Interval, Sample, draw_variance, metric_interval, wald_interval
 from sscl.evaluate.metrics import FloatArray, IntArray
 from sscl.records import Record
 
@@ -77,7 +77,7 @@ class Compared:
     sample: Sample
 
     @classmethod
-    def of(cls, labels: IntArray, *, groups: Sequence[str] | None, sites: Sequence[str] | None) -> Compared | str:
+    def of(cls, labels: IntArray, *, groups: Groups | None, sites: Groups | None) -> Compared | str:
         """Return the tiles, or why there is nothing to compare.
 
         Where sites are known, neighbours from the same slide do not count, as in PathoROB; else the slide is what
