@@ -7,7 +7,7 @@ from typing import Any
 from sscl.evaluate.probe_report import MissingEncoder, ProbeResults, UnknownRobustness
 from sscl.evaluate.probe_results import Gain, OverRuns, Summary
 from sscl.evaluate.probe_shots import FewShot, FewShotGain, OverDraws
-from sscl.evaluate.probe_tables import in_columns, probe_tables, robustness_legend
+from sscl.evaluate.probe_tables import in_columns, legend, probe_tables, robustness_legend
 from sscl.evaluate.robustness import Robustness, RobustnessGain
 from sscl.evaluate.tables import as_markdown
 from sscl.words import width_of
@@ -103,6 +103,15 @@ def test_the_terminal_has_columns_below_each_other_and_missing_encoders_once() -
     assert "uni2_h   weights are not on this disk" in text
     for column in ("linear", "16 shots", "robustness − random", "+0.300 (+0.100 to +0.400)"):
         assert column in text
+
+
+def test_the_legend_explains_a_missing_interval() -> None:
+    given = [line for line in legend(results(), neighbours=20, reference=None) if "without brackets" in line]
+    assert given  # random's robustness has none
+    whole = tuple(row for row in results().robustness if row.interval is not None)
+    assert not [
+        line for line in legend(results(robustness=whole), neighbours=20, reference=None) if "without brackets" in line
+    ]
 
 
 def test_the_legend_says_what_robustness_is_and_where_it_is_unknown() -> None:

@@ -174,6 +174,9 @@ def legend(found: ProbeResults, *, neighbours: int, reference: str | None) -> li
         "± sd over seeds and label seeds (with all labels, label seeds change the validation tiles only); in brackets "
         f"the mean's {interval_method()}",
     ]
+    shown = [*(row.balanced_accuracy.interval for row in (*found.summary, *found.few_shot)), *_known(found)]
+    if any(interval is None for interval in shown):
+        lines.append("without brackets: too few slides (or tiles of a class) for an interval")
     if found.few_shot:
         lines.append(
             "shots: balanced accuracy of SimpleShot (nearest class mean of so many tiles a class), mean over "
@@ -186,6 +189,10 @@ def legend(found: ProbeResults, *, neighbours: int, reference: str | None) -> li
             "interval, tile by tile"
         )
     return lines
+
+
+def _known(found: ProbeResults) -> list[Interval | None]:
+    return [row.interval for row in found.robustness if row.index is not None]
 
 
 def robustness_legend(found: ProbeResults) -> list[str]:
