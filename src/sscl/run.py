@@ -21,6 +21,8 @@ from sscl.metrics_log import parsed
 from sscl.records import Record, read_record, write_record
 from sscl.writing import is_bare, is_ours, to_yaml, write_text
 
+SOME_FAILED = 3  # exit code where some of what was asked for could not be had, and the rest was done
+
 
 def check_run_folder(path: str | Path, *, overwrite: bool, resume: bool = False, trains: bool = False) -> Path:
     """Return the folder as a Path if this command may write it; touches nothing.

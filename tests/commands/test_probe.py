@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score
@@ -24,6 +25,7 @@ from sscl.data.folder import load_folder
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles, place_store
 from sscl.evaluate import lineage, probe_inputs
+from sscl.evaluate.probe_tables import NOT_HERE
 from sscl.models import batch_norm, features
 from sscl.models.encoders import build_encoder
 from sscl.models.start import Start, frozen_encoder
@@ -247,6 +249,31 @@ def slides_csv(tmp_path: Path) -> Path:
     csv = tmp_path / "slides.csv"
     csv.write_text("path,group\n" + "".join(f"{name},{name[:2]}{int(name[-5]) % 5}\n" for name in names))
     return csv
+
+
+def test_published_weights_that_are_not_here_are_a_row_and_the_others_go_on(probe, tmp_path, wrap):
+    def offline(*_: Any, **__: Any) -> Any:
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    wrap(hub_file=offline)
+    there = "{name: there, model: timm:test_resnet}"
+    encoders = f"{{name: far, model: h0_mini, weights: published}}, {there}"
+    result = probe("reference=far", encoders=encoders)
+    assert result.code == 3
+    report = report_of(tmp_path)
+    (missing,) = report["missing"]
+    assert missing["name"] == "far"
+    assert missing["why"].startswith("encoders.0 (far): model.weights: ")
+    assert "https://huggingface.co/bioptimus/H0-mini" in missing["why"]
+    assert {row["encoder"] for row in report["summary"]} == {"there"}
+    assert report["differences"] == []
+    assert f"far      {NOT_HERE}" in result.out
+    assert f"note: {missing['why']}" in result.out
+    assert "no differences" in result.out
+    assert f"| far | {NOT_HERE} |" in (tmp_path / "out" / "probe.md").read_text()
+    result = probe("--overwrite", encoders="{name: far, model: h0_mini, weights: published}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert report_of(tmp_path) == report
 
 
 def test_without_slides_robustness_says_that_it_is_unknown(probe, tmp_path):

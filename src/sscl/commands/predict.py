@@ -33,7 +33,6 @@ from sscl.records import write_record
 from sscl.report.predicted import FILE, Summary
 from sscl.words import MOST, count, next_command, some
 
-UNREADABLE = 3  # exit code where some files could not be used
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
 PANELS_AT_ONCE = 32
 
@@ -109,7 +108,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     sys.stdout.flush()
     for line in unreadable(tally.faults):
         print(f"sscl: {line}", file=sys.stderr)
-    return UNREADABLE
+    return run.SOME_FAILED
 
 
 def explainer(model: api.Model, config: PredictConfig) -> Callable[..., Explanations]:

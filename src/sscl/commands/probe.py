@@ -24,7 +24,7 @@ from sscl.evaluate.probe_inputs import (
     open_set,
     set_in_words,
 )
-from sscl.evaluate.probe_notes import probe_notes, shot_notes
+from sscl.evaluate.probe_notes import probe_notes, reference_notes, shot_notes
 from sscl.evaluate.probe_report import FILE, ProbeReport, ProbeResults, UnknownRobustness
 from sscl.evaluate.probe_shots import shot_differences, summarise_shots
 from sscl.evaluate.probe_tables import in_columns, interval_method, legend, probe_tables
@@ -39,8 +39,8 @@ from sscl.run import check_inputs_outside
 from sscl.words import next_command
 
 
-def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
-    """Probe every encoder on every set and write probe.json, probe.md and the charts.
+def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
+    """Probe every encoder on every set and write probe.json, probe.md and the charts; return 0, or SOME_FAILED.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
@@ -52,7 +52,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
         print(f"device: {describe_device(device)}, precision {precision}")
         tune(device)
-        jobs = open_encoders(config)
+        jobs, absent = open_encoders(config)
         check_inputs_outside(out, {f"weights of {job.row.name}": job.spec.weights for job in jobs})
         opened = {
             (data.name, size): open_set(data.model_copy(update={"size_px": size}), config=config)
@@ -79,6 +79,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
             summary=probe_results.summarise(measured),
             few_shot=summarise_shots(done.shots),
             robustness=summarise_robustness(done.neighbourhoods, compared),
+            missing=tuple(absent),
             robustness_unknown=tuple(
                 UnknownRobustness(set=name, why=why) for name, why in done.robust.items() if isinstance(why, str)
             ),
@@ -98,7 +99,13 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
             sets=tuple(describe_set(data, first[data.name]) for data in config.sets),
             interval_method=interval_method(),
             linear_fits=done.fits,
-            notes=(*doubts, *probe_notes(config, jobs, first, done.fits), *shot_notes(config, results.few_shot, first)),
+            notes=(
+                *(one.why for one in absent),
+                *reference_notes(config, absent),
+                *doubts,
+                *probe_notes(config, jobs, first, done.fits),
+                *shot_notes(config, results.few_shot, first),
+            ),
             runs=measured.runs,
         )
         tables = probe_tables(report, reference=reference)
@@ -121,6 +128,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> None:
     start = next((f"from={job.spec.weights}" for job in jobs if job.spec.weights is not None), None)
     if start is not None:
         print(next_command("finetune", config.sets[0].root, start, "run=runs/classifier"))
+    return run.SOME_FAILED if absent else 0
 
 
 def markdown(tables: Sequence[Table], legend: Sequence[str], notes: Sequence[str]) -> str:

@@ -15,9 +15,10 @@ from sscl.data import split, task
 from sscl.data.load import has_validation, load_tiles, split_is_made_here
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.evaluate.metrics import IntArray
-from sscl.evaluate.probe_report import ProbedEncoder, ProbedSet
+from sscl.evaluate.probe_report import MissingEncoder, ProbedEncoder, ProbedSet
 from sscl.evaluate.robustness import Compared, chosen_tiles
 from sscl.models import batch_norm, features, frozen
+from sscl.models.published import NotHere
 from sscl.models.start import frozen_encoder
 from sscl.words import count
 
@@ -73,13 +74,16 @@ class Part:
 Parts = dict[str, Part]  # train, test, and where there are such: held-out, validation
 
 
-def open_encoders(config: ProbeConfig) -> list[Job]:
-    """Return every encoder of every row, each opened once to see that it can be.
+def open_encoders(config: ProbeConfig) -> tuple[list[Job], list[MissingEncoder]]:
+    """Return every encoder of every row, each opened once to see that it can be, and the rows that cannot be had.
+
+    Published weights that are neither on this disk nor can be fetched are such: the others go on.
 
     Raises:
-        ValueError, FileNotFoundError: as `frozen_encoder`, with the entry's number and name.
+        ValueError, FileNotFoundError: as `frozen_encoder`, with the entry's number and name; no row can be had.
     """
-    jobs = []
+    jobs: list[Job] = []
+    absent: list[MissingEncoder] = []
     for i, row in enumerate(config.encoders):
         for seed in row.seeds or (row.seed,):
             weights = None if row.weights is None else row.weights.replace("{seed}", str(seed))
@@ -90,6 +94,9 @@ def open_encoders(config: ProbeConfig) -> list[Job]:
                 start = frozen_encoder(spec)
                 for data in config.sets:
                     start.encoder.check_size(start.size_px or data.size_px)
+            except NotHere as error:
+                absent.append(MissingEncoder(name=row.name, why=f"{where}: {error}"))
+                break
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(f"{where}: {error}") from error
             normed = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in start.encoder.modules())
@@ -108,8 +115,10 @@ def open_encoders(config: ProbeConfig) -> list[Job]:
                     labelled=start.lineage[-1] if start.saw_labels else None,
                 )
             )
+    if not jobs:
+        raise FileNotFoundError(absent[0].why)
     check_seeds(config)
-    return jobs
+    return jobs, absent
 
 
 def check_seeds(config: ProbeConfig) -> None:

@@ -9,7 +9,7 @@ from sscl.data.load import split_changes
 from sscl.evaluate import lineage
 from sscl.evaluate.intervals import few_groups, group_count
 from sscl.evaluate.probe_inputs import EVALUATED, Job, Parts, unlabelled
-from sscl.evaluate.probe_report import Fits
+from sscl.evaluate.probe_report import Fits, MissingEncoder
 from sscl.evaluate.probe_shots import FewShot
 from sscl.words import count, some
 
@@ -54,6 +54,12 @@ def _set_notes(data: ProbeSet, parts: Parts) -> list[str]:
         few = few_groups(group_count(parts[name].groups)) if name in parts else None
         found += [f", {name}: {few}"] if few is not None else []
     return found
+
+
+def reference_notes(config: ProbeConfig, absent: Sequence[MissingEncoder]) -> list[str]:
+    """Return that there are no differences where the reference's weights are missing."""
+    gone = config.reference is not None and any(one.name == config.reference for one in absent)
+    return [f"no differences: the weights of the reference {config.reference} are not on this disk"] if gone else []
 
 
 def shot_notes(config: ProbeConfig, found: Sequence[FewShot], sets: Mapping[str, Parts]) -> list[str]:
