@@ -116,7 +116,7 @@ def test_the_legend_explains_a_missing_interval() -> None:
 
 def test_the_legend_says_what_robustness_is_and_where_it_is_unknown() -> None:
     (line,) = robustness_legend(results())
-    assert "share the class; random neighbours give 0.500" in line
+    assert "the share with the class; random neighbours give 0.500" in line
     assert "or the site" in line
     unknown = (UnknownRobustness(set="t", why="no slides are known"),)
     assert robustness_legend(results(robustness_unknown=unknown))[1:] == [

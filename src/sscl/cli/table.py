@@ -156,7 +156,7 @@ COMMANDS = {
     "probe": Command(
         "probe:main",
         "ProbeConfig",
-        "compare encoders by linear probe and k-NN",
+        "compare encoders by linear probe, k-NN and few shots",
         ("overwrite",),
         interrupted="run it again: features that are complete are read from the cache",
     ),

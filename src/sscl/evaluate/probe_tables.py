@@ -203,8 +203,8 @@ def robustness_legend(found: ProbeResults) -> list[str]:
         one = NAMES[row.confounder]
         chance = "" if row.chance is None else f"; random neighbours give {row.chance:.3f}"
         lines.append(
-            f"robustness on {where}: of the {row.neighbours} nearest tiles that share either the class or the {one}, "
-            f"the share of those that share the class{chance}; {row.tiles:,} tiles"
+            f"robustness on {where}: of those among the {row.neighbours} nearest tiles that share the class or the "
+            f"{one}, but not both, the share with the class{chance}; {row.tiles:,} tiles"
         )
     return lines + [f"robustness on {one.set}: unknown, {one.why}" for one in found.robustness_unknown]
 
