@@ -54,6 +54,8 @@ def main(config: InitConfig, *, overwrite: bool = False) -> None:
     print()
     print(wrapped(f"trains on {where}"))
     print(wrapped(f"{encoder.name} at {encoder.size_px} px, batch size {plan.batch_size}; {plan.in_words()}"))
+    if where.on_gpu and (where.free or 0) >= settings.LARGE_ENCODER_BYTES:
+        print(wrapped("this card also has the memory for a published encoder: sscl encoders lists them"))
     print(wrapped(f"wrote {out}/{', '.join(texts)}: each line says why, change what you like"))
     print(next_command("train", *([] if config.out == InitConfig.model_fields["out"].default else [config.out])))
 
