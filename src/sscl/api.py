@@ -30,10 +30,10 @@ from sscl.device import Later, describe_device, pick_device, tune
 from sscl.evaluate import calibration, decisions
 from sscl.evaluate.metrics import FloatArray
 from sscl.explain import boxes
-from sscl.explain.choice import of_model
+from sscl.explain.choice import of_model, weighed
 from sscl.explain.heatmaps import heatmaps_of_batches
 from sscl.explain.kinds import MapKind
-from sscl.explain.targets import AnyTarget, describe_target, resolve_target, target_classes
+from sscl.explain.targets import AnyTarget, describe_target, target_classes
 from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, unfinished_notes
 from sscl.models.classifier import inference_precision, load_classifier, positive_class
@@ -180,9 +180,10 @@ class Model:
         """
         _check_number("threshold", threshold, low=0, high=1)
         _check_number("gamma", gamma, low=0, high=2)
+        _check_number("references", references, low=1, high=1000)
         layers = (layers,) if isinstance(layers, str) else tuple(layers)
         kind = of_model(MapKind(method, layers, fuse, gamma), self.classifier)
-        wanted = resolve_target(target, self.classes, references=references)
+        wanted = weighed(target, self.classes, gamma=gamma, references=references)
         mean, std = self._normalisation
         listed, items = files.listed(images, names)
         tiles, found = [], []

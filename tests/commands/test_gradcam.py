@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from sscl.commands import gradcam
@@ -26,6 +27,8 @@ from sscl.explain.kinds import MapKind
 from sscl.explain.records import Localisation, MapChecks
 from sscl.explain.targets import DIFFERENCE
 from sscl.models.classifier import load_classifier
+from sscl.models.encoders import build_encoder
+from sscl.models.heads import Classifier
 from sscl.records import read_record
 
 SIDE = 96
@@ -375,6 +378,52 @@ def test_methods_and_layers(
         assert abs(float(row["map_sum_misses"])) < 1e-4
     else:
         assert (row["score_without_bias"], row["map_sum_misses"]) == ("", "")
+
+
+@pytest.fixture(scope="module")
+def transformer(finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with another encoder: a transformer with random weights, whose feature is its class token."""
+    run = Path(shutil.copytree(finetuned, tmp_path_factory.mktemp("transformer") / "run"))
+    content = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "reg_tokens": 2}
+    torch.manual_seed(0)
+    model = Classifier(build_encoder("timm:vit_tiny_patch16_224", kwargs=kwargs, pool="class"), num_classes=2)
+    content |= {"encoder_name": "timm:vit_tiny_patch16_224", "kwargs": kwargs, "pooling": "class"}
+    content |= {"encoder": model.encoder.state_dict(), "head": model.head.state_dict()}
+    torch.save(content, run / "checkpoints/best.pt")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "layers", "said"),
+    [
+        ([], ["encoder.net.blocks.1.norm1"], "Grad-CAM of encoder.net.blocks.1.norm1"),
+        (["method=legrad", "checks=true", "check_tiles=4"], [], "LeGrad of the attention of all blocks"),
+        (["method=rollout"], [], "independent of the class"),
+    ],
+)
+def test_a_transformer(
+    cli: Any, transformer: Path, tmp_path: Path, read_rows: Any, words: list[str], layers: list[str], said: str
+) -> None:
+    out = tmp_path / "out"
+    result = cli.gradcam(transformer, f"out={out}", "per_class=1", *words)
+    assert result.code == 0, result.err
+    assert said in " ".join(result.out.split())
+    assert "4 x 4 cells of 8 px" in result.out
+    assert yaml.safe_load((out / "config.yaml").read_text())["layer"] == layers
+    rows = read_rows(out / "boxes.csv")
+    assert {row["map_sum_misses"] for row in rows} == {""}
+    assert any(float(row["raw_maximum"]) > 0 for row in rows)
+    if "checks=true" in words:
+        found = read_record(MapChecks, out / "checks.json", made_by="sscl gradcam")
+        assert {"encoder.net.blocks.0", "encoder.net.blocks.1"} < set(found.randomisation.stages)
+
+
+def test_a_method_that_the_encoder_does_not_have(cli: Any, finetuned: Path, tmp_path: Path) -> None:
+    result = cli.gradcam(finetuned, f"out={tmp_path / 'out'}", "method=legrad")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "method: legrad needs a transformer" in result.err
+    assert not (tmp_path / "out").exists()
 
 
 def yaml_words(words: list[str]) -> list[tuple[str, Any]]:

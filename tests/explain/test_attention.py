@@ -294,7 +294,7 @@ class TestRefusals:
     def test_others_are_weighed_in_a_difference_only(self, key: dict) -> None:
         target, kind = chosen_maps(MapConfig(**key), ("a", "b", "c"), vit())
         assert (target.references, kind.gamma) == (key.get("references", 1), key.get("gamma", 1))
-        with pytest.raises(ValueError, match=f"^{next(iter(key))}: .* target=predicted"):
+        with pytest.raises(ValueError, match=f"^{next(iter(key))}: .* with predicted"):
             chosen_maps(MapConfig(target="predicted", **key), ("a", "b", "c"), vit())
 
 

@@ -29,7 +29,7 @@ from sscl.explain.checks import DRAWS, checks_text, completeness_text, localisat
 from sscl.explain.choice import chosen_maps
 from sscl.explain.explainer import Explainer, check, localise, random_classifier
 from sscl.explain.heatmaps import Heatmap
-from sscl.explain.targets import describe_target
+from sscl.explain.targets import describe_target, describe_targets
 from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import inference_precision, load_classifier, with_classes_of
 from sscl.models.pixels import normalisation
@@ -56,7 +56,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
     classes = trained.classes
     target, kind = chosen_maps(config, classes, model)
-    config = config.model_copy(update={"layer": kind.layers})  # what is written says which layer it was
+    own_layers = not config.layer and kind.layers
+    config = config.model_copy(update={"layer": kind.layers, "fuse": kind.fuse})  # what is written says what it was
     choice = lineage.choose(trained, config.data, split=config.split)
     data = choice.data
     there = run_of(config.checkpoint)
@@ -114,6 +115,9 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     if left_out and config.images is None and not config.ids:
         print(wrapped(f"tiles of {left_out}"))
     print(wrapped(str(map_cells(model, size_px=data.size_px, kind=kind))))
+    print(wrapped(f"maps: {kind}; {describe_targets(target, classes, kind=kind)}"))
+    if own_layers:
+        print("these layers since no patch leads to the class token, which is in the feature, from later ones")
     for line in summary(found, maps, size_px=data.size_px, threshold=config.threshold, synthetic=synthetic):
         print(wrapped(line))
     for section in (

@@ -132,7 +132,11 @@ def check_maps(model: api.Model, config: PredictConfig) -> None:
     try:
         explainer(model, config)(np.zeros((model.size_px, model.size_px, 3), np.uint8))
     except ValueError as error:
-        raise ValueError(f"gradcam.{error}" if str(error).startswith(("target:", "layer:")) else str(error)) from error
+        raise ValueError(
+            f"gradcam.{error}"
+            if str(error).startswith(("target:", "layer:", "method:", "gamma:", "references:"))
+            else str(error)
+        ) from error
 
 
 def check_apart(out: Path, paths: Sequence[str]) -> None:

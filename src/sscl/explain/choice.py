@@ -17,17 +17,24 @@ def chosen_maps(config: MapConfig, classes: Sequence[str], model: nn.Module) -> 
     """Return the score and the kind of maps that settings ask for.
 
     Raises:
-        ValueError: no such class; weights of other classes where the score has none; a method unknown.
+        ValueError: see `weighed`; a method unknown.
     """
-    target = resolve_target(config.target, classes, references=config.references)
+    target = weighed(config.target, classes, gamma=config.gamma, references=config.references)
+    return target, of_model(MapKind(config.method, tuple(config.layer), config.fuse, config.gamma), model)
+
+
+def weighed(name: str, classes: Sequence[str], *, gamma: float, references: int) -> Target:
+    """Return the score of that name, see `targets.resolve_target`.
+
+    Raises:
+        ValueError: no such class; weight or number of other classes where the score has none.
+    """
+    target = resolve_target(name, classes, references=references)
     if target.score is not Score.DIFFERENCE:
-        for key, value, default in (("gamma", config.gamma, 1), ("references", config.references, 1)):
-            if value != default:
-                raise ValueError(
-                    f"{key}: is about the other classes of target=difference, got {value:g} with target={config.target}"
-                )
-    kind = MapKind(config.method, tuple(config.layer), config.fuse, config.gamma)
-    return target, of_model(kind, model)
+        for key, value in (("gamma", gamma), ("references", references)):
+            if value != 1:
+                raise ValueError(f"{key}: is about the other classes of target=difference, got {value:g} with {name}")
+    return target
 
 
 def of_model(kind: MapKind, model: object) -> MapKind:
