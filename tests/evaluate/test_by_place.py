@@ -55,18 +55,18 @@ def test_metrics_of_each_site_are_those_of_its_tiles(hospitals):
 
 
 def test_the_lowest_of_equal_slides_is_inconclusive():
-    """Of 60 slides of equal accuracy the lowest is low by chance: said so in 19 of 20 sets or more."""
+    """Of 40 slides of equal accuracy the lowest is low by chance, and that is said."""
     named = []
-    for seed in range(40):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
-        labels = rng.integers(0, 2, 1200)
-        data = tiles(labels, groups=np.char.mod("s%d", np.arange(1200) // 20))
-        predictions = wrong_at(labels, np.ones(1200, dtype=bool), 0.2, rng)
+        labels = rng.integers(0, 2, 800)
+        data = tiles(labels, groups=np.char.mod("s%d", np.arange(800) // 20))
+        predictions = wrong_at(labels, np.ones(800, dtype=bool), 0.2, rng)
         found = metrics_by_place(data, predictions, by="group")
         named.append(bool(found.worse))
         assert found.places[0].accuracy < 0.75
         assert found.worst == found.places[0].name
-    assert np.mean(named) <= 0.1
+    assert sum(named) <= 2
 
 
 def test_a_slide_has_the_interval_of_its_tiles_and_a_small_one_none():

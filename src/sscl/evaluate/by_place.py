@@ -88,9 +88,11 @@ def metrics_by_place(tiles: Tiles, predictions: IntArray, *, by: str) -> ByPlace
     """
     names = check(tiles, by=by)
     slides = tiles.groups if by == "site" else None
+    distinct, of, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    parts = np.split(np.argsort(of, kind="stable"), sizes.cumsum()[:-1])  # rows of each place
     found = [
-        _of_place(str(name), tiles, predictions, rows=np.flatnonzero(names == name), slides=slides)
-        for name in np.unique(names)
+        _of_place(str(name), tiles, predictions, rows=rows, slides=slides)
+        for name, rows in zip(distinct, parts, strict=True)
     ]
     found.sort(key=lambda place: (place.accuracy, place.name))
     known = [place for place in found if place.tiles >= FEWEST]

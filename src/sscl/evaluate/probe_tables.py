@@ -174,8 +174,7 @@ def legend(found: ProbeResults, *, neighbours: int, reference: str | None) -> li
         "± sd over seeds and label seeds (with all labels, label seeds change the validation tiles only); in brackets "
         f"the mean's {interval_method()}",
     ]
-    shown = [*(row.balanced_accuracy.interval for row in (*found.summary, *found.few_shot)), *_known(found)]
-    if any(interval is None for interval in shown):
+    if any(interval is None for interval in _intervals(found)):
         lines.append("without brackets: too few slides (or tiles of a class) for an interval")
     if found.few_shot:
         lines.append(
@@ -191,8 +190,13 @@ def legend(found: ProbeResults, *, neighbours: int, reference: str | None) -> li
     return lines
 
 
-def _known(found: ProbeResults) -> list[Interval | None]:
-    return [row.interval for row in found.robustness if row.index is not None]
+def _intervals(found: ProbeResults) -> list[Interval | None]:
+    """Return the intervals that the tables show of what is known; None = too few slides or tiles."""
+    return [
+        *(row.balanced_accuracy.interval for row in found.summary),
+        *(row.balanced_accuracy.interval for row in found.few_shot),
+        *(row.interval for row in found.robustness if row.index is not None),
+    ]
 
 
 def robustness_legend(found: ProbeResults) -> list[str]:
