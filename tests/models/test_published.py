@@ -174,7 +174,8 @@ def test_no_other_weights_are_offered_for_a_hub_name():
         ("{", "config.json"),
         ('{"architecture": "vit_nope"}', "timm has no model vit_nope"),
         ('{"architecture": "test_vit", "pretrained_cfg": {"mean": [1, 2]}}', "mean"),
-        ('{"model_type": "vit"}', "architecture"),
+        ('{"model_type": "vit"}', "is of transformers (vit)"),
+        ('{"num_classes": 2}', "architecture"),
     ],
 )
 def test_folders_that_are_none_are_one_line(content, message, tmp_path):

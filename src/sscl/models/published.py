@@ -120,6 +120,8 @@ def _described(path: Path) -> Named:
         )
     try:
         content: Any = parse_json(read_text(path, at_most=_LARGEST_CONFIG))
+        if isinstance(content, dict) and "model_type" in content and "architecture" not in content:
+            raise ValueError(f"is of transformers ({short(str(content['model_type']))}), which sscl does not read")
         if isinstance(content, dict) and "pretrained_cfg" not in content:  # an older form: all in one
             content = {**content, "pretrained_cfg": content}
         config = _Config.model_validate(content, strict=False)
@@ -208,6 +210,9 @@ def _fetched(hub: str, file: str, *, ask: bool) -> Path:
     """
     package = extra("huggingface_hub", extra="timm")
     repository, _, revision = hub.partition("@")
+    log = package.utils.logging
+    level = log.get_verbosity()
+    log.set_verbosity_error()  # of five tries each would be told
     try:
         return Path(
             package.hf_hub_download(
@@ -220,6 +225,8 @@ def _fetched(hub: str, file: str, *, ask: bool) -> Path:
         )
     except Exception as error:  # the hub client's many, its HTTP library's, and the system's
         raise _explained(package.errors, error, hub=repository, file=file, ask=ask) from error
+    finally:
+        log.set_verbosity(level)
 
 
 def _page(hub: str) -> str:
@@ -228,7 +235,10 @@ def _page(hub: str) -> str:
 
 def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool) -> NotHere:
     """Return what went wrong with the hub, and what to do, in one line."""
-    page, by_hand = _page(hub), f"or download {file} there and give model.weights=PATH with the same model.name"
+    page, by_hand = (
+        _page(hub),
+        f"or download its weights ({file}) there and give model.weights=PATH with the same model.name",
+    )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, (OSError, MemoryError)) and status is None and getattr(error, "errno", None) is not None:
         return NotHere(f"model.weights: {file} of {hub} cannot be kept in the hub's cache ({error}); see HF_HOME")
