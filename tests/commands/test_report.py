@@ -324,7 +324,8 @@ def test_three_classes_of_a_folder_without_slides(
     assert (tile["group"], tile["votes"], tile["agreement"]) == (None, None, None)
     assert tile["region"] == [0, 0, 32, 32]
     assert content["gallery"]["target"] == "logit of the predicted class minus that of the next likely class"
-    assert content["title"] == "three: benign, cancer and stroma"
+    assert content["title"] == "benign, cancer and stroma, learned on colours"
+    assert content["subtitle"].startswith("three: ")
 
 
 def test_other_folders_add_their_sections(make: Any, cli: Any, study: Path, tiles: Path, tmp_path: Path) -> None:

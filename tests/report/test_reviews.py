@@ -10,7 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from sscl.evaluate.predictions import TilePredictions
 from sscl.report import reviewed
-from sscl.report.reviews import CANNOT_TELL, NOBODY, Reviewed, read_reviews
+from sscl.report.reviews import CANNOT_TELL, NOBODY, Reviewed, blind_name, read_reviews
 
 from .conftest import rendered, tables
 
@@ -44,6 +44,20 @@ def worksheet(path: Path, of: Reviewed, answers: dict[int, dict[str, str]], *, r
         lines.append(",".join(given.get(column, "") for column in HEADER.split(",")))
     path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8", newline="")
     return str(path)
+
+
+def test_names_of_a_blind_worksheet_are_read_back(tmp_path):
+    of = made()
+    name = blind_name(KEY, of.found.ids[5])
+    assert of.found.ids[5] not in name
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,blind\n{name},SSA\n{of.found.ids[6]},HP\n")
+    (one,) = read_reviews([str(path)], of)
+    assert {row: of.found.classes[one.blind[row]] for row in np.flatnonzero(one.blind != NOBODY)} == {5: "SSA", 6: "HP"}
+    for other in (blind_name("another page", of.found.ids[5]), "blind-"):
+        path.write_text(f"id,blind\n{other},SSA\n")
+        with pytest.raises(ValueError, match="not among the 60 tiles"):
+            read_reviews([str(path)], of)
 
 
 def test_both_answers_are_read(tmp_path):

@@ -18,7 +18,7 @@ from sscl.metrics_log import MetricsRow
 from sscl.models.checkpoint import run_of
 from sscl.records import read_record
 from sscl.report import classifier, comparisons, decisions, heatmaps, studies, summary
-from sscl.report.blocks import Section
+from sscl.report.blocks import Section, name_of
 from sscl.report.folders import Sources, reading, record_of, settings_of
 from sscl.report.page.content import Content, Gallery
 from sscl.report.subject import Subject, count_tiles, interrupted, started_from, worksheet_id
@@ -35,8 +35,10 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
         sections: list[Section] = []
         shown = None
     else:
-        title = f"{subject.folder.resolve().name}: {summary.titled(subject.found.classes)}"
-        subtitle = f"{subject.trained.encoder_name}, on {subject.report.tiles:,} tiles of the {subject.split}"
+        learned_on = name_of(subject.trained.finetune_config.data.root)
+        title = f"{summary.titled(subject.found.classes)}, learned on {learned_on}"
+        run, encoder = subject.folder.resolve().name, subject.trained.encoder_name
+        subtitle = f"{run}: {encoder}, on {subject.report.tiles:,} tiles of the {subject.split}"
         key = worksheet_id(subject)
         sections, shown = about_classifier(subject, sources, config)
     about = about_studies(sources, subject)

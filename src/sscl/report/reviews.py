@@ -21,6 +21,7 @@ from sscl.words import first_twice, nearest, some
 
 WORDS = ("agree", "disagree", "unsure")  # after the prediction was seen
 CANNOT_TELL = "(cannot tell)"
+_BLIND = "blind-"  # how the names of tiles begin in a worksheet of blind review
 NOBODY = -1  # instead of a class: no answer, or that the reviewer cannot tell
 _FORMULA = re.compile("'*[=+\\-@\\t\\r\\n＝＋－＠]")  # as in page/csv.js, which guards such cells by an apostrophe
 _COLUMNS = ("report", "reviewer", "id", "blind", "blind_at", "seen_before", "review", "note", "changed")
@@ -112,8 +113,10 @@ def _read(path: Path, of: Reviewed) -> Review:
                 f"{where}: is of the report {cells['report']!r}, but this one is {of.key}: of other weights or tiles; "
                 "give worksheets that were downloaded from a page of this run"
             )
+        if cells["id"].startswith(_BLIND) and _BLIND not in row_of:  # not for worksheets of open review
+            row_of |= {blind_name(of.key, name): row for row, name in enumerate(found.ids)} | {_BLIND: NOBODY}
         row = row_of.get(cells["id"])
-        if row is None:
+        if row in (None, NOBODY):
             raise ValueError(f"{where}: {cells['id']!r} is not among the {len(found.ids):,} tiles of this report")
         if row in given:
             raise ValueError(f"{where}: {cells['id']!r} comes twice; keep one of its rows")
@@ -164,6 +167,22 @@ def _unguarded(text: str) -> str:
 def _as_shown(name: str) -> str:
     """Return the name of a tile as a browser writes it: a file name that is no UTF-8 has other characters there."""
     return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def blind_name(key: str, name: str) -> str:
+    """Return what a worksheet of blind review calls a tile of a report (page/blind.js): nothing of its file's name.
+
+    Twice FNV-1a of 32 bits, with another beginning.
+    """
+    text = (key + _as_shown(name)).encode()
+    return f"{_BLIND}{_fnv(text):08x}{_fnv(b'2' + text):08x}"
+
+
+def _fnv(text: bytes) -> int:
+    value = 0x811C9DC5
+    for byte in text:
+        value = ((value ^ byte) * 0x01000193) & 0xFFFFFFFF
+    return value
 
 
 def _class_of(text: str, classes: Sequence[str], where: str) -> int:

@@ -21,6 +21,7 @@ from sscl.explain.cam import upsample
 from sscl.plots.cam import overlay
 from sscl.report import gallery
 from sscl.report.page import render
+from sscl.report.reviews import blind_name
 
 from .conftest import CLASSES, HOSTILE_NAMES, SIZE_PX, make_content
 
@@ -690,6 +691,10 @@ def test_blind_review_hides_what_is_predicted_and_true_until_the_class_is_named(
     assert {row["true"] for row in rows} == {row["outcome"] for row in rows} == {""}
     assert sum(row["predicted"] != "" for row in rows) == 2
     assert {row["reviewer"] for row in rows} == {"A. B."}
+    names = {blind_name(content["id"], tile["id"]): shown(tile["id"]) for tile in content["gallery"]["tiles"]}
+    assert {row["id"] for row in rows} == names.keys()
+    answered = {names[row["id"]]: row["blind"] for row in rows if row["blind"]}
+    assert answered == {shown(name): row["blind"] for name, row in stored(page).items() if row["blind"]}
     assert sorted(row["blind"] for row in rows)[-2:] == ["cancer", "stroma"]
 
     page.reload()

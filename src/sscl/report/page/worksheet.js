@@ -85,7 +85,8 @@ function worksheet() {
     const truth = tile.label < 0 || blind ? "" : className(tile.label);
     const said = veiled(index) ? ["", ""] : [className(tile.prediction), facts[index].confidence.toFixed(4)];
     const outcome = blind ? "" : outcomeOf(index);
-    return [content.id, reviewer, tile.id, truth, ...said, outcome, ...ENTRIES.map((key) => own[key])];
+    const name = blind ? blindNames[index] : tile.id;
+    return [content.id, reviewer, name, truth, ...said, outcome, ...ENTRIES.map((key) => own[key])];
   });
   const lines = [COLUMNS, ...rows].map((row) => row.map((cell) => quoted(guarded(cell))).join(","));
   return `\uFEFF${lines.join("\r\n")}\r\n`; // the mark tells spreadsheets that this is UTF-8
@@ -114,19 +115,20 @@ async function importWorksheet(file) {
   let foreign = 0;
   for (const row of rows) {
     const cell = (key) => (at[key] < 0 ? "" : unguarded((row[at[key]] ?? "").replace(/\r\n?/g, "\n")));
+    const id = idOfBlind.get(cell("id")) ?? cell("id");
     const word = cell("review").trim().toLowerCase();
     const review = REVIEWS.find((allowed) => word === allowed || word === allowed[0]) ?? "";
     const named = ANSWERS.find((text) => text === cell("blind").trim()) ?? "";
     if (word === "" && cell("note") === "" && cell("blind") === "") continue;
     if (cell("report") !== "" && cell("report") !== content.id) foreign++;
     if ((word !== "" && review === "") || (cell("blind") !== "" && named === "")) unclear++;
-    if (!indexOf.has(cell("id"))) unknown++;
+    if (!indexOf.has(id)) unknown++;
     else if (review !== "" || named !== "" || cell("note") !== "") {
       const given = Object.fromEntries(ENTRIES.map((key) => [key, cell(key)]));
-      const own = named === "" ? (reviews.get(cell("id")) ?? nothing) : { ...given, blind: named };
+      const own = named === "" ? (reviews.get(id) ?? nothing) : { ...given, blind: named };
       const { blind, blind_at, seen_before } = own; // a file without blind answers keeps those that are here
       const changed = given.changed || new Date().toISOString();
-      found.set(cell("id"), entry({ ...given, review, changed, blind, blind_at, seen_before }));
+      found.set(id, entry({ ...given, review, changed, blind, blind_at, seen_before }));
     }
   }
   const differs = (id, next) => {
