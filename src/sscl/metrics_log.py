@@ -255,7 +255,7 @@ def wandb_run(folder: Path, wanted: Wandb) -> Any:
         x_disable_machine_info=True,
         x_save_requirements=False,
     )
-    given = {
+    given: dict[str, Any] = {
         "project": wanted.project,
         "name": wanted.name or folder.resolve().name,
         "id": read_text(identity, at_most=100).strip(),

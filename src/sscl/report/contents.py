@@ -37,8 +37,8 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
     else:
         learned_on = name_of(subject.trained.finetune_config.data.root)
         title = f"{summary.titled(subject.found.classes)}, learned on {learned_on}"
-        run, encoder = subject.folder.resolve().name, subject.trained.encoder_name
-        subtitle = f"{run}: {encoder}, on {subject.report.tiles:,} tiles of the {subject.split}"
+        name, encoder = subject.folder.resolve().name, subject.trained.encoder_name
+        subtitle = f"{name}: {encoder}, on {subject.report.tiles:,} tiles of the {subject.split}"
         key = worksheet_id(subject)
         sections, shown = about_classifier(subject, sources, config)
     about = about_studies(sources, subject)
