@@ -138,6 +138,9 @@ def test_the_report_on_a_cpu():
 def test_on_a_cpu_it_is_compared_with_the_memory_of_the_machine():
     """2.25 MiB + 1.5 MiB of state: weights, gradients, AdamW."""
     assert "warning" not in lines(free=4 * 2**20)
+    near = lines(free=int(3.5 * 2**20))["warning"]  # 3.0 MiB
+    assert "close to" in near
+    assert "train.microbatch" in near
     found = lines(free=2 * 2**20)
     assert "of 2.0 MiB that are free in memory" in found["total"]
     assert "train.microbatch" in found["warning"]

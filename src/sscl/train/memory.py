@@ -18,6 +18,7 @@ from sscl.words import readable
 # Of a process on a GPU besides its tensors: kernels that are loaded when first used (the context itself is not in what
 # is free) and the scratch memory of cuDNN and cuBLAS. Assumed, not measured.
 WORKSPACES = 512 * 2**20
+NEAR = 0.8  # of what is free: the estimate is from below, and a CPU's memory is shared with what starts later
 # Values an optimizer keeps for each parameter.
 OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
 
@@ -150,6 +151,8 @@ def report(
     lines = [f"  {name:<12} {readable(size):>10}  {note}".rstrip() for name, size, note in (*parts, total)]
     if free is not None and need > free and not on_gpu:
         lines.append(f"warning: this does not fit; {advice(command, on_gpu=False)}")
+    elif free is not None and need > NEAR * free and not on_gpu:
+        lines.append(f"warning: this is close to what is free, and it may take more; {advice(command, on_gpu=False)}")
     elif free is not None and need > free:
         kept, views = (size for name, size, _ in parts if name in ("activations", "views"))
         fixed = sum(size for name, size, _ in parts if name not in ("activations", "views", "tiles", "workspaces"))
