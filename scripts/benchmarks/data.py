@@ -64,7 +64,7 @@ def ingest(folder: Path, *, quick: bool) -> list[Row]:
         files = [folder / f"{source_px}_{index}.png" for index in range(2 if quick else 32)]
         for index, file in enumerate(files):
             Image.fromarray(draw_tile(index, size_px=source_px).image).save(file)
-        counts = {"all": 8 if quick else decode._PROCESSES_FROM * len(cores), "one": 8 if quick else 500}
+        counts = {"all": 8 if quick else max(decode._PROCESSES_FROM, 2000 * len(cores)), "one": 8 if quick else 500}
         images = {
             which: np.lib.format.open_memmap(folder / f"{which}.npy", "w+", np.uint8, (count, size_px, size_px, 3))
             for which, count in counts.items()

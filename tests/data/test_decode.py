@@ -69,7 +69,7 @@ def test_only_many_tiles_in_a_file_are_worth_processes(tmp_path, two_cores, wrap
 
     paths = save_tiles(tmp_path / "in", 4)
     wrap(decode_worker=refuse)
-    number(decode_processes_from=2)
+    number(decode_processes_from=4)
     decode.decode_into(empty_file(tmp_path / "out.npy", 3), paths[:3])
     decode.decode_into(np.zeros((4, 16, 16, 3), np.uint8), paths)
     with pytest.raises(AssertionError, match="a process"):

@@ -24,8 +24,11 @@ from sscl.progress import Bar
 from sscl.words import count
 
 _TILES_PER_JOB = 16
-# Tiles per core: fewer are decoded by threads before worker processes would have started.
-_PROCESSES_FROM = 2000
+# Fewer files are decoded by threads before processes would have started, in 1.1 s on a machine of 16 cores.
+_PROCESSES_FROM = 4000
+# More threads take the interpreter lock from each other: JPEG files of 224 px, tiles a second by 1, 2, 4, 8 and 16 cores
+# of one machine: 1,013, 2,389, 2,207, 1,451, 1,266 (2026-11-26).
+_MOST_THREADS = 3
 # Without these, glibc returns the memory of each image to the system and asks for it again: a fifth of the time.
 _WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
@@ -45,8 +48,8 @@ def decode_into(
 ) -> Counter[str]:
     """Decode `paths` with all cores into the rows of `images`, uint8 (N, size_px, size_px, 3); return the changes.
 
-    PIL releases the interpreter lock while it inflates and resizes, but holds it for a tenth of its time: threads keep
-    a few cores busy, many cores need processes. Each worker writes its rows straight into the mapped file: one thread
+    PIL releases the interpreter lock while it inflates and resizes, but threads keep only a few cores busy: many cores
+    need processes. Each worker writes its rows straight into the mapped file: one thread
     that writes for all would slow many cores down.
 
     Args:
@@ -89,7 +92,7 @@ def decode_into(
             def decode(rows: range) -> list[Outcome]:
                 return _decode_rows(images, rows, [paths[row] for row in rows], exact_size_px=exact_size_px, fit=fit)
 
-        pool = ThreadPoolExecutor(cores)
+        pool = ThreadPoolExecutor(cores if processes else threads(cores))
         stack.callback(pool.shutdown, cancel_futures=True)
         bar = stack.enter_context(Bar(len(paths), desc="decode" if progress else None, unit="tile", leave=True))
         for job, found in zip(jobs, pool.map(decode, jobs), strict=True):
@@ -104,7 +107,12 @@ def decode_into(
 
 def worth_processes(files: int, *, cores: int) -> bool:
     """Return whether so many files are decoded sooner by processes, their start included, than by threads."""
-    return cores > 1 and files >= _PROCESSES_FROM * cores
+    return cores > 1 and files >= _PROCESSES_FROM
+
+
+def threads(cores: int) -> int:
+    """Return how many threads decode fastest."""
+    return min(cores, _MOST_THREADS)
 
 
 @dataclass(frozen=True)

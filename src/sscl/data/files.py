@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.csv_files import read_table
-from sscl.data.decode import Outcome, in_processes, read_image, worth_processes
+from sscl.data.decode import Outcome, in_processes, read_image, threads, worth_processes
 from sscl.data.images import Decoded, Fit, Region, decode_image
 from sscl.data.ingest import listed_file
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
@@ -219,6 +219,7 @@ def batches(
     cores = cpu_cores()
     with contextlib.ExitStack() as stack:
         decode: Callable[[Sequence[Any], NDArray[np.uint8]], list[Outcome]] = partial(_decode, fit=fit)
+        workers = threads(cores)
         if worth_processes(len(items), cores=cores) and all(isinstance(item, (str, Path)) for item in items):
             with contextlib.suppress(OSError):  # no room for the tiles on their way: threads need none
                 decode = stack.enter_context(
