@@ -271,6 +271,7 @@ def test_published_weights_that_are_not_here_are_a_row_and_the_others_go_on(prob
     assert f"note: {missing['why']}" in result.out
     assert "no differences" in result.out
     assert f"| far | {NOT_HERE} |" in (tmp_path / "out" / "probe.md").read_text()
+    assert "next: " not in result.out  # random weights are no start
     result = probe("--overwrite", encoders="{name: far, model: h0_mini, weights: published}")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert report_of(tmp_path) == report

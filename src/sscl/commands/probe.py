@@ -12,6 +12,7 @@ import numpy as np
 
 from sscl import run, writing
 from sscl.config import ProbeConfig
+from sscl.config.encoders import NO_FILES
 from sscl.data.load import accounts
 from sscl.data.scale import scale_against, scale_of
 from sscl.device import describe_device, pick_device, pick_precision, tune
@@ -25,13 +26,12 @@ from sscl.evaluate.probe_inputs import (
     set_in_words,
 )
 from sscl.evaluate.probe_notes import probe_notes, reference_notes, shot_notes
-from sscl.evaluate.probe_report import FILE, ProbeReport, ProbeResults, UnknownRobustness
+from sscl.evaluate.probe_report import FILE, MissingEncoder, ProbeReport, ProbeResults, UnknownRobustness
+from sscl.evaluate.probe_results import Measured
+from sscl.evaluate.probe_runs import Done
 from sscl.evaluate.probe_shots import shot_differences, summarise_shots
 from sscl.evaluate.probe_tables import in_columns, interval_method, legend, probe_tables
-from sscl.evaluate.robustness import (
-    robustness_differences,
-    summarise_robustness,
-)
+from sscl.evaluate.robustness import robustness_differences, summarise_robustness
 from sscl.evaluate.tables import Table, as_markdown
 from sscl.plots import probe as probe_plots
 from sscl.records import write_record
@@ -74,23 +74,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
         done = probe_runs.predict(config, jobs, opened, first, device=device, precision=precision)
         measured = probe_results.measure(done.found)
         reference = config.reference if any(job.row.name == config.reference for job in jobs) else None
-        compared = {name: one.compared for name, one in done.robust.items() if not isinstance(one, str)}
-        results = ProbeResults(
-            summary=probe_results.summarise(measured),
-            few_shot=summarise_shots(done.shots),
-            robustness=summarise_robustness(done.neighbourhoods, compared),
-            missing=tuple(absent),
-            robustness_unknown=tuple(
-                UnknownRobustness(set=name, why=why) for name, why in done.robust.items() if isinstance(why, str)
-            ),
-        )
-        if reference is not None:
-            gains = {
-                "differences": probe_results.differences(measured, reference=reference),
-                "few_shot_differences": shot_differences(done.shots, reference=reference),
-                "robustness_differences": robustness_differences(done.neighbourhoods, reference=reference),
-            }
-            results = results.model_copy(update=gains)
+        results = results_of(done, measured, absent=absent, reference=reference)
         report = ProbeReport(
             **dict(results),
             device=describe_device(device),
@@ -125,10 +109,35 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
     for note in report.notes:
         print(f"note: {note}")
     print(f"wrote {out}/{', '.join([FILE, 'probe.md', *charts])}")
-    start = next((f"from={job.spec.weights}" for job in jobs if job.spec.weights is not None), None)
-    if start is not None:
-        print(next_command("finetune", config.sets[0].root, start, "run=runs/classifier"))
+    if (start := next((job.spec for job in jobs if job.spec.weights is not None), None)) is not None:
+        named = start.weights in NO_FILES
+        words = (f"model.name={start.model}", f"model.weights={start.weights}") if named else (f"from={start.weights}",)
+        print(next_command("finetune", config.sets[0].root, *words, "run=runs/classifier"))
     return run.SOME_FAILED if absent else 0
+
+
+def results_of(
+    done: Done, measured: Measured, *, absent: Sequence[MissingEncoder], reference: str | None
+) -> ProbeResults:
+    """Return what came out, over runs, draws and seeds; with a reference also the differences to it."""
+    compared = {name: one.compared for name, one in done.robust.items() if not isinstance(one, str)}
+    results = ProbeResults(
+        summary=probe_results.summarise(measured),
+        few_shot=summarise_shots(done.shots),
+        robustness=summarise_robustness(done.neighbourhoods, compared),
+        robustness_unknown=tuple(
+            UnknownRobustness(set=name, why=why) for name, why in done.robust.items() if isinstance(why, str)
+        ),
+        missing=tuple(absent),
+    )
+    if reference is None:
+        return results
+    gains = {
+        "differences": probe_results.differences(measured, reference=reference),
+        "few_shot_differences": shot_differences(done.shots, reference=reference),
+        "robustness_differences": robustness_differences(done.neighbourhoods, reference=reference),
+    }
+    return results.model_copy(update=gains)
 
 
 def markdown(tables: Sequence[Table], legend: Sequence[str], notes: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ class BarPanel:
     Attributes:
         title: above the panel.
         chance: balanced accuracy of guessing.
-        linear, knn: a point for each row; None leaves it out.
+        linear, knn, few: a point for each row; None leaves it out. few: of SimpleShot with `shots`; empty = none.
         runs: the values behind each row's linear probe; empty leaves them out.
     """
 
@@ -40,6 +40,7 @@ class BarPanel:
     linear: Sequence[Point | None]
     knn: Sequence[Point | None]
     runs: Sequence[Sequence[float]] = ()
+    few: Sequence[Point | None] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,12 @@ def draw_charts(
     single, several = any(row.runs == 1 for row in summary), any(row.runs > 1 for row in summary)
     band = "± 1 SD over runs, 95% interval of a single run" if single else "± 1 SD over runs"
     band = band if several else "95% interval"
+    shots = max((row.shots for row in few_shot), default=0)
+    shot: dict[tuple[str, Part], Point] = {
+        (row.encoder, (row.set, row.part)): (row.balanced_accuracy.mean, None, None)
+        for row in few_shot
+        if row.shots == shots
+    }
     bars = [
         BarPanel(
             f"{place[0]}, {place[1]}",
@@ -102,11 +109,19 @@ def draw_charts(
             linear=[bar(name, place, "linear") for name in images],
             knn=[bar(name, place, "knn") for name in images],
             runs=[of(name, place, most).values for name in images] if several else (),
+            few=[shot.get((name, place)) for name in images] if shot else (),
         )
         for place in chance
     ]
     title = f"Frozen features, {percent(most)} of the training labels"
-    plot_bars(bars, rows=list(images), path=folder / "probe.png", title=title, whiskers="95% interval of the mean")
+    plot_bars(
+        bars,
+        rows=list(images),
+        path=folder / "probe.png",
+        title=title,
+        whiskers="95% interval of the mean",
+        shots=shots,
+    )
     written = ["probe.png"]
     if len(fractions) > 1:
         curves = [
@@ -174,13 +189,21 @@ def draw_shots(found: Sequence[FewShot], *, chance: Mapping[Part, float], folder
 
 
 def plot_bars(
-    panels: Sequence[BarPanel], *, rows: Sequence[str], path: str | os.PathLike[str], title: str, whiskers: str
+    panels: Sequence[BarPanel],
+    *,
+    rows: Sequence[str],
+    path: str | os.PathLike[str],
+    title: str,
+    whiskers: str,
+    shots: int = 0,
 ) -> None:
-    """Draw balanced accuracy by encoder: bars of the linear probe, diamonds of k-NN, a panel for each set and part.
+    """Draw balanced accuracy by encoder: bars of the linear probe, diamonds of k-NN, triangles of SimpleShot.
+
+    There is a panel for each set and part.
 
     Args:
         panels: at least one. rows: names of the bars, top down. path: the PNG to write. title: above all.
-        whiskers: what they show, for the legend.
+        whiskers: what they show, for the legend. shots: of SimpleShot, for the legend.
 
     Raises:
         ValueError: no panel, or another number of points than rows. FileNotFoundError: the folder does not exist.
@@ -199,6 +222,9 @@ def plot_bars(
                 axes.text(end + 0.015, row, f"{linear[0]:.2f}", va="center", fontsize=8)
             if knn is not None:
                 axes.plot(knn[0], row + 0.2, marker="D", markersize=4.5, color="white", markeredgecolor="black")
+        for row, few in enumerate(panel.few):
+            if few is not None:
+                axes.plot(few[0], row + 0.2, marker="^", markersize=5, color="0.75", markeredgecolor="black")
         for row, values in enumerate(panel.runs):
             axes.plot(values, [row - 0.2] * len(values), "k|", markersize=5, alpha=0.8)
         axes.axvline(panel.chance, color="0.35", linewidth=1, linestyle=":")
@@ -216,10 +242,19 @@ def plot_bars(
             *(runs if any(panel.runs for panel in panels) else []),
             Line2D([], [], color="black", linewidth=1.2, label=whiskers),
             Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="k-NN"),
+            *(
+                [
+                    Line2D(
+                        [], [], marker="^", markersize=5, color="0.75", markeredgecolor="black", label=f"{shots} shots"
+                    )
+                ]
+                if any(panel.few for panel in panels)
+                else []
+            ),
             Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
         ],
         loc="outside lower center",
-        ncols=5,
+        ncols=5 if len(panels) < 2 else 6,
         frameon=False,
         fontsize=8,
     )
