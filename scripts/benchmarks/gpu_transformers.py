@@ -99,7 +99,7 @@ def labels_of(bench: Bench, model: nn.Module, *, tiles: int, part: int, side: in
     def gradient() -> None:
         with autocast(bench.device, "bf16"):
             logits = model(images)
-        nn.functional.cross_entropy(logits.float(), labels).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(logits.float(), labels))
 
     return gradient
 
