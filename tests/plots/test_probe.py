@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sscl.evaluate.probe_results import OverRuns, Summary
+from sscl.evaluate.probe_shots import FewShot, OverDraws
 from sscl.plots import probe as probe_plots
 from sscl.plots.probe import BarPanel, CurvePanel, plot_bars, plot_curves
 
@@ -22,11 +23,13 @@ def figure_of(figure_of: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_bars_have_their_values_whiskers_and_names(figure_of, count):
+    few = [(0.2, None, None), None, (0.3, None, None)]
     panels = [
-        BarPanel(f"set {i}, test", 0.25, POINTS, [None, *POINTS[:2]], runs=[[0.3, 0.5], [], [0.7]])
+        BarPanel(f"set {i}, test", 0.25, POINTS, [None, *POINTS[:2]], runs=[[0.3, 0.5], [], [0.7]], few=few)
         for i in range(count)
     ]
-    figure = figure_of(plot_bars, panels, rows=ROWS, whiskers="95% interval")
+    figure = figure_of(plot_bars, panels, rows=ROWS, whiskers="95% interval", shots=16)
+    assert "16 shots" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(figure.axes) == count
     for axes in figure.axes:
         assert [bar.get_width() for bar in axes.patches] == [0.4, 0.6, 0.7]
@@ -37,6 +40,7 @@ def test_bars_have_their_values_whiskers_and_names(figure_of, count):
         ]
         diamonds = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
         assert diamonds == [0.4, 0.6]
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "^"] == [0.2, 0.3]
         ticks = [line for line in axes.lines if line.get_marker() == "|" and line.get_alpha()]  # not a whisker's ends
         assert [list(line.get_xdata()) for line in ticks] == [[0.3, 0.5], [], [0.7]]
         assert [text.get_text() for text in axes.texts] == ["0.40", "0.60", "0.70"]
@@ -122,3 +126,24 @@ def test_curves_have_their_points_bands_and_levels(figure_of):
         assert level.get_linestyle() == "--"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["ours", "random", "ImageNet", "±1 sd", "chance"]
+
+
+def test_simpleshot_has_a_curve_over_shots(wrap, tmp_path):
+    def few(name: str, shots: int, mean: float) -> FewShot:
+        over = OverDraws(mean=mean, sd=0.1, values=(mean,), interval=(mean - 0.05, mean + 0.04))
+        metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), over)
+        return FewShot(encoder=name, set="s", part="test", shots=shots, draws=100, left_out=(), **metrics)
+
+    rows = [few(name, shots, base + shots / 100) for name, base in (("a", 0.3), ("b", 0.4)) for shots in (16, 1, 4)]
+    drawn = {}
+    wrap(probe_curves=lambda plot, panels, *, path, ticks, **_: drawn.update({path.name: (panels, ticks)}))
+    assert probe_plots.draw_shots(rows, chance={("s", "test"): 0.2}, folder=tmp_path) == ["shots.png"]
+    ((panel,), ticks) = drawn["shots.png"]
+    assert list(ticks) == [1, 4, 16]
+    assert [(x, point[0]) for x, point in panel.lines["b"]] == [
+        (1, pytest.approx(0.41)),
+        (4, pytest.approx(0.44)),
+        (16, pytest.approx(0.56)),
+    ]
+    assert panel.lines["a"][0][1][1:] == (pytest.approx(0.26), pytest.approx(0.35))
+    assert probe_plots.draw_shots(rows[:1], chance={("s", "test"): 0.2}, folder=tmp_path) == []

@@ -235,6 +235,7 @@ def plot_bars(
         base.grid(axes, axis="x", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("Balanced accuracy")
+    triangle = Line2D([], [], linestyle="", marker="^", color="0.75", markeredgecolor="black", label=f"{shots} shots")
     runs = [Line2D([], [], marker="|", markersize=6, color="black", linestyle="", label="its runs")]
     figure.legend(
         handles=[
@@ -242,15 +243,7 @@ def plot_bars(
             *(runs if any(panel.runs for panel in panels) else []),
             Line2D([], [], color="black", linewidth=1.2, label=whiskers),
             Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="k-NN"),
-            *(
-                [
-                    Line2D(
-                        [], [], marker="^", markersize=5, color="0.75", markeredgecolor="black", label=f"{shots} shots"
-                    )
-                ]
-                if any(panel.few for panel in panels)
-                else []
-            ),
+            *([triangle] if any(panel.few for panel in panels) else []),
             Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
         ],
         loc="outside lower center",
