@@ -13,7 +13,7 @@ from torchvision.models import VisionTransformer
 from sscl.config.maps import MapConfig
 from sscl.explain.cam import class_maps
 from sscl.explain.cells import map_cells
-from sscl.explain.choice import chosen_maps, of_model
+from sscl.explain.choice import changed, chosen_maps, of_model
 from sscl.explain.kinds import METHODS, OF_ATTENTION, MapKind
 from sscl.explain.map_checks import cascade, stages
 from sscl.explain.targets import DIFFERENCE
@@ -296,6 +296,14 @@ class TestRefusals:
         assert (target.references, kind.gamma) == (key.get("references", 1), key.get("gamma", 1))
         with pytest.raises(ValueError, match=f"^{next(iter(key))}: .* with predicted"):
             chosen_maps(MapConfig(target="predicted", **key), ("a", "b", "c"), vit())
+
+
+def test_another_method_leaves_layers_that_are_not_its_own():
+    kept = {"method": "gradcam", "layer": ["encoder.net.blocks.1.norm1"], "threshold": 0.4}
+    assert changed(kept, {"method": "legrad"}) == {"method": "legrad", "layer": [], "threshold": 0.4}
+    assert changed(kept, {"method": "hirescam"})["layer"] == kept["layer"]
+    assert changed(kept, {"method": "legrad", "layer": ["a"]})["layer"] == ["a"]
+    assert changed({}, {"method": "rollout"})["layer"] == []
 
 
 @pytest.mark.parametrize("method", METHODS)

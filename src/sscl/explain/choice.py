@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -19,8 +19,14 @@ def chosen_maps(config: MapConfig, classes: Sequence[str], model: nn.Module) -> 
     Raises:
         ValueError: see `weighed`; a method unknown.
     """
+    target, kind = asked_maps(config, classes)
+    return target, of_model(kind, model)
+
+
+def asked_maps(config: MapConfig, classes: Sequence[str]) -> tuple[Target, MapKind]:
+    """Return what `chosen_maps` does, of whatever model."""
     target = weighed(config.target, classes, gamma=config.gamma, references=config.references)
-    return target, of_model(MapKind(config.method, tuple(config.layer), config.fuse, config.gamma), model)
+    return target, MapKind(config.method, tuple(config.layer), config.fuse, config.gamma)
 
 
 def weighed(name: str, classes: Sequence[str], *, gamma: float, references: int) -> Target:
@@ -35,6 +41,18 @@ def weighed(name: str, classes: Sequence[str], *, gamma: float, references: int)
             if value != 1:
                 raise ValueError(f"{key}: is about the other classes of target=difference, got {value:g} with {name}")
     return target
+
+
+def changed(kept: Mapping[str, object], asked: Mapping[str, object]) -> dict[str, object]:
+    """Return settings of maps with those asked for in place of what was kept.
+
+    Layers go with a method of attention: what a map of features was of is nothing to it, nor the other way round.
+    """
+    found = {**kept, **asked}
+    methods = {str(of.get("method", "gradcam")) for of in (kept, found)}
+    if len(methods) > 1 and methods & set(OF_ATTENTION) and "layer" not in asked:
+        found["layer"] = []
+    return found
 
 
 def of_model(kind: MapKind, model: object) -> MapKind:

@@ -12,8 +12,8 @@ from sscl.data.audit import Audit
 from sscl.data.load import merge_data, split_changes
 from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.records import Evaluation
+from sscl.explain.choice import asked_maps, changed
 from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
-from sscl.explain.targets import resolve_target
 from sscl.metrics_log import MetricsRow
 from sscl.models.checkpoint import run_of
 from sscl.records import read_record
@@ -105,10 +105,10 @@ def map_settings(subject: Subject, sources: Sources, config: ReportConfig) -> tu
     """
     of_run = [folder for folder in sources.get("gradcam", []) if _explains(folder, subject)]
     kept = [maps_of(settings_of(GradcamConfig, folder)) for folder in of_run]
-    found = {"checkpoint": str(subject.folder), **(plain(kept[0]) if kept else {}), **config.gradcam}
+    found = {"checkpoint": str(subject.folder), **changed(plain(kept[0]) if kept else {}, config.gradcam)}
     try:
         settings = validate(GradcamConfig, found, source="sscl gradcam")
-        resolve_target(settings.target, subject.found.classes)
+        asked_maps(settings, subject.found.classes)
     except ValueError as error:
         raise ValueError("\n".join(f"gradcam.{line}" for line in str(error).splitlines())) from None
     for folder, own in zip(of_run, kept, strict=True):

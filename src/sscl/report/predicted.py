@@ -18,7 +18,7 @@ from sscl.data.tiles import UNLABELLED, place_store
 from sscl.device import pick_device, tune
 from sscl.evaluate.predictions import TilePredictions, class_probabilities
 from sscl.explain.cells import map_cells
-from sscl.explain.choice import chosen_maps
+from sscl.explain.choice import changed, chosen_maps
 from sscl.explain.targets import describe_targets
 from sscl.models.classifier import load_classifier
 from sscl.models.pixels import normalisation
@@ -194,7 +194,7 @@ def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
     """
     settings = validate(
         GradcamConfig,
-        {"checkpoint": of.summary.checkpoint, **plain(of.config.gradcam), **config.gradcam},
+        {"checkpoint": of.summary.checkpoint, **changed(plain(of.config.gradcam), config.gradcam)},
         source="sscl gradcam",
     )
     device = pick_device(config.device)
