@@ -128,7 +128,7 @@ def compare(
                     "other_tiles": len(others),
                 }
             )
-            print(name, json.dumps(found[name][-1]), flush=True)
+            print(name, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
     return found
 
 
