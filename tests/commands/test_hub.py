@@ -149,6 +149,27 @@ def test_class_token_and_mean_together_have_no_head_at_timm() -> None:
     assert "README.md" in timm_folder.notes(fitted, alone)[0]
 
 
+def test_the_card_pools_the_tokens_and_names_the_layers(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Virchow's: class token and mean, and layers that config.json cannot hold."""
+    exported, _ = model_of("timm:vit_tiny_patch16_224", size_px=32, kwargs=PACKED, pool="class_mean")
+    torch.save(exported.state, tmp_path / "foreign.pt")
+    words = ["model=timm:vit_tiny_patch16_224", f"kwargs={PACKED}", "pool=class_mean", "size_px=32", "formats=[timm]"]
+    result = cli("export", tmp_path / "foreign.pt", *words, f"out={tmp_path / 'out'}", "mean=[0.5,0.5,0.5]")
+    assert result.code == 0, result.err
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    picture.save(tmp_path / "tile.png")
+    monkeypatch.chdir(tmp_path)
+    code = (tmp_path / "out/README.md").read_text().split("```python\n")[1].split("```")[0]
+    found: dict[str, Any] = {}
+    exec(code.replace("local-dir:FOLDER", "local-dir:out"), found)
+    with torch.no_grad():
+        expected = exported.encoder(found["tile"][None])
+    assert expected.shape == (1, 64)
+    assert torch.allclose(found["features"], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "part"),
     [

@@ -72,6 +72,9 @@ def test_a_project_runs_to_its_page_and_then_nothing_is_left_to_do(
     again = cli("train", folder)
     assert (again.code, names(steps)) == (0, [])
     assert again.out.count("finished before") == 5
+    unchanged = cli("train", folder, "progress=false", "--overwrite")
+    assert (unchanged.code, len(unchanged.err.splitlines()), names(steps)) == (2, 1, [])
+    assert f"{folder}/pretrain.yaml --overwrite" in unchanged.err
 
     # The classifier stays; what is made of it follows its settings.
     (folder / "eval.yaml").write_text(FILES["eval"].format(out=folder)[:-1] + ", tta: true}")

@@ -17,7 +17,7 @@ from sscl.evaluate.records import Evaluation
 from sscl.evaluate.tables import code, code_block, escaped
 from sscl.models.exported import Exported
 from sscl.models.exports import ExportReport
-from sscl.models.timm_folder import Fitted
+from sscl.models.timm_folder import Fitted, named
 from sscl.records import read_record
 from sscl.words import listed
 from sscl.writing import to_yaml
@@ -132,13 +132,13 @@ def _training(report: ExportReport) -> list[str]:
 
 def _loading(exported: Exported, timm: Fitted, *, address: str) -> list[str]:
     """Return how to use the model with timm, as code that runs."""
-    imports = [f"from {value.__module__} import {value.__name__}" for value in timm.in_code.values()]
-    given = "".join(f", {key}={value.__name__}" for key, value in timm.in_code.items())
+    layers = {key: named(value) for key, value in timm.in_code.items()}
+    given = "".join(f", {key}={name}" for key, name in layers.items())
     lines = [
         "import timm",
         "import torch",
         "from PIL import Image",
-        *imports,
+        *([f"from timm.layers import {', '.join(layers.values())}"] if layers else []),
         "",
         f'model = timm.create_model("{address}", pretrained=True{given}).eval()',
         "config = timm.data.resolve_model_data_config(model)",

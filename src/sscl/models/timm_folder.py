@@ -230,6 +230,6 @@ def notes(fitted: Fitted, exported: Exported) -> list[str]:
     return found
 
 
-def named(value: object) -> str:
-    """Return the name of a kind of layer as code."""
-    return getattr(value, "__name__", None) or repr(value)
+def named(layer: object) -> str:
+    """Return what a kind of layer is called in timm.layers."""
+    return next(name for name, found in vars(extra("timm.layers", extra="timm")).items() if found is layer)
