@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from sscl.config import EncoderConfig, FinetuneConfig, ModelConfig, load_config
 from sscl.config.encoders import known_encoder
 from sscl.config.published import PUBLISHED
+from sscl.data.scale import Scale, scale_against
 from sscl.models import published
 from sscl.models.encoders import build_encoder
 from sscl.models.start import frozen_encoder, inherit, start_encoder
@@ -142,6 +143,36 @@ def test_a_file_of_another_architecture_says_what_is_missing_left_over_and_what_
         frozen_encoder(EncoderConfig(model="uni", weights=str(folder), kwargs=small))
     for part in ("left over: reg_token", "of another shape", "width 32", "4 registers", "width 48", "16 px", "14 px"):
         assert part in str(error.value)
+
+
+def test_sides_that_do_not_suit_are_refused_or_said():
+    encoder = build_encoder("h0_mini", kwargs=dict(SMALL))
+    assert encoder.check_size(224) == []
+    assert "16 x 16 cells at 224 px, are resampled to 4 x 4" in encoder.check_size(56)[0]
+    with pytest.raises(
+        ValueError, match=r"^data\.size_px: must be a multiple of 14 for h0_mini.*got 64; take 56 or 70$"
+    ):
+        encoder.check_size(64)
+    assert build_encoder("resnet18").check_size(65) == []
+
+
+@pytest.mark.parametrize(
+    ("mpp", "sides", "size_px", "said"),
+    [
+        (0.5, (224,), 224, None),
+        (0.62, (), 224, None),  # 24% apart
+        (0.25, (448,), 224, None),  # halved to 224 px
+        (0.25, (224,), 224, ("0.25", "0.5")),
+        (0.5, (512,), 224, ("1.14", "0.5")),
+        (None, (224,), 224, None),
+    ],
+)
+def test_a_scale_over_25_percent_away_is_warned_of_with_both_numbers(mpp, sides, size_px, said):
+    found = scale_against(Scale(sides, mpp), PUBLISHED["uni"].mpp, name="uni", size_px=size_px)
+    assert bool(found) == (said is not None)
+    for number in said or ():
+        assert number in found[0]
+    assert scale_against(Scale(sides, mpp), None, name="uni", size_px=size_px) == []
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def _data_lines(
 def _model_lines(checkpoint: Checkpoint, *, origin: str) -> list[str]:
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (checkpoint.mean, checkpoint.std))
     rows = [
-        ("encoder", f"{code(checkpoint.encoder_name)}, {checkpoint.stem} stem, stride {checkpoint.output_stride}"),
+        ("encoder", f"{code(checkpoint.encoder_name)}, {checkpoint.encoder_options}"),
         ("head", f"linear, {len(checkpoint.classes)} classes"),
         ("started from", origin),
         (

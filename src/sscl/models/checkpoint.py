@@ -14,8 +14,9 @@ from pydantic import Field
 
 from sscl import run
 from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
-from sscl.config.encoders import Deviation, EncoderName, Kwargs, Mean, OutputStride, Pool, Stem
+from sscl.config.encoders import TIMM, Deviation, EncoderName, Kwargs, Mean, OutputStride, Pool, Stem
 from sscl.config.messages import shown
+from sscl.config.published import PUBLISHED
 from sscl.models.calibration import KeptCalibration, PrecisionName
 from sscl.models.tensors import fault_in
 from sscl.models.torch_files import read_torch_file
@@ -97,6 +98,15 @@ class Checkpoint:
     def finetune_config(self) -> FinetuneConfig:
         """The configuration of a finetune run."""
         return cast(FinetuneConfig, self.config)
+
+    @property
+    def encoder_options(self) -> str:
+        """How the encoder differs from others of its name, in words."""
+        said = [f"{self.stem} stem", f"stride {self.output_stride}"]
+        said += (
+            [f"feature {self.pooling}"] if self.encoder_name.startswith(TIMM) or self.encoder_name in PUBLISHED else []
+        )
+        return ", ".join([*said, *(f"{key} {shown(value)}" for key, value in self.kwargs.items())])
 
     @property
     def fitted(self) -> KeptCalibration:

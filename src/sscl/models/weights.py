@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from sscl.config.published import PUBLISHED
 from sscl.models.checkpoint import Checkpoint, TensorDict, is_checkpoint, parse_checkpoint
 from sscl.models.exports import ExportedFacts, exported_facts
 from sscl.models.tensors import fault_in, misfits, named
 from sscl.models.torch_files import read_torch_file
 from sscl.models.transformers import timms_names, transformer_of
-from sscl.words import count
+from sscl.words import count, listed
 
 # Where training programs put the state dict; the first one found is used. `teacher` before `student`, as
 # DINO's authors evaluate it (arXiv:2104.14294, section 3.1).
@@ -258,9 +259,13 @@ def load_trunk(encoder: nn.Module, state: TensorDict, *, source: str) -> None:
     if faults := misfits(module, state):
         looks, own = transformer_of(state), transformer_of(encoder.state_dict())
         if looks and own:
+            total = sum(value.numel() for value in state.values())
+            same = [one.name for one in PUBLISHED.values() if one.parameters == total]
+            like = f", as {listed(same, last='or')}" if same else ""
             raise ValueError(
-                f"model.weights: {source} does not fit {encoder.name} ({faults}); the file has {looks}, "
-                f"{encoder.name} has {own}; set model.name and model.kwargs to those of the weights"
+                f"model.weights: {source} does not fit {encoder.name} ({faults}); the file has {looks}"
+                f"{like}; {encoder.name} has {own}; set "
+                "model.name and model.kwargs to those of the weights"
             )
         looks = resnet_of(state) or (looks and f"a vision transformer of {looks}")
         raise ValueError(

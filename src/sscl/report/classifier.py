@@ -81,7 +81,7 @@ def training(subject: Subject) -> Section:
     assert best is not None  # finetune keeps it
     epochs = train.head == "linear"
     facts = {
-        "encoder": f"{trained.encoder_name}, {trained.stem} stem, output stride {trained.output_stride}",
+        "encoder": f"{trained.encoder_name}, {trained.encoder_options}",
         "initial weights": str(config.model.weights or "random"),
         "trained": learned(train),
         **_fitted(subject, train),
