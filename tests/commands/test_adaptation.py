@@ -54,7 +54,8 @@ def test_it_resumes_to_the_same_bits(
     cli: Any, gone_on: Path, words: tuple[str, ...], tmp_path: Path, differing_tensors: Any
 ) -> None:
     assert cli.pretrain(tmp_path / "run", *words, "train.stop_after_epoch=1").code == 0
-    result = cli.pretrain(tmp_path / "run", *words, "--resume")
+    # Checkpoints change nothing that is learned, so they may come and go.
+    result = cli.pretrain(tmp_path / "run", *words, "train.gradient_checkpointing=false", "--resume")
 
     assert result.code == 0, result.err
     ours, theirs = (torch.load(run / "checkpoints/last.pt", weights_only=True) for run in (tmp_path / "run", gone_on))

@@ -14,7 +14,7 @@ LAYER_DECAY = (
 )
 CHECKPOINTING = (
     "keep only the input of each block of the encoder and compute the rest again in the backward pass: the same "
-    "gradients in far less memory, about a third slower"
+    "gradients in far less memory, for the time of another forward pass"
 )
 
 

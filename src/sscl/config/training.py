@@ -86,7 +86,7 @@ class PretrainTrainConfig(Section):
     stop_after_epoch: int | None = setting(
         None, "stop after this many epochs in total; --resume continues", free=True, ge=1, le=MOST_EPOCHS
     )
-    gradient_checkpointing: bool = setting(False, CHECKPOINTING)
+    gradient_checkpointing: bool = setting(False, CHECKPOINTING, free=True)
     microbatch: int | None = setting(
         None,
         "tiles per forward pass on each device, for batches that exceed its memory: gradient caching gives the "
@@ -215,7 +215,7 @@ class FinetuneTrainConfig(Section):
     )
     lora: Lora = LoraConfig()
     layer_decay: float = setting(1.0, LAYER_DECAY, gt=0, le=1)
-    gradient_checkpointing: bool = setting(False, CHECKPOINTING)
+    gradient_checkpointing: bool = setting(False, CHECKPOINTING, free=True)
     loss: Literal["cross_entropy", "weighted_cross_entropy", "focal", "weighted_focal"] = setting(
         "cross_entropy", "loss; weighted_* weights each class by its inverse frequency"
     )
