@@ -232,4 +232,5 @@ def notes(fitted: Fitted, exported: Exported) -> list[str]:
 
 def named(layer: object) -> str:
     """Return what a kind of layer is called in timm.layers."""
-    return next(name for name, found in vars(extra("timm.layers", extra="timm")).items() if found is layer)
+    kinds: dict[str, object] = vars(extra("timm.layers", extra="timm"))
+    return next(name for name, found in kinds.items() if found is layer)
