@@ -26,8 +26,8 @@ from sscl.words import count
 _TILES_PER_JOB = 16
 # Fewer files are decoded by threads before processes would have started, in 1.1 s on a machine of 16 cores.
 _PROCESSES_FROM = 4000
-# More threads take the interpreter lock from each other: JPEG files of 224 px, tiles a second by 1, 2, 4, 8 and 16 cores
-# of one machine: 1,013, 2,389, 2,207, 1,451, 1,266 (2026-11-26).
+# More threads take the interpreter lock from each other: JPEG files of 224 px, tiles a second by 1, 2, 4, 8 and 16
+# threads on as many cores: 1,013, 2,389, 2,207, 1,451, 1,266 (2026-11-26).
 _MOST_THREADS = 3
 # Without these, glibc returns the memory of each image to the system and asks for it again: a fifth of the time.
 _WORKER_ENVIRONMENT = {

@@ -225,7 +225,8 @@ def batches(
                 decode = stack.enter_context(
                     in_processes(size_px=size_px, at_once=_TILES_PER_JOB, count=cores, fit=fit)
                 )
-        pool = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+                workers = cores
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         stack.callback(pool.shutdown, cancel_futures=True)
         for start in range(0, len(items), batch_size):
             places = range(start, min(start + batch_size, len(items)))
