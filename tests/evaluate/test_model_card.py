@@ -164,7 +164,7 @@ def test_settings_that_change_what_was_learned_are_said() -> None:
     own = card(trained(), carved=False, train=model_card.Part({"HP": 1, "SSA": 1}, 2))
 
     assert row(special, "labels used")[1] == "10% of each class, validation included"
-    assert row(special, "trained")[1] == "the head alone, on fixed features"
+    assert row(special, "trained")[1] == "the head alone, on fixed features of each tile as it is"
     assert row(special, "loss")[1] == "focal, gamma 2"
     assert "fold 2 of 5" in row(special, "split")[1]
     assert "kept on one side" in row(special, "near-duplicates")[1]
