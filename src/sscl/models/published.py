@@ -270,34 +270,6 @@ def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool)
     why = _reason(error)
     if "offline mode" in why.lower():
         why = "HF_HUB_OFFLINE is set, and it is not in the cache"
-    return NotHere(f"model.weights: {file} of {hub} cannot be kept in the hub's cache ({error}); see HF_HOME")
-    if isinstance(error, errors.GatedRepoError):
-        return NotHere(
-            f"model.weights: {hub} is gated: accept its terms on {page}, then hf auth login (or set HF_TOKEN); "
-            f"{by_hand}"
-        )
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return _NoSuchFile(f"model.weights: {page} has no {file}; give model.weights=PATH")
-    if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
-        # The hub answers so for a token that it does not know, and for a repository that is not there.
-        return NotHere(
-            f"model.weights: the hub refuses {hub}: no such repository, or a token that is missing or has expired; see "
-            f"{page}, then hf auth login (or set HF_TOKEN); {by_hand}"
-        )
-    if status == 403:
-        return NotHere(
-            f"model.weights: the token may not read {hub}: accept its terms on {page}, and give the token read access "
-            f"to gated repositories; {by_hand}"
-        )
-    if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)):
-        return NotHere(f"model.weights: the hub has no {hub} ({_reason(error)}); see {page}; {by_hand}")
-    if not ask:
-        return NotHere(
-            f"model.name: {hub} is not in the hub's cache on this disk; set model.weights=published to fetch it, or "
-            f"name its model of timm: model.name={TIMM}MODEL model.weights=PATH"
-        )
-    offline = isinstance(error, errors.OfflineModeIsEnabled) or "offline" in str(error).lower()
-    why = "HF_HUB_OFFLINE is set, and it is not in the cache" if offline else _reason(error)
     return NotHere(f"model.weights: {file} of {hub} cannot be fetched ({why}); try again, {by_hand}: {page}")
 
 
