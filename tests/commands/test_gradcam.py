@@ -398,7 +398,7 @@ def transformer(finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     ("words", "layers", "said"),
     [
         ([], ["encoder.net.blocks.1.norm1"], "Grad-CAM of encoder.net.blocks.1.norm1"),
-        (["method=legrad", "checks=true", "check_tiles=4"], [], "LeGrad of the attention of all blocks"),
+        (["method=legrad", "checks=true", "check_tiles=4"], [], "LeGrad of all blocks"),
         (["method=rollout"], [], "independent of the class"),
     ],
 )

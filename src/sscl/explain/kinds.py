@@ -61,8 +61,7 @@ class MapKind:
     def source(self) -> str:
         """What the maps are made of."""
         if self.method in OF_ATTENTION:
-            blocks = ", ".join(self.layers) if self.layers else "all blocks"
-            return f"the attention of {blocks}"
+            return ", ".join(self.layers) if self.layers else "all blocks"
         if not self.layers:
             return LAST_FEATURES
         return self.layers[0] if len(self.layers) == 1 else f"{', '.join(self.layers)} ({self.fuse})"

@@ -50,6 +50,8 @@ def grid_of(model: object, output: Tensor) -> Tensor:
 
 def cells_of(model: nn.Module, output: Tensor) -> tuple[int, int] | None:
     """Return the rows and columns of what a layer gave; None if it is no map."""
+    if output.ndim not in (3, 4):
+        return None
     try:
         return tuple(grid_of(model, output).shape[2:])  # type: ignore[return-value]
     except (ValueError, RuntimeError, AttributeError):  # no tokens, too few of them, or a model that has none
