@@ -5,7 +5,6 @@ B tiles, C features, H x W pixels, h x w positions of the last feature map.
 
 from __future__ import annotations
 
-from http.client import HTTPException
 from typing import Any, get_args
 
 import torch
@@ -16,8 +15,9 @@ from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED
 from sscl.device import no_autocast
 from sscl.models.checkpoint import Checkpoint
+from sscl.models.imagenet import imagenet_state
 from sscl.models.published import published_file, resolve
-from sscl.models.resnet import SMALL, Trunk, convolution
+from sscl.models.resnet import Trunk, convolution
 from sscl.models.timm_models import check_timm_name, checkpoint_blocks, create, extra, has_plain_blocks
 from sscl.models.weights import load_trunk, read_trunk
 
@@ -354,7 +354,7 @@ def build_encoder(
     else:
         encoder = ResNet(name, stem=stem, output_stride=output_stride)
         if weights == "imagenet":
-            _load_imagenet(encoder)
+            load_trunk(encoder, imagenet_state(encoder), source="ImageNet weights")
     if weights not in (None, "imagenet"):
         load_trunk(encoder, read_trunk(str(weights)).state, source=str(weights))
     return encoder
@@ -382,26 +382,3 @@ def check_name(name: str) -> None:
             raise ValueError(f"model.name: {error}") from None
     else:
         check_timm_name(name)
-
-
-def _load_imagenet(encoder: Encoder) -> None:
-    """Fill a ResNet with torchvision's default ImageNet weights."""
-    if encoder.name == SMALL:
-        raise ValueError(f"model.weights: there are no ImageNet weights of {SMALL}; leave them out, or give a run")
-    if encoder.stem == "small":
-        raise ValueError("model.stem: small cannot take ImageNet's 7x7 first convolution; use model.stem=standard")
-    import torchvision  # takes seconds, as it brings torch's compiler
-
-    name = encoder.name.removesuffix("_pathmnist")
-    try:
-        state = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-    except (OSError, HTTPException, RuntimeError) as error:  # urllib's are OSErrors; RuntimeError: a wrong hash
-        raise ValueError(
-            f"model.weights: torchvision could not download the ImageNet weights of {name} ({error}); "
-            "put its state dict in a file and give model.weights=PATH"
-        ) from error
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    if encoder.name == "resnet18_pathmnist":  # its first convolution and layer2 are others
-        kept = {key: value for key, value in state.items() if key.startswith(("layer1.", "layer3.", "layer4."))}
-        state = encoder.state_dict() | kept
-    load_trunk(encoder, state, source="ImageNet weights")
