@@ -29,8 +29,8 @@ EQUAL, INCONCLUSIVE = "indistinguishable", "inconclusive"
 UNDETERMINED = "undetermined: too few slides, or tiles of a class"
 PUBLISHED = "a difference from a published value is meaningful only on the data and split of that publication"
 WORDS = (
-    f'"{EQUAL}": the interval holds 0 and lies within ±{verdicts.DIFFERENCE:g}; "{INCONCLUSIVE}": it holds 0, and '
-    "greater differences too"
+    f'"{EQUAL}": the interval holds 0, and nothing further than {verdicts.DIFFERENCE:g} from it; '
+    f'"{INCONCLUSIVE}": it holds 0, and greater differences too'
 )
 ONE_RUN = "one run a row: other seeds may differ by as much; the intervals are over the tiles alone"
 
