@@ -20,10 +20,12 @@ from PIL import Image
 from torch import nn
 
 from sscl import load
+from sscl.config import EncoderConfig
 from sscl.models import hub as hub_client
 from sscl.models import timm_folder
 from sscl.models.encoders import build_encoder
 from sscl.models.exported import Exported, as_elsewhere
+from sscl.models.start import frozen_encoder
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,19 @@ def test_timm_computes_the_same(name: str, size_px: int, options: dict[str, Any]
     assert (list(config["input_size"]), list(config["mean"])) == ([3, size_px, size_px], [0.6] * 3)
     assert (config["crop_pct"], config["crop_mode"], config["interpolation"]) == (1.0, "squash", "bicubic")
     assert len(timm_folder.notes(fitted, exported)) == len(fitted.in_code) == ("mlp_layer" in options.get("kwargs", {}))
+
+
+@pytest.mark.parametrize("pool", ["mean", "class", "class_mean"])
+def test_sscl_reads_the_same_features_from_the_folder(pool: str, tmp_path: Path) -> None:
+    """Also those that the model of timm does not pool by itself, by the pooling that config.json names."""
+    exported, tiles = model_of("timm:vit_tiny_patch16_224", size_px=32, kwargs=TINY, pool=pool)
+    trunk = dataclasses.replace(exported, head=None)
+    timm_folder.write(timm_folder.fit(trunk, example=tiles), trunk, tmp_path, example=tiles)
+    for spec in ({"model": f"timm:local-dir:{tmp_path}", "weights": "published"}, {"weights": str(tmp_path)}):
+        again = frozen_encoder(EncoderConfig.model_validate(spec)).encoder
+        assert again.pooling == pool
+        with torch.no_grad():
+            assert torch.equal(again(tiles), exported.encoder(tiles))
 
 
 def test_class_token_and_mean_together_have_no_head_at_timm() -> None:

@@ -62,6 +62,14 @@ class _Normal(Record):
     input_size: Annotated[tuple[int, ...], Field(min_length=3, max_length=3)] | None = None
 
 
+class _Ours(Record):
+    """What config.json says that sscl wrote, beside what timm reads."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    pool: Pool | None = None
+
+
 class _Config(Record):
     """A config.json of timm's."""
 
@@ -71,6 +79,12 @@ class _Config(Record):
     global_pool: str | None = None
     model_args: Kwargs = Field(default_factory=dict)
     pretrained_cfg: _Normal = _Normal()
+    sscl: _Ours = _Ours()
+
+    @property
+    def pool(self) -> Pool | None:
+        """What the feature is. The argument goes before what stands beside the architecture, as timm builds by it."""
+        return self.sscl.pool or _POOLS.get(str(self.model_args.get("global_pool", self.global_pool)))
 
 
 def resolve(name: str, *, kwargs: Kwargs, pool: Pool | None, fetch: bool = False) -> Named:
@@ -131,12 +145,12 @@ def _described(path: Path) -> Named:
             "and pretrained_cfg"
         ) from None
     except ValueError as error:
-        raise ValueError(f"model.name: {path}: {error}") from None
+        raise ValueError(f"model.name: {path}: {str(error).removeprefix(f'{path}: ')}") from None
     normal = config.pretrained_cfg
     return Named(
         name=f"{TIMM}{config.architecture}",
         kwargs={key: value for key, value in config.model_args.items() if key not in OURS},
-        pool=_POOLS.get(config.global_pool or ""),
+        pool=config.pool,
         mean=normal.mean,
         std=normal.std,
         size_px=None if normal.input_size is None else normal.input_size[-1],

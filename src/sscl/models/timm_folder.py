@@ -178,7 +178,7 @@ def write(fitted: Fitted, exported: Exported, folder: Path, *, example: torch.Te
 
 
 def described(fitted: Fitted, exported: Exported) -> dict[str, object]:
-    """Return what config.json says. The part `sscl` is for readers, timm has no place for it."""
+    """Return what config.json says. The part `sscl` is for readers and sscl, timm has no place for it."""
     config: Any = fitted.net.pretrained_cfg
     fixed = bool(config.get("fixed_input_size")) and not fitted.arguments.get("dynamic_img_size")
     classes = exported.classes
@@ -205,7 +205,11 @@ def described(fitted: Fitted, exported: Exported) -> dict[str, object]:
         "first_conv": config.get("first_conv"),
         "classifier": config.get("classifier"),
     }
-    told: dict[str, object] = {"version": __version__, "encoder": exported.encoder.name}
+    told: dict[str, object] = {
+        "version": __version__,
+        "encoder": exported.encoder.name,
+        "pool": exported.encoder.pooling,
+    }
     if exported.decisions is not None:
         told |= {"logits": "not calibrated: probabilities are softmax(logits / temperature)"}
         told |= exported.decisions.model_dump(mode="json")
