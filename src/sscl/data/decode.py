@@ -138,8 +138,9 @@ def in_processes(
         shared = np.lib.format.open_memmap(
             file, mode="w+", dtype=np.uint8, shape=(count * at_once, size_px, size_px, 3)
         )
-        with open(file, "r+b") as opened:  # else a full disk ends a process with a signal
-            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with open(file, "r+b") as opened:  # else a full disk ends a process with a signal
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
         idle = _workers(stack, file, None, fit, count=count)
         own: queue.SimpleQueue[range] = queue.SimpleQueue()
         for start in range(0, count * at_once, at_once):
