@@ -218,6 +218,19 @@ def test_folders_that_are_none_are_one_line(content, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("timm:test_vit", {"depth": 0}, r"model\.kwargs\.depth: must be at least 1"),
+        ("timm:test_vit", {"drop_path_rate": 2}, r"model\.kwargs\.drop_path_rate: must be from 0"),
+        ("timm:test_vit.", {}, r"model\.name: timm has no weights"),
+    ],
+)
+def test_what_timm_builds_and_cannot_compute_with_is_refused(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build_encoder(name, kwargs=kwargs)
+
+
 # --- the hub ---
 
 

@@ -198,6 +198,8 @@ class TimmEncoder(Encoder):
         dynamic = getattr(self.net, "dynamic_img_size", False)
         self._only_px = side if config.get("fixed_input_size") and not dynamic else None
         plain = has_plain_blocks(self.net)
+        if plain and not len(self.net.blocks):
+            raise ValueError(f"model.kwargs.depth: must be at least 1 for {name}, got 0")
         with torch.no_grad():
             tile = torch.zeros(1, 3, side, side)
             shape = (1, 1, channels) if plain else self.net.eval().forward_features(tile).shape

@@ -28,6 +28,8 @@ OURS = {
 }
 # Classes that timm takes, which have no names there.
 _CLASSES = {"mlp_layer": ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked")}
+# Which timm takes as they are, and torch refuses in the first step.
+_FRACTIONS = ("drop_rate", "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate")
 
 
 def extra(package: str, *, extra: str) -> Any:
@@ -54,10 +56,10 @@ def check_timm_name(name: str) -> None:
             f"model.name: got {name!r}; a repository of the hub is {HUB}USER/MODEL, a folder with its config.json "
             f"{FOLDER}PATH"
         )
-    architecture, _, weights = model.partition(".")
+    architecture, dot, weights = model.partition(".")
     if timm.is_model(architecture):
-        known = timm.list_pretrained(f"{architecture}.*") if weights else []
-        if not weights or model in known:
+        known = timm.list_pretrained(f"{architecture}.*") if dot else []
+        if not dot or model in known:
             return
         of_table = next((one for one in PUBLISHED.values() if one.hub.rpartition("/")[2] == model), None)
         if of_table is not None:
@@ -121,6 +123,8 @@ def _checked(kwargs: Kwargs) -> dict[str, Any]:
             if value not in _CLASSES[key]:
                 raise ValueError(f"model.kwargs.{key}: got {shown(value)}; {nearest(str(value), _CLASSES[key])}")
             found[key] = getattr(extra("timm.layers", extra="timm"), str(value))
+        if key in _FRACTIONS and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise ValueError(f"model.kwargs.{key}: must be from 0 to less than 1, got {shown(value)}")
     return found
 
 
