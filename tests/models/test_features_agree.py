@@ -115,7 +115,7 @@ def test_a_fingerprint_tells_poolings_and_arguments_apart(tmp_path):
     [
         ("resnet18", {"pool": "class"}, r"^model\.pool: resnet18 has no class token, got class"),
         ("timm:test_convnext", {"pool": "class_mean"}, r"^model\.pool: timm:test_convnext has no class token"),
-        ("resnet18", {"kwargs": {"depth": 2}}, r"^model\.kwargs: resnet18 takes none"),
+        ("resnet18", {"kwargs": {"depth": 2}}, r"^model\.kwargs: resnet18 takes none, got \{depth: 2\}"),
         ("timm:test_vit", {"kwargs": {"dept": 2}}, r"^model\.kwargs: timm cannot build test_vit with dept \(.*dept"),
         ("timm:test_vit", {"kwargs": {"num_heads": 7}}, r"^model\.kwargs: timm cannot build test_vit with num_heads"),
         ("timm:test_vit", {"kwargs": {"num_classes": 3}}, r"^model\.kwargs\.num_classes: the classes of the tiles"),

@@ -50,9 +50,9 @@ def explain(kind: type[Section], error: ValidationError, content: Any) -> list[s
     return [*dict.fromkeys(lines), *([f"and {count(more, 'fault')} more"] if more > 0 else [])]
 
 
-def shown(value: Any) -> str:
-    """Return a value as it is written in YAML, text in quotes, at most 60 characters."""
-    if isinstance(value, dict):
+def shown(value: Any, *, mappings: bool = False) -> str:
+    """Return a value as it is written in YAML, text in quotes, at most 60 characters; mappings where that is asked."""
+    if isinstance(value, dict) and not mappings:
         return "a mapping"
     return short(repr(value) if isinstance(value, str) else " ".join(in_yaml(value).split()))
 
@@ -65,6 +65,8 @@ def in_yaml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(in_yaml(v) for v in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {in_yaml(v)}' for key, v in value.items())}}}"
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)

@@ -346,7 +346,8 @@ def build_encoder(
     of_timm = name.startswith(TIMM) or name in PUBLISHED
     if not of_timm:
         if kwargs:
-            raise ValueError(f"model.kwargs: {name} takes none, got {shown(kwargs)}; only encoders of timm do")
+            given = shown(kwargs, mappings=True)
+            raise ValueError(f"model.kwargs: {name} takes none, got {given}; only encoders of timm do")
         if pool not in (None, "mean"):
             raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")
     if name == "efficientnet_lite0":

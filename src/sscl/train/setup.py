@@ -141,8 +141,8 @@ def check_resumable(
     if changes:
         raise ValueError(
             "\n".join(
-                f"{change.key}: got {shown(change.now)}, but the run to resume has {shown(change.before)}; "
-                "leave it as it was"
+                f"{change.key}: got {shown(change.now, mappings=True)}, but the run to resume has "
+                f"{shown(change.before, mappings=True)}; leave it as it was"
                 for change in changes
             )
         )
