@@ -85,17 +85,25 @@ class Facts(NamedTuple):
     pooling: Pool | None  # None: nothing says it yet
     size_px: int
 
-    def refuse_another(self, named: Named, *, stem: str, source: str) -> None:
-        """Raise ValueError where the settings name another encoder than the weights are of."""
+    def refuse_another(self, named: Named, *, stem: str, source: str, inherits: bool) -> None:
+        """Raise ValueError where the settings name another encoder than the weights are of.
+
+        Args:
+            inherits: whether what the settings leave out is taken from the weights, as fine-tuning does.
+        """
         if self.name == named.name and self.kwargs != named.kwargs:
+            kwargs = json.dumps(self.kwargs)
+            mend = "leave model.kwargs out" if inherits else f"set model.kwargs='{kwargs}'"
             raise ValueError(
-                f"model.kwargs: {source} holds {self.name} with {json.dumps(self.kwargs)}, got "
-                f"{json.dumps(named.kwargs)}; leave model.kwargs out"
+                f"model.kwargs: {source} holds {self.name} with {kwargs}, got {json.dumps(named.kwargs)}; {mend}"
             )
         if (self.name, self.stem) != (named.name, stem):
+            mend = (
+                ", or leave both out" if inherits else f" model.kwargs='{json.dumps(self.kwargs)}'" * bool(self.kwargs)
+            )
             raise ValueError(
-                f"model.weights: {source} holds {self.name} with the {self.stem} stem; set model.name={self.name} "
-                f"model.stem={self.stem} (got {named.name}, {stem}), or leave both out"
+                f"model.weights: {source} holds {self.name} with the {self.stem} stem, got {named.name}, {stem}; set "
+                f"model.name={self.name} model.stem={self.stem}{mend}"
             )
 
 
@@ -139,7 +147,7 @@ def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[Fine
     keys = ("name", "stem", "output_stride", "kwargs")
     taken = {key: getattr(facts, key) for key in keys if key not in model.model_fields_set}
     model = model.model_copy(update=taken)
-    facts.refuse_another(_named(model), stem=model.stem, source=source)
+    facts.refuse_another(_named(model), stem=model.stem, source=source, inherits=True)
     said = {f"model.{key}": value for key, value in taken.items() if value != {}}
     if "size_px" not in data.model_fields_set:
         data = data.model_copy(update={"size_px": facts.size_px})
@@ -173,7 +181,7 @@ def start_encoder(model: ModelConfig) -> Start:
     trunk = None if file is None else read_trunk(file)
     facts = None if trunk is None else facts_of(trunk)
     if facts is not None:
-        facts.refuse_another(named, stem=model.stem, source=str(file))
+        facts.refuse_another(named, stem=model.stem, source=str(file), inherits=False)
         named = replace(named, pool=model.pool or facts.pooling)
     if trunk is not None and trunk.checkpoint is not None and trunk.checkpoint.kind == "finetune":
         print(f"model.weights: {file} was trained with labels ({', '.join(trunk.checkpoint.classes)})")

@@ -184,7 +184,7 @@ def check_room(
     held = (4 if train.head == "linear" else _LOGISTIC_BYTES) * width * table
     unused = "" if train.frozen_views == "random" else "; augment is not used"
     print(wrapped(f"trained: {learned(train)} (train.frozen_views={train.frozen_views}{unused})"))
-    there = f"{len(kept) - len(new)} of {count(len(kept), 'pass', 'passes')} over the tiles are in the cache"
+    there = f"{len(kept) - len(new)} of {count(len(kept), 'pass', 'passes')} over the tiles in the cache"
     todo = f"{count(sum(key.rows for key in new), 'tile')} to compute, {readable(size)} in {folder}"
     print(wrapped(f"features: {there}; {todo if new else f'nothing to compute, from {folder}'}"))
     less = "set train.frozen_views=none" if train.frozen_views == "symmetries" else "lower train.view_count"
