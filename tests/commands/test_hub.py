@@ -347,7 +347,9 @@ def test_terms_of_published_encoders_are_asked_for() -> None:
             hub_client.check_terms(name, accepted=False)
 
 
-@pytest.mark.parametrize("name", ["name", "me/name/more", "me/na me", "https://huggingface.co/me/name", "me/"])
+@pytest.mark.parametrize(
+    "name", ["name", "me/name/more", "me/na me", "https://huggingface.co/me/name", "me/", "../..", "me/a--b"]
+)
 def test_the_name_of_a_repository(cli: Any, pretrained: Path, name: str) -> None:
     result = cli("export", pretrained, f"push={name}")
     assert (result.code, len(result.err.splitlines())) == (2, 1)

@@ -31,11 +31,17 @@ def _some_of(*allowed: str) -> Callable[[Any], Any]:
     return check
 
 
+# As huggingface_hub.utils.validate_repo_id: no - or . at an end, none twice.
+_NAME = r"\w(?:[\w.-]*\w)?"
+_REPOSITORY = re.compile(rf"(?!.*(?:--|\.\.|\.git$)){_NAME}/{_NAME}", re.ASCII)
+_LONGEST = 96
+
+
 def _repository(value: Any) -> Any:
     """Return the name of a repository of the hub, USER/NAME."""
-    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", value, re.ASCII)):
-        raise ValueError(f"must be USER/NAME, letters, digits and -_. alone, got {shown(value)}")
-    return value
+    if value is None or (isinstance(value, str) and len(value) <= _LONGEST and _REPOSITORY.fullmatch(value)):
+        return value
+    raise ValueError(f"must be USER/NAME, letters, digits and single -_. within them alone, got {shown(value)}")
 
 
 class ExportConfig(Section):
