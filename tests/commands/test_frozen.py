@@ -133,7 +133,10 @@ def test_a_logistic_run_is_an_ordinary_run(
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
     assert (run / "curves.png").is_file()
-    assert "logistic regression" in (run / "MODEL_CARD.md").read_text()
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "logistic regression" in card
+    assert card.count("hose C, the temperature and the threshold") == 2
+    assert "the epoch" not in card
     assert "Unfinished" not in (run / "MODEL_CARD.md").read_text()
 
     assert cli.evaluate(run).code == 0

@@ -61,7 +61,8 @@ def hub_card(
         *(_loading(exported, timm, address=address) if timm is not None else []),
         *(["Before using it:", "", *(f"- {escaped(note)}" for note in report.notes), ""] if report.notes else []),
     ]
-    return "\n".join(lines) + (_of_the_run(folder) if report.what == "classifier" and folder else "")
+    run = _of_the_run(folder) if report.what == "classifier" and folder else ""
+    return "\n".join([*lines, run] if run else lines)
 
 
 def head(

@@ -290,14 +290,18 @@ def _validation_lines(checkpoint: Checkpoint, groups: Sequence[str] | None) -> l
     return [
         "## Validation",
         "",
-        f"{count(kept.tiles, 'tile')}.{few} They chose the epoch, the temperature and the threshold, so these metrics "
-        f"are optimistic; the intervals do not show by how much. {over}.",
+        f"{count(kept.tiles, 'tile')}.{few} They chose {_chosen(checkpoint)}, the temperature and the threshold, so "
+        f"these metrics are optimistic; the intervals do not show by how much. {over}.",
         "",
         as_markdown([["metric", "value", "95% interval", "tiles"], *rows]),
         "",
         _facts(facts, title="calibration"),
         "",
     ]
+
+
+def _chosen(checkpoint: Checkpoint) -> str:
+    return "C" if checkpoint.finetune_config.train.head == "logistic" else "the epoch"
 
 
 def _facts(rows: Rows, *, title: str = "") -> str:
@@ -317,8 +321,8 @@ def _limit_lines(checkpoint: Checkpoint, train: Part, *, warnings: Sequence[str]
         "other scanners, stains, laboratories, magnifications or patients; the pixel size in µm is not recorded.",
         f"It answers with one of {len(classes)} classes whatever it is shown, also for other tissue, a blank or a "
         "blurred tile, and may be confident about it. Abstaining on the least confident tiles helps only in part.",
-        "Validation chose the epoch, the temperature and the threshold; only metrics on tiles that chose nothing are "
-        "unbiased.",
+        f"Validation chose {_chosen(checkpoint)}, the temperature and the threshold; only metrics on tiles that chose "
+        "nothing are unbiased.",
     ]
     if not slides_known:
         found.append(f"{NO_SLIDE_IDS[0].upper()}{NO_SLIDE_IDS[1:]}.")

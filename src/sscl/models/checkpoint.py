@@ -102,10 +102,8 @@ class Checkpoint:
     @property
     def encoder_options(self) -> str:
         """How the encoder differs from others of its name, in words."""
-        said = [f"{self.stem} stem", f"stride {self.output_stride}"]
-        said += (
-            [f"feature {self.pooling}"] if self.encoder_name.startswith(TIMM) or self.encoder_name in PUBLISHED else []
-        )
+        of_timm = self.encoder_name.startswith(TIMM) or self.encoder_name in PUBLISHED
+        said = [f"feature {self.pooling}"] if of_timm else [f"{self.stem} stem", f"stride {self.output_stride}"]
         return ", ".join([*said, *(f"{key} {shown(value)}" for key, value in self.kwargs.items())])
 
     @property
