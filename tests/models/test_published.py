@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from sscl.config import EncoderConfig, FinetuneConfig, ModelConfig, load_config
+from sscl.config import EncoderConfig, FinetuneConfig, ModelConfig, changed_keys, load_config
 from sscl.config.encoders import known_encoder
 from sscl.config.published import PUBLISHED
 from sscl.data.scale import Scale, scale_against
@@ -189,6 +189,30 @@ def test_names_nearby_are_of_the_table(name, message):
     with pytest.raises(ValueError, match="must be ") as error:
         known_encoder(name)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["h0_mini", "timm:hf-hub:MahmoodLab/UNI", "timm:hf-hub:a/b", "timm:local-dir:x"])
+def test_random_weights_of_a_published_encoder_must_be_asked_for(name):
+    for section, kind in ((ModelConfig, "name"), (EncoderConfig, "model")):
+        with pytest.raises(ValueError, match=r"give published .*random"):
+            section(**{kind: name})
+        assert section(**{kind: name}, weights="random").weights == "random"
+    with pytest.raises(ValueError, match=r"model\.weights: missing; ") as error:
+        load_config(FinetuneConfig, overrides=["run=r", "data.root=d", f"model.name={name}"])
+    assert "\n" not in str(error.value)
+
+
+def test_random_is_what_null_is():
+    torch.manual_seed(0)
+    start = start_encoder(ModelConfig(name="h0_mini", weights="random", kwargs=dict(SMALL)))
+    assert (start.size_px, start.mpp, start.std) == (None, None, PUBLISHED["h0_mini"].normalisation[1])
+    found = [frozen_encoder(EncoderConfig(model="resnet14_small", weights=w)).fingerprint for w in (None, "random")]
+    assert found[0] == found[1]
+    one, other = (
+        load_config(FinetuneConfig, overrides=["run=r", "data.root=d", f"model.weights={w}"])
+        for w in ("null", "random")
+    )
+    assert changed_keys(one, other) == []
 
 
 def test_no_other_weights_are_offered_for_a_hub_name():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sscl import run, writing
 from sscl.config import DataConfig, EmbedConfig, EncoderConfig
+from sscl.config.encoders import RANDOM
 from sscl.data.load import all_rows, describe_tiles, load_tiles
 from sscl.data.scale import scale_of
 from sscl.data.synthetic import is_synthetic
@@ -144,7 +145,8 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
         writing.write_csv(folder / "clusters.csv", ["id", "cluster", "distance", "class"], table)
         write_record(folder / "embed.json", report)
 
-    weights = config.encoder.weights or f"random weights, seed {config.encoder.seed}"
+    from_random = config.encoder.weights in RANDOM
+    weights = f"random weights, seed {config.encoder.seed}" if from_random else config.encoder.weights
     print(f"{start.encoder.name} ({weights}): {start.encoder.num_features} features of tiles at {size_px} px")
     sizes = np.bincount(cluster)
     print(
@@ -160,7 +162,7 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
         print(f"note: the t-SNE map shows {config.tsne_tiles} of {len(tiles)} tiles, drawn at random (tsne_tiles)")
     pictures = [f"map_{name}.png" for name in maps]
     print(f"wrote {out}/embeddings.npz, {', '.join(pictures)}, clusters.png, clusters.csv, embed.json")
-    if config.encoder.weights is not None:
+    if not from_random:
         print(next_command("finetune", "LABELLED_TILES", f"from={config.encoder.weights}", "run=runs/classifier"))
 
 

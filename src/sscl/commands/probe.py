@@ -12,7 +12,7 @@ import numpy as np
 
 from sscl import run, writing
 from sscl.config import ProbeConfig
-from sscl.config.encoders import NO_FILES
+from sscl.config.encoders import NO_FILES, RANDOM
 from sscl.data.load import accounts
 from sscl.data.scale import scale_against, scale_of
 from sscl.device import describe_device, pick_device, pick_precision, tune
@@ -109,7 +109,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
     for note in report.notes:
         print(f"note: {note}")
     print(f"wrote {out}/{', '.join([FILE, 'probe.md', *charts])}")
-    if (start := next((job.spec for job in jobs if job.spec.weights is not None), None)) is not None:
+    if (start := next((job.spec for job in jobs if job.spec.weights not in RANDOM), None)) is not None:
         named = start.weights in NO_FILES
         words = (f"model.name={start.model}", f"model.weights={start.weights}") if named else (f"from={start.weights}",)
         print(next_command("finetune", config.sets[0].root, *words, "run=runs/classifier"))

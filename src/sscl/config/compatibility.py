@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from sscl.config.encoders import NO_FILES
+from sscl.config.encoders import NO_FILES, RANDOM
 from sscl.config.messages import shown
 from sscl.config.sections import Section, marked
 
@@ -62,4 +62,6 @@ def _same(field: FieldInfo, before: Any, now: Any) -> bool:
     if marked(field, "path") and isinstance(before, str) and isinstance(now, str):
         words = before in NO_FILES or now in NO_FILES
         return before == now or (not words and Path(before).resolve() == Path(now).resolve())
+    if marked(field, "path") and before in RANDOM and now in RANDOM:
+        return True
     return bool(before == now)

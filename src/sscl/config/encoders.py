@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED, by_hub, like
-from sscl.config.sections import SEEDS, Section, setting
+from sscl.config.sections import SEEDS, Section, fault, setting
 from sscl.words import closest, listed
 
 Mean = Annotated[float, Field(ge=0, le=1)]
@@ -42,7 +42,8 @@ OWN = {
     "efficientnet_lite0": Own(3_371_008, 1280, "its package's"),
 }
 HUB, FOLDER = "timm:hf-hub:", "timm:local-dir:"  # a repository or a folder that says which model of timm it is
-NO_FILES = ("imagenet", "published")  # values of model.weights that name no file
+RANDOM = (None, "random")  # values of model.weights that mean random ones
+NO_FILES = ("imagenet", "published", "random")  # those that name no file
 Stem = Literal["standard", "small"]
 Pool = Literal["mean", "class", "class_mean"]
 
@@ -91,6 +92,16 @@ POOLS = (
 EncoderName = Annotated[str, BeforeValidator(known_encoder)]
 
 
+def refuse_forgotten(name: str | None, weights: str | None) -> None:
+    """Raise where a published encoder is named and its weights are not: random ones must be asked for."""
+    if weights is None and name is not None and (name in PUBLISHED or name.startswith((HUB, FOLDER))):
+        how = "are in the folder" if name.startswith(FOLDER) else "are fetched once"
+        raise fault(
+            "weights",
+            f"missing; {name} has published weights: give published (they {how}), a file or run of it, or random",
+        )
+
+
 class ModelConfig(Section):
     """The encoder and its start."""
 
@@ -113,10 +124,10 @@ class ModelConfig(Section):
     pool: Pool | None = setting(None, POOLS)
     weights: str | None = setting(
         None,
-        "initial weights: null = random; imagenet = torchvision's (of timm:NAME timm's); published = those of a "
-        "published encoder, fetched once; or an sscl run folder; or a file or folder of sscl, torchvision, timm, "
-        "Ciga et al., lightly, solo-learn or MoCo; also from=RUN. finetune takes name, stem, output_stride, kwargs and "
-        "data.size_px from those that say them, where these keys are not given",
+        "initial weights: null or random; imagenet = torchvision's (of timm:NAME timm's); published = those of a "
+        "published encoder, fetched once (null is refused there); or an sscl run folder; or a file or folder of sscl, "
+        "torchvision, timm, Ciga et al., lightly, solo-learn or MoCo; also from=RUN. finetune takes name, stem, "
+        "output_stride, kwargs and data.size_px from those that say them, where these keys are not given",
         path=True,
         common=True,
     )
@@ -124,6 +135,11 @@ class ModelConfig(Section):
     std: StandardDeviations | None = setting(
         None, "channel standard deviations of pixels in 0-1; null = those of the weights, or ImageNet's"
     )
+
+    @model_validator(mode="after")
+    def _weights_are_said(self) -> ModelConfig:
+        refuse_forgotten(self.name, self.weights)
+        return self
 
 
 class EncoderConfig(Section):
@@ -134,7 +150,7 @@ class EncoderConfig(Section):
     )
     weights: str | None = setting(
         None,
-        "null = random; imagenet; published; or a run folder or file, as model.weights of pretrain",
+        "null or random; imagenet; published; or a run folder or file, as model.weights of pretrain",
         path=True,
         common=True,
     )
@@ -149,6 +165,11 @@ class EncoderConfig(Section):
         None, "channel standard deviations of pixels in 0-1; null = those of the weights, or ImageNet's"
     )
     seed: int = setting(0, "seed of random weights", ge=0, lt=SEEDS)
+
+    @model_validator(mode="after")
+    def _weights_are_said(self) -> EncoderConfig:
+        refuse_forgotten(self.model, self.weights)
+        return self
 
 
 class ProjectionConfig(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sscl.config.data import DataConfig
-from sscl.config.encoders import EncoderConfig
+from sscl.config.encoders import RANDOM, EncoderConfig
 from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, Fraction, Listed, Section, Seed, fault, setting
 from sscl.config.training import C_GRID, Strengths
@@ -32,7 +32,7 @@ class ProbeEncoder(EncoderConfig):
     def _seeds_differ(self) -> ProbeEncoder:
         if len(set(self.seeds)) < len(self.seeds):
             raise fault("seeds", f"must be different integers >= 0, got {shown(self.seeds)}")
-        if len(self.seeds) > 1 and self.weights is not None and "{seed}" not in self.weights:
+        if len(self.seeds) > 1 and self.weights not in RANDOM and "{seed}" not in str(self.weights):
             raise fault(
                 "weights",
                 f"must hold {{seed}} where the runs of seeds={list(self.seeds)} differ, got {shown(self.weights)}",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig, FinetuneConfig
+from sscl.config.encoders import RANDOM
 from sscl.data.rows import Images
 from sscl.data.tiles import UNLABELLED, Tiles, as_rows
 from sscl.words import count, listed
@@ -83,7 +84,7 @@ def settings_warnings(config: FinetuneConfig) -> list[str]:
     """Return what is doubtful about the settings of a fine-tuning, whatever its tiles, a sentence each."""
     found = []
     train = config.train
-    if train.freeze_encoder and config.model.weights is None:
+    if train.freeze_encoder and config.model.weights in RANDOM:
         found.append(
             "train.freeze_encoder keeps random weights as they are, so that the head learns on random features; give "
             "model.weights, or leave it out"

@@ -126,7 +126,12 @@ def origin_of_weights(weights: str | None, before: Checkpoint | None) -> str:
     Args:
         weights: `model.weights`. before: the checkpoint that it names; None for other weights.
     """
-    usual = {None: "random weights", "imagenet": "weights trained on ImageNet", "published": "its published weights"}
+    usual = {
+        None: "random weights",
+        "random": "random weights",
+        "imagenet": "weights trained on ImageNet",
+        "published": "its published weights",
+    }
     if weights in usual:
         return usual[weights]
     if before is None:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from sscl.config.encoders import RESNETS, TIMM, Kwargs, OutputStride, Pool, Stem, known_encoder
+from sscl.config.encoders import RANDOM, RESNETS, TIMM, Kwargs, OutputStride, Pool, Stem, known_encoder
 from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED
 from sscl.device import no_autocast
@@ -313,7 +313,7 @@ def build_encoder(
     Args:
         name: one of ENCODERS or of PUBLISHED; or timm:NAME for any model of timm, timm:hf-hub:USER/MODEL for one of the
             hub, timm:local-dir:FOLDER for one in a folder with its config.json.
-        weights: None (random), "imagenet" (torchvision's default weights, the package's own for efficientnet_lite0,
+        weights: None or "random", "imagenet" (torchvision's default weights, the package's own for efficientnet_lite0,
             timm's pretrained ones; torchvision and timm download them once), "published" (those of the hub, which are
             fetched once, or of the folder), or the path of a file of weights, of sscl or another program
             (`weights.read_trunk`). resnet18_pathmnist gets layers 1, 3 and 4 from ImageNet.
@@ -358,7 +358,7 @@ def build_encoder(
         encoder = ResNet(name, stem=stem, output_stride=output_stride)
         if weights == "imagenet":
             load_trunk(encoder, imagenet_state(encoder), source="ImageNet weights")
-    if weights not in (None, "imagenet"):
+    if weights not in (*RANDOM, "imagenet"):
         load_trunk(encoder, read_trunk(str(weights)).state, source=str(weights))
     return encoder
 

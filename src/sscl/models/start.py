@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig
-from sscl.config.encoders import FOLDER, NO_FILES, Kwargs, OutputStride, Pool, Stem
+from sscl.config.encoders import FOLDER, NO_FILES, RANDOM, Kwargs, OutputStride, Pool, Stem
 from sscl.data.scale import Scale, scale_against
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
 from sscl.models.encoders import Encoder, blank_encoder, build_encoder
@@ -219,11 +219,11 @@ def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
         named = Named(said.name, said.kwargs, spec.pool or said.pooling)
         stem, output_stride = said.stem, said.output_stride
     if named is None:
-        what = "random weights do" if spec.weights is None else f"weights={spec.weights} does"
+        what = "random weights do" if spec.weights in RANDOM else f"weights={spec.weights} does"
         raise ValueError(
             f"{section}model: missing; {what} not say which encoder; give its name, as in {section}model=resnet18"
         )
-    if spec.weights is None:
+    if spec.weights in RANDOM:
         torch.manual_seed(spec.seed)
     start = _started(named, spec, trunk, stem=stem, output_stride=output_stride, source=str(file))
     start.encoder.eval()
@@ -270,7 +270,7 @@ def _described(config: FinetuneConfig) -> tuple[FinetuneConfig, list[str]]:
     if folder is not None and "name" not in model.model_fields_set:
         model = model.model_copy(update={"name": folder})
         said["model.name"] = folder
-    size_px = None if model.weights is None else _named(model).size_px
+    size_px = None if model.weights in RANDOM else _named(model).size_px
     if size_px is not None and "size_px" not in data.model_fields_set:
         data = data.model_copy(update={"size_px": size_px})
         said["data.size_px"] = str(size_px)
@@ -304,16 +304,14 @@ def _started(
         else:
             for note in unfinished_notes(source):
                 print(f"warning: {note}")
-    elif given.weights is None and named.mean is not None:
-        print(f"warning: {named.name} starts from random weights; weights=published takes those that are published")
     mean, std = preprocessing_of(named.name)
     return Start(
         encoder=encoder,
         mean=tuple(given.mean or (trunk and trunk.mean) or named.mean or mean),
         std=tuple(given.std or (trunk and trunk.std) or named.std or std),
         lineage=() if made is None else made.trained_on,
-        size_px=made.size_px if made is not None else named.size_px if given.weights is not None else None,
-        mpp=_mpp_of(made) if made is not None else named.mpp if given.weights is not None else None,
+        size_px=made.size_px if made is not None else named.size_px if given.weights not in RANDOM else None,
+        mpp=_mpp_of(made) if made is not None else named.mpp if given.weights not in RANDOM else None,
         checkpoint=made,
     )
 

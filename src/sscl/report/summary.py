@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sscl.config.encoders import RANDOM
 from sscl.data.audit import Audit
 from sscl.evaluate import evaluation_text, lineage, verdicts
 from sscl.evaluate.verdicts import Outcome
@@ -100,7 +101,7 @@ def _learned(subject: Subject, training_tiles: int | None) -> str:
 def _origin(subject: Subject) -> str:
     """Return in words where the weights were from before the labels."""
     weights = subject.trained.finetune_config.model.weights
-    if weights is None:
+    if weights is None or weights in RANDOM:
         return "starting from random weights"
     if weights == "imagenet":
         return "trained before on photographs (ImageNet)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from sscl.config import FinetuneConfig, PretrainConfig
+from sscl.config.encoders import RANDOM
 from sscl.models.batch_norm import keep_batch_statistics
 from sscl.models.blocks import checkpoint_blocks
 from sscl.models.encoders import Encoder
@@ -22,7 +23,7 @@ def adapt_encoder(encoder: Encoder, config: PretrainConfig | FinetuneConfig, *, 
     if lora.rank is not None:
         add_lora(encoder, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, size_px=size_px)
         print(wrapped(described(encoder, lora.targets)))
-        if config.model.weights is None:
+        if config.model.weights in RANDOM:
             print("warning: train.lora keeps the encoder's weights, and these are random; give model.weights")
     if train.gradient_checkpointing:
         checkpoint_blocks(encoder)

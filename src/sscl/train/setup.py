@@ -12,6 +12,7 @@ from torch import nn
 
 from sscl import augment, metrics_log, ranks, run, writing
 from sscl.config import Change, FinetuneConfig, PretrainConfig, changed_keys, plain, shown
+from sscl.config.encoders import RANDOM
 from sscl.config.training import PretrainTrainConfig
 from sscl.data.tiles import tile_budget_gb
 from sscl.device import describe_device, free_memory, pick_precision, tune
@@ -96,7 +97,7 @@ def open_run(
     lack = augment.kernels_lack(device) if device.type == "cuda" else None
     if lack is not None:
         print(f"note: views are made by slower operations than the CUDA kernels: {lack}")
-    if config.train.freeze_batch_norm and config.model.weights is None:
+    if config.train.freeze_batch_norm and config.model.weights in RANDOM:
         print(NO_STATISTICS)
     progress = config.progress and first
     free = free_memory(device)
