@@ -101,6 +101,7 @@ def test_a_classifier_with_lora_is_evaluated_as_any_other(cli: Any, gone_on: Pat
         ("finetune", ["train.lora.rank=0"], "train.lora.rank"),
         ("pretrain", ["train.lora={rank: 2, alpha: 0}"], "train.lora.alpha"),
         ("pretrain", ["train.lora={rank: 2, targets: []}"], "train.lora.targets"),
+        ("pretrain", ["train.lora={rank: 2, targets: ['']}"], "train.lora.targets"),
         ("pretrain", [*VIT, "train.lora.rank=2", "train.optimizer=lars"], "train.optimizer"),
         ("pretrain", ["train.compile=true", "train.gradient_checkpointing=true"], "train.compile"),
     ],

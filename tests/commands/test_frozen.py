@@ -182,6 +182,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_before(
         (["train.head=logistic"], "train.head"),
         (["train.frozen_views=random"], "train.frozen_views"),
         ([*FROZEN, "train.view_count=3"], "train.view_count"),
+        ([*FROZEN, "train.frozen_views=random", "train.view_count=101"], "train.view_count"),
         ([*FROZEN, "train.c_grid=[1]"], "train.c_grid"),
         ([*LOGISTIC, "train.frozen_views=each_epoch"], "train.head"),
         ([*LOGISTIC, "train.loss=focal"], "train.loss"),

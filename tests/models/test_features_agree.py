@@ -117,6 +117,16 @@ def test_a_fingerprint_tells_poolings_and_arguments_apart(tmp_path):
         ("timm:test_convnext", {"pool": "class_mean"}, r"^model\.pool: timm:test_convnext has no class token"),
         ("resnet18", {"kwargs": {"depth": 2}}, r"^model\.kwargs: resnet18 takes none, got \{depth: 2\}"),
         ("timm:test_vit", {"kwargs": {"dept": 2}}, r"^model\.kwargs: timm cannot build test_vit with dept \(.*dept"),
+        (
+            "timm:test_vit",
+            {"kwargs": {"embed_dim": 49152, "num_heads": 64, "depth": 24}},  # 3 TB
+            r"^model\.kwargs: the weights .* take [\d.]+ GiB",
+        ),
+        (
+            "timm:test_vit",
+            {"kwargs": {"patch_drop_rate": 0.5}, "pool": "mean"},
+            r"^model\.kwargs\.patch_drop_rate: .*set model\.pool=class",
+        ),
         ("timm:test_vit", {"kwargs": {"num_heads": 7}}, r"^model\.kwargs: timm cannot build test_vit with num_heads"),
         ("timm:test_vit", {"kwargs": {"num_classes": 3}}, r"^model\.kwargs\.num_classes: the classes of the tiles"),
         ("timm:test_vit", {"kwargs": {"checkpoint_path": "x"}}, r"^model\.kwargs\.checkpoint_path: model\.weights"),

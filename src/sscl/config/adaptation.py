@@ -23,7 +23,7 @@ class LoraConfig(Section):
 
     rank: int | None = setting(None, "rank of these matrices, as in 8; null = no LoRA", ge=1, le=4096)
     alpha: float = setting(16.0, "scale: their product is multiplied by alpha / rank", gt=0, le=1e6)
-    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), Listed] = setting(
+    targets: Annotated[tuple[str, ...], Field(min_length=1), Listed] = setting(
         ("qkv", "proj"),
         "layers that get one, by the end of their names; in timm's transformers: qkv, proj, fc1, fc2",
     )
@@ -31,6 +31,8 @@ class LoraConfig(Section):
     @model_validator(mode="after")
     def _has_a_rank(self) -> LoraConfig:
         given = [key for key in ("alpha", "targets") if key in self.model_fields_set]
+        if "" in self.targets:
+            raise fault("targets", "must be names of layers, as in qkv, got ''")
         if self.rank is None and given and self != LoraConfig():
             raise fault(given[0], "needs train.lora.rank, as in train.lora.rank=8; without it there is no LoRA")
         return self

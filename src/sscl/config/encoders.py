@@ -18,6 +18,7 @@ Means = Annotated[tuple[Mean, Mean, Mean], _as_tuple]  # of the channels
 StandardDeviations = Annotated[tuple[Deviation, Deviation, Deviation], _as_tuple]
 
 WIDEST = 2**16  # of a layer, and so of any argument
+_LARGEST = {"img_size": 2048, "patch_size": 1024, "reg_tokens": 1024, "depth": 1024}  # of some
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 ENCODERS = (*RESNETS, "resnet14_small", "resnet18_pathmnist", "efficientnet_lite0")  # and timm:NAME
@@ -58,8 +59,9 @@ def plain_arguments(given: dict[str, object]) -> dict[str, object]:
         for one in value if isinstance(value, list) else [value]:
             if not (one is None or isinstance(one, (bool, int, float, str))):
                 raise ValueError(f"{name} must be a number, a word, true, false or a list of them, got {shown(one)}")
-            if isinstance(one, (int, float)) and not abs(one) <= WIDEST:  # NaN is not
-                raise ValueError(f"{name} must be at most {WIDEST:,}, got {shown(one)}")
+            most = _LARGEST.get(name, WIDEST)
+            if isinstance(one, (int, float)) and not abs(one) <= most:  # NaN is not
+                raise ValueError(f"{name} must be at most {most:,}, got {shown(one)}")
     return given
 
 

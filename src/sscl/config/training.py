@@ -14,6 +14,7 @@ from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, SEEDS, Listed, OneOrMore, Section, fault, setting
 
 MOST_EPOCHS = 100_000
+MOST_VIEWS = 100  # of train.view_count
 
 
 class LogConfig(Section):
@@ -201,7 +202,7 @@ class FinetuneTrainConfig(Section):
         "symmetries = its 8 flips and rotations; random = view_count random views (augment); each_epoch = another "
         "random view in each epoch, for which the encoder runs in each (slow). All but the last are computed once",
     )
-    view_count: int = setting(8, "frozen_views=random: random views of each training tile", ge=1, le=10_000)
+    view_count: int = setting(8, "frozen_views=random: random views of each training tile", ge=1)
     head: Literal["linear", "logistic"] = setting(
         "linear",
         "how the head is fitted: linear = by epochs of the optimizer; logistic = with freeze_encoder, logistic "
@@ -288,6 +289,12 @@ class FinetuneTrainConfig(Section):
             raise fault("frozen_views", f"got {self.frozen_views!r} without train.freeze_encoder=true; set that too")
         if self.view_count != usual["view_count"].default and not (once and self.frozen_views == "random"):
             raise fault("view_count", f"got {self.view_count} without train.frozen_views=random; set that too")
+        if self.view_count > MOST_VIEWS:
+            raise fault(
+                "view_count",
+                f"must be at most {MOST_VIEWS}, got {self.view_count}: each view is a pass over the tiles and a "
+                "file in the cache; train.frozen_views=each_epoch has new views in each epoch and keeps none",
+            )
         if self.head == "linear":
             if self.c_grid != usual["c_grid"].default:
                 raise fault("c_grid", f"got {shown(self.c_grid)} without train.head=logistic; set that too")

@@ -71,7 +71,6 @@ def cached_outputs(
     """
     file = outputs_file(key, cache_dir=cache_dir)
     folder = file.parent
-    remove_dead(folder)
     if os.path.lexists(file):
         try:
             found = _mapped(file, np.float32, rows=rows, dims=2)
@@ -83,6 +82,7 @@ def cached_outputs(
             _mark_used(file)
             return torch.from_numpy(values)
     computed = compute()
+    remove_dead(folder)
     with _written(folder, what="features", size=computed.nbytes), replacing(file) as temporary:
         with temporary.open("wb") as handle:
             np.save(handle, computed.numpy())

@@ -212,6 +212,9 @@ class TimmEncoder(Encoder):
         if pool not in (None, "mean") and not has_class:
             raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")
         self.pooling = pool or ("class" if has_class and self.net.global_pool == "token" else "mean")
+        if self.pooling == "mean" and self.kwargs.get("patch_drop_rate"):
+            also = "; leave it out" + (", or set model.pool=class" if has_class else "")
+            raise ValueError(f"model.kwargs.patch_drop_rate: the mean is over a map, which needs all patches{also}")
         self._finishes = self.pooling != "mean" and plain
         width = getattr(self.net, "head_hidden_size", None) or channels
         self.num_features = {"mean": width, "class": channels, "class_mean": 2 * channels}[self.pooling]

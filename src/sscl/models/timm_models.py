@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 from sscl.config.encoders import FOLDER, HUB, TIMM, Kwargs
 from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED
-from sscl.words import closest, nearest, short, some
+from sscl.memory import least_free
+from sscl.words import closest, nearest, readable, short, some
 
 # What decides something that another key of sscl decides, or reads a file of its own accord.
 OURS = {
@@ -80,10 +82,11 @@ def create(model: str, *, kwargs: Kwargs, pretrained: bool = False) -> nn.Module
         model: its name at timm. kwargs: its arguments. pretrained: with timm's weights, which it downloads once.
 
     Raises:
-        ValueError: it has no such argument, or cannot be built with it; the weights cannot be had.
+        ValueError: it has no such argument, cannot be built with it, or not in this memory; the weights cannot be had.
     """
     timm = extra("timm", extra="timm")
     given = {"dynamic_img_size": True, **_checked(kwargs)}
+    _check_room(timm, model, given, kwargs=kwargs)
     try:
         net = _created(timm, model, given)
     except TypeError as error:
@@ -111,6 +114,28 @@ def create(model: str, *, kwargs: Kwargs, pretrained: bool = False) -> nn.Module
 def _created(timm: Any, model: str, given: dict[str, Any], **more: Any) -> nn.Module:
     net: nn.Module = timm.create_model(model, num_classes=0, **given, **more)
     return net
+
+
+def _check_room(timm: Any, model: str, given: dict[str, Any], *, kwargs: Kwargs) -> None:
+    """Raise ValueError where a model's parameters need more memory than is free: the system would end the process.
+
+    They are counted on torch's meta device, which keeps none of them. Of a model that cannot be built there
+    nothing is said.
+    """
+    net: nn.Module | None = None
+    for one in (given, {key: value for key, value in given.items() if key != "dynamic_img_size"}):
+        # Whatever timm's layers make of such numbers, or of tensors without values: building it says what is wrong.
+        with contextlib.suppress(Exception), torch.device("meta"):
+            net = _created(timm, model, one)
+            break
+    free = least_free()
+    needed = 0 if net is None else 4 * sum(parameter.numel() for parameter in net.parameters())
+    if free is not None and needed > free.size:
+        key, what = ("model.kwargs", f"{model} with {', '.join(kwargs)}") if kwargs else ("model.name", model)
+        raise ValueError(
+            f"{key}: the weights of {what} take {readable(needed)} of memory, and {readable(free.size)} are free "
+            f"{free.limit}; take a smaller model"
+        )
 
 
 def _checked(kwargs: Kwargs) -> dict[str, Any]:
