@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import sscl
 from sscl import __version__, load
 from sscl.config import EncoderConfig
 from sscl.models.classifier import load_classifier
@@ -105,6 +107,17 @@ def test_graphs_give_the_features_for_any_number_of_tiles(
             found = GRAPHS[suffix](exported[0] / f"encoder.{suffix}", batch[:count])
         assert found.shape == (count, 96)
         assert (found - features[:count]).abs().max() <= 1e-4 * features.abs().max()
+
+
+def test_graphs_hold_no_paths_of_this_machine(exported: tuple[Path, str]) -> None:
+    for name in FILES[2:]:
+        file = exported[0] / name
+        parts = [file.read_bytes()]
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                parts = [archive.read(entry) for entry in archive.namelist()]
+        for path in (Path(sscl.__file__).parent, Path(torch.__file__).parent):
+            assert not any(str(path).encode() in part for part in parts), name
 
 
 def test_the_json_says_all_that_a_reader_needs(exported: tuple[Path, str], pretrained: Path) -> None:

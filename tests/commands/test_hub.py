@@ -136,6 +136,10 @@ def test_timm_computes_the_same(name: str, size_px: int, options: dict[str, Any]
     config = timm.data.resolve_model_data_config(net)
     assert (list(config["input_size"]), list(config["mean"])) == ([3, size_px, size_px], [0.6] * 3)
     assert (config["crop_pct"], config["crop_mode"], config["interpolation"]) == (1.0, "squash", "bicubic")
+    if exported.encoder.name.startswith("timm:"):  # and sscl needs nothing besides the folder
+        again = frozen_encoder(EncoderConfig(weights=str(tmp_path), pool=exported.encoder.pooling))
+        with torch.no_grad():
+            assert torch.equal(again.encoder(other), exported.encoder(other))
     assert len(timm_folder.notes(fitted, exported)) == len(fitted.in_code) == ("mlp_layer" in options.get("kwargs", {}))
 
 

@@ -30,6 +30,7 @@ from sscl.data.images import RESIZED
 from sscl.evaluate import hub_card
 from sscl.models import hub, timm_folder
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
+from sscl.models.encoders import Encoder
 from sscl.models.export_files import NAMES, TENSOR_FILES, write_checked
 from sscl.models.exported import Exported, as_elsewhere
 from sscl.models.exports import Decisions, ExportedFile, ExportReport, ModelInput, ModelOutput
@@ -202,8 +203,17 @@ def trunk(config: ExportConfig) -> Exported:
     if start.size_px is None:
         raise ValueError(f"size_px: missing; {config.checkpoint} does not say the side of its tiles, give size_px=224")
     encoder = start.encoder.cpu().eval()
+    check_size(encoder, start.size_px)
     state = as_elsewhere(encoder.state_dict())
     return Exported(encoder, encoder, state, start.size_px, start.mean, start.std, start.checkpoint)
+
+
+def check_size(encoder: Encoder, size_px: int) -> None:
+    """Raise ValueError, by the key of this command, where an encoder cannot take tiles of this side."""
+    try:
+        encoder.check_size(size_px)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("data.")) from None
 
 
 def classifier(config: ExportConfig) -> Exported:
@@ -220,6 +230,7 @@ def classifier(config: ExportConfig) -> Exported:
         warnings.simplefilter("ignore", api.Unfinished)  # is among the notes
         found = api.load(config.checkpoint, device="cpu", abstain=ABSTAIN)
     model, checkpoint = found.classifier, found.checkpoint
+    check_size(model.encoder, config.size_px or checkpoint.size_px)
     head = {f"fc.{name}": value for name, value in model.head.state_dict().items()}
     state = {**as_elsewhere(model.encoder.state_dict()), **head}
     decisions = Decisions(

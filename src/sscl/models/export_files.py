@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,17 +121,31 @@ def write_tensors(exported: Exported, name: str, path: Path, *, what: str) -> fl
 
 
 def write_graph(model: nn.Module, name: str, path: Path, *, example: torch.Tensor) -> None:
-    """Write the computation itself, for any number of tiles of the example's size."""
+    """Write the computation itself, for any number of tiles of the example's size, without paths of this machine."""
     if name == "torchscript":
         torch.jit.save(torch.jit.trace(model, example), path)  # type: ignore[no-untyped-call]
+        _remove_debugging(path)
         return
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
     if name == "torch_export":
         torch.export.save(program, path)
     else:
         names = {"input_names": ["tiles"], "output_names": ["outputs"]}
         torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)  # type: ignore[arg-type]
+
+
+def _remove_debugging(path: Path) -> None:
+    """Write a TorchScript file again without what torch keeps for its error messages: lines and files of the code."""
+    whole = path.with_name(f"{path.name}.whole")
+    path.rename(whole)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                new.writestr(entry.filename, old.read(entry))
+    whole.unlink()
 
 
 def run_graph(name: str, path: Path, x: torch.Tensor) -> torch.Tensor:

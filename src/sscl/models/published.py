@@ -68,6 +68,7 @@ class _Ours(Record):
     model_config = ConfigDict(extra="ignore")
 
     pool: Pool | None = None
+    kwargs: Kwargs = Field(default_factory=dict)  # those that timm takes as classes
 
 
 class _Config(Record):
@@ -149,7 +150,7 @@ def _described(path: Path) -> Named:
     normal = config.pretrained_cfg
     return Named(
         name=f"{TIMM}{config.architecture}",
-        kwargs={key: value for key, value in config.model_args.items() if key not in OURS},
+        kwargs={key: value for key, value in config.model_args.items() if key not in OURS} | config.sscl.kwargs,
         pool=config.pool,
         mean=normal.mean,
         std=normal.std,

@@ -210,6 +210,8 @@ def described(fitted: Fitted, exported: Exported) -> dict[str, object]:
         "encoder": exported.encoder.name,
         "pool": exported.encoder.pooling,
     }
+    if fitted.in_code:
+        told["kwargs"] = {key: named(value) for key, value in fitted.in_code.items()}
     if exported.decisions is not None:
         told |= {"logits": "not calibrated: probabilities are softmax(logits / temperature)"}
         told |= exported.decisions.model_dump(mode="json")
