@@ -25,6 +25,16 @@ PRETRAIN_ROW = ("loss", "loss_relative", "positive_similarity", "negative_simila
 FINETUNE_ROW = ("train_loss", "validation_loss")
 
 
+def name_of_row(epoch: float, c: float | None) -> str:
+    """Return what a row is called: "epoch 3", or "C=0.01" of a logistic regression, which has no epochs."""
+    return f"epoch {epoch}" if c is None else f"C={c:g}"
+
+
+def kind_of_row(c: float | None) -> str:
+    """Return what was chosen where a row was: "the epoch" or "C"."""
+    return "the epoch" if c is None else "C"
+
+
 @dataclass(frozen=True)
 class Wandb:
     """What a run is called at Weights & Biases.

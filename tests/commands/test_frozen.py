@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from sscl.data.folder import load_folder
 from sscl.data.tiles import place_store
 from sscl.models import features
+from sscl.models.checkpoint import load_checkpoint
 from sscl.models.classifier import load_classifier
 from sscl.models.pixels import normalisation
 
@@ -139,7 +142,20 @@ def test_a_logistic_run_is_an_ordinary_run(
     assert "the epoch" not in card
     assert "Unfinished" not in (run / "MODEL_CARD.md").read_text()
 
-    assert cli.evaluate(run).code == 0
+    evaluated = cli.evaluate(run)
+    assert evaluated.code == 0
+    chosen = f"C={load_checkpoint(run, kind='finetune', tensors=False).c:g}"
+    predict = cli(
+        "predict", f"checkpoint={run}", f"paths=[{cli.tiles / 'images'}]", f"out={tmp_path / 'out'}", "device=cpu"
+    )
+    assert predict.code == 0, predict.err
+    told = [result.out, evaluated.out, predict.out]
+    assert [chosen in text for text in told] == [True] * 3
+    (notes,) = (json.loads(file.read_text())["notes"] for file in run.glob("eval_*/metrics.json"))
+    said = "\n".join([*told[1:], *notes])
+    assert not re.search(r"epoch \d|the epoch|epoch of", said)
+    assert "epoch of" not in (run / "MODEL_CARD.md").read_text()
+    assert "training steps" not in told[0]
     predicted = read_rows(run / "eval_test/predictions.csv")
     assert len(predicted) == 16
     resumed = cli("finetune", f"run={run}", "--resume")

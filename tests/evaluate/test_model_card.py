@@ -120,7 +120,7 @@ def test_folders_of_this_machine_are_not_named() -> None:
     assert row(text, "set")[1] == "`polyps` (folder)"
     assert row(text, "trained before on")[1] == "`tiles.npz` (pathmnist)"
     assert row(text, "started from")[1] == (
-        "the run `pretrain`, pretrained without labels up to epoch 7, itself from `imagenet.pt`"
+        "the run `pretrain`, pretrained without labels, epoch 7, itself from `imagenet.pt`"
     )
 
 
@@ -133,7 +133,7 @@ def test_folders_of_this_machine_are_not_named() -> None:
         (
             "a/run/checkpoints/best.pt",
             replace(trained(), epoch=2, classes=("A", "B", "C")),
-            "the run `run/checkpoints/best.pt`, trained with labels (`A`, `B` and `C`) up to epoch 2, itself from "
+            "the run `run/checkpoints/best.pt`, trained with labels (`A`, `B` and `C`), epoch 2, itself from "
             "random weights",
         ),
     ],

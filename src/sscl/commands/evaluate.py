@@ -89,6 +89,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         evaluated = Evaluated(
             checkpoint=str(config.checkpoint),
             epoch=trained.epoch,
+            c=trained.c,
             data=data,
             split=split,
             external=choice.external,
@@ -133,7 +134,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         write_predictions(folder / predictions.FILE, predictions_of(tiles, probabilities))
         draw(folder, tiles, report, probabilities=probabilities, positive=positive)
     print("Evaluated")
-    print(f"  {config.checkpoint}, epoch {trained.epoch}, on {describe_device(device)}, precision {precision}")
+    print(f"  {config.checkpoint}, {trained.chosen}, on {describe_device(device)}, precision {precision}")
     for line in describe_tiles(data, tiles, split=split).splitlines():
         print(f"  {line}")
     print(f"  {report.interval_method}")

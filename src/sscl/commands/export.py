@@ -304,6 +304,7 @@ def describe(
         classes=None if made is None else made.classes,
         kind=None if made is None else made.kind,
         epoch=None if made is None else made.epoch,
+        c=None if made is None else made.c,
         data_fingerprint=None if made is None else made.fingerprint,
         config=None if made is None else made.config,
         history=() if made is None else made.trained_on,

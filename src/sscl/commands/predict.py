@@ -237,6 +237,7 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
     return Summary(
         checkpoint=config.checkpoint,
         epoch=model.checkpoint.epoch,
+        c=model.checkpoint.c,
         classes=model.classes,
         size_px=model.size_px,
         stain=model.stain,
@@ -288,7 +289,7 @@ def notes(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -
 def described(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[str]:
     """Yield the lines of the terminal."""
     yield (
-        f"{config.checkpoint}: epoch {model.checkpoint.epoch}, {some(model.classes)}, tiles of {model.size_px} "
+        f"{config.checkpoint}: {model.checkpoint.chosen}, {some(model.classes)}, tiles of {model.size_px} "
         f"px; temperature {model.temperature:.3f}"
     )
     # Of many classes those that are predicted most.

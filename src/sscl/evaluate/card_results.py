@@ -71,7 +71,7 @@ def _facts(report: Evaluation, trained: DataConfig) -> list[list[str]]:
     return [
         ["set", set_name(report.data) + ("" if same else ", **not the set of training**")],
         ["synthetic tiles" if report.synthetic else "tiles", f"{report.tiles} ({listed(counts)})"],
-        ["epoch of the checkpoint", str(report.epoch)],
+        ["checkpoint", report.chosen],
         ["temperature", f"{report.calibration.temperature:.3f}"],
         [
             "expected calibration error",

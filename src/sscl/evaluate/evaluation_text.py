@@ -186,8 +186,8 @@ def particular_notes(evaluated: Evaluated, results: Results) -> list[str]:
 def usual_notes(evaluated: Evaluated, results: Results) -> list[str]:
     """Return what is to be known of every evaluation, a sentence each."""
     found = [
-        "temperature and thresholds come from the validation tiles that also chose the epoch, so validation results "
-        "are optimistic"
+        f"temperature and thresholds come from the validation tiles that also chose {evaluated.chosen_kind}, so "
+        "validation results are optimistic"
     ]
     if results.calibration.temperature != 1:
         found.append("probabilities and losses are calibrated, also in predictions.csv (calibrate=false: raw)")
@@ -347,7 +347,7 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
 def _note_lines(report: Evaluation) -> list[str]:
     """Return the notes: what is peculiar to this evaluation a line each, what is to be known of any in one sentence."""
     lines = [f"  - {note}" for note in (*report.caveats, *particular_notes(report, report))]
-    usual = "thresholds and temperature are from validation tiles, which also chose the epoch"
+    usual = f"thresholds and temperature are from validation tiles, which also chose {report.chosen_kind}"
     if report.positive is not None:
         prevalence = 100 * report.class_counts[report.positive] / report.tiles
         positive = shortened(str(report.positive), _NAME)

@@ -15,6 +15,7 @@ from sscl.evaluate.card_results import SHOWN
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.records import Evaluation
 from sscl.evaluate.tables import code, code_block, escaped
+from sscl.metrics_log import name_of_row
 from sscl.models.exported import Exported
 from sscl.models.exports import ExportReport
 from sscl.models.timm_folder import Fitted, named
@@ -128,7 +129,8 @@ def _training(report: ExportReport) -> list[str]:
         return []
     sets = listed([code(card_results.last_part(str(section.root))) for section in report.history])
     how = "Pretrained without labels" if report.kind == "pretrain" else "Trained with labels"
-    return [f"{how} up to epoch {report.epoch}; the tiles behind its weights: {sets}.", ""]
+    chosen = "" if report.epoch is None else f" ({name_of_row(report.epoch, report.c)})"
+    return [f"{how}{chosen}; the tiles behind its weights: {sets}.", ""]
 
 
 def _loading(exported: Exported, timm: Fitted, *, address: str) -> list[str]:

@@ -142,7 +142,7 @@ def origin_of_weights(weights: str | None, before: Checkpoint | None) -> str:
         how = f"trained with labels ({listed([code(name) for name in before.classes])})"
     else:
         how = "pretrained without labels"
-    return f"the run {code(last_part(str(weights)))}, {how} up to epoch {before.epoch}, itself from {own}"
+    return f"the run {code(last_part(str(weights)))}, {how}, {before.chosen}, itself from {own}"
 
 
 def _data_lines(
@@ -295,7 +295,7 @@ def _validation_lines(checkpoint: Checkpoint, groups: Sequence[str] | None) -> l
     return [
         "## Validation",
         "",
-        f"{count(kept.tiles, 'tile')}.{few} They chose {_chosen(checkpoint)}, the temperature and the threshold, so "
+        f"{count(kept.tiles, 'tile')}.{few} They chose {checkpoint.chosen_kind}, the temperature and the threshold, so "
         f"these metrics are optimistic; the intervals do not show by how much. {over}.",
         "",
         as_markdown([["metric", "value", "95% interval", "tiles"], *rows]),
@@ -303,10 +303,6 @@ def _validation_lines(checkpoint: Checkpoint, groups: Sequence[str] | None) -> l
         _facts(facts, title="calibration"),
         "",
     ]
-
-
-def _chosen(checkpoint: Checkpoint) -> str:
-    return "C" if checkpoint.finetune_config.train.head == "logistic" else "the epoch"
 
 
 def _facts(rows: Rows, *, title: str = "") -> str:
@@ -326,8 +322,8 @@ def _limit_lines(checkpoint: Checkpoint, train: Part, *, warnings: Sequence[str]
         "other scanners, stains, laboratories, magnifications or patients; the pixel size in µm is not recorded.",
         f"It answers with one of {len(classes)} classes whatever it is shown, also for other tissue, a blank or a "
         "blurred tile, and may be confident about it. Abstaining on the least confident tiles helps only in part.",
-        f"Validation chose {_chosen(checkpoint)}, the temperature and the threshold; only metrics on tiles that chose "
-        "nothing are unbiased.",
+        f"Validation chose {checkpoint.chosen_kind}, the temperature and the threshold; only metrics on tiles that "
+        "chose nothing are unbiased.",
     ]
     if not slides_known:
         found.append(f"{NO_SLIDE_IDS[0].upper()}{NO_SLIDE_IDS[1:]}.")

@@ -17,6 +17,7 @@ from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig
 from sscl.config.encoders import TIMM, Deviation, EncoderName, Kwargs, Mean, OutputStride, Pool, Stem
 from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED
+from sscl.metrics_log import kind_of_row, name_of_row
 from sscl.models.calibration import KeptCalibration, PrecisionName
 from sscl.models.tensors import fault_in
 from sscl.models.torch_files import read_torch_file
@@ -98,6 +99,21 @@ class Checkpoint:
     def finetune_config(self) -> FinetuneConfig:
         """The configuration of a finetune run."""
         return cast(FinetuneConfig, self.config)
+
+    @property
+    def c(self) -> float | None:
+        """The C of its logistic regression; None where it was trained by epochs."""
+        return (self.validation or {}).get("c")
+
+    @property
+    def chosen(self) -> str:
+        """What it is of its run: "epoch 3", or "C=0.01" of a logistic regression."""
+        return name_of_row(self.epoch, self.c)
+
+    @property
+    def chosen_kind(self) -> str:
+        """What validation chose: "the epoch" or "C"."""
+        return kind_of_row(self.c)
 
     @property
     def encoder_options(self) -> str:

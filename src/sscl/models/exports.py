@@ -103,7 +103,7 @@ class ExportReport(Record):
     Attributes:
         what: trunk or classifier. checkpoint: what was exported.
         encoder, stem, output_stride, kwargs, pooling, size_px, mean, std: as `Checkpoint` has them. num_features: C.
-        classes, kind, epoch, data_fingerprint, config: of the run that trained it.
+        classes, kind, epoch, c, data_fingerprint, config: of the run that trained it.
         history: the data sections of all runs behind the weights, oldest first.
         sscl, torch: versions.
         notes: what a reader must know, a sentence each.
@@ -125,6 +125,7 @@ class ExportReport(Record):
     classes: tuple[str, ...] | None
     kind: str | None
     epoch: int | None
+    c: float | None
     data_fingerprint: str | None
     config: SerializeAsAny[Section] | None
     history: tuple[SerializeAsAny[DataConfig], ...]

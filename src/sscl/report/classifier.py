@@ -40,7 +40,7 @@ def data(subject: Subject, *, counts: Mapping[str, Mapping[str, int]], groups: M
     facts |= {"tile size": f"{section.size_px} px", "stain normalisation": section.stain}
     own = has_validation(subject.trained.finetune_config.data)
     where = "the validation split of the data set" if own else "held out from the training split"
-    facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; used to select the epoch"
+    facts["validation"] = f"{subject.trained.fitted.tiles} tiles, {where}; used to select {subject.trained.chosen_kind}"
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))
     if len(classes) > _COLUMNS:
         return _data_section([blocks.facts(facts), *_long_counts(classes, counts, groups)])

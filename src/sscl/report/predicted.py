@@ -20,6 +20,7 @@ from sscl.evaluate.predictions import TilePredictions, class_probabilities
 from sscl.explain.cells import map_cells
 from sscl.explain.choice import changed, chosen_maps
 from sscl.explain.targets import describe_targets
+from sscl.metrics_log import name_of_row
 from sscl.models.classifier import load_classifier
 from sscl.models.pixels import normalisation
 from sscl.records import Record, read_record
@@ -39,7 +40,7 @@ class Summary(Record):
     """summary.json of `sscl predict`.
 
     Attributes:
-        checkpoint, epoch, classes, size_px, stain: of the classifier.
+        checkpoint, epoch, classes, size_px, stain: of the classifier. c: of a logistic regression, without epochs.
         temperature: logits were divided by it. calibrated: whether it is the fitted one.
         precision: of the encoder; temperature and thresholds were fitted in the one that `notes` names if it differs.
         decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
@@ -52,6 +53,7 @@ class Summary(Record):
 
     checkpoint: str
     epoch: int
+    c: float | None = None
     classes: tuple[str, ...]
     size_px: int
     stain: str
@@ -167,7 +169,7 @@ def predictions_section(of: Predicted) -> Section:
     summary = of.summary
     abstains = "never" if summary.decide_from is None else f"below confidence {summary.decide_from:.3f}"
     facts = {
-        "classifier": f"{summary.checkpoint}, epoch {summary.epoch}, tiles of {summary.size_px} px",
+        "classifier": f"{summary.checkpoint}, {name_of_row(summary.epoch, summary.c)}, tiles of {summary.size_px} px",
         "tiles": f"{summary.tiles:,}",
         "abstains": f"{abstains} ({summary.decide_from_method})",
         "abstentions": f"{sum(summary.undecided.values()):,}",

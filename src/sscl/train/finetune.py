@@ -25,7 +25,7 @@ from sscl.data.task import outcome_warnings
 from sscl.device import autocast, pick_device, sum_dtype
 from sscl.evaluate import model_card
 from sscl.evaluate.calibration import fit_calibration
-from sscl.metrics_log import MetricsLog, MetricsRow
+from sscl.metrics_log import MetricsLog, MetricsRow, name_of_row
 from sscl.models import features
 from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
@@ -361,7 +361,8 @@ def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) ->
     """Print the best epoch's metrics, its calibration, how the time was spent and what was written."""
     config, data, row, fitted = job.config, job.data, best.row, best.fitted
     origin = "carved from the training split" if data.carved else "of the data set's own validation split"
-    chosen = f"best epoch {row['epoch']}" if config.train.head == "linear" else f"C={row['c']:g}"
+    regression = config.train.head == "logistic"
+    chosen = f"{'' if regression else 'best '}{name_of_row(row['epoch'], row.get('c'))}"
     print(
         f"{chosen} by validation {config.train.select} ({len(data.validation)} tiles {origin}): "
         f"accuracy {row['validation_accuracy']:.3f}, balanced accuracy {row['validation_balanced_accuracy']:.3f}, "
@@ -374,7 +375,7 @@ def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) ->
     called = fitted.logits.argmax(1).numpy()
     for warning in outcome_warnings(fitted.labels.numpy(), called, data.classes, tiles="validation tile"):
         print(f"warning: {warning}")
-    print(pace.line())
+    print(pace.line("fits of the head") if regression else pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
     if ending.final:
         say_next("eval", job.opened.folder, *([] if has_test(config.data) else ["OTHER_TILES"]))

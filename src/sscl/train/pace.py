@@ -39,10 +39,10 @@ class Pace:
         self._trained += seconds
         return seconds / since
 
-    def line(self) -> str:
-        """Return how much of the loop so far was training, in words."""
+    def line(self, what: str = "training steps") -> str:
+        """Return how much of the loop so far was training, in words; what: it was."""
         wall = time.perf_counter() - self._started
-        return f"{self._trained / wall:.0%} of {wall:.1f} s were training steps; the rest measured, drew and wrote"
+        return f"{self._trained / wall:.0%} of {wall:.1f} s were {what}; the rest measured, drew and wrote"
 
 
 @dataclass(frozen=True)
