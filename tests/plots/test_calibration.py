@@ -53,6 +53,14 @@ def test_reliability_has_the_curve_the_intervals_and_the_counts_of_each_stage(
     assert "temperature 1.5" in figure.get_suptitle()
 
 
+def test_reliability_without_intervals_names_none(figure_of: Capture) -> None:
+    bare = stage(0)
+    bare.reliability = [row.model_copy(update={"interval": None}) for row in bare.reliability]
+    for found, named in ((bare, False), (stage(0), True)):
+        figure = figure_of(calibration_plots.plot_reliability, {"x": found}, temperature=1.0, positive=None)
+        assert bool(figure.axes[0].texts) is named
+
+
 def test_reliability_of_one_stage_says_no_temperature(figure_of: Capture) -> None:
     figure = figure_of(calibration_plots.plot_reliability, {"as trained": stage(0)}, temperature=1.0, positive="SSA")
     assert len(figure.axes) == 2

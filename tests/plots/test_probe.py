@@ -51,6 +51,20 @@ def test_bars_have_their_values_whiskers_and_names(figure_of, count):
     assert figure.axes[0].yaxis.get_tick_params()["labelleft"]
 
 
+def test_legends_name_only_what_is_drawn(figure_of):
+    bare = [(0.4, None, None), (0.6, None, None)]
+
+    def legend(figure: Figure) -> list[str]:
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    for points, named in ((bare, False), (POINTS[:2], True)):
+        bars = figure_of(plot_bars, [BarPanel("s", 0.5, points, bare)], rows=["a", "b"], whiskers="ends")
+        assert ("ends" in legend(bars)) is named
+        assert (len(bars.axes[0].collections) > 0) is named
+        lines = CurvePanel("s", 0.5, {"a": list(zip((1.0, 4.0), points, strict=True))})
+        assert ("ends" in legend(figure_of(plot_curves, [lines], x_label="x", band="ends"))) is named
+
+
 def test_charts_of_a_summary_have_each_figure_in_its_place(wrap, tmp_path):
     def row(name: str, part: str, fraction: float, classifier: Any, mean: float, sd: float | None) -> Summary:
         over = OverRuns(mean=mean, sd=sd, interval=(mean - 0.01, mean + 0.02), values=(mean - 0.1, mean + 0.1))

@@ -27,7 +27,7 @@ def plot_reliability(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw how often each predicted probability came true, with 95% intervals, above the counts of its bins.
+    """Draw how often each predicted probability came true, with the 95% intervals found, above the counts of its bins.
 
     Args:
         stages: one or two panels side by side, by their headings.
@@ -64,7 +64,8 @@ def plot_reliability(
         lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axes in (upper, lower):
             base.grid(axes)
-    grid[0, 0].text(0.03, 0.97, "bars: 95% interval", color="0.35", fontsize=8, va="top")
+    if any(row.interval is not None for stage in stages.values() for row in stage.reliability):
+        grid[0, 0].text(0.03, 0.97, "bars: 95% interval", color="0.35", fontsize=8, va="top")
     grid[0, 0].set_ylabel(fraction)
     grid[1, 0].set_ylabel("tiles")
     figure.align_ylabels()

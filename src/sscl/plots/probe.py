@@ -86,12 +86,12 @@ def draw_charts(
 
     def bar(name: str, part: Part, classifier: Classifier) -> Point:
         over = of(name, part, most, classifier)
-        return over.mean, *(over.interval or (over.mean, over.mean))
+        return over.mean, *(over.interval or (None, None))
 
     def point(name: str, part: Part, fraction: float) -> Point:
         over = of(name, part, fraction)
         mean, sd = over.mean, over.sd
-        return (mean, *(over.interval or (mean, mean))) if sd is None else (mean, mean - sd, mean + sd)
+        return (mean, *(over.interval or (None, None))) if sd is None else (mean, mean - sd, mean + sd)
 
     single, several = any(row.runs == 1 for row in summary), any(row.runs > 1 for row in summary)
     band = "± 1 SD over runs, 95% interval of a single run" if single else "± 1 SD over runs"
@@ -236,12 +236,13 @@ def plot_bars(
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("Balanced accuracy")
     triangle = Line2D([], [], linestyle="", marker="^", color="0.75", markeredgecolor="black", label=f"{shots} shots")
+    interval = Line2D([], [], color="black", linewidth=1.2, label=whiskers)
     runs = [Line2D([], [], marker="|", markersize=6, color="black", linestyle="", label="its runs")]
     figure.legend(
         handles=[
             Patch(color="0.6", label="linear probe"),
             *(runs if any(panel.runs for panel in panels) else []),
-            Line2D([], [], color="black", linewidth=1.2, label=whiskers),
+            *([interval] if any(_has_ends(point) for panel in panels for point in panel.linear) else []),
             Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="k-NN"),
             *([triangle] if any(panel.few for panel in panels) else []),
             Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
@@ -304,8 +305,9 @@ def plot_curves(
         else Line2D([], [], label=base.plain(shortened(name, 48)), **_dashed(i))
         for i, name in enumerate(names)
     ]
+    drawn = any(_has_ends(point) for panel in panels for points in panel.lines.values() for _, point in points)
     rest = [
-        Patch(color="0.8", label=band),
+        *([Patch(color="0.8", label=band)] if drawn else []),
         Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
     ]
     figure.legend(
@@ -333,6 +335,11 @@ def _figure(
     for axes in places[len(panels) :]:
         axes.remove()
     return figure, places[: len(panels)], columns
+
+
+def _has_ends(point: Point | None) -> bool:
+    """Return whether a point has a whisker, or a part of a band, to draw."""
+    return point is not None and point[1] is not None and point[2] is not None
 
 
 def _whisker(axes: Axes, point: Point, row: float, *, colour: str) -> None:
