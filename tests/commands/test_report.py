@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from sscl.explain.records import BoxSensitivity, DeletionInsertion
+from sscl.models.checkpoint import load_checkpoint
 from sscl.report import contents, subject
 
 Read = Callable[[Path], list[dict[str, str]]]
@@ -117,7 +118,9 @@ def test_the_page_of_a_run_holds_its_metrics_and_all_its_tiles(
     counted = next(block for block in section(content, "data")["blocks"] if block["kind"] == "table")["rows"]
     assert counted == [["train", "16", "16", "32", "4"], ["test", "8", "8", "16", "2"]]
     learned = section(content, "summary")["blocks"][0]["rows"][0][1]
-    assert "from 32 labelled image tiles" in learned
+    held = load_checkpoint(study, kind="finetune", tensors=False).fitted.tiles
+    assert f"from {32 - held} labelled image tiles" in learned
+    assert f"with {held} tiles apart" in learned
     assert "drawn by a program" in learned
     assert [part["folded"] for part in content["sections"]] == [False, *[True] * (len(content["sections"]) - 1)]
 

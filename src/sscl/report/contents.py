@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sscl import metrics_log, run
 from sscl.config import AuditConfig, DataConfig, GradcamConfig, MapConfig, PretrainConfig, ReportConfig, plain, validate
 from sscl.data.audit import Audit
-from sscl.data.load import merge_data, split_changes
+from sscl.data.load import has_validation, merge_data, split_changes
 from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.records import Evaluation
 from sscl.explain.choice import asked_maps, changed
@@ -48,6 +48,14 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
     return {"title": title, "subtitle": subtitle, "made": made, "id": key, "sections": sections, "gallery": shown}
 
 
+def training_tiles(subject: Subject, counts: Mapping[str, Mapping[str, int]]) -> int | None:
+    """Return how many tiles of its training split a classifier did not keep for validation; None where not counted."""
+    if "train" not in counts:
+        return None
+    own = has_validation(subject.trained.finetune_config.data)
+    return sum(counts["train"].values()) - (0 if own else subject.trained.fitted.tiles)
+
+
 def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -> tuple[list[Section], Gallery | None]:
     """Return the sections and the gallery of the classifier."""
     caveats = interrupted(subject)
@@ -65,7 +73,7 @@ def about_classifier(subject: Subject, sources: Sources, config: ReportConfig) -
     sections = [
         summary.summary(
             subject,
-            training_tiles=sum(counts["train"].values()) if "train" in counts else None,
+            training_tiles=training_tiles(subject, counts),
             checks=checked,
             unfinished=bool(interrupted(subject)),
         ),

@@ -54,8 +54,8 @@ def summary(subject: Subject, *, training_tiles: int | None, checks: Sequence[Ch
     """Return the first screen, in three sentences.
 
     Args:
-        training_tiles: tiles of the training split; None = not known here. checks: from `check_all`.
-        unfinished: whether training was interrupted.
+        training_tiles: of the training split, without those held out for validation; None = not known here.
+        checks: from `check_all`. unfinished: whether training was interrupted.
     """
     lead = blocks.lead(
         {
@@ -92,9 +92,11 @@ def _learned(subject: Subject, training_tiles: int | None) -> str:
     part += [] if config.train.fold is None else [f"without fold {config.train.fold} of {config.train.folds}"]
     part += ["all drawn by a program"] if subject.report.synthetic else []
     of = f" ({', '.join(part)})" if part else ""
+    held = count(trained.fitted.tiles, "tile")
     return (
         f"A {trained.encoder_name} network, {_origin(subject)}, learned from {tiles} of "
-        f"{blocks.name_of(config.data.root)}{of} to tell {titled(trained.classes)} apart."
+        f"{blocks.name_of(config.data.root)}{of} to tell {titled(trained.classes)} apart, "
+        f"with {held} apart from these for validation."
     )
 
 
