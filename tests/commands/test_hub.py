@@ -23,6 +23,7 @@ from sscl import load
 from sscl.config import EncoderConfig
 from sscl.models import hub as hub_client
 from sscl.models import timm_folder
+from sscl.models.checkpoint import load_checkpoint
 from sscl.models.encoders import build_encoder
 from sscl.models.exported import Exported, as_elsewhere
 from sscl.models.start import frozen_encoder
@@ -342,10 +343,32 @@ def test_without_network_or_token(
     assert not (tmp_path / "out").exists()
 
 
+def test_whose_weights_a_model_was_made_of(evaluated: Path, pretrained: Path, tmp_path: Path) -> None:
+    def source(weights: str | None, name: str = "timm:test_vit") -> str | None:
+        """Of a run that began with these weights."""
+        model = made.config.model.model_copy(update={"weights": weights, "name": name})
+        run = dataclasses.replace(made, config=made.config.model_copy(update={"model": model}))
+        return hub_client.unknown_source("RUN", run, name=None)
+
+    made = load_checkpoint(pretrained)
+    theirs = tmp_path / "theirs.pth"
+    torch.save(torch.nn.Linear(1, 1).state_dict(), theirs)
+    assert [source(weights) for weights in (None, "imagenet", str(pretrained))] == [None, None, None]
+    assert source(str(theirs)) == str(theirs)
+    assert source(str(tmp_path / "gone")) == str(tmp_path / "gone")
+    assert source("published", "timm:hf-hub:else/where") == "else/where"
+    assert source("published", "uni2_h") is None
+    assert hub_client.unknown_source(str(theirs), None, name=None) == str(theirs)
+    assert hub_client.unknown_source(str(evaluated), load_checkpoint(evaluated), name=None) is None
+
+
 def test_terms_of_published_encoders_are_asked_for() -> None:
     hub_client.check_terms("h_optimus_0", accepted=False)
     hub_client.check_terms("resnet18", accepted=False)
     hub_client.check_terms("uni2_h", accepted=True)
+    hub_client.check_terms("resnet18", accepted=True, source="weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth.*terms=accepted"):
+        hub_client.check_terms("resnet18", accepted=False, source="weights.pth")
     for name in ("uni2_h", "virchow2", "gigapath", "lunit_s8"):
         with pytest.raises(ValueError, match="terms=accepted"):
             hub_client.check_terms(name, accepted=False)

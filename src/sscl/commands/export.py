@@ -26,6 +26,7 @@ from torch import nn
 from sscl import __version__, api, augment, run
 from sscl.config import EncoderConfig, ExportConfig, PredictConfig
 from sscl.config.encoders import NO_FILES
+from sscl.config.published import PUBLISHED
 from sscl.data.images import RESIZED
 from sscl.evaluate import hub_card
 from sscl.models import hub, timm_folder
@@ -75,7 +76,8 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
         exported = trunk(config) if config.what == "trunk" else classifier(config)
         api = None
         if config.push is not None:
-            hub.check_terms(exported.encoder.name, accepted=config.terms is not None)
+            source = hub.unknown_source(config.checkpoint, exported.checkpoint, name=config.model)
+            hub.check_terms(exported.encoder.name, accepted=config.terms is not None, source=source)
             api = hub.client(config.push)
         report, names = write_files(config, exported, folder, stem=stem)
     print(described(report))
@@ -274,6 +276,10 @@ def describe(
         notes.append(f"no other package has a {encoder.name} with stem {encoder.stem}; the graph formats need none")
     if timm is not None:
         notes += timm_folder.notes(timm, exported)
+        one = PUBLISHED.get(encoder.name)
+        if one is not None and one.terms != hub.FREE_TERMS:
+            given = f"; check that license={config.license} agrees" if config.license is not None else ""
+            notes.append(f"the terms of {one.name} ({one.terms}) hold for what is made of its weights{given}")
         if stain_of(made) not in (None, "none"):
             notes.append(f"tiles were stain-normalised ({stain_of(made)}) in training, which timm does not do")
     meaning = "pooled features"

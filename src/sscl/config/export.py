@@ -80,7 +80,7 @@ class ExportConfig(Section):
         pattern=r"^[a-z0-9][a-z0-9.-]*$",
     )
     terms: Literal["accepted"] | None = setting(
-        None, "push: accepted = you have made sure that the terms of the published encoder behind it allow it"
+        None, "push: accepted = you have made sure that the terms of the weights it was made of allow it"
     )
     out: str | None = setting(None, "folder to write; null = RUN/export_WHAT", path=True, common=True)
     model: EncoderName | None = setting(

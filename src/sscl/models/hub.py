@@ -10,25 +10,64 @@ from pathlib import Path
 from typing import Any
 
 from sscl import __version__
-from sscl.config.published import PUBLISHED
+from sscl.config.encoders import HUB
+from sscl.config.published import PUBLISHED, by_hub
+from sscl.models.checkpoint import Checkpoint
+from sscl.models.start import weights_file
+from sscl.models.weights import read_trunk
 from sscl.words import short
 
 FREE_TERMS = "Apache-2.0"
 TOKENS = "https://huggingface.co/settings/tokens"
 
 
-def check_terms(encoder: str, *, accepted: bool) -> None:
-    """Raise ValueError where a published encoder's terms may forbid to pass on what was made of its weights.
+def check_terms(encoder: str, *, accepted: bool, source: str | None = None) -> None:
+    """Raise ValueError where the terms of weights may forbid to pass on what was made of them.
 
     Args:
-        encoder: `Encoder.name`. accepted: whether the user says that they do not.
+        encoder: `Encoder.name`. accepted: whether the user says that they do not. source: see `unknown_source`.
     """
     one = PUBLISHED.get(encoder)
-    if one is not None and one.terms != FREE_TERMS and not accepted:
+    if accepted:
+        return
+    if one is not None and one.terms != FREE_TERMS:
         raise ValueError(
             f"push: {encoder} has terms ({one.terms}) that may forbid to pass on weights made of it; read them on "
             f"{one.page}, and give terms=accepted if they allow it"
         )
+
+    if source is not None:
+        raise ValueError(
+            f"push: the weights were made of those of {source}, whose terms sscl does not know; read them, and give "
+            "terms=accepted if they allow to pass them on"
+        )
+
+
+def unknown_source(weights: str | None, checkpoint: Checkpoint | None, *, name: str | None) -> str | None:
+    """Return whose weights a model was made of, where sscl does not know their terms; None: it does, or nobody's.
+
+    Args:
+        weights, name: as `model.weights` and `model.name`. checkpoint: of the run of sscl that they are of; None: not.
+    """
+    seen: set[str | None] = set()
+    while True:
+        if checkpoint is not None:
+            weights, name = checkpoint.config.model.weights, checkpoint.config.model.name
+        if weights in (None, "imagenet"):
+            return None
+        if weights == "published":
+            repository = str(name).removeprefix(HUB)
+            return None if name in PUBLISHED or by_hub(repository) is not None else repository
+        if weights in seen:  # another run has taken its place
+            return str(weights)
+        seen.add(weights)
+        try:
+            file = weights_file(weights, key="model.weights")
+            checkpoint = None if file is None else read_trunk(file).checkpoint
+        except (FileNotFoundError, ValueError):  # moved or changed since
+            return str(weights)
+        if checkpoint is None:
+            return str(weights)
 
 
 def client(repo: str) -> Any:
