@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sscl.config import PretrainConfig, load_config
 from sscl.models.encoders import build_encoder
 from sscl.models.lora import lora_layers
 
@@ -48,6 +49,18 @@ def test_what_pretraining_leaves_is_an_encoder_as_any_other(gone_on: Path, publi
     kept = torch.load(gone_on / "checkpoints/last.pt", weights_only=True)
     assert all(torch.equal(value, after[key]) for key, value in kept["encoder"].items())
     assert "encoder.net.blocks.1.attn.qkv.lora_b" in kept["model"]  # to resume from
+
+
+def test_pretraining_takes_the_encoder_from_its_weights_where_none_is_given(
+    cli: Any, gone_on: Path, tmp_path: Path
+) -> None:
+    words = [f"data.root={cli.tiles}", "data.source=mhist", "data.published=false", "progress=false", "device=cpu"]
+    tiny = ["train.batch_size=8", "train.epochs=1", "train.warmup_epochs=0", "health.tiles=8"]
+    result = cli("pretrain", f"run={tmp_path / 'run'}", f"from={gone_on}", *words, *tiny)
+    assert result.code == 0, result.err
+    ours, theirs = (load_config(PretrainConfig, run / "config.yaml") for run in (tmp_path / "run", gone_on))
+    assert (ours.model.name, ours.model.kwargs) == (theirs.model.name, theirs.model.kwargs)
+    assert ours.data[0].size_px == theirs.data[0].size_px != 224
 
 
 def test_it_resumes_to_the_same_bits(

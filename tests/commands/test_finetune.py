@@ -126,13 +126,12 @@ def test_weights_of_a_pretrain_run_come_with_their_mean_and_standard_deviation(
     assert (start.mean, start.std) == ((0.1, 0.1, 0.1), (0.9, 0.9, 0.9))
 
 
-def test_another_encoder_than_that_of_the_weights_is_refused_with_the_keys_to_set(pretrained: Path) -> None:
-    """Pretraining takes no name from the weights: the line must not say that it may be left out."""
-    with pytest.raises(ValueError, match=r"got resnet50, standard; set model\.name=.* model\.stem=standard") as error:
-        start_encoder(ModelConfig(weights=str(pretrained)))
-    assert f"model.name={ENCODER} " in str(error.value)
-    assert "leave" not in str(error.value)
-    with pytest.raises(ValueError, match=r"^model\.kwargs: .*; set model\.kwargs='\{\}'$"):
+def test_another_encoder_than_that_of_the_weights_is_refused(cli: Any, pretrained: Path, tmp_path: Path) -> None:
+    for command in ("pretrain", "finetune"):
+        result = getattr(cli, command)(tmp_path / "run", "model.name=resnet50", f"model.weights={pretrained}")
+        assert result.code == 2
+        assert f"holds {ENCODER} with the standard stem, got resnet50, standard; set model.name={ENCODER}" in result.err
+    with pytest.raises(ValueError, match=r"^model\.kwargs: .*; leave model\.kwargs out$"):
         start_encoder(ModelConfig(name=ENCODER, weights=str(pretrained), kwargs={"drop_rate": 0.1}))
 
 

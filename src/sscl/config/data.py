@@ -136,7 +136,8 @@ def one_size(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
                     f"must be {value}, as for data.0, got {getattr(source, key)}; set it for data.0 only, it holds for "
                     "all sources",
                 )
-    return tuple(source.model_copy(update=shared) for source in sources)
+    given = {key: value for key, value in shared.items() if key in sources[0].model_fields_set}  # what is not stays so
+    return tuple(source.model_copy(update=given) for source in sources)
 
 
 class SynthConfig(Section):

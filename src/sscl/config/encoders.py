@@ -128,8 +128,8 @@ class ModelConfig(Section):
         None,
         "initial weights: null or random; imagenet = torchvision's (of timm:NAME timm's); published = those of a "
         "published encoder, fetched once (null is refused there); or an sscl run folder; or a file or folder of sscl, "
-        "torchvision, timm, Ciga et al., lightly, solo-learn or MoCo; also from=RUN. finetune takes name, stem, "
-        "output_stride, kwargs and data.size_px from those that say them, where these keys are not given",
+        "torchvision, timm, Ciga et al., lightly, solo-learn or MoCo; also from=RUN. Name, stem, "
+        "output_stride, kwargs, pool and data.size_px are those that these say, where the keys are not given",
         path=True,
         common=True,
     )

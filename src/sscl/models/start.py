@@ -1,4 +1,4 @@
-"""The encoder to start from: random, ImageNet, an sscl run or a file of weights; and what a fine-tuning inherits."""
+"""The encoder to start from: random, ImageNet, an sscl run or a file of weights; and what a training inherits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 
@@ -19,6 +19,8 @@ from sscl.models.encoders import Encoder, blank_encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
 from sscl.models.published import Named, published_file, resolve, weights_in
 from sscl.models.weights import Trunk, load_trunk, read_trunk
+
+Training = TypeVar("Training", bound=PretrainConfig | FinetuneConfig)
 
 NO_STATISTICS = (
     "warning: train.freeze_batch_norm keeps the batch-norm statistics of the weights, and random weights have none "
@@ -85,25 +87,17 @@ class Facts(NamedTuple):
     pooling: Pool | None  # None: nothing says it yet
     size_px: int
 
-    def refuse_another(self, named: Named, *, stem: str, source: str, inherits: bool) -> None:
-        """Raise ValueError where the settings name another encoder than the weights are of.
-
-        Args:
-            inherits: whether what the settings leave out is taken from the weights, as fine-tuning does.
-        """
+    def refuse_another(self, named: Named, *, stem: str, source: str) -> None:
+        """Raise ValueError where the settings name another encoder than the weights are of."""
         if self.name == named.name and self.kwargs != named.kwargs:
-            kwargs = json.dumps(self.kwargs)
-            mend = "leave model.kwargs out" if inherits else f"set model.kwargs='{kwargs}'"
             raise ValueError(
-                f"model.kwargs: {source} holds {self.name} with {kwargs}, got {json.dumps(named.kwargs)}; {mend}"
+                f"model.kwargs: {source} holds {self.name} with {json.dumps(self.kwargs)}, got "
+                f"{json.dumps(named.kwargs)}; leave model.kwargs out"
             )
         if (self.name, self.stem) != (named.name, stem):
-            mend = (
-                ", or leave both out" if inherits else f" model.kwargs='{json.dumps(self.kwargs)}'" * bool(self.kwargs)
-            )
             raise ValueError(
                 f"model.weights: {source} holds {self.name} with the {self.stem} stem, got {named.name}, {stem}; set "
-                f"model.name={self.name} model.stem={self.stem}{mend}"
+                f"model.name={self.name} model.stem={self.stem}, or leave both out"
             )
 
 
@@ -120,12 +114,11 @@ def facts_of(trunk: Trunk) -> Facts | None:
 
 def facts_to_be(config: PretrainConfig | FinetuneConfig) -> Facts:
     """Return what the weights of a run with this configuration will say."""
-    data = config.data[0] if isinstance(config.data, tuple) else config.data
     model, named = config.model, _named(config.model)
-    return Facts(named.name, model.stem, model.output_stride, named.kwargs, model.pool, data.size_px)
+    return Facts(named.name, model.stem, model.output_stride, named.kwargs, model.pool, _sources(config)[0].size_px)
 
 
-def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[FinetuneConfig, list[str]]:
+def inherit(config: Training, *, facts: Facts | None = None) -> tuple[Training, list[str]]:
     """Return a configuration with the encoder and tile size of its weights where it gives none, and lines that say so.
 
     Pooling, mean and standard deviation stay null, which means those of the weights.
@@ -143,27 +136,27 @@ def inherit(config: FinetuneConfig, *, facts: Facts | None = None) -> tuple[Fine
         facts = None if file is None else facts_of(read_trunk(file))
     if facts is None:
         return _described(config)
-    model, data = config.model, config.data
+    model = config.model
     keys = ("name", "stem", "output_stride", "kwargs")
     taken = {key: getattr(facts, key) for key in keys if key not in model.model_fields_set}
     model = model.model_copy(update=taken)
-    facts.refuse_another(_named(model), stem=model.stem, source=source, inherits=True)
+    facts.refuse_another(_named(model), stem=model.stem, source=source)
     said = {f"model.{key}": value for key, value in taken.items() if value != {}}
-    if "size_px" not in data.model_fields_set:
-        data = data.model_copy(update={"size_px": facts.size_px})
+    if not _side_given(config):
+        config = _with_side(config, facts.size_px)
         said["data.size_px"] = facts.size_px
     said |= {f"model.{key}": "its own" for key in ("mean", "std") if getattr(model, key) is None}
     lines = [f"from {source}: {', '.join(f'{key}={value}' for key, value in said.items())}"] if said else []
     other = []
-    if data.size_px != facts.size_px:
-        other.append(f"data.size_px={data.size_px} (its tiles had {facts.size_px} px)")
+    if (side := _sources(config)[0].size_px) != facts.size_px:
+        other.append(f"data.size_px={side} (its tiles had {facts.size_px} px)")
     if model.output_stride != facts.output_stride:
         other.append(f"model.output_stride={model.output_stride} (it had {facts.output_stride})")
     if model.pool not in (None, facts.pooling):
         other.append(f"model.pool={model.pool} (it had {facts.pooling})")
     other += [f"model.{key} (its own is not used)" for key in ("mean", "std") if getattr(model, key) is not None]
     lines += [f"otherwise than {source}, as given: {', '.join(other)}"] if other else []
-    return config.model_copy(update={"model": model, "data": data}), lines
+    return _changed(config, model=model), lines
 
 
 def start_encoder(model: ModelConfig) -> Start:
@@ -181,7 +174,7 @@ def start_encoder(model: ModelConfig) -> Start:
     trunk = None if file is None else read_trunk(file)
     facts = None if trunk is None else facts_of(trunk)
     if facts is not None:
-        facts.refuse_another(named, stem=model.stem, source=str(file), inherits=False)
+        facts.refuse_another(named, stem=model.stem, source=str(file))
         named = replace(named, pool=model.pool or facts.pooling)
     if trunk is not None and trunk.checkpoint is not None and trunk.checkpoint.kind == "finetune":
         print(f"model.weights: {file} was trained with labels ({', '.join(trunk.checkpoint.classes)})")
@@ -263,19 +256,36 @@ def _resolved(name: str, given: ModelConfig | EncoderConfig) -> Named:
     return resolve(name, kwargs=given.kwargs, pool=given.pool, fetch=given.weights == "published")
 
 
-def _described(config: FinetuneConfig) -> tuple[FinetuneConfig, list[str]]:
+def _described(config: Training) -> tuple[Training, list[str]]:
     """Return a configuration with the encoder and tile size of published weights where it gives none, and a line."""
-    model, data, said = config.model, config.data, {}
+    model, said = config.model, {}
     folder = _folder_said(model.weights)
     if folder is not None and "name" not in model.model_fields_set:
         model = model.model_copy(update={"name": folder})
         said["model.name"] = folder
     size_px = None if model.weights in RANDOM else _named(model).size_px
-    if size_px is not None and "size_px" not in data.model_fields_set:
-        data = data.model_copy(update={"size_px": size_px})
+    if size_px is not None and not _side_given(config):
+        config = _with_side(config, size_px)
         said["data.size_px"] = str(size_px)
-    config = config.model_copy(update={"model": model, "data": data})
+    config = _changed(config, model=model)
     return config, [f"from {model.weights}: {', '.join(f'{k}={v}' for k, v in said.items())}"] if said else []
+
+
+def _sources(config: PretrainConfig | FinetuneConfig) -> tuple[DataConfig, ...]:
+    return config.data if isinstance(config.data, tuple) else (config.data,)
+
+
+def _side_given(config: PretrainConfig | FinetuneConfig) -> bool:
+    return any("size_px" in data.model_fields_set for data in _sources(config))
+
+
+def _with_side(config: Training, size_px: int) -> Training:
+    resized = tuple(data.model_copy(update={"size_px": size_px}) for data in _sources(config))
+    return _changed(config, data=resized if isinstance(config.data, tuple) else resized[0])
+
+
+def _changed(config: Training, **sections: object) -> Training:
+    return cast("Training", config.model_copy(update=sections))
 
 
 def _started(

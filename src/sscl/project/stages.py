@@ -154,10 +154,10 @@ def _steps(
         file, start = files[command], None
         if isinstance(config, FinetuneConfig):
             start = next((step for step in found if _same(config.model.weights, step.folder)), None)
-            try:
-                config = inherit(config, facts=None if start is None else facts_to_be(start.config))[0]
-            except ValueError as error:
-                raise ValueError(f"{error} ({file})") from None
+        try:
+            config = inherit(config, facts=None if start is None else facts_to_be(start.config))[0]
+        except ValueError as error:
+            raise ValueError(f"{error} ({file})") from None
         entry = CompareEntry.model_validate({"name": command, "command": command, "config": str(file)})
         found.append(Step(entry, config.seed, None, Path(config.run), [command, str(file)], config, start))
     return tuple(found)

@@ -79,9 +79,8 @@ def plan(config: CompareConfig) -> list[Step]:
                 try:
                     words = command_of(entry, config, seed=seed, fraction=fraction, folder=folder, start=start)
                     resolved = load_config(KINDS[entry.command], entry.config, overrides=words[3:])
-                    if isinstance(resolved, FinetuneConfig):
-                        with contextlib.suppress(FileNotFoundError):  # `check_inputs` says it
-                            resolved = inherit(resolved, facts=None if start is None else facts_to_be(start.config))[0]
+                    with contextlib.suppress(FileNotFoundError):  # `check_inputs` says it
+                        resolved = inherit(resolved, facts=None if start is None else facts_to_be(start.config))[0]
                 except (ValueError, FileNotFoundError) as error:
                     faults += [f"{entry.name}: {line}" for line in str(error).splitlines()]
                     break  # the other seeds have the same faults

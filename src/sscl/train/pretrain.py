@@ -5,6 +5,7 @@ N tiles a batch, two views each; under torchrun each of R ranks has N / R of the
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.lora import merged_state
-from sscl.models.start import Start, resumed_encoder, start_encoder
+from sscl.models.start import Start, inherit, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
 from sscl.train import optim
@@ -72,6 +73,10 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     roots = {source_key(config, i, "root"): source.root for i, source in enumerate(config.data)}
     inputs = {"model.weights": config.model.weights, **roots}
     opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite, resume=resume)
+    with contextlib.suppress(*([FileNotFoundError] if resume else [])):  # a run goes on without its starting weights
+        config, inherited = inherit(config)
+        for line in inherited:
+            print(line)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)
