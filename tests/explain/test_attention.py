@@ -297,6 +297,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"^{next(iter(key))}: .* with predicted"):
             chosen_maps(MapConfig(target="predicted", **key), ("a", "b", "c"), vit())
 
+    @pytest.mark.parametrize(
+        "key", [{"target": "a"}, {"target": "difference"}, {"target": "predicted"}, {"gamma": 0.5}, {"references": 2}]
+    )
+    @pytest.mark.parametrize("method", ["rollout", "eigencam"])
+    def test_a_method_without_a_class_takes_no_score(self, method: str, key: dict) -> None:
+        with pytest.raises(ValueError, match=f"^{next(iter(key))}: "):
+            chosen_maps(MapConfig(method=method, **key), ("a", "b", "c"), vit())
+
+    def test_no_more_references_than_other_classes(self) -> None:
+        assert chosen_maps(MapConfig(references=2), ("a", "b", "c"), vit())[0].references == 2
+        with pytest.raises(ValueError, match="references: got 3"):
+            chosen_maps(MapConfig(references=3), ("a", "b", "c"), vit())
+
 
 def test_another_method_leaves_layers_that_are_not_its_own():
     kept = {"method": "gradcam", "layer": ["encoder.net.blocks.1.norm1"], "threshold": 0.4}
@@ -304,6 +317,7 @@ def test_another_method_leaves_layers_that_are_not_its_own():
     assert changed(kept, {"method": "hirescam"})["layer"] == kept["layer"]
     assert changed(kept, {"method": "legrad", "layer": ["a"]})["layer"] == ["a"]
     assert changed({}, {"method": "rollout"})["layer"] == []
+    assert changed({"target": "a"}, {"method": "eigencam"}) == {"method": "eigencam"}
 
 
 @pytest.mark.parametrize("method", METHODS)

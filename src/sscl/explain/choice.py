@@ -8,9 +8,11 @@ from dataclasses import replace
 from torch import nn
 
 from sscl.config.maps import MapConfig
-from sscl.explain.kinds import OF_ATTENTION, MapKind
+from sscl.explain.kinds import OF_ATTENTION, WHATEVER_CLASS, MapKind
 from sscl.explain.layers import layers_that_matter
 from sscl.explain.targets import Score, Target, resolve_target
+
+OF_A_SCORE = ("target", "gamma", "references")  # settings that say which classes a map explains
 
 
 def chosen_maps(config: MapConfig, classes: Sequence[str], model: nn.Module) -> tuple[Target, MapKind]:
@@ -26,6 +28,10 @@ def chosen_maps(config: MapConfig, classes: Sequence[str], model: nn.Module) -> 
 def asked_maps(config: MapConfig, classes: Sequence[str]) -> tuple[Target, MapKind]:
     """Return what `chosen_maps` does, of whatever model."""
     target = weighed(config.target, classes, gamma=config.gamma, references=config.references)
+    if config.method in WHATEVER_CLASS:
+        for key in OF_A_SCORE:
+            if (value := getattr(config, key)) != MapConfig.model_fields[key].default:
+                raise ValueError(f"{key}: {config.method} is the same for every class, got {value}; leave {key} out")
     return target, MapKind(config.method, tuple(config.layer), config.fuse, config.gamma)
 
 
@@ -36,6 +42,8 @@ def weighed(name: str, classes: Sequence[str], *, gamma: float, references: int)
         ValueError: no such class; weight or number of other classes where the score has none.
     """
     target = resolve_target(name, classes, references=references)
+    if target.score is Score.DIFFERENCE and references >= len(classes):
+        raise ValueError(f"references: got {references}, must be below {len(classes)}, the number of classes")
     if target.score is not Score.DIFFERENCE:
         for key, value in (("gamma", gamma), ("references", references)):
             if value != 1:
@@ -46,12 +54,15 @@ def weighed(name: str, classes: Sequence[str], *, gamma: float, references: int)
 def changed(kept: Mapping[str, object], asked: Mapping[str, object]) -> dict[str, object]:
     """Return settings of maps with those asked for in place of what was kept.
 
-    Layers go with a method of attention: what a map of features was of is nothing to it, nor the other way round.
+    Layers go with a method of attention: what a map of features was of is nothing to it, nor the other way round. A
+    kept score goes with a method that is the same for every class.
     """
     found = {**kept, **asked}
     methods = {str(of.get("method", "gradcam")) for of in (kept, found)}
     if len(methods) > 1 and methods & set(OF_ATTENTION) and "layer" not in asked:
         found["layer"] = []
+    if found.get("method") in WHATEVER_CLASS:
+        found = {key: value for key, value in found.items() if key in asked or key not in OF_A_SCORE}
     return found
 
 
