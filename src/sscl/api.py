@@ -200,14 +200,16 @@ class Model:
 
         with torch.inference_mode(False), _bar(len(items), progress) as bar:  # maps need gradients
             heats = heatmaps_of_batches(self.classifier, batches(), mean=mean, std=std, kind=kind)
-            whole = np.stack([heat.enlarged for heat in heats])
+            whole, cells = zip(*((heat.enlarged, max(heat.cells.shape)) for heat in heats), strict=True)
         predictions = self._predictions(listed, np.concatenate(found))
         return Explanations(
             predictions=predictions,
             images=np.concatenate(tiles),
             source_px=tuple(sides),
-            maps=whole,
-            boxes=tuple(boxes.find_box(raw, threshold=threshold) for raw in whole),
+            maps=np.stack(whole),
+            boxes=tuple(
+                boxes.find_box(raw, threshold=threshold, cells=side) for raw, side in zip(whole, cells, strict=True)
+            ),
             targets=tuple(
                 describe_target(wanted, self.classes, of_tile, kind=kind) for of_tile in predictions.probabilities
             ),

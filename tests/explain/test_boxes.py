@@ -111,6 +111,20 @@ class TestBox:
         cells = dict(zip(BOX_COLUMNS, box_cells(raw, box, threshold=0.2), strict=True))
         assert cells["localisation"] == ("yes" if localises else "not assessed")
 
+    def test_regions_smaller_than_a_cell_are_measured_but_not_drawn(self) -> None:
+        raw = np.zeros((64, 64))
+        raw[2:12, 2:12] = 1.0
+        raw[20:29, 20:28] = 0.9  # 9 x 8
+        raw[40:41, 2:60] = 0.8  # a bar
+        raw[50:57, 50:57] = 0.7  # 7 x 7
+        box = find_box(raw, cells=8)
+        assert box is not None
+        assert (len(box.further), box.shown) == (3, ((20, 20, 28, 29),))
+        assert box.all == find_box(raw).all  # type: ignore[union-attr]
+        changed = (draw_box(np.zeros((64, 64, 3), dtype=np.uint8), box) > 0).any(axis=2)
+        assert changed[20, 20:28].all()
+        assert not changed[30:].any()
+
     def test_regions_that_touch_at_a_corner_are_one(self) -> None:
         raw = np.zeros((10, 10))
         raw[2:5, 2:5] = raw[5:7, 5:7] = 1.0

@@ -85,7 +85,10 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         localised = localise(model, randoms[0], explainer, data)
         checked = check(model, randoms, explainer, logits) if config.checks else None
 
-        found = [boxes.find_box(heatmap.enlarged, threshold=config.threshold) for heatmap in maps]
+        found = [
+            boxes.find_box(heatmap.enlarged, threshold=config.threshold, cells=max(heatmap.cells.shape))
+            for heatmap in maps
+        ]
         synthetic = is_synthetic(data.source, tiles.ids)
         digits = max(3, len(str(len(chosen) - 1)))
         rows = [

@@ -6,7 +6,7 @@ H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Box:
         raw_maximum: largest value of the map before any scaling.
         further: rectangles around other regions, at most MOST_FURTHER, that with the highest value first; none where
             the box says no place.
+        cell_px: side of a cell of the map, in the same pixels.
     """
 
     x0: int
@@ -58,6 +59,7 @@ class Box:
     area_fraction: float
     raw_maximum: float
     further: tuple[Corners, ...] = ()
+    cell_px: float = field(default=1.0, compare=False)
 
     @property
     def corners(self) -> Corners:
@@ -68,6 +70,17 @@ class Box:
     def all(self) -> tuple[Corners, ...]:
         """The corners of the box and of those around other regions."""
         return (self.corners, *self.further)
+
+    @property
+    def shown(self) -> tuple[Corners, ...]:
+        """The further rectangles to draw: of no less area than a cell, and no bars, as a value just at the threshold
+        gives: more than 2 pixels and at least half a cell thick."""
+        sides = [(one, one[2] - one[0], one[3] - one[1]) for one in self.further]
+        return tuple(
+            one
+            for one, width, height in sides
+            if width * height >= self.cell_px**2 and min(width, height) >= max(3, self.cell_px / 2)
+        )
 
     @property
     def localises(self) -> bool:
@@ -117,7 +130,7 @@ def normalise(raw: FloatArray) -> npt.NDArray[np.float32]:
     return scaled
 
 
-def find_box(raw: FloatArray, *, threshold: float = BOX_THRESHOLD) -> Box | None:
+def find_box(raw: FloatArray, *, threshold: float = BOX_THRESHOLD, cells: int | None = None) -> Box | None:
     """Return the rectangle around the region of a raw map (H, W) that holds its peak, or None without evidence.
 
     Regions are connected pixels of at least `threshold` of the maximum. (CAM's authors box the largest region, which
@@ -128,6 +141,7 @@ def find_box(raw: FloatArray, *, threshold: float = BOX_THRESHOLD) -> Box | None
         raw: one raw map, already enlarged to the tile, so that the box is in pixels of the tile.
         threshold: within 0..1, 0 excluded. CAM's convention is 0.2, the authors of Grad-CAM use 0.15; at 0.2 a third of
             the boxes on real colon tiles were the whole tile (docs/results/heatmaps.md), at 0.5 none.
+        cells: a side of the map before it was enlarged, for `Box.shown`; None = each pixel is a cell.
 
     Raises:
         ValueError: the threshold is out of range, or the map is not finite.
@@ -160,6 +174,7 @@ def find_box(raw: FloatArray, *, threshold: float = BOX_THRESHOLD) -> Box | None
             (across.start, down.start, across.stop, down.stop)
             for down, across in (places[region - 1] for region in others[:MOST_FURTHER])
         ),
+        cell_px=1.0 if cells is None else max(raw.shape) / cells,
     )
 
 

@@ -53,14 +53,15 @@ def draw_box(image: ByteArray, box: Box | None) -> ByteArray:
     """Return a copy of a tile, uint8 (H, W, 3), with the box drawn; without a box, the plain copy.
 
     A yellow line with a black one inside it, so that it shows on white lumen and on dark nuclei alike, also
-    to the colour-blind. Further regions have a thinner, yellow line, under that of the box.
+    to the colour-blind. Further regions that `Box.shown` names have a thinner, yellow line, under that of
+    the box.
     """
     _check_image(image)
     drawn: ByteArray = image.copy()
     if box is None:
         return drawn
     width = max(1, round(min(image.shape[:2]) / 100))
-    for corners in reversed(box.further):
+    for corners in reversed(box.shown):
         _outline(drawn, corners, width=max(1, width // 2), colour=_YELLOW)
     x0, y0, x1, y1 = box.corners
     _outline(drawn, box.corners, width=width, colour=_YELLOW)

@@ -143,7 +143,7 @@ def heats(
         progress=progress,
     )
     for heatmap in found:
-        box = find_box(heatmap.enlarged, threshold=threshold)
+        box = find_box(heatmap.enlarged, threshold=threshold, cells=max(heatmap.cells.shape))
         yield Heat(heatmap.cells, float(heatmap.enlarged.max()), box, heatmap.prediction)
 
 
@@ -258,7 +258,7 @@ def build(
                 "map": "" if heat.box is None else encode_map(heat.raw),
                 "maximum": round(heat.maximum, 4),
                 "box": None if heat.box is None else list(heat.box.corners),
-                "further": [] if heat.box is None else [list(corners) for corners in heat.box.further],
+                "further": [] if heat.box is None else [list(corners) for corners in heat.box.shown],
                 "localises": heat.box is not None and heat.box.localises,
                 "remark": remark(heat.box),
                 "region": None if picture.region is None else list(picture.region),
