@@ -183,7 +183,7 @@ class Model:
         _check_number("references", references, low=1, high=1000)
         layers = (layers,) if isinstance(layers, str) else tuple(layers)
         kind = of_model(MapKind(method, layers, fuse, gamma), self.classifier)
-        wanted = weighed(target, self.classes, gamma=gamma, references=references)
+        wanted = weighed(target, self.classes, method=method, gamma=gamma, references=references)
         mean, std = self._normalisation
         listed, items = files.listed(images, names)
         tiles, found = [], []

@@ -27,20 +27,21 @@ def chosen_maps(config: MapConfig, classes: Sequence[str], model: nn.Module) -> 
 
 def asked_maps(config: MapConfig, classes: Sequence[str]) -> tuple[Target, MapKind]:
     """Return what `chosen_maps` does, of whatever model."""
-    target = weighed(config.target, classes, gamma=config.gamma, references=config.references)
-    if config.method in WHATEVER_CLASS:
-        for key in OF_A_SCORE:
-            if (value := getattr(config, key)) != MapConfig.model_fields[key].default:
-                raise ValueError(f"{key}: {config.method} is the same for every class, got {value}; leave {key} out")
+    target = weighed(config.target, classes, method=config.method, gamma=config.gamma, references=config.references)
     return target, MapKind(config.method, tuple(config.layer), config.fuse, config.gamma)
 
 
-def weighed(name: str, classes: Sequence[str], *, gamma: float, references: int) -> Target:
+def weighed(name: str, classes: Sequence[str], *, method: str, gamma: float, references: int) -> Target:
     """Return the score of that name, see `targets.resolve_target`.
 
     Raises:
-        ValueError: no such class; weight or number of other classes where the score has none.
+        ValueError: no such class; weight or number of other classes where the score has none, or fewer; any of these
+            where the method is the same for every class.
     """
+    if method in WHATEVER_CLASS:
+        for key, value in zip(OF_A_SCORE, (name, gamma, references), strict=True):
+            if value != MapConfig.model_fields[key].default:
+                raise ValueError(f"{key}: {method} is the same for every class, got {value}; leave {key} out")
     target = resolve_target(name, classes, references=references)
     if target.score is Score.DIFFERENCE and references >= len(classes):
         raise ValueError(f"references: got {references}, must be below {len(classes)}, the number of classes")
