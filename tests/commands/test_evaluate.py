@@ -504,7 +504,8 @@ def test_by_site_of_a_table_and_by_slide(
     ]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,group,site", *rows]))
     words = (f"data.root={tmp_path / 't.csv'}", "data.source=table", "split=all")
-    result = cli.evaluate(finetuned3, f"out={tmp_path / 'site'}", *words, "by=site")
+    run = shutil.copytree(finetuned3, tmp_path / "run")  # another set is named in its card
+    result = cli.evaluate(run, f"out={tmp_path / 'site'}", *words, "by=site")
     assert result.code == 0, result.err
     found = report(tmp_path / "site")["by_place"]
     assert found["by"] == "site"

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,10 +31,11 @@ from sscl.models.start import frozen_encoder
 
 
 @pytest.fixture(scope="module")
-def evaluated(cli: Any, finetuned: Path) -> Path:
-    """The finetune run, with its test split evaluated."""
-    assert cli.evaluate(finetuned, "split=test").code == 0
-    return finetuned
+def evaluated(cli: Any, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finetune run, with its test split evaluated."""
+    run = Path(shutil.copytree(finetuned, tmp_path_factory.mktemp("evaluated") / "finetune"))
+    assert cli.evaluate(run, "split=test").code == 0
+    return run
 
 
 @pytest.fixture(scope="module")
