@@ -89,7 +89,9 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
     else:
         weights = next((out / name for name, file in report.files.items() if file.kind in TENSOR_FILES), None)
         given = config.checkpoint if weights is None else weights
-        print(next_command("finetune", "TILES", f"model.name={report.encoder}", f"model.weights={given}", "run=RUN"))
+        words = [f"model.name={report.encoder}", f"model.weights={given}"]
+        words += [] if config.pool is None else [f"model.pool={config.pool}"]  # the run has its own
+        print(next_command("finetune", "TILES", *words, "run=RUN"))
 
 
 def write_files(config: ExportConfig, exported: Exported, folder: Path, *, stem: str) -> tuple[ExportReport, list[str]]:
