@@ -190,7 +190,8 @@ def _training(step: Step, decision: Decision) -> Stage:
     name = step.entry.command
     if decision.action is Action.REUSED:
         ending = run.ending_of(step.folder)
-        epochs = "" if ending is None else f", {count(ending.epochs, 'epoch')}"
+        regression = isinstance(step.config, FinetuneConfig) and step.config.train.head == "logistic"
+        epochs = "" if ending is None or regression else f", {count(ending.epochs, 'epoch')}"
         return Stage(name, why=f"finished before ({step.folder}{epochs})")
     why = {Action.RESUME: "goes on after its last epoch", Action.AGAIN: f"again: {decision.reason}"}
     return Stage(name, (*step.words, *FLAGS[decision.action]), why.get(decision.action, ""))
