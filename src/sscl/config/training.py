@@ -17,6 +17,16 @@ MOST_EPOCHS = 100_000
 MOST_VIEWS = 100  # of train.view_count
 
 
+def _few(views: object) -> object:
+    """Return a number of views, or refuse more than MOST_VIEWS and say why."""
+    if isinstance(views, int) and views > MOST_VIEWS:
+        raise ValueError(
+            f"must be at most {MOST_VIEWS}, got {views}: each view is a pass over the tiles and a file in the cache; "
+            "train.frozen_views=each_epoch has new views in each epoch and keeps none"
+        )
+    return views
+
+
 class LogConfig(Section):
     """Logging, besides metrics.jsonl."""
 
@@ -202,7 +212,9 @@ class FinetuneTrainConfig(Section):
         "symmetries = its 8 flips and rotations; random = view_count random views (augment); each_epoch = another "
         "random view in each epoch, for which the encoder runs in each (slow). All but the last are computed once",
     )
-    view_count: int = setting(8, "frozen_views=random: random views of each training tile", ge=1)
+    view_count: Annotated[int, BeforeValidator(_few)] = setting(
+        8, "frozen_views=random: random views of each training tile", ge=1, le=MOST_VIEWS
+    )
     head: Literal["linear", "logistic"] = setting(
         "linear",
         "how the head is fitted: linear = by epochs of the optimizer; logistic = with freeze_encoder, logistic "
@@ -289,12 +301,6 @@ class FinetuneTrainConfig(Section):
             raise fault("frozen_views", f"got {self.frozen_views!r} without train.freeze_encoder=true; set that too")
         if self.view_count != usual["view_count"].default and not (once and self.frozen_views == "random"):
             raise fault("view_count", f"got {self.view_count} without train.frozen_views=random; set that too")
-        if self.view_count > MOST_VIEWS:
-            raise fault(
-                "view_count",
-                f"must be at most {MOST_VIEWS}, got {self.view_count}: each view is a pass over the tiles and a "
-                "file in the cache; train.frozen_views=each_epoch has new views in each epoch and keeps none",
-            )
         if self.head == "linear":
             if self.c_grid != usual["c_grid"].default:
                 raise fault("c_grid", f"got {shown(self.c_grid)} without train.head=logistic; set that too")
