@@ -45,6 +45,13 @@ def test_one_is_told_about_within_80_columns(cli: Any, name: str) -> None:
     assert following.startswith("next: sscl finetune TILES model.name=")
 
 
+def test_of_a_model_of_timm_its_settings_are_told(cli: Any) -> None:
+    said = " ".join(cli("encoders", "timm:test_vit").out.split())
+    encoder = build_encoder("timm:test_vit")
+    assert f"feature {encoder.pooling}, {encoder.num_features} numbers" in said
+    assert "tiles 160 px " in said
+
+
 def test_a_folder_is_told_about(cli: Any, tmp_path: Path) -> None:
     said = {"architecture": "test_vit", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "input_size": [3, 64, 64]}}
     (tmp_path / "config.json").write_text(json.dumps(said))

@@ -160,8 +160,28 @@ def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
     result = cli("finetune", f"run={tmp_path / 'run'}", *words, "device=cpu", "train.batch_size=8", "train.epochs=1")
     assert result.code == 0, result.err
     assert result.out.endswith(f"\nnext: sscl eval {tmp_path / 'run'}\n")
+    said = next(line for line in result.out.splitlines() if line.startswith("encoder: "))
+    assert said.startswith(f"encoder: {ENCODER}; feature: mean, 96 numbers; weights:")
     written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (written["model"]["name"], written["data"]["size_px"]) == (ENCODER, 32)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_published_weights_are_looked_for_before_tiles_are_read(
+    cli: Any, tmp_path: Path, wrap: Any, command: str
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("[Errno 111] Connection refused")
+
+    wrap(hub_file=unreachable)
+    (tmp_path / "tiles").mkdir()  # which holds none
+    words = ["model.name=gigapath", "model.weights=published", f"data.root={tmp_path / 'tiles'}"]
+    result = getattr(cli, command)(tmp_path / "run", *words)
+    assert result.code == 2
+    assert result.err.startswith("sscl: model.weights: ")
+    assert "https://huggingface.co/prov-gigapath/prov-gigapath" in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_frozen_encoder_stays_bit_identical_while_the_head_learns(

@@ -366,3 +366,9 @@ def test_a_hub_out_of_reach_is_one_line(wrap):
     ) as error:
         build_encoder("uni2_h", weights="published")
     assert "\n" not in str(error.value)
+    for part in ("https://huggingface.co/MahmoodLab/UNI2-h", "terms", "hf auth login", "model.name=uni2_h"):
+        assert part in str(error.value)
+    with pytest.raises(published.NotHere, match=r"^model\.weights: config\.json of a/b cannot") as error:
+        build_encoder("timm:hf-hub:a/b", weights="published")
+    assert "its file of weights there" in str(error.value)
+    assert "model.weights=PATH model.name=timm:MODEL" in str(error.value)

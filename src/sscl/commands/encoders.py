@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import torch
 
@@ -13,13 +14,14 @@ from sscl.evaluate.tables import as_text
 from sscl.models.encoders import check_name
 from sscl.models.pixels import preprocessing_of
 from sscl.models.published import on_this_disk, resolve
-from sscl.models.timm_models import create
+from sscl.models.timm_models import create, default_pool
 from sscl.words import count, next_command
 
 _WIDTH = 80  # columns
 LEGEND = (
     "* gated: accept the terms on the encoder's page first (sscl encoders NAME).",
-    "feature: what a tile becomes; width: in how many numbers. µm/px: of its tiles.",
+    "patch/tile: sides in px. feature: what a tile becomes; width: its numbers.",
+    "µm/px: of its tiles. NC: not for commercial use.",
     "here: whether the weights are in the hub's cache on this disk.",
     "Not verified with the published weights: docs/encoders.md.",
 )
@@ -60,7 +62,7 @@ def check_name_of(name: str) -> None:
 
 def listing() -> str:
     """Return both tables, published encoders and those without a publisher's weights, at most 80 columns wide."""
-    header = ("name", "weights", "width", "patch", "µm/px", "feature", "terms", "here")
+    header = ("name", "params", "width", "patch/tile", "µm/px", "feature", "terms", "here")
     rows = [
         (
             one.name,
@@ -141,20 +143,25 @@ def of_any(name: str) -> dict[str, str]:
     with torch.device("meta"):
         net = create(named.name.removeprefix(TIMM), kwargs=named.kwargs)
     mean, std = preprocessing_of(named.name)
+    told: Any = net
+    pool, width = named.pool or default_pool(net), getattr(net, "head_hidden_size", None) or told.num_features
+    size_px = named.size_px or told.pretrained_cfg["input_size"][-1]
     return {
         "name": name,
         "model of timm": named.name.removeprefix(TIMM),
         "arguments": ", ".join(f"{key}={shown(value)}" for key, value in named.kwargs.items()) or "none",
         "weights": count(sum(value.numel() for value in net.parameters()), "parameter"),
-        "feature": f"{named.pool or 'as timm pools'}, {getattr(net, 'head_hidden_size', None) or net.num_features}",
-        "tiles": "not said" if named.size_px is None else f"{named.size_px} px",
+        "feature": f"{pool}, {2 * width if pool == 'class_mean' else width} numbers",
+        "tiles": f"{size_px} px",
         "mean": _numbers(named.mean or mean),
         "std": _numbers(named.std or std),
     }
 
 
 def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:,.0f} M" if parameters >= 1e7 else f"{parameters / 1e6:.1f} M"
+    if parameters >= 1e9:
+        return f"{parameters / 1e9:.2f} B"
+    return f"{parameters / 1e6:.0f} M" if parameters >= 1e7 else f"{parameters / 1e6:.1f} M"
 
 
 def _scale(one: Published) -> str:
@@ -165,7 +172,7 @@ def _scale(one: Published) -> str:
 
 
 def _terms(one: Published) -> str:
-    return one.terms.split(",")[0].removesuffix(" 4.0") + ("*" if one.gated else "")
+    return one.terms.split(",")[0].removesuffix(" 4.0").replace("non-commercial", "NC") + ("*" if one.gated else "")
 
 
 def _numbers(values: tuple[float, ...]) -> str:

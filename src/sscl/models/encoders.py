@@ -18,7 +18,15 @@ from sscl.models.checkpoint import Checkpoint
 from sscl.models.imagenet import imagenet_state
 from sscl.models.published import published_file, resolve
 from sscl.models.resnet import Trunk, convolution
-from sscl.models.timm_models import check_timm_name, checkpoint_blocks, create, extra, has_plain_blocks
+from sscl.models.timm_models import (
+    check_timm_name,
+    checkpoint_blocks,
+    create,
+    default_pool,
+    extra,
+    has_class_token,
+    has_plain_blocks,
+)
 from sscl.models.weights import load_trunk, read_trunk
 
 STEMS: tuple[str, ...] = get_args(Stem)
@@ -208,12 +216,11 @@ class TimmEncoder(Encoder):
         if len(shape) not in (3, 4) or shape[1 if self._layout == "NCHW" else -1] != channels:
             raise ValueError(f"model.name: {name} has no feature map (its features are {tuple(shape)})")
         self._others = getattr(self.net, "num_prefix_tokens", 0) if self._layout == "tokens" else 0
-        has_class = self._others > 0 and getattr(self.net, "cls_token", None) is not None
-        if pool not in (None, "mean") and not has_class:
+        if pool not in (None, "mean") and not has_class_token(self.net):
             raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")
-        self.pooling = pool or ("class" if has_class and self.net.global_pool == "token" else "mean")
+        self.pooling = pool or default_pool(self.net)
         if self.pooling == "mean" and self.kwargs.get("patch_drop_rate"):
-            also = "; leave it out" + (", or set model.pool=class" if has_class else "")
+            also = "; leave it out" + (", or set model.pool=class" if has_class_token(self.net) else "")
             raise ValueError(f"model.kwargs.patch_drop_rate: the mean is over a map, which needs all patches{also}")
         self._finishes = self.pooling != "mean" and plain
         width = getattr(self.net, "head_hidden_size", None) or channels

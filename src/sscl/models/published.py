@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from sscl.config.encoders import FOLDER, HUB, TIMM, Deviation, Kwargs, Mean, Pool
 from sscl.config.published import PUBLISHED, Published, by_hub
-from sscl.models.timm_models import OURS, extra
+from sscl.models.timm_models import OURS, extra, quiet_hub
 from sscl.places import missing
 from sscl.reading import parse_json, read_text
 from sscl.records import Record, first_fault
@@ -225,23 +225,20 @@ def _fetched(hub: str, file: str, *, ask: bool) -> Path:
     """
     package = extra("huggingface_hub", extra="timm")
     repository, _, revision = hub.partition("@")
-    errors, log = (extra(f"huggingface_hub.{part}", extra="timm") for part in ("errors", "utils.logging"))
-    level = log.get_verbosity()
-    log.set_verbosity_error()  # of five tries each would be told
+    errors = extra("huggingface_hub.errors", extra="timm")
     try:
-        return Path(
-            package.hf_hub_download(
-                repository,
-                file,
-                revision=revision or None,
-                local_files_only=not ask,
-                endpoint=os.environ.get("HF_ENDPOINT"),
+        with quiet_hub():
+            return Path(
+                package.hf_hub_download(
+                    repository,
+                    file,
+                    revision=revision or None,
+                    local_files_only=not ask,
+                    endpoint=os.environ.get("HF_ENDPOINT"),
+                )
             )
-        )
     except Exception as error:  # the hub client's many, its HTTP library's, and the system's
         raise _explained(errors, error, hub=repository, file=file, ask=ask) from error
-    finally:
-        log.set_verbosity(level)
 
 
 def _page(hub: str) -> str:
@@ -250,10 +247,10 @@ def _page(hub: str) -> str:
 
 def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool) -> NotHere:
     """Return what went wrong with the hub, and what to do, in one line."""
-    page, by_hand = (
-        _page(hub),
-        f"or download its weights ({file}) there and give model.weights=PATH with the same model.name",
-    )
+    page, known = _page(hub), by_hub(hub)
+    of_file = "its file of weights" if file == "config.json" else file
+    name = known.name if known is not None else f"{TIMM}MODEL" if file == "config.json" else f"{HUB}{hub}"
+    by_hand = f"or download {of_file} there by hand, and give model.weights=PATH model.name={name}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, (OSError, MemoryError)) and status is None and getattr(error, "errno", None) is not None:
         return NotHere(f"model.weights: {file} of {hub} cannot be kept in the hub's cache ({error}); see HF_HOME")
@@ -263,7 +260,7 @@ def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool)
             f"{by_hand}"
         )
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return _NoSuchFile(f"model.weights: {page} has no {file}; give model.weights=PATH")
+        return _NoSuchFile(f"model.weights: {page} has no {file}; {by_hand.removeprefix('or ')}")
     if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
         # The hub answers so for a token that it does not know, and for a repository that is not there.
         return NotHere(
@@ -282,10 +279,12 @@ def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool)
             f"model.name: {hub} is not in the hub's cache on this disk; set model.weights=published to fetch it, or "
             f"name its model of timm: model.name={TIMM}MODEL model.weights=PATH"
         )
+    if known is not None and known.gated:
+        page = f"{page}, where its terms are accepted before hf auth login"
     why = _reason(error)
     if "offline mode" in why.lower():
         why = "HF_HUB_OFFLINE is set, and it is not in the cache"
-    return NotHere(f"model.weights: {file} of {hub} cannot be fetched ({why}); try again, {by_hand}: {page}")
+    return NotHere(f"model.weights: {file} of {hub} cannot be fetched ({why}); try again from {page}; {by_hand}")
 
 
 def _reason(error: BaseException) -> str:

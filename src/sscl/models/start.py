@@ -39,6 +39,7 @@ class Start:
         size_px: side of the tiles it was trained on; None: nothing says.
         mpp: µm per pixel of these tiles, lowest and highest; None: not known.
         checkpoint: the facts of an sscl checkpoint; None for other weights.
+        origin: where the weights are from, in words.
     """
 
     encoder: Encoder
@@ -48,6 +49,12 @@ class Start:
     size_px: int | None = None
     mpp: tuple[float, float] | None = None
     checkpoint: Checkpoint | None = None
+    origin: str = "random"
+
+    def __str__(self) -> str:
+        encoder = self.encoder
+        feature = f"{encoder.pooling}, {encoder.num_features:,} numbers"
+        return f"encoder: {encoder.name}; feature: {feature}; weights: {self.origin}"
 
     def suits(self, scale: Scale, *, size_px: int) -> list[str]:
         """Return what is to be said of tiles of this scale and side, a sentence each.
@@ -159,6 +166,18 @@ def inherit(config: Training, *, facts: Facts | None = None) -> tuple[Training, 
     return _changed(config, model=model), lines
 
 
+def check_weights(model: ModelConfig) -> None:
+    """Raise where the weights to start from cannot be had, published ones are fetched; before tiles are read.
+
+    Raises:
+        ValueError, FileNotFoundError: as `start_encoder`.
+    """
+    if model.weights == "published":
+        published_file(_named(model))
+    else:
+        weights_file(model.weights, key="model.weights")
+
+
 def start_encoder(model: ModelConfig) -> Start:
     """Return the encoder to start training from.
 
@@ -186,7 +205,7 @@ def resumed_encoder(kept: Checkpoint) -> Start:
 
     What it once started from is not read again: the run has what it needs of it.
     """
-    return Start(encoder=blank_encoder(kept), mean=kept.mean, std=kept.std, lineage=kept.lineage)
+    return Start(encoder=blank_encoder(kept), mean=kept.mean, std=kept.std, lineage=kept.lineage, origin="of this run")
 
 
 def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
@@ -323,7 +342,17 @@ def _started(
         size_px=made.size_px if made is not None else named.size_px if given.weights not in RANDOM else None,
         mpp=_mpp_of(made) if made is not None else named.mpp if given.weights not in RANDOM else None,
         checkpoint=made,
+        origin=_origin(given.weights, source=None if trunk is None else source),
     )
+
+
+def _origin(weights: str | None, *, source: str | None) -> str:
+    """Return where weights are from, in words; source: their file, None where there is none of ours."""
+    if weights in RANDOM:
+        return "random"
+    if source is None:  # the package has them
+        return {"imagenet": "ImageNet", "published": "published, of timm"}[str(weights)]
+    return f"published, {source}" if weights == "published" else source
 
 
 def _mpp_of(made: Checkpoint) -> tuple[float, float] | None:

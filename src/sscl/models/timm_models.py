@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from sscl.config.encoders import FOLDER, HUB, TIMM, Kwargs
+from sscl.config.encoders import FOLDER, HUB, TIMM, Kwargs, Pool
 from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED
 from sscl.memory import least_free
@@ -44,6 +46,18 @@ def extra(package: str, *, extra: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ValueError(f"model.name: needs the package {package}; pip install 'sscl[{extra}]'") from error
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from telling of each of its five tries; what comes of them is said once."""
+    log = extra("huggingface_hub.utils.logging", extra="timm")
+    level = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
 
 
 def check_timm_name(name: str) -> None:
@@ -102,7 +116,8 @@ def create(model: str, *, kwargs: Kwargs, pretrained: bool = False) -> nn.Module
     if not pretrained:
         return net
     try:
-        return _created(timm, model, given, pretrained=True)
+        with quiet_hub():
+            return _created(timm, model, given, pretrained=True)
     except Exception as error:  # the hub client's, its HTTP library's, the system's, or timm has no weights
         raise ValueError(
             f"model.weights: timm could not load pretrained weights of {model} "
@@ -159,6 +174,16 @@ def _refused(model: str, kwargs: Kwargs, error: Exception) -> Exception:
         return error
     reason = short(str(error).partition("__init__() ")[2] or str(error) or type(error).__name__, most=200)
     return ValueError(f"model.kwargs: timm cannot build {model} with {', '.join(kwargs)} ({reason})")
+
+
+def has_class_token(net: nn.Module) -> bool:
+    """Return whether a model has a class token that may be its feature."""
+    return getattr(net, "num_prefix_tokens", 0) > 0 and getattr(net, "cls_token", None) is not None
+
+
+def default_pool(net: nn.Module) -> Pool:
+    """Return what the feature is where nothing says it: what timm's classifier reads, or the mean."""
+    return "class" if has_class_token(net) and getattr(net, "global_pool", None) == "token" else "mean"
 
 
 def has_plain_blocks(net: nn.Module) -> bool:

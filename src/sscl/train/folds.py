@@ -22,7 +22,7 @@ from sscl.evaluate import calibration, lineage, predictions
 from sscl.models import checkpoint, features
 from sscl.models.classifier import inference_precision, load_classifier
 from sscl.models.pixels import normalisation
-from sscl.models.start import inherit, start_encoder, weights_file
+from sscl.models.start import check_weights, inherit, start_encoder, weights_file
 from sscl.run import check_inputs_outside
 from sscl.train.finetune import train_classifier
 from sscl.train.fold_report import build_report, table, write_report
@@ -51,6 +51,7 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
     folder = Path(config.run)
     check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
     config, inherited = inherit(config)
+    check_weights(config.model)
     alone = config.train.fold is not None
     if alone:
         run.check_run_folder(folder, overwrite=overwrite, resume=resume, trains=True)

@@ -20,7 +20,7 @@ from sscl.config import (
     shown,
 )
 from sscl.evaluate.comparison import METRICS
-from sscl.models.start import facts_to_be, inherit, weights_file
+from sscl.models.start import check_weights, facts_to_be, inherit
 from sscl.places import missing
 from sscl.train.labelled import labelled_tiles
 from sscl.words import nearest
@@ -115,7 +115,7 @@ def check_inputs(steps: Sequence[Step], *, progress: bool) -> None:
                 faults[f"{step.entry.name}: data.root: {missing(one.root, 'file or folder')}"] = None
         try:
             if step.start is None:
-                weights_file(step.config.model.weights, key="model.weights")
+                check_weights(step.config.model)
         except FileNotFoundError as error:
             faults[f"{step.entry.name}: {error}"] = None
     if faults:

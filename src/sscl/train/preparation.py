@@ -218,7 +218,8 @@ def build_joint(config: FinetuneConfig, model: Classifier, *, device: torch.devi
 
 
 def announce(job: Finetuning) -> None:
-    """Print how long the epochs are, and how coarse the maps will be."""
+    """Print which encoder it is, how long the epochs are, and how coarse the maps will be."""
+    print(wrapped(str(job.start)))
     data, train = job.data, job.config.train
     steps = f"{count(job.schedule.steps_per_epoch, 'step')} per epoch, batch size {job.batch_size}"
     how = steps if train.head == "linear" else f"logistic regression, {count(len(train.c_grid), 'value')} of C"

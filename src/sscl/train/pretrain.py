@@ -27,7 +27,7 @@ from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.lora import merged_state
-from sscl.models.start import Start, inherit, resumed_encoder, start_encoder
+from sscl.models.start import Start, check_weights, inherit, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
 from sscl.train import optim
@@ -59,7 +59,7 @@ from sscl.train.setup import (
     start_log,
 )
 from sscl.train.step import ContrastiveStep, Views
-from sscl.words import count
+from sscl.words import count, wrapped
 
 WORTH_COMPILING = 5000  # steps; compiling takes as long as some hundreds of them
 
@@ -77,6 +77,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         config, inherited = inherit(config)
         for line in inherited:
             print(line)
+    if not resume:
+        check_weights(config.model)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)
@@ -239,7 +241,8 @@ def peak_of(config: PretrainConfig) -> float:
 
 
 def announce(job: Pretraining) -> None:
-    """Print how long the epochs are."""
+    """Print which encoder it is, and how long the epochs are."""
+    print(wrapped(str(job.start)))
     tiles, steps = count(len(job.health_tiles.train), "training tile"), count(job.schedule.steps_per_epoch, "step")
     peak = peak_of(job.config)
     print(f"{tiles}; {steps} per epoch, batch size {job.config.train.batch_size}, peak learning rate {peak:.4g}")
