@@ -32,7 +32,7 @@ def test_finetune_writes_the_card_of_its_best_checkpoint(finetuned: Path, pretra
 
     assert f"| epoch | {content['epoch']} of at most 3," in text
     assert f"| accuracy | {accuracy:.3f} |" in text
-    assert f"the run `{pretrained.name}`, pretrained without labels up to epoch 4" in text
+    assert f"the run `{pretrained.name}`, pretrained without labels, epoch 4" in text
     assert f"| trained before on | `{tiles.name}` (mhist, protocol official) |" in text
     assert f"| `SSA` | {16 - counts[1]} | {counts[1]} |" in text
     assert "kept whole: slides or patients" in text
