@@ -1,7 +1,7 @@
 """The published encoders of histopathology by name: one table of facts, none of it read from a file.
 
 Compared in two sources each where there are two (2026-11-26): TRIDENT (trident/patch_encoder_models/load.py at
-0120b8b), kaiko's eva, LazySlide, the model cards on huggingface.co. Nobody has run the published weights with this
+0120b8b), kaiko's eva, LazySlide, the pages of four on huggingface.co. Nobody has run the published weights with this
 program; what is tested are small models of exactly these arguments.
 """
 
