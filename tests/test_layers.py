@@ -30,6 +30,7 @@ FLOORS = (
     "augment_triton",
     "augment",
     "losses",
+    "slides",
     "data",
     "metrics_log",
     "run",

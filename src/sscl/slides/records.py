@@ -1,0 +1,80 @@
+"""What is known of a slide, and how its tiles are read.
+
+Coordinates are pixels of level 0 everywhere, x before y, of a top-left corner, from the file's own origin (that of
+openslide). Only GeoJSON and the page count from the corner of the scanned area instead (`Slide.bounds`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sscl.records import Record
+
+
+class SlideError(ValueError):
+    """A slide cannot be used: the message is one line that begins with its path and says why and what to do."""
+
+
+class Level(Record):
+    """A level of the pyramid: its size in pixels, and how many pixels of level 0 one of its pixels spans."""
+
+    width: int
+    height: int
+    factor: float  # whole where it is within 1.5 pixels of the level's size of being whole
+
+
+class Slide(Record):
+    """A slide's facts, as the index keeps them.
+
+    Attributes:
+        path: of the file, or of the folder of a DICOM slide; absolute.
+        name: of the slide in its index: its path below the folder that was given, with "/" and its ending.
+        width, height: of level 0, pixels.
+        mpp: µm per pixel of level 0; None: neither the file nor the user says.
+        mpp_from: where it is from, as in "aperio.MPP" or "slides_csv"; empty: not known.
+        bounds: x, y, width, height of the scanned area in pixels of level 0; None: the file does not say.
+        levels: from level 0 down.
+        reader: "jpeg" (encoded tiles, read with pread) or "openslide".
+        vendor: as openslide names it.
+        quickhash: openslide's, or a digest of the file's first and last bytes where it has none.
+        size, mtime_ns: of the file (of a folder: all its files, and the newest).
+    """
+
+    path: str
+    name: str
+    width: int
+    height: int
+    mpp: float | None
+    mpp_from: str
+    bounds: tuple[int, int, int, int] | None
+    levels: tuple[Level, ...]
+    reader: str
+    vendor: str
+    quickhash: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def file(self) -> Path:
+        """The path as a path."""
+        return Path(self.path)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How tiles of a µm per pixel are read from a slide.
+
+    Attributes:
+        mpp: µm per pixel of the finished tile. size_px: its side.
+        level: that is read. side: of the square that is read, whole pixels of that level.
+        step: from tile to tile where they do not overlap, pixels of level 0; not rounded.
+        resampled: whether `side` differs from `size_px`, so that the square is resized (area).
+    """
+
+    mpp: float
+    size_px: int
+    level: int
+    side: int
+    step: float
+    resampled: bool
