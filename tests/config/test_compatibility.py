@@ -13,6 +13,7 @@ FREE = [
     "data.cache_dir=elsewhere",
     "data.device_budget_gb=0",
     "data.published=false",
+    "data.mpp=0.5",
     "train.timeout_minutes=1",
     "log.tensorboard=true",
     "log.wandb=true",

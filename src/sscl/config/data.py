@@ -11,6 +11,9 @@ from pydantic import model_validator
 from sscl.config.sections import SEEDS, Section, fault, setting
 
 
+FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, can have
+
+
 class DataConfig(Section):
     """The tiles and their split."""
 
@@ -47,6 +50,14 @@ class DataConfig(Section):
         False, "find near-duplicates first, and keep each cluster on one side of each split that sscl makes"
     )
     size_px: int = setting(224, "tiles are resized to this side, pixels", ge=16, le=1024, common=True)
+    mpp: float | None = setting(
+        None,
+        "µm per pixel of the tiles at size_px; null = from a table's column mpp and the sides of its files, else not "
+        "known",
+        free=True,
+        ge=FINEST_MPP,
+        le=COARSEST_MPP,
+    )
     fit: Literal["refuse", "crop", "resize"] = setting(
         "refuse", "images that are not square: refuse them, crop the square in their middle, or resize (squash) them"
     )
