@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sscl.records import Record
 
 
@@ -78,3 +81,23 @@ class Scaling:
     side: int
     step: float
     resampled: bool
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A slide in small, as the tissue mask needs it.
+
+    Pixel (row, column) is the mean of level 0 from (column * factor_x, row * factor_y) to where the next begins; the
+    last of a row or column may reach beyond the slide's border, and is the mean of the part inside.
+
+    Attributes:
+        rgb: uint8 (h, w, 3). known: bool (h, w), whether most of the pixel was scanned and is opaque.
+        factor_x, factor_y: pixels of level 0 that one of its pixels spans; not whole.
+        mpp: µm per pixel.
+    """
+
+    rgb: NDArray[np.uint8]
+    known: NDArray[np.bool_]
+    factor_x: float
+    factor_y: float
+    mpp: float
