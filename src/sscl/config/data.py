@@ -10,7 +10,6 @@ from pydantic import model_validator
 
 from sscl.config.sections import SEEDS, Section, fault, setting
 
-
 FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, can have
 
 
