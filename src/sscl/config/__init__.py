@@ -25,6 +25,7 @@ from sscl.config.project import InitConfig, TrainConfig
 from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.sections import Changes, Section, keys, plain
+from sscl.config.slides import InspectSlidesConfig, TileSlidesConfig
 from sscl.config.training import (
     FinetuneConfig,
     FinetuneTrainConfig,
@@ -61,6 +62,7 @@ __all__ = [
     "HealthConfig",
     "InitConfig",
     "InspectConfig",
+    "InspectSlidesConfig",
     "LogConfig",
     "MapConfig",
     "ModelConfig",
@@ -75,6 +77,7 @@ __all__ = [
     "Section",
     "SourceConfig",
     "SynthConfig",
+    "TileSlidesConfig",
     "TrainConfig",
     "changed_keys",
     "help_text",
