@@ -20,11 +20,18 @@ class SlideError(ValueError):
 
 
 class Level(Record):
-    """A level of the pyramid: its size in pixels, and how many pixels of level 0 one of its pixels spans."""
+    """A level of the pyramid: its size in pixels, and how many pixels of level 0 one of its pixels spans.
+
+    Attributes:
+        factor: whole where it is within 1.5 pixels of the level's size of being whole.
+        exact: whether any of its pixels can be read as they are. openslide takes 4.0019 for 4 where a level's size was
+            rounded, and then reads between pixels.
+    """
 
     width: int
     height: int
-    factor: float  # whole where it is within 1.5 pixels of the level's size of being whole
+    factor: float
+    exact: bool
 
 
 class Slide(Record):
@@ -35,13 +42,16 @@ class Slide(Record):
         name: of the slide in its index: its path below the folder that was given, with "/" and its ending.
         width, height: of level 0, pixels.
         mpp: µm per pixel of level 0; None: neither the file nor the user says.
-        mpp_from: where it is from, as in "aperio.MPP" or "slides_csv"; empty: not known.
+        mpp_from: where it is from, as in "aperio.MPP" or "slides_csv"; without mpp, what the file says that does not
+            count, as in "tiff.XResolution says 352.8"; empty: nothing.
         bounds: x, y, width, height of the scanned area in pixels of level 0; None: the file does not say.
         levels: from level 0 down.
         reader: "jpeg" (encoded tiles, read with pread) or "openslide".
         vendor: as openslide names it.
         quickhash: openslide's, or a digest of the file's first and last bytes where it has none.
         size, mtime_ns: of the file (of a folder: all its files, and the newest).
+        icc: whether the file has a colour profile; it is not applied.
+        notes: what a user should know of how it is read, each a phrase.
     """
 
     path: str
@@ -57,6 +67,8 @@ class Slide(Record):
     quickhash: str
     size: int
     mtime_ns: int
+    icc: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
