@@ -186,7 +186,7 @@ def write_embeddings(
         "cluster": cluster,
     }
     if tiles.groups is not None:
-        arrays["groups"] = tiles.groups
+        arrays["groups"] = np.asarray(tiles.groups)
     arrays |= {f"map_{name}": points for name, points in maps.items()}
     with writing.replacing(path) as temporary, temporary.open("wb") as handle:
         np.savez(handle, **arrays)  # type: ignore[arg-type]  # numpy says bool, for allow_pickle

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # of scikit-learn
 
 from sscl.data import hashes, keypoints, outliers, squeezes, voting
+from sscl.data.groups import Groups
 from sscl.data.rows import Images
 from sscl.data.threads import in_threads
 from sscl.progress import Bar
@@ -353,12 +354,12 @@ def clusters_of(count: int, pairs: Iterable[tuple[int, int]]) -> Indices:
     return np.argsort(np.argsort(at))[cluster].astype(np.int64)
 
 
-def join_groups(clusters: Indices, groups: NDArray[np.str_] | None, *, ids: Sequence[str]) -> NDArray[np.str_]:
+def join_groups(clusters: Indices, groups: Groups | None, *, ids: Sequence[str]) -> NDArray[np.str_]:
     """Return groups (N,) in which tiles of one cluster, and tiles of one given group, are together.
 
     A group is named after the given group, or the id, of its first tile.
     """
-    names = np.array(ids, dtype=np.str_) if groups is None else groups
+    names = np.array(ids, dtype=np.str_) if groups is None else np.asarray(groups)
     links = []
     for values in (clusters, names):
         _, first, of = np.unique(values, return_index=True, return_inverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class NearDuplicateGroups:
     given: dict[str, str] | None
     joined: dict[str, str]
 
-    def given_of(self, ids: tuple[str, ...]) -> NDArray[np.str_] | None:
+    def given_of(self, ids: Sequence[str]) -> NDArray[np.str_] | None:
         """Return the given groups of these tiles, (N,)."""
         return None if self.given is None else np.array([self.given[name] for name in ids])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -190,7 +190,7 @@ def _paper_balanced(root: Path, tiles: Tiles, split: str, *, seed: int, grouped:
     return {"train": balanced[train], "test": balanced[test]}
 
 
-def load_truth_masks(root: Path | str, ids: tuple[str, ...], *, size_px: int) -> NDArray[np.bool_] | None:
+def load_truth_masks(root: Path | str, ids: Sequence[str], *, size_px: int) -> NDArray[np.bool_] | None:
     """Return the truth masks of the tiles `ids` as bool (N, size_px, size_px), True = decides the class.
 
     Only synthetic sets have them, in masks/ under the tile's own name; None where there is no such folder.

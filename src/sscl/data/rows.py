@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +16,22 @@ from numpy.typing import ArrayLike, NDArray
 from sscl.data.digests import Digests, all_digests, read_footer
 
 
+class Pixels(Protocol):
+    """Tiles that are no array, uint8 (n, H, W, 3): they are made when they are read, as those of slides."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, H, W, 3)."""
+
+    def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
+        """Write row `rows[i]` to `out[places[i]]`."""
+
+    def digests(self, rows: NDArray[np.int64]) -> Digests:
+        """Return the digests of the tiles at `rows`: equal where the pixels come from the same place."""
+
+
 class Rows:
-    """Rows of one or several uint8 (n, H, W, 3) arrays, concatenated without copying.
+    """Rows of one or several uint8 (n, H, W, 3) arrays or `Pixels`, concatenated without copying.
 
     It has the array features that the pixels of `Tiles` need: shape, dtype, ndim, nbytes, len, np.asarray, and
     `rows[row]`, `rows[slice]`, `rows[ints]`, each a new array of those pixels.
@@ -27,30 +41,30 @@ class Rows:
     `scripts/benchmarks/data.py` measures both.
 
     Args:
-        parts: arrays or `Rows` of tiles of one size; at least one.
+        parts: arrays, `Rows` or `Pixels` of tiles of one size; at least one.
 
     Raises:
         ValueError: a part has another shape or dtype, or the sizes differ.
     """
 
-    def __init__(self, parts: Sequence[Images]) -> None:
+    def __init__(self, parts: Sequence[Images | Pixels]) -> None:
         for part in parts:
-            if part.ndim != 4 or part.shape[3] != 3 or part.dtype != np.uint8:
+            if isinstance(part, np.ndarray) and (part.ndim != 4 or part.shape[3] != 3 or part.dtype != np.uint8):
                 raise ValueError(f"images: expected uint8 (N, H, W, 3), got {part.dtype} {part.shape}")
         sizes = list(dict.fromkeys(part.shape[1:3] for part in parts))
         if len(sizes) != 1:
             raise ValueError(f"images: expected tiles of one size, got (H, W) of {sizes}")
-        self._arrays: list[_Array] = []
+        self._arrays: list[_Array | Pixels] = []
         orders = [np.empty(0, dtype=np.int64)]
         for part in parts:
-            first = sum(len(array) for array in self._arrays)
+            first = sum(array.shape[0] for array in self._arrays)
             if isinstance(part, Rows):
                 self._arrays += part._arrays
                 orders.append(first + part._order)
             else:
-                self._arrays.append(_Array(part))
-                orders.append(np.arange(first, first + len(part)))
-        self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+                self._arrays.append(_Array(part) if isinstance(part, np.ndarray) else part)
+                orders.append(np.arange(first, first + part.shape[0]))
+        self._starts = np.cumsum([0] + [array.shape[0] for array in self._arrays])
         self._order: NDArray[np.int64] = np.concatenate(orders)  # (N,), rows of all arrays
         self._tile: tuple[int, int, int] = (*sizes[0], 3)
 
@@ -97,19 +111,27 @@ class Rows:
         """
         self._read(self._order[rows], out)
 
+    @property
+    def made(self) -> bool:
+        """Whether pixels of some are made when they are read, so that their digests tell them, and not their pixels."""
+        return not all(isinstance(array, _Array) for array in self._arrays)
+
     def line(self, y: int) -> NDArray[np.uint8]:
-        """Return the pixels in line `y` of every tile, (N, W, 3); hardly anything else is read."""
+        """Return the pixels in line `y` of every tile, (N, W, 3), of arrays; hardly anything else is read."""
         out = np.empty((len(self), *self._tile[1:]), dtype=np.uint8)
         part_of = np.searchsorted(self._starts, self._order, side="right") - 1
         for part in np.unique(part_of):
             places = np.flatnonzero(part_of == part)
-            self._arrays[part].read(self._order[places] - self._starts[part], out, places=places, line=y)
+            array = self._arrays[part]
+            assert isinstance(array, _Array), "every pixel of such tiles would be made for a line"
+            array.read(self._order[places] - self._starts[part], out, places=places, line=y)
         return out
 
     def digests(self) -> Digests:
         """Return the digest of each tile, (N,), see `digests.digests_of`: equal for equal pixels, wherever they are.
 
-        Of a file of the cache they are those that were written with it; other pixels are read.
+        Of a file of the cache they are those that were written with it; other pixels are read. Those of `Pixels` say
+        where they come from.
         """
         found = np.empty(len(self), dtype=np.uint64)
         part_of = np.searchsorted(self._starts, self._order, side="right") - 1
@@ -147,8 +169,10 @@ class _Array:
             self._whole = whole
             self._offset = whole.offset + array.ctypes.data - whole.ctypes.data
 
-    def __len__(self) -> int:
-        return len(self.pixels)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, H, W, 3)."""
+        return tuple(self.pixels.shape)
 
     def digests(self, rows: NDArray[np.int64]) -> Digests:
         """Return the digests of the tiles at `rows`."""

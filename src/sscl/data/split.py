@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.data.groups import Groups, numbered
 from sscl.data.tiles import Tiles
 
 Indices = NDArray[np.int64]
@@ -28,7 +29,7 @@ def stratified_split(
     *,
     fraction: float,
     seed: int,
-    groups: NDArray[np.str_] | None = None,
+    groups: Groups | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[Indices, Indices]:
     """Return (rest, held_out), sorted indices: about `fraction` of every class is held out.
@@ -70,7 +71,7 @@ def train_and_test(
     *,
     fraction: float,
     seed: int,
-    groups: NDArray[np.str_] | None = None,
+    groups: Groups | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[Indices, Indices]:
     """Return (train, test), sorted indices of all tiles: `stratified_split` of those with a label.
@@ -89,7 +90,8 @@ def train_and_test(
     test = np.zeros(len(labels), dtype=bool)
     test[labelled[held]] = True
     if groups is not None:
-        test |= np.isin(groups, groups[test])
+        _, numbers = numbered(groups)
+        test |= np.isin(numbers, numbers[test])
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
@@ -125,7 +127,7 @@ def stratified_folds(
     k: int,
     *,
     seed: int,
-    groups: NDArray[np.str_] | None = None,
+    groups: Groups | None = None,
     classes: Sequence[str] = (),
 ) -> list[Indices]:
     """Return the k folds of cross-validation, sorted indices: every tile is in one fold, every class in all folds.
@@ -146,7 +148,7 @@ def stratified_folds(
     if k < 2:
         raise ValueError(f"folds: must be >= 2, got {k}")
     rows_of = _rows_per_class(labels)
-    counts = [len(rows) if groups is None else len(np.unique(groups[rows])) for rows in rows_of]
+    counts = [len(rows) if groups is None else len(numbered(groups[rows])[0]) for rows in rows_of]
     if min(counts) < k:
         what, label = "tiles" if groups is None else "groups", labels[rows_of[int(np.argmin(counts))][0]]
         raise ValueError(
@@ -162,7 +164,7 @@ def stratified_folds(
         return [np.sort(held).astype(np.int64) for _, held in splitter.split(labels, labels)]
     # Its own shuffle lost the stratification before 1.8 (scikit-learn issue 32478); renumbering the groups has the same
     # effect.
-    names, group_of = np.unique(groups, return_inverse=True)
+    names, group_of = numbered(groups)
     codes = rng.permutation(len(names))[group_of]
     folds = [np.sort(held).astype(np.int64) for _, held in StratifiedGroupKFold(k).split(labels, labels, codes)]
     if any(len(np.unique(labels[held])) < len(rows_of) for held in folds):
@@ -286,7 +288,7 @@ def _rows_per_class(labels: NDArray[np.int64]) -> list[Indices]:
 
 def _held_groups(
     labels: NDArray[np.int64],
-    groups: NDArray[np.str_],
+    groups: Groups,
     *,
     fraction: float,
     rng: np.random.Generator,
@@ -298,7 +300,7 @@ def _held_groups(
     target; the best of several orders is kept.
     """
     classes, label_of = np.unique(labels, return_inverse=True)
-    names, group_of = np.unique(groups, return_inverse=True)
+    names, group_of = numbered(groups)
     counts = np.zeros((len(names), len(classes)))  # tiles of each group and class
     np.add.at(counts, (group_of, label_of), 1)
     groups_of_class = (counts > 0).sum(axis=0)

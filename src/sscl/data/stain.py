@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.data.cache import cached_tiles
+from sscl.data.groups import Groups
 from sscl.data.rows import Images
 from sscl.data.threads import in_threads
 from sscl.data.tiles import Tiles
@@ -52,7 +53,7 @@ _Floats = NDArray[np.float64]
 
 
 def normalise_stain(
-    images: NDArray[np.uint8], *, method: str, groups: NDArray[np.str_] | None = None, progress: bool = False
+    images: NDArray[np.uint8], *, method: str, groups: Groups | None = None, progress: bool = False
 ) -> NDArray[np.uint8]:
     """Return the tiles in the colours of the method's reference, uint8 (N, H, W, 3).
 
@@ -106,7 +107,7 @@ def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None =
     return replace(tiles, images=images)
 
 
-def _check(images: Images, method: str, groups: NDArray[np.str_] | None) -> None:
+def _check(images: Images, method: str, groups: Groups | None) -> None:
     if method not in _METHODS:
         raise ValueError(f"stain: got {method!r}, allowed are {', '.join(_METHODS)}")
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
@@ -120,7 +121,7 @@ def _normalise_into(
     images: Images,
     *,
     method: str,
-    groups: NDArray[np.str_] | None,
+    groups: Groups | None,
     progress: bool,
 ) -> None:
     """Fill `result`, (N, H, W, 3), with the normalised tiles, on all cores."""
@@ -142,7 +143,7 @@ def _normalise_into(
         pass
 
 
-def _pool(found: list[_Floats | None], groups: NDArray[np.str_]) -> list[_Floats | None]:
+def _pool(found: list[_Floats | None], groups: Groups) -> list[_Floats | None]:
     """Return for each tile the median statistics of its group, (K,); None if no tile of the group has any."""
     tiles_of: dict[str, list[_Floats]] = {}
     for group, statistics in zip(groups, found, strict=True):

@@ -181,8 +181,11 @@ def equal_tiles(sets: Sequence[Images]) -> list[list[Place]]:
     """Return the tiles that are equal pixel for pixel, a list of places for each picture that occurs more than once.
 
     Tiles of one colour are passed over: two blank tiles are no copies. First the middle line of every tile is compared,
-    and all pixels only of those in which that is equal, so that hardly anything is read.
+    and all pixels only of those in which that is equal, so that hardly anything is read. Tiles of slides are equal
+    where they are of one place in slides that are copies of each other; nothing of them is read.
     """
+    if any(as_rows(images).made for images in sets):
+        return _equal_digests(sets)
     lines = [_middle_lines(images) for images in sets]
     often = Counter(key for keys in lines for key in keys)
     places: dict[bytes, list[Place]] = {}
@@ -192,6 +195,18 @@ def equal_tiles(sets: Sequence[Images]) -> list[list[Place]]:
             if (pixels != pixels[0, 0]).any():
                 places.setdefault(hashlib.sha256(pixels.tobytes()).digest(), []).append((number, row))
     return [found for found in places.values() if len(found) > 1]
+
+
+def _equal_digests(sets: Sequence[Images]) -> list[list[Place]]:
+    """Return the tiles with equal digests, a list of places for each digest that occurs more than once."""
+    digests = [as_rows(images).digests() for images in sets]
+    part_of = np.repeat(np.arange(len(sets)), [len(found) for found in digests])
+    row_of = np.concatenate([np.arange(len(found)) for found in digests])
+    _, number, often = np.unique(np.concatenate(digests), return_inverse=True, return_counts=True)
+    places: dict[int, list[Place]] = {}
+    for at in np.flatnonzero(often[number] > 1):
+        places.setdefault(int(number[at]), []).append((int(part_of[at]), int(row_of[at])))
+    return list(places.values())
 
 
 def _middle_lines(images: Images) -> list[bytes]:

@@ -6,20 +6,25 @@ channels_last already, so nothing is copied for the network.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sscl.data.groups import Grouped, Groups
 from sscl.data.listing import Account
 from sscl.data.rows import Images, Rows
 from sscl.device import free_memory
+from sscl.slides.places import TileIds
 from sscl.words import count, some
 
 UNLABELLED = -1
@@ -34,8 +39,8 @@ class Tiles:
         images: uint8, (N, H, W, 3); an array, a read-only memmap, or `Rows` of some.
         labels: int64, (N,); index into `classes`, -1 = unlabelled.
         classes: class names; empty when nothing is labelled.
-        ids: N unique names (a file name, or a posix path relative to the data folder).
-        groups: str, (N,), slide or patient of each tile; None = unknown.
+        ids: N unique names (a file name, or a posix path relative to the data folder); computed for tiles of slides.
+        groups: str, (N,), slide or patient of each tile; None = unknown. `Grouped` keeps each name once.
         sites: str, (N,), hospital or scanner of each tile; None = unknown.
         votes: int64, (N,), annotators who chose class 1; None = not recorded.
         mpp: float64, (N,), µm per pixel of each file, NaN = unknown; None = not recorded.
@@ -48,8 +53,8 @@ class Tiles:
     images: Images
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    groups: NDArray[np.str_] | None = None
+    ids: Sequence[str]
+    groups: Groups | None = None
     sites: NDArray[np.str_] | None = None
     votes: NDArray[np.int64] | None = None
     mpp: NDArray[np.float64] | None = None
@@ -70,10 +75,10 @@ class Tiles:
                 raise ValueError(
                     f"{name}: expected {kind.__name__} ({n},), one value per tile, got {values.dtype} {values.shape}"
                 )
-        if len(self.ids) != n or len(set(self.ids)) != n:
+        differ = len(self.ids) if isinstance(self.ids, (TileIds, JoinedIds)) else len(set(self.ids))
+        if len(self.ids) != n or differ != n:
             raise ValueError(
-                f"ids: expected {n} different ids, one per tile, "
-                f"got {len(self.ids)} of which {len(set(self.ids))} differ"
+                f"ids: expected {n} different ids, one per tile, got {len(self.ids)} of which {differ} differ"
             )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes: names repeat in {self.classes}")
@@ -112,7 +117,7 @@ class Tiles:
             images=images,
             labels=self.labels[rows],
             classes=self.classes,
-            ids=tuple(self.ids[row] for row in rows),
+            ids=self.ids.take(rows) if isinstance(self.ids, TileIds) else tuple(self.ids[row] for row in rows),
             groups=None if self.groups is None else self.groups[rows],
             sites=None if self.sites is None else self.sites[rows],
             votes=None if self.votes is None else self.votes[rows],
@@ -133,12 +138,46 @@ class Tiles:
         Pixels from the cache count as they were when they were decoded; `cached_tiles` looks whether they still are.
         """
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
-        digest.update("\n".join(self.ids).encode())
+        _update(digest, self.ids)
         digest.update(self.labels.astype("<i8").tobytes())
         if self.groups is not None:
-            digest.update("\n".join(self.groups.tolist()).encode())
+            _update(digest, self.groups if isinstance(self.groups, Grouped) else self.groups.tolist())
         digest.update(as_rows(self.images).digests().astype("<u8").tobytes())
         return digest.hexdigest()
+
+
+class JoinedIds(Sequence[str]):
+    """The ids of several sets, each behind the number of its set, as in "1/a.png"."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self.parts = tuple(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, key: int | slice) -> str | tuple[str, ...]:
+        if isinstance(key, slice):
+            return tuple(self[row] for row in range(*key.indices(len(self))))
+        row = range(len(self))[key]
+        part = bisect.bisect_right(self._starts, row) - 1
+        return f"{part}/{self.parts[part][row - self._starts[part]]}"
+
+    def __iter__(self) -> Iterator[str]:
+        for number, part in enumerate(self.parts):
+            yield from (f"{number}/{name}" for name in part)
+
+
+def _update(digest: hashlib._Hash, names: Iterable[str]) -> None:
+    """Add names to a digest, as "\\n".join(names) would."""
+    rest, between = iter(names), ""
+    while block := list(itertools.islice(rest, 2**16)):
+        digest.update((between + "\n".join(block)).encode())
+        between = "\n"
 
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sscl.config import DataConfig, strict_yaml
 from sscl.data import scale, task
+from sscl.data.groups import Groups
 from sscl.data.layout import split_named
 from sscl.data.load import groups_are, has_test, load_tiles, merge_data, saw_all, slides_known, split_changes
 from sscl.data.tiles import Tiles
@@ -160,14 +158,14 @@ def seen_in_training(data: DataConfig, trained: DataConfig, *, split: str) -> st
     return f"{', '.join(changed)} differs from training: {may_have}" if changed else None
 
 
-def without_slides(data: DataConfig, groups: NDArray[np.str_] | None) -> str | None:
+def without_slides(data: DataConfig, groups: Groups | None) -> str | None:
     """Return a warning where tiles of one slide cannot be told: no groups, or clusters of near-duplicates alone."""
     if groups is None or (data.group_near_duplicates and not slides_known(data)):
         return NO_SLIDE_IDS
     return None
 
 
-def shared_groups(data: DataConfig, train: NDArray[np.str_] | None, test: NDArray[np.str_] | None) -> str | None:
+def shared_groups(data: DataConfig, train: Groups | None, test: Groups | None) -> str | None:
     """Return a warning where groups have tiles in both splits; else None. train, test: group of each tile, or None."""
     if train is None or test is None:
         return None

@@ -60,7 +60,7 @@ class Part:
 
     @functools.cached_property
     def groups(self) -> NDArray[np.str_] | None:
-        return None if self.tiles.groups is None else self.tiles.groups[self.rows]
+        return None if self.tiles.groups is None else np.asarray(self.tiles.groups[self.rows])
 
     @functools.cached_property
     def sites(self) -> NDArray[np.str_] | None:

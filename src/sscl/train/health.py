@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sscl.config import PretrainConfig
+from sscl.data.groups import Groups
 from sscl.data.load import all_rows
 from sscl.data.split import stratified_split
 from sscl.data.tiles import Tiles, TileStore
@@ -37,7 +38,7 @@ class HealthTiles:
     train: NDArray[np.int64]
     queries: NDArray[np.int64]
     bank: NDArray[np.int64]
-    groups: NDArray[np.str_] | None = None
+    groups: Groups | None = None
 
 
 def carve_health(tiles: Tiles, config: PretrainConfig) -> HealthTiles:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sscl import ranks
 from sscl.config import FinetuneConfig
 from sscl.data import split
+from sscl.data.groups import numbered
 from sscl.data.load import all_rows, describe_tiles, has_test, has_validation, load_tiles, split_is_made_here
 from sscl.data.scale import Scale, scale_of
 from sscl.data.task import absent_classes, check_task, check_two_classes, labelled, settings_warnings
@@ -235,5 +236,6 @@ def training_rows(tiles: Tiles, config: FinetuneConfig) -> Rows:
     assert config.train.fold is not None
     held = held_out(tiles, config)[config.train.fold - 1]
     if tiles.groups is not None:
-        return np.flatnonzero(~np.isin(tiles.groups, np.unique(tiles.groups[held])))
+        _, numbers = numbered(tiles.groups)
+        return np.flatnonzero(~np.isin(numbers, numbers[held]))
     return np.setdiff1d(all_rows(tiles), held)

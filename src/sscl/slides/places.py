@@ -1,0 +1,89 @@
+"""Where the tiles of slides lie, and their ids: computed, as a cohort has 10⁸ of them.
+
+N tiles in all, S slides. A tile's id is NAME/x_y: the slide's name and the tile's corner, pixels of level 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_AT_ONCE = 2**16  # ids that are made at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the tiles of some slides lie, slide by slide.
+
+    Attributes:
+        names: of the slides, (S,), all different.
+        starts: first tile of each slide, and N, int64 (S + 1,).
+        xy: int32 (N, 2), the corner of each tile, pixels of level 0; all different in a slide.
+    """
+
+    names: tuple[str, ...]
+    starts: NDArray[np.int64]
+    xy: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, grids: Sequence[tuple[str, NDArray[np.int32]]]) -> Places:
+        """Return the places of the tiles of some slides: their names, and int32 (n, 2) or more columns, x and y first.
+
+        They are copied: a memmap keeps its file open, and there are as many as slides.
+        """
+        starts = np.cumsum([0, *(len(grid) for _, grid in grids)], dtype=np.int64)
+        xy = np.empty((int(starts[-1]), 2), dtype=np.int32)
+        for start, (_, grid) in zip(starts, grids, strict=False):
+            xy[start : start + len(grid)] = grid[:, :2]
+        return cls(tuple(name for name, _ in grids), starts, xy)
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def slide_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the slide of the tiles at `rows`, (B,), as its place in `names`."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the ids of the tiles at `rows`."""
+        slides, corners = self.slide_of(rows).tolist(), self.xy[rows].tolist()
+        return [f"{self.names[slide]}/{x}_{y}" for slide, (x, y) in zip(slides, corners, strict=True)]
+
+
+class TileIds(Sequence[str]):
+    """The ids of the tiles at `rows`, int64 (N,), of some places: strings that are made when they are asked for."""
+
+    def __init__(self, places: Places, rows: NDArray[np.int64]) -> None:
+        self.places, self.rows = places, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, key: int | slice) -> str | tuple[str, ...]:
+        if isinstance(key, slice):
+            return tuple(self.places.ids(self.rows[key]))
+        return self.places.ids(self.rows[key : key + 1 or None])[0] if -len(self) <= key < len(self) else self._no(key)
+
+    def _no(self, key: int) -> str:
+        raise IndexError(f"got {key} for {len(self)} ids")
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _AT_ONCE):
+            yield from self.places.ids(self.rows[start : start + _AT_ONCE])
+
+    def take(self, rows: ArrayLike) -> TileIds:
+        """Return the ids at `rows` (ints), in that order."""
+        return TileIds(self.places, self.rows[np.asarray(rows, dtype=np.int64)])
+
+    @property
+    def slides(self) -> NDArray[np.int64]:
+        """The slide of each tile, (N,), as its place in `places.names`."""
+        return self.places.slide_of(self.rows)
