@@ -1,0 +1,162 @@
+"""Which part of a slide is tissue: what absorbs light more than the slide's own glass does, in a colour of stain.
+
+Optical densities are -log10(pixel / glass), in thousandths (int16): they add up where stains lie over each other, and a
+slide stained at a quarter of another's strength has a quarter of its densities, whatever the lamp or the glass's tint.
+H x W: an overview at OVERVIEW_MPP, or at the slide's own scale where that is coarser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.slides.records import Overview
+
+OVERVIEW_MPP = 8.0  # µm per pixel: a nucleus is one pixel, a crypt ten; no finer detail decides what is tissue
+NO_TISSUE = "no tissue"
+DARK = "fluorescence or dark field: not H&E"
+
+Bytes = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Densities = NDArray[np.int16]
+
+_PADDING = 8  # a pixel whose brightest channel is no more is the black that a scanner fills with
+_FLAT = 4  # grey levels that the brightest and the darkest of 3 x 3 pixels of glass differ by at most
+_GLASS_SHARE = 0.005  # of what was scanned, within 2 grey levels of one: as much must be glass to be taken for it
+_GLASS_DEPTH = 0.8  # glass is at least so bright, of the brightest pixels that are not filling
+_WEAKEST, _STRONGEST = 6, 20  # bounds of the threshold; a sixth of the stain's strength lies between
+_SPECK, _GAP, _HOLE, _FRAGMENT = 0.002, 0.04, 0.1, 0.02  # mm²; mm; mm²; mm²
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """The tissue of a slide.
+
+    Attributes:
+        mask: bool (H, W). share: of what was scanned that is tissue. pen_share: that is pen.
+        glass: R, G, B of the glass, as estimated.
+        reason: why there is none; None: there is.
+    """
+
+    mask: Mask
+    share: float
+    pen_share: float
+    glass: tuple[int, int, int]
+    reason: str | None
+
+
+def find_tissue(overview: Overview) -> Tissue:
+    """Return the tissue of a slide; its mask is empty where the reason is given."""
+    rgb = np.asarray(cv2.GaussianBlur(overview.rgb, (3, 3), 0), dtype=np.uint8)
+    scanned = overview.known & (overview.rgb.max(axis=2) > _PADDING) & (overview.rgb.min(axis=2) < 255)
+    glass = _glass(rgb, scanned, filled=overview.known & (overview.rgb.min(axis=2) == 255))
+    if glass is None:
+        dark = bool((overview.known & (overview.rgb.min(axis=2) < 255)).any())
+        return _nothing(overview, DARK if dark else NO_TISSUE)
+    if _is_dark(rgb, scanned, glass):
+        return _nothing(overview, DARK)
+    density = _densities(rgb, glass)
+    pen = _pen(density, overview.mpp) & scanned
+    mask = _cleaned(_stained(density, pen) & scanned, overview.mpp) & scanned & ~pen
+    inside = max(int(scanned.sum()), 1)
+    share = float(mask.sum() / inside)
+    return Tissue(mask, share, float(pen.sum() / inside), glass, None if mask.any() else NO_TISSUE)
+
+
+def _nothing(overview: Overview, reason: str) -> Tissue:
+    return Tissue(np.zeros(overview.known.shape, dtype=np.bool_), 0.0, 0.0, (0, 0, 0), reason)
+
+
+def _glass(rgb: Bytes, scanned: Mask, *, filled: Mask) -> tuple[int, int, int] | None:
+    """Return the colour of the glass; None: nothing was scanned.
+
+    Glass is the brightest grey that many pixels of even neighbourhoods have. Pure white is no glass: scanners fill what
+    they did not scan with it. Only where no other is found is it the glass (a scanner may saturate), and where there
+    is no white either the brightest tissue is: slides that are tissue everywhere have gaps, lumens and fat.
+    """
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    levels = np.bincount(grey[scanned], minlength=256)
+    total = int(levels.sum())
+    if not total:
+        return None
+    top = int(np.searchsorted(np.cumsum(levels), 0.995 * total))
+    kernel = np.ones((3, 3), np.uint8)
+    even = scanned & (cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, kernel) <= _FLAT)
+    counts = np.bincount(grey[even], minlength=256)
+    near = np.convolve(counts, np.ones(5), mode="same")
+    near[: int(_GLASS_DEPTH * top)] = 0
+    enough = max(_GLASS_SHARE * total, 0.2 * near.max())
+    peaks = np.flatnonzero((near >= enough) & (near >= np.roll(near, 1)) & (near > np.roll(near, -1)))
+    if len(peaks):
+        found = even & (np.abs(grey.astype(np.int16) - int(peaks[-1])) <= 2)
+        return _colour(np.median(rgb[found], axis=0))
+    if filled.sum() > 0.05 * filled.size:
+        return 255, 255, 255
+    return _colour(np.percentile(rgb[scanned], 99.5, axis=0))
+
+
+def _colour(values: NDArray[np.float64]) -> tuple[int, int, int]:
+    red, green, blue = (round(float(value)) for value in values)
+    return red, green, blue
+
+
+def _is_dark(rgb: Bytes, scanned: Mask, glass: tuple[int, int, int]) -> bool:
+    """Return whether most of what was scanned lets no light of some colour through: no tissue does that."""
+    bright = max(glass)
+    return bright < 40 or float((rgb.min(axis=2)[scanned] < 0.12 * bright).mean()) > 0.5
+
+
+def _densities(rgb: Bytes, glass: tuple[int, int, int]) -> Densities:
+    """Return optical densities in thousandths, int16 (H, W, 3); 0 where brighter than the glass."""
+    level = np.arange(256)[:, None] + 1
+    table = np.maximum(np.rint(-1000 * np.log10(level / (np.array(glass) + 1))), 0).astype(np.int16)
+    return np.stack([table[rgb[:, :, c], c] for c in range(3)], axis=2)
+
+
+def _stained(density: Densities, pen: Mask) -> Mask:
+    """Return what has the colour of a stain: dust, bubbles, cover slips and black pen darken all colours alike."""
+    strength = density.sum(axis=2) // 3
+    colour = density.max(axis=2) - density.min(axis=2)
+    stained = (colour > _WEAKEST) & (strength > _WEAKEST) & (5 * colour > strength) & ~pen
+    if not stained.any():
+        return np.asarray(stained, dtype=np.bool_)
+    threshold = np.clip(np.median(strength[stained]) / 6, _WEAKEST, _STRONGEST)
+    return np.asarray(stained & (strength > threshold), dtype=np.bool_)
+
+
+def _pen(density: Densities, mpp: float) -> Mask:
+    """Return what is marker: dense and of a hue that no stain has, with what adjoins it of that hue, however faint."""
+    red, green, blue = (density[:, :, c].astype(np.int32) for c in range(3))
+    strength = (red + green + blue) // 3
+    black = (5 * (np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)) < strength) & (
+        strength > 400
+    )
+    hue = (4 * green < 3 * red) | ((8 * blue > 7 * green) & (4 * red < green))
+    sure = hue & (strength > 150)
+    seeds = (sure | black).astype(np.uint8)
+    return seeds > 0
+
+
+def _cleaned(stained: Mask, mpp: float) -> Mask:
+    """Return tissue as whole pieces: no specks, gaps of fat and fibres closed, lumens filled, no fragments."""
+    pixel = (mpp / 1000) ** 2
+    mask = _without_small(stained, _SPECK / pixel)
+    radius = round(_GAP / 2 / (mpp / 1000))
+    if radius:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel) > 0
+    mask = ~_without_small(~mask, _HOLE / pixel)
+    return _without_small(mask, _FRAGMENT / pixel)
+
+
+def _without_small(mask: Mask, least: float) -> Mask:
+    """Return a mask without its pieces of fewer than `least` pixels."""
+    if least <= 1:
+        return mask
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= least
+    keep[0] = False
+    return np.asarray(keep[labels], dtype=np.bool_)
