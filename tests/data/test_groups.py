@@ -29,7 +29,7 @@ def cohort(slides: int, tiles: int) -> Tiles:
     """Tiles of slides with long names, each of one of two classes."""
     corner = np.stack([np.arange(tiles) % 300 * 224, np.arange(tiles) // 300 * 224], axis=1).astype(np.int32)
     names = [f"site_{i % 7}/TCGA-A6-{i:04d}-01Z-00-DX1.{'f' * 36}.svs" for i in range(slides)]
-    places = Places.of([(name, corner) for name in names])
+    places = Places.of(names, [tiles] * slides, [corner] * slides)
     numbers = np.repeat(np.arange(slides, dtype=np.int32), tiles)
     return Tiles(
         images=Rows([Drawn(slides * tiles)]),

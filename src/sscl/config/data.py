@@ -8,23 +8,39 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from sscl.config import strict_yaml
 from sscl.config.sections import SEEDS, Section, fault, setting
 
 FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, can have
 
 
+Source = Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic", "slides"]
+
+
 class DataConfig(Section):
     """The tiles and their split."""
 
-    source: Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic"] = setting(
+    source: Source = setting(
         "auto",
         "auto: what root is; mhist: annotations.csv and images/; folder: train/CLASS/*, val/CLASS/*, test/CLASS/*, or "
         "CLASS/*, each also as CLASS/SLIDE/*, or images without classes; table: a CSV with path and, where known, "
         "label, group, site, split, mpp; pathmnist: an .npz file in MedMNIST's layout; synthetic: tiles of `sscl data "
-        "synth`",
+        "synth`; slides: an index of `sscl slides tile`, whose tiles are read from the slides",
     )
     root: str = setting(
-        ..., "folder of the data set; the CSV of a table, the .npz file; also TILES", path=True, min_length=1
+        ...,
+        "folder of the data set; the CSV of a table, the .npz file, the index of slides; also TILES",
+        path=True,
+        min_length=1,
+    )
+    slides_root: str | None = setting(
+        None, "slides: the folder where they are now, if they have moved since they were indexed", free=True, path=True
+    )
+    keep: Literal["auto", "slides", "cache"] = setting(
+        "auto",
+        "slides: read tiles from the slides, or decode them once into the cache; auto: the cache up to 8 GiB and half "
+        "of the free disk; the tiles are the same",
+        free=True,
     )
     protocol: Literal["paper_balanced", "official"] = setting(
         "official",
@@ -79,16 +95,50 @@ class DataConfig(Section):
     def _source_is_what_root_is(self) -> DataConfig:
         if self.source == "auto":
             object.__setattr__(self, "source", detect_source(self.root))  # the section is not yet in use
+        if self.source == "slides":
+            self._scale_is_that_of_the_index()
         return self
+
+    def _scale_is_that_of_the_index(self) -> None:
+        for key, value in index_scale(self.root).items():
+            given = getattr(self, key)
+            if key in self.model_fields_set and given is not None and abs(given - value) > 1e-6:
+                raise fault(
+                    key,
+                    f"got {given:g}, but {self.root} was indexed at {value:g}; leave it out, or index the slides again "
+                    "into another folder (sscl slides tile)",
+                )
+            object.__setattr__(self, key, value)
+            self.__pydantic_fields_set__.add(key)
+        for key, why in NOT_OF_SLIDES.items():
+            if getattr(self, key):
+                raise fault(key, f"is not for slides: {why}")
 
 
 SYNTHETIC_TILE = "syn_00000.png"  # the first tile of `sscl data synth`, in MHIST's layout
 
 
-def detect_source(root: str) -> Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic"]:
+NOT_OF_SLIDES = {
+    "groups_csv": "give their patients in the column patient of slides_csv when they are indexed (sscl slides tile)",
+    "group_near_duplicates": "all tiles of a slide, or of a patient, stay on one side already",
+}
+
+
+def index_scale(root: str) -> dict[str, float]:
+    """Return size_px and mpp of the tiles of an index of slides; empty where it does not say, which loading tells."""
+    try:
+        content = strict_yaml.read((Path(root) / "config.yaml").read_text(encoding="utf-8"))
+        return {"size_px": int(content["size_px"]), "mpp": float(content["mpp"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def detect_source(root: str) -> Source:
     """Return what a folder or file is, as a value of data.source; auto where there is none, or it is none of these."""
     path = Path(root)
     if os.path.isdir(root):  # where a name is too long to be one, that says no, and Path raises
+        if all((path / name).is_dir() for name in ("slides", "grids")) and (path / "config.yaml").is_file():
+            return "slides"
         if not (path / "annotations.csv").is_file() or not (path / "images").is_dir():
             return "folder"
         return "synthetic" if (path / "images" / SYNTHETIC_TILE).is_file() else "mhist"
@@ -104,12 +154,27 @@ class SourceConfig(DataConfig):
     )
     labels: bool = setting(
         False,
-        "folder, table: take its classes, for the k-NN accuracy of the health metrics, and leave out its test split; "
-        "false = all images of its own training split, or all there are",
+        "folder, table, slides: take its classes, for the k-NN accuracy of the health metrics, and leave out its test "
+        "split; false = all images of its own training split, or all there are",
+    )
+    tiles_per_slide: int | None = setting(
+        None,
+        "slides: draw this many tiles of each slide an epoch, none twice until all were seen; null = all of them",
+        ge=1,
+        le=10**9,
     )
     tiles: int | None = setting(
         None, "use only this many of its training tiles, drawn by split_seed; null = all", ge=2, le=10**9
     )
+
+    @model_validator(mode="after")
+    def _only_slides_are_drawn_from(self) -> SourceConfig:
+        if self.tiles_per_slide is not None and self.source != "slides":
+            raise fault(
+                "tiles_per_slide",
+                f"is for an index of slides, {self.root} is data.source={self.source}; leave it out, or set data.tiles",
+            )
+        return self
 
 
 SHARED_KEYS = ("size_px", "cache_dir", "device_budget_gb")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig, plain, validate
-from sscl.data import cache, duplicates, folder, pathmnist, table
+from sscl.data import cache, duplicates, folder, pathmnist, slide_set, table
 from sscl.data.ingest import listed_file
 from sscl.data.layout import SPLITS
 from sscl.data.mhist import load_mhist
@@ -24,6 +24,7 @@ from sscl.words import count, some
 
 # Keys that decide which tiles are in the test split.
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
+_LISTED = ("folder", "table", "slides")  # sources whose splits, classes and groups are the user's own
 
 
 def load_tiles(data: DataConfig, *, split: str, progress: bool, key: str = "data") -> Tiles:
@@ -47,7 +48,7 @@ def _named(section: str) -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         if str(error).startswith(f"{section}."):
             raise
-        key = section if str(error).startswith("groups_csv: ") else f"{section}.root:"
+        key = section if str(error).startswith(("groups_csv: ", "slides_root: ")) else f"{section}.root:"
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{key}.{error}" if key == section else f"{key} {error}") from error
 
@@ -140,6 +141,20 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             cache_dir=data.cache_dir,
             progress=progress,
         )
+    if data.source == "slides":
+        return slide_set.load_slides(
+            data.root,
+            split=split,
+            whole=listed_whole(data),
+            size_px=data.size_px,
+            slides_root=data.slides_root,
+            keep=data.keep,
+            replace_damaged=isinstance(data, SourceConfig),
+            test_fraction=data.test_fraction,
+            seed=data.split_seed,
+            cache_dir=data.cache_dir,
+            progress=progress,
+        )
     return folder.load_folder(
         data.root,
         split=split,
@@ -178,14 +193,14 @@ def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
 
 
 def own_splits(data: DataConfig) -> tuple[str, ...]:
-    """Return the splits that a folder or table has of its own, in order; none for other sources."""
-    of = {"folder": folder.own_splits, "table": table.own_splits}.get(data.source)
+    """Return the splits that a folder, table or index has of its own, in order; none for other sources."""
+    of = {"folder": folder.own_splits, "table": table.own_splits, "slides": slide_set.own_splits}.get(data.source)
     return tuple(name for name in SPLITS if of is not None and name in of(data.root))
 
 
 def tile_file(data: DataConfig, name: str) -> Path | None:
     """Return the file of a tile by its id; None where tiles are not files of their own."""
-    if data.source == "pathmnist":
+    if data.source in ("pathmnist", "slides"):
         return None
     root = Path(data.root)
     if data.source == "table":
@@ -195,7 +210,7 @@ def tile_file(data: DataConfig, name: str) -> Path | None:
 
 def listed_whole(data: DataConfig) -> bool:
     """Return whether all images are taken as they lie, without classes: in pretraining without data.labels."""
-    return isinstance(data, SourceConfig) and data.source in ("folder", "table") and not data.labels
+    return isinstance(data, SourceConfig) and data.source in _LISTED and not data.labels
 
 
 def saw_all(data: DataConfig) -> bool:
@@ -211,6 +226,8 @@ def slides_known(data: DataConfig) -> bool:
         return table.has_groups(data.root)
     if data.source == "pathmnist":
         return pathmnist.has_groups(data.root)
+    if data.source == "slides":
+        return True
     return (Path(data.root) / "slides.csv").is_file()
 
 
@@ -236,7 +253,7 @@ def has_test(data: DataConfig) -> bool:
 
 def split_is_made_here(data: DataConfig) -> bool:
     """Return whether sscl divides the set into train and test, not the data set itself."""
-    if data.source in ("folder", "table"):
+    if data.source in _LISTED:
         return not own_splits(data)
     return data.source in ("mhist", "synthetic") and data.protocol == "paper_balanced"
 

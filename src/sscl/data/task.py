@@ -24,6 +24,7 @@ TOGETHER = "data.group_near_duplicates=true keeps copies on one side of a split 
 ADD_A_CLASS = {
     "folder": "put the tiles into one folder a class",
     "table": "give the tiles of each class their label in the column label",
+    "slides": "give slides their label in the column label of slides_csv, and run sscl slides tile again",
     "pathmnist": "give the tiles of each class their number in train_labels",
 }
 # What follows where a part has no tile of a class.

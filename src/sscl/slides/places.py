@@ -5,7 +5,7 @@ N tiles in all, S slides. A tile's id is NAME/x_y: the slide's name and the tile
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -23,23 +23,41 @@ class Places:
         names: of the slides, (S,), all different.
         starts: first tile of each slide, and N, int64 (S + 1,).
         xy: int32 (N, 2), the corner of each tile, pixels of level 0; all different in a slide.
+        quickhashes: of the slides, (S,): equal where one is a copy of another.
     """
 
     names: tuple[str, ...]
     starts: NDArray[np.int64]
     xy: NDArray[np.int32]
+    quickhashes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, grids: Sequence[tuple[str, NDArray[np.int32]]]) -> Places:
-        """Return the places of the tiles of some slides: their names, and int32 (n, 2) or more columns, x and y first.
+    def of(
+        cls,
+        names: Sequence[str],
+        tiles: Sequence[int],
+        grids: Iterable[NDArray[np.int32]],
+        *,
+        quickhashes: Sequence[str] = (),
+    ) -> Places:
+        """Return the places of the tiles of some slides.
 
-        They are copied: a memmap keeps its file open, and there are as many as slides.
+        Args:
+            names: of the slides. tiles: how many each has.
+            grids: int32 (n, 2) or more columns, x and y first. They are copied one by one, as each is a mapped file
+                that stays open while it lives.
+
+        Raises:
+            ValueError: a place comes twice.
         """
-        starts = np.cumsum([0, *(len(grid) for _, grid in grids)], dtype=np.int64)
+        starts = np.cumsum([0, *tiles], dtype=np.int64)
         xy = np.empty((int(starts[-1]), 2), dtype=np.int32)
-        for start, (_, grid) in zip(starts, grids, strict=False):
-            xy[start : start + len(grid)] = grid[:, :2]
-        return cls(tuple(name for name, _ in grids), starts, xy)
+        for name, start, end, grid in zip(names, starts[:-1], starts[1:], grids, strict=True):
+            xy[start:end] = grid[:, :2]
+            corner = xy[start:end].astype(np.int64)
+            if len(np.unique(corner[:, 1] << 32 | corner[:, 0])) != len(corner):
+                raise ValueError(f"{name}: has two tiles at one place; index it again")
+        return cls(tuple(names), starts, xy, tuple(quickhashes))
 
     def __len__(self) -> int:
         return len(self.xy)

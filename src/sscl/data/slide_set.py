@@ -1,0 +1,327 @@
+"""The tiles of an index of slides: where they are, what is known of each, and where its pixels come from.
+
+N tiles of S slides. A tile has the label of its slide, which is a weak label: much of a slide with a lesion is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.data.cache import cache_folder, noted_tiles
+from sscl.data.groups import Grouped
+from sscl.data.ingest import group_ids
+from sscl.data.layout import SPLITS
+from sscl.data.listing import Account
+from sscl.data.rows import Rows
+from sscl.data.split import take_split
+from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.places import missing, printable
+from sscl.progress import Bar
+from sscl.slides.index import MADE_BY, Index, IndexedSlide, read_index
+from sscl.slides.open import open_slide
+from sscl.slides.places import Places, TileIds
+from sscl.slides.records import Slide, SlideError
+from sscl.slides.stream import SlidePixels, damage
+from sscl.words import count, listed, readable, short
+
+Keep = Literal["auto", "slides", "cache"]
+
+# Part of the key of cached tiles: raise it when other pixels are read from the same index.
+_VERSION = 1
+MOST_KEPT = 8 * 2**30  # bytes that keep=auto decodes into the cache
+_DECODED_AT_ONCE = 256
+WEAK = "each tile has the label of its slide (a weak label)"
+
+
+def load_slides(
+    root: Path | str,
+    *,
+    split: str,
+    whole: bool = False,
+    size_px: int | None = None,
+    slides_root: Path | str | None = None,
+    keep: Keep = "auto",
+    replace_damaged: bool = False,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    cache_dir: Path | str | None = None,
+    progress: bool = False,
+) -> Tiles:
+    """Return the tiles of an index that `sscl slides tile` wrote; an id is NAME/x_y, a group a patient or slide.
+
+    Without splits in its slides.csv sscl splits the labelled tiles by patient, or by slide where none is known; tiles
+    of slides without a label are for training.
+
+    Args:
+        root: the folder of the index.
+        split: "train", "validation", "test" or "all".
+        whole: for pretraining: take no labels, and all slides where the index has no splits.
+        size_px: side that is wanted; None: that of the index.
+        slides_root: the folder below which the slides are now, by their names; None: where they were.
+        keep: where pixels come from: the slides, or the cache, into which all are decoded first; the same pixels.
+        replace_damaged: take a slide's next tile for a damaged one, else a damaged tile is an error when it is read.
+        test_fraction, seed: of the split made here.
+        cache_dir: see `cache.cache_folder`. progress: show a bar.
+
+    Raises:
+        FileNotFoundError: the index, a slide, or the wanted split is missing.
+        ValueError: the index is none or of other tiles; a slide has changed; one line.
+    """
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"split: got {split!r}, allowed are {', '.join(SPLITS)}, all")
+    index = read_index(Path(root))
+    if size_px is not None and size_px != index.size_px:
+        raise ValueError(
+            f"{root}: has tiles of {index.size_px} px, {size_px} are wanted here; index the slides again into another "
+            f"folder ({MADE_BY} SLIDES out=FOLDER size_px={size_px})"
+        )
+    part_of = _parts(index)
+    order = sorted(range(len(index.slides)), key=lambda i: SPLITS.index(part_of[i]) if part_of[i] != "all" else 0)
+    slides = [index.slides[i] for i in order]
+    parts = _tiles_of_parts(slides, [part_of[i] for i in order])
+    classes, labels = ((), [UNLABELLED] * len(slides)) if whole else _classes(slides, root=root)
+    _check_split(parts, split, classes=classes, root=root)
+    found = _found(slides, slides_root, root=root)
+    places = Places.of(
+        [slide.name for slide in found],
+        [indexed.tiles for indexed in slides],
+        (index.grid(i) for i in order),
+        quickhashes=[slide.quickhash for slide in found],
+    )
+    scaled = [(slide, indexed.scaling) for slide, indexed in zip(found, slides, strict=True)]
+    streamed = SlidePixels(scaled, places, replace=replace_damaged)
+    images, kept = _placed(streamed, index, keep=keep, cache_dir=cache_dir, progress=progress)
+    tiles = [indexed.tiles for indexed in slides]
+    names, numbers = np.unique(_groups(slides, root=root), return_inverse=True)
+    account = Account(
+        what="tile",
+        parts=parts,
+        notes=(*_notes(index, slides, labelled=bool(classes), whole=whole), kept),
+    )
+    return take_split(
+        Tiles(
+            images=images,
+            labels=np.repeat(np.array(labels, dtype=np.int64), tiles),
+            classes=classes,
+            ids=TileIds(places, np.arange(len(places))),
+            groups=Grouped(names, np.repeat(numbers.astype(np.int32), tiles)),
+            account=account,
+        ),
+        parts,
+        split,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+
+
+def own_splits(root: Path | str) -> set[str]:
+    """Return which splits an index has of its own; none where it has none, or cannot be read."""
+    try:
+        return {indexed.split for indexed in read_index(Path(root)).slides if indexed.split is not None}
+    except (OSError, ValueError):
+        return set()
+
+
+def quickhashes(tiles: Tiles) -> dict[str, str]:
+    """Return the slides that tiles are of, by quickhash; empty where they are of none."""
+    if not isinstance(tiles.ids, TileIds):
+        return {}
+    places = tiles.ids.places
+    return {places.quickhashes[i]: places.names[i] for i in np.unique(tiles.ids.slides).tolist()}
+
+
+# --- what is known of the slides ---
+
+
+def _parts(index: Index) -> list[str]:
+    """Return the split of each slide, or "all" where none is given for any."""
+    given = [indexed.split for indexed in index.slides]
+    if not any(given):
+        return ["all"] * len(given)
+    without = [indexed.slide.name for indexed in index.slides if indexed.split is None]
+    if without:
+        raise ValueError(
+            f"{index.folder}: {count(len(without), 'slide')} of {len(given):,} have no split, the first is "
+            f"{short(without[0])}; give each slide one in slides_csv (train, val or test), or none at all, and run "
+            f"{MADE_BY} again"
+        )
+    return [split or "all" for split in given]
+
+
+def _tiles_of_parts(slides: Sequence[IndexedSlide], part_of: Sequence[str]) -> dict[str, int]:
+    found = {name: 0 for name in (*SPLITS, "all") if name in part_of}
+    for indexed, part in zip(slides, part_of, strict=True):
+        found[part] += indexed.tiles
+    return found
+
+
+def _check_split(parts: Mapping[str, int], split: str, *, classes: Sequence[str], root: Path | str) -> None:
+    """Raise an error where an index does not have a split."""
+    if split == "all" or split in parts:
+        return
+    if "all" not in parts:
+        raise FileNotFoundError(f"{root}: has slides of the split {listed(list(parts))} but none of {split}")
+    if split == "test" and not classes:
+        raise ValueError(f"{root}: its slides have no labels, so there is no test split; use split train or all")
+    if split == "validation":
+        raise ValueError(f"{root}: has no validation split of its own (split val in slides_csv)")
+
+
+def _classes(slides: Sequence[IndexedSlide], *, root: Path | str) -> tuple[tuple[str, ...], list[int]]:
+    """Return the classes in order, and the index of each slide's, -1 = unlabelled."""
+    given = [indexed.label for indexed in slides if indexed.label is not None]
+    names = iter(group_ids(given, where=f"{root}: column 'label'", what="class").tolist())
+    labels = [None if indexed.label is None else next(names) for indexed in slides]
+    distinct = {label for label in labels if label is not None}
+    by_number = all(name.isdecimal() for name in distinct)
+    classes = sorted(distinct, key=int) if by_number else sorted(distinct)
+    at = {name: number for number, name in enumerate(classes)}
+    return tuple(classes), [UNLABELLED if label is None else at[label] for label in labels]
+
+
+def _groups(slides: Sequence[IndexedSlide], *, root: Path | str) -> list[str]:
+    """Return the patient of each slide, or its own name where none is given."""
+    given = [indexed.patient for indexed in slides if indexed.patient is not None]
+    patients = iter(group_ids(given, where=f"{root}: column 'patient'", what="patient").tolist())
+    return [indexed.slide.name if indexed.patient is None else next(patients) for indexed in slides]
+
+
+def _notes(index: Index, slides: Sequence[IndexedSlide], *, labelled: bool, whole: bool) -> list[str]:
+    """Return what became of the slides, a phrase each."""
+    patients = {indexed.patient for indexed in slides if indexed.patient is not None}
+    of = f" of {count(len(patients), 'patient')}" if patients else ""
+    found = [f"{count(len(slides), 'slide')}{of}, {index.mpp:g} µm per pixel"]
+    states: list[str] = [entry.status for entry in index.others]
+    for status, words in (("no tissue", "without tissue"), ("failed", "failed"), ("gone", "gone")):
+        if number := states.count(status):
+            found.append(f"{count(number, 'slide')} {words}")
+    without = sum(indexed.label is None for indexed in slides)
+    if labelled:
+        found.append(WEAK)
+        found += [f"{count(without, 'slide')} without a label"] if without else []
+    elif whole and without < len(slides):
+        found.append("labels are not used (data.labels=true would)")
+    return found
+
+
+# --- where they are now ---
+
+
+def _found(slides: Sequence[IndexedSlide], slides_root: Path | str | None, *, root: Path | str) -> list[Slide]:
+    """Return the slides with their paths as they are now, each unchanged since it was indexed."""
+    paths = [
+        Path(indexed.slide.path) if slides_root is None else Path(slides_root, indexed.slide.name) for indexed in slides
+    ]
+    absent = [path for path in paths if not path.exists()]
+    if absent and slides_root is not None and not Path(slides_root).is_dir():
+        raise FileNotFoundError(f"slides_root: {missing(slides_root, 'folder')}")
+    if absent:
+        where = "have they moved? data.slides_root=FOLDER says where they are" if slides_root is None else "look there"
+        raise FileNotFoundError(
+            f"{root}: {len(absent):,} of {count(len(slides), 'slide')} are missing, the first is "
+            f"{printable(str(absent[0]))}; {where}"
+        )
+    return [_unchanged(indexed.slide, path, root=root) for indexed, path in zip(slides, paths, strict=True)]
+
+
+def _unchanged(slide: Slide, path: Path, *, root: Path | str) -> Slide:
+    """Return a slide at its path; its content is looked at where it may be another file than the one indexed."""
+    facts = path.stat()
+    if path.is_dir() or (facts.st_size, facts.st_mtime_ns) != (slide.size, slide.mtime_ns):
+        try:
+            now = open_slide(path, name=slide.name, mpp=slide.mpp)
+        except SlideError as error:
+            raise ValueError(f"{error} (it was readable when {root} was made)") from error
+        if (now.quickhash, now.size) != (slide.quickhash, slide.size):
+            raise ValueError(
+                f"{printable(str(path))}: has changed since {root} was made; run the same {MADE_BY} again, which "
+                "indexes it anew"
+            )
+    return slide.model_copy(update={"path": str(path.absolute())})
+
+
+# --- where their pixels are ---
+
+
+class KeptPixels:
+    """Tiles of slides that were decoded into the cache: the same rows, pixels and digests as `SlidePixels`.
+
+    Args:
+        tiles: as they were decoded. slides: where they are from.
+        damaged: rows that hold the slide's next tile. refuse: reading one of those is an error.
+    """
+
+    def __init__(self, tiles: NDArray[np.uint8], slides: SlidePixels, *, damaged: frozenset[int]) -> None:
+        self._tiles, self._slides, self._damaged = Rows([tiles]), slides, damaged
+        self._bad = np.array(sorted(damaged), dtype=np.int64)
+        self.shape = slides.shape
+
+    def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
+        """Write row `rows[i]` to `out[places[i]]`."""
+        if len(self._bad) and not self._slides.replace and (found := rows[np.isin(rows, self._bad)]).size:
+            self._slides.read(found[:1], np.empty((1, *self.shape[1:]), np.uint8), places=np.zeros(1, np.int64))
+        if len(places) == len(out):  # then they are 0, 1, ...
+            self._tiles.take(rows, out=out)
+        else:
+            out[places] = self._tiles[rows]
+
+    def digests(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the digests of the tiles at `rows`, as those of the slides."""
+        return self._slides.digests(rows)
+
+    def notes(self) -> list[str]:
+        """Return what a reader must know of the tiles, a sentence each."""
+        return damage(self._slides.places, self._damaged)
+
+
+def _placed(
+    streamed: SlidePixels, index: Index, *, keep: Keep, cache_dir: Path | str | None, progress: bool
+) -> tuple[Rows, str]:
+    """Return where pixels are read from, and a phrase that says so."""
+    size = int(np.prod(streamed.shape, dtype=np.int64))
+    why = "data.keep=slides"
+    if keep == "auto":
+        keep, why = _chosen(size, cache_dir)
+    if keep == "slides":
+        return Rows([streamed]), f"read from the slides ({why})"
+    places = streamed.places
+    key = hashlib.sha256(repr((_VERSION, index.fingerprint, places.names)).encode()).hexdigest()[:32]
+    filling = SlidePixels(streamed.slides, places, replace=True)
+    images, notes = noted_tiles(key, streamed.shape, _filler(filling, progress=progress), cache_dir=cache_dir)
+    damaged = frozenset(int(row) for row in notes)
+    return Rows([KeptPixels(images, streamed, damaged=damaged)]), f"decoded once, into the cache ({readable(size)})"
+
+
+def _chosen(size: int, cache_dir: Path | str | None) -> tuple[Literal["slides", "cache"], str]:
+    """Return what keep=auto stands for, and why."""
+    folder = cache_folder(cache_dir)
+    decoded = f"{readable(size)} decoded"
+    if size > MOST_KEPT:
+        return "slides", f"{decoded}, over {readable(MOST_KEPT)}: data.keep=cache would keep them"
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size > free // 2:
+        return "slides", f"{decoded}, and {readable(free)} free for the cache"
+    return "cache", decoded
+
+
+def _filler(pixels: SlidePixels, *, progress: bool) -> Callable[[NDArray[np.uint8]], dict[str, int]]:
+    """Return what decodes all tiles into an array, and returns the damaged rows."""
+
+    def fill(images: NDArray[np.uint8]) -> dict[str, int]:
+        with Bar(len(images), desc="decode" if progress else None, unit="tile") as bar:
+            for start in range(0, len(images), _DECODED_AT_ONCE):
+                rows = np.arange(start, min(start + _DECODED_AT_ONCE, len(images)))
+                pixels.read(rows, images[start : start + len(rows)], places=rows - start)
+                bar.update(len(rows))
+        return {str(row): 1 for row in sorted(pixels.damaged)}
+
+    return fill
