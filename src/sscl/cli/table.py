@@ -88,6 +88,12 @@ COMMANDS = {
         "write synthetic polyp tiles in MHIST's layout",
         words=(Word("DIR", "root", "the folder to write"),),
     ),
+    "slides synth": Command(
+        "draw_slides:main",
+        "SynthSlidesConfig",
+        "write drawn slides with their truth, to try the commands on",
+        words=(Word("DIR", "root", "the folder to write"),),
+    ),
     "data download": Command(
         "download:main",
         "DownloadConfig",
@@ -201,7 +207,7 @@ COMMANDS = {
 }
 STAGES = {
     "First steps": ("init", "train", "doctor", "demo", "configs", "encoders", "completion"),
-    "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
+    "Data": ("data synth", "data download", "data inspect", "data audit", "cache", "slides synth"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),
     "Explain": ("gradcam", "report"),

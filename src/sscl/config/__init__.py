@@ -25,7 +25,7 @@ from sscl.config.project import InitConfig, TrainConfig
 from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.sections import Changes, Section, keys, plain
-from sscl.config.slides import InspectSlidesConfig, TileSlidesConfig
+from sscl.config.slides import InspectSlidesConfig, SynthSlidesConfig, TileSlidesConfig
 from sscl.config.training import (
     FinetuneConfig,
     FinetuneTrainConfig,
@@ -77,6 +77,7 @@ __all__ = [
     "Section",
     "SourceConfig",
     "SynthConfig",
+    "SynthSlidesConfig",
     "TileSlidesConfig",
     "TrainConfig",
     "changed_keys",

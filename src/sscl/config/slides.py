@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from sscl.config.sections import Listed, Section, setting
+from sscl.config.sections import SEEDS, Listed, Section, setting
 
 FINEST, COARSEST = 0.05, 40.0  # µm per pixel that may be asked for
 
@@ -47,4 +47,19 @@ class InspectSlidesConfig(Section):
     )
     shown: int = setting(60, "most slides on the sheet of previews", ge=1, le=1000)
     threads: int | None = setting(None, "slides at once; null = as many as there are cores", ge=1, le=256)
+    progress: bool = setting(True, "show progress bars")
+
+
+class SynthSlidesConfig(Section):
+    """Write drawn slides, with the truth per pixel and per crypt, to try the commands on."""
+
+    root: str = setting(..., "folder to write; also DIR", path=True, min_length=1)
+    count: int = setting(8, "number of slides, two a patient", ge=1, le=10_000)
+    size_px: int = setting(4000, "side of a slide, pixels", ge=256, le=20_000)
+    mpp: float = setting(1.0, "µm per pixel; a crypt is about 300 µm high", ge=0.25, le=4)
+    seed: int = setting(0, "seed of the slides", ge=0, lt=SEEDS)
+    both: bool = setting(False, "lesions of both classes on every slide, which then has no label of its own")
+    pen: Literal["black", "blue", "green", "red"] | None = setting(None, "colour of a pen's line; null = none")
+    format: Literal["svs", "tiff"] = setting("svs", "Aperio's SVS, or generic pyramidal TIFF")
+    test_fraction: float = setting(0.3, "fraction of the patients in the test split", ge=0, lt=1)
     progress: bool = setting(True, "show progress bars")

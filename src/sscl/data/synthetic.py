@@ -8,16 +8,18 @@ the result does not depend on counts, workers or order.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import numbers
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -26,6 +28,8 @@ from numpy.typing import NDArray
 from sscl.data.polyp import draw_polyp, draw_slide_look
 from sscl.progress import over
 from sscl.writing import holding, is_bare, naming, replacing_folder, write_csv
+
+T = TypeVar("T")
 
 SAID = "synthetic tiles, drawn by a program: they say nothing about tissue"
 TILES_PER_SLIDE = 8
@@ -137,13 +141,24 @@ def write_synthetic(
     partitions = _partitions(count, seed=seed, ssa_fraction=ssa_fraction, test_fraction=test_fraction)
     draw = partial(draw_tile, seed=seed, size_px=size_px, ssa_fraction=ssa_fraction)
 
-    root = Path(root).absolute()
+    with drawing_into(Path(root)) as folder:
+        _write_files(folder, partitions, draw, workers=workers, progress=progress)
+
+
+@contextlib.contextmanager
+def drawing_into(root: Path) -> Iterator[Path]:
+    """Give a folder to draw into, which takes the place of `root` when it is complete.
+
+    Raises:
+        ValueError: root is not empty or cannot be written, or a drawing process died.
+    """
+    root = root.absolute()
     try:
         with holding(root):
             if root.is_symlink() or (root.exists() and not (root.is_dir() and is_bare(root))):
                 raise ValueError(f"{root}: exists and is not an empty folder; remove it or choose another folder")
             with replacing_folder(root) as unfinished:
-                _write_files(unfinished, partitions, draw, workers=workers, progress=progress)
+                yield unfinished
     except OSError as error:
         raise ValueError(f"{root}: cannot be written ({error.strerror or error}); choose another folder") from error
     except BrokenProcessPool as error:
@@ -164,7 +179,7 @@ def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 
-def _is_chosen(rank: int, fraction: float) -> bool:
+def is_chosen(rank: int, fraction: float) -> bool:
     """Return whether item `rank` of an infinite series is in the `fraction` that is chosen at even intervals."""
     return int((rank + 1) * fraction + 0.5) > int(rank * fraction + 0.5)
 
@@ -173,7 +188,7 @@ def _draw_label(index: int, *, seed: int, ssa_fraction: float) -> int:
     """Return the class of a tile: every slide has its fraction of SSA to within one tile, in random order."""
     slide, place = divmod(index, TILES_PER_SLIDE)
     order = _generator(seed, slide, _ORDER_STREAM).permutation(TILES_PER_SLIDE)
-    return int(_is_chosen(slide * TILES_PER_SLIDE + int(order[place]), ssa_fraction))
+    return int(is_chosen(slide * TILES_PER_SLIDE + int(order[place]), ssa_fraction))
 
 
 def _draw_votes(label: int, ambiguity: float, rng: np.random.Generator) -> int:
@@ -194,7 +209,7 @@ def _partitions(count: int, *, seed: int, ssa_fraction: float, test_fraction: fl
     """Return train or test for every tile, by whole slides; ValueError if a class is missing in one of them."""
     from sscl.data.mhist import CLASSES
 
-    partitions = ["test" if _is_chosen(i // TILES_PER_SLIDE, test_fraction) else "train" for i in range(count)]
+    partitions = ["test" if is_chosen(i // TILES_PER_SLIDE, test_fraction) else "train" for i in range(count)]
     found = {(part, CLASSES[_draw_label(i, seed=seed, ssa_fraction=ssa_fraction)]) for i, part in enumerate(partitions)}
     for part in ("train", "test"):
         for name in CLASSES:
@@ -220,21 +235,31 @@ def _write_files(
     for folder in ("images", "masks"):
         (root / folder).mkdir()
     count = len(partitions)
-    write = partial(_write_tile, root=root, draw=draw)
-    bar = partial(over, total=count, desc="drawing tiles" if progress else None, unit="tile")
-    if workers == 1:
-        tiles = list(bar(map(write, range(count))))
-    else:
-        # Spawned, not forked: torch or OpenCV may already run threads in this process.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
-            tiles = list(bar(pool.map(write, range(count), chunksize=16)))
+    tiles = in_processes(
+        partial(_write_tile, root=root, draw=draw),
+        count,
+        workers=workers,
+        chunk=16,
+        bar=partial(over, total=count, desc="drawing tiles" if progress else None, unit="tile"),
+    )
     write_csv(
         root / "annotations.csv",
         COLUMNS,
         ((name, CLASSES[label], votes, part) for (name, label, votes, _), part in zip(tiles, partitions, strict=True)),
     )
     write_csv(root / "slides.csv", SLIDE_COLUMNS, ((name, slide) for name, _, _, slide in tiles))
+
+
+def in_processes(
+    write: Callable[[int], T], count: int, *, workers: int, chunk: int, bar: Callable[[Iterable[T]], Iterable[T]]
+) -> list[T]:
+    """Return what `write` does for 0 to count - 1, in order, in processes where there are several workers."""
+    if workers == 1:
+        return list(bar(map(write, range(count))))
+    # Spawned, not forked: torch or OpenCV may already run threads in this process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
+        return list(bar(pool.map(write, range(count), chunksize=chunk)))
 
 
 def _write_tile(index: int, *, root: Path, draw: Callable[[int], SyntheticTile]) -> tuple[str, int, int, str]:

@@ -1,0 +1,34 @@
+"""`sscl slides synth`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sscl.config import SynthSlidesConfig
+from sscl.data.drawn_cohort import write_cohort
+from sscl.device import cpu_cores
+from sscl.words import count, next_command
+
+
+def main(config: SynthSlidesConfig) -> None:
+    """Write drawn slides, their table and their truth.
+
+    Raises:
+        ValueError: bad input, in one line.
+    """
+    write_cohort(
+        Path(config.root),
+        count=config.count,
+        size_px=config.size_px,
+        mpp=config.mpp,
+        seed=config.seed,
+        both=config.both,
+        pen=config.pen,
+        test_fraction=config.test_fraction,
+        ending=config.format,
+        workers=min(cpu_cores(), config.count),
+        progress=config.progress,
+    )
+    print(f"wrote {count(config.count, 'drawn slide')} to {config.root}: slides, slides.csv, truth")
+    table = f"slides_csv={config.root}/slides.csv"
+    print(next_command("slides tile", f"{config.root}/slides", f"out={config.root}-tiles", "mpp=2", table))
