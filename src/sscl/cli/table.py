@@ -115,6 +115,21 @@ COMMANDS = {
         ("overwrite", "strict"),
         words=(TILES,),
     ),
+    "slides tile": Command(
+        "slides:tile",
+        "TileSlidesConfig",
+        "find the tissue tiles of whole slides, as an index",
+        ("overwrite",),
+        words=(Word("SLIDES", "slides", "folders of slides, slide files, DICOM folders", many=True),),
+        interrupted="the slides that are done are kept; the same command goes on, but for --overwrite",
+    ),
+    "slides inspect": Command(
+        "slides:inspect",
+        "InspectSlidesConfig",
+        "what slides are, and where the tiles of an index lie",
+        ("overwrite",),
+        words=(Word("SLIDES", "slides", "an index, or folders of slides, slide files", many=True),),
+    ),
     "cache": Command(
         "cache:main",
         "CacheConfig",
@@ -207,7 +222,8 @@ COMMANDS = {
 }
 STAGES = {
     "First steps": ("init", "train", "doctor", "demo", "configs", "encoders", "completion"),
-    "Data": ("data synth", "data download", "data inspect", "data audit", "cache", "slides synth"),
+    "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
+    "Slides": ("slides tile", "slides inspect", "slides synth"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),
     "Explain": ("gradcam", "report"),

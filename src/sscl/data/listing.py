@@ -147,16 +147,22 @@ class Listing:
 @dataclass(frozen=True)
 class Walked:
     """One folder of a walk: its path from the start ("" is the start), its real path, its images, and which of them
-    are links."""
+    are links; and the folders in it, which are walked next, but for those that the caller takes from the list."""
 
     path: str
     real: str
     images: list[str]
     links: frozenset[str]
+    folders: list[str]
 
 
 def walk(
-    root: str, passed_over: PassedOver, faults: list[tuple[str, str]], *, known: Collection[str] = ()
+    root: str,
+    passed_over: PassedOver,
+    faults: list[tuple[str, str]],
+    *,
+    known: Collection[str] = (),
+    suffixes: Collection[str] = SUFFIXES,
 ) -> Iterator[Walked]:
     """Yield the folders below `root`, itself first, each sorted by name, links followed unless they lead upwards.
 
@@ -166,6 +172,7 @@ def walk(
             named pipes, sockets and devices, whatever their names.
         faults: gets (path, reason) of the folders that cannot be listed.
         known: paths below the root of other files that are used, and so not counted.
+        suffixes: of images, in lower case.
     """
     waiting = [""]
     while waiting:
@@ -196,7 +203,7 @@ def walk(
                 continue
             elif hidden or entry.name.lower() in _SYSTEM_FILES:
                 passed_over.add(HIDDEN, inner)
-            elif suffix not in SUFFIXES:
+            elif suffix not in suffixes:
                 passed_over.add(printable(suffix) or "file without suffix", inner)
             elif not entry.is_file() and (kind := _irregular(entry.path)):
                 passed_over.add(kind, inner)
@@ -204,7 +211,7 @@ def walk(
                 images.append(entry.name)
                 if entry.is_symlink():
                     links.add(entry.name)
-        yield Walked(path, real, images, frozenset(links))
+        yield Walked(path, real, images, frozenset(links), folders)
         waiting += reversed(folders)
 
 
@@ -230,10 +237,10 @@ def list_images(root: str | os.PathLike[str], *, once: bool = False, known: Coll
             raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
         if folder.path:
             listing.folders.append(folder.path)
-        _check_name(os.path.join(root, os.path.dirname(folder.path)), os.path.basename(folder.path))
+        check_printable(os.path.join(root, os.path.dirname(folder.path)), os.path.basename(folder.path))
         for name in folder.images:
             if not name.isprintable():
-                _check_name(os.path.join(root, folder.path), name)
+                check_printable(os.path.join(root, folder.path), name)
         for name in folder.images:
             path = f"{folder.path}/{name}" if folder.path else name
             if once:
@@ -264,8 +271,9 @@ def _irregular(path: str) -> str | None:
         return None
 
 
-def _check_name(folder: str, name: str) -> None:
-    # Both would break the lines and files that name tiles and classes; the second is a name that is not UTF-8.
+def check_printable(folder: str, name: str) -> None:
+    """Raise ValueError where a name has a line break, another control character, or is not UTF-8."""
+    # Both would break the lines and files that name tiles and classes.
     if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         raise ValueError(f"{folder}: {name!r} has a line break or another character that cannot be printed; rename it")
 

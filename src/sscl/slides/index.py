@@ -30,7 +30,7 @@ from sscl.slides.records import Scaling, Slide
 
 TABLE = "slides.csv"
 MADE_BY = "sscl slides tile"
-Status = Literal["tiles", "no tissue", "failed", "gone"]
+Status = Literal["tiles", "no tissue", "failed", "gone", "not indexed"]
 Grid = NDArray[np.int32]  # (n, 3): x, y, coverage in percent
 
 
@@ -41,8 +41,9 @@ class SlideEntry(Record):
         name: of the slide in the index.
         path: of its file; absolute.
         status: "tiles": it has some; "no tissue": it has none; "failed"; "gone": not there when the index was last
-            brought up to date, so not used.
+            brought up to date, so not used. "not indexed": in no index.
         reason: why it has no tiles, or what else must be known of it; None: nothing.
+        mpp, size_px: that were asked for.
         slide: None: it could not be opened.
         scaling: how its tiles are read; None: they cannot be.
         tissue: share of the scanned area that is tissue; None: not known.
@@ -54,6 +55,8 @@ class SlideEntry(Record):
     path: str
     status: Status
     reason: str | None
+    mpp: float
+    size_px: int
     slide: Slide | None
     scaling: Scaling | None
     tissue: float | None
@@ -89,7 +92,7 @@ class Index:
 
     Attributes:
         folder: where it is.
-        mpp, size_px: of all its tiles.
+        mpp, size_px: of all its tiles, as asked for; what each slide gives is within 2% (`Scaling.mpp`).
         slides: those with tiles, by name.
         others: those without, by name: no tissue, failed, gone.
         fingerprint: of the pixels that are read: it changes with any slide, place, scale or reader, not with a path.
@@ -147,7 +150,7 @@ def read_index(folder: str | Path) -> Index:
             of = labels.model_dump()
             slides.append(IndexedSlide(entry.slide, entry.scaling, entry.tiles, entry.tissue, **of))
     used = {indexed.slide.name for indexed in slides}
-    scales = {(indexed.scaling.mpp, indexed.scaling.size_px) for indexed in slides}
+    scales = {(entries[name].mpp, entries[name].size_px) for name in used}
     if len(scales) != 1:
         what = "has no slide with tiles" if not scales else "has tiles of more than one µm per pixel"
         raise ValueError(f"{folder}: {what}; look at it with sscl slides inspect {folder}")
@@ -162,15 +165,14 @@ def read_index(folder: str | Path) -> Index:
     )
 
 
-def read_entries(folder: Path) -> Iterator[SlideEntry]:
-    """Yield all entries of an index, by name, whether it is finished or not."""
+def read_entries(folder: Path) -> list[SlideEntry]:
+    """Return all entries of an index, by name, whether it is finished or not."""
     top = folder / "slides"
     found = []
-    for where, folders, files in os.walk(top):
-        folders.sort()
+    for where, _, files in os.walk(top):
         found += [Path(where, name) for name in files if name.endswith(".json") and not name.startswith(".")]
-    for path in sorted(found):
-        yield read_record(SlideEntry, path, made_by=MADE_BY)
+    entries = [read_record(SlideEntry, path, made_by=MADE_BY) for path in found]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def read_rows(folder: Path) -> dict[str, Labels]:
@@ -208,10 +210,9 @@ def read_grid(folder: Path, name: str, *, tiles: int) -> Grid:
 
 def write_slide(folder: Path, entry: SlideEntry, *, grid: Grid | None, preview: bytes | None) -> None:
     """Write a slide's files, its entry last; what an earlier one had and this one has not goes."""
-    places = files_of(folder, entry.name)
-    for path in places:
+    _, grid_file, preview_file = files_of(folder, entry.name)
+    for path in (grid_file, preview_file):
         path.parent.mkdir(parents=True, exist_ok=True)
-    json_file, grid_file, preview_file = places
     if grid is None:
         grid_file.unlink(missing_ok=True)
     else:
@@ -222,7 +223,14 @@ def write_slide(folder: Path, entry: SlideEntry, *, grid: Grid | None, preview: 
     else:
         with writing.replacing(preview_file) as temporary:
             temporary.write_bytes(preview)
-    write_record(json_file, entry)
+    write_entry(folder, entry)
+
+
+def write_entry(folder: Path, entry: SlideEntry) -> None:
+    """Write what the index says of a slide; its other files stay as they are."""
+    path, _, _ = files_of(folder, entry.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_record(path, entry)
 
 
 def files_of(folder: Path, name: str) -> tuple[Path, Path, Path]:
@@ -249,7 +257,7 @@ HEADER = (
     "resampled",
     "width",
     "height",
-    "levels",
+    "level_factors",
     "vendor",
     "reader",
     "path",
@@ -278,6 +286,10 @@ def table_rows(entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> I
             ),
             entry.path,
         ]
+
+
+def _factors(slide: Slide) -> str:
+    return " ".join(f"{level.factor:.6g}" for level in slide.levels)
 
 
 def write_table(folder: Path, entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> None:

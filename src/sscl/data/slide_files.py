@@ -1,0 +1,153 @@
+"""Which slides the words of a command line mean: what lies below folders, each slide once, the rest accounted for.
+
+A slide is a file with the ending of a scanner's format, or a folder that holds nothing but the DICOM files of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sscl.data.listing import SUFFIXES, PassedOver, Walked, check_printable, walk
+from sscl.places import missing, printable
+from sscl.slides.open import SUFFIXES as SLIDE_SUFFIXES
+from sscl.slides.open import is_slide
+from sscl.words import count
+
+AGAIN = "link to a slide listed already"
+_LONGEST = 200  # bytes of a part of a name: files of the index have longer ones
+_PARTS = {".mrxs"}  # whose pixels lie in a folder of the same name
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A slide that was found: its name in an index, and the absolute path of its file or DICOM folder."""
+
+    name: str
+    path: str
+
+
+@dataclass
+class SlideListing:
+    """What the words mean.
+
+    Attributes:
+        slides: by name, each once.
+        passed_over: all other files. images: how many of them are plain images.
+        faults: (path, reason) of folders that cannot be listed.
+    """
+
+    slides: list[SlideFile] = field(default_factory=list)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """How many plain images were passed over."""
+        return sum(number for kind, number in self.passed_over.counts.items() if kind in SUFFIXES)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A slide below a word: its absolute path, and where it really is, links followed."""
+
+    path: str
+    real: str
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it lies elsewhere."""
+        return self.path != self.real
+
+
+def list_slides(words: Sequence[str]) -> SlideListing:
+    """Return the slides that files and folders hold.
+
+    Names are paths below the folder that was given; of several words, below the folder that holds them all. Of a file
+    and links to it the file is listed, of links alone the first.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a folder cannot be listed, a name cannot be printed or is too long, or there is no slide.
+    """
+    listing = SlideListing()
+    tops = [os.path.abspath(word) for word in words]
+    for word, top in zip(words, tops, strict=True):
+        if not os.path.lexists(top):
+            raise FileNotFoundError(missing(word, "slide or folder of slides"))
+    found = [one for top in tops for one in _below(top, listing)]
+    kept: dict[str, _Found] = {}
+    for one in sorted(found, key=lambda one: one.is_link):
+        if one.real in kept:
+            if kept[one.real].path != one.path:  # not the same file under two words
+                listing.passed_over.add(AGAIN, os.path.basename(one.path))
+        else:
+            kept[one.real] = one
+    start = (
+        tops[0] if len(tops) == 1 and not _is_slide(tops[0]) else os.path.commonpath([os.path.dirname(t) for t in tops])
+    )
+    listing.slides = sorted(
+        (SlideFile(os.path.relpath(one.path, start).replace(os.sep, "/"), one.path) for one in kept.values()),
+        key=lambda slide: slide.name,
+    )
+    for slide in listing.slides:
+        _check(slide)
+    if not listing.slides:
+        raise ValueError(_none(words, listing))
+    return listing
+
+
+def _below(top: str, listing: SlideListing) -> list[_Found]:
+    """Return the slides of a word, in order: the word itself, or those below the folder."""
+    if not os.path.isdir(top) or _is_slide(top):
+        return [_Found(top, os.path.realpath(top))]
+    found: list[_Found] = []
+    faults: list[tuple[str, str]] = []
+    for folder in walk(top, listing.passed_over, faults, suffixes=SLIDE_SUFFIXES):
+        here = os.path.join(top, folder.path) if folder.path else top
+        if folder.path and folder.images and is_slide(Path(here)):
+            found.append(_Found(here, folder.real))
+            folder.folders.clear()
+            continue
+        for name in _own(folder):
+            path = os.path.join(here, name)
+            real = os.path.join(folder.real, name)
+            found.append(_Found(path, os.path.realpath(real) if name in folder.links else real))
+    if faults and faults[0][0] == printable(top):
+        raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of slides")
+    listing.faults += faults
+    return found
+
+
+def _own(folder: Walked) -> list[str]:
+    """Return the slides in a folder; the folders that hold their pixels are not walked."""
+    stems = {os.path.splitext(name)[0] for name in folder.images if os.path.splitext(name)[1].lower() in _PARTS}
+    folder.folders[:] = [path for path in folder.folders if os.path.basename(path) not in stems]
+    return folder.images
+
+
+def _is_slide(path: str) -> bool:
+    """Return whether a word is a slide by itself: a file, or a folder of DICOM files alone."""
+    return not os.path.isdir(path) or is_slide(Path(path))
+
+
+def _check(slide: SlideFile) -> None:
+    """Raise ValueError where a name cannot be one of an index's files."""
+    folder, base = os.path.split(slide.path)
+    for part in slide.name.split("/"):
+        check_printable(folder, part)
+        if len(os.fsencode(part)) > _LONGEST:
+            raise ValueError(f"{slide.path}: has a name of more than {_LONGEST} bytes; rename {base}")
+
+
+def _none(words: Sequence[str], listing: SlideListing) -> str:
+    """Return the line that says that there is no slide, and what there is."""
+    where = f"{printable(words[0])}: " if len(words) == 1 else ""
+    if listing.images:
+        image = count(listing.images, "plain image")
+        to_do = "tiles need no index: give the folder to pretrain, finetune, ... as it is (data.source=folder)"
+        return f"{where}has no slide, but {image} ({listing.passed_over}); {to_do}"
+    known = ", ".join(sorted(SLIDE_SUFFIXES))
+    return f"{where}has no slide (looked for {known} and folders of .dcm files); passed over: {listing.passed_over}"

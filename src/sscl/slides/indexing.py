@@ -1,0 +1,201 @@
+"""One slide into an index: what it is, which of its tiles are tissue, and whether what the index has still holds."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from sscl.places import printable
+from sscl.slides.coordinates import Coordinates, read_coordinates
+from sscl.slides.grid import tissue_tiles
+from sscl.slides.index import Grid, SlideEntry, digest, files_of, read_grid
+from sscl.slides.open import open_slide
+from sscl.slides.pixels import Readers
+from sscl.slides.preview import preview
+from sscl.slides.records import Scaling, Slide, SlideError
+from sscl.slides.scaling import scaling
+from sscl.slides.tissue import NO_TISSUE, OVERVIEW_MPP, find_tissue
+
+RULES = 1  # another number where the same slide and settings give other tiles: then all are indexed anew
+SLIDE_MPP = "slide_mpp"  # where the µm per pixel of slides is from that do not say it
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What tiles are asked for, of every slide.
+
+    Attributes:
+        mpp: µm per pixel. size_px: side of a tile.
+        min_coverage: share of a tile that must be tissue. overlap: share of its side, see `grid.tissue_tiles`.
+        slide_mpp: µm per pixel at level 0 of slides that do not say it; None: these fail.
+    """
+
+    mpp: float
+    size_px: int
+    min_coverage: float
+    overlap: float
+    slide_mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A slide to index: its name, its file, and what is given for it alone.
+
+    Attributes:
+        mpp: µm per pixel at level 0, of slides_csv. coordinates: a file with its tiles. others: whether all slides'
+            tiles are given so.
+    """
+
+    name: str
+    path: str
+    mpp: float | None = None
+    coordinates: Path | None = None
+    others: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A slide that tiles can be made of: how they are read, and a digest of what decides which they are."""
+
+    slide: Slide
+    scaling: Scaling
+    coordinates: Coordinates | None
+    parameters: str
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A slide as it goes into an index; preview: a JPEG file."""
+
+    entry: SlideEntry
+    grid: Grid | None = None
+    preview: bytes | None = None
+
+
+def facts_of(source: Source, wanted: Wanted) -> Facts | SlideEntry:
+    """Return what is known of a slide, its file opened once; its entry if no tiles can be made of it."""
+    slide = None
+    try:
+        slide = open_slide(Path(source.path), name=source.name, mpp=source.mpp, mpp_from="slides_csv")
+        if slide.mpp is None and wanted.slide_mpp is not None:
+            slide = slide.model_copy(update={"mpp": wanted.slide_mpp, "mpp_from": SLIDE_MPP})
+        return _facts(slide, source, wanted)
+    except SlideError as error:
+        return failed(source, wanted, error, slide=slide)
+
+
+def _facts(slide: Slide, source: Source, wanted: Wanted) -> Facts:
+    coordinates, mpp = None, wanted.mpp
+    if source.others:
+        if source.coordinates is None:
+            raise SlideError(f"{printable(source.path)}: has no file in coordinates")
+        coordinates = read_coordinates(source.coordinates, slide)
+        mpp = coordinates.mpp_of(slide, mpp=wanted.mpp, size_px=wanted.size_px)
+    how = scaling(slide, mpp=mpp, size_px=wanted.size_px)
+    which = (wanted.min_coverage, wanted.overlap) if coordinates is None else (coordinates.digest,)
+    decides = (RULES, wanted.mpp, wanted.size_px, which, slide.reader, how)
+    return Facts(slide, how, coordinates, hashlib.blake2b(repr(decides).encode(), digest_size=16).hexdigest())
+
+
+def kept(folder: Path, entry: SlideEntry, facts: Facts) -> SlideEntry | None:
+    """Return the entry of a slide that an index has already, as it is now; None where it must be indexed anew.
+
+    That is where the settings are others, or the file: its digest or size, or in the same place the time of its last
+    change; or where the index's own files are not as they were written.
+    """
+    slide, before = facts.slide, entry.slide
+    if before is None or entry.parameters != facts.parameters:
+        return None
+    if (before.quickhash, before.size) != (slide.quickhash, slide.size):
+        return None
+    if before.path == slide.path and before.mtime_ns != slide.mtime_ns:
+        return None
+    _, _, picture = files_of(folder, entry.name)
+    try:
+        whole = not entry.tiles or digest(read_grid(folder, entry.name, tiles=entry.tiles)) == entry.grid
+    except ValueError:
+        return None
+    if not (whole and picture.is_file()):  # one that failed has a picture where it was read as a whole, and is not H&E
+        return None
+    status = entry.status if entry.status != "gone" else "tiles" if entry.tiles else "no tissue"
+    return entry.model_copy(update={"name": slide.name, "path": slide.path, "slide": slide, "status": status})
+
+
+def look_at(name: str, path: str) -> SlideEntry:
+    """Return what the file of a slide that is in no index says, or why it cannot be opened."""
+    none = Wanted(mpp=0, size_px=0, min_coverage=0, overlap=0)
+    try:
+        slide = open_slide(Path(path), name=name)
+    except SlideError as error:
+        return failed(Source(name, path), none, error)
+    entry = failed(Source(name, path), none, SlideError(""))
+    return entry.model_copy(update={"status": "not indexed", "reason": None, "slide": slide})
+
+
+def failed(
+    source: Source, wanted: Wanted, error: SlideError, *, slide: Slide | None = None, facts: Facts | None = None
+) -> SlideEntry:
+    """Return the entry of a slide without tiles, for an error that names it."""
+    return SlideEntry(
+        name=source.name,
+        path=source.path,
+        status="failed",
+        reason=str(error).removeprefix(f"{printable(source.path)}: "),
+        mpp=wanted.mpp,
+        size_px=wanted.size_px,
+        slide=slide if facts is None else facts.slide,
+        scaling=None if facts is None else facts.scaling,
+        tissue=None,
+        tiles=0,
+        grid="",
+        parameters="" if facts is None else facts.parameters,
+    )
+
+
+def index_slide(source: Source, facts: Facts, wanted: Wanted) -> Indexed:
+    """Return a slide with its tiles; one that cannot be read with the reason."""
+    readers = Readers(most=1)
+    try:
+        return _indexed(source, facts, wanted, readers)
+    except SlideError as error:
+        return Indexed(failed(source, wanted, error, facts=facts))
+    finally:
+        readers.close()
+
+
+def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> Indexed:
+    slide, how, given = facts.slide, facts.scaling, facts.coordinates
+    overview = readers.overview(slide, OVERVIEW_MPP)
+    entry = failed(source, wanted, SlideError(""), facts=facts)
+    if given is not None:
+        grid = given.grid
+        picture = preview(slide, how, overview, None, grid)
+        reason = f"{given.path.name} has no tile" if not len(grid) else _repeated(given)
+        return _with_tiles(entry, grid, picture, share=None, reason=reason)
+    tissue = find_tissue(overview)
+    grid = tissue_tiles(slide, tissue, overview, how, min_coverage=wanted.min_coverage, overlap=wanted.overlap)
+    picture = preview(slide, how, overview, tissue, grid)
+    if tissue.reason not in (None, NO_TISSUE):
+        return Indexed(entry.model_copy(update={"reason": tissue.reason}), None, picture)
+    reason = tissue.reason
+    if reason is None and not len(grid):
+        reason = f"has tissue, but no tile of which {wanted.min_coverage:.0%} is; lower min_coverage or size_px"
+    return _with_tiles(entry, grid, picture, share=tissue.share, reason=reason)
+
+
+def _with_tiles(entry: SlideEntry, grid: Grid, picture: bytes, *, share: float | None, reason: str | None) -> Indexed:
+    found = {
+        "status": "tiles" if len(grid) else "no tissue",
+        "reason": None if reason == NO_TISSUE else reason,
+        "tissue": share,
+        "tiles": len(grid),
+        "grid": digest(grid) if len(grid) else "",
+    }
+    return Indexed(entry.model_copy(update=found), grid if len(grid) else None, picture)
+
+
+def _repeated(given: Coordinates) -> str | None:
+    return (
+        None if not given.twice else f"{given.twice:,} places of {given.path.name} come more than once; each taken once"
+    )
