@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sscl.data.mix import draws_per_source, epoch_batches, passes
+from sscl.data.mix import drawn_of_slides, draws_per_source, epoch_batches, passes
 from sscl.data.split import occurrences
 from sscl.data.tiles import epoch_order
 
@@ -185,3 +185,24 @@ def test_occurrences_equal_a_count_along_the_way():
 
     assert occurrences(order).tolist() == expected
     assert occurrences(np.empty(0, dtype=np.int64)).tolist() == []
+
+
+def test_every_tile_of_a_slide_is_drawn_before_any_is_drawn_again() -> None:
+    slide_of = np.repeat([4, 0, 2], [10, 3, 7])
+    rows = [drawn_of_slides(slide_of, each=4, seed=1, epoch=epoch) for epoch in range(12)]
+    for drawn in rows:
+        assert len(set(drawn.tolist())) == len(drawn)
+        assert np.bincount(slide_of[drawn], minlength=5).tolist() == [3, 0, 4, 0, 4]
+    for slide, epochs in ((4, 3), (2, 2), (0, 1)):  # of a pass: the tiles of a slide by 4
+        tiles = set(np.flatnonzero(slide_of == slide).tolist())
+        for first in range(0, 12, epochs):
+            seen = np.concatenate(rows[first : first + epochs])
+            assert set(seen[slide_of[seen] == slide].tolist()) == tiles
+            before_last = np.concatenate([[], *rows[first : first + epochs - 1]]).astype(int)
+            before_last = before_last[slide_of[before_last] == slide]
+            assert len(set(before_last.tolist())) == len(before_last)
+    again = [drawn_of_slides(slide_of, each=4, seed=1, epoch=epoch) for epoch in range(12)]
+    other = [drawn_of_slides(slide_of, each=4, seed=2, epoch=epoch) for epoch in range(12)]
+    assert all(map(np.array_equal, rows, again))
+    assert not all(map(np.array_equal, rows, other))
+    assert not np.array_equal(rows[0][slide_of[rows[0]] == 4], rows[3][slide_of[rows[3]] == 4])

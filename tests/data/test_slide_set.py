@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +8,8 @@ import openslide
 import pytest
 import yaml
 
-from sscl.config import DataConfig, SourceConfig
-from sscl.data.load import load_tiles
-from sscl.data.slide_set import load_slides, quickhashes
-from sscl.data.tiles import Tiles
-from sscl.slides.index import Labels, SlideEntry, digest, files_of, write_slide, write_table
+from sscl.data.slide_set import load_slides
+from sscl.slides.index import Labels, SlideEntry, digest, write_slide, write_table
 from sscl.slides.open import open_slide
 from sscl.slides.scaling import scaling
 from sscl.slides.write import write_slide as write_svs

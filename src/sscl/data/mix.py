@@ -37,6 +37,28 @@ def draws_per_source(sizes: Sequence[int], *, weights: Sequence[float] | None) -
     return np.asarray(draws)
 
 
+def drawn_of_slides(slide_of: NDArray[np.int64], *, each: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the rows that an epoch draws of some slides, sorted: a function of the arguments alone.
+
+    Of a slide with fewer tiles all are drawn. Of the others as many as `each`, none twice in an epoch, and none again
+    until all were: where the last of them do not fill their epoch, the first of the same pass come with them.
+
+    Args:
+        slide_of: the slide of each tile, (N,). each: tiles that are drawn of a slide.
+    """
+    order = np.argsort(slide_of, kind="stable")
+    slides, starts = np.unique(slide_of[order], return_index=True)
+    drawn = [np.empty(0, dtype=np.int64)]
+    for slide, rows in zip(slides.tolist(), np.split(order, starts[1:]), strict=True):
+        epochs = -(-len(rows) // each)  # of a pass
+        turn, part = divmod(epoch, epochs)
+        shuffled = np.random.default_rng([seed, 3, slide, turn]).permutation(rows)
+        found = shuffled[part * each : (part + 1) * each]
+        missing = min(each, len(rows)) - len(found)
+        drawn += [found, shuffled[:missing]]
+    return np.sort(np.concatenate(drawn))
+
+
 def epoch_batches(
     sizes: Sequence[int], *, weights: Sequence[float] | None, mix: str, batch_size: int, seed: int, epoch: int
 ) -> NDArray[np.int64]:

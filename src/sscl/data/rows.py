@@ -29,6 +29,9 @@ class Pixels(Protocol):
     def digests(self, rows: NDArray[np.int64]) -> Digests:
         """Return the digests of the tiles at `rows`: equal where the pixels come from the same place."""
 
+    def notes(self) -> list[str]:
+        """Return what a reader must know of the tiles that were read, a sentence each."""
+
 
 class Rows:
     """Rows of one or several uint8 (n, H, W, 3) arrays or `Pixels`, concatenated without copying.
@@ -115,6 +118,10 @@ class Rows:
     def made(self) -> bool:
         """Whether pixels of some are made when they are read, so that their digests tell them, and not their pixels."""
         return not all(isinstance(array, _Array) for array in self._arrays)
+
+    def notes(self) -> list[str]:
+        """Return what a reader must know of the tiles that were read so far, a sentence each."""
+        return [note for array in self._arrays if not isinstance(array, _Array) for note in array.notes()]
 
     def line(self, y: int) -> NDArray[np.uint8]:
         """Return the pixels in line `y` of every tile, (N, W, 3), of arrays; hardly anything else is read."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sscl.config import PretrainConfig
+from sscl.data.groups import Grouped, Groups, numbered
 from sscl.data.load import describe_tiles, load_tiles
-from sscl.data.mix import draws_per_source, epoch_batches
+from sscl.data.mix import drawn_of_slides, draws_per_source, epoch_batches
 from sscl.data.rows import Rows
-from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.data.tiles import UNLABELLED, JoinedIds, Tiles
+from sscl.slides.places import TileIds
 from sscl.words import count
 
 
 def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
     """Return the training tiles of all sources, source by source, and the source of each tile, (tiles,).
 
-    Only the labels of the first source that has labels are kept, for the kNN accuracy. In all others each tile is a
-    group of its own, so that they do not affect how labelled tiles are held out.
+    Only the labels of the first source that has labels are kept, for the kNN accuracy, and its groups.
     """
     check_apart(config)
     loaded = [load_source(config, i) for i in range(len(config.data))]
@@ -27,20 +29,36 @@ def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
     if len(loaded) == 1:
         return loaded[0], source_of
     labelled = next((i for i, tiles in enumerate(loaded) if (tiles.labels >= 0).any()), 0)
-    ids = [[f"{i}/{name}" for name in tiles.ids] for i, tiles in enumerate(loaded)]
     labels = [
         tiles.labels if i == labelled else np.full_like(tiles.labels, UNLABELLED) for i, tiles in enumerate(loaded)
     ]
-    known = loaded[labelled].groups
-    groups = None if known is None else [known if i == labelled else np.array(ids[i]) for i in range(len(loaded))]
     joined = Tiles(
         images=Rows([tiles.images for tiles in loaded]),
         labels=np.concatenate(labels),
         classes=loaded[labelled].classes,
-        ids=tuple(name for part in ids for name in part),
-        groups=None if groups is None else np.concatenate(groups),
+        ids=JoinedIds([tiles.ids for tiles in loaded]),
+        groups=_groups(loaded, labelled=labelled),
     )
     return joined, source_of
+
+
+def _groups(loaded: Sequence[Tiles], *, labelled: int) -> Groups | None:
+    """Return the groups of the labelled source; the tiles of all others, whose labels are not used, have none."""
+    known = loaded[labelled].groups
+    if known is None:
+        return None
+    names, numbers = numbered(known)
+    of = [np.full(len(tiles), len(names)) for tiles in loaded]
+    of[labelled] = numbers
+    return Grouped(np.array([*names.tolist(), ""]), np.concatenate(of).astype(np.int32))
+
+
+def slide_numbers(tiles: Tiles) -> NDArray[np.int64]:
+    """Return the slide of each tile of the sources, (tiles,), a number in its source; -1 where it is of none."""
+    parts = tiles.ids.parts if isinstance(tiles.ids, JoinedIds) else (tiles.ids,)
+    return np.concatenate(
+        [part.slides if isinstance(part, TileIds) else np.full(len(part), -1, dtype=np.int64) for part in parts]
+    )
 
 
 def load_source(config: PretrainConfig, i: int) -> Tiles:
@@ -81,13 +99,23 @@ def check_apart(config: PretrainConfig) -> None:
 
 
 def epoch_rows(
-    train: NDArray[np.int64], source_of: NDArray[np.int64], config: PretrainConfig, *, epoch: int
+    train: NDArray[np.int64],
+    source_of: NDArray[np.int64],
+    config: PretrainConfig,
+    *,
+    epoch: int,
+    slide_of: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Return the rows of an epoch's batches, (steps, N).
+
+    Args:
+        slide_of: the slide of each tile, see `slide_numbers`; needed where data.tiles_per_slide draws some of each.
 
     Raises:
         ValueError: a source has no tiles or draws, or, with one source per batch, does not fill a batch.
     """
+    if slide_of is not None:
+        train = _drawn(train, source_of, slide_of, config, epoch=epoch)
     sizes = np.bincount(source_of[train], minlength=len(config.data)).tolist()
     weights = [source.weight for source in config.data if source.weight is not None] or None
     draws = draws_per_source(sizes, weights=weights)
@@ -117,3 +145,22 @@ def epoch_rows(
         epoch=epoch,
     )
     return train[rows]
+
+
+def _drawn(
+    train: NDArray[np.int64],
+    source_of: NDArray[np.int64],
+    slide_of: NDArray[np.int64],
+    config: PretrainConfig,
+    *,
+    epoch: int,
+) -> NDArray[np.int64]:
+    """Return the training rows of an epoch, source by source: some of each slide where that is asked for."""
+    found = []
+    for i, source in enumerate(config.data):
+        rows = train[source_of[train] == i]
+        if source.tiles_per_slide is not None:
+            each = source.tiles_per_slide
+            rows = rows[drawn_of_slides(slide_of[rows], each=each, seed=config.seed, epoch=epoch)]
+        found.append(rows)
+    return np.concatenate(found)

@@ -18,9 +18,9 @@ from torch.profiler import record_function
 from sscl import augment, ranks, writing
 from sscl.config import PretrainConfig
 from sscl.data.scale import Scale, scale_of
-from sscl.data.sources import epoch_rows, load_sources, source_key
+from sscl.data.sources import epoch_rows, load_sources, slide_numbers, source_key
 from sscl.data.split import occurrences
-from sscl.data.tiles import Tiles, TileStore, place_store
+from sscl.data.tiles import Tiles, TileStore, as_rows, place_store
 from sscl.device import Later, sum_dtype
 from sscl.draws import Augmentation
 from sscl.metrics_log import MetricsLog, MetricsRow
@@ -110,6 +110,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
             torch.save({key: x.cpu().contiguous() for key, x in merged_state(job.model.encoder).items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
+        for note in as_rows(job.tiles.images).notes():
+            print(f"warning: {note}")
         ended = end_run(opened, config, epochs=max(last_epoch, job.first_epoch))
         print_summary(log.rows, opened.folder, config=config, pace=pace, finished=ended.final)
 
@@ -123,6 +125,7 @@ class Pretraining:
 
     Attributes:
         tiles: of all sources. source_of: int64 (len(tiles),), the source of each tile.
+        slide_of: its slide, where an epoch draws some tiles of each.
         health_tiles: rows that are trained on, and those that the health metrics are of.
         start: the encoder as it began, with mean and standard deviation of the pixels.
         kept: the facts of the checkpoint to go on from; None for a new run.
@@ -132,6 +135,7 @@ class Pretraining:
     opened: OpenRun
     tiles: Tiles
     source_of: NDArray[np.int64]
+    slide_of: NDArray[np.int64] | None
     health_tiles: HealthTiles
     start: Start
     model: ContrastiveModel
@@ -159,7 +163,9 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     with ranks.first_on_each_machine():
         tiles, source_of = load_sources(config)
     health_tiles = carve_health(tiles, config)
-    steps = len(epoch_rows(health_tiles.train, source_of, config, epoch=0))
+    some = any(source.tiles_per_slide is not None for source in config.data)
+    slide_of = slide_numbers(tiles) if some else None
+    steps = len(epoch_rows(health_tiles.train, source_of, config, epoch=0, slide_of=slide_of))
     if steps == 0:
         raise ValueError(
             f"train.batch_size: got {config.train.batch_size}, but there are only {len(health_tiles.train)} training "
@@ -221,6 +227,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         opened,
         tiles,
         source_of,
+        slide_of,
         health_tiles,
         start,
         model,
@@ -267,7 +274,7 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: Bar, profile: Profile) -> 
     seed_epoch(config.seed, epoch)
     job.model.train()
     hold_statistics(job.model.encoder, config)
-    order = epoch_rows(job.health_tiles.train, job.source_of, config, epoch=epoch)  # (steps, N)
+    order = epoch_rows(job.health_tiles.train, job.source_of, config, epoch=epoch, slide_of=job.slide_of)  # (steps, N)
     # Weighted sources repeat tiles; each repeat has other views.
     weighted = config.data[0].weight is not None
     repeats = occurrences(order.ravel()).reshape(order.shape) if weighted else np.zeros_like(order)
