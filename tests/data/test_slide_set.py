@@ -35,9 +35,8 @@ def make_index(folder: Path, slides: Path, names: list[str], labels: dict[str, L
             slide = open_slide(slides / name, name=name)
             how = scaling(slide, mpp=mpp, size_px=SIZE)
             found = {"status": "tiles", "reason": None, "slide": slide, "scaling": how, "tiles": len(grid)}
-        entry = SlideEntry(
-            name=name, path=str(slides / name), tissue=0.9, grid=digest(grid), parameters="as asked", **found
-        )
+        asked: dict[str, Any] = {"mpp": mpp, "size_px": SIZE, "tissue": 0.9, "parameters": "as asked"}
+        entry = SlideEntry(name=name, path=str(slides / name), grid=digest(grid), **asked, **found)
         write_slide(folder, entry, grid=grid if found["tiles"] else None, preview=None)
         entries.append(entry)
     (folder / "grids").mkdir(exist_ok=True)
