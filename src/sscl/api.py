@@ -83,6 +83,11 @@ class Model:
         return self.checkpoint.size_px
 
     @property
+    def mpp(self) -> float | None:
+        """µm per pixel of the tiles it was trained on, at `size_px`, the median; None: not known."""
+        return self.checkpoint.mpp
+
+    @property
     def positive(self) -> str | None:
         """The positive class: SSA, else the second of two; None of more than two."""
         index = positive_class(self.classes, None)
@@ -102,6 +107,7 @@ class Model:
         abstains = "never abstains" if self.decide_from is None else f"abstains below {self.decide_from:.3f}"
         return (
             f"<sscl model: {self.checkpoint.encoder_name}, {' / '.join(self.classes)}, tiles of {self.size_px} px, "
+            f"{self.checkpoint.scale}, "
             f"temperature {self.temperature:.3f}, {abstains}, {describe_device(self.device)}>"
         )
 

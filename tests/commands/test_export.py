@@ -120,6 +120,15 @@ def test_graphs_hold_no_paths_of_this_machine(exported: tuple[Path, str]) -> Non
             assert not any(str(path).encode() in part for part in parts), name
 
 
+def test_graphs_say_what_they_are(exported: tuple[Path, str]) -> None:
+    inside = {"sscl.json": ""}
+    torch.export.load(exported[0] / "encoder.pt2", extra_files=inside)
+    (entry,) = [entry for entry in onnx.load(exported[0] / "encoder.onnx").metadata_props if entry.key == "sscl"]
+    for text in (inside["sscl.json"], entry.value):
+        facts = json.loads(text)
+        assert (facts["encoder"], facts["size_px"], facts["mpp"]) == ("timm:test_resnet", 32, None)
+
+
 def test_the_json_says_all_that_a_reader_needs(exported: tuple[Path, str], pretrained: Path) -> None:
     out, printed = exported
     facts = json.loads((out / "encoder.json").read_text())

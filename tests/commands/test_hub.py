@@ -22,6 +22,7 @@ from torch import nn
 
 from sscl import load
 from sscl.config import EncoderConfig
+from sscl.data.scale import Scale
 from sscl.models import hub as hub_client
 from sscl.models import timm_folder
 from sscl.models.checkpoint import load_checkpoint
@@ -107,7 +108,7 @@ def model_of(name: str, *, size_px: int, **options: Any) -> tuple[Exported, torc
     head = nn.Linear(encoder.num_features, 3)
     given: Any = type("Facts", (), {"classes": ("a", "b", "c")})()
     state = as_elsewhere(encoder.state_dict())
-    exported = Exported(encoder, encoder, state, size_px, (0.6,) * 3, (0.2,) * 3, given, head)
+    exported = Exported(encoder, encoder, state, size_px, Scale(), (0.6,) * 3, (0.2,) * 3, given, head)
     return exported, torch.randn(3, 3, size_px, size_px)
 
 

@@ -257,7 +257,7 @@ def test_labels_of_the_first_set_that_has_some_serve_the_health_metrics(
     wrap(pretrain_tiles=lambda load, section, **_: sets[int(section.root[-1])])
     settings = config(*({"source": "folder", "root": f"/set{i}"} for i in range(len(sets))), health={"tiles": 12})
 
-    tiles, source = sources.load_sources(settings)
+    tiles, source, _ = sources.load_sources(settings)
     watch = carve_health(tiles, settings)
 
     assert source.tolist() == [i for i, part in enumerate(sets) for _ in range(len(part))]
@@ -288,7 +288,7 @@ def test_sources_of_other_sizes_are_brought_to_one(flat: Path, folder3: Path, np
         {"source": "pathmnist", "root": str(npz)},
     )
 
-    tiles, source = sources.load_sources(settings)
+    tiles, source, _ = sources.load_sources(settings)
 
     assert tiles.images.shape == (24 + 12 + 6, 32, 32, 3)
     shrunk = tiles.images[source == 1]
@@ -559,7 +559,7 @@ def test_sources_that_hold_one_another_are_refused(cli: Any, folder3: Path, tmp_
 def test_the_training_part_of_a_set_may_be_a_source(folder3: Path, flat: Path) -> None:
     roots = [folder3 / "train" / "benign", folder3 / "train" / "cancer", flat]
 
-    tiles, _ = sources.load_sources(config(*({"source": "folder", "root": str(root)} for root in roots)))
+    tiles, *_ = sources.load_sources(config(*({"source": "folder", "root": str(root)} for root in roots)))
 
     assert len(tiles) == 8 + 8 + 12
 

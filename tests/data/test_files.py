@@ -62,8 +62,8 @@ def test_a_list_may_say_the_size_of_its_pixels(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "l.csv").write_text("path,mpp\na.png,0.5\nb.png,\nc.png,NA\n")
-    assert files.find_images([tmp_path / "l.csv"]).mpp == [0.5]
-    assert files.find_images([tmp_path]).mpp == []
+    np.testing.assert_array_equal(files.find_images([tmp_path / "l.csv"]).mpp, [0.5, np.nan, np.nan])
+    assert all(np.isnan(files.find_images([tmp_path]).mpp))
     (tmp_path / "l.csv").write_text("path,mpp\na.png,40x\n")
     with pytest.raises(ValueError, match="line 2: mpp '40x'"):
         files.find_images([tmp_path / "l.csv"])

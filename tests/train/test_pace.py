@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from sscl.config import PretrainConfig
-from sscl.models.checkpoint import build_checkpoint, load_checkpoint, on_host, save_checkpoint
+from sscl.models.checkpoint import build_checkpoint, load_checkpoint, save_checkpoint
 from sscl.train import optim, pace
-from sscl.train.pace import Pace, Writer
+from sscl.train.pace import Pace, Writer, on_host
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from sscl.config import CompareConfig, read_yaml
 from sscl.data.load import load_tiles
 from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles
-from sscl.evaluate import comparison, records
+from sscl.evaluate import comparison, lineage, records
 from sscl.evaluate.comparison import Comparison, RowFacts, RunFacts
 from sscl.evaluate.comparison_tables import comparison_tables
 from sscl.evaluate.metrics import display_name
@@ -175,7 +175,7 @@ def make(step: Step, decision: Decision, config: CompareConfig, *, shown: bool, 
         ValueError: a command failed.
     """
     if decision.action is Action.REUSED:
-        print(f"reused: {step.folder.name}", flush=True)
+        print(f"reused: {step.folder.name}{decision.reason and f'; {decision.reason}'}", flush=True)
     else:
         if decision.action is Action.AGAIN:
             print(f"\n{step.folder.name} again: {decision.reason}", flush=True)
@@ -218,7 +218,7 @@ def report_finished(
     """Return the content of compare.json, a row a run."""
     facts: Facts = []
     splits: list[str] = []
-    caveats: list[str] = []
+    caveats = lineage.other_scales(folders, reference=reference)
     for name, folder in folders.items():
         split, epoch, said = about(table_of(folder, config.split).parent)
         splits.append(split)
@@ -262,7 +262,10 @@ def report_made(
     of = {(steps[0].entry.name, steps[0].fraction): name for name, steps in rows.items()}
     against = {name: of[reference, steps[0].fraction] for name, steps in rows.items()}
     facts: Facts = []
+    first = {name: steps[0].folder for name, steps in rows.items()}
     caveats: list[str] = []
+    for name, other in against.items():
+        caveats += lineage.other_scales({name: first[name], other: first[other]}, reference=other)
     for name, steps in rows.items():
         entry, fraction = steps[0].entry, steps[0].fraction
         runs = []

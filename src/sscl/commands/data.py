@@ -15,6 +15,7 @@ from sscl.data.images import size_of
 from sscl.data.load import accounts, load_splits, tile_file
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
 from sscl.data.pathmnist import stored_size_px
+from sscl.data.scale import scale_of
 from sscl.data.synthetic import SAID, is_synthetic, write_synthetic
 from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
@@ -59,6 +60,8 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
         for line in accounts(splits):
             print(line)
         print(describe_files(config.data, splits))
+        for name, tiles in splits.items():
+            print(f"{name}: {scale_of(config.data, tiles)} at {config.data.size_px} px")
         first = next(iter(splits.values()))
         rows = spread(first, limit=config.tiles, seed=config.seed)
         shown = first.subset(rows)

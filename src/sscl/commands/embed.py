@@ -90,7 +90,7 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
         start = frozen_encoder(config.encoder, section="encoder.")
         size_px = start.size_px or config.data.size_px
         start.encoder.check_size(size_px)
-        data = config.data.model_copy(update={"size_px": size_px})
+        data = config.data.at(size_px)
         tiles = load_tiles(data, split=config.split, progress=config.progress)
         if len(tiles) < max(4, config.clusters):
             raise ValueError(

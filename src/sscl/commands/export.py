@@ -28,6 +28,7 @@ from sscl.config import EncoderConfig, ExportConfig, PredictConfig
 from sscl.config.encoders import NO_FILES
 from sscl.config.published import PUBLISHED
 from sscl.data.images import RESIZED
+from sscl.data.scale import Scale
 from sscl.evaluate import hub_card
 from sscl.models import hub, timm_folder
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
@@ -209,7 +210,8 @@ def trunk(config: ExportConfig) -> Exported:
     encoder = start.encoder.cpu().eval()
     check_size(encoder, start.size_px)
     state = as_elsewhere(encoder.state_dict())
-    return Exported(encoder, encoder, state, start.size_px, start.mean, start.std, start.checkpoint)
+    scale = start.checkpoint.scale if start.checkpoint else Scale() if start.mpp is None else start.mpp.scale
+    return Exported(encoder, encoder, state, start.size_px, scale, start.mean, start.std, start.checkpoint)
 
 
 def check_size(encoder: Encoder, size_px: int) -> None:
@@ -250,6 +252,7 @@ def classifier(config: ExportConfig) -> Exported:
         model.encoder,
         state,
         config.size_px or checkpoint.size_px,
+        checkpoint.scale,
         checkpoint.mean,
         checkpoint.std,
         checkpoint,
@@ -300,6 +303,8 @@ def describe(
         pooling=encoder.pooling,
         num_features=encoder.num_features,
         size_px=size,
+        mpp=exported.scale.mpp,
+        mpp_range=exported.scale.mpp_range,
         mean=exported.mean,
         std=exported.std,
         input=ModelInput(

@@ -69,7 +69,8 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
         empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)
         cam.class_maps(model, empty, target=0, kind=kind)
         tiles = load_explained_tiles(config, choice, classes)
-        for note in unfinished_notes(config.checkpoint):
+        scales = lineage.scale_caveats(data, tiles, trained) if config.images is None else []
+        for note in [*unfinished_notes(config.checkpoint), *scales]:
             print(f"note: {note}")
         print(f"device: {describe_device(device)}, precision {precision}")
         tune(device)

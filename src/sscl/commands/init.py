@@ -30,7 +30,7 @@ def main(config: InitConfig, *, overwrite: bool = False) -> None:
     sizes = look.sizes_of(config.data)
     given = config.data.size_px if "size_px" in config.data.model_fields_set else None
     encoder = settings.choose_encoder(sizes, where, size_px=given)
-    data = config.data.model_copy(update={"size_px": encoder.size_px})
+    data = config.data.at(encoder.size_px)
     with each_line_once():
         found = look.look(data, sizes=sizes, labels=config.labels, progress=config.progress)
         if found.classes:

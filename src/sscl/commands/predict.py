@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import warnings
 from array import array
@@ -22,7 +23,7 @@ from sscl.data import files
 from sscl.data.files import Found
 from sscl.data.images import describe_changes
 from sscl.data.listing import Account
-from sscl.data.scale import Scale, scale_warnings
+from sscl.data.scale import Scale, differ, scale_of_files, scale_warnings
 from sscl.device import describe_device
 from sscl.explain import boxes
 from sscl.models.checkpoint import run_of, unfinished_notes
@@ -43,7 +44,8 @@ class Tally:
 
     Attributes:
         classes: tiles by their most probable class. undecided: of these, the ones below the abstention threshold.
-        sides_px: number of files of each side. changes: how many were changed, by `images.CHANGES`.
+        sides_px: number of files of each side. mpp: µm per pixel of the tiles, where that of their files is known.
+        changes: how many were changed, by `images.CHANGES`.
         faults: (name, reason) of what could not be used.
         places, confidences: of the predicted ones, in order.
     """
@@ -51,6 +53,7 @@ class Tally:
     classes: Counter[str] = field(default_factory=Counter)
     undecided: Counter[str] = field(default_factory=Counter)
     sides_px: Counter[int] = field(default_factory=Counter)
+    mpp: array[float] = field(default_factory=lambda: array("d"))
     changes: Counter[str] = field(default_factory=Counter)
     faults: list[tuple[str, str]] = field(default_factory=list)
     places: array[int] = field(default_factory=lambda: array("q"))
@@ -162,6 +165,7 @@ def predicted_rows(model: api.Model, found: Found, tally: Tally, config: Predict
             tally.places.extend(batch.rows.tolist())
             tally.confidences.extend(predictions.confidence.tolist())
             tally.sides_px.update(batch.sides_px)
+            tally.mpp.extend(known_mpp(batch, found, size_px=model.size_px, given=config.mpp))
             tally.changes.update(batch.changes)
             tally.faults += [
                 (found.names[place], why.removeprefix(f"{found.files[place]}: ")) for place, why in batch.faults
@@ -172,6 +176,33 @@ def predicted_rows(model: api.Model, found: Found, tally: Tally, config: Predict
                 row["decided"] = "yes" if row["decided"] else "no"
                 yield [f"{value:.6f}" if isinstance(value, float) else value for value in row.values()]
             bar.update(len(batch.rows) + len(batch.faults))
+
+
+def known_mpp(batch: files.Batch, found: Found, *, size_px: int, given: float | None) -> list[float]:
+    """Return µm per pixel of the tiles of a batch, where a list says that of their files.
+
+    Args:
+        size_px: side of the tiles. given: µm per pixel that the command says; None: it says nothing.
+
+    Raises:
+        ValueError: list and command differ by more than 5%.
+    """
+    values = []
+    for row, side in zip(batch.rows.tolist(), batch.sides_px, strict=True):
+        if math.isnan(found.mpp[row]):
+            continue
+        values.append(found.mpp[row] * side / size_px)
+        if given is not None and differ(given, values[-1]):
+            raise ValueError(
+                f"mpp: got {given:g}, but {found.names[row]} has {values[-1]:.3g} µm per pixel at {size_px} px, by its "
+                "list and its side; correct one of them, or leave mpp out"
+            )
+    return values
+
+
+def scale_of(tally: Tally, config: PredictConfig) -> Scale:
+    """Return the scale of the tiles: what the command says, else that of the lists of files."""
+    return scale_of_files(np.array(tally.mpp)) if config.mpp is None else Scale(mpp=config.mpp)
 
 
 def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictConfig, *, folder: Path) -> int:
@@ -240,6 +271,8 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
         c=model.checkpoint.c,
         classes=model.classes,
         size_px=model.size_px,
+        mpp=model.mpp,
+        tiles_mpp=scale_of(tally, config).mpp,
         stain=model.stain,
         temperature=model.temperature,
         calibrated=config.calibrate,
@@ -270,11 +303,10 @@ def notes(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -
     if model.stain != "none":
         lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
     lines += describe_changes(tally.changes, of=len(tally.places))
-    trained = Scale(model.checkpoint.source_px, model.checkpoint.mpp)
-    mpp = float(np.median(found.mpp)) if found.mpp else None
-    others = scale_warnings(tally.sides_px, mpp, trained=trained, size_px=model.size_px)
+    here, trained = scale_of(tally, config), model.checkpoint.scale
+    others = [*here.mixed(), *scale_warnings(tally.sides_px, here, trained=trained, size_px=model.size_px)]
     lines += others
-    if len(tally.sides_px) > 1 and not others:
+    if len(tally.sides_px) > 1 and not others and not (here.span and trained.span):
         low, high = min(tally.sides_px), max(tally.sides_px)
         lines.append(
             f"the files are {low} to {high} px wide, all resized to {model.size_px}: the predictions mean nothing if "
@@ -290,7 +322,7 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
     """Yield the lines of the terminal."""
     yield (
         f"{config.checkpoint}: {model.checkpoint.chosen}, {some(model.classes)}, tiles of {model.size_px} "
-        f"px; temperature {model.temperature:.3f}"
+        f"px, {model.checkpoint.scale}; temperature {model.temperature:.3f}"
     )
     # Of many classes those that are predicted most.
     names = model.classes if len(model.classes) <= MOST else [name for name, _ in tally.classes.most_common()]

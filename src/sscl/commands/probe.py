@@ -55,7 +55,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
         jobs, absent = open_encoders(config)
         check_inputs_outside(out, {f"weights of {job.row.name}": job.spec.weights for job in jobs})
         opened = {
-            (data.name, size): open_set(data.model_copy(update={"size_px": size}), config=config)
+            (data.name, size): open_set(data.at(size), config=config)
             for data in config.sets
             for size in dict.fromkeys(job.size_px or data.size_px for job in jobs)
         }
@@ -65,7 +65,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
             doubts += check_set(data, first[data.name], key=f"sets.{number}.root")
             for job in jobs:
                 side = job.size_px or data.size_px
-                shown = scale_of(data, opened[data.name, side]["train"].tiles)
+                shown = scale_of(data.at(side), opened[data.name, side]["train"].tiles, key=f"sets.{number}")
                 doubts += scale_against(shown, job.mpp, name=job.row.name, size_px=side)
             print(set_in_words(data, first[data.name]))
             for line in accounts({name: part.tiles for name, part in first[data.name].items()}):

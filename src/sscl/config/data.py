@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import model_validator
 
@@ -15,6 +15,7 @@ FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, 
 
 
 Source = Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic", "slides"]
+Data = TypeVar("Data", bound="DataConfig")
 
 
 class DataConfig(Section):
@@ -90,6 +91,13 @@ class DataConfig(Section):
         ge=0,
         le=100_000,
     )
+
+    def at(self: Data, size_px: int) -> Data:
+        """Return the section with tiles of another side; µm per pixel that were given for the former go with it."""
+        mpp = self.mpp
+        if mpp is not None and "size_px" in self.model_fields_set:
+            mpp *= self.size_px / size_px
+        return self.model_copy(update={"size_px": size_px, "mpp": mpp})
 
     @model_validator(mode="after")
     def _source_is_what_root_is(self) -> DataConfig:

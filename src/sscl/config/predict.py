@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import field_validator
 
+from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.config.maps import PRECISION, MapConfig, Precision
 from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, Listed, Section, setting
@@ -45,6 +46,13 @@ class PredictConfig(Section):
     gradcam: MapConfig = MapConfig()
     fit: Literal["refuse", "crop", "resize"] | None = setting(
         None, "images that are not square: refuse, crop or resize (see data.fit); null = as in training"
+    )
+    mpp: float | None = setting(
+        None,
+        "µm per pixel of the tiles at the side that the classifier takes; null = from the column mpp of a list and the "
+        "sides of its files, else not known",
+        ge=FINEST_MPP,
+        le=COARSEST_MPP,
     )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)

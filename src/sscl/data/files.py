@@ -6,7 +6,9 @@ Only names are kept: whatever the number of files, only a few batches of pixels 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,7 +51,7 @@ class Found:
         repeated: how often a file came up again that was found already.
         passed_over: the other files in the folders, by kind.
         faults: (name, reason) of what cannot be used, known without opening it.
-        mpp: µm per pixel of the files whose list says it.
+        mpp: µm per pixel of each file, NaN where no list says it.
     """
 
     names: list[str] = field(default_factory=list)
@@ -57,7 +59,7 @@ class Found:
     repeated: int = 0
     passed_over: PassedOver = field(default_factory=PassedOver)
     faults: list[tuple[str, str]] = field(default_factory=list)
-    mpp: list[float] = field(default_factory=list)
+    mpp: array[float] = field(default_factory=lambda: array("d"))
 
 
 def find_images(words: Sequence[str | Path]) -> Found:
@@ -101,8 +103,8 @@ def find_images(words: Sequence[str | Path]) -> Found:
     return found
 
 
-def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
-    """List a file; real: where it is after all links."""
+def _add(name: str, file: str, real: str, found: Found, seen: set[str], *, mpp: float = math.nan) -> None:
+    """List a file; real: where it is after all links. mpp: its µm per pixel, NaN = not known."""
     if real in seen:
         found.repeated += 1
         return
@@ -114,6 +116,7 @@ def _add(name: str, file: str, real: str, found: Found, seen: set[str]) -> None:
         return
     found.names.append(name)
     found.files.append(file)
+    found.mpp.append(mpp)
 
 
 def _add_folder(folder: str, found: Found, seen: set[str]) -> None:
@@ -134,14 +137,14 @@ def _add_list(word: str, found: Found, seen: set[str]) -> None:
             raise ValueError(f"{word}: line {line}: column 'path' is empty; fill it in or remove the row")
         listed.append((name, listed_file(folder, name)))
     scale = read_mpp(word, [line for line, _ in rows], [mpp for _, (_, mpp) in rows])
-    found.mpp += [] if scale is None else scale[~np.isnan(scale)].tolist()
+    known = np.full(len(rows), np.nan) if scale is None else scale
     if not any(os.path.lexists(file) for _, file in listed):
         raise FileNotFoundError(
             f"{word}: none of its {len(listed)} files exists, the first would be {short(listed[0][1])}; "
             "paths are relative to the folder of the CSV"
         )
-    for name, file in listed:
-        _add(name, file, os.path.realpath(file), found, seen)
+    for (name, file), mpp in zip(listed, known.tolist(), strict=True):
+        _add(name, file, os.path.realpath(file), found, seen, mpp=mpp)
 
 
 def listed(images: Images, names: Sequence[str] | None = None) -> tuple[list[str], list[Item]]:

@@ -290,12 +290,13 @@ def merge_data(trained: DataConfig, changes: Mapping[str, object]) -> DataConfig
     Another root is looked at again, unless its source is given too.
     """
     again = {"source": "auto"} if "root" in changes and "source" not in changes else {}
+    keys = {**plain(trained), **again, "mpp": None, **changes}  # an index of slides says its own
     try:
-        merged = validate(
-            DataConfig, {**plain(trained), **again, **changes}, source="the checkpoint's data with your data.* keys"
-        )
+        merged = validate(DataConfig, keys, source="the checkpoint's data with your data.* keys")
     except ValueError as error:
         raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from None
+    if trained.mpp is not None and merged.mpp is None and "mpp" not in changes:  # at the side of before
+        merged = merged.model_copy(update={"mpp": trained.mpp * trained.size_px / merged.size_px})
     # Nothing is there, or synthetic tiles that the run took for MHIST's.
     if again and (merged.source == "auto" or (merged.source, trained.source) == ("synthetic", "mhist")):
         return merged.model_copy(update={"source": trained.source})

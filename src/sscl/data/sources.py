@@ -13,21 +13,29 @@ from sscl.data.groups import Grouped, Groups, numbered
 from sscl.data.load import describe_tiles, load_tiles
 from sscl.data.mix import drawn_of_slides, draws_per_source, epoch_batches
 from sscl.data.rows import Rows
+from sscl.data.scale import Scale, scale_of, scale_of_all
 from sscl.data.tiles import UNLABELLED, JoinedIds, Tiles
 from sscl.slides.places import TileIds
 from sscl.words import count
 
 
-def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
-    """Return the training tiles of all sources, source by source, and the source of each tile, (tiles,).
+def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64], Scale]:
+    """Return the training tiles of all sources, source by source, the source of each tile, (tiles,), and their scale.
 
     Only the labels of the first source that has labels are kept, for the kNN accuracy, and its groups.
     """
     check_apart(config)
     loaded = [load_source(config, i) for i in range(len(config.data))]
-    source_of = np.repeat(np.arange(len(loaded)), [len(tiles) for tiles in loaded])
+    sizes = [len(tiles) for tiles in loaded]
+    source_of = np.repeat(np.arange(len(loaded)), sizes)
+    keys = [source_key(config, i, "root").removesuffix(".root") for i in range(len(loaded))]
+    scales = [scale_of(data, tiles, key=key) for data, tiles, key in zip(config.data, loaded, keys, strict=True)]
+    scale = scale_of_all(scales, sizes)
+    if any(one.span for one in scales):
+        for key, one in zip(keys, scales, strict=True):
+            print(f"{key}: {one} at {config.data[0].size_px} px")
     if len(loaded) == 1:
-        return loaded[0], source_of
+        return loaded[0], source_of, scale
     labelled = next((i for i, tiles in enumerate(loaded) if (tiles.labels >= 0).any()), 0)
     labels = [
         tiles.labels if i == labelled else np.full_like(tiles.labels, UNLABELLED) for i, tiles in enumerate(loaded)
@@ -39,7 +47,7 @@ def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64]]:
         ids=JoinedIds([tiles.ids for tiles in loaded]),
         groups=_groups(loaded, labelled=labelled),
     )
-    return joined, source_of
+    return joined, source_of, scale
 
 
 def _groups(loaded: Sequence[Tiles], *, labelled: int) -> Groups | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.data.csv_files import read_table, whole_number
 from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path
@@ -246,7 +247,7 @@ def read_mpp(path: Path | str, lines: Sequence[int], values: Sequence[str]) -> N
     """Return µm per pixel of each row, NaN where it is empty; None where the table has none.
 
     Raises:
-        ValueError: a value that is no number above 0, or that is missing.
+        ValueError: a value is no number from 0.05 to 40.
     """
     values = [_given(value) for value in values]
     if not any(values):
@@ -257,9 +258,10 @@ def read_mpp(path: Path | str, lines: Sequence[int], values: Sequence[str]) -> N
             number = float(value.replace(",", ".")) if value else math.nan
         except ValueError:
             number = 0.0
-        if value and not 0 < number < math.inf:
+        if value and not FINEST_MPP <= number <= COARSEST_MPP:
             raise ValueError(
-                f"{path}: line {line}: mpp {short(value)!r}; expected µm per pixel, a number above 0, or nothing"
+                f"{path}: line {line}: mpp {short(value)!r}; expected µm per pixel, {FINEST_MPP:g} to "
+                f"{COARSEST_MPP:g}, or nothing"
             )
         found.append(number)
     return np.array(found, dtype=np.float64)

@@ -55,7 +55,7 @@ def hub_card(
         "",
         f"A {code(report.encoder)}, "
         + (f"which tells {listed([code(label) for label in exported.classes])} apart on" if exported.classes else "for")
-        + f" tiles of H&E-stained tissue, {report.size_px} px a side{_scale(exported)}. "
+        + f" tiles of H&E-stained tissue, {report.size_px} px a side, {exported.scale}. "
         "**Research software, not a medical device: do not base a diagnosis on it.**",
         "",
         *_training(report),
@@ -116,11 +116,6 @@ def _metrics(evaluated: Evaluation) -> list[dict[str, object]]:
             name = f"{display_name(key)} ({ends}; {of})"
             rows.append({"type": METRICS.get(key, key), "value": round(value, 4), "name": name})
     return rows
-
-
-def _scale(exported: Exported) -> str:
-    mpp = None if exported.checkpoint is None else exported.checkpoint.mpp
-    return "" if mpp is None else f", {mpp:.3g} µm per pixel"
 
 
 def _training(report: ExportReport) -> list[str]:

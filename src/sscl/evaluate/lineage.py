@@ -16,7 +16,7 @@ from sscl.data.layout import split_named
 from sscl.data.load import groups_are, has_test, load_tiles, merge_data, saw_all, slides_known, split_changes
 from sscl.data.tiles import Tiles
 from sscl.evaluate import intervals
-from sscl.models.checkpoint import Checkpoint
+from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.words import listed
 
 NO_SLIDE_IDS = "no slide or patient ids: tiles of one slide may be on both sides of a split, which inflates the metrics"
@@ -104,7 +104,7 @@ def choose(trained: Checkpoint, changes: Mapping[str, object], *, split: str | N
                 "say nothing about new tiles)"
             )
         return Choice(data, split or "test", external=False)
-    theirs = {"groups_csv": None, "published": False}  # facts of the set trained on
+    theirs = {"groups_csv": None, "published": False, "mpp": None}  # facts of the set trained on
     data = data.model_copy(update={key: value for key, value in theirs.items() if key not in changes})
     return Choice(data, split or "all", external=True)
 
@@ -122,7 +122,7 @@ def is_external(data: DataConfig, trained: Checkpoint) -> bool:
     if there.exists() and there.name != Path(data.root).resolve().name:
         return True
     try:
-        train = load_tiles(data.model_copy(update={"size_px": section.size_px}), split="train", progress=False)
+        train = load_tiles(data.at(section.size_px), split="train", progress=False)
     except (ValueError, FileNotFoundError):
         return True
     return train.fingerprint != trained.fingerprint
@@ -189,9 +189,7 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     if choice.external:
         which = "all its tiles were" if split == "all" else f"its {split} split was"
         found.append(f"{Path(data.root).name} is not the set of training: {which} evaluated")
-        before = scale.Scale(trained.source_px, trained.mpp)
-        here = scale.scale_of(data, tiles)
-        found += scale.scale_warnings(here.source_px, here.mpp, trained=before, size_px=data.size_px)
+    found += scale_caveats(data, tiles, trained)
     train = training_tiles(choice, trained) if choice.external or split == "test" else None
     compared = choice.external and train is not None  # with the tiles of the labels, pixel by pixel
     sections = trained.lineage if compared else trained.trained_on
@@ -215,6 +213,32 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     return found + told + [text for text in (unknown, *shared) if text is not None]
 
 
+def scale_caveats(data: DataConfig, tiles: Tiles, trained: Checkpoint) -> list[str]:
+    """Return why the tiles may show tissue at another scale than those of training, a sentence each.
+
+    Raises:
+        ValueError: the section and its table say different scales.
+    """
+    here = scale.scale_of(data, tiles)
+    return [*here.mixed(), *scale.scale_warnings(here.source_px, here, trained=trained.scale, size_px=data.size_px)]
+
+
+def other_scales(runs: Mapping[str, Path], *, reference: str) -> list[str]:
+    """Return a sentence for each run that was trained at another scale than the reference, where both are known.
+
+    Args:
+        runs: folders by name; one without a checkpoint says nothing. reference: one of the names.
+    """
+    files = {name: folder / "checkpoints" / "best.pt" for name, folder in runs.items()}
+    scales = {name: load_checkpoint(file, tensors=False).scale for name, file in files.items() if file.is_file()}
+    other = scales.get(reference, scale.Scale())
+    return [
+        f"{name} was trained on tiles of {own}, {reference} on {other}: over 5% apart, so they see other tissue"
+        for name, own in scales.items()
+        if own.span and other.span and any(map(scale.differ, own.span, other.span))
+    ]
+
+
 def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
     """Return the training split as it is now, at the size trained on; None where another set's is not there any more.
 
@@ -229,7 +253,7 @@ def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
             return None
     if not same_root(choice.data, section):
         return None
-    return load_tiles(choice.data.model_copy(update={"size_px": section.size_px}), split="train", progress=False)
+    return load_tiles(choice.data.at(section.size_px), split="train", progress=False)
 
 
 def doubts_accuracy(caveat: str) -> bool:

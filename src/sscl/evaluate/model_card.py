@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import run
+from sscl.config.encoders import TIMM
+from sscl.config.messages import shown
+from sscl.config.published import PUBLISHED
 from sscl.config.training import FinetuneTrainConfig
 from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import Tiles
@@ -94,7 +97,8 @@ def model_card(
         f"# Model card: {code(name)}",
         "",
         f"A {code(checkpoint.encoder_name)} that tells {classes} apart on {tiles}, "
-        f"{checkpoint.size_px} px a side. **Research software, not a medical device: do not base a diagnosis on it.**",
+        f"{checkpoint.size_px} px a side, {checkpoint.scale}. **Research software, not a medical device: do not base a "
+        "diagnosis on it.**",
         "",
         f"Written by `sscl finetune` (sscl {environment.sscl}) on {environment.date[:10]}. `sscl eval` rewrites "
         "the lines between its marker lines and adds a part for each other set; you may edit everything else.",
@@ -196,12 +200,31 @@ def _data_lines(
     ]
 
 
+def _scale(checkpoint: Checkpoint) -> str:
+    scale, data = checkpoint.scale, checkpoint.finetune_config.data
+    if not scale.span:
+        return "not known: `data.mpp` was not given"
+    middle = f", {scale.mpp:.3g} in the middle" if scale.mpp_range else ""
+    where = "as given, `data.mpp`" if data.mpp is not None else "by the table's column `mpp` and the sides of its files"
+    return f"{scale}{middle} at {checkpoint.size_px} px a side ({where})"
+
+
+def encoder_options(checkpoint: Checkpoint) -> str:
+    """Return how the encoder differs from others of its name, in words."""
+    name = checkpoint.encoder_name
+    said = [f"{checkpoint.stem} stem", f"stride {checkpoint.output_stride}"]
+    if name.startswith(TIMM) or name in PUBLISHED:
+        said = [f"feature {checkpoint.pooling}"]
+    return ", ".join([*said, *(f"{key} {shown(value)}" for key, value in checkpoint.kwargs.items())])
+
+
 def _model_lines(checkpoint: Checkpoint, *, origin: str) -> list[str]:
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (checkpoint.mean, checkpoint.std))
     rows = [
-        ("encoder", f"{code(checkpoint.encoder_name)}, {checkpoint.encoder_options}"),
+        ("encoder", f"{code(checkpoint.encoder_name)}, {encoder_options(checkpoint)}"),
         ("head", f"linear, {len(checkpoint.classes)} classes"),
         ("started from", origin),
+        ("scale", _scale(checkpoint)),
         (
             "input",
             f"RGB, {checkpoint.size_px} px a side; channel means {mean}, standard deviations {std} (pixels in 0-1)",
@@ -315,11 +338,12 @@ def _untested(name: str) -> list[str]:
 
 def _limit_lines(checkpoint: Checkpoint, train: Part, *, warnings: Sequence[str], slides_known: bool) -> list[str]:
     data, classes = checkpoint.finetune_config.data, checkpoint.classes
+    unknown = "" if checkpoint.scale.span else "; its own µm per pixel are not known, so nothing warns of another scale"
     found = [
         "Not a medical device, and not tested on patients: it classifies single tiles, and nothing here says how well "
         "it would classify a slide or a patient.",
         f"In this run it learned the labels of {code(last_part(data.root))} alone. It may do far worse on tiles of "
-        "other scanners, stains, laboratories, magnifications or patients; the pixel size in µm is not recorded.",
+        f"other scanners, stains, laboratories, magnifications or patients{unknown}.",
         f"It answers with one of {len(classes)} classes whatever it is shown, also for other tissue, a blank or a "
         "blurred tile, and may be confident about it. Abstaining on the least confident tiles helps only in part.",
         f"Validation chose {checkpoint.chosen_kind}, the temperature and the threshold; only metrics on tiles that "

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sscl.config import DataConfig, EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet
 from sscl.data import split, task
 from sscl.data.load import has_validation, load_tiles, split_is_made_here
+from sscl.data.scale import Trained
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.probe_report import MissingEncoder, ProbedEncoder, ProbedSet
@@ -42,7 +43,7 @@ class Job:
     fingerprint: str
     num_features: int
     size_px: int | None
-    mpp: tuple[float, float] | None
+    mpp: Trained | None
     lineage: tuple[DataConfig, ...]
     labelled: DataConfig | None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from pydantic import Field
 
 from sscl import run
 from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
-from sscl.config.encoders import TIMM, Deviation, EncoderName, Kwargs, Mean, OutputStride, Pool, Stem
+from sscl.config.encoders import Deviation, EncoderName, Kwargs, Mean, OutputStride, Pool, Stem
 from sscl.config.messages import shown
-from sscl.config.published import PUBLISHED
+from sscl.data.scale import Scale
 from sscl.metrics_log import kind_of_row, name_of_row
 from sscl.models.calibration import KeptCalibration, PrecisionName
 from sscl.models.tensors import fault_in
@@ -50,8 +49,8 @@ class Checkpoint:
         kind: the command that wrote it.
         epoch: epochs done.
         encoder_name, stem, output_stride, kwargs, pooling: the arguments of `build_encoder`.
-        size_px: side of the tiles. mpp: median µm per pixel of their files; None: not known.
-        source_px: widths of the files before they were resized, smallest and largest; empty: not known.
+        size_px: side of the tiles.
+        source_px, mpp, mpp_range: at which scale they show tissue, see `Scale`: mpp is µm per pixel at size_px.
         mean, std: channel means and standard deviations of pixels in 0-1.
         classes: K names in the order of the logits; of pretraining, those of its tiles if any.
         config: the resolved configuration.
@@ -74,6 +73,7 @@ class Checkpoint:
     pooling: Pool
     size_px: Annotated[int, Field(ge=16, le=1024)]
     mpp: Annotated[float, Field(gt=0)] | None
+    mpp_range: tuple[Annotated[float, Field(gt=0)], ...]
     source_px: tuple[Annotated[int, Field(ge=1)], ...]
     mean: Annotated[tuple[Mean, ...], _THREE]
     std: Annotated[tuple[Deviation, ...], _THREE]
@@ -116,11 +116,9 @@ class Checkpoint:
         return kind_of_row(self.c)
 
     @property
-    def encoder_options(self) -> str:
-        """How the encoder differs from others of its name, in words."""
-        of_timm = self.encoder_name.startswith(TIMM) or self.encoder_name in PUBLISHED
-        said = [f"feature {self.pooling}"] if of_timm else [f"{self.stem} stem", f"stride {self.output_stride}"]
-        return ", ".join([*said, *(f"{key} {shown(value)}" for key, value in self.kwargs.items())])
+    def scale(self) -> Scale:
+        """At which scale its tiles show tissue."""
+        return Scale(self.source_px, self.mpp, self.mpp_range)
 
     @property
     def fitted(self) -> KeptCalibration:
@@ -201,6 +199,8 @@ class Checkpoint:
 
     def _check(self) -> None:
         """Raise ValueError where fields, each of them allowed, do not go together."""
+        if len(self.mpp_range) not in (0, 2):
+            raise ValueError(f"mpp_range: must be the lowest and the highest, or empty, got {shown(self.mpp_range)}")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes: {first_twice(self.classes)!r} is there twice")
         if self.kind == "finetune":
@@ -231,14 +231,14 @@ def build_checkpoint(
     precision: str,
     encoder_name: str | None = None,
     kwargs: Kwargs | None = None,
-    mpp: float | None = None,
-    source_px: Sequence[int] = (),
+    scale: Scale | None = None,
 ) -> Checkpoint:
     """Return the checkpoint of a run before its first epoch, still without tensors; `dataclasses.replace` adds them.
 
     The encoder's name and arguments may be others than those configured: a folder's become those of what is in it.
     """
     data = config.data if isinstance(config.data, DataConfig) else config.data[0]
+    source_px, mpp, mpp_range = scale or Scale()
     return Checkpoint(
         kind="pretrain" if isinstance(config, PretrainConfig) else "finetune",
         epoch=0,
@@ -249,7 +249,8 @@ def build_checkpoint(
         pooling=pooling,
         size_px=data.size_px,
         mpp=mpp,
-        source_px=tuple(source_px),
+        mpp_range=mpp_range,
+        source_px=source_px,
         mean=tuple(mean),
         std=tuple(std),
         classes=tuple(classes),
@@ -258,46 +259,6 @@ def build_checkpoint(
         precision=precision,
         lineage=tuple(lineage),
     )
-
-
-def on_host(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a copy on the CPU that training leaves as it is, to be written while it goes on.
-
-    Tensors that share their values, as the encoder and the whole model do, share them in the copy too.
-    """
-    copies: dict[tuple[object, ...], torch.Tensor] = {}
-    devices: set[torch.device] = set()
-
-    def copied(value: Any) -> Any:
-        if isinstance(value, dict):
-            found = copy.copy(value)  # with what torch notes on a module's state
-            found.update({key: copied(part) for key, part in value.items()})
-            return found
-        if isinstance(value, list):
-            return [copied(part) for part in value]
-        if not isinstance(value, torch.Tensor):
-            return value
-        # Of the value as given, whose memory is its own while this runs: that of a temporary could be another's next.
-        key = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
-        if key not in copies:
-            value = value.detach()
-            cuda = value.device.type == "cuda"  # pinned memory, so that all copies are under way at once
-            copies[key] = torch.empty_like(value, device="cpu", pin_memory=cuda).copy_(value, non_blocking=cuda)
-            if cuda:
-                devices.add(value.device)
-        return copies[key]
-
-    kept = dataclasses.replace(
-        checkpoint,
-        encoder=copied(checkpoint.encoder),
-        head=copied(checkpoint.head),
-        model=copied(checkpoint.model),
-        optimizer=copied(checkpoint.optimizer),
-        scaler=copied(checkpoint.scaler),
-    )
-    for device in devices:
-        torch.cuda.synchronize(device)
-    return kept
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

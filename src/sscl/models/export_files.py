@@ -32,6 +32,7 @@ NAMES = {  # of the file of each format; {} = encoder or classifier
     "onnx": "{}.onnx",
     "timm": timm_folder.WEIGHTS,
 }
+FACTS = "sscl.json"  # in files that keep others in themselves
 TOLERANCE = 1e-4  # of the largest output
 TENSOR_FILES = ("safetensors", "pt")
 
@@ -67,7 +68,9 @@ def write_checked(
             elif name in TENSOR_FILES:
                 difference = write_tensors(exported, name, path, what=what)
             else:
-                write_graph(exported.model, name, path, example=example[:2])  # a batch of another size than the check's
+                facts = facts_of(exported, what=what)
+                other = example[:2]  # another size of batch than the check's
+                write_graph(exported.model, name, path, example=other, facts=facts)
                 found = run_graph(name, path, example)
                 difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
     except OSError:
@@ -98,32 +101,42 @@ def write_tensors(exported: Exported, name: str, path: Path, *, what: str) -> fl
         torch.save(state, path)
         found = torch.load(path, weights_only=True)
     else:
-        facts = ExportedFacts.model_validate(
-            {
-                "what": what,
-                "encoder": exported.encoder.name,
-                "stem": exported.encoder.stem,
-                "output_stride": exported.encoder.output_stride,
-                "kwargs": exported.encoder.kwargs,
-                "pooling": exported.encoder.pooling,
-                "size_px": exported.size_px,
-                "mean": exported.mean,
-                "std": exported.std,
-                "classes": None if exported.checkpoint is None else exported.checkpoint.classes,
-                "sscl": __version__,
-            }
-        )
         # save_file would make a file that only its owner may read.
-        path.write_bytes(save(state, metadata={"format": "pt", "sscl": facts.model_dump_json()}))
+        path.write_bytes(save(state, metadata={"format": "pt", "sscl": facts_of(exported, what=what)}))
         found = load_file(path)
     same = found.keys() == state.keys() and all(torch.equal(found[key], value) for key, value in state.items())
     return 0.0 if same else float("inf")
 
 
-def write_graph(model: nn.Module, name: str, path: Path, *, example: torch.Tensor) -> None:
-    """Write the computation itself, for any number of tiles of the example's size, without paths of this machine."""
+def facts_of(exported: Exported, *, what: str) -> str:
+    """Return the JSON that a file keeps in itself, see `ExportedFacts`."""
+    facts = {
+        "what": what,
+        "encoder": exported.encoder.name,
+        "stem": exported.encoder.stem,
+        "output_stride": exported.encoder.output_stride,
+        "kwargs": exported.encoder.kwargs,
+        "pooling": exported.encoder.pooling,
+        "size_px": exported.size_px,
+        "mpp": exported.scale.mpp,
+        "mpp_range": exported.scale.mpp_range,
+        "mean": exported.mean,
+        "std": exported.std,
+        "classes": None if exported.checkpoint is None else exported.checkpoint.classes,
+        "sscl": __version__,
+    }
+    return ExportedFacts.model_validate(facts).model_dump_json()
+
+
+def write_graph(model: nn.Module, name: str, path: Path, *, example: torch.Tensor, facts: str) -> None:
+    """Write the computation itself, for any number of tiles of the example's size, without paths of this machine.
+
+    Args:
+        facts: what the file says of the model, see `facts_of`: in sscl.json of TorchScript and torch.export, under
+            "sscl" of the metadata of ONNX.
+    """
     if name == "torchscript":
-        torch.jit.save(torch.jit.trace(model, example), path)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.trace(model, example), path, _extra_files={FACTS: facts})  # type: ignore[no-untyped-call]
         _remove_debugging(path)
         return
     batch = torch.export.Dim("batch")
@@ -131,10 +144,13 @@ def write_graph(model: nn.Module, name: str, path: Path, *, example: torch.Tenso
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     if name == "torch_export":
-        torch.export.save(program, path)
+        torch.export.save(program, path, extra_files={FACTS: facts})
     else:
         names = {"input_names": ["tiles"], "output_names": ["outputs"]}
-        torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)  # type: ignore[arg-type]
+        found = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
+        assert found is not None
+        found.model.metadata_props["sscl"] = facts
+        found.save(path, external_data=False)
 
 
 def _remove_debugging(path: Path) -> None:

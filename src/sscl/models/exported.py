@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sscl.data.scale import Scale
 from sscl.models.checkpoint import Checkpoint
 from sscl.models.encoders import Encoder
 from sscl.models.exports import Decisions
@@ -24,7 +25,8 @@ class Exported:
         model: (B, 3, S, S) -> (B, C) or (B, K), in evaluation mode on the CPU.
         encoder: the encoder in it, or the model itself. head: features to logits, of a classifier.
         state: its tensors by the names they get in the files.
-        size_px: S. mean, std: channel means and standard deviations of pixels in 0-1.
+        size_px: S. scale: at which the tiles of its training show tissue.
+        mean, std: channel means and standard deviations of pixels in 0-1.
         checkpoint: the facts of the sscl checkpoint it comes from; None for other weights.
         decisions: of a classifier.
     """
@@ -33,6 +35,7 @@ class Exported:
     encoder: Encoder
     state: dict[str, torch.Tensor]
     size_px: int
+    scale: Scale
     mean: tuple[float, ...]
     std: tuple[float, ...]
     checkpoint: Checkpoint | None

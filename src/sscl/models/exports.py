@@ -23,7 +23,7 @@ class ExportedFacts(Record):
 
     Attributes:
         what: trunk or classifier. classes: those of the classifier, or of the run; None: not known.
-        encoder, stem, output_stride, kwargs, pooling, size_px, mean, std: as `Checkpoint` has them.
+        encoder, stem, output_stride, kwargs, pooling, size_px, mpp, mpp_range, mean, std: as `Checkpoint` has them.
         sscl: the version that wrote it.
     """
 
@@ -34,6 +34,8 @@ class ExportedFacts(Record):
     kwargs: Kwargs
     pooling: Pool
     size_px: Annotated[int, Field(ge=16, le=1024)]
+    mpp: Annotated[float, Field(gt=0)] | None
+    mpp_range: Annotated[tuple[float, ...], Field(max_length=2)]
     mean: Means
     std: StandardDeviations
     classes: tuple[str, ...] | None
@@ -102,7 +104,8 @@ class ExportReport(Record):
 
     Attributes:
         what: trunk or classifier. checkpoint: what was exported.
-        encoder, stem, output_stride, kwargs, pooling, size_px, mean, std: as `Checkpoint` has them. num_features: C.
+        encoder, stem, output_stride, kwargs, pooling, size_px, mpp, mpp_range, mean, std: as `Checkpoint` has them.
+        num_features: C.
         classes, kind, epoch, c, data_fingerprint, config: of the run that trained it.
         history: the data sections of all runs behind the weights, oldest first.
         sscl, torch: versions.
@@ -119,6 +122,8 @@ class ExportReport(Record):
     pooling: Pool
     num_features: int
     size_px: int
+    mpp: float | None
+    mpp_range: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     input: ModelInput

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from sscl.config.encoders import FOLDER, HUB, TIMM, Deviation, Kwargs, Mean, Pool
 from sscl.config.published import PUBLISHED, Published, by_hub
+from sscl.data.scale import NOMINAL, Scale, Trained
 from sscl.models.timm_models import OURS, extra, quiet_hub
 from sscl.places import missing
 from sscl.reading import parse_json, read_text
@@ -35,7 +36,7 @@ class Named:
     Attributes:
         name: another that needs neither folder nor hub: one of the table, or timm:ARCHITECTURE.
         kwargs, pool: of `build_encoder`.
-        mean, std, size_px, mpp: what its weights expect; None: not known here. `mpp` is lowest and highest.
+        mean, std, size_px, mpp: what its weights expect; None: not known here.
         hub: the repository of its weights. file: its name there; None: one of FILES.
         folder: where its weights are; None: not in a folder.
     """
@@ -46,7 +47,7 @@ class Named:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size_px: int | None = None
-    mpp: tuple[float, float] | None = None
+    mpp: Trained | None = None
     hub: str | None = None
     file: str | None = None
     folder: Path | None = None
@@ -69,6 +70,8 @@ class _Ours(Record):
 
     pool: Pool | None = None
     kwargs: Kwargs = Field(default_factory=dict)  # those that timm takes as classes
+    mpp: Annotated[float, Field(gt=0)] | None = None
+    mpp_range: Annotated[tuple[float, ...], Field(max_length=2)] = ()
 
 
 class _Config(Record):
@@ -119,7 +122,8 @@ def resolve(name: str, *, kwargs: Kwargs, pool: Pool | None, fetch: bool = False
 
 def _of_table(one: Published) -> Named:
     mean, std = one.normalisation
-    return Named(one.name, {}, one.pooling, mean, std, one.size_px, one.mpp, one.hub, one.file)
+    mpp = None if one.mpp is None else Trained(*one.mpp, within=NOMINAL)
+    return Named(one.name, {}, one.pooling, mean, std, one.size_px, mpp, one.hub, one.file)
 
 
 def _described(path: Path) -> Named:
@@ -148,6 +152,7 @@ def _described(path: Path) -> Named:
     except ValueError as error:
         raise ValueError(f"model.name: {path}: {str(error).removeprefix(f'{path}: ')}") from None
     normal = config.pretrained_cfg
+    span = Scale((), config.sscl.mpp, config.sscl.mpp_range).span
     return Named(
         name=f"{TIMM}{config.architecture}",
         kwargs={key: value for key, value in config.model_args.items() if key not in OURS} | config.sscl.kwargs,
@@ -155,6 +160,7 @@ def _described(path: Path) -> Named:
         mean=normal.mean,
         std=normal.std,
         size_px=None if normal.input_size is None else normal.input_size[-1],
+        mpp=Trained(span[0], span[-1]) if span else None,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig
 from sscl.config.encoders import FOLDER, NO_FILES, RANDOM, Kwargs, OutputStride, Pool, Stem
-from sscl.data.scale import Scale, scale_against
+from sscl.data.scale import Scale, Trained, scale_against
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
 from sscl.models.encoders import Encoder, blank_encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
@@ -37,7 +37,7 @@ class Start:
         mean, std: channel means and standard deviations of pixels in 0-1.
         lineage: the data sections of the runs that its weights went through, oldest first; eval compares them.
         size_px: side of the tiles it was trained on; None: nothing says.
-        mpp: µm per pixel of these tiles, lowest and highest; None: not known.
+        mpp: µm per pixel of these tiles; None: not known.
         checkpoint: the facts of an sscl checkpoint; None for other weights.
         origin: where the weights are from, in words.
     """
@@ -47,7 +47,7 @@ class Start:
     std: tuple[float, ...]
     lineage: tuple[DataConfig | SourceConfig, ...] = ()
     size_px: int | None = None
-    mpp: tuple[float, float] | None = None
+    mpp: Trained | None = None
     checkpoint: Checkpoint | None = None
     origin: str = "random"
 
@@ -62,8 +62,12 @@ class Start:
         Raises:
             ValueError: the encoder cannot take tiles of this side.
         """
-        said = scale_against(scale, self.mpp, name=self.encoder.name, size_px=size_px)
-        return [*self.encoder.check_size(size_px), *(f"warning: {one}" for one in said)]
+        doubts = self.doubts(scale, size_px=size_px)
+        return [*self.encoder.check_size(size_px), *(f"warning: {doubt}" for doubt in doubts)]
+
+    def doubts(self, scale: Scale, *, size_px: int) -> list[str]:
+        """Return what is doubtful about features of tiles of this scale, a sentence each."""
+        return [*scale.mixed(), *scale_against(scale, self.mpp, name=self.encoder.name, size_px=size_px)]
 
     @property
     def saw_labels(self) -> bool:
@@ -299,7 +303,7 @@ def _side_given(config: PretrainConfig | FinetuneConfig) -> bool:
 
 
 def _with_side(config: Training, size_px: int) -> Training:
-    resized = tuple(data.model_copy(update={"size_px": size_px}) for data in _sources(config))
+    resized = tuple(data.at(size_px) for data in _sources(config))
     return _changed(config, data=resized if isinstance(config.data, tuple) else resized[0])
 
 
@@ -340,7 +344,7 @@ def _started(
         std=tuple(given.std or (trunk and trunk.std) or named.std or std),
         lineage=() if made is None else made.trained_on,
         size_px=made.size_px if made is not None else named.size_px if given.weights not in RANDOM else None,
-        mpp=_mpp_of(made) if made is not None else named.mpp if given.weights not in RANDOM else None,
+        mpp=trained_at(trunk) or (named.mpp if given.weights not in RANDOM and made is None else None),
         checkpoint=made,
         origin=_origin(given.weights, source=None if trunk is None else source),
     )
@@ -355,8 +359,8 @@ def _origin(weights: str | None, *, source: str | None) -> str:
     return f"published, {source}" if weights == "published" else source
 
 
-def _mpp_of(made: Checkpoint) -> tuple[float, float] | None:
-    """Return µm per pixel of the tiles that a run was trained on, at their size; None: not known."""
-    if made.mpp is None or not made.source_px:
-        return None
-    return made.mpp * made.source_px[0] / made.size_px, made.mpp * made.source_px[-1] / made.size_px
+def trained_at(trunk: Trunk | None) -> Trained | None:
+    """Return µm per pixel of the tiles that sscl's weights in a file were trained on; None: not known."""
+    told = None if trunk is None else trunk.checkpoint or trunk.exported
+    span = () if told is None else Scale((), told.mpp, told.mpp_range).span
+    return Trained(span[0], span[-1]) if span else None

@@ -209,7 +209,10 @@ def described(fitted: Fitted, exported: Exported) -> dict[str, object]:
         "version": __version__,
         "encoder": exported.encoder.name,
         "pool": exported.encoder.pooling,
+        "mpp": exported.scale.mpp,
     }
+    if exported.scale.mpp_range:
+        told["mpp_range"] = list(exported.scale.mpp_range)
     if fitted.in_code:
         told["kwargs"] = {key: named(value) for key, value in fitted.in_code.items()}
     if exported.decisions is not None:

@@ -12,7 +12,7 @@ from sscl.data.load import has_validation
 from sscl.data.synthetic import SAID
 from sscl.evaluate import evaluation_text
 from sscl.evaluate.metrics import MANY_CLASSES, OF_A_CLASS, confusions, shown_of, worst_classes
-from sscl.evaluate.model_card import learned
+from sscl.evaluate.model_card import encoder_options, learned
 from sscl.metrics_log import MetricsRow
 from sscl.plots import charts
 from sscl.report import blocks
@@ -81,7 +81,8 @@ def training(subject: Subject) -> Section:
     assert best is not None  # finetune keeps it
     epochs = train.head == "linear"
     facts = {
-        "encoder": f"{trained.encoder_name}, {trained.encoder_options}",
+        "encoder": f"{trained.encoder_name}, {encoder_options(trained)}",
+        "tiles": f"{trained.size_px} px a side, {trained.scale}",
         "initial weights": str(config.model.weights or "random"),
         "trained": learned(train),
         **_fitted(subject, train),

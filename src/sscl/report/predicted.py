@@ -40,7 +40,8 @@ class Summary(Record):
     """summary.json of `sscl predict`.
 
     Attributes:
-        checkpoint, epoch, classes, size_px, stain: of the classifier. c: of a logistic regression, without epochs.
+        checkpoint, epoch, classes, size_px, mpp, stain: of the classifier. tiles_mpp: µm per pixel of the tiles; None:
+            not known. c: of a logistic regression, without epochs.
         temperature: logits were divided by it. calibrated: whether it is the fitted one.
         precision: of the encoder; temperature and thresholds were fitted in the one that `notes` names if it differs.
         decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
@@ -56,6 +57,8 @@ class Summary(Record):
     c: float | None = None
     classes: tuple[str, ...]
     size_px: int
+    mpp: float | None
+    tiles_mpp: float | None
     stain: str
     temperature: float
     calibrated: bool

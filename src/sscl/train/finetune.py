@@ -28,7 +28,7 @@ from sscl.evaluate.calibration import fit_calibration
 from sscl.metrics_log import MetricsLog, MetricsRow, name_of_row
 from sscl.models import features
 from sscl.models.calibration import KeptCalibration
-from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
+from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
 from sscl.models.classifier import inference_precision, positive_class
 from sscl.models.lora import merged_state
 from sscl.models.start import check_weights, inherit
@@ -40,7 +40,7 @@ from sscl.train.curves import draw_finetuning
 from sscl.train.epoch import STOPPED, Best, check_finite_mean
 from sscl.train.labelled import epoch_rows
 from sscl.train.objectives import OBJECTIVES, score, validation_metrics
-from sscl.train.pace import Pace, Writer
+from sscl.train.pace import Pace, Writer, on_host
 from sscl.train.preparation import Finetuning, announce, prepare
 from sscl.train.setup import end_run, open_run, progress_bar, seed_epoch, start_log
 from sscl.train.step import project_pairs, take_step
@@ -70,6 +70,8 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool, r
         check_weights(config.model)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
+    if log is not None and job.kept is not None:
+        tell_scale(job)
     announce(job)
     if config.train.head == "logistic":
         if log is not None:
@@ -290,14 +292,21 @@ def checkpoint_of(job: Finetuning) -> Checkpoint:
         lineage=job.start.lineage,
         fingerprint=job.data.fingerprint,
         precision=job.opened.precision,
-        mpp=job.data.scale.mpp,
-        source_px=job.data.scale.source_px,
+        scale=job.data.scale,
     )
 
 
 def best_of(job: Finetuning, best: Best) -> Checkpoint:
     """Return the facts of best.pt."""
     return replace(checkpoint_of(job), epoch=int(best.row["epoch"]), validation=best.row, calibration=best.calibration)
+
+
+def tell_scale(job: Finetuning) -> None:
+    """Write in best.pt of a run that goes on at which scale its tiles are, where that was not known, or corrected."""
+    file, (source_px, mpp, mpp_range) = job.opened.folder / "checkpoints" / "best.pt", job.data.scale
+    if load_checkpoint(file, tensors=False).scale != job.data.scale:
+        best = load_checkpoint(file)
+        save_checkpoint(file, replace(best, source_px=source_px, mpp=mpp, mpp_range=mpp_range, config=job.config))
 
 
 def checkpoints_of(job: Finetuning, epoch: int, best: Best | None, *, goes_on: bool) -> list[Checkpoint]:

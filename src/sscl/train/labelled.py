@@ -93,6 +93,8 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
     held = tiles if own is None else own
     scale = scale_of(data, tiles)
     found = LabelledTiles(tiles, train, held, validation, unlabelled, whole, places, whole.fingerprint, scale)
+    if scale.span:
+        lines.append(f"data: {scale} at {data.size_px} px")
     warnings, not_compared = task_warnings(found, config, progress=progress)
     found = replace(found, warnings=(*settings_warnings(config), *warnings))
     lines += [f"warning: {text}" for text in (*found.warnings, *not_compared)]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+
+from sscl.models.checkpoint import Checkpoint
 
 T = TypeVar("T")
 
@@ -95,3 +101,43 @@ class Writer:
         if kind is None:
             for task in self._tasks:
                 task.future.result()
+
+
+def on_host(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a copy on the CPU that training leaves as it is, to be written while it goes on.
+
+    Tensors that share their values, as the encoder and the whole model do, share them in the copy too.
+    """
+    copies: dict[tuple[object, ...], torch.Tensor] = {}
+    devices: set[torch.device] = set()
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            found = copy.copy(value)  # with what torch notes on a module's state
+            found.update({key: copied(part) for key, part in value.items()})
+            return found
+        if isinstance(value, list):
+            return [copied(part) for part in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        # Of the value as given, whose memory is its own while this runs: that of a temporary could be another's next.
+        key = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
+        if key not in copies:
+            value = value.detach()
+            cuda = value.device.type == "cuda"  # pinned memory, so that all copies are under way at once
+            copies[key] = torch.empty_like(value, device="cpu", pin_memory=cuda).copy_(value, non_blocking=cuda)
+            if cuda:
+                devices.add(value.device)
+        return copies[key]
+
+    kept = dataclasses.replace(
+        checkpoint,
+        encoder=copied(checkpoint.encoder),
+        head=copied(checkpoint.head),
+        model=copied(checkpoint.model),
+        optimizer=copied(checkpoint.optimizer),
+        scaler=copied(checkpoint.scaler),
+    )
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return kept

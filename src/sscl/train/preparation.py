@@ -103,6 +103,7 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
     for line in start.suits(data.scale, size_px=config.data.size_px):
         print(line)
+    data = replace(data, warnings=(*data.warnings, *start.doubts(data.scale, size_px=config.data.size_px)))
     if kept is not None and features_once(config):  # last.pt has the head alone
         start = replace(start, encoder=load_classifier(opened.folder, device=torch.device("cpu"))[0].encoder)
     adapt_encoder(start.encoder, config, size_px=config.data.size_px)

@@ -17,14 +17,14 @@ from torch.profiler import record_function
 
 from sscl import augment, ranks, writing
 from sscl.config import PretrainConfig
-from sscl.data.scale import Scale, scale_of
+from sscl.data.scale import Scale
 from sscl.data.sources import epoch_rows, load_sources, slide_numbers, source_key
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, as_rows, place_store
 from sscl.device import Later, sum_dtype
 from sscl.draws import Augmentation
 from sscl.metrics_log import MetricsLog, MetricsRow
-from sscl.models.checkpoint import Checkpoint, build_checkpoint, on_host, save_checkpoint
+from sscl.models.checkpoint import Checkpoint, build_checkpoint, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.lora import merged_state
 from sscl.models.start import Start, check_weights, inherit, resumed_encoder, start_encoder
@@ -43,7 +43,7 @@ from sscl.train.health import (
     health_metrics,
 )
 from sscl.train.objectives import OBJECTIVES
-from sscl.train.pace import Pace, Writer
+from sscl.train.pace import Pace, Writer, on_host
 from sscl.train.profiling import Profile
 from sscl.train.schedule import Schedule, scaled_learning_rate
 from sscl.train.setup import (
@@ -124,7 +124,7 @@ class Pretraining:
     """All that an epoch needs.
 
     Attributes:
-        tiles: of all sources. source_of: int64 (len(tiles),), the source of each tile.
+        tiles: of all sources. source_of: int64 (len(tiles),), the source of each tile. scale: of all.
         slide_of: its slide, where an epoch draws some tiles of each.
         health_tiles: rows that are trained on, and those that the health metrics are of.
         start: the encoder as it began, with mean and standard deviation of the pixels.
@@ -136,6 +136,7 @@ class Pretraining:
     tiles: Tiles
     source_of: NDArray[np.int64]
     slide_of: NDArray[np.int64] | None
+    scale: Scale
     health_tiles: HealthTiles
     start: Start
     model: ContrastiveModel
@@ -161,7 +162,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     """
     check_batch(config.train, world=opened.world)
     with ranks.first_on_each_machine():
-        tiles, source_of = load_sources(config)
+        tiles, source_of, scale = load_sources(config)
     health_tiles = carve_health(tiles, config)
     some = any(source.tiles_per_slide is not None for source in config.data)
     slide_of = slide_numbers(tiles) if some else None
@@ -175,10 +176,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint) if resume else None
     torch.manual_seed(config.seed)
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
-    known = start.mpp is not None and len(config.data) == 1
-    for line in start.suits(
-        scale_of(config.data[0], tiles) if known else Scale((), None), size_px=config.data[0].size_px
-    ):
+    for line in start.suits(scale, size_px=config.data[0].size_px):
         print(line)
     adapt_encoder(start.encoder, config, size_px=config.data[0].size_px)
     head = config.projection
@@ -228,6 +226,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         tiles,
         source_of,
         slide_of,
+        scale,
         health_tiles,
         start,
         model,
@@ -388,6 +387,7 @@ def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
         lineage=job.start.lineage,
         fingerprint=job.tiles.fingerprint,
         precision=job.opened.precision,
+        scale=job.scale,
     )
     whole = replace(
         blank,

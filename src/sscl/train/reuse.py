@@ -16,10 +16,11 @@ from sscl.config import (
     changed_keys,
     load_config,
     read_yaml,
+    shown,
 )
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.train.plan import KINDS, Step
-from sscl.train.setup import moved
+from sscl.train.setup import moved, other_mpp
 
 
 class Action(Enum):
@@ -33,7 +34,7 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a run, and why, where it is made again."""
+    """What happens to a run, and why it is made again, or what is to be said of one that is not."""
 
     action: Action
     reason: str = ""
@@ -86,7 +87,10 @@ def _decision(step: Step, earlier: Mapping[Path, Decision], *, overwrite: bool) 
         newer = not start.checkpoint.is_file() or modified(start.checkpoint) > modified(folder / "config.yaml")
         if earlier[start.folder].action is not Action.REUSED or newer:
             return Decision(Action.AGAIN, f"{start.folder.name}, which it starts from, is newer")
-    return Decision(Action.REUSED if found.complete else Action.RESUME)
+    if not found.complete:
+        return Decision(Action.RESUME)
+    others = [f"{key}={shown(was)} (now {shown(now)})" for key, was, now in other_mpp(before, step.config)]
+    return Decision(Action.REUSED, f"its checkpoint keeps {', '.join(others)}" if others else "")
 
 
 def modified(path: Path) -> float:

@@ -128,7 +128,19 @@ def load_last(opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, kind:
     print(f"resuming {opened.folder} after epoch {kept.epoch} of {config.train.epochs}")
     for change in changed_keys(kept.config, config):
         print(f"{change.key}: {shown(change.now)} holds the tiles that {shown(change.before)} held")
+    for key, before, now in other_mpp(kept.config, config):
+        print(f"{key}: {shown(now)} from here on, it was {shown(before)}")
     return kept
+
+
+def other_mpp(
+    before: PretrainConfig | FinetuneConfig, now: PretrainConfig | FinetuneConfig
+) -> list[tuple[str, float | None, float | None]]:
+    """Return the key, the former and the present value of each data.mpp that differs; nothing learned depends on it."""
+    olds, news = (tuple(of.data) if isinstance(of.data, tuple) else (of.data,) for of in (before, now))
+    keys = ["data.mpp"] if len(news) == 1 else [f"data.{i}.mpp" for i in range(len(news))]
+    pairs = zip(keys, olds, news, strict=True)
+    return [(key, old.mpp, new.mpp) for key, old, new in pairs if old.mpp != new.mpp]
 
 
 def check_resumable(
@@ -214,7 +226,7 @@ def start_log(
         run.start_folder(opened.folder, config, overwrite=overwrite)
         return metrics_log.MetricsLog(opened.folder, tensorboard=config.log.tensorboard, wandb=wandb_of(config))
     (opened.folder / run.ENDING).unlink(missing_ok=True)
-    if changed_keys(kept.config, config):  # the tiles have moved
+    if changed_keys(kept.config, config) or other_mpp(kept.config, config):  # the tiles have moved
         writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
     needs = metrics_log.PRETRAIN_ROW if isinstance(config, PretrainConfig) else metrics_log.FINETUNE_ROW
     log = metrics_log.MetricsLog(
