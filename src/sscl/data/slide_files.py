@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sscl.data.listing import SUFFIXES, PassedOver, Walked, check_printable, walk
 from sscl.places import missing, printable
+from sscl.slides.index import is_index
 from sscl.slides.open import SUFFIXES as SLIDE_SUFFIXES
 from sscl.slides.open import is_slide
 from sscl.words import count
@@ -77,6 +78,8 @@ def list_slides(words: Sequence[str]) -> SlideListing:
     for word, top in zip(words, tops, strict=True):
         if not os.path.lexists(top):
             raise FileNotFoundError(missing(word, "slide or folder of slides"))
+        if is_index(Path(top)):
+            raise ValueError(f"{word}: is an index already; name the folder of the slides")
     found = [one for top in tops for one in _below(top, listing)]
     kept: dict[str, _Found] = {}
     for one in sorted(found, key=lambda one: one.is_link):
@@ -105,8 +108,11 @@ def _below(top: str, listing: SlideListing) -> list[_Found]:
         return [_Found(top, os.path.realpath(top))]
     found: list[_Found] = []
     faults: list[tuple[str, str]] = []
+    named: list[_Found] = []  # folders with the name of a slide
     for folder in walk(top, listing.passed_over, faults, suffixes=SLIDE_SUFFIXES):
         here = os.path.join(top, folder.path) if folder.path else top
+        if folder.path and os.path.splitext(here)[1].lower() in SLIDE_SUFFIXES:
+            named.append(_Found(here, folder.real))
         if folder.path and folder.images and is_slide(Path(here)):
             found.append(_Found(here, folder.real))
             folder.folders.clear()
@@ -118,7 +124,7 @@ def _below(top: str, listing: SlideListing) -> list[_Found]:
     if faults and faults[0][0] == printable(top):
         raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of slides")
     listing.faults += faults
-    return found
+    return found + [one for one in named if not any(slide.path.startswith(f"{one.path}{os.sep}") for slide in found)]
 
 
 def _own(folder: Walked) -> list[str]:
