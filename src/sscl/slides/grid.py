@@ -19,7 +19,7 @@ def tissue_tiles(
 ) -> NDArray[np.int32]:
     """Return the tiles on tissue, int32 (n, 3): x, y of the corner at level 0, coverage in percent (1 to 100).
 
-    Tile i of a row begins round(i * step * (1 - overlap)) pixels from the border of the scanned area; steps are not added
+    Tile i of a row begins round(i * step * (1 - overlap)) pixels from the border of the scanned area; no steps are added
     up, so none is off by more than half a pixel. All end inside the scanned area. They are in order of y, then x.
 
     Args:

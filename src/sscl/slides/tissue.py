@@ -27,8 +27,9 @@ _PADDING = 8  # a pixel whose brightest channel is no more is the black that a s
 _FLAT = 4  # grey levels that the brightest and the darkest of 3 x 3 pixels of glass differ by at most
 _GLASS_SHARE = 0.005  # of what was scanned, within 2 grey levels of one: as much must be glass to be taken for it
 _GLASS_DEPTH = 0.8  # glass is at least so bright, of the brightest pixels that are not filling
-_WEAKEST, _STRONGEST = 6, 20  # bounds of the threshold; a sixth of the stain's strength lies between
-_SPECK, _GAP, _HOLE, _FRAGMENT = 0.002, 0.04, 0.1, 0.02  # mm²; mm; mm²; mm²
+_WEAKEST, _STRONGEST = 6, 12  # bounds of the threshold; a sixth of the stain's strength lies between
+_SPECK, _GAP, _HOLE, _FRAGMENT = 0.002, 0.08, 0.1, 0.02  # mm²; mm; mm²; mm²
+_STROKE, _RIM, _BLUR = 0.05, 0.012, 0.032  # mm: a stroke's least width, its rim, how far its ink runs
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,18 @@ class Tissue:
 def find_tissue(overview: Overview) -> Tissue:
     """Return the tissue of a slide; its mask is empty where the reason is given."""
     rgb = np.asarray(cv2.GaussianBlur(overview.rgb, (3, 3), 0), dtype=np.uint8)
-    scanned = overview.known & (overview.rgb.max(axis=2) > _PADDING) & (overview.rgb.min(axis=2) < 255)
-    glass = _glass(rgb, scanned, filled=overview.known & (overview.rgb.min(axis=2) == 255))
+    padding = (overview.rgb.max(axis=2) <= _PADDING).astype(np.uint8)
+    white = overview.rgb.min(axis=2) == 255
+    scanned = overview.known & ~white & (cv2.dilate(padding, np.ones((3, 3), np.uint8)) == 0)
+    glass = _glass(rgb, scanned, filled=overview.known & white)
     if glass is None:
-        dark = bool((overview.known & (overview.rgb.min(axis=2) < 255)).any())
+        dark = bool((overview.known & ~white).any())
         return _nothing(overview, DARK if dark else NO_TISSUE)
     if _is_dark(rgb, scanned, glass):
         return _nothing(overview, DARK)
     density = _densities(rgb, glass)
     pen = _pen(density, overview.mpp) & scanned
-    mask = _cleaned(_stained(density, pen) & scanned, overview.mpp) & scanned & ~pen
+    mask = _cleaned(_stained(density, pen) & scanned, scanned, overview.mpp) & ~pen
     inside = max(int(scanned.sum()), 1)
     share = float(mask.sum() / inside)
     return Tissue(mask, share, float(pen.sum() / inside), glass, None if mask.any() else NO_TISSUE)
@@ -128,28 +131,43 @@ def _stained(density: Densities, pen: Mask) -> Mask:
 
 
 def _pen(density: Densities, mpp: float) -> Mask:
-    """Return what is marker: dense and of a hue that no stain has, with what adjoins it of that hue, however faint."""
-    red, green, blue = (density[:, :, c].astype(np.int32) for c in range(3))
-    strength = (red + green + blue) // 3
-    black = (5 * (np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)) < strength) & (
-        strength > 400
-    )
-    hue = (4 * green < 3 * red) | ((8 * blue > 7 * green) & (4 * red < green))
-    sure = hue & (strength > 150)
-    seeds = (sure | black).astype(np.uint8)
-    return seeds > 0
+    """Return what is marker: dense and of a hue that stains do not have, with what adjoins it of that hue, however faint.
+
+    Of H&E, green absorbs most, red a seventh of that or more, blue half (0.1 to 0.9). Green and blue ink absorb more red
+    than green; red ink absorbs hardly any red, and blue nearly as much as green; black all alike. Blood comes near red ink,
+    so that single pixels say nothing: strokes of a pen are wide.
+    """
+    red, green, blue = (density[:, :, c].astype(np.float32) for c in range(3))
+    strength = (red + green + blue) / 3
+    hue = (red > 1.1 * green) | ((blue > 0.75 * green) & (red < 0.25 * green))
+    colour = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    black = (colour < 0.3 * strength) & (strength > 350)
+    sure = ((hue & (strength > 120)) | black).astype(np.uint8)
+    strokes = cv2.morphologyEx(sure, cv2.MORPH_OPEN, _disc(_STROKE / 2, mpp))
+    near = cv2.dilate(strokes, _disc(_BLUR, mpp)) > 0
+    return np.asarray(cv2.dilate(strokes, _disc(_RIM, mpp)) > 0, dtype=np.bool_) | (near & hue & (strength > _WEAKEST))
 
 
-def _cleaned(stained: Mask, mpp: float) -> Mask:
-    """Return tissue as whole pieces: no specks, gaps of fat and fibres closed, lumens filled, no fragments."""
+def _disc(radius_mm: float, mpp: float) -> Bytes:
+    """Return a disc for morphology, of at least one pixel."""
+    radius = round(1000 * radius_mm / mpp)
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), dtype=np.uint8)
+
+
+def _cleaned(stained: Mask, scanned: Mask, mpp: float) -> Mask:
+    """Return tissue as whole pieces: no specks, gaps of fat and fibres closed, lumens filled, no fragments.
+
+    What reaches the border of what was scanned is no lumen.
+    """
     pixel = (mpp / 1000) ** 2
     mask = _without_small(stained, _SPECK / pixel)
-    radius = round(_GAP / 2 / (mpp / 1000))
-    if radius:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-        mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel) > 0
-    mask = ~_without_small(~mask, _HOLE / pixel)
-    return _without_small(mask, _FRAGMENT / pixel)
+    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(_GAP / 2, mpp)) > 0
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    lumen = stats[:, cv2.CC_STAT_AREA] < _HOLE / pixel
+    lumen[labels[~scanned]] = False
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        lumen[border] = False
+    return _without_small((mask | lumen[labels]) & scanned, _FRAGMENT / pixel)
 
 
 def _without_small(mask: Mask, least: float) -> Mask:
