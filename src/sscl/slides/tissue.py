@@ -22,7 +22,10 @@ DARK = "fluorescence or dark field: not H&E"
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Densities = NDArray[np.int16]
+Colour = tuple[int, int, int]  # R, G, B
 
+_WHITE: Colour = (255, 255, 255)
+_FINE = 12.0  # µm per pixel below which an overview is smoothed a little
 _PADDING = 8  # a pixel whose brightest channel is no more is the black that a scanner fills with
 _FLAT = 4  # grey levels that the brightest and the darkest of 3 x 3 pixels of glass differ by at most
 _GLASS_SHARE = 0.005  # of what was scanned, within 2 grey levels of one: as much must be glass to be taken for it
@@ -45,36 +48,38 @@ class Tissue:
     mask: Mask
     share: float
     pen_share: float
-    glass: tuple[int, int, int]
+    glass: Colour
     reason: str | None
 
 
 def find_tissue(overview: Overview) -> Tissue:
     """Return the tissue of a slide; its mask is empty where the reason is given."""
-    rgb = np.asarray(cv2.GaussianBlur(overview.rgb, (3, 3), 0), dtype=np.uint8)
-    padding = (overview.rgb.max(axis=2) <= _PADDING).astype(np.uint8)
-    white = overview.rgb.min(axis=2) == 255
-    scanned = overview.known & ~white & (cv2.dilate(padding, np.ones((3, 3), np.uint8)) == 0)
-    glass = _glass(rgb, scanned, filled=overview.known & white)
-    if glass is None:
-        dark = bool((overview.known & ~white).any())
-        return _nothing(overview, DARK if dark else NO_TISSUE)
+    rgb = overview.rgb
+    if overview.mpp < _FINE:  # a pyramid's level was compressed; coarser pixels are means of more, or all there is
+        rgb = np.asarray(cv2.GaussianBlur(rgb, (3, 3), 0), dtype=np.uint8)
+    black = overview.known & (overview.rgb.max(axis=2) <= _PADDING)
+    white = overview.known & (overview.rgb.min(axis=2) == 255)
+    scanned = overview.known & ~white & (cv2.dilate(black.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
+    glass, seen = _glass(rgb, scanned, white)
+    if glass == _WHITE:
+        scanned |= white
     if _is_dark(rgb, scanned, glass):
         return _nothing(overview, DARK)
     density = _densities(rgb, glass)
-    pen = _pen(density, overview.mpp) & scanned
+    pen = _pen(density, scanned, overview.mpp)
     mask = _cleaned(_stained(density, pen) & scanned, scanned, overview.mpp) & ~pen
     inside = max(int(scanned.sum()), 1)
-    share = float(mask.sum() / inside)
-    return Tissue(mask, share, float(pen.sum() / inside), glass, None if mask.any() else NO_TISSUE)
+    dark = not seen and black.sum() > 0.5 * overview.known.sum()
+    reason = None if mask.any() else DARK if dark else NO_TISSUE
+    return Tissue(mask, float(mask.sum() / inside), float(pen.sum() / inside), glass, reason)
 
 
 def _nothing(overview: Overview, reason: str) -> Tissue:
     return Tissue(np.zeros(overview.known.shape, dtype=np.bool_), 0.0, 0.0, (0, 0, 0), reason)
 
 
-def _glass(rgb: Bytes, scanned: Mask, *, filled: Mask) -> tuple[int, int, int] | None:
-    """Return the colour of the glass; None: nothing was scanned.
+def _glass(rgb: Bytes, scanned: Mask, white: Mask) -> tuple[Colour, bool]:
+    """Return the colour of the glass, and whether glass was seen.
 
     Glass is the brightest grey that many pixels of even neighbourhoods have. Pure white is no glass: scanners fill what
     they did not scan with it. Only where no other is found is it the glass (a scanner may saturate), and where there
@@ -84,7 +89,7 @@ def _glass(rgb: Bytes, scanned: Mask, *, filled: Mask) -> tuple[int, int, int] |
     levels = np.bincount(grey[scanned], minlength=256)
     total = int(levels.sum())
     if not total:
-        return None
+        return (_WHITE, True) if white.any() else ((0, 0, 0), False)
     top = int(np.searchsorted(np.cumsum(levels), 0.995 * total))
     kernel = np.ones((3, 3), np.uint8)
     even = scanned & (cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, kernel) <= _FLAT)
@@ -95,24 +100,24 @@ def _glass(rgb: Bytes, scanned: Mask, *, filled: Mask) -> tuple[int, int, int] |
     peaks = np.flatnonzero((near >= enough) & (near >= np.roll(near, 1)) & (near > np.roll(near, -1)))
     if len(peaks):
         found = even & (np.abs(grey.astype(np.int16) - int(peaks[-1])) <= 2)
-        return _colour(np.median(rgb[found], axis=0))
-    if filled.sum() > 0.05 * filled.size:
-        return 255, 255, 255
-    return _colour(np.percentile(rgb[scanned], 99.5, axis=0))
+        return _colour(np.median(rgb[found], axis=0)), True
+    if white.sum() > 0.05 * white.size:
+        return _WHITE, True
+    return _colour(np.percentile(rgb[scanned], 99.5, axis=0)), False
 
 
-def _colour(values: NDArray[np.float64]) -> tuple[int, int, int]:
+def _colour(values: NDArray[np.float64]) -> Colour:
     red, green, blue = (round(float(value)) for value in values)
     return red, green, blue
 
 
-def _is_dark(rgb: Bytes, scanned: Mask, glass: tuple[int, int, int]) -> bool:
+def _is_dark(rgb: Bytes, scanned: Mask, glass: Colour) -> bool:
     """Return whether most of what was scanned lets no light of some colour through: no tissue does that."""
-    bright = max(glass)
-    return bright < 40 or float((rgb.min(axis=2)[scanned] < 0.12 * bright).mean()) > 0.5
+    light = rgb.min(axis=2)[scanned]
+    return bool(len(light)) and (max(glass) < 40 or float((light < 0.12 * max(glass)).mean()) > 0.5)
 
 
-def _densities(rgb: Bytes, glass: tuple[int, int, int]) -> Densities:
+def _densities(rgb: Bytes, glass: Colour) -> Densities:
     """Return optical densities in thousandths, int16 (H, W, 3); 0 where brighter than the glass."""
     level = np.arange(256)[:, None] + 1
     table = np.maximum(np.rint(-1000 * np.log10(level / (np.array(glass) + 1))), 0).astype(np.int16)
@@ -130,22 +135,23 @@ def _stained(density: Densities, pen: Mask) -> Mask:
     return np.asarray(stained & (strength > threshold), dtype=np.bool_)
 
 
-def _pen(density: Densities, mpp: float) -> Mask:
-    """Return what is marker: dense and of a hue that stains do not have, with what adjoins it of that hue, however faint.
+def _pen(density: Densities, scanned: Mask, mpp: float) -> Mask:
+    """Return what is marker: dense, of a hue that stains do not have, and what adjoins it of that hue, however faint.
 
-    Of H&E, green absorbs most, red a seventh of that or more, blue half (0.1 to 0.9). Green and blue ink absorb more red
-    than green; red ink absorbs hardly any red, and blue nearly as much as green; black all alike. Blood comes near red ink,
-    so that single pixels say nothing: strokes of a pen are wide.
+    Of H&E's densities green is the largest, red a seventh of it or more, blue about half (0.1 to 0.9). Green and blue
+    ink absorb more red than green; red ink hardly any red, and blue nearly as much as green; black all alike. Blood
+    comes near red ink in single pixels, so only strokes as wide as a pen's count.
     """
     red, green, blue = (density[:, :, c].astype(np.float32) for c in range(3))
     strength = (red + green + blue) / 3
     hue = (red > 1.1 * green) | ((blue > 0.75 * green) & (red < 0.25 * green))
     colour = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     black = (colour < 0.3 * strength) & (strength > 350)
-    sure = ((hue & (strength > 120)) | black).astype(np.uint8)
+    sure = (((hue & (strength > 120)) | black) & scanned).astype(np.uint8)
     strokes = cv2.morphologyEx(sure, cv2.MORPH_OPEN, _disc(_STROKE / 2, mpp))
     near = cv2.dilate(strokes, _disc(_BLUR, mpp)) > 0
-    return np.asarray(cv2.dilate(strokes, _disc(_RIM, mpp)) > 0, dtype=np.bool_) | (near & hue & (strength > _WEAKEST))
+    rim = cv2.dilate(strokes, _disc(_RIM, mpp)) > 0
+    return np.asarray((rim | (near & hue & (strength > _WEAKEST))) & scanned, dtype=np.bool_)
 
 
 def _disc(radius_mm: float, mpp: float) -> Bytes:
