@@ -41,10 +41,11 @@ TOPICS = {
     "loss": "NT-Xent in blocks",
     "gradcam": "Grad-CAM",
     "data": "listing, decoding, start, sets larger than memory",
+    "slides": "whole slides: readers, index, pretraining",
     "page": "the page of a report",
     "frozen": "the head on a frozen encoder",
 }
-PEERS = ("lightly", "kornia", "grad-cam", "torchcam")
+PEERS = ("lightly", "kornia", "grad-cam", "torchcam", "hs2p", "openslide-python", "pyvips")
 EMPTY: Row = {"ours": None, "peer": "", "theirs": None, "unit": "", "ratio": None, "target": "", "note": ""}
 COMPARE = {
     ">=": lambda value, bound: value >= bound,

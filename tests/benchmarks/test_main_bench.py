@@ -59,7 +59,7 @@ def test_the_table_and_its_files(fakes, tmp_path, capsys):
     assert capsys.readouterr().out == f"{table}\nwrote {tmp_path}/bench.json, {tmp_path}/bench.md\n"
     assert report["torch"] == torch.__version__
     assert report["device"].startswith("cpu (")
-    assert set(report["peers"]) == {"lightly", "kornia", "grad-cam", "torchcam"}
+    assert set(report["peers"]) == set(bench.PEERS)
     assert report["cores"] >= 1
     assert len(report["load_average"]) == 3
     assert report["cpu"]
@@ -156,7 +156,7 @@ def test_unfit_rows(row, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--only", "views,speed"], "--only: got 'views,speed', allowed are step, views, loss, gradcam, data, page"),
+        (["--only", "views,speed"], "--only: got 'views,speed', allowed are step, views, loss, gradcam, data, slides"),
         (["--out", "table.md"], "--out: got table.md, expected FILE.json in a folder that exists"),
         (["--out", "nowhere/x.json"], "--out: got nowhere/x.json"),
         (["--device", "gpu"], "--device: got 'gpu', allowed are auto, cpu, cuda, cuda:N"),

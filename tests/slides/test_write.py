@@ -63,3 +63,11 @@ def test_tiles_that_are_missing_or_damaged(tmp_path, pixels):
         assert (alpha[:, :128] == 255).all()
         with pytest.raises(openslide.OpenSlideError):
             slide.read_region((384, 0), 0, (128, 128))
+
+
+def test_jpeg_2000(tmp_path, pixels):
+    write_slide(tmp_path / "a.svs", pixels, factors=(4,), codec="jpeg2000")
+    with openslide.OpenSlide(tmp_path / "a.svs") as slide:
+        assert slide.properties["openslide.vendor"] == "aperio"
+        read = np.asarray(slide.read_region((0, 0), 0, (745, 603)))[..., :3]
+    assert np.abs(read.astype(int) - pixels).mean() < 2

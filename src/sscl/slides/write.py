@@ -5,6 +5,7 @@ Drawn slides are written by it, and tests make the slides of other scanners, and
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,13 @@ from typing import BinaryIO, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sscl.writing import replacing
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 Colour = Literal["ycbcr", "rgb"]
+Codec = Literal["jpeg", "jpeg2000"]
 
 _APERIO = "Aperio Image Library v12.0.15\r\n"
 _MARKER, _SOI, _EOI = 0xFF, b"\xff\xd8", b"\xff\xd9"
@@ -33,7 +36,7 @@ class EncodedLevel:
     Attributes:
         width, height: pixels. tile_px: side of its tiles.
         tiles: row by row, each a whole JPEG of tile_px x tile_px; b"" is a tile that was not scanned.
-        colour: "ycbcr" (chroma at half the resolution) or "rgb".
+        colour: "ycbcr" (chroma at half the resolution) or "rgb". codec: JPEG 2000 is of RGB, as Aperio's 33005.
     """
 
     width: int
@@ -41,6 +44,7 @@ class EncodedLevel:
     tile_px: int
     tiles: Sequence[bytes]
     colour: Colour = "ycbcr"
+    codec: Codec = "jpeg"
 
     @property
     def columns(self) -> int:
@@ -60,9 +64,12 @@ class EncodedLevel:
         return self.with_tile(column, row, bytes(tile))
 
 
-def encode_level(pixels: Pixels, *, tile_px: int = 256, quality: int = 80, colour: Colour = "ycbcr") -> EncodedLevel:
+def encode_level(
+    pixels: Pixels, *, tile_px: int = 256, quality: int = 80, colour: Colour = "ycbcr", codec: Codec = "jpeg"
+) -> EncodedLevel:
     """Return a level's JPEG tiles; the last ones of a row and of a column repeat the border's pixels."""
     height, width = pixels.shape[:2]
+    colour = "rgb" if codec == "jpeg2000" else colour
     tiles = []
     for y in range(0, height, tile_px):
         for x in range(0, width, tile_px):
@@ -70,19 +77,18 @@ def encode_level(pixels: Pixels, *, tile_px: int = 256, quality: int = 80, colou
             missing = ((0, tile_px - tile.shape[0]), (0, tile_px - tile.shape[1]), (0, 0))
             if any(after for _, after in missing):
                 tile = np.pad(tile, missing, mode="edge")
-            tiles.append(encode_tile(tile, quality=quality, colour=colour))
-    return EncodedLevel(width, height, tile_px, tiles, colour)
+            tiles.append(encode_tile(tile, quality=quality, colour=colour, codec=codec))
+    return EncodedLevel(width, height, tile_px, tiles, colour, codec)
 
 
-def encode_tile(pixels: Pixels, *, quality: int = 80, colour: Colour = "ycbcr") -> bytes:
-    """Return pixels as a JPEG: of YCbCr with chroma at half the resolution, or of RGB as Aperio's own are."""
-    if colour == "rgb":
-        import io
-
-        from PIL import Image
-
+def encode_tile(pixels: Pixels, *, quality: int = 80, colour: Colour = "ycbcr", codec: Codec = "jpeg") -> bytes:
+    """Return pixels as a JPEG: of YCbCr with chroma at half the resolution, or of RGB as Aperio's own; or JPEG 2000."""
+    if colour == "rgb" or codec == "jpeg2000":
         stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, "jpeg", quality=quality, keep_rgb=True)
+        if codec == "jpeg2000":
+            Image.fromarray(pixels).save(stream, "JPEG2000", no_jp2=True, irreversible=True, quality_layers=[12])
+        else:
+            Image.fromarray(pixels).save(stream, "jpeg", quality=quality, keep_rgb=True)
         return stream.getvalue()
     flags = (cv2.IMWRITE_JPEG_QUALITY, quality)
     return bytes(cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)[1].tobytes())
@@ -104,6 +110,7 @@ def write_slide(
     tile_px: int = 256,
     quality: int = 80,
     colour: Colour = "ycbcr",
+    codec: Codec = "jpeg",
     vendor: Literal["aperio", "generic"] | None = None,
     tables: bool = False,
     subifds: bool = False,
@@ -177,7 +184,7 @@ _DESCRIPTION, _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_BYTES = 270, 273, 277, 278
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _SUBIFDS, _JPEG_TABLES, _SUBSAMPLING = 330, 347, 530
-_NONE, _JPEG, _RGB, _YCBCR, _CENTIMETRE = 1, 7, 2, 6, 3
+_NONE, _JPEG, _APERIO_JPEG2000, _RGB, _YCBCR, _CENTIMETRE = 1, 7, 33005, 2, 6, 3
 
 Tags = dict[int, tuple[int, Sequence[int] | bytes]]
 
@@ -241,7 +248,7 @@ def _level_tags(tiff: _Tiff, level: EncodedLevel, *, tables: bool, reduced: bool
         _WIDTH: (_LONG, [level.width]),
         _HEIGHT: (_LONG, [level.height]),
         _BITS: (_SHORT, [8, 8, 8]),
-        _COMPRESSION: (_SHORT, [_JPEG]),
+        _COMPRESSION: (_SHORT, [_APERIO_JPEG2000 if level.codec == "jpeg2000" else _JPEG]),
         _PHOTOMETRIC: (_SHORT, [_RGB if level.colour == "rgb" else _YCBCR]),
         _SAMPLES: (_SHORT, [3]),
         _TILE_WIDTH: (_SHORT, [level.tile_px]),
