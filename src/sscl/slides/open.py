@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sscl.file_kinds import binary_kind, text_kind
 from sscl.places import missing, printable
-from sscl.reading import kind_of, why_unreadable
-from sscl.slides.libraries import openslide
-from sscl.slides.records import Level, Slide, SlideError
+from sscl.reading import check_name, kind_of, why_unreadable
+from sscl.slides import dicom
+from sscl.slides.libraries import library, openslide
+from sscl.slides.micrometres import pixel_size
+from sscl.slides.pyramid import Pyramid, pyramid
+from sscl.slides.records import Slide, SlideError
 from sscl.slides.scaling import LEAST_MPP, MOST_MPP
 from sscl.words import short
 
-SUFFIXES = frozenset([".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm"])
-_MOST_OF_TIFF = 10.0  # µm per pixel of a resolution tag: printers write 72 to 1,200 dpi there, 21 to 353 µm
-_SQUARE = 0.02  # x and y may differ by so much
-_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
+_READ = (".svs", ".tif", ".tiff", ".btf", ".tf8", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm")
+# Slides, too, of which openslide reads none, or not all: it is said of each, rather than nothing.
+_OTHERS = (".czi", ".isyntax", ".i2syntax", ".kfb", ".sdpc", ".mdsx", ".tmap", ".vsi", ".zvi", ".qptiff")
+SUFFIXES = frozenset((*_READ, *_OTHERS))
+_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP"}
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DIGEST_BYTES = 2**16
+_MOST_SIDE = 2**21  # pixels; the widest scans have a sixth of it
+_TILES = "for a folder of tiles use data.source=folder"
 
 
 def is_slide(path: Path) -> bool:
     """Return whether something looks like a slide by its name; of a folder, whether it is a DICOM slide's."""
-    if path.is_dir():
-        try:
-            names = [entry.name for entry in os.scandir(path) if not entry.name.startswith(".")]
-        except OSError:
-            return False
-        return bool(names) and all(name.lower().endswith(".dcm") for name in names)
-    return path.suffix.lower() in SUFFIXES
+    return dicom.is_dicom_slide(path) if path.is_dir() else path.suffix.lower() in SUFFIXES
 
 
 def open_slide(path: Path, *, name: str, mpp: float | None = None, mpp_from: str = "given") -> Slide:
     """Return what a slide's file says of it.
+
+    The pictures of its label and of the whole glass are not looked at, and of its properties none is kept but its µm
+    per pixel.
 
     Args:
         path: the file, or the folder of a DICOM slide.
@@ -52,68 +54,103 @@ def open_slide(path: Path, *, name: str, mpp: float | None = None, mpp_from: str
     if mpp is not None and not LEAST_MPP <= mpp <= MOST_MPP:
         raise SlideError(f"{shown}: {mpp_from} gives {mpp:g} µm per pixel, allowed is {LEAST_MPP:g} to {MOST_MPP:g}")
     file = _file_of(path)
-    library = openslide()
+    openslide_ = openslide()
     try:
-        slide = library.OpenSlide(str(file))
-    except library.OpenSlideUnsupportedFormatError:
+        handle = openslide_.OpenSlide(str(file))
+    except openslide_.OpenSlideUnsupportedFormatError:
         raise SlideError(f"{shown}: {_what_else(file)}") from None
     except Exception as error:  # whatever its libraries raise is an error of this file
         raise SlideError(f"{shown}: openslide says: {short(str(error), most=200)}") from None
     try:
-        return _facts(slide, path, name=name, mpp=mpp, mpp_from=mpp_from)
+        return _facts(handle, path, name=name, mpp=mpp, mpp_from=mpp_from)
     except SlideError:
         raise
     except Exception as error:
         raise SlideError(f"{shown}: openslide says: {short(str(error), most=200)}") from None
     finally:
-        slide.close()
+        handle.close()
 
 
 def _file_of(path: Path) -> Path:
-    """Return the file that openslide is given."""
+    """Return the file that openslide is given.
+
+    Raises:
+        SlideError: there is none.
+    """
     shown = printable(str(path))
     try:
-        mode = path.stat().st_mode
+        check_name(path)
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise SlideError(f"{shown}: its name is not in UTF-8; rename it") from None
+    except ValueError as error:
+        raise SlideError(str(error)) from None
+    try:
+        stat = path.stat()
         if path.is_dir():
-            files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".dcm")
-            if not files:
-                raise SlideError(f"{shown}: is a folder without .dcm files, not a slide")
-            return files[0]
-        if kind_of(mode) is not None:
-            raise SlideError(f"{shown}: is a {kind_of(mode)}, not a slide")
-        if not path.stat().st_size:
-            raise SlideError(f"{shown}: is empty (0 bytes); copy it again")
+            return Path(dicom.for_openslide(str(path)))
     except FileNotFoundError as error:
-        if path.is_symlink():
-            raise SlideError(f"{shown}: {why_unreadable(path, error)}") from None
-        raise SlideError(missing(path, "slide")) from None
+        why = f"{shown}: {why_unreadable(path, error)}" if path.is_symlink() else missing(path, "slide")
+        raise SlideError(why) from None
     except OSError as error:
         raise SlideError(f"{shown}: {why_unreadable(path, error)}") from None
+    kind = kind_of(stat.st_mode)
+    if kind is not None:
+        raise SlideError(f"{shown}: is a {kind}, not a slide")
+    if not stat.st_size:
+        raise SlideError(f"{shown}: is empty (0 bytes); copy it again")
     return path
 
 
 def _what_else(path: Path) -> str:
     """Return what a file is that openslide does not know."""
-    with path.open("rb") as file:
-        start = file.read(200)
-    for mark, kind in _MAGIC.items():
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError as error:
+        return why_unreadable(path, error)
+    if not start.strip(b"\0"):
+        return "begins with zeros; copy it again"
+    if start[:4] in _TIFF:
+        return _what_tiff(path)
+    for mark, image in _MAGIC.items():
         if start.startswith(mark):
-            return f"is a plain image ({kind}), not a slide; for a folder of tiles use data.source=folder"
+            return f"is a plain image ({image}), not a slide; {_TILES}"
     found = text_kind(start) or binary_kind(start[:8])
     if found is not None:
         return f"is {found[0]}, not a slide; {found[1]}"
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "is a plain TIFF (without tiles), not a slide; for a folder of tiles use data.source=folder"
-    return "is no slide that openslide knows"
+    suffix = path.suffix.lower()
+    version = openslide().__library_version__
+    if suffix in _OTHERS:
+        return f"openslide {version} does not read {suffix}; export it as OME-TIFF with JPEG tiles, or as DICOM"
+    return f"is no slide that openslide {version} knows; if it should be one, copy it again"
 
 
-def _facts(slide: Any, path: Path, *, name: str, mpp: float | None, mpp_from: str) -> Slide:
-    properties, shown = slide.properties, printable(str(path))
-    width, height = slide.dimensions
+def _what_tiff(path: Path) -> str:
+    """Return what a TIFF is that openslide does not take."""
+    try:
+        with library("tifffile").TiffFile(path) as file:
+            first = file.pages[0]
+            tiled, width, height = first.is_tiled, first.imagewidth, first.imagelength
+    except Exception as error:  # of tifffile, whose reason is the file's
+        return f"is a truncated or damaged TIFF ({short(str(error), most=100)}); copy it again"
+    if tiled:
+        return "is a tiled TIFF that openslide does not read; export it as a pyramid of JPEG tiles"
+    return f"is a plain image (TIFF of {width:,} x {height:,} pixels without tiles), not a slide; {_TILES}"
+
+
+def _facts(handle: Any, path: Path, *, name: str, mpp: float | None, mpp_from: str) -> Slide:
+    properties, shown = handle.properties, printable(str(path))
+    width, height = handle.dimensions
     vendor = properties.get("openslide.vendor", "")
+    if max(width, height) > _MOST_SIDE or min(width, height) < 1:
+        raise SlideError(f"{shown}: says that it has {width:,} x {height:,} pixels, which no scan has; copy it again")
+    if path.is_dir():
+        dicom.check_one_series(path, properties.get("dicom.SeriesInstanceUID", ""))
     if mpp is None:
-        mpp, mpp_from = _mpp(properties, vendor=vendor, shown=shown)
-    stat = path.stat()
+        mpp, mpp_from = pixel_size(properties, vendor=vendor, shown=shown)
+    size, mtime_ns = _size(path)
+    found: Pyramid = pyramid(handle, path, vendor=vendor, size=size)
     return Slide(
         path=os.path.abspath(path),
         name=name,
@@ -122,52 +159,24 @@ def _facts(slide: Any, path: Path, *, name: str, mpp: float | None, mpp_from: st
         mpp=mpp,
         mpp_from=mpp_from,
         bounds=_bounds(properties, width=width, height=height),
-        levels=_levels(slide.level_dimensions, slide.level_downsamples),
-        reader="openslide",
+        levels=found.levels,
+        reader=found.reader,
         vendor=vendor,
         quickhash=properties.get("openslide.quickhash-1") or _digest(path),
-        size=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
+        size=size,
+        mtime_ns=mtime_ns,
         icc="openslide.icc-size" in properties,
+        notes=found.notes,
     )
 
 
-def _levels(sizes: tuple[tuple[int, int], ...], factors: tuple[float, ...]) -> tuple[Level, ...]:
-    width, height = sizes[0]
-    found = []
-    for (w, h), factor in zip(sizes, factors, strict=True):
-        whole = max(1, round(factor))
-        if abs(width / whole - w) <= 1.5 and abs(height / whole - h) <= 1.5:
-            found.append(Level(width=w, height=h, factor=float(whole), exact=factor == whole))
-        else:
-            found.append(Level(width=w, height=h, factor=factor, exact=False))
-    return tuple(found)
+def _size(path: Path) -> tuple[int, int]:
+    """Return a slide's bytes and when it was changed last; of a folder, those of all its files."""
+    stats = [file.stat() for file in dicom.files_of(path)] if path.is_dir() else [path.stat()]
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
 
 
-def _mpp(properties: Mapping[str, str], *, vendor: str, shown: str) -> tuple[float | None, str]:
-    """Return the file's µm per pixel and where it is from; None and what it says if that does not count."""
-    source = {"aperio": "aperio.MPP", "generic-tiff": "tiff.XResolution"}.get(vendor, vendor)
-    most = _MOST_OF_TIFF if vendor == "generic-tiff" else MOST_MPP
-    found = []
-    for axis in "xy":
-        try:
-            found.append(float(properties.get(f"openslide.mpp-{axis}", "nan")))
-        except ValueError:
-            found.append(math.nan)
-    x, y = found
-    if not (math.isfinite(x) and math.isfinite(y)):
-        return None, ""
-    if not (LEAST_MPP <= x <= most and LEAST_MPP <= y <= most):
-        return None, f"{source} says {x:g}"
-    if abs(x / y - 1) > _SQUARE:
-        raise SlideError(
-            f"{shown}: its pixels are not square: {x:g} µm wide and {y:g} high, by {source}; "
-            "give its µm per pixel in slides_csv if that is wrong, or leave the slide out"
-        )
-    return (x + y) / 2, source
-
-
-def _bounds(properties: Mapping[str, str], *, width: int, height: int) -> tuple[int, int, int, int] | None:
+def _bounds(properties: Any, *, width: int, height: int) -> tuple[int, int, int, int] | None:
     try:
         x, y, w, h = (int(properties[f"openslide.bounds-{part}"]) for part in ("x", "y", "width", "height"))
     except (KeyError, ValueError):
@@ -176,8 +185,8 @@ def _bounds(properties: Mapping[str, str], *, width: int, height: int) -> tuple[
 
 
 def _digest(path: Path) -> str:
-    """Return a digest of a file's size and of its first and last bytes."""
-    with path.open("rb") as file:
+    """Return a digest of a file's size and of its first and last bytes; of a folder's first file."""
+    with open(dicom.for_openslide(str(path)), "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         found = hashlib.sha256(b"%d " % size + file.read(_DIGEST_BYTES))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,29 @@ class SlideError(ValueError):
     """A slide cannot be used: the message is one line that begins with its path and says why and what to do."""
 
 
+class EncodedTiles(Record):
+    """Where a TIFF has the encoded tiles of a level, and how they are decoded.
+
+    Attributes:
+        width, height: of a tile, pixels.
+        codec: of its data. colours: what they are of.
+        tables: what the JPEGs of all tiles share (JPEGTables), base64; empty: nothing.
+        offsets_at, sizes_at: where the numbers that say each tile's place and size begin in the file.
+        offset_bytes, size_bytes: of such a number. order: of its bytes.
+    """
+
+    width: int
+    height: int
+    codec: Literal["jpeg", "jpeg2000"]
+    colours: Literal["rgb", "ycbcr"]
+    tables: str
+    offsets_at: int
+    offset_bytes: int
+    sizes_at: int
+    size_bytes: int
+    order: Literal["little", "big"]
+
+
 class Level(Record):
     """A level of the pyramid: its size in pixels, and how many pixels of level 0 one of its pixels spans.
 
@@ -26,12 +50,14 @@ class Level(Record):
         factor: whole where it is within 1.5 pixels of the level's size of being whole.
         exact: whether any of its pixels can be read as they are. openslide takes 4.0019 for 4 where a level's size was
             rounded, and then reads between pixels.
+        encoded: where its tiles are, if they are read without openslide.
     """
 
     width: int
     height: int
     factor: float
     exact: bool
+    encoded: EncodedTiles | None = None
 
 
 class Slide(Record):
@@ -46,7 +72,7 @@ class Slide(Record):
             count, as in "tiff.XResolution says 352.8"; empty: nothing.
         bounds: x, y, width, height of the scanned area in pixels of level 0; None: the file does not say.
         levels: from level 0 down.
-        reader: "jpeg" (encoded tiles, read with pread) or "openslide".
+        reader: "jpeg" or "jpeg2000" (encoded tiles, read from the file and decoded) or "openslide".
         vendor: as openslide names it.
         quickhash: openslide's, or a digest of the file's first and last bytes where it has none.
         size, mtime_ns: of the file (of a folder: all its files, and the newest).
@@ -106,6 +132,7 @@ class Overview:
         rgb: uint8 (h, w, 3). known: bool (h, w), whether most of the pixel was scanned and is opaque.
         factor_x, factor_y: pixels of level 0 that one of its pixels spans; not whole.
         mpp: µm per pixel.
+        damaged: how many squares of the level it was made of could not be decoded; they are not known.
     """
 
     rgb: NDArray[np.uint8]
@@ -113,3 +140,4 @@ class Overview:
     factor_x: float
     factor_y: float
     mpp: float
+    damaged: int = 0

@@ -1,0 +1,115 @@
+"""Files that are kept open, but few at a time, for any number of threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+Thing = TypeVar("Thing")
+
+
+class _Open(Generic[Thing]):
+    """Something open, how many threads use it, and whether it goes once none does."""
+
+    def __init__(self, thing: Thing) -> None:
+        self.thing, self.users, self.dropped = thing, 0, False
+
+
+class Few(Generic[Thing]):
+    """What was opened last of many files, and is closed when others come; more than `most` only while all are in use.
+
+    A process that was forked opens its files anew: it has neither the threads nor the places of its parent's.
+
+    Args:
+        most: open at once.
+        opened: opens a path.
+        closed: closes what that returned.
+    """
+
+    def __init__(self, most: int, *, opened: Callable[[str], Thing], closed: Callable[[Thing], None]) -> None:
+        self._most, self._opened, self._closed = most, opened, closed
+        self.start()
+        _ALL.add(self)
+
+    def start(self) -> None:
+        """Begin with nothing open."""
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, _Open[Thing]] = OrderedDict()
+
+    @contextmanager
+    def of(self, path: str) -> Iterator[Thing]:
+        """Give what is open of a path; after an exception it is opened anew.
+
+        Raises:
+            Exception: whatever opening it raises.
+        """
+        with self._lock:
+            one = self._open.get(path)
+            if one is not None:
+                self._open.move_to_end(path)
+                one.users += 1
+        if one is None:
+            one = self._new(path)
+        try:
+            yield one.thing
+        except Exception:
+            with self._lock:
+                one.dropped = True
+                if self._open.get(path) is one:
+                    del self._open[path]
+            raise
+        finally:
+            with self._lock:
+                one.users -= 1
+                if one.dropped and not one.users:
+                    self._closed(one.thing)
+
+    def _new(self, path: str) -> _Open[Thing]:
+        """Open a path, outside the lock; if another thread was quicker, what that one opened."""
+        try:
+            thing = self._opened(path)
+        except Exception as error:
+            if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) and _TOO_MANY not in str(error):
+                raise
+            self.close()
+            thing = self._opened(path)
+        with self._lock:
+            one = self._open.get(path)
+            if one is None:
+                one = self._open[path] = _Open(thing)
+            else:
+                self._closed(thing)
+            one.users += 1
+            self._close_idle(self._most)
+        return one
+
+    def close(self) -> None:
+        """Close all that no thread uses."""
+        with self._lock:
+            self._close_idle(0)
+
+    def _close_idle(self, most: int) -> None:
+        idle = [path for path, one in self._open.items() if not one.users]
+        for path in idle[: max(0, len(self._open) - most)]:
+            self._closed(self._open.pop(path).thing)
+
+
+_TOO_MANY = os.strerror(errno.EMFILE)
+_ALL: weakref.WeakSet[Few[Any]] = weakref.WeakSet()
+_PARENTS: list[Any] = []  # what a forked process must not close: openslide would wait for locks that nobody frees
+
+
+def _after_fork() -> None:
+    for few in list(_ALL):
+        _PARENTS.append(few._open)
+        few.start()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,102 @@
+"""The directory of a TIFF: its levels, and where the encoded tiles of each are."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.slides.libraries import library
+from sscl.slides.records import EncodedTiles
+
+_JPEG, _J2K_YCBCR, _J2K_RGB = 7, 33003, 33005
+_RGB, _YCBCR = 2, 6
+_LEAST_SIDE, _MOST_SIDE = 64, 4096  # of tiles that are read from the file
+_BYTES = {3: 2, 4: 4, 16: 8}  # of a SHORT, a LONG and a LONG8
+_REDUCED = 1
+
+
+@dataclass(frozen=True)
+class Page:
+    """A tiled page of a TIFF.
+
+    Attributes:
+        width, height: pixels. encoded: how its tiles are decoded here; None: openslide has to.
+        samples: numbers of tiles to try: the one of the most bytes, one of many, one of the median.
+        end: where the last of its tiles ends in the file. below: whether it hangs below the first page (SubIFDs).
+    """
+
+    width: int
+    height: int
+    encoded: EncodedTiles | None
+    samples: tuple[int, ...]
+    end: int
+    below: bool
+
+
+def tiled_pages(path: Path) -> list[Page]:
+    """Return the tiled pages of a TIFF that may be levels of a slide, and those below the first page (SubIFDs).
+
+    Raises:
+        Exception: whatever tifffile raises: it is no TIFF, or damaged.
+    """
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of every tag that it does not like
+    with library("tifffile").TiffFile(path) as file:
+        pages = list(file.pages)
+        below = list(pages[0].pages or ()) if pages and pages[0].subifds else []
+        return [
+            *(_page(page, below=False) for page in pages if page.is_tiled),
+            *(_page(page, below=True) for page in below if page.is_tiled),
+        ]
+
+
+def _page(page: Any, *, below: bool) -> Page:
+    sizes = np.asarray(page.databytecounts, dtype=np.int64)
+    offsets = np.asarray(page.dataoffsets, dtype=np.int64)
+    return Page(
+        width=int(page.imagewidth),
+        height=int(page.imagelength),
+        encoded=_encoded(page, sizes),
+        samples=tuple(np.argsort(sizes, kind="stable")[[-1, -1 - len(sizes) // 10, len(sizes) // 2]].tolist()),
+        end=int((offsets + sizes).max()),
+        below=below,
+    )
+
+
+def _encoded(page: Any, sizes: NDArray[np.int64]) -> EncodedTiles | None:
+    """Return how a page's tiles are decoded; None if not here."""
+    compression, photometric = int(page.compression), int(page.photometric)
+    jpeg = compression == _JPEG and photometric in (_RGB, _YCBCR)
+    width, height = int(page.tilewidth), int(page.tilelength)
+    tiles = -(-int(page.imagewidth) // width) * -(-int(page.imagelength) // height)
+    if (
+        not (jpeg or compression in (_J2K_YCBCR, _J2K_RGB))
+        or page.samplesperpixel != 3
+        or page.bitspersample != 8
+        or int(page.planarconfig) != 1
+        or not (min(width, height) >= _LEAST_SIDE and max(width, height) <= _MOST_SIDE)
+        or len(sizes) != tiles
+        or not sizes.all()
+    ):
+        return None
+    offsets, counts = page.tags[324], page.tags[325]
+    if offsets.dtype not in _BYTES or counts.dtype not in _BYTES:
+        return None
+    ycbcr = photometric == _YCBCR if jpeg else compression == _J2K_YCBCR
+    return EncodedTiles(
+        width=width,
+        height=height,
+        codec="jpeg" if jpeg else "jpeg2000",
+        colours="ycbcr" if ycbcr else "rgb",
+        tables=base64.b64encode(page.jpegtables or b"").decode() if jpeg else "",
+        offsets_at=offsets.valueoffset,
+        offset_bytes=_BYTES[offsets.dtype],
+        sizes_at=counts.valueoffset,
+        size_bytes=_BYTES[counts.dtype],
+        order="little" if page.parent.byteorder == "<" else "big",
+    )
