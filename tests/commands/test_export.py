@@ -126,7 +126,7 @@ def test_graphs_say_what_they_are(exported: tuple[Path, str]) -> None:
     (entry,) = [entry for entry in onnx.load(exported[0] / "encoder.onnx").metadata_props if entry.key == "sscl"]
     for text in (inside["sscl.json"], entry.value):
         facts = json.loads(text)
-        assert (facts["encoder"], facts["size_px"], facts["mpp"]) == ("timm:test_resnet", 32, None)
+        assert (facts["encoder"], facts["size_px"], facts["mpp"]) == ("timm:test_resnet", 32, 14.0)  # of drawn tiles
 
 
 def test_the_json_says_all_that_a_reader_needs(exported: tuple[Path, str], pretrained: Path) -> None:

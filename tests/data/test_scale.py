@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ def test_the_section_says_the_scale_and_must_agree_with_the_table(tmp_path):
     assert scale_of(section(tmp_path, mpp=0.3), tiles_of(tmp_path, [32], None)) == Scale((32,), 0.3)
     with pytest.raises(ValueError, match=r"^sets\.1\.mpp: got 0\.25, .*have 0\.5 µm per pixel at 16 px"):
         scale_of(section(tmp_path, mpp=0.25), tiles, key="sets.1")
+
+
+def test_drawn_tiles_show_448_um_whatever_their_side(tmp_path):
+    (tmp_path / "images").mkdir()
+    drawn = replace(tiles_of(tmp_path, [32], None), ids=("syn_00000.png",))
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "syn_00000.png")
+    assert scale_of(section(tmp_path, source="mhist"), drawn) == Scale((32,), 28.0)
 
 
 def test_another_side_takes_the_scale_with_it_where_the_side_was_given():

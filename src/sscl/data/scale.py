@@ -13,6 +13,8 @@ from sscl.config import DataConfig
 from sscl.data.images import size_of
 from sscl.data.load import tile_file
 from sscl.data.pathmnist import stored_size_px
+from sscl.data.polyp import TILE_UM
+from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles
 
 _LOOKED_AT = 64  # files whose header is read
@@ -68,12 +70,16 @@ def differ(one: float, other: float, *, within: float = SAME) -> bool:
 def scale_of(data: DataConfig, tiles: Tiles, *, key: str = "data") -> Scale:
     """Return the scale of a set: what its section says, else that of its table and of up to 64 of its files.
 
+    Drawn tiles all show the same width.
+
     Raises:
         ValueError: the section and the table differ by more than 5%; begins with the section's `key`.
     """
     sides = _file_sides(data, tiles)
     source_px = tuple(sorted({min(sides.values()), max(sides.values())})) if sides else ()
     found = Scale() if tiles.mpp is None else _measured(tiles.mpp, sides, size_px=data.size_px)
+    if is_synthetic(data.source, tiles.ids):
+        return Scale(source_px, data.mpp or TILE_UM / data.size_px)
     if data.mpp is None or found.mpp is None:
         return found._replace(source_px=source_px, mpp=data.mpp or found.mpp)
     if any(differ(data.mpp, value) for value in found.span):

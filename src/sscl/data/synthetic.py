@@ -44,8 +44,13 @@ _PARALLEL_FROM = 192  # fewer tiles are drawn faster than worker processes start
 
 def is_synthetic(source: str, ids: Iterable[str]) -> bool:
     """Return whether tiles were drawn by this program: by `data.source`, or by their names, wherever they lie now."""
-    names = list(ids)
-    return source == "synthetic" or (bool(names) and all(_NAMES.fullmatch(name) for name in names))
+    if source == "synthetic":
+        return True
+    number = 0
+    for number, name in enumerate(ids, 1):  # names of a cohort are made one by one: no list of them
+        if _NAMES.fullmatch(name) is None:
+            return False
+    return number > 0
 
 
 @dataclass(frozen=True)
