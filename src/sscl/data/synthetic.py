@@ -46,11 +46,12 @@ def is_synthetic(source: str, ids: Iterable[str]) -> bool:
     """Return whether tiles were drawn by this program: by `data.source`, or by their names, wherever they lie now."""
     if source == "synthetic":
         return True
-    number = 0
-    for number, name in enumerate(ids, 1):  # names of a cohort are made one by one: no list of them
-        if _NAMES.fullmatch(name) is None:
-            return False
-    return number > 0
+    found = False
+    for name in ids:  # those of a cohort are made one by one: no list of them
+        found = _NAMES.fullmatch(name) is not None
+        if not found:
+            break
+    return found
 
 
 @dataclass(frozen=True)
