@@ -22,6 +22,7 @@ EXPECTED_S = {
     "ways to train": 20.0,
     "eval rate": 20.0,
     "predict rate": 12.0,
+    "from slides": 45.0,
     "grad-cam": 6.0,
     "lightly resnet18": 32.0,
     "lightly 28 px": 32.0,
@@ -42,6 +43,7 @@ QUICK = (
     "vit-l memory",
     "eval rate",
     "predict rate",
+    "from slides",
 )
 
 

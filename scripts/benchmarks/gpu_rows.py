@@ -24,6 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 import gpu_inference  # noqa: E402
+import gpu_slides  # noqa: E402
 import gpu_training as training  # noqa: E402
 import gpu_transformers  # noqa: E402
 from gpu_measure import Bench, Found, ceilings, facts  # noqa: E402
@@ -64,6 +65,7 @@ ALL: dict[str, Callable[[Bench], Found]] = {
     "ways to train": training.ways,
     "eval rate": gpu_inference.evaluation,
     "predict rate": gpu_inference.prediction,
+    "from slides": gpu_slides.from_slides,
     "grad-cam": gpu_inference.heatmaps,
     "lightly resnet18": partial(training.lightly, case=R18),
     "lightly 28 px": partial(training.lightly, case=P28, per_core=True),

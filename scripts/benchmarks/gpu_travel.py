@@ -10,7 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Beyond torch, torchvision and what their usual images hold; lightly and timm run without the rest of their needs.
-PACKAGES = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "lightly", "timm")
+PACKAGES = (
+    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "lightly", "timm"),
+    *("openslide-python", "openslide-bin", "tifffile", "h5py"),
+)
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 LIMIT_MIB = 64
@@ -19,7 +22,8 @@ LIMIT_MIB = 64
 def pinned(packages: tuple[str, ...] = PACKAGES) -> list[str]:
     """Return the packages with their versions of constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    versions = dict(line.partition(";")[0].strip().split("==") for line in lines if "==" in line.partition(";")[0])
+    lines = [line.partition(";")[0].strip() for line in lines if "python_version <" not in line]
+    versions = dict(line.split("==") for line in lines if "==" in line)
     return [f"{name}=={versions[name]}" for name in packages]
 
 

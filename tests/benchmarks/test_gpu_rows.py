@@ -30,7 +30,7 @@ def test_the_plan_names_every_row():
     assert {*gpu_plan.FIRST, *gpu_plan.ROWS} == set(gpu_rows.ALL)
     assert {*gpu_plan.QUICK} < {*gpu_plan.ROWS}
     assert gpu_plan.ROWS[-1].startswith("compiled")
-    assert sum(gpu_plan.EXPECTED_S[name] for name in gpu_plan.EXPECTED_S if "compiled" not in name) < 450
+    assert sum(gpu_plan.EXPECTED_S[name] for name in gpu_plan.EXPECTED_S if "compiled" not in name) < 500
 
 
 @pytest.mark.parametrize("name", ["ceilings", *gpu_plan.QUICK, "grad-cam", "mhist's size", "lightly 28 px"])
