@@ -287,5 +287,7 @@ def draw_sheet(index: Path, entries: Sequence[SlideEntry], path: Path, *, most: 
     for entry in shown:
         picture = files_of(index, entry.name)[2]
         what = count(entry.tiles, "tile") if entry.status == "tiles" else entry.status
-        previews.append((f"{entry.name}\n{what}", picture.read_bytes() if picture.is_file() else None))
+        share = "" if entry.tissue is None else f" · {100 * entry.tissue:.0f}% tissue"
+        caption = [entry.name, what + share, *([entry.reason] if entry.reason else [])]
+        previews.append(("\n".join(map(printable, caption)), picture.read_bytes() if picture.is_file() else None))
     contact_sheet(previews, path)

@@ -19,8 +19,8 @@ def tissue_tiles(
 ) -> NDArray[np.int32]:
     """Return the tiles on tissue, int32 (n, 3): x, y of the corner at level 0, coverage in percent (1 to 100).
 
-    Tile i of a row begins round(i * step * (1 - overlap)) pixels from the scanned area's border; no steps are added up, so
-    none is off by more than half a pixel. All end inside the scanned area. They are in order of y, then x.
+    Tile i of a row begins round(i * step * (1 - overlap)) pixels from the scanned area's border; no steps are added up,
+    so none is off by more than half a pixel. All end inside the scanned area. They are in order of y, then x.
 
     Args:
         min_coverage: share of a tile's area that must be tissue, 0 to 1; at 0 any at all is enough.
