@@ -75,7 +75,7 @@ def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
         )
         draw_views(first, rows[:VIEWED], config=config, path=folder / "two_views.png", note=note)
     print(f"wrote {out}/contact_sheet.png, distribution.png, two_views.png")
-    if len(splits) > 1:
+    if len(splits) > 1 and config.data.source != "slides":
         print(next_command("data audit", config.data.root, f"out={out}-audit"))
     else:
         print(next_command("pretrain", config.data.root, "run=runs/pretrain"))
@@ -108,6 +108,8 @@ def describe_files(data: DataConfig, splits: dict[str, Tiles]) -> str:
     if data.source == "pathmnist":
         side = stored_size_px(data.root)
         return f"size of the tiles in the file: {side}x{side} px"
+    if data.source == "slides":
+        return f"tiles are read from slides, {data.size_px} px of {data.mpp:g} µm"
     sizes: Counter[tuple[int, int]] = Counter()
     for tiles in splits.values():
         for name in tiles.ids:

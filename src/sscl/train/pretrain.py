@@ -252,10 +252,7 @@ def announce(job: Pretraining) -> None:
     tiles, steps = count(len(job.health_tiles.train), "training tile"), count(job.schedule.steps_per_epoch, "step")
     peak = peak_of(job.config)
     if job.slide_of is not None:
-        drawn = count(
-            job.schedule.steps_per_epoch * job.config.train.batch_size, "of them an epoch", "of them an epoch"
-        )
-        tiles = f"{tiles}, {drawn}"
+        tiles += f", {job.schedule.steps_per_epoch * job.config.train.batch_size:,} of them an epoch"
     print(f"{tiles}; {steps} per epoch, batch size {job.config.train.batch_size}, peak learning rate {peak:.4g}")
     if job.schedule.warning() is not None:
         print(job.schedule.warning())
