@@ -33,6 +33,7 @@ from sscl.data.tiles import host_memory
 from sscl.device import cpu_cores
 from sscl.places import missing, printable
 from sscl.reading import refuse_irregular
+from sscl.slides.index import is_index
 from sscl.words import short
 
 Item = str | Path | Image.Image | NDArray[np.uint8]
@@ -83,6 +84,11 @@ def find_images(words: Sequence[str | Path]) -> Found:
     seen: set[str] = set()
     for word in map(str, words):
         if os.path.isdir(word):
+            if is_index(Path(word)):
+                raise ValueError(
+                    f"{printable(word)}: is an index of slides, whose tiles are no files; sscl eval RUN INDEX measures a "
+                    "classifier on labelled slides, sscl embed describes their tiles"
+                )
             _add_folder(word, found, seen)
         elif word.lower().endswith(LISTS):
             _add_list(word, found, seen)

@@ -148,7 +148,7 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             whole=listed_whole(data),
             size_px=data.size_px,
             slides_root=data.slides_root,
-            keep=data.keep,
+            keep=data.keep if data.stain == "none" else "slides",  # the normalised ones are kept
             replace_damaged=isinstance(data, SourceConfig),
             test_fraction=data.test_fraction,
             seed=data.split_seed,
@@ -175,6 +175,24 @@ def _unknown(root: str) -> Exception:
     if not Path(root).exists():
         return FileNotFoundError(missing(root, "folder or file"))
     return ValueError(f"{root}: is no folder, no table (.csv, .tsv) and no .npz file; unpack it, or give data.source")
+
+
+def training_slides(data: DataConfig) -> dict[str, str]:
+    """Return the names of the slides that training took of an index, by their quickhash; no slide is opened.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_tiles`.
+    """
+    tiles = slide_set.load_slides(
+        data.root,
+        split="train",
+        whole=listed_whole(data),
+        keep="slides",
+        looked_for=False,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+    )
+    return slide_set.quickhashes(tiles)
 
 
 def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:

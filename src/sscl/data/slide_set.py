@@ -49,6 +49,7 @@ def load_slides(
     slides_root: Path | str | None = None,
     keep: Keep = "auto",
     replace_damaged: bool = False,
+    looked_for: bool = True,
     test_fraction: float = 0.2,
     seed: int = 0,
     cache_dir: Path | str | None = None,
@@ -67,6 +68,7 @@ def load_slides(
         slides_root: the folder below which the slides are now, by their names; None: where they were.
         keep: where pixels come from: the slides, or the cache, into which all are decoded first; the same pixels.
         replace_damaged: take a slide's next tile for a damaged one, else a damaged tile is an error when it is read.
+        looked_for: False where no pixel will be read, so that the slides need not be there.
         test_fraction, seed: of the split made here.
         cache_dir: see `cache.cache_folder`. progress: show a bar.
 
@@ -91,7 +93,7 @@ def load_slides(
     groups = _groups(slides, root=root)
     if split != "all" and "all" in parts:
         _check_classes(labels, groups, classes=classes, root=root)
-    found = _found(slides, slides_root, root=root)
+    found = _found(slides, slides_root, root=root) if looked_for else [indexed.slide for indexed in slides]
     places = Places.of(
         [slide.name for slide in found],
         [indexed.tiles for indexed in slides],

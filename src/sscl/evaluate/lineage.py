@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,21 @@ from sscl.config import DataConfig, strict_yaml
 from sscl.data import scale, task
 from sscl.data.groups import Groups
 from sscl.data.layout import split_named
-from sscl.data.load import groups_are, has_test, load_tiles, merge_data, saw_all, slides_known, split_changes
+from sscl.data.load import (
+    groups_are,
+    has_test,
+    load_tiles,
+    merge_data,
+    saw_all,
+    slides_known,
+    split_changes,
+    training_slides,
+)
+from sscl.data.slide_set import WEAK, quickhashes
 from sscl.data.tiles import Tiles
 from sscl.evaluate import intervals
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
-from sscl.words import listed
+from sscl.words import count, listed
 
 NO_SLIDE_IDS = "no slide or patient ids: tiles of one slide may be on both sides of a split, which inflates the metrics"
 # The numbers are from scripts/coverage, in docs/intervals.md.
@@ -104,7 +114,9 @@ def choose(trained: Checkpoint, changes: Mapping[str, object], *, split: str | N
                 "say nothing about new tiles)"
             )
         return Choice(data, split or "test", external=False)
-    theirs = {"groups_csv": None, "published": False, "mpp": None}  # facts of the set trained on
+    theirs = {"groups_csv": None, "published": False, "mpp": None, "slides_root": None}  # facts of the set trained on
+    if data.source == "slides":
+        del theirs["mpp"]  # that of the index
     data = data.model_copy(update={key: value for key, value in theirs.items() if key not in changes})
     return Choice(data, split or "all", external=True)
 
@@ -189,12 +201,14 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     if choice.external:
         which = "all its tiles were" if split == "all" else f"its {split} split was"
         found.append(f"{Path(data.root).name} is not the set of training: {which} evaluated")
+    found += [f"{WEAK}, not its own"] if data.source == "slides" else []
     found += scale_caveats(data, tiles, trained)
     train = training_tiles(choice, trained) if choice.external or split == "test" else None
     compared = choice.external and train is not None  # with the tiles of the labels, pixel by pixel
     sections = trained.lineage if compared else trained.trained_on
     seen = [seen_in_training(data, section, split=split) for section in sections]
     told = list(dict.fromkeys(text for text in seen if text is not None))
+    told += shared_slides(tiles, [section for section, text in zip(sections, seen, strict=True) if text is None])
     if train is None and choice.external and not told:
         told.append(
             f"the training tiles are not at {trained.finetune_config.data.root} any more: whether some of these are "
@@ -211,6 +225,32 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
         shared.append(f"no tile of {listed(absent)}: {task.WITHOUT['test']}")
     unknown = None if choice.external else without_slides(data, tiles.groups)
     return found + told + [text for text in (unknown, *shared) if text is not None]
+
+
+def shared_slides(tiles: Tiles, sections: Iterable[DataConfig]) -> list[str]:
+    """Return a warning for each set that was trained on and has slides of these tiles, whatever their names.
+
+    Args:
+        sections: of sets that were trained on.
+    """
+    here, found = quickhashes(tiles), []
+    for section in sections if here else ():
+        if section.source != "slides":
+            continue
+        try:
+            there = training_slides(section)
+        except (ValueError, FileNotFoundError):
+            found.append(f"{section.root} is no index any more: whether training used these slides was not checked")
+            continue
+        shared = sorted(here.keys() & there.keys(), key=here.__getitem__)
+        if shared:
+            name, other = here[shared[0]], there[shared[0]]
+            called = "" if name == other else f", there {other}"
+            found.append(
+                f"{len(shared):,} of {count(len(here), 'slide')} were in training too ({section.root}), such as "
+                f"{name}{called}: the metrics may be optimistic for new tiles"
+            )
+    return found
 
 
 def scale_caveats(data: DataConfig, tiles: Tiles, trained: Checkpoint) -> list[str]:

@@ -25,6 +25,16 @@ def probe_notes(config: ProbeConfig, jobs: Sequence[Job], sets: Mapping[str, Par
         for note in seen_tiles(job, data, holds_out="held-out" in sets[data.name])
     ]
     found += [
+        f"WARNING: {job.row.name}: {text}"
+        for data in config.sets
+        for part in EVALUATED
+        if part in sets[data.name]
+        for job in jobs
+        for text in lineage.shared_slides(
+            sets[data.name][part].tiles, [one for one in job.lineage if lineage.overlap(data, one) is None]
+        )
+    ]
+    found += [
         f"{row.name}: batch-norm statistics come from each part's own tiles, also the evaluated ones (transductive, "
         "without labels)"
         for row in config.encoders
