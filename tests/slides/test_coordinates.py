@@ -50,7 +50,10 @@ def clam(path: Path, places: Any = PLACES, **changed: Any) -> Path:
 def slide() -> Slide:
     return Slide(
         path="/s/a.svs", name="a.svs", width=4000, height=3000, mpp=0.25, mpp_from="aperio.MPP", bounds=None,
-        levels=(Level(width=4000, height=3000, factor=1.0, exact=True), Level(width=1000, height=750, factor=4.0, exact=True)),
+        levels=(
+            Level(width=4000, height=3000, factor=1.0, exact=True),
+            Level(width=1000, height=750, factor=4.0, exact=True),
+        ),
         reader="openslide", vendor="aperio", quickhash="q", size=1, mtime_ns=1,
     )  # fmt: skip
 

@@ -15,12 +15,12 @@ from sscl.slides.records import Level, Scaling, Slide
 def entry(name: str, *, tiles: int = 2, status: str = "tiles", reader: str = "jpeg", path: str = "/s") -> SlideEntry:
     slide = Slide(
         path=f"{path}/{name}", name=name, width=900, height=700, mpp=0.25, mpp_from="aperio.MPP", bounds=(1, 2, 3, 4),
-        levels=(Level(width=900, height=700, factor=1.0, exact=True),), reader=reader, vendor="aperio", quickhash=f"hash of {name}",
-        size=5, mtime_ns=2**62,
+        levels=(Level(width=900, height=700, factor=1.0, exact=True),), reader=reader, vendor="aperio",
+        quickhash=f"hash of {name}", size=5, mtime_ns=2**62,
     )  # fmt: skip
     return SlideEntry.model_validate(
         {
-            "name": name, "path": slide.path, "status": status, "reason": None, "mpp": 0.5, "size_px": 64,
+            "name": name, "path": slide.path, "status": status, "reason": None, "notes": (), "mpp": 0.5, "size_px": 64,
             "slide": slide, "scaling": Scaling(0.5, 64, 0, 128, 128.0, True), "tissue": 0.25, "tiles": tiles,
             "grid": digest(grid(tiles)) if tiles else "", "parameters": "p",
         }

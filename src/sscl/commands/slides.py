@@ -15,7 +15,18 @@ from sscl.data.slides_csv import SlideTable, read_slides_csv
 from sscl.device import cpu_cores
 from sscl.places import printable
 from sscl.slides.coordinates import coordinate_files
-from sscl.slides.index import HEADER, TABLE, Labels, SlideEntry, files_of, is_index, read_entries, read_rows, table_rows
+from sscl.slides.index import (
+    HEADER,
+    TABLE,
+    Labels,
+    SlideEntry,
+    files_of,
+    is_index,
+    notes_of,
+    read_entries,
+    read_rows,
+    table_rows,
+)
 from sscl.slides.indexing import Source, Wanted, look_at
 from sscl.slides.preview import contact_sheet
 from sscl.slides.records import Slide
@@ -252,9 +263,11 @@ def describe(entry: SlideEntry, labels: Labels) -> str:
         parts.append(count(entry.tiles, "tile"))
     if entry.tissue is not None:
         parts.append(f"{100 * entry.tissue:.0f}% tissue")
-    parts += [entry.status] if entry.status in ("gone", "no tissue") else []
-    if entry.reason:
-        parts.append(f"failed: {entry.reason}" if entry.status == "failed" else entry.reason)
+    if entry.reason and entry.reason != entry.status:
+        parts.append(f"{entry.status}: {entry.reason}")
+    elif entry.status in ("gone", "no tissue"):
+        parts.append(entry.status)
+    parts += notes_of(entry)
     parts += [f"{key} {value}" for key, value in labels.model_dump().items() if value is not None]
     return wrapped(f"{printable(entry.name)}: {', '.join(parts)}")
 

@@ -42,7 +42,8 @@ class SlideEntry(Record):
         path: of its file; absolute.
         status: "tiles": it has some; "no tissue": it has none; "failed"; "gone": not there when the index was last
             brought up to date, so not used. "not indexed": in no index.
-        reason: why it has no tiles, or what else must be known of it; None: nothing.
+        reason: why it has no tiles; None where it has.
+        notes: what else must be known of its tiles, each a phrase.
         mpp, size_px: that were asked for.
         slide: None: it could not be opened.
         scaling: how its tiles are read; None: they cannot be.
@@ -55,6 +56,7 @@ class SlideEntry(Record):
     path: str
     status: Status
     reason: str | None
+    notes: tuple[str, ...] = ()
     mpp: float
     size_px: int
     slide: Slide | None
@@ -260,6 +262,8 @@ HEADER = (
     "level_factors",
     "vendor",
     "reader",
+    "icc",
+    "notes",
     "path",
 )
 
@@ -286,6 +290,11 @@ def table_rows(entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> I
             ),
             entry.path,
         ]
+
+
+def notes_of(entry: SlideEntry) -> tuple[str, ...]:
+    """Return what must be known of a slide: of its file, then of its tiles."""
+    return (*(() if entry.slide is None else entry.slide.notes), *entry.notes)
 
 
 def _factors(slide: Slide) -> str:

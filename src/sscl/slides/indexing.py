@@ -18,6 +18,7 @@ from sscl.slides.scaling import scaling
 from sscl.slides.tissue import NO_TISSUE, OVERVIEW_MPP, find_tissue
 
 RULES = 1  # another number where the same slide and settings give other tiles: then all are indexed anew
+LEAST_PEN = 0.001  # share of what was scanned: less is not said
 SLIDE_MPP = "slide_mpp"  # where the µm per pixel of slides is from that do not say it
 
 
@@ -142,6 +143,7 @@ def failed(
         path=source.path,
         status="failed",
         reason=str(error).removeprefix(f"{printable(source.path)}: "),
+        notes=(),
         mpp=wanted.mpp,
         size_px=wanted.size_px,
         slide=slide if facts is None else facts.slide,
@@ -170,32 +172,29 @@ def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> 
     entry = failed(source, wanted, SlideError(""), facts=facts)
     if given is not None:
         grid = given.grid
-        picture = preview(slide, how, overview, None, grid)
-        reason = f"{given.path.name} has no tile" if not len(grid) else _repeated(given)
-        return _with_tiles(entry, grid, picture, share=None, reason=reason)
+        reason = f"{given.path.name} has no tile"
+        entry = entry.model_copy(update={"notes": _notes_of(given)})
+        return _with_tiles(entry, grid, preview(slide, how, overview, None, grid), share=None, reason=reason)
     tissue = find_tissue(overview)
     grid = tissue_tiles(slide, tissue, overview, how, min_coverage=wanted.min_coverage, overlap=wanted.overlap)
     picture = preview(slide, how, overview, tissue, grid)
     if tissue.reason not in (None, NO_TISSUE):
         return Indexed(entry.model_copy(update={"reason": tissue.reason}), None, picture)
-    reason = tissue.reason
-    if reason is None and not len(grid):
-        reason = f"has tissue, but no tile of which {wanted.min_coverage:.0%} is; lower min_coverage or size_px"
-    return _with_tiles(entry, grid, picture, share=tissue.share, reason=reason)
+    lower = f"no tile of which {wanted.min_coverage:.0%} is tissue; lower min_coverage or size_px"
+    pen = (f"{tissue.pen_share:.1%} pen, left out",) if tissue.pen_share > LEAST_PEN else ()
+    entry = entry.model_copy(update={"notes": pen})
+    return _with_tiles(entry, grid, picture, share=tissue.share, reason=tissue.reason or lower)
 
 
-def _with_tiles(entry: SlideEntry, grid: Grid, picture: bytes, *, share: float | None, reason: str | None) -> Indexed:
-    found = {
-        "status": "tiles" if len(grid) else "no tissue",
-        "reason": None if reason == NO_TISSUE else reason,
-        "tissue": share,
-        "tiles": len(grid),
-        "grid": digest(grid) if len(grid) else "",
-    }
-    return Indexed(entry.model_copy(update=found), grid if len(grid) else None, picture)
+def _with_tiles(entry: SlideEntry, grid: Grid, picture: bytes, *, share: float | None, reason: str) -> Indexed:
+    """Return an entry with its tiles, or the reason why there are none."""
+    found: dict[str, object] = {"status": "no tissue", "reason": reason, "tissue": share}
+    if not len(grid):
+        return Indexed(entry.model_copy(update=found), None, picture)
+    found |= {"status": "tiles", "reason": None, "tiles": len(grid), "grid": digest(grid)}
+    return Indexed(entry.model_copy(update=found), grid, picture)
 
 
-def _repeated(given: Coordinates) -> str | None:
-    return (
-        None if not given.twice else f"{given.twice:,} places of {given.path.name} come more than once; each taken once"
-    )
+def _notes_of(given: Coordinates) -> tuple[str, ...]:
+    of = f"tiles of {given.program}, {given.path.name}"
+    return (of, f"{given.twice:,} of its places come again, each taken once") if given.twice else (of,)

@@ -7,6 +7,7 @@ last, so that nobody reads an index of which one half is new.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from sscl import writing
 from sscl.progress import Bar
 from sscl.slides.index import TABLE, Labels, SlideEntry, files_of, read_entries, write_entry, write_slide, write_table
 from sscl.slides.indexing import Facts, Source, Wanted, facts_of, index_slide, kept
+from sscl.slides.records import Slide
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +31,7 @@ class Plan:
     Attributes:
         kept: entries that hold, as they are now. moved: of these, by name, the name in the index until now.
         work: slides to index. failed: entries of those that cannot be.
-        gone: entries of slides that are not there any more; their files stay, unused.
+        gone: entries of slides with tiles that are not there any more; their files stay, unused.
         before: the entries that the index has, by name.
     """
 
@@ -55,7 +57,7 @@ def make_plan(
     )
     names = {source.name for source in sources}
     elsewhere = {
-        (entry.slide.quickhash, entry.slide.size): entry
+        _identity(entry.slide): entry
         for name, entry in plan.before.items()
         if name not in names and entry.slide is not None
     }
@@ -67,20 +69,20 @@ def make_plan(
         was = plan.before.get(source.name)
         entry = None if was is None or folder is None else kept(folder, was, facts)
         if entry is None and was is None and folder is not None:
-            was = elsewhere.get((facts.slide.quickhash, facts.slide.size))
+            was = elsewhere.get(_identity(facts.slide))
             entry = None if was is None else kept(folder, was, facts)
             if entry is not None and was is not None:
                 plan.moved[source.name] = was.name
-                del elsewhere[facts.slide.quickhash, facts.slide.size]
+                del elsewhere[_identity(facts.slide)]
         if entry is None:
             plan.work.append((source, facts))
         else:
             plan.kept.append(entry)
-    used = names | set(plan.moved.values())
+    here = {_identity(facts.slide) for facts in found.values() if isinstance(facts, Facts)}
     plan.gone = [
         entry.model_copy(update={"status": "gone"})
         for name, entry in plan.before.items()
-        if name not in used and entry.status != "failed"
+        if name not in names and entry.tiles and entry.slide is not None and _identity(entry.slide) not in here
     ]
     return plan
 
@@ -106,7 +108,7 @@ def carry_out(
     if plan.work or changed:
         (folder / TABLE).unlink(missing_ok=True)
     for name, was in plan.moved.items():
-        _move(folder, was, name)
+        _copy(folder, was, name)
     for entry in changed:
         if entry in plan.failed:
             write_slide(folder, entry, grid=None, preview=None)
@@ -137,14 +139,20 @@ def in_threads(
             pool.shutdown(cancel_futures=True)
 
 
-def _move(folder: Path, was: str, name: str) -> None:
-    """Give a slide's grid and preview another name; its entry is written under it next."""
+def _identity(slide: Slide) -> tuple[str, int]:
+    """Return what is the same of a slide wherever it lies and whatever its name."""
+    return slide.quickhash, slide.size
+
+
+def _copy(folder: Path, was: str, name: str) -> None:
+    """Copy a slide's grid and preview to another name; its entry is written under it next, and the old files go last."""
     _, *before = files_of(folder, was)
     _, *after = files_of(folder, name)
     for old, new in zip(before, after, strict=True):
         if old.exists():
             new.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(old, new)
+            with writing.replacing(new) as temporary:
+                shutil.copyfile(old, temporary)
 
 
 def _remove_others(folder: Path, names: Iterable[str]) -> None:
