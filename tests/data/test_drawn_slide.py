@@ -101,6 +101,9 @@ def test_a_cohort_has_both_classes_in_both_splits_by_patients():
     for patient in {slide.patient for slide in slides}:
         assert len({(slide.label, slide.split) for slide in slides if slide.patient == patient}) == 1
     assert sum(slide.split == "test" for slide in slides) == 12
+    few = cohort(12, both=False, test_fraction=0.3)  # the default: two patients of each class to train on
+    assert [slide.split for slide in few] == ["train"] * 4 + ["test"] * 4 + ["train"] * 4
+    assert {slide.split for slide in cohort(4, both=False, test_fraction=0.5)} == {"train"}
 
 
 def test_the_command_writes_slides_that_openslide_reads(tmp_path, capsys):

@@ -54,7 +54,7 @@ class SynthSlidesConfig(Section):
     """Write drawn slides, with the truth per pixel and per crypt, to try the commands on."""
 
     root: str = setting(..., "folder to write; also DIR", path=True, min_length=1)
-    count: int = setting(8, "number of slides, two a patient", ge=1, le=10_000)
+    count: int = setting(12, "number of slides, two a patient", ge=1, le=10_000)
     size_px: int = setting(4000, "side of a slide, pixels", ge=256, le=20_000)
     mpp: float = setting(1.0, "µm per pixel; a crypt is about 300 µm high", ge=0.25, le=4)
     seed: int = setting(0, "seed of the slides", ge=0, lt=SEEDS)

@@ -37,13 +37,13 @@ def cohort(count: int, *, both: bool, test_fraction: float, ending: str = "svs")
     entries = []
     for index in range(count):
         patient = index // SLIDES_PER_PATIENT
-        chosen = is_chosen(patient // 2, test_fraction)  # both classes in the same proportion
+        trained = is_chosen(patient // 2, 1 - test_fraction)  # both classes in the same proportion
         entries.append(
             CohortEntry(
                 name=f"slide_{index:04d}.{ending}",
                 patient=f"patient_{patient:04d}",
                 label="both" if both else ("HP", "SSA")[patient % 2],
-                split="test" if chosen else "train",
+                split="train" if trained else "test",
             )
         )
     return entries
