@@ -22,6 +22,15 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Commands that run as they stand, made small; those of quickstart.md run in tests/test_notebooks.py.
 TINY = {"configs": [], "data synth": ["count=24", "size_px=32", "progress=false"]}
+_TRAIN = ("train.epochs=1", "train.batch_size=8", "device=cpu", "progress=false")
+TINY_SLIDES = {
+    "slides synth": ["size_px=300", "mpp=2", "progress=false"],
+    "slides tile": ["size_px=32", "progress=false"],
+    "slides inspect": ["progress=false"],
+    "pretrain": ["model.name=timm:test_resnet", "health.tiles=8", "data.tiles_per_slide=4", *_TRAIN],
+    "finetune": ["train.label_fraction=0.2", *_TRAIN],
+    "eval": ["device=cpu", "progress=false"],
+}
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
@@ -43,8 +52,9 @@ def test_what_needs_nothing_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     for program, *words in shown(page):
         assert program == "sscl", f"{page.name}: a block with {program} says in its title what it needs"
         name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-        if name in TINY:
-            assert cli.main([*words, *TINY[name]]) == 0, words
+        tiny = TINY_SLIDES if page.stem == "slides" else TINY
+        if name in tiny:
+            assert cli.main([*words, *tiny[name]]) == 0, words
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)

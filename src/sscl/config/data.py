@@ -177,7 +177,7 @@ class SourceConfig(DataConfig):
 
     @model_validator(mode="after")
     def _only_slides_are_drawn_from(self) -> SourceConfig:
-        if self.tiles_per_slide is not None and self.source != "slides":
+        if self.tiles_per_slide is not None and self.source not in ("slides", "auto"):  # auto: nothing is there
             raise fault(
                 "tiles_per_slide",
                 f"is for an index of slides, {self.root} is data.source={self.source}; leave it out, or set data.tiles",

@@ -31,6 +31,15 @@ class Extra:
 
 
 EXTRAS = {
+    "slides": Extra(
+        {
+            "openslide-python": "openslide",
+            "openslide-bin": "openslide_bin",
+            "tifffile": "tifffile",
+            "h5py": "h5py",
+        },
+        "whole slides: sscl slides, and training from them",
+    ),
     "timm": Extra({"timm": "timm", "huggingface_hub": "huggingface_hub"}, "encoders timm:NAME; export to the hub"),
     "efficientnet": Extra(
         {
