@@ -6,6 +6,7 @@ import base64
 import functools
 import io
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,7 +23,7 @@ _READ_AHEAD = bytes(8)  # libjpeg wants that many before it decodes the last bit
 
 
 def decoded(data: bytes, how: EncodedTiles) -> NDArray[np.uint8]:
-    """Return a tile's pixels, RGB uint8 (height, width, 3).
+    """Return a tile's pixels, uint8 (height, width, 4): RGB and a fourth that says nothing.
 
     Raises:
         ValueError: the data is damaged, or of another size.
@@ -39,9 +40,11 @@ def _jpeg(data: bytes, how: EncodedTiles) -> NDArray[np.uint8]:
     at which it would fill up what is missing.
     """
     whole = _stream(data, how)
-    picture = Image.new("RGB", (how.width, how.height))
-    decoder = Image._getdecoder("RGB", "jpeg", ("RGB", ""))
-    decoder.setimage(picture.im, (0, 0, how.width, how.height))
+    pixels = np.empty((how.height, how.width, 4), dtype=np.uint8)
+    size = (how.width, how.height)
+    picture = Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1)  # shares the array's memory
+    decoder = Image._getdecoder("RGBX", "jpeg", ("RGBX", ""))
+    decoder.setimage(picture.im, (0, 0, *size))
     used, fault = decoder.decode(whole[:-_HELD_BACK])
     if used < 0 and not fault:
         raise ValueError("data is left over when the picture is full")
@@ -51,10 +54,7 @@ def _jpeg(data: bytes, how: EncodedTiles) -> NDArray[np.uint8]:
         raise ValueError("broken JPEG data")
     if used >= 0:
         raise ValueError("the data ends before the picture is full")
-    encoder = Image._getencoder("RGB", "raw", ("RGB", 0, 1))
-    encoder.setimage(picture.im, (0, 0, how.width, how.height))
-    pixels = encoder.encode(how.width * how.height * 3)[2]
-    return np.frombuffer(pixels, dtype=np.uint8).reshape(how.height, how.width, 3)
+    return pixels
 
 
 def _stream(data: bytes, how: EncodedTiles) -> bytes:
@@ -106,4 +106,5 @@ def _jpeg2000(data: bytes, how: EncodedTiles) -> NDArray[np.uint8]:
             y + ((116130 * blue + half) >> 16),
         )
         pixels = np.clip(np.stack(channels, axis=2), 0, 255).astype(np.uint8)
-    return pixels
+    four: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
+    return four

@@ -1,15 +1,18 @@
 """Pixels out of a TIFF's encoded tiles, without openslide: read from the file by place, decoded, put together.
 
-Where a tile is stands in the file's own directory, so that nothing but the file need be open. S is a square's side.
+Where a tile is stands in the file's own directory, so that nothing but the file need be open.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +23,7 @@ from sscl.slides.records import EncodedTiles, Slide
 _CACHE_BYTES = 64 * 2**20  # of decoded tiles: two rows of a large slide, so that in order each is decoded once
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _LARGEST = 2**26  # bytes of an encoded tile
+_LETTERS = {2: "H", 4: "I", 8: "Q"}  # of `struct`
 
 Key = tuple[str, int, int, int]  # path and time of the file, level, tile
 
@@ -33,90 +37,117 @@ class EncodedFiles:
 
     def __init__(self, most: int) -> None:
         self._files: Few[int] = Few(most, opened=lambda path: os.open(path, _FLAGS), closed=os.close)
+        self._cache = _Cache()
+
+    @contextmanager
+    def level(self, slide: Slide, level: int) -> Iterator[EncodedLevelReader]:
+        """Give a level to read from, its file open."""
+        with self._files.of(slide.path) as file:
+            yield EncodedLevelReader(file, slide, level, self._cache)
+
+    def close(self) -> None:
+        """Close all files that nobody reads from, and forget the decoded tiles."""
+        self._files.close()
+        self._cache.clear()
+
+
+class _Cache:
+    """The tiles that were decoded last."""
+
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tiles: OrderedDict[Key, NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
 
-    def read(self, slide: Slide, *, level: int, x: int, y: int, out: NDArray[np.uint8]) -> None:
-        """Write whole pixels of a level into `out`, RGB uint8 (height, width, 3); white beyond the border.
-
-        Args:
-            x, y: of the top-left corner, pixels of that level.
-
-        Raises:
-            Exception: a tile is damaged, or the file cannot be read.
-        """
-        of, height, width = slide.levels[level], *out.shape[:2]
-        how = of.encoded
-        assert how is not None
-        right, bottom = min(x + width, of.width), min(y + height, of.height)
-        if x < 0 or y < 0 or right < x + width or bottom < y + height:
-            out[:] = 255
-        if right <= max(x, 0) or bottom <= max(y, 0):
-            return
-        columns = range(max(x, 0) // how.width, (right - 1) // how.width + 1)
-        for row in range(max(y, 0) // how.height, (bottom - 1) // how.height + 1):
-            top = row * how.height
-            into_y = slice(max(top, y, 0) - y, min(top + how.height, bottom) - y)
-            from_y = slice(into_y.start + y - top, into_y.stop + y - top)
-            for column, tile in zip(columns, self._row(slide, level, row, columns), strict=True):
-                left = column * how.width
-                into_x = slice(max(left, x, 0) - x, min(left + how.width, right) - x)
-                out[into_y, into_x] = tile[from_y, into_x.start + x - left : into_x.stop + x - left]
-
-    def _row(self, slide: Slide, level: int, row: int, columns: range) -> Iterator[NDArray[np.uint8]]:
-        """Yield the decoded tiles of a row."""
-        of = slide.levels[level]
-        assert of.encoded is not None
-        first = row * -(-of.width // of.encoded.width)
-        keys = [(slide.path, slide.mtime_ns, level, first + column) for column in columns]
+    def get(self, key: Key) -> NDArray[np.uint8] | None:
         with self._lock:
-            known = [self._tiles.get(key) for key in keys]
-            for key, tile in zip(keys, known, strict=True):
-                if tile is not None:
-                    self._tiles.move_to_end(key)
-        if all(tile is not None for tile in known):
-            yield from (tile for tile in known if tile is not None)
-            return
-        with self._files.of(slide.path) as file:
-            numbers = range(keys[0][3], keys[-1][3] + 1)
-            for key, tile, place in zip(keys, known, _places(file, of.encoded, numbers), strict=True):
-                yield tile if tile is not None else self._keep(key, decoded(_read(file, *place), of.encoded))
+            tile = self._tiles.get(key)
+            if tile is not None:
+                self._tiles.move_to_end(key)
+            return tile
 
-    def _keep(self, key: Key, tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def keep(self, key: Key, tile: NDArray[np.uint8]) -> None:
         with self._lock:
             if key not in self._tiles:
                 self._tiles[key] = tile
                 self._bytes += tile.nbytes
             while self._bytes > _CACHE_BYTES:
                 self._bytes -= self._tiles.popitem(last=False)[1].nbytes
-        return tile
 
-    def close(self) -> None:
-        """Close all files that nobody reads from, and forget the decoded tiles."""
-        self._files.close()
+    def clear(self) -> None:
         with self._lock:
             self._tiles.clear()
             self._bytes = 0
 
 
+class EncodedLevelReader:
+    """A level of a slide whose file is open."""
+
+    def __init__(self, file: int, slide: Slide, level: int, cache: _Cache) -> None:
+        how = slide.levels[level].encoded
+        assert how is not None
+        self._file, self._cache, self._how = file, cache, how
+        self._width, self._height = slide.levels[level].width, slide.levels[level].height
+        self._columns = -(-self._width // how.width)
+        self._key = (slide.path, slide.mtime_ns, level)
+
+    def read(self, x: int, y: int, out: NDArray[np.uint8]) -> None:
+        """Write whole pixels into `out`, RGB uint8 (height, width, 3); white beyond the border.
+
+        Args:
+            x, y: of the top-left corner, pixels of the level.
+
+        Raises:
+            Exception: a tile is damaged, or the file cannot be read.
+        """
+        how, (height, width) = self._how, out.shape[:2]
+        right, bottom = min(x + width, self._width), min(y + height, self._height)
+        first_x, first_y = max(x, 0), max(y, 0)
+        if first_x > x or first_y > y or right < x + width or bottom < y + height:
+            out[:] = 255
+        if right <= first_x or bottom <= first_y:
+            return
+        columns = range(first_x // how.width, (right - 1) // how.width + 1)
+        for row in range(first_y // how.height, (bottom - 1) // how.height + 1):
+            top = row * how.height
+            from_y, to_y = max(top, first_y), min(top + how.height, bottom)
+            tiles = self._tiles(row * self._columns + columns.start, len(columns))
+            for column, tile in zip(columns, tiles, strict=True):
+                left = column * how.width
+                from_x, to_x = max(left, first_x), min(left + how.width, right)
+                part = out[from_y - y : to_y - y, from_x - x : to_x - x]
+                cv2.cvtColor(tile[from_y - top : to_y - top, from_x - left : to_x - left], cv2.COLOR_RGBA2RGB, dst=part)
+
+    def _tiles(self, first: int, number: int) -> list[NDArray[np.uint8]]:
+        """Return decoded tiles that follow each other."""
+        keys = [(*self._key, i) for i in range(first, first + number)]
+        found = [self._cache.get(key) for key in keys]
+        if any(tile is None for tile in found):
+            places = _places(self._file, self._how, first, number)
+            for i, (key, place) in enumerate(zip(keys, places, strict=True)):
+                if found[i] is None:
+                    found[i] = decoded(_read(self._file, *place), self._how)
+                    self._cache.keep(key, found[i])
+        return found
+
+
 def read_tile(file: int, how: EncodedTiles, number: int) -> NDArray[np.uint8]:
-    """Return the pixels of a tile by its number, from an open file.
+    """Return the pixels of a tile by its number, from an open file, as `codecs.decoded` does.
 
     Raises:
         Exception: whatever the decoder says.
     """
-    return decoded(_read(file, *next(_places(file, how, range(number, number + 1)))), how)
+    return decoded(_read(file, *_places(file, how, number, 1)[0]), how)
 
 
-def _places(file: int, how: EncodedTiles, numbers: range) -> Iterator[tuple[int, int]]:
+def _places(file: int, how: EncodedTiles, first: int, number: int) -> list[tuple[int, int]]:
     """Return where tiles begin in the file and how many bytes each has, as its directory says."""
-
-    def table(at: int, step: int) -> list[int]:
-        data = _read(file, at + numbers.start * step, len(numbers) * step)
-        return [int.from_bytes(data[i : i + step], how.order) for i in range(0, len(data), step)]
-
-    return zip(table(how.offsets_at, how.offset_bytes), table(how.sizes_at, how.size_bytes), strict=True)
+    order = "<" if how.order == "little" else ">"
+    tables = (
+        struct.unpack(f"{order}{number}{_LETTERS[step]}", _read(file, at + first * step, number * step))
+        for at, step in ((how.offsets_at, how.offset_bytes), (how.sizes_at, how.size_bytes))
+    )
+    return list(zip(*tables, strict=True))
 
 
 def _read(file: int, at: int, size: int) -> bytes:

@@ -6,6 +6,8 @@ B tiles, S = their side.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -59,19 +61,29 @@ class Readers:
         Raises:
             DamagedTile: a tile cannot be decoded; those of other places can be read right afterwards.
         """
-        factor, side = slide.levels[scaling.level].factor, scaling.side
+        level = scaling.level
+        factor, side = slide.levels[level].factor, scaling.side
         square = np.empty((side, side, 3), dtype=np.uint8) if scaling.resampled else None
-        for i in np.lexsort((xy[:, 0], xy[:, 1])).tolist():
-            x, y = int(xy[i, 0]), int(xy[i, 1])
-            part = out[i] if square is None else square
-            try:
-                self.read(
-                    slide, level=scaling.level, x=math.floor(x / factor + 0.5), y=math.floor(y / factor + 0.5), out=part
-                )
-            except Exception as error:  # of openslide and the decoders below it: an error of this file
-                raise DamagedTile(slide, x, y, short(str(error), most=200)) from None
-            if square is not None:
-                cv2.resize(square, out.shape[1:3], dst=out[i], interpolation=cv2.INTER_AREA)
+        with self._level(slide, level) as read:
+            for i in np.lexsort((xy[:, 0], xy[:, 1])).tolist():
+                x, y = int(xy[i, 0]), int(xy[i, 1])
+                try:
+                    read(
+                        math.floor(x / factor + 0.5), math.floor(y / factor + 0.5), out[i] if square is None else square
+                    )
+                except Exception as error:  # of openslide and the decoders below it: an error of this file
+                    raise DamagedTile(slide, x, y, short(str(error), most=200)) from None
+                if square is not None:
+                    cv2.resize(square, out.shape[1:3], dst=out[i], interpolation=cv2.INTER_AREA)
+
+    @contextmanager
+    def _level(self, slide: Slide, level: int) -> Iterator[Callable[[int, int, NDArray[np.uint8]], object]]:
+        """Give what reads whole pixels of a level: x and y of the corner, and where they go."""
+        if slide.levels[level].encoded is not None:
+            with self._files.level(slide, level) as reader:
+                yield reader.read
+        else:
+            yield lambda x, y, out: self._through_openslide(slide, level, x, y, out)
 
     def overview(self, slide: Slide, mpp: float) -> Overview:
         """Return a whole slide in small (see `overview.overview`)."""
@@ -94,9 +106,15 @@ class Readers:
         Raises:
             Exception: whatever the decoders say.
         """
-        if slide.levels[level].encoded is not None:
-            self._files.read(slide, level=level, x=x, y=y, out=out)
-            return None
+        if slide.levels[level].encoded is None:
+            return self._through_openslide(slide, level, x, y, out)
+        with self._files.level(slide, level) as reader:
+            reader.read(x, y, out)
+        return None
+
+    def _through_openslide(
+        self, slide: Slide, level: int, x: int, y: int, out: NDArray[np.uint8]
+    ) -> NDArray[np.uint8] | None:
         part = np.empty((*out.shape[:2], 4), dtype=np.uint8)
         self._handles.read(slide.path, level=level, x=x, y=y, out=part)
         cv2.cvtColor(part, cv2.COLOR_BGRA2RGB, dst=out)

@@ -128,7 +128,7 @@ def _differs(readers: Handles, path: Path, index: int, level: Level, page: Page)
             except Exception as error:  # one of them says that it is damaged, which is no difference
                 why = why or f"its tiles cannot be decoded otherwise ({short(str(error))})"
                 continue
-            away = np.abs(own.astype(np.int16) - theirs[:, :, 2::-1])
+            away = np.abs(own[:, :, :3].astype(np.int16) - theirs[:, :, 2::-1])
             if away.any() if level.exact else away.mean() > _ALIKE:
                 return f"its tiles, decoded otherwise, give other pixels (by up to {away.max()})"
             equal += 1
