@@ -106,6 +106,9 @@ SEAMS = {
     "load_pixels": "PIL.Image.Image.load",
     "list_folder": "os.scandir",
     "lineage_tiles": "sscl.evaluate.lineage.load_tiles",
+    # slides
+    "decoded_tile": "sscl.slides.encoded.decoded",
+    "openslide_tile": "sscl.slides.handles._fill",
     # files
     "sync": "os.fsync",
     "replace": "os.replace",
@@ -131,6 +134,7 @@ NUMBERS = {
     "decode_processes_from": "sscl.data.decode._PROCESSES_FROM",
     "mhist_counts": "sscl.data.mhist.PUBLISHED_COUNTS",
     "pathmnist_counts": "sscl.data.pathmnist.PATHMNIST_COUNTS",
+    "overview_strip": "sscl.slides.overview._STRIP",
     "pillow_block": "PIL.ImageFile.MAXBLOCK",
 }
 

@@ -10,7 +10,6 @@ import pytest
 from scipy.spatial import cKDTree
 
 from sscl.data.polyp import draw_polyp, draw_slide_look
-from sscl.slides import overview as overviews
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import Readers
 from sscl.slides.records import Overview
@@ -318,12 +317,12 @@ def agreement(a, b):
     return (a & b).sum() / (a | b).sum()
 
 
-def test_the_mask_is_the_same_of_one_level_and_of_three_and_in_strips(field, field_slide, monkeypatch):
+def test_the_mask_is_the_same_of_one_level_and_of_three_and_in_strips(field, field_slide, number):
     """T13: from level 0 alone, from a pyramid, and with next to no memory."""
     pyramid = mask_of(field_slide("three.svs"))
     single = mask_of(field_slide("one.svs", levels=field.levels[:1]))
     assert agreement(pyramid, single) >= 0.99
-    monkeypatch.setattr(overviews, "_STRIP", 2**17)
+    number(overview_strip=2**17)
     assert np.array_equal(mask_of(field_slide("strips.svs", levels=field.levels[:1])), single)
     truth = cv2.resize(field.tissue.astype(float), single.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
     assert agreement(single, truth) >= 0.95

@@ -106,5 +106,4 @@ def _jpeg2000(data: bytes, how: EncodedTiles) -> NDArray[np.uint8]:
             y + ((116130 * blue + half) >> 16),
         )
         pixels = np.clip(np.stack(channels, axis=2), 0, 255).astype(np.uint8)
-    four: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
-    return four
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA), dtype=np.uint8)

@@ -121,13 +121,16 @@ class EncodedLevelReader:
     def _tiles(self, first: int, number: int) -> list[NDArray[np.uint8]]:
         """Return decoded tiles that follow each other."""
         keys = [(*self._key, i) for i in range(first, first + number)]
-        found = [self._cache.get(key) for key in keys]
-        if any(tile is None for tile in found):
-            places = _places(self._file, self._how, first, number)
-            for i, (key, place) in enumerate(zip(keys, places, strict=True)):
-                if found[i] is None:
-                    found[i] = decoded(_read(self._file, *place), self._how)
-                    self._cache.keep(key, found[i])
+        known = [self._cache.get(key) for key in keys]
+        found = [tile for tile in known if tile is not None]
+        if len(found) == number:
+            return found
+        found = []
+        for key, place, tile in zip(keys, _places(self._file, self._how, first, number), known, strict=True):
+            if tile is None:
+                tile = decoded(_read(self._file, *place), self._how)
+                self._cache.keep(key, tile)
+            found.append(tile)
         return found
 
 

@@ -62,26 +62,27 @@ def pyramid(handle: Any, path: Path, *, vendor: str, size: int) -> Pyramid:
     first = [page for page in pages if not page.below]
     below = [page for page in pages if page.below and page.width < levels[0].width] if len(levels) == 1 else []
     own = [_take(first, level) for level in levels]
-    if own[0] is None or own[0].encoded is None:
+    codec = None if own[0] is None or own[0].encoded is None else own[0].encoded.codec
+    if codec is None:
         unread = count(len(below), "smaller level")
         notes = (f"its {unread} (SubIFDs) cannot be read, only level 0",) if below else ()
         return Pyramid(tuple(levels), notes=notes)
     found = list(levels)
     readers = Handles(1)
     try:
-        for i, page in enumerate(own):
-            if page is None or page.encoded is None:
+        for i, of_level in enumerate(own):
+            if of_level is None or of_level.encoded is None:
                 continue
-            why = _differs(readers, path, i, levels[i], page)
+            why = _differs(readers, path, i, levels[i], of_level)
             if why:
                 return Pyramid(tuple(levels), notes=(f"read through openslide: {why}",))
-            found[i] = levels[i].model_copy(update={"encoded": page.encoded, "exact": True})
+            found[i] = levels[i].model_copy(update={"encoded": of_level.encoded, "exact": True})
     finally:
         readers.close()
     found += _below(levels[0], below)
     lost = sum(page.encoded is None for page in below)
     notes = (f"{count(lost, 'smaller level')} (SubIFDs) cannot be read",) if lost else ()
-    return Pyramid(tuple(found), reader=own[0].encoded.codec, notes=notes)
+    return Pyramid(tuple(found), reader=codec, notes=notes)
 
 
 def _level(whole: tuple[int, int], size: tuple[int, int], factor: float) -> Level:
