@@ -28,12 +28,12 @@ from sscl.config import EncoderConfig, ExportConfig, PredictConfig
 from sscl.config.encoders import NO_FILES
 from sscl.config.published import PUBLISHED
 from sscl.data.images import RESIZED
-from sscl.data.scale import Scale
+from sscl.data.scale import SAME, Scale
 from sscl.evaluate import hub_card
-from sscl.models import hub, timm_folder
+from sscl.models import hub, timm_folder, wsinfer
 from sscl.models.checkpoint import Checkpoint, run_of, unfinished_notes
 from sscl.models.encoders import Encoder
-from sscl.models.export_files import NAMES, TENSOR_FILES, write_checked
+from sscl.models.export_files import CONFIGS, NAMES, TENSOR_FILES, write_checked
 from sscl.models.exported import Exported, as_elsewhere
 from sscl.models.exports import Decisions, ExportedFile, ExportReport, ModelInput, ModelOutput
 from sscl.models.resnet import SMALL
@@ -65,6 +65,8 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
     """
     if config.push is not None and "formats" not in config.model_fields_set:
         config = config.model_copy(update={"formats": ("timm",)})
+    if "wsinfer" in config.formats:
+        config = for_wsinfer(config)
     if "onnx" in config.formats:
         check_onnx()
     out = folder_of(config)
@@ -113,7 +115,7 @@ def write_files(config: ExportConfig, exported: Exported, folder: Path, *, stem:
         )
     report = describe(config, exported, outputs=expected.shape[1], files=files, timm=timm)
     write_record(folder / f"{stem}.json", report)
-    names = [*files, *([timm_folder.CONFIG] if timm is not None else [])]
+    names = [*files, *(CONFIGS[name] for name in config.formats if name in CONFIGS)]
     if timm is not None or config.push is not None:
         names.append(hub_card.FILE)
         write_text(folder / hub_card.FILE, card_of(config, exported, report, timm=timm))
@@ -175,6 +177,38 @@ def described(report: ExportReport) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
+def for_wsinfer(config: ExportConfig) -> ExportConfig:
+    """Return the settings with what=classifier, which WSInfer takes alone.
+
+    Raises:
+        ValueError: the encoder was asked for, or a second format with a file of the same name.
+    """
+    if config.what == "trunk" and "what" in config.model_fields_set:
+        raise ValueError("formats: wsinfer holds a classifier, got what=trunk; leave what out, or wsinfer")
+    if "timm" in config.formats:
+        raise ValueError("formats: timm and wsinfer both have a config.json; export each with an out= of its own")
+    return config.model_copy(update={"what": "classifier"})
+
+
+def scale_of(config: ExportConfig, known: Scale) -> Scale:
+    """Return the scale of the tiles: what the checkpoint says, with mpp= where it does not.
+
+    Raises:
+        ValueError: it says another one, or WSInfer needs it and nobody says it.
+    """
+    if config.mpp is None and known.mpp is None and "wsinfer" in config.formats:
+        raise ValueError(
+            f"mpp: missing; {config.checkpoint} does not say µm per pixel of its tiles, which wsinfer needs: give it, "
+            "as in mpp=0.5"
+        )
+    low, high = (known.span[0], known.span[-1]) if known.span else (config.mpp, config.mpp)
+    if config.mpp is None or low is None or high is None:
+        return known
+    if not low / (1 + SAME) <= config.mpp <= high * (1 + SAME):
+        raise ValueError(f"mpp: got {config.mpp:g}, but {config.checkpoint} says {known}; leave mpp out")
+    return known if known.mpp is not None else known._replace(mpp=config.mpp)
+
+
 def check_onnx() -> None:
     """Raise ValueError where ONNX is asked for and its extra is not installed."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -211,6 +245,7 @@ def trunk(config: ExportConfig) -> Exported:
     check_size(encoder, start.size_px)
     state = as_elsewhere(encoder.state_dict())
     scale = start.checkpoint.scale if start.checkpoint else Scale() if start.mpp is None else start.mpp.scale
+    scale = scale_of(config, scale)
     return Exported(encoder, encoder, state, start.size_px, scale, start.mean, start.std, start.checkpoint)
 
 
@@ -252,7 +287,7 @@ def classifier(config: ExportConfig) -> Exported:
         model.encoder,
         state,
         config.size_px or checkpoint.size_px,
-        checkpoint.scale,
+        scale_of(config, checkpoint.scale),
         checkpoint.mean,
         checkpoint.std,
         checkpoint,
@@ -285,8 +320,17 @@ def describe(
         if one is not None and one.terms != hub.FREE_TERMS:
             given = f"; check that license={config.license} agrees" if config.license is not None else ""
             notes.append(f"the terms of {one.name} ({one.terms}) hold for what is made of its weights{given}")
-        if stain_of(made) not in (None, "none"):
-            notes.append(f"tiles were stain-normalised ({stain_of(made)}) in training, which timm does not do")
+    if "wsinfer" in config.formats:
+        notes += wsinfer.notes(exported)
+    stainless = {"timm": "timm does", "wsinfer": "WSInfer and QuPath do"}
+    if stain_of(made) not in (None, "none"):
+        notes += [
+            f"tiles were stain-normalised ({stain_of(made)}) in training, which {who} not do"
+            for name, who in stainless.items()
+            if name in config.formats
+        ]
+    if config.mpp is not None and (made is None or made.mpp is None):
+        notes.append(f"mpp {config.mpp:g} is as given with mpp=: the checkpoint does not say it")
     meaning = "pooled features"
     if config.what == "classifier":
         meaning = f"{config.outputs}, in the order of classes"

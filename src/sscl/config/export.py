@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from sscl.config.data import DataConfig
+from sscl.config.data import COARSEST_MPP, FINEST_MPP, DataConfig
 from sscl.config.encoders import POOLS, EncoderConfig, EncoderName, Kwargs, Means, Pool, StandardDeviations, Stem
 from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, Section, setting
 
-FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx", "timm")
+FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx", "timm", "wsinfer")
 METHODS = ("pca", "tsne", "umap")
 
 
@@ -63,8 +63,9 @@ class ExportConfig(Section):
     )
     formats: Annotated[tuple[str, ...], BeforeValidator(_some_of(*FORMATS))] = setting(
         ("safetensors", "pt"),
-        f"file formats, of {', '.join(FORMATS)} (the last two need extras: pip install "
-        "'sscl[onnx]', 'sscl[timm]'); timm: a folder for timm.create_model('local-dir:FOLDER', pretrained=True)",
+        f"file formats, of {', '.join(FORMATS)} (onnx and timm need extras: pip install "
+        "'sscl[onnx]', 'sscl[timm]'); timm: a folder for timm.create_model('local-dir:FOLDER', pretrained=True); "
+        "wsinfer: a classifier for WSInfer and its QuPath extension",
         common=True,
     )
     push: Annotated[str | None, BeforeValidator(_repository)] = setting(
@@ -90,6 +91,12 @@ class ExportConfig(Section):
     kwargs: Kwargs = setting({}, "as model.kwargs of pretrain; ignored for an sscl checkpoint")
     pool: Pool | None = setting(None, f"trunk: {POOLS}")
     size_px: int | None = setting(None, "side of the tiles, pixels; null = that of the checkpoint", ge=16, le=1024)
+    mpp: float | None = setting(
+        None,
+        "µm per pixel of the tiles, where the checkpoint does not say it; null = that of the checkpoint",
+        ge=FINEST_MPP,
+        le=COARSEST_MPP,
+    )
     mean: Means | None = setting(None, "trunk: channel means of pixels in 0-1; null = those of the weights")
     std: StandardDeviations | None = setting(
         None, "trunk: channel standard deviations of pixels in 0-1; null = those of the weights"

@@ -19,7 +19,7 @@ from torch import nn
 
 from sscl import __version__, writing
 from sscl.memory import raise_if_short
-from sscl.models import timm_folder
+from sscl.models import timm_folder, wsinfer
 from sscl.models.exported import Exported
 from sscl.models.exports import ExportedFacts, ExportedFile
 from sscl.models.timm_folder import Fitted
@@ -31,7 +31,9 @@ NAMES = {  # of the file of each format; {} = encoder or classifier
     "torch_export": "{}.pt2",
     "onnx": "{}.onnx",
     "timm": timm_folder.WEIGHTS,
+    "wsinfer": wsinfer.GRAPH,
 }
+CONFIGS = {"timm": timm_folder.CONFIG, "wsinfer": wsinfer.CONFIG}  # of those that have a second file
 FACTS = "sscl.json"  # in files that keep others in themselves
 TOLERANCE = 1e-4  # of the largest output
 TENSOR_FILES = ("safetensors", "pt")
@@ -60,7 +62,6 @@ def write_checked(
     Raises:
         ValueError: the format cannot hold this model, or what was read back gives other outputs.
     """
-    scale = float(expected.abs().max())
     try:
         with quiet(), torch.no_grad(), writing.naming(path):
             if timm is not None and name == "timm":
@@ -68,10 +69,16 @@ def write_checked(
             elif name in TENSOR_FILES:
                 difference = write_tensors(exported, name, path, what=what)
             else:
+                kind, model = name, exported.model
+                if name == "wsinfer":
+                    kind, model = "torchscript", wsinfer.FromPixels(exported).eval()
+                    expected = exported.logits(example) / wsinfer.temperature_of(exported)
+                    example = example * model.std + model.mean  # pixels in 0-1 again
+                    wsinfer.write_config(exported, path.with_name(wsinfer.CONFIG))
                 facts = facts_of(exported, what=what)
                 other = example[:2]  # another size of batch than the check's
-                write_graph(exported.model, name, path, example=other, facts=facts)
-                found = run_graph(name, path, example)
+                write_graph(model, kind, path, example=other, facts=facts)
+                found = run_graph(kind, path, example)
                 difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
     except OSError:
         raise
@@ -79,6 +86,7 @@ def write_checked(
         raise_if_short(error)
         reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
         raise ValueError(f"formats: {name} cannot hold {exported.encoder.name} ({reason}); leave it out") from error
+    scale = float(expected.abs().max())
     if not difference <= TOLERANCE * scale:
         raise ValueError(
             f"formats: the outputs of the {name} file differ from the model's by {difference:.2e} (largest output "

@@ -70,7 +70,7 @@ def fit(exported: Exported, *, example: torch.Tensor) -> Fitted:
         ValueError: timm is not installed.
     """
     extra("timm", extra="timm")
-    name, arguments = _architecture(exported)
+    name, arguments = architecture(exported)
     plain, in_code = _split(arguments)
     with torch.no_grad():
         expected = exported.logits(example)
@@ -97,7 +97,7 @@ def _pooled(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([tokens[:, 0], tokens[:, cast(Any, net).num_prefix_tokens :].mean(1)], dim=1)
 
 
-def _architecture(exported: Exported) -> tuple[str, Mapping[str, Any]]:
+def architecture(exported: Exported) -> tuple[str, Mapping[str, Any]]:
     """Return the name of timm's model that an encoder may equal, and its arguments.
 
     Raises:
