@@ -117,6 +117,7 @@ def sources_of(config: TileSlidesConfig, listing: SlideListing, table: SlideTabl
         Source(
             name=slide.name,
             path=slide.path,
+            fault=slide.fault,
             mpp=table.mpp.get(slide.name),
             coordinates=files.get(slide.name),
             others=config.coordinates is not None,
@@ -252,7 +253,8 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
 def look(listing: SlideListing, *, threads: int, progress: bool) -> list[SlideEntry]:
     """Return what the files of slides say, by name; nothing is known of their tiles."""
     desc = "open" if progress else None
-    found = in_threads(lambda slide: look_at(slide.name, slide.path), listing.slides, threads=threads, desc=desc)
+    sources = [Source(name=slide.name, path=slide.path, fault=slide.fault) for slide in listing.slides]
+    found = in_threads(look_at, sources, threads=threads, desc=desc)
     return sorted((entry for _, entry in found), key=lambda entry: entry.name)
 
 
@@ -286,9 +288,11 @@ def print_total(entries: Sequence[SlideEntry], listing: SlideListing) -> None:
     by_status: defaultdict[str, int] = defaultdict(int)
     for entry in entries:
         by_status[entry.status] += 1
-    found = ", ".join(f"{number:,} {status}" for status, number in sorted(by_status.items()))
+    words = {"tiles": "with tiles", "no tissue": "without tissue"}
+    found = ", ".join(f"{number:,} {words.get(status, status)}" for status, number in sorted(by_status.items()))
     over = f"; passed over: {listing.passed_over}" if listing.passed_over else ""
-    print(wrapped(f"{count(len(entries), 'slide')}: {found}; {count(sum(e.tiles for e in entries), 'tile')}{over}"))
+    tiles = f"; {count(sum(entry.tiles for entry in entries), 'tile')}" if by_status["tiles"] else ""
+    print(wrapped(f"{count(len(entries), 'slide')}: {found}{tiles}{over}"))
     for path, why in listing.faults:
         print(wrapped(f"{path}: {why}", indent=2))
 

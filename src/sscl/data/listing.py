@@ -237,10 +237,10 @@ def list_images(root: str | os.PathLike[str], *, once: bool = False, known: Coll
             raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
         if folder.path:
             listing.folders.append(folder.path)
-        check_printable(os.path.join(root, os.path.dirname(folder.path)), os.path.basename(folder.path))
+        _check_name(os.path.join(root, os.path.dirname(folder.path)), os.path.basename(folder.path))
         for name in folder.images:
             if not name.isprintable():
-                check_printable(os.path.join(root, folder.path), name)
+                _check_name(os.path.join(root, folder.path), name)
         for name in folder.images:
             path = f"{folder.path}/{name}" if folder.path else name
             if once:
@@ -271,9 +271,8 @@ def _irregular(path: str) -> str | None:
         return None
 
 
-def check_printable(folder: str, name: str) -> None:
-    """Raise ValueError where a name has a line break, another control character, or is not UTF-8."""
-    # Both would break the lines and files that name tiles and classes.
+def _check_name(folder: str, name: str) -> None:
+    # Both would break the lines and files that name tiles and classes; the second is a name that is not UTF-8.
     if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         raise ValueError(f"{folder}: {name!r} has a line break or another character that cannot be printed; rename it")
 

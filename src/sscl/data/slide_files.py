@@ -5,12 +5,13 @@ A slide is a file with the ending of a scanner's format, or a folder that holds 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sscl.data.listing import SUFFIXES, PassedOver, Walked, check_printable, walk
+from sscl.data.listing import SUFFIXES, PassedOver, Walked, walk
 from sscl.places import missing, printable
 from sscl.slides.index import is_index
 from sscl.slides.open import SUFFIXES as SLIDE_SUFFIXES
@@ -24,10 +25,14 @@ _PARTS = {".mrxs"}  # whose pixels lie in a folder of the same name
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A slide that was found: its name in an index, and the absolute path of its file or DICOM folder."""
+    """A slide that was found: its name in an index, and the absolute path of its file or DICOM folder.
+
+    Where its name cannot be that of a file of an index, `fault` says so; name and path can be printed all the same.
+    """
 
     name: str
     path: str
+    fault: str | None = None
 
 
 @dataclass
@@ -71,7 +76,7 @@ def list_slides(words: Sequence[str]) -> SlideListing:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a folder cannot be listed, a name cannot be printed or is too long, or there is no slide.
+        ValueError: a folder cannot be listed, or there is no slide.
     """
     listing = SlideListing()
     tops = [os.path.abspath(word) for word in words]
@@ -91,12 +96,8 @@ def list_slides(words: Sequence[str]) -> SlideListing:
     start = (
         tops[0] if len(tops) == 1 and not _is_slide(tops[0]) else os.path.commonpath([os.path.dirname(t) for t in tops])
     )
-    listing.slides = sorted(
-        (SlideFile(os.path.relpath(one.path, start).replace(os.sep, "/"), one.path) for one in kept.values()),
-        key=lambda slide: slide.name,
-    )
-    for slide in listing.slides:
-        _check(slide)
+    names = {one: os.path.relpath(one.path, start).replace(os.sep, "/") for one in kept.values()}
+    listing.slides = sorted((_named(name, one.path) for one, name in names.items()), key=lambda slide: slide.name)
     if not listing.slides:
         raise ValueError(_none(words, listing))
     return listing
@@ -139,13 +140,20 @@ def _is_slide(path: str) -> bool:
     return not os.path.isdir(path) or is_slide(Path(path))
 
 
-def _check(slide: SlideFile) -> None:
-    """Raise ValueError where a name cannot be one of an index's files."""
-    folder, base = os.path.split(slide.path)
-    for part in slide.name.split("/"):
-        check_printable(folder, part)
-        if len(os.fsencode(part)) > _LONGEST:
-            raise ValueError(f"{slide.path}: has a name of more than {_LONGEST} bytes; rename {base}")
+def _named(name: str, path: str) -> SlideFile:
+    """Return a slide under its name, or under one like it that a file can have and that can be printed."""
+    longest = max(len(os.fsencode(part)) for part in name.split("/"))
+    if longest > _LONGEST:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        parts = [part if len(os.fsencode(part)) <= _LONGEST else f"{part[:40]}...{digest}" for part in name.split("/")]
+        fault = f"has a name of more than {_LONGEST} bytes; rename it"
+        return SlideFile(printable("/".join(parts)), printable(path), fault)
+    if printable(name) != name:
+        fault = "has a line break or another character that cannot be printed in its name, or is not UTF-8; rename it"
+        return SlideFile(printable(name), printable(path), fault)
+    return SlideFile(
+        name, printable(path), None if printable(path) == path else "lies in a folder whose name cannot be printed"
+    )
 
 
 def _none(words: Sequence[str], listing: SlideListing) -> str:

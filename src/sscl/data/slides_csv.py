@@ -24,7 +24,6 @@ from sscl.data.table import MISSING, read_mpp
 from sscl.places import one_form
 from sscl.slides.coordinates import stem
 from sscl.slides.index import Labels
-from sscl.slides.scaling import LEAST_MPP, MOST_MPP
 from sscl.words import closest, count, short, some
 
 COLUMNS = ("mpp", "patient", "label", "split")
@@ -82,12 +81,6 @@ def read_slides_csv(path: str | Path, names: Sequence[str]) -> SlideTable:
     if not any(any(values[1:]) for values in given):
         raise ValueError(f"{path}: says nothing of its slides; expected a column mpp, patient, label or split")
     scale = read_mpp(path, lines, [values[1] for values in given])
-    for line, mpp in zip(lines, () if scale is None else scale.tolist(), strict=False):
-        if not math.isnan(mpp) and not LEAST_MPP <= mpp <= MOST_MPP:
-            raise ValueError(
-                f"{path}: line {line}: mpp {mpp:g}; allowed is {LEAST_MPP:g} to {MOST_MPP:g}, µm per pixel at full "
-                "resolution"
-            )
     labels = _labels(path, lines, given)
     slides = _named(path, lines, [values[0] for values in given], names)
     if not any(slides):

@@ -16,8 +16,10 @@ from sscl.slides.preview import preview
 from sscl.slides.records import Scaling, Slide, SlideError
 from sscl.slides.scaling import scaling
 from sscl.slides.tissue import NO_TISSUE, OVERVIEW_MPP, find_tissue
+from sscl.words import count
 
 RULES = 1  # another number where the same slide and settings give other tiles: then all are indexed anew
+_SMALL = 2**22  # pixels of a slide that is read whole to see whether it can be
 LEAST_PEN = 0.001  # share of what was scanned: less is not said
 SLIDE_MPP = "slide_mpp"  # where the µm per pixel of slides is from that do not say it
 
@@ -46,10 +48,12 @@ class Source:
     Attributes:
         mpp: µm per pixel at level 0, of slides_csv. coordinates: a file with its tiles. others: whether all slides'
             tiles are given so.
+        fault: why it cannot be opened, as its name says.
     """
 
     name: str
     path: str
+    fault: str | None = None
     mpp: float | None = None
     coordinates: Path | None = None
     others: bool = False
@@ -78,12 +82,28 @@ def facts_of(source: Source, wanted: Wanted) -> Facts | SlideEntry:
     """Return what is known of a slide, its file opened once; its entry if no tiles can be made of it."""
     slide = None
     try:
+        if source.fault is not None:
+            raise SlideError(source.fault)
         slide = open_slide(Path(source.path), name=source.name, mpp=source.mpp, mpp_from="slides_csv")
         if slide.mpp is None and wanted.slide_mpp is not None:
             slide = slide.model_copy(update={"mpp": wanted.slide_mpp, "mpp_from": SLIDE_MPP})
         return _facts(slide, source, wanted)
     except SlideError as error:
-        return failed(source, wanted, error, slide=slide)
+        return failed(source, wanted, error if slide is None else _worse(slide) or error, slide=slide)
+
+
+def _worse(slide: Slide) -> SlideError | None:
+    """Return why a slide of which no tiles can be made cannot be read either; of a large one that takes too long."""
+    if slide.width * slide.height > _SMALL:
+        return None
+    readers = Readers(most=1)
+    try:
+        readers.overview(slide.model_copy(update={"mpp": OVERVIEW_MPP}), OVERVIEW_MPP)
+    except SlideError as error:
+        return error
+    finally:
+        readers.close()
+    return None
 
 
 def _facts(slide: Slide, source: Source, wanted: Wanted) -> Facts:
@@ -123,14 +143,19 @@ def kept(folder: Path, entry: SlideEntry, facts: Facts) -> SlideEntry | None:
     return entry.model_copy(update={"name": slide.name, "path": slide.path, "slide": slide, "status": status})
 
 
-def look_at(name: str, path: str) -> SlideEntry:
+def look_at(source: Source) -> SlideEntry:
     """Return what the file of a slide that is in no index says, or why it cannot be opened."""
     none = Wanted(mpp=0, size_px=0, min_coverage=0, overlap=0)
     try:
-        slide = open_slide(Path(path), name=name)
+        if source.fault is not None:
+            raise SlideError(source.fault)
+        slide = open_slide(Path(source.path), name=source.name)
     except SlideError as error:
-        return failed(Source(name, path), none, error)
-    entry = failed(Source(name, path), none, SlideError(""))
+        return failed(source, none, error)
+    damage = _worse(slide)
+    if damage is not None:
+        return failed(source, none, damage, slide=slide)
+    entry = failed(source, none, SlideError(""))
     return entry.model_copy(update={"status": "not indexed", "reason": None, "slide": slide})
 
 
@@ -169,11 +194,12 @@ def index_slide(source: Source, facts: Facts, wanted: Wanted) -> Indexed:
 def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> Indexed:
     slide, how, given = facts.slide, facts.scaling, facts.coordinates
     overview = readers.overview(slide, OVERVIEW_MPP)
+    damaged = (f"{count(overview.damaged, 'place')} cannot be decoded",) if overview.damaged else ()
     entry = failed(source, wanted, SlideError(""), facts=facts)
     if given is not None:
         grid = given.grid
         reason = f"{given.path.name} has no tile"
-        entry = entry.model_copy(update={"notes": _notes_of(given)})
+        entry = entry.model_copy(update={"notes": (*damaged, *_notes_of(given))})
         return _with_tiles(entry, grid, preview(slide, how, overview, None, grid), share=None, reason=reason)
     tissue = find_tissue(overview)
     grid = tissue_tiles(slide, tissue, overview, how, min_coverage=wanted.min_coverage, overlap=wanted.overlap)
@@ -182,7 +208,7 @@ def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> 
         return Indexed(entry.model_copy(update={"reason": tissue.reason}), None, picture)
     lower = f"no tile of which {wanted.min_coverage:.0%} is tissue; lower min_coverage or size_px"
     pen = (f"{tissue.pen_share:.1%} pen, left out",) if tissue.pen_share > LEAST_PEN else ()
-    entry = entry.model_copy(update={"notes": pen})
+    entry = entry.model_copy(update={"notes": (*damaged, *pen)})
     return _with_tiles(entry, grid, picture, share=tissue.share, reason=tissue.reason or lower)
 
 
