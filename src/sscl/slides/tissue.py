@@ -1,13 +1,15 @@
 """Which part of a slide is tissue: what absorbs light more than the slide's own glass does, in a colour of stain.
 
-Optical densities are -log10(pixel / glass), in thousandths (int16): they add up where stains lie over each other, and a
-slide stained at a quarter of another's strength has a quarter of its densities, whatever the lamp or the glass's tint.
+Optical densities are -log10(pixel / glass), in thousandths (at most 2,409, so that ten times one is still an int16).
+They add up where stains lie over each other, and a slide stained at a quarter of another's strength has a quarter of
+its densities, whatever the lamp or the glass's tint.
 H x W: an overview at OVERVIEW_MPP, or at the slide's own scale where that is coarser.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +23,7 @@ DARK = "fluorescence or dark field: not H&E"
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-Densities = NDArray[np.int16]
+Densities = tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int16]]  # of red, green and blue, (H, W) each
 Colour = tuple[int, int, int]  # R, G, B
 
 _WHITE: Colour = (255, 255, 255)
@@ -55,11 +57,11 @@ class Tissue:
 def find_tissue(overview: Overview) -> Tissue:
     """Return the tissue of a slide; its mask is empty where the reason is given."""
     rgb = overview.rgb
+    darkest, brightest = _extremes(*cv2.split(rgb))
+    black, white = overview.known & (brightest <= _PADDING), overview.known & (darkest == 255)
+    scanned = overview.known & ~white & (cv2.dilate(black.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
     if overview.mpp < _FINE:  # a pyramid's level was compressed; coarser pixels are means of more, or all there is
         rgb = np.asarray(cv2.GaussianBlur(rgb, (3, 3), 0), dtype=np.uint8)
-    black = overview.known & (overview.rgb.max(axis=2) <= _PADDING)
-    white = overview.known & (overview.rgb.min(axis=2) == 255)
-    scanned = overview.known & ~white & (cv2.dilate(black.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
     glass, seen = _glass(rgb, scanned, white)
     if glass == _WHITE:
         scanned |= white
@@ -67,7 +69,7 @@ def find_tissue(overview: Overview) -> Tissue:
         return _nothing(overview, DARK)
     density = _densities(rgb, glass)
     pen = _pen(density, scanned, overview.mpp)
-    mask = _cleaned(_stained(density, pen) & scanned, scanned, overview.mpp) & ~pen
+    mask = _cleaned(_stained(density, scanned & ~pen), scanned, overview.mpp) & ~pen
     inside = max(int(scanned.sum()), 1)
     dark = not seen and black.sum() > 0.5 * overview.known.sum()
     reason = None if mask.any() else DARK if dark else NO_TISSUE
@@ -106,6 +108,11 @@ def _glass(rgb: Bytes, scanned: Mask, white: Mask) -> tuple[Colour, bool]:
     return _colour(np.percentile(rgb[scanned], 99.5, axis=0)), False
 
 
+def _extremes(red: NDArray[Any], green: NDArray[Any], blue: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the least and the largest of three channels; numpy takes ten times as long along a last axis."""
+    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+
+
 def _colour(values: NDArray[np.float64]) -> Colour:
     red, green, blue = (round(float(value)) for value in values)
     return red, green, blue
@@ -113,26 +120,27 @@ def _colour(values: NDArray[np.float64]) -> Colour:
 
 def _is_dark(rgb: Bytes, scanned: Mask, glass: Colour) -> bool:
     """Return whether most of what was scanned lets no light of some colour through: no tissue does that."""
-    light = rgb.min(axis=2)[scanned]
+    darkest, _ = _extremes(*cv2.split(rgb))
+    light = darkest[scanned]
     return bool(len(light)) and (max(glass) < 40 or float((light < 0.12 * max(glass)).mean()) > 0.5)
 
 
 def _densities(rgb: Bytes, glass: Colour) -> Densities:
-    """Return optical densities in thousandths, int16 (H, W, 3); 0 where brighter than the glass."""
+    """Return the optical densities of red, green and blue in thousandths, each int16 (H, W); 0 where brighter."""
     level = np.arange(256)[:, None] + 1
     table = np.maximum(np.rint(-1000 * np.log10(level / (np.array(glass) + 1))), 0).astype(np.int16)
-    return np.stack([table[rgb[:, :, c], c] for c in range(3)], axis=2)
+    return table[rgb[:, :, 0], 0], table[rgb[:, :, 1], 1], table[rgb[:, :, 2], 2]
 
 
-def _stained(density: Densities, pen: Mask) -> Mask:
+def _stained(density: Densities, where: Mask) -> Mask:
     """Return what has the colour of a stain: dust, bubbles, cover slips and black pen darken all colours alike."""
-    strength = density.sum(axis=2) // 3
-    colour = density.max(axis=2) - density.min(axis=2)
-    stained = (colour > _WEAKEST) & (strength > _WEAKEST) & (5 * colour > strength) & ~pen
-    if not stained.any():
-        return np.asarray(stained, dtype=np.bool_)
-    threshold = np.clip(np.median(strength[stained]) / 6, _WEAKEST, _STRONGEST)
-    return np.asarray(stained & (strength > threshold), dtype=np.bool_)
+    least, most = _extremes(*density)
+    colour, strength = most - least, (density[0] + density[1] + density[2]) // 3
+    stained = where & (colour > _WEAKEST) & (strength > _WEAKEST) & (5 * colour > strength)
+    if stained.any():
+        threshold = np.clip(np.median(strength[stained]) / 6, _WEAKEST, _STRONGEST)
+        stained &= strength > threshold
+    return np.asarray(stained, dtype=np.bool_)
 
 
 def _pen(density: Densities, scanned: Mask, mpp: float) -> Mask:
@@ -142,11 +150,11 @@ def _pen(density: Densities, scanned: Mask, mpp: float) -> Mask:
     ink absorb more red than green; red ink hardly any red, and blue nearly as much as green; black all alike. Blood
     comes near red ink in single pixels, so only strokes as wide as a pen's count.
     """
-    red, green, blue = (density[:, :, c].astype(np.float32) for c in range(3))
-    strength = (red + green + blue) / 3
-    hue = (red > 1.1 * green) | ((blue > 0.75 * green) & (red < 0.25 * green))
-    colour = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    black = (colour < 0.3 * strength) & (strength > 350)
+    red, green, blue = density
+    strength = (red + green + blue) // 3
+    least, most = _extremes(*density)
+    hue = (10 * red > 11 * green) | ((4 * blue > 3 * green) & (4 * red < green))
+    black = (10 * (most - least) < 3 * strength) & (strength > 350)
     sure = (((hue & (strength > 120)) | black) & scanned).astype(np.uint8)
     strokes = cv2.morphologyEx(sure, cv2.MORPH_OPEN, _disc(_STROKE / 2, mpp))
     near = cv2.dilate(strokes, _disc(_BLUR, mpp)) > 0
