@@ -174,8 +174,8 @@ def load_parts(data: DataConfig, further: Mapping[str, DataConfig], *, progress:
     for name, section in {"data": data, **further}.items():
         if section.source == "slides":
             raise ValueError(
-                f"{name}.root: {section.root} is an index of slides; the audit compares tiles that are files (tiles of a "
-                "patient or slide stay on one side of a split, and sscl eval says which slides training has used)"
+                f"{name}.root: {section.root} is an index of slides; the audit compares tiles that are files (tiles of "
+                "a patient or slide stay on one side of a split, and sscl eval says which slides training has used)"
             )
     searched = {"size_px": duplicates.SIZE_PX, "stain": "none"}
     tiles = load_splits(data.model_copy(update=searched), progress=progress)
