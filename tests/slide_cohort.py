@@ -30,12 +30,12 @@ LABELS = {
 NAMES = tuple(LABELS)
 
 
-def level_of(seed: int) -> EncodedLevel:
-    """The pixels of a slide, encoded so that each tile of the index is one of the file."""
+def level_of(seed: int, *, tile_px: int = SIZE) -> EncodedLevel:
+    """The pixels of a slide, encoded so that each tile of the index is one of the file; from 64 px on, read by us."""
     rng = np.random.default_rng(seed)
     side = SIDE * SIZE
     pixels = rng.integers(60, 230, (side // 4, side // 4, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
-    return encode_level(pixels, tile_px=SIZE)
+    return encode_level(pixels, tile_px=tile_px)
 
 
 def draw(path: Path, seed: int, *, level: EncodedLevel | None = None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from slide_cohort import draw_all, make_index
 
 from sscl.config import PretrainConfig
 from sscl.train.setup import check_batch
@@ -89,13 +90,15 @@ def runs(cli: Any, folder3_words: list[str], unequal: Path, tmp_path_factory: py
         assert cli.pretrain(folder / name, *words, "seed=1").code == 0
 
     tiny = ["train.batch_size=8", "train.warmup_epochs=1"]
+    index = make_index(folder / "index", draw_all(folder / "slides"))
+    slides = ["data.source=slides", f"data.root={index}", "data.keep=slides", "data.tiles_per_slide=4"]
     pretrain = [*cli._common(), *resnet, f"model.weights={folder / 'resnet'}", *tiny, "health.tiles=8", *MLP]
     contrast = ["contrast.kind=nt_xent", "contrast.projection.kind=mlp", "contrast.projection.hidden=32"]
     finetune = [*cli._common(), *vit, f"model.weights={folder / 'vit'}", *tiny, *contrast, "train.loss=weighted_focal"]
     finetune += ["train.epochs=2", "train.optimizer=sgd", "train.learning_rate=1e-2", "train.select=loss"]
     words = {
         "frozen": ["pretrain", *pretrain, *FROZEN, "train.epochs=2"],
-        "normed": ["pretrain", *pretrain, "projection.kind=mlp", "train.epochs=1"],
+        "normed": ["pretrain", *pretrain, *slides, "projection.kind=mlp", "train.epochs=1"],  # T27
         "finetuned": ["finetune", *finetune],
     }
     for name, command in words.items():

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from slide_cohort import draw, level_of, truth
+from sscl.slides.open import open_slide
 from sscl.slides.pixels import DamagedTile
 from sscl.slides.places import Places
 from sscl.slides.records import Level, Scaling, Slide, SlideError
 from sscl.slides.stream import SlidePixels
 
 SIZE = 4
+DRAWN = Scaling(mpp=0.5, size_px=32, level=0, side=32, step=32.0, resampled=False)
 SCALING = Scaling(mpp=0.5, size_px=SIZE, level=0, side=SIZE, step=float(SIZE), resampled=False)
 
 
@@ -64,7 +68,7 @@ def streamed(readers: Pattern, *, threads: int = 1, tiles: int = 300, names: str
 
 
 def pixels_at(pixels: SlidePixels, rows: np.ndarray) -> np.ndarray:
-    out = np.zeros((len(rows), SIZE, SIZE, 3), np.uint8)
+    out = np.zeros((len(rows), *pixels.shape[1:]), np.uint8)
     pixels.read(rows, out, places=np.arange(len(rows)))
     return out
 
@@ -91,9 +95,7 @@ def test_places_say_where_each_row_goes() -> None:
 
 def test_threads_and_batches_change_no_pixel_and_no_count() -> None:
     """T16, T26."""
-    bad = {("a", 10 * k, (299 - k) % 7) for k in (3, 4)} | {
-        ("c", 0, 299 % 7)
-    }  # the last of a slide comes before its first
+    bad = {("a", 10 * k, (299 - k) % 7) for k in (3, 4)} | {("c", 0, 299 % 7)}
     order = np.random.default_rng(1).permutation(900)
     expected, counted = None, None
     for threads, size in ((1, 900), (8, 64), (3, 1)):
@@ -121,6 +123,30 @@ def test_more_than_one_in_a_hundred_damaged_tiles_of_a_slide_are_refused() -> No
         pixels_at(pixels, np.arange(300, 600))
     with pytest.raises(DamagedTile, match="/slides/b"):
         pixels_at(streamed(Pattern(bad), replace=False), np.arange(900))
+
+
+@pytest.mark.parametrize(("reader", "many"), [("jpeg", 1000), ("openslide", 300)])
+def test_more_slides_than_files_may_be_open(tmp_path: Path, reader: str, many: int) -> None:
+    """T24."""
+    draw(tmp_path / "whole.svs", 0, level=level_of(0, tile_px=64 if reader == "jpeg" else 32))
+    slide = open_slide(tmp_path / "whole.svs", name="whole.svs")
+    assert slide.reader == reader
+    slides = []
+    for i in range(many):
+        (tmp_path / f"{i}.svs").hardlink_to(tmp_path / "whole.svs")
+        slides.append((slide.model_copy(update={"path": str(tmp_path / f"{i}.svs"), "name": f"{i}.svs"}), DRAWN))
+    names = [one.name for one, _ in slides]
+    places = Places.of(names, [4] * many, [np.array([[0, 0], [64, 0], [0, 96], [224, 224]], np.int32)] * many)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        found = pixels_at(SlidePixels(slides, places, threads=8), np.random.default_rng(0).permutation(4 * many)[:many])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    whole = truth(tmp_path / "whole.svs")
+    rows = np.random.default_rng(0).permutation(4 * many)[:many]
+    expected = [whole[y : y + 32, x : x + 32] for x, y in places.xy[rows].tolist()]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_digests_say_which_place_of_which_slide_a_tile_is() -> None:
