@@ -16,6 +16,7 @@ from sscl.slides.micrometres import pixel_size
 from sscl.slides.pyramid import Pyramid, pyramid
 from sscl.slides.records import Slide, SlideError
 from sscl.slides.scaling import LEAST_MPP, MOST_MPP
+from sscl.slides.tiff import tiled_pages
 from sscl.words import short
 
 _READ = (".svs", ".tif", ".tiff", ".btf", ".tf8", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm")
@@ -129,11 +130,12 @@ def _what_else(path: Path) -> str:
 def _what_tiff(path: Path) -> str:
     """Return what a TIFF is that openslide does not take."""
     try:
+        tiled = tiled_pages(path)
         with library("tifffile").TiffFile(path) as file:
             first = file.pages[0]
-            tiled, width, height = first.is_tiled, first.imagewidth, first.imagelength
+            width, height = first.imagewidth, first.imagelength
     except Exception as error:  # of tifffile, whose reason is the file's
-        return f"is a truncated or damaged TIFF ({short(str(error), most=100)}); copy it again"
+        return f"is a truncated or damaged TIFF ({short(str(error), most=150)}); copy it again"
     if tiled:
         return "is a tiled TIFF that openslide does not read; export it as a pyramid of JPEG tiles"
     return f"is a plain image (TIFF of {width:,} x {height:,} pixels without tiles), not a slide; {_TILES}"
@@ -150,7 +152,7 @@ def _facts(handle: Any, path: Path, *, name: str, mpp: float | None, mpp_from: s
     if mpp is None:
         mpp, mpp_from = pixel_size(properties, vendor=vendor, shown=shown)
     size, mtime_ns = _size(path)
-    found: Pyramid = pyramid(handle, path, vendor=vendor, size=size)
+    found: Pyramid = pyramid(handle, path, vendor=vendor)
     return Slide(
         path=os.path.abspath(path),
         name=name,

@@ -13,7 +13,7 @@ from sscl.places import printable
 from sscl.slides.encoded import read_tile
 from sscl.slides.handles import Handles
 from sscl.slides.records import Level, SlideError
-from sscl.slides.tiff import Page, tiled_pages
+from sscl.slides.tiff import DirectoryError, Page, tiled_pages
 from sscl.words import count, short
 
 _VENDORS = ("aperio", "generic-tiff")  # whose levels are a TIFF's pages, tile beside tile
@@ -31,17 +31,17 @@ class Pyramid:
     notes: tuple[str, ...] = ()
 
 
-def pyramid(handle: Any, path: Path, *, vendor: str, size: int) -> Pyramid:
+def pyramid(handle: Any, path: Path, *, vendor: str) -> Pyramid:
     """Return a slide's levels.
 
     The encoded tiles of a level are read from the file if one of them, at least, gives the same pixels as through
     openslide, and none gives others.
 
     Args:
-        handle: openslide's, of the slide. path: its file. size: of the file, bytes.
+        handle: openslide's, of the slide. path: its file.
 
     Raises:
-        SlideError: the file ends before its tiles.
+        SlideError: the file is truncated, or its directory says what cannot be.
         Exception: whatever openslide says.
     """
     sizes, factors = handle.level_dimensions, handle.level_downsamples
@@ -50,15 +50,12 @@ def pyramid(handle: Any, path: Path, *, vendor: str, size: int) -> Pyramid:
         return Pyramid(tuple(levels))
     try:
         pages = tiled_pages(path)
+    except DirectoryError as error:
+        raise SlideError(f"{printable(str(path))}: is truncated or damaged: {error}; copy it again") from None
     except Exception as error:  # of tifffile; openslide reads the file all the same
         return Pyramid(
             tuple(levels), notes=(f"read through openslide: its directory is damaged ({short(str(error))})",)
         )
-    for page in pages:
-        if page.end > size:
-            raise SlideError(
-                f"{printable(str(path))}: is truncated: has {size:,} bytes, its tiles {page.end:,}; copy it again"
-            )
     first = [page for page in pages if not page.below]
     below = [page for page in pages if page.below and page.width < levels[0].width] if len(levels) == 1 else []
     own = [_take(first, level) for level in levels]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ _JPEG, _J2K_YCBCR, _J2K_RGB = 7, 33003, 33005
 _RGB, _YCBCR = 2, 6
 _LEAST_SIDE, _MOST_SIDE = 64, 4096  # of tiles that are read from the file
 _BYTES = {3: 2, 4: 4, 16: 8}  # of a SHORT, a LONG and a LONG8
-_REDUCED = 1
+
+
+class DirectoryError(ValueError):
+    """The directory is not whole, or says what cannot be."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,13 @@ class Page:
     Attributes:
         width, height: pixels. encoded: how its tiles are decoded here; None: openslide has to.
         samples: numbers of tiles to try: the one of the most bytes, one of many, one of the median.
-        end: where the last of its tiles ends in the file. below: whether it hangs below the first page (SubIFDs).
+        below: whether it hangs below the first page (SubIFDs).
     """
 
     width: int
     height: int
     encoded: EncodedTiles | None
     samples: tuple[int, ...]
-    end: int
     below: bool
 
 
@@ -43,11 +46,14 @@ def tiled_pages(path: Path) -> list[Page]:
     """Return the tiled pages of a TIFF that may be levels of a slide, and those below the first page (SubIFDs).
 
     Raises:
+        DirectoryError: a page does not say where all its tiles are, or has some beyond the file's end.
         Exception: whatever tifffile raises: it is no TIFF, or damaged.
     """
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of every tag that it does not like
     with library("tifffile").TiffFile(path) as file:
         pages = list(file.pages)
+        if _goes_on(file, pages[-1]):
+            raise DirectoryError("its directory goes on beyond its end")
         below = list(pages[0].pages or ()) if pages and pages[0].subifds else []
         return [
             *(_page(page, below=False) for page in pages if page.is_tiled),
@@ -55,17 +61,43 @@ def tiled_pages(path: Path) -> list[Page]:
         ]
 
 
+def _goes_on(file: Any, last: Any) -> bool:
+    """Return whether the last page that could be read names a further one."""
+    form, handle = file.tiff, file.filehandle
+    handle.seek(last.offset)
+    (tags,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+    handle.seek(last.offset + form.tagnosize + tags * form.tagsize)
+    (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
+    return bool(following)
+
+
 def _page(page: Any, *, below: bool) -> Page:
     sizes = np.asarray(page.databytecounts, dtype=np.int64)
     offsets = np.asarray(page.dataoffsets, dtype=np.int64)
+    tiles = _across(page) * _down(page) * (1 if int(page.planarconfig) == 1 else int(page.samplesperpixel))
+    if not len(sizes) or not len(sizes) == len(offsets) == tiles:
+        raise DirectoryError(
+            f"its directory names {min(len(sizes), len(offsets)):,} of the {tiles:,} tiles that {page.imagewidth:,} x "
+            f"{page.imagelength:,} pixels take"
+        )
+    end, size = int((offsets + sizes)[sizes > 0].max(initial=0)), page.parent.filehandle.size
+    if end > size:
+        raise DirectoryError(f"it has {size:,} bytes, its tiles {end:,}")
     return Page(
         width=int(page.imagewidth),
         height=int(page.imagelength),
         encoded=_encoded(page, sizes),
         samples=tuple(np.argsort(sizes, kind="stable")[[-1, -1 - len(sizes) // 10, len(sizes) // 2]].tolist()),
-        end=int((offsets + sizes).max()),
         below=below,
     )
+
+
+def _across(page: Any) -> int:
+    return -(-int(page.imagewidth) // max(1, int(page.tilewidth)))
+
+
+def _down(page: Any) -> int:
+    return -(-int(page.imagelength) // max(1, int(page.tilelength)))
 
 
 def _encoded(page: Any, sizes: NDArray[np.int64]) -> EncodedTiles | None:
@@ -73,14 +105,12 @@ def _encoded(page: Any, sizes: NDArray[np.int64]) -> EncodedTiles | None:
     compression, photometric = int(page.compression), int(page.photometric)
     jpeg = compression == _JPEG and photometric in (_RGB, _YCBCR)
     width, height = int(page.tilewidth), int(page.tilelength)
-    tiles = -(-int(page.imagewidth) // width) * -(-int(page.imagelength) // height)
     if (
         not (jpeg or compression in (_J2K_YCBCR, _J2K_RGB))
         or page.samplesperpixel != 3
         or page.bitspersample != 8
         or int(page.planarconfig) != 1
         or not (min(width, height) >= _LEAST_SIDE and max(width, height) <= _MOST_SIDE)
-        or len(sizes) != tiles
         or not sizes.all()
     ):
         return None
