@@ -85,7 +85,8 @@ def write_large(path: Path, pixels: NDArray[np.uint8], *, times: int) -> Slide:
     """Write a slide whose tiles are those of a drawn one, `times` in a row and in a column."""
     levels = [
         repeated(encode_level(pixels if factor == 1 else reduced(pixels, factor)), times)
-        for factor in (1, 4)  # both are whole tiles of 256 pixels
+        for factor in (1, 4, 16)
+        if len(pixels) % (256 * factor) == 0  # whole tiles
     ]
     write_levels(path, levels, mpp=MPP, tables=True)
     return open_slide(path, name=path.name)
