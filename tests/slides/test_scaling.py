@@ -75,9 +75,9 @@ def test_a_target_within_two_percent_of_the_slide_is_taken():
 
 def test_a_slide_without_a_scale_is_refused_by_name():
     """T1: what to do stands in the line; T2: so does what the file says that does not count."""
-    with pytest.raises(SlideError, match="/slides/a.svs.*slides_csv.*slide_mpp") as none:
+    with pytest.raises(SlideError, match=r"/slides/a\.svs.*slides_csv.*slide_mpp") as none:
         scaling(slide(1, 4, mpp=None), mpp=0.5, size_px=224)
-    with pytest.raises(SlideError, match="352.8"):
+    with pytest.raises(SlideError, match=r"352\.8"):
         scaling(slide(1, 4, mpp=None, said="tiff.XResolution says 352.8"), mpp=0.5, size_px=224)
     assert "\n" not in str(none.value)
 
