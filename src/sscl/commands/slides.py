@@ -153,8 +153,9 @@ def same_slides(plan: Plan) -> list[str]:
     same = [sorted(of) for of in names.values() if len(of) > 1]
     if not same:
         return []
-    shown = some([" = ".join(of) for of in sorted(same)], most=5, first=5)
-    return [f"{count(len(same), 'slide')} {'is' if len(same) == 1 else 'are'} there more than once ({shown})"]
+    shown = "; ".join(some([printable(name) for name in of], most=3, first=2) for of in sorted(same)[:5])
+    more = f"; {len(same) - 5:,} more" if len(same) > 5 else ""
+    return [f"{count(len(same), 'slide')} {'is' if len(same) == 1 else 'are'} there more than once ({shown}{more})"]
 
 
 def print_account(

@@ -10,27 +10,28 @@ FINEST, COARSEST = 0.05, 40.0  # µm per pixel that may be asked for
 
 
 class TileSlidesConfig(Section):
-    """Find the tissue tiles of slides and write them as an index; no pixel is copied.
-
-    The same command again does what is missing or has changed.
+    """Find the tissue tiles of slides and write them as an index; no pixel is copied. Run again, the command does
+    what is missing or has changed.
     """
 
     slides: Annotated[tuple[str, ...], Listed] = setting(
         ..., "folders of slides, slide files, DICOM folders; also SLIDES", path=True, min_length=1
     )
     out: str = setting(..., "the folder of the index", path=True, min_length=1)
-    mpp: float = setting(..., "µm per pixel of the tiles, as 0.5 (20x) or 0.25 (40x)", ge=FINEST, le=COARSEST)
-    size_px: int = setting(224, "side of a tile, pixels", ge=16, le=1024)
+    mpp: float = setting(
+        ..., "µm per pixel of the tiles, as 0.5 (about 20x) or 0.25 (about 40x)", ge=FINEST, le=COARSEST
+    )
+    size_px: int = setting(224, "side of a tile, pixels", ge=16, le=1024, common=True)
     slides_csv: str | None = setting(
-        None, "CSV file with the column slide and, where known, mpp, patient, label, split", path=True
+        None, "CSV file with the column slide and, where known, mpp, patient, label, split", path=True, common=True
     )
     slide_mpp: float | None = setting(
-        None, "µm per pixel at full resolution of slides that do not say it", ge=FINEST, le=COARSEST
+        None, "µm per pixel at full resolution of slides that do not say it", ge=FINEST, le=COARSEST, common=True
     )
-    min_coverage: float = setting(0.5, "share of a tile that must be tissue; 0 = any at all", ge=0, le=1)
-    overlap: float = setting(0.0, "share of its side that a tile shares with the next one", ge=0, le=0.9)
+    min_coverage: float = setting(0.5, "share of a tile that must be tissue; 0 = any at all", ge=0, le=1, common=True)
+    overlap: float = setting(0.0, "share of its side that a tile shares with the next one", ge=0, le=0.9, common=True)
     coordinates: str | None = setting(
-        None, "folder of .h5 files of TRIDENT or CLAM, one a slide: their tiles, as they are", path=True
+        None, "folder of .h5 files of TRIDENT or CLAM, one a slide: their tiles, as they are", path=True, common=True
     )
     threads: int | None = setting(None, "slides at once; null = as many as there are cores", ge=1, le=256)
     progress: bool = setting(True, "show progress bars")
