@@ -107,7 +107,7 @@ SEAMS = {
     "list_folder": "os.scandir",
     "lineage_tiles": "sscl.evaluate.lineage.load_tiles",
     # slides
-    "decoded_tile": "sscl.slides.encoded.decoded",
+    "pyramid_tile": "sscl.slides.pyramid.read_tile",
     "openslide_tile": "sscl.slides.handles._fill",
     # files
     "sync": "os.fsync",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import weakref
@@ -10,6 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
+
+from sscl.places import printable
+from sscl.slides.records import SlideError
+from sscl.words import short
 
 Thing = TypeVar("Thing")
 
@@ -47,7 +50,7 @@ class Few(Generic[Thing]):
         """Give what is open of a path; after an exception it is opened anew.
 
         Raises:
-            Exception: whatever opening it raises.
+            SlideError: it cannot be opened.
         """
         with self._lock:
             one = self._open.get(path)
@@ -71,14 +74,21 @@ class Few(Generic[Thing]):
                     self._closed(one.thing)
 
     def _new(self, path: str) -> _Open[Thing]:
-        """Open a path, outside the lock; if another thread was quicker, what that one opened."""
+        """Open a path, outside the lock; if another thread was quicker, what that one opened.
+
+        Raises:
+            SlideError: it cannot be opened, not even with all other files closed that nobody uses: a system without
+                file numbers left says so, openslide then knows of no file.
+        """
         try:
             thing = self._opened(path)
-        except Exception as error:
-            if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) and _TOO_MANY not in str(error):
-                raise
-            self.close()
-            thing = self._opened(path)
+        except Exception:
+            for few in list(_ALL):
+                few.close()
+            try:
+                thing = self._opened(path)
+            except Exception as error:
+                raise SlideError(f"{printable(path)}: cannot be opened: {short(str(error), most=200)}") from None
         with self._lock:
             one = self._open.get(path)
             if one is None:
@@ -100,7 +110,6 @@ class Few(Generic[Thing]):
             self._closed(self._open.pop(path).thing)
 
 
-_TOO_MANY = os.strerror(errno.EMFILE)
 _ALL: weakref.WeakSet[Few[Any]] = weakref.WeakSet()
 _PARENTS: list[Any] = []  # what a forked process must not close: openslide would wait for locks that nobody frees
 

@@ -83,6 +83,8 @@ class _Strips:
         pixels = np.empty((bottom - top, width, 3), dtype=np.uint8)
         try:
             return pixels, self._read(self._slide, level=self._index, x=0, y=top, out=pixels)
+        except SlideError:
+            raise
         except Exception:  # of openslide or a decoder; where, is looked for
             pass
         pixels[:], opacity = 255, np.zeros(pixels.shape[:2], dtype=np.uint8)

@@ -60,6 +60,7 @@ class Readers:
 
         Raises:
             DamagedTile: a tile cannot be decoded; those of other places can be read right afterwards.
+            SlideError: the slide cannot be opened.
         """
         level = scaling.level
         factor, side = slide.levels[level].factor, scaling.side
@@ -71,6 +72,8 @@ class Readers:
                     read(
                         math.floor(x / factor + 0.5), math.floor(y / factor + 0.5), out[i] if square is None else square
                     )
+                except SlideError:
+                    raise
                 except Exception as error:  # of openslide and the decoders below it: an error of this file
                     raise DamagedTile(slide, x, y, short(str(error), most=200)) from None
                 if square is not None:
