@@ -58,9 +58,7 @@ def overview(slide: Slide, mpp: float, *, read: Read) -> Overview:
         top = math.floor(lines[0])
         pixels, opacity = strips.read(top, math.ceil(lines[-1]))
         area = np.diff(lines)[:, None] * np.diff(columns)
-        inside = area > 0
-        means = box_sums(pixels, lines - top, columns)[inside] / area[inside][:, None]
-        rgb[row : row + rows][inside] = np.rint(means)
+        box_means(pixels, lines - top, columns, out=rgb[row : row + rows])
         covered = area if opacity is None else box_sums(opacity[:, :, None], lines - top, columns)[:, :, 0] / 255
         known[row : row + rows] = covered >= ratio**2 / 2
     return Overview(
@@ -113,6 +111,34 @@ class _Strips:
         if self._failed * 2 > self._tried:
             raise SlideError(f"{printable(self._slide.path)}: cannot be decoded: {short(self._why, most=200)}")
         return self._failed
+
+
+def box_means(
+    pixels: NDArray[np.uint8], lines: NDArray[np.float64], columns: NDArray[np.float64], *, out: NDArray[np.uint8]
+) -> None:
+    """Write means of pixels over boxes into `out`, (h, w, C), rounded; boxes of no area are left as they are.
+
+    Args:
+        pixels, lines, columns: see `box_sums`.
+    """
+    area = np.diff(lines)[:, None] * np.diff(columns)
+    step = int(columns[1] - columns[0])
+    # Most boxes are squares of whole pixels, side by side, where the ratio is whole: OpenCV has that in one pass.
+    high, wide = (_whole(places, step) for places in (lines, columns))
+    if high and wide:
+        squares = pixels[: high * step, : wide * step]
+        out[:high, :wide] = squares if step == 1 else cv2.resize(squares, (wide, high), interpolation=cv2.INTER_AREA)
+    for ys, xs in ((slice(0, high), slice(wide, None)), (slice(high, None), slice(0, None))):
+        inside = area[ys, xs] > 0
+        if inside.any():
+            between = lines[ys.start : None if ys.stop is None else ys.stop + 1], columns[xs.start :]
+            out[ys, xs][inside] = np.rint(box_sums(pixels, *between)[inside] / area[ys, xs][inside][:, None])
+
+
+def _whole(places: NDArray[np.float64], step: int) -> int:
+    """Return how many boxes, from the first on, have sides of whole pixels, `step` of them, from 0 on."""
+    differs = np.flatnonzero(places != step * np.arange(len(places)))
+    return 0 if step == 0 else (int(differs[0]) if len(differs) else len(places)) - 1 if places[0] == 0 else 0
 
 
 def box_sums(
