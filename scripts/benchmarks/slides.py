@@ -476,7 +476,7 @@ def memory(folder: Path, *, quick: bool) -> list[Row]:
         return [row(f"pretraining on {count:,} slides: growth of its memory", note="memory is read from /proc")]
     slides = folder / "thousand"
     slides.mkdir()
-    level = encode_level(drawn(512 if quick else 2048))
+    level = encode_level(drawn(512 if quick else 1024))
     order = np.random.default_rng(0)
     for i in range(count):  # each of the same tiles in another order: all are different slides
         tiles = [level.tiles[k] for k in order.permutation(len(level.tiles))]
