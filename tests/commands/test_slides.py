@@ -115,6 +115,19 @@ def test_the_same_command_again_writes_nothing(cli: Any, slides: Path, index: Pa
     assert (content(index), inodes(index)) == (before, numbers)
 
 
+def test_files_of_the_index_that_are_damaged_are_written_again(cli: Any, slides: Path, index: Path) -> None:
+    before = content(index)
+    (index / "slides" / "a.svs.json").write_text("{")
+    (index / "previews" / "b.svs.jpg").unlink()
+    grid = np.load(index / "grids" / "sub" / "a.svs.npy")
+    np.save(index / "grids" / "sub" / "a.svs.npy", grid[::-1])
+    (index / "grids" / "of_nobody.npy").touch()
+    result = cli("slides", "tile", slides, f"out={index}", *ASKED)
+    assert (result.code, result.err) == (0, "")
+    assert "indexed now: 3" in result.out
+    assert content(index) == before
+
+
 def test_slides_that_moved_are_found_again(cli: Any, slides: Path, index: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(slides, moved, copy_function=shutil.copy)  # with other times

@@ -246,7 +246,7 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
         print(f"wrote {config.out}/{TABLE}{', previews.jpg' if index is not None else ''}")
     if index is None:
         print(next_command("slides tile", *config.slides, "out=INDEX", "mpp=0.5"))
-    elif any(entry.status == "tiles" for entry in entries):
+    elif (index / TABLE).is_file() and any(entry.status == "tiles" for entry in entries):
         print(next_command("pretrain", index, "run=runs/pretrain"))
     return run.SOME_FAILED if listing.faults or any(entry.status == "failed" for entry in entries) else 0
 

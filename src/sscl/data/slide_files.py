@@ -79,8 +79,9 @@ def list_slides(words: Sequence[str]) -> SlideListing:
         ValueError: a folder cannot be listed, or there is no slide.
     """
     listing = SlideListing()
-    tops = [os.path.abspath(word) for word in words]
-    for word, top in zip(words, tops, strict=True):
+    given = {os.path.abspath(word): word for word in words}
+    tops = list(given)
+    for top, word in given.items():
         if not os.path.lexists(top):
             raise FileNotFoundError(missing(word, "slide or folder of slides"))
         if is_index(Path(top)):

@@ -12,6 +12,7 @@ NAME is the slide's path below the folder that was given, with its ending; its f
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -167,13 +168,23 @@ def read_index(folder: str | Path) -> Index:
     )
 
 
-def read_entries(folder: Path) -> list[SlideEntry]:
-    """Return all entries of an index, by name, whether it is finished or not."""
+def read_entries(folder: Path, *, whole_only: bool = False) -> list[SlideEntry]:
+    """Return all entries of an index, by name, whether it is finished or not.
+
+    Args:
+        whole_only: leave out those that cannot be read.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
     top = folder / "slides"
     found = []
     for where, _, files in os.walk(top):
         found += [Path(where, name) for name in files if name.endswith(".json") and not name.startswith(".")]
-    entries = [read_record(SlideEntry, path, made_by=MADE_BY) for path in found]
+    entries = []
+    for path in found:
+        with contextlib.suppress(*([ValueError] if whole_only else [])):
+            entries.append(read_record(SlideEntry, path, made_by=MADE_BY))
     return sorted(entries, key=lambda entry: entry.name)
 
 

@@ -51,7 +51,8 @@ def make_plan(
     Args:
         folder: the index; None where there is none yet.
     """
-    plan = Plan(before={} if folder is None else {entry.name: entry for entry in read_entries(folder)})
+    entries = [] if folder is None else read_entries(folder, whole_only=True)  # a damaged one is written again
+    plan = Plan(before={entry.name: entry for entry in entries})
     found = dict(
         in_threads(lambda one: facts_of(one, wanted), sources, threads=threads, desc="open" if progress else None)
     )
