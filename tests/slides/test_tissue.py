@@ -18,6 +18,7 @@ from sscl.slides.tissue import DARK, NO_TISSUE, OVERVIEW_MPP, find_tissue
 N = 384  # of an overview: 3 mm
 GLASS = (240.0, 239.0, 241.0)
 PENS = {"green": (30, 140, 80), "black": (35, 35, 38), "red": (205, 35, 45), "blue": (40, 60, 160)}
+MORE_PENS = {"teal": (0, 128, 128), "pure red": (255, 0, 0), "crimson": (220, 20, 60), "dark blue": (20, 30, 120)}
 
 
 @dataclass
@@ -109,26 +110,26 @@ def test_a_level_that_was_compressed(scene, quality):
     assert precision >= 0.95
 
 
-@pytest.mark.parametrize("pen", PENS)
-@pytest.mark.parametrize("width", [10, 24])
+@pytest.mark.parametrize("pen", PENS | MORE_PENS)
+@pytest.mark.parametrize("width", [6, 24])  # 48 and 190 µm
 def test_pen_is_no_tissue(scene, pen, width):
     """T11."""
     stroke = scene.stroke(width)
-    found = find_tissue(overview(scene.picture() * (1 - stroke) + np.array(PENS[pen]) * stroke))
+    found = find_tissue(overview(scene.picture() * (1 - stroke) + np.array((PENS | MORE_PENS)[pen]) * stroke))
     inked = stroke[..., 0] > 0.5
     assert (found.mask & inked).sum() <= 0.05 * inked.sum()
-    assert rates(found, scene.tissue & (cv2.dilate(stroke[..., 0], np.ones((5, 5))) == 0))[0] >= 0.95
+    assert rates(found, scene.tissue & ~inked)[0] >= 0.95
     assert found.pen_share == pytest.approx(inked.mean(), abs=0.03)
 
 
 @pytest.mark.parametrize("pen", ["green", "red", "blue", "black"])
 def test_ink_that_lets_light_through_is_mostly_left_out_on_glass(scene, pen):
-    """Over tissue it has the tissue's colour too, so that half of it may stay."""
+    """Over tissue it has the tissue's colour too, so that about half of red and blue ink stays."""
     stroke = 0.75 * scene.stroke()
     clear = scene.picture()
     found = find_tissue(overview(clear * (1 - stroke) + clear * np.array(PENS[pen]) / 255 * stroke))
     inked = (stroke[..., 0] > 0.4) & ~scene.tissue
-    assert (found.mask & inked).sum() <= (0.5 if pen in ("blue", "red") else 0.05) * inked.sum()
+    assert (found.mask & inked).sum() <= 0.05 * inked.sum()
     assert found.pen_share > 0
 
 

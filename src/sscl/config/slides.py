@@ -28,7 +28,7 @@ class TileSlidesConfig(Section):
     slide_mpp: float | None = setting(
         None, "µm per pixel at full resolution of slides that do not say it", ge=FINEST, le=COARSEST, common=True
     )
-    min_coverage: float = setting(0.5, "share of a tile that must be tissue; 0 = any at all", ge=0, le=1, common=True)
+    min_coverage: float = setting(0.25, "share of a tile that must be tissue; 0 = any at all", ge=0, le=1, common=True)
     overlap: float = setting(0.0, "share of its side that a tile shares with the next one", ge=0, le=0.9, common=True)
     coordinates: str | None = setting(
         None, "folder of .h5 files of TRIDENT or CLAM, one a slide: their tiles, as they are", path=True, common=True

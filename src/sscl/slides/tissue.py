@@ -32,9 +32,10 @@ _PADDING = 8  # a pixel whose brightest channel is no more is the black that a s
 _FLAT = 4  # grey levels that the brightest and the darkest of 3 x 3 pixels of glass differ by at most
 _GLASS_SHARE = 0.005  # of what was scanned, within 2 grey levels of one: as much must be glass to be taken for it
 _GLASS_DEPTH = 0.8  # glass is at least so bright, of the brightest pixels that are not filling
+_BRIGHTER = 0.2  # of what was scanned: so much is not brighter than glass by more than 3 grey levels
 _WEAKEST, _STRONGEST = 6, 12  # bounds of the threshold; a sixth of the stain's strength lies between
 _SPECK, _GAP, _HOLE, _FRAGMENT = 0.002, 0.08, 0.1, 0.02  # mm²; mm; mm²; mm²
-_STROKE, _RIM, _BLUR = 0.05, 0.012, 0.032  # mm: a stroke's least width, its rim, how far its ink runs
+_STROKE, _RIM, _BLUR = 0.03, 0.008, 0.032  # mm: a stroke's least width, its rim, how far its ink runs
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def _glass(rgb: Bytes, scanned: Mask, white: Mask) -> tuple[Colour, bool]:
     near[: int(_GLASS_DEPTH * top)] = 0
     enough = max(_GLASS_SHARE * total, 0.2 * near.max())
     peaks = np.flatnonzero((near >= enough) & (near >= np.roll(near, 1)) & (near > np.roll(near, -1)))
+    brighter = total - np.cumsum(levels)  # than each grey
+    peaks = peaks[brighter[np.minimum(peaks + 3, 255)] < _BRIGHTER * total]
     if len(peaks):
         found = even & (np.abs(grey.astype(np.int16) - int(peaks[-1])) <= 2)
         return _colour(np.median(rgb[found], axis=0)), True
@@ -146,20 +149,27 @@ def _stained(density: Densities, where: Mask) -> Mask:
 def _pen(density: Densities, scanned: Mask, mpp: float) -> Mask:
     """Return what is marker: dense, of a hue that stains do not have, and what adjoins it of that hue, however faint.
 
-    Of H&E's densities green is the largest, red a seventh of it or more, blue about half (0.1 to 0.9). Green and blue
-    ink absorb more red than green; red ink hardly any red, and blue nearly as much as green; black all alike. Blood
-    comes near red ink in single pixels, so only strokes as wide as a pen's count.
+    Of H&E's densities green is the largest, red a tenth of it or more, blue about half (0.1 to 0.9). Green ink absorbs
+    far more red than green, and no stain does; blue ink, where it is dense, about as much; red ink hardly any red, and
+    blue nearly as much as green; black all alike. Blood comes near red ink in single pixels, and haematoxylin alone
+    near blue ink, so of these only strokes count that are as wide as a pen's.
     """
     red, green, blue = density
     strength = (red + green + blue) // 3
     least, most = _extremes(*density)
-    hue = (10 * red > 11 * green) | ((4 * blue > 3 * green) & (4 * red < green))
+    greenish = (2 * red > 3 * green) & (strength > 120)
+    bluish = (20 * red > 19 * green) & (4 * blue < 3 * red) & (strength > 280)
+    reddish = (4 * blue > 3 * green) & (4 * red < green) & (strength > 120)
+    crimson = (5 * blue > 2 * green) & (12 * red < green) & (strength > 250)
     black = (10 * (most - least) < 3 * strength) & (strength > 350)
-    sure = (((hue & (strength > 120)) | black) & scanned).astype(np.uint8)
-    strokes = cv2.morphologyEx(sure, cv2.MORPH_OPEN, _disc(_STROKE / 2, mpp))
-    near = cv2.dilate(strokes, _disc(_BLUR, mpp)) > 0
-    rim = cv2.dilate(strokes, _disc(_RIM, mpp)) > 0
-    return np.asarray((rim | (near & hue & (strength > _WEAKEST))) & scanned, dtype=np.bool_)
+    wide = ((bluish | reddish | crimson | black) & scanned).astype(np.uint8)
+    wide = cv2.morphologyEx(wide, cv2.MORPH_OPEN, _disc(_STROKE / 2, mpp)) > 0
+    strokes = (wide | _without_small(greenish & scanned, _SPECK / (mpp / 1000) ** 2)).astype(np.uint8)
+    if not strokes.any():
+        return np.zeros_like(scanned)
+    faint = (strength > _WEAKEST) & ((20 * red > 21 * green) | ((4 * blue > 3 * green) & (4 * red < green)))
+    near = (cv2.dilate(strokes, _disc(_BLUR, mpp)) > 0) & faint
+    return np.asarray((near | (cv2.dilate(strokes, _disc(_RIM, mpp)) > 0)) & scanned, dtype=np.bool_)
 
 
 def _disc(radius_mm: float, mpp: float) -> Bytes:
