@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_what_is_written_is_read(tmp_path):
     assert [one.status for one in found.others] == ["no tissue", "gone"]
     np.testing.assert_array_equal(found.grid(1), grid(3))
     assert found.grid(1).dtype == np.int32
+
+
+def test_the_table_has_a_value_for_each_column(tmp_path):
+    noted = entry("a.svs").model_copy(update={"notes": ("2% pen", "x")})
+    failed = noted.model_copy(update={"name": "b.svs", "slide": None, "scaling": None, "status": "failed", "notes": ()})
+    folder = index(tmp_path / "i", noted, failed)
+    with (folder / "slides.csv").open(newline="", encoding="utf-8") as file:
+        first, second = csv.DictReader(file, strict=True)
+    assert None not in first
+    assert None not in {*first.values(), *second.values()}
+    shown = ("reader", "icc", "notes", "path", "level_factors", "level", "resampled", "slide_mpp", "tissue_percent")
+    assert [first[name] for name in shown] == ["jpeg", "no", "2% pen; x", "/s/a.svs", "1", "0", "yes", "0.25", "25.0"]
+    assert (second["path"], second["notes"], second["reader"]) == ("/s/a.svs", "", "")
 
 
 def test_the_fingerprint_is_of_the_pixels_that_are_read(tmp_path):

@@ -294,11 +294,8 @@ def table_rows(entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> I
             of.split,
             *((None, None) if slide is None else (slide.mpp, slide.mpp_from)),
             *((None, None) if scaling is None else (scaling.level, "yes" if scaling.resampled else "no")),
-            *(
-                (None,) * 5
-                if slide is None
-                else (slide.width, slide.height, len(slide.levels), slide.vendor, slide.reader)
-            ),
+            *(_of_file(slide) if slide is not None else (None,) * 6),
+            "; ".join(notes_of(entry)) or None,
             entry.path,
         ]
 
@@ -308,8 +305,10 @@ def notes_of(entry: SlideEntry) -> tuple[str, ...]:
     return (*(() if entry.slide is None else entry.slide.notes), *entry.notes)
 
 
-def _factors(slide: Slide) -> str:
-    return " ".join(f"{level.factor:.6g}" for level in slide.levels)
+def _of_file(slide: Slide) -> tuple[object, ...]:
+    """Return a slide's width, height, factors of its levels, vendor, reader, and whether it has a colour profile."""
+    factors = " ".join(f"{level.factor:.6g}" for level in slide.levels)
+    return slide.width, slide.height, factors, slide.vendor, slide.reader, "yes" if slide.icc else "no"
 
 
 def write_table(folder: Path, entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> None:
