@@ -12,6 +12,8 @@ import torch
 
 from slide_cohort import NAMES, TILES, draw, draw_all, level_of, make_index
 
+from sscl.cli.arguments import is_run
+
 TIMES = {"seconds", "tiles_per_second", "busy"}
 
 
@@ -111,3 +113,5 @@ def test_what_slides_cannot_be_used_for_is_one_line(cli: Any, index: Path, strea
         assert result.code == 2, command
         assert len(result.err.splitlines()) == 1, result.err
     assert not any(tmp_path.iterdir())
+    assert is_run(str(streamed))
+    assert not is_run(str(index))  # `sscl pretrain INDEX run=RUN --resume`

@@ -103,8 +103,11 @@ def names_config(word: str) -> bool:
 
 
 def is_run(text: str) -> bool:
-    """Return whether a folder is a run's."""
-    return (Path(text) / "checkpoints").is_dir() or (Path(text) / "config.yaml").is_file()
+    """Return whether a folder is a run's; an index of slides has a config.yaml too."""
+    from sscl.config.data import detect_source
+
+    has = (Path(text) / "config.yaml").is_file() and detect_source(text) != "slides"
+    return has or (Path(text) / "checkpoints").is_dir()
 
 
 def meanings(takes: Sequence[Word]) -> str:
