@@ -203,20 +203,25 @@ def test_threads_read_what_one_reads(field_svs, readers):
 
 
 @pytest.mark.parametrize("ycbcr", [False, True])
-def test_jpeg_2000_is_read_from_the_file(field, field_slide, readers, ycbcr):
-    """Aperio's two kinds: of RGB, and of YCbCr, which the page's compression tells apart."""
-    pixels = np.ascontiguousarray(field.pixels[700:1101, 600:1003])
+def test_jpeg_2000_is_read_from_the_file_where_openslide_reads_between_pixels(field, field_slide, readers, ycbcr):
+    """T6; Aperio's two kinds: of RGB, and of YCbCr, which the page's compression tells apart."""
+    pixels = np.ascontiguousarray(field.pixels[700:1103, 600:1003])
+    encoded = cv2.cvtColor(pixels, cv2.COLOR_RGB2YCrCb)[:, :, [0, 2, 1]] if ycbcr else pixels
+    levels = [encode_level(np.ascontiguousarray(encoded), codec="jpeg2000")]
+    levels.append(encode_level(reduced(np.ascontiguousarray(encoded), 2), codec="jpeg2000"))
+    path = field_slide(levels=levels)
     if ycbcr:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2YCrCb)[:, :, [0, 2, 1]]
-    path = field_slide(levels=[encode_level(np.ascontiguousarray(pixels), codec="jpeg2000")])
-    if ycbcr:
-        path.write_bytes(
-            path.read_bytes().replace(struct.pack("<HHII", 259, 3, 1, 33005), struct.pack("<HHII", 259, 3, 1, 33003))
-        )
-    slide = open_slide(path, name="a")
-    reference = np.asarray(openslide.OpenSlide(path).read_region((0, 0), 0, (403, 401)).convert("RGB"))
+        tags = [struct.pack("<HHII", 259, 3, 1, compression) for compression in (33005, 33003)]
+        path.write_bytes(path.read_bytes().replace(*tags))
+    slide, reference = open_slide(path, name="a"), openslide.OpenSlide(path)
     assert slide.reader == "jpeg2000"
-    assert np.array_equal(whole(readers, slide, 0), reference)
+    assert [level.encoded is not None for level in slide.levels] == [False, True]
+    whole_slide = np.asarray(reference.read_region((0, 0), 0, (403, 403)).convert("RGB"))
+    assert np.array_equal(whole(readers, slide, 0), whole_slide)
+    small = whole(readers, slide, 1).astype(int)
+    at_corner = np.asarray(reference.read_region((0, 0), 1, (201, 201)).convert("RGB"))  # where it meets the pixels
+    assert np.abs(small - at_corner).max() <= 1
+    assert np.abs(small - reduced(pixels, 2)).mean() < 8
 
 
 def test_the_level_below_is_read_where_openslide_reads_between_pixels(tmp_path, field, readers):

@@ -72,7 +72,8 @@ class Slide(Record):
             count, as in "tiff.XResolution says 352.8"; empty: nothing.
         bounds: x, y, width, height of the scanned area in pixels of level 0; None: the file does not say.
         levels: from level 0 down.
-        reader: "jpeg" or "jpeg2000" (encoded tiles, read from the file and decoded) or "openslide".
+        reader: "jpeg" (encoded tiles, read from the file), "jpeg2000" (so where openslide reads between pixels of a
+            level, else through openslide), or "openslide".
         vendor: as openslide names it.
         quickhash: openslide's, or a digest of the file's first and last bytes where it has none.
         size, mtime_ns: of the file (of a folder: all its files, and the newest).
