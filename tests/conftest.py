@@ -135,6 +135,8 @@ NUMBERS = {
     "mhist_counts": "sscl.data.mhist.PUBLISHED_COUNTS",
     "pathmnist_counts": "sscl.data.pathmnist.PATHMNIST_COUNTS",
     "overview_strip": "sscl.slides.overview._STRIP",
+    "embedded_tiles": "sscl.data.load.MOST_EMBEDDED",
+    "kept_bytes": "sscl.data.slide_set.MOST_KEPT",
     "pillow_block": "PIL.ImageFile.MAXBLOCK",
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from slide_cohort import LABELS, NAMES, SIZE, TILES, draw, draw_all, level_of, make_index, truth
 from sscl.config import DataConfig, SourceConfig, validate
-from sscl.data.load import load_tiles, training_slides
+from sscl.data.load import check_embeddable, load_tiles, merge_data, training_slides
 from sscl.data.slide_set import load_slides, quickhashes
 from sscl.data.tiles import Tiles
 from sscl.evaluate.lineage import shared_slides
@@ -114,6 +114,37 @@ def test_an_index_is_detected_and_gives_the_scale(index: Path, tmp_path: Path) -
         validate(SourceConfig, {"root": str(tmp_path), "tiles_per_slide": 3}, source="here")
     with pytest.raises(ValueError, match="64 are wanted"):
         load(index, size_px=64)
+
+
+def test_some_tiles_of_each_slide_are_taken(index: Path, tmp_path: Path) -> None:
+    data = DataConfig(root=str(index), keep="slides", tiles_per_slide=5)
+    parts = {part: load_tiles(data, split=part, progress=False) for part in ("train", "test")}
+    whole = {part: load(index, split=part) for part in parts}
+    for part, tiles in parts.items():
+        slides, often = np.unique([tile.rsplit("/", 1)[0] for tile in tiles.ids], return_counts=True)
+        assert set(slides) == set(quickhashes(whole[part]).values())
+        assert set(often) == {5}
+        assert set(tiles.ids) < set(whole[part].ids)
+    assert list(load_tiles(data, split="test", progress=False).ids) == list(parts["test"].ids)
+    # Keys of one set do not hold for another.
+    assert merge_data(data, {"root": str(tmp_path)}).tiles_per_slide is None
+    folder = DataConfig(root=str(tmp_path), groups_csv="a.csv", group_near_duplicates=True, mpp=2.0)
+    merged = merge_data(folder.model_copy(update={"size_px": SIZE}), {"root": str(index)})
+    assert (merged.source, merged.groups_csv, merged.mpp) == ("slides", None, 0.5)
+
+
+def test_what_reads_all_tiles_has_its_limits(index: Path, number: Any, tmp_path: Path) -> None:
+    data = DataConfig(root=str(index), cache_dir=str(tmp_path))
+    tiles = load_tiles(data, split="all", progress=False)
+    number(embedded_tiles=len(tiles) - 1, kept_bytes=tiles.images.nbytes - 1)
+    with pytest.raises(ValueError, match=r"data\.root: .*448 tiles.*data\.tiles_per_slide=200"):
+        check_embeddable(data, tiles, key="data")
+    with pytest.raises(ValueError, match=r"data\.stain"):
+        load_tiles(data.model_copy(update={"stain": "reinhard"}), split="all", progress=False)
+    streamed = load_tiles(data, split="all", progress=False)
+    assert streamed.account is not None
+    assert "read from the slides" in " ".join(streamed.account.line("all").split())
+    assert streamed.fingerprint == tiles.fingerprint
 
 
 def test_slides_that_moved_changed_or_are_gone_are_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sscl import run, writing
 from sscl.config import DataConfig, EmbedConfig, EncoderConfig
 from sscl.config.encoders import RANDOM
-from sscl.data.load import all_rows, describe_tiles, load_tiles
+from sscl.data.load import all_rows, check_embeddable, describe_tiles, load_tiles
 from sscl.data.scale import scale_of
 from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles, place_store
@@ -92,6 +92,7 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
         start.encoder.check_size(size_px)
         data = config.data.at(size_px)
         tiles = load_tiles(data, split=config.split, progress=config.progress)
+        check_embeddable(data, tiles, key="data")
         if len(tiles) < max(4, config.clusters):
             raise ValueError(
                 f"clusters: must be at most the number of tiles (4 or more), got {config.clusters} for "

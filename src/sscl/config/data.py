@@ -43,6 +43,13 @@ class DataConfig(Section):
         "of the free disk; the tiles are the same",
         free=True,
     )
+    tiles_per_slide: int | None = setting(
+        None,
+        "slides: take this many tiles of each: pretraining draws others each epoch, none twice until all were seen; "
+        "all else keeps to those that split_seed draws; null = all",
+        ge=1,
+        le=10**9,
+    )
     protocol: Literal["paper_balanced", "official"] = setting(
         "official",
         "mhist: official = the Partition column; paper_balanced = all SSA and as many HP tiles, split 90:10",
@@ -105,6 +112,10 @@ class DataConfig(Section):
             object.__setattr__(self, "source", detect_source(self.root))  # the section is not yet in use
         if self.source == "slides":
             self._scale_is_that_of_the_index()
+        elif self.tiles_per_slide is not None and self.source != "auto":  # auto: nothing is there
+            raise fault(
+                "tiles_per_slide", f"is for an index of slides, {self.root} is data.source={self.source}; leave it out"
+            )
         return self
 
     def _scale_is_that_of_the_index(self) -> None:
@@ -165,24 +176,9 @@ class SourceConfig(DataConfig):
         "folder, table, slides: take its classes, for the k-NN accuracy of the health metrics, and leave out its test "
         "split; false = all images of its own training split, or all there are",
     )
-    tiles_per_slide: int | None = setting(
-        None,
-        "slides: draw this many tiles of each slide an epoch, none twice until all were seen; null = all of them",
-        ge=1,
-        le=10**9,
-    )
     tiles: int | None = setting(
         None, "use only this many of its training tiles, drawn by split_seed; null = all", ge=2, le=10**9
     )
-
-    @model_validator(mode="after")
-    def _only_slides_are_drawn_from(self) -> SourceConfig:
-        if self.tiles_per_slide is not None and self.source not in ("slides", "auto"):  # auto: nothing is there
-            raise fault(
-                "tiles_per_slide",
-                f"is for an index of slides, {self.root} is data.source={self.source}; leave it out, or set data.tiles",
-            )
-        return self
 
 
 SHARED_KEYS = ("size_px", "cache_dir", "device_budget_gb")

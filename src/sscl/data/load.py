@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig, plain, validate
+from sscl.config.data import NOT_OF_SLIDES, detect_source
 from sscl.data import cache, duplicates, folder, pathmnist, slide_set, table
 from sscl.data.ingest import listed_file
 from sscl.data.layout import SPLITS
@@ -20,10 +21,11 @@ from sscl.data.mhist import load_mhist
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
 from sscl.places import missing
-from sscl.words import count, some
+from sscl.words import count, readable, some
 
 # Keys that decide which tiles are in the test split.
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
+MOST_EMBEDDED = 500_000  # tiles of slides whose features a command keeps: 4 GiB with 2,048 numbers each
 _LISTED = ("folder", "table", "slides")  # sources whose splits, classes and groups are the user's own
 
 
@@ -57,6 +59,11 @@ def _load_normalised(data: DataConfig, *, split: str, progress: bool) -> Tiles:
     found = near_duplicate_groups(data, split=split, progress=progress) if data.group_near_duplicates else None
     tiles = _load(data, split=split, progress=progress, group_of=None if found is None else found.joined)
     if data.stain != "none":
+        if data.source == "slides" and tiles.images.nbytes > slide_set.MOST_KEPT:
+            raise ValueError(
+                f"{data.root}: data.stain keeps all normalised tiles in the cache, and these take "
+                f"{readable(tiles.images.nbytes)}, over {readable(slide_set.MOST_KEPT)}; leave it out, or index fewer"
+            )
         given = tiles if found is None else replace(tiles, groups=found.given_of(tiles.ids))
         normal = normalise_tiles(given, method=data.stain, cache_dir=data.cache_dir, progress=progress)
         tiles = replace(tiles, images=normal.images)
@@ -150,6 +157,7 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             slides_root=data.slides_root,
             keep=data.keep if data.stain == "none" else "slides",  # the normalised ones are kept
             replace_damaged=isinstance(data, SourceConfig),
+            each=None if isinstance(data, SourceConfig) else data.tiles_per_slide,
             test_fraction=data.test_fraction,
             seed=data.split_seed,
             cache_dir=data.cache_dir,
@@ -193,6 +201,15 @@ def training_slides(data: DataConfig) -> dict[str, str]:
         seed=data.split_seed,
     )
     return slide_set.quickhashes(tiles)
+
+
+def check_embeddable(data: DataConfig, tiles: Tiles, *, key: str) -> None:
+    """Raise ValueError where slides have more tiles than features are kept of."""
+    if data.source == "slides" and len(tiles) > MOST_EMBEDDED:
+        raise ValueError(
+            f"{key}.root: {data.root}: {len(tiles):,} tiles, and the features of at most {MOST_EMBEDDED:,} are kept in "
+            f"memory; take some of each slide ({key}.tiles_per_slide=200)"
+        )
 
 
 def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
@@ -308,7 +325,12 @@ def merge_data(trained: DataConfig, changes: Mapping[str, object]) -> DataConfig
     Another root is looked at again, unless its source is given too.
     """
     again = {"source": "auto"} if "root" in changes and "source" not in changes else {}
-    keys = {**plain(trained), **again, "mpp": None, **changes}  # an index of slides says its own
+    theirs: dict[str, object] = {"mpp": None}  # an index of slides says its own
+    if again:
+        slides = detect_source(str(changes["root"])) == "slides"
+        theirs |= dict.fromkeys(NOT_OF_SLIDES if slides else ("tiles_per_slide", "slides_root"))
+        theirs |= {"group_near_duplicates": False} if slides else {}
+    keys = {**plain(trained), **again, **theirs, **changes}
     try:
         merged = validate(DataConfig, keys, source="the checkpoint's data with your data.* keys")
     except ValueError as error:

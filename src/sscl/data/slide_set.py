@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from sscl.data.groups import Grouped
 from sscl.data.ingest import group_ids
 from sscl.data.layout import SPLITS
 from sscl.data.listing import Account
+from sscl.data.mix import drawn_of_slides
 from sscl.data.rows import Rows
 from sscl.data.split import take_split
 from sscl.data.tiles import UNLABELLED, Tiles
@@ -50,6 +52,7 @@ def load_slides(
     keep: Keep = "auto",
     replace_damaged: bool = False,
     looked_for: bool = True,
+    each: int | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     cache_dir: Path | str | None = None,
@@ -69,6 +72,7 @@ def load_slides(
         keep: where pixels come from: the slides, or the cache, into which all are decoded first; the same pixels.
         replace_damaged: take a slide's next tile for a damaged one, else a damaged tile is an error when it is read.
         looked_for: False where no pixel will be read, so that the slides need not be there.
+        each: tiles of each slide that are taken, drawn by `seed`; None: all.
         test_fraction, seed: of the split made here.
         cache_dir: see `cache.cache_folder`. progress: show a bar.
 
@@ -110,7 +114,7 @@ def load_slides(
         parts=parts,
         notes=(*_notes(index, slides, labelled=bool(classes), whole=whole), kept),
     )
-    return take_split(
+    taken = take_split(
         Tiles(
             images=images,
             labels=np.repeat(np.array(labels, dtype=np.int64), tiles),
@@ -124,6 +128,16 @@ def load_slides(
         test_fraction=test_fraction,
         seed=seed,
     )
+    return taken if each is None else _some_of_each(taken, each, seed=seed)
+
+
+def _some_of_each(tiles: Tiles, each: int, *, seed: int) -> Tiles:
+    """Return some tiles of each slide, and say so."""
+    assert isinstance(tiles.ids, TileIds)
+    assert tiles.account is not None
+    rows = drawn_of_slides(tiles.ids.slides, each=each, seed=seed, epoch=0)
+    note = f"{count(len(rows), 'tile')} of them taken, up to {each:,} of each slide (data.tiles_per_slide)"
+    return replace(tiles, account=replace(tiles.account, notes=(*tiles.account.notes, note))).subset(rows)
 
 
 def own_splits(root: Path | str) -> set[str]:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sscl.config import DataConfig, EncoderConfig, ProbeConfig, ProbeEncoder, ProbeSet
 from sscl.data import split, task
-from sscl.data.load import has_validation, load_tiles, split_is_made_here
+from sscl.data.load import check_embeddable, has_validation, load_tiles, split_is_made_here
 from sscl.data.scale import Trained
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.evaluate.metrics import IntArray
@@ -146,6 +146,7 @@ def open_set(data: ProbeSet, *, config: ProbeConfig) -> Parts:
         data = data.model_copy(update={"cache_dir": config.cache_dir})
     try:
         whole = load_tiles(data, split="train", progress=config.progress, key=key)
+        check_embeddable(data, whole, key=key)
         task.check_two_classes(whole, data=data, key=f"{key}.root")
         train = labelled(whole)
         parts = {"train": train, "test": labelled(load_tiles(data, split="test", progress=config.progress, key=key))}
