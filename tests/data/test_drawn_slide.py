@@ -124,9 +124,9 @@ def test_the_command_writes_slides_that_openslide_reads(tmp_path, capsys):
     assert "not an empty folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("setting", ["mpp=0.1", "size_px=20", "count=0", "pen=pink"])
+@pytest.mark.parametrize("setting", ["mpp=0.1", "size_px=20", "count=0", "pen=pink", "size_px=400"])
 def test_bad_settings_are_refused(tmp_path, setting):
-    assert main(["slides", "synth", str(tmp_path / "drawn"), setting]) == 2
+    assert main(["slides", "synth", str(tmp_path / "drawn"), "count=1", setting]) == 2
     assert not (tmp_path / "drawn").exists()
 
 

@@ -9,6 +9,8 @@ from sscl.data.drawn_cohort import write_cohort
 from sscl.device import cpu_cores
 from sscl.words import count, next_command
 
+_PIXELS_AT_ONCE = 2**29  # about 16 GB, over all processes
+
 
 def main(config: SynthSlidesConfig) -> None:
     """Write drawn slides, their table and their truth.
@@ -26,7 +28,7 @@ def main(config: SynthSlidesConfig) -> None:
         pen=config.pen,
         test_fraction=config.test_fraction,
         ending=config.format,
-        workers=min(cpu_cores(), config.count),
+        workers=min(cpu_cores(), config.count, max(1, _PIXELS_AT_ONCE // config.size_px**2)),
         progress=config.progress,
     )
     print(f"wrote {count(config.count, 'drawn slide')} to {config.root}: slides, slides.csv, truth")

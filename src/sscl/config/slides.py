@@ -56,7 +56,7 @@ class SynthSlidesConfig(Section):
 
     root: str = setting(..., "folder to write; also DIR", path=True, min_length=1)
     count: int = setting(12, "number of slides, two a patient", ge=1, le=10_000)
-    size_px: int = setting(4000, "side of a slide, pixels", ge=256, le=20_000)
+    size_px: int = setting(4000, "side of a slide, pixels", ge=256, le=10_000)
     mpp: float = setting(1.0, "µm per pixel; a crypt is about 300 µm high", ge=0.25, le=4)
     seed: int = setting(0, "seed of the slides", ge=0, lt=SEEDS)
     both: bool = setting(False, "lesions of both classes on every slide, which then has no label of its own")

@@ -110,7 +110,15 @@ def draw_slide(
         size_px: side of level 0. mpp: µm per pixel.
         pen: colour of a line around the first piece.
         marked: put a red bar, wider than high, in the top left corner, by which a test sees the orientation.
+
+    Raises:
+        ValueError: it would be smaller than a tile of `sscl data synth`, with room for no crypt.
     """
+    if size_px * mpp < TILE_UM:
+        raise ValueError(
+            f"size_px: {size_px} pixels of {mpp:g} µm are {size_px * mpp:.0f} µm, with room for no crypt; a slide needs "
+            f"{TILE_UM:.0f} µm, and 4,000 µm for several pieces"
+        )
     rng = np.random.default_rng([seed, index])
     look = draw_slide_look(rng)
     factor = max(round(_TRUTH_UM / mpp), 1)
@@ -314,7 +322,7 @@ def _note_truth(
     lesion = _near(crypts, view, size) & tissue
     drawn.lesions[there][lesion] = LABELS[piece.label]
     drawn.bases[there] = base_mask(crypts, view, size_px=size) & tissue
-    lowest = np.array([crypt.outer[crypt.outer[:, 1].argmin()] for crypt in crypts])
+    lowest = np.array([crypt.outer[crypt.outer[:, 1].argmin()] for crypt in crypts]).reshape(-1, 2)
     places = np.floor(view.tile(lowest) * piece.px).astype(int) + (piece.x, piece.y)
     found = tuple(Base(int(x), int(y), piece.label, round(severity, 3)) for x, y in places)
     return replace(drawn, crypts=drawn.crypts + found)
