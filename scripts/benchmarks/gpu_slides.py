@@ -28,7 +28,7 @@ def from_slides(bench: Bench) -> Found:
     times, size_px, coarser = (1, 512, 4) if bench.quick else (12, 1536, 1)
     level = repeated(encode_level(draw_slide(0, size_px=size_px, mpp=MPP * coarser).pixels), times)
     for number in range(2):  # neither is a copy of the other
-        write_levels(folder / f"{number}.svs", [replace(level, tiles=level.tiles[number:] + level.tiles[:number])])
+        write_levels(folder / f"{number}.svs", [replace(level, tiles=[*level.tiles[number:], *level.tiles[:number]])])
     with few_cores():
         for case in (R50, R18)[: 1 if bench.quick else 2]:
             case, precision = small(bench, case, "bf16")

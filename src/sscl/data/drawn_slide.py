@@ -116,8 +116,8 @@ def draw_slide(
     """
     if size_px * mpp < TILE_UM:
         raise ValueError(
-            f"size_px: {size_px} pixels of {mpp:g} µm are {size_px * mpp:.0f} µm, with room for no crypt; a slide needs "
-            f"{TILE_UM:.0f} µm, and 4,000 µm for several pieces"
+            f"size_px: {size_px} pixels of {mpp:g} µm are {size_px * mpp:.0f} µm, with room for no crypt; a slide "
+            f"needs {TILE_UM:.0f} µm, and 4,000 µm for several pieces"
         )
     rng = np.random.default_rng([seed, index])
     look = draw_slide_look(rng)
