@@ -33,7 +33,7 @@ from sscl.slides.records import Slide
 from sscl.slides.scaling import scaling
 from sscl.slides.write import EncodedLevel, encode_level, reduced, write_levels
 
-SECONDS, QUICK_SECONDS = 40.0, 0.1
+SECONDS, QUICK_SECONDS = 20.0, 0.1
 TILE_PX = 224
 MPP = 0.5
 OPEN = 64  # slides that are open at once
@@ -379,7 +379,7 @@ def other_formats(folder: Path, *, quick: bool) -> list[Row]:
 def indexing(folder: Path, slide: Slide, *, quick: bool) -> list[Row]:
     """Return the row of indexing a slide: CPU seconds of `sscl slides tile`, without its imports."""
     taken = []
-    for number in range(1 if quick else 7):
+    for number in range(1 if quick else 5):
         said = child(INDEX, slide.path, str(folder / f"index_{number}"))
         taken.append(float(said.splitlines()[-1]))
     return [
@@ -428,7 +428,7 @@ print(json.dumps(seen))
 
 def pretraining(folder: Path, *, quick: bool, device: torch.device) -> list[Row]:
     """Return the row of pretraining from slides against from the cache, by CPU time: the best of runs in turn."""
-    count, size_px, batch, rounds = (2, 32, 8, 1) if quick else (3, 224, 16, 3)
+    count, size_px, batch, rounds = (2, 32, 8, 1) if quick else (3, 224, 16, 2)
     cohort, index = folder / "cohort", folder / "cohort_index"
     child(COHORT, str(cohort), str(count), str(600 if quick else 2048))
     child(MAIN, "slides", "tile", str(cohort / "slides"), f"out={index}", f"mpp={MPP}", f"size_px={size_px}")
@@ -471,7 +471,7 @@ write_cohort(Path(sys.argv[1]), count=int(sys.argv[2]), size_px=int(sys.argv[3])
 
 def memory(folder: Path, *, quick: bool) -> list[Row]:
     """Return the row of memory over an epoch of pretraining on the tiles of many slides."""
-    count, size_px, each, batch = (4, 32, 8, 8) if quick else (1000, 32, 32, 256)
+    count, size_px, each, batch = (4, 32, 8, 8) if quick else (1000, 32, 16, 256)
     if not sys.platform.startswith("linux"):
         return [row(f"pretraining on {count:,} slides: growth of its memory", note="memory is read from /proc")]
     slides = folder / "thousand"
