@@ -263,3 +263,48 @@ def test_the_batch_fits_the_memory_and_epochs_the_time(wrap: Any, write: Callabl
     wrap(init_bytes=lambda real, *given: 2**40)
     assert init("tiles", "minutes=1", "--overwrite") == 0
     assert files()["pretrain"].train.batch_size == settings.LEAST_BATCH
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 drawn slides of 6 patients, and beside it their table."""
+    root = tmp_path_factory.mktemp("drawn") / "cohort"
+    assert main(["slides", "synth", str(root), "count=12", "size_px=256", "mpp=2", "progress=false"]) == 0
+    return root
+
+
+def test_slides_are_to_be_indexed_first(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slides = drawn / "slides"
+    words = {"init": [], "pretrain": ["run=r"], "finetune": ["run=r"], "data inspect": ["out=o"]}
+    for command, more in words.items():
+        for given in (slides, slides / "slide_0000.svs"):
+            assert main([*command.split(), str(given), *more, "progress=false"]) == 2
+            error = capsys.readouterr().err
+            assert f"sscl slides tile {given} out=INDEX mpp=0.5" in error
+            assert error.count("\n") == 1
+    assert sorted(path.name for path in Path().iterdir()) == []
+
+
+def test_an_index_of_slides_gets_settings_of_its_own(drawn: Path) -> None:
+    words = ["size_px=32", f"slides_csv={drawn / 'slides.csv'}", "out=index", "mpp=2", "progress=false"]
+    assert main(["slides", "tile", str(drawn / "slides"), *words]) == 0
+    assert init("index") == 0
+    found = files()
+    assert found.keys() == KINDS.keys()
+    (source,) = found["pretrain"].data
+    assert (source.source, source.size_px, source.mpp, source.labels) == ("slides", 32, 2.0, True)
+    assert source.tiles_per_slide is None
+    assert found["finetune"].data.mpp == 2.0
+    for name in KINDS:
+        lines = Path(f"sscl-run/{name}.yaml").read_text(encoding="utf-8").splitlines()
+        assert [line for line in lines if not re.search(r"^\w+:$|#", line)] == []
+
+    grid = next(Path("index/grids").rglob("slide_0000*.npy"))  # all but a few tiles of all other slides are gone
+    for path in grid.parent.glob("*.npy"):
+        facts = Path("index/slides") / f"{path.stem}.json"
+        if path != grid:
+            np.save(path, np.load(path)[:4])
+            facts.write_text(re.sub(r'"tiles": \d+', '"tiles": 4', facts.read_text()))
+    assert init("index", "labels=false", "--overwrite") == 0
+    (source,) = files()["pretrain"].data
+    assert (source.tiles_per_slide, source.labels) == (4, False)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sscl import run, writing
-from sscl.config import FinetuneConfig, InitConfig
+from sscl.config import DataConfig, FinetuneConfig, InitConfig
 from sscl.device import pick_device
 from sscl.places import printable
 from sscl.project import files, look, settings
@@ -79,7 +79,7 @@ def check_out(out: Path, root: str, *, overwrite: bool) -> None:
 
 def check_task(found: look.Found, config: InitConfig) -> None:
     """Raise ValueError where no classifier can be trained on the tiles and measured; what else can be done."""
-    data = found.data.model_dump(exclude={"weight", "labels", "tiles"})
+    data = found.data.model_dump(include=set(DataConfig.model_fields))
     task = FinetuneConfig.model_validate({"run": config.out, "data": data})
     try:
         labelled_tiles(task, progress=config.progress)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig, plain, validate
 from sscl.config.data import NOT_OF_SLIDES, detect_source
-from sscl.data import cache, duplicates, folder, pathmnist, slide_set, table
+from sscl.data import cache, duplicates, folder, pathmnist, slide_files, slide_set, table
 from sscl.data.ingest import listed_file
 from sscl.data.layout import SPLITS
 from sscl.data.mhist import load_mhist
@@ -39,7 +39,13 @@ def load_tiles(data: DataConfig, *, split: str, progress: bool, key: str = "data
         ValueError, FileNotFoundError: as the loader, beginning with the section's `key` where that is not said.
     """
     with _named(key):
-        return _load_normalised(data, split=split, progress=progress)
+        try:
+            return _load_normalised(data, split=split, progress=progress)
+        except (ValueError, FileNotFoundError) as error:
+            said = slide_files.instead_of_tiles(data.root, error) if data.source in ("auto", "folder") else None
+            if said is None:
+                raise
+            raise ValueError(said) from error
 
 
 @contextlib.contextmanager

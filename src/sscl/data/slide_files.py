@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from sscl.places import missing, printable
 from sscl.slides.index import is_index
 from sscl.slides.open import SUFFIXES as SLIDE_SUFFIXES
 from sscl.slides.open import is_slide
+from sscl.slides.tiff import tiled_pages
 from sscl.words import count
 
 AGAIN = "link to a slide listed already"
@@ -166,3 +168,37 @@ def _none(words: Sequence[str], listing: SlideListing) -> str:
         return f"{where}has no slide, but {image} ({listing.passed_over}); {to_do}"
     known = ", ".join(sorted(SLIDE_SUFFIXES))
     return f"{where}has no slide (looked for {known} and folders of .dcm files); passed over: {listing.passed_over}"
+
+
+_PYRAMIDS_LOOKED_AT = 3  # TIFFs of a folder, to see whether they are slides or tiles
+_LARGE_PX = 8192  # no tile has more a side
+
+
+def instead_of_tiles(root: str, error: Exception) -> str | None:
+    """Return what to do with slides where tiles are wanted; None where there are no slides.
+
+    Args:
+        root: a folder, or a file, that could not be used as tiles. error: why; it is said where there are images too.
+    """
+    try:
+        listing = list_slides([root])
+    except (ValueError, OSError):
+        return None
+    plain = [slide.path for slide in listing.slides if os.path.splitext(slide.path)[1].lower() in SUFFIXES]
+    number = len(listing.slides)
+    if not any(map(_is_pyramid, plain[:_PYRAMIDS_LOOKED_AT])):
+        number -= len(plain)  # tiles
+    if not number:
+        return None
+    what = "is a whole slide" if _is_slide(os.path.abspath(root)) else f"holds {count(number, 'whole slide')}"
+    to_do = f"sscl slides tile {shlex.quote(root)} out=INDEX mpp=0.5 finds the tissue; then give INDEX"
+    return f"{error}; it {what}: {to_do}" if listing.images else f"{root}: {what}: {to_do}"
+
+
+def _is_pyramid(path: str) -> bool:
+    """Return whether a TIFF is a slide rather than a picture: it has several tiled pages, or a very large one."""
+    try:
+        pages = tiled_pages(Path(path))
+    except Exception:  # of tifffile: then it is neither, or the extra is not installed
+        return False
+    return len(pages) > 1 or any(max(page.width, page.height) > _LARGE_PX for page in pages)

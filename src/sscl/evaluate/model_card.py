@@ -205,7 +205,10 @@ def _scale(checkpoint: Checkpoint) -> str:
     if not scale.span:
         return "not known: `data.mpp` was not given"
     middle = f", {scale.mpp:.3g} in the middle" if scale.mpp_range else ""
-    where = "as given, `data.mpp`" if data.mpp is not None else "by the table's column `mpp` and the sides of its files"
+    where = "at which the slides were indexed" if data.source == "slides" else "as given, `data.mpp`"
+    if data.mpp is None:
+        table = "by the table's column `mpp` and the sides of its files"
+        where = table if data.source == "table" else "as these tiles are drawn"
     return f"{scale}{middle} at {checkpoint.size_px} px a side ({where})"
 
 

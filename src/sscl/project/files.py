@@ -16,7 +16,7 @@ from sscl.words import count
 from sscl.writing import in_line
 
 FILES = ("pretrain.yaml", "finetune.yaml", "eval.yaml", "gradcam.yaml", "report.yaml")
-PATHS = ("groups_csv", "cache_dir")
+PATHS = ("groups_csv", "cache_dir", "slides_root")
 IMBALANCE = 2.0  # classes whose sizes differ by more are weighted in the loss
 
 
@@ -97,7 +97,11 @@ def _data(file: Lines, found: Found, encoder: Encoder, *, pretrains: bool) -> No
         file.put("size_px", encoder.size_px, encoder.why_size, indent=1)
     for key, (value, why) in found.chosen.items():
         file.put(key, os.path.abspath(value) if key in PATHS else value, why, indent=1)
-    if pretrains and found.classes and data.source in ("folder", "table"):
+    if pretrains and found.tiles_per_slide is not None and "tiles_per_slide" not in found.chosen:
+        low, high = found.of_slides.min(), found.of_slides.max()
+        why = f"of each an epoch, none twice until all were seen: slides have {low:,} to {high:,}"
+        file.put("tiles_per_slide", found.tiles_per_slide, why, indent=1)
+    if pretrains and found.classes and data.source in ("folder", "table", "slides"):
         file.put(
             "labels",
             True,

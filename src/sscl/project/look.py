@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig
 from sscl.data import duplicates, hashes, load
@@ -22,13 +23,18 @@ from sscl.data.images import size_of
 from sscl.data.listing import SUFFIXES, list_images
 from sscl.data.mhist import PUBLISHED_COUNTS, PUBLISHED_SIZE_PX
 from sscl.data.pathmnist import stored_size_px
+from sscl.data.scale import Scale, scale_of
+from sscl.data.slide_set import MOST_KEPT
+from sscl.data.sources import slide_numbers
 from sscl.data.tiles import Tiles
 from sscl.progress import Bar
-from sscl.words import count, some
+from sscl.slides.index import read_index
+from sscl.words import count, readable, some
 
 LOOKED_AT = 200  # files whose header is read
 COMPARED = 3000  # tiles that are searched for copies; takes seconds
 MOST_GROUPED = 20_000  # tiles among which all near-duplicates are searched; takes some 10 minutes
+UNEVEN = 2.0  # a slide with more tiles, in medians, is drawn from
 LARGE_PX = 1024  # tiles of more pixels a side hold thousands of cells
 
 
@@ -40,6 +46,7 @@ class Sizes:
         usual: the shorter side of most files. shortest, longest: of any. looked_at: number of files.
         not_square: number of those that are not square. unreadable: why a file cannot be read, the first; or None.
         files: of the set; None: not known, in a file of arrays.
+        slides: an index of slides: their number, whose tiles all have one side.
     """
 
     usual: int
@@ -49,6 +56,7 @@ class Sizes:
     not_square: int = 0
     unreadable: str | None = None
     files: int | None = None
+    slides: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,13 @@ class Found:
     """A set of tiles.
 
     Attributes:
-        data: its section, as it will be trained on. sizes: of its files.
+        data: its section, as it will be trained on. sizes: of its files. scale: of its tiles.
         chosen: keys of the section besides root, source and size_px that are not the default, with why.
         parts: its splits by name: train, validation if it has its own, and test; or all, without classes.
         made_here: whether sscl splits it into train and test.
         copies: pairs of tiles that show the same. compared: number of tiles searched for them.
         across: number of pairs on two sides of the split. apart: number of pairs in two classes.
+        of_slides: how many tiles each slide of the pretraining has; empty where it is no index of slides.
     """
 
     data: SourceConfig
@@ -73,6 +82,21 @@ class Found:
     across: int
     apart: int
     compared: int
+    scale: Scale
+    of_slides: NDArray[np.int64]
+
+    @property
+    def tiles_per_slide(self) -> int | None:
+        """How many tiles to draw of each slide an epoch, where some slides have far more than others."""
+        if not len(self.of_slides) or self.of_slides.max() <= UNEVEN * np.median(self.of_slides):
+            return None
+        return int(np.median(self.of_slides))
+
+    @property
+    def epoch_tiles(self) -> int:
+        """How many tiles an epoch of pretraining takes."""
+        drawn = self.tiles_per_slide
+        return len(self.train) if drawn is None else int(np.minimum(self.of_slides, drawn).sum())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,6 +123,10 @@ def sizes_of(data: DataConfig) -> Sizes:
     if data.source == "pathmnist":
         side = stored_size_px(data.root)
         return Sizes(side, side, side, looked_at=1)
+    if data.source == "slides":
+        index = read_index(data.root)
+        side = index.size_px
+        return Sizes(side, side, side, looked_at=1, files=len(index), slides=len(index.slides))
     names = _names(data)
     if not names:
         load.load_tiles(data, split="all", progress=False)  # raises: says what is there instead
@@ -148,6 +176,8 @@ def look(data: DataConfig, *, sizes: Sizes, labels: bool, progress: bool) -> Fou
     """
     given = {key: (getattr(data, key), "as given") for key in DataConfig.model_fields if key in data.model_fields_set}
     chosen = {key: reason for key, reason in given.items() if key not in ("root", "source", "size_px")}
+    if data.source == "slides":
+        chosen |= _of_slides(data, sizes) | {key: chosen[key] for key in ("keep",) if key in chosen}
     if sizes.not_square and "fit" not in chosen:
         chosen["fit"] = ("crop", f"{sizes.not_square} of {sizes.looked_at} files are not square")
     changed = {key: value for key, (value, _) in chosen.items()}
@@ -159,13 +189,26 @@ def look(data: DataConfig, *, sizes: Sizes, labels: bool, progress: bool) -> Fou
     parts = load.load_splits(section, progress=progress)
     if data.source == "mhist" and "published" not in chosen and not _is_mhist(parts, sizes):
         chosen["published"] = (False, "MHIST's layout, but not all of MHIST")
-    made_here, copies = load.split_is_made_here(section), _copies(parts, progress=progress)
-    found = Found(section, sizes, chosen, parts, made_here, **copies)
-    if made_here and found.classes and data.source in ("folder", "table"):
+    made_here = load.split_is_made_here(section)
+    # One slide under two names is told by its content; glass and stroma look alike on all of them.
+    copies = NOT_SEARCHED if data.source == "slides" else _copies(parts, progress=progress)
+    first = parts.get("train") or next(iter(parts.values()))
+    numbers = slide_numbers(first) if data.source == "slides" else np.empty(0, np.int64)
+    of_slides = np.bincount(numbers)
+    scale = scale_of(section, first)
+    found = Found(section, sizes, chosen, parts, made_here, **copies, scale=scale, of_slides=of_slides[of_slides > 0])
+    if made_here and found.classes and data.source in ("folder", "table", "slides"):
         chosen.setdefault("test_fraction", (data.test_fraction, "of each class, held out to be measured on"))
-        if found.across and len(found.train) <= MOST_GROUPED:
+        if data.source != "slides" and found.across and len(found.train) <= MOST_GROUPED:
             chosen.setdefault("group_near_duplicates", (True, "copies were found: they stay on one side of the split"))
     return found
+
+
+def _of_slides(data: DataConfig, sizes: Sizes) -> dict[str, tuple[Any, str]]:
+    """Return keys of the section of an index of slides, each with why."""
+    decoded = (sizes.files or 0) * 3 * sizes.usual**2
+    keep = f"{readable(decoded)} decoded; up to {readable(MOST_KEPT)} go into the cache, more is read from the slides"
+    return {"mpp": (data.mpp, "µm per pixel of the index; the checkpoint keeps it"), "keep": (data.keep, keep)}
 
 
 def _check_layout(data: DataConfig) -> None:
@@ -182,6 +225,9 @@ OR_PRETRAIN = "; or give labels=false for pretraining alone"
 def _is_mhist(parts: Mapping[str, Tiles], sizes: Sizes) -> bool:
     counts = {name: tiles.class_counts() for name, tiles in parts.items()}
     return counts == PUBLISHED_COUNTS and sizes.shortest == sizes.longest == PUBLISHED_SIZE_PX
+
+
+NOT_SEARCHED = {"copies": 0, "across": 0, "apart": 0, "compared": 0}
 
 
 def _copies(parts: Mapping[str, Tiles], *, progress: bool) -> dict[str, int]:
@@ -211,13 +257,15 @@ def lines(found: Found) -> list[str]:
     """Return what was found, a sentence each."""
     data, sizes = found.data, found.sizes
     said = [f"{data.root}: {LAYOUTS[data.source]}, {count(found.total, 'tile')}"]
-    if sizes.shortest == sizes.longest:
+    if sizes.slides is not None:
+        said.append(f"sizes: {sizes.usual} x {sizes.usual} px, from {count(sizes.slides, 'slide')}")
+    elif sizes.shortest == sizes.longest:
         said.append(f"sizes: all {sizes.usual} x {sizes.usual} px (headers of {count(sizes.looked_at, 'file')})")
     else:
         said.append(f"sizes: {sizes.shortest} to {sizes.longest} px, mostly {sizes.usual}")
-    mpp = found.train.mpp
-    known = np.empty(0) if mpp is None else mpp[~np.isnan(mpp)]
-    said.append(f"scale: {np.median(known):g} µm per pixel" if len(known) else "scale: µm per pixel is not known")
+    said.append(f"scale: {found.scale}" if found.scale.span else "scale: not known (data.mpp=0.5 would say it)")
+    if found.classes and sizes.slides is not None:
+        said.append("labels: each tile has that of its slide (a weak label)")
     if not found.classes:
         said.append("classes: none, so these tiles are for pretraining alone")
     for split, tiles in found.parts.items():
@@ -232,7 +280,8 @@ def lines(found: Found) -> list[str]:
     elif found.classes:
         said.append("groups: not known; tiles of one slide may be on both sides of a split")
     where = f" of {found.compared:,} looked at" if found.compared < found.total else ""
-    said.append(f"copies: {count(found.copies, 'pair') if found.copies else 'none'}{where} (a quick look)")
+    if found.compared:
+        said.append(f"copies: {count(found.copies, 'pair') if found.copies else 'none'}{where} (a quick look)")
     return said
 
 
@@ -242,6 +291,7 @@ LAYOUTS = {
     "folder": "a folder of images",
     "table": "a table of images",
     "pathmnist": "an .npz file in MedMNIST's layout",
+    "slides": "an index of whole slides",
 }
 
 

@@ -99,7 +99,11 @@ def choose_encoder(sizes: Sizes, where: Machine, *, size_px: int | None = None) 
     """
     most = GPU_PX if where.on_gpu else CPU_PX
     why_size = "as given"
-    if size_px is None:
+    if sizes.slides is not None:
+        size_px, why_size = sizes.usual, "as the index has them"
+        if not where.on_gpu and size_px > most:
+            why_size += f"; for a CPU, index the slides again with size_px={most}"
+    elif size_px is None:
         size_px = max(16, min(sizes.usual, most))
         if sizes.usual <= most:
             why_size = "as the files are" if size_px == sizes.usual else "the least"
@@ -128,15 +132,15 @@ def plan(found: Found, encoder: Encoder, where: Machine, *, minutes: float) -> P
     Raises:
         ValueError: too few tiles to train on.
     """
-    tiles, labelled = len(found.train), _labelled(found.train)
+    tiles, drawn, labelled = len(found.train), found.epoch_tiles, _labelled(found.train)
     if tiles < LEAST_TILES:
         raise ValueError(
             f"data.root: {found.data.root} has {count(tiles, 'tile')} to train on; at least {LEAST_TILES} are needed, "
             "and hundreds for a result"
         )
-    batch, why_batch = _batch_size(tiles, encoder, where)
+    batch, why_batch = _batch_size(drawn, encoder, where)
     seconds = seconds_per_tile(encoder, where, batch_size=min(batch, 32)) * BESIDES_STEPS
-    fitting = int(60 * minutes / (seconds * tiles))
+    fitting = int(60 * minutes / (seconds * drawn))
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, fitting))
     if fitting >= MOST_EPOCHS:
         why_epochs = "more seldom help"
@@ -154,7 +158,7 @@ def plan(found: Found, encoder: Encoder, where: Machine, *, minutes: float) -> P
         why_batch=why_batch,
         epochs=epochs,
         why_epochs=why_epochs,
-        seconds=seconds * tiles * epochs,
+        seconds=seconds * drawn * epochs,
         labelled_batch_size=labelled_batch,
         labelled_epochs=min(MOST_LABELLED_EPOCHS, max(LEAST_EPOCHS, labelled_fitting)),
         steps=steps,
