@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import itertools
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from sscl.data.groups import Grouped, Groups
+from sscl.data.groups import Grouped, Groups, numbered
 from sscl.data.listing import Account
 from sscl.data.rows import Images, Rows
 from sscl.device import free_memory
@@ -141,7 +140,7 @@ class Tiles:
         _update(digest, self.ids)
         digest.update(self.labels.astype("<i8").tobytes())
         if self.groups is not None:
-            _update(digest, self.groups if isinstance(self.groups, Grouped) else self.groups.tolist())
+            _update(digest, self.groups)
         digest.update(as_rows(self.images).digests().astype("<u8").tobytes())
         return digest.hexdigest()
 
@@ -172,12 +171,20 @@ class JoinedIds(Sequence[str]):
             yield from (f"{number}/{name}" for name in part)
 
 
-def _update(digest: hashlib._Hash, names: Iterable[str]) -> None:
-    """Add names to a digest, as "\\n".join(names) would."""
-    rest, between = iter(names), ""
-    while block := list(itertools.islice(rest, 2**16)):
-        digest.update((between + "\n".join(block)).encode())
-        between = "\n"
+def _update(digest: hashlib._Hash, names: Sequence[str] | Groups) -> None:
+    """Add the names of all tiles to a digest; of those that are computed, what they are made of."""
+    if isinstance(names, JoinedIds):
+        for part in names.parts:
+            digest.update(f"{len(part)} ".encode())
+            _update(digest, part)
+    elif isinstance(names, TileIds):
+        slides, number, corner = names.parts()
+        digest.update("\n".join(slides).encode() + number.tobytes() + corner.tobytes())
+    elif isinstance(names, Grouped):
+        groups, number = numbered(names)
+        digest.update("\n".join(groups.tolist()).encode() + number.tobytes())
+    else:
+        digest.update("\n".join(names).encode())
 
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

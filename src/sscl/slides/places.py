@@ -101,6 +101,11 @@ class TileIds(Sequence[str]):
         """Return the ids at `rows` (ints), in that order."""
         return TileIds(self.places, self.rows[np.asarray(rows, dtype=np.int64)])
 
+    def parts(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int32]]:
+        """Return what the ids are made of: slides that have tiles, (S,), which of them each tile is of, its corner."""
+        used, numbers = np.unique(self.slides, return_inverse=True)
+        return [self.places.names[slide] for slide in used.tolist()], numbers, self.places.xy[self.rows]
+
     @property
     def slides(self) -> NDArray[np.int64]:
         """The slide of each tile, (N,), as its place in `places.names`."""

@@ -24,6 +24,7 @@ from sscl.words import count, listed
 MOST_DAMAGED = 0.01  # of a slide's tiles
 _MOST_THREADS = 16
 _PIECES = 4  # of a batch for each thread: slides differ in how fast they are read
+_HASHED_AT_ONCE = 2**20
 _NAMED = 5  # slides with damaged tiles that are named
 
 
@@ -86,8 +87,13 @@ class SlidePixels:
         Equal where a slide is the same, wherever it lies and whatever it is called. No pixel is read.
         """
         keys = np.array([_key(slide, scaling) for slide, scaling in self.slides], dtype=np.uint64)
-        corner = self.places.xy[rows].astype(np.uint32).astype(np.uint64)
-        return _mixed(keys[self.places.slide_of(rows)] ^ _mixed(corner[:, 0] << np.uint64(32) | corner[:, 1]))
+        found = np.empty(len(rows), dtype=np.uint64)
+        for start in range(0, len(rows), _HASHED_AT_ONCE):
+            some = rows[start : start + _HASHED_AT_ONCE]
+            corner = self.places.xy[some].astype(np.uint32).astype(np.uint64)
+            place = _mixed(corner[:, 0] << np.uint64(32) | corner[:, 1])
+            found[start : start + len(some)] = _mixed(keys[self.places.slide_of(some)] ^ place)
+        return found
 
     def notes(self) -> list[str]:
         """Return what a reader must know of the tiles that were read, a sentence each."""
