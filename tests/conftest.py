@@ -135,6 +135,7 @@ NUMBERS = {
     "mhist_counts": "sscl.data.mhist.PUBLISHED_COUNTS",
     "pathmnist_counts": "sscl.data.pathmnist.PATHMNIST_COUNTS",
     "overview_strip": "sscl.slides.overview._STRIP",
+    "sheet_pixels": "sscl.slides.preview._SHEET_PIXELS",
     "embedded_tiles": "sscl.data.load.MOST_EMBEDDED",
     "kept_bytes": "sscl.data.slide_set.MOST_KEPT",
     "pillow_block": "PIL.ImageFile.MAXBLOCK",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass, replace
 
 import cv2
@@ -14,6 +15,7 @@ from sscl.slides.open import open_slide
 from sscl.slides.pixels import Readers
 from sscl.slides.records import Overview
 from sscl.slides.tissue import DARK, NO_TISSUE, OVERVIEW_MPP, find_tissue
+from sscl.slides.write import write_levels
 
 N = 384  # of an overview: 3 mm
 GLASS = (240.0, 239.0, 241.0)
@@ -327,3 +329,19 @@ def test_the_mask_is_the_same_of_one_level_and_of_three_and_in_strips(field, fie
     assert np.array_equal(mask_of(field_slide("strips.svs", levels=field.levels[:1])), single)
     truth = cv2.resize(field.tissue.astype(float), single.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
     assert agreement(single, truth) >= 0.95
+
+
+def test_a_wide_slide_of_one_level_takes_the_memory_of_a_strip(field, tmp_path, number):
+    """T14: 20,480 x 2,048 px are 120 MiB."""
+    first = field.levels[0]
+    columns, rows = 80, 8
+    tiles = [first.tiles[y % 7 * first.columns + x % 7] for y in range(rows) for x in range(columns)]
+    write_levels(tmp_path / "wide.svs", [replace(first, width=columns * 256, height=rows * 256, tiles=tiles)], mpp=0.5)
+    number(overview_strip=2**20)
+    tracemalloc.start()
+    try:
+        assert mask_of(tmp_path / "wide.svs").any()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * 2**20
