@@ -110,14 +110,14 @@ def test_the_command_writes_slides_that_openslide_reads(tmp_path, capsys):
     out = tmp_path / "drawn"
     assert main(["slides", "synth", str(out), "count=1", "size_px=300", "mpp=4", "pen=blue", "progress=false"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("next: sscl slides tile ")
-    with openslide.OpenSlide(out / "slides" / "slide_0000.svs") as slide:
+    with openslide.OpenSlide(out / "slides" / "syn_00000.svs") as slide:
         assert slide.dimensions == (300, 300)
         assert float(slide.properties["openslide.mpp-x"]) == 4
     with (out / "slides.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [
-            {"slide": "slide_0000.svs", "patient": "patient_0000", "label": "HP", "split": "train", "mpp": "4.0"}
+            {"slide": "syn_00000.svs", "patient": "patient_0000", "label": "HP", "split": "train", "mpp": "4.0"}
         ]
-    truth = np.asarray(Image.open(out / "truth" / "slide_0000.png"))
+    truth = np.asarray(Image.open(out / "truth" / "syn_00000.png"))
     assert truth.shape == (150, 150)
     assert set(np.unique(truth)) == {GLASS, STROMA, HP, HP + 2}
     assert main(["slides", "synth", str(out)]) == 2

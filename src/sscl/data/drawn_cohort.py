@@ -40,7 +40,7 @@ def cohort(count: int, *, both: bool, test_fraction: float, ending: str = "svs")
         trained = is_chosen(patient // 2, 1 - test_fraction)  # both classes in the same proportion
         entries.append(
             CohortEntry(
-                name=f"slide_{index:04d}.{ending}",
+                name=f"syn_{index:05d}.{ending}",
                 patient=f"patient_{patient:04d}",
                 label="both" if both else ("HP", "SSA")[patient % 2],
                 split="train" if trained else "test",

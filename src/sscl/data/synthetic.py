@@ -35,7 +35,8 @@ SAID = "synthetic tiles, drawn by a program: they say nothing about tissue"
 TILES_PER_SLIDE = 8
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
 
-_NAMES = re.compile(r"(?:.*[/\\])?syn_\d{5,}\.png")  # of the tiles that `write_synthetic` writes
+# Of the tiles that `write_synthetic` writes, and of those on slides of `drawn_cohort`.
+_NAMES = re.compile(r"(?:.*[/\\])?syn_\d{5,}(?:\.png|\.(?:svs|tiff)/\d+_\d+)")
 _ANNOTATORS = 7  # mhist.ANNOTATORS, which would import torch in every drawing process
 _MAX_SEED = 2**63 - 1
 _TILE_STREAM, _ORDER_STREAM, _LOOK_STREAM = 0, 1, 2
