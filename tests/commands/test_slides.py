@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -347,6 +348,39 @@ def test_a_full_disk_leaves_what_the_same_command_goes_on_with(
 
 def grids(index: Path) -> dict[str, bytes]:
     return {name: data for name, data in content(index).items() if name != "config.yaml"}
+
+
+def test_a_folder_that_cannot_be_listed_is_said_and_the_others_go_on(
+    cli: Any, slides: Path, tmp_path: Path, wrapped: Any
+) -> None:
+    def refuse(real: Any, path: Any) -> Any:
+        if str(path).endswith(("sub", "closed")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    (tmp_path / "closed").mkdir()
+    with wrapped(list_folder=refuse):
+        result = cli("slides", "tile", slides, f"out={tmp_path / 'i'}", *ASKED)
+        whole = cli("slides", "tile", tmp_path / "closed", f"out={tmp_path / 'j'}", *ASKED)
+    assert result.code == 3
+    assert "sub: cannot be listed (Permission denied)" in " ".join(result.out.split())
+    assert [one.slide.name for one in read_index(tmp_path / "i").slides] == ["a.svs", "b.svs"]
+    assert whole.code == 2
+    assert "closed: cannot be listed (Permission denied)" in whole.err
+
+
+def test_more_slides_than_files_that_may_be_open(cli: Any, slides: Path, tmp_path: Path) -> None:
+    """T24, in small: 12 more slides, and 12 more files than now."""
+    for number in range(12):
+        shutil.copy(slides / "a.svs", slides / f"c{number}.svs")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 12, hard))
+    try:
+        result = cli("slides", "tile", slides, f"out={tmp_path / 'i'}", *ASKED)
+        assert (result.code, result.err) == (0, "")
+        assert len(read_index(tmp_path / "i").slides) == 15
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_one_command_at_a_time_writes_an_index(cli: Any, slides: Path, index: Path, hold: Any) -> None:

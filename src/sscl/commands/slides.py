@@ -220,7 +220,10 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
-    index = Path(config.slides[0]) if len(config.slides) == 1 and is_index(Path(config.slides[0])) else None
+    indices = [Path(word) for word in config.slides if is_index(Path(word))]
+    if indices and len(config.slides) > 1:
+        raise ValueError(f"{indices[0]}: is an index; inspect it alone")
+    index = indices[0] if indices else None
     listing = SlideListing()
     labels: dict[str, Labels] = {}
     if index is not None:

@@ -146,7 +146,7 @@ def _identity(slide: Slide) -> tuple[str, int]:
 
 
 def _copy(folder: Path, was: str, name: str) -> None:
-    """Copy a slide's grid and preview to another name; its entry is written under it next, and the old files go last."""
+    """Copy a slide's grid and preview to another name; its entry is written next, and the old files go last."""
     _, *before = files_of(folder, was)
     _, *after = files_of(folder, name)
     for old, new in zip(before, after, strict=True):
