@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,16 @@ from sscl.slides.dicom import for_openslide
 from sscl.slides.few import Few
 from sscl.slides.libraries import openslide
 
-_CACHE_BYTES = 64 * 2**20  # of decoded tiles, for all slides together; openslide's own would be 32 MiB for each
+_CACHE_BYTES = 128 * 2**20  # of decoded tiles, for all slides together; openslide's own would be 32 MiB for each
 _MOST_SIDE = 4096  # pixels: beyond it openslide reads in parts, whose places it rounds
+
+
+@dataclass(frozen=True)
+class _Handle:
+    """A slide that openslide has open, and the factors that it takes its levels to have."""
+
+    slide: Any
+    factors: tuple[float, ...]
 
 
 class Handles:
@@ -26,16 +35,16 @@ class Handles:
     def __init__(self, most: int) -> None:
         self._cache: Any = None
         self._lock = threading.Lock()
-        self._open: Few[Any] = Few(most, opened=self._opened, closed=lambda slide: slide.close())
+        self._open: Few[_Handle] = Few(most, opened=self._opened, closed=lambda handle: handle.slide.close())
 
-    def _opened(self, path: str) -> Any:
+    def _opened(self, path: str) -> _Handle:
         library = openslide()
         slide = library.OpenSlide(for_openslide(path))
         with self._lock:
             if self._cache is None:
                 self._cache = library.OpenSlideCache(_CACHE_BYTES)
             slide.set_cache(self._cache)
-        return slide
+        return _Handle(slide, slide.level_downsamples)
 
     def read(self, path: str, *, level: int, x: int, y: int, out: NDArray[np.uint8]) -> None:
         """Write whole pixels of a level into `out`, premultiplied BGRA uint8 (height, width, 4).
@@ -75,11 +84,11 @@ class Handles:
         self._open.close()
 
 
-def _fill(handle: Any, out: NDArray[np.uint8], *, level: int, x: int, y: int) -> None:
+def _fill(handle: _Handle, out: NDArray[np.uint8], *, level: int, x: int, y: int) -> None:
     # A place is given in pixels of level 0, which openslide divides by its own factor. Where that is whole, the pixel
     # is met exactly; else to half a pixel of level 0.
-    factor = handle.level_downsamples[level]
+    factor = handle.factors[level]
     buffer = np.ctypeslib.as_ctypes(out.reshape(-1).view(np.uint32))
     openslide().lowlevel._read_region(
-        handle._osr, buffer, round(x * factor), round(y * factor), level, out.shape[1], out.shape[0]
+        handle.slide._osr, buffer, round(x * factor), round(y * factor), level, out.shape[1], out.shape[0]
     )

@@ -65,7 +65,7 @@ class Readers:
         level = scaling.level
         factor, side = slide.levels[level].factor, scaling.side
         square = np.empty((side, side, 3), dtype=np.uint8) if scaling.resampled else None
-        with self._level(slide, level) as read:
+        with self._level(slide, level, side) as read:
             for i in np.lexsort((xy[:, 0], xy[:, 1])).tolist():
                 x, y = int(xy[i, 0]), int(xy[i, 1])
                 try:
@@ -80,13 +80,14 @@ class Readers:
                     cv2.resize(square, out.shape[1:3], dst=out[i], interpolation=cv2.INTER_AREA)
 
     @contextmanager
-    def _level(self, slide: Slide, level: int) -> Iterator[Callable[[int, int, NDArray[np.uint8]], object]]:
-        """Give what reads whole pixels of a level: x and y of the corner, and where they go."""
+    def _level(self, slide: Slide, level: int, side: int) -> Iterator[Callable[[int, int, NDArray[np.uint8]], object]]:
+        """Give what reads squares of a level: from x and y of the corner, into an array."""
         if slide.levels[level].encoded is not None:
             with self._files.level(slide, level) as reader:
                 yield reader.read
         else:
-            yield lambda x, y, out: self._through_openslide(slide, level, x, y, out)
+            part = np.empty((side, side, 4), dtype=np.uint8)  # kept: fresh memory is slow
+            yield lambda x, y, out: self._through_openslide(slide, level, x, y, part, out)
 
     def overview(self, slide: Slide, mpp: float) -> Overview:
         """Return a whole slide in small (see `overview.overview`)."""
@@ -110,15 +111,15 @@ class Readers:
             Exception: whatever the decoders say.
         """
         if slide.levels[level].encoded is None:
-            return self._through_openslide(slide, level, x, y, out)
+            part = np.empty((*out.shape[:2], 4), dtype=np.uint8)
+            return self._through_openslide(slide, level, x, y, part, out)
         with self._files.level(slide, level) as reader:
             reader.read(x, y, out)
         return None
 
     def _through_openslide(
-        self, slide: Slide, level: int, x: int, y: int, out: NDArray[np.uint8]
+        self, slide: Slide, level: int, x: int, y: int, part: NDArray[np.uint8], out: NDArray[np.uint8]
     ) -> NDArray[np.uint8] | None:
-        part = np.empty((*out.shape[:2], 4), dtype=np.uint8)
         self._handles.read(slide.path, level=level, x=x, y=y, out=part)
         cv2.cvtColor(part, cv2.COLOR_BGRA2RGB, dst=out)
         if part.view(np.uint32).min() >= _OPAQUE:
