@@ -344,4 +344,4 @@ def test_a_wide_slide_of_one_level_takes_the_memory_of_a_strip(field, tmp_path, 
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 50 * 2**20
+    assert peak < 90 * 2**20  # of which 64 MiB are the tiles decoded last
