@@ -24,6 +24,7 @@ from PIL import Image
 import sscl
 from sscl import api, augment
 from sscl.config import FinetuneConfig, load_config
+from sscl.data.scale import Scale
 from sscl.data.stain import normalise_stain
 from sscl.evaluate import calibration
 from sscl.explain import boxes
@@ -61,6 +62,7 @@ def write_run(folder: Path, *, classes: tuple[str, ...] = ("HP", "SSA"), stain: 
         lineage=[],
         fingerprint="f",
         precision="fp32",
+        scale=Scale((SIDE,), 0.5),
     )
     positive = 1 if len(classes) == 2 else None
     made = replace(

@@ -23,7 +23,7 @@ class Word:
     exists: bool = False  # whether it must be a file or folder that exists
 
 
-TILES = Word("TILES", "data.root", "the folder or file of the tiles", exists=True)
+TILES = Word("TILES", "data.root", "the folder or file of the tiles, or an index of slides", exists=True)
 RUN = Word("RUN", "checkpoint", "run folder of finetune, or a checkpoint file")
 CONFIG = Word("CONFIG", "--config", "a YAML file, or a name from `sscl configs`")
 
