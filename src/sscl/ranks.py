@@ -106,6 +106,15 @@ def from_first(value: T) -> T:
     return values[0]  # type: ignore[no-any-return]
 
 
+def from_all(value: T) -> list[T]:
+    """Return the values of all ranks, in rank order, on every rank; anything that pickles."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    td.all_gather_object(values, value)
+    return values
+
+
 def parallel(module: nn.Module) -> nn.Module:
     """Return the module with its gradients averaged over ranks in backward; as it is in a single process."""
     if world_size() == 1:

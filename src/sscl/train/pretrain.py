@@ -104,13 +104,14 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             if measure and epoch + 1 < last_epoch:
                 draw_pretraining(log.rows, opened.folder / "curves.png")
                 pace.measured()
+    notes = dict.fromkeys(note for of in ranks.from_all(as_rows(job.tiles.images).notes()) for note in of)
     if log is not None:
         log.close()
         draw_pretraining(log.rows, opened.folder / "curves.png")  # even where a killed run had done all epochs
         with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
             torch.save({key: x.cpu().contiguous() for key, x in merged_state(job.model.encoder).items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
-        for note in as_rows(job.tiles.images).notes():
+        for note in notes:
             print(f"warning: {note}")
         ended = end_run(opened, config, epochs=max(last_epoch, job.first_epoch))
         print_summary(log.rows, opened.folder, config=config, pace=pace, finished=ended.final)
