@@ -16,6 +16,9 @@ from sscl.data.drawn_cohort import cohort, write_cohort
 from sscl.data.drawn_slide import GLASS, HP, SSA, STROMA, DrawnSlide, draw_slide
 from sscl.data.polyp import TILE_UM
 from sscl.data.synthetic import draw_tile
+from sscl.slides.coverage import coverage_of
+from sscl.slides.geojson import read_annotations
+from sscl.slides.open import open_slide
 
 SIZE_PX, MPP = 1000, 4.0  # 4 mm: as wide as the slide of 4,000 px at 1 µm/px
 
@@ -120,6 +123,12 @@ def test_the_command_writes_slides_that_openslide_reads(tmp_path, capsys):
     truth = np.asarray(Image.open(out / "truth" / "syn_00000.png"))
     assert truth.shape == (150, 150)
     assert set(np.unique(truth)) == {GLASS, STROMA, HP, HP + 2}
+    areas = read_annotations(
+        out / "annotations" / "slide_0000.geojson", open_slide(out / "slides" / "slide_0000.svs", name="x")
+    )
+    corner = np.stack(np.meshgrid(np.arange(150) * 2, np.arange(150) * 2), -1).reshape(-1, 2)
+    shares = coverage_of(areas.polygons, corner, side=2, classes=["HP"])[:, 0].reshape(150, 150)
+    assert np.array_equal(shares > 0.5, (truth == HP) | (truth == HP + 2))
     assert main(["slides", "synth", str(out)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 

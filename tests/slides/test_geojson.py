@@ -14,7 +14,7 @@ import pytest
 from scipy import ndimage
 
 from sscl.slides.coverage import Polygon, coverage_of
-from sscl.slides.geojson import Region, read_annotations, write_regions, write_tiles
+from sscl.slides.geojson import Region, account_of, read_annotations, write_regions, write_tiles
 from sscl.slides.outlines import outlines
 from sscl.slides.records import Slide, SlideError
 
@@ -219,6 +219,7 @@ def test_annotations_as_versions_of_qupath_and_other_programs_write_them(tmp_pat
         feature({"type": "MultiPolygon", "coordinates": [[ring], [ring]]}, "SSA", isLocked=True),
         feature({"type": "GeometryCollection", "geometries": [area(ring), {"type": "Point", "coordinates": [1, 1]}]}),
         feature(area(ring), None),
+        feature(area(ring), {"name": "Ignore*", "color": [180, 180, 180]}),
         feature({"type": "Point", "coordinates": [1, 2]}),
         feature({"type": "LineString", "coordinates": [[1, 2], [3, 4]]}),
         feature(area(ring), {"name": "HP", "color": [1, 2, 3]}, objectType="tile"),
@@ -236,8 +237,8 @@ def test_annotations_as_versions_of_qupath_and_other_programs_write_them(tmp_pat
             found = read_annotations(path, SLIDE)
             labels = [polygon.label for polygon in found.polygons]
             assert labels == ["HP", "HP", "Tumor: Positive", "SSA", "SSA", "HP", "x"]
-            assert sorted(found.passed_over.values()) == [1, 1, 2]
-            assert "2 points or lines" in found.account
+            assert sorted(found.passed_over.values()) == [1, 1, 1, 2]
+            assert "2 points or lines" in account_of(found.passed_over)
             assert found.polygons[0].rings[0].tolist() == [[x + 137, y + 91] for x, y in ring]
     path.write_text(json.dumps(objects[0]))
     whole = SLIDE.model_copy(update={"bounds": None})

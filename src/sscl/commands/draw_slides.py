@@ -31,6 +31,6 @@ def main(config: SynthSlidesConfig) -> None:
         workers=min(cpu_cores(), config.count, max(1, _PIXELS_AT_ONCE // config.size_px**2)),
         progress=config.progress,
     )
-    print(f"wrote {count(config.count, 'drawn slide')} to {config.root}: slides, slides.csv, truth")
+    print(f"wrote {count(config.count, 'drawn slide')} to {config.root}: slides, slides.csv, truth, annotations")
     table = f"slides_csv={config.root}/slides.csv"
     print(next_command("slides tile", f"{config.root}/slides", f"out={config.root}-tiles", "mpp=2", table))

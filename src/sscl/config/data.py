@@ -37,6 +37,18 @@ class DataConfig(Section):
     slides_root: str | None = setting(
         None, "slides: the folder where they are now, if they have moved since they were indexed", free=True, path=True
     )
+    annotations: str | None = setting(
+        None,
+        "slides: folder of GeoJSON files that QuPath exports, named after their slides; tiles in areas of a class have "
+        "that class, all others are left out",
+        path=True,
+    )
+    label_coverage: float = setting(
+        0.5,
+        "annotations: share of a tile that areas of its class cover at least; two such classes: left out",
+        gt=0,
+        le=1,
+    )
     keep: Literal["auto", "slides", "cache"] = setting(
         "auto",
         "slides: read tiles from the slides, or decode them once into the cache; auto: the cache up to 8 GiB and half "
@@ -112,10 +124,12 @@ class DataConfig(Section):
             object.__setattr__(self, "source", detect_source(self.root))  # the section is not yet in use
         if self.source == "slides":
             self._scale_is_that_of_the_index()
-        elif self.tiles_per_slide is not None and self.source != "auto":  # auto: nothing is there
-            raise fault(
-                "tiles_per_slide", f"is for an index of slides, {self.root} is data.source={self.source}; leave it out"
-            )
+        elif self.source != "auto":  # auto: nothing is there
+            for key in ("tiles_per_slide", "annotations"):
+                if getattr(self, key) is not None:
+                    raise fault(
+                        key, f"is for an index of slides, {self.root} is data.source={self.source}; leave it out"
+                    )
         return self
 
     def _scale_is_that_of_the_index(self) -> None:

@@ -13,6 +13,8 @@ from PIL import Image
 from sscl.data.drawn_slide import HP, LABELS, SSA, DrawnSlide, Pen, draw_slide
 from sscl.data.synthetic import drawing_into, in_processes, is_chosen
 from sscl.progress import over
+from sscl.slides.geojson import Region, write_regions
+from sscl.slides.outlines import outlines
 from sscl.slides.write import write_slide
 from sscl.writing import write_csv
 
@@ -63,7 +65,7 @@ def write_cohort(
     workers: int = 1,
     progress: bool = False,
 ) -> list[CohortEntry]:
-    """Write `slides/`, `slides.csv` and `truth/` under root; return the slides.
+    """Write `slides/`, `slides.csv`, `truth/` and `annotations/` under root; return the slides.
 
     The folder appears complete or not at all, and does not depend on the number of workers.
 
@@ -76,7 +78,7 @@ def write_cohort(
     """
     entries = cohort(count, both=both, test_fraction=test_fraction, ending=ending)
     with drawing_into(root) as folder:
-        for name in ("slides", "truth"):
+        for name in ("slides", "truth", "annotations"):
             (folder / name).mkdir()
         in_processes(
             partial(_write, folder=folder, entries=entries, size_px=size_px, mpp=mpp, seed=seed, pen=pen),
@@ -93,10 +95,12 @@ def write_cohort(
 def _write(
     index: int, *, folder: Path, entries: list[CohortEntry], size_px: int, mpp: float, seed: int, pen: Pen | None
 ) -> None:
-    """Draw and write a slide and its truth."""
+    """Draw and write a slide, its truth, and its lesions as annotations."""
     entry = entries[index]
     drawn = draw_slide(index, label=entry.label, seed=seed, size_px=size_px, mpp=mpp, pen=pen)
     write_slide(folder / "slides" / entry.name, drawn.pixels, mpp=mpp, factors=_factors(size_px))
+    annotations = folder / "annotations" / f"{Path(entry.name).stem}.geojson"
+    _write_annotations(annotations, drawn, name=entry.name)
     stem = folder / "truth" / Path(entry.name).stem
     truth_picture(drawn).save(stem.with_suffix(".png"))
     write_csv(
@@ -104,6 +108,18 @@ def _write(
         ("x", "y", "label", "severity"),
         ((base.x, base.y, base.label, base.severity) for base in drawn.crypts),
     )
+
+
+def _write_annotations(path: Path, drawn: DrawnSlide, *, name: str) -> None:
+    """Write the lesions of the slide of this name as a person would mark them in QuPath."""
+    height, width = drawn.lesions.shape
+    x_edges, y_edges = np.arange(width + 1) * drawn.factor, np.arange(height + 1) * drawn.factor
+    regions = [
+        Region(name, polygons)
+        for label, name in ((HP, "HP"), (SSA, "SSA"))
+        for polygons in outlines(drawn.lesions == label, x_edges, y_edges)
+    ]
+    write_regions(path, name, regions, colours={"HP": PALETTE[HP], "SSA": PALETTE[SSA]})
 
 
 def _factors(size_px: int) -> list[int]:

@@ -56,7 +56,9 @@ def _named(section: str) -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         if str(error).startswith(f"{section}."):
             raise
-        key = section if str(error).startswith(("groups_csv: ", "slides_root: ")) else f"{section}.root:"
+        key = (
+            section if str(error).startswith(("groups_csv: ", "slides_root: ", "annotations: ")) else f"{section}.root:"
+        )
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{key}.{error}" if key == section else f"{key} {error}") from error
 
@@ -161,6 +163,8 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
             whole=listed_whole(data),
             size_px=data.size_px,
             slides_root=data.slides_root,
+            annotations=data.annotations,
+            label_coverage=data.label_coverage,
             keep=data.keep if data.stain == "none" else "slides",  # the normalised ones are kept
             replace_damaged=isinstance(data, SourceConfig),
             each=None if isinstance(data, SourceConfig) else data.tiles_per_slide,
@@ -201,6 +205,8 @@ def training_slides(data: DataConfig) -> dict[str, str]:
         data.root,
         split="train",
         whole=listed_whole(data),
+        annotations=data.annotations,
+        label_coverage=data.label_coverage,
         keep="slides",
         looked_for=False,
         test_fraction=data.test_fraction,

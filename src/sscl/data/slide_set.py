@@ -1,6 +1,7 @@
 """The tiles of an index of slides: where they are, what is known of each, and where its pixels come from.
 
-N tiles of S slides. A tile has the label of its slide, which is a weak label: much of a slide with a lesion is none.
+N tiles of S slides. A tile has the class of the annotated area that it lies in, or without annotations the label of its
+slide, which is a weak label: much of a slide with a lesion is none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.data.annotated import Drawn, drawn_labels
 from sscl.data.cache import cache_folder, noted_tiles
 from sscl.data.groups import Grouped
 from sscl.data.ingest import group_ids
@@ -49,6 +51,8 @@ def load_slides(
     whole: bool = False,
     size_px: int | None = None,
     slides_root: Path | str | None = None,
+    annotations: Path | str | None = None,
+    label_coverage: float = 0.5,
     keep: Keep = "auto",
     replace_damaged: bool = False,
     looked_for: bool = True,
@@ -69,6 +73,8 @@ def load_slides(
         whole: for pretraining: take no labels, and all slides where the index has no splits.
         size_px: side that is wanted; None: that of the index.
         slides_root: the folder below which the slides are now, by their names; None: where they were.
+        annotations, label_coverage: take the tiles that lie in areas of a class, see `drawn_labels`, not the slides'
+            labels; None: those of the slides. Not looked at for pretraining.
         keep: where pixels come from: the slides, or the cache, into which all are decoded first; the same pixels.
         replace_damaged: take a slide's next tile for a damaged one, else a damaged tile is an error when it is read.
         looked_for: False where no pixel will be read, so that the slides need not be there.
@@ -91,12 +97,15 @@ def load_slides(
     part_of = _parts(index)
     order = sorted(range(len(index.slides)), key=lambda i: SPLITS.index(part_of[i]) if part_of[i] != "all" else 0)
     slides = [index.slides[i] for i in order]
-    parts = _tiles_of_parts(slides, [part_of[i] for i in order])
-    classes, labels = ((), [UNLABELLED] * len(slides)) if whole else _classes(slides, root=root)
-    _check_split(parts, split, classes=classes, root=root)
+    part_of = [part_of[i] for i in order]
+    take_drawn = annotations is not None and not whole
+    parts = _tiles_of_parts([indexed.tiles for indexed in slides], part_of)
+    classes, labels = ((), [UNLABELLED] * len(slides)) if whole or take_drawn else _classes(slides, root=root)
     groups = _groups(slides, root=root)
-    if split != "all" and "all" in parts:
-        _check_classes(labels, groups, classes=classes, root=root)
+    if not take_drawn:
+        _check_split(parts, split, classes=classes, root=root)
+        if split != "all" and "all" in parts:
+            _check_classes(labels, groups, classes=classes, root=root)
     found = _found(slides, slides_root, root=root) if looked_for else [indexed.slide for indexed in slides]
     places = Places.of(
         [slide.name for slide in found],
@@ -105,29 +114,34 @@ def load_slides(
         quickhashes=[slide.quickhash for slide in found],
     )
     scaled = [(slide, indexed.scaling) for slide, indexed in zip(found, slides, strict=True)]
+    drawn = None
+    if annotations is not None and not whole:
+        drawn = drawn_labels(Path(annotations), scaled, places, label_coverage=label_coverage)
+        classes, parts = drawn.classes, _tiles_of_parts(drawn.tiles, part_of)
+        _check_split(parts, split, classes=classes, root=root)
+        if split != "all" and "all" in parts:
+            of_class, of_slide = drawn.pairs
+            _check_classes(of_class, [groups[slide] for slide in of_slide], classes=classes, root=root)
     streamed = SlidePixels(scaled, places, replace=replace_damaged)
     images, kept = _placed(streamed, index, keep=keep, cache_dir=cache_dir, progress=progress)
-    tiles = [indexed.tiles for indexed in slides]
+    of_slides = np.repeat(np.array(labels, dtype=np.int64), np.diff(places.starts))
     names, numbers = np.unique(groups, return_inverse=True)
     account = Account(
         what="tile",
         parts=parts,
-        notes=(*_notes(index, slides, labelled=bool(classes), whole=whole), kept),
+        notes=(*_notes(index, slides, labelled=bool(classes), whole=whole, drawn=drawn), kept),
     )
-    taken = take_split(
-        Tiles(
-            images=images,
-            labels=np.repeat(np.array(labels, dtype=np.int64), tiles),
-            classes=classes,
-            ids=TileIds(places, np.arange(len(places))),
-            groups=Grouped(names, np.repeat(numbers.astype(np.int32), tiles)),
-            account=account,
-        ),
-        parts,
-        split,
-        test_fraction=test_fraction,
-        seed=seed,
+    tiles = Tiles(
+        images=images,
+        labels=of_slides if drawn is None else drawn.labels,
+        classes=classes,
+        ids=TileIds(places, np.arange(len(places))),
+        groups=Grouped(names, np.repeat(numbers.astype(np.int32), np.diff(places.starts))),
+        account=account,
     )
+    if drawn is not None:
+        tiles = tiles.subset(drawn.rows)
+    taken = take_split(tiles, parts, split, test_fraction=test_fraction, seed=seed)
     return taken if each is None else _some_of_each(taken, each, seed=seed)
 
 
@@ -174,15 +188,20 @@ def _parts(index: Index) -> list[str]:
     return [split or "all" for split in given]
 
 
-def _tiles_of_parts(slides: Sequence[IndexedSlide], part_of: Sequence[str]) -> dict[str, int]:
+def _tiles_of_parts(tiles: Sequence[int], part_of: Sequence[str]) -> dict[str, int]:
+    """Return the tiles of each split by those of each slide."""
     found = {name: 0 for name in (*SPLITS, "all") if name in part_of}
-    for indexed, part in zip(slides, part_of, strict=True):
-        found[part] += indexed.tiles
+    for number, part in zip(tiles, part_of, strict=True):
+        found[part] += number
     return found
 
 
 def _check_split(parts: Mapping[str, int], split: str, *, classes: Sequence[str], root: Path | str) -> None:
     """Raise an error where an index does not have a split."""
+    if parts.get(split) == 0:
+        raise ValueError(
+            f"annotations: no tile of the split {split} lies in an area; annotate slides of that split too"
+        )
     if split == "all" or split in parts:
         return
     if "all" not in parts:
@@ -223,7 +242,9 @@ def _groups(slides: Sequence[IndexedSlide], *, root: Path | str) -> list[str]:
     return [indexed.slide.name if indexed.patient is None else next(patients) for indexed in slides]
 
 
-def _notes(index: Index, slides: Sequence[IndexedSlide], *, labelled: bool, whole: bool) -> list[str]:
+def _notes(
+    index: Index, slides: Sequence[IndexedSlide], *, labelled: bool, whole: bool, drawn: Drawn | None
+) -> list[str]:
     """Return what became of the slides, a phrase each."""
     patients = {indexed.patient for indexed in slides if indexed.patient is not None}
     of = f" of {count(len(patients), 'patient')}" if patients else ""
@@ -233,7 +254,9 @@ def _notes(index: Index, slides: Sequence[IndexedSlide], *, labelled: bool, whol
         if number := states.count(status):
             found.append(f"{count(number, 'slide')} {words}")
     without = sum(indexed.label is None for indexed in slides)
-    if labelled:
+    if drawn is not None:
+        found += drawn.notes
+    elif labelled:
         found.append(WEAK)
         found += [f"{count(without, 'slide')} without a label"] if without else []
     elif whole and without < len(slides):

@@ -114,7 +114,13 @@ def choose(trained: Checkpoint, changes: Mapping[str, object], *, split: str | N
                 "say nothing about new tiles)"
             )
         return Choice(data, split or "test", external=False)
-    theirs = {"groups_csv": None, "published": False, "mpp": None, "slides_root": None}  # facts of the set trained on
+    theirs = {
+        "groups_csv": None,
+        "published": False,
+        "mpp": None,
+        "slides_root": None,
+        "annotations": None,
+    }  # facts of the set trained on
     if data.source == "slides":
         del theirs["mpp"]  # that of the index
     data = data.model_copy(update={key: value for key, value in theirs.items() if key not in changes})
@@ -201,7 +207,7 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     if choice.external:
         which = "all its tiles were" if split == "all" else f"its {split} split was"
         found.append(f"{Path(data.root).name} is not the set of training: {which} evaluated")
-    found += [f"{WEAK}, not its own"] if data.source == "slides" else []
+    found += [f"{WEAK}, not its own"] if data.source == "slides" and data.annotations is None else []
     found += scale_caveats(data, tiles, trained)
     train = training_tiles(choice, trained) if choice.external or split == "test" else None
     compared = choice.external and train is not None  # with the tiles of the labels, pixel by pixel

@@ -20,6 +20,7 @@ from sscl.config.encoders import TIMM
 from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED
 from sscl.config.training import FinetuneTrainConfig
+from sscl.data.slide_set import WEAK
 from sscl.data.synthetic import SAID, is_synthetic
 from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics, proportions
@@ -175,6 +176,9 @@ def _data_lines(
         ),
         ("stain normalisation", data.stain),
     ]
+    if data.source == "slides":
+        areas = f"classes of areas that people drew and that cover {data.label_coverage:.0%} of a tile or more"
+        rows.insert(1, ("labels", WEAK if data.annotations is None else areas))
     if training.label_fraction < 1:
         rows.insert(2, ("labels used", f"{100 * training.label_fraction:g}% of each class, validation included"))
     if training.balance == "down":

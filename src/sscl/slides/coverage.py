@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LINES = 128  # that cross each tile
+PRECISION = 1 / (2 * LINES)  # of a share, for each border that runs along a line
 Numbers = NDArray[np.float64]
 
 

@@ -94,8 +94,12 @@ def write_tiles(
     _write(path, objects())
 
 
-def write_regions(path: Path, slide: Slide, regions: Iterable[Region], *, colours: Colours) -> None:
-    """Write regions as QuPath's annotations, packed where the name ends with .gz."""
+def write_regions(path: Path, slide: Slide | str, regions: Iterable[Region], *, colours: Colours) -> None:
+    """Write regions as QuPath's annotations, packed where the name ends with .gz.
+
+    Args:
+        slide: or the name of one that was not opened and says no scanned area.
+    """
 
     def objects() -> Iterator[str]:
         for region in regions:
@@ -114,9 +118,9 @@ def write_regions(path: Path, slide: Slide, regions: Iterable[Region], *, colour
     _write(path, objects())
 
 
-def _ids(slide: Slide, places: Iterable[str]) -> Iterator[uuid.UUID]:
+def _ids(slide: Slide | str, places: Iterable[str]) -> Iterator[uuid.UUID]:
     """Return the same id for the same place of a slide each time, by which QuPath updates objects that it has."""
-    of_slide = uuid.uuid5(_IDS, slide.quickhash or slide.name)
+    of_slide = uuid.uuid5(_IDS, slide if isinstance(slide, str) else slide.quickhash or slide.name)
     return (uuid.uuid5(of_slide, place) for place in places)
 
 
@@ -127,9 +131,9 @@ def _class_of(label: str | None, colours: Colours) -> str:
     return f',"classification":{{"name":{json.dumps(label)},"color":{list(colours[label])}}}'
 
 
-def _origin(slide: Slide) -> tuple[int, int]:
+def _origin(slide: Slide | str) -> tuple[int, int]:
     """Return where QuPath counts from."""
-    return (0, 0) if slide.bounds is None else slide.bounds[:2]
+    return (0, 0) if isinstance(slide, str) or slide.bounds is None else slide.bounds[:2]
 
 
 def _write(path: Path, objects: Iterable[str]) -> None:
@@ -156,16 +160,11 @@ class Annotations:
 
     Attributes:
         polygons: with their classes, in pixels of level 0 from the file's own origin.
-        passed_over: how many objects were not used, by what they are, as in "annotation without a class".
+        passed_over: how many objects were not used, by what they are; `account_of` says it.
     """
 
     polygons: tuple[Polygon, ...]
     passed_over: Mapping[str, int]
-
-    @property
-    def account(self) -> str:
-        """What was passed over in words, as in "1 point or line"; empty: nothing."""
-        return _account(self.passed_over)
 
 
 def read_annotations(path: Path, slide: Slide) -> Annotations:
@@ -187,7 +186,7 @@ def read_annotations(path: Path, slide: Slide) -> Annotations:
             what = f"{path}: annotation {number} ({short(label, most=30)})"
             polygons.append(Polygon(label, tuple(_ring(what, ring) + _origin(slide) for ring in _list(what, rings))))
     if not polygons:
-        kinds = _account(passed) or "nothing in it"
+        kinds = account_of(passed) or "nothing in it"
         raise SlideError(
             f"{path}: has no area with a class ({kinds}); give annotations a class in QuPath, export again"
         )
@@ -202,14 +201,17 @@ def read_annotations(path: Path, slide: Slide) -> Annotations:
 
 
 _OTHER, _CLASSLESS, _LINE = "tile, cell or other detection", "annotation without a class", "point or line"
+_IGNORED = "annotation of a class that QuPath ignores (with *)"
 _SEVERAL = {
     _OTHER: "tiles, cells or other detections",
     _CLASSLESS: "annotations without a class",
     _LINE: "points or lines",
+    _IGNORED: "annotations of a class that QuPath ignores (with *)",
 }
 
 
-def _account(passed: Mapping[str, int]) -> str:
+def account_of(passed: Mapping[str, int]) -> str:
+    """Return what was passed over in words, as in "1 point or line"; empty: nothing."""
     return listed([count(number, kind, _SEVERAL[kind]) for kind, number in passed.items()])
 
 
@@ -260,7 +262,10 @@ def _unused(feature: Mapping[str, Any]) -> str | None:
         return _OTHER
     if not isinstance(feature["geometry"], dict) or not _areas(feature["geometry"]):
         return _LINE
-    return None if _label(feature) else _CLASSLESS
+    label = _label(feature)
+    if not label:
+        return _CLASSLESS
+    return _IGNORED if label.endswith("*") else None  # as QuPath's own Ignore* and Region*
 
 
 def _label(feature: Mapping[str, Any]) -> str:

@@ -6,17 +6,16 @@ h rows and w columns of cells, m corners of a ring.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Ring = NDArray[np.int64]  # (m + 1, 2): x, y; the last corner is the first again
 Rings = tuple[Ring, ...]  # of one polygon: its outline, then its holes
 
 
-def outlines(cells: NDArray[np.bool_], x_edges: Sequence[int], y_edges: Sequence[int]) -> list[tuple[Rings, ...]]:
+def outlines(cells: NDArray[np.bool_], x_edges: ArrayLike, y_edges: ArrayLike) -> list[tuple[Rings, ...]]:
     """Return the regions of cells that are set, each as the polygons that it consists of.
 
     Cells that share a side or a corner are one region. Where parts of it meet in corners alone, each part is a polygon
@@ -28,12 +27,13 @@ def outlines(cells: NDArray[np.bool_], x_edges: Sequence[int], y_edges: Sequence
         x_edges, y_edges: w + 1 and h + 1 borders of the cells, pixels of level 0.
     """
     height, width = cells.shape
-    assert (len(x_edges), len(y_edges)) == (width + 1, height + 1), "one border more than cells"
+    across, down = np.asarray(x_edges, np.int64), np.asarray(y_edges, np.int64)
+    assert (len(across), len(down)) == (width + 1, height + 1), "one border more than cells"
     mask = cells.astype(np.uint8)
     parts = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
     count, regions = cv2.connectedComponents(mask, connectivity=8)
     found: list[list[Rings]] = [[] for _ in range(count - 1)]
-    corners = np.stack(np.meshgrid(np.asarray(x_edges), np.asarray(y_edges)), axis=-1).reshape(-1, 2).astype(np.int64)
+    corners = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
     for part, loops in _loops(cells, parts).items():
         rings = [corners[_turns(np.array(loop), width + 1)] for loop in loops]
         rings.sort(key=_area, reverse=True)  # the outline is the only one of positive area
