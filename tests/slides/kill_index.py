@@ -1,26 +1,28 @@
-"""Kills `sscl slides tile` at random points and runs it again; `test_killed_index` runs this.
+"""Kills the making of an index at random points and makes it again; `test_killed_index` runs this.
 
-A program of its own: it forks, which a process with the threads of other tests should not.
+A program of its own: it forks, and imports no torch, so that a child is a matter of milliseconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sscl.cli import main
+from sscl import writing
+from sscl.slides.indexing import Source, Wanted
+from sscl.slides.update import carry_out, make_plan
 
 EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock")
 
 
-def run(words: list[str], *, kill_at: int | None = None) -> tuple[int, int]:
-    """Run a command in a child, which is killed before one of its file operations, counted from 0.
+def run(action: Callable[[], Any], *, kill_at: int | None = None) -> tuple[int, int]:
+    """Do something in a child, which is killed before one of its file operations, counted from 0.
 
     Return how it ended, and of one that was not killed how many there were.
     """
@@ -31,7 +33,7 @@ def run(words: list[str], *, kill_at: int | None = None) -> tuple[int, int]:
         with os.fdopen(reader) as pipe:
             said = pipe.read()
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(said or 0)
-    done = 0
+    done, code = 0, 1
 
     def count(event: str, given: tuple[Any, ...]) -> None:
         nonlocal done
@@ -41,39 +43,44 @@ def run(words: list[str], *, kill_at: int | None = None) -> tuple[int, int]:
                 os.kill(os.getpid(), signal.SIGKILL)
             done += 1
 
-    code = 99
     try:
         sys.addaudithook(count)
-        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-            code = main(words)
+        action()
+        code = 0
     finally:
         os.write(writer, str(done).encode())
         os._exit(code)
 
 
+def make(index: Path, slides: Path) -> None:
+    """As the command does once its folder is there, which takes one step (`tests/test_killed`)."""
+    wanted = Wanted(mpp=2.0, size_px=32, min_coverage=0.5, overlap=0)
+    sources = [Source(path.relative_to(slides).as_posix(), str(path)) for path in sorted(slides.rglob("*.svs"))]
+    with writing.holding(index):
+        carry_out(index, make_plan(index, sources, wanted, threads=2), wanted, {}, threads=2)
+
+
 def content(index: Path) -> dict[str, bytes]:
-    files = (path for path in index.rglob("*") if path.name != "env.json")
-    return {path.relative_to(index).as_posix(): path.read_bytes() if path.is_file() else b"" for path in files}
+    return {str(path.relative_to(index)): path.read_bytes() if path.is_file() else b"" for path in index.rglob("*")}
 
 
-def kill(words: list[str], index: Path, before: Path | None, *, points: int) -> list[int]:
+def kill(index: Path, slides: Path, before: Path, *, points: int) -> list[int]:
     """Make an index of `before`, killed at random points, and make it again; return the points."""
 
     def start() -> None:
         shutil.rmtree(index, ignore_errors=True)
-        if before is not None:
-            shutil.copytree(before, index)
+        shutil.copytree(before, index)
 
     start()
-    code, operations = run(words)
+    code, operations = run(lambda: make(index, slides))
     assert code == 0
     expected = content(index)
-    chosen = sorted(random.Random(0).sample(range(operations), min(points, operations)))
+    chosen = sorted(random.Random(0).sample(range(operations), points))
     for point in chosen:
         start()
-        assert run(words, kill_at=point)[0] == -signal.SIGKILL
-        assert run(words)[0] == 0
-        assert content(index) == expected
+        assert run(lambda: make(index, slides), kill_at=point)[0] == -signal.SIGKILL
+        assert run(lambda: make(index, slides))[0] == 0
+        assert content(index) == expected, point
         assert [path.name for path in index.parent.glob(".*")] == []
     return chosen
 
@@ -81,14 +88,16 @@ def kill(words: list[str], index: Path, before: Path | None, *, points: int) -> 
 if __name__ == "__main__":
     os.fsync = lambda fd: None  # the process is killed, not the machine
     slides, other, here = (Path(word) for word in sys.argv[1:4])
-    index, before = here / "i", here / "before"
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):  # imports what the children need
-        warm = ["slides", "tile", str(slides), f"out={here / 'warm'}", "mpp=2", "size_px=32", "threads=2"]
-        main([*warm, "progress=false"])
-    shutil.rmtree(here / "warm")
-    words = ["slides", "tile", str(slides), f"out={index}", "mpp=2", "size_px=32", "threads=2", "progress=false"]
-    anew = kill(words, index, None, points=int(sys.argv[4]))
-    shutil.copytree(index, before)
+    (here / "empty" / "slides").mkdir(parents=True)
+    make(here / "empty", slides)  # imports what the children need
+    shutil.rmtree(here / "empty")
+    (here / "empty" / "slides").mkdir(parents=True)
+    anew = kill(here / "i", slides, here / "empty", points=int(sys.argv[4]))
+    shutil.copytree(here / "i", here / "before")
     shutil.copy(other, slides / "a.svs")
     (slides / "b.svs").rename(slides / "sub" / "renamed.svs")
-    print(len(anew), len(kill(words, index, before, points=int(sys.argv[5]))))
+    changed = kill(here / "i", slides, here / "before", points=int(sys.argv[5]))
+    assert {"b.svs.json", "renamed.svs.json"} & {path.name for path in here.rglob("i/slides/**/*")} == {
+        "renamed.svs.json"
+    }
+    print(len(anew), len(changed))

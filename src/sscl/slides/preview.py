@@ -44,8 +44,8 @@ def preview(slide: Slide, scaling: Scaling, overview: Overview, tissue: Tissue |
     picture = np.asarray(cv2.resize(overview.rgb, size, interpolation=method), dtype=np.uint8)
     taken, lines = _tiles(grid, scaling.step, scale=scale, size=size)
     if len(grid):
-        picture[~taken] = 255 - (255 - picture[~taken]) // 2
-    picture[lines] = picture[lines] // 2
+        np.copyto(picture, 255 - (255 - picture) // 2, where=~taken[:, :, None])
+    np.copyto(picture, picture // 2, where=lines[:, :, None])
     if tissue is not None and tissue.mask.any():
         mask = cv2.resize(tissue.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         outline, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -76,13 +76,12 @@ def _tiles(grid: Grid, step: float, *, scale: float, size: tuple[int, int]) -> t
     x1, y1 = np.minimum(np.maximum(high, low + 1), (width, height)).T
 
     def summed(parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], int]], axes: Sequence[int]) -> Mask:
-        total = np.zeros((height + 1) * (width + 1))
+        counts = np.zeros((height + 1, width + 1), dtype=np.int32)
         for y, x, sign in parts:
-            total += sign * np.bincount(y * (width + 1) + x, minlength=len(total))
-        counts = total.reshape(height + 1, width + 1)
+            np.add.at(counts, (y, x), sign)
         for axis in axes:
-            counts = counts.cumsum(axis=axis)
-        return np.asarray(counts[:height, :width] > 0.5, dtype=np.bool_)
+            np.cumsum(counts, axis=axis, out=counts)
+        return np.asarray(counts[:height, :width] > 0, dtype=np.bool_)
 
     taken = summed([(y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)], (0, 1))
     columns = np.unique(x0)
