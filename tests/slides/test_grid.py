@@ -54,6 +54,15 @@ def test_tiles_of_a_step_that_is_no_whole_number_do_not_drift_apart():
     assert (found[:, 2] == 100).all()
 
 
+def test_bounds_beyond_the_slide_end_at_its_border():
+    found = tiles(
+        slide(1000, 1000, bounds=(500, 500, 900, 900)),
+        everywhere(1000, 1000),
+        Scaling(0.25, 224, 0, 224, 224.0, False),
+    )
+    assert sorted(map(tuple, found[:, :2].tolist())) == [(500, 500), (500, 724), (724, 500), (724, 724)]
+
+
 def test_tiles_lie_inside_the_bounds():
     bounds = (137, 91, 1000, 700)
     found = tiles(slide(4000, 3000, bounds=bounds), everywhere(4000, 3000), Scaling(0.25, 224, 0, 224, 224.0, False))

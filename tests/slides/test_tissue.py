@@ -190,7 +190,16 @@ def cover_slip(picture):
     return picture
 
 
+def tint(picture, factor):
+    """Return a picture of which the middle has another tint: a cover slip whose medium has yellowed, uneven light."""
+    picture[:, 60:330] *= factor
+    return picture
+
+
 DIRT = {
+    "yellowed medium": lambda picture, rng: tint(picture, (0.98, 0.96, 0.85)),
+    "reddish light": lambda picture, rng: tint(picture, (1, 0.985, 0.975)),
+    "bluish light": lambda picture, rng: tint(picture, (0.97, 0.98, 1)),
     "dust": lambda picture, rng: picture * shade(rng),
     "uneven light": lambda picture, rng: picture * uneven(),
     "bubble": lambda picture, rng: bubble(np.ascontiguousarray(picture)),

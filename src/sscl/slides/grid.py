@@ -12,6 +12,7 @@ from sscl.slides.records import Overview, Scaling, Slide
 from sscl.slides.tissue import Tissue
 
 Floats = NDArray[np.float64]
+_SLACK = 1e-6  # of sums of up to 10⁸ pixels, of which a small tile is the difference
 
 
 def tissue_tiles(
@@ -27,21 +28,21 @@ def tissue_tiles(
         overlap: share of its side that a tile shares with the next one, 0 to 0.9.
     """
     left, top, width, height = slide.bounds or (0, 0, slide.width, slide.height)
-    xs = _origins(left, width, scaling=scaling, slide=slide, overlap=overlap)
-    ys = _origins(top, height, scaling=scaling, slide=slide, overlap=overlap)
+    xs = _origins(left, min(left + width, slide.width), scaling=scaling, slide=slide, overlap=overlap)
+    ys = _origins(top, min(top + height, slide.height), scaling=scaling, slide=slide, overlap=overlap)
     shares = _coverage(tissue.mask, xs, ys, side=scaling.step, factors=(overview.factor_x, overview.factor_y))
-    rows, columns = np.nonzero((shares >= min_coverage - 1e-9) & (shares > 1e-9))
+    rows, columns = np.nonzero((shares > min_coverage - _SLACK) & (shares > _SLACK))
     percent = np.clip(np.rint(100 * shares[rows, columns]), 1, 100)
     return np.stack([xs[columns], ys[rows], percent], axis=1).astype(np.int32)
 
 
-def _origins(start: int, length: int, *, scaling: Scaling, slide: Slide, overlap: float) -> Floats:
+def _origins(start: int, end: int, *, scaling: Scaling, slide: Slide, overlap: float) -> Floats:
     """Return where tiles begin along one side, such that the pixels read for each end before the border."""
     factor = slide.levels[scaling.level].factor
     stride = scaling.step * (1 - overlap)
-    origins = start + np.floor(np.arange(int(length / stride) + 1) * stride + 0.5)
+    origins = start + np.floor(np.arange(int((end - start) / stride) + 1) * stride + 0.5)
     ends = np.floor(origins / factor + 0.5) + scaling.side  # pixels of the level that is read
-    return np.asarray(origins[ends <= np.floor((start + length) / factor + 1e-6)], dtype=np.float64)
+    return np.asarray(origins[ends <= np.floor(end / factor + 1e-6)], dtype=np.float64)
 
 
 def _coverage(mask: NDArray[np.bool_], xs: Floats, ys: Floats, *, side: float, factors: tuple[float, float]) -> Floats:
