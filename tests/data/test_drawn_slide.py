@@ -112,7 +112,9 @@ def test_a_cohort_has_both_classes_in_both_splits_by_patients():
 def test_the_command_writes_slides_that_openslide_reads(tmp_path, capsys):
     out = tmp_path / "drawn"
     assert main(["slides", "synth", str(out), "count=1", "size_px=300", "mpp=4", "pen=blue", "progress=false"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("next: sscl slides tile ")
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert following.startswith("next: sscl slides tile ")
+    assert "mpp=4" in following.split()  # as the slide, which is coarser than the usual 2
     with openslide.OpenSlide(out / "slides" / "syn_00000.svs") as slide:
         assert slide.dimensions == (300, 300)
         assert float(slide.properties["openslide.mpp-x"]) == 4

@@ -33,4 +33,8 @@ def main(config: SynthSlidesConfig) -> None:
     )
     print(f"wrote {count(config.count, 'drawn slide')} to {config.root}: slides, slides.csv, truth, annotations")
     table = f"slides_csv={config.root}/slides.csv"
-    print(next_command("slides tile", f"{config.root}/slides", f"out={config.root}-tiles", "mpp=2", table))
+    print(
+        next_command(
+            "slides tile", f"{config.root}/slides", f"out={config.root}-tiles", f"mpp={max(2.0, config.mpp):g}", table
+        )
+    )
