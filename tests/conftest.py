@@ -138,6 +138,7 @@ NUMBERS = {
     "sheet_pixels": "sscl.slides.preview._SHEET_PIXELS",
     "embedded_tiles": "sscl.data.load.MOST_EMBEDDED",
     "kept_bytes": "sscl.data.slide_set.MOST_KEPT",
+    "computed_px": "sscl.train.memory.SMALL_PX",
     "pillow_block": "PIL.ImageFile.MAXBLOCK",
 }
 

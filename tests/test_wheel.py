@@ -23,14 +23,14 @@ TINY = {
     "inspect": "{data: {root: tiles, published: false, size_px: 32}, out: inspect, tiles: 4, progress: false}",
     "audit": "{data: {root: tiles, published: false, size_px: 32}, out: audit, stretched: false, progress: false}",
     "pretrain": "{run: p, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
-    "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
+    "model: {name: resnet14_small}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
     "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
-    "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 8}, progress: false}",
+    "model: {name: resnet14_small}, train: {epochs: 1, batch_size: 8}, progress: false}",
     "tenth": "{out: t, root: tiles, device: cpu, progress: false, runs: ["
     "{name: a, command: finetune, config: few.yaml, set: {model: {weights: null}}}, "
     "{name: b, command: finetune, config: few.yaml}]}",
     "few": "{run: few, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
-    "model: {name: 'timm:test_resnet'}, train: {epochs: 1, batch_size: 4}, progress: false}",
+    "model: {name: resnet14_small}, train: {epochs: 1, batch_size: 4}, progress: false}",
     "eval": "{checkpoint: f, device: cpu, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
     "report": "{runs: [f, audit], device: cpu, progress: false}",

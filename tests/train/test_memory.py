@@ -47,8 +47,16 @@ def really_saved(model: nn.Module, *, precision: str = "fp32") -> int:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18_pathmnist"])
-def test_the_estimate_is_what_a_cpu_keeps(name):
+def test_the_estimate_is_what_a_cpu_keeps(name, number):
+    """Computed with two and three tiles, and with none."""
     model = contrastive(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    found = activation_bytes(model, shape=SHAPE, device_type="cpu")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert found == really_saved(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    number(computed_px=0)
     assert activation_bytes(model, shape=SHAPE, device_type="cpu") == really_saved(model)
 
 

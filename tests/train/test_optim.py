@@ -108,10 +108,10 @@ def test_training_starts_without_the_compiler():
 import sys
 import sscl.commands.pretrain, sscl.commands.finetune
 from sscl.models.encoders import build_encoder
-from sscl.train import optim
+from sscl.train import memory, optim
 import torch
 
-build_encoder("resnet18")
+memory.activation_bytes(build_encoder("resnet18"), shape=(8, 3, 32, 32), device_type="cpu")
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
 for name in optim.OPTIMIZERS:
     optimizer = optim.build_optimizer(name, optim.parameter_groups(net, learning_rate=0.1, weight_decay=0.1))

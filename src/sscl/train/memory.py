@@ -5,6 +5,8 @@ B views in one pass, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,6 +21,7 @@ from sscl.words import readable
 # is free) and the scratch memory of cuDNN and cuBLAS. Assumed, not measured.
 WORKSPACES = 512 * 2**20
 NEAR = 0.8  # of what is free: the estimate is from below, and a CPU's memory is shared with what starts later
+SMALL_PX = 128  # up to this side a CPU computes a few tiles sooner than it imports what computes none
 # Values an optimizer keeps for each parameter.
 OPTIMIZER_STATE = {"sgd": 1, "lars": 1, "adamw": 2}
 
@@ -28,11 +31,11 @@ def activation_bytes(
 ) -> int:
     """Return the bytes that a forward pass keeps for its backward pass, or a backward pass makes again.
 
-    The pass runs on fake tensors, which have shapes and no values, so that it takes a fraction of a second, no memory
-    worth speaking of, and leaves the model as it is, its batch-norm statistics included. Counted is every storage that
-    autograd saves, once; parameters, buffers and the input are not counted, but what autocast
-    makes of them is. `torch.compile` may keep less. With gradient checkpointing it is the inputs of all blocks, what is
-    saved outside them, and all that the largest block saves.
+    The pass runs on fake tensors, which have shapes and no values, or on two and three small tiles for all: it takes a
+    fraction of a second, no memory worth speaking of, and leaves the model as it is, its batch-norm statistics
+    included. Counted is every storage that autograd saves, once; parameters, buffers and the input are not counted, but
+    what autocast makes of them is. `torch.compile` may keep less. With gradient checkpointing it is the inputs of all
+    blocks, what is saved outside them, and all that the largest block saves.
 
     Args:
         model: in the mode in which it will train, before it is wrapped for several ranks or compiled.
@@ -44,6 +47,28 @@ def activation_bytes(
         ValueError: the precision is none of these.
     """
     device = torch.device(device_type if device_type == "cpu" or torch.cuda.is_available() else "cpu")
+    count, _, height, width = shape
+    few = (2, 3)  # a batch norm needs two
+    small = device.type == "cpu" and precision == "fp32" and count > few[1] and height * width <= SMALL_PX**2
+    if small and not any(type(part).__module__.startswith("timm.") for part in model.modules()):
+        given = [_kept(model, shape=(n, 3, height, width), device=device, precision=precision, real=True) for n in few]
+        return _in_all([low + (count - few[0]) * (high - low) for low, high in zip(*given, strict=True)])
+    return _in_all(_kept(model, shape=shape, device=device, precision=precision))
+
+
+def _in_all(kept: Sequence[int]) -> int:
+    """Return the bytes that a pass keeps at a time: what stands outside the blocks, and those of the largest one."""
+    return kept[0] + max(kept[1:], default=0)
+
+
+def _kept(
+    model: nn.Module, *, shape: tuple[int, int, int, int], device: torch.device, precision: str, real: bool = False
+) -> list[int]:
+    """Return the bytes that a forward pass saves: outside the blocks that compute theirs again, and in each of them.
+
+    Args:
+        real: compute it. FakeTensorMode, which does not, imports torch's compiler, and that takes longer than torch.
+    """
     there: set[int] = set()
     saved: dict[int, tuple[nn.Module | None, int]] = {}  # by storage: the block that keeps it, None: kept in any case
     alive = []  # a storage that goes could leave its number to the next
@@ -64,7 +89,8 @@ def activation_bytes(
         save(inputs[0], None)
         inside.append(block)
 
-    with FakeTensorMode(), torch.enable_grad(), without_checkpointing(model) as blocks:
+    mode = torch.random.fork_rng([]) if real else FakeTensorMode()
+    with mode, torch.enable_grad(), without_checkpointing(model) as blocks:
         hooks = [block.register_forward_pre_hook(enter) for block in blocks]
         hooks += [block.register_forward_hook(lambda *_: inside.clear()) for block in blocks]
         state, images = fake_inputs(model, shape=shape, device=device)
@@ -76,7 +102,7 @@ def activation_bytes(
     kept = dict.fromkeys([None, *blocks], 0)
     for block, size in saved.values():
         kept[block] += size
-    return kept.pop(None) + max(kept.values(), default=0)
+    return list(kept.values())
 
 
 def training_bytes(
