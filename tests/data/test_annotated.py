@@ -141,6 +141,7 @@ def test_pretraining_takes_all_tiles_unless_it_asks_for_labels(index: Path, tmp_
     given = {"root": str(index), "annotations": str(tmp_path), "keep": "slides"}
     whole = load_tiles(validate(SourceConfig, given), split="train", progress=False)
     assert len(whole) == len(NAMES) * TILES
+    assert "annotations are not used" in " ".join(whole.account.line("train").split())
     with pytest.raises(ValueError, match="all slides of class HP are of one"):
         load_tiles(validate(SourceConfig, given | {"labels": True}), split="train", progress=False)
 

@@ -126,10 +126,11 @@ def load_slides(
     images, kept = _placed(streamed, index, keep=keep, cache_dir=cache_dir, progress=progress)
     of_slides = np.repeat(np.array(labels, dtype=np.int64), np.diff(places.starts))
     names, numbers = np.unique(groups, return_inverse=True)
+    unused = ["annotations are not used (data.labels=true would)"] if annotations is not None and whole else []
     account = Account(
         what="tile",
         parts=parts,
-        notes=(*_notes(index, slides, labelled=bool(classes), whole=whole, drawn=drawn), kept),
+        notes=(*_notes(index, slides, labelled=bool(classes), whole=whole, drawn=drawn), *unused, kept),
     )
     tiles = Tiles(
         images=images,
