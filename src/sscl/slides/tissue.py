@@ -1,6 +1,6 @@
 """Which part of a slide is tissue: what absorbs light more than the slide's own glass does, in a colour of stain.
 
-Optical densities are -log10(pixel / glass), in thousandths (at most 2,409, so that ten times one is still an int16).
+Optical densities are -log10(pixel / glass), in thousandths (at most 2,409, so that twelve times one is still an int16).
 They add up where stains lie over each other, and a slide stained at a quarter of another's strength has a quarter of
 its densities, whatever the lamp or the glass's tint.
 H x W: an overview at OVERVIEW_MPP, or at the slide's own scale where that is coarser.
@@ -160,18 +160,33 @@ def _pen(density: Densities, scanned: Mask, mpp: float) -> Mask:
     strength = (red + green + blue) // 3
     least, most = _extremes(*density)
     greenish = (2 * red > 3 * green) & (strength > 120)
-    bluish = (20 * red > 19 * green) & (4 * blue < 3 * red) & (strength > 280)
     reddish = (4 * blue > 3 * green) & (4 * red < green) & (strength > 120)
     crimson = (5 * blue > 2 * green) & (12 * red < green) & (strength > 250)
     black = (10 * (most - least) < 3 * strength) & (strength > 350)
-    wide = ((bluish | reddish | crimson | black) & scanned).astype(np.uint8)
-    wide = cv2.morphologyEx(wide, cv2.MORPH_OPEN, _disc(_STROKE / 2, mpp)) > 0
-    strokes = (wide | _without_small(greenish & scanned, _SPECK / (mpp / 1000) ** 2)).astype(np.uint8)
+    bluish = (red > green - green // 20) & (4 * blue < 3 * red) & (strength > 120)
+    strokes = (
+        _wide((reddish | crimson | black) & scanned, mpp)
+        | _dense(_wide(bluish & scanned, mpp), strength > 280)
+        | _without_small(greenish & scanned, _SPECK / (mpp / 1000) ** 2)
+    ).astype(np.uint8)
     if not strokes.any():
         return np.zeros_like(scanned)
-    faint = (strength > _WEAKEST) & ((20 * red > 21 * green) | ((4 * blue > 3 * green) & (4 * red < green)))
+    faint = (strength > _WEAKEST) & ((red > green + green // 20) | ((4 * blue > 3 * green) & (4 * red < green)))
     near = (cv2.dilate(strokes, _disc(_BLUR, mpp)) > 0) & faint
     return np.asarray((near | (cv2.dilate(strokes, _disc(_RIM, mpp)) > 0)) & scanned, dtype=np.bool_)
+
+
+def _wide(mask: Mask, mpp: float) -> Mask:
+    """Return the parts of a mask that are as wide as a pen's stroke."""
+    return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(_STROKE / 2, mpp)), dtype=np.bool_)
+
+
+def _dense(mask: Mask, dense: Mask) -> Mask:
+    """Return the pieces of a mask of which three tenths or more are dense."""
+    number, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    pixels = np.bincount(labels[mask], minlength=number)
+    keep = (pixels > 0) & (np.bincount(labels[mask & dense], minlength=number) >= 0.3 * pixels)
+    return np.asarray(keep[labels], dtype=np.bool_)
 
 
 def _disc(radius_mm: float, mpp: float) -> Bytes:
