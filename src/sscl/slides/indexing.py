@@ -110,7 +110,7 @@ def _facts(slide: Slide, source: Source, wanted: Wanted) -> Facts:
     coordinates, mpp = None, wanted.mpp
     if source.others:
         if source.coordinates is None:
-            raise SlideError(f"{printable(source.path)}: has no file in coordinates")
+            raise SlideError(f"{printable(source.path)}: has no .h5 file in coordinates")
         coordinates = read_coordinates(source.coordinates, slide)
         mpp = coordinates.mpp_of(slide, mpp=wanted.mpp, size_px=wanted.size_px)
     how = scaling(slide, mpp=mpp, size_px=wanted.size_px)
@@ -222,5 +222,5 @@ def _with_tiles(entry: SlideEntry, grid: Grid, picture: bytes, *, share: float |
 
 
 def _notes_of(given: Coordinates) -> tuple[str, ...]:
-    of = f"tiles of {given.program}, {given.path.name}"
+    of = f"places of {given.program} ({given.path.name})"
     return (of, f"{given.twice:,} of its places come again, each taken once") if given.twice else (of,)
