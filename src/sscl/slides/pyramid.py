@@ -59,11 +59,11 @@ def pyramid(handle: Any, path: Path, *, vendor: str) -> Pyramid:
     first = [page for page in pages if not page.below]
     below = [page for page in pages if page.below and page.width < levels[0].width] if len(levels) == 1 else []
     own = [_take(first, level) for level in levels]
-    codec = None if own[0] is None or own[0].encoded is None else own[0].encoded.codec
-    if codec is None:
+    top = own[0]
+    if top is None or top.encoded is None:
+        notes = () if top is None else (f"read through openslide: {top.why}",)
         unread = count(len(below), "smaller level")
-        notes = (f"its {unread} (SubIFDs) cannot be read, only level 0",) if below else ()
-        return Pyramid(tuple(levels), notes=notes)
+        return Pyramid(tuple(levels), notes=(*notes, f"{unread} (SubIFDs) cannot be read") if below else notes)
     found = list(levels)
     readers = Handles(1)
     try:
@@ -81,7 +81,8 @@ def pyramid(handle: Any, path: Path, *, vendor: str) -> Pyramid:
     found += _below(levels[0], below)
     lost = sum(page.encoded is None for page in below)
     notes = (f"{count(lost, 'smaller level')} (SubIFDs) cannot be read",) if lost else ()
-    return Pyramid(tuple(found), reader=codec if any(level.encoded for level in found) else "openslide", notes=notes)
+    reader = top.encoded.codec if any(level.encoded for level in found) else "openslide"
+    return Pyramid(tuple(found), reader=reader, notes=notes)
 
 
 def _level(whole: tuple[int, int], size: tuple[int, int], factor: float) -> Level:

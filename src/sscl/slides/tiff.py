@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from sscl.slides.libraries import library
 from sscl.slides.records import EncodedTiles
+from sscl.words import count
 
 _JPEG, _J2K_YCBCR, _J2K_RGB = 7, 33003, 33005
 _RGB, _YCBCR = 2, 6
+_OFFSETS, _SIZES = 324, 325  # tags of the tiles' places, and of their bytes
 _LEAST_SIDE, _MOST_SIDE = 64, 4096  # of tiles that are read from the file
 _BYTES = {3: 2, 4: 4, 16: 8}  # of a SHORT, a LONG and a LONG8
 
@@ -30,7 +32,7 @@ class Page:
     """A tiled page of a TIFF.
 
     Attributes:
-        width, height: pixels. encoded: how its tiles are decoded here; None: openslide has to.
+        width, height: pixels. encoded: how its tiles are decoded here; None: openslide has to, and `why`.
         samples: numbers of tiles to try: the one of the most bytes, one of many, one of the median.
         below: whether it hangs below the first page (SubIFDs).
     """
@@ -38,6 +40,7 @@ class Page:
     width: int
     height: int
     encoded: EncodedTiles | None
+    why: str
     samples: tuple[int, ...]
     below: bool
 
@@ -83,10 +86,12 @@ def _page(page: Any, *, below: bool) -> Page:
     end, size = int((offsets + sizes)[sizes > 0].max(initial=0)), page.parent.filehandle.size
     if end > size:
         raise DirectoryError(f"it has {size:,} bytes, its tiles {end:,}")
+    why = _why_not(page, sizes)
     return Page(
         width=int(page.imagewidth),
         height=int(page.imagelength),
-        encoded=_encoded(page, sizes),
+        encoded=None if why else _encoded(page),
+        why=why,
         samples=tuple(np.argsort(sizes, kind="stable")[[-1, -1 - len(sizes) // 10, len(sizes) // 2]].tolist()),
         below=below,
     )
@@ -100,33 +105,36 @@ def _down(page: Any) -> int:
     return -(-int(page.imagelength) // max(1, int(page.tilelength)))
 
 
-def _encoded(page: Any, sizes: NDArray[np.int64]) -> EncodedTiles | None:
-    """Return how a page's tiles are decoded; None if not here."""
-    compression, photometric = int(page.compression), int(page.photometric)
-    jpeg = compression == _JPEG and photometric in (_RGB, _YCBCR)
-    width, height = int(page.tilewidth), int(page.tilelength)
-    if (
-        not (jpeg or compression in (_J2K_YCBCR, _J2K_RGB))
-        or page.samplesperpixel != 3
-        or page.bitspersample != 8
-        or int(page.planarconfig) != 1
-        or not (min(width, height) >= _LEAST_SIDE and max(width, height) <= _MOST_SIDE)
-        or not sizes.all()
+def _why_not(page: Any, sizes: NDArray[np.int64]) -> str:
+    """Return why a page's tiles are not decoded here; empty: they are."""
+    compression, width, height = int(page.compression), int(page.tilewidth), int(page.tilelength)
+    if compression not in (_JPEG, _J2K_YCBCR, _J2K_RGB):
+        return "its tiles are not JPEG"
+    if (page.samplesperpixel, page.bitspersample, int(page.planarconfig)) != (3, 8, 1) or (
+        compression == _JPEG and int(page.photometric) not in (_RGB, _YCBCR)
     ):
-        return None
-    offsets, counts = page.tags[324], page.tags[325]
-    if offsets.dtype not in _BYTES or counts.dtype not in _BYTES:
-        return None
-    ycbcr = photometric == _YCBCR if jpeg else compression == _J2K_YCBCR
+        return "its pixels are not RGB of 8 bits"
+    if min(width, height) < _LEAST_SIDE or max(width, height) > _MOST_SIDE:
+        return f"its tiles are of {width} x {height} pixels"
+    if not sizes.all():
+        return f"{count(int((sizes == 0).sum()), 'tile')} left out by the scanner"
+    return "" if {page.tags[tag].dtype for tag in (_OFFSETS, _SIZES)} <= set(_BYTES) else "its directory is unusual"
+
+
+def _encoded(page: Any) -> EncodedTiles:
+    """Return how a page's tiles are decoded."""
+    compression, offsets, sizes = int(page.compression), page.tags[_OFFSETS], page.tags[_SIZES]
+    jpeg = compression == _JPEG
+    ycbcr = int(page.photometric) == _YCBCR if jpeg else compression == _J2K_YCBCR
     return EncodedTiles(
-        width=width,
-        height=height,
+        width=int(page.tilewidth),
+        height=int(page.tilelength),
         codec="jpeg" if jpeg else "jpeg2000",
         colours="ycbcr" if ycbcr else "rgb",
         tables=base64.b64encode(page.jpegtables or b"").decode() if jpeg else "",
         offsets_at=offsets.valueoffset,
         offset_bytes=_BYTES[offsets.dtype],
-        sizes_at=counts.valueoffset,
-        size_bytes=_BYTES[counts.dtype],
+        sizes_at=sizes.valueoffset,
+        size_bytes=_BYTES[sizes.dtype],
         order="little" if page.parent.byteorder == "<" else "big",
     )
