@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sscl import run, writing
@@ -63,6 +63,8 @@ def tile(config: TileSlidesConfig, *, overwrite: bool = False) -> int:
         with opened(out, config, plan, overwrite=overwrite) as folder:
             entries = carry_out(folder, plan, wanted, table.labels, threads=threads, progress=config.progress)
     print_account(config, listing, plan, entries, notes)
+    if config.slides_csv is not None:
+        print(wrapped(labels_of(entries, table.labels)))
     some_failed = listing.faults or any(entry.status == "failed" for entry in entries)
     print(f"wrote {out}/slides.csv, grids, previews")
     print(next_command("slides inspect", out, f"out={out}-look"))
@@ -192,6 +194,20 @@ def print_account(
         )
     for note in notes:
         print(wrapped(f"note: {note}"))
+
+
+def labels_of(entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> str:
+    """Return how many of the slides with tiles have each label and split, and how many patients they are of."""
+    of = [labels.get(entry.name, Labels()) for entry in entries if entry.status == "tiles"]
+    parts = []
+    for values in ([one.label for one in of], [one.split for one in of]):
+        counts = Counter(value for value in values if value is not None)
+        named = [f"{number:,} {short(value)}" for value, number in sorted(counts.items())]
+        missing = [f"{len(of) - counts.total():,} without"] if 0 < counts.total() < len(of) else []
+        parts += [some([*named, *missing])] if named else []
+    patients = len({one.patient for one in of} - {None})
+    parts += [count(patients, "patient")] if patients else []
+    return f"slides_csv: {'; '.join(parts) or 'no labels, splits or patients'}"
 
 
 def reasons(failed: Sequence[SlideEntry], *, paths: bool = False) -> list[str]:
