@@ -15,7 +15,7 @@ def library(package: str) -> Any:
     try:
         return import_module(package)
     except (ImportError, OSError) as error:  # OSError: openslide-python without the library itself
-        raise ValueError(f"slides: need the package {package}; pip install 'sscl[slides]'") from error
+        raise ValueError(f"slides: need the package {package.split('.')[0]}; pip install 'sscl[slides]'") from error
 
 
 def openslide() -> Any:
