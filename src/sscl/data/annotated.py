@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from sscl.data.ingest import group_ids
 from sscl.data.tiles import UNLABELLED
-from sscl.places import missing, one_form
+from sscl.places import missing, one_form, printable
 from sscl.slides.coordinates import stem
 from sscl.slides.coverage import PRECISION, coverage_of
 from sscl.slides.geojson import Annotations, account_of, read_annotations
 from sscl.slides.places import Places
 from sscl.slides.records import Scaling, Slide
-from sscl.words import count, some
+from sscl.words import count, short, some
 
 SUFFIXES = (".geojson", ".geojson.gz")
 
@@ -137,15 +137,17 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[st
         slides = next((of[form] for of, form in zip(meant, forms, strict=True) if form in of), [])
         if len(slides) > 1:
             raise ValueError(
-                f"annotations: {path}: is the name of {count(len(slides), 'slide')} ({some(slides)}); put it into a "
+                f"annotations: {printable(str(path))}: is the name of {count(len(slides), 'slide')} ({some(slides)}); put it into a "
                 "folder as the slide is, or give it the whole file name"
             )
         if slides and slides[0] in files:
-            raise ValueError(f"annotations: {path}: is of {slides[0]}, and so is {files[slides[0]]}; remove one")
+            raise ValueError(
+                f"annotations: {printable(str(path))}: is of {slides[0]}, and so is {files[slides[0]]}; remove one"
+            )
         if slides:
             files[slides[0]] = path
         else:
-            unknown.append(said)
+            unknown.append(short(said))
     if not files:
         there = (
             f"its files are of other slides ({some(unknown, most=3, first=3)})"

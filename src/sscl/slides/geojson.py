@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sscl import writing
 from sscl.file_kinds import binary_kind, text_kind
+from sscl.places import printable
 from sscl.reading import parse_json, read_bytes
 from sscl.slides.coverage import Numbers, Polygon
 from sscl.slides.outlines import Rings
@@ -174,6 +175,7 @@ def read_annotations(path: Path, slide: Slide) -> Annotations:
         SlideError: no GeoJSON; an area that is none; no area with a class; or areas of another slide.
         OSError: the file cannot be read.
     """
+    name = printable(str(path))
     polygons: list[Polygon] = []
     passed = Counter[str]()
     for number, feature in enumerate(_features(path), start=1):
@@ -183,18 +185,18 @@ def read_annotations(path: Path, slide: Slide) -> Annotations:
             continue
         label = _label(feature)
         for rings in _areas(feature["geometry"]):
-            what = f"{path}: annotation {number} ({short(label, most=30)})"
+            what = f"{name}: annotation {number} ({short(label, most=30)})"
             polygons.append(Polygon(label, tuple(_ring(what, ring) + _origin(slide) for ring in _list(what, rings))))
     if not polygons:
         kinds = account_of(passed) or "nothing in it"
         raise SlideError(
-            f"{path}: has no area with a class ({kinds}); give annotations a class in QuPath, export again"
+            f"{name}: has no area with a class ({kinds}); give annotations a class in QuPath, export again"
         )
     corners = np.concatenate([polygon.rings[0] for polygon in polygons])
     if (corners.min(0) >= (slide.width, slide.height)).any() or (corners.max(0) <= 0).any():
         low, high = (f"{x:.0f}, {y:.0f}" for x, y in (corners.min(0), corners.max(0)))
         raise SlideError(
-            f"{path}: all areas lie outside of {slide.name} ({low} to {high}; it has {slide.width} x {slide.height} "
+            f"{name}: all areas lie outside of {slide.name} ({low} to {high}; it has {slide.width} x {slide.height} "
             "pixels); take the file of this slide"
         )
     return Annotations(tuple(polygons), dict(passed))
@@ -217,36 +219,37 @@ def account_of(passed: Mapping[str, int]) -> str:
 
 def _features(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file."""
+    name = printable(str(path))
     data = read_bytes(path, at_most=LARGEST, expected="a GeoJSON file")
     if data[:2] == b"\x1f\x8b":
-        data = _unpacked(path, data)
+        data = _unpacked(name, data)
     kind = binary_kind(data[:8]) or text_kind(data[:100])
     if kind is not None and not kind[0].startswith("JSON"):
-        raise SlideError(f"{path}: is {kind[0]}, not GeoJSON; {kind[1]}")
+        raise SlideError(f"{name}: is {kind[0]}, not GeoJSON; {kind[1]}")
     try:
         content = parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise SlideError(f"{path}: is no text in UTF-8, so not GeoJSON; export it from QuPath again") from None
+        raise SlideError(f"{name}: is no text in UTF-8, so not GeoJSON; export it from QuPath again") from None
     except ValueError as error:
-        raise SlideError(f"{path}: is no GeoJSON ({error}); export it from QuPath again") from None
+        raise SlideError(f"{name}: is no GeoJSON ({error}); export it from QuPath again") from None
     if isinstance(content, dict):
         content = content.get("features") if content.get("type") == "FeatureCollection" else [content]
     features = [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
     if not isinstance(content, list) or len(features) < len(content) or any("geometry" not in one for one in features):
-        raise SlideError(f"{path}: is JSON, but no GeoJSON of features; export it from QuPath again")
+        raise SlideError(f"{name}: is JSON, but no GeoJSON of features; export it from QuPath again")
     return features
 
 
-def _unpacked(path: Path, data: bytes) -> bytes:
+def _unpacked(name: str, data: bytes) -> bytes:
     packer = zlib.decompressobj(wbits=31)
     try:
         found = packer.decompress(data, LARGEST)
     except zlib.error as error:
-        raise SlideError(f"{path}: is a damaged gzip file ({error}); export it from QuPath again") from None
+        raise SlideError(f"{name}: is a damaged gzip file ({error}); export it from QuPath again") from None
     if packer.unconsumed_tail:
-        raise SlideError(f"{path}: unpacked, is larger than {readable(LARGEST)}, the limit for a GeoJSON file")
+        raise SlideError(f"{name}: unpacked, is larger than {readable(LARGEST)}, the limit for a GeoJSON file")
     if not packer.eof:
-        raise SlideError(f"{path}: is a gzip file that ends too early; copy or export it again")
+        raise SlideError(f"{name}: is a gzip file that ends too early; copy or export it again")
     return found
 
 
