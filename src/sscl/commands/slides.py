@@ -34,6 +34,7 @@ from sscl.slides.update import Plan, carry_out, in_threads, make_plan
 from sscl.words import count, next_command, short, some, wrapped
 
 LISTED = 20  # reasons
+NOTED = 10  # of slides
 
 
 def tile(config: TileSlidesConfig, *, overwrite: bool = False) -> int:
@@ -192,7 +193,13 @@ def print_account(
                 f"({gone}): not used; --overwrite makes the index anew without"
             )
         )
-    for note in notes:
+    slides: defaultdict[str, list[str]] = defaultdict(list)
+    for entry in here:
+        for note in notes_of(entry):
+            slides[note].append(entry.name)
+    told = [f"{note}: {some([printable(name) for name in of], most=5, first=5)}" for note, of in slides.items()]
+    more = [f"and {len(told) - NOTED:,} more, see {TABLE}"] if len(told) > NOTED else []
+    for note in (*notes, *told[:NOTED], *more):
         print(wrapped(f"note: {note}"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from sscl.places import printable
 from sscl.slides.coordinates import Coordinates, read_coordinates
 from sscl.slides.grid import tissue_tiles
-from sscl.slides.index import Grid, SlideEntry, digest, files_of, read_grid
+from sscl.slides.index import Grid, SlideEntry, Status, digest, files_of, read_grid
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import Readers
 from sscl.slides.preview import preview
@@ -155,27 +155,42 @@ def look_at(source: Source) -> SlideEntry:
     damage = _worse(slide)
     if damage is not None:
         return failed(source, none, damage, slide=slide)
-    entry = failed(source, none, SlideError(""))
-    return entry.model_copy(update={"status": "not indexed", "reason": None, "slide": slide})
+    return _entry(source, none, status="not indexed", reason=None, slide=slide)
 
 
 def failed(
     source: Source, wanted: Wanted, error: SlideError, *, slide: Slide | None = None, facts: Facts | None = None
 ) -> SlideEntry:
     """Return the entry of a slide without tiles, for an error that names it."""
+    reason = str(error).removeprefix(f"{printable(source.path)}: ")
+    return _entry(source, wanted, status="failed", reason=reason, slide=slide, facts=facts)
+
+
+def _entry(
+    source: Source,
+    wanted: Wanted,
+    *,
+    status: Status,
+    reason: str | None,
+    slide: Slide | None = None,
+    facts: Facts | None = None,
+    notes: tuple[str, ...] = (),
+    tissue: float | None = None,
+    grid: Grid | None = None,
+) -> SlideEntry:
     return SlideEntry(
         name=source.name,
         path=source.path,
-        status="failed",
-        reason=str(error).removeprefix(f"{printable(source.path)}: "),
-        notes=(),
+        status=status,
+        reason=reason,
+        notes=notes,
         mpp=wanted.mpp,
         size_px=wanted.size_px,
         slide=slide if facts is None else facts.slide,
         scaling=None if facts is None else facts.scaling,
-        tissue=None,
-        tiles=0,
-        grid="",
+        tissue=tissue,
+        tiles=0 if grid is None else len(grid),
+        grid="" if grid is None else digest(grid),
         parameters="" if facts is None else facts.parameters,
     )
 
@@ -194,33 +209,27 @@ def index_slide(source: Source, facts: Facts, wanted: Wanted) -> Indexed:
 def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> Indexed:
     slide, how, given = facts.slide, facts.scaling, facts.coordinates
     overview = readers.overview(slide, OVERVIEW_MPP)
-    damaged = (f"{count(overview.damaged, 'place')} cannot be decoded",) if overview.damaged else ()
-    entry = failed(source, wanted, SlideError(""), facts=facts)
+    notes: tuple[str, ...] = (f"{count(overview.damaged, 'place')} cannot be decoded",) if overview.damaged else ()
+    tissue, reason = None, None
     if given is not None:
         grid = given.grid
-        reason = f"{given.path.name} has no tile"
-        entry = entry.model_copy(update={"notes": (*damaged, *_notes_of(given))})
-        return _with_tiles(entry, grid, preview(slide, how, overview, None, grid), share=None, reason=reason)
-    tissue = find_tissue(overview)
-    grid = tissue_tiles(slide, tissue, overview, how, min_coverage=wanted.min_coverage, overlap=wanted.overlap)
+        notes += _notes_of(given)
+    else:
+        tissue = find_tissue(overview)
+        grid = tissue_tiles(slide, tissue, overview, how, min_coverage=wanted.min_coverage, overlap=wanted.overlap)
+        reason = tissue.reason
+        notes += (f"{tissue.pen_share:.1%} pen, left out",) if tissue.pen_share > LEAST_PEN else ()
     picture = preview(slide, how, overview, tissue, grid)
-    if tissue.reason not in (None, NO_TISSUE):
-        return Indexed(entry.model_copy(update={"reason": tissue.reason}), None, picture)
-    lower = f"no tile of which {wanted.min_coverage:.0%} is tissue; lower min_coverage or size_px"
-    pen = (f"{tissue.pen_share:.1%} pen, left out",) if tissue.pen_share > LEAST_PEN else ()
-    entry = entry.model_copy(update={"notes": (*damaged, *pen)})
-    return _with_tiles(entry, grid, picture, share=tissue.share, reason=tissue.reason or lower)
-
-
-def _with_tiles(entry: SlideEntry, grid: Grid, picture: bytes, *, share: float | None, reason: str) -> Indexed:
-    """Return an entry with its tiles, or the reason why there are none."""
-    found: dict[str, object] = {"status": "no tissue", "reason": reason, "tissue": share}
-    if not len(grid):
-        return Indexed(entry.model_copy(update=found), None, picture)
-    found |= {"status": "tiles", "reason": None, "tiles": len(grid), "grid": digest(grid)}
-    return Indexed(entry.model_copy(update=found), grid, picture)
+    status: Status = "tiles" if len(grid) else "no tissue" if reason in (None, NO_TISSUE) else "failed"
+    if status == "no tissue" and reason is None:
+        reason = f"no tile of which {wanted.min_coverage:.0%} is tissue; lower min_coverage or size_px"
+        reason = reason if given is None else f"{given.path.name} has no place"
+    share = None if tissue is None or status == "failed" else tissue.share
+    found = grid if status == "tiles" else None
+    entry = _entry(source, wanted, status=status, reason=reason, facts=facts, notes=notes, tissue=share, grid=found)
+    return Indexed(entry, found, picture)
 
 
 def _notes_of(given: Coordinates) -> tuple[str, ...]:
-    of = f"places of {given.program} ({given.path.name})"
-    return (of, f"{given.twice:,} of its places come again, each taken once") if given.twice else (of,)
+    of = f"places of {given.program}"
+    return (of, f"{given.twice:,} of its places come again, each is taken once") if given.twice else (of,)
