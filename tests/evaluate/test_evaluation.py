@@ -353,16 +353,15 @@ def test_table_says_calibration_before_and_after_and_what_abstention_gives() -> 
     report = report_of(*some(votes=True), kept=kept_of(*some(seed=1)))
     lines = evaluation_text.as_text(report).splitlines()
     before, after = (report.calibration.before, report.calibration.after)
-    names = {"ECE": "ece", "Brier score": "brier"}
-    names |= {"cross-entropy": "loss", "Brier score against votes": "soft_vote_brier"}
+    names = {"ECE": "ece", "Brier score": "brier", "Brier score against votes": "soft_vote_brier"}
     for name, key in names.items():
         (line,) = [line for line in lines if re.match(rf"  {re.escape(name)}  ", line)]
         assert line[len(name) + 2 :].split()[:2] == [f"{getattr(part, key):.3f}" for part in (before, after)]
-    coverage = report.coverage
-    for name, key in {"tiles decided here": "decided", "accuracy on these": "accuracy"}.items():
-        share = coverage.abstention.here[key]
-        (line,) = [line for line in lines if line.startswith(f"    {name} ")]
-        assert line.endswith(f" {share.count} of {share.of}")
+    here = report.coverage.abstention.here
+    (line,) = [line for line in lines if line.startswith("  undecided ")]
+    assert line.endswith(f" {here['decided'].count} of {here['decided'].of} are decided")
+    (line,) = [line for line in lines if line.startswith("    accuracy on these ")]
+    assert line.endswith(f" {here['accuracy'].count} of {here['accuracy'].of}")
 
 
 def test_table_has_the_truth_in_the_rows_of_the_confusion_matrix() -> None:

@@ -23,6 +23,7 @@ from sscl.evaluate import (
     records,
 )
 from sscl.evaluate.decisions import risk_coverage
+from sscl.evaluate.intervals import FEWEST
 from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import predictions_of, write_predictions
 from sscl.evaluate.records import Evaluated, Evaluation
@@ -135,14 +136,13 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
         draw(folder, tiles, report, probabilities=probabilities, positive=positive)
     print("Evaluated")
     print(f"  {config.checkpoint}, {trained.chosen}, on {describe_device(device)}, precision {precision}")
-    for line in describe_tiles(data, tiles, split=split).splitlines():
+    for line in describe_tiles(data, tiles, split=split, indent=2).splitlines():
         print(f"  {line}")
-    print(f"  {report.interval_method}")
-    if report.positive is not None:
-        print(f"  positive class {report.positive}")
+    if report.groups is None or report.groups >= FEWEST:  # else a note says that there are none
+        print(f"  {report.interval_method}")
     print(f"\n{evaluation_text.as_text(report)}\n")
-    pictures = sorted(path.name for path in out.glob("*.png"))
-    print(f"wrote {out}/{records.FILE}, {predictions.FILE}, {', '.join(pictures)}")
+    pictures = len(list(out.glob("*.png")))
+    print(f"wrote {out}/{records.FILE}, {predictions.FILE} and {count(pictures, 'picture')}")
     if split == "test" or choice.external:
         update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out)
     there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []

@@ -109,8 +109,8 @@ class Account:
     notes: tuple[str, ...] = ()
     unusable: int = 0
 
-    def line(self, *splits: str) -> str:
-        """Return the line for a load of some splits, or of "all", wrapped at 80 columns and indented."""
+    def line(self, *splits: str, width: int = 80) -> str:
+        """Return the line for a load of some splits, or of "all", wrapped and indented."""
         used = set(splits) & self.parts.keys() or set(self.parts)
         here = sum(self.parts[name] for name in used)
         parts = [
@@ -123,7 +123,7 @@ class Account:
         if total == here and self.places:
             found += f" ({listed(list(self.places.values()))})"
         over = [f"passed over: {self.passed_over}"] if self.passed_over else []
-        return wrapped("; ".join([found, *self.notes, *over]), indent=2)
+        return wrapped("; ".join([found, *self.notes, *over]), indent=2, width=width)
 
     def _place(self, name: str) -> str:
         return f" ({self.places[name]})" if name in self.places else ""

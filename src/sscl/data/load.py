@@ -305,11 +305,12 @@ def split_is_made_here(data: DataConfig) -> bool:
     return data.source in ("mhist", "synthetic") and data.protocol == "paper_balanced"
 
 
-def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool = True) -> str:
+def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool = True, indent: int = 0) -> str:
     """Return one line: source, protocol, split, count, classes; and one that accounts for all that the set has.
 
     Args:
         account: False where the account was printed for another split of the set.
+        indent: by how much the caller indents them, for the account to end at 80 columns.
     """
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
     stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
@@ -322,7 +323,7 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool 
         singles = count((sizes == 1).sum(), "single tile")
         together = f"; near-duplicates stay together: {clusters if (sizes > 1).any() else ''}{singles}"
     line = f"{data.root} ({data.source}{protocol}{stain}), split {split}: {count(len(tiles), 'tile')}{of}{together}"
-    return line if tiles.account is None or not account else f"{line}\n{tiles.account.line(split)}"
+    return line if tiles.account is None or not account else f"{line}\n{tiles.account.line(split, width=80 - indent)}"
 
 
 def accounts(parts: Mapping[str, Tiles]) -> list[str]:

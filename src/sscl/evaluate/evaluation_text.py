@@ -152,31 +152,35 @@ def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
 
 def particular_notes(evaluated: Evaluated, results: Results) -> list[str]:
     """Return what is to be known of this evaluation, a sentence each."""
-    found = []
-    if any(row.value is not None and row.interval is None for row in metric_rows(evaluated, results)):
-        called = np.sum(results.confusion_matrix, axis=0).tolist()  # a class without tiles counts by those called so
-        counts = (
-            (name, evaluated.class_counts[name] or number)
-            for name, number in zip(evaluated.classes, called, strict=True)
-        )
-        rare = [f"{name} ({number})" for name, number in counts if 0 < number < FEWEST]
-        few = TOO_FEW_TILES if rare or results.groups is None else TOO_FEW_SLIDES
-        of = f"{few} of {some(rare) or 'some class'}"
-        found.append(f"metrics without an interval: {of}; an interval needs {FEWEST}, and is wide with those")
-    found += miscalled_in_words(evaluated, results)
+    return [*_without_interval(evaluated, results), *_of_this_one(evaluated, results)]
+
+
+def _without_interval(evaluated: Evaluated, results: Results) -> list[str]:
+    """Return a sentence on the classes that are too few for intervals, if there are any."""
+    if not any(row.value is not None and row.interval is None for row in metric_rows(evaluated, results)):
+        return []
+    called = np.sum(results.confusion_matrix, axis=0).tolist()  # a class without tiles counts by those called so
+    counts = (
+        (name, evaluated.class_counts[name] or number) for name, number in zip(evaluated.classes, called, strict=True)
+    )
+    rare = [f"{name} ({number})" for name, number in counts if 0 < number < FEWEST]
+    few = TOO_FEW_TILES if rare or results.groups is None else TOO_FEW_SLIDES
+    of = f"{few} of {some(rare) or 'some class'}"
+    return [f"metrics without an interval: {of}; an interval needs {FEWEST}, and is wide with those"]
+
+
+def _of_this_one(evaluated: Evaluated, results: Results) -> list[str]:
+    found = miscalled_in_words(evaluated, results)
     fitted = results.calibration
     if fitted.fitted_on < calibration.FEW:
-        found.append(
-            f"{fitted.fitted_on} validation tiles are few: other ones may give another temperature, operating point "
-            "and abstention threshold"
-        )
+        found.append(f"{fitted.fitted_on} validation tiles are few: others may give another temperature and thresholds")
     if evaluated.positive is not None and results.operating_point is None:
         found.append("no operating point: all validation tiles are of one class")
     before, after = fitted.before.loss, fitted.after.loss
     if after > before:
         found.append(
-            f"the temperature increased the cross-entropy here ({before:.4f} to {after:.4f}): the validation tiles "
-            "are too few, or too different from these"
+            f"the temperature increased the cross-entropy here ({before:.4f} to {after:.4f})"
+            + ("" if fitted.fitted_on < calibration.FEW else ": the validation tiles are too few, or too different")
         )
     if evaluated.test_time_augmentation:
         found.append("temperature and thresholds were fitted without test-time augmentation")
@@ -244,11 +248,13 @@ def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
 def as_text(report: Evaluation) -> str:
     """Return the evaluation as sections for the terminal, each metric with its 95% interval; the notes come last.
 
-    What is left out for brevity is in metrics.json and on the page: per-class metrics of two classes, further
-    calibration errors, accuracy by coverage.
+    What is left out for brevity is in metrics.json and on the page: per-class metrics and macro F1 of two classes,
+    further calibration errors, accuracy by coverage.
     """
     names = short_names(report.classes, _NAME)
     main = overall_rows(report, report, names=names) + agreement_rows(report)
+    if report.positive is not None:
+        main = [row for row in main if row.name != display_name("macro_f1")]
     width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
     sections = [
         [f"{'Metrics':<{width + 2}}  value  95% interval", *_lines(main, width=width)],
@@ -324,7 +330,7 @@ def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
     head = f"Calibration, temperature {found.temperature:.3f}"
     lines = [f"{head:<{width + 2}}  before  after"]
     for name, before, after in calibration_rows(report):
-        if name != display_name("ece_equal_mass"):
+        if name not in (display_name("ece_equal_mass"), CROSS_ENTROPY):
             lines.append(f"  {name:<{width}}  {before:<6.3f}  {after:.3f}")
     outcome, _ = calibrated(report)
     bound = found.after.ece_by_chance.quantile_95
@@ -339,14 +345,17 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
         lines.append(f"  {positive} if its probability is at least {point.threshold:.3f} ({point.rule})")
         rows = proportion_rows(point.here, {key: key for key in point.here if key != "accuracy"})
         lines += [f"  {line}" for line in _lines(rows, width=width - 2)]
-    lines.append(f"  undecided if its confidence is below {coverage.abstention.threshold:.3f}")
-    rows = proportion_rows(coverage.abstention.here, OF_ABSTENTION)
-    return lines + [f"  {line}" for line in _lines(rows, width=width - 2)]
+    here = {name: Row.of(OF_ABSTENTION[name], hit) for name, hit in coverage.abstention.here.items()}
+    decided = f"; {here['decided'].counts} are decided" if here["decided"].counts else ""
+    lines.append(f"  undecided if its confidence is below {coverage.abstention.threshold:.3f}{decided}")
+    return lines + [f"  {line}" for line in _lines([here["accuracy"]], width=width - 2)]
 
 
 def _note_lines(report: Evaluation) -> list[str]:
     """Return the notes: what is peculiar to this evaluation a line each, what is to be known of any in one sentence."""
-    lines = [f"  - {note}" for note in (*report.caveats, *particular_notes(report, report))]
+    too_few = report.groups is not None and report.groups < FEWEST  # in all, as a caveat says
+    particular = [*([] if too_few else _without_interval(report, report)), *_of_this_one(report, report)]
+    lines = [f"  - {note}" for note in (*report.caveats, *particular)]
     usual = f"thresholds and temperature are from validation tiles, which also chose {report.chosen_kind}"
     if report.positive is not None:
         prevalence = 100 * report.class_counts[report.positive] / report.tiles
