@@ -224,7 +224,7 @@ def test_a_run_goes_on_with_a_scale_that_it_did_not_know(cli: Any, folder3_words
     assert cli.finetune(tmp_path / "r", *words, "train.stop_after_epoch=1").code == 0
     result = cli.finetune(tmp_path / "r", *words, "data.mpp=0.5", "--resume")
     assert result.code == 0, result.err
-    assert "data.mpp: 0.5 from here on, it was null" in result.out
+    assert "data.mpp: 0.5 µm per pixel from here on, the run had: µm per pixel not known" in result.out
     best = load_checkpoint(tmp_path / "r")
     assert best.mpp == best.finetune_config.data.mpp == 0.5
     assert read_yaml(tmp_path / "r" / "config.yaml")["data"]["mpp"] == 0.5

@@ -36,6 +36,7 @@ from sscl.models.pixels import normalisation
 from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
+from sscl.slides.index import is_index
 from sscl.words import count, say_next, shortened, wrapped
 
 BOXES_HEADER = (
@@ -154,6 +155,8 @@ def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[s
         return tiles
     if config.ids:
         raise ValueError("ids: chooses tiles of the data set, and images are given; give either ids or images")
+    if is_index(Path(config.images)):
+        raise ValueError(f"images: {config.images} is an index of slides; give it as data.root={config.images}")
     tiles = load_folder(
         config.images, split="all", size_px=data.size_px, cache_dir=data.cache_dir, progress=config.progress
     )

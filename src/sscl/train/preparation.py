@@ -97,7 +97,9 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     batch_size = batch_size_of(config, tiles=len(data.train), world=opened.world)
     steps = max(1, len(epoch_rows(data.train, data.tiles, config, epoch=0)) // batch_size)
 
-    kept = load_last(opened, config, kind="finetune", fingerprint=data.fingerprint) if resume else None
+    kept = (
+        load_last(opened, config, kind="finetune", fingerprint=data.fingerprint, scale=data.scale) if resume else None
+    )
     best = None if kept is None else load_best(opened, data)
     torch.manual_seed(config.seed)
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)

@@ -174,7 +174,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
             "tiles; lower train.batch_size or add tiles"
         )
 
-    kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint) if resume else None
+    kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint, scale=scale) if resume else None
     torch.manual_seed(config.seed)
     start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
     for line in start.suits(scale, size_px=config.data[0].size_px):

@@ -14,6 +14,7 @@ from sscl import augment, metrics_log, ranks, run, writing
 from sscl.config import Change, FinetuneConfig, PretrainConfig, changed_keys, plain, shown
 from sscl.config.encoders import RANDOM
 from sscl.config.training import PretrainTrainConfig
+from sscl.data.scale import Scale
 from sscl.data.tiles import tile_budget_gb
 from sscl.device import describe_device, free_memory, pick_precision, tune
 from sscl.memory import raise_if_short
@@ -117,8 +118,10 @@ def wandb_of(config: PretrainConfig | FinetuneConfig) -> metrics_log.Wandb | Non
 # --- going on with a run ---
 
 
-def load_last(opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, kind: Kind, fingerprint: str) -> Checkpoint:
-    """Return what the run to resume left in last.pt.
+def load_last(
+    opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, kind: Kind, fingerprint: str, scale: Scale
+) -> Checkpoint:
+    """Return what the run to resume left in last.pt, and print in what the tiles are others now: place and scale.
 
     Raises:
         ValueError: no such file, or it is of another configuration or of other tiles; one line a changed setting.
@@ -128,8 +131,8 @@ def load_last(opened: OpenRun, config: PretrainConfig | FinetuneConfig, *, kind:
     print(f"resuming {opened.folder} after epoch {kept.epoch} of {config.train.epochs}")
     for change in changed_keys(kept.config, config):
         print(f"{change.key}: {shown(change.now)} holds the tiles that {shown(change.before)} held")
-    for key, before, now in other_mpp(kept.config, config):
-        print(f"{key}: {shown(now)} from here on, it was {shown(before)}")
+    if scale.span != kept.scale.span:
+        print(f"data.mpp: {scale} from here on, the run had: {kept.scale}")
     return kept
 
 
