@@ -137,8 +137,8 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[st
         slides = next((of[form] for of, form in zip(meant, forms, strict=True) if form in of), [])
         if len(slides) > 1:
             raise ValueError(
-                f"annotations: {printable(str(path))}: is the name of {count(len(slides), 'slide')} ({some(slides)}); put it into a "
-                "folder as the slide is, or give it the whole file name"
+                f"annotations: {printable(str(path))}: is the name of {count(len(slides), 'slide')} ({some(slides)}); "
+                "put it into a folder as the slide is, or give it the whole file name"
             )
         if slides and slides[0] in files:
             raise ValueError(
