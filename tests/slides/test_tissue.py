@@ -291,6 +291,13 @@ def test_fluorescence_and_dark_field_are_refused(scene, channels, background):
     assert not found.mask.any()
 
 
+def test_a_dark_slide_with_a_border_that_was_not_scanned_is_refused():
+    """T15: the border's white is not taken for what is brightest."""
+    picture, known = np.full((60, 60, 3), 10), np.ones((60, 60), bool)
+    picture[:, -1], known[:, -1] = 255, False
+    assert find_tissue(overview(picture, known=known)).reason == DARK
+
+
 def test_a_black_slide_is_refused():
     assert find_tissue(overview(np.zeros((50, 60, 3)))).reason == DARK
 

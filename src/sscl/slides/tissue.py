@@ -64,7 +64,8 @@ def find_tissue(overview: Overview) -> Tissue:
     scanned = overview.known & ~white & (cv2.dilate(black.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
     if overview.mpp < _FINE:  # a pyramid's level was compressed; coarser pixels are means of more, or all there is
         rgb = np.asarray(cv2.GaussianBlur(rgb, (3, 3), 0), dtype=np.uint8)
-    glass, seen = _glass(rgb, scanned, white)
+    inner = cv2.erode(scanned.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # nothing of its border is smoothed in
+    glass, seen = _glass(rgb, inner if inner.any() else scanned, white)
     if glass == _WHITE:
         scanned |= white
     if _is_dark(rgb, scanned, glass):
