@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from slide_cohort import draw_all, make_index
 
+from slide_cohort import draw_all, make_index
 from sscl.config import PretrainConfig
 from sscl.train.setup import check_batch
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from slide_cohort import NAMES, TILES, draw, draw_all, level_of, make_index
-
 from sscl.cli.arguments import is_run
 
 TIMES = {"seconds", "tiles_per_second", "busy"}
@@ -107,6 +106,7 @@ def test_what_slides_cannot_be_used_for_is_one_line(cli: Any, index: Path, strea
         ["predict", str(streamed), str(index), f"out={tmp_path / 'predictions'}"],
         ["pretrain", str(index), "data.size_px=64", f"run={tmp_path / 'run'}"],
         ["pretrain", str(index), "data.mpp=1.0", f"run={tmp_path / 'run'}"],
+        ["pretrain", str(index), "data.tiles_per_slide=2", "train.batch_size=15", f"run={tmp_path / 'run'}"],
         ["pretrain", str(index), "data.slides_root=nowhere", f"run={tmp_path / 'run'}"],
     ):
         result = cli(*command)

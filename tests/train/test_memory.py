@@ -137,7 +137,7 @@ def test_the_report_on_a_cpu():
         "adamw state": "adamw state 1.5 MiB",
         "activations": "activations 0.0 MiB of 4 views at 32 px, fp32",
         "views": "views 0.0 MiB 4 at 32 px",
-        "tiles": "tiles 3.0 GiB in memory, or read from the cache as needed",
+        "tiles": "tiles 3.0 GiB in memory, or read as needed",
         "total": "total 3.0 MiB without the tiles",
     }
     assert lines(optimizer="lars")["lars state"] == "lars state 0.8 MiB"

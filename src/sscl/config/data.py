@@ -170,7 +170,7 @@ def detect_source(root: str) -> Source:
     """Return what a folder or file is, as a value of data.source; auto where there is none, or it is none of these."""
     path = Path(root)
     if os.path.isdir(root):  # where a name is too long to be one, that says no, and Path raises
-        if all((path / name).is_dir() for name in ("slides", "grids")) and (path / "config.yaml").is_file():
+        if (path / "slides").is_dir() and (path / "grids").is_dir():
             return "slides"
         if not (path / "annotations.csv").is_file() or not (path / "images").is_dir():
             return "folder"

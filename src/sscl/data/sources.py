@@ -155,6 +155,33 @@ def epoch_rows(
     return train[rows]
 
 
+def steps_of(
+    train: NDArray[np.int64],
+    source_of: NDArray[np.int64],
+    config: PretrainConfig,
+    *,
+    slide_of: NDArray[np.int64] | None,
+) -> int:
+    """Return how many steps an epoch has; every one has as many.
+
+    Raises:
+        ValueError: the tiles do not fill a batch; and as `epoch_rows`.
+    """
+    steps = len(epoch_rows(train, source_of, config, epoch=0, slide_of=slide_of))
+    if steps == 0 and slide_of is not None:
+        drawn = _drawn(train, source_of, slide_of, config, epoch=0)
+        raise ValueError(
+            f"train.batch_size: got {config.train.batch_size}, but an epoch draws only {len(drawn):,} tiles "
+            "(data.tiles_per_slide); lower train.batch_size, or draw more of each slide"
+        )
+    if steps == 0:
+        raise ValueError(
+            f"train.batch_size: got {config.train.batch_size}, but there are only {len(train)} training tiles; lower "
+            "train.batch_size or add tiles"
+        )
+    return steps
+
+
 def _drawn(
     train: NDArray[np.int64],
     source_of: NDArray[np.int64],

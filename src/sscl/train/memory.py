@@ -159,7 +159,7 @@ def report(
     on_gpu = device.type == "cuda"
     resident = on_gpu and store_bytes <= budget_gb * 2**30
     if not on_gpu:
-        where = "in memory, or read from the cache as needed"
+        where = "in memory, or read as needed"
     elif resident:
         where = f"on the GPU (data.device_budget_gb {budget_gb:.3g})"
     else:

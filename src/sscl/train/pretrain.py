@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from sscl import augment, ranks, writing
 from sscl.config import PretrainConfig
 from sscl.data.scale import Scale
-from sscl.data.sources import epoch_rows, load_sources, slide_numbers, source_key
+from sscl.data.sources import epoch_rows, load_sources, slide_numbers, source_key, steps_of
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, as_rows, place_store
 from sscl.device import Later, sum_dtype
@@ -167,12 +167,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     health_tiles = carve_health(tiles, config)
     some = any(source.tiles_per_slide is not None for source in config.data)
     slide_of = slide_numbers(tiles) if some else None
-    steps = len(epoch_rows(health_tiles.train, source_of, config, epoch=0, slide_of=slide_of))
-    if steps == 0:
-        raise ValueError(
-            f"train.batch_size: got {config.train.batch_size}, but there are only {len(health_tiles.train)} training "
-            "tiles; lower train.batch_size or add tiles"
-        )
+    steps = steps_of(health_tiles.train, source_of, config, slide_of=slide_of)
 
     kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint, scale=scale) if resume else None
     torch.manual_seed(config.seed)
