@@ -110,8 +110,9 @@ def carry_out(
         (folder / TABLE).unlink(missing_ok=True)
     for name, was in plan.moved.items():
         _copy(folder, was, name)
+    none = {entry.name for entry in plan.failed}  # a grid or preview of before goes
     for entry in changed:
-        if entry in plan.failed:
+        if entry.name in none:
             write_slide(folder, entry, grid=None, preview=None)
         else:
             write_entry(folder, entry)
