@@ -45,7 +45,7 @@ from sscl.train.health import (
 from sscl.train.objectives import OBJECTIVES
 from sscl.train.pace import Pace, Writer, on_host
 from sscl.train.profiling import Profile
-from sscl.train.schedule import Schedule, scaled_learning_rate
+from sscl.train.schedule import Schedule, peak_of
 from sscl.train.setup import (
     OpenRun,
     check_batch,
@@ -191,7 +191,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         budget_gb=budget_gb,
     )
     synchronise_batch_norm(model)
-    peak = peak_of(config)
+    peak = peak_of(config.train)
     optimizer = optim.optimizer_of(config.train, [(model.encoder, peak), (model.projection, peak)])
     scaler = opened.scaler()
     store = place_store(tiles.images, device=opened.device, budget_gb=budget_gb)
@@ -236,17 +236,11 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     )
 
 
-def peak_of(config: PretrainConfig) -> float:
-    """Return the peak learning rate, scaled to the batch size."""
-    train = config.train
-    return scaled_learning_rate(train.learning_rate, batch_size=train.batch_size, scaling=train.learning_rate_scaling)
-
-
 def announce(job: Pretraining) -> None:
     """Print which encoder it is, and how long the epochs are."""
     print(wrapped(str(job.start)))
     tiles, steps = count(len(job.health_tiles.train), "training tile"), count(job.schedule.steps_per_epoch, "step")
-    peak = peak_of(job.config)
+    peak = peak_of(job.config.train)
     if job.slide_of is not None:
         tiles += f", {job.schedule.steps_per_epoch * job.config.train.batch_size:,} of them an epoch"
     print(f"{tiles}; {steps} per epoch, batch size {job.config.train.batch_size}, peak learning rate {peak:.4g}")

@@ -18,6 +18,11 @@ def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str)
     return learning_rate * factors[scaling]
 
 
+def peak_of(train: PretrainTrainConfig) -> float:
+    """Return the peak learning rate of pretraining."""
+    return scaled_learning_rate(train.learning_rate, batch_size=train.batch_size, scaling=train.learning_rate_scaling)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The factor on the peak learning rate, at each step of a run.
