@@ -149,6 +149,15 @@ def test_more_slides_than_files_may_be_open(tmp_path: Path, reader: str, many: i
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_slide_that_is_gone_is_no_damage(tmp_path: Path) -> None:
+    draw(tmp_path / "x.svs", 0)
+    slide = open_slide(tmp_path / "x.svs", name="x.svs")
+    pixels = SlidePixels([(slide, DRAWN)], Places.of(["x.svs"], [1], [np.zeros((1, 2), np.int32)]), replace=True)
+    (tmp_path / "x.svs").unlink()
+    with pytest.raises(SlideError, match=r"x\.svs: cannot be opened"):
+        pixels_at(pixels, np.array([0]))
+
+
 def test_digests_say_which_place_of_which_slide_a_tile_is() -> None:
     pixels = streamed(Pattern())
     rows = np.arange(900)

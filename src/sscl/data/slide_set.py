@@ -29,6 +29,7 @@ from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.places import missing, printable
 from sscl.progress import Bar
 from sscl.slides.index import MADE_BY, Index, IndexedSlide, read_index
+from sscl.slides.libraries import openslide
 from sscl.slides.open import open_slide
 from sscl.slides.places import Places, TileIds
 from sscl.slides.records import Slide, SlideError
@@ -122,6 +123,8 @@ def load_slides(
         if split != "all" and "all" in parts:
             of_class, of_slide = drawn.pairs
             _check_classes(of_class, [groups[slide] for slide in of_slide], classes=classes, root=root)
+    if looked_for and any(slide.levels[how.level].encoded is None for slide, how in scaled):
+        openslide()  # says how to install it where it is missing
     streamed = SlidePixels(scaled, places, replace=replace_damaged)
     images, kept = _placed(streamed, index, keep=keep, cache_dir=cache_dir, progress=progress)
     of_slides = np.repeat(np.array(labels, dtype=np.int64), np.diff(places.starts))
