@@ -254,6 +254,9 @@ def test_labels_come_from_the_table(cli: Any, slides: Path, index: Path, tmp_pat
     assert "elsewhere.svs" in result.out
     assert "a.svs, glass.svs" in " ".join(result.out.split())
     assert "slides_csv: 1 HP, 1 SSA, 1 without; 1 test, 1 train, 1 without; 2 patients" in result.out
+    inside = cli("slides", "tile", slides, f"out={index}", *ASKED, f"slides_csv={index / 'slides.csv'}")
+    assert inside.code == 2
+    assert "lies in the index" in inside.err
     found = {one.slide.name: (one.patient, one.label, one.split) for one in read_index(index).slides}
     assert found == {"a.svs": (None,) * 3, "b.svs": ("p1", "HP", "train"), "sub/a.svs": ("p2", "SSA", "test")}
 

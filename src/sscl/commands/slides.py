@@ -80,6 +80,9 @@ def check_out(out: Path, config: TileSlidesConfig, *, overwrite: bool) -> None:
         return
     if not is_index(out):
         raise ValueError(f"out: {out} exists and is no index of slides; name another folder")
+    for key, value in (("slides_csv", config.slides_csv), ("coordinates", config.coordinates)):
+        if value is not None and Path(os.path.realpath(value)).is_relative_to(os.path.realpath(out)):
+            raise ValueError(f"{key}: {value} lies in the index, which this command writes; copy it elsewhere first")
     if overwrite:
         return
     before, now = read_yaml(out / "config.yaml"), plain(config)
@@ -134,8 +137,7 @@ def sources_of(config: TileSlidesConfig, listing: SlideListing, table: SlideTabl
 def opened(out: Path, config: TileSlidesConfig, plan: Plan, *, overwrite: bool) -> Iterator[Path]:
     """Give the folder of the index to write in: itself, or where it is replaced a new one that takes its place."""
     if is_index(out) and overwrite:
-        inputs = {"slides_csv": config.slides_csv, "coordinates": config.coordinates}
-        with run.whole_folder(out, config, overwrite=True, inputs=inputs) as folder:
+        with run.whole_folder(out, config, overwrite=True) as folder:
             (folder / "slides").mkdir()
             yield folder
         return
