@@ -225,6 +225,26 @@ def test_a_slide_that_is_tissue_everywhere(scene, strength):
     assert found.mask.mean() >= 0.85
 
 
+@pytest.mark.parametrize("colour", [(110, 70, 45), (200, 170, 140), (190, 195, 215), (140, 145, 190)], ids=str)
+def test_other_stains_are_tissue(scene, colour):
+    """Immunohistochemistry: DAB, strong and weak, and bluish haematoxylin, which is not taken for pen."""
+    waves = 1 + 0.2 * cv2.GaussianBlur(scene.rng.normal(0, 4, (N, N)), (0, 0), 2)[..., None]
+    stain = -np.log(np.array(colour) / GLASS) * np.clip(waves, 0.5, 2)
+    recall, precision = rates(find_tissue(overview(replace(scene, stain=stain).picture())), scene.tissue)
+    assert recall >= 0.95
+    assert precision >= 0.95
+
+
+@pytest.mark.parametrize("white", [254, 255])
+def test_filling_beside_yellow_glass(scene, white):
+    """T12: also where a JPEG has made it a little less than white."""
+    picture = scene.picture(glass=(238, 228, 196))
+    picture[:120] = white
+    recall, precision = rates(find_tissue(overview(picture)), scene.tissue & (np.arange(N) >= 120)[:, None])
+    assert recall >= 0.95
+    assert precision >= 0.95
+
+
 def test_fat_is_tissue(scene):
     """Cells of 80 µm, mostly clear, with walls of 10 µm."""
     seeds = scene.rng.uniform(0, N, (N * N // 110, 2))

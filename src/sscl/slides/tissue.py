@@ -34,7 +34,7 @@ _GLASS_SHARE = 0.005  # of what was scanned, within 2 grey levels of one: as muc
 _GLASS_DEPTH = 0.8  # glass is at least so bright, of the brightest pixels that are not filling
 _BRIGHTER = 0.2  # of what was scanned: so much is not brighter than glass by more than 3 grey levels
 _WEAKEST, _STRONGEST = 6, 12  # bounds of the threshold; a sixth of the stain's strength lies between
-_FAINT = 40  # so weak, what absorbs less green than other colours is a tint of the glass or of the light
+_FAINT = 80  # so weak, what absorbs less green than other colours is a tint of the glass or of the light
 _SPECK, _GAP, _HOLE, _FRAGMENT = 0.002, 0.08, 0.1, 0.02  # mm²; mm; mm²; mm²
 _STROKE, _RIM, _BLUR = 0.03, 0.008, 0.032  # mm: a stroke's least width, its rim, how far its ink runs
 
