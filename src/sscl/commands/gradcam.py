@@ -37,6 +37,7 @@ from sscl.plots import cam as cam_plots
 from sscl.plots.checks import write_checks
 from sscl.records import write_record
 from sscl.slides.index import is_index
+from sscl.slides.places import TileIds
 from sscl.words import count, say_next, shortened, wrapped
 
 BOXES_HEADER = (
@@ -98,7 +99,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
                 *(explainer, row, heatmap, box),
                 probabilities=probabilities[row],
                 classes=classes,
-                name=f"{number:0{digits}d}_{cam_plots.short_name(Path(tiles.ids[row]).stem)}",
+                name=f"{number:0{digits}d}_{cam_plots.short_name(file_stem(tiles, row))}",
                 out=unfinished,
                 synthetic=synthetic,
             )
@@ -188,6 +189,12 @@ def choose_tiles(tiles: Tiles, probabilities: NDArray[np.float64], config: Gradc
             rows = np.flatnonzero((tiles.labels == label) & ((predicted == label) == right))
             chosen += rows[np.argsort(-confidence[rows], kind="stable")][: config.per_class].tolist()
     return chosen
+
+
+def file_stem(tiles: Tiles, row: int) -> str:
+    """Return what the pictures of a tile are called: the stem of its file, or its slide's and its place in it."""
+    path = Path(tiles.ids[row])
+    return f"{path.parent.stem}_{path.name}" if isinstance(tiles.ids, TileIds) else path.stem
 
 
 def draw_tile(
