@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,18 @@ def test_through_openslide_damage_is_named_and_the_neighbours_read_on(tmp_path, 
     path.write_bytes(data)
     slide = open_slide(path, name="a", mpp=0.5)
     how, out = scaling(slide, mpp=0.5, size_px=64), np.zeros((1, 64, 64, 3), np.uint8)
+
+    def read(i: int) -> bool:
+        """Whether it is as it should be; in four threads, of which some always fail."""
+        own, damaged = np.zeros((1, 64, 64, 3), np.uint8), i % 3 == 0
+        try:
+            readers.tiles(slide, how, np.array([[128, 192] if damaged else [192 + i, 192]]), own)
+        except DamagedTile:
+            return damaged
+        return not damaged and np.array_equal(own[0], pixels[192:256, 192 + i : 256 + i])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(90)))
     for _ in range(2):
         readers.tiles(slide, how, np.array([[192, 192]]), out)
         assert np.array_equal(out[0], pixels[192:256, 192:256])

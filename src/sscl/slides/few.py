@@ -73,22 +73,22 @@ class Few(Generic[Thing]):
                 if one.dropped and not one.users:
                     self._closed(one.thing)
 
-    def _new(self, path: str) -> _Open[Thing]:
-        """Open a path, outside the lock; if another thread was quicker, what that one opened.
+    @contextmanager
+    def alone(self, path: str) -> Iterator[Thing]:
+        """Give what no other thread uses, and close it afterwards.
 
         Raises:
-            SlideError: it cannot be opened, not even with all other files closed that nobody uses: a system without
-                file numbers left says so, openslide then knows of no file.
+            SlideError: it cannot be opened.
         """
+        thing = self._made(path)
         try:
-            thing = self._opened(path)
-        except Exception:
-            for few in list(_ALL):
-                few.close()
-            try:
-                thing = self._opened(path)
-            except Exception as error:
-                raise SlideError(f"{printable(path)}: cannot be opened: {short(str(error), most=200)}") from None
+            yield thing
+        finally:
+            self._closed(thing)
+
+    def _new(self, path: str) -> _Open[Thing]:
+        """Open a path, outside the lock; if another thread was quicker, take what that one opened."""
+        thing = self._made(path)
         with self._lock:
             one = self._open.get(path)
             if one is None:
@@ -98,6 +98,23 @@ class Few(Generic[Thing]):
             one.users += 1
             self._close_idle(self._most)
         return one
+
+    def _made(self, path: str) -> Thing:
+        """Return what opening a path gives.
+
+        Raises:
+            SlideError: it cannot be opened, not even with all other files closed that nobody uses: a system without
+                file numbers left says so, openslide then knows of no file.
+        """
+        try:
+            return self._opened(path)
+        except Exception:
+            for few in list(_ALL):
+                few.close()
+        try:
+            return self._opened(path)
+        except Exception as error:
+            raise SlideError(f"{printable(path)}: cannot be opened: {short(str(error), most=200)}") from None
 
     def close(self) -> None:
         """Close all that no thread uses."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sscl.slides.dicom import for_openslide
 from sscl.slides.few import Few
 from sscl.slides.libraries import openslide
+from sscl.slides.records import SlideError
 
 _CACHE_BYTES = 128 * 2**20  # of decoded tiles, for all slides together; openslide's own would be 32 MiB for each
 _MOST_SIDE = 4096  # pixels: beyond it openslide reads in parts, whose places it rounds
@@ -68,16 +69,16 @@ class Handles:
         """Fill a contiguous part of at most 4,096 pixels a side.
 
         After its first error a handle of openslide fails for good, in all threads that share it: so what fails is read
-        once more, through a new one.
+        once more, through one that no other thread uses.
         """
-        for tried in (False, True):
-            try:
-                with self._open.of(path) as handle:
-                    return _fill(handle, out, level=level, x=x, y=y)
-            except Exception:
-                if tried:
-                    raise
-        return None
+        try:
+            with self._open.of(path) as handle:
+                _fill(handle, out, level=level, x=x, y=y)
+        except SlideError:
+            raise
+        except Exception:
+            with self._open.alone(path) as handle:
+                _fill(handle, out, level=level, x=x, y=y)
 
     def close(self) -> None:
         """Close what no thread reads from."""
