@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import pkgutil
 import subprocess
 import sys
@@ -13,11 +14,15 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.sax.saxutils import escape
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 
-from sscl.plots import calibration, charts
+from sscl.plots import base, calibration, charts
 
 # A function that moves is renamed here, and in no test.
 SEAMS = {
@@ -207,6 +212,26 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
         for name in [name for name in vars(module) if name.startswith("plot_")]:
             monkeypatch.setattr(module, name, keep)
     return found
+
+
+@pytest.fixture(scope="module")
+def blank_pictures() -> Iterator[None]:
+    """Leave charts blank, of their figure's size, an SVG with their words: they are made, and not rendered."""
+
+    def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+        width, height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
+        with base.writing(path) as temporary:
+            if Path(path).suffix == ".svg":
+                box = f'width="{width}pt" height="{height}pt" viewBox="0 0 {width} {height}"'
+                texts = "".join(f"<text>{escape(found.get_text())}</text>" for found in figure.findobj(Text))
+                svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{texts}</svg>'
+                temporary.write_text(svg, encoding="utf-8")
+            else:
+                Image.new("L", (width, height), "white").save(temporary, format="png")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "save_figure", save)
+        yield
 
 
 @pytest.fixture

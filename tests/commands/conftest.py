@@ -7,9 +7,9 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from sscl.cli import main
 from sscl.data.synthetic import write_synthetic
-from sscl.plots import base
 
 SIZE_PX = 32
 ENCODER = "timm:test_resnet"  # the encoder of every run that names no other: 0.4 M parameters, 96 features
@@ -82,21 +80,25 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", autouse=True)  # not longer: other folders of tests draw
-def blank_pictures() -> Iterator[None]:
-    """Leave PNGs blank, of their figure's size: rendering took two thirds of a tiny run; tests/plots renders them."""
-    render = base.save_figure
+@pytest.fixture(scope="session", autouse=True)
+def one_estimate_a_model(wrapped: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+    """Estimate the memory of a model once: its dry run takes as long as an epoch of a tiny run; tests/train has it."""
+    known: dict[str, int] = {}
 
-    def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-        if Path(path).suffix == ".svg":
-            return render(figure, path)
-        width, height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
-        with base.writing(path) as temporary:
-            Image.new("L", (width, height), "white").save(temporary, format="png")
+    def estimate(real: Callable[..., int], model: torch.nn.Module, **given: Any) -> int:
+        trained = [name for name, value in model.named_parameters() if value.requires_grad]
+        key = f"{model} {given} {trained}"
+        if key not in known:
+            known[key] = real(model, **given)
+        return known[key]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "save_figure", save)
+    with wrapped(activation_bytes=estimate):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)  # not longer: other folders of tests draw
+def blank(blank_pictures: None) -> None:
+    """Rendering took two thirds of a tiny run; tests/plots renders the charts."""
 
 
 @pytest.fixture(scope="session")

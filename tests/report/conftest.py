@@ -35,6 +35,11 @@ from sscl.report.subject import Subject
 CLASSES = ("HP", "SSA")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank(blank_pictures: None) -> None:
+    """Sections are made of what charts show; tests/plots renders them."""
+
+
 def make_audit(*, pairs: int = 0, leakage: bool | None = None, verdict: str | None = None) -> Audit:
     """An audit of 1,200 tiles that found `pairs` exact pairs across the splits."""
     pair = {

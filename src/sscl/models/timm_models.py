@@ -134,23 +134,30 @@ def _created(timm: Any, model: str, given: dict[str, Any], **more: Any) -> nn.Mo
 def _check_room(timm: Any, model: str, given: dict[str, Any], *, kwargs: Kwargs) -> None:
     """Raise ValueError where a model's parameters need more memory than is free: the system would end the process.
 
-    They are counted on torch's meta device, which keeps none of them. Of a model that cannot be built there
-    nothing is said.
+    Of a model that cannot be built on torch's meta device nothing is said.
     """
-    net: nn.Module | None = None
-    for one in (given, {key: value for key, value in given.items() if key != "dynamic_img_size"}):
-        # Whatever timm's layers make of such numbers, or of tensors without values: building it says what is wrong.
-        with contextlib.suppress(Exception), torch.device("meta"):
-            net = _created(timm, model, one)
-            break
-    free = least_free()
-    needed = 0 if net is None else 4 * sum(parameter.numel() for parameter in net.parameters())
+    key = f"{model} {given}"
+    if key not in _parameters:
+        _parameters[key] = _count_parameters(timm, model, given)
+    free, needed = least_free(), 4 * _parameters[key]
     if free is not None and needed > free.size:
         key, what = ("model.kwargs", f"{model} with {', '.join(kwargs)}") if kwargs else ("model.name", model)
         raise ValueError(
             f"{key}: the weights of {what} take {readable(needed)} of memory, and {readable(free.size)} are free "
             f"{free.limit}; take a smaller model"
         )
+
+
+_parameters: dict[str, int] = {}  # of a model with its arguments: an evaluation builds the same one several times
+
+
+def _count_parameters(timm: Any, model: str, given: dict[str, Any]) -> int:
+    """Return how many a model has, counted on the meta device, which keeps none; 0: it cannot be built there."""
+    for one in (given, {key: value for key, value in given.items() if key != "dynamic_img_size"}):
+        # Whatever timm's layers make of such numbers, or of tensors without values: building it says what is wrong.
+        with contextlib.suppress(Exception), torch.device("meta"):
+            return sum(parameter.numel() for parameter in _created(timm, model, one).parameters())
+    return 0
 
 
 def _checked(kwargs: Kwargs) -> dict[str, Any]:
