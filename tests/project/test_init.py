@@ -277,7 +277,7 @@ def test_slides_are_to_be_indexed_first(drawn: Path, capsys: pytest.CaptureFixtu
     slides = drawn / "slides"
     words = {"init": [], "pretrain": ["run=r"], "finetune": ["run=r"], "data inspect": ["out=o"]}
     for command, more in words.items():
-        for given in (slides, slides / "slide_0000.svs"):
+        for given in (slides, next(slides.glob("*.svs"))):
             assert main([*command.split(), str(given), *more, "progress=false"]) == 2
             error = capsys.readouterr().err
             assert f"sscl slides tile {given} out=INDEX mpp=0.5" in error
@@ -299,12 +299,10 @@ def test_an_index_of_slides_gets_settings_of_its_own(drawn: Path) -> None:
         lines = Path(f"sscl-run/{name}.yaml").read_text(encoding="utf-8").splitlines()
         assert [line for line in lines if not re.search(r"^\w+:$|#", line)] == []
 
-    grid = next(Path("index/grids").rglob("slide_0000*.npy"))  # all but a few tiles of all other slides are gone
-    for path in grid.parent.glob("*.npy"):
+    for path in sorted(Path("index/grids").glob("*.npy"))[1:]:  # all but a few tiles of all other slides are gone
         facts = Path("index/slides") / f"{path.stem}.json"
-        if path != grid:
-            np.save(path, np.load(path)[:4])
-            facts.write_text(re.sub(r'"tiles": \d+', '"tiles": 4', facts.read_text()))
+        np.save(path, np.load(path)[:4])
+        facts.write_text(re.sub(r'"tiles": \d+', '"tiles": 4', facts.read_text()))
     assert init("index", "labels=false", "--overwrite") == 0
     (source,) = files()["pretrain"].data
     assert (source.tiles_per_slide, source.labels) == (4, False)

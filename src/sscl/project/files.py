@@ -16,7 +16,7 @@ from sscl.words import count
 from sscl.writing import in_line
 
 FILES = ("pretrain.yaml", "finetune.yaml", "eval.yaml", "gradcam.yaml", "report.yaml")
-PATHS = ("groups_csv", "cache_dir", "slides_root")
+PATHS = ("groups_csv", "cache_dir", "slides_root", "annotations")
 IMBALANCE = 2.0  # classes whose sizes differ by more are weighted in the loss
 
 
