@@ -203,5 +203,6 @@ def test_test_lints_checks_types_and_hands_its_arguments_to_pytest(lint, tmp_pat
         assert asked == ["ruff check ."]
     else:
         assert asked == [
-            "ruff check .", "ruff format --check .", "mypy", "pytest -n 3 --maxprocesses 8 --dist loadfile -k a b",
+            "ruff check .", "ruff format --check .", "mypy", "-m compileall -q src",
+            "pytest -n 3 --maxprocesses 8 --dist loadfile -k a b",
         ]  # fmt: skip
