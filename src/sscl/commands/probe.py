@@ -86,7 +86,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
             notes=(
                 *(one.why for one in absent),
                 *reference_notes(config, absent),
-                *doubts,
+                *dict.fromkeys(doubts),  # a row of several seeds has one
                 *probe_notes(config, jobs, first, done.fits),
                 *shot_notes(config, results.few_shot, first),
             ),
