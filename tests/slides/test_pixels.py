@@ -87,6 +87,15 @@ def test_tiles_of_a_level_are_cut_out_of_its_page(odd_svs, readers):
             assert np.array_equal(tile, page[y : y + 50, x : x + 50])
 
 
+def test_the_last_tile_of_a_level_whose_size_was_rounded_down_has_no_white_line(odd_svs, readers):
+    """T6, T10: level 1 has 401 pixels for 803 of level 0."""
+    slide, page = open_slide(odd_svs, name="a"), pages_of(odd_svs)[1]
+    how, out = scaling(slide, mpp=0.5, size_px=50), np.zeros((2, 50, 50, 3), np.uint8)
+    readers.tiles(slide, how, np.array([[703, 603], [750, 603]]), out)
+    assert np.array_equal(out[0], page[-50:, -50:])
+    assert out[1, :, 26:].min() == 255  # one that does reach beyond the border
+
+
 @pytest.mark.parametrize("colour", ["ycbcr", "rgb"])
 @pytest.mark.parametrize("tables", [False, True])
 def test_both_readers_give_the_pixels_of_openslide(field, field_slide, readers, colour, tables):

@@ -63,15 +63,15 @@ class Readers:
             SlideError: the slide cannot be opened.
         """
         level = scaling.level
-        factor, side = slide.levels[level].factor, scaling.side
+        of, side = slide.levels[level], scaling.side
         square = np.empty((side, side, 3), dtype=np.uint8) if scaling.resampled else None
         with self._level(slide, level, side) as read:
             for i in np.lexsort((xy[:, 0], xy[:, 1])).tolist():
                 x, y = int(xy[i, 0]), int(xy[i, 1])
                 try:
-                    read(
-                        math.floor(x / factor + 0.5), math.floor(y / factor + 0.5), out[i] if square is None else square
-                    )
+                    left = _place(x, side, factor=of.factor, level=of.width, whole=slide.width)
+                    top = _place(y, side, factor=of.factor, level=of.height, whole=slide.height)
+                    read(left, top, out[i] if square is None else square)
                 except SlideError:
                     raise
                 except Exception as error:  # of openslide and the decoders below it: an error of this file
@@ -126,3 +126,13 @@ class Readers:
             return None
         out += 255 - part[:, :, 3:]  # its colours are premultiplied
         return part[:, :, 3]
+
+
+def _place(at: int, side: int, *, factor: float, level: int, whole: int) -> int:
+    """Return the pixel of a level, along one axis, at which a square begins that begins at pixel `at` of level 0.
+
+    A level's size may have been rounded down. A square that ends with level 0, to a pixel of the level, ends with it.
+    """
+    place = math.floor(at / factor + 0.5)
+    inside = at + side * factor <= whole + factor / 2 + 0.5
+    return min(place, level - side) if inside and side <= level else place
