@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -122,6 +123,26 @@ def test_tiffs_of_both_byte_orders_and_of_64_bits_are_read(field, tmp_path, read
     slide = open_slide(path, name="a")
     assert slide.reader == "jpeg"
     reference = np.asarray(openslide.OpenSlide(path).read_region((0, 0), 0, (450, 350)).convert("RGB"))
+    assert np.array_equal(whole(readers, slide, 0), reference)
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_chroma_of_any_resolution_is_that_of_openslide(field, field_slide, readers, subsampling, progressive):
+    """T22: tiles that are not of one scan go through openslide, and it is said."""
+    level = encode_level(np.ascontiguousarray(field.pixels[700:1000, 600:1000]), tile_px=128)
+    tiles = []
+    for tile in level.tiles:
+        stream = io.BytesIO()
+        picture = Image.open(io.BytesIO(tile))
+        picture.save(stream, "jpeg", subsampling=subsampling, progressive=progressive)
+        tiles.append(stream.getvalue())
+    path = field_slide(levels=[replace(level, tiles=tiles)])
+    slide = open_slide(path, name="a")
+    assert slide.reader == ("openslide" if progressive else "jpeg")
+    assert [note for note in slide.notes if "progressive" in note] == list(slide.notes)
+    assert len(slide.notes) == progressive
+    reference = np.asarray(openslide.OpenSlide(path).read_region((0, 0), 0, (400, 300)).convert("RGB"))
     assert np.array_equal(whole(readers, slide, 0), reference)
 
 

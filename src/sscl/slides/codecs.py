@@ -16,7 +16,7 @@ from sscl.slides.records import EncodedTiles
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOS = 0xDA
 _APPLICATION = frozenset([0xE0, 0xEE])  # JFIF and Adobe say what the colours are; the TIFF decides that
-_FRAMES = frozenset([0xC0, 0xC1, 0xC2])
+_FRAMES, _PROGRESSIVE = frozenset([0xC0, 0xC1]), 0xC2
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # followed by one byte, 0 for RGB, 1 for YCbCr
 _HELD_BACK = 8  # bytes at the end: a decoder that is done without them has left data over
 _READ_AHEAD = bytes(8)  # libjpeg wants that many before it decodes the last bits
@@ -73,6 +73,8 @@ def _stream(data: bytes, how: EncodedTiles) -> bytes:
         marker, after = data[at + 1], at + 2 + (data[at + 2] << 8) + data[at + 3]
         if marker == _SOS:
             return kept + data[at:end]
+        if marker == _PROGRESSIVE:
+            raise ValueError("is a progressive JPEG")
         if marker in _FRAMES:
             height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
             if (width, height, data[at + 9]) != (how.width, how.height, 3):
