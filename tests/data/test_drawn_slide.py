@@ -126,7 +126,7 @@ def test_the_command_writes_slides_that_openslide_reads(tmp_path, capsys):
     assert truth.shape == (150, 150)
     assert set(np.unique(truth)) == {GLASS, STROMA, HP, HP + 2}
     areas = read_annotations(
-        out / "annotations" / "syn_00000.geojson", open_slide(out / "slides" / "slide_0000.svs", name="x")
+        out / "annotations" / "syn_00000.geojson", open_slide(out / "slides" / "syn_00000.svs", name="x")
     )
     corner = np.stack(np.meshgrid(np.arange(150) * 2, np.arange(150) * 2), -1).reshape(-1, 2)
     shares = coverage_of(areas.polygons, corner, side=2, classes=["HP"])[:, 0].reshape(150, 150)
