@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from PIL import Image
 
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import DamagedTile, Readers
@@ -108,6 +111,24 @@ def test_through_openslide_damage_is_named_and_the_neighbours_read_on(tmp_path, 
         with pytest.raises(DamagedTile) as error:
             readers.tiles(slide, how, np.array([[128, 192]]), out)
         assert (error.value.x, error.value.y) == (128, 192)
+
+
+def test_damage_behind_restart_markers_is_noticed(level, field, field_slide, readers):
+    """T16: a decoder goes on at the next marker with the right block, so that nothing is left over."""
+    pixels, tiles = field.pixels[500:1012, 600:1112], []
+    for i in range(64):
+        stream = io.BytesIO()
+        tile = Image.fromarray(pixels[i // 8 * 64 :, i % 8 * 64 :][:64, :64])
+        tile.save(stream, "jpeg", quality=90, restart_marker_blocks=2)
+        tiles.append(stream.getvalue())
+    at = len(tiles[26]) * 2 // 3
+    tiles[26] = tiles[26][:at] + bytes(20) + tiles[26][at + 20 :]
+    slide = open_slide(field_slide(levels=[replace(level, tiles=tiles)]), name="a")
+    out = np.zeros((1, 64, 64, 3), np.uint8)
+    how = scaling(slide, mpp=0.5, size_px=64)
+    readers.tiles(slide, how, np.array([[192, 192]]), out)
+    with pytest.raises(DamagedTile):
+        readers.tiles(slide, how, np.array([[128, 192]]), out)
 
 
 def test_an_overview_says_what_could_not_be_decoded(level, field_slide, readers):

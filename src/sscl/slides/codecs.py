@@ -14,7 +14,7 @@ from PIL import Image
 from sscl.slides.records import EncodedTiles
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_SOS = 0xDA
+_SOS, _RESTARTS = 0xDA, 0xDD
 _APPLICATION = frozenset([0xE0, 0xEE])  # JFIF and Adobe say what the colours are; the TIFF decides that
 _FRAMES, _PROGRESSIVE = frozenset([0xC0, 0xC1]), 0xC2
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # followed by one byte, 0 for RGB, 1 for YCbCr
@@ -79,6 +79,8 @@ def _stream(data: bytes, how: EncodedTiles) -> bytes:
             height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
             if (width, height, data[at + 9]) != (how.width, how.height, 3):
                 raise ValueError(f"is {width} x {height}, not {how.width} x {how.height}")
+        if marker == _RESTARTS and data[at + 4 : at + 6] != b"\0\0":
+            raise ValueError("has restart markers, behind which damage goes unnoticed")
         if marker not in _APPLICATION:
             kept += data[at:after]
         at = after
