@@ -141,10 +141,11 @@ def test_what_reads_all_tiles_has_its_limits(index: Path, number: Any, tmp_path:
         check_embeddable(data, tiles, key="data")
     with pytest.raises(ValueError, match=r"data\.stain"):
         load_tiles(data.model_copy(update={"stain": "reinhard"}), split="all", progress=False)
-    streamed = load_tiles(data, split="all", progress=False)
-    assert streamed.account is not None
-    assert "read from the slides" in " ".join(streamed.account.line("all").split())
-    assert streamed.fingerprint == tiles.fingerprint
+    for folder, said in ((tmp_path, "into the cache"), (tmp_path / "other", "read from the slides")):  # there already
+        again = load_tiles(data.model_copy(update={"cache_dir": str(folder)}), split="all", progress=False)
+        assert again.account is not None
+        assert said in " ".join(again.account.line("all").split())
+        assert again.fingerprint == tiles.fingerprint
 
 
 def test_slides_that_moved_changed_or_are_gone_are_named(tmp_path: Path) -> None:
@@ -198,6 +199,8 @@ def test_a_damaged_tile_of_pretraining_is_the_next_one(tmp_path: Path, keep: Any
     with pytest.raises(ValueError, match=r"x\.svs: .* at x=32, y=32"):
         strict.images[[bad]]
     np.testing.assert_array_equal(strict.images[bad + 1 :], pixels[bad + 1 :])
+    draw(tmp_path / "slides" / "x.svs", 0)  # it was the disk: the cache still has the tile's neighbour
+    np.testing.assert_array_equal(strict.images[bad], truth_of(tmp_path, bad))
 
 
 def truth_of(folder: Path, row: int) -> np.ndarray:

@@ -70,7 +70,10 @@ def test_the_table_has_a_value_for_each_column(tmp_path):
 
 
 def test_the_fingerprint_is_of_the_pixels_that_are_read(tmp_path):
-    """T23: two readers, two fingerprints; another folder, or label, is none."""
+    """T19, T23: another file, two readers, two fingerprints; another folder, or label, is none."""
+    other = entry("a.svs")
+    assert other.slide is not None
+    other = other.model_copy(update={"slide": other.slide.model_copy(update={"size": 6})})  # its level 0 alone
     prints = {
         name: read_index(index(tmp_path / name, *entries, labels=labels)).fingerprint
         for name, entries, labels in (
@@ -79,10 +82,11 @@ def test_the_fingerprint_is_of_the_pixels_that_are_read(tmp_path):
             ("reader", [entry("a.svs", reader="openslide"), entry("b.svs")], {}),
             ("tiles", [entry("a.svs", tiles=1), entry("b.svs")], {}),
             ("fewer", [entry("a.svs")], {}),
+            ("size", [other, entry("b.svs")], {}),
         )
     }
     assert prints.pop("moved") == prints["one"]
-    assert len(set(prints.values())) == 4
+    assert len(set(prints.values())) == 5
 
 
 def test_a_folder_that_is_no_whole_index_is_refused_by_name(tmp_path):

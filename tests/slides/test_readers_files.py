@@ -131,8 +131,8 @@ def test_damage_behind_restart_markers_is_noticed(level, field, field_slide, rea
         readers.tiles(slide, how, np.array([[128, 192]]), out)
 
 
-def test_an_overview_says_what_could_not_be_decoded(level, field_slide, readers):
-    """T16: one bad tile does not lose the slide; where most is bad, it is refused in a line."""
+def test_an_overview_says_what_could_not_be_decoded(level, field_slide, readers, number):
+    """T13, T16: a bad row of tiles does not lose the slide, in whatever strips; where most is bad, it is refused."""
     slide = open_slide(field_slide(levels=[level.damaged(2, 3)]), name="a")
     whole = readers.overview(open_slide(field_slide("b.svs", levels=[level]), name="b"), 8.0)
     found = readers.overview(slide, 8.0)
@@ -141,6 +141,13 @@ def test_an_overview_says_what_could_not_be_decoded(level, field_slide, readers)
     assert np.array_equal(~found.known, away)
     assert away[12:16, 8:12].all()
     assert away.sum() == 16
+    row = level
+    for column in range(8):
+        row = row.damaged(column, 3)
+    slide = open_slide(field_slide("row.svs", levels=[row]), name="row")
+    for strip in (2**22, 2**14):
+        number(overview_strip=strip)
+        assert readers.overview(slide, 8.0).damaged == 8
     bad = level
     for i in range(40):
         bad = bad.damaged(i % 8, i // 8)

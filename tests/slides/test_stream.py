@@ -149,13 +149,18 @@ def test_more_slides_than_files_may_be_open(tmp_path: Path, reader: str, many: i
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_slide_that_is_gone_is_no_damage(tmp_path: Path) -> None:
-    draw(tmp_path / "x.svs", 0)
+def test_a_file_that_cannot_be_read_is_no_damage(tmp_path: Path) -> None:
+    """T16: no other tile is taken for it."""
+    draw(tmp_path / "x.svs", 0, level=level_of(0, tile_px=64))
     slide = open_slide(tmp_path / "x.svs", name="x.svs")
     pixels = SlidePixels([(slide, DRAWN)], Places.of(["x.svs"], [1], [np.zeros((1, 2), np.int32)]), replace=True)
     (tmp_path / "x.svs").unlink()
     with pytest.raises(SlideError, match=r"x\.svs: cannot be opened"):
         pixels_at(pixels, np.array([0]))
+    (tmp_path / "x.svs").mkdir()  # can be opened, and the system refuses to read it
+    with pytest.raises(SlideError, match=r"x\.svs: cannot be read"):
+        pixels_at(pixels, np.array([0]))
+    assert not pixels.damaged
 
 
 def test_digests_say_which_place_of_which_slide_a_tile_is() -> None:

@@ -96,6 +96,11 @@ def outputs_file(key: Sequence[object], *, cache_dir: Path | str | None = None) 
     return cache_folder(cache_dir) / f"features-{name}.npy"
 
 
+def tiles_file(key: str, *, cache_dir: Path | str | None = None) -> Path:
+    """Return the file in which `noted_tiles` keeps the tiles of a key; it may not exist yet."""
+    return cache_folder(cache_dir) / f"tiles-{key}.npy"
+
+
 def cached_tiles(
     key: str,
     shape: tuple[int, int, int, int],
@@ -136,9 +141,9 @@ def noted_tiles(
     Raises:
         ValueError: the cache folder cannot be written; and what `fill` raises.
     """
-    folder = cache_folder(cache_dir)
+    file = tiles_file(key, cache_dir=cache_dir)
+    folder = file.parent
     remove_dead(folder)
-    file = folder / f"tiles-{key}.npy"
     size = int(np.prod(shape))
     found = None
     if os.path.lexists(file):

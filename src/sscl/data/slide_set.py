@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.data.annotated import Drawn, drawn_labels
-from sscl.data.cache import cache_folder, noted_tiles
+from sscl.data.cache import noted_tiles, tiles_file
 from sscl.data.groups import Grouped
 from sscl.data.ingest import group_ids
 from sscl.data.layout import SPLITS
@@ -312,7 +312,7 @@ class KeptPixels:
 
     Args:
         tiles: as they were decoded. slides: where they are from.
-        damaged: rows that hold the slide's next tile. refuse: reading one of those is an error.
+        damaged: rows that hold the slide's next tile; where `slides` replaces none, these are read from the slides.
     """
 
     def __init__(self, tiles: NDArray[np.uint8], slides: SlidePixels, *, damaged: frozenset[int]) -> None:
@@ -322,12 +322,12 @@ class KeptPixels:
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
         """Write row `rows[i]` to `out[places[i]]`."""
-        if len(self._bad) and not self._slides.replace and (found := rows[np.isin(rows, self._bad)]).size:
-            self._slides.read(found[:1], np.empty((1, *self.shape[1:]), np.uint8), places=np.zeros(1, np.int64))
         if len(places) == len(out):  # then they are 0, 1, ...
             self._tiles.take(rows, out=out)
         else:
             out[places] = self._tiles[rows]
+        if len(self._bad) and not self._slides.replace and (bad := np.isin(rows, self._bad)).any():
+            self._slides.read(rows[bad], out, places=places[bad])  # an error, or what could not be read before
 
     def digests(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return the digests of the tiles at `rows`, as those of the slides."""
@@ -342,24 +342,28 @@ def _placed(
     streamed: SlidePixels, index: Index, *, keep: Keep, cache_dir: Path | str | None, progress: bool
 ) -> tuple[Rows, str]:
     """Return where pixels are read from, and a phrase that says so."""
-    size = int(np.prod(streamed.shape, dtype=np.int64))
+    size, places = int(np.prod(streamed.shape, dtype=np.int64)), streamed.places
+    key = hashlib.sha256(repr((_VERSION, index.fingerprint, places.names)).encode()).hexdigest()[:32]
     why = "data.keep=slides"
     if keep == "auto":
-        keep, why = _chosen(size, cache_dir)
+        keep, why = _chosen(size, tiles_file(key, cache_dir=cache_dir))
     if keep == "slides":
         return Rows([streamed]), f"read from the slides ({why})"
-    places = streamed.places
-    key = hashlib.sha256(repr((_VERSION, index.fingerprint, places.names)).encode()).hexdigest()[:32]
     filling = SlidePixels(streamed.slides, places, replace=True)
     images, notes = noted_tiles(key, streamed.shape, _filler(filling, progress=progress), cache_dir=cache_dir)
     damaged = frozenset(int(row) for row in notes)
     return Rows([KeptPixels(images, streamed, damaged=damaged)]), f"decoded once, into the cache ({readable(size)})"
 
 
-def _chosen(size: int, cache_dir: Path | str | None) -> tuple[Literal["slides", "cache"], str]:
-    """Return what keep=auto stands for, and why."""
-    folder = cache_folder(cache_dir)
-    decoded = f"{readable(size)} decoded"
+def _chosen(size: int, file: Path) -> tuple[Literal["slides", "cache"], str]:
+    """Return what keep=auto stands for, and why.
+
+    Args:
+        size: bytes of the decoded tiles. file: of the cache, in which they are, or would be.
+    """
+    decoded, folder = f"{readable(size)} decoded", file.parent
+    if file.exists():  # it takes the room already
+        return "cache", decoded
     if size > MOST_KEPT:
         return "slides", f"{decoded}, over {readable(MOST_KEPT)}: data.keep=cache would keep them"
     while not folder.exists() and folder != folder.parent:

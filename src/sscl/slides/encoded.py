@@ -11,14 +11,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.places import printable
+from sscl.reading import why_unreadable
 from sscl.slides.codecs import decoded
 from sscl.slides.few import Few
-from sscl.slides.records import EncodedTiles, Slide
+from sscl.slides.records import EncodedTiles, Slide, SlideError
 
 _CACHE_BYTES = 64 * 2**20  # of decoded tiles: two rows of a large slide, so that in order each is decoded once
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -98,7 +101,8 @@ class EncodedLevelReader:
             x, y: of the top-left corner, pixels of the level.
 
         Raises:
-            Exception: a tile is damaged, or the file cannot be read.
+            SlideError: the file cannot be read.
+            Exception: a tile is damaged.
         """
         how, (height, width) = self._how, out.shape[:2]
         right, bottom = min(x + width, self._width), min(y + height, self._height)
@@ -111,7 +115,13 @@ class EncodedLevelReader:
         for row in range(first_y // how.height, (bottom - 1) // how.height + 1):
             top = row * how.height
             from_y, to_y = max(top, first_y), min(top + how.height, bottom)
-            tiles = self._tiles(row * self._columns + columns.start, len(columns))
+            try:
+                tiles = self._tiles(row * self._columns + columns.start, len(columns))
+            except OSError as error:
+                if error.errno is None:  # of a decoder
+                    raise
+                path = Path(self._key[0])
+                raise SlideError(f"{printable(str(path))}: {why_unreadable(path, error)}") from error
             for column, tile in zip(columns, tiles, strict=True):
                 left = column * how.width
                 from_x, to_x = max(left, first_x), min(left + how.width, right)

@@ -325,7 +325,8 @@ def _fingerprint(entries: Sequence[SlideEntry]) -> str:
     found = hashlib.sha256()
     for entry in entries:
         assert entry.slide is not None
-        parts = (entry.name, entry.slide.quickhash, entry.slide.reader, repr(entry.scaling), entry.grid)
+        slide = entry.slide
+        parts = (entry.name, slide.quickhash, str(slide.size), slide.reader, repr(entry.scaling), entry.grid)
         found.update("\0".join(parts).encode())
         found.update(b"\n")
     return found.hexdigest()

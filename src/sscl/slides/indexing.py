@@ -139,7 +139,7 @@ def kept(folder: Path, entry: SlideEntry, facts: Facts) -> SlideEntry | None:
         return None
     if not (whole and picture.is_file()):  # one that failed has a picture where it was read as a whole, and is not H&E
         return None
-    status = entry.status if entry.status != "gone" else "tiles" if entry.tiles else "no tissue"
+    status = "tiles" if entry.status == "gone" else entry.status
     return entry.model_copy(update={"name": slide.name, "path": slide.path, "slide": slide, "status": status})
 
 

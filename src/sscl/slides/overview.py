@@ -72,7 +72,9 @@ class _Strips:
     def __init__(self, slide: Slide, index: int, read: Read) -> None:
         self._slide, self._index, self._read = slide, index, read
         self._level: Level = slide.levels[index]
-        self._tried = self._failed = 0
+        how = self._level.encoded
+        self._step = (_BLOCK, _BLOCK) if how is None else (how.width, how.height)
+        self._failed: set[tuple[int, int]] = set()  # x and y of squares; two strips may share one
         self._why = ""
 
     def read(self, top: int, bottom: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -81,22 +83,22 @@ class _Strips:
         pixels = np.empty((bottom - top, width, 3), dtype=np.uint8)
         try:
             return pixels, self._read(self._slide, level=self._index, x=0, y=top, out=pixels)
-        except SlideError:
+        except (SlideError, MemoryError):
             raise
         except Exception:  # of openslide or a decoder; where, is looked for
             pass
         pixels[:], opacity = 255, np.zeros(pixels.shape[:2], dtype=np.uint8)
-        how = self._level.encoded
-        step_x, step_y = (_BLOCK, _BLOCK) if how is None else (how.width, how.height)
+        step_x, step_y = self._step
         for y in range(top // step_y * step_y, bottom, step_y):
             for x in range(0, width, step_x):
-                self._tried += 1
                 ys, xs = slice(max(y, top) - top, min(y + step_y, bottom) - top), slice(x, min(x + step_x, width))
                 part = np.empty((ys.stop - ys.start, xs.stop - xs.start, 3), dtype=np.uint8)
                 try:
                     opaque = self._read(self._slide, level=self._index, x=x, y=ys.start + top, out=part)
+                except (SlideError, MemoryError):
+                    raise
                 except Exception as error:
-                    self._failed += 1
+                    self._failed.add((x, y))
                     self._why = self._why or str(error)
                 else:
                     pixels[ys, xs], opacity[ys, xs] = part, 255 if opaque is None else opaque
@@ -106,11 +108,12 @@ class _Strips:
         """Return how many squares cannot be read.
 
         Raises:
-            SlideError: more than half of those of the strips that could not be read whole.
+            SlideError: more than half of all.
         """
-        if self._failed * 2 > self._tried:
+        across, down = -(-self._level.width // self._step[0]), -(-self._level.height // self._step[1])
+        if len(self._failed) * 2 > across * down:
             raise SlideError(f"{printable(self._slide.path)}: cannot be decoded: {short(self._why, most=200)}")
-        return self._failed
+        return len(self._failed)
 
 
 def box_means(

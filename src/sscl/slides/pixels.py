@@ -72,7 +72,7 @@ class Readers:
                     left = _place(x, side, factor=of.factor, level=of.width, whole=slide.width)
                     top = _place(y, side, factor=of.factor, level=of.height, whole=slide.height)
                     read(left, top, out[i] if square is None else square)
-                except SlideError:
+                except (SlideError, MemoryError):
                     raise
                 except Exception as error:  # of openslide and the decoders below it: an error of this file
                     raise DamagedTile(slide, x, y, short(str(error), most=200)) from None
