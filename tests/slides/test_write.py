@@ -67,6 +67,8 @@ def test_tiles_that_are_missing_or_damaged(tmp_path, pixels):
 
 def test_jpeg_2000(tmp_path, pixels):
     write_slide(tmp_path / "a.svs", pixels, factors=(4,), codec="jpeg2000")
+    with tifffile.TiffFile(tmp_path / "a.svs") as file:
+        assert {int(page.compression) for page in file.pages} == {33005}
     with openslide.OpenSlide(tmp_path / "a.svs") as slide:
         assert slide.properties["openslide.vendor"] == "aperio"
         read = np.asarray(slide.read_region((0, 0), 0, (745, 603)))[..., :3]

@@ -61,7 +61,7 @@ def tile(config: TileSlidesConfig, *, overwrite: bool = False) -> int:
         if not plan.kept and not plan.work:
             raise ValueError("\n".join(reasons(plan.failed, paths=True)))
         notes += [*(table.notes() if config.slides_csv else []), *same_slides(plan)]
-        with opened(out, config, plan, overwrite=overwrite) as folder:
+        with opened(out, config, overwrite=overwrite) as folder:
             entries = carry_out(folder, plan, wanted, table.labels, threads=threads, progress=config.progress)
     print_account(config, listing, plan, entries, notes)
     if config.slides_csv is not None:
@@ -134,7 +134,7 @@ def sources_of(config: TileSlidesConfig, listing: SlideListing, table: SlideTabl
 
 
 @contextlib.contextmanager
-def opened(out: Path, config: TileSlidesConfig, plan: Plan, *, overwrite: bool) -> Iterator[Path]:
+def opened(out: Path, config: TileSlidesConfig, *, overwrite: bool) -> Iterator[Path]:
     """Give the folder of the index to write in: itself, or where it is replaced a new one that takes its place."""
     if is_index(out) and overwrite:
         with run.whole_folder(out, config, overwrite=True) as folder:

@@ -11,8 +11,7 @@ from pydantic import model_validator
 from sscl.config import strict_yaml
 from sscl.config.sections import SEEDS, Section, fault, setting
 
-FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, can have
-
+FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, can have; what is outside is a mistake
 
 Source = Literal["auto", "mhist", "folder", "table", "pathmnist", "synthetic", "slides"]
 Data = TypeVar("Data", bound="DataConfig")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.config.sections import SEEDS, Listed, Section, setting
-
-FINEST, COARSEST = 0.05, 40.0  # µm per pixel that may be asked for
 
 
 class TileSlidesConfig(Section):
@@ -19,14 +18,18 @@ class TileSlidesConfig(Section):
     )
     out: str = setting(..., "the folder of the index", path=True, min_length=1)
     mpp: float = setting(
-        ..., "µm per pixel of the tiles, as 0.5 (about 20x) or 0.25 (about 40x)", ge=FINEST, le=COARSEST
+        ..., "µm per pixel of the tiles, as 0.5 (about 20x) or 0.25 (about 40x)", ge=FINEST_MPP, le=COARSEST_MPP
     )
     size_px: int = setting(224, "side of a tile, pixels", ge=16, le=1024, common=True)
     slides_csv: str | None = setting(
         None, "CSV file with the column slide and, where known, mpp, patient, label, split", path=True, common=True
     )
     slide_mpp: float | None = setting(
-        None, "µm per pixel at full resolution of slides that do not say it", ge=FINEST, le=COARSEST, common=True
+        None,
+        "µm per pixel at full resolution of slides that do not say it",
+        ge=FINEST_MPP,
+        le=COARSEST_MPP,
+        common=True,
     )
     min_coverage: float = setting(0.25, "share of a tile that must be tissue; 0 = any at all", ge=0, le=1, common=True)
     overlap: float = setting(0.0, "share of its side that a tile shares with the next one", ge=0, le=0.9, common=True)

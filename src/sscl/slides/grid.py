@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.slides.overview import between
 from sscl.slides.records import Overview, Scaling, Slide
 from sscl.slides.tissue import Tissue
 
@@ -51,14 +50,7 @@ def _coverage(mask: NDArray[np.bool_], xs: Floats, ys: Floats, *, side: float, f
     The integral of a mask of constant pixels is linear within each along x and y: interpolated, it is exact.
     """
     integral = np.asarray(cv2.integral(mask.astype(np.uint8)))
-    strips = _between(integral, (ys + side) / factors[1]) - _between(integral, ys / factors[1])
-    inside = _between(strips.T, (xs + side) / factors[0]) - _between(strips.T, xs / factors[0])
-    return np.asarray(inside.T * (factors[0] * factors[1] / side**2), dtype=np.float64)
-
-
-def _between(integral: NDArray[Any], at: Floats) -> Floats:
-    """Return rows of an integral at places between them."""
-    at = np.clip(at, 0, len(integral) - 1)
-    low = np.minimum(at.astype(np.int64), len(integral) - 2)
-    part = (at - low)[:, None]
-    return np.asarray(integral[low] * (1 - part) + integral[low + 1] * part, dtype=np.float64)
+    for axis, (starts, factor) in enumerate(((ys, factors[1]), (xs, factors[0]))):
+        low, high = (np.clip(at / factor, 0, integral.shape[axis] - 1) for at in (starts, starts + side))
+        integral = between(integral, high, axis=axis) - between(integral, low, axis=axis)
+    return np.asarray(integral * (factors[0] * factors[1] / side**2), dtype=np.float64)

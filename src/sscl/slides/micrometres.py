@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.slides.records import SlideError
-from sscl.slides.scaling import LEAST_MPP, MOST_MPP
 
 _MOST_OF_TIFF = 10.0  # µm per pixel of a resolution tag: printers write 72 to 1,200 dpi there, 21 to 353 µm
 _SQUARE = 0.02  # width and height may differ by so much
@@ -25,16 +25,16 @@ def pixel_size(properties: Mapping[str, str], *, vendor: str, shown: str) -> tup
     """
     description = properties.get("tiff.ImageDescription", "") if vendor == "generic-tiff" else ""
     if "<OME" in description and _ome(description, "X") is not None:
-        source, most = "ome.PhysicalSizeX", MOST_MPP
+        source, most = "ome.PhysicalSizeX", COARSEST_MPP
         x, y = (_ome(description, axis) or math.nan for axis in "XY")
     else:
         source = {"aperio": "aperio.MPP", "generic-tiff": "tiff.XResolution"}.get(vendor, vendor)
-        most = _MOST_OF_TIFF if vendor == "generic-tiff" else MOST_MPP
+        most = _MOST_OF_TIFF if vendor == "generic-tiff" else COARSEST_MPP
         x, y = (_number(properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy")
     x, y = (x if math.isfinite(x) else y), (y if math.isfinite(y) else x)
     if not math.isfinite(x):
         return None, ""
-    if not (LEAST_MPP <= x <= most and LEAST_MPP <= y <= most):
+    if not (FINEST_MPP <= x <= most and FINEST_MPP <= y <= most):
         return None, f"{source} says {x:.4g}"
     if abs(x / y - 1) > _SQUARE:
         raise SlideError(

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.file_kinds import binary_kind, text_kind
 from sscl.places import missing, printable
 from sscl.reading import check_name, kind_of, why_unreadable
@@ -15,7 +16,6 @@ from sscl.slides.libraries import library, openslide
 from sscl.slides.micrometres import pixel_size
 from sscl.slides.pyramid import Pyramid, pyramid
 from sscl.slides.records import Slide, SlideError
-from sscl.slides.scaling import LEAST_MPP, MOST_MPP
 from sscl.slides.tiff import tiled_pages
 from sscl.words import short
 
@@ -52,8 +52,10 @@ def open_slide(path: Path, *, name: str, mpp: float | None = None, mpp_from: str
         ValueError: openslide is not installed.
     """
     shown = printable(str(path))
-    if mpp is not None and not LEAST_MPP <= mpp <= MOST_MPP:
-        raise SlideError(f"{shown}: {mpp_from} gives {mpp:g} µm per pixel, allowed is {LEAST_MPP:g} to {MOST_MPP:g}")
+    if mpp is not None and not FINEST_MPP <= mpp <= COARSEST_MPP:
+        raise SlideError(
+            f"{shown}: {mpp_from} gives {mpp:g} µm per pixel, allowed is {FINEST_MPP:g} to {COARSEST_MPP:g}"
+        )
     file = _file_of(path)
     openslide_ = openslide()
     try:

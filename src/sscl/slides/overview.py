@@ -158,14 +158,15 @@ def box_sums(
     depth = cv2.CV_32S if pixels.shape[0] * pixels.shape[1] <= _MOST_SUMMED else cv2.CV_64F
     table = cv2.integral(np.ascontiguousarray(pixels), sdepth=depth).reshape(
         pixels.shape[0] + 1, pixels.shape[1] + 1, pixels.shape[2]
-    )  # sums over all above and to the left, between which the sum over a part of a pixel is linear
-    below = _between(table, lines, axis=0)
-    sums: NDArray[np.float64] = np.diff(np.diff(_between(below, columns, axis=1), axis=0), axis=1)
+    )  # sums over all above and to the left
+    below = between(table, lines, axis=0)
+    sums: NDArray[np.float64] = np.diff(np.diff(between(below, columns, axis=1), axis=0), axis=1)
     return sums
 
 
-def _between(table: NDArray[np.number], places: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+def between(table: NDArray[np.number], places: NDArray[np.float64], *, axis: int) -> NDArray[np.float64]:
+    """Return an integral at places between its own, along one axis: linear, as it is over a part of a pixel."""
     first = np.minimum(places.astype(np.int64), table.shape[axis] - 2)
-    share = (places - first).reshape([-1 if i == axis else 1 for i in range(3)])
+    share = (places - first).reshape([-1 if i == axis else 1 for i in range(table.ndim)])
     found: NDArray[np.float64] = table.take(first, axis) * (1 - share) + table.take(first + 1, axis) * share
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.places import printable
 from sscl.slides.records import Scaling, Slide, SlideError
 
 TOLERANCE = 0.02  # within it a level is as good as the µm/px that is asked for
-LEAST_MPP, MOST_MPP = 0.05, 40.0  # µm per pixel; what is outside is a mistake
 
 
 def scaling(slide: Slide, *, mpp: float, size_px: int) -> Scaling:
@@ -20,8 +20,8 @@ def scaling(slide: Slide, *, mpp: float, size_px: int) -> Scaling:
             be larger than the slide.
         ValueError: `mpp` is not within 0.05 to 40.
     """
-    if not LEAST_MPP <= mpp <= MOST_MPP:
-        raise ValueError(f"mpp: got {mpp:g}, allowed is {LEAST_MPP:g} to {MOST_MPP:g} (µm per pixel)")
+    if not FINEST_MPP <= mpp <= COARSEST_MPP:
+        raise ValueError(f"mpp: got {mpp:g}, allowed is {FINEST_MPP:g} to {COARSEST_MPP:g} (µm per pixel)")
     name = printable(slide.path)
     if slide.mpp is None:
         said = f" ({slide.mpp_from}, which does not count)" if slide.mpp_from else ""

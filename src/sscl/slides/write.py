@@ -128,7 +128,11 @@ def write_slide(
     """
     levels = [
         encode_level(
-            pixels if factor == 1 else reduced(pixels, factor), tile_px=tile_px, quality=quality, colour=colour
+            pixels if factor == 1 else reduced(pixels, factor),
+            tile_px=tile_px,
+            quality=quality,
+            colour=colour,
+            codec=codec,
         )
         for factor in (1, *factors)
     ]
