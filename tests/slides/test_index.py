@@ -35,6 +35,7 @@ def grid(tiles: int) -> np.ndarray:
 def index(folder: Path, *entries: SlideEntry, labels: dict[str, Labels] | None = None) -> Path:
     (folder / "slides").mkdir(parents=True)
     (folder / "env.json").write_text('{"sscl": "0"}')
+    (folder / "config.yaml").write_text("mpp: 0.5\nsize_px: 64\n")
     for one in entries:
         write_slide(folder, one, grid=grid(one.tiles) if one.tiles else None, preview=b"jpeg")
     write_table(folder, sorted(entries, key=lambda one: one.name), labels or {})
@@ -118,6 +119,15 @@ def test_a_damaged_file_is_named(tmp_path):
     path = folder / "slides" / "a.svs.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tiles": "many"}))
     with pytest.raises(ValueError, match=r"a\.svs\.json: tiles"):
+        read_index(folder)
+
+
+@pytest.mark.parametrize("text", ["mpp: 0.25\nsize_px: 64", "mpp: 0.5\nsize_px: 32", "mpp: [", "size_px: 64", "- 1"])
+def test_a_scale_other_than_that_of_the_tiles_is_refused(tmp_path, text):
+    """data.mpp is taken from config.yaml: one that was edited would give a checkpoint a wrong scale."""
+    folder = index(tmp_path / "i", entry("a.svs"))
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
         read_index(folder)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import writing
+from sscl.config import strict_yaml
 from sscl.places import missing
 from sscl.records import Record, read_record, write_record
 from sscl.slides.records import Scaling, Slide
@@ -158,6 +159,7 @@ def read_index(folder: str | Path) -> Index:
         what = "has no slide with tiles" if not scales else "has tiles of more than one µm per pixel"
         raise ValueError(f"{folder}: {what}; look at it with sscl slides inspect {folder}")
     ((mpp, size_px),) = scales
+    _check_scale(folder, mpp=mpp, size_px=size_px)
     return Index(
         folder=folder,
         mpp=mpp,
@@ -166,6 +168,21 @@ def read_index(folder: str | Path) -> Index:
         others=tuple(entry for name, entry in entries.items() if name not in used),
         fingerprint=_fingerprint([entries[name] for name in rows if name in used]),
     )
+
+
+def _check_scale(folder: Path, *, mpp: float, size_px: int) -> None:
+    """Raise ValueError where config.yaml, from which `data.mpp` is taken, says another scale than the tiles have."""
+    path = folder / "config.yaml"
+    try:
+        content = strict_yaml.read(path.read_text(encoding="utf-8"))
+        said = float(content["mpp"]), int(content["size_px"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: is not as {MADE_BY} writes it; make the index anew with --overwrite") from None
+    if said != (mpp, size_px):
+        raise ValueError(
+            f"{path}: says mpp={said[0]:g} size_px={said[1]}, but the tiles have mpp={mpp:g} size_px={size_px}; "
+            "correct it, or make the index anew with --overwrite"
+        )
 
 
 def read_entries(folder: Path, *, whole_only: bool = False) -> list[SlideEntry]:
@@ -211,8 +228,10 @@ def read_grid(folder: Path, name: str, *, tiles: int) -> Grid:
     path = folder / "grids" / f"{name}.npy"
     try:
         grid: Grid = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error}); write it again with {MADE_BY}") from error
+    except (ValueError, EOFError) as error:  # numpy speaks of pickled data
+        raise ValueError(f"{path}: cannot be read (is no array of NumPy); write it again with {MADE_BY}") from error
     if grid.dtype != np.int32 or grid.shape != (tiles, 3):
         raise ValueError(f"{path}: has other tiles than slides/{name}.json says; write it again with {MADE_BY}")
     return grid
