@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import resource
 import threading
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from slide_cohort import draw, level_of, truth
 from sscl.slides.open import open_slide
-from sscl.slides.pixels import DamagedTile
+from sscl.slides.pixels import DamagedTile, Readers
 from sscl.slides.places import Places
 from sscl.slides.records import Level, Scaling, Slide, SlideError
 from sscl.slides.stream import SlidePixels
@@ -147,6 +149,18 @@ def test_more_slides_than_files_may_be_open(tmp_path: Path, reader: str, many: i
     rows = np.random.default_rng(0).permutation(4 * many)[:many]
     expected = [whole[y : y + 32, x : x + 32] for x, y in places.xy[rows].tolist()]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tile_px", [64, 32])
+def test_files_are_closed_with_the_last_that_reads_them(tmp_path: Path, tile_px: int) -> None:
+    """T24: a comparison loads a set for each of its runs."""
+    draw(tmp_path / "x.svs", 0, level=level_of(0, tile_px=tile_px))
+    slide = open_slide(tmp_path / "x.svs", name="x.svs")
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        Readers().tiles(slide, DRAWN, np.zeros((1, 2), np.int64), np.empty((1, 32, 32, 3), np.uint8))
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_file_that_cannot_be_read_is_no_damage(tmp_path: Path) -> None:

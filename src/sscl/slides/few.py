@@ -37,13 +37,18 @@ class Few(Generic[Thing]):
 
     def __init__(self, most: int, *, opened: Callable[[str], Thing], closed: Callable[[Thing], None]) -> None:
         self._most, self._opened, self._closed = most, opened, closed
+        self._at_end: weakref.finalize[..., Few[Thing]] | None = None
         self.start()
         _ALL.add(self)
 
     def start(self) -> None:
-        """Begin with nothing open."""
+        """Begin with nothing open, whatever was before; what is then is closed when nobody has this object any more."""
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Open[Thing]] = OrderedDict()
+        if self._at_end is not None:
+            self._at_end.detach()
+        self._at_end = weakref.finalize(self, _close_all, self._open, self._closed)
+        self._at_end.atexit = False
 
     @contextmanager
     def of(self, path: str) -> Iterator[Thing]:
@@ -125,6 +130,11 @@ class Few(Generic[Thing]):
         idle = [path for path, one in self._open.items() if not one.users]
         for path in idle[: max(0, len(self._open) - most)]:
             self._closed(self._open.pop(path).thing)
+
+
+def _close_all(opened: OrderedDict[str, _Open[Thing]], closed: Callable[[Thing], None]) -> None:
+    for one in opened.values():
+        closed(one.thing)
 
 
 _ALL: weakref.WeakSet[Few[Any]] = weakref.WeakSet()
