@@ -117,6 +117,7 @@ def test_the_same_command_again_writes_nothing(cli: Any, slides: Path, index: Pa
 
 
 def test_files_of_the_index_that_are_damaged_are_written_again(cli: Any, slides: Path, index: Path) -> None:
+    (index / "previews" / "remarks.txt").write_text("of a person, who keeps them")
     before = content(index)
     (index / "slides" / "a.svs.json").write_text("{")
     (index / "previews" / "b.svs.jpg").unlink()

@@ -125,8 +125,8 @@ def sources_of(config: TileSlidesConfig, listing: SlideListing, table: SlideTabl
             path=slide.path,
             fault=slide.fault,
             mpp=table.mpp.get(slide.name),
+            by_coordinates=config.coordinates is not None,
             coordinates=files.get(slide.name),
-            others=config.coordinates is not None,
         )
         for slide in listing.slides
     ]

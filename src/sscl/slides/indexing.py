@@ -46,8 +46,8 @@ class Source:
     """A slide to index: its name, its file, and what is given for it alone.
 
     Attributes:
-        mpp: µm per pixel at level 0, of slides_csv. coordinates: a file with its tiles. others: whether all slides'
-            tiles are given so.
+        mpp: µm per pixel at level 0, of slides_csv.
+        by_coordinates: whether its tiles are given, and none are looked for. coordinates: the file that has them.
         fault: why it cannot be opened, as its name says.
     """
 
@@ -55,8 +55,8 @@ class Source:
     path: str
     fault: str | None = None
     mpp: float | None = None
+    by_coordinates: bool = False
     coordinates: Path | None = None
-    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _worse(slide: Slide) -> SlideError | None:
 
 def _facts(slide: Slide, source: Source, wanted: Wanted) -> Facts:
     coordinates, mpp = None, wanted.mpp
-    if source.others:
+    if source.by_coordinates:
         if source.coordinates is None:
             raise SlideError(f"{printable(source.path)}: has no .h5 file in coordinates")
         coordinates = read_coordinates(source.coordinates, slide)

@@ -158,12 +158,13 @@ def _copy(folder: Path, was: str, name: str) -> None:
 
 
 def _remove_others(folder: Path, names: Iterable[str]) -> None:
-    """Remove what is of no slide: what a killed command left, or a slide had under another name; empty folders too."""
+    """Remove an index's files of no slide: what a killed command left, or a slide had under another name; empty
+    folders too."""
     used = {path for name in names for path in files_of(folder, name)}
-    for top in ("slides", "grids", "previews"):
+    for top, ending in (("slides", ".json"), ("grids", ".npy"), ("previews", ".jpg")):
         for where, _, files in os.walk(folder / top, topdown=False):
             for file in files:
-                if Path(where, file) not in used:
+                if file.endswith(ending) and Path(where, file) not in used:
                     Path(where, file).unlink()
             if where != str(folder / top) and not os.listdir(where):
                 os.rmdir(where)
