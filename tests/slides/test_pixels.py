@@ -188,13 +188,14 @@ def test_a_tile_that_was_not_scanned_is_white_and_not_known(field, field_slide, 
     assert overview.known.sum() == 25 * 25 - 4 * 4
 
 
-def test_what_is_half_transparent_is_laid_over_white(tmp_path, readers, wrap):
-    """T10: openslide's colours are premultiplied."""
+@pytest.mark.parametrize(("bgra", "rgb"), [((10, 20, 30, 100), [185, 175, 165]), ((130, 0, 101, 100), [255, 155, 255])])
+def test_what_is_half_transparent_is_laid_over_white(tmp_path, readers, wrap, bgra, rgb):
+    """T10: openslide's colours are premultiplied; those of a fourth channel that is no alpha do not run over."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((256, 256, 3), np.uint8), tile=(256, 256), photometric="rgb", compression="zlib")
     slide = open_slide(path, name="a", mpp=0.5)
-    wrap(openslide_tile=lambda real, handle, out, **place: out.__setitem__(..., (10, 20, 30, 100)))
-    assert whole(readers, slide, 0)[0, 0].tolist() == [185, 175, 165]
+    wrap(openslide_tile=lambda real, handle, out, **place: out.__setitem__(..., bgra))
+    assert whole(readers, slide, 0)[0, 0].tolist() == rgb
 
 
 @pytest.mark.parametrize("factor", [1, 4, 16])

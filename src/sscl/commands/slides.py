@@ -334,6 +334,6 @@ def draw_sheet(index: Path, entries: Sequence[SlideEntry], path: Path, *, most: 
         picture = files_of(index, entry.name)[2]
         what = count(entry.tiles, "tile") if entry.status == "tiles" else entry.status
         share = "" if entry.tissue is None else f" · {100 * entry.tissue:.0f}% tissue"
-        caption = [entry.name, what + share, *([entry.reason] if entry.reason else [])]
+        caption = [entry.name, what + share, *([entry.reason] if entry.reason not in (None, entry.status) else [])]
         previews.append(("\n".join(map(printable, caption)), picture.read_bytes() if picture.is_file() else None))
     contact_sheet(previews, path)

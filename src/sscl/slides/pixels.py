@@ -124,7 +124,9 @@ class Readers:
         cv2.cvtColor(part, cv2.COLOR_BGRA2RGB, dst=out)
         if part.view(np.uint32).min() >= _OPAQUE:
             return None
-        out += 255 - part[:, :, 3:]  # its colours are premultiplied
+        opaque = part[:, :, 3:]
+        np.minimum(out, opaque, out=out)  # its colours are premultiplied, unless a file calls what is no alpha so
+        out += 255 - opaque
         return part[:, :, 3]
 
 
