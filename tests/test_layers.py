@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 FLOORS = (
     "file_kinds",
     "progress",
+    "forks",
     "children",
     "places",
     "words",

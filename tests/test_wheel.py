@@ -38,22 +38,21 @@ TINY = {
 # The demo, with the first of its commands in a process of its own; the others, in this one, spare the other starts.
 # PNGs of charts are blank; tests/plots renders them.
 DEMO = """
-import subprocess, sys
+import sys
 from PIL import Image
-from sscl import cli
+from sscl import cli, forks
+from sscl.commands import demo
 from sscl.plots import base
-start, render = subprocess.run, base.save_figure
+start, render = forks.run, base.save_figure
 def save(figure, path):
     if str(path).endswith(".svg"):
         return render(figure, path)
     with base.writing(path) as temporary:
         Image.new("L", [int(inches * figure.dpi) for inches in figure.get_size_inches()]).save(temporary, format="png")
 base.save_figure = save
-def run(words, *rest, **more):
-    if words[:3] != [sys.executable, "-m", "sscl"] or words[3:5] == ["data", "synth"]:
-        return start(words, *rest, **more)
-    return subprocess.CompletedProcess(words, cli.main(words[3:]) or 0)
-subprocess.run = run
+def run(words, **how):
+    return start(words, **how) if words[:2] == ["data", "synth"] else cli.main(words) or 0
+forks.run, demo.IMPORTED = run, ("sscl.cli",)
 sys.exit(cli.main(["demo", *sys.argv[1:]]))
 """
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "src")

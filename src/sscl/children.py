@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import IO
 
+from sscl import forks
+
 _ASKED = "SSCL_ENDS_WITH_STDIN"
 _STAGE = "SSCL_STAGE"
 ENDED = 143  # exit code of such a child, as after SIGTERM
@@ -50,9 +52,11 @@ def run_command(
     if line is None:
         with lifeline() as own:
             return run_command(words, line=own, stage=stage, output=output)
-    whole = [sys.executable, "-m", "sscl", *words]
-    asked = {_ASKED: "1"} | ({_STAGE: "1"} if stage else {})
-    code = subprocess.run(whole, stdin=line, stdout=output, env={**os.environ, **asked}, check=False).returncode
+    environment = {**os.environ, _ASKED: "1", **({_STAGE: "1"} if stage else {})}
+    code = forks.run(words, stdin=line, stdout=1 if output is None else output.fileno(), environment=environment)
+    if code is None:
+        whole = [sys.executable, "-m", "sscl", *words]
+        code = subprocess.run(whole, stdin=line, stdout=output, env=environment, check=False).returncode
     if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     return code

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sscl import children, run
+from sscl import children, forks, run
 from sscl.config import DemoConfig, shipped
 from sscl.evaluate.comparison import Comparison
 from sscl.evaluate.records import Evaluation
@@ -16,6 +16,12 @@ from sscl.records import read_record
 from sscl.writing import naming
 
 LOG = "output.txt"
+# What the steps import, those of the comparison too, in the order in which they do.
+IMPORTED = (
+    *("sscl.cli", "sscl.commands.data", "sscl.commands.audit", "scipy.sparse.csgraph", "sscl.commands.pretrain"),
+    *("torch._dynamo", "sscl.commands.finetune", "sscl.commands.evaluate", "sscl.commands.compare", "scipy.stats"),
+    *("sklearn.metrics", "sscl.commands.gradcam", "sscl.commands.report"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ def main(config: DemoConfig, *, overwrite: bool = False) -> None:
     for step in todo:
         shipped.find(step.config, key="configs")
     started = time.perf_counter()
-    with run.holding(folder):
+    with run.holding(folder), forks.prepared(*IMPORTED):
         run.start_folder(folder, config, overwrite=overwrite)
         log = folder / LOG
         for number, step in enumerate(todo, start=1):
