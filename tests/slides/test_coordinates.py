@@ -72,6 +72,8 @@ def test_places_are_taken_as_they_are(tmp_path, slide):
 def test_the_older_form_of_trident_has_no_size_at_level_0(tmp_path, slide):
     sizes: dict[str, Any] = {"patch_size_level0": None, "level0_width": None, "level0_height": None}
     assert read_coordinates(trident(tmp_path / "t.h5", **sizes), slide).footprint == 512
+    without = trident(tmp_path / "u.h5", patch_size=None, level0_width=np.inf)  # neither is needed
+    assert read_coordinates(without, slide).footprint == 512
 
 
 def test_a_tile_covers_exactly_what_the_program_chose_and_within_two_percent_what_is_asked_for(tmp_path, slide):
@@ -98,7 +100,8 @@ def test_no_place_is_no_tissue(tmp_path, slide):
         (lambda path: trident(path, [(-1, 5)]), "outside"),
         (lambda path: trident(path, level0_width=5000), "5,000 x 3,000"),
         (lambda path: trident(path, patch_size_level0=0), "patch_size_level0"),
-        (lambda path: trident(path, patch_size="None"), "patch_size"),
+        (lambda path: trident(path, patch_size="None", patch_size_level0=None), "patch_size"),
+        (lambda path: clam(path, patch_size=np.inf), "patch_size"),
         (lambda path: clam(path, patch_level=2), "level 2"),
         (lambda path: clam(path, level_dim=(999, 700)), "999 x 700"),
         (lambda path: clam(path, custom_downsample=2), "custom_downsample"),

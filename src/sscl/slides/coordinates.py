@@ -40,7 +40,7 @@ class Coordinates:
     Attributes:
         path: of the file. program: that wrote it.
         xy: int64 (n, 2), top-left corners, pixels of level 0; sorted by y, then x, each once.
-        footprint: side of a tile, pixels of level 0. patch_px: its side as the program read it.
+        footprint: side of a tile, pixels of level 0.
         twice: how many places came more than once.
         digest: of places and footprint.
     """
@@ -49,7 +49,6 @@ class Coordinates:
     program: str
     xy: NDArray[np.int64]
     footprint: float
-    patch_px: int
     twice: int
     digest: str
 
@@ -161,7 +160,6 @@ def read_coordinates(path: Path, slide: Slide) -> Coordinates:
         program=program,
         xy=xy,
         footprint=footprint,
-        patch_px=int(of["patch_size"]),
         twice=twice,
         digest=hashlib.blake2b(parts, digest_size=16).hexdigest(),
     )
@@ -169,13 +167,12 @@ def read_coordinates(path: Path, slide: Slide) -> Coordinates:
 
 def _footprint(of: Mapping[str, Any], slide: Slide, shown: str) -> tuple[str, float]:
     """Return which program wrote a file, and the side of its tiles in pixels of level 0."""
-    patch = _number(of, "patch_size", shown)
     if "target_magnification" in of or "patch_size_level0" in of:
         if "patch_size_level0" in of:
             side = _number(of, "patch_size_level0", shown)
         else:
             least, most = (_number(of, f"{which}_magnification", shown) for which in ("target", "level0"))
-            side = patch * most / least
+            side = _number(of, "patch_size", shown) * most / least
         if "level0_width" in of and "level0_height" in of:
             given = (of["level0_width"], of["level0_height"])
             _check_size(given, (slide.width, slide.height), shown, slide)
@@ -193,7 +190,7 @@ def _footprint(of: Mapping[str, Any], slide: Slide, shown: str) -> tuple[str, fl
     if "level_dim" in of and np.size(of["level_dim"]) == 2:
         found = slide.levels[level]
         _check_size(tuple(np.ravel(of["level_dim"])), (found.width, found.height), shown, slide)
-    return "CLAM", patch * slide.levels[level].factor
+    return "CLAM", _number(of, "patch_size", shown) * slide.levels[level].factor
 
 
 def _number(
@@ -213,7 +210,7 @@ def _check_size(given: tuple[Any, ...], here: tuple[int, int], shown: str, slide
     """Raise SlideError where a file is of a slide of another size; by a pixel levels may differ."""
     try:
         width, height = (int(value) for value in given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return
     if abs(width - here[0]) > 1 or abs(height - here[1]) > 1:
         raise SlideError(
