@@ -12,7 +12,7 @@ from sscl.data.hashes import SYMMETRIES
 from sscl.data.synthetic import draw_tile
 
 SIZE_PX = duplicates.SIZE_PX
-COUNT = 24
+COUNT = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +83,7 @@ def moved(tile: np.ndarray, symmetry: int) -> np.ndarray:
 )
 def test_near_duplicates_are_found_and_no_others(kind, least, originals):
     rng = np.random.default_rng(7)
-    some = originals[:16]
+    some = originals
     copies = np.stack([kind(tile, rng) for tile in some])
     pairs = find_pairs(np.concatenate([some, copies]), neighbours=8, stretched=False)
     found = {(pair.first, pair.second) for pair in pairs}
@@ -105,9 +105,10 @@ def test_the_order_of_the_tiles_changes_nothing(originals):
 
 def test_equal_pixels_are_linked_to_the_first(originals):
     images = originals[[0, 1, 0, 2, 1, 0]]
-    exact = [pair for pair in find_pairs(images) if pair.kind == "exact"]
-    assert [(pair.first, pair.second) for pair in exact] == [(0, 2), (1, 4), (0, 5)]
-    assert len(find_pairs(images)) == 3
+    pairs = find_pairs(images)
+    assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [
+        (*rows, "exact") for rows in ((0, 2), (1, 4), (0, 5))
+    ]
 
 
 @pytest.mark.parametrize("symmetry", range(8))
@@ -289,9 +290,9 @@ def test_a_stretched_copy_is_found_by_squeezing(originals):
     linear /= np.abs(linear).sum(1).max()
     matrix = np.column_stack([linear, 63.5 - linear @ [63.5, 63.5]])
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    copies = np.stack([cv2.warpAffine(tile, matrix, (SIZE_PX, SIZE_PX), flags=flags) for tile in originals[:8]])
-    images = np.concatenate([originals[:8], copies])
-    true = {(row, row + 8) for row in range(8)}
+    copies = np.stack([cv2.warpAffine(tile, matrix, (SIZE_PX, SIZE_PX), flags=flags) for tile in originals[:6]])
+    images = np.concatenate([originals[:6], copies])
+    true = {(row, row + 6) for row in range(6)}
     with_it, without = (
         {(p.first, p.second) for p in find_pairs(images, neighbours=5, stretched=on)} for on in (True, False)
     )
@@ -337,14 +338,14 @@ def test_reasons_and_confidence(originals):
 
 def test_bland_tiles_are_no_near_duplicates():
     rng = np.random.default_rng(0)
-    noise = (225 + rng.normal(0, 3, (30, SIZE_PX, SIZE_PX, 3))).clip(0, 255).astype(np.uint8)
+    noise = (225 + rng.normal(0, 3, (20, SIZE_PX, SIZE_PX, 3))).clip(0, 255).astype(np.uint8)
     assert find_pairs(noise) == []
 
 
 def test_tissue_of_one_look_is_no_near_duplicate():
     """Textures of one kind, stain and brightness, as the tiles of one slide are."""
     rng = np.random.default_rng(4)
-    images = np.zeros((60, SIZE_PX, SIZE_PX, 3), np.uint8)
+    images = np.zeros((30, SIZE_PX, SIZE_PX, 3), np.uint8)
     for image in images:
         cells = cv2.GaussianBlur(rng.normal(size=(SIZE_PX, SIZE_PX)), (0, 0), 2)
         image[:] = (200 - 60 * (cells > 0.1)[..., None] * [1, 1.5, 0.7]).astype(np.uint8)
@@ -357,14 +358,15 @@ def test_too_few_tiles_make_no_pairs(count, originals):
 
 
 def test_embeddings_add_pairs_that_are_only_alike(originals):
-    embeddings = np.eye(COUNT, 8 + COUNT, dtype=np.float32)
+    originals = originals[:10]
+    embeddings = np.eye(10, 18, dtype=np.float32)
     embeddings[5] = embeddings[4] + 0.1 * embeddings[9]
     (pair,) = find_pairs(originals, embeddings=embeddings, min_cosine=0.9, neighbours=3, stretched=False)
     assert (pair.first, pair.second, pair.kind) == (4, 5, "embedding")
     assert pair.score == pytest.approx(1 / np.sqrt(1.01), abs=1e-4)
     assert 0 < pair.confidence < 0.1
     assert "cosine 1.00" in pair.reason
-    assert find_pairs(originals, embeddings=embeddings, min_cosine=0.999, neighbours=3) == []
+    assert find_pairs(originals, embeddings=embeddings, min_cosine=0.999, neighbours=3, stretched=False) == []
 
 
 def test_the_confidence_of_similar_pairs_is_what_the_set_says_of_that_cosine():
