@@ -59,6 +59,13 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank_and_estimated_once(blank_pictures: None, estimated_once: Any) -> Iterator[None]:
+    """Neither the pictures nor a second estimate of the same model's memory say more of the device."""
+    with estimated_once():
+        yield
+
+
 @pytest.fixture
 def gpu() -> Iterator[Any]:
     with harness.fake_cuda() as machine:

@@ -81,18 +81,9 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_estimate_a_model(wrapped: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
-    """Estimate the memory of a model once: its dry run takes as long as an epoch of a tiny run; tests/train has it."""
-    known: dict[str, int] = {}
-
-    def estimate(real: Callable[..., int], model: torch.nn.Module, **given: Any) -> int:
-        trained = [name for name, value in model.named_parameters() if value.requires_grad]
-        key = f"{model} {given} {trained}"
-        if key not in known:
-            known[key] = real(model, **given)
-        return known[key]
-
-    with wrapped(activation_bytes=estimate):
+def one_estimate_a_model(estimated_once: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """The dry run takes as long as an epoch of a tiny run; tests/train has it."""
+    with estimated_once():
         yield
 
 
