@@ -649,7 +649,8 @@ def test_a_failing_step_is_named_and_the_complete_ones_stay(
     assert empty.code == 2
     assert empty.err.startswith("sscl: a: data.root: ")  # before a process is started
     diverges = {"learning_rate": 100, "weight_decay": 10, "optimizer": "sgd", "warmup_epochs": 0, "steps_per_epoch": 40}
-    path = study(set_finetune={"train": diverges})
+    model = {"name": "resnet14_small"}  # which the step's process builds without timm
+    path = study(set_finetune={"train": diverges, "model": model})
     result = cli("compare", "--config", path)
     assert result.code == 2
     assert "loss" in capfd.readouterr().err
