@@ -20,6 +20,11 @@ from gpu_measure import Bench, Found, Observed
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank(blank_pictures: None) -> None:
+    """Charts are drawn elsewhere."""
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
     return Bench(CPU, True, tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("out"))
