@@ -271,12 +271,12 @@ def cuda_kernels_on_cpu() -> Iterator[None]:
 
 
 def norms_of_timm() -> Results:
-    """efficientnet_b0, whose norms have their activation within: its outputs while it trains, and some gradients."""
+    """A small EfficientNet, its norms with their activation within: outputs while it trains, and some gradients."""
     from sscl.models.encoders import build_encoder
     from sscl.models.sync_batch_norm import synchronise_batch_norm
 
     torch.manual_seed(0)
-    net = build_encoder("timm:efficientnet_b0").double().train()
+    net = build_encoder("timm:test_efficientnet").double().train()
     synchronise_batch_norm(net)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = net(share(x))
