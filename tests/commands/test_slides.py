@@ -254,6 +254,7 @@ def test_labels_come_from_the_table(cli: Any, slides: Path, index: Path, tmp_pat
     assert "kept as they were: 4 slides" in result.out
     assert "elsewhere.svs" in result.out
     assert "a.svs, glass.svs" in " ".join(result.out.split())
+    assert "1 slide has no split" in " ".join(result.out.split())
     assert "slides_csv: 1 HP, 1 SSA, 1 without; 1 test, 1 train, 1 without; 2 patients" in result.out
     inside = cli("slides", "tile", slides, f"out={index}", *ASKED, f"slides_csv={index / 'slides.csv'}")
     assert inside.code == 2

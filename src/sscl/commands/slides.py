@@ -66,6 +66,8 @@ def tile(config: TileSlidesConfig, *, overwrite: bool = False) -> int:
     print_account(config, listing, plan, entries, notes)
     if config.slides_csv is not None:
         print(wrapped(labels_of(entries, table.labels)))
+        for note in without_split(entries, table.labels):
+            print(wrapped(f"note: {note}"))
     some_failed = listing.faults or any(entry.status == "failed" for entry in entries)
     print(f"wrote {out}/slides.csv, grids, previews")
     print(next_command("slides inspect", out, f"out={out}-look"))
@@ -191,7 +193,8 @@ def print_account(
         gone = some([entry.name for entry in plan.gone], most=5, first=5)
         print(
             wrapped(
-                f"note: {count(len(plan.gone), 'slide')} of the index not in {' '.join(config.slides)} any more "
+                f"note: {count(len(plan.gone), 'slide')} of the index {'is' if len(plan.gone) == 1 else 'are'} not in "
+                f"{' '.join(config.slides)} any more "
                 f"({gone}): not used; --overwrite makes the index anew without"
             )
         )
@@ -217,6 +220,19 @@ def labels_of(entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> st
     patients = len({one.patient for one in of} - {None})
     parts += [count(patients, "patient")] if patients else []
     return f"slides_csv: {'; '.join(parts) or 'no labels, splits or patients'}"
+
+
+def without_split(entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> list[str]:
+    """Return a sentence on slides without a split where others have one: nothing trains on such an index."""
+    used = [entry.name for entry in entries if entry.status == "tiles"]
+    without = [name for name in used if labels.get(name, Labels()).split is None]
+    if not without or len(without) == len(used):
+        return []
+    has = "has" if len(without) == 1 else "have"
+    return [
+        f"{count(len(without), 'slide')} {has} no split and others have one ({some(without, most=5, first=5)}): "
+        "training refuses such an index; give each slide train, val or test in slides_csv, or none at all"
+    ]
 
 
 def reasons(failed: Sequence[SlideEntry], *, paths: bool = False) -> list[str]:

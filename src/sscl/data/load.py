@@ -314,7 +314,7 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool 
     """
     protocol = f", protocol {data.protocol}" if data.source == "mhist" else ""
     stain = "" if data.stain == "none" else f", {data.stain} stain normalisation"
-    counts = some([f"{number} {name}" for name, number in tiles.class_counts().items()])
+    counts = some([f"{number:,} {name}" for name, number in tiles.class_counts().items()])
     of = f" ({counts})" if counts else ""
     together = ""
     if data.group_near_duplicates and tiles.groups is not None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sscl import ranks
 from sscl.device import cpu_cores
+from sscl.places import printable
 from sscl.slides.pixels import DamagedTile, Readers
 from sscl.slides.places import Places
 from sscl.slides.records import Scaling, Slide, SlideError
@@ -140,8 +141,9 @@ class SlidePixels:
             found = sum(first <= other < end for other in self.damaged)
         if found > max(1, MOST_DAMAGED * (end - first)):
             raise SlideError(
-                f"{self.slides[number][0].path}: {found:,} of its {end - first:,} tiles are damaged, more than "
-                f"{MOST_DAMAGED:.0%} (the last: {error}); copy the slide again, or take it out of the index"
+                f"{printable(error.slide)}: {found:,} of its {end - first:,} tiles are damaged, more than "
+                f"{MOST_DAMAGED:.0%} (the last at x={error.x}, y={error.y}: {error.why}); copy the slide again, or move "
+                "it away, and run the same sscl slides tile again"
             ) from error
 
 
