@@ -34,18 +34,18 @@ def originals() -> list[np.ndarray]:
 
 
 def test_altered_copies_are_found_and_nothing_else(script: ModuleType, originals: list[np.ndarray]) -> None:
-    bed = script.make_bed(originals, seed=0)
+    bed = script.make_bed(originals[: len(script.KINDS)], seed=0)
     pairs = find_pairs(bed.images)
     assert script.false_pairs(bed, pairs) == []
-    assert len(pairs) >= 20
+    assert len(pairs) >= 10
     lines = script.table(bed, pairs)
     assert len(lines) == 3 + len(script.KINDS)
-    assert f"| all | {len(pairs)} of 22 |" in lines[-1]
+    assert f"| all | {len(pairs)} of 11 |" in lines[-1]
 
 
 def test_quarters_of_a_tile_are_no_pair(script: ModuleType, originals: list[np.ndarray]) -> None:
-    tiles = script.quarters(originals[:5])
-    assert len(tiles) == 20
+    tiles = script.quarters(originals[:3])
+    assert len(tiles) == 12
     assert find_pairs(tiles) == []
 
 
