@@ -24,6 +24,7 @@ from sscl.config import PretrainConfig
 from sscl.train.setup import check_batch
 
 SCRIPT = Path(__file__).parents[1] / "rank_tasks.py"
+JOB = SCRIPT.with_name("rank_job.py")
 SECONDS = 240
 BEST = "checkpoints/best.pt"
 FROZEN = ["train.freeze_batch_norm=true", "projection.kind=mlp_no_norm"]
@@ -167,34 +168,20 @@ def test_finetuning_on_ranks_equals_one_process(runs: Runs, read_metrics: Any) -
 
 def test_a_rank_that_dies_ends_the_job(cli: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = ["pretrain", f"run={run}", *cli._common(), "train.batch_size=8", "train.epochs=2000", "health.tiles=8"]
-    process = started(*torchrun, "-m", "sscl", *words, "model.name=resnet14_small")  # starts sooner than one of timm
+    # The agent of torchrun, without its command line, of which each rank would import everything itself.
+    process = started(JOB, tmp_path, *words, "model.name=resnet14_small")
     end = time.monotonic() + SECONDS
     while not (run / "checkpoints/last.pt").is_file() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
 
-    os.kill(process_of(run, rank=1), signal.SIGKILL)
+    os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGKILL)
     killed = time.monotonic()
     code, _, err = finished(process)
 
     assert code != 0, err
     assert time.monotonic() - killed < 60
     assert torch.load(run / "checkpoints/last.pt", weights_only=True)["epoch"] >= 1  # whole
-
-
-def process_of(run: Path, *, rank: int) -> int:
-    """The process that torchrun started as this rank of the run."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_text().split("\0")
-                variables = (entry / "environ").read_text().split("\0")
-            except OSError:
-                continue
-            if f"run={run}" in words and f"RANK={rank}" in variables:
-                return int(entry.name)
-    raise AssertionError(f"no rank {rank} of {run}")
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
