@@ -142,8 +142,8 @@ class SlidePixels:
         if found > max(1, MOST_DAMAGED * (end - first)):
             raise SlideError(
                 f"{printable(error.slide)}: {found:,} of its {end - first:,} tiles are damaged, more than "
-                f"{MOST_DAMAGED:.0%} (the last at x={error.x}, y={error.y}: {error.why}); copy the slide again, or move "
-                "it away, and run the same sscl slides tile again"
+                f"{MOST_DAMAGED:.0%} (the last at x={error.x}, y={error.y}: {error.why}); copy the slide again, or "
+                "move it away, and run the same sscl slides tile again"
             ) from error
 
 
