@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -857,3 +858,11 @@ def test_grid_shows_every_class_before_one_comes_twice() -> None:
     assert (compare.pick(labels, count=7, seed=0) == chosen).all()
     assert (compare.pick(labels, count=7, seed=1) != chosen).any()
     assert len(compare.pick(labels, count=100, seed=0)) == 55
+
+
+def test_runs_of_several_entries_are_made_together_and_none_with_the_run_it_starts_from() -> None:
+    first, second, third = (SimpleNamespace(seed=seed, start=None) for seed in range(3))
+    after: Any = SimpleNamespace(seed=3, start=first)
+    assert compare.batches([first, second, third], jobs=2) == [[first, second], [third]]  # type: ignore[list-item]
+    assert compare.batches([first, after, third], jobs=2) == [[first], [after, third]]  # type: ignore[list-item]
+    assert compare.batches([first, second, after], jobs=2) == [[first, second], [after]]  # type: ignore[list-item]

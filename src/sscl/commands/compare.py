@@ -64,11 +64,8 @@ def compare_made(config: CompareConfig, steps: Sequence[Step], *, overwrite: boo
     kept = sum(decision.action is Action.REUSED for decision in decisions.values())
     print(f"{len(steps)} runs in {out / 'runs'}: {kept} complete, {len(steps) - kept} to make")
     shown = [step for step in steps if step.entry.shown and step.entry.command == "finetune"]
-    for entry in config.runs:  # an entry's runs start from those of earlier entries only
-        own = [step for step in steps if step.entry is entry]
-        for i in range(0, len(own), config.jobs):
-            some = own[i : i + config.jobs]
-            make_together(some, decisions, config, shown=entry.shown and entry.command == "finetune")
+    for together in batches(steps, jobs=config.jobs):
+        make_together(together, decisions, config)
 
     rows: dict[str, list[Step]] = {}
     for step in shown:
@@ -150,22 +147,30 @@ def tell(out: Path, report: Comparison, pictures: Sequence[str]) -> None:
 FLAGS = {Action.NEW: [], Action.RESUME: ["--resume"], Action.AGAIN: ["--overwrite"]}
 
 
-def make_together(
-    steps: Sequence[Step], decisions: Mapping[Path, Decision], config: CompareConfig, *, shown: bool
-) -> None:
+def batches(steps: Sequence[Step], *, jobs: int) -> list[list[Step]]:
+    """Return the runs in their order, as many together as may be: none with the run that it starts from."""
+    found: list[list[Step]] = []
+    for step in steps:
+        if not found or len(found[-1]) == jobs or step.start in found[-1]:
+            found.append([])
+        found[-1].append(step)
+    return found
+
+
+def make_together(steps: Sequence[Step], decisions: Mapping[Path, Decision], config: CompareConfig) -> None:
     """Make some runs at the same time; where one fails the others come to their end first."""
     if len(steps) == 1:  # no thread between an interruption and the process it is for
-        make(steps[0], decisions[steps[0].folder], config, shown=shown)
+        make(steps[0], decisions[steps[0].folder], config)
         return
     # An interruption ends the children; the threads, which wait for them, end then.
     with ThreadPoolExecutor(len(steps)) as pool, children.lifeline() as line:
-        made = [pool.submit(make, step, decisions[step.folder], config, shown=shown, line=line) for step in steps]
+        made = [pool.submit(make, step, decisions[step.folder], config, line=line) for step in steps]
         wait(made)
     for one in made:
         one.result()
 
 
-def make(step: Step, decision: Decision, config: CompareConfig, *, shown: bool, line: int | None = None) -> None:
+def make(step: Step, decision: Decision, config: CompareConfig, *, line: int | None = None) -> None:
     """Make a run unless it is there, and evaluate it where it is a row's.
 
     Args:
@@ -180,6 +185,7 @@ def make(step: Step, decision: Decision, config: CompareConfig, *, shown: bool, 
         if decision.action is Action.AGAIN:
             print(f"\n{step.folder.name} again: {decision.reason}", flush=True)
         call([*step.words, *FLAGS[decision.action]], step.folder, line=line)
+    shown = step.entry.shown and step.entry.command == "finetune"
     if shown and not evaluated(step.folder, config.split):
         evaluate(step.folder, config, line=line)
 

@@ -110,7 +110,7 @@ class CompareConfig(Section):
     grid: int = setting(9, "tiles in the picture of predictions; 0 = no picture", ge=0, le=100)
     grid_seed: int = setting(0, "seed of the tiles in that picture", ge=0, lt=SEEDS)
     device: str | None = setting(None, "auto, cpu, cuda, cuda:N or mps; null = as in the configs", common=True)
-    jobs: int = setting(1, "number of runs of an entry in parallel", ge=1, le=256, common=True)
+    jobs: int = setting(1, "number of runs in parallel", ge=1, le=256, common=True)
     progress: bool = setting(True, "show progress bars; none are shown with jobs > 1")
 
     @model_validator(mode="after")
