@@ -312,14 +312,14 @@ def test_table_has_an_interval_beside_every_accuracy() -> None:
     for part in (
         "SSA sensitivity",
         "before",
-        "Brier score against votes",
+        ": by chance up to 0.",
         "SSA if its probability is at least 0.",
         "PPV",
         "undecided if its confidence is below 0.",
     ):
         assert part in text
     assert f"temperature {report.calibration.temperature:.3f} " in text
-    assert len(lines) <= 44
+    assert len(lines) <= 41
     assert max(map(len, lines[: lines.index("Notes")])) <= 80
 
 
@@ -353,7 +353,7 @@ def test_table_says_calibration_before_and_after_and_what_abstention_gives() -> 
     report = report_of(*some(votes=True), kept=kept_of(*some(seed=1)))
     lines = evaluation_text.as_text(report).splitlines()
     before, after = (report.calibration.before, report.calibration.after)
-    names = {"ECE": "ece", "Brier score": "brier", "Brier score against votes": "soft_vote_brier"}
+    names = {"ECE": "ece", "Brier score": "brier"}
     for name, key in names.items():
         (line,) = [line for line in lines if re.match(rf"  {re.escape(name)}  ", line)]
         assert line[len(name) + 2 :].split()[:2] == [f"{getattr(part, key):.3f}" for part in (before, after)]

@@ -248,13 +248,13 @@ def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
 def as_text(report: Evaluation) -> str:
     """Return the evaluation as sections for the terminal, each metric with its 95% interval; the notes come last.
 
-    What is left out for brevity is in metrics.json and on the page: per-class metrics and macro F1 of two classes,
-    further calibration errors, accuracy by coverage.
+    What is left out for brevity is in metrics.json and on the page: per-class metrics, macro F1 and average precision
+    of two classes, further calibration errors, accuracy by coverage.
     """
     names = short_names(report.classes, _NAME)
     main = overall_rows(report, report, names=names) + agreement_rows(report)
     if report.positive is not None:
-        main = [row for row in main if row.name != display_name("macro_f1")]
+        main = [row for row in main if row.name not in (display_name("macro_f1"), display_name("average_precision"))]
     width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
     sections = [
         [f"{'Metrics':<{width + 2}}  value  95% interval", *_lines(main, width=width)],
@@ -326,15 +326,14 @@ def _lines(rows: Sequence[Row], *, width: int) -> list[str]:
 
 def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
     found = report.calibration
-    width = max(width, len(display_name("soft_vote_brier")))
     head = f"Calibration, temperature {found.temperature:.3f}"
     lines = [f"{head:<{width + 2}}  before  after"]
     for name, before, after in calibration_rows(report):
-        if name not in (display_name("ece_equal_mass"), CROSS_ENTROPY):
+        if name in (display_name("ece"), display_name("brier")):
             lines.append(f"  {name:<{width}}  {before:<6.3f}  {after:.3f}")
     outcome, _ = calibrated(report)
-    bound = found.after.ece_by_chance.quantile_95
-    return [*lines, f"  calibrated? {outcome.value} (ECE {found.after.ece:.3f}; by chance alone, up to {bound:.3f})"]
+    lines[1] += f"  {outcome.value}: by chance up to {found.after.ece_by_chance.quantile_95:.3f}"
+    return lines
 
 
 def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
