@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from sscl.config.encoders import FOLDER, HUB, TIMM, Deviation, Kwargs, Mean, Pool
 from sscl.config.published import PUBLISHED, Published, by_hub
 from sscl.data.scale import NOMINAL, Scale, Trained
-from sscl.models.timm_models import OURS, extra, quiet_hub
+from sscl.models.timm_models import OURS, extra, quiet_hub, unreachable_hub
 from sscl.places import missing
 from sscl.reading import parse_json, read_text
 from sscl.records import Record, first_fault
@@ -232,6 +232,7 @@ def _fetched(hub: str, file: str, *, ask: bool) -> Path:
     package = extra("huggingface_hub", extra="timm")
     repository, _, revision = hub.partition("@")
     errors = extra("huggingface_hub.errors", extra="timm")
+    silent = unreachable_hub() if ask else None
     try:
         with quiet_hub():
             return Path(
@@ -239,20 +240,20 @@ def _fetched(hub: str, file: str, *, ask: bool) -> Path:
                     repository,
                     file,
                     revision=revision or None,
-                    local_files_only=not ask,
+                    local_files_only=not ask or silent is not None,
                     endpoint=os.environ.get("HF_ENDPOINT"),
                 )
             )
     except Exception as error:  # the hub client's many, its HTTP library's, and the system's
-        raise _explained(errors, error, hub=repository, file=file, ask=ask) from error
+        raise _explained(errors, error, hub=repository, file=file, ask=ask, silent=silent) from error
 
 
 def _page(hub: str) -> str:
     return f"https://huggingface.co/{hub}"
 
 
-def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool) -> NotHere:
-    """Return what went wrong with the hub, and what to do, in one line."""
+def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool, silent: str | None = None) -> NotHere:
+    """Return what went wrong with the hub, and what to do, in one line; silent: why it takes no connection."""
     page, known = _page(hub), by_hub(hub)
     of_file = "its file of weights" if file == "config.json" else file
     name = known.name if known is not None else f"{TIMM}MODEL" if file == "config.json" else f"{HUB}{hub}"
@@ -287,7 +288,7 @@ def _explained(errors: Any, error: Exception, *, hub: str, file: str, ask: bool)
         )
     if known is not None and known.gated:
         page = f"{page}, where its terms are accepted before hf auth login"
-    why = _reason(error)
+    why = silent or _reason(error)
     if "offline mode" in why.lower():
         why = "HF_HUB_OFFLINE is set, and it is not in the cache"
     return NotHere(f"model.weights: {file} of {hub} cannot be fetched ({why}); try again from {page}; {by_hand}")

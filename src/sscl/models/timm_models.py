@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,6 +21,7 @@ from sscl.config.published import PUBLISHED
 from sscl.memory import least_free
 from sscl.words import closest, nearest, readable, short, some
 
+_PATIENCE_S = 3  # for each address of the hub
 # What decides something that another key of sscl decides, or reads a file of its own accord.
 OURS = {
     "num_classes": "the classes of the tiles decide it",
@@ -115,15 +120,45 @@ def create(model: str, *, kwargs: Kwargs, pretrained: bool = False) -> nn.Module
         raise _refused(model, kwargs, error) from error
     if not pretrained:
         return net
+    silent = unreachable_hub()
     try:
-        with quiet_hub():
+        with quiet_hub(), _offline(silent is not None):
             return _created(timm, model, given, pretrained=True)
     except Exception as error:  # the hub client's, its HTTP library's, the system's, or timm has no weights
+        why = silent or (str(error) or type(error).__name__).splitlines()[0].split(". ")[0][:160]
         raise ValueError(
-            f"model.weights: timm could not load pretrained weights of {model} "
-            f"({(str(error) or type(error).__name__).splitlines()[0].split('. ')[0][:160]}); "
+            f"model.weights: timm could not load pretrained weights of {model} ({why}); "
             "check the connection, or give model.weights=PATH"
         ) from error
+
+
+def unreachable_hub() -> str | None:
+    """Return why the hub's address takes no connection; None where it takes one, or where a proxy would.
+
+    Its client would try five times, which takes 25 s.
+    """
+    constants = extra("huggingface_hub.constants", extra="timm")
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return None
+    address = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_PATIENCE_S).close()
+    except OSError as error:
+        return f"{address.hostname}: {error.strerror or error}"
+    return None
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Have the hub's client look into its cache alone, where that is wanted."""
+    constants = extra("huggingface_hub.constants", extra="timm")
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _created(timm: Any, model: str, given: dict[str, Any], **more: Any) -> nn.Module:
