@@ -345,7 +345,9 @@ def test_timms_weights_are_asked_for(wrap):
     assert encoder.net.training
 
 
-def test_timms_weights_that_cannot_be_had_are_one_line(wrap):
+def test_timms_weights_that_cannot_be_had_are_one_line(wrap, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # then nobody looks first whether the hub answers
+
     def create_model(create, name, *, pretrained=False, **options):
         if pretrained:
             raise ConnectionError("no route to host. Or so\nmore")

@@ -180,6 +180,8 @@ def instead_of_tiles(root: str, error: Exception) -> str | None:
     Args:
         root: a folder, or a file, that could not be used as tiles. error: why; it is said where there are images too.
     """
+    if not os.path.isdir(root) and not is_slide(Path(root)):
+        return None
     try:
         listing = list_slides([root])
     except (ValueError, OSError):
