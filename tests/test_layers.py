@@ -44,6 +44,7 @@ FLOORS = (
     "report",
     "answers",
     "api",
+    "predict",
     "doctor",
     "commands",
     "cli",

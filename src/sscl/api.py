@@ -137,7 +137,7 @@ class Model:
                 _refuse(batch, items, listed)
                 found.append(predictions.probabilities)
                 bar.update(len(predictions))
-        return self._predictions(listed, np.concatenate(found))
+        return self.answers(listed, np.concatenate(found))
 
     def stream(
         self, items: Sequence[Item], *, names: Sequence[str], fit: Fit | None = None, batch_size: int = 128
@@ -153,7 +153,21 @@ class Model:
             probabilities = np.empty((0, len(self.classes)))
             if len(batch.rows):
                 probabilities = calibration.softmax(logits, temperature=self.temperature)
-            yield batch, self._predictions([names[row] for row in batch.rows], probabilities)
+            yield batch, self.answers([names[row] for row in batch.rows], probabilities)
+
+    def stream_tiles(
+        self, tiles: Generator[files.Batch, None, None], *, pad_to: int = 0
+    ) -> Generator[tuple[files.Batch, FloatArray], None, None]:
+        """Yield batches of tiles of `size_px`, from wherever they are, and their probabilities, (B, K).
+
+        Args:
+            pad_to: tiles per batch, of which the last may have fewer; 0: each is computed as it is.
+        """
+        for batch, logits in self._outputs(self.classifier, tiles, pad_to=pad_to):
+            probabilities = np.empty((0, len(self.classes)))
+            if len(batch.rows):
+                probabilities = calibration.softmax(logits, temperature=self.temperature)
+            yield batch, probabilities
 
     def explain(
         self,
@@ -207,7 +221,7 @@ class Model:
         with torch.inference_mode(False), _bar(len(items), progress) as bar:  # maps need gradients
             heats = heatmaps_of_batches(self.classifier, batches(), mean=mean, std=std, kind=kind)
             whole, cells = zip(*((heat.enlarged, max(heat.cells.shape)) for heat in heats), strict=True)
-        predictions = self._predictions(listed, np.concatenate(found))
+        predictions = self.answers(listed, np.concatenate(found))
         return Explanations(
             predictions=predictions,
             images=np.concatenate(tiles),
@@ -250,12 +264,17 @@ class Model:
             raise ValueError(f"batch_size: must be a whole number, 1 or more, got {batch_size!r}")
         if fit not in (None, *get_args(Fit)):
             raise ValueError(f"fit: got {fit!r}, allowed are {', '.join(get_args(Fit))}, None")
-        mean, std = self._normalisation
-        pad_to = batch_size if len(items) > batch_size else 0
-        coming: deque[tuple[files.Batch, Later]] = deque()
         tiles = files.batches(
             items, size_px=self.size_px, batch_size=batch_size, fit=fit or self.fit, device=self.device
         )
+        yield from self._outputs(module, tiles, pad_to=batch_size if len(items) > batch_size else 0)
+
+    def _outputs(
+        self, module: nn.Module, tiles: Generator[files.Batch, None, None], *, pad_to: int
+    ) -> Generator[tuple[files.Batch, torch.Tensor], None, None]:
+        """Yield batches of tiles, stain-normalised as in training, and a module's outputs, float32 on the CPU."""
+        mean, std = self._normalisation
+        coming: deque[tuple[files.Batch, Later]] = deque()
         with contextlib.closing(tiles):
             for batch in tiles:
                 found = torch.empty(0)
@@ -278,7 +297,8 @@ class Model:
         while coming:
             yield _arrived(*coming.popleft())
 
-    def _predictions(self, names: Sequence[str], probabilities: FloatArray) -> Predictions:
+    def answers(self, names: Sequence[str], probabilities: FloatArray) -> Predictions:
+        """Return what it says of tiles by their probabilities, (N, K): their classes, and whether it abstains."""
         return Predictions(tuple(names), self.classes, probabilities, self.decide_from)
 
 

@@ -130,6 +130,12 @@ COMMANDS = {
         ("overwrite",),
         words=(Word("SLIDES", "slides", "an index, or folders of slides, slide files", many=True),),
     ),
+    "slides view": Command(
+        "view_slides:main",
+        "ViewSlidesConfig",
+        "predicted slides at full resolution, in a browser of this computer",
+        words=(Word("FOLDER", "folder", "that predict wrote of slides"),),
+    ),
     "cache": Command(
         "cache:main",
         "CacheConfig",
@@ -206,10 +212,13 @@ COMMANDS = {
     "predict": Command(
         "predict:main",
         "PredictConfig",
-        "classify new tiles: calibrated probabilities, abstention",
+        "classify new tiles or whole slides: calibrated probabilities, abstention",
         ("overwrite",),
         options=(("checkpoint", "checkpoint"),),
-        words=(RUN, Word("TILES", "paths", "folders, image files and CSV lists of new tiles", many=True)),
+        words=(
+            RUN,
+            Word("TILES", "paths", "folders, image files and CSV lists of new tiles, or slides or an index", many=True),
+        ),
     ),
     "export": Command(
         "export:main",
@@ -223,7 +232,7 @@ COMMANDS = {
 STAGES = {
     "First steps": ("init", "train", "doctor", "demo", "configs", "encoders", "completion"),
     "Data": ("data synth", "data download", "data inspect", "data audit", "cache"),
-    "Slides": ("slides tile", "slides inspect", "slides synth"),
+    "Slides": ("slides tile", "slides inspect", "slides view", "slides synth"),
     "Train": ("pretrain", "finetune"),
     "Evaluate": ("eval", "compare", "probe", "embed"),
     "Explain": ("gradcam", "report"),

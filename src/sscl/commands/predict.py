@@ -1,4 +1,4 @@
-"""sscl predict: a fine-tuned classifier applied to new tiles, however many."""
+"""sscl predict: a fine-tuned classifier applied to new tiles, however many, or to whole slides."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from sscl.data.files import Found
 from sscl.data.images import describe_changes
 from sscl.data.listing import Account
 from sscl.data.scale import Scale, differ, scale_of_files, scale_warnings
+from sscl.data.slide_files import meant
 from sscl.device import describe_device
 from sscl.explain import boxes
 from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import precision_notes
+from sscl.places import printable
 from sscl.plots import cam as cam_plots
+from sscl.predict.slides import check_no_slides, predict_slides, threshold_origin
 from sscl.progress import Bar
 from sscl.records import write_record
 from sscl.report.predicted import FILE, Summary
@@ -63,6 +66,8 @@ class Tally:
 def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     """Write predictions.csv and summary.json, unreadable.csv if some files could not be used, and panels on request.
 
+    Of whole slides: see `predict.slides`.
+
     Returns:
         0, or 3 where some files could not be used.
 
@@ -80,6 +85,11 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
             tta=config.tta,
             precision=config.precision,
         )
+    indexes, slides, tiles = meant(config.paths)
+    if indexes or slides:
+        check_alone(indexes, slides, tiles)
+        return predict_slides(model, config, index=indexes[0] if indexes else None, overwrite=overwrite)
+    check_no_slides(config)
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / "predictions"
     pictures = 0
     with run.whole_folder(out, config, overwrite=overwrite) as folder:
@@ -112,6 +122,17 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
     for line in unreadable(tally.faults):
         print(f"sscl: {line}", file=sys.stderr)
     return run.SOME_FAILED
+
+
+def check_alone(indexes: Sequence[str], slides: Sequence[str], tiles: Sequence[str]) -> None:
+    """Raise ValueError where slides stand among tiles, or an index among anything else."""
+    if indexes and len(indexes) + len(slides) + len(tiles) > 1:
+        raise ValueError(f"paths: {indexes[0]} is an index of slides; give it alone")
+    if tiles and slides:
+        raise ValueError(
+            f"paths: {printable(slides[0])} is a whole slide or holds some, and {printable(tiles[0])} holds none, so "
+            "tiles at most; predict them one by one"
+        )
 
 
 def explainer(model: api.Model, config: PredictConfig) -> Callable[..., Explanations]:
@@ -251,16 +272,6 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
     header = ["picture", "path", "prediction", "confidence", "map_of", "positive_evidence", *boxes.BOX_COLUMNS]
     writing.write_csv(folder / "boxes.csv", [*header, "source_px"], rows)
     return len(rows)
-
-
-def threshold_origin(model: api.Model, config: PredictConfig) -> str:
-    """Return where the abstention threshold comes from, in words."""
-    if model.decide_from is None:
-        return "abstain=0"
-    if config.confidence is not None:
-        return f"confidence={config.confidence:g}"
-    tiles = model.checkpoint.fitted.tiles
-    return f"limit {100 * config.abstain:g}% of {tiles} validation tiles"
 
 
 def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Summary:

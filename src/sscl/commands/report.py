@@ -16,6 +16,7 @@ from sscl.report import page
 from sscl.report.contents import page_content
 from sscl.report.folders import sort_folders
 from sscl.report.predicted import Predicted, predicted_content, read_predicted
+from sscl.report.predicted_slides import slides_content
 from sscl.report.reviewed import review_lines, reviews_section
 from sscl.report.reviews import Reviewed, check_files, read_reviews
 from sscl.report.subject import Subject, add_own_folders, read_subject, worksheet_id
@@ -35,9 +36,11 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     check_page(out, overwrite=overwrite)
     check_files(config.reviews)
     predicted = None
+    if ("predict" in sources or "slides" in sources) and len(config.runs) > 1:
+        raise ValueError("runs: a folder of sscl predict has a page of its own; name it alone")
+    if "slides" in sources and config.reviews:
+        raise ValueError("reviews: are of single tiles; those of a slide are read on its own page (slide.html)")
     if "predict" in sources:
-        if len(config.runs) > 1:
-            raise ValueError("runs: a folder of sscl predict has a page of its own; name it alone")
         predicted = read_predicted(sources["predict"][0])
     subject = None
     if own is not None:
@@ -51,7 +54,9 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     environment = run.environment()
     made_on = f"{environment.date[:16].replace('T', ' ')} UTC"
     made = f"Made by sscl report {environment.sscl} on {made_on}: {environment.command}"
-    if predicted is not None:
+    if "slides" in sources:
+        content = slides_content(sources["slides"][0], out=out, made=made)
+    elif predicted is not None:
         content = predicted_content(predicted, config, made=made)
     else:
         content = page_content(sources, subject, config, made=made)
@@ -66,6 +71,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     found = subject or predicted
     total = shown if found is None else len(found.found.ids)
     tiles = f"{shown:,} of {total:,} tiles" if shown < total else f"{shown:,} tiles"
+    tiles = tiles if "slides" not in sources else "a link to each slide"
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {tiles}); open it in a browser, it works offline")
     if own is not None:
         say_next("predict", own, "NEW_TILES")

@@ -25,7 +25,7 @@ from sscl.config.project import InitConfig, TrainConfig
 from sscl.config.report import ReportConfig
 from sscl.config.results import EvalConfig, GradcamConfig
 from sscl.config.sections import Changes, Section, keys, plain
-from sscl.config.slides import InspectSlidesConfig, SynthSlidesConfig, TileSlidesConfig
+from sscl.config.slides import InspectSlidesConfig, SynthSlidesConfig, TileSlidesConfig, ViewSlidesConfig
 from sscl.config.training import (
     FinetuneConfig,
     FinetuneTrainConfig,
@@ -80,6 +80,7 @@ __all__ = [
     "SynthSlidesConfig",
     "TileSlidesConfig",
     "TrainConfig",
+    "ViewSlidesConfig",
     "changed_keys",
     "help_text",
     "keys",

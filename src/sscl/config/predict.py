@@ -1,4 +1,4 @@
-"""The command for new tiles: predict."""
+"""The command for new tiles and slides: predict."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from sscl.config.sections import LARGEST_BATCH, Listed, Section, setting
 
 
 class PredictConfig(Section):
-    """Classify new tiles, with calibrated probabilities and abstention.
+    """Classify new tiles, or the tissue of whole slides, with calibrated probabilities and abstention.
 
-    TILES are folders (all images below them), image files, and CSV files with a column `path`, relative to the CSV.
+    TILES are folders (all images below them), image files, and CSV files with a column `path`, relative to the CSV; or
+    whole slides: slide files, DICOM folders, folders of slides, or an index of `sscl slides tile`. Of each slide a
+    table, a heatmap and files for QuPath are written.
     The exit code is 3 if some files could not be read; all others are classified.
     """
 
@@ -23,7 +25,10 @@ class PredictConfig(Section):
         ..., "finetune run folder (its best.pt) or checkpoint file; also RUN", path=True, min_length=1
     )
     paths: Annotated[tuple[str, ...], Listed] = setting(
-        ..., "folders, image files and CSV lists, [TILES, a.png, list.csv]; also TILES", path=True, min_length=1
+        ...,
+        "folders, image files and CSV lists, [TILES, a.png, list.csv], or slides, or an index of them; also TILES",
+        path=True,
+        min_length=1,
     )
     out: str | None = setting(None, "folder to write; null = RUN/predictions", path=True, common=True)
     calibrate: bool = setting(True, "divide the logits by the temperature fitted on the validation tiles")
@@ -50,9 +55,23 @@ class PredictConfig(Section):
     mpp: float | None = setting(
         None,
         "µm per pixel of the tiles at the side that the classifier takes; null = from the column mpp of a list and the "
-        "sides of its files, else not known",
+        "sides of its files, else not known; of slides, null = that of the classifier's training tiles",
         ge=FINEST_MPP,
         le=COARSEST_MPP,
+    )
+    slides_csv: str | None = setting(
+        None, "of slides: CSV file with the columns slide and mpp (µm per pixel at full resolution)", path=True
+    )
+    slide_mpp: float | None = setting(
+        None, "of slides: µm per pixel at full resolution of those that do not say it", ge=FINEST_MPP, le=COARSEST_MPP
+    )
+    slides_root: str | None = setting(None, "of an index: the folder that its slides are in now", path=True)
+    min_coverage: float = setting(0.25, "of slides: share of a tile that must be tissue; 0 = any at all", ge=0, le=1)
+    overlap: float = setting(
+        0.0, "of slides: share of its side that a tile shares with the next one; maps are the mean", ge=0, le=0.9
+    )
+    threshold: float = setting(
+        0.5, "of slides: probability from which a place is part of a region of a class", ge=0.5, lt=1
     )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)

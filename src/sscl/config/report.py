@@ -17,8 +17,9 @@ class ReportConfig(Section):
     """Write one offline HTML page: the results of runs, and a gallery of tiles to review.
 
     The page is about the first finetune run named. A missing evaluation is run first; heatmaps and their checks are
-    taken from RUN/gradcam_SPLIT. A folder of sscl predict, named alone, has a page too, without accuracy. Every
-    other pretraining run, cross-validation, comparison, audit or gradcam folder adds a section.
+    taken from RUN/gradcam_SPLIT. A folder of sscl predict, named alone, has a page too, without accuracy: of its tiles,
+    or a table of its slides. Every other pretraining run, cross-validation, comparison, audit or gradcam folder adds a
+    section.
     """
 
     runs: Annotated[tuple[str, ...], Listed] = setting(

@@ -54,6 +54,14 @@ class InspectSlidesConfig(Section):
     progress: bool = setting(True, "show progress bars")
 
 
+class ViewSlidesConfig(Section):
+    """Show slides and what was predicted of them at full resolution, in a browser of this computer."""
+
+    folder: str = setting(..., "folder that `sscl predict` wrote of slides; also FOLDER", path=True, min_length=1)
+    port: int = setting(8620, "port on 127.0.0.1; 0 = any that is free", ge=0, le=65535, common=True)
+    slides_root: str | None = setting(None, "the folder that the slides are in now", path=True)
+
+
 class SynthSlidesConfig(Section):
     """Write drawn slides, with the truth per pixel and per crypt, to try the commands on."""
 

@@ -86,8 +86,8 @@ def find_images(words: Sequence[str | Path]) -> Found:
         if os.path.isdir(word):
             if is_index(Path(word)):
                 raise ValueError(
-                    f"{printable(word)}: is an index of slides, whose tiles are no files; sscl eval RUN INDEX measures "
-                    "a classifier on labelled slides, sscl embed describes their tiles"
+                    f"{printable(word)}: is an index of slides, whose tiles are no files; sscl predict RUN INDEX "
+                    "classifies them, sscl eval RUN INDEX measures a classifier on labelled slides"
                 )
             _add_folder(word, found, seen)
         elif word.lower().endswith(LISTS):

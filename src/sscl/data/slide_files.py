@@ -182,19 +182,43 @@ def instead_of_tiles(root: str, error: Exception) -> str | None:
     """
     if not os.path.isdir(root) and not is_slide(Path(root)):
         return None
-    try:
-        listing = list_slides([root])
-    except (ValueError, OSError):
-        return None
-    plain = [slide.path for slide in listing.slides if os.path.splitext(slide.path)[1].lower() in SUFFIXES]
-    number = len(listing.slides)
-    if not any(map(_is_pyramid, plain[:_PYRAMIDS_LOOKED_AT])):
-        number -= len(plain)  # tiles
-    if not number:
+    listing = _listed(root)
+    number = 0 if listing is None else _whole(listing)
+    if listing is None or not number:
         return None
     what = "is a whole slide" if _is_slide(os.path.abspath(root)) else f"holds {count(number, 'whole slide')}"
     to_do = f"sscl slides tile {shlex.quote(root)} out=INDEX mpp=0.5 finds the tissue; then give INDEX"
     return f"{error}; it {what}: {to_do}" if listing.images else f"{root}: {what}: {to_do}"
+
+
+def meant(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return which words are indexes, which are slides or folders of them, and which are neither: tiles."""
+    indexes = [word for word in words if is_index(Path(word))]
+    slides = [word for word in words if word not in indexes and _means_slides(word)]
+    return indexes, slides, [word for word in words if word not in indexes and word not in slides]
+
+
+def _means_slides(word: str) -> bool:
+    if os.path.isdir(word):
+        listing = _listed(word)
+        return listing is not None and _whole(listing) > 0
+    ending = os.path.splitext(word)[1].lower()
+    return os.path.isfile(word) and ending in SLIDE_SUFFIXES and (ending not in SUFFIXES or _is_pyramid(word))
+
+
+def _listed(root: str) -> SlideListing | None:
+    """Return the slides that a word means; None where there are none."""
+    try:
+        return list_slides([root])
+    except (ValueError, OSError):
+        return None
+
+
+def _whole(listing: SlideListing) -> int:
+    """Return how many of the files listed are slides, where TIFFs may be tiles."""
+    plain = [slide.path for slide in listing.slides if os.path.splitext(slide.path)[1].lower() in SUFFIXES]
+    tiles = not any(map(_is_pyramid, plain[:_PYRAMIDS_LOOKED_AT]))
+    return len(listing.slides) - (len(plain) if tiles else 0)
 
 
 def _is_pyramid(path: str) -> bool:

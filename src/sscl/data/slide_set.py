@@ -285,10 +285,10 @@ def _found(slides: Sequence[IndexedSlide], slides_root: Path | str | None, *, ro
             f"{root}: {len(absent):,} of {count(len(slides), 'slide')} are missing, the first is "
             f"{printable(str(absent[0]))}; {where}"
         )
-    return [_unchanged(indexed.slide, path, root=root) for indexed, path in zip(slides, paths, strict=True)]
+    return [unchanged(indexed.slide, path, root=root) for indexed, path in zip(slides, paths, strict=True)]
 
 
-def _unchanged(slide: Slide, path: Path, *, root: Path | str) -> Slide:
+def unchanged(slide: Slide, path: Path, *, root: Path | str) -> Slide:
     """Return a slide at its path; its content is looked at where it may be another file than the one indexed."""
     facts = path.stat()
     if path.is_dir() or (facts.st_size, facts.st_mtime_ns) != (slide.size, slide.mtime_ns):

@@ -59,10 +59,21 @@ def bullets(items: Sequence[str]) -> Bullets:
     return {"kind": "list", "items": list(items)}
 
 
-def table(caption: str, lines: Sequence[Sequence[str]], *, numeric_from: int = 1) -> Table:
-    """Return a table; the first of `lines` is its header, columns from `numeric_from` on hold numbers."""
+def table(caption: str, lines: Sequence[Sequence[str]], *, numeric_from: int = 1, links: Sequence[str] = ()) -> Table:
+    """Return a table; the first of `lines` is its header, columns from `numeric_from` on hold numbers.
+
+    Args:
+        links: where the first cell of each row leads to, a relative path; "": nowhere. Empty: no row has one.
+    """
     header, *rows = ([str(cell) for cell in line] for line in lines)
-    return {"kind": "table", "caption": caption, "header": header, "rows": rows, "numeric_from": numeric_from}
+    return {
+        "kind": "table",
+        "caption": caption,
+        "header": header,
+        "rows": rows,
+        "numeric_from": numeric_from,
+        "links": list(links),
+    }
 
 
 def code(title: str, text: str) -> Code:

@@ -16,6 +16,7 @@ KINDS = {
     "folds.json": "cross-validation",
     "compare.json": "comparison",
     "audit.json": "audit",
+    "slides.json": "slides",
     "summary.json": "predict",
     "boxes.csv": "gradcam",
     "checkpoints/best.pt": "finetune",

@@ -117,11 +117,11 @@ def _write_below(sheet: Image.Image, top: int, facts: Sequence[str], *, microns:
     left = sheet.width - 12 - (round(bar / microns) if bar else 0)
     for i, fact in enumerate(facts):
         room = (left if i == 0 else sheet.width) - 20
-        _draw_text(draw, (8, top + 8 + 25 * i), fact, size=16 if i == 0 else 13, width=room)
+        draw_text(draw, (8, top + 8 + 25 * i), fact, size=16 if i == 0 else 13, width=room)
     if bar:
         label = f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} µm"
         draw.line((left, top + 8, sheet.width - 12, top + 8), fill="black", width=4)
-        draw.text((sheet.width - 12, top + 13), label, fill="black", font=_font(13), anchor="ra")
+        draw.text((sheet.width - 12, top + 13), label, fill="black", font=font(13), anchor="ra")
 
 
 def round_length(most: float) -> float:
@@ -183,7 +183,7 @@ def _draw_lines(
     if len(lines) > most:
         lines = [*lines[: most - 1], f"{lines[most - 1]} …"]
     for row, line in enumerate(lines):
-        _draw_text(ImageDraw.Draw(sheet), (at[0], at[1] + row * (size + 4)), line, size=size, width=width)
+        draw_text(ImageDraw.Draw(sheet), (at[0], at[1] + row * (size + 4)), line, size=size, width=width)
 
 
 def _lines(text: str, *, size: int, width: int) -> list[str]:
@@ -191,23 +191,23 @@ def _lines(text: str, *, size: int, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _font(size).getlength(longer) > width:
+        if lines[-1] and font(size).getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
     return lines
 
 
-def _draw_text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, *, size: int, width: int) -> None:
+def draw_text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, *, size: int, width: int) -> None:
     """Write a line, shortened in its middle to the pixels there are."""
-    font, letters = _font(size), min(len(text), 400)
-    while letters > 8 and font.getlength(shortened(text, letters)) > width:
+    letters = min(len(text), 400)
+    while letters > 8 and font(size).getlength(shortened(text, letters)) > width:
         letters -= max(1, letters // 20)
-    draw.text(at, shortened(text, letters), fill="black", font=font)
+    draw.text(at, shortened(text, letters), fill="black", font=font(size))
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """Return matplotlib's own font, which has Greek and Cyrillic too; matplotlib itself is not imported for it."""
     found = importlib.util.find_spec("matplotlib")
     folder = Path(str(found.origin)).parent if found is not None else Path()

@@ -91,6 +91,7 @@ def make_content(count: int = 60) -> dict[str, Any]:
         {"kind": "list", "items": ["one", "two </li>"]},
         {
             "kind": "table",
+            "links": [],
             "caption": "Metrics",
             "header": ["metric", "value", "95% interval"],
             "rows": [["accuracy", "0.81", "0.75 to 0.86"], ["<u>", "1", "2"]],

@@ -7,15 +7,11 @@ sends no request, and a script in a file name, a class name or a note stays text
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 import re
-from importlib.resources import files
-from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from sscl.report.page import parts
 from sscl.report.page.content import Block, Content, Gallery
 
 BLOCKS = ("text", "lead", "facts", "list", "table", "figure", "verdict", "confusion", "code")
@@ -23,6 +19,7 @@ BLOCKS = ("text", "lead", "facts", "list", "table", "figure", "verdict", "confus
 STYLES = ("base.css", "sections.css", "gallery.css", "large_view.css", "screens.css")
 SECTIONS = "sections.js"  # of every page; SCRIPTS only of one with a gallery
 SCRIPTS = (
+    "basics.js",
     "state.js",
     "csv.js",
     "worksheet.js",
@@ -38,8 +35,6 @@ SCRIPTS = (
 )
 _SLUG = re.compile(r"[a-z][a-z0-9-]*")
 MARK = '<meta name="generator" content="sscl report">'  # marks a page written by sscl report; text cannot contain it
-# Characters that change the direction of all text after them; the marks that Hebrew and Arabic names need do not.
-_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 # Ids of the page's own parts begin so; those of sections must not.
 _OWN = ("page-", "gallery")
 
@@ -53,69 +48,28 @@ def render(content: Content) -> str:
         ValueError: what cannot be shown, by its key.
     """
     _check(content)
-    style = "".join(_read(name) for name in STYLES)
-    script = _script(*(() if content["gallery"] is None else SCRIPTS), SECTIONS)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
-    html = environment.from_string(_read("page.html.jinja")).render(
+    style = parts.style(*STYLES)
+    script = parts.script(*(() if content["gallery"] is None else SCRIPTS), SECTIONS)
+    return parts.page(
+        "page.html.jinja",
         **{**content, "gallery": None},
         tiles=None if content["gallery"] is None else len(content["gallery"]["tiles"]),
         gallery_classes=None if content["gallery"] is None else list(content["gallery"]["classes"]),
         mark=Markup(MARK),
-        policy=_policy(style, script),
+        policy=parts.policy(style, script),
         style=Markup(style),
         script=Markup(script),
         data=_data(content),
     )
-    # A file name that is no UTF-8 has lone surrogates: they are shown as escapes.
-    return html.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _read(name: str) -> str:
-    return (files(__name__) / name).read_text("utf-8")
-
-
-def _script(*names: str) -> str:
-    """Return scripts as one function, so that their names do not become properties of `window`."""
-    return "\n".join(['"use strict";', "(() => {", *map(_read, names), "})();", ""])
-
-
-def _visible(value: Any) -> Any:
-    """Return text with the characters that would reverse what follows them, numbers too, shown as escapes."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return _TURNING.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
-
-
-def _policy(style: str, script: str) -> str:
-    """Return the content security policy: this style, this script, images in the page, nothing else."""
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src '{_digest(script)}'",
-            f"style-src '{_digest(style)}'",
-            "img-src data: blob:",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "require-trusted-types-for 'script'",
-            "trusted-types 'none'",
-        )
-    )
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
 
 
 def _data(content: Content) -> Markup:
     """Return the data of the script as JSON: without `<`, nothing in it can end the script element."""
     try:
         shown = {"id": content["id"], "title": content["title"], "gallery": content["gallery"]}
-        text = json.dumps(shown, allow_nan=False, separators=(",", ":"))
+        return parts.data(shown)
     except ValueError as error:
         raise ValueError(f"page: gallery holds NaN or infinity, which JSON lacks; give None ({error})") from None
-    return Markup(text.replace("<", "\\u003c"))
 
 
 def _check(content: Content) -> None:
@@ -145,6 +99,10 @@ def _check_block(block: Block, where: str) -> None:
             raise ValueError(
                 f"{where}: table {block['caption']!r} has {len(block['header'])} columns, but a row of {min(widths)}"
             )
+        if block["links"] and len(block["links"]) != len(block["rows"]):
+            raise ValueError(f"{where}: table {block['caption']!r}: {len(block['links'])} links, a row each")
+        if any(link and not link.startswith("./") for link in block["links"]):
+            raise ValueError(f"{where}: table {block['caption']!r}: links must be relative paths, ./...")
     if block["kind"] == "figure" and (block["svg"] is None) == (block["png"] is None):
         raise ValueError(f"{where}: figure {block['caption']!r}, must have either svg or png")
     if block["kind"] == "figure" and block["png"] is not None and not _is_picture(block["png"]):

@@ -4,11 +4,11 @@
 const CANNOT_TELL = "(cannot tell)";
 const ANSWERS = [...gallery.classes, CANNOT_TELL];
 const MOST_BUTTONS = 4; // answers of a cell; of more, a list
-const seen = new Set(); // ids of tiles whose prediction was on screen before their class was named
+const seen = new Set(); // ids of tiles whose prediction was on screen before their class was named; "": of all
 let blind = false;
 
 const veiled = (index) => blind && reviewOf(index).blind === "";
-const nameOf = (index) => (blind ? `tile ${blindRank[index] + 1}` : tiles[index].id);
+const nameOf = (index) => (blind ? `tile ${blindRanks()[index] + 1}` : tiles[index].id);
 
 /** FNV-1a, 32 bits. */
 function hashOf(text) {
@@ -17,18 +17,25 @@ function hashOf(text) {
   return value;
 }
 
+/** What `make` returns, made when it is first asked for: a slide has many tiles. */
+function once(make) {
+  let made;
+  return () => (made ??= make());
+}
+
 // The same order for all reviewers of a report, so that those who stop early have tiles in common.
-const blindRank = (() => {
+const blindRanks = once(() => {
   const hashes = tiles.map((tile) => hashOf(content.id + tile.id));
   const order = tiles.map((_, index) => index).sort((a, b) => hashes[a] - hashes[b] || a - b);
   const rank = new Array(tiles.length);
   order.forEach((index, place) => (rank[index] = place));
   return rank;
-})();
+});
 
 // What a worksheet of blind review calls a tile (reviews.blind_name); names of files often hold a class.
-const blindNames = tiles.map(({ id }) => `blind-${[content.id, `2${content.id}`].map((key) => hex(hashOf(key + id))).join("")}`);
-const idOfBlind = new Map(blindNames.map((name, index) => [name, tiles[index].id]));
+const blindName = ({ id }) => `blind-${[content.id, `2${content.id}`].map((key) => hex(hashOf(key + id))).join("")}`;
+const blindIds = once(() => new Map(tiles.map((tile) => [blindName(tile), tile.id])));
+const idOf = (name) => (name.startsWith("blind-") ? (blindIds().get(name) ?? name) : name);
 
 function hex(value) {
   return value.toString(16).padStart(8, "0");
@@ -62,7 +69,7 @@ function markSeen(indices) {
 
 function answer(index, text) {
   if (!veiled(index) || !ANSWERS.includes(text)) return;
-  const before = seen.has(tiles[index].id) ? "yes" : "no";
+  const before = seen.has("") || seen.has(tiles[index].id) ? "yes" : "no";
   setReview(index, { blind: text, blind_at: new Date().toISOString(), seen_before: before });
   redraw(index);
 }
@@ -132,6 +139,5 @@ function showBlind() {
   byId("blind-note").hidden = !blind;
   const keys = gallery.classes.slice(0, 9).map((name, label) => `${label + 1} ${name}`);
   byId("blind-keys").textContent = [...keys, "0 cannot tell"].join(", ");
-  const names = ["", ...Object.keys(REVIEW_FILTERS)].filter((name) => blind || !name.endsWith("answered"));
-  fillSelect("review", names.map((name) => [name, name === "" ? "all" : REVIEW_FILTERS[name][0]]));
+  showReviewFilters();
 }

@@ -34,13 +34,17 @@ class Bullets(TypedDict):
 
 
 class Table(TypedDict):
-    """A table; its columns from `numeric_from` on hold numbers."""
+    """A table; its columns from `numeric_from` on hold numbers.
+
+    links: where the first cell of each row leads to, a relative path, "": nowhere; empty: no row has one.
+    """
 
     kind: Literal["table"]
     caption: str
     header: list[str]
     rows: list[list[str]]
     numeric_from: int
+    links: list[str]
 
 
 class Figure(TypedDict):

@@ -44,7 +44,7 @@ function matches(index) {
 /** Find the tiles that match and show them, from the first on; `keepPlace`: where the reader is. */
 function apply({ keepPlace = false } = {}) {
   const before = shown[current];
-  const key = blind ? (index) => blindRank[index] : SORTS[filter.sort][1];
+  const key = blind ? (index) => blindRanks()[index] : SORTS[filter.sort][1];
   const value = tiles.map((_, index) => key(index));
   shown = tiles.map((_, index) => index).filter(matches);
   shown.sort((a, b) => (value[a] === value[b] ? facts[a].name - facts[b].name : value[a] - value[b]));
@@ -107,4 +107,10 @@ function onConfusion(event) {
   const title = document.getElementById("page-title-gallery");
   toolbar.scrollIntoView({ block: "start" });
   title.focus({ preventScroll: true });
+}
+
+/** Filters by review; those of blind answers only in blind review. */
+function showReviewFilters() {
+  const names = ["", ...Object.keys(REVIEW_FILTERS)].filter((name) => blind || !name.endsWith("answered"));
+  fillSelect("review", names.map((name) => [name, name === "" ? "all" : REVIEW_FILTERS[name][0]]));
 }

@@ -140,22 +140,6 @@ function predicted(index) {
   ];
 }
 
-function reviewButtons(index, words = false) {
-  return REVIEWS.map((word) => {
-    const button = element("button", {
-      type: "button",
-      className: word,
-      tabIndex: words ? 0 : -1,
-      title: word,
-      "aria-label": word,
-      textContent: words ? word : word[0].toUpperCase(),
-    });
-    button.dataset.review = word;
-    if (index !== null) button.dataset.index = index;
-    return button;
-  });
-}
-
 /** Show the review of a tile in its cell, and describe the whole cell to screen readers. */
 function showCellReview(cell, index) {
   const tile = tiles[index];

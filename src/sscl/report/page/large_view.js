@@ -79,18 +79,6 @@ function blindText(index) {
   return own === "" ? "" : `${own}${before === "yes" ? " (the prediction had been on screen)" : ""}`;
 }
 
-function probabilityRow(name, value) {
-  const bar = element("div", { className: "bar" });
-  bar.style.width = `${100 * value}%`;
-  return element(
-    "tr",
-    {},
-    element("th", { scope: "row" }, element("bdi", { textContent: name })),
-    element("td", { className: "bars", "aria-hidden": "true" }, bar),
-    element("td", { className: "number", textContent: value.toFixed(3) }),
-  );
-}
-
 function votesOf(tile) {
   return tile.votes === null ? "" : `${count(tile.votes, "vote")} for ${className(gallery.classes.length - 1)}`;
 }

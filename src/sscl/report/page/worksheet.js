@@ -64,7 +64,7 @@ function setReview(index, change) {
 }
 
 function showProgress() {
-  const known = tiles.map((tile) => reviews.get(tile.id) ?? nothing);
+  const known = [...reviews].filter(([id]) => indexOf.has(id)).map(([, row]) => row);
   const of = (word) => known.filter((row) => row.review === word).length;
   const [agree, disagree, unsure] = REVIEWS.map(of);
   const done = agree + disagree + unsure;
@@ -80,12 +80,13 @@ function showProgress() {
 
 function worksheet() {
   const reviewer = byId("reviewer").value.trim();
-  const rows = tiles.map((tile, index) => {
+  const rows = [...tiles.keys()].filter(inWorksheet).map((index) => {
+    const tile = tiles[index];
     const own = reviewOf(index);
     const truth = tile.label < 0 || blind ? "" : className(tile.label);
     const said = veiled(index) ? ["", ""] : [className(tile.prediction), facts[index].confidence.toFixed(4)];
     const outcome = blind ? "" : outcomeOf(index);
-    const name = blind ? blindNames[index] : tile.id;
+    const name = blind ? blindName(tile) : tile.id;
     return [content.id, reviewer, name, truth, ...said, outcome, ...ENTRIES.map((key) => own[key])];
   });
   const lines = [COLUMNS, ...rows].map((row) => row.map((cell) => quoted(guarded(cell))).join(","));
@@ -115,7 +116,7 @@ async function importWorksheet(file) {
   let foreign = 0;
   for (const row of rows) {
     const cell = (key) => (at[key] < 0 ? "" : unguarded((row[at[key]] ?? "").replace(/\r\n?/g, "\n")));
-    const id = idOfBlind.get(cell("id")) ?? cell("id");
+    const id = idOf(cell("id"));
     const word = cell("review").trim().toLowerCase();
     const review = REVIEWS.find((allowed) => word === allowed || word === allowed[0]) ?? "";
     const named = ANSWERS.find((text) => text === cell("blind").trim()) ?? "";

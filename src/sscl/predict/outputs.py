@@ -1,0 +1,164 @@
+"""The files of a predicted slide: its tiles as a table and for QuPath, its regions, its heatmap, its page."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sscl import writing
+from sscl.answers import Predictions
+from sscl.plots.slide import draw_slide
+from sscl.records import write_record
+from sscl.report.slide_page import BASE_MPP, SlideContent, page_of
+from sscl.report.slide_record import FILE, PAGE, PredictedSlide
+from sscl.report.slide_strip import strip_rows
+from sscl.slides.geojson import Region, write_regions, write_tiles
+from sscl.slides.index import Grid
+from sscl.slides.outlines import outlines
+from sscl.slides.pixels import Readers
+from sscl.slides.records import Overview, Scaling, Slide
+from sscl.slides.stitch import Cells
+
+_MOST_SIDE, _MOST_PIXELS = 16_000, 100_000_000  # of that picture: browsers take no larger one
+
+
+def base_of(slide: Slide, readers: Readers) -> Overview:
+    """Return a slide at 4 µm per pixel, or coarser where it would be too large for a page.
+
+    Raises:
+        SlideError: it cannot be read.
+    """
+    assert slide.mpp is not None
+    sides = np.array([slide.width, slide.height]) * slide.mpp
+    most = (float(sides.max()) / _MOST_SIDE, float(np.sqrt(sides.prod() / _MOST_PIXELS)))
+    return readers.overview(slide, max(BASE_MPP, slide.mpp, *most))
+
+
+def pictures_of(
+    slide: Slide, scaling: Scaling, grid: Grid, probabilities: NDArray[np.floating], readers: Readers
+) -> dict[int, bytes]:
+    """Return pictures of the tiles that a page shows one by one, by row, JPEG.
+
+    Raises:
+        SlideError: one cannot be read any more.
+    """
+    rows = np.array(strip_rows(probabilities.astype(np.float32), grid[:, :2], scaling.step), dtype=np.int64)
+    tiles = np.empty((len(rows), scaling.size_px, scaling.size_px, 3), dtype=np.uint8)
+    readers.tiles(slide, scaling, grid[rows, :2].astype(np.int64), tiles)
+    found = {}
+    for row, tile in zip(rows.tolist(), tiles, strict=True):
+        data = io.BytesIO()
+        Image.fromarray(tile).save(data, format="JPEG", quality=80)
+        found[row] = data.getvalue()
+    return found
+
+
+def regions_of(
+    cells: Cells, probabilities: NDArray[np.floating], classes: tuple[str, ...], *, threshold: float, mpp: float
+) -> Iterator[Region]:
+    """Yield the connected places of each class at which its probability, the mean of all tiles there, is high enough.
+
+    Args:
+        mpp: µm per pixel of level 0.
+    """
+    areas = np.diff(cells.y_edges)[:, None] * np.diff(cells.x_edges).astype(np.float64)
+    for number, label in enumerate(classes):
+        mean = cells.mean(probabilities[:, number])
+        mask = np.nan_to_num(mean, nan=-1.0) >= threshold
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        area = np.bincount(labels.ravel(), areas.ravel(), count)
+        weight = np.bincount(labels.ravel(), (areas * np.nan_to_num(mean)).ravel(), count)
+        for part, polygons in enumerate(outlines(mask, cells.x_edges, cells.y_edges), start=1):
+            told = {"area mm²": area[part] * mpp**2 / 1e6, "mean probability": weight[part] / area[part]}
+            yield Region(label, polygons, told)
+
+
+def write_slide(
+    folder: Path,
+    slide: Slide,
+    record: PredictedSlide,
+    answers: Predictions,
+    grid: NDArray[np.int32],
+    cells: Cells,
+    base: Overview,
+    pictures: Mapping[int, bytes],
+) -> PredictedSlide:
+    """Write all files of a slide into its folder, slide.json last, and return that: with its regions counted.
+
+    Args:
+        answers: to the tiles of `grid`. pictures: of some of these, by row, JPEG.
+    """
+    folder.mkdir(parents=True)
+    colours = dict(zip(record.classes, record.colours, strict=True))
+    writing.write_csv(folder / "tiles.csv", header_of(record.classes), _rows(grid, answers))
+    measured = {f"probability {name}": answers.probabilities[:, number] for number, name in enumerate(record.classes)}
+    write_tiles(
+        folder / "tiles.geojson.gz",
+        slide,
+        grid[:, :2],
+        side=record.footprint,
+        labels=[label if decided else None for label, decided in zip(answers.labels, answers.decided, strict=True)],
+        measurements={**measured, "confidence": answers.confidence},
+        colours=colours,
+    )
+    regions = list(regions_of(cells, answers.probabilities, record.classes, threshold=record.threshold, mpp=record.mpp))
+    write_regions(folder / "regions.geojson", slide, regions, colours=colours)
+    counts = Counter(region.label for region in regions)
+    record = record.model_copy(update={"regions": {name: counts[name] for name in record.classes}})
+    overlap = f"; where tiles overlap (up to {record.most_over}), their mean" if record.most_over > 1 else ""
+    draw_slide(
+        folder / "heatmap.png",
+        base,
+        cells,
+        answers.probabilities,
+        name=slide.name,
+        classes=record.classes,
+        colours=record.colours,
+        decide_from=record.decide_from,
+        notes=[
+            f"{len(grid):,} tiles of {record.size_px} px at {record.tile_mpp:.3g} µm/px{overlap}",
+            "For research use, no diagnosis. Tissue of no class is given one, too.",
+        ],
+    )
+    content = SlideContent(
+        record=record,
+        xy=grid[:, :2],
+        coverage=grid[:, 2],
+        probabilities=answers.probabilities.astype(np.float32),
+        decided=answers.decided,
+        base=base.rgb,
+        base_factor=(base.factor_x, base.factor_y),
+        pictures=pictures,
+    )
+    writing.write_text(folder / PAGE, page_of(content))
+    write_record(folder / FILE, record)
+    return record
+
+
+def header_of(classes: tuple[str, ...]) -> list[str]:
+    """Return the columns of tiles.csv."""
+    named = [f"probability_{name}" for name in classes]
+    return ["x", "y", "coverage", "prediction", *named, "confidence", "decided", "reason"]
+
+
+def _rows(grid: NDArray[np.int32], answers: Predictions) -> Iterator[list[object]]:
+    parts = zip(
+        grid.tolist(),
+        answers.labels,
+        answers.probabilities.tolist(),
+        answers.confidence.tolist(),
+        answers.decided.tolist(),
+        answers.reasons,
+        strict=True,
+    )
+    for (x, y, coverage), label, probabilities, confidence, decided, reason in parts:
+        told = [f"{probability:.6f}" for probability in probabilities]
+        share = coverage if coverage >= 0 else None
+        yield [x, y, share, label, *told, f"{confidence:.6f}", "yes" if decided else "no", reason]

@@ -1,0 +1,158 @@
+// Fill the page and listen: the only file that runs anything.
+
+function start() {
+  load();
+  loadBlind();
+  fillCells();
+  fillGroups();
+  const layers = [[LAYER_PREDICTION, "predicted class"], ...classes.map((name, label) => [String(label), `probability of ${name}`])];
+  byId("layer").replaceChildren(...layers.map(([value, text]) => element("option", { value, textContent: text })));
+  layer.show = content.positive === null ? LAYER_PREDICTION : String(content.positive);
+  byId("layer").value = layer.show;
+  byId("undecided-line").hidden = !decided.includes(0);
+  byId("main").hidden = false;
+  if (innerWidth < 700) byId("worksheet").open = false; // a phone shows the slide first
+  openViewer();
+  showBlind();
+  if (!blind) sawAll();
+  showLooks();
+  showLegend();
+  paint();
+  fillStrip();
+  showChosen();
+  showProgress();
+  listen();
+}
+
+function showLooks() {
+  byId("opacity-value").textContent = `${Math.round(100 * layer.opacity)}%`;
+  byId("threshold-value").textContent = layer.threshold.toFixed(2);
+  byId("threshold").value = Math.round(100 * layer.threshold);
+  byId("cells").checked = !layer.smooth;
+  byId("smooth").checked = layer.smooth;
+}
+
+function setThreshold(value) {
+  layer.threshold = Math.max(0, Math.min(1, value));
+  showLooks();
+  paint();
+}
+
+function setSmooth(smooth) {
+  layer.smooth = smooth;
+  showLooks();
+  drawOver();
+}
+
+function listen() {
+  byId("layer").addEventListener("change", (event) => {
+    layer.show = event.target.value;
+    showLegend();
+    paint();
+  });
+  byId("opacity").addEventListener("input", (event) => {
+    layer.opacity = Number(event.target.value) / 100;
+    layer.on = true;
+    showLooks();
+    drawOver();
+  });
+  byId("threshold").addEventListener("input", (event) => setThreshold(Number(event.target.value) / 100));
+  byId("cells").addEventListener("change", () => setSmooth(false));
+  byId("smooth").addEventListener("change", () => setSmooth(true));
+  byId("undecided").addEventListener("change", (event) => {
+    layer.undecided = event.target.checked;
+    paint();
+  });
+  byId("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6));
+  byId("out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.6));
+  byId("home").addEventListener("click", () => showWhole());
+  byId("keys").addEventListener("click", () => byId("help").showModal());
+  byId("group").addEventListener("change", fillStrip);
+  byId("previous").addEventListener("click", () => step(-1));
+  byId("next").addEventListener("click", () => step(1));
+  byId("strip").addEventListener("click", (event) => {
+    const button = event.target.closest(".thumb");
+    if (button !== null) choose(Number(button.dataset.index), { move: true });
+  });
+  byId("review").addEventListener("click", (event) => {
+    const { review: word, answer: named } = event.target.dataset;
+    if (word !== undefined) review(chosen, word);
+    else if (named !== undefined) answer(chosen, named);
+  });
+  byId("review").addEventListener("change", onAnswer);
+  byId("back").addEventListener("click", () => takeBack(chosen));
+  byId("note").addEventListener("input", (event) => setReview(chosen, { note: event.target.value }));
+  byId("blind").addEventListener("change", onBlind);
+  byId("reviewer").addEventListener("change", keepBlind);
+  byId("download").addEventListener("click", () => {
+    const reviewer = byId("reviewer").value.trim();
+    download(`review_${reviewer === "" ? "" : `${reviewer}_`}${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
+    unsaved = false;
+  });
+  byId("import").addEventListener("click", () => byId("file").click());
+  byId("file").addEventListener("change", async (event) => {
+    const [file] = event.target.files;
+    if (file) await importWorksheet(file);
+    byId("file").value = ""; // the same file may be chosen again
+  });
+  byId("reset").addEventListener("click", onReset);
+  document.addEventListener("keydown", onKey);
+  addEventListener("resize", () => requestAnimationFrame(drawOver));
+  addEventListener("storage", (event) => {
+    if (event.key !== KEY) return; // the same slide in another window
+    load();
+    apply();
+    showProgress();
+  });
+  addEventListener("beforeunload", (event) => {
+    if (!keeps && unsaved) event.preventDefault();
+  });
+}
+
+function pan(across, down) {
+  const { width, height } = viewer.viewport.getBounds();
+  viewer.viewport.panBy(new OpenSeadragon.Point(0.2 * across * width, 0.2 * down * height));
+  viewer.viewport.applyConstraints();
+}
+
+const KEYS = {
+  ArrowLeft: () => pan(-1, 0),
+  ArrowRight: () => pan(1, 0),
+  ArrowUp: () => pan(0, -1),
+  ArrowDown: () => pan(0, 1),
+  Home: () => showWhole(),
+  "+": () => viewer.viewport.zoomBy(1.6),
+  "=": () => viewer.viewport.zoomBy(1.6),
+  "-": () => viewer.viewport.zoomBy(1 / 1.6),
+  ",": () => step(-1),
+  ".": () => step(1),
+  "[": () => setThreshold(layer.threshold - 0.05),
+  "]": () => setThreshold(layer.threshold + 0.05),
+  c: () => setSmooth(!layer.smooth),
+  h: () => {
+    layer.on = !layer.on;
+    drawOver();
+  },
+  "?": () => byId("help").showModal(),
+};
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  const { target, key } = event;
+  if (byId("help").open || byId("ask").open) return;
+  if (target === byId("note") && key === "Escape") target.blur();
+  if (target.matches("textarea, select, input:not([type=checkbox], [type=range])")) return;
+  const small = key.length === 1 ? key.toLowerCase() : key;
+  if (target.matches("input") && small.startsWith("Arrow")) return; // moves the slider
+  if (small in KEYS) KEYS[small]();
+  else if (chosen < 0) return;
+  else if (/^[0-9]$/.test(key) && blind) {
+    const text = key === "0" ? CANNOT_TELL : classes[Number(key) - 1];
+    if (text !== undefined) answer(chosen, text);
+  } else if (small === "a" || small === "d" || small === "u") review(chosen, REVIEWS.find((word) => word[0] === small));
+  else if (small === "n") byId("note").focus();
+  else return;
+  event.preventDefault();
+}
+
+start();

@@ -1,0 +1,92 @@
+// The chosen tile: its picture, probabilities, review and note.
+
+function choose(index, { move = false } = {}) {
+  chosen = index;
+  if (move) showTile(index);
+  showChosen();
+  drawOver();
+  markStrip();
+}
+
+function pictureOf(index) {
+  const own = content.pictures[index];
+  if (own !== undefined) return `data:image/jpeg;base64,${own}`;
+  return base.pictures === "" ? "" : `${base.pictures}${index}.jpg`;
+}
+
+function showChosen() {
+  byId("none").hidden = chosen >= 0;
+  byId("chosen").hidden = chosen < 0;
+  if (chosen < 0) return;
+  const hidden = veiled(chosen);
+  const tile = tiles[chosen];
+  const image = byId("picture");
+  image.hidden = pictureOf(chosen) === "";
+  if (!image.hidden) image.src = pictureOf(chosen);
+  const fact = facts[chosen];
+  const said = hidden ? ["which class is it?"] : [element("bdi", { textContent: className(tile.prediction) }), ` ${percent(fact.confidence)}`];
+  if (!hidden && fact.abstained) said.push(element("span", { className: "abstained", textContent: "undecided" }));
+  byId("said").replaceChildren(...said);
+  const own = reviewOf(chosen).blind;
+  byId("place").textContent = [
+    blind ? nameOf(chosen) : `${placeText(xOf(chosen), yOf(chosen))}${coverage[chosen] > 100 ? "" : `; ${coverage[chosen]}% tissue`}`,
+    own === "" ? "" : `you said ${own}`,
+  ]
+    .filter(Boolean)
+    .join("; ");
+  const order = classes.map((_, label) => label).sort((a, b) => probability(chosen, b) - probability(chosen, a));
+  byId("probabilities").hidden = hidden;
+  byId("probabilities").replaceChildren(
+    byId("probabilities").caption,
+    ...(hidden ? [] : order.slice(0, 8).map((label) => probabilityRow(className(label), probability(chosen, label)))),
+  );
+  const controls = byId("review");
+  controls.setAttribute("aria-label", hidden ? "Which class is it?" : "Do you agree with the predicted class?");
+  controls.replaceChildren(...(hidden ? answerControls(chosen, { most: 8, words: true }) : reviewButtons(null, true)));
+  for (const control of controls.children) control.tabIndex = 0;
+  byId("back").hidden = !blind || hidden;
+  showChosenReview();
+}
+
+function showChosenReview() {
+  const { review: word, note } = reviewOf(chosen);
+  for (const button of byId("review").querySelectorAll("[data-review]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.review === word));
+  }
+  if (byId("note").value !== note) byId("note").value = note; // not under the caret of who is writing
+}
+
+/** Set a review; clear it if it is set already. */
+function review(index, word) {
+  if (veiled(index)) {
+    say("Name the class first: blind review shows the prediction then.");
+    return;
+  }
+  setReview(index, { review: reviewOf(index).review === word ? "" : word });
+}
+
+// What worksheet.js and blind.js ask for after a change.
+function showReview(index) {
+  if (index === chosen) showChosenReview();
+  markStrip();
+}
+function redraw(index) {
+  if (index === chosen) showChosen();
+  fillStrip();
+}
+function apply() {
+  showChosen();
+  fillStrip();
+}
+function setFilters() {
+  if (!blind) sawAll();
+  apply();
+  drawOver();
+}
+function showReviewFilters() {}
+
+/** The map shows what is predicted of every tile. */
+function sawAll() {
+  seen.add("");
+  keepBlind();
+}

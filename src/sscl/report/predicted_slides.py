@@ -1,0 +1,94 @@
+"""The page of a `sscl predict` folder of whole slides: a table of them, each with a link to its own page."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from sscl.records import read_record
+from sscl.report import blocks, studies
+from sscl.report.blocks import Block, Section
+from sscl.report.folders import record_of
+from sscl.report.page.content import Content
+from sscl.report.slide_record import ALL, MADE_BY, PAGE, PredictedSlides
+from sscl.report.summary import ELSEWHERE, HOW_GOOD, LEARNED, NOT_A_DEVICE, RELY
+from sscl.run import Environment
+from sscl.words import count, some
+
+_MOST_CLASSES = 8  # that have a column
+
+
+def slides_content(folder: Path, *, out: Path, made: str) -> Content:
+    """Return the page.
+
+    Args:
+        out: the file of the page, from which links lead to those of the slides.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
+    """
+    found = read_record(PredictedSlides, folder / ALL, made_by=MADE_BY)
+    environment = record_of(Environment, folder / "env.json", made_by=MADE_BY)
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    number = sum(line.status == "predicted" for line in found.slides)
+    return {
+        "title": f"{folder.resolve().name}: {count(number, 'slide')} without truth",
+        "subtitle": f"predicted by {found.checkpoint}: {some(found.classes)}",
+        "made": made,
+        "id": hashlib.sha256((folder / ALL).read_bytes()).hexdigest()[:16],
+        "sections": [
+            _summary(found, number),
+            _slides(found, folder, out=out),
+            studies.provenance({str(folder): (environment, text)}),
+        ],
+        "gallery": None,
+    }
+
+
+def _summary(found: PredictedSlides, number: int) -> Section:
+    tiles = sum(line.tiles for line in found.slides)
+    undecided = sum(line.undecided for line in found.slides)
+    lead = {
+        LEARNED: f"The classifier {found.checkpoint} named the class of {count(tiles, 'tile')} of "
+        f"{count(number, 'slide')}, and left {undecided:,} of them undecided.",
+        HOW_GOOD: "That is not known here: what these slides show is not known; how it did where that is known is in "
+        "the report of its run.",
+        RELY: f"Do not rely on a single answer, or on {ELSEWHERE}.",
+    }
+    parts: list[Block] = [blocks.lead(lead), blocks.paragraph(NOT_A_DEVICE)]
+    return blocks.section("summary", "Summary", parts, folded=False)
+
+
+def _slides(found: PredictedSlides, folder: Path, *, out: Path) -> Section:
+    """Return the slides: those that were predicted with links, then the others with why they were not."""
+    predicted = [line for line in found.slides if line.status == "predicted"]
+    others = [line for line in found.slides if line.status != "predicted"]
+    classes = sorted(found.classes, key=lambda name: -sum(line.class_counts.get(name, 0) for line in predicted))
+    shown = found.classes if len(classes) <= _MOST_CLASSES else tuple(classes[:_MOST_CLASSES])
+    lines = [["slide", "tiles", *(f"{name}, % of tiles" for name in shown), "undecided", "damaged"]]
+    for line in predicted:
+        shares = [f"{100 * line.class_counts.get(name, 0) / line.tiles:.1f}" for name in shown]
+        lines.append([line.name, f"{line.tiles:,}", *shares, f"{line.undecided:,}", f"{line.damaged:,}"])
+    links = [_link(folder / line.name / PAGE, out) for line in predicted]
+    abstains = "never" if found.decide_from is None else f"below confidence {found.decide_from:.3f}"
+    facts = {
+        "classifier": f"{found.checkpoint}, tiles of {found.size_px} px at {found.mpp:.4g} µm per pixel",
+        "abstains": f"{abstains} ({found.decide_from_method})",
+        "index": found.index,
+    }
+    parts: list[Block] = [blocks.facts(facts), blocks.table("Slides, each with a link to its page", lines, links=links)]
+    if others:
+        rows = [["slide", "status", "reason"], *([line.name, line.status, line.reason or ""] for line in others)]
+        parts.append(blocks.table("Slides that were not predicted", rows, numeric_from=3))
+    parts.append(blocks.bullets([blocks.sentence(note) for note in found.notes]))
+    return blocks.section("slides", "Slides", parts, folded=False)
+
+
+def _link(page: Path, out: Path) -> str:
+    """Return a link from one page to another, relative, so that both can be moved together; "" to one that is not."""
+    if not page.is_file():
+        return ""
+    path = os.path.relpath(page, out.resolve().parent if out.is_absolute() else out.parent)
+    return f"./{quote(path.replace(os.sep, '/'))}"

@@ -1,0 +1,251 @@
+"""slide.html: one slide with the answers to its tiles, in one file that opens from disk.
+
+The viewer is OpenSeadragon; slide, map and worksheet are the page's own. n tiles, K classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from sscl.plots.cam import heatmap_rgb
+from sscl.report.blocks import sentence
+from sscl.report.page import MARK, parts
+from sscl.report.slide_picture import SQUARE, pyramid
+from sscl.report.slide_record import PredictedSlide
+from sscl.report.slide_strip import groups
+from sscl.slides.deep_zoom import OVERLAP
+
+BASE_MPP = 4.0  # µm per pixel of the picture in the page; coarser where the page would be too large
+PAGE_BYTES = 19_500_000  # of a page, at most
+_OWN_BYTES = 600_000  # of its scripts, style and text
+_ROUNDED = 1.01  # pixels that corners on a grid are off it: two were rounded
+_MOST_CELLS = 1_000  # along an axis, of tiles that lie on no grid
+_UNKNOWN = 255  # percent of tissue
+VIEWER = "openseadragon/openseadragon.min.js"
+LICENCE = "openseadragon/LICENSE.txt"
+STYLES = ("base.css", "slide.css")
+# In this order: a rule or name of one may be used by later ones.
+SCRIPTS = (
+    "basics.js",
+    "slide_state.js",
+    "csv.js",
+    "worksheet.js",
+    "blind.js",
+    "slide_map.js",
+    "slide_view.js",
+    "slide_tile.js",
+    "slide_strip.js",
+    "slide_start.js",
+)
+
+
+class Base(TypedDict):
+    """Where the squares of the picture are: in the page, or at a server that makes them.
+
+    Keys:
+        width, height: of the picture. factor: pixels of level 0 that one of its pixels spans, x and y.
+        square, overlap: of a square, pixels. levels: number of them.
+        squares: JPEG as base64, the smallest level first, row by row; empty: at `address`.
+        address: of the squares, before "LEVEL/COLUMN_ROW.jpg". pictures: of tiles, before "ROW.jpg".
+    """
+
+    width: int
+    height: int
+    factor: tuple[float, float]
+    square: int
+    overlap: int
+    levels: int
+    squares: list[str]
+    address: str
+    pictures: str
+
+
+@dataclass(frozen=True, eq=False)
+class SlideContent:
+    """What the page shows. Coordinates are pixels of level 0, of the file's origin.
+
+    Attributes:
+        record: slide.json. xy: top-left corners of the tiles, int32 (n, 2).
+        coverage: tissue in each, percent, (n,); negative: not known. probabilities: calibrated, float32 (n, K).
+        decided: whether the classifier answers, bool (n,).
+        base: the slide in small, RGB, uint8 (h, w, 3), at BASE_MPP or coarser (as `Readers.overview` gives it); None
+            where a server gives its pixels.
+        base_factor: pixels of level 0 that one pixel of it spans, along x and y.
+        pictures: JPEG of tiles, by row, for those of `strip_rows`; without one a tile has no picture in the strip.
+        blind: whether the page opens in blind review.
+    """
+
+    record: PredictedSlide
+    xy: NDArray[np.int32]
+    coverage: NDArray[np.integer]
+    probabilities: NDArray[np.float32]
+    decided: NDArray[np.bool_]
+    base: NDArray[np.uint8] | None
+    base_factor: tuple[float, float]
+    pictures: Mapping[int, bytes] = field(default_factory=dict)
+    blind: bool = False
+
+
+def page_of(content: SlideContent, *, served: Base | None = None) -> str:
+    """Return the page as HTML; written as UTF-8, it needs nothing beside it.
+
+    Args:
+        served: squares that a server makes, instead of those of `content.base`.
+    """
+    record = content.record
+    shown = _shown(content)
+    notes = [sentence(note) for note in record.notes]
+    if served is None:
+        assert content.base is not None
+        shown["base"], said = _base(content.base, content.base_factor, most_bytes=PAGE_BYTES - _size_of(shown))
+        notes += [
+            sentence(f"The picture of the slide has {content.base_factor[0] * record.mpp * said:.3g} µm per pixel")
+        ]
+    else:
+        shown["base"] = served
+    style = parts.style(*STYLES)
+    viewer, script = _viewer(), parts.script(*SCRIPTS)
+    images = "data: blob:" if served is None else "'self' data: blob:"
+    return parts.page(
+        "slide.html.jinja",
+        mark=Markup(MARK),
+        policy=parts.policy(style, viewer, script, images=images, types="default"),
+        style=Markup(style),
+        viewer=Markup(viewer),
+        script=Markup(script),
+        licence=parts.read(LICENCE),
+        data=parts.data(shown),
+        record=record,
+        notes=notes,
+        facts=_facts(record),
+    )
+
+
+def key_of(content: SlideContent) -> str:
+    """Return what worksheets call this page: 16 hexadecimal digits, of the slide, its tiles and their answers."""
+    digest = hashlib.sha256()
+    for text in (content.record.quickhash, content.record.name, *content.record.classes):
+        digest.update(text.encode("utf-8", "backslashreplace") + b"\0")
+    digest.update(np.ascontiguousarray(content.xy, "<i4").tobytes())
+    digest.update(_in_steps(content.probabilities).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _viewer() -> str:
+    """Return OpenSeadragon without the comment that makes a browser's tools look for another file."""
+    return "".join(line for line in parts.read(VIEWER).splitlines(True) if not line.startswith("//# sourceMapping"))
+
+
+def _shown(content: SlideContent) -> dict[str, object]:
+    """Return the data of the scripts, all but the picture of the slide."""
+    record = content.record
+    origin = (0, 0) if record.bounds is None else record.bounds[:2]
+    return {
+        "id": key_of(content),
+        "name": record.name,
+        "size": [record.width, record.height],
+        "bounds": record.bounds or [0, 0, record.width, record.height],
+        "origin": origin,
+        "mpp": record.mpp,
+        "footprint": record.footprint,
+        "classes": record.classes,
+        "colours": record.colours,
+        "positive": None if record.positive is None else record.classes.index(record.positive),
+        "threshold": record.threshold,
+        "decideFrom": record.decide_from,
+        "xy": _packed(np.ascontiguousarray(content.xy, "<i4")),
+        "probabilities": _packed(_in_steps(content.probabilities)),
+        "coverage": _packed(np.where(content.coverage < 0, _UNKNOWN, content.coverage).astype(np.uint8)),
+        "decided": _packed(content.decided.astype(np.uint8)),
+        "grid": _grid(content.xy, record.footprint),
+        "ramp": _packed(heatmap_rgb(np.arange(256)[None] / 255)),
+        "groups": [
+            {"label": group.label, "rows": group.rows}
+            for group in groups(content.probabilities, content.xy, record.footprint)
+        ],
+        "pictures": {row: base64.b64encode(jpeg).decode() for row, jpeg in content.pictures.items()},
+        "damaged": [[damage.x, damage.y] for damage in record.damaged],
+        "blind": content.blind,
+    }
+
+
+def _in_steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return probabilities in steps of 1/65535."""
+    return np.rint(np.clip(probabilities, 0, 1) * 65535).astype("<u2")
+
+
+def _packed(values: NDArray[np.generic]) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _size_of(shown: Mapping[str, object]) -> int:
+    """Return how many bytes of the page are taken, without the picture of the slide."""
+    return _OWN_BYTES + len(parts.data(shown))
+
+
+def _base(rgb: NDArray[np.uint8], factor: tuple[float, float], *, most_bytes: int) -> tuple[Base, int]:
+    """Return the picture in squares, and how many times smaller it was made."""
+    found = pyramid(rgb, most_bytes=most_bytes)
+    base: Base = {
+        "width": found.width,
+        "height": found.height,
+        "factor": (factor[0] * rgb.shape[1] / found.width, factor[1] * rgb.shape[0] / found.height),
+        "square": SQUARE,
+        "overlap": OVERLAP,
+        "levels": len(found.levels),
+        "squares": list(found.squares),
+        "address": "",
+        "pictures": "",
+    }
+    return base, found.reduced
+
+
+def _grid(xy: NDArray[np.int32], footprint: float) -> dict[str, list[float]]:
+    """Return the cells of the map: where they begin, their side, how many there are, and how many a tile spans.
+
+    Tiles on a grid, overlapping or not, span whole cells; of others the cells are so small that it does not show.
+    """
+    axes = [_axis(xy[:, axis], footprint) for axis in (0, 1)]
+    return {key: [axis[at] for axis in axes] for at, key in enumerate(("start", "side", "cells", "span"))}
+
+
+def _axis(corners: NDArray[np.int32], footprint: float) -> tuple[float, float, int, int]:
+    if not len(corners):
+        return 0.0, footprint, 0, 1
+    start, end = int(corners.min()), int(corners.max())
+    from_start = np.unique(corners) - start
+    for span in range(1, 11):
+        side = footprint / span
+        if np.abs(from_start - np.rint(from_start / side) * side).max() <= _ROUNDED:
+            break
+    else:
+        side = max(footprint / span, (end - start + footprint) / _MOST_CELLS)
+        span = max(1, round(footprint / side))
+    return float(start), side, math.floor((end - start) / side + 0.5) + span, span
+
+
+def _facts(record: PredictedSlide) -> list[tuple[str, str]]:
+    """Return what is known of the slide and its classifier, a name and a text each."""
+    tile_um = record.size_px * record.tile_mpp
+    decided = "always" if record.decide_from is None else f"from a confidence of {record.decide_from:.3g}"
+    rows = [
+        ("slide", f"{record.width:,} × {record.height:,} px, {record.mpp:.4g} µm per pixel ({record.mpp_from})"),
+        ("tiles", f"{record.tiles:,} of {tile_um:.4g} µm ({record.size_px} px at {record.tile_mpp:g} µm per pixel)"),
+        ("classifier", record.checkpoint),
+        ("answers", decided),
+        ("calibrated", f"temperature {record.temperature:.3g}" if record.calibrated else "no"),
+    ]
+    if record.most_over > 1:
+        rows.append(("overlap", f"up to {record.most_over} tiles over a place; the map is their mean"))
+    if record.damaged:
+        rows.append(("damaged", f"{len(record.damaged):,} tiles could not be read; they are crossed out"))
+    return rows

@@ -1,0 +1,76 @@
+"""The picture of a slide in its page: JPEG squares of several sizes, as viewers of slides load them.
+
+Level k of m is the picture at half the size of level k + 1; the last is the picture itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sscl.slides.deep_zoom import box_of, sizes_of
+
+SQUARE = 510  # pixels of a square
+QUALITIES = (80, 70, 60, 50, 40)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """A picture in squares.
+
+    Attributes:
+        width, height: of the picture. levels: sizes of all levels, the smallest first.
+        squares: JPEG of each square as base64, level by level, row by row.
+        quality: of these. reduced: how many times smaller the picture was made.
+    """
+
+    width: int
+    height: int
+    levels: tuple[tuple[int, int], ...]
+    squares: tuple[str, ...]
+    quality: int
+    reduced: int
+
+
+def pyramid(rgb: NDArray[np.uint8], *, most_bytes: int) -> Pyramid:
+    """Return a picture, uint8 (h, w, 3), in squares whose base64 has at most `most_bytes` in all.
+
+    At the first quality of QUALITIES at which it is small enough; where none is, at half the size, and so on.
+    """
+    picture, reduced = Image.fromarray(np.ascontiguousarray(rgb)), 1
+    while True:
+        levels = [picture]
+        for size in sizes_of(*picture.size, square=SQUARE)[-2::-1]:
+            levels.append(levels[-1].resize(size, Image.Resampling.BOX))
+        levels.reverse()
+        for quality in QUALITIES:
+            squares = _encoded(levels, quality, most_bytes=most_bytes)
+            if squares is not None:
+                sizes = tuple(level.size for level in levels)
+                return Pyramid(picture.width, picture.height, sizes, tuple(squares), quality, reduced)
+        picture, reduced = levels[-2], reduced * 2
+
+
+def _encoded(levels: list[Image.Image], quality: int, *, most_bytes: int) -> list[str] | None:
+    """Return the squares of all levels; None as soon as there are too many bytes."""
+    squares: list[str] = []
+    total = 0
+    for level in levels[::-1]:
+        of_level = []
+        for row in range(math.ceil(level.height / SQUARE)):
+            for column in range(math.ceil(level.width / SQUARE)):
+                box = box_of(level.size, column, row, square=SQUARE)
+                stream = io.BytesIO()
+                level.crop(box).save(stream, "JPEG", quality=quality)
+                of_level.append(base64.b64encode(stream.getvalue()).decode())
+                total += len(of_level[-1])
+        if total > most_bytes and max(level.size) > SQUARE:
+            return None
+        squares = of_level + squares
+    return squares

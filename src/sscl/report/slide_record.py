@@ -1,0 +1,114 @@
+"""What `sscl predict` writes of whole slides beside their tiles: slide.json of each, slides.json of all."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sscl.records import Record
+
+FILE, PAGE, ALL = "slide.json", "slide.html", "slides.json"
+MADE_BY = "sscl predict"
+STANDING = (
+    "every tile is given one of the classes, also tissue that is of none of them (muscle, normal mucosa, folds, the "
+    "edge of the glass)"
+)
+NO_DIAGNOSIS = "tiles are classified, one by one: this is no diagnosis of the slide"
+
+
+class Damage(Record):
+    """A tile that could not be read: its corner, pixels of level 0, and why."""
+
+    x: int
+    y: int
+    why: str
+
+
+class PredictedSlide(Record):
+    """slide.json: what a page needs to know beside tiles.csv. Coordinates are pixels of level 0, of the file's origin.
+
+    Attributes:
+        name: of the slide in its index; of its folder, too. path: of its file. quickhash: its identity.
+        width, height, mpp, mpp_from, bounds, vendor, reader, icc: see `slides.records.Slide`.
+        size_px, tile_mpp: side of a tile in its own pixels, and their µm. footprint: its side in pixels of level 0.
+        most_over: how many tiles lie over one place, at most; over 1 they overlap, and maps are their mean.
+        tissue: share of the scanned area; None: not known.
+        classes: K, in the order of the probabilities. colours: red, green, blue of each, 0-255.
+        positive: the class whose probability a map of two classes shows; None of more than two.
+        threshold: probability from which a place is part of a region of a class.
+        checkpoint, temperature, calibrated, decide_from, decide_from_method: see `predicted.Summary`.
+        tiles: that were predicted. class_counts, undecided, regions: number of each class.
+        damaged: tiles left out. notes: what a reader must know, a sentence each.
+    """
+
+    name: str
+    path: str
+    quickhash: str
+    width: int
+    height: int
+    mpp: float
+    mpp_from: str
+    bounds: tuple[int, int, int, int] | None
+    vendor: str
+    reader: str
+    icc: bool
+    size_px: int
+    tile_mpp: float
+    footprint: float
+    most_over: int
+    tissue: float | None
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    positive: str | None
+    threshold: float
+    checkpoint: str
+    temperature: float
+    calibrated: bool
+    decide_from: float | None
+    decide_from_method: str
+    tiles: int
+    class_counts: dict[str, int]
+    undecided: dict[str, int]
+    regions: dict[str, int]
+    damaged: tuple[Damage, ...]
+    notes: tuple[str, ...]
+
+
+class SlideLine(Record):
+    """A slide of many. status: predicted, no tissue, failed or gone. reason: why it is not predicted.
+
+    tiles, class_counts, undecided: that were predicted. damaged: tiles that could not be read.
+    """
+
+    name: str
+    path: str
+    status: str
+    reason: str | None = None
+    tiles: int = 0
+    class_counts: dict[str, int] = Field(default_factory=dict)
+    undecided: int = 0
+    damaged: int = 0
+
+
+class PredictedSlides(Record):
+    """slides.json: all slides of a folder, and how they were predicted.
+
+    Attributes:
+        checkpoint ... decide_from_method: see `predicted.Summary`. mpp: µm per pixel of the tiles.
+        index: the index of their tiles. slides: by name. notes: what a reader must know, a sentence each.
+    """
+
+    checkpoint: str
+    epoch: int
+    classes: tuple[str, ...]
+    size_px: int
+    mpp: float
+    stain: str
+    temperature: float
+    calibrated: bool
+    test_time_augmentation: bool
+    precision: str
+    decide_from: float | None
+    decide_from_method: str
+    index: str
+    slides: tuple[SlideLine, ...]
+    notes: tuple[str, ...]

@@ -1,0 +1,210 @@
+"""sscl predict on whole slides: the same answers as on tiles cut from them, in their places, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+import openslide
+import pytest
+import torch
+from PIL import Image
+
+from sscl import api
+from sscl.slides.index import Labels, SlideEntry, digest, read_index, write_slide, write_table
+from sscl.slides.open import open_slide
+from sscl.slides.scaling import scaling
+from sscl.slides.write import EncodedLevel, encode_level, write_levels
+
+SIDE, MPP, SIZE = 512, 7.0, 32  # of the slide and its µm per pixel; of a tile, at 14 µm per pixel: 64 px of level 0
+STEP = 64
+HOSTILE = 'b"><script>alert(1)<&.svs'
+
+
+@pytest.fixture(scope="module")
+def level() -> EncodedLevel:
+    rng = np.random.default_rng(0)
+    pixels = np.full((SIDE, SIDE, 3), (240, 239, 241), np.uint8)
+    tissue = rng.integers(-40, 40, (SIDE // 4, SIDE // 4, 3)).repeat(4, 0).repeat(4, 1) + (190, 120, 170)
+    disc = cv2.circle(np.zeros((SIDE, SIDE), np.uint8), (250, 260), 200, 1, -1)
+    return encode_level(np.where(disc[..., None] > 0, tissue, pixels).astype(np.uint8), tile_px=64)
+
+
+@pytest.fixture
+def slide(level: EncodedLevel, tmp_path: Path) -> Path:
+    (tmp_path / "s").mkdir()
+    write_levels(tmp_path / "s" / "a.svs", [level], mpp=MPP)
+    return tmp_path / "s" / "a.svs"
+
+
+@pytest.fixture(scope="module")
+def ask(cli: Any, finetuned: Path) -> Callable[..., Any]:
+    def call(*words: object, run: Path = finetuned) -> Any:
+        return cli("predict", run, *words, "progress=false", "device=cpu", "batch_size=16")
+
+    return call
+
+
+def index_of(folder: Path, slide: Path, corners: list[tuple[int, int]], *, bounds: Any = None, **others: Any) -> Path:
+    """An index of some tiles of a slide."""
+    mpp, size = others.get("mpp", 14.0), others.get("size_px", SIZE)
+    facts = open_slide(slide, name=slide.name).model_copy(update={"bounds": bounds})
+    grid = np.array([(x, y, 100) for x, y in corners], np.int32)
+    entry = SlideEntry(
+        name=slide.name, path=str(slide), status="tiles", reason=None, mpp=mpp, size_px=size, slide=facts,
+        scaling=scaling(facts, mpp=mpp, size_px=size), tissue=0.5, tiles=len(grid), grid=digest(grid), parameters="x",
+    )  # fmt: skip
+    write_slide(folder, entry, grid=grid, preview=None)
+    (folder / "env.json").write_text(json.dumps({"sscl": "0"}))
+    (folder / "config.yaml").write_text(f"mpp: {mpp}\nsize_px: {size}\n")
+    write_table(folder, [entry], {slide.name: Labels()})
+    return folder
+
+
+def features(path: Path) -> list[Any]:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return list(json.loads(data)["features"])
+
+
+def test_the_probabilities_are_those_of_tiles_cut_from_the_slide(
+    ask: Any, finetuned: Path, slide: Path, read_rows: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = ask(slide.parent, f"out={out}")
+    assert result.code == 0, result.err
+    rows = read_rows(out / "a.svs" / "tiles.csv")
+    places = [(int(row["x"]), int(row["y"])) for row in rows]
+    index = read_index(out / "index")
+    assert (index.mpp, index.size_px) == (14.0, SIZE)  # the classifier's own
+    assert [tuple(corner) for corner in index.grid(0)[:, :2].tolist()] == places
+    assert len(places) > 20
+    with openslide.OpenSlide(slide) as opened:
+        cut = [np.asarray(opened.read_region(at, 0, (STEP, STEP)).convert("RGB")) for at in places]
+    small = [cv2.resize(tile, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for tile in cut]
+    theirs = api.load(finetuned, device="cpu").predict(np.stack(small))
+    ours = np.array([[float(row[f"probability_{name}"]) for name in theirs.classes] for row in rows])
+    assert np.allclose(ours, theirs.probabilities, atol=2e-5)
+    assert [row["prediction"] for row in rows] == list(theirs.labels)
+    assert [row["decided"] == "yes" for row in rows] == theirs.decided.tolist()
+    tiles = features(out / "a.svs" / "tiles.geojson.gz")
+    assert [tuple(one["geometry"]["coordinates"][0][0]) for one in tiles] == places
+    for one, row in zip(tiles, rows, strict=True):  # undecided tiles have no class
+        assert ("classification" in one["properties"]) == (row["decided"] == "yes")
+        assert one["properties"]["measurements"]["probability SSA"] == pytest.approx(
+            float(row["probability_SSA"]), abs=6e-5
+        )
+    kept = json.loads((out / "a.svs" / "slide.json").read_text())
+    assert (kept["footprint"], kept["tiles"], kept["most_over"]) == (STEP, len(rows), 1)
+    assert any("of none of them" in note for note in kept["notes"])
+    (line,) = read_rows(out / "slides.csv")
+    assert (line["slide"], line["status"], int(line["tiles"])) == ("a.svs", "predicted", len(rows))
+    text = b"".join(path.read_bytes() for path in out.rglob("*") if path.suffix in (".json", ".csv", ".geojson"))
+    assert not {name for name in (b"ScanScope", b"aperio.App") if name in text}  # T29
+
+
+def test_a_place_is_the_same_in_all_files(ask: Any, slide: Path, read_rows: Any, tmp_path: Path) -> None:
+    """T8, T9: one tile off all axes; GeoJSON counts from the scanned area's corner, the others from the file's."""
+    at = (137 + 3 * STEP, 91 + STEP)
+    index = index_of(tmp_path / "index", slide, [at], bounds=(137, 91, 360, 400))
+    assert ask(index, f"out={tmp_path / 'out'}", "abstain=0").code == 0
+    folder = tmp_path / "out" / "a.svs"
+    (row,) = read_rows(folder / "tiles.csv")
+    assert (int(row["x"]), int(row["y"])) == at
+    (tile,), (region,) = features(folder / "tiles.geojson.gz"), features(folder / "regions.geojson")
+    corners = np.array(tile["geometry"]["coordinates"][0])
+    assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([3 * STEP, STEP], [4 * STEP, 2 * STEP])
+    assert np.array_equal(corners, np.array(region["geometry"]["coordinates"][0]))
+    picture = np.asarray(Image.open(folder / "heatmap.png"), np.int16)[:1600, :1600]
+    scale = 1600 / SIDE
+    with openslide.OpenSlide(slide) as opened:
+        plain = np.asarray(opened.read_region((0, 0), 0, (SIDE, SIDE)).convert("RGB"))
+    under = cv2.resize(plain, (1600, 1600), interpolation=cv2.INTER_CUBIC)
+    rows, columns = np.nonzero(np.abs(picture - under).max(2) > 12)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / scale
+    assert np.abs(found - [*at, at[0] + STEP, at[1] + STEP]).max() <= 1
+
+
+def test_damaged_tiles_and_slides_are_told_and_the_rest_is_predicted(
+    ask: Any, cli: Any, level: EncodedLevel, slide: Path, read_rows: Any, tmp_path: Path
+) -> None:
+    """T16: the neighbours of a damaged tile are as they were. T31: a name that is HTML. T37: tiles that overlap."""
+    corners = [(x * STEP, y * STEP) for y in (3, 4) for x in range(2, 6)]
+    write_levels(slide.with_name("b.svs"), [level.damaged(3, 3)], mpp=MPP)
+    one, other = (index_of(tmp_path / name, slide.with_name(name), corners) for name in ("a.svs", "b.svs"))
+    assert ask(one, f"out={tmp_path / 'one'}").code == 0
+    result = ask(other, f"out={tmp_path / 'other'}")
+    assert result.code == 3
+    assert "b.svs: 1 damaged tile left out" in result.err
+    kept = json.loads((tmp_path / "other" / "b.svs" / "slide.json").read_text())
+    assert [(bad["x"], bad["y"]) for bad in kept["damaged"]] == [(3 * STEP, 3 * STEP)]
+    whole, rest = (
+        {(row["x"], row["y"]): row["probability_SSA"] for row in read_rows(path)}
+        for path in (tmp_path / "one" / "a.svs" / "tiles.csv", tmp_path / "other" / "b.svs" / "tiles.csv")
+    )
+    assert whole.keys() - rest.keys() == {(str(3 * STEP), str(3 * STEP))}
+    assert all(float(rest[at]) == pytest.approx(float(whole[at]), abs=1e-5) for at in rest)
+    slide.with_name("c.svs").write_text("<html>no slide</html>")
+    slide.with_name("b.svs").rename(slide.with_name(HOSTILE))
+    result = ask(slide.parent, f"out={tmp_path / 'all'}", "overlap=0.5")
+    assert result.code == 3
+    assert [line.split(": ")[1] for line in result.err.splitlines()] == [HOSTILE, "c.svs"]
+    assert f"note: {HOSTILE}: 1 place cannot be decoded" in result.out  # it was left out when the tiles were chosen
+    assert (tmp_path / "all" / "a.svs" / "slide.html").read_text().lower().startswith("<!doctype html>")
+    assert cli("report", tmp_path / "all").code == 0
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert all(text in page for text in ('href="./a.svs/slide.html"', f'href="./{quote(HOSTILE)}/slide.html"', "c.svs"))
+    assert "<script>alert" not in page
+    kept = json.loads((tmp_path / "all" / "a.svs" / "slide.json").read_text())
+    assert (kept["most_over"], kept["footprint"]) == (4, STEP)
+    table = {row["slide"]: row for row in read_rows(tmp_path / "all" / "slides.csv")}
+    assert [table[name]["status"] for name in ("a.svs", HOSTILE, "c.svs")] == ["predicted", "predicted", "failed"]
+    assert table["c.svs"]["reason"]
+
+
+def test_what_cannot_be_predicted_is_one_line(
+    ask: Any, finetuned: Path, slide: Path, tiles: Path, tmp_path: Path
+) -> None:
+    """T4, and tiles at another scale than the classifier's: refused unless told."""
+    out = tmp_path / "out"
+    content = torch.load(finetuned / "checkpoints" / "best.pt", weights_only=True)
+    old = tmp_path / "old.pt"
+    torch.save({**content, "mpp": None, "mpp_range": ()}, old)
+    corners = [(192, 192)]
+    half = index_of(tmp_path / "half", slide, corners, mpp=7.0)
+    large = index_of(tmp_path / "large", slide, corners, size_px=48)
+    other = index_of(tmp_path / "other", slide, corners)
+    write_levels(tmp_path / "none.svs", [encode_level(np.full((SIDE, SIDE, 3), 200, np.uint8), tile_px=64)], mpp=None)
+    for words, run, told in (
+        ((slide,), old, "mpp=0.5"),
+        ((half,), finetuned, "mpp=7 takes"),
+        ((half, "mpp=28"), finetuned, "has tiles of 7"),
+        ((large,), finetuned, "size_px=32"),
+        ((other, "overlap=0.5"), finetuned, "overlap: "),
+        ((other, slide), finetuned, "give it alone"),
+        ((slide, tiles / "images"), finetuned, "paths: "),
+        ((slide, "panels=true"), finetuned, "panels: "),
+        ((slide, f"slides_root={tmp_path}"), finetuned, "slides_root: "),
+        ((tiles / "images", "overlap=0.5"), finetuned, "overlap: "),
+        ((tmp_path / "none.svs",), finetuned, "slide_mpp=0.25"),
+    ):
+        result = ask(*words, f"out={out}", run=run)
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert told in result.err
+        assert not out.exists()
+    result = ask(half, f"out={out}", "mpp=7")
+    assert (result.code, "over 5% apart" in " ".join(result.out.split())) == (0, True), result.err
+
+
+def test_slides_that_moved_are_found_again(ask: Any, slide: Path, tmp_path: Path) -> None:
+    index = index_of(tmp_path / "index", slide, [(192, 192)])
+    slide.parent.rename(tmp_path / "moved")
+    result = ask(index, f"out={tmp_path / 'out'}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "slides_root=FOLDER" in result.err
+    assert ask(index, f"out={tmp_path / 'out'}", f"slides_root={tmp_path / 'moved'}").code == 0
