@@ -133,7 +133,7 @@ COMMANDS = {
     "slides view": Command(
         "view_slides:main",
         "ViewSlidesConfig",
-        "predicted slides at full resolution, in a browser of this computer",
+        "predicted slides at full resolution, in your browser",
         words=(Word("FOLDER", "folder", "that predict wrote of slides"),),
     ),
     "cache": Command(
@@ -212,7 +212,7 @@ COMMANDS = {
     "predict": Command(
         "predict:main",
         "PredictConfig",
-        "classify new tiles or whole slides: calibrated probabilities, abstention",
+        "classify new tiles or slides, with calibrated probabilities",
         ("overwrite",),
         options=(("checkpoint", "checkpoint"),),
         words=(
