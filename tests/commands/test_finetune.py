@@ -144,7 +144,7 @@ def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
         model = {"weights": str(pretrained), **given.get("model", {})}
         data = {"root": "d", "source": "folder", **given.get("data", {})}
         config, lines = inherit(FinetuneConfig(run="r", data=data, model=model))
-        return config, "\n".join(lines)
+        return config, " ".join(" ".join(lines).split())
 
     config, said = inherited()
     assert (config.model.name, config.model.stem, config.data.size_px) == (ENCODER, "standard", 32)

@@ -74,5 +74,5 @@ def test_a_schedule_by_its_name():
 def test_a_warm_up_without_room_for_the_peak_is_warned_of(warmup, epochs, warned):
     settings = {"warmup_epochs": warmup, "epochs": epochs}
     text = Schedule(PretrainTrainConfig(**settings), 5).warning() or ""
-    assert ("train.warmup_epochs" in text and f"({warmup:g})" in text and f"({epochs})" in text) == warned
+    assert ("train.warmup_epochs" in text and f"={warmup:g} " in text and f"={epochs}:" in text) == warned
     assert Schedule(PretrainTrainConfig(schedule="multistep", **settings), 5).warning() is None

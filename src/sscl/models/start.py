@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from sscl.models.encoders import Encoder, blank_encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
 from sscl.models.published import Named, published_file, resolve, weights_in
 from sscl.models.weights import Trunk, load_trunk, read_trunk
+from sscl.words import wrapped
 
 Training = TypeVar("Training", bound=PretrainConfig | FinetuneConfig)
 
@@ -157,7 +159,7 @@ def inherit(config: Training, *, facts: Facts | None = None) -> tuple[Training, 
         config = _with_side(config, facts.size_px)
         said["data.size_px"] = facts.size_px
     said |= {f"model.{key}": "its own" for key in ("mean", "std") if getattr(model, key) is None}
-    lines = [f"from {source}: {', '.join(f'{key}={value}' for key, value in said.items())}"] if said else []
+    lines = _taken_from(source, said)
     other = []
     if (side := _sources(config)[0].size_px) != facts.size_px:
         other.append(f"data.size_px={side} (its tiles had {facts.size_px} px)")
@@ -291,7 +293,12 @@ def _described(config: Training) -> tuple[Training, list[str]]:
         config = _with_side(config, size_px)
         said["data.size_px"] = str(size_px)
     config = _changed(config, model=model)
-    return config, [f"from {model.weights}: {', '.join(f'{k}={v}' for k, v in said.items())}"] if said else []
+    return config, _taken_from(model.weights, said)
+
+
+def _taken_from(source: object, said: Mapping[str, object]) -> list[str]:
+    """Return the line that says which settings are those of a checkpoint or of published weights."""
+    return [wrapped(f"from {source}: {', '.join(f'{key}={value}' for key, value in said.items())}")] if said else []
 
 
 def _sources(config: PretrainConfig | FinetuneConfig) -> tuple[DataConfig, ...]:

@@ -44,7 +44,7 @@ from sscl.train.pace import Pace, Writer, on_host
 from sscl.train.preparation import Finetuning, announce, prepare
 from sscl.train.setup import end_run, open_run, progress_bar, seed_epoch, start_log
 from sscl.train.step import project_pairs, take_step
-from sscl.words import next_command, say_next
+from sscl.words import count, next_command, say_next
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
@@ -371,17 +371,17 @@ def finish(job: Finetuning, best: Best, *, epochs: int, patience_over: bool) -> 
 def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) -> None:
     """Print the best epoch's metrics, its calibration, how the time was spent and what was written."""
     config, data, row, fitted = job.config, job.data, best.row, best.fitted
-    origin = "carved from the training split" if data.carved else "of the data set's own validation split"
+    origin = "carved from train" if data.carved else "the set's own"
     regression = config.train.head == "logistic"
     chosen = f"{'' if regression else 'best '}{name_of_row(row['epoch'], row.get('c'))}"
     print(
-        f"{chosen} by validation {config.train.select} ({len(data.validation)} tiles {origin}): "
-        f"accuracy {row['validation_accuracy']:.3f}, balanced accuracy {row['validation_balanced_accuracy']:.3f}, "
+        f"{chosen} by {config.train.select} on {count(len(data.validation), 'validation tile')}, {origin}:\n"
+        f"  accuracy {row['validation_accuracy']:.3f}, balanced accuracy {row['validation_balanced_accuracy']:.3f}, "
         f"loss {row['validation_loss']:.3f}"
     )
     print(
-        f"calibrated on the same tiles: temperature {fitted.temperature:.3f}, expected calibration error "
-        f"{fitted.ece_before:.3f} before, {fitted.ece_after:.3f} after"
+        f"calibrated on them: temperature {fitted.temperature:.3f}; ECE {fitted.ece_before:.3f} before, "
+        f"{fitted.ece_after:.3f} after"
     )
     called = fitted.logits.argmax(1).numpy()
     for warning in outcome_warnings(fitted.labels.numpy(), called, data.classes, tiles="validation tile"):

@@ -57,8 +57,8 @@ class Schedule:
         if train.schedule != "cosine" or train.warmup_epochs < train.epochs:
             return None
         return (
-            f"warning: train.warmup_epochs ({train.warmup_epochs:g}) is not below train.epochs ({train.epochs}), so "
-            "the peak learning rate is never reached; lower train.warmup_epochs"
+            f"warning: train.warmup_epochs={train.warmup_epochs:g} of train.epochs={train.epochs}: "
+            "the learning rate only rises"
         )
 
 
