@@ -14,16 +14,14 @@ from contextlib import AbstractContextManager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import pytest
-import torch
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from PIL import Image
 
-from sscl.plots import base, calibration, charts
+if TYPE_CHECKING:  # here nothing heavy: xdist imports this before its workers start, which import it again
+    import torch
+    from matplotlib.figure import Figure
 
 # Collecting makes millions of objects that stay: looking through them for garbage took a third of its 17 s, and time
 # in every test after it.
@@ -33,10 +31,6 @@ gc.disable()
 def pytest_collection_finish() -> None:
     gc.enable()
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
 
 
 # A function that moves is renamed here, and in no test.
@@ -245,6 +239,8 @@ def number(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
     """What charts are drawn of, by the name of the file: the arguments, last those with names. Nothing is drawn."""
+    from sscl.plots import calibration, charts
+
     found: dict[str, tuple[Any, ...]] = {}
 
     def keep(*given: Any, path: Path, **named: Any) -> None:
@@ -259,6 +255,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def blank_pictures() -> Iterator[None]:
     """Leave charts blank, of their figure's size, an SVG with their words: they are made, and not rendered."""
+    from matplotlib.text import Text
+    from PIL import Image
+
+    from sscl.plots import base
 
     def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         width, height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
@@ -317,6 +317,7 @@ def with_cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that has torch see CUDA cards of these capabilities, and itself built for these architectures,
     or for those of the cards.
     """
+    import torch
 
     def see(*found: tuple[int, int], names: Sequence[str] = (), built: Sequence[str] | None = None) -> None:
         def number(device: Any) -> int:
@@ -338,6 +339,7 @@ def with_cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def with_mps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that says what torch finds of Apple's graphics."""
+    import torch
 
     def see(*, built: bool = True, available: bool = True) -> None:
         for name, answer in (("is_built", built), ("is_available", built and available)):
