@@ -141,7 +141,7 @@ def test_what_reads_all_tiles_has_its_limits(index: Path, number: Any, tmp_path:
         check_embeddable(data, tiles, key="data")
     with pytest.raises(ValueError, match=r"data\.stain"):
         load_tiles(data.model_copy(update={"stain": "reinhard"}), split="all", progress=False)
-    for folder, said in ((tmp_path, "into the cache"), (tmp_path / "other", "read from the slides")):  # there already
+    for folder, said in ((tmp_path, "cached ("), (tmp_path / "other", "read from the slides")):  # there already
         again = load_tiles(data.model_copy(update={"cache_dir": str(folder)}), split="all", progress=False)
         assert again.account is not None
         assert said in " ".join(again.account.line("all").split())

@@ -228,7 +228,7 @@ def test_slides_widen_all_intervals() -> None:
 def test_what_is_said_of_few_slides_or_of_none_known() -> None:
     assert interval_caveats(None) == [INDEPENDENT]
     assert interval_caveats([f"slide{i // 2}" for i in range(60)]) == []
-    assert "12 groups" in interval_caveats([f"slide{i // 2}" for i in range(24)])[0]
+    assert "12 slides" in interval_caveats([f"slide{i // 2}" for i in range(24)])[0]
     assert interval_caveats([f"slide{i}" for i in range(12)]) == []  # tiles of 12 slides are as good as independent
     few, logits = some(groups=4)
     report = report_of(few, logits, kept=kept_of(*some(seed=1)))
@@ -332,7 +332,7 @@ def test_sections_stand_apart_and_the_notes_come_last() -> None:
         )
         report = report.model_copy(update={"caveats": ("a long caveat " * 12,)})
         lines = evaluation_text.as_text(report).splitlines()
-        heads = [line.split()[0].strip(",") for line in lines if line and not line.startswith(" ")]
+        heads = [line.split()[0].strip(",;") for line in lines if line and not line.startswith(" ")]
         perhaps = ["Classes"] if classes == 3 else []
         assert heads == ["Metrics", *perhaps, "Confusion", "Calibration", "Decisions", "Notes"]
         assert all(lines[lines.index(line) - 1] == "" for line in lines[1:] if line and not line.startswith(" "))

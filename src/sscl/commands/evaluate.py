@@ -23,7 +23,6 @@ from sscl.evaluate import (
     records,
 )
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.intervals import FEWEST
 from sscl.evaluate.metrics import FloatArray
 from sscl.evaluate.predictions import predictions_of, write_predictions
 from sscl.evaluate.records import Evaluated, Evaluation
@@ -138,7 +137,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     print(f"  {config.checkpoint}, {trained.chosen}, on {describe_device(device)}, precision {precision}")
     for line in describe_tiles(data, tiles, split=split, indent=2).splitlines():
         print(f"  {line}")
-    if report.groups is None or report.groups >= FEWEST:  # else a note says that there are none
+    if not lineage.interval_caveats(tiles.groups):  # else a note says what they rest on
         print(f"  {report.interval_method}")
     print(f"\n{evaluation_text.as_text(report)}\n")
     pictures = len(list(out.glob("*.png")))

@@ -42,7 +42,7 @@ Keep = Literal["auto", "slides", "cache"]
 _VERSION = 1
 MOST_KEPT = 8 * 2**30  # bytes that keep=auto decodes into the cache
 _DECODED_AT_ONCE = 256
-WEAK = "each tile has the label of its slide (a weak label)"
+WEAK = "weak labels, those of the slides"
 
 
 def load_slides(
@@ -352,7 +352,7 @@ def _placed(
     filling = SlidePixels(streamed.slides, places, replace=True)
     images, notes = noted_tiles(key, streamed.shape, _filler(filling, progress=progress), cache_dir=cache_dir)
     damaged = frozenset(int(row) for row in notes)
-    return Rows([KeptPixels(images, streamed, damaged=damaged)]), f"decoded once, into the cache ({readable(size)})"
+    return Rows([KeptPixels(images, streamed, damaged=damaged)]), f"cached ({readable(size)})"
 
 
 def _chosen(size: int, file: Path) -> tuple[Literal["slides", "cache"], str]:

@@ -173,7 +173,7 @@ def _of_this_one(evaluated: Evaluated, results: Results) -> list[str]:
     found = miscalled_in_words(evaluated, results)
     fitted = results.calibration
     if fitted.fitted_on < calibration.FEW:
-        found.append(f"{fitted.fitted_on} validation tiles are few: others may give another temperature and thresholds")
+        found.append(f"{fitted.fitted_on} validation tiles are few: others may give other thresholds")
     if evaluated.positive is not None and results.operating_point is None:
         found.append("no operating point: all validation tiles are of one class")
     before, after = fitted.before.loss, fitted.after.loss
@@ -338,7 +338,9 @@ def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
 
 def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
     point, coverage = report.operating_point, report.coverage
-    lines = [f"Decisions, with thresholds from {count(coverage.abstention.chosen_on, 'validation tile')}"]
+    tiles = count(coverage.abstention.chosen_on, "validation tile")
+    kind = report.chosen_kind.removeprefix("the ")
+    lines = [f"Decisions; thresholds, temperature and {kind} are from {tiles}"]
     if point is not None:
         positive = shortened(str(report.positive), _NAME)
         lines.append(f"  {positive} if its probability is at least {point.threshold:.3f} ({point.rule})")
@@ -351,13 +353,12 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
 
 
 def _note_lines(report: Evaluation) -> list[str]:
-    """Return the notes: what is peculiar to this evaluation a line each, what is to be known of any in one sentence."""
+    """Return the notes: what is peculiar to this evaluation, then what is to be known of any of two classes."""
     too_few = report.groups is not None and report.groups < FEWEST  # in all, as a caveat says
     particular = [*([] if too_few else _without_interval(report, report)), *_of_this_one(report, report)]
     lines = [f"  - {note}" for note in (*report.caveats, *particular)]
-    usual = f"thresholds and temperature are from validation tiles, which also chose {report.chosen_kind}"
     if report.positive is not None:
         prevalence = 100 * report.class_counts[report.positive] / report.tiles
         positive = shortened(str(report.positive), _NAME)
-        usual += f"; PPV and NPV hold at this prevalence ({prevalence:.1f}% {positive})"
-    return ["Notes", *lines, f"  - {usual}"]
+        lines.append(f"  - PPV and NPV hold at this prevalence ({prevalence:.1f}% {positive})")
+    return ["Notes", *lines] if lines else []

@@ -298,5 +298,5 @@ def few_groups(count: int | None) -> str | None:
     if count is None or count >= ENOUGH_GROUPS:
         return None
     if count < FEWEST:
-        return f"too few slides for intervals: {count} ({GROUPS}), {FEWEST} are needed"
-    return f"intervals rest on {count} groups ({GROUPS}): they allow for that, and fewer than {ENOUGH_GROUPS} are wide"
+        return f"too few slides for intervals: {count} (or patients, clusters), {FEWEST} are needed"
+    return f"intervals over {count} slides (or patients, clusters): fewer than {ENOUGH_GROUPS} make them wide"

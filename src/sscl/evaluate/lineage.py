@@ -207,7 +207,7 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     if choice.external:
         which = "all its tiles were" if split == "all" else f"its {split} split was"
         found.append(f"{Path(data.root).name} is not the set of training: {which} evaluated")
-    found += [f"{WEAK}, not its own"] if data.source == "slides" and data.annotations is None else []
+    found += [f"{WEAK}, not the tiles' own"] if data.source == "slides" and data.annotations is None else []
     found += scale_caveats(data, tiles, trained)
     train = training_tiles(choice, trained) if choice.external or split == "test" else None
     compared = choice.external and train is not None  # with the tiles of the labels, pixel by pixel
