@@ -19,6 +19,8 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+import forked  # type: ignore[import-not-found]
+
 if TYPE_CHECKING:  # here nothing heavy: xdist imports this before its workers start, which import it again
     import torch
     from matplotlib.figure import Figure
@@ -26,6 +28,13 @@ if TYPE_CHECKING:  # here nothing heavy: xdist imports this before its workers s
 # Collecting makes millions of objects that stay: looking through them for garbage took a third of its 17 s, and time
 # in every test after it.
 gc.disable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    stack = contextlib.ExitStack()
+    stack.enter_context(forked.served())
+    config.add_cleanup(stack.close)
+    config.add_cleanup(gc.unfreeze)  # after pytest's last searches; libraries complain of what is left at the end
 
 
 def pytest_collection_finish() -> None:

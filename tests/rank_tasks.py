@@ -376,24 +376,9 @@ def fork(world_size: int, work: Callable[[], None]) -> int:
 
 
 def main(folder: Path, commands: Path | None = None) -> int:
-    # Before the ranks, which would each take seconds for it: torch imports its compiler for DistributedDataParallel.
-    import timm  # noqa: F401
-    import torch._dynamo
-
-    import sscl.train.step
-
     if commands is not None:
-        import sscl.commands.finetune
-        import sscl.commands.pretrain
-
         listed = json.loads(commands.read_text())
         return max(fork(2, partial(command, words, folder / f"{i}.out")) for i, words in enumerate(listed))
-
-    import torch._functorch.aot_autograd
-    import torch._inductor.pattern_matcher  # noqa: F401
-
-    import sscl.models.encoders
-    import sscl.models.sync_batch_norm  # noqa: F401
 
     for world_size in GROUPS:
         (folder / str(world_size)).mkdir()

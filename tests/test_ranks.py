@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import forked
 from sscl import ranks
 
 SCRIPT = Path(__file__).with_name("rank_tasks.py")
@@ -34,24 +32,11 @@ rank_tasks = load_script()
 
 def finished(folder: Path, *, script: Path = SCRIPT, seconds: float = SECONDS) -> None:
     """Run the script, which forks its ranks, to its end."""
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",  # gloo, also where there is a GPU
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # gloo, also where there is a GPU
     if Path("/sys/class/net/lo").exists():
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks up the host's name, which need not resolve
-    log = folder / "ranks.log"
-    with log.open("w") as handle:
-        command = [sys.executable, str(script), str(folder)]
-        process = subprocess.Popen(command, env=environment, stdout=handle, stderr=handle, start_new_session=True)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=seconds)
-    code = process.poll()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert code == 0, f"exit code {code}\n{log.read_text()}"
+    done = forked.run(script, folder, env=environment, timeout=seconds)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +143,7 @@ def test_start_without_torchrun_does_nothing(monkeypatch):
 
 def test_a_rank_that_waits_for_ever_is_ended(tmp_path):
     (tmp_path / "hangs.py").write_text("import time\ntime.sleep(600)\n")
-    with pytest.raises(AssertionError, match="exit code None"):
+    with pytest.raises(subprocess.TimeoutExpired):
         finished(tmp_path, script=tmp_path / "hangs.py", seconds=0.5)
 
 

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import forked
 from slide_cohort import draw_all, make_index
 from sscl.config import PretrainConfig
 from sscl.train.setup import check_batch
@@ -29,27 +28,6 @@ SECONDS = 240
 BEST = "checkpoints/best.pt"
 FROZEN = ["train.freeze_batch_norm=true", "projection.kind=mlp_no_norm"]
 MLP = ["projection.hidden=32", "projection.dim=16", "train.learning_rate=0.02", "seed=5"]
-
-
-def started(*words: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        raise AssertionError(f"hung:\n{out}\n{err}") from None
-    return process.returncode, out, err
 
 
 @dataclass(frozen=True)
@@ -113,8 +91,8 @@ def runs(cli: Any, folder3_words: list[str], unequal: Path, tmp_path_factory: py
     words["frozen"].append("--resume")
     listed = [[*command, f"run={folder / name}_ranks"] for name, command in words.items()]
     (folder / "commands.json").write_text(json.dumps(listed))
-    code, _, err = finished(started(SCRIPT, folder, folder / "commands.json"))
-    assert code == 0, err
+    done = forked.run(SCRIPT, folder, folder / "commands.json", timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
     return Runs(folder, first.out, {name: (folder / f"{i}.out").read_text() for i, name in enumerate(words)})
 
 
@@ -170,16 +148,17 @@ def test_a_rank_that_dies_ends_the_job(cli: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["pretrain", f"run={run}", *cli._common(), "train.batch_size=8", "train.epochs=2000", "health.tiles=8"]
     # The agent of torchrun, without its command line, of which each rank would import everything itself.
-    process = started(JOB, tmp_path, *words, "model.name=resnet14_small")
+    with (tmp_path / "log").open("w") as log:
+        process = forked.start(JOB, tmp_path, *words, "model.name=resnet14_small", stdout=log, stderr=log)
     end = time.monotonic() + SECONDS
     while not (run / "checkpoints/last.pt").is_file() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
 
     os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGKILL)
     killed = time.monotonic()
-    code, _, err = finished(process)
+    code = process.wait(SECONDS)
 
-    assert code != 0, err
+    assert code != 0, (tmp_path / "log").read_text()
     assert time.monotonic() - killed < 60
     assert torch.load(run / "checkpoints/last.pt", weights_only=True)["epoch"] >= 1  # whole
 
