@@ -21,7 +21,9 @@ from PIL import Image
 
 from sscl.explain.records import BoxSensitivity, DeletionInsertion
 from sscl.models.checkpoint import load_checkpoint
+from sscl.records import write_record
 from sscl.report import contents, subject
+from sscl.report.slide_record import PAGE, PredictedSlides, SlideLine
 
 Read = Callable[[Path], list[dict[str, str]]]
 
@@ -596,7 +598,49 @@ def test_hostile_names_are_text(make: Any, cli: Any, finetuned3: Path, folder3: 
 
 def test_the_shipped_example_is_accepted() -> None:
     text = (Path(__file__).parents[2] / "configs/demo/report.yaml").read_text()
-    assert yaml.safe_load(text)["runs"] == ["demo-run/finetune", "demo-run/few", "demo-run/audit"]
+    assert yaml.safe_load(text)["runs"] == ["demo-run/finetune", "demo-run/few", "demo-run/audit", "demo-run/predicted"]
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    """What `sscl predict` writes of slides, as far as a report reads it."""
+    folder = tmp_path / "answers"
+    (folder / "a/one #1.svs").mkdir(parents=True)
+    (folder / "a/one #1.svs" / PAGE).touch()
+    lines = (
+        SlideLine(name="a/one #1.svs", path="s/a/one #1.svs", status="predicted", tiles=40,
+                  class_counts={"HP": 30, "SSA": 10}, undecided=3),
+        SlideLine(name="two.svs", path="s/two.svs", status="failed", reason="is a folder"),
+    )  # fmt: skip
+    record = PredictedSlides(
+        **{"checkpoint": "f", "epoch": 1, "classes": ("HP", "SSA"), "size_px": 32, "mpp": 2.0, "stain": "none"},
+        **{"temperature": 1.0, "calibrated": True, "test_time_augmentation": False, "precision": "fp32"},
+        **{"decide_from": 0.6, "decide_from_method": "m", "index": "i", "slides": lines, "notes": ("a note",)},
+    )
+    write_record(folder / "slides.json", record)
+    (folder / "config.yaml").write_text("checkpoint: f\n")
+    return folder
+
+
+def tables_of(content: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    (found,) = [one for one in content["sections"] if one["id"] == section]
+    return [block for block in found["blocks"] if block["kind"] == "table"]
+
+
+def test_slides_that_were_predicted_are_a_page_or_a_section(make: Any, study: Path, slides: Path) -> None:
+    alone, page = make(slides)
+    beside, section = make(study, slides)
+
+    assert alone.code == beside.code == 0, alone.err + beside.err
+    assert (study / "report.html").is_file()
+    predicted, others = tables_of(page, "slides")
+    assert predicted["rows"] == [["a/one #1.svs", "40", "75.0", "25.0", "3", "0"]]
+    assert others["rows"] == [["two.svs", "failed", "is a folder"]]
+    assert predicted["links"] == ["./a/one%20%231.svs/slide.html"]
+    again, _ = tables_of(section, "slides")
+    assert again["rows"] == predicted["rows"]
+    assert again["links"] == ["./../../answers/a/one%20%231.svs/slide.html"]
+    assert {"summary", "checks", "slides"} <= {one["id"] for one in section["sections"]}
 
 
 def test_a_folder_of_predictions_has_a_page_without_accuracy(

@@ -36,9 +36,10 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     check_page(out, overwrite=overwrite)
     check_files(config.reviews)
     predicted = None
-    if ("predict" in sources or "slides" in sources) and len(config.runs) > 1:
+    if "predict" in sources and len(config.runs) > 1:
         raise ValueError("runs: a folder of sscl predict has a page of its own; name it alone")
-    if "slides" in sources and config.reviews:
+    slides_alone = len(config.runs) == 1 and "slides" in sources
+    if slides_alone and config.reviews:
         raise ValueError("reviews: are of single tiles; those of a slide are read on its own page (slide.html)")
     if "predict" in sources:
         predicted = read_predicted(sources["predict"][0])
@@ -54,12 +55,12 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     environment = run.environment()
     made_on = f"{environment.date[:16].replace('T', ' ')} UTC"
     made = f"Made by sscl report {environment.sscl} on {made_on}: {environment.command}"
-    if "slides" in sources:
+    if slides_alone:
         content = slides_content(sources["slides"][0], out=out, made=made)
     elif predicted is not None:
         content = predicted_content(predicted, config, made=made)
     else:
-        content = page_content(sources, subject, config, made=made)
+        content = page_content(sources, subject, config, out=out, made=made)
     if reviewed is not None:
         content["sections"].insert(1, reviews_section(reviews, reviewed))
     html = page.render(content)
@@ -71,7 +72,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     found = subject or predicted
     total = shown if found is None else len(found.found.ids)
     tiles = f"{shown:,} of {total:,} tiles" if shown < total else f"{shown:,} tiles"
-    tiles = tiles if "slides" not in sources else "a link to each slide"
+    tiles = tiles if not slides_alone else "a link to each slide"
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {tiles}); open it in a browser, it works offline")
     if own is not None:
         say_next("predict", own, "NEW_TILES")

@@ -19,7 +19,7 @@ class ReportConfig(Section):
     The page is about the first finetune run named. A missing evaluation is run first; heatmaps and their checks are
     taken from RUN/gradcam_SPLIT. A folder of sscl predict, named alone, has a page too, without accuracy: of its tiles,
     or a table of its slides. Every other pretraining run, cross-validation, comparison, audit or gradcam folder adds a
-    section.
+    section, and so do slides that were predicted.
     """
 
     runs: Annotated[tuple[str, ...], Listed] = setting(

@@ -17,7 +17,7 @@ from sscl.explain.records import CHECKED_BY, Localisation, MapChecks
 from sscl.metrics_log import MetricsRow
 from sscl.models.checkpoint import run_of
 from sscl.records import read_record
-from sscl.report import classifier, comparisons, decisions, heatmaps, studies, summary
+from sscl.report import classifier, comparisons, decisions, heatmaps, predicted_slides, studies, summary
 from sscl.report.blocks import Section, name_of
 from sscl.report.folders import Sources, reading, record_of, settings_of
 from sscl.report.page.content import Content, Gallery
@@ -27,8 +27,12 @@ from sscl.train.fold_report import FoldsReport
 from sscl.train.health import collapse_warning
 
 
-def page_content(sources: Sources, subject: Subject | None, config: ReportConfig, *, made: str) -> Content:
-    """Return what the page shows: the classifier first, if there is one, then a section for each other folder."""
+def page_content(sources: Sources, subject: Subject | None, config: ReportConfig, *, out: Path, made: str) -> Content:
+    """Return what the page shows: the classifier first, if there is one, then a section for each other folder.
+
+    Args:
+        out: the file of the page, from which links lead to those of slides.
+    """
     if subject is None:
         title, subtitle = "Report", ", ".join(Path(name).resolve().name for name in config.runs)
         key = hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:16]
@@ -41,7 +45,7 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
         subtitle = f"{name}: {encoder}, on {subject.report.tiles:,} tiles of the {subject.split}"
         key = worksheet_id(subject)
         sections, shown = about_classifier(subject, sources, config)
-    about = about_studies(sources, subject)
+    about = about_studies(sources, subject, out=out)
     for section in about if subject is None else ():
         section["folded"] = False  # they are all that the page has
     sections += [*about, studies.provenance(provenance_of(sources, subject))]
@@ -142,10 +146,12 @@ def _explains(folder: Path, subject: Subject) -> bool:
         return False
 
 
-def about_studies(sources: Sources, subject: Subject | None) -> list[Section]:
+def about_studies(sources: Sources, subject: Subject | None, *, out: Path) -> list[Section]:
     """Return a section for each other folder, in an order that a reader follows."""
     sections: list[Section] = []
     start = None if subject is None else started_from(subject)
+    for name, folder in _numbered("slides", sources):
+        sections.append(predicted_slides.slides_section(name, folder, out=out))
     for name, folder in _numbered("audit", sources):
         pairs = folder / "pairs.png"
         sections.append(studies.audit(name, read_audit(folder), pairs=pairs if pairs.is_file() else None))

@@ -1,4 +1,4 @@
-"""The page of a `sscl predict` folder of whole slides: a table of them, each with a link to its own page."""
+"""Whole slides of `sscl predict`: a table of them, each with a link to its page, as a page or a section of one."""
 
 from __future__ import annotations
 
@@ -40,11 +40,24 @@ def slides_content(folder: Path, *, out: Path, made: str) -> Content:
         "id": hashlib.sha256((folder / ALL).read_bytes()).hexdigest()[:16],
         "sections": [
             _summary(found, number),
-            _slides(found, folder, out=out),
+            _table("slides", "Slides", found, folder, out=out),
             studies.provenance({str(folder): (environment, text)}),
         ],
         "gallery": None,
     }
+
+
+def slides_section(name: str, folder: Path, *, out: Path) -> Section:
+    """Return a section on slides without truth.
+
+    Args:
+        name: of the section, see `blocks.section`. out: as in `slides_content`.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
+    """
+    found = read_record(PredictedSlides, folder / ALL, made_by=MADE_BY)
+    return _table(name, f"Slides without truth: {folder.resolve().name}", found, folder, out=out)
 
 
 def _summary(found: PredictedSlides, number: int) -> Section:
@@ -61,7 +74,7 @@ def _summary(found: PredictedSlides, number: int) -> Section:
     return blocks.section("summary", "Summary", parts, folded=False)
 
 
-def _slides(found: PredictedSlides, folder: Path, *, out: Path) -> Section:
+def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: Path) -> Section:
     """Return the slides: those that were predicted with links, then the others with why they were not."""
     predicted = [line for line in found.slides if line.status == "predicted"]
     others = [line for line in found.slides if line.status != "predicted"]
@@ -83,7 +96,8 @@ def _slides(found: PredictedSlides, folder: Path, *, out: Path) -> Section:
         rows = [["slide", "status", "reason"], *([line.name, line.status, line.reason or ""] for line in others)]
         parts.append(blocks.table("Slides that were not predicted", rows, numeric_from=3))
     parts.append(blocks.bullets([blocks.sentence(note) for note in found.notes]))
-    return blocks.section("slides", "Slides", parts, folded=False)
+    hint = f"{count(len(predicted), 'slide')}, {count(sum(line.tiles for line in predicted), 'tile')}"
+    return blocks.section(name, title, parts, hint=hint, folded=False)
 
 
 def _link(page: Path, out: Path) -> str:
