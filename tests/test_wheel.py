@@ -33,6 +33,8 @@ TINY = {
     "model: {name: resnet14_small}, train: {epochs: 1, batch_size: 4}, progress: false}",
     "eval": "{checkpoint: f, device: cpu, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
+    "slide": "{root: s, count: 1, size_px: 400, mpp: 2, progress: false}",
+    "predict": "{checkpoint: f, paths: [s], device: cpu, progress: false}",
     "report": "{runs: [f, audit], device: cpu, progress: false}",
 }
 # The demo, with the first of its commands in a process of its own; the others, in this one, spare the other starts.
@@ -132,11 +134,24 @@ def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: 
     names = [" ".join(takewhile(lambda word: not word.endswith(".yaml"), words)) for words in commands]
     assert names[:4] == ["data synth", "data inspect", "data audit", "pretrain"]
     assert [name.split()[0] for name in names[4:]] == [
-        *("compare", "finetune", "eval", "finetune", "eval", "finetune", "eval", "gradcam", "report"),
+        *(
+            "compare",
+            "finetune",
+            "eval",
+            "finetune",
+            "eval",
+            "finetune",
+            "eval",
+            "gradcam",
+            "slides",
+            "predict",
+            "report",
+        ),
     ]
     _, _, ending = printed.partition("Open:\n")
     named = [installed.folder / line[32:] for line in ending.splitlines()]
-    assert len(named) == 8
-    assert named[0].name == "report.html"
+    assert len(named) == 9
+    assert [path.name for path in named[:2]] == ["report.html", "slide.html"]
+    assert "syn_00000.svs/slide.html" in named[0].read_text()
     assert all(path.is_file() for path in named), named
-    assert {path.suffix for path in named[1:]} == {".png", ".md", ".txt"}
+    assert {path.suffix for path in named[2:]} == {".png", ".md", ".txt"}
