@@ -167,19 +167,38 @@ def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
-def test_published_weights_are_looked_for_before_tiles_are_read(
-    cli: Any, tmp_path: Path, wrap: Any, command: str
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("gigapath", "published", "https://huggingface.co/prov-gigapath/prov-gigapath"),
+        ("timm:test_vit", "imagenet", "pretrained weights of test_vit"),
+        ("resnet18", "imagenet", "ImageNet weights of resnet18"),
+    ],
+)
+def test_weights_of_others_are_looked_for_before_tiles_are_read(
+    cli: Any,
+    tmp_path: Path,
+    wrap: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    name: str,
+    weights: str,
+    said: str,
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("[Errno 111] Connection refused")
 
-    wrap(hub_file=unreachable)
+    def create_model(create: Any, name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        return unreachable() if pretrained else create(name, **options)
+
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # then nobody looks first whether the hub answers
+    wrap(hub_file=unreachable, timm_model=create_model, torchvision_file=unreachable)
     (tmp_path / "tiles").mkdir()  # which holds none
-    words = ["model.name=gigapath", "model.weights=published", f"data.root={tmp_path / 'tiles'}"]
+    words = [f"model.name={name}", f"model.weights={weights}", f"data.root={tmp_path / 'tiles'}"]
     result = getattr(cli, command)(tmp_path / "run", *words)
     assert result.code == 2
     assert result.err.startswith("sscl: model.weights: ")
-    assert "https://huggingface.co/prov-gigapath/prov-gigapath" in result.err
+    assert said in result.err
     assert result.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

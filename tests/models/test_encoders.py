@@ -327,12 +327,13 @@ def test_a_missing_package_is_one_line(package, name, extra, monkeypatch):
         build_encoder(name, weights="imagenet")
 
 
-def test_timms_weights_are_asked_for(wrap):
-    asked = []
+def test_timms_weights_are_asked_for_and_the_model_is_built_once(wrap):
+    asked, on_meta = [], []
 
     def create_model(create, name, *, pretrained=False, **options):
         asked.append((name, pretrained, options))
         net = create(name, **options)
+        on_meta.append(net.patch_embed.proj.weight.is_meta)
         if pretrained:
             nn.init.constant_(net.patch_embed.proj.bias, 3.0)
         return net
@@ -340,6 +341,7 @@ def test_timms_weights_are_asked_for(wrap):
     wrap(timm_model=create_model)
     encoder = build_encoder("timm:test_vit", weights="imagenet")
     assert asked[-1] == ("test_vit", True, {"num_classes": 0, "dynamic_img_size": True})
+    assert on_meta.count(False) == 1
     assert (encoder.net.patch_embed.proj.bias == 3).all()
     assert encoder.training
     assert encoder.net.training

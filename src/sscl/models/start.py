@@ -173,13 +173,15 @@ def inherit(config: Training, *, facts: Facts | None = None) -> tuple[Training, 
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Raise where the weights to start from cannot be had, published ones are fetched; before tiles are read.
+    """Raise where the weights to start from cannot be had, before tiles are read; those of others are fetched.
 
     Raises:
         ValueError, FileNotFoundError: as `start_encoder`.
     """
     if model.weights == "published":
         published_file(_named(model))
+    elif model.weights == "imagenet":
+        start_encoder(model)
     else:
         weights_file(model.weights, key="model.weights")
 

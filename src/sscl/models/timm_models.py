@@ -105,19 +105,18 @@ def create(model: str, *, kwargs: Kwargs, pretrained: bool = False) -> nn.Module
     """
     timm = extra("timm", extra="timm")
     given = {"dynamic_img_size": True, **_checked(kwargs)}
-    _check_room(timm, model, given, kwargs=kwargs)
-    try:
-        net = _created(timm, model, given)
-    except TypeError as error:
-        if "dynamic_img_size" not in str(error) or "dynamic_img_size" in kwargs:
-            raise _refused(model, kwargs, error) from error
-        del given["dynamic_img_size"]
+    on_meta = _check_room(timm, model, given, kwargs=kwargs)
+    with torch.device("meta") if pretrained and on_meta else contextlib.nullcontext():  # no values: others come
         try:
-            net = _created(timm, model, given)
-        except Exception as again:
-            raise _refused(model, kwargs, again) from again
-    except Exception as error:  # whatever timm's layers make of such numbers
-        raise _refused(model, kwargs, error) from error
+            try:
+                net = _created(timm, model, given)
+            except TypeError as error:
+                if "dynamic_img_size" not in str(error) or "dynamic_img_size" in kwargs:
+                    raise
+                del given["dynamic_img_size"]
+                net = _created(timm, model, given)
+        except Exception as error:  # whatever timm's layers make of such numbers
+            raise _refused(model, kwargs, error) from error
     if not pretrained:
         return net
     silent = unreachable_hub()
@@ -166,10 +165,10 @@ def _created(timm: Any, model: str, given: dict[str, Any], **more: Any) -> nn.Mo
     return net
 
 
-def _check_room(timm: Any, model: str, given: dict[str, Any], *, kwargs: Kwargs) -> None:
+def _check_room(timm: Any, model: str, given: dict[str, Any], *, kwargs: Kwargs) -> bool:
     """Raise ValueError where a model's parameters need more memory than is free: the system would end the process.
 
-    Of a model that cannot be built on torch's meta device nothing is said.
+    Returns whether it can be built on torch's meta device; if not, nothing is known.
     """
     key = f"{model} {given}"
     if key not in _parameters:
@@ -181,6 +180,7 @@ def _check_room(timm: Any, model: str, given: dict[str, Any], *, kwargs: Kwargs)
             f"{key}: the weights of {what} take {readable(needed)} of memory, and {readable(free.size)} are free "
             f"{free.limit}; take a smaller model"
         )
+    return needed > 0
 
 
 _parameters: dict[str, int] = {}  # of a model with its arguments: an evaluation builds the same one several times

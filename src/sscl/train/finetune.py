@@ -31,7 +31,7 @@ from sscl.models.calibration import KeptCalibration
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
 from sscl.models.classifier import inference_precision, positive_class
 from sscl.models.lora import merged_state
-from sscl.models.start import check_weights, inherit
+from sscl.models.start import inherit
 from sscl.progress import Bar
 from sscl.run import Ending
 from sscl.train import optim
@@ -66,8 +66,6 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool, r
         config, inherited = inherit(config)
         for line in inherited:
             print(line)
-    if not resume:
-        check_weights(config.model)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     if log is not None and job.kept is not None:

@@ -93,16 +93,18 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
         ValueError: tiles without labels, or too few; weights that do not fit; a checkpoint of another configuration.
     """
     device = opened.device
+    torch.manual_seed(config.seed)
+    with ranks.first_on_each_machine():
+        start = None if resume else start_encoder(config.model)  # before the tiles: its weights may not be had
     data = load_labelled(config, progress=opened.progress)
     batch_size = batch_size_of(config, tiles=len(data.train), world=opened.world)
     steps = max(1, len(epoch_rows(data.train, data.tiles, config, epoch=0)) // batch_size)
 
-    kept = (
-        load_last(opened, config, kind="finetune", fingerprint=data.fingerprint, scale=data.scale) if resume else None
-    )
-    best = None if kept is None else load_best(opened, data)
-    torch.manual_seed(config.seed)
-    start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
+    kept = best = None
+    if start is None:
+        kept = load_last(opened, config, kind="finetune", fingerprint=data.fingerprint, scale=data.scale)
+        best = load_best(opened, data)
+        start = resumed_encoder(kept)
     for line in start.suits(data.scale, size_px=config.data.size_px):
         print(line)
     data = replace(data, warnings=(*data.warnings, *start.doubts(data.scale, size_px=config.data.size_px)))

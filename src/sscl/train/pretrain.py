@@ -27,7 +27,7 @@ from sscl.metrics_log import MetricsLog, MetricsRow
 from sscl.models.checkpoint import Checkpoint, build_checkpoint, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.lora import merged_state
-from sscl.models.start import Start, check_weights, inherit, resumed_encoder, start_encoder
+from sscl.models.start import Start, inherit, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
 from sscl.train import optim
@@ -77,8 +77,6 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
         config, inherited = inherit(config)
         for line in inherited:
             print(line)
-    if not resume:
-        check_weights(config.model)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)
@@ -162,16 +160,19 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
         ValueError: a batch that the ranks or the tiles do not allow; a checkpoint of another configuration.
     """
     check_batch(config.train, world=opened.world)
+    torch.manual_seed(config.seed)
     with ranks.first_on_each_machine():
+        start = None if resume else start_encoder(config.model)  # before the tiles: its weights may not be had
         tiles, source_of, scale = load_sources(config)
     health_tiles = carve_health(tiles, config)
     some = any(source.tiles_per_slide is not None for source in config.data)
     slide_of = slide_numbers(tiles) if some else None
     steps = steps_of(health_tiles.train, source_of, config, slide_of=slide_of)
 
-    kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint, scale=scale) if resume else None
-    torch.manual_seed(config.seed)
-    start = start_encoder(config.model) if kept is None else resumed_encoder(kept)
+    kept = None
+    if start is None:
+        kept = load_last(opened, config, kind="pretrain", fingerprint=tiles.fingerprint, scale=scale)
+        start = resumed_encoder(kept)
     for line in start.suits(scale, size_px=config.data[0].size_px):
         print(line)
     adapt_encoder(start.encoder, config, size_px=config.data[0].size_px)
