@@ -23,6 +23,7 @@ from sscl.report.slide_picture import SQUARE, pyramid
 from sscl.report.slide_record import PredictedSlide
 from sscl.report.slide_strip import groups
 from sscl.slides.deep_zoom import OVERLAP
+from sscl.words import count
 
 BASE_MPP = 4.0  # µm per pixel of the picture in the page; coarser where the page would be too large
 PAGE_BYTES = 19_500_000  # of a page, at most
@@ -82,6 +83,8 @@ class SlideContent:
         base_factor: pixels of level 0 that one pixel of it spans, along x and y.
         pictures: JPEG of tiles, by row, for those of `strip_rows`; without one a tile has no picture in the strip.
         blind: whether the page opens in blind review.
+        predicted: whether these are answers; else the only class is "tissue" (its probability is its share of a tile),
+            or there are no tiles.
     """
 
     record: PredictedSlide
@@ -93,6 +96,7 @@ class SlideContent:
     base_factor: tuple[float, float]
     pictures: Mapping[int, bytes] = field(default_factory=dict)
     blind: bool = False
+    predicted: bool = True
 
 
 def page_of(content: SlideContent, *, served: Base | None = None) -> str:
@@ -107,9 +111,11 @@ def page_of(content: SlideContent, *, served: Base | None = None) -> str:
     if served is None:
         assert content.base is not None
         shown["base"], said = _base(content.base, content.base_factor, most_bytes=PAGE_BYTES - _size_of(shown))
-        notes += [
-            sentence(f"The picture of the slide has {content.base_factor[0] * record.mpp * said:.3g} µm per pixel")
-        ]
+        has = f"{content.base_factor[0] * record.mpp * said:.3g} µm per pixel"
+        notes.append(
+            f"The picture of the slide has {has}; `sscl slides view FOLDER` shows all of its {record.mpp:.3g}, on a "
+            "computer that has the slide."
+        )
     else:
         shown["base"] = served
     style = parts.style(*STYLES)
@@ -126,7 +132,9 @@ def page_of(content: SlideContent, *, served: Base | None = None) -> str:
         data=parts.data(shown),
         record=record,
         notes=notes,
-        facts=_facts(record),
+        facts=_facts(record, predicted=content.predicted),
+        subtitle=subtitle(record, predicted=content.predicted),
+        kept_where="" if served is None else ", at this address and port",
     )
 
 
@@ -175,6 +183,7 @@ def _shown(content: SlideContent) -> dict[str, object]:
         "pictures": {row: base64.b64encode(jpeg).decode() for row, jpeg in content.pictures.items()},
         "damaged": [[damage.x, damage.y] for damage in record.damaged],
         "blind": content.blind,
+        "predicted": content.predicted,
     }
 
 
@@ -233,19 +242,31 @@ def _axis(corners: NDArray[np.int32], footprint: float) -> tuple[float, float, i
     return float(start), side, math.floor((end - start) / side + 0.5) + span, span
 
 
-def _facts(record: PredictedSlide) -> list[tuple[str, str]]:
+def subtitle(record: PredictedSlide, *, predicted: bool) -> str:
+    """Return what was done with a slide, in a line."""
+    if predicted:
+        return f"{count(record.tiles, 'tile')}, classified one by one: no diagnosis of the slide"
+    return f"{count(record.tiles, 'tile')}, nothing predicted" if record.tiles else "nothing predicted"
+
+
+def _facts(record: PredictedSlide, *, predicted: bool) -> list[tuple[str, str]]:
     """Return what is known of the slide and its classifier, a name and a text each."""
-    tile_um = record.size_px * record.tile_mpp
-    decided = "always" if record.decide_from is None else f"from a confidence of {record.decide_from:.3g}"
-    rows = [
-        ("slide", f"{record.width:,} × {record.height:,} px, {record.mpp:.4g} µm per pixel ({record.mpp_from})"),
-        ("tiles", f"{record.tiles:,} of {tile_um:.4g} µm ({record.size_px} px at {record.tile_mpp:g} µm per pixel)"),
-        ("classifier", record.checkpoint),
-        ("answers", decided),
-        ("calibrated", f"temperature {record.temperature:.3g}" if record.calibrated else "no"),
-    ]
+    rows = [("slide", f"{record.width:,} × {record.height:,} px, {record.mpp:.4g} µm per pixel ({record.mpp_from})")]
+    if record.tiles:
+        tile_um = record.size_px * record.tile_mpp
+        scale = f"{record.size_px} px at {record.tile_mpp:g} µm per pixel"
+        rows.append(("tiles", f"{record.tiles:,} of {tile_um:.4g} µm ({scale})"))
+    if predicted:
+        decided = "always" if record.decide_from is None else f"from a confidence of {record.decide_from:.3g}"
+        rows += [
+            ("classifier", record.checkpoint),
+            ("answers", decided),
+            ("calibrated", f"temperature {record.temperature:.3g}" if record.calibrated else "no"),
+            ("regions", f"for QuPath: where a class has a probability of {record.threshold:g} or more"),
+        ]
     if record.most_over > 1:
-        rows.append(("overlap", f"up to {record.most_over} tiles over a place; the map is their mean"))
+        mean = "; the map is their mean" if predicted else ""
+        rows.append(("overlap", f"up to {record.most_over} tiles over a place{mean}"))
     if record.damaged:
-        rows.append(("damaged", f"{len(record.damaged):,} tiles could not be read; they are crossed out"))
+        rows.append(("damaged", f"{count(len(record.damaged), 'tile')} could not be read and are crossed out"))
     return rows

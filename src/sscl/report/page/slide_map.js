@@ -8,7 +8,8 @@ const means = classes.map(() => new Float32Array(cells)); // of each class
 const undecidedOver = new Uint16Array(cells);
 const ramp = bytesOf(content.ramp);
 const LAYER_PREDICTION = "prediction";
-const layer = { show: LAYER_PREDICTION, opacity: 0.55, threshold: 0, smooth: false, undecided: true, on: true };
+// only: the one class of LAYER_PREDICTION that is shown, -1: all.
+const layer = { show: LAYER_PREDICTION, only: -1, opacity: 0.55, threshold: 0, smooth: false, undecided: true, on: true };
 const picture = element("canvas", { width: Math.max(1, columns), height: Math.max(1, rowsOfCells) });
 const hatch = element("canvas", { width: Math.max(1, columns), height: Math.max(1, rowsOfCells) });
 
@@ -48,72 +49,96 @@ function bestOf(cell) {
 // More than half of the tiles over it have no answer.
 const isUndecided = (cell) => 2 * undecidedOver[cell] > over[cell];
 
+/** The class whose probability is shown, -1: the predicted classes. */
+const shownLabel = () => (layer.show === LAYER_PREDICTION ? -1 : Number(layer.show));
+const atLeast = (value, threshold) => value >= threshold - 1e-6;
+
 /** Colour the cells, once after each change; moving and zooming only draw the result. */
 function paint() {
   const colours = new ImageData(picture.width, picture.height);
   const lines = new ImageData(hatch.width, hatch.height);
-  const found = { cells: 0, above: 0, undecided: 0, classes: classes.map(() => 0), regions: 0 };
-  const label = layer.show === LAYER_PREDICTION ? -1 : Number(layer.show);
+  const found = { cells: 0, above: 0, undecided: 0, undecidedAbove: 0, classes: classes.map(() => 0) };
+  const label = shownLabel();
+  const from = countedFrom();
   for (let cell = 0; cell < cells; cell++) {
     if (!over[cell]) continue;
     found.cells++;
     const best = bestOf(cell);
     const value = means[label < 0 ? best : label][cell];
-    if (isUndecided(cell)) {
+    const unsure = isUndecided(cell);
+    if (unsure) {
       found.undecided++;
       if (layer.undecided) lines.data[4 * cell + 3] = 255;
       if (label < 0) continue; // no class is claimed
     }
-    if (value >= content.threshold - 1e-6) found.regions++;
-    if (value < layer.threshold - 1e-6) continue;
-    found.above++;
+    if (atLeast(value, from)) {
+      found.above++;
+      if (unsure) found.undecidedAbove++;
+    }
+    if (!atLeast(value, layer.threshold)) continue;
     found.classes[best]++;
+    if (label < 0 && layer.only >= 0 && best !== layer.only) continue;
     const level = 3 * Math.round(255 * value);
     const colour = label < 0 ? content.colours[best] : ramp.subarray(level, level + 3);
     colours.data.set([colour[0], colour[1], colour[2], 255], 4 * cell);
   }
   picture.getContext("2d").putImageData(colours, 0, 0);
   hatch.getContext("2d").putImageData(lines, 0, 0);
-  showSum(found, label);
+  showAreas(found);
   drawOver();
 }
 
-function showSum(found, label) {
-  const area = (number) => areaText((number * cellWidth * cellHeight * mpp * mpp) / 1e6);
-  const share = (number) => percent(found.cells ? number / found.cells : 0);
-  // Without a threshold, what is above that of the regions: all would say nothing.
-  const [above, from] = layer.threshold > 0 ? [found.above, layer.threshold] : [found.regions, content.threshold];
-  const parts =
+/** From which probability of a class its area counts. Without a threshold, that of the regions: all would say nothing. */
+const countedFrom = () => (layer.threshold > 0 ? layer.threshold : content.threshold);
+
+/** The colours of the map, each with its area; a click on a class shows it alone. */
+function showAreas(found) {
+  const label = shownLabel();
+  const area = (number) => (number * cellWidth * cellHeight * mpp * mpp) / 1e6;
+  const row = (name, number) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, name),
+      element("td", { textContent: areaText(area(number)) }),
+      element("td", { textContent: percent(found.cells ? number / found.cells : 0) }),
+    );
+  const plain = (swatch, text) => element("span", { className: "entry" }, swatch, element("bdi", { textContent: text }));
+  const none = () => element("span", { className: "swatch none" });
+  const rows =
     label < 0
-      ? classes.map((name, at) => [found.classes[at], name]).filter(([number]) => number)
-      : [[above, `${className(label)} ≥ ${from.toFixed(2)}`]];
-  const lines = parts.map(([number, name]) => `${name}: ${area(number)} (${share(number)})`);
-  if (found.undecided) lines.push(`undecided: ${area(found.undecided)} (${share(found.undecided)})`);
-  const title = label < 0 && layer.threshold > 0 ? `, from a confidence of ${layer.threshold.toFixed(2)}` : "";
-  byId("sum").replaceChildren(
-    ...[`Of ${area(found.cells)} in tiles${title}:`, ...lines].map((text) => element("span", {}, element("bdi", { textContent: text }))),
-  );
+      ? classes.map((_, at) => row(classEntry(at), found.classes[at]))
+      : [row(plain(none(), `${className(label)} ≥ ${countedFrom().toFixed(2)}`), found.above)];
+  if (decided.includes(0)) {
+    if (label >= 0) rows.push(row(plain(none(), "undecided part of it"), found.undecidedAbove));
+    rows.push(row(plain(element("span", { className: "swatch hatched" }), label < 0 ? "undecided" : "undecided in all"), found.undecided));
+  }
+  if (content.damaged.length) {
+    const cross = plain(element("span", { className: "swatch crossed", textContent: "✕" }), "could not be read");
+    const number = element("td", { colSpan: 2, textContent: count(content.damaged.length, "tile") });
+    rows.push(element("tr", {}, element("th", { scope: "row" }, cross), number));
+  }
+  const focused = document.activeElement?.dataset?.only;
+  byId("areas").replaceChildren(...rows);
+  if (focused !== undefined) byId("areas").querySelector(`[data-only="${focused}"]`)?.focus();
+  const confident = label < 0 && layer.threshold > 0 ? `, from a ${content.predicted ? "confidence" : "share"} of ${layer.threshold.toFixed(2)}` : "";
+  byId("areas-title").textContent = `Of ${areaText(area(found.cells))} in tiles${confident}`;
 }
 
-function showLegend() {
-  const rows = [];
-  const label = layer.show === LAYER_PREDICTION ? -1 : Number(layer.show);
-  if (label < 0) {
-    for (const [at, name] of classes.entries()) {
-      const swatch = element("span", { className: "swatch" });
-      swatch.style.background = `rgb(${content.colours[at].join(" ")})`;
-      rows.push(element("li", {}, swatch, element("bdi", { textContent: name })));
-    }
-  } else {
-    const strip = element("canvas", { width: 256, height: 1, className: "ramp", "aria-hidden": "true" });
-    const data = new ImageData(256, 1);
-    for (let level = 0; level < 256; level++) data.data.set([...ramp.subarray(3 * level, 3 * level + 3), 255], 4 * level);
-    strip.getContext("2d").putImageData(data, 0, 0);
-    rows.push(element("li", { className: "whole" }, "0", strip, "1"));
-  }
-  if (decided.includes(0)) {
-    rows.push(element("li", {}, element("span", { className: "swatch hatched" }), "undecided"));
-  }
-  if (content.damaged.length) rows.push(element("li", {}, element("span", { className: "swatch crossed", textContent: "✕" }), "could not be read"));
-  byId("legend").replaceChildren(...rows);
+function classEntry(label) {
+  const swatch = element("span", { className: "swatch" });
+  swatch.style.background = `rgb(${content.colours[label].join(" ")})`;
+  if (classes.length < 2) return element("span", { className: "entry" }, swatch, element("bdi", { textContent: className(label) }));
+  const button = element("button", { type: "button", className: "entry", "aria-pressed": String(layer.only === label) }, swatch);
+  button.append(element("bdi", { textContent: className(label) }));
+  button.title = layer.only === label ? "show all classes" : "show this class alone";
+  button.dataset.only = label;
+  return button;
+}
+
+function showRamp() {
+  byId("key").hidden = shownLabel() < 0;
+  const data = new ImageData(256, 1);
+  for (let level = 0; level < 256; level++) data.data.set([...ramp.subarray(3 * level, 3 * level + 3), 255], 4 * level);
+  byId("ramp").getContext("2d").putImageData(data, 0, 0);
 }

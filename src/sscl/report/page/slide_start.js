@@ -5,18 +5,21 @@ function start() {
   loadBlind();
   fillCells();
   fillGroups();
-  const layers = [[LAYER_PREDICTION, "predicted class"], ...classes.map((name, label) => [String(label), `probability of ${name}`])];
+  const [first, of] = content.predicted ? ["predicted class", "probability of"] : ["tiles", "share of"];
+  const layers = [[LAYER_PREDICTION, first], ...classes.map((name, label) => [String(label), `${of} ${name}`])];
   byId("layer").replaceChildren(...layers.map(([value, text]) => element("option", { value, textContent: text })));
   layer.show = content.positive === null ? LAYER_PREDICTION : String(content.positive);
   byId("layer").value = layer.show;
   byId("undecided-line").hidden = !decided.includes(0);
+  root.classList.toggle("bare", !content.predicted);
+  root.classList.toggle("untiled", !total);
   byId("main").hidden = false;
   if (innerWidth < 700) byId("worksheet").open = false; // a phone shows the slide first
   openViewer();
   showBlind();
   if (!blind) sawAll();
   showLooks();
-  showLegend();
+  showRamp();
   paint();
   fillStrip();
   showChosen();
@@ -30,6 +33,13 @@ function showLooks() {
   byId("threshold").value = Math.round(100 * layer.threshold);
   byId("cells").checked = !layer.smooth;
   byId("smooth").checked = layer.smooth;
+  byId("on").checked = layer.on;
+}
+
+function setOn(on) {
+  layer.on = on;
+  showLooks();
+  drawOver();
 }
 
 function setThreshold(value) {
@@ -44,10 +54,13 @@ function setSmooth(smooth) {
   drawOver();
 }
 
+let byPointer = false; // whether mouse or finger did what was done last
+
 function listen() {
   byId("layer").addEventListener("change", (event) => {
     layer.show = event.target.value;
-    showLegend();
+    layer.only = -1;
+    showRamp();
     paint();
   });
   byId("opacity").addEventListener("input", (event) => {
@@ -61,6 +74,13 @@ function listen() {
   byId("smooth").addEventListener("change", () => setSmooth(true));
   byId("undecided").addEventListener("change", (event) => {
     layer.undecided = event.target.checked;
+    paint();
+  });
+  byId("on").addEventListener("change", (event) => setOn(event.target.checked));
+  byId("areas").addEventListener("click", (event) => {
+    const button = event.target.closest("[data-only]");
+    if (button === null) return;
+    layer.only = layer.only === Number(button.dataset.only) ? -1 : Number(button.dataset.only);
     paint();
   });
   byId("in").addEventListener("click", () => viewer.viewport.zoomBy(1.6));
@@ -97,6 +117,11 @@ function listen() {
   });
   byId("reset").addEventListener("click", onReset);
   document.addEventListener("keydown", onKey);
+  document.addEventListener("pointerdown", () => (byPointer = true), true);
+  document.addEventListener("keydown", () => (byPointer = false), true);
+  document.addEventListener("change", ({ target }) => {
+    if (byPointer && target.matches("select")) target.blur(); // so that the page's keys work again
+  });
   addEventListener("resize", () => requestAnimationFrame(drawOver));
   addEventListener("storage", (event) => {
     if (event.key !== KEY) return; // the same slide in another window
@@ -115,6 +140,7 @@ function pan(across, down) {
   viewer.viewport.applyConstraints();
 }
 
+const BESIDE = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const KEYS = {
   ArrowLeft: () => pan(-1, 0),
   ArrowRight: () => pan(1, 0),
@@ -129,12 +155,12 @@ const KEYS = {
   "[": () => setThreshold(layer.threshold - 0.05),
   "]": () => setThreshold(layer.threshold + 0.05),
   c: () => setSmooth(!layer.smooth),
-  h: () => {
-    layer.on = !layer.on;
-    drawOver();
-  },
+  h: () => setOn(!layer.on),
   "?": () => byId("help").showModal(),
 };
+
+// Keys of a slide of which nothing is predicted: all but those of the strip and the worksheet.
+const OF_PREDICTIONS = /^[adun,.0-9]$/;
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
@@ -143,8 +169,10 @@ function onKey(event) {
   if (target === byId("note") && key === "Escape") target.blur();
   if (target.matches("textarea, select, input:not([type=checkbox], [type=range])")) return;
   const small = key.length === 1 ? key.toLowerCase() : key;
-  if (target.matches("input") && small.startsWith("Arrow")) return; // moves the slider
-  if (small in KEYS) KEYS[small]();
+  if (target.matches("input, pre") && /^(Arrow|Home|End|Page)/.test(key)) return; // moves the slider or the text
+  if (!content.predicted && OF_PREDICTIONS.test(small)) return;
+  if (event.shiftKey && key in BESIDE) chooseBeside(...BESIDE[key]);
+  else if (small in KEYS) KEYS[small]();
   else if (chosen < 0) return;
   else if (/^[0-9]$/.test(key) && blind) {
     const text = key === "0" ? CANNOT_TELL : classes[Number(key) - 1];

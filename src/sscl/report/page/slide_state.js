@@ -53,6 +53,31 @@ function tileAt(x, y) {
   return best;
 }
 
+/** The next tile to one side of a tile, -1 without one. */
+function tileBeside(from, across, down) {
+  let best = -1;
+  let nearest = Infinity;
+  for (let index = 0; index < total; index++) {
+    const [dx, dy] = [xOf(index) - xOf(from), yOf(index) - yOf(from)];
+    const along = dx * across + dy * down;
+    const aside = Math.abs(dx * down) + Math.abs(dy * across);
+    if (along <= 0 || aside > along || along + 2 * aside >= nearest) continue;
+    [best, nearest] = [index, along + 2 * aside];
+  }
+  return best;
+}
+
+/** The tile whose middle is nearest to a place, -1 where there are no tiles. */
+function tileNearest(x, y) {
+  let best = -1;
+  let nearest = Infinity;
+  for (let index = 0; index < total; index++) {
+    const distance = Math.hypot(xOf(index) + footprint / 2 - x, yOf(index) + footprint / 2 - y);
+    if (distance < nearest) [best, nearest] = [index, distance];
+  }
+  return best;
+}
+
 /** Where a reader finds a place, in pixels and in millimetres. */
 function placeText(x, y) {
   const [left, top] = content.origin;

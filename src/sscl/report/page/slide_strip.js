@@ -14,7 +14,8 @@ function fillGroups() {
 
 function fillStrip() {
   const group = byId("group").value;
-  byId("group").disabled = blind;
+  byId("group-line").hidden = blind; // its groups tell what is predicted
+  byId("blind-order").hidden = !blind;
   if (blind) stripRows = [...inStrip].sort((a, b) => blindRanks()[a] - blindRanks()[b]);
   else if (group === REVIEWED) stripRows = [...reviews.keys()].map((id) => indexOf.get(id)).filter((index) => index !== undefined);
   else stripRows = content.groups[Number(group)]?.rows ?? [];
@@ -32,7 +33,7 @@ function thumb(index) {
   if (!hidden && facts[index].abstained) dot.classList.add("hatched");
   const text = hidden
     ? [nameOf(index)]
-    : [dot, element("bdi", { textContent: className(tiles[index].prediction) }), ` ${percent(facts[index].confidence)}`];
+    : [dot, element("bdi", { textContent: className(tiles[index].prediction) }), element("span", { className: "confidence", textContent: percent(facts[index].confidence) })];
   const button = element(
     "button",
     { type: "button", className: "thumb" },

@@ -1,11 +1,20 @@
 // The chosen tile: its picture, probabilities, review and note.
 
+const MOST_BARS = 6;
+
 function choose(index, { move = false } = {}) {
   chosen = index;
   if (move) showTile(index);
   showChosen();
   drawOver();
   markStrip();
+}
+
+/** Choose the next tile to one side of the chosen one; without one, that in the middle of the window. */
+function chooseBeside(across, down) {
+  const { clientWidth: width, clientHeight: height } = byId("view");
+  const index = chosen < 0 ? tileNearest(...levelOf(width / 2, height / 2)) : tileBeside(chosen, across, down);
+  if (index >= 0) choose(index, { move: true });
 }
 
 function pictureOf(index) {
@@ -38,7 +47,7 @@ function showChosen() {
   byId("probabilities").hidden = hidden;
   byId("probabilities").replaceChildren(
     byId("probabilities").caption,
-    ...(hidden ? [] : order.slice(0, 8).map((label) => probabilityRow(className(label), probability(chosen, label)))),
+    ...(hidden ? [] : order.slice(0, MOST_BARS).map((label) => probabilityRow(className(label), probability(chosen, label)))),
   );
   const controls = byId("review");
   controls.setAttribute("aria-label", hidden ? "Which class is it?" : "Do you agree with the predicted class?");

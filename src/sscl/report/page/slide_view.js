@@ -1,6 +1,6 @@
 // The slide: OpenSeadragon shows its picture, and over it lie the map, outlines and the scale bar.
 
-const HATCH_PX = 8;
+const HATCH_PX = 9;
 const SCALE_PX = 140; // of the scale bar, at most
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const overCanvas = byId("over");
@@ -23,6 +23,7 @@ function openViewer() {
     showNavigator: innerWidth >= 700,
     navigatorPosition: "TOP_RIGHT",
     navigatorSizeRatio: 0.16,
+    navigatorAutoFade: false,
     animationTime: still ? 0 : 0.5,
     springStiffness: 8,
     visibilityRatio: 0.3,
@@ -42,6 +43,8 @@ function openViewer() {
     },
   });
   viewer.canvas.append(overCanvas); // below the small picture of the slide
+  viewer.canvas.setAttribute("role", "application");
+  viewer.canvas.setAttribute("aria-label", "The slide: arrows move, plus and minus zoom, shift and arrows choose a tile");
   viewer.innerTracker.keyHandler = viewer.innerTracker.keyDownHandler = null; // keys are this page's own
   viewer.addHandler("open", () => {
     showWhole(true);
@@ -96,14 +99,15 @@ function show(x, y, width, height, immediately = false) {
 
 const showWhole = (immediately = false) => show(...content.bounds, immediately);
 
-/** Show a tile with what is around it, unless it is in sight and large enough. */
+/** Show a tile with what is around it, unless its middle is in sight and it is large enough. */
 function showTile(index) {
   if (place === null) return;
   const box = byId("view").getBoundingClientRect();
   const side = footprint * place.scaleX;
   const left = place.left + xOf(index) * place.scaleX;
   const top = place.top + yOf(index) * place.scaleY;
-  if (side >= 24 && left > 0 && top > 0 && left + side < box.width && top + side < box.height) return;
+  const [across, down] = [left + side / 2, top + side / 2];
+  if (side >= 24 && across > 0 && down > 0 && across < box.width && down < box.height) return;
   const around = 4 * footprint;
   show(xOf(index) - around, yOf(index) - around, footprint + 2 * around, footprint + 2 * around);
 }
@@ -153,16 +157,18 @@ function drawMap(pen, width, height, ratio) {
   cut.globalCompositeOperation = "source-in";
   cut.fillStyle = cut.createPattern(hatching(), "repeat");
   cut.fillRect(0, 0, width, height);
+  pen.globalAlpha = Math.min(1, 2 * layer.opacity); // it goes as the map does
   pen.drawImage(between, 0, 0, width, height);
+  pen.globalAlpha = 1;
 }
 
 /** Diagonal lines, black beside white: seen on any colour. */
 function hatching() {
   const canvas = element("canvas", { width: HATCH_PX, height: HATCH_PX });
   const pen = canvas.getContext("2d");
-  for (const [colour, shift] of [["rgb(0 0 0 / 75%)", 0], ["rgb(255 255 255 / 85%)", 1.6]]) {
+  for (const [colour, shift] of [["rgb(0 0 0 / 70%)", 0], ["rgb(255 255 255 / 85%)", 1.5]]) {
     pen.strokeStyle = colour;
-    pen.lineWidth = 1.4;
+    pen.lineWidth = 1.2;
     pen.beginPath();
     for (const from of [-HATCH_PX, 0, HATCH_PX]) {
       pen.moveTo(from - 2 + shift, HATCH_PX + 2);
