@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import forked
 import loss
 import main
 
@@ -51,10 +51,5 @@ def test_a_wrong_loss_shows_as_a_difference(instead):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_of_a_process_is_that_of_the_call():
     code = "import loss, torch; print(loss.peak_of_this_process(lambda: torch.ones(2**24)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(Path(loss.__file__).parent)},
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(code, env={"PYTHONPATH": str(Path(loss.__file__).parent)})
     assert 2**26 <= int(done.stdout) < 2**26 + 2**24, done.stderr

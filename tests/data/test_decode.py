@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import forked
 from sscl.data import decode
 from sscl.data.ingest import decode_tiles
 
@@ -132,12 +132,12 @@ if wait != "killed" and child:
 
 def test_a_killed_ingest_takes_its_workers_along_and_is_done_again(tmp_path):
     paths = save_tiles(tmp_path / "in", 80)
-    child = subprocess.Popen([sys.executable, "-c", INGEST, str(tmp_path), "killed"], stdout=subprocess.PIPE)
+    child = forked.start(INGEST, tmp_path, "killed", stdout=subprocess.PIPE, stderr=sys.__stderr__)
     assert child.stdout is not None
-    assert child.stdout.readline() == b"half way\n"
+    assert child.stdout.readline() == "half way\n"
     workers = workers_of(child.pid)
     assert len(workers) == 2
-    child.send_signal(signal.SIGKILL)
+    child.kill()
     child.wait()
     child.stdout.close()
     (part,) = (tmp_path / "cache").glob("*.tmp")
@@ -153,7 +153,7 @@ def test_a_killed_ingest_takes_its_workers_along_and_is_done_again(tmp_path):
 def test_two_processes_that_ingest_one_folder_at_once_both_get_the_tiles(tmp_path):
     paths = save_tiles(tmp_path / "in", 60)
     go = tmp_path / "go"
-    both = subprocess.Popen([sys.executable, "-c", INGEST, str(tmp_path), str(go)], stdout=subprocess.DEVNULL)
+    both = forked.start(INGEST, tmp_path, go, stdout=sys.__stderr__, stderr=sys.__stderr__)
     time.sleep(0.5)
     go.touch()
     expected = sum(int(decoded(path).sum()) for path in paths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import forked
 from sscl.cli import main
 from sscl.config import DataConfig
 from sscl.data import load
@@ -529,8 +529,7 @@ def test_memory_stays_near_that_of_the_split(tmp_path):
             with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array)
 
-    words = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "large-cache")]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = forked.run(MEASURE, path, tmp_path / "large-cache")
     measured = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("measured")]
     (small, _), (grown, size) = ([int(word) for word in words] for words in measured)
     assert small < 30e6  # nothing of train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 from sscl.data import rows as rows_module
 from sscl.data.rows import Rows
 from sscl.data.tiles import TileStore
@@ -154,7 +154,8 @@ for how in ("file", "mapping"):
 
 def growth(*paths: Path) -> list[float]:
     """MiB that a process grows by while it goes through all tiles of some files, from the files, then as if none."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, paths)], capture_output=True, text=True, check=True)
+    done = forked.run(PROGRAM, *paths)
+    assert done.returncode == 0, done.stderr
     return [float(line) for line in done.stdout.splitlines()]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -15,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import forked
 from sscl.data.csv_files import read_table
 from sscl.data.ingest import decode_tiles
 from sscl.data.tiles import Tiles, epoch_order, place_store
@@ -272,10 +272,10 @@ decode.read_image = slow
 root = Path(sys.argv[1])
 ingest.decode_tiles(sorted((root / "in").iterdir()), size_px=16, root=root, cache_dir=root / "cache")
 """
-    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    child = forked.start(program, tmp_path, stdout=subprocess.PIPE, stderr=sys.__stderr__)
     assert child.stdout is not None
-    assert child.stdout.readline() == b"half way\n"
-    child.send_signal(signal.SIGKILL)
+    assert child.stdout.readline() == "half way\n"
+    child.kill()
     child.wait()
     child.stdout.close()
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".tmp", ".lock"}
