@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,7 +158,8 @@ def test_damaged_tiles_and_slides_are_told_and_the_rest_is_predicted(
     result = ask(slide.parent, f"out={tmp_path / 'all'}", "overlap=0.5")
     assert result.code == 3
     assert [line.split(": ")[1] for line in result.err.splitlines()] == [HOSTILE, "c.svs"]
-    assert f"note: {HOSTILE}: 1 place cannot be decoded" in result.out  # it was left out when the tiles were chosen
+    bad = {row["slide"]: (row["damaged"], row["damaged_places"]) for row in read_rows(tmp_path / "all" / "slides.csv")}
+    assert bad[HOSTILE] == ("8", "1")  # its tissue was not looked for there, so that some tiles are missing besides
     assert (tmp_path / "all" / "a.svs" / "slide.html").read_text().lower().startswith("<!doctype html>")
     assert cli("report", tmp_path / "all").code == 0
     page = (tmp_path / "all" / "report.html").read_text()
@@ -208,3 +213,93 @@ def test_slides_that_moved_are_found_again(ask: Any, slide: Path, tmp_path: Path
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "slides_root=FOLDER" in result.err
     assert ask(index, f"out={tmp_path / 'out'}", f"slides_root={tmp_path / 'moved'}").code == 0
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """All files but env.json, which says when."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "env.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_killed_command_goes_on(ask: Any, cli: Any, tmp_path: Path) -> None:
+    """Killed in the first slide, in the second, before the end: whole slides are kept, and the files are the same."""
+    slides, out = tmp_path / "s", tmp_path / "out"
+    disc = cv2.circle(np.full((128, 128, 3), (240, 239, 241), np.uint8), (64, 64), 56, (190, 120, 170), -1)
+    for name in ("a.svs", "sub/b.svs"):
+        (slides / name).parent.mkdir(parents=True, exist_ok=True)
+        write_levels(slides / name, [encode_level(disc, tile_px=64)], mpp=MPP)
+
+    def predict() -> Any:
+        return ask(slides, f"out={out}")
+
+    def kill_before(name: str, *, seen: int = 0) -> None:
+        """Run it in a child, which is killed before a file of this name takes its place, after so many others."""
+        child = os.fork()
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            return
+
+        def look(event: str, given: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event == "os.rename" and Path(str(given[1])).name == name:
+                seen -= 1
+                if seen < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        predict()
+        os._exit(1)
+
+    assert predict().code == 0
+    expected = content_of(out)
+    shutil.rmtree(out)
+    kill_before("heatmap.png")
+    assert not any(path.name == "slide.json" for path in out.rglob("*/a.svs/*"))
+    kill_before("tiles.csv", seen=1)
+    whole = {path: path.stat().st_mtime_ns for path in (out / "a.svs").iterdir()}
+    kill_before("slides.json")
+    assert not (out / "slides.json").exists()
+    assert "goes on with it" in cli("report", out).err
+    result = predict()
+    assert result.code == 0, result.err
+    assert "kept as they were: 2 slides; predicted now: 0" in result.out
+    assert {path: path.stat().st_mtime_ns for path in (out / "a.svs").iterdir()} == whole
+    assert content_of(out) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "out"}
+    os.utime(slides / "a.svs", (1, 1))  # perhaps of other pixels
+    (slides / "sub" / "b.svs").unlink()
+    result = predict()
+    assert "kept as they were: 0 slides; predicted now: 1" in result.out
+    assert (out / "sub" / "b.svs" / "slide.html").is_file()
+    assert "sub/b.svs" in json.loads((out / "slides.json").read_text())["notes"][-1]
+
+
+def test_other_results_stay(ask: Any, finetuned: Path, slide: Path, tiles: Path, tmp_path: Path) -> None:
+    """Of other settings, of the run trained again, of tiles, of another command; with --overwrite they go."""
+    run, out = shutil.copytree(finetuned, tmp_path / "run"), tmp_path / "out"
+    of_tiles, foreign = tmp_path / "tiles", tmp_path / "foreign"
+    assert ask(slide, f"out={out}", run=run).code == 0
+    assert ask(tiles / "images", f"out={of_tiles}", run=run).code == 0
+    foreign.mkdir()
+    (foreign / "mine.txt").touch()
+    before = content_of(tmp_path)
+    content = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    for words, told in (
+        ((slide, f"out={out}", "threshold=0.6"), "threshold=0.5"),
+        ((slide.parent, f"out={out}"), "paths="),
+        ((slide, f"out={of_tiles}"), "--overwrite"),
+        ((slide, f"out={foreign}"), "not empty"),
+        ((slide, f"out={foreign}", "--overwrite"), "not written by sscl"),
+        ((slide, f"out={slide}"), "would be lost"),
+        ((slide, f"out={slide.parent}"), "paths="),
+    ):
+        result = ask(*words, run=run)
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert told in result.err
+        assert content_of(tmp_path) == before
+    torch.save({**content, "epoch": 7}, run / "checkpoints" / "best.pt")
+    result = ask(slide, f"out={out}", run=run)
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err
+    assert "trained again" in result.err
+    assert ask(slide, f"out={out}", "threshold=0.6", "--overwrite", run=run).code == 0
+    assert json.loads((out / "a.svs" / "slide.json").read_text())["threshold"] == 0.6

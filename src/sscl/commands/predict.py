@@ -31,7 +31,8 @@ from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import precision_notes
 from sscl.places import printable
 from sscl.plots import cam as cam_plots
-from sscl.predict.slides import check_no_slides, predict_slides, threshold_origin
+from sscl.predict.job import check_no_slides, threshold_origin
+from sscl.predict.slides import predict_slides
 from sscl.progress import Bar
 from sscl.records import write_record
 from sscl.report.predicted import FILE, Summary
@@ -300,11 +301,11 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
         fit=config.fit or model.fit,
         changes=dict(tally.changes),
         source_px={str(side): number for side, number in sorted(tally.sides_px.items())},
-        notes=tuple(notes(model, found, tally, config)),
+        notes=tuple(notes(model, tally, config)),
     )
 
 
-def notes(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> list[str]:
+def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     """Return what a reader must know, a sentence each."""
     lines = []
     if config.tta:
@@ -349,7 +350,7 @@ def described(model: api.Model, found: Found, tally: Tally, config: PredictConfi
     used = len(tally.places)
     account = Account("image file", {"all": used}, passed_over=found.passed_over, unusable=len(tally.faults))
     yield account.line("all").strip()
-    for note in notes(model, found, tally, config):
+    for note in notes(model, tally, config):
         yield f"note: {note}"
 
 

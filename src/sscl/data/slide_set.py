@@ -290,7 +290,7 @@ def _found(slides: Sequence[IndexedSlide], slides_root: Path | str | None, *, ro
 
 def unchanged(slide: Slide, path: Path, *, root: Path | str) -> Slide:
     """Return a slide at its path; its content is looked at where it may be another file than the one indexed."""
-    facts = path.stat()
+    facts, changed = path.stat(), slide.mtime_ns
     if path.is_dir() or (facts.st_size, facts.st_mtime_ns) != (slide.size, slide.mtime_ns):
         try:
             now = open_slide(path, name=slide.name, mpp=slide.mpp)
@@ -301,7 +301,8 @@ def unchanged(slide: Slide, path: Path, *, root: Path | str) -> Slide:
                 f"{printable(str(path))}: has changed since {root} was made; run the same {MADE_BY} again, which "
                 "indexes it anew"
             )
-    return slide.model_copy(update={"path": str(path.absolute())})
+        changed = now.mtime_ns
+    return slide.model_copy(update={"path": str(path.absolute()), "mtime_ns": changed})
 
 
 # --- where their pixels are ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,8 @@ from sscl.slides.pixels import Readers
 from sscl.slides.records import Overview, Scaling, Slide
 from sscl.slides.stitch import Cells
 
+TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP = "tiles.csv", "tiles.geojson.gz", "regions.geojson", "heatmap.png"
+FILES = (TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP, PAGE, FILE)  # of a slide
 _MOST_SIDE, _MOST_PIXELS = 16_000, 100_000_000  # of that picture: browsers take no larger one
 
 
@@ -80,27 +83,33 @@ def regions_of(
             yield Region(label, polygons, told)
 
 
-def write_slide(
-    folder: Path,
-    slide: Slide,
-    record: PredictedSlide,
-    answers: Predictions,
-    grid: NDArray[np.int32],
-    cells: Cells,
-    base: Overview,
-    pictures: Mapping[int, bytes],
-) -> PredictedSlide:
-    """Write all files of a slide into its folder, slide.json last, and return that: with its regions counted.
+@dataclass(frozen=True, eq=False)
+class SlideResult:
+    """A predicted slide before its files are written.
 
-    Args:
-        answers: to the tiles of `grid`. pictures: of some of these, by row, JPEG.
+    Attributes:
+        record: slide.json, without its regions. grid: the tiles. answers: to them. cells: of their map.
+        base: the slide in small. pictures: of some tiles, by row, JPEG.
     """
-    folder.mkdir(parents=True)
+
+    slide: Slide
+    record: PredictedSlide
+    grid: Grid
+    answers: Predictions
+    cells: Cells
+    base: Overview
+    pictures: Mapping[int, bytes]
+
+
+def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
+    """Write all files of a slide into its folder, slide.json last, and return that: with its regions counted."""
+    record, slide, answers, cells, grid = result.record, result.slide, result.answers, result.cells, result.grid
+    probabilities = answers.probabilities
     colours = dict(zip(record.classes, record.colours, strict=True))
-    writing.write_csv(folder / "tiles.csv", header_of(record.classes), _rows(grid, answers))
-    measured = {f"probability {name}": answers.probabilities[:, number] for number, name in enumerate(record.classes)}
+    writing.write_csv(folder / TILES, header_of(record.classes), _rows(grid, answers))
+    measured = {f"probability {name}": probabilities[:, number] for number, name in enumerate(record.classes)}
     write_tiles(
-        folder / "tiles.geojson.gz",
+        folder / QUPATH_TILES,
         slide,
         grid[:, :2],
         side=record.footprint,
@@ -108,16 +117,16 @@ def write_slide(
         measurements={**measured, "confidence": answers.confidence},
         colours=colours,
     )
-    regions = list(regions_of(cells, answers.probabilities, record.classes, threshold=record.threshold, mpp=record.mpp))
-    write_regions(folder / "regions.geojson", slide, regions, colours=colours)
+    regions = list(regions_of(cells, probabilities, record.classes, threshold=record.threshold, mpp=record.mpp))
+    write_regions(folder / QUPATH_REGIONS, slide, regions, colours=colours)
     counts = Counter(region.label for region in regions)
     record = record.model_copy(update={"regions": {name: counts[name] for name in record.classes}})
     overlap = f"; where tiles overlap (up to {record.most_over}), their mean" if record.most_over > 1 else ""
     draw_slide(
-        folder / "heatmap.png",
-        base,
+        folder / HEATMAP,
+        result.base,
         cells,
-        answers.probabilities,
+        probabilities,
         name=slide.name,
         classes=record.classes,
         colours=record.colours,
@@ -131,11 +140,11 @@ def write_slide(
         record=record,
         xy=grid[:, :2],
         coverage=grid[:, 2],
-        probabilities=answers.probabilities.astype(np.float32),
+        probabilities=probabilities.astype(np.float32),
         decided=answers.decided,
-        base=base.rgb,
-        base_factor=(base.factor_x, base.factor_y),
-        pictures=pictures,
+        base=result.base.rgb,
+        base_factor=(result.base.factor_x, result.base.factor_y),
+        pictures=result.pictures,
     )
     writing.write_text(folder / PAGE, page_of(content))
     write_record(folder / FILE, record)

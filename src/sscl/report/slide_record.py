@@ -36,8 +36,11 @@ class PredictedSlide(Record):
         positive: the class whose probability a map of two classes shows; None of more than two.
         threshold: probability from which a place is part of a region of a class.
         checkpoint, temperature, calibrated, decide_from, decide_from_method: see `predicted.Summary`.
+        checkpoint_sha256: of its file. parameters: a digest of all that decides the slide's files, by which the same
+            command keeps them.
         tiles: that were predicted. class_counts, undecided, regions: number of each class.
-        damaged: tiles left out. notes: what a reader must know, a sentence each.
+        damaged: tiles left out. damaged_places: where no tissue was looked for, see `SlideEntry`.
+        notes: what a reader must know, a sentence each.
     """
 
     name: str
@@ -61,6 +64,8 @@ class PredictedSlide(Record):
     positive: str | None
     threshold: float
     checkpoint: str
+    checkpoint_sha256: str = ""
+    parameters: str = ""
     temperature: float
     calibrated: bool
     decide_from: float | None
@@ -70,13 +75,15 @@ class PredictedSlide(Record):
     undecided: dict[str, int]
     regions: dict[str, int]
     damaged: tuple[Damage, ...]
+    damaged_places: int = 0
     notes: tuple[str, ...]
 
 
 class SlideLine(Record):
     """A slide of many. status: predicted, no tissue, failed or gone. reason: why it is not predicted.
 
-    tiles, class_counts, undecided: that were predicted. damaged: tiles that could not be read.
+    tiles, class_counts, undecided: that were predicted. damaged: tiles that could not be read. damaged_places: where no
+    tissue was looked for.
     """
 
     name: str
@@ -87,17 +94,20 @@ class SlideLine(Record):
     class_counts: dict[str, int] = Field(default_factory=dict)
     undecided: int = 0
     damaged: int = 0
+    damaged_places: int = 0
 
 
 class PredictedSlides(Record):
     """slides.json: all slides of a folder, and how they were predicted.
 
     Attributes:
-        checkpoint ... decide_from_method: see `predicted.Summary`. mpp: µm per pixel of the tiles.
-        index: the index of their tiles. slides: by name. notes: what a reader must know, a sentence each.
+        checkpoint ... decide_from_method: see `predicted.Summary`. checkpoint_sha256: of its file.
+        mpp: µm per pixel of the tiles. index: the index of their tiles. slides: by name.
+        notes: what a reader must know, a sentence each.
     """
 
     checkpoint: str
+    checkpoint_sha256: str = ""
     epoch: int
     classes: tuple[str, ...]
     size_px: int

@@ -46,6 +46,8 @@ class SlideEntry(Record):
             brought up to date, so not used. "not indexed": in no index.
         reason: why it has no tiles; None where it has.
         notes: what else must be known of its tiles, each a phrase.
+        damaged_places: squares of the slide that could not be decoded when its tissue was looked for: it has no tiles
+            there.
         mpp, size_px: that were asked for.
         slide: None: it could not be opened.
         scaling: how its tiles are read; None: they cannot be.
@@ -59,6 +61,7 @@ class SlideEntry(Record):
     status: Status
     reason: str | None
     notes: tuple[str, ...] = ()
+    damaged_places: int = 0
     mpp: float
     size_px: int
     slide: Slide | None

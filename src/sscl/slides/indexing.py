@@ -175,6 +175,7 @@ def _entry(
     slide: Slide | None = None,
     facts: Facts | None = None,
     notes: tuple[str, ...] = (),
+    damaged_places: int = 0,
     tissue: float | None = None,
     grid: Grid | None = None,
 ) -> SlideEntry:
@@ -184,6 +185,7 @@ def _entry(
         status=status,
         reason=reason,
         notes=notes,
+        damaged_places=damaged_places,
         mpp=wanted.mpp,
         size_px=wanted.size_px,
         slide=slide if facts is None else facts.slide,
@@ -209,7 +211,8 @@ def index_slide(source: Source, facts: Facts, wanted: Wanted) -> Indexed:
 def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> Indexed:
     slide, how, given = facts.slide, facts.scaling, facts.coordinates
     overview = readers.overview(slide, OVERVIEW_MPP)
-    notes: tuple[str, ...] = (f"{count(overview.damaged, 'place')} cannot be decoded",) if overview.damaged else ()
+    damaged = overview.damaged
+    notes: tuple[str, ...] = (f"{count(damaged, 'place')} cannot be decoded",) if damaged else ()
     tissue, reason = None, None
     if given is not None:
         grid = given.grid
@@ -226,7 +229,17 @@ def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> 
         reason = reason if given is None else f"{given.path.name} has no place"
     share = None if tissue is None or status == "failed" else tissue.share
     found = grid if status == "tiles" else None
-    entry = _entry(source, wanted, status=status, reason=reason, facts=facts, notes=notes, tissue=share, grid=found)
+    entry = _entry(
+        source,
+        wanted,
+        status=status,
+        reason=reason,
+        facts=facts,
+        notes=notes,
+        damaged_places=damaged if given is None else 0,
+        tissue=share,
+        grid=found,
+    )
     return Indexed(entry, found, picture)
 
 
