@@ -77,6 +77,7 @@ def test_every_file_is_accepted_and_every_line_says_why(write: Callable[..., Non
     assert Path(found["finetune"].model.weights) == Path(found["pretrain"].run) == Path("sscl-run/pretrain").resolve()
     assert found["eval"].checkpoint == found["gradcam"].checkpoint == found["finetune"].run == found["report"].runs[0]
     assert found["finetune"].train.loss == "weighted_cross_entropy"
+    assert f"sscl predict {Path('sscl-run/finetune').absolute()} SLIDES" in Path("sscl-run/report.yaml").read_text()
     for name in KINDS:
         lines = Path(f"sscl-run/{name}.yaml").read_text(encoding="utf-8").splitlines()
         assert [line for line in lines if not re.search(r"^\w+:$|#", line)] == []

@@ -74,8 +74,10 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     tiles = f"{shown:,} of {total:,} tiles" if shown < total else f"{shown:,} tiles"
     tiles = tiles if not slides_alone else "a link to each slide"
     print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {tiles}); open it in a browser, it works offline")
+    if slides_alone:
+        say_next("slides view", config.runs[0])
     if own is not None:
-        say_next("predict", own, "NEW_TILES")
+        say_next("predict", own, "NEW_TILES_OR_SLIDES")
     return 0
 
 

@@ -49,7 +49,7 @@ def main(config: TrainConfig, *, overwrite: bool = False) -> None:
     if last.entry.command == "pretrain":
         print(next_command("finetune", "LABELLED_TILES", f"from={last.folder}", f"run={folder / 'finetune'}"))
     else:
-        print(next_command("predict", last.folder, "NEW_TILES"))
+        print(next_command("predict", last.folder, "NEW_TILES_OR_SLIDES"))
 
 
 def project_folder(given: str | None) -> Path:

@@ -38,7 +38,7 @@ EXTRAS = {
             "tifffile": "tifffile",
             "h5py": "h5py",
         },
-        "whole slides: sscl slides, and training from them",
+        "whole slides: sscl slides, training from them, and sscl predict",
     ),
     "timm": Extra({"timm": "timm", "huggingface_hub": "huggingface_hub"}, "encoders timm:NAME; export to the hub"),
     "efficientnet": Extra(

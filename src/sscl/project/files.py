@@ -180,4 +180,9 @@ def _results(found: Found, *, out: Path) -> dict[str, str]:
     page = _head(f"Everything on one page, to read offline.{left_out}", "report", out=out)
     page.put("runs", [run, place(out, "pretrain")], "the classifier, and what it started from")
     page.put("out", place(out, "report.html"), "the page")
+    page.note("Afterwards, for whole slides a heatmap, files for QuPath and a page each; then at full resolution:")
+    page.note(f"  sscl predict {shlex.quote(run)} SLIDES out=ANSWERS")
+    page.note("  sscl slides view ANSWERS")
+    if not found.scale.span:
+        page.note("It needs the scale of the tiles: data.mpp (µm per pixel) in pretrain.yaml and finetune.yaml.")
     return {"eval.yaml": evaluated.text(), "gradcam.yaml": maps.text(), "report.yaml": page.text()}
