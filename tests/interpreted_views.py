@@ -7,12 +7,17 @@ variable, it runs the same cases there.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import torch
 
-from sscl import augment, augment_triton
-from sscl.draws import Augmentation, draw
+for module in [*sys.modules]:  # a process that is forked has Triton already
+    if module.split(".")[0] == "triton" and "._C" not in module:
+        del sys.modules[module]
+
+from sscl import augment, augment_triton  # noqa: E402
+from sscl.draws import Augmentation, draw  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEAN, STD = (torch.tensor(x, device=DEVICE) for x in ((0.7, 0.5, 0.65), (0.2, 0.25, 0.2)))

@@ -12,21 +12,23 @@ from typing import Any
 import pytest
 import torch
 
+import forked
 from sscl import augment
 
 pytest.importorskip("triton")
 
 
-def run(**environment: str) -> dict[str, Any]:
-    program = Path(__file__).with_name("interpreted_views.py")
-    done = subprocess.run([sys.executable, program], env={**os.environ, **environment}, capture_output=True, text=True)
+PROGRAM = Path(__file__).with_name("interpreted_views.py")
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
-    return run(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    return result(forked.run(PROGRAM, env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}))
 
 
 def check(found: dict[str, Any]) -> None:
@@ -53,12 +55,13 @@ def test_other_tiles_are_refused(interpreted):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_views_of_the_reference():
-    check(run(TRITON_INTERPRET="0"))
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    check(result(subprocess.run([sys.executable, PROGRAM], env=environment, capture_output=True, text=True)))
 
 
 def test_no_kernel_spills_registers_on_a_card_that_is_not_here():
     script = Path(__file__).resolve().parents[1] / "scripts" / "compile_views"
-    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True)
+    done = forked.run(script, "--quick")
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if "sm_80" in line]
     assert [row[0] for row in rows] == ["warp", "blur_rows", "blur_columns", "colours"]
