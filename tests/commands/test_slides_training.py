@@ -12,6 +12,7 @@ import torch
 
 from slide_cohort import NAMES, TILES, draw, draw_all, level_of, make_index
 from sscl.cli.arguments import is_run
+from sscl.models.checkpoint import load_checkpoint
 
 TIMES = {"seconds", "tiles_per_second", "busy"}
 
@@ -70,6 +71,7 @@ def test_a_damaged_tile_is_said_at_the_end(cli: Any, index: Path, tmp_path: Path
     result = cli.pretrain(tmp_path / "run", *words(one, "data.keep=slides"))
     assert result.code == 0, result.err
     assert "warning: 1 damaged tile of 1 slide (a/one.svs: 1), the first is a/one.svs/32_32" in result.out
+    assert load_checkpoint(tmp_path / "run", tensors=False).damaged == (9,)
 
 
 def test_a_classifier_learns_from_slides_and_is_told_which_pretraining_has_seen(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from slide_cohort import draw, level_of, truth
+from sscl.data.rows import Rows
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import DamagedTile, Readers
 from sscl.slides.places import Places
@@ -125,6 +126,22 @@ def test_more_than_one_in_a_hundred_damaged_tiles_of_a_slide_are_refused() -> No
         pixels_at(pixels, np.arange(300, 600))
     with pytest.raises(DamagedTile, match="/slides/b"):
         pixels_at(streamed(Pattern(bad), replace=False), np.arange(900))
+
+
+def test_damage_that_others_have_read_counts_too() -> None:
+    """Two ranks read two damaged tiles of a slide each, and an earlier run one of another: rows of a set in an order of
+    its own."""
+    bad = {("b", 10 * k, (299 - k) % 7) for k in (20, 40, 60, 80)}
+    order = np.random.default_rng(2).permutation(900)
+    ranks = [Rows([streamed(Pattern(bad), threads=1)]).select(order) for _ in range(2)]
+    whole = np.isin(order, [599 - k for k in (20, 40, 60, 80)])
+    for part, rows in zip(np.array_split(np.flatnonzero(whole), 2), ranks, strict=True):
+        rows[part]
+        assert rows.damaged() == tuple(part)
+    ranks[0].count_damaged(np.flatnonzero(order == 700).tolist())
+    assert len(ranks[0].damaged()) == 3
+    with pytest.raises(SlideError, match="/slides/b: 4 of its 300 tiles are damaged"):
+        ranks[0].count_damaged(ranks[1].damaged())
 
 
 @pytest.mark.parametrize(("reader", "many"), [("jpeg", 1000), ("openslide", 300)])

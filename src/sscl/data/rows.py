@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -22,6 +22,13 @@ class Pixels(Protocol):
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(n, H, W, 3)."""
+
+    @property
+    def damaged(self) -> Collection[int]:
+        """The rows that were found damaged so far; others stand for them."""
+
+    def count_damaged(self, rows: Sequence[int]) -> None:
+        """Count rows as damaged that another process, or an earlier run, found so; raise where they are too many."""
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
         """Write row `rows[i]` to `out[places[i]]`."""
@@ -122,6 +129,25 @@ class Rows:
     def notes(self) -> list[str]:
         """Return what a reader must know of the tiles that were read so far, a sentence each."""
         return [note for array in self._arrays if not isinstance(array, _Array) for note in array.notes()]
+
+    def damaged(self) -> tuple[int, ...]:
+        """Return which of these rows were found damaged so far."""
+        starts = zip(self._starts[:-1].tolist(), self._arrays, strict=True)
+        found = [first + row for first, part in starts if not isinstance(part, _Array) for row in part.damaged]
+        return tuple(np.flatnonzero(np.isin(self._order, found)).tolist()) if found else ()
+
+    def count_damaged(self, rows: Sequence[int]) -> None:
+        """Count rows as damaged that another process, or an earlier run, found so.
+
+        Raises:
+            ValueError: they are too many of a slide.
+        """
+        chosen = self._order[np.array(rows, dtype=np.int64)]
+        part_of = np.searchsorted(self._starts, chosen, side="right") - 1
+        for number in np.unique(part_of):
+            part = self._arrays[number]
+            assert not isinstance(part, _Array)
+            part.count_damaged((chosen[part_of == number] - self._starts[number]).tolist())
 
     def line(self, y: int) -> NDArray[np.uint8]:
         """Return the pixels in line `y` of every tile, (N, W, 3), of arrays; hardly anything else is read."""

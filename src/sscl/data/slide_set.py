@@ -33,7 +33,7 @@ from sscl.slides.libraries import openslide
 from sscl.slides.open import open_slide
 from sscl.slides.places import Places, TileIds
 from sscl.slides.records import Slide, SlideError
-from sscl.slides.stream import SlidePixels, damage
+from sscl.slides.stream import SlidePixels
 from sscl.words import count, listed, readable, short
 
 Keep = Literal["auto", "slides", "cache"]
@@ -316,10 +316,12 @@ class KeptPixels:
         damaged: rows that hold the slide's next tile; where `slides` replaces none, these are read from the slides.
     """
 
-    def __init__(self, tiles: NDArray[np.uint8], slides: SlidePixels, *, damaged: frozenset[int]) -> None:
-        self._tiles, self._slides, self._damaged = Rows([tiles]), slides, damaged
-        self._bad = np.array(sorted(damaged), dtype=np.int64)
-        self.shape = slides.shape
+    def __init__(self, tiles: NDArray[np.uint8], slides: SlidePixels, *, damaged: Sequence[int]) -> None:
+        self._tiles, self._slides = Rows([tiles]), slides
+        self._bad = np.array(damaged, dtype=np.int64)
+        self.shape, self.damaged, self.notes = slides.shape, slides.damaged, slides.notes
+        self.digests, self.count_damaged = slides.digests, slides.count_damaged
+        self.count_damaged(damaged)
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
         """Write row `rows[i]` to `out[places[i]]`."""
@@ -329,14 +331,6 @@ class KeptPixels:
             out[places] = self._tiles[rows]
         if len(self._bad) and not self._slides.replace and (bad := np.isin(rows, self._bad)).any():
             self._slides.read(rows[bad], out, places=places[bad])  # an error, or what could not be read before
-
-    def digests(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Return the digests of the tiles at `rows`, as those of the slides."""
-        return self._slides.digests(rows)
-
-    def notes(self) -> list[str]:
-        """Return what a reader must know of the tiles, a sentence each."""
-        return damage(self._slides.places, self._damaged)
 
 
 def _placed(
@@ -352,8 +346,7 @@ def _placed(
         return Rows([streamed]), f"read from the slides ({why})"
     filling = SlidePixels(streamed.slides, places, replace=True)
     images, notes = noted_tiles(key, streamed.shape, _filler(filling, progress=progress), cache_dir=cache_dir)
-    damaged = frozenset(int(row) for row in notes)
-    return Rows([KeptPixels(images, streamed, damaged=damaged)]), f"cached ({readable(size)})"
+    return Rows([KeptPixels(images, streamed, damaged=[int(row) for row in notes])]), f"cached ({readable(size)})"
 
 
 def _chosen(size: int, file: Path) -> tuple[Literal["slides", "cache"], str]:

@@ -57,6 +57,7 @@ class Checkpoint:
         fingerprint: of the training tiles, see `Tiles.fingerprint`.
         precision: fp32, bf16 or fp16.
         lineage: data sections of the earlier runs behind its starting weights, oldest first.
+        damaged: places of its training tiles that could not be read, so that others of the slide stood for them.
         encoder: its tensors.
         head: those of the classifier's linear layer (finetune).
         model, optimizer, scaler: what resuming needs; in last.pt, which of finetune has no encoder and head besides.
@@ -82,6 +83,7 @@ class Checkpoint:
     fingerprint: str
     precision: PrecisionName
     lineage: tuple[DataConfig | SourceConfig, ...]
+    damaged: tuple[Annotated[int, Field(ge=0)], ...] = ()
     encoder: TensorDict = field(default_factory=dict, repr=False)
     head: TensorDict = field(default_factory=dict, repr=False)
     model: TensorDict = field(default_factory=dict, repr=False)

@@ -98,7 +98,16 @@ class SlidePixels:
 
     def notes(self) -> list[str]:
         """Return what a reader must know of the tiles that were read, a sentence each."""
-        return damage(self.places, self.damaged)
+        found = np.array(sorted(self.damaged), dtype=np.int64)
+        if not len(found):
+            return []
+        numbers, often = np.unique(self.places.slide_of(found), return_counts=True)
+        shown = [f"{self.places.names[i]}: {bad:,}" for i, bad in zip(numbers[:_NAMED], often, strict=False)]
+        more = [f"{len(numbers) - _NAMED:,} more"] if len(numbers) > _NAMED else []
+        return [
+            f"{count(len(found), 'damaged tile')} of {count(len(numbers), 'slide')} ({listed([*shown, *more])}), the "
+            f"first is {self.places.ids(found[:1])[0]}: the slide's next tile was taken instead"
+        ]
 
     def _read_piece(self, rows: NDArray[np.int64], out: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
         """Write tiles that are sorted by slide."""
@@ -130,35 +139,28 @@ class SlidePixels:
                 self._read_slide(np.array([tried]), out)
                 return
             except DamagedTile as error:
-                self._count(tried, number, error)
+                self.count_damaged([tried], why=error.why)
         raise AssertionError("a slide of damaged tiles was not refused")
 
-    def _count(self, row: int, number: int, error: DamagedTile) -> None:
-        """Note a damaged tile; raise SlideError where they are too many of its slide."""
-        first, end = self.places.starts[number : number + 2].tolist()
+    def count_damaged(self, rows: Iterable[int], *, why: str = "") -> None:
+        """Count tiles as damaged, also those that another process found so.
+
+        Raises:
+            SlideError: they are too many of a slide.
+        """
         with self._lock:
-            self.damaged.add(row)
-            found = sum(first <= other < end for other in self.damaged)
-        if found > max(1, MOST_DAMAGED * (end - first)):
-            raise SlideError(
-                f"{printable(error.slide)}: {found:,} of its {end - first:,} tiles are damaged, more than "
-                f"{MOST_DAMAGED:.0%} (the last at x={error.x}, y={error.y}: {error.why}); copy the slide again, or "
-                "move it away, and run the same sscl slides tile again"
-            ) from error
-
-
-def damage(places: Places, rows: Iterable[int]) -> list[str]:
-    """Return the sentence on damaged tiles, for which the slide's next tile was taken; none where there are none."""
-    found = np.array(sorted(rows), dtype=np.int64)
-    if not len(found):
-        return []
-    slides, often = np.unique(places.slide_of(found), return_counts=True)
-    shown = [f"{places.names[slide]}: {number:,}" for slide, number in zip(slides[:_NAMED], often, strict=False)]
-    more = [f"{len(slides) - _NAMED:,} more"] if len(slides) > _NAMED else []
-    return [
-        f"{count(len(found), 'damaged tile')} of {count(len(slides), 'slide')} ({listed([*shown, *more])}), the first "
-        f"is {places.ids(found[:1])[0]}: the slide's next tile was taken instead"
-    ]
+            self.damaged.update(rows)
+            found = np.array(sorted(self.damaged), dtype=np.int64)
+        numbers, often = np.unique(self.places.slide_of(found), return_counts=True)
+        tiles = np.diff(self.places.starts)[numbers]
+        for number, bad, of in zip(numbers.tolist(), often.tolist(), tiles.tolist(), strict=True):
+            if bad > max(1, MOST_DAMAGED * of):
+                x, y = self.places.xy[found[self.places.slide_of(found) == number][-1]]
+                raise SlideError(
+                    f"{printable(self.slides[number][0].path)}: {bad:,} of its {of:,} tiles are damaged, more than "
+                    f"{MOST_DAMAGED:.0%} (such as x={x}, y={y}{why and f': {why}'}); copy the slide again, or move it "
+                    "away, and run the same sscl slides tile again"
+                )
 
 
 def _key(slide: Slide, scaling: Scaling) -> int:

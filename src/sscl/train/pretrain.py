@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from sscl import augment, ranks, writing
 from sscl.config import PretrainConfig
+from sscl.data.rows import Images
 from sscl.data.scale import Scale
 from sscl.data.sources import epoch_rows, load_sources, slide_numbers, source_key, steps_of
 from sscl.data.split import occurrences
@@ -89,6 +90,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     with bar, profile, Writer() as writer:
         for epoch in range(job.first_epoch, last_epoch):
             means = train_epoch(job, epoch, bar=bar, profile=profile)
+            count_damage(job.tiles.images)
             if log is None:
                 continue
             measure = pace.due(last=epoch + 1 == last_epoch)
@@ -102,14 +104,13 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             if measure and epoch + 1 < last_epoch:
                 draw_pretraining(log.rows, opened.folder / "curves.png")
                 pace.measured()
-    notes = dict.fromkeys(note for of in ranks.from_all(as_rows(job.tiles.images).notes()) for note in of)
     if log is not None:
         log.close()
         draw_pretraining(log.rows, opened.folder / "curves.png")  # even where a killed run had done all epochs
         with writing.replacing(opened.folder / "encoder.pt") as temporary:  # the encoder alone, by torchvision's names
             torch.save({key: x.cpu().contiguous() for key, x in merged_state(job.model.encoder).items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
-        for note in notes:
+        for note in as_rows(job.tiles.images).notes():
             print(f"warning: {note}")
         ended = end_run(opened, config, epochs=max(last_epoch, job.first_epoch))
         print_summary(log.rows, opened.folder, config=config, pace=pace, finished=ended.final)
@@ -198,6 +199,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     store = place_store(tiles.images, device=opened.device, budget_gb=budget_gb)
 
     if kept is not None:
+        as_rows(tiles.images).count_damaged(kept.damaged)
         restore(kept, opened.folder, model=model, optimizer=optimizer, scaler=scaler)
     views = Views(
         augmentation=Augmentation(**config.augment.model_dump()),
@@ -326,6 +328,18 @@ def train_epoch(job: Pretraining, epoch: int, *, bar: Bar, profile: Profile) -> 
 # --- after an epoch ---
 
 
+def count_damage(images: Images) -> None:
+    """Have each rank count the damaged tiles that any of them has read.
+
+    Raises:
+        ValueError: they are too many of a slide.
+    """
+    rows = as_rows(images)
+    if rows.made:
+        for found in ranks.from_all(rows.damaged()):
+            rows.count_damaged(found)
+
+
 def metrics_row(job: Pretraining, epoch: int, means: EpochMeans, *, measure: bool, pace: Pace) -> MetricsRow:
     """Return the epoch's row of metrics.jsonl; with `measure`, the health metrics of the encoder as it is now.
 
@@ -380,6 +394,7 @@ def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
     whole = replace(
         blank,
         epoch=epoch + 1,
+        damaged=as_rows(job.tiles.images).damaged(),
         encoder=merged_state(job.model.encoder),
         model=job.model.state_dict(),
         optimizer=job.optimizer.state_dict(),
