@@ -169,6 +169,25 @@ class Model:
                 probabilities = calibration.softmax(logits, temperature=self.temperature)
             yield batch, probabilities
 
+    def stream_maps(
+        self, tiles: Generator[files.Batch, None, None], *, classes: Sequence[int], kind: MapKind
+    ) -> Generator[tuple[files.Batch, NDArray[np.float32]], None, None]:
+        """Yield batches of tiles as for `stream_tiles`, and their raw maps enlarged to the tile, (B, S, S).
+
+        Args:
+            classes: whose logit is explained, then those it is compared with: the same for all tiles.
+        """
+        mean, std = self._normalisation
+        with contextlib.closing(tiles):
+            for batch in tiles:
+                of_batch = torch.tensor([list(classes)]).expand(len(batch.rows), -1)
+                images = upload(self._as_in_training(batch).pixels, self.device)
+                heats = heatmaps_of_batches(
+                    self.classifier, [(images, of_batch)] if len(batch.rows) else [], mean=mean, std=std, kind=kind
+                )
+                whole = [heat.enlarged for heat in heats]
+                yield batch, np.stack(whole) if whole else np.empty((0, self.size_px, self.size_px), np.float32)
+
     def explain(
         self,
         images: Images,
@@ -279,9 +298,7 @@ class Model:
             for batch in tiles:
                 found = torch.empty(0)
                 if len(batch.rows):
-                    if self.stain != "none":
-                        whole = normalise_stain(batch.images, method=self.stain)
-                        batch = replace(batch, pixels=torch.from_numpy(whole))
+                    batch = self._as_in_training(batch)
                     found = features.forward(
                         module,
                         upload(batch.pixels, self.device),
@@ -296,6 +313,12 @@ class Model:
                     yield _arrived(*coming.popleft())
         while coming:
             yield _arrived(*coming.popleft())
+
+    def _as_in_training(self, batch: files.Batch) -> files.Batch:
+        """Return a batch with the stain normalised as in training."""
+        if self.stain == "none" or not len(batch.rows):
+            return batch
+        return replace(batch, pixels=torch.from_numpy(normalise_stain(batch.images, method=self.stain)))
 
     def answers(self, names: Sequence[str], probabilities: FloatArray) -> Predictions:
         """Return what it says of tiles by their probabilities, (N, K): their classes, and whether it abstains."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sscl.predict.outputs import regions_of
-from sscl.slides.stitch import cells_of
+from sscl.slides.stitch import cells_of, mean_map
 
 
 @pytest.mark.parametrize(("step", "footprint"), [(40.0, 40.0), (20.0, 40.0), (28.0, 40.0), (40.3, 40.3)])
@@ -45,3 +45,24 @@ def test_regions_are_connected_places_with_holes_and_their_area() -> None:
     assert len(other.polygons[0]) == 2  # its hole
     assert one.measurements == pytest.approx({"area mm²": 1.0, "mean probability": 0.8})
     assert other.measurements == pytest.approx({"area mm²": 7.0, "mean probability": 0.9})
+
+
+def test_maps_of_overlapping_tiles_fade_into_each_other_and_none_is_scaled() -> None:
+    rng = np.random.default_rng(0)
+    places = [(left, top) for top in (-5, 3, 11) for left in (-8, 0, 8, 16)]
+    maps = [rng.normal(size=(16, 16)).astype(np.float32) for _ in places]
+    found, counts = mean_map(zip(places, maps, strict=True), height=20, width=28)
+    weight = [np.sin(np.pi * (at + 0.5) / 16) ** 2 for at in range(16)]
+    for row in range(20):
+        for column in range(28):
+            over = [
+                (weight[row - y] * weight[column - x], tile[row - y, column - x])
+                for (x, y), tile in zip(places, maps, strict=True)
+                if 0 <= row - y < 16 and 0 <= column - x < 16
+            ]
+            assert counts[row, column] == len(over)
+            shares, values = zip(*over, strict=True)
+            assert found[row, column] == pytest.approx(np.average(values, weights=shares), abs=1e-5)
+    alone, counts = mean_map([((2, 1), 5 * maps[0]), ((40, 0), maps[0])], height=20, width=28)
+    assert np.allclose(alone[1:17, 2:18], 5 * maps[0])
+    assert np.array_equal(np.isnan(alone), counts == 0)

@@ -73,6 +73,11 @@ class PredictConfig(Section):
     threshold: float = setting(
         0.5, "of slides: probability from which a place is part of a region of a class", ge=0.5, lt=1
     )
+    cam: bool | tuple[int, int, int, int] = setting(
+        False,
+        "of slides: heatmap of a region, the mean of overlapping tiles, made as gradcam says; true = where the class "
+        "it explains is most probable; or [x, y, width, height], pixels at full resolution",
+    )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Precision = setting("auto", PRECISION)
@@ -84,3 +89,16 @@ class PredictConfig(Section):
         if not isinstance(value, int):
             raise ValueError(f"must be true, false, or a number of tiles, got {shown(value)}")
         return value
+
+    @field_validator("cam", mode="before")
+    @classmethod
+    def _a_region(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        numbers = [one for one in value if type(one) is int] if isinstance(value, (list, tuple)) else []
+        if len(numbers) != 4 or len(value) != 4 or min(numbers[:2]) < 0 or min(numbers[2:]) < 1:
+            raise ValueError(
+                "must be true, false, or [x, y, width, height], four whole numbers of pixels at full resolution, x and "
+                f"y 0 or more, width and height 1 or more, got {shown(value)}"
+            )
+        return tuple(numbers)

@@ -92,7 +92,7 @@ def draw_slide(
     draw = ImageDraw.Draw(sheet)
     top = size[1] + 8
     microns = overview.mpp / times
-    _scale_bar(draw, sheet.width, top, microns=microns)
+    scale_bar(draw, sheet.width, top, microns=microns)
     draw_text(draw, (8, top), printable(name), size=16, width=sheet.width - 300)
     for row, number in enumerate(shown, start=1):
         at = top + row * _LINE
@@ -159,7 +159,8 @@ def _gradient(sheet: Image.Image, at: tuple[int, int], colour: tuple[int, int, i
     sheet.paste(Image.fromarray(np.repeat(strip, 15, axis=0)), at)
 
 
-def _scale_bar(draw: ImageDraw.ImageDraw, right: int, top: int, *, microns: float) -> None:
+def scale_bar(draw: ImageDraw.ImageDraw, right: int, top: int, *, microns: float) -> None:
+    """Draw a scale bar that ends at x = right - 12. microns: of a pixel."""
     bar = round_length(260 * microns)
     left = right - 12 - round(bar / microns)
     draw.line((left, top + 4, right - 12, top + 4), fill="black", width=4)

@@ -18,7 +18,7 @@ from sscl.config import PredictConfig, plain, read_yaml
 from sscl.places import printable
 from sscl.predict.cohort import Cohort, SlideToPredict
 from sscl.predict.job import Job
-from sscl.predict.outputs import FILES
+from sscl.predict.outputs import CAM_FILES, FILES
 from sscl.records import read_record
 from sscl.report import predicted
 from sscl.report.slide_record import ALL, FILE, MADE_BY, PredictedSlide
@@ -67,7 +67,7 @@ def kept(folder: Path, cohort: Cohort, job: Job) -> dict[str, PredictedSlide]:
     Raises:
         ValueError: it has slides that another classifier predicted.
     """
-    found = {}
+    found, files = {}, FILES if job.plan is None else (*FILES, *CAM_FILES)
     for one in cohort.slides:
         try:
             record = read_record(PredictedSlide, folder / one.slide.name / FILE, made_by=MADE_BY)
@@ -78,7 +78,7 @@ def kept(folder: Path, cohort: Cohort, job: Job) -> dict[str, PredictedSlide]:
                 f"out: {folder} has slides that {record.checkpoint} predicted before it was trained again; give "
                 "--overwrite to predict all slides anew, or another out"
             )
-        whole = all((folder / one.slide.name / name).is_file() for name in FILES)
+        whole = all((folder / one.slide.name / name).is_file() for name in files)
         if whole and record.parameters == parameters_of(job, one, cohort):
             found[one.slide.name] = record
     return found

@@ -14,13 +14,14 @@ from sscl.config import PredictConfig, plain
 from sscl.data.scale import differ
 from sscl.models.checkpoint import checkpoint_file, unfinished_notes
 from sscl.models.classifier import precision_notes
+from sscl.predict.cam import Plan, plan_of
 from sscl.report.slide_record import NO_DIAGNOSIS, STANDING
 from sscl.slides.index import Index
 
-OF_TILES = ("panels", "fit", "gradcam")
+OF_TILES = ("panels", "fit")
 OF_SLIDES = ("slides_csv", "slide_mpp", "min_coverage", "overlap")
 OF_INDEX = "slides_root"
-OF_BOTH = "threshold"
+OF_BOTH = ("threshold", "cam")
 _AT_ONCE = 2**22  # bytes
 
 
@@ -31,6 +32,7 @@ class Job:
     Attributes:
         model: the classifier. sha256: of its checkpoint file.
         mpp: µm per pixel of the tiles.
+        plan: of the heatmap of a region; None: none is wanted.
         notes: what a reader must know of all slides, a sentence each.
     """
 
@@ -38,6 +40,7 @@ class Job:
     config: PredictConfig
     sha256: str
     mpp: float
+    plan: Plan | None
     notes: tuple[str, ...]
 
 
@@ -45,14 +48,15 @@ def job_of(model: Model, config: PredictConfig) -> Job:
     """Return how slides are predicted.
 
     Raises:
-        ValueError: the µm per pixel of the tiles are not known.
+        ValueError: the µm per pixel of the tiles are not known; the classifier has no such heatmap.
     """
-    mpp = wanted_mpp(model, config)
+    mpp, plan = wanted_mpp(model, config), plan_of(model, config)
     digest = hashlib.sha256()
     with checkpoint_file(config.checkpoint, key="checkpoint").open("rb") as file:
         while part := file.read(_AT_ONCE):
             digest.update(part)
-    return Job(model, config, digest.hexdigest(), mpp, tuple(notes_of(model, config, mpp=mpp)))
+    notes = [*notes_of(model, config, mpp=mpp), *([] if plan is None else [plan.note])]
+    return Job(model, config, digest.hexdigest(), mpp, plan, tuple(notes))
 
 
 def check_keys(config: PredictConfig, *, index: str | None) -> None:
@@ -74,7 +78,7 @@ def check_keys(config: PredictConfig, *, index: str | None) -> None:
 def check_no_slides(config: PredictConfig) -> None:
     """Raise ValueError where a key of slides is given for tiles."""
     given = plain(config)
-    for key in (*OF_SLIDES, OF_INDEX, OF_BOTH):
+    for key in (*OF_SLIDES, OF_INDEX, *OF_BOTH):
         if given[key] != PredictConfig.model_fields[key].default:
             raise ValueError(f"{key}: is of whole slides, and {config.paths[0]} is none; leave {key} out")
 

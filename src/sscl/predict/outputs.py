@@ -16,9 +16,11 @@ from PIL import Image
 from sscl import writing
 from sscl.answers import Predictions
 from sscl.plots.slide import draw_slide
+from sscl.plots.slide_cam import draw_cam
+from sscl.predict.cam import RegionMap
 from sscl.records import write_record
 from sscl.report.slide_page import BASE_MPP, SlideContent, page_of
-from sscl.report.slide_record import FILE, PAGE, PredictedSlide
+from sscl.report.slide_record import CAM_FILE, FILE, PAGE, PredictedSlide, SlideCam
 from sscl.report.slide_strip import strip_rows
 from sscl.slides.geojson import Region, write_regions, write_tiles
 from sscl.slides.index import Grid
@@ -26,9 +28,12 @@ from sscl.slides.outlines import outlines
 from sscl.slides.pixels import Readers
 from sscl.slides.records import Overview, Scaling, Slide
 from sscl.slides.stitch import Cells
+from sscl.words import count
 
 TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP = "tiles.csv", "tiles.geojson.gz", "regions.geojson", "heatmap.png"
 FILES = (TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP, PAGE, FILE)  # of a slide
+CAM_PICTURE = "cam.png"
+CAM_FILES = (CAM_PICTURE, CAM_FILE)  # and these, with a heatmap of a region
 _MOST_SIDE, _MOST_PIXELS = 16_000, 100_000_000  # of that picture: browsers take no larger one
 
 
@@ -89,7 +94,7 @@ class SlideResult:
 
     Attributes:
         record: slide.json, without its regions. grid: the tiles. answers: to them. cells: of their map.
-        base: the slide in small. pictures: of some tiles, by row, JPEG.
+        base: the slide in small. pictures: of some tiles, by row, JPEG. cam: the heatmap of a region; None: none.
     """
 
     slide: Slide
@@ -99,6 +104,7 @@ class SlideResult:
     cells: Cells
     base: Overview
     pictures: Mapping[int, bytes]
+    cam: RegionMap | None
 
 
 def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
@@ -136,6 +142,8 @@ def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
             "For research use, no diagnosis. Tissue of no class is given one, too.",
         ],
     )
+    if result.cam is not None:
+        write_cam(folder, record, result.cam)
     content = SlideContent(
         record=record,
         xy=grid[:, :2],
@@ -145,10 +153,50 @@ def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
         base=result.base.rgb,
         base_factor=(result.base.factor_x, result.base.factor_y),
         pictures=result.pictures,
+        cam=None if result.cam is None else result.cam.values,
     )
     writing.write_text(folder / PAGE, page_of(content))
     write_record(folder / FILE, record)
     return record
+
+
+def write_cam(folder: Path, record: PredictedSlide, cam: RegionMap) -> None:
+    """Write the heatmap of a region: the picture cam.png, and its numbers, cam.npz."""
+    said = cam.record
+    colours = dict(zip(record.classes, record.colours, strict=True))
+    draw_cam(
+        folder / CAM_PICTURE,
+        cam.rgb,
+        cam.values,
+        name=record.name,
+        title=f"{said.method} of {said.layer}: {said.explained}",
+        ends=(said.label, said.against[0] if len(said.against) == 1 else None),
+        colours=colours,
+        scale_end=said.scale_end,
+        unit=said.unit,
+        mpp=said.mpp,
+        notes=notes_of_cam(said),
+    )
+    np.savez_compressed(
+        folder / CAM_FILE,
+        map=cam.values.astype(np.float32),
+        tiles=cam.counts,
+        corner=np.array([said.x, said.y]),
+        factor=np.array(said.factor),
+        mpp=np.array(said.mpp),
+    )
+
+
+def notes_of_cam(said: SlideCam) -> list[str]:
+    """Return the lines below the picture of a region."""
+    damaged = f", {said.damaged} could not be read" if said.damaged else ""
+    return [
+        f"x {said.x:,}, y {said.y:,}, {said.width:,} x {said.height:,} px of full resolution; {said.mpp:.3g} µm/px; "
+        f"a cell of a tile's map is {said.cell_um:.3g} µm",
+        f"mean of {count(said.tiles, 'tile')}, up to {said.most_over} over a place{damaged}; a tile counts less "
+        "towards its border, and none is scaled by itself",
+        "For research use, no diagnosis. It says where the score comes from, not where the lesion is.",
+    ]
 
 
 def header_of(classes: tuple[str, ...]) -> list[str]:

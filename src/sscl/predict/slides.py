@@ -19,6 +19,7 @@ from sscl.models.checkpoint import run_of
 from sscl.places import printable
 from sscl.plots.slide import class_colours
 from sscl.predict.account import SHOWN, described, summary, table_of, trouble
+from sscl.predict.cam import check_region, region_map
 from sscl.predict.cohort import INDEX, Cohort, Listed, SlideToPredict, index_slides, read_cohort
 from sscl.predict.folder import begin, kept, left_over, parameters_of, start_of
 from sscl.predict.job import Job, check_index, check_keys, job_of, threshold_origin
@@ -56,11 +57,13 @@ def predict_slides(model: Model, config: PredictConfig, *, index: str | None, ov
     if index is not None:
         cohort = read_cohort(Path(index), slides_root=config.slides_root)
         check_index(cohort.index, index, job)
+        check_regions(job, cohort)
     with writing.holding(out), contextlib.ExitStack() as stack:
         start = start_of(out, config, overwrite=overwrite)
         folder = out if start == "again" else stack.enter_context(run.whole_folder(out, config, overwrite=overwrite))
         if index is None:
             listed = index_slides(config, job, folder=folder, out=out)
+            check_regions(job, read_cohort(folder / INDEX))
         if start == "new":  # from here on each slide that is done stays, whatever happens
             stack.close()
             folder = out
@@ -87,6 +90,13 @@ def predict_slides(model: Model, config: PredictConfig, *, index: str | None, ov
     for text in troubles:
         print(f"sscl: {text}", file=sys.stderr)
     return run.SOME_FAILED if troubles else 0
+
+
+def check_regions(job: Job, cohort: Cohort) -> None:
+    """Raise ValueError where the region of which a heatmap is wanted is not of the slides."""
+    if job.plan is not None and job.plan.region is not None:
+        tiles = [(one.slide, one.indexed.scaling, np.array(cohort.index.grid(one.number))) for one in cohort.slides]
+        check_region(job.plan.region, tiles)
 
 
 def predict_all(job: Job, cohort: Cohort, folder: Path, before: Mapping[str, PredictedSlide]) -> Iterator[SlideLine]:
@@ -185,4 +195,8 @@ def predict_one(job: Job, one: SlideToPredict, cohort: Cohort, *, readers: Reade
         notes=(*(("it has a colour profile, which is not applied",) if slide.icc else ()), *one.notes, *job.notes),
     )
     pictures = pictures_of(slide, scaling, found.grid, found.probabilities, readers)
-    return SlideResult(slide, record, found.grid, answers, cells, base, pictures)
+    cam = None
+    if job.plan is not None:
+        cam = region_map(job.plan, model, config, slide, scaling, found.grid, found.probabilities, readers)
+        record = record.model_copy(update={"cam": cam.record})
+    return SlideResult(slide, record, found.grid, answers, cells, base, pictures, cam)

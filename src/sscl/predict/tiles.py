@@ -54,7 +54,7 @@ def classify(
     kept: list[NDArray[np.int64]] = []
     found: list[NDArray[np.float64]] = []
     faults: list[tuple[int, str]] = []
-    batches = _batches(pixels, batch_size=batch_size, device=model.device)
+    batches = batches_of(pixels, batch_size=batch_size, device=model.device)
     pad_to = batch_size if len(grid) > batch_size else 0
     for batch, probabilities in model.stream_tiles(batches, pad_to=pad_to):
         kept.append(batch.rows)
@@ -68,7 +68,7 @@ def classify(
     return SlideAnswers(np.array(grid[rows]), np.concatenate(found), damaged)
 
 
-def _batches(pixels: SlidePixels, *, batch_size: int, device: torch.device) -> Generator[Batch, None, None]:
+def batches_of(pixels: SlidePixels, *, batch_size: int, device: torch.device) -> Generator[Batch, None, None]:
     """Yield the tiles of a slide in order; the next ones are read while the caller has one."""
     total = len(pixels.places)
     with ThreadPoolExecutor(1, thread_name_prefix="predict") as pool:

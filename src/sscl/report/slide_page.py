@@ -85,6 +85,7 @@ class SlideContent:
         blind: whether the page opens in blind review.
         predicted: whether these are answers; else the only class is "tissue" (its probability is its share of a tile),
             or there are no tiles.
+        cam: the heatmap of `record.cam`, float32 (rows, columns), NaN: no tile; None: there is none.
     """
 
     record: PredictedSlide
@@ -97,6 +98,7 @@ class SlideContent:
     pictures: Mapping[int, bytes] = field(default_factory=dict)
     blind: bool = False
     predicted: bool = True
+    cam: NDArray[np.float32] | None = None
 
 
 def page_of(content: SlideContent, *, served: Base | None = None) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field
 from sscl.records import Record
 
 FILE, PAGE, ALL = "slide.json", "slide.html", "slides.json"
+CAM_FILE = "cam.npz"
 MADE_BY = "sscl predict"
 STANDING = (
     "every tile is given one of the classes, also tissue that is of none of them (muscle, normal mucosa, folds, the "
@@ -21,6 +22,45 @@ class Damage(Record):
     x: int
     y: int
     why: str
+
+
+class SlideCam(Record):
+    """The heatmap of a region: cam.png, and the numbers in cam.npz. x, y, width, height: pixels of level 0.
+
+    Attributes:
+        given: whether the command names the region; else it is where the class is most probable.
+        explained: the score, as in "logit SSA - HP". label: the class it is of. against: those it is compared with.
+            None and empty: the map is the same for every class.
+        method, layer, unit: of the values; without a unit they are comparable within the region only.
+        cell_um: side of a cell of a tile's map, µm: finer than that nothing is known.
+        tiles: that were explained. overlap: share of its side that one shares with the next. most_over: how many lie
+            over one place, at most. damaged: how many could not be read.
+        mpp: µm per pixel of the map. factor: pixels of level 0 that one of its pixels spans.
+        lowest, highest: of the values. scale_end: the value at the end of the colour scale, which begins at its
+            negative (at 0 where there is none below).
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    given: bool
+    explained: str
+    label: str | None
+    against: tuple[str, ...]
+    method: str
+    layer: str
+    unit: str
+    cell_um: float
+    tiles: int
+    overlap: float
+    most_over: int
+    damaged: int
+    mpp: float
+    factor: float
+    lowest: float
+    highest: float
+    scale_end: float
 
 
 class PredictedSlide(Record):
@@ -41,6 +81,7 @@ class PredictedSlide(Record):
         tiles: that were predicted. class_counts, undecided, regions: number of each class.
         damaged: tiles left out. damaged_places: where no tissue was looked for, see `SlideEntry`.
         notes: what a reader must know, a sentence each.
+        cam: the heatmap of a region; None: there is none.
     """
 
     name: str
@@ -77,6 +118,7 @@ class PredictedSlide(Record):
     damaged: tuple[Damage, ...]
     damaged_places: int = 0
     notes: tuple[str, ...]
+    cam: SlideCam | None = None
 
 
 class SlideLine(Record):

@@ -5,6 +5,8 @@ n tiles, h rows and w columns of cells, K values of a tile.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +65,44 @@ def cells_of(xy: NDArray[np.integer], footprint: float) -> Cells:
     first, last = np.stack(firsts[::-1], axis=1), np.stack(lasts[::-1], axis=1)
     counts = _summed(first, last, np.ones(len(corners)), shape=(len(edges[1]) - 1, len(edges[0]) - 1))
     return Cells(edges[0], edges[1], first, last, counts.astype(np.int32))
+
+
+def mean_map(
+    maps: Iterable[tuple[tuple[int, int], NDArray[np.float32]]], *, height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+    """Return the mean of the maps of tiles over each pixel of a region, (height, width), and how many lie there.
+
+    A tile counts the more the farther a pixel is from its border, see `window`. Values are added up as they are: none
+    is scaled by its tile. NaN where there is no tile.
+
+    Args:
+        maps: x and y of a tile's corner, pixels from that of the region, also outside of it; and its map, (S, S).
+    """
+    sums, weights = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
+    counts = np.zeros((height, width), np.uint16)
+    for (left, top), values in maps:
+        side = len(values)
+        ys, xs = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
+        if ys.stop <= ys.start or xs.stop <= xs.start:
+            continue
+        weight = window(side)
+        part = slice(ys.start - top, ys.stop - top), slice(xs.start - left, xs.stop - left)
+        sums[ys, xs] += weight[part] * values[part]
+        weights[ys, xs] += weight[part]
+        counts[ys, xs] += 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(counts > 0, sums / weights, np.float32(np.nan)), counts
+
+
+@functools.cache
+def window(side: int) -> NDArray[np.float32]:
+    """Return how much each pixel of a tile counts, (S, S): Hann's window, near 0 at the border and 1 in the middle.
+
+    A network sees less around a place at the border, and zeros beyond it. Tiles that overlap by half add up to 1
+    everywhere, and one fades into the next.
+    """
+    along = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+    return np.outer(along, along).astype(np.float32)
 
 
 def _edges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
