@@ -19,8 +19,10 @@ import openslide
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from sscl import api
+from sscl.slides.geojson import Region, write_regions
 from sscl.slides.index import Labels, SlideEntry, digest, read_index, write_slide, write_table
 from sscl.slides.open import open_slide
 from sscl.slides.scaling import scaling
@@ -110,6 +112,33 @@ def test_the_probabilities_are_those_of_tiles_cut_from_the_slide(
     assert (line["slide"], line["status"], int(line["tiles"])) == ("a.svs", "predicted", len(rows))
     text = b"".join(path.read_bytes() for path in out.rglob("*") if path.suffix in (".json", ".csv", ".geojson"))
     assert not {name for name in (b"ScanScope", b"aperio.App") if name in text}  # T29
+
+
+def test_the_probabilities_are_those_of_eval(
+    ask: Any, cli: Any, finetuned: Path, slide: Path, read_rows: Any, tmp_path: Path
+) -> None:
+    """The same tiles, once as a labelled set for eval and once as a slide: the same numbers, and the same AUROC."""
+    index = index_of(tmp_path / "index", slide, [(x * STEP, y * STEP) for y in range(2, 6) for x in range(2, 6)])
+    border = 4 * STEP + 24  # of the tiles that it crosses more is SSA
+    drawn = [
+        Region(name, (((np.array([[x0, 0], [x1, 0], [x1, SIDE], [x0, SIDE], [x0, 0]])),),))
+        for name, x0, x1 in (("HP", 0, border), ("SSA", border, SIDE))
+    ]
+    (tmp_path / "areas").mkdir()
+    write_regions(tmp_path / "areas" / "a.geojson", "a.svs", drawn, colours={"HP": (1, 2, 3), "SSA": (3, 2, 1)})
+    data = [f"data.root={index}", "data.source=slides", f"data.annotations={tmp_path / 'areas'}", "data.keep=slides"]
+    result = cli.evaluate(finetuned, *data, f"out={tmp_path / 'eval'}", "batch_size=16")
+    assert result.code == 0, result.err
+    assert ask(index, f"out={tmp_path / 'out'}").code == 0
+    labelled = read_rows(tmp_path / "eval" / "predictions.csv")
+    tiles = {f"a.svs/{row['x']}_{row['y']}": row for row in read_rows(tmp_path / "out" / "a.svs" / "tiles.csv")}
+    assert {row["id"] for row in labelled} == tiles.keys()
+    ours = np.array([float(tiles[row["id"]]["probability_SSA"]) for row in labelled])
+    assert np.allclose(ours, [float(row["probability_SSA"]) for row in labelled], rtol=0, atol=1e-5)
+    truth = np.array([int(row["id"].split("/")[1].split("_")[0]) >= 4 * STEP for row in labelled])
+    assert truth.tolist() == [row["label"] == "SSA" for row in labelled]
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert roc_auc_score(truth, ours) == pytest.approx(metrics["metrics"]["auroc"], abs=1e-4)
 
 
 def test_a_place_is_the_same_in_all_files(ask: Any, slide: Path, read_rows: Any, tmp_path: Path) -> None:
