@@ -203,6 +203,18 @@ def test_a_damaged_tile_of_pretraining_is_the_next_one(tmp_path: Path, keep: Any
     np.testing.assert_array_equal(strict.images[bad], truth_of(tmp_path, bad))
 
 
+def test_the_cache_is_of_the_file_at_its_time(tmp_path: Path) -> None:
+    """T19: OpenSlide's quickhash need not tell a change of level 0."""
+    draw(tmp_path / "slides" / "x.svs", 0)
+    index, cache = make_index(tmp_path / "index", tmp_path / "slides", ["x.svs"], {}), tmp_path / "cache"
+    files = []
+    for time in (7, 5, 7):
+        os.utime(tmp_path / "slides" / "x.svs", ns=(time, time))
+        load(index, keep="cache", cache_dir=cache)
+        files.append(len(list(cache.glob("*.npy"))))
+    assert files == [1, 2, 2]
+
+
 def truth_of(folder: Path, row: int) -> np.ndarray:
     y, x = divmod(row, 8)
     level = level_of(0)

@@ -338,7 +338,8 @@ def _placed(
 ) -> tuple[Rows, str]:
     """Return where pixels are read from, and a phrase that says so."""
     size, places = int(np.prod(streamed.shape, dtype=np.int64)), streamed.places
-    key = hashlib.sha256(repr((_VERSION, index.fingerprint, places.names)).encode()).hexdigest()[:32]
+    times = [slide.mtime_ns for slide, _ in streamed.slides]  # a quickhash need not tell a change of level 0
+    key = hashlib.sha256(repr((_VERSION, index.fingerprint, places.names, times)).encode()).hexdigest()[:32]
     why = "data.keep=slides"
     if keep == "auto":
         keep, why = _chosen(size, tiles_file(key, cache_dir=cache_dir))
