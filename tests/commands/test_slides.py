@@ -14,6 +14,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from sscl.slides.index import read_entries, read_index
 from sscl.slides.write import EncodedLevel, encode_level, write_levels
@@ -289,6 +290,9 @@ def test_inspect_says_what_slides_are(cli: Any, slides: Path, index: Path, tmp_p
     assert (files.code, files.err) == (3, "")
     assert "a.svs: aperio, 384 x 384 px, 1 level, 2 µm/px (aperio.MPP)" in files.out
     assert rows(tmp_path / "o")["text.svs"]["status"] == "failed"
+    with Image.open(tmp_path / "o" / "previews.jpg") as sheet:  # the one that failed first
+        cells = np.asarray(sheet.convert("RGB"))[100:260]
+    assert [len(np.unique(cells[:, left : left + 300])) > 30 for left in (30, 390)] == [False, True]
     found = cli("slides", "inspect", index, f"out={tmp_path / 'p'}")
     assert found.code == 0
     tiles = len(read_index(index).grid(0))

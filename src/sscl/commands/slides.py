@@ -27,7 +27,7 @@ from sscl.slides.index import (
     read_rows,
     table_rows,
 )
-from sscl.slides.indexing import Source, Wanted, look_at
+from sscl.slides.indexing import Source, Wanted, look_at, picture_of
 from sscl.slides.preview import contact_sheet
 from sscl.slides.records import Slide
 from sscl.slides.update import Plan, carry_out, in_threads, make_plan
@@ -281,13 +281,13 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
         inputs = {"slides": config.slides[0]}
         with run.whole_folder(Path(config.out), config, overwrite=overwrite, inputs=inputs) as folder:
             writing.write_csv(folder / TABLE, HEADER, table_rows(entries, labels))
-            if index is not None:
-                draw_sheet(index, entries, folder / "previews.jpg", most=config.shown)
+            shown = sorted(entries, key=lambda entry: entry.status != "failed")[: config.shown]
+            draw_sheet(shown, pictures_of(shown, index, config), folder / "previews.jpg")
     for entry in entries:
         print(describe(entry, labels.get(entry.name, Labels())))
     print_total(entries, listing)
     if config.out is not None:
-        print(f"wrote {config.out}/{TABLE}{', previews.jpg' if index is not None else ''}")
+        print(f"wrote {config.out}/{TABLE}, previews.jpg")
     if index is None:
         print(next_command("slides tile", *config.slides, "out=INDEX", "mpp=0.5"))
     elif (index / TABLE).is_file() and any(entry.status == "tiles" for entry in entries):
@@ -342,14 +342,25 @@ def print_total(entries: Sequence[SlideEntry], listing: SlideListing) -> None:
         print(wrapped(f"{path}: {why}", indent=2))
 
 
-def draw_sheet(index: Path, entries: Sequence[SlideEntry], path: Path, *, most: int) -> None:
-    """Draw the previews of an index on one sheet: those that failed first, then by name."""
-    shown = sorted(entries, key=lambda entry: entry.status != "failed")[:most]
+def pictures_of(
+    entries: Sequence[SlideEntry], index: Path | None, config: InspectSlidesConfig
+) -> dict[str, bytes | None]:
+    """Return the picture of each slide, by name: that of the index, or one made here; None where there is none."""
+    if index is not None:
+        files = {entry.name: files_of(index, entry.name)[2] for entry in entries}
+        return {name: file.read_bytes() if file.is_file() else None for name, file in files.items()}
+    slides = {entry.name: entry.slide for entry in entries if entry.slide is not None}
+    names, desc = list(slides), "draw" if config.progress else None
+    threads = config.threads or cpu_cores()
+    return dict(in_threads(lambda name: picture_of(slides[name]), names, threads=threads, desc=desc))
+
+
+def draw_sheet(entries: Sequence[SlideEntry], pictures: Mapping[str, bytes | None], path: Path) -> None:
+    """Draw slides on one sheet, in that order."""
     previews = []
-    for entry in shown:
-        picture = files_of(index, entry.name)[2]
+    for entry in entries:
         what = count(entry.tiles, "tile") if entry.status == "tiles" else entry.status
         share = "" if entry.tissue is None else f" · {100 * entry.tissue:.0f}% tissue"
         caption = [entry.name, what + share, *([entry.reason] if entry.reason not in (None, entry.status) else [])]
-        previews.append(("\n".join(map(printable, caption)), picture.read_bytes() if picture.is_file() else None))
+        previews.append(("\n".join(map(printable, caption)), pictures.get(entry.name)))
     contact_sheet(previews, path)

@@ -6,13 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sscl.places import printable
 from sscl.slides.coordinates import Coordinates, read_coordinates
 from sscl.slides.grid import tissue_tiles
 from sscl.slides.index import Grid, SlideEntry, Status, digest, files_of, read_grid
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import Readers
-from sscl.slides.preview import preview
+from sscl.slides.preview import LONGEST, preview
 from sscl.slides.records import Scaling, Slide, SlideError
 from sscl.slides.scaling import scaling
 from sscl.slides.tissue import NO_TISSUE, OVERVIEW_MPP, find_tissue
@@ -156,6 +158,19 @@ def look_at(source: Source) -> SlideEntry:
     if damage is not None:
         return failed(source, none, damage, slide=slide)
     return _entry(source, none, status="not indexed", reason=None, slide=slide)
+
+
+def picture_of(slide: Slide) -> bytes | None:
+    """Return a picture of a slide that is in no index, a JPEG; None: it cannot be read."""
+    scaled = slide if slide.mpp is not None else slide.model_copy(update={"mpp": 1.0})  # its size in pixels decides
+    readers = Readers(most=1)
+    try:
+        overview = readers.overview(scaled, (scaled.mpp or 1.0) * max(slide.width, slide.height) / LONGEST)
+    except SlideError:
+        return None
+    finally:
+        readers.close()
+    return preview(slide, None, overview, None, np.empty((0, 3), dtype=np.int32))
 
 
 def failed(

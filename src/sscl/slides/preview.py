@@ -21,7 +21,7 @@ from sscl.slides.tissue import Tissue
 from sscl.words import count, shortened
 from sscl.writing import replacing
 
-_LONGEST, _WIDEST_TEXT = 1024, 560  # pixels: a picture's longer side; the least width of the text below it
+LONGEST, _WIDEST_TEXT = 1024, 560  # pixels: a picture's longer side; the least width of the text below it
 _TEXT_PX = 84  # height of the text below a picture
 _OUTLINE = (0, 140, 90)
 _LEAST_SPACING = 5  # pixels between lines of the grid, below which it is not drawn
@@ -32,20 +32,20 @@ Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
-def preview(slide: Slide, scaling: Scaling, overview: Overview, tissue: Tissue | None, grid: Grid) -> bytes:
+def preview(slide: Slide, scaling: Scaling | None, overview: Overview, tissue: Tissue | None, grid: Grid) -> bytes:
     """Return a JPEG of a slide: the tissue has a green outline, and what is in no tile is pale; below it the facts.
 
     Args:
-        tissue: None: the tiles were given, not found.
+        scaling: None: it is in no index. tissue: None: the tiles were given, not found.
     """
     size = _size(overview)
     scale = size[0] / (overview.rgb.shape[1] * overview.factor_x)  # pixels of the picture for one of level 0
     method = cv2.INTER_AREA if size[0] <= overview.rgb.shape[1] else cv2.INTER_CUBIC
     picture = np.asarray(cv2.resize(overview.rgb, size, interpolation=method), dtype=np.uint8)
-    taken, lines = _tiles(grid, scaling.step, scale=scale, size=size)
-    if len(grid):
+    if scaling is not None and len(grid):
+        taken, lines = _tiles(grid, scaling.step, scale=scale, size=size)
         np.copyto(picture, 255 - (255 - picture) // 2, where=~taken[:, :, None])
-    np.copyto(picture, picture // 2, where=lines[:, :, None])
+        np.copyto(picture, picture // 2, where=lines[:, :, None])
     if tissue is not None and tissue.mask.any():
         mask = cv2.resize(tissue.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         outline, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -59,7 +59,7 @@ def preview(slide: Slide, scaling: Scaling, overview: Overview, tissue: Tissue |
 def _size(overview: Overview) -> tuple[int, int]:
     """Return the picture's width and height; small slides are enlarged, at most eightfold."""
     height, width = overview.rgb.shape[:2]
-    times = min(_LONGEST / max(height, width), 8)
+    times = min(LONGEST / max(height, width), 8)
     return max(1, round(width * times)), max(1, round(height * times))
 
 
@@ -92,13 +92,15 @@ def _tiles(grid: Grid, step: float, *, scale: float, size: tuple[int, int]) -> t
     return taken, across | down
 
 
-def _facts(slide: Slide, scaling: Scaling, tissue: Tissue | None, grid: Grid) -> list[str]:
+def _facts(slide: Slide, scaling: Scaling | None, tissue: Tissue | None, grid: Grid) -> list[str]:
     """Return what stands below the picture."""
     file = [slide.vendor, f"{slide.width:,} x {slide.height:,} px"]
     if slide.mpp is not None:
         sides = [f"{side * slide.mpp / 1000:.3g}" for side in (slide.width, slide.height)]
         file += [f"{' x '.join(sides)} mm", f"{slide.mpp:.4g} µm/px ({slide.mpp_from})"]
-    found = [f"{count(len(grid), 'tile')} of {scaling.size_px} px at {scaling.mpp:.3g} µm/px"]
+    found = []
+    if scaling is not None:
+        found.append(f"{count(len(grid), 'tile')} of {scaling.size_px} px at {scaling.mpp:.3g} µm/px")
     if tissue is not None:
         found.append(tissue.reason or f"{100 * tissue.share:.0f}% tissue")
         if tissue.pen_share >= 0.001:
