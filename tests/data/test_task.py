@@ -96,3 +96,11 @@ def test_a_constant_answer_and_a_split_of_one_class_are_told() -> None:
     assert outcome_warnings(truth, truth, ("A", "B")) == []
     assert "calls every tile B" in outcome_warnings(truth, other, ("A", "B"))[0]
     assert outcome_warnings(other, truth, ("A", "B"))[0].startswith("every tile is of B")
+
+
+@pytest.mark.parametrize("key", ["annotations", "reviews"])
+def test_labels_of_people_are_named_where_they_are_of_one_class(key: str) -> None:
+    labels: dict[str, Any] = {"annotations": "areas"} if key == "annotations" else {"reviews": ("a.csv",)}
+    data = DataConfig(root="cohort", source="slides", **labels)
+    with pytest.raises(ValueError, match=f"^data.{key}: "):
+        check_two_classes(tiles([0, 0], classes=("HP",)), data=data)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from sscl.config import DataConfig, FinetuneConfig, SourceConfig, plain
+from sscl.data.load import merge_data
 from sscl.data.tiles import Tiles
-from sscl.evaluate.lineage import NO_SLIDE_IDS, Choice, caveats, choose, seen_in_training
+from sscl.evaluate.lineage import NO_SLIDE_IDS, Choice, caveats, choose, folder_of, seen_in_training
 from sscl.models.checkpoint import Checkpoint, build_checkpoint
 
 
@@ -127,3 +128,13 @@ def test_training_tiles_that_are_gone_cannot_be_compared(tmp_path: Path) -> None
     tiles = Tiles(images=images, labels=np.array([0, 1]), classes=("A", "B"), ids=("a", "b"))
     choice = Choice(DataConfig(root=str(tmp_path / "here"), source="folder"), "all", external=True)
     assert "was not checked" in " ".join(caveats(choice, tiles, trained))
+
+
+def test_reviews_take_the_place_of_annotations_and_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    trained = DataConfig(root=str(tmp_path), source="slides", annotations="areas")
+    assert merge_data(trained, {"reviews": ["a.csv"]}).annotations is None
+    reviewed = DataConfig(root=str(tmp_path), source="slides", reviews=("a.csv",))
+    assert merge_data(reviewed, {"annotations": "areas"}).reviews == ()
+    there = folder_of(tmp_path, "eval", {"reviews": ["a.csv"]}, None)
+    assert there == Choice(reviewed, "test", external=False, reviewed=True).folder(tmp_path, "eval")
+    assert there.name == "eval_reviewed_test"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from sscl.data.worksheets import CANNOT_TELL, blind_name
 from sscl.evaluate.predictions import TilePredictions
 from sscl.report import reviewed
-from sscl.report.reviews import CANNOT_TELL, NOBODY, Reviewed, blind_name, read_reviews
+from sscl.report.reviews import NOBODY, Reviewed, read_reviews
 
 from .conftest import rendered, tables
 

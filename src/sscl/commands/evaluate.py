@@ -143,20 +143,22 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     pictures = len(list(out.glob("*.png")))
     print(f"wrote {out}/{records.FILE}, {predictions.FILE} and {count(pictures, 'picture')}")
     if split == "test" or choice.external:
-        update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out)
+        update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out, reviewed=choice.reviewed)
     there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
     say_next("gradcam", run_of(config.checkpoint), *there)
 
 
-def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Path) -> None:
+def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Path, reviewed: bool) -> None:
     """Put the metrics into the run's model card, those of another set beside the test metrics, never over them.
+
+    So are those on classes that reviewers gave. reviewed: whether they are.
 
     A checkpoint that was moved elsewhere has no card.
     """
     if not path.is_file():
         return
     section = card_results.test_section(report, trained_on=trained.trained_on, folder=out)
-    external = card_results.external_part(report.data, split=report.split) if report.external else None
+    external = card_results.external_part(report.data, split=report.split) if report.external or reviewed else None
     try:
         with writing.holding(path):  # another evaluation may write its part just now
             why_not = card_results.refresh(path, section, external=external)

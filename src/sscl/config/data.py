@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import model_validator
 
 from sscl.config import strict_yaml
-from sscl.config.sections import SEEDS, Section, fault, setting
+from sscl.config.sections import SEEDS, Listed, Section, fault, setting
+from sscl.words import first_twice
 
 FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, can have; what is outside is a mistake
 
@@ -47,6 +48,12 @@ class DataConfig(Section):
         "annotations: share of a tile that areas of its class cover at least; two such classes: left out",
         gt=0,
         le=1,
+    )
+    reviews: Annotated[tuple[str, ...], Listed] = setting(
+        (),
+        "worksheets downloaded from a report or a slide's page, [a.csv, b.csv]: tiles to which reviewers gave a class "
+        "have that class, all others are left out",
+        path=True,
     )
     keep: Literal["auto", "slides", "cache"] = setting(
         "auto",
@@ -117,8 +124,19 @@ class DataConfig(Section):
             mpp *= self.size_px / size_px
         return self.model_copy(update={"size_px": size_px, "mpp": mpp})
 
+    @property
+    def weak_labels(self) -> bool:
+        """Whether each tile has the label of its slide."""
+        return self.source == "slides" and self.annotations is None and not self.reviews
+
     @model_validator(mode="after")
     def _source_is_what_root_is(self) -> DataConfig:
+        if self.reviews and self.annotations is not None:
+            raise fault(
+                "reviews", "are given, and annotations too: both say the classes of tiles; leave one of the two out"
+            )
+        if twice := first_twice(self.reviews):
+            raise fault("reviews", f"{twice} is given twice; name each once")
         if self.source == "auto":
             object.__setattr__(self, "source", detect_source(self.root))  # the section is not yet in use
         if self.source == "slides":

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sscl.data import cache, duplicates, folder, pathmnist, slide_files, slide_s
 from sscl.data.ingest import listed_file
 from sscl.data.layout import SPLITS
 from sscl.data.mhist import load_mhist
+from sscl.data.review_labels import load_reviewed, takes_reviews
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
 from sscl.places import missing
@@ -56,9 +58,8 @@ def _named(section: str) -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         if str(error).startswith(f"{section}."):
             raise
-        key = (
-            section if str(error).startswith(("groups_csv: ", "slides_root: ", "annotations: ")) else f"{section}.root:"
-        )
+        named = str(error).startswith(("groups_csv: ", "slides_root: ", "annotations: ", "reviews: "))
+        key = section if named else f"{section}.root:"
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{key}.{error}" if key == section else f"{key} {error}") from error
 
@@ -96,7 +97,7 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
     The result does not depend on tile size, stain normalisation or split: the whole set is searched, at one size. A set
     whose splits are parts of one file is searched part by part.
     """
-    whole = {"size_px": duplicates.SIZE_PX, "stain": "none"}
+    whole = {"size_px": duplicates.SIZE_PX, "stain": "none", "reviews": ()}
     if data.source in ("mhist", "synthetic"):
         whole["protocol"] = "official"  # all tiles, not those that a seed has drawn
     part = split if data.source == "pathmnist" else "all"
@@ -123,6 +124,19 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
 
 
 def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None) -> Tiles:
+    if not takes_reviews(data):
+        tiles = _load_given(data, split=split, progress=progress, group_of=group_of)
+        if data.reviews and tiles.account is not None:
+            unused = "reviews are not used (data.labels=true would)"
+            tiles = replace(tiles, account=replace(tiles.account, notes=(*tiles.account.notes, unused)))
+        return tiles
+    keep = "slides" if data.keep == "auto" else data.keep  # few tiles of many
+    given = data.model_copy(update={"reviews": (), "tiles_per_slide": None, "keep": keep})
+    load = partial(_load_given, given, progress=progress, group_of=group_of)
+    return load_reviewed(data, lambda part: load(split=part), split=split, own=bool(own_splits(data)))
+
+
+def _load_given(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None) -> Tiles:
     if data.source == "pathmnist":
         tiles = pathmnist.load_pathmnist(
             data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress
@@ -201,18 +215,23 @@ def training_slides(data: DataConfig) -> dict[str, str]:
     Raises:
         ValueError, FileNotFoundError: as `load_tiles`.
     """
-    tiles = slide_set.load_slides(
-        data.root,
-        split="train",
-        whole=listed_whole(data),
-        annotations=data.annotations,
-        label_coverage=data.label_coverage,
-        keep="slides",
-        looked_for=False,
-        test_fraction=data.test_fraction,
-        seed=data.split_seed,
-    )
-    return slide_set.quickhashes(tiles)
+
+    def load(split: str) -> Tiles:
+        return slide_set.load_slides(
+            data.root,
+            split=split,
+            whole=listed_whole(data),
+            annotations=data.annotations,
+            label_coverage=data.label_coverage,
+            keep="slides",
+            looked_for=False,
+            test_fraction=data.test_fraction,
+            seed=data.split_seed,
+        )
+
+    if not takes_reviews(data):
+        return slide_set.quickhashes(load("train"))
+    return slide_set.quickhashes(load_reviewed(data, load, split="train", own=bool(own_splits(data))))
 
 
 def check_embeddable(data: DataConfig, tiles: Tiles, *, key: str) -> None:
@@ -343,6 +362,8 @@ def merge_data(trained: DataConfig, changes: Mapping[str, object]) -> DataConfig
         slides = detect_source(str(changes["root"])) == "slides"
         theirs |= dict.fromkeys(NOT_OF_SLIDES if slides else ("tiles_per_slide", "slides_root"))
         theirs |= {"group_near_duplicates": False} if slides else {}
+    theirs |= {"annotations": None} if changes.get("reviews") else {}  # classes come from one of the two
+    theirs |= {"reviews": []} if changes.get("annotations") else {}
     keys = {**plain(trained), **again, **theirs, **changes}
     try:
         merged = validate(DataConfig, keys, source="the checkpoint's data with your data.* keys")

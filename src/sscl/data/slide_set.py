@@ -146,10 +146,10 @@ def load_slides(
     if drawn is not None:
         tiles = tiles.subset(drawn.rows)
     taken = take_split(tiles, parts, split, test_fraction=test_fraction, seed=seed)
-    return taken if each is None else _some_of_each(taken, each, seed=seed)
+    return taken if each is None else some_of_each(taken, each, seed=seed)
 
 
-def _some_of_each(tiles: Tiles, each: int, *, seed: int) -> Tiles:
+def some_of_each(tiles: Tiles, each: int, *, seed: int) -> Tiles:
     """Return some tiles of each slide, and say so."""
     assert isinstance(tiles.ids, TileIds)
     assert tiles.account is not None

@@ -64,6 +64,10 @@ def check_two_classes(tiles: Tiles, *, data: DataConfig, key: str = "data.root")
     """Raise ValueError unless the tiles with a label are of two classes or more."""
     present = [name for name, tiles_of in tiles.class_counts().items() if tiles_of and name in tiles.classes]
     advice = ADD_A_CLASS.get(data.source, "add tiles of another class")
+    if data.annotations is not None:
+        key, advice = f"{key.removesuffix('root')}annotations", "draw areas of another class too"
+    elif data.reviews:
+        key, advice = f"{key.removesuffix('root')}reviews", "review tiles of another class too"
     if not present:
         raise ValueError(f"{key}: {data.root} has no labels; a classifier learns from tiles in classes: {advice}")
     if len(present) == 1 and len(tiles.classes) == 1:

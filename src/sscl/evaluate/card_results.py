@@ -91,11 +91,13 @@ class ExternalPart(NamedTuple):
 
 
 def external_part(data: DataConfig, *, split: str) -> ExternalPart:
-    """Return the part of another set; evaluated again, the same folder and split replace it, others do not."""
-    key = hashlib.sha256(f"{Path(data.root).resolve()}\0{split}".encode()).hexdigest()[:8]
+    """Return the part of another set, or of reviewed tiles; evaluated again, the same folder and split replace it."""
+    of = f"{Path(data.root).resolve()}\0{split}" + "\0reviewed" * bool(data.reviews)
+    key = hashlib.sha256(of.encode()).hexdigest()[:8]
     name = one_line(last_part(data.root)) + ("" if split == "all" else f", {split} split")
     marker = BEGIN.replace("sscl eval", f"sscl eval of external set {key}")
-    return ExternalPart(f"External: {name}", marker, marker.replace("from here", "to here"))
+    kind = "Reviewed" if data.reviews else "External"
+    return ExternalPart(f"{kind}: {name}", marker, marker.replace("from here", "to here"))
 
 
 def refresh(path: Path, section: str, *, external: ExternalPart | None = None) -> str | None:

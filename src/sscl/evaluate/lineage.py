@@ -23,6 +23,7 @@ from sscl.data.load import (
     split_changes,
     training_slides,
 )
+from sscl.data.review_labels import answers_by_sight, takes_reviews
 from sscl.data.slide_set import WEAK, quickhashes
 from sscl.data.tiles import Tiles
 from sscl.evaluate import intervals
@@ -49,18 +50,22 @@ class Choice:
     Attributes:
         data: their section. split: "test", "train" or "all".
         external: whether this is another set than the one whose labels were trained on.
+        reviewed: whether its classes are those of reviews that the command was given.
     """
 
     data: DataConfig
     split: str
     external: bool
+    reviewed: bool = False
 
     def folder(self, run: Path, command: str) -> Path:
         """Return the folder in a run that a command writes to, as in eval_test, or eval_NAME_all of another set.
 
+        With the classes of reviews it is eval_reviewed_test.
         Where that is of a third set, whose folder has the same name, the folder above comes into the name too, and then
         a digest of the whole path.
         """
+        command = f"{command}_reviewed" if self.reviewed else command
         if not self.external:
             return run / f"{command}_{self.split}"
         root = Path(self.data.root).resolve()
@@ -77,10 +82,13 @@ def folder_of(run: Path, command: str, data: Mapping[str, object], split: str | 
 
     It is that of the other set in data.root where there is one, else the set's own: data.root may say where it is now.
     """
+    reviewed = bool(data.get("reviews"))
     if "root" in data:
-        other = Choice(DataConfig(root=str(data["root"])), split or "all", external=True).folder(run, command)
+        section = DataConfig(root=str(data["root"]))
+        other = Choice(section, split or "all", external=True, reviewed=reviewed).folder(run, command)
         if (other / "config.yaml").is_file():
             return other
+    command = f"{command}_reviewed" if reviewed else command
     return run / f"{command}_{split or 'test'}"
 
 
@@ -107,24 +115,26 @@ def choose(trained: Checkpoint, changes: Mapping[str, object], *, split: str | N
         ValueError: a key or value that the section does not have.
     """
     data = merge_data(trained.finetune_config.data, changes)
+    reviewed = bool(changes.get("reviews"))
     if not is_external(data, trained):
         if split in (None, "test") and not has_test(data):
             raise ValueError(
                 f"split: {data.root} has no test split; give other tiles after the run (or split=all, whose metrics "
                 "say nothing about new tiles)"
             )
-        return Choice(data, split or "test", external=False)
+        return Choice(data, split or "test", external=False, reviewed=reviewed)
     theirs = {
         "groups_csv": None,
         "published": False,
         "mpp": None,
         "slides_root": None,
         "annotations": None,
+        "reviews": (),
     }  # facts of the set trained on
     if data.source == "slides":
         del theirs["mpp"]  # that of the index
     data = data.model_copy(update={key: value for key, value in theirs.items() if key not in changes})
-    return Choice(data, split or "all", external=True)
+    return Choice(data, split or "all", external=True, reviewed=reviewed)
 
 
 def is_external(data: DataConfig, trained: Checkpoint) -> bool:
@@ -140,7 +150,7 @@ def is_external(data: DataConfig, trained: Checkpoint) -> bool:
     if there.exists() and there.name != Path(data.root).resolve().name:
         return True
     try:
-        train = load_tiles(data.at(section.size_px), split="train", progress=False)
+        train = load_tiles(_labelled_as(section, data), split="train", progress=False)
     except (ValueError, FileNotFoundError):
         return True
     return train.fingerprint != trained.fingerprint
@@ -207,7 +217,8 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     if choice.external:
         which = "all its tiles were" if split == "all" else f"its {split} split was"
         found.append(f"{Path(data.root).name} is not the set of training: {which} evaluated")
-    found += [f"{WEAK}, not the tiles' own"] if data.source == "slides" and data.annotations is None else []
+    found += [f"{WEAK}, not the tiles' own"] if data.weak_labels else []
+    found += review_caveats(data)
     found += scale_caveats(data, tiles, trained)
     train = training_tiles(choice, trained) if choice.external or split == "test" else None
     compared = choice.external and train is not None  # with the tiles of the labels, pixel by pixel
@@ -231,6 +242,20 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
         shared.append(f"no tile of {listed(absent)}: {task.WITHOUT['test']}")
     unknown = None if choice.external else without_slides(data, tiles.groups)
     return found + told + [text for text in (unknown, *shared) if text is not None]
+
+
+def review_caveats(data: DataConfig) -> list[str]:
+    """Return what metrics on classes that reviewers gave do not say, a sentence each."""
+    if not takes_reviews(data):
+        return []
+    named, in_sight = answers_by_sight(data.reviews)
+    found = ["only tiles that people reviewed: these were chosen, not drawn, so metrics may not hold for new tiles"]
+    if in_sight:
+        found.append(
+            f"{in_sight:,} of {count(named, 'answer')} of reviewers had a prediction in sight: such classes lean "
+            "towards the classifier that made it, whose metrics on them are optimistic (blind review avoids it)"
+        )
+    return found
 
 
 def shared_slides(tiles: Tiles, sections: Iterable[DataConfig]) -> list[str]:
@@ -299,7 +324,13 @@ def training_tiles(choice: Choice, trained: Checkpoint) -> Tiles | None:
             return None
     if not same_root(choice.data, section):
         return None
-    return load_tiles(choice.data.at(section.size_px), split="train", progress=False)
+    return load_tiles(_labelled_as(section, choice.data), split="train", progress=False)
+
+
+def _labelled_as(trained: DataConfig, data: DataConfig) -> DataConfig:
+    """Return a section at the size, and with the labels, that were trained on."""
+    same = {key: getattr(trained, key) for key in ("annotations", "label_coverage", "reviews")}
+    return data.at(trained.size_px).model_copy(update=same)
 
 
 def doubts_accuracy(caveat: str) -> bool:

@@ -176,9 +176,13 @@ def _data_lines(
         ),
         ("stain normalisation", data.stain),
     ]
-    if data.source == "slides":
+    if data.weak_labels:
+        rows.insert(1, ("labels", WEAK))
+    elif data.annotations is not None:
         areas = f"classes of areas that people drew and that cover {data.label_coverage:.0%} of a tile or more"
-        rows.insert(1, ("labels", WEAK if data.annotations is None else areas))
+        rows.insert(1, ("labels", areas))
+    elif data.reviews:
+        rows.insert(1, ("labels", "classes that people gave to tiles in reviews, of which not all may have been blind"))
     if training.label_fraction < 1:
         rows.insert(2, ("labels used", f"{100 * training.label_fraction:g}% of each class, validation included"))
     if training.balance == "down":

@@ -55,7 +55,8 @@ def _set_notes(data: ProbeSet, parts: Parts) -> list[str]:
     """Return what to know of a set, each to follow its name."""
     left_out = unlabelled(parts)
     found = [f": {count(left_out, 'tile')} without a label left out"] if left_out else []
-    found += [f": {WEAK}, not the tiles' own"] if data.source == "slides" and data.annotations is None else []
+    found += [f": {WEAK}, not the tiles' own"] if data.weak_labels else []
+    found += [f": {text}" for text in lineage.review_caveats(data)]
     train, test = parts["train"].groups, parts["test"].groups
     unknown = lineage.without_slides(data, None if test is None else train)
     shared = lineage.shared_groups(data, train, test)

@@ -16,7 +16,7 @@ from sscl.words import count
 from sscl.writing import in_line
 
 FILES = ("pretrain.yaml", "finetune.yaml", "eval.yaml", "gradcam.yaml", "report.yaml")
-PATHS = ("groups_csv", "cache_dir", "slides_root", "annotations")
+PATHS = ("groups_csv", "cache_dir", "slides_root", "annotations", "reviews")
 IMBALANCE = 2.0  # classes whose sizes differ by more are weighted in the loss
 
 
@@ -87,6 +87,10 @@ def _head(what: str, command: str, *, out: Path) -> Lines:
     return file
 
 
+def _absolute(value: str | tuple[str, ...]) -> str | list[str]:
+    return os.path.abspath(value) if isinstance(value, str) else [os.path.abspath(path) for path in value]
+
+
 def _data(file: Lines, found: Found, encoder: Encoder, *, pretrains: bool) -> None:
     """Add the data section; fine-tuning takes the size of the tiles from the pretraining."""
     data = found.data
@@ -96,7 +100,7 @@ def _data(file: Lines, found: Found, encoder: Encoder, *, pretrains: bool) -> No
     if pretrains:
         file.put("size_px", encoder.size_px, encoder.why_size, indent=1)
     for key, (value, why) in found.chosen.items():
-        file.put(key, os.path.abspath(value) if key in PATHS else value, why, indent=1)
+        file.put(key, _absolute(value) if key in PATHS else value, why, indent=1)
     if pretrains and found.tiles_per_slide is not None and "tiles_per_slide" not in found.chosen:
         low, high = found.of_slides.min(), found.of_slides.max()
         why = f"of each an epoch, none twice until all were seen: slides have {low:,} to {high:,}"

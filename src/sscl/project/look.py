@@ -264,7 +264,7 @@ def lines(found: Found) -> list[str]:
     else:
         said.append(f"sizes: {sizes.shortest} to {sizes.longest} px, mostly {sizes.usual}")
     said.append(f"scale: {found.scale}" if found.scale.span else "scale: not known (data.mpp=0.5 would say it)")
-    if found.classes and sizes.slides is not None and data.annotations is None:
+    if found.classes and sizes.slides is not None and data.weak_labels:
         said.append("labels: each tile has that of its slide (a weak label)")
     if not found.classes:
         said.append("classes: none, so these tiles are for pretraining alone")

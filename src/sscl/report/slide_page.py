@@ -162,6 +162,11 @@ def _shown(content: SlideContent) -> dict[str, object]:
     return {
         "id": key_of(content),
         "name": record.name,
+        "slide": {  # columns of its worksheet
+            "slide": record.name,
+            "quickhash": record.quickhash,
+            "tile_um": f"{record.size_px * record.tile_mpp:g}",
+        },
         "size": [record.width, record.height],
         "bounds": record.bounds or [0, 0, record.width, record.height],
         "origin": origin,

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sscl.data.worksheets import blind_name
 from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.boxes import BOX_COLUMNS, box_cells, find_box, remark, remarks
 from sscl.explain.cam import upsample
 from sscl.plots.cam import overlay
 from sscl.report import gallery
 from sscl.report.page import render
-from sscl.report.reviews import blind_name
 
 from .conftest import CLASSES, HOSTILE_NAMES, SIZE_PX, make_content
 
@@ -548,7 +548,7 @@ def test_the_worksheet_s_round_trip(opened, content, tmp_path):
     assert by_id[order[1]]["note"] == "''=1+1"
     assert [by_id[name]["review"] for name in order[:4]] == ["agree", "disagree", "unsure", "agree"]
     columns = ["report", "reviewer", "id", "true", "predicted", "confidence", "outcome"]
-    columns += ["blind", "blind_at", "seen_before", "review", "note", "changed"]
+    columns += ["blind", "blind_at", "seen_before", "review", "note", "changed", "classes"]
     assert list(rows[0]) == columns
     assert len({outcome(tile) for tile in content["gallery"]["tiles"]}) == 6
     for row, tile in zip(rows, content["gallery"]["tiles"], strict=True):

@@ -32,7 +32,7 @@ const blindRanks = once(() => {
   return rank;
 });
 
-// What a worksheet of blind review calls a tile (reviews.blind_name); names of files often hold a class.
+// What a worksheet of blind review calls a tile (data/worksheets.py); names of files often hold a class.
 const blindName = ({ id }) => `blind-${[content.id, `2${content.id}`].map((key) => hex(hashOf(key + id))).join("")}`;
 const blindIds = once(() => new Map(tiles.map((tile) => [blindName(tile), tile.id])));
 const idOf = (name) => (name.startsWith("blind-") ? (blindIds().get(name) ?? name) : name);

@@ -7,7 +7,8 @@ let reviews = new Map(); // id of a tile -> an entry; also of tiles that this pa
 let keeps = true; // whether the browser keeps the worksheet
 let unsaved = false; // whether something would be lost by closing the page
 const ENTRIES = ["blind", "blind_at", "seen_before", "review", "note", "changed"]; // in the order in which they are given
-const COLUMNS = ["report", "reviewer", "id", "true", "predicted", "confidence", "outcome", ...ENTRIES];
+const SAME = { classes: JSON.stringify(gallery.classes), ...content.slide }; // in every row, for sscl to take as labels
+const COLUMNS = ["report", "reviewer", "id", "true", "predicted", "confidence", "outcome", ...ENTRIES, ...Object.keys(SAME)];
 const IMPORT_BYTES = 32 * 2 ** 20;
 
 const reviewOf = (index) => reviews.get(tiles[index].id) ?? nothing;
@@ -87,7 +88,7 @@ function worksheet() {
     const said = veiled(index) ? ["", ""] : [className(tile.prediction), facts[index].confidence.toFixed(4)];
     const outcome = blind ? "" : outcomeOf(index);
     const name = blind ? blindName(tile) : tile.id;
-    return [content.id, reviewer, name, truth, ...said, outcome, ...ENTRIES.map((key) => own[key])];
+    return [content.id, reviewer, name, truth, ...said, outcome, ...ENTRIES.map((key) => own[key]), ...Object.values(SAME)];
   });
   const lines = [COLUMNS, ...rows].map((row) => row.map((cell) => quoted(guarded(cell))).join(","));
   return `\uFEFF${lines.join("\r\n")}\r\n`; // the mark tells spreadsheets that this is UTF-8
