@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from sscl.cli import main
+from sscl.commands.draw_slides import few_for_testing
+from sscl.config import SynthSlidesConfig
 from sscl.data.drawn_cohort import cohort, write_cohort
 from sscl.data.drawn_slide import GLASS, HP, SSA, STROMA, DrawnSlide, draw_slide
 from sscl.data.polyp import TILE_UM
@@ -149,3 +151,12 @@ def test_files_do_not_depend_on_the_workers(tmp_path):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
     assert digests[0] == digests[1]
+
+
+def test_too_few_patients_for_testing_are_said_with_the_count_that_has_enough() -> None:
+    config = SynthSlidesConfig(root="r")
+    (said,) = few_for_testing(cohort(12, both=False, test_fraction=0.3), config)
+    assert "count=36" in said
+    assert few_for_testing(cohort(32, both=False, test_fraction=0.3), config)
+    assert few_for_testing(cohort(36, both=False, test_fraction=0.3), config) == []
+    assert few_for_testing(cohort(12, both=False, test_fraction=0), config) == []
