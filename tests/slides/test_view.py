@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import http.client
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -14,12 +18,15 @@ import pytest
 from sscl import writing
 from sscl.cli import main
 from sscl.records import write_record
+from sscl.report.shown_slides import shown_slides
 from sscl.report.slide_folder import content_of, slide_folders
 from sscl.report.slide_record import FILE, PredictedSlide
 from sscl.report.slide_server import SlideServer
 from sscl.slides.deep_zoom import DeepZoom
+from sscl.slides.index import read_index
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import Readers
+from sscl.slides.write import encode_level, reduced, write_levels
 
 XY = [(0, 0), (224, 0), (448, 672)]
 
@@ -77,8 +84,12 @@ def predicted(field_svs: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(predicted: Path) -> Iterator[SlideServer]:
-    found = slide_folders(predicted)
-    server = SlideServer(found, [Path(slide.record.path) for slide in found], port=0)
+    yield from serving(predicted)
+
+
+def serving(folder: Path) -> Iterator[SlideServer]:
+    found = shown_slides(folder)
+    server = SlideServer(found, [slide.path for slide in found], port=0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -98,30 +109,65 @@ def ask(server: SlideServer, path: str, *, method: str = "GET", host: str | None
     return answer.status, body
 
 
-def test_squares_are_the_slide_s_pixels_at_every_size(field, field_svs):
-    zoom = DeepZoom(open_slide(field_svs, name="field.svs"), Readers())
-    assert zoom.sizes[-1] == (2000, 2000)
-    assert max(zoom.sizes[0]) <= 254
-    truth = field.pixels.astype(np.float64)
-    for level, (width, height) in enumerate(zoom.sizes):
-        columns = -(-width // 254)
-        whole = np.zeros((height, width, 3))
-        for row in range(-(-height // 254)):
-            for column in range(columns):
-                left, top = max(0, column * 254 - 1), max(0, row * 254 - 1)
-                part = zoom.pixels(level, column, row)
-                whole[top : top + part.shape[0], left : left + part.shape[1]] = part
-        assert zoom.pixels(level, columns, 0) is None
-        times = 2 ** (len(zoom.sizes) - 1 - level)
-        wanted = cv2.resize(truth, (width, height), interpolation=cv2.INTER_AREA)
-        assert np.abs(whole - wanted).mean() < 4, f"level {level}, {times} times smaller"
+@pytest.fixture(scope="module")
+def small(field, tmp_path_factory) -> tuple[np.ndarray, Path]:
+    """A part of the field, 700 x 520 px, as a slide of levels 1 and 4."""
+    pixels = np.ascontiguousarray(field.pixels[600:1120, 500:1200])
+    path = tmp_path_factory.mktemp("small") / "small.svs"
+    write_levels(path, [encode_level(pixels), encode_level(reduced(pixels, 4))], mpp=2.0)
+    return pixels, path
 
 
-def test_a_slide_of_one_level_is_shown_by_its_small_picture(field, field_slide):
-    zoom = DeepZoom(open_slide(field_slide(levels=field.levels[:1]), name="one.svs"), Readers())
-    small = zoom.pixels(0, 0, 0)
-    wanted = cv2.resize(field.pixels.astype(np.float64), zoom.sizes[0], interpolation=cv2.INTER_AREA)
-    assert np.abs(small - wanted[: small.shape[0], : small.shape[1]]).mean() < 6
+def whole(zoom: DeepZoom, level: int) -> np.ndarray:
+    """The squares of a level, put together."""
+    width, height = zoom.sizes[level]
+    found = np.zeros((height, width, 3))
+    for row in range(-(-height // zoom.square)):
+        for column in range(-(-width // zoom.square)):
+            left, top = max(0, column * zoom.square - 1), max(0, row * zoom.square - 1)
+            part = zoom.pixels(level, column, row)
+            found[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return found
+
+
+def test_squares_are_the_slide_s_pixels_at_every_size(small):
+    pixels, path = small
+    zoom = DeepZoom(open_slide(path, name="small.svs"), Readers(), square=100)
+    assert zoom.sizes == ((88, 65), (175, 130), (350, 260), (700, 520))
+    for level, size in enumerate(zoom.sizes):
+        wanted = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        assert np.abs(whole(zoom, level) - wanted).mean() < 4, f"level {level}"
+        assert zoom.pixels(level, -(-size[0] // 100), 0) is None
+
+
+def test_a_slide_of_one_level_is_shown_by_its_small_picture(small, tmp_path):
+    write_levels(tmp_path / "one.svs", [encode_level(small[0])], mpp=1.0)
+    zoom = DeepZoom(open_slide(tmp_path / "one.svs", name="one.svs"), Readers(), square=50)
+    wanted = cv2.resize(small[0], zoom.sizes[0], interpolation=cv2.INTER_AREA)
+    assert np.abs(whole(zoom, 0) - wanted).mean() < 6
+
+
+def test_what_cannot_be_decoded_is_crossed_out_and_said_and_no_more(small, tmp_path):
+    pixels, _ = small
+    path = tmp_path / "cut.svs"
+    write_levels(path, [encode_level(pixels)], mpp=2.0)
+    slide = open_slide(path, name="cut.svs")
+    how = slide.levels[0].encoded
+    with path.open("r+b") as file:  # the second encoded tile, x = 256 to 512, y = 0 to 256
+        file.seek(how.offsets_at + how.offset_bytes)
+        file.seek(int.from_bytes(file.read(how.offset_bytes), how.order) + 400)
+        file.write(bytes(600))
+    lines: list[str] = []
+    zoom = DeepZoom(slide, Readers(), say=lines.append)
+    shown = whole(zoom, len(zoom.sizes) - 1)
+    fine = np.ones(shown.shape[:2], bool)
+    fine[:256, 256:512] = False
+    wrong = np.abs(shown - pixels).max(2) > 60
+    assert wrong[~fine].mean() > 0.3
+    assert wrong[fine].mean() < 0.25  # pieces of 64 px reach beyond it
+    assert np.abs(shown[256 + 64 :] - pixels[256 + 64 :]).mean() < 4
+    assert lines
+    assert all("cut.svs" in line for line in lines)
 
 
 def test_a_browser_gets_the_page_the_squares_and_the_tiles(server, field):
@@ -141,6 +187,7 @@ def test_a_browser_gets_the_page_the_squares_and_the_tiles(server, field):
 @pytest.mark.parametrize(
     "path",
     ["/../../etc/passwd", "/0/../../slide.json", "/0/%2e%2e/slide.json", "/0/slide.json", "//etc/passwd", "/1/",
+     "/0/%00", "/0/tiles/0.jpg/../../..", "/0/0/0_0.jpg%00",
      "/0/99/0_0.jpg", "/0/0/9_0.jpg", "/0/tiles/3.jpg", "/0/0/-1_0.jpg", "/0"],
 )  # fmt: skip
 def test_nothing_else_is_served(server, path):  # T32
@@ -185,6 +232,66 @@ def test_slides_that_have_moved(predicted, tmp_path, capsys):
     assert "slides_root" in said(capsys, str(predicted), f"slides_root={tmp_path / 'none'}")
 
 
+def test_ctrl_c_ends_it(predicted, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def interrupt() -> None:
+        for _ in range(500):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.01)
+        _thread.interrupt_main()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main(["slides", "view", str(predicted), f"port={port}"]) == 0
+    thread.join()
+    told = capsys.readouterr()
+    assert f"http://127.0.0.1:{port}/" in told.out
+    assert told.err == ""
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", port))
+
+
+def test_an_index_is_shown_with_its_tiles_and_slides_without(small, tmp_path):
+    _, path = small
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "b.svs").symlink_to(path)
+    write_levels(tmp_path / "slides" / "a.tiff", [encode_level(small[0])], mpp=None)
+    words = ["slides", "tile", str(tmp_path / "slides" / "b.svs"), f"out={tmp_path / 'index'}", "mpp=4", "size_px=32"]
+    assert main([*words, "progress=false"]) == 0
+    (of_index,) = shown_slides(tmp_path / "index")
+    content = of_index.content(of_index.path)
+    assert not content.predicted
+    assert np.array_equal(content.xy, read_index(tmp_path / "index").grid(0)[:, :2])
+    assert np.allclose(content.probabilities[:, 0], content.coverage / 100)
+    for server in serving(tmp_path / "slides"):
+        assert [slide.name for slide in server.found] == ["a.tiff", "b.svs"]
+        for number in (0, 1):  # the first has no µm per pixel
+            assert ask(server, f"/{number}/")[0] == 200
+            assert ask(server, f"/{number}/0/0_0.jpg")[0] == 200
+            assert ask(server, f"/{number}/tiles/0.jpg")[0] == 404
+
+
+def test_a_slide_that_was_replaced_is_refused(server, predicted, small):
+    server.paths[0] = small[1]
+    status, body = ask(server, "/0/")
+    assert status == 503
+    assert b"predict it again" in body
+
+
+def test_many_squares_at_once(server):
+    squares = [f"/0/3/{column}_{row}.jpg" for column in range(4) for row in range(4)]
+    alone = [ask(server, square) for square in squares]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda square: ask(server, square), squares)) == alone
+
+
 def test_a_folder_of_something_else(tmp_path, capsys):
-    assert FILE in said(capsys, str(tmp_path))
-    assert "no folder" in said(capsys, str(tmp_path / "none"))
+    assert "has no slide" in said(capsys, str(tmp_path))
+    assert "is not there" in said(capsys, str(tmp_path / "none"))

@@ -133,8 +133,8 @@ COMMANDS = {
     "slides view": Command(
         "view_slides:main",
         "ViewSlidesConfig",
-        "predicted slides at full resolution, in your browser",
-        words=(Word("FOLDER", "folder", "that predict wrote of slides"),),
+        "slides at full resolution, in your browser",
+        words=(Word("FOLDER", "folder", "that predict wrote of slides, an index, or slides"),),
     ),
     "cache": Command(
         "cache:main",

@@ -1,4 +1,4 @@
-"""`sscl slides view`: slides and what was predicted of them, at full resolution, in a browser of this computer."""
+"""`sscl slides view`: slides at full resolution, with what was predicted of them, in a browser of this computer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sscl.config import ViewSlidesConfig
 from sscl.places import missing, printable
-from sscl.report.slide_folder import SlideFolder, slide_folders
+from sscl.report.shown_slides import ShownSlide, shown_slides
 from sscl.report.slide_server import ADDRESS, SlideServer
 from sscl.run import SOME_FAILED
 from sscl.words import count, some, wrapped
@@ -23,10 +23,10 @@ def main(config: ViewSlidesConfig) -> int:
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
-    found = slide_folders(Path(config.folder))
+    found = shown_slides(Path(config.folder), blind=config.blind)
     paths = paths_of(found, config.slides_root)
     here = [at for at, path in enumerate(paths) if path.exists()]
-    gone = [found[at].record.name for at in range(len(found)) if at not in here]
+    gone = [found[at].name for at in range(len(found)) if at not in here]
     if gone:
         where = (
             "slides_root=FOLDER says where they are" if config.slides_root is None else f"not in {config.slides_root}"
@@ -45,16 +45,16 @@ def main(config: ViewSlidesConfig) -> int:
     return SOME_FAILED if gone else 0
 
 
-def paths_of(found: Sequence[SlideFolder], root: str | None) -> list[Path]:
+def paths_of(found: Sequence[ShownSlide], root: str | None) -> list[Path]:
     """Return where the files of slides are."""
     if root is None:
-        return [Path(slide.record.path) for slide in found]
+        return [slide.path for slide in found]
     if not Path(root).is_dir():
         raise FileNotFoundError(f"slides_root: {missing(root, 'folder')}")
-    return [Path(root, slide.record.name) for slide in found]
+    return [Path(root, slide.name) for slide in found]
 
 
-def opened(found: Sequence[SlideFolder], paths: Sequence[Path], *, port: int) -> SlideServer:
+def opened(found: Sequence[ShownSlide], paths: Sequence[Path], *, port: int) -> SlideServer:
     """Return the server, bound to its port.
 
     Raises:

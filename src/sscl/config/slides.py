@@ -55,11 +55,14 @@ class InspectSlidesConfig(Section):
 
 
 class ViewSlidesConfig(Section):
-    """Show slides and what was predicted of them at full resolution, in a browser of this computer."""
+    """Show slides at full resolution, with what was predicted of them, in a browser of this computer."""
 
-    folder: str = setting(..., "folder that `sscl predict` wrote of slides; also FOLDER", path=True, min_length=1)
+    folder: str = setting(
+        ..., "folder that `sscl predict` wrote of slides, an index, or slides; also FOLDER", path=True, min_length=1
+    )
     port: int = setting(8620, "port on 127.0.0.1; 0 = any that is free", ge=0, le=65535, common=True)
     slides_root: str | None = setting(None, "the folder that the slides are in now", path=True)
+    blind: bool = setting(False, "pages open in blind review: a tile's prediction shows once its class is named")
 
 
 class SynthSlidesConfig(Section):

@@ -134,6 +134,7 @@ def page_of(content: SlideContent, *, served: Base | None = None) -> str:
         data=parts.data(shown),
         record=record,
         notes=notes,
+        predicted=content.predicted,
         facts=_facts(record, predicted=content.predicted),
         subtitle=subtitle(record, predicted=content.predicted),
         kept_where="" if served is None else ", at this address and port",
@@ -185,7 +186,7 @@ def _shown(content: SlideContent) -> dict[str, object]:
         "ramp": _packed(heatmap_rgb(np.arange(256)[None] / 255)),
         "groups": [
             {"label": group.label, "rows": group.rows}
-            for group in groups(content.probabilities, content.xy, record.footprint)
+            for group in (groups(content.probabilities, content.xy, record.footprint) if content.predicted else ())
         ],
         "pictures": {row: base64.b64encode(jpeg).decode() for row, jpeg in content.pictures.items()},
         "damaged": [[damage.x, damage.y] for damage in record.damaged],
@@ -258,11 +259,12 @@ def subtitle(record: PredictedSlide, *, predicted: bool) -> str:
 
 def _facts(record: PredictedSlide, *, predicted: bool) -> list[tuple[str, str]]:
     """Return what is known of the slide and its classifier, a name and a text each."""
-    rows = [("slide", f"{record.width:,} × {record.height:,} px, {record.mpp:.4g} µm per pixel ({record.mpp_from})")]
+    scale = f"{record.mpp:.4g} µm per pixel ({record.mpp_from})" if record.mpp else "µm per pixel not known"
+    rows = [("slide", f"{record.width:,} × {record.height:,} px, {scale}")]
     if record.tiles:
         tile_um = record.size_px * record.tile_mpp
-        scale = f"{record.size_px} px at {record.tile_mpp:g} µm per pixel"
-        rows.append(("tiles", f"{record.tiles:,} of {tile_um:.4g} µm ({scale})"))
+        of = f"{record.size_px} px at {record.tile_mpp:g} µm per pixel"
+        rows.append(("tiles", f"{record.tiles:,} of {tile_um:.4g} µm ({of})"))
     if predicted:
         decided = "always" if record.decide_from is None else f"from a confidence of {record.decide_from:.3g}"
         rows += [

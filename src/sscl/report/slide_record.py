@@ -68,7 +68,8 @@ class PredictedSlide(Record):
 
     Attributes:
         name: of the slide in its index; of its folder, too. path: of its file. quickhash: its identity.
-        width, height, mpp, mpp_from, bounds, vendor, reader, icc: see `slides.records.Slide`.
+        width, height, mpp, mpp_from, bounds, vendor, reader, icc: see `slides.records.Slide`. mpp is 0 where nothing
+            is predicted and it is not known.
         size_px, tile_mpp: side of a tile in its own pixels, and their µm. footprint: its side in pixels of level 0.
         most_over: how many tiles lie over one place, at most; over 1 they overlap, and maps are their mean.
         tissue: share of the scanned area; None: not known.

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from sscl.places import printable
 from sscl.report.page import parts
-from sscl.report.slide_folder import SlideFolder, content_of
-from sscl.report.slide_page import Base, SlideContent, page_of
+from sscl.report.shown_slides import ShownSlide
+from sscl.report.slide_page import Base, page_of
 from sscl.slides.deep_zoom import OVERLAP, DeepZoom
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import Readers
@@ -31,7 +31,8 @@ from sscl.slides.scaling import scaling
 
 ADDRESS = "127.0.0.1"  # nobody else's browser can reach it
 QUALITY = 85
-_KEPT = 16  # pages that stay in memory
+_KEPT = 16  # slides whose pages stay in memory
+_NO_MPP = 1.0  # µm per pixel to read a slide by that does not say its own
 _SQUARE = re.compile(r"/(\d{1,6})/(\d{1,2})/(\d{1,6})_(\d{1,6})\.jpg")
 _PICTURE = re.compile(r"/(\d{1,6})/tiles/(\d{1,9})\.jpg")
 _PAGE = re.compile(r"/(\d{1,6})/")
@@ -49,20 +50,23 @@ class ServedSlide:
     """A slide that is served: its page, squares and tiles.
 
     Args:
-        number: in addresses. path: of its file, as it is now.
+        number: in addresses. path: of its file, as it is now. say: takes a line on what cannot be read.
 
     Raises:
-        ValueError: the file cannot be read, or is another slide than the one predicted.
+        ValueError: the file cannot be read, or is another slide than it was.
     """
 
-    def __init__(self, found: SlideFolder, number: int, path: Path, readers: Readers) -> None:
-        record = found.record
-        slide = open_slide(path, name=record.name, mpp=record.mpp)
+    def __init__(
+        self, found: ShownSlide, number: int, path: Path, readers: Readers, *, say: Callable[[str], None]
+    ) -> None:
+        self.content = found.content(path)
+        record = self.content.record
+        slide = open_slide(path, name=record.name, mpp=record.mpp or _NO_MPP)
         if slide.quickhash != record.quickhash:
-            raise SlideError(f"{printable(str(path))}: is not the slide that was predicted; predict it again")
-        self.content: SlideContent = content_of(found)
-        self._zoom, self._readers, self._number = DeepZoom(slide, readers), readers, number
-        self._scaling = scaling(slide, mpp=record.tile_mpp, size_px=record.size_px)
+            again = "predict it again" if self.content.predicted else "index it again"
+            raise SlideError(f"{printable(str(path))}: is not the slide that it was; {again}")
+        self._zoom, self._readers, self._number = DeepZoom(slide, readers, say=say), readers, number
+        self._scaling = scaling(slide, mpp=record.tile_mpp, size_px=record.size_px) if record.tiles else None
 
     @functools.cached_property
     def page(self) -> bytes:
@@ -88,7 +92,7 @@ class ServedSlide:
 
     def tile(self, row: int) -> bytes | None:
         """Return a tile as the classifier saw it, as JPEG; None: there is none."""
-        if row >= len(self.content.xy):
+        if self._scaling is None or row >= len(self.content.xy):
             return None
         out = np.empty((1, self._scaling.size_px, self._scaling.size_px, 3), np.uint8)
         self._readers.tiles(self._zoom.slide, self._scaling, self.content.xy[row : row + 1].astype(np.int64), out)
@@ -107,7 +111,7 @@ class SlideServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, found: Sequence[SlideFolder], paths: Sequence[Path], *, port: int) -> None:
+    def __init__(self, found: Sequence[ShownSlide], paths: Sequence[Path], *, port: int) -> None:
         self.found, self.paths, self.readers = list(found), list(paths), Readers()
         self._locks = [threading.Lock() for _ in self.found]
         self._open = functools.lru_cache(_KEPT)(self._opened)
@@ -132,14 +136,16 @@ class SlideServer(ThreadingHTTPServer):
             return self._open(number)
 
     def _opened(self, number: int) -> ServedSlide:
-        return ServedSlide(self.found[number], number, self.paths[number], self.readers)
+        return ServedSlide(self.found[number], number, self.paths[number], self.readers, say=self.say)
 
     def listing(self) -> bytes:
         """Return the page that links to all slides."""
         style = parts.style("base.css", "slide.css")
-        rows = [(f"/{number}/", slide.record.name, slide.record) for number, slide in enumerate(self.found)]
-        policy = parts.policy(style, images="data:")
-        return parts.page("slides.html.jinja", style=Markup(style), policy=policy, rows=rows).encode()
+        rows = [(number, slide.name, slide.said) for number, slide in enumerate(self.found)]
+        policy = parts.policy(style, images="'self' data:")
+        predicted = any(slide.predicted for slide in self.found)
+        page = parts.page("slides.html.jinja", style=Markup(style), policy=policy, rows=rows, predicted=predicted)
+        return page.encode()
 
     def say(self, line: str) -> None:
         """Print what went wrong, each once."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ OVERLAP = 1  # pixels of a neighbour that a square has, too: no seams between th
 _TOLERANCE = 1.02  # a level of the slide may be coarser by so much than what is wanted
 _MOST_REDUCED = 4  # times that a level is read larger than it is shown; beyond, the slide in small is used
 _SMALL_MPP = 8.0  # of that
+_PIECE = 64  # pixels of the level read: no smaller piece is looked for where a square cannot be decoded
 
 
 def sizes_of(width: int, height: int, *, square: int) -> tuple[tuple[int, int], ...]:
@@ -45,10 +47,13 @@ class DeepZoom:
 
     Args:
         square: their side, pixels, without what they have of their neighbours.
+        say: takes a line on each part of a square that cannot be decoded, and is crossed out in it.
     """
 
-    def __init__(self, slide: Slide, readers: Readers, *, square: int = 254) -> None:
-        self.slide, self.square = slide, square
+    def __init__(
+        self, slide: Slide, readers: Readers, *, square: int = 254, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.slide, self.square, self._say = slide, square, say
         self.sizes = sizes_of(slide.width, slide.height, square=square)
         self._readers, self._lock = readers, threading.Lock()
         self._small: Overview | None = None
@@ -75,21 +80,46 @@ class DeepZoom:
         own = self.slide.levels[of]
         left, top, right, bottom = _spanned(box, scale / factor, scale / factor, own.width, own.height)
         pixels = np.empty((bottom - top, right - left, 3), np.uint8)
+        self._read(of, left, top, pixels)
+        return _resized(pixels, box)
+
+    def _read(self, level: int, x: int, y: int, out: NDArray[np.uint8]) -> None:
+        """Write pixels of a level into `out`; of a part that cannot be decoded, the smallest pieces are crossed out."""
         try:
-            self._readers.read(self.slide, level=of, x=left, y=top, out=pixels)
-        except SlideError:
+            self._readers.read(self.slide, level=level, x=x, y=y, out=out)
+            return
+        except (SlideError, MemoryError):
             raise
         except Exception as error:  # of openslide and the decoders below it: an error of this file
-            where = f"x={round(left * factor)}, y={round(top * factor)}"
             why = short(str(error), most=200)
-            raise SlideError(f"{printable(self.slide.path)}: cannot be decoded at {where}: {why}") from None
-        return _resized(pixels, box)
+        height, width = out.shape[:2]
+        if max(height, width) <= _PIECE:
+            factor = self.slide.levels[level].factor
+            where = f"x={round(x * factor)}, y={round(y * factor)}"
+            self._say(f"{printable(self.slide.path)}: cannot be decoded at {where}: {why}")
+            _cross(out)
+            return
+        middle_y, middle_x = (side // 2 if side > _PIECE else side for side in (height, width))
+        for top, bottom in ((0, middle_y), (middle_y, height)):
+            for left, right in ((0, middle_x), (middle_x, width)):
+                if bottom > top and right > left:
+                    part = np.empty((bottom - top, right - left, 3), np.uint8)
+                    self._read(level, x + left, y + top, part)
+                    out[top:bottom, left:right] = part
 
     def _overview(self) -> Overview:
         with self._lock:  # once, however many squares are asked for at the same time
             if self._small is None:
                 self._small = self._readers.overview(self.slide, _SMALL_MPP)
             return self._small
+
+
+def _cross(out: NDArray[np.uint8]) -> None:
+    """Fill pixels with grey and a cross."""
+    height, width = out.shape[:2]
+    out[:] = 200
+    for start, end in (((0, 0), (width - 1, height - 1)), ((width - 1, 0), (0, height - 1))):
+        cv2.line(out, start, end, (0, 0, 0), 2)
 
 
 def _spanned(

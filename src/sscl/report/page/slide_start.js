@@ -3,6 +3,7 @@
 function start() {
   load();
   loadBlind();
+  if (location.hash === "#blind") blind = true;
   fillCells();
   fillGroups();
   const [first, of] = content.predicted ? ["predicted class", "probability of"] : ["tiles", "share of"];

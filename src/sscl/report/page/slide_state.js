@@ -83,7 +83,8 @@ function placeText(x, y) {
   const [left, top] = content.origin;
   const mm = (value) => ((value * mpp) / 1000).toFixed(2);
   const px = (value) => Math.round(value).toLocaleString("en");
-  return `x ${px(x - left)}, y ${px(y - top)} px (${mm(x - left)}, ${mm(y - top)} mm)`;
+  const inMm = mpp > 0 ? ` (${mm(x - left)}, ${mm(y - top)} mm)` : "";
+  return `x ${px(x - left)}, y ${px(y - top)} px${inMm}`;
 }
 
 /** An area with two digits, so that none is claimed that is not known. */

@@ -38,7 +38,7 @@ function showChosen() {
   byId("said").replaceChildren(...said);
   const own = reviewOf(chosen).blind;
   byId("place").textContent = [
-    blind ? nameOf(chosen) : `${placeText(xOf(chosen), yOf(chosen))}${coverage[chosen] > 100 ? "" : `; ${coverage[chosen]}% tissue`}`,
+    blind ? nameOf(chosen) : `${placeText(xOf(chosen), yOf(chosen))}${coverage[chosen] > 100 || !content.predicted ? "" : `; ${coverage[chosen]}% tissue`}`,
     own === "" ? "" : `you said ${own}`,
   ]
     .filter(Boolean)

@@ -216,6 +216,8 @@ function outline(pen, index, strokes, least) {
 }
 
 function drawScale() {
+  byId("scale").hidden = !mpp; // not known
+  if (!mpp) return;
   const um = mpp / place.scaleX; // of a pixel of the window
   const most = SCALE_PX * um;
   const ten = 10 ** Math.floor(Math.log10(most));
@@ -240,6 +242,6 @@ function showPointer(x, y) {
     }
     if (isUndecided(cell)) parts.push(element("b", { textContent: "undecided " }));
     if (over[cell] > 1) parts.push(`mean of ${over[cell]} tiles `);
-  } else parts.push(blind ? "" : "no tile ");
+  } else if (total && !blind) parts.push("no tile ");
   byId("readout").replaceChildren(element("span", {}, ...parts), element("span", { className: "quiet", textContent: placeText(x, y) }));
 }
