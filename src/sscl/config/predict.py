@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.config.maps import PRECISION, MapConfig, Precision
 from sscl.config.messages import shown
 from sscl.config.sections import LARGEST_BATCH, Listed, Section, setting
+
+_MOST_PX = 10_000_000  # of a slide's side
+_Place = Annotated[int, Field(ge=0, le=_MOST_PX)]
+_Side = Annotated[int, Field(ge=1, le=_MOST_PX)]
 
 
 class PredictConfig(Section):
@@ -73,7 +77,7 @@ class PredictConfig(Section):
     threshold: float = setting(
         0.5, "of slides: probability from which a place is part of a region of a class", ge=0.5, lt=1
     )
-    cam: bool | tuple[int, int, int, int] = setting(
+    cam: bool | tuple[_Place, _Place, _Side, _Side] = setting(
         False,
         "of slides: heatmap of a region, the mean of overlapping tiles, made as gradcam says; true = where the class "
         "it explains is most probable; or [x, y, width, height], pixels at full resolution",
@@ -95,10 +99,11 @@ class PredictConfig(Section):
     def _a_region(cls, value: Any) -> Any:
         if isinstance(value, bool):
             return value
-        numbers = [one for one in value if type(one) is int] if isinstance(value, (list, tuple)) else []
-        if len(numbers) != 4 or len(value) != 4 or min(numbers[:2]) < 0 or min(numbers[2:]) < 1:
+        least = (0, 0, 1, 1)
+        four = isinstance(value, (list, tuple)) and len(value) == 4 and all(type(one) is int for one in value)
+        if not four or not all(low <= one <= _MOST_PX for low, one in zip(least, value, strict=True)):
             raise ValueError(
                 "must be true, false, or [x, y, width, height], four whole numbers of pixels at full resolution, x and "
                 f"y 0 or more, width and height 1 or more, got {shown(value)}"
             )
-        return tuple(numbers)
+        return tuple(value)

@@ -19,6 +19,7 @@ from sscl.plots.slide import draw_slide
 from sscl.plots.slide_cam import draw_cam
 from sscl.predict.cam import RegionMap
 from sscl.records import write_record
+from sscl.report.slide_cam import ends_of
 from sscl.report.slide_page import BASE_MPP, SlideContent, page_of
 from sscl.report.slide_record import CAM_FILE, FILE, PAGE, PredictedSlide, SlideCam
 from sscl.report.slide_strip import strip_rows
@@ -170,7 +171,7 @@ def write_cam(folder: Path, record: PredictedSlide, cam: RegionMap) -> None:
         cam.values,
         name=record.name,
         title=f"{said.method} of {said.layer}: {said.explained}",
-        ends=(said.label, said.against[0] if len(said.against) == 1 else None),
+        ends=ends_of(said),
         colours=colours,
         scale_end=said.scale_end,
         unit=said.unit,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sscl.data.csv_files import read_rows
 from sscl.places import printable
 from sscl.records import read_record
+from sscl.report.slide_cam import read_cam
 from sscl.report.slide_page import SlideContent
 from sscl.report.slide_record import FILE, MADE_BY, PredictedSlide
 
@@ -46,10 +47,19 @@ def content_of(slide: SlideFolder) -> SlideContent:
     """Return what the page of a slide shows, without its picture.
 
     Raises:
-        ValueError, FileNotFoundError: tiles.csv is not what `sscl predict` writes, in one line.
+        ValueError, FileNotFoundError: tiles.csv or cam.npz is not what `sscl predict` writes, in one line.
     """
     xy, coverage, probabilities, decided = _read_tiles(slide.folder / TILES, slide.record.classes)
-    return SlideContent(slide.record, xy, coverage, probabilities, decided, base=None, base_factor=(1.0, 1.0))
+    return SlideContent(
+        slide.record,
+        xy,
+        coverage,
+        probabilities,
+        decided,
+        base=None,
+        base_factor=(1.0, 1.0),
+        cam=None if slide.record.cam is None else read_cam(slide.folder),
+    )
 
 
 def _read_tiles(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sscl.plots.cam import heatmap_rgb
 from sscl.report.blocks import sentence
 from sscl.report.page import MARK, parts
+from sscl.report.slide_cam import cam_layer
 from sscl.report.slide_picture import SQUARE, pyramid
 from sscl.report.slide_record import PredictedSlide
 from sscl.report.slide_strip import groups
@@ -42,6 +43,7 @@ SCRIPTS = (
     "worksheet.js",
     "blind.js",
     "slide_map.js",
+    "slide_cam.js",
     "slide_view.js",
     "slide_tile.js",
     "slide_strip.js",
@@ -192,7 +194,15 @@ def _shown(content: SlideContent) -> dict[str, object]:
         "damaged": [[damage.x, damage.y] for damage in record.damaged],
         "blind": content.blind,
         "predicted": content.predicted,
+        "cam": _cam(content),
     }
+
+
+def _cam(content: SlideContent) -> dict[str, object] | None:
+    record = content.record
+    if record.cam is None or content.cam is None:
+        return None
+    return cam_layer(record.cam, content.cam, dict(zip(record.classes, record.colours, strict=True)))
 
 
 def _in_steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint16]:

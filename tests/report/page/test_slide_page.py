@@ -15,7 +15,7 @@ import pytest
 from sscl.report.page import parts
 from sscl.report.slide_page import SlideContent, _grid, page_of
 from sscl.report.slide_picture import pyramid
-from sscl.report.slide_record import PredictedSlide
+from sscl.report.slide_record import PredictedSlide, SlideCam
 from sscl.report.slide_strip import groups, strip_rows
 
 CLASSES = ("HP", "</script><script>window.harmed = 1</script>")
@@ -385,3 +385,32 @@ def test_a_picture_keeps_within_its_bytes():
     assert sum(map(len, found.squares)) <= 500_000
     assert found.reduced > 1 or found.quality < 80
     assert found.levels[-1] == (found.width, found.height)
+
+
+def test_the_heatmap_of_a_region_lies_in_its_place_with_its_own_scale(tab: Callable[..., Any], tmp_path: Path) -> None:
+    """A cell of 12 x 10 a tile: one speaks for the class, one against it, one has no value, the others are 0."""
+    values = np.zeros((ROWS * 10, COLUMNS * 10), np.float32)
+    for (column, row), value in (((3, 2), 0.5), ((8, 2), -0.25), ((3, 7), np.nan), ((8, 7), 2.0)):
+        values[row * 10 : row * 10 + 10, column * 10 : column * 10 + 10] = value
+    cam = SlideCam.model_construct(
+        x=138, y=94, factor=FOOTPRINT / 10, explained="logit <b>", label=CLASSES[1], against=("HP",),
+        unit="logits per cell", method="Grad-CAM", lowest=-0.25, highest=2.0, scale_end=1.0,
+    )  # fmt: skip
+    record = slide_content().record.model_copy(update={"cam": cam, "quickhash": "cd" * 16})
+    (tmp_path / "slide.html").write_text(page_of(slide_content(record=record, cam=values)), encoding="utf-8")
+    page = tab(tmp_path / "slide.html")
+    page.select_option("#page-layer", "cam")
+    page.locator("#page-opacity").fill("100")
+    found = colours_at(page, [(3.5, 2.5), (8.5, 2.5), (3.5, 7.5), (8.5, 7.5), (5.5, 4.5)])
+    assert [colour[3] / 255 for colour in found] == pytest.approx([0.5, 0.25, 0, 1, 0], abs=0.02)
+    assert (found[3][:3], np.abs(np.subtract(found[1][:3], (0, 114, 178))).max() <= 4) == ([230, 159, 0], True)
+    box = page.locator("#page-view").bounding_box()
+    x, y = place_of(page, 8.5, 2.5)
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    assert "−0.25 logits per cell" in page.inner_text("#page-readout")
+    assert [page.inner_text(f"#page-cam-{name}") for name in ("low", "high", "against")] == ["−1", "1", "for HP"]
+    assert page.inner_text("#page-cam-explained") == "logit <b>"
+    assert not page.is_visible("#page-threshold")
+    page.select_option("#page-layer", "prediction")
+    assert page.is_visible("#page-threshold")
+    assert not page.is_visible("#page-cam")

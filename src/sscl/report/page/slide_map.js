@@ -50,7 +50,7 @@ function bestOf(cell) {
 const isUndecided = (cell) => 2 * undecidedOver[cell] > over[cell];
 
 /** The class whose probability is shown, -1: the predicted classes. */
-const shownLabel = () => (layer.show === LAYER_PREDICTION ? -1 : Number(layer.show));
+const shownLabel = () => (layer.show === LAYER_PREDICTION || camShown() ? -1 : Number(layer.show));
 const atLeast = (value, threshold) => value >= threshold - 1e-6;
 
 /** Colour the cells, once after each change; moving and zooming only draw the result. */

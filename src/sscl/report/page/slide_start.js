@@ -8,6 +8,10 @@ function start() {
   fillGroups();
   const [first, of] = content.predicted ? ["predicted class", "probability of"] : ["tiles", "share of"];
   const layers = [[LAYER_PREDICTION, first], ...classes.map((name, label) => [String(label), `${of} ${name}`])];
+  if (cam !== null) {
+    layers.push([LAYER_CAM, `${cam.method} of a region`]);
+    paintCam();
+  }
   byId("layer").replaceChildren(...layers.map(([value, text]) => element("option", { value, textContent: text })));
   layer.show = content.positive === null ? LAYER_PREDICTION : String(content.positive);
   byId("layer").value = layer.show;
@@ -62,7 +66,9 @@ function listen() {
     layer.show = event.target.value;
     layer.only = -1;
     showRamp();
+    showCamLegend();
     paint();
+    if (camShown()) goToCam();
   });
   byId("opacity").addEventListener("input", (event) => {
     layer.opacity = Number(event.target.value) / 100;

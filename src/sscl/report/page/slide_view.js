@@ -124,7 +124,8 @@ function drawOver() {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
   if (place === null) return;
-  if (layer.on && !blind && cells) drawMap(pen, width, height, ratio);
+  if (layer.on && !blind && camShown()) drawCam(pen);
+  else if (layer.on && !blind && cells) drawMap(pen, width, height, ratio);
   drawDamaged(pen);
   drawOutlines(pen);
   drawScale();
@@ -235,6 +236,8 @@ function showPointer(x, y) {
     return;
   }
   const parts = [];
+  const value = camShown() && !blind ? camAt(x, y) : null;
+  if (value !== null) parts.push(element("b", { textContent: `${camNumber(value)} ${cam.unit}  ` }));
   if (cell >= 0) {
     const order = classes.map((_, label) => label).sort((a, b) => means[b][cell] - means[a][cell]);
     for (const label of order.slice(0, 3)) {
