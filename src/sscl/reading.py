@@ -108,14 +108,20 @@ def read_text(path: str | os.PathLike[str], *, at_most: int) -> str:
         raise ValueError(f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
     """Return what JSON says.
+
+    Args:
+        any_number: take NaN, infinity and numbers beyond 64 bits, as Java programs write them.
 
     Raises:
         ValueError: not JSON; NaN, infinity, a number beyond 64 bits; half a character; or endless lists.
     """
     try:
-        found = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+        if any_number:
+            found = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
+        else:
+            found = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
         if _HALVES.search(text if isinstance(text, str) else text.decode("utf-8")):
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:

@@ -16,6 +16,7 @@ from sscl.config import validate as checked
 from sscl.data.load import load_tiles, training_slides
 from sscl.data.slide_set import load_slides
 from sscl.data.tiles import Tiles
+from sscl.models.classifier import with_classes_of
 from sscl.slides.index import Labels
 
 SIDE = 8 * SIZE  # of a slide
@@ -104,6 +105,21 @@ def test_tiles_have_the_class_of_the_areas_that_cover_them(index: Path, tmp_path
     place = {tile: row for row, tile in enumerate(whole.ids)}
     rows_of = [place[tile] for tile in tiles.ids]
     np.testing.assert_array_equal(tiles.images[:], whole.images[rows_of])
+
+
+def test_slides_on_which_nobody_drew_are_counted_and_unknown_classes_are_found(index: Path, tmp_path: Path) -> None:
+    draw_areas(tmp_path / "a/one.geojson", upper("SSA", 2), ("Stroma", box(0, 2 * SIZE, SIDE, 3 * SIZE)))
+    draw_areas(tmp_path / "a/two.geojson")
+    tiles = load(index, tmp_path)
+    assert tiles.account is not None
+    assert "1 file without an area of a class" in tiles.account.notes
+    data = DataConfig(root=str(index), source="slides", annotations=str(tmp_path))
+    with pytest.raises(ValueError, match=r"^data.annotations: .*a/one.geojson: annotation 2: Stroma") as error:
+        with_classes_of(tiles, ("HP", "SSA"), checkpoint="runs/x", data=data)
+    assert "\n" not in str(error.value)
+    (tmp_path / "a/one.geojson").unlink()
+    with pytest.raises(ValueError, match=r"^annotations: .*a/two.geojson: has no area with a class"):
+        load(index, tmp_path)
 
 
 @pytest.mark.parametrize(("coverage", "rows"), [(0.01, 5), (0.4, 5), (0.41, 4), (1.0, 4)])

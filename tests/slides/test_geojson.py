@@ -229,6 +229,9 @@ def test_annotations_as_versions_of_qupath_and_other_programs_write_them(tmp_pat
             "geometry": area(ring),
             "properties": {"classification": "x"},
         },
+        {"type": "Feature", "id": "PathTileObject", "geometry": area(ring), "properties": {"classification": "x"}},
+        feature(area(ring), "parent", measurements={"a": float("nan")}, childObjects=[feature(area(ring), "child")]),
+        feature(area(square(5000, 0, 9))),
     ]
     path = tmp_path / "a.geojson"
     for content in ({"type": "FeatureCollection", "features": objects}, objects):
@@ -236,8 +239,8 @@ def test_annotations_as_versions_of_qupath_and_other_programs_write_them(tmp_pat
             path.write_bytes(pack(b"\xef\xbb\xbf" + json.dumps(content).encode()))
             found = read_annotations(path, SLIDE)
             labels = [polygon.label for polygon in found.polygons]
-            assert labels == ["HP", "HP", "Tumor: Positive", "SSA", "SSA", "HP", "x"]
-            assert sorted(found.passed_over.values()) == [1, 1, 1, 2]
+            assert labels == ["HP", "HP", "Tumor: Positive", "SSA", "SSA", "HP", "x", "parent", "child"]
+            assert sorted(found.passed_over.values()) == [1, 1, 1, 2, 2]
             assert "2 points or lines" in account_of(found.passed_over)
             assert found.polygons[0].rings[0].tolist() == [[x + 137, y + 91] for x, y in ring]
     path.write_text(json.dumps(objects[0]))
@@ -257,7 +260,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "number": (b"3", "is text"),
     "numbers": (b"[1, 2]", "no GeoJSON of features"),
     "other": ({"type": "Topology"}, "no GeoJSON of features"),
-    "NaN": ([feature(area([[0, 0], [1, 0], [1, float("nan")], [0, 0]]))], "NaN"),
+    "NaN": ([feature(area([[0, 0], [1, 0], [1, float("nan")], [0, 0]]))], "annotation 1 (HP): has a corner at 1, nan"),
+    "far": ([feature(area([[0, 0], [1e300, 0], [1, 1], [0, 0]]))], "annotation 1 (HP): has a corner at 1e+300"),
+    "line break": ([feature(area(square(0, 0, 9)), "a\nb")], "annotation 1 (a\\nb): its class"),
+    "nothing packed": (gzip.compress(b""), "is empty"),
     "words": ([feature(area([["0", "0"], [1, 0], [1, 1], [0, 0]]))], "annotation 1 (HP): has a ring"),
     "open": ([feature(area(square(0, 0, 9))), feature(area(square(1, 2, 9)[:-1]))], "annotation 2 (HP): has an open"),
     "open hole": ([feature(area(square(0, 0, 9), square(1, 2, 3)[1:]))], "annotation 1 (HP): has an open ring"),

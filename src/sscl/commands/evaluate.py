@@ -56,7 +56,7 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     out = Path(config.out) if config.out is not None else choice.folder(run_of(config.checkpoint), "eval")
     with run.whole_folder(out, config, overwrite=overwrite, inputs={"data.root": data.root}) as folder:
         given = load_tiles(data, split=split, progress=config.progress)
-        whole = with_classes_of(given, trained.classes, checkpoint=config.checkpoint, root=data.root)
+        whole = with_classes_of(given, trained.classes, checkpoint=config.checkpoint, data=data)
         positive = positive_class(whole.classes, config.positive)
         tiles = task.labelled(whole)
         if not len(tiles):

@@ -149,7 +149,7 @@ def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[s
     data = choice.data
     if config.images is None:
         tiles = load_tiles(data, split=choice.split, progress=config.progress)
-        tiles = with_classes_of(tiles, classes, checkpoint=config.checkpoint, root=data.root)
+        tiles = with_classes_of(tiles, classes, checkpoint=config.checkpoint, data=data)
         missing = [name for name in config.ids if name not in tiles.ids]
         if missing:
             raise ValueError(f"ids: {missing[0]} is not among the {len(tiles)} tiles (for instance {tiles.ids[0]})")

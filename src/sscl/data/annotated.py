@@ -20,7 +20,7 @@ from sscl.data.tiles import UNLABELLED
 from sscl.places import missing, one_form, printable
 from sscl.slides.coordinates import stem
 from sscl.slides.coverage import PRECISION, coverage_of
-from sscl.slides.geojson import Annotations, account_of, read_annotations
+from sscl.slides.geojson import Annotations, NoAreas, account_of, first_of_class, read_annotations
 from sscl.slides.places import Places
 from sscl.slides.records import Scaling, Slide
 from sscl.words import count, short, some
@@ -76,12 +76,17 @@ def drawn_labels(
     """
     files, unknown = _files(folder, places.names)
     found: dict[int, Annotations] = {}
+    empty: list[str] = []
     for number, (slide, _) in enumerate(slides):
         if slide.name in files:
             try:
                 found[number] = read_annotations(files[slide.name], slide)
+            except NoAreas as error:
+                empty.append(str(error))
             except ValueError as error:
                 raise ValueError(f"annotations: {error}") from error
+    if not found:
+        raise ValueError(f"annotations: {empty[0]}")
     classes, name_of = _classes(found, folder)
     labels = np.full(len(places), UNLABELLED, np.int64)
     twice = 0
@@ -96,10 +101,11 @@ def drawn_labels(
     if not labelled:
         raise ValueError(
             f"annotations: {folder}: areas of one class cover {label_coverage:.0%} of no tile; draw larger areas, or "
-            "lower label_coverage"
+            "lower label_coverage (coordinates are pixels of full resolution)"
         )
     passed = sum((Counter(annotations.passed_over) for annotations in found.values()), Counter[str]())
     notes = [f"each tile has the class of the annotated areas that cover {label_coverage:.0%} of it or more"]
+    notes += [f"{count(len(empty), 'file')} without an area of a class"] if empty else []
     without = len(slides) - len(found)
     notes += [f"{count(without, 'slide')} without annotations left out"] if without else []
     outside = sum(int(places.starts[number + 1] - places.starts[number]) for number in found) - labelled - twice
@@ -112,6 +118,15 @@ def drawn_labels(
         else []
     )
     return Drawn(classes, labels, places.slide_of(np.arange(len(places))), len(slides), tuple(notes))
+
+
+def where_drawn(folder: Path, label: str) -> str | None:
+    """Return the first file and annotation of a class, in words; None where no file has any."""
+    for path in sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES)):
+        number = first_of_class(path, label)
+        if number is not None:
+            return f"{printable(str(path))}: annotation {number}"
+    return None
 
 
 def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:

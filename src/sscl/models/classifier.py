@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sscl.config import DataConfig
+from sscl.data.annotated import where_drawn
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.device import pick_precision
 from sscl.models.checkpoint import Checkpoint, load_checkpoint
@@ -90,7 +92,7 @@ def positive_class(classes: tuple[str, ...], wanted: str | None) -> int | None:
     return classes.index("SSA") if "SSA" in classes else 1
 
 
-def with_classes_of(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, root: str) -> Tiles:
+def with_classes_of(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, data: DataConfig) -> Tiles:
     """Return the tiles with their labels in the order of a checkpoint's classes, matched by name.
 
     The set may have fewer classes, or the same ones in another order.
@@ -98,6 +100,7 @@ def with_classes_of(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, 
     Raises:
         ValueError: a class that the checkpoint does not know, or no classes at all.
     """
+    root = data.root
     if tiles.classes == classes:
         return tiles
     if not tiles.classes:
@@ -105,6 +108,12 @@ def with_classes_of(tiles: Tiles, classes: tuple[str, ...], *, checkpoint: str, 
             f"data.root: {root} has no labels, so nothing can be measured; sscl predict classifies such tiles"
         )
     unknown = [name for name in tiles.classes if name not in classes]
+    drawn = where_drawn(Path(data.annotations), unknown[0]) if unknown and data.annotations is not None else None
+    if drawn is not None:
+        raise ValueError(
+            f"data.annotations: {drawn}: {unknown[0]} is no class of {checkpoint}, which knows {some(classes)}; rename "
+            "it in QuPath, or remove its areas, and export again"
+        )
     if unknown:
         raise ValueError(
             f"data.root: {root} has the classes {some(tiles.classes)}, but {checkpoint} was trained on "

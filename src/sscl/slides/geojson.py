@@ -154,6 +154,13 @@ def _write(path: Path, objects: Iterable[str]) -> None:
 
 # --- read ---
 
+# What QuPath's reader makes no annotation of: its words now, and those of its version 0.2, which were an object's id.
+_DETECTIONS = frozenset(
+    ["tile", "cell", "detection", "root", "tmaCore", "tma_core"]
+    + ["PathTileObject", "PathCellObject", "PathDetectionObject", "PathRootObject", "TMACoreObject"]
+)
+_FARTHEST = 1e9  # pixels from the corner that a slide can have
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -168,11 +175,16 @@ class Annotations:
     passed_over: Mapping[str, int]
 
 
+class NoAreas(SlideError):
+    """A file in which no area has a class: nobody has drawn on that slide."""
+
+
 def read_annotations(path: Path, slide: Slide) -> Annotations:
     """Return the annotations of a slide that QuPath has exported, packed by gzip or not.
 
     Raises:
-        SlideError: no GeoJSON; an area that is none; no area with a class; or areas of another slide.
+        NoAreas: no area with a class.
+        SlideError: no GeoJSON; an area that is none; or areas of another slide.
         OSError: the file cannot be read.
     """
     name = printable(str(path))
@@ -186,29 +198,45 @@ def read_annotations(path: Path, slide: Slide) -> Annotations:
         label = _label(feature)
         for rings in _areas(feature["geometry"]):
             what = f"{name}: annotation {number} ({short(label, most=30)})"
+            if printable(label) != label:
+                raise SlideError(
+                    f"{what}: its class has a control character; rename it in QuPath"
+                )
             polygons.append(Polygon(label, tuple(_ring(what, ring) + _origin(slide) for ring in _list(what, rings))))
     if not polygons:
         kinds = account_of(passed) or "nothing in it"
-        raise SlideError(
-            f"{name}: has no area with a class ({kinds}); give annotations a class in QuPath, export again"
-        )
-    corners = np.concatenate([polygon.rings[0] for polygon in polygons])
-    if (corners.min(0) >= (slide.width, slide.height)).any() or (corners.max(0) <= 0).any():
+        raise NoAreas(f"{name}: has no area with a class ({kinds}); give annotations a class in QuPath, export again")
+    inside = [polygon for polygon in polygons if _meets(polygon, slide)]
+    if not inside:
+        corners = np.concatenate([polygon.rings[0] for polygon in polygons])
         low, high = (f"{x:.0f}, {y:.0f}" for x, y in (corners.min(0), corners.max(0)))
         raise SlideError(
             f"{name}: all areas lie outside of {slide.name} ({low} to {high}; it has {slide.width} x {slide.height} "
             "pixels); take the file of this slide"
         )
-    return Annotations(tuple(polygons), dict(passed))
+    if len(inside) < len(polygons):
+        passed[_BEYOND] += len(polygons) - len(inside)
+    return Annotations(tuple(inside), dict(passed))
+
+
+def first_of_class(path: Path, label: str) -> int | None:
+    """Return the number of the first area of a class, from 1; None where the file has none, or cannot be read."""
+    try:
+        numbered = enumerate(_features(path), start=1)
+        return next((at for at, feature in numbered if _unused(feature) is None and _label(feature) == label), None)
+    except (OSError, SlideError):
+        return None
 
 
 _OTHER, _CLASSLESS, _LINE = "tile, cell or other detection", "annotation without a class", "point or line"
 _IGNORED = "annotation of a class that QuPath ignores (with *)"
+_BEYOND = "area outside of its slide"
 _SEVERAL = {
     _OTHER: "tiles, cells or other detections",
     _CLASSLESS: "annotations without a class",
     _LINE: "points or lines",
     _IGNORED: "annotations of a class that QuPath ignores (with *)",
+    _BEYOND: "areas outside of their slide",
 }
 
 
@@ -223,11 +251,13 @@ def _features(path: Path) -> list[dict[str, Any]]:
     data = read_bytes(path, at_most=LARGEST, expected="a GeoJSON file")
     if data[:2] == b"\x1f\x8b":
         data = _unpacked(name, data)
+    if not data.strip():
+        raise SlideError(f"{name}: is empty, so no GeoJSON; copy it or export it from QuPath again")
     kind = binary_kind(data[:8]) or text_kind(data[:100])
     if kind is not None and not kind[0].startswith("JSON"):
         raise SlideError(f"{name}: is {kind[0]}, not GeoJSON; {kind[1]}")
     try:
-        content = parse_json(data.decode("utf-8-sig"))
+        content = parse_json(data.decode("utf-8-sig"), any_number=True)  # QuPath writes measurements that are NaN
     except UnicodeDecodeError:
         raise SlideError(f"{name}: is no text in UTF-8, so not GeoJSON; export it from QuPath again") from None
     except ValueError as error:
@@ -237,7 +267,16 @@ def _features(path: Path) -> list[dict[str, Any]]:
     features = [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
     if not isinstance(content, list) or len(features) < len(content) or any("geometry" not in one for one in features):
         raise SlideError(f"{name}: is JSON, but no GeoJSON of features; export it from QuPath again")
-    return features
+    return list(_with_children(features))
+
+
+def _with_children(features: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield objects, each before those that QuPath has written into it."""
+    for feature in features:
+        yield feature
+        below = _properties(feature).get("childObjects")
+        if isinstance(below, list):
+            yield from _with_children(one for one in below if isinstance(one, dict) and "geometry" in one)
 
 
 def _unpacked(name: str, data: bytes) -> bytes:
@@ -261,7 +300,9 @@ def _properties(feature: Mapping[str, Any]) -> Mapping[str, Any]:
 def _unused(feature: Mapping[str, Any]) -> str | None:
     """Return why an object is no area of a class; None where it is one."""
     told = _properties(feature)
-    if told.get("objectType", told.get("object_type", "annotation")) not in ("annotation", "unknown"):
+    kinds = (told.get(key) for key in ("objectType", "object_type", "type"))
+    kind = next((kind for kind in kinds if kind is not None), feature.get("id"))
+    if isinstance(kind, str) and kind in _DETECTIONS:
         return _OTHER
     if not isinstance(feature["geometry"], dict) or not _areas(feature["geometry"]):
         return _LINE
@@ -295,6 +336,11 @@ def _areas(shape: Mapping[str, Any]) -> list[Any]:
     return []
 
 
+def _meets(polygon: Polygon, slide: Slide) -> bool:
+    corners = polygon.rings[0]
+    return bool((corners.min(0) < (slide.width, slide.height)).all() and (corners.max(0) > 0).all())
+
+
 def _list(what: str, rings: Any) -> list[Any]:
     if not isinstance(rings, list) or not rings:
         raise SlideError(f"{what}: has no rings; export it from QuPath again")
@@ -313,6 +359,9 @@ def _ring(what: str, ring: Any) -> Numbers:
     if not fine or len(points) < 4:
         raise SlideError(f"{what}: has a ring that is not a list of four or more points x, y; export it again")
     corners = np.array([point[:2] for point in points], np.float64)
+    if not (np.abs(corners) < _FARTHEST).all():
+        x, y = corners[~(np.abs(corners) < _FARTHEST).all(1)][0]
+        raise SlideError(f"{what}: has a corner at {x:g}, {y:g}, which is no place on a slide; export it again")
     if not np.array_equal(corners[0], corners[-1]):
         first, last = (f"{x:g}, {y:g}" for x, y in (corners[0], corners[-1]))
         raise SlideError(
