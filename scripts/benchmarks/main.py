@@ -43,6 +43,7 @@ TOPICS = {
     "data": "listing, decoding, start, sets larger than memory",
     "slides": "whole slides: readers, index, pretraining",
     "page": "the page of a report",
+    "slide_page": "the page of a slide, and its squares at full resolution",
     "frozen": "the head on a frozen encoder",
 }
 PEERS = ("lightly", "kornia", "grad-cam", "torchcam", "hs2p", "openslide-python", "pyvips")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import page
+import slide_page
 
 CPU = torch.device("cpu")
 
@@ -33,3 +34,12 @@ def test_the_boxes_are_those_of_the_maps():
     tiles = page.content(60, drawn=1)["gallery"]["tiles"]
     assert [index for index, tile in enumerate(tiles) if not tile["map"]] == [49]
     assert all((tile["box"] is None) == (tile["map"] == "") for tile in tiles)
+
+
+def test_the_page_of_a_slide_without_a_browser(instead):
+    instead(slide_page.shutil, which=lambda name: None)
+    size, writing, browser, _, first, again = slide_page.measure(quick=True, device=CPU)
+    assert 0 < size["ours"] < 20
+    assert writing["unit"] == "CPU s"
+    assert ("ours" in browser, "chromium" in browser["note"]) == (False, True)
+    assert min(first["ours"], again["ours"]) > 0
