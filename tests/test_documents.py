@@ -46,7 +46,9 @@ def shown(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if shown(page)], ids=lambda page: page.stem)
-def test_what_needs_nothing_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_nothing_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
     for program, *words in shown(page):

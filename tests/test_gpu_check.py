@@ -320,13 +320,14 @@ def test_tests_are_skipped_without_the_packages_that_only_they_need(monkeypatch)
             runpy.run_path(str(ROOT / "tests" / file))
 
 
-def test_the_study_at_toy_size(tiles, tmp_path, monkeypatch):
+def test_the_study_at_toy_size(tiles, tmp_path, monkeypatch, estimated_once, blank_pictures):
     """Its commands, in this process, which spares six starts; then what is read from their files."""
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
-    for part in gpu_check.parts(tmp_path, tiles=tiles, device="cpu", keys=[], quick=True)[1:]:
-        assert part.needs is None or part.needs.is_file()
-        smaller = ["model.name=timm:test_resnet"] if part.name in ("pretrain", "finetune", "resume") else []
-        assert cli.main([*part.words[3:], *smaller]) in (None, 0)
+    with estimated_once():
+        for part in gpu_check.parts(tmp_path, tiles=tiles, device="cpu", keys=[], quick=True)[1:]:
+            assert part.needs is None or part.needs.is_file()
+            smaller = ["model.name=timm:test_resnet"] if part.name in ("pretrain", "finetune", "resume") else []
+            assert cli.main([*part.words[3:], *smaller]) in (None, 0)
     study = gpu_check.findings(tmp_path)["study"]
     assert (study["pretrain"]["epochs"], study["finetune"]["epochs"]) == (2, 1)
     lines = gpu_report.study_lines(study)

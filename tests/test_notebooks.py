@@ -6,14 +6,12 @@ import importlib.util
 import json
 import re
 import shlex
-from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -52,21 +50,8 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.fixture
-def blank(wrap: Callable[..., None]) -> None:
-    """Charts are blank but for those of the page; tests/plots renders them."""
-
-    def save(real: Callable[..., None], figure: object, path: str | Path) -> None:
-        if str(path).endswith(".svg"):
-            real(figure, path)
-        else:
-            Image.new("L", (8, 8)).save(path, format="png")
-
-    wrap(figure=save)
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_cell_runs(path, notebooks, blank, tmp_path, monkeypatch):
+def test_every_cell_runs(path, notebooks, blank_pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
     small = TINY | HEATMAP if path.stem == "heatmap" else TINY
