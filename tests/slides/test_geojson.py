@@ -216,6 +216,7 @@ def test_annotations_as_versions_of_qupath_and_other_programs_write_them(tmp_pat
         feature(area(ring), {"name": "HP", "color": [1, 2, 3]}),
         feature(area(ring), {"name": "HP", "colorRGB": -377282}),  # before 0.4
         feature(area(ring), {"names": ["Tumor", "Positive"], "color": [1, 2, 3]}),
+        feature(area(ring), {"parentClass": {"name": "Tumor", "colorRGB": -1}, "name": "Positive", "colorRGB": -1}),
         feature({"type": "MultiPolygon", "coordinates": [[ring], [ring]]}, "SSA", isLocked=True),
         feature({"type": "GeometryCollection", "geometries": [area(ring), {"type": "Point", "coordinates": [1, 1]}]}),
         feature(area(ring), None),
@@ -239,7 +240,18 @@ def test_annotations_as_versions_of_qupath_and_other_programs_write_them(tmp_pat
             path.write_bytes(pack(b"\xef\xbb\xbf" + json.dumps(content).encode()))
             found = read_annotations(path, SLIDE)
             labels = [polygon.label for polygon in found.polygons]
-            assert labels == ["HP", "HP", "Tumor: Positive", "SSA", "SSA", "HP", "x", "parent", "child"]
+            assert labels == [
+                "HP",
+                "HP",
+                "Tumor: Positive",
+                "Tumor: Positive",
+                "SSA",
+                "SSA",
+                "HP",
+                "x",
+                "parent",
+                "child",
+            ]
             assert sorted(found.passed_over.values()) == [1, 1, 1, 2, 2]
             assert "2 points or lines" in account_of(found.passed_over)
             assert found.polygons[0].rings[0].tolist() == [[x + 137, y + 91] for x, y in ring]

@@ -2,7 +2,8 @@
 
 QuPath counts pixels of level 0 from the corner of the scanned area (`Slide.bounds`); all functions here take and give
 those from the file's own origin. Its reader gives up a whole file for one object that is not as it expects: a class has
-a name and a colour as a list, rings are closed, measurements are a plain map of finite numbers.
+a name and a colour as a list, rings are closed, measurements are a plain map of finite numbers (by its source, 0.4 on:
+QuPathTypeAdapters, ROITypeAdapters, GsonTools, PathIO).
 n tiles, m corners of a ring.
 """
 
@@ -120,7 +121,7 @@ def write_regions(path: Path, slide: Slide | str, regions: Iterable[Region], *, 
 
 
 def _ids(slide: Slide | str, places: Iterable[str]) -> Iterator[uuid.UUID]:
-    """Return the same id for the same place of a slide each time, by which QuPath updates objects that it has."""
+    """Return the same id for the same place of a slide each time, by which QuPath knows objects that it has."""
     of_slide = uuid.uuid5(_IDS, slide if isinstance(slide, str) else slide.quickhash or slide.name)
     return (uuid.uuid5(of_slide, place) for place in places)
 
@@ -199,9 +200,7 @@ def read_annotations(path: Path, slide: Slide) -> Annotations:
         for rings in _areas(feature["geometry"]):
             what = f"{name}: annotation {number} ({short(label, most=30)})"
             if printable(label) != label:
-                raise SlideError(
-                    f"{what}: its class has a control character; rename it in QuPath"
-                )
+                raise SlideError(f"{what}: its class has a control character; rename it in QuPath")
             polygons.append(Polygon(label, tuple(_ring(what, ring) + _origin(slide) for ring in _list(what, rings))))
     if not polygons:
         kinds = account_of(passed) or "nothing in it"
@@ -274,7 +273,8 @@ def _with_children(features: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
     """Yield objects, each before those that QuPath has written into it."""
     for feature in features:
         yield feature
-        below = _properties(feature).get("childObjects")
+        told = _properties(feature)
+        below = told.get("childObjects", told.get("children"))
         if isinstance(below, list):
             yield from _with_children(one for one in below if isinstance(one, dict) and "geometry" in one)
 
@@ -314,7 +314,12 @@ def _unused(feature: Mapping[str, Any]) -> str | None:
 
 def _label(feature: Mapping[str, Any]) -> str:
     """Return the name of an object's class, "" where it has none; "A: B" of a class with a sub-class, as QuPath."""
-    told = _properties(feature).get("classification")
+    return _class_name(_properties(feature).get("classification"))
+
+
+def _class_name(told: Any) -> str:
+    if isinstance(told, dict) and isinstance(told.get("parentClass"), dict):  # before 0.4
+        told = [part for part in (_class_name(told["parentClass"]), told.get("name")) if part]
     if isinstance(told, dict):
         told = told.get("name", told.get("names"))
     if isinstance(told, list):
