@@ -16,6 +16,7 @@ from PIL import Image
 
 from sscl import api
 from sscl.predict.regions import region_of
+from sscl.report.slide_folder import content_of, slide_folders
 from sscl.slides.write import encode_level, write_levels
 
 SIDE, MPP, SIZE, STEP = 512, 7.0, 32, 64  # of the slide and its µm per pixel; of a tile, and in pixels of level 0
@@ -92,6 +93,10 @@ def test_the_map_is_the_mean_of_tiles_that_are_explained_one_by_one(
     assert (found["corner"].tolist(), float(found["factor"])) == ([x, y], 2.0)
     assert (kept["lowest"], kept["highest"]) == pytest.approx((np.nanmin(expected), np.nanmax(expected)), abs=1e-5)
     Image.open(out / "a.svs" / "cam.png").verify()
+    (again,) = slide_folders(out)  # as `sscl slides view` reads it
+    shown = content_of(again).cam
+    assert shown is not None
+    assert np.array_equal(shown, found["map"], equal_nan=True)
 
 
 def test_it_is_made_where_the_class_is_most_probable(ask: Any, slide: Path, tmp_path: Path) -> None:

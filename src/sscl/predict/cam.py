@@ -7,7 +7,7 @@ looks so beside one that decides. n tiles, K classes, S = side of a tile; h x w 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -171,8 +171,9 @@ def explained(plan: Plan, model: Model, probabilities: NDArray[np.floating]) -> 
     if first is not None:
         mean[first] = 2.0  # before all others
     order = np.argsort(-mean, kind="stable").tolist()
+    kind = replace(plan.kind, layers=())  # which stand beside the score, in the record
     others = plan.references if plan.target.score is Score.DIFFERENCE else 0
-    return tuple(order[: 1 + others]), describe_target(plan.target, model.classes, mean, kind=plan.kind)
+    return tuple(order[: 1 + others]), describe_target(plan.target, model.classes, mean, kind=kind)
 
 
 def _weights(probabilities: NDArray[np.floating], threshold: float) -> NDArray[np.floating]:
