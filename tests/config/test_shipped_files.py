@@ -30,6 +30,8 @@ COMMAND_OF = {
     "pretrain_imagenet": "pretrain",
     "pretrain_nuclei": "pretrain",
     "synth": "data synth",
+    "slide": "slides synth",
+    "predict": "predict",
     "inspect": "data inspect",
     "compare": "compare",
     "labels": "compare",

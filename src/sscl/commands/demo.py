@@ -212,5 +212,5 @@ def slide_lines(folder: Path, tiles: Evaluation) -> list[str]:
         lines.append(
             f"  {called:<22}{number(here.recall)} of {here.support:<8}{number(there.recall)} of {there.support}"
         )
-    lines.append(f"  {'AUROC':<22}{number(found.auroc):<16}{number(tiles.metrics.auroc)}")
+    lines.append(f"  {'AUROC':<22}{number(found.auroc):<17}{number(tiles.metrics.auroc)}")
     return lines
