@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 # From the ground up. A folder or a module of the top level each; docs/architecture.md says what is in them.
 FLOORS = (
     "file_kinds",
+    "fonts",
     "progress",
     "forks",
     "children",

@@ -10,15 +10,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
 
+from sscl.fonts import lettering
 from sscl.words import shortened
 from sscl.writing import replacing
 
@@ -36,7 +41,11 @@ DASHES = ("-", "--", ":", "-.")
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     form = "svg" if Path(path).suffix == ".svg" else "png"
-    with writing(path) as temporary:
+    for text in cast("list[Text]", figure.findobj(Text)) if form == "png" else ():
+        if (file := lettering(text.get_text())[1]) is not None:
+            text.set_fontproperties(FontProperties(fname=file, size=text.get_fontsize()))
+    with writing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")  # a letter of an SVG, for which the browser has a font
         # "tight" keeps what stands outside the axes, such as a long legend, inside the picture.
         figure.savefig(temporary, format=form, bbox_inches="tight", pad_inches=0.08, dpi=_dpi(figure))
 
@@ -95,14 +104,25 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def plain(text: str) -> str:
-    """Return text that matplotlib draws as it is: a folder named a$b$c is not a formula."""
-    return text.replace("$", r"\$")
+def plain(text: str, length: int | None = None) -> str:
+    """Return text that matplotlib draws as it is: a folder named a$b$c is not a formula, a letter no font has no box.
+
+    A chart of a page keeps all letters: the reader's browser has more fonts.
+
+    Args:
+        length: characters at most, see `shortened`; None = all.
+    """
+    shown = _in_letters(text)
+    return (shown if length is None else shortened(shown, length)).replace("$", r"\$")
+
+
+def _in_letters(text: str) -> str:
+    return text if matplotlib.rcParams["svg.fonttype"] == "none" else lettering(text)[0]
 
 
 def wrapped(name: str) -> str:
     """Return a class name for a tick label: at most two lines of about 16 characters."""
-    short = shortened(name, 30)
+    short = shortened(_in_letters(name), 30)
     if len(short) <= 16:
         return plain(short)
     # Class names are folder names: they break at _ and - as well as at spaces.
@@ -112,7 +132,7 @@ def wrapped(name: str) -> str:
 
 
 def caption(text: str, length: int) -> str:
-    return "\n".join(plain(shortened(line, length)) for line in text.split("\n"))
+    return "\n".join(plain(line, length) for line in text.split("\n"))
 
 
 def check_images(images: ByteArray, *, name: str) -> None:

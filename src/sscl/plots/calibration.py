@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from sscl.evaluate.decisions import RiskCoverage
 from sscl.evaluate.records import CalibrationErrors, Coverage, DecisionCurve
 from sscl.plots import base
-from sscl.words import shortened
 
 _BLUE, _ORANGE, _GREEN = base.LINE_COLOURS[:3]
 _POINTS = 300  # of a coverage curve that are drawn, from _FEWEST tiles on: fewer say nothing
@@ -37,7 +36,7 @@ def plot_reliability(
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    what = "top label" if positive is None else base.plain(shortened(positive, 20))
+    what = "top label" if positive is None else base.plain(positive, 20)
     score = "confidence" if positive is None else f"probability of {what}"
     fraction = "fraction correct" if positive is None else f"fraction that is {what}"
     figure = Figure(figsize=(4.4 * len(stages) + 0.4, 5.4), dpi=base.DPI, layout="constrained")
@@ -92,7 +91,7 @@ def plot_decision_curve(
     """
     figure = Figure(figsize=(6.4, 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
-    x, name = curve.threshold, base.plain(shortened(positive, 20))
+    x, name = curve.threshold, base.plain(positive, 20)
     if curve.low is not None and curve.high is not None:
         axes.fill_between(x, curve.low, curve.high, color=_BLUE, alpha=0.15, linewidth=0)
     axes.plot(

@@ -21,7 +21,6 @@ from matplotlib.ticker import MaxNLocator
 from sscl.evaluate.metrics import MANY_CLASSES, IntArray, largest_classes, one_against_rest
 from sscl.plots import base
 from sscl.plots.base import BoolArray, FloatArray
-from sscl.words import shortened
 
 # Paul Tol's "muted" colours: nine areas that the colour-blind tell apart.
 _AREA_COLOURS = (
@@ -87,7 +86,7 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
                 fontsize=13 if size <= 3 else 8,
                 color="white" if value > 0.55 * top else "black",
             )
-        short = base.wrapped if few else lambda name: base.plain(shortened(name, 16))
+        short = base.wrapped if few else lambda name: base.plain(name, 16)
         ticks = [short(classes[at]) for at in named]
         axes.set_xticks(named, ticks, rotation=90 if upright else 0, fontsize=letters)
         axes.set_yticks(named, ticks, fontsize=letters)
@@ -144,7 +143,7 @@ def plot_roc(
     if positive is None:
         axes.set(xlabel="False positive rate", ylabel="True positive rate", title="ROC, each class against the rest")
     else:
-        name = base.plain(shortened(classes[positive], 24))
+        name = base.plain(classes[positive], 24)
         axes.set(
             xlabel="False positive rate (1 − specificity)",
             ylabel="True positive rate (sensitivity)",
@@ -185,7 +184,7 @@ def plot_precision_recall(
     if positive is None:
         axes.set_title("Precision and recall, each class against the rest")
     else:
-        axes.set_title(f"Precision and recall, positive class {base.plain(shortened(classes[positive], 24))}")
+        axes.set_title(f"Precision and recall, positive class {base.plain(classes[positive], 24)}")
         fraction = float(np.mean(np.asarray(labels) == positive))
         axes.axhline(fraction, color="0.6", linewidth=1, zorder=1)
         axes.text(0.01, fraction, "chance", color="0.4", fontsize=8, va="bottom")
@@ -273,7 +272,7 @@ def plot_class_distribution(
     wedge = {"edgecolor": "white", "linewidth": 1}
     pie.pie(totals, colors=colours, startangle=90, counterclock=False, wedgeprops=wedge)
     entries = [
-        f"{base.plain(shortened(name, 20))}: {total:,} ({100 * total / everything:.1f}%)"
+        f"{base.plain(name, 20)}: {total:,} ({100 * total / everything:.1f}%)"
         for name, total in zip(classes, totals, strict=True)
     ]
     patches = [Patch(facecolor=colour) for colour in colours]
@@ -334,7 +333,7 @@ def _curves(
     axes = figure.subplots()
     for index, label in enumerate(wanted):
         is_class = truth == label
-        name = base.plain(shortened(classes[label], 28))
+        name = base.plain(classes[label], 28)
         style = base.line_style(index)
         if is_class.any() and not is_class.all():
             summary = draw(axes, is_class, scores[:, label], style)

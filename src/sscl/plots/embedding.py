@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from sscl.evaluate.metrics import MANY_CLASSES
 from sscl.plots import base
-from sscl.words import shortened
 
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _GREY = ("0.7", ".")
@@ -73,7 +72,7 @@ def plot_map(
                 marker=marker,
             )
     for index in sorted(largest[sizes[largest] > 0].tolist()):
-        shown = f"{base.plain(shortened(classes[index], 28))} ({sizes[index]:,})"
+        shown = f"{base.plain(classes[index], 28)} ({sizes[index]:,})"
         colour, marker = _style(index)
         axes.scatter([], [], s=40, linewidths=0, label=shown, color=colour, marker=marker)
     smaller = int((~coloured & (label >= 0)).sum())

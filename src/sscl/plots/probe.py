@@ -300,9 +300,9 @@ def plot_curves(
         if index % columns == 0:
             axes.set_ylabel("Balanced accuracy")
     lines = [
-        Line2D([], [], marker="o", markersize=4, label=base.plain(shortened(name, 48)), **base.line_style(i))
+        Line2D([], [], marker="o", markersize=4, label=base.plain(name, 48), **base.line_style(i))
         if any(name in panel.lines for panel in panels)
-        else Line2D([], [], label=base.plain(shortened(name, 48)), **_dashed(i))
+        else Line2D([], [], label=base.plain(name, 48), **_dashed(i))
         for i, name in enumerate(names)
     ]
     drawn = any(_has_ends(point) for panel in panels for points in panel.lines.values() for _, point in points)

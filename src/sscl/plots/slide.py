@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from sscl.fonts import font
 from sscl.places import printable
 from sscl.plots.base import LINE_COLOURS, writing
-from sscl.slides.preview import draw_text, font, round_length
+from sscl.slides.preview import draw_text, round_length
 from sscl.slides.records import Overview
 from sscl.slides.stitch import Cells
 

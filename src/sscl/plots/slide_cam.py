@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from sscl.fonts import font
 from sscl.places import printable
 from sscl.plots.base import writing
 from sscl.plots.slide import scale_bar
-from sscl.slides.preview import draw_text, font
+from sscl.slides.preview import draw_text
 
 STRONGEST = 0.9  # opacity at the end of the colour scale
 _LONGEST, _LEAST_WIDTH, _MOST_ENLARGED = 1000, 460, 8  # pixels of a panel; times

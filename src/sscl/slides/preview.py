@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import io
 import math
 from collections.abc import Sequence
@@ -12,8 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from sscl.fonts import font, lettering
 from sscl.places import printable
 from sscl.slides.index import Grid
 from sscl.slides.records import Overview, Scaling, Slide
@@ -202,18 +201,11 @@ def _lines(text: str, *, size: int, width: int) -> list[str]:
 
 def draw_text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, *, size: int, width: int) -> None:
     """Write a line, shortened in its middle to the pixels there are."""
+    text, file = lettering(text[:400])
     letters = min(len(text), 400)
-    while letters > 8 and font(size).getlength(shortened(text, letters)) > width:
+    while letters > 8 and font(size, file).getlength(shortened(text, letters)) > width:
         letters -= max(1, letters // 20)
-    draw.text(at, shortened(text, letters), fill="black", font=font(size))
-
-
-@functools.cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own font, which has Greek and Cyrillic too; matplotlib itself is not imported for it."""
-    found = importlib.util.find_spec("matplotlib")
-    folder = Path(str(found.origin)).parent if found is not None else Path()
-    return ImageFont.truetype(folder / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    draw.text(at, shortened(text, letters), fill="black", font=font(size, file))
 
 
 def _jpeg(picture: Image.Image) -> bytes:
