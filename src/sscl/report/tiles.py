@@ -46,7 +46,7 @@ def build_gallery(
         raise type(error)(f"{str(error).splitlines()[0]}; {hint}") from error
     tiles = with_classes_of(tiles, trained.classes, checkpoint=str(subject.folder), data=data)
     chosen, how = gallery.choose(subject.found, count=config.tiles)
-    rows = rows_of(tiles, subject, chosen, data=data)
+    rows = rows_of(tiles, subject, chosen, root=data.root)
     evaluated = tiles.subset(np.flatnonzero(tiles.labels != UNLABELLED))
     if evaluated.fingerprint != subject.report.data_fingerprint:
         caveats.append(f"the tiles in {data.root} differ from the evaluated ones (another fingerprint)")
