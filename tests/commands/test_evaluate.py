@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -392,6 +393,30 @@ def test_training_tiles_are_called_that(cli: Any, finetuned: Path, tmp_path: Pat
     assert result.code == 0, result.err
     assert report(tmp_path / "out")["tiles"] == 32
     assert "these tiles were training tiles" in result.out
+
+
+def test_classes_of_reviews_are_measured_beside_those_of_the_set(
+    cli: Any, evaluated: tuple[Path, str], finetuned: Path, read_rows: Any, tmp_path: Path
+) -> None:
+    """Who agrees with three of four predictions makes the accuracy 0.75, and the card keeps its test metrics."""
+    run = shutil.copytree(finetuned, tmp_path / "run")
+    rows = read_rows(evaluated[0] / "predictions.csv")
+    classes = json.dumps([name.removeprefix("probability_") for name in rows[0] if name.startswith("probability_")])
+    sheet = [["id", "predicted", "review", "classes"]]
+    for i, row in enumerate(rows[:12]):
+        sheet.append([row["id"], row["prediction"], "disagree" if i % 4 == 0 else "agree", classes])
+    sheet += [[row["id"], row["prediction"], "unsure", classes] for row in rows[12:14]]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(sheet)
+    before = (run / "MODEL_CARD.md").read_text()
+    result = cli.evaluate(run, f"data.reviews=[{tmp_path / 'a.csv'}]")
+    assert result.code == 0
+    found = report(run / "eval_reviewed_test")
+    assert (found["tiles"], found["metrics"]["accuracy"]) == (12, 0.75)
+    assert [caveat for caveat in found["caveats"] if "12 of 12 answers" in caveat]
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "## Reviewed: " in card
+    assert card.startswith(before[: before.index("sscl eval")])
 
 
 def test_tiles_without_label_are_left_out_and_counted(cli: Any, tmp_path: Path) -> None:

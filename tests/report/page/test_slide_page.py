@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sscl.data.worksheets import read_answers
 from sscl.report.page import parts
 from sscl.report.slide_page import SlideContent, _grid, page_of
 from sscl.report.slide_picture import pyramid
@@ -329,6 +330,11 @@ def test_the_worksheet_s_round_trip(page, tab, file, tmp_path):
     assert [(row["review"], row["note"]) for row in rows] == [("disagree", '\'=fold, "ink"')]
     x, y = rows[0]["id"].removeprefix(NAME + "/").split("_")
     assert [int(x), int(y)] in slide_content().xy.tolist()
+    (answer,) = read_answers(path)  # as labels
+    assert (answer.id, answer.review, answer.note) == (f"{NAME}/{x}_{y}", "disagree", '=fold, "ink"')
+    record = slide_content().record
+    assert (answer.slide, answer.quickhash, answer.classes) == (NAME, record.quickhash, record.classes)
+    assert answer.tile_um == pytest.approx(record.size_px * record.tile_mpp, rel=1e-5)
     page.locator("#page-reset").click()
     page.locator("#page-ask-answers button").first.click()
     page.wait_for_function("() => document.getElementById('page-note').value === ''")
