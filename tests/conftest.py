@@ -37,6 +37,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(gc.unfreeze)  # after pytest's last searches; libraries complain of what is left at the end
 
 
+# What takes the longest, by file: begun last, one of these would leave the other workers without work at the end.
+LONG = (
+    *("test_wheel.py", "test_fake_cuda.py", "test_browser.py", "test_distributed.py", "test_finetune.py"),
+    *("test_compare.py", "test_pretrain.py", "test_report.py", "test_gradcam.py", "test_export.py", "test_ranks.py"),
+    *("test_augment.py", "test_documents.py", "test_notebooks.py", "test_probe.py", "test_evaluate.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_collection_finish() -> None:
     gc.enable()
     gc.freeze()

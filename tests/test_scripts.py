@@ -204,5 +204,5 @@ def test_test_lints_checks_types_and_hands_its_arguments_to_pytest(lint, tmp_pat
     else:
         assert asked == [
             "ruff check .", "ruff format --check .", "mypy", "-m compileall -q src",
-            "pytest -n 3 --maxprocesses 8 --dist loadfile -k a b",
+            "pytest -n 3 --maxprocesses 8 --dist loadfile --no-loadscope-reorder -k a b",
         ]  # fmt: skip
