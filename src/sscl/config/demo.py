@@ -6,7 +6,7 @@ from sscl.config.sections import Section, setting
 
 
 class DemoConfig(Section):
-    """Run the whole method on synthetic polyps: audit, pretrain, finetune, eval, gradcam, report; and on a drawn slide."""
+    """Run the whole method on synthetic polyps: audit, pretrain, finetune, eval, gradcam, a slide, report."""
 
     run: str = setting("demo-run", "folder to write", path=True, min_length=1)
     configs: str = setting(
