@@ -40,7 +40,9 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
         raise ValueError("runs: a folder of sscl predict has a page of its own; name it alone")
     slides_alone = len(config.runs) == 1 and "slides" in sources
     if slides_alone and config.reviews:
-        raise ValueError("reviews: are of single tiles; those of a slide are read on its own page (slide.html)")
+        raise ValueError(
+            "reviews: those of a slide are read on its own page (slide.html); data.reviews of sscl eval takes them as labels"
+        )
     if "predict" in sources:
         predicted = read_predicted(sources["predict"][0])
     subject = None

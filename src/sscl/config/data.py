@@ -51,8 +51,8 @@ class DataConfig(Section):
     )
     reviews: Annotated[tuple[str, ...], Listed] = setting(
         (),
-        "worksheets downloaded from a report or a slide's page, [a.csv, b.csv]: tiles to which reviewers gave a class "
-        "have that class, all others are left out",
+        "worksheets downloaded from a report or a slide's page, [a.csv, b.csv], or folders of them: tiles to which "
+        "reviewers gave a class have that class, all others are left out",
         path=True,
     )
     keep: Literal["auto", "slides", "cache"] = setting(

@@ -108,12 +108,27 @@ def load_reviewed(data: DataConfig, load: Callable[[str], Tiles], *, split: str,
     return some_of_each(tiles, data.tiles_per_slide, seed=data.split_seed)
 
 
+def worksheets(paths: Sequence[str]) -> list[Path]:
+    """Return the worksheets that paths stand for: themselves, or all CSV files in a folder.
+
+    Raises:
+        FileNotFoundError: a folder has none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(file for file in path.glob("*") if file.suffix.lower() == ".csv" and file.name[0] != ".")
+        if path.is_dir() and not inside:
+            raise FileNotFoundError(f"{path}: has no worksheet (.csv) in it")
+        found += inside if path.is_dir() else [path]
+    return found
+
+
 def answers_by_sight(files: Sequence[str]) -> tuple[int, int]:
     """Return how many answers of worksheets name a class, and how many of these had a prediction in sight."""
     of_class = [
         answer
-        for file in files
-        for answer in read_answers(Path(file))
+        for file in worksheets(files)
+        for answer in read_answers(file)
         if answer.blind not in ("", CANNOT_TELL) or answer.review not in ("", UNSURE)
     ]
     return len(of_class), sum(not _is_blind(answer) for answer in of_class)
@@ -136,9 +151,10 @@ def _labels(data: DataConfig, tiles: Tiles) -> Labels:
     named: defaultdict[int, list[tuple[str, bool]]] = defaultdict(list)  # class, and whether it was named blind
     left: dict[int, str] = {}
     unknown: list[str] = []
-    for file in data.reviews:
+    files = worksheets(data.reviews)
+    for file in files:
         seen: set[int] = set()
-        answers = list(read_answers(Path(file)))
+        answers = list(read_answers(file))
         for answer in answers:
             row = places.row(answer)
             if row is None:
@@ -173,7 +189,7 @@ def _labels(data: DataConfig, tiles: Tiles) -> Labels:
     labels[list(kept)] = [classes.index(name) for name in spelled]
     blind = sum(any(is_blind for _, is_blind in said) for said in kept.values())
     notes = [
-        f"each tile has the class that reviewers gave it ({count(len(data.reviews), 'worksheet')}): {blind:,} blind, "
+        f"each tile has the class that reviewers gave it ({count(len(files), 'worksheet')}): {blind:,} blind, "
         f"{len(kept) - blind:,} with a prediction in sight, which draws answers towards it"
     ]
     notes += [_left_out(left)] if left else []

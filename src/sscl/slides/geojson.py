@@ -160,6 +160,7 @@ _DETECTIONS = frozenset(
     ["tile", "cell", "detection", "root", "tmaCore", "tma_core"]
     + ["PathTileObject", "PathCellObject", "PathDetectionObject", "PathRootObject", "TMACoreObject"]
 )
+_LIMIT_FOR = "a GeoJSON file; export the annotations alone, without detections"
 _FARTHEST = 1e9  # pixels from the corner that a slide can have
 
 
@@ -247,7 +248,7 @@ def account_of(passed: Mapping[str, int]) -> str:
 def _features(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file."""
     name = printable(str(path))
-    data = read_bytes(path, at_most=LARGEST, expected="a GeoJSON file")
+    data = read_bytes(path, at_most=LARGEST, expected=_LIMIT_FOR)
     if data[:2] == b"\x1f\x8b":
         data = _unpacked(name, data)
     if not data.strip():
@@ -286,7 +287,7 @@ def _unpacked(name: str, data: bytes) -> bytes:
     except zlib.error as error:
         raise SlideError(f"{name}: is a damaged gzip file ({error}); export it from QuPath again") from None
     if packer.unconsumed_tail:
-        raise SlideError(f"{name}: unpacked, is larger than {readable(LARGEST)}, the limit for a GeoJSON file")
+        raise SlideError(f"{name}: unpacked, is larger than {readable(LARGEST)}, the limit for {_LIMIT_FOR}")
     if not packer.eof:
         raise SlideError(f"{name}: is a gzip file that ends too early; copy or export it again")
     return found
