@@ -17,6 +17,7 @@ from sscl.plots.slide import scale_bar
 from sscl.slides.preview import draw_text
 
 STRONGEST = 0.9  # opacity at the end of the colour scale
+PALER = 0.75  # the grey, so that colours show on dark tissue
 _LONGEST, _LEAST_WIDTH, _MOST_ENLARGED = 1000, 460, 8  # pixels of a panel; times
 _GAP, _LINE = 8, 27
 _HEAD, _TEXT, _SMALL = 20, 16, 15  # sizes of letters
@@ -47,7 +48,7 @@ def draw_cam(
     title: str,
     ends: tuple[str | None, str | None],
     colours: Mapping[str, Colour],
-    scale_end: float,
+    scale: tuple[float, float],
     unit: str,
     mpp: float,
     notes: Sequence[str],
@@ -57,8 +58,8 @@ def draw_cam(
     Args:
         rgb: the region, (h, w, 3). values: its map, (h, w), NaN where there is none.
         name: of the slide. title: what the map is of. ends, colours: see `end_colours`.
-        scale_end: value from which colours stay the same. unit: of the values; empty: none. mpp: µm per pixel.
-        notes: lines below the legend.
+        scale: values without colour, and from which colours stay the same. unit: of the values; empty: none.
+        mpp: µm per pixel. notes: lines below the legend.
     """
     height, width = rgb.shape[:2]
     times = min(_LONGEST / max(height, width), _MOST_ENLARGED)
@@ -67,7 +68,8 @@ def draw_cam(
     plain = np.asarray(cv2.resize(rgb, size, interpolation=method), dtype=np.uint8)
     share = np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_LINEAR), np.float32)
     positive, negative = end_colours(ends, colours)
-    drawn = blended(plain, share / max(scale_end, 1e-12), positive, negative)
+    share = (share - scale[0]) / max(scale[1] - scale[0], 1e-12)
+    drawn = blended(plain, share if scale[0] == 0 else share.clip(0), positive, negative)
     wide = size[0] > 1.6 * size[1]
     across, down = (1, 2) if wide else (2, 1)
     sheet_width = max(across * size[0] + (across - 1) * _GAP, 2 * _LEAST_WIDTH)
@@ -81,7 +83,7 @@ def draw_cam(
     draw_text(draw, (8, top), printable(name), size=_HEAD, width=sheet.width - 300)
     draw_text(draw, (8, top + _LINE), printable(title), size=_TEXT, width=sheet.width - 300)
     reach = float(np.nanmin(values)), float(np.nanmax(values))
-    _legend(sheet, draw, (8, top + 2 * _LINE + 6), ends, (positive, negative), scale_end, reach, unit)
+    _legend(sheet, draw, (8, top + 2 * _LINE + 6), ends, (positive, negative), scale, reach, unit)
     for row, note in enumerate(notes):
         draw_text(draw, (8, top + (4 + row) * _LINE + 8), note, size=_SMALL, width=sheet.width - 16)
     with writing(path) as temporary:
@@ -90,7 +92,7 @@ def draw_cam(
 
 def blended(rgb: Bytes, share: NDArray[np.float32], positive: Colour, negative: Colour) -> Bytes:
     """Return a picture in grey with a map over it, the stronger the farther from 0; share: of the scale, NaN: none."""
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
+    grey = 255 - PALER * (255 - cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None])
     known = np.nan_to_num(np.clip(share, -1, 1))
     opacity = STRONGEST * np.abs(known)[..., None]
     colour = np.where(known[..., None] >= 0, np.array(positive, np.float32), np.array(negative, np.float32))
@@ -103,7 +105,7 @@ def _legend(
     at: tuple[int, int],
     ends: tuple[str | None, str | None],
     colours: tuple[Colour, Colour],
-    scale_end: float,
+    scale: tuple[float, float],
     reach: tuple[float, float],
     unit: str,
 ) -> None:
@@ -111,6 +113,7 @@ def _legend(
     left, top = at
     wide, high = _BAR
     signed = reach[0] < 0
+    left += 0 if signed else 24  # for half of a number
     share = np.linspace(-1 if signed else 0, 1, wide, dtype=np.float32)[None].repeat(high, 0)
     bar = blended(np.full((high, wide, 3), 235, np.uint8), share, *colours)
     if signed:
@@ -120,9 +123,10 @@ def _legend(
     sheet.paste(Image.fromarray(bar), (left, top))
     if ends[0] is not None:
         draw_text(draw, (left + wide + 8, top), f"for {printable(ends[0])}", size=_TEXT, width=240)
-    beyond = ("≤ " if reach[0] < -scale_end else "", "≥ " if reach[1] > scale_end else "")
-    ticks = {0: f"{beyond[0]}{-scale_end:.2g}", wide // 2: "0"} if signed else {0: "0"}
-    for place, label in {**ticks, wide - 1: f"{beyond[1]}{scale_end:.2g}"}.items():
+    start, end = scale
+    beyond = ("≤ " if reach[0] < -end else "", "≥ " if reach[1] > end else "")
+    ticks = {0: f"{beyond[0]}{-end:.2g}", wide // 2: "0"} if signed else {0: f"{start:.3g}"}
+    for place, label in {**ticks, wide - 1: f"{beyond[1]}{end:.{3 if start else 2}g}"}.items():
         draw.line((left + place, top + high, left + place, top + high + 4), fill="black")
         draw.text((left + place, top + high + 5), label, fill="black", font=font(_SMALL), anchor="ma")
     draw.text((left + wide + 40, top + high + 5), unit or "without a unit", fill="black", font=font(_SMALL))

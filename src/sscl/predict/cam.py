@@ -38,6 +38,7 @@ from sscl.predict.tiles import batches_of
 from sscl.progress import Bar
 from sscl.records import read_record
 from sscl.report.folders import settings_of
+from sscl.report.slide_cam import meaning
 from sscl.report.slide_record import SlideCam
 from sscl.slides.index import Grid
 from sscl.slides.pixels import Readers
@@ -50,7 +51,6 @@ from sscl.words import count
 LARGEST_PX = 4096  # side of a region, pixels of the map
 OWN_PX, OWN_TILES = 2048, 12  # side of one that is chosen here, whichever is less
 SCALE_QUANTILE = 0.995  # of the absolute values, at the end of the colour scale
-WHERE_FROM = "it says where the score comes from, not where the lesion is"
 _AT_ONCE = 32  # tiles
 _UNIT = "logits per cell"
 
@@ -105,7 +105,8 @@ def plan_of(model: Model, config: PredictConfig) -> Plan | None:
         key = str(error).split(":")[0]
         raise ValueError(f"gradcam.{error}" if key in MapConfig.model_fields else str(error)) from error
     region = None if config.cam is True else Region(*config.cam)
-    note = f"{METHODS[kind.method]} of a region: {WHERE_FROM}; {_checked(config.checkpoint, kind)}"
+    says = meaning(None if kind.method in WHATEVER_CLASS else "")
+    note = f"{METHODS[kind.method]} of a region: {says}; {_checked(config.checkpoint, kind)}"
     return Plan(target, kind, maps.references, max(raw.shape[1:]), region, note)
 
 
@@ -223,6 +224,8 @@ def region_map(
     found = values[np.isfinite(values)]
     if not len(found):
         raise SlideError(f"{printable(slide.path)}: none of the {count(len(corners), 'tile')} of cam can be decoded")
+    end = float(np.quantile(np.abs(found), SCALE_QUANTILE))
+    least = float(np.quantile(found, 1 - SCALE_QUANTILE))
     of_class = plan.kind.method not in WHATEVER_CLASS
     assert slide.mpp is not None
     record = SlideCam(
@@ -246,7 +249,8 @@ def region_map(
         factor=factor,
         lowest=float(found.min()),
         highest=float(found.max()),
-        scale_end=float(np.quantile(np.abs(found), SCALE_QUANTILE)),
+        scale_start=least if end / 2 < least < end else 0.0,
+        scale_end=end,
     )
     return RegionMap(record, values, counts, pixels_of(frame, slide, scaling, readers))
 

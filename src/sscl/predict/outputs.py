@@ -19,7 +19,7 @@ from sscl.plots.slide import draw_slide
 from sscl.plots.slide_cam import draw_cam
 from sscl.predict.cam import RegionMap
 from sscl.records import write_record
-from sscl.report.slide_cam import ends_of
+from sscl.report.slide_cam import ends_of, meaning
 from sscl.report.slide_page import BASE_MPP, SlideContent, page_of
 from sscl.report.slide_record import CAM_FILE, FILE, PAGE, PredictedSlide, SlideCam
 from sscl.report.slide_strip import strip_rows
@@ -173,7 +173,7 @@ def write_cam(folder: Path, record: PredictedSlide, cam: RegionMap) -> None:
         title=f"{said.method} of {said.layer}: {said.explained}",
         ends=ends_of(said),
         colours=colours,
-        scale_end=said.scale_end,
+        scale=(said.scale_start, said.scale_end),
         unit=said.unit,
         mpp=said.mpp,
         notes=notes_of_cam(said),
@@ -196,7 +196,7 @@ def notes_of_cam(said: SlideCam) -> list[str]:
         f"a cell of a tile's map is {said.cell_um:.3g} µm",
         f"mean of {count(said.tiles, 'tile')}, up to {said.most_over} over a place{damaged}; a tile counts less "
         "towards its border, and none is scaled by itself",
-        "For research use, no diagnosis. It says where the score comes from, not where the lesion is.",
+        f"For research use, no diagnosis: {meaning(said.label)}.",
     ]
 
 

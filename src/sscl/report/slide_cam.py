@@ -16,7 +16,7 @@ from sscl.plots.slide_cam import end_colours
 from sscl.report.slide_record import CAM_FILE, MADE_BY, SlideCam
 
 LONGEST = 400  # values along a side; a map has fewer cells
-STEPS = 127  # from 0 to the farthest value
+STEPS = 254  # from the lowest value to the highest, as 1 to 255; 0 is no value
 
 
 def cam_layer(
@@ -28,22 +28,31 @@ def cam_layer(
         values: (h, w), NaN where there is none. colours: of the classes.
     """
     small = smaller(values)
-    reach = max(abs(said.lowest), abs(said.highest), 1e-30)
-    steps = np.where(np.isfinite(small), np.rint(np.nan_to_num(small) / reach * STEPS) + STEPS + 1, 0)
+    share = (np.nan_to_num(small) - said.lowest) / max(said.highest - said.lowest, 1e-30)
+    steps = np.where(np.isfinite(small), 1 + np.rint(STEPS * np.clip(share, 0, 1)), 0)
     height, width = values.shape
     return {
         "box": [said.x, said.y, width * said.factor, height * said.factor],
         "cells": small.shape[::-1],
-        "steps": base64.b64encode(np.clip(steps, 0, 255).astype(np.uint8).tobytes()).decode(),
-        "reach": reach,
+        "steps": base64.b64encode(steps.astype(np.uint8).tobytes()).decode(),
+        "lowest": said.lowest,
+        "highest": said.highest,
+        "start": said.scale_start,
         "end": said.scale_end,
         "signed": said.lowest < 0,
         "colours": end_colours(ends_of(said), colours),
         "ends": ends_of(said),
         "method": said.method,
-        "explained": said.explained,
+        "explained": f"{said.explained}: {meaning(said.label)}",
         "unit": said.unit,
     }
+
+
+def meaning(label: str | None) -> str:
+    """Return what a heatmap says. label: the class of its score; None: it is the same for every class."""
+    if label is None:
+        return "it says what the encoder looks at, whatever the class"
+    return "it says where the score comes from, not where the lesion is"
 
 
 def ends_of(said: SlideCam) -> tuple[str | None, str | None]:

@@ -36,8 +36,9 @@ class SlideCam(Record):
         tiles: that were explained. overlap: share of its side that one shares with the next. most_over: how many lie
             over one place, at most. damaged: how many could not be read.
         mpp: µm per pixel of the map. factor: pixels of level 0 that one of its pixels spans.
-        lowest, highest: of the values. scale_end: the value at the end of the colour scale, which begins at its
-            negative (at 0 where there is none below).
+        lowest, highest: of the values.
+        scale_start, scale_end: values without colour, and of the strongest; the scale goes to the negative of its end
+            where values do. It starts at 0, unless all values are far above it.
     """
 
     x: int
@@ -60,6 +61,7 @@ class SlideCam(Record):
     factor: float
     lowest: float
     highest: float
+    scale_start: float
     scale_end: float
 
 

@@ -400,7 +400,7 @@ def test_the_heatmap_of_a_region_lies_in_its_place_with_its_own_scale(tab: Calla
         values[row * 10 : row * 10 + 10, column * 10 : column * 10 + 10] = value
     cam = SlideCam.model_construct(
         x=138, y=94, factor=FOOTPRINT / 10, explained="logit <b>", label=CLASSES[1], against=("HP",),
-        unit="logits per cell", method="Grad-CAM", lowest=-0.25, highest=2.0, scale_end=1.0,
+        unit="logits per cell", method="Grad-CAM", lowest=-0.25, highest=2.0, scale_start=0.0, scale_end=1.0,
     )  # fmt: skip
     record = slide_content().record.model_copy(update={"cam": cam, "quickhash": "cd" * 16})
     (tmp_path / "slide.html").write_text(page_of(slide_content(record=record, cam=values)), encoding="utf-8")
@@ -415,7 +415,7 @@ def test_the_heatmap_of_a_region_lies_in_its_place_with_its_own_scale(tab: Calla
     page.mouse.move(box["x"] + x, box["y"] + y)
     assert "−0.25 logits per cell" in page.inner_text("#page-readout")
     assert [page.inner_text(f"#page-cam-{name}") for name in ("low", "high", "against")] == ["−1", "1", "for HP"]
-    assert page.inner_text("#page-cam-explained") == "logit <b>"
+    assert page.inner_text("#page-cam-explained").startswith("logit <b>: ")
     assert not page.is_visible("#page-threshold")
     page.select_option("#page-layer", "prediction")
     assert page.is_visible("#page-threshold")

@@ -1,7 +1,7 @@
 // The heatmap of a region: one score, drawn over the slide with a colour scale of its own.
 
 const LAYER_CAM = "cam";
-const CAM_STEPS = 127; // from 0 to the farthest value
+const CAM_STEPS = 254; // from the lowest value to the highest, as 1 to 255; 0 is no value
 const { cam } = content; // null: there is none
 const camSteps = cam === null ? null : bytesOf(cam.steps);
 const camShown = () => cam !== null && layer.show === LAYER_CAM;
@@ -12,18 +12,18 @@ function paintCam() {
   [camPicture.width, camPicture.height] = cam.cells;
   const data = new ImageData(...cam.cells);
   for (let at = 0; at < camSteps.length; at++) {
-    if (camSteps[at]) data.data.set(camColour(camValue(at) / cam.end), 4 * at);
+    if (camSteps[at]) data.data.set(camColour((camValue(at) - cam.start) / (cam.end - cam.start || 1)), 4 * at);
   }
   camPicture.getContext("2d").putImageData(data, 0, 0);
 }
 
-const camValue = (at) => ((camSteps[at] - CAM_STEPS - 1) / CAM_STEPS) * cam.reach;
+const camValue = (at) => cam.lowest + ((camSteps[at] - 1) / CAM_STEPS) * (cam.highest - cam.lowest);
 
-const camNumber = (value) => Number(value.toPrecision(2)).toString().replace("-", "−");
+const camNumber = (value) => Number(value.toPrecision(cam.start ? 3 : 2)).toString().replace("-", "−");
 
 /** Colour and opacity of a share of the scale, -1 to 1. */
 function camColour(share) {
-  const strength = Math.min(1, Math.abs(share));
+  const strength = Math.min(1, cam.signed ? Math.abs(share) : Math.max(0, share));
   return [...cam.colours[share < 0 ? 1 : 0], Math.round(255 * strength)];
 }
 
@@ -60,7 +60,7 @@ function showCamLegend() {
   const data = new ImageData(256, 1);
   for (let at = 0; at < 256; at++) data.data.set(camColour(cam.signed ? at / 127.5 - 1 : at / 255), 4 * at);
   strip.putImageData(data, 0, 0);
-  byId("cam-low").textContent = cam.signed ? camNumber(-cam.end) : "0";
+  byId("cam-low").textContent = camNumber(cam.signed ? -cam.end : cam.start);
   byId("cam-high").textContent = camNumber(cam.end);
   byId("cam-explained").textContent = cam.explained;
   const [first, second] = cam.ends;
