@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.cuda import _get_device_index
 
+from sscl.cores import cpu_cores
 from sscl.device import (
     Later,
     autocast,
-    cpu_cores,
     describe_device,
     missing_kernels,
     pick_device,

@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sscl"
 FLOORS = (
     "file_kinds",
     "fonts",
+    "cores",
     "progress",
     "forks",
     "children",
@@ -59,11 +60,14 @@ def name_of(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@functools.cache  # parsing every module takes a second
+parsed = functools.cache(ast.parse)  # parsing every module takes a second
+
+
+@functools.cache
 def imports(text: str, *, module: str, names: frozenset[str]) -> frozenset[str]:
     """Modules of sscl that a module imports anywhere, at its top or inside a function, without the leading `sscl.`."""
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -98,6 +102,25 @@ def shipped() -> dict[str, str]:
 
 def test_imports_point_down_only():
     assert faults(shipped()) == []
+
+
+@pytest.mark.parametrize("command", ["cache", "configs", "draw_slides", "slides", "view_slides"])
+def test_what_needs_no_torch_starts_without(command: str):
+    """torch takes seconds, and 500 MB."""
+    sources = shipped()
+    left, seen = [f"commands.{command}", "cli"], set()
+    while left:
+        name = left.pop()
+        parts = name.split(".")
+        for module in {".".join(parts[:i]) for i in range(len(parts) + 1)} & sources.keys() - seen:
+            seen.add(module)
+            for node in parsed(sources[module]).body:
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [alias.name for alias in node.names]
+                    found = names if isinstance(node, ast.Import) else [f"{node.module}.{one}" for one in names]
+                    assert not any(one.split(".")[0] == "torch" for one in found), (module, found)
+                    left += [one.removeprefix("sscl.") for one in found if one.startswith("sscl.")]
+    assert len(seen) > 10
 
 
 def test_every_module_has_a_floor():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gpu_measure import Bench, Found, Observed, command, observe, per_call
 from gpu_training import R50, small
-from sscl.device import cpu_cores
+from sscl.cores import cpu_cores
 from sscl.explain.cam import class_maps
 from sscl.explain.targets import DIFFERENCE
 from sscl.models.encoders import build_encoder

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sscl import cli
-from sscl.device import cpu_cores
+from sscl.cores import cpu_cores
 
 LARGEST = 15  # kernels in a table
 _CLOCKS = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"

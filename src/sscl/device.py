@@ -225,10 +225,3 @@ def describe_device(device: torch.device) -> str:
     if device.type == "mps":
         return "mps (Apple GPU)"
     return f"cpu ({count(torch.get_num_threads(), 'thread')})"
-
-
-def cpu_cores() -> int:
-    """Return how many processor cores this process may use, which `taskset` or a container may have limited."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

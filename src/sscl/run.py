@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
-import torch
-
-from sscl import __version__, ranks, writing
+from sscl import __version__, writing
 from sscl.config import Section, plain, read_yaml
 from sscl.config.encoders import NO_FILES
+from sscl.cores import cpu_cores
 from sscl.metrics_log import parsed
 from sscl.records import Record, read_record, write_record
 from sscl.writing import is_bare, is_ours, to_yaml, write_text
@@ -77,6 +76,8 @@ def holding(path: str | Path) -> Iterator[None]:
     Raises:
         InUse: another process writes there; who, and since when.
     """
+    from sscl import ranks  # imports torch, which much is done without
+
     if ranks.rank() > 0:
         yield
         return
@@ -135,7 +136,11 @@ def write_origin(path: Path, config: Section) -> None:
 
 
 class Environment(Record):
-    """What a reader needs to place a result (env.json): versions, device, command. gpu: None without CUDA."""
+    """What a reader needs to place a result (env.json): versions, device, command.
+
+    Attributes:
+        cpu_threads: that torch computes with, or cores where nothing needed torch. gpu: None without CUDA, or torch.
+    """
 
     sscl: str
     torch: str
@@ -150,14 +155,15 @@ class Environment(Record):
 
 def environment() -> Environment:
     """Return the environment of this process, now."""
+    torch = sys.modules.get("torch")  # importing it, or torchvision, takes seconds
     return Environment(
         sscl=__version__,
-        torch=torch.__version__,
-        torchvision=importlib.metadata.version("torchvision"),  # importing it takes seconds
+        torch=importlib.metadata.version("torch") if torch is None else torch.__version__,
+        torchvision=importlib.metadata.version("torchvision"),
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu_threads=torch.get_num_threads(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        cpu_threads=cpu_cores() if torch is None else torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=" ".join(["sscl", *sys.argv[1:]]),
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from sscl import locks
 from sscl.data.cache import cached_outputs, cached_tiles
@@ -23,7 +22,7 @@ def cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Path]:
         cached_tiles(key, (n, 16, 16, 3), lambda images: images.fill(0), cache_dir=tmp_path)
     said = capsys.readouterr().out.splitlines()
     assert [str(tmp_path) in line and "sscl cache" in line for line in said] == [True, True]
-    cached_outputs(lambda: torch.zeros(2, 2), key=["c"], rows=2, cache_dir=tmp_path)
+    cached_outputs(lambda: np.zeros((2, 2), np.float32), key=["c"], rows=2, cache_dir=tmp_path)
     (features,) = tmp_path.glob("features-*.npy")
     features.rename(tmp_path / "features-c.npy")
     for name in (".tiles-d.npy.0123456789ab.tmp", ".features-e.npy.0123456789ab.tmp", "notes.txt"):

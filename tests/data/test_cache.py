@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sscl.data.cache import cached_outputs, cached_tiles, noted_tiles
 from sscl.data.digests import all_digests
@@ -19,13 +18,13 @@ from sscl.data.rows import Rows
 def test_computes_once_for_a_key(tmp_path):
     calls = []
 
-    def compute(value: float) -> torch.Tensor:
+    def compute(value: float) -> np.ndarray:
         calls.append(value)
-        return torch.full((3, 2), value)
+        return np.full((3, 2), value, np.float32)
 
     for key, value, expected in ((("a", 1), 1.0, 1.0), (("a", 1), 2.0, 1.0), (("a", 2), 3.0, 3.0)):
         found = cached_outputs(lambda v=value: compute(v), key=key, rows=3, cache_dir=tmp_path / "new")
-        assert torch.equal(found, torch.full((3, 2), expected))
+        assert np.array_equal(found, np.full((3, 2), expected))
     assert calls == [1.0, 3.0]
     assert len(list((tmp_path / "new").iterdir())) == 2  # no temporary file stays
 
@@ -65,13 +64,13 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_computed_again_and_said(tmp_path, capsys, damage):
-    cached_outputs(lambda: torch.zeros(40, 2), key=["k"], rows=40, cache_dir=tmp_path)
+    cached_outputs(lambda: np.zeros((40, 2), np.float32), key=["k"], rows=40, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     DAMAGE[damage](file)
     capsys.readouterr()
     for _ in range(2):
-        found = cached_outputs(lambda: torch.ones(40, 2), key=["k"], rows=40, cache_dir=tmp_path)
-        assert torch.equal(found, torch.ones(40, 2))
+        found = cached_outputs(lambda: np.ones((40, 2), np.float32), key=["k"], rows=40, cache_dir=tmp_path)
+        assert np.array_equal(found, np.ones((40, 2)))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{file}: ")
     assert np.load(file).shape == (40, 2)
@@ -131,18 +130,18 @@ def test_many_damaged_tiles_are_found_and_what_was_noted_stays(tmp_path):
 
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "here"))
-    cached_outputs(lambda: torch.zeros(1, 1), key=["k"], rows=1)
+    cached_outputs(lambda: np.zeros((1, 1), np.float32), key=["k"], rows=1)
     assert len(list((tmp_path / "here").glob("features-*.npy"))) == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file: .*features.*cache_dir"):
-        cached_outputs(lambda: torch.zeros(1, 1), key=["k"], rows=1, cache_dir=tmp_path / "file")
+        cached_outputs(lambda: np.zeros((1, 1), np.float32), key=["k"], rows=1, cache_dir=tmp_path / "file")
 
 
 def test_a_failed_computation_leaves_nothing(tmp_path):
-    def fail() -> torch.Tensor:
+    def fail() -> np.ndarray:
         raise ValueError("diverged")
 
     with pytest.raises(ValueError, match="diverged"):

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from sscl.config import SynthSlidesConfig
+from sscl.cores import cpu_cores
 from sscl.data.drawn_cohort import CohortEntry, cohort, write_cohort
-from sscl.device import cpu_cores
 from sscl.evaluate.intervals import FEWEST
 from sscl.words import count, next_command, wrapped
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sscl import run, writing
 from sscl.config import InspectSlidesConfig, TileSlidesConfig, plain, read_yaml
+from sscl.cores import cpu_cores
 from sscl.data.slide_files import SlideListing, list_slides
 from sscl.data.slides_csv import SlideTable, read_slides_csv
-from sscl.device import cpu_cores
 from sscl.places import printable
 from sscl.slides.coordinates import coordinate_files
 from sscl.slides.index import (

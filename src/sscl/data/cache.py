@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sscl import locks
@@ -52,12 +51,12 @@ def cache_folder(given: Path | str | None) -> Path:
 
 
 def cached_outputs(
-    compute: Callable[[], torch.Tensor],
+    compute: Callable[[], NDArray[np.float32]],
     *,
     key: Sequence[object],
     rows: int,
     cache_dir: Path | str | None = None,
-) -> torch.Tensor:
+) -> NDArray[np.float32]:
     """Return what `compute` returns, float32 (rows, C), from the cache if it was computed before.
 
     Args:
@@ -80,13 +79,13 @@ def cached_outputs(
             print(f"{file}: {error}; computed again")
         else:
             _mark_used(file)
-            return torch.from_numpy(values)
+            return values
     computed = compute()
     remove_dead(folder)
     with _written(folder, what="features", size=computed.nbytes), replacing(file) as temporary:
         with temporary.open("wb") as handle:
-            np.save(handle, computed.numpy())
-        write_footer(temporary, Footer(digests_of(computed.numpy()), {}))
+            np.save(handle, computed)
+        write_footer(temporary, Footer(digests_of(computed), {}))
     return computed
 
 

@@ -11,11 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.file_kinds import binary_kind
 from sscl.places import missing, printable
 from sscl.reading import opened, why_unreadable
 from sscl.words import short, some
 
+# What pandas reads as missing, in any case: a spreadsheet of R or pandas has no class of that name.
+MISSING = frozenset({"nan", "na", "n/a", "<na>", "#n/a", "#na", "null", "none"})
 _DELIMITERS = ",;\t"
 _MOST_CHARACTERS = 2**20  # of a line: of 10,000 classes, predictions.csv has some 100,000
 _EXCEL = ("an Excel workbook", "save it as CSV UTF-8")
@@ -177,3 +183,27 @@ def _place(name: str, header: Sequence[str], path: Path, *, required: bool) -> i
         found = some([short(printable(other)) for other in header])
         raise ValueError(f"{path}: line 1: column {name!r} is missing, found {found}; rename or add it")
     return places[0] if places else None
+
+
+def read_mpp(path: Path | str, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return µm per pixel of each row, NaN where it is empty; None where the table has none.
+
+    Raises:
+        ValueError: a value is no number from 0.05 to 40.
+    """
+    values = ["" if value.casefold() in MISSING else value for value in values]
+    if not any(values):
+        return None
+    found = []
+    for line, value in zip(lines, values, strict=True):
+        try:
+            number = float(value.replace(",", ".")) if value else math.nan
+        except ValueError:
+            number = 0.0
+        if value and not FINEST_MPP <= number <= COARSEST_MPP:
+            raise ValueError(
+                f"{path}: line {line}: mpp {short(value)!r}; expected µm per pixel, {FINEST_MPP:g} to "
+                f"{COARSEST_MPP:g}, or nothing"
+            )
+        found.append(number)
+    return np.array(found, dtype=np.float64)

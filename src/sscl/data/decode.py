@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.cores import cpu_cores
 from sscl.data.images import Decoded, Fit, Region, decode_image, open_image
 from sscl.progress import Bar
 from sscl.words import count
@@ -67,8 +68,6 @@ def decode_into(
         ValueError: files that cannot be used (one line: the first, and how many more), or a process died.
     """
     jobs = [range(start, min(start + _TILES_PER_JOB, len(paths))) for start in range(0, len(paths), _TILES_PER_JOB)]
-    from sscl.device import cpu_cores  # imports torch, which the decoding processes do without
-
     cores = cpu_cores()
     if processes is None:
         processes = isinstance(images, np.memmap) and worth_processes(len(paths), cores=cores)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.device import cpu_cores
+from sscl.cores import cpu_cores
 
 Digests = NDArray[np.uint64]
 

@@ -22,15 +22,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sscl.data.csv_files import read_table
+from sscl.cores import cpu_cores
+from sscl.data.csv_files import read_mpp, read_table
 from sscl.data.decode import Outcome, in_processes, read_image, threads, worth_processes
 from sscl.data.images import Decoded, Fit, Region, decode_image
 from sscl.data.ingest import listed_file
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
 from sscl.data.table import SUFFIXES as LISTS
-from sscl.data.table import read_mpp
 from sscl.data.tiles import host_memory
-from sscl.device import cpu_cores
 from sscl.places import missing, printable
 from sscl.reading import refuse_irregular
 from sscl.slides.index import is_index

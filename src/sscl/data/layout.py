@@ -13,17 +13,11 @@ from dataclasses import dataclass, field
 
 from sscl.data.ingest import group_ids
 from sscl.data.listing import LOOKED_FOR, Listing
+from sscl.data.split_names import SPLITS, split_named
 from sscl.data.tiles import UNLABELLED
 from sscl.places import one_form
 from sscl.words import count, listed
 
-SPLITS = ("train", "validation", "test")
-_REST = r"(?:[ _-]?(?:set|data|split|images?|tiles?|patches))?"
-_SPLIT_NAMES = {
-    "train": re.compile(rf"(?:train|training){_REST}"),
-    "validation": re.compile(rf"(?:val|valid|validation|dev){_REST}"),
-    "test": re.compile(rf"(?:test|testing){_REST}"),
-}
 _PICTURES = re.compile(r"(?:images?|imgs?|tiles?|patches|pictures?|photos?|png|jpe?g|tiff?|raw|data)")
 _MASKS = re.compile(
     r"(?:binary|truth|gt)?[ _-]?(?:masks?|labels?|annotations?|segmentations?|ground[ _-]?truth|gt|overlays?)"
@@ -62,17 +56,6 @@ class Layout:
     def grouped(self) -> bool:
         """Whether the slide or patient of each image is known."""
         return any(entry.group is not None for part in self.parts.values() for entry in part)
-
-
-def split_named(name: str) -> str | None:
-    """Return which split a word means, whatever its case, else None.
-
-    Examples:
-        >>> split_named("Training"), split_named("val"), split_named("test_set"), split_named("tumor")
-        ('train', 'validation', 'test', None)
-    """
-    word = name.strip().casefold()
-    return next((split for split, pattern in _SPLIT_NAMES.items() if pattern.fullmatch(word)), None)
 
 
 def split_folders(names: Iterable[str], *, root: str) -> dict[str, str]:

@@ -10,16 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig, plain, validate
 from sscl.config.data import NOT_OF_SLIDES, detect_source
 from sscl.data import cache, duplicates, folder, pathmnist, slide_files, slide_set, table
 from sscl.data.ingest import listed_file
-from sscl.data.layout import SPLITS
 from sscl.data.mhist import load_mhist
 from sscl.data.review_labels import load_reviewed, takes_reviews
+from sscl.data.split_names import SPLITS
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
 from sscl.places import missing
@@ -106,17 +105,17 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
     for start in range(0, len(tiles), 256):
         digest.update(np.ascontiguousarray(tiles.images[start : start + 256]).data)
 
-    def search() -> torch.Tensor:
+    def search() -> NDArray[np.float32]:
         if len(tiles) > duplicates.STRETCHED_TILES:
             most = f"{data.root}: {len(tiles):,} tiles, more than {duplicates.STRETCHED_TILES:,}"
             print(f"{most}: near-duplicates stretched by about 2 are not searched")
         pairs = duplicates.find_pairs(tiles.images, progress=progress)
         found = duplicates.clusters_of(len(tiles), [(pair.first, pair.second) for pair in pairs])
-        return torch.from_numpy(found.astype(np.float32))[:, None]
+        return found.astype(np.float32)[:, None]
 
     key = ("near-duplicates", duplicates.VERSION, digest.hexdigest())
     numbers = cache.cached_outputs(search, key=key, rows=len(tiles), cache_dir=data.cache_dir)
-    joined = duplicates.join_groups(numbers[:, 0].long().numpy(), tiles.groups, ids=tiles.ids)
+    joined = duplicates.join_groups(numbers[:, 0].astype(np.int64), tiles.groups, ids=tiles.ids)
     return NearDuplicateGroups(
         given=None if tiles.groups is None else dict(zip(tiles.ids, tiles.groups.tolist(), strict=True)),
         joined=dict(zip(tiles.ids, joined.tolist(), strict=True)),

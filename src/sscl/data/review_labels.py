@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig
 from sscl.data.ingest import group_ids
-from sscl.data.layout import SPLITS
 from sscl.data.listing import Account
 from sscl.data.slide_set import WEAK, some_of_each
 from sscl.data.split import take_split
+from sscl.data.split_names import SPLITS
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.data.worksheets import (
     AGREE,

@@ -20,11 +20,11 @@ from sscl.data.annotated import Drawn, drawn_labels
 from sscl.data.cache import noted_tiles, tiles_file
 from sscl.data.groups import Grouped
 from sscl.data.ingest import group_ids
-from sscl.data.layout import SPLITS
 from sscl.data.listing import Account
 from sscl.data.mix import drawn_of_slides
 from sscl.data.rows import Rows
 from sscl.data.split import take_split
+from sscl.data.split_names import SPLITS
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.places import missing, printable
 from sscl.progress import Bar

@@ -4,7 +4,7 @@
     mpp       µm per pixel at full resolution; comes before what the file says
     patient   slides of one patient stay on one side of each split
     label     the class of all its tiles
-    split     train, val or test, in any spelling that `layout.split_named` knows
+    split     train, val or test, in any spelling that `split_names.split_named` knows
 
 Only `slide` must be there, and one of the others. Values are separated by commas, semicolons or tabs.
 """
@@ -17,10 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sscl.data.csv_files import read_table
+from sscl.data.csv_files import MISSING, read_mpp, read_table
 from sscl.data.ingest import plain_path
-from sscl.data.layout import split_named
-from sscl.data.table import MISSING, read_mpp
+from sscl.data.split_names import split_named
 from sscl.places import one_form
 from sscl.slides.coordinates import stem
 from sscl.slides.index import Labels

@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.cores import cpu_cores
 from sscl.data.polyp import draw_polyp, draw_slide_look
 from sscl.progress import over
 from sscl.writing import holding, is_bare, naming, replacing_folder, write_csv
@@ -141,8 +142,6 @@ def write_synthetic(
         if not 0 < value < 1:
             raise ValueError(f"{name}: got {value}, allowed are numbers between 0 and 1, both exclusive")
     if workers is None:
-        from sscl.device import cpu_cores  # imports torch, which the drawing processes do without
-
         workers = 1 if count < _PARALLEL_FROM else cpu_cores()
     _check_whole("workers", workers, 1, 1024)
     partitions = _partitions(count, seed=seed, ssa_fraction=ssa_fraction, test_fraction=test_fraction)

@@ -12,7 +12,6 @@ Only `path` must be there. Values are separated by commas, semicolons or tabs.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,20 +21,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.config.data import COARSEST_MPP, FINEST_MPP
-from sscl.data.csv_files import read_table, whole_number
+from sscl.data.csv_files import MISSING, read_mpp, read_table, whole_number
 from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path
-from sscl.data.layout import SPLITS, split_named
 from sscl.data.listing import Account
 from sscl.data.split import take_split
+from sscl.data.split_names import SPLITS, split_named
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.words import count, listed, short
 
 COLUMNS = ("label", "group", "site", "split", "mpp")
 SUFFIXES = (".csv", ".tsv")
-# What pandas reads as missing, in any case: a spreadsheet of R or pandas has no class of that name.
-MISSING = frozenset({"nan", "na", "n/a", "<na>", "#n/a", "#na", "null", "none"})
 _NO_LABEL = frozenset({"", "-1", "-1.0"})
 
 
@@ -178,10 +174,6 @@ def _read(path: Path, *, whole: bool) -> _Table:
     )
 
 
-def _given(value: str) -> str:
-    return "" if value.casefold() in MISSING else value
-
-
 def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None:
     """Raise ValueError where a path is empty or comes twice."""
     first: dict[str, int] = {}
@@ -241,30 +233,6 @@ def _filled(path: Path, lines: Sequence[int], values: Sequence[str], *, column: 
             f"{column}, or none"
         )
     return group_ids(values, where=f"{path}: column {column!r}", what="slide" if column == "group" else column)
-
-
-def read_mpp(path: Path | str, lines: Sequence[int], values: Sequence[str]) -> NDArray[np.float64] | None:
-    """Return µm per pixel of each row, NaN where it is empty; None where the table has none.
-
-    Raises:
-        ValueError: a value is no number from 0.05 to 40.
-    """
-    values = [_given(value) for value in values]
-    if not any(values):
-        return None
-    found = []
-    for line, value in zip(lines, values, strict=True):
-        try:
-            number = float(value.replace(",", ".")) if value else math.nan
-        except ValueError:
-            number = 0.0
-        if value and not FINEST_MPP <= number <= COARSEST_MPP:
-            raise ValueError(
-                f"{path}: line {line}: mpp {short(value)!r}; expected µm per pixel, {FINEST_MPP:g} to "
-                f"{COARSEST_MPP:g}, or nothing"
-            )
-        found.append(number)
-    return np.array(found, dtype=np.float64)
 
 
 def _span(mpp: NDArray[np.float64]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sscl.device import cpu_cores
+from sscl.cores import cpu_cores
 from sscl.progress import Bar
 
 _JOB = 16  # items

@@ -12,7 +12,6 @@ from pathlib import Path
 from sscl.config import DataConfig, strict_yaml
 from sscl.data import scale, task
 from sscl.data.groups import Groups
-from sscl.data.layout import split_named
 from sscl.data.load import (
     groups_are,
     has_test,
@@ -25,6 +24,7 @@ from sscl.data.load import (
 )
 from sscl.data.review_labels import answers_by_sight, takes_reviews
 from sscl.data.slide_set import WEAK, quickhashes
+from sscl.data.split_names import split_named
 from sscl.data.tiles import Tiles
 from sscl.evaluate import intervals
 from sscl.models.checkpoint import Checkpoint, load_checkpoint

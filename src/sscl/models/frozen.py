@@ -76,7 +76,8 @@ def kept_features(
     Raises:
         ValueError: the cache folder cannot be written; and what `compute` raises.
     """
-    return cache.cached_outputs(compute, key=astuple(key), rows=key.rows, cache_dir=cache_dir)
+    found = cache.cached_outputs(lambda: compute().numpy(), key=astuple(key), rows=key.rows, cache_dir=cache_dir)
+    return torch.from_numpy(found)
 
 
 def pixels_of(tiles: Tiles, rows: NDArray[np.int64]) -> str:

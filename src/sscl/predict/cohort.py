@@ -8,10 +8,10 @@ from pathlib import Path
 
 from sscl import run
 from sscl.config import PredictConfig, TileSlidesConfig
+from sscl.cores import cpu_cores
 from sscl.data.slide_files import list_slides
 from sscl.data.slide_set import unchanged
 from sscl.data.slides_csv import SlideTable, read_slides_csv
-from sscl.device import cpu_cores
 from sscl.places import missing, printable
 from sscl.predict.job import Job
 from sscl.report.slide_record import ALL, SlideLine

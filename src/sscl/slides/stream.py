@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import ranks
-from sscl.device import cpu_cores
+from sscl.cores import cpu_cores
 from sscl.places import printable
 from sscl.slides.pixels import DamagedTile, Readers
 from sscl.slides.places import Places
