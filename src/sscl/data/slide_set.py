@@ -89,24 +89,15 @@ def load_slides(
     """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: got {split!r}, allowed are {', '.join(SPLITS)}, all")
-    index = read_index(Path(root))
-    if size_px is not None and size_px != index.size_px:
-        raise ValueError(
-            f"{root}: has tiles of {index.size_px} px, {size_px} are wanted here; index the slides again into another "
-            f"folder ({MADE_BY} SLIDES out=FOLDER size_px={size_px})"
-        )
-    part_of = _parts(index)
-    order = sorted(range(len(index.slides)), key=lambda i: SPLITS.index(part_of[i]) if part_of[i] != "all" else 0)
+    index = _index_of(root, size_px=size_px)
+    order, part_of = _parts(index)
     slides = [index.slides[i] for i in order]
-    part_of = [part_of[i] for i in order]
-    take_drawn = annotations is not None and not whole
-    parts = _tiles_of_parts([indexed.tiles for indexed in slides], part_of)
-    classes, labels = ((), [UNLABELLED] * len(slides)) if whole or take_drawn else _classes(slides, root=root)
     groups = _groups(slides, root=root)
-    if not take_drawn:
-        _check_split(parts, split, classes=classes, root=root)
-        if split != "all" and "all" in parts:
-            _check_classes(labels, groups, classes=classes, root=root)
+    areas = None if whole or annotations is None else Path(annotations)
+    classes, labels = ((), [UNLABELLED] * len(slides)) if whole or areas else _classes(slides, root=root)
+    parts = _tiles_of_parts([indexed.tiles for indexed in slides], part_of)
+    if areas is None:
+        _check(parts, split, labels, groups, classes=classes, root=root)
     found = _found(slides, slides_root, root=root) if looked_for else [indexed.slide for indexed in slides]
     places = Places.of(
         [slide.name for slide in found],
@@ -115,38 +106,41 @@ def load_slides(
         quickhashes=[slide.quickhash for slide in found],
     )
     scaled = [(slide, indexed.scaling) for slide, indexed in zip(found, slides, strict=True)]
-    drawn = None
-    if annotations is not None and not whole:
-        drawn = drawn_labels(Path(annotations), scaled, places, label_coverage=label_coverage)
+    drawn = None if areas is None else drawn_labels(areas, scaled, places, label_coverage=label_coverage)
+    if drawn is not None:
         classes, parts = drawn.classes, _tiles_of_parts(drawn.tiles, part_of)
-        _check_split(parts, split, classes=classes, root=root)
-        if split != "all" and "all" in parts:
-            of_class, of_slide = drawn.pairs
-            _check_classes(of_class, [groups[slide] for slide in of_slide], classes=classes, root=root)
+        of_class, of_slide = drawn.pairs
+        _check(parts, split, of_class, [groups[slide] for slide in of_slide], classes=classes, root=root)
     if looked_for and any(slide.levels[how.level].encoded is None for slide, how in scaled):
         openslide()  # says how to install it where it is missing
     streamed = SlidePixels(scaled, places, replace=replace_damaged)
     images, kept = _placed(streamed, index, keep=keep, cache_dir=cache_dir, progress=progress)
-    of_slides = np.repeat(np.array(labels, dtype=np.int64), np.diff(places.starts))
+    notes = _notes(index, slides, labelled=bool(classes), whole=whole, drawn=drawn)
+    notes += ["annotations are not used (data.labels=true would)"] if annotations is not None and whole else []
     names, numbers = np.unique(groups, return_inverse=True)
-    unused = ["annotations are not used (data.labels=true would)"] if annotations is not None and whole else []
-    account = Account(
-        what="tile",
-        parts=parts,
-        notes=(*_notes(index, slides, labelled=bool(classes), whole=whole, drawn=drawn), *unused, kept),
-    )
     tiles = Tiles(
         images=images,
-        labels=of_slides if drawn is None else drawn.labels,
+        labels=places.of_slides(np.array(labels)) if drawn is None else drawn.labels,
         classes=classes,
         ids=TileIds(places, np.arange(len(places))),
-        groups=Grouped(names, np.repeat(numbers.astype(np.int32), np.diff(places.starts))),
-        account=account,
+        groups=Grouped(names, places.of_slides(numbers.astype(np.int32))),
+        account=Account(what="tile", parts=parts, notes=(*notes, kept)),
     )
     if drawn is not None:
         tiles = tiles.subset(drawn.rows)
     taken = take_split(tiles, parts, split, test_fraction=test_fraction, seed=seed)
     return taken if each is None else some_of_each(taken, each, seed=seed)
+
+
+def _index_of(root: Path | str, *, size_px: int | None) -> Index:
+    """Return the index, whose tiles have this side where one is given."""
+    index = read_index(Path(root))
+    if size_px is not None and size_px != index.size_px:
+        raise ValueError(
+            f"{root}: has tiles of {index.size_px} px, {size_px} are wanted here; index the slides again into another "
+            f"folder ({MADE_BY} SLIDES out=FOLDER size_px={size_px})"
+        )
+    return index
 
 
 def some_of_each(tiles: Tiles, each: int, *, seed: int) -> Tiles:
@@ -177,11 +171,11 @@ def quickhashes(tiles: Tiles) -> dict[str, str]:
 # --- what is known of the slides ---
 
 
-def _parts(index: Index) -> list[str]:
-    """Return the split of each slide, or "all" where none is given for any."""
+def _parts(index: Index) -> tuple[list[int], list[str]]:
+    """Return the slides by number, split by split, and the split of each, or "all" where none is given for any."""
     given = [indexed.split for indexed in index.slides]
     if not any(given):
-        return ["all"] * len(given)
+        return list(range(len(given))), ["all"] * len(given)
     without = [indexed.slide.name for indexed in index.slides if indexed.split is None]
     if without:
         raise ValueError(
@@ -189,7 +183,8 @@ def _parts(index: Index) -> list[str]:
             f"{short(without[0])}; give each slide one in slides_csv (train, val or test), or none at all, and run "
             f"{MADE_BY} again"
         )
-    return [split or "all" for split in given]
+    order = [i for split in SPLITS for i, of in enumerate(given) if of == split]
+    return order, [str(given[i]) for i in order]
 
 
 def _tiles_of_parts(tiles: Sequence[int], part_of: Sequence[str]) -> dict[str, int]:
@@ -200,8 +195,20 @@ def _tiles_of_parts(tiles: Sequence[int], part_of: Sequence[str]) -> dict[str, i
     return found
 
 
-def _check_split(parts: Mapping[str, int], split: str, *, classes: Sequence[str], root: Path | str) -> None:
-    """Raise an error where an index does not have a split."""
+def _check(
+    parts: Mapping[str, int],
+    split: str,
+    labels: Sequence[int],
+    groups: Sequence[str],
+    *,
+    classes: Sequence[str],
+    root: Path | str,
+) -> None:
+    """Raise an error where an index does not have a split, or one made here would leave one side without a class.
+
+    Args:
+        labels, groups: what is of which class, and of which patient or slide.
+    """
     if parts.get(split) == 0:
         raise ValueError(
             f"annotations: no tile of the split {split} lies in an area; annotate slides of that split too"
@@ -214,6 +221,13 @@ def _check_split(parts: Mapping[str, int], split: str, *, classes: Sequence[str]
         raise ValueError(f"{root}: its slides have no labels, so there is no test split; use split train or all")
     if split == "validation":
         raise ValueError(f"{root}: has no validation split of its own (split val in slides_csv)")
+    for number, name in enumerate(classes):
+        of = {group for label, group in zip(labels, groups, strict=True) if label == number}
+        if len(of) == 1:
+            raise ValueError(
+                f"{root}: all slides of class {name} are of one patient or slide ({min(of)}), which stays on one side "
+                "of a split: label slides of another, or give the splits in slides_csv"
+            )
 
 
 def _classes(slides: Sequence[IndexedSlide], *, root: Path | str) -> tuple[tuple[str, ...], list[int]]:
@@ -226,17 +240,6 @@ def _classes(slides: Sequence[IndexedSlide], *, root: Path | str) -> tuple[tuple
     classes = sorted(distinct, key=int) if by_number else sorted(distinct)
     at = {name: number for number, name in enumerate(classes)}
     return tuple(classes), [UNLABELLED if label is None else at[label] for label in labels]
-
-
-def _check_classes(labels: Sequence[int], groups: Sequence[str], *, classes: Sequence[str], root: Path | str) -> None:
-    """Raise ValueError where a split by patient or slide would leave one side without a class."""
-    for number, name in enumerate(classes):
-        of = {group for label, group in zip(labels, groups, strict=True) if label == number}
-        if len(of) == 1:
-            raise ValueError(
-                f"{root}: all slides of class {name} are of one patient or slide ({min(of)}), which stays on one side "
-                "of a split: label slides of another, or give the splits in slides_csv"
-            )
 
 
 def _groups(slides: Sequence[IndexedSlide], *, root: Path | str) -> list[str]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 _AT_ONCE = 2**16  # ids that are made at a time
 
@@ -65,6 +67,10 @@ class Places:
     def slide_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the slide of the tiles at `rows`, (B,), as its place in `names`."""
         return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def of_slides(self, values: NDArray[Kind]) -> NDArray[Kind]:
+        """Return for each tile the value of its slide, (S,) -> (N,)."""
+        return np.repeat(values, np.diff(self.starts))
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the ids of the tiles at `rows`."""
