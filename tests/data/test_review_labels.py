@@ -129,7 +129,7 @@ def test_reviewers_who_differ_leave_a_tile_out(folder: Path, tmp_path: Path) -> 
     assert "left out: 1 tile on which they differ" in notes(tiles)
     Path(first).rename(tmp_path / "cache" / "a.CSV")
     assert by_id(loaded(folder, str(tmp_path / "cache"), second)) == by_id(tiles)
-    with pytest.raises(FileNotFoundError, match="^data.reviews: .*no worksheet"):
+    with pytest.raises(FileNotFoundError, match=r"^data.reviews: .*no worksheet"):
         loaded(folder, str(folder))
     assert "unsure" not in notes(tiles)
 

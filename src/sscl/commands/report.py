@@ -41,7 +41,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     slides_alone = len(config.runs) == 1 and "slides" in sources
     if slides_alone and config.reviews:
         raise ValueError(
-            "reviews: those of a slide are read on its own page (slide.html); data.reviews of sscl eval takes them as labels"
+            "reviews: those of a slide are read on its own page (slide.html); as labels, by sscl eval (data.reviews)"
         )
     if "predict" in sources:
         predicted = read_predicted(sources["predict"][0])
