@@ -634,7 +634,7 @@ def test_slides_that_were_predicted_are_a_page_or_a_section(make: Any, study: Pa
     assert alone.code == beside.code == 0, alone.err + beside.err
     assert (study / "report.html").is_file()
     predicted, others = tables_of(page, "slides")
-    assert predicted["rows"] == [["a/one #1.svs", "40", "75.0", "25.0", "3", "0"]]
+    assert predicted["rows"] == [["a/one #1.svs", "40", "75.0", "25.0", "7.5"]]
     assert others["rows"] == [["two.svs", "failed", "is a folder"]]
     assert predicted["links"] == ["./a/one%20%231.svs/slide.html"]
     again, _ = tables_of(section, "slides")

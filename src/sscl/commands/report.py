@@ -58,7 +58,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     made_on = f"{environment.date[:16].replace('T', ' ')} UTC"
     made = f"Made by sscl report {environment.sscl} on {made_on}: {environment.command}"
     if slides_alone:
-        content = slides_content(sources["slides"][0], out=out, made=made)
+        content = slides_content(sources["slides"][0], out=out, made=made, blind=config.blind)
     elif predicted is not None:
         content = predicted_content(predicted, config, made=made)
     else:
@@ -75,7 +75,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     total = shown if found is None else len(found.found.ids)
     tiles = f"{shown:,} of {total:,} tiles" if shown < total else f"{shown:,} tiles"
     tiles = tiles if not slides_alone else "a link to each slide"
-    print(f"wrote {out} ({len(html.encode()) / 1e6:.1f} MB, {tiles}); open it in a browser, it works offline")
+    print(f"wrote {out} ({max(0.1, len(html.encode()) / 1e6):.1f} MB, {tiles}); open it in a browser, it works offline")
     if slides_alone:
         say_next("slides view", config.runs[0])
     if own is not None:

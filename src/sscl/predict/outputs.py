@@ -21,7 +21,8 @@ from sscl.predict.cam import RegionMap
 from sscl.records import write_record
 from sscl.report.slide_cam import ends_of, meaning
 from sscl.report.slide_page import BASE_MPP, SlideContent, page_of
-from sscl.report.slide_record import CAM_FILE, FILE, PAGE, PredictedSlide, SlideCam
+from sscl.report.slide_picture import thumbnail
+from sscl.report.slide_record import CAM_FILE, FILE, PAGE, THUMBNAIL, PredictedSlide, SlideCam
 from sscl.report.slide_strip import strip_rows
 from sscl.slides.geojson import Region, write_regions, write_tiles
 from sscl.slides.index import Grid
@@ -32,7 +33,7 @@ from sscl.slides.stitch import Cells
 from sscl.words import count
 
 TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP = "tiles.csv", "tiles.geojson.gz", "regions.geojson", "heatmap.png"
-FILES = (TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP, PAGE, FILE)  # of a slide
+FILES = (TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP, THUMBNAIL, PAGE, FILE)  # of a slide
 CAM_PICTURE = "cam.png"
 CAM_FILES = (CAM_PICTURE, CAM_FILE)  # and these, with a heatmap of a region
 _MOST_SIDE, _MOST_PIXELS = 16_000, 100_000_000  # of that picture: browsers take no larger one
@@ -156,6 +157,8 @@ def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
         pictures=result.pictures,
         cam=None if result.cam is None else result.cam.values,
     )
+    with writing.replacing(folder / THUMBNAIL) as unfinished:
+        unfinished.write_bytes(thumbnail(result.base.rgb))
     writing.write_text(folder / PAGE, page_of(content))
     write_record(folder / FILE, record)
     return record

@@ -59,11 +59,21 @@ def bullets(items: Sequence[str]) -> Bullets:
     return {"kind": "list", "items": list(items)}
 
 
-def table(caption: str, lines: Sequence[Sequence[str]], *, numeric_from: int = 1, links: Sequence[str] = ()) -> Table:
+def table(
+    caption: str,
+    lines: Sequence[Sequence[str]],
+    *,
+    numeric_from: int = 1,
+    links: Sequence[str] = (),
+    pictures: Sequence[str] = (),
+    sortable: bool = False,
+) -> Table:
     """Return a table; the first of `lines` is its header, columns from `numeric_from` on hold numbers.
 
     Args:
         links: where the first cell of each row leads to, a relative path; "": nowhere. Empty: no row has one.
+        pictures: beside the first cell of each row, data URIs; "": none. Empty: no row has one.
+        sortable: whether readers can sort by its columns, and search many rows.
     """
     header, *rows = ([str(cell) for cell in line] for line in lines)
     return {
@@ -73,6 +83,8 @@ def table(caption: str, lines: Sequence[Sequence[str]], *, numeric_from: int = 1
         "rows": rows,
         "numeric_from": numeric_from,
         "links": list(links),
+        "pictures": list(pictures),
+        "sortable": sortable,
     }
 
 

@@ -45,7 +45,7 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
         subtitle = f"{name}: {encoder}, on {subject.report.tiles:,} tiles of the {subject.split}"
         key = worksheet_id(subject)
         sections, shown = about_classifier(subject, sources, config)
-    about = about_studies(sources, subject, out=out)
+    about = about_studies(sources, subject, out=out, blind=config.blind)
     for section in about if subject is None else ():
         section["folded"] = False  # they are all that the page has
     sections += [*about, studies.provenance(provenance_of(sources, subject))]
@@ -146,12 +146,12 @@ def _explains(folder: Path, subject: Subject) -> bool:
         return False
 
 
-def about_studies(sources: Sources, subject: Subject | None, *, out: Path) -> list[Section]:
+def about_studies(sources: Sources, subject: Subject | None, *, out: Path, blind: bool) -> list[Section]:
     """Return a section for each other folder, in an order that a reader follows."""
     sections: list[Section] = []
     start = None if subject is None else started_from(subject)
     for name, folder in _numbered("slides", sources):
-        sections.append(predicted_slides.slides_section(name, folder, out=out))
+        sections.append(predicted_slides.slides_section(name, folder, out=out, blind=blind))
     for name, folder in _numbered("audit", sources):
         pairs = folder / "pairs.png"
         sections.append(studies.audit(name, read_audit(folder), pairs=pairs if pairs.is_file() else None))

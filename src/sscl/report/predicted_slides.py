@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,7 +14,7 @@ from sscl.report import blocks, studies
 from sscl.report.blocks import Block, Section
 from sscl.report.folders import record_of
 from sscl.report.page.content import Content
-from sscl.report.slide_record import ALL, MADE_BY, PAGE, PredictedSlides
+from sscl.report.slide_record import ALL, MADE_BY, PAGE, THUMBNAIL, PredictedSlides
 from sscl.report.summary import ELSEWHERE, HOW_GOOD, LEARNED, NOT_A_DEVICE, RELY
 from sscl.run import Environment
 from sscl.words import count, some
@@ -20,11 +22,12 @@ from sscl.words import count, some
 _MOST_CLASSES = 8  # that have a column
 
 
-def slides_content(folder: Path, *, out: Path, made: str) -> Content:
+def slides_content(folder: Path, *, out: Path, made: str, blind: bool = False) -> Content:
     """Return the page.
 
     Args:
         out: the file of the page, from which links lead to those of the slides.
+        blind: whether these open in blind review.
 
     Raises:
         ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
@@ -40,24 +43,24 @@ def slides_content(folder: Path, *, out: Path, made: str) -> Content:
         "id": hashlib.sha256((folder / ALL).read_bytes()).hexdigest()[:16],
         "sections": [
             _summary(found, number),
-            _table("slides", "Slides", found, folder, out=out),
+            _table("slides", "Slides", found, folder, out=out, blind=blind),
             studies.provenance({str(folder): (environment, text)}),
         ],
         "gallery": None,
     }
 
 
-def slides_section(name: str, folder: Path, *, out: Path) -> Section:
+def slides_section(name: str, folder: Path, *, out: Path, blind: bool = False) -> Section:
     """Return a section on slides without truth.
 
     Args:
-        name: of the section, see `blocks.section`. out: as in `slides_content`.
+        name: of the section, see `blocks.section`. out, blind: as in `slides_content`.
 
     Raises:
         ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
     """
     found = read_record(PredictedSlides, folder / ALL, made_by=MADE_BY)
-    return _table(name, f"Slides without truth: {folder.resolve().name}", found, folder, out=out)
+    return _table(name, f"Slides without truth: {folder.resolve().name}", found, folder, out=out, blind=blind)
 
 
 def _summary(found: PredictedSlides, number: int) -> Section:
@@ -65,7 +68,7 @@ def _summary(found: PredictedSlides, number: int) -> Section:
     undecided = sum(line.undecided for line in found.slides)
     lead = {
         LEARNED: f"The classifier {found.checkpoint} named the class of {count(tiles, 'tile')} of "
-        f"{count(number, 'slide')}, and left {undecided:,} of them undecided.",
+        f"{count(number, 'slide')}, and left {undecided:,} of them undecided{_left_out(found)}.",
         HOW_GOOD: "That is not known here: what these slides show is not known; how it did where that is known is in "
         "the report of its run.",
         RELY: f"Do not rely on a single answer, or on {ELSEWHERE}.",
@@ -74,24 +77,31 @@ def _summary(found: PredictedSlides, number: int) -> Section:
     return blocks.section("summary", "Summary", parts, folded=False)
 
 
-def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: Path) -> Section:
+def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: Path, blind: bool) -> Section:
     """Return the slides: those that were predicted with links, then the others with why they were not."""
     predicted = [line for line in found.slides if line.status == "predicted"]
     others = [line for line in found.slides if line.status != "predicted"]
     classes = sorted(found.classes, key=lambda name: -sum(line.class_counts.get(name, 0) for line in predicted))
     shown = found.classes if len(classes) <= _MOST_CLASSES else tuple(classes[:_MOST_CLASSES])
-    lines = [["slide", "tiles", *(f"{name}, % of tiles" for name in shown), "undecided", "damaged"]]
+    damaged = ["damaged"] if any(line.damaged for line in predicted) else []
+    lines = [["slide", "tiles", *(f"{name}, %" for name in shown), "undecided, %", *damaged]]
     for line in predicted:
-        shares = [f"{100 * line.class_counts.get(name, 0) / line.tiles:.1f}" for name in shown]
-        lines.append([line.name, f"{line.tiles:,}", *shares, f"{line.undecided:,}", f"{line.damaged:,}"])
-    links = [_link(folder / line.name / PAGE, out) for line in predicted]
+        numbers = [*(line.class_counts.get(name, 0) for name in shown), line.undecided]
+        shares = [f"{100 * number / max(1, line.tiles):.1f}" for number in numbers]
+        lines.append([line.name, f"{line.tiles:,}", *shares, *(f"{line.damaged:,}" for _ in damaged)])
+    links = [_link(folder / line.name / PAGE, out, blind=blind) for line in predicted]
+    pictures = [_picture(folder / line.name / THUMBNAIL) for line in predicted]
     abstains = "never" if found.decide_from is None else f"below confidence {found.decide_from:.3f}"
     facts = {
         "classifier": f"{found.checkpoint}, tiles of {found.size_px} px at {found.mpp:.4g} µm per pixel",
         "abstains": f"{abstains} ({found.decide_from_method})",
         "index": found.index,
     }
-    parts: list[Block] = [blocks.facts(facts), blocks.table("Slides, each with a link to its page", lines, links=links)]
+    caption = "Slides, each with a link to its page; percent of its tiles"
+    parts: list[Block] = [
+        blocks.facts(facts),
+        blocks.table(caption, lines, links=links, pictures=pictures, sortable=len(lines) > 2),
+    ]
     if others:
         rows = [["slide", "status", "reason"], *([line.name, line.status, line.reason or ""] for line in others)]
         parts.append(blocks.table("Slides that were not predicted", rows, numeric_from=3))
@@ -100,9 +110,21 @@ def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: 
     return blocks.section(name, title, parts, hint=hint, folded=False)
 
 
-def _link(page: Path, out: Path) -> str:
+def _left_out(found: PredictedSlides) -> str:
+    """Return how many slides were not predicted, as the end of a sentence."""
+    states = Counter(line.status for line in found.slides if line.status != "predicted")
+    words = {"no tissue": "without tissue"}
+    return "".join(f"; {count(number, 'slide')} {words.get(state, state)}" for state, number in states.items())
+
+
+def _picture(file: Path) -> str:
+    """Return a JPEG as a data URI; "" where there is none."""
+    return f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}" if file.is_file() else ""
+
+
+def _link(page: Path, out: Path, *, blind: bool) -> str:
     """Return a link from one page to another, relative, so that both can be moved together; "" to one that is not."""
     if not page.is_file():
         return ""
     path = os.path.relpath(page, out.resolve().parent if out.is_absolute() else out.parent)
-    return f"./{quote(path.replace(os.sep, '/'))}"
+    return f"./{quote(path.replace(os.sep, '/'))}{'#blind' if blind else ''}"

@@ -18,6 +18,7 @@ from sscl.slides.deep_zoom import box_of, sizes_of
 
 SQUARE = 510  # pixels of a square
 QUALITIES = (80, 70, 60, 50, 40)
+_THUMBNAIL = 160  # pixels along its longer side
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ def pyramid(rgb: NDArray[np.uint8], *, most_bytes: int) -> Pyramid:
                 sizes = tuple(level.size for level in levels)
                 return Pyramid(picture.width, picture.height, sizes, tuple(squares), quality, reduced)
         picture, reduced = levels[-2], reduced * 2
+
+
+def thumbnail(rgb: NDArray[np.uint8]) -> bytes:
+    """Return a picture, uint8 (h, w, 3), in small as JPEG."""
+    picture, stream = Image.fromarray(np.ascontiguousarray(rgb)), io.BytesIO()
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    picture.save(stream, "JPEG", quality=75)
+    return stream.getvalue()
 
 
 def _encoded(levels: list[Image.Image], quality: int, *, most_bytes: int) -> list[str] | None:

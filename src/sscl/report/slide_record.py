@@ -6,7 +6,7 @@ from pydantic import Field
 
 from sscl.records import Record
 
-FILE, PAGE, ALL = "slide.json", "slide.html", "slides.json"
+FILE, PAGE, THUMBNAIL, ALL = "slide.json", "slide.html", "thumbnail.jpg", "slides.json"
 CAM_FILE = "cam.npz"
 MADE_BY = "sscl predict"
 STANDING = (

@@ -92,6 +92,8 @@ def make_content(count: int = 60) -> dict[str, Any]:
         {
             "kind": "table",
             "links": [],
+            "pictures": [],
+            "sortable": False,
             "caption": "Metrics",
             "header": ["metric", "value", "95% interval"],
             "rows": [["accuracy", "0.81", "0.75 to 0.86"], ["<u>", "1", "2"]],

@@ -20,7 +20,7 @@ from sscl.evaluate.predictions import TilePredictions
 from sscl.explain.boxes import BOX_COLUMNS, box_cells, find_box, remark, remarks
 from sscl.explain.cam import upsample
 from sscl.plots.cam import overlay
-from sscl.report import gallery
+from sscl.report import blocks, gallery
 from sscl.report.page import render
 
 from .conftest import CLASSES, HOSTILE_NAMES, SIZE_PX, make_content
@@ -980,6 +980,30 @@ def test_everything_that_can_be_pressed_has_a_name(page):
         .filter((it) => !(it.textContent.trim() || it.ariaLabel || it.alt || it.labels?.length))
         .map((it) => it.outerHTML.slice(0, 80))""")
     assert unnamed == []
+
+
+def test_a_table_is_sorted_by_its_columns_and_searched(opened, content):
+    tiles = [9, 1200, 30, *range(100, 114)]
+    table = blocks.table(
+        "Slides",
+        [["slide", "tiles"], *([f"<b>s{at}</b>.svs", f"{number:,}"] for at, number in enumerate(tiles))],
+        links=["./a%22b/slide.html#blind", *["" for _ in tiles[1:]]],
+        pictures=[content["gallery"]["tiles"][0]["image"], *["" for _ in tiles[1:]]],
+        sortable=True,
+    )
+    content["sections"] = [blocks.section("slides", "Slides", [table], folded=False)]
+    page = opened({**content, "gallery": None})
+    rows = page.locator("table.sortable tbody tr")
+    assert page.locator("table.sortable img").evaluate("image => image.naturalWidth") == SIZE_PX
+    head = page.get_by_role("button", name="tiles")
+    for wanted, order in ((sorted(tiles, reverse=True), "descending"), (sorted(tiles), "ascending")):
+        head.click()
+        assert [int(text.split()[-1].replace(",", "")) for text in rows.all_inner_texts()] == wanted
+        assert page.locator("th[aria-sort]").get_attribute("aria-sort") == order
+    page.get_by_label("Find").fill("S1")
+    assert [text.split()[0] for text in rows.filter(visible=True).all_inner_texts()] == [
+        f"<b>s{at}</b>.svs" for at in (10, 11, 12, 13, 14, 15, 16, 1)
+    ]
 
 
 def test_a_page_without_tiles(opened, content):

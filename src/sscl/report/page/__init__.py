@@ -17,7 +17,7 @@ from sscl.report.page.content import Block, Content, Gallery
 BLOCKS = ("text", "lead", "facts", "list", "table", "figure", "verdict", "confusion", "code")
 # In this order: a rule replaces earlier ones, a script's constants must exist before they are used.
 STYLES = ("base.css", "sections.css", "gallery.css", "large_view.css", "screens.css")
-SECTIONS = "sections.js"  # of every page; SCRIPTS only of one with a gallery
+SECTIONS = ("sections.js", "tables.js")  # of every page; SCRIPTS only of one with a gallery
 SCRIPTS = (
     "basics.js",
     "state.js",
@@ -49,7 +49,7 @@ def render(content: Content) -> str:
     """
     _check(content)
     style = parts.style(*STYLES)
-    script = parts.script(*(() if content["gallery"] is None else SCRIPTS), SECTIONS)
+    script = parts.script(*(() if content["gallery"] is None else SCRIPTS), *SECTIONS)
     return parts.page(
         "page.html.jinja",
         **{**content, "gallery": None},
@@ -103,6 +103,8 @@ def _check_block(block: Block, where: str) -> None:
             raise ValueError(f"{where}: table {block['caption']!r}: {len(block['links'])} links, a row each")
         if any(link and not link.startswith("./") for link in block["links"]):
             raise ValueError(f"{where}: table {block['caption']!r}: links must be relative paths, ./...")
+        if any(picture and not _is_picture(picture) for picture in block["pictures"]):
+            raise ValueError(f"{where}: table {block['caption']!r}: pictures must be data URIs")
     if block["kind"] == "figure" and (block["svg"] is None) == (block["png"] is None):
         raise ValueError(f"{where}: figure {block['caption']!r}, must have either svg or png")
     if block["kind"] == "figure" and block["png"] is not None and not _is_picture(block["png"]):

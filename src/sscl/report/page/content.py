@@ -37,6 +37,8 @@ class Table(TypedDict):
     """A table; its columns from `numeric_from` on hold numbers.
 
     links: where the first cell of each row leads to, a relative path, "": nowhere; empty: no row has one.
+    pictures: beside the first cell of each row, data URIs, "": none; empty: no row has one.
+    sortable: whether its columns can be sorted by, and many rows searched.
     """
 
     kind: Literal["table"]
@@ -45,6 +47,8 @@ class Table(TypedDict):
     rows: list[list[str]]
     numeric_from: int
     links: list[str]
+    pictures: list[str]
+    sortable: bool
 
 
 class Figure(TypedDict):
