@@ -146,9 +146,15 @@ def serve(line: socket.socket) -> None:
             line.close()
             _answer(asked)
         asked.close()
-        with contextlib.suppress(ChildProcessError):  # of those that have ended, so that their time is counted
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        _bury()
+    _bury()
+
+
+def _bury() -> None:
+    """Wait for those that have ended, so that their time is counted."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _answer(asked: socket.socket) -> NoReturn:

@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import forked
 from sscl import __version__
 from sscl.config import shipped
 
@@ -37,24 +38,33 @@ TINY = {
     "predict": "{checkpoint: f, paths: [s], device: cpu, progress: false}",
     "report": "{runs: [f, audit], device: cpu, progress: false}",
 }
-# The demo, with the first of its commands in a process of its own; the others, in this one, spare the other starts.
-# PNGs of charts are blank; tests/plots renders them.
+# The demo, with the first of its commands in a process of the venv's; the others, in this one, spare the other starts.
+# This one is forked, which spares the imports, and its sscl is then that of the wheel. Charts are blank; tests/plots
+# renders them.
 DEMO = """
-import sys
+import os, sys
 from PIL import Image
+sys.executable, packages = sys.argv.pop(1), sys.argv.pop(1)
+for module in [name for name in sys.modules if name.split(".")[0] == "sscl"]:
+    del sys.modules[module]
+sys.path[:] = [packages, *(place for place in sys.path if not os.path.isdir(os.path.join(place, "sscl")))]
 from sscl import cli, forks
 from sscl.commands import demo
 from sscl.plots import base
-start, render = forks.run, base.save_figure
+start = forks.run
 def save(figure, path):
-    if str(path).endswith(".svg"):
-        return render(figure, path)
+    width, height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
     with base.writing(path) as temporary:
-        Image.new("L", [int(inches * figure.dpi) for inches in figure.get_size_inches()]).save(temporary, format="png")
+        if str(path).endswith(".svg"):
+            box = f'width="{width}pt" height="{height}pt" viewBox="0 0 {width} {height}"'
+            temporary.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {box}></svg>')
+        else:
+            Image.new("L", (width, height)).save(temporary, format="png")
 base.save_figure = save
 def run(words, **how):
     return start(words, **how) if words[:2] == ["data", "synth"] else cli.main(words) or 0
 forks.run, demo.IMPORTED = run, ("sscl.cli",)
+assert cli.__file__.startswith(packages) and base.__file__.startswith(packages)
 sys.exit(cli.main(["demo", *sys.argv[1:]]))
 """
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "src")
@@ -75,24 +85,23 @@ class Installed:
         venv.create(self.folder, with_pip=False)
         (self.wheel,) = folder.glob("sscl-*.whl")
         self.run(*pip[1:], f"--python={self.python}", "install", "--no-deps", self.wheel, program=Path(sys.executable))
-        (packages,) = (self.folder / "lib").glob("python*/site-packages")
+        (self.packages,) = (self.folder / "lib").glob("python*/site-packages")
         # This folder goes onto the path; the .pth files in it (an editable install) are not read.
-        (packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+        (self.packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
 
     @property
     def python(self) -> Path:
         return self.folder / "bin" / "python"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        known = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        return {**known, "SSCL_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1"}
+
     def run(self, *words: object, program: Path | None = None) -> str:
         """Return the output of a program in the venv's folder, without what points to the checkout."""
-        known = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        done = subprocess.run(
-            [str(program or self.python), *map(str, words)],
-            cwd=self.folder,
-            env={**known, "SSCL_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
+        words = (program or self.python, *words)
+        done = subprocess.run([*map(str, words)], cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
@@ -126,11 +135,16 @@ def test_no_file_of_the_package_is_left_out(installed: Installed, release: Modul
     assert release.version_of(installed.wheel) == __version__
 
 
-def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: Path) -> None:
+def test_the_demo_runs_and_what_it_names_exists(
+    installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, text in TINY.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    printed = installed.run("-c", DEMO, "run=demo run", f"configs={tmp_path}")
-    commands = [shlex.split(line[2:])[1:] for line in printed.splitlines() if line.startswith("$ sscl ")]
+    monkeypatch.chdir(installed.folder)
+    words = (installed.python, installed.packages, "run=demo run", f"configs={tmp_path}")
+    done = forked.run(DEMO, *words, env=installed.environment)
+    assert done.returncode == 0, done.stderr + done.stdout
+    commands = [shlex.split(line[2:])[1:] for line in done.stdout.splitlines() if line.startswith("$ sscl ")]
     names = [" ".join(takewhile(lambda word: not word.endswith(".yaml"), words)) for words in commands]
     assert names[:4] == ["data synth", "data inspect", "data audit", "pretrain"]
     assert [name.split()[0] for name in names[4:]] == [
@@ -148,7 +162,7 @@ def test_the_demo_runs_and_what_it_names_exists(installed: Installed, tmp_path: 
             "report",
         ),
     ]
-    _, _, ending = printed.partition("Open:\n")
+    _, _, ending = done.stdout.partition("Open:\n")
     named = [installed.folder / line[32:] for line in ending.splitlines()]
     assert len(named) == 9
     assert [path.name for path in named[:2]] == ["report.html", "slide.html"]
