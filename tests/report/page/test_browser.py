@@ -23,7 +23,7 @@ from sscl.plots.cam import overlay
 from sscl.report import blocks, gallery
 from sscl.report.page import render
 
-from .conftest import CLASSES, HOSTILE_NAMES, SIZE_PX, make_content
+from .conftest import CLASSES, CONTRAST, HOSTILE_NAMES, SIZE_PX, UNNAMED, make_content
 
 NAMES = ".tile .id bdi"
 # Counts the pictures drawn and the rows put into the document.
@@ -933,33 +933,6 @@ def test_it_fits_a_phone(opened, content, scheme):
     assert page.locator("#page-large").evaluate("(it) => it.scrollWidth <= it.clientWidth")
 
 
-CONTRAST = """() => {
-    const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d',
-        {willReadFrequently: true});
-    const pixel = (...colours) => {
-        context.globalAlpha = 1;
-        for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
-        return Array.from(context.getImageData(0, 0, 1, 1).data).slice(0, 3);
-    };
-    const light = (colour) => colour.map((part) => part / 255)
-        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
-    const found = [];
-    for (const element of document.querySelectorAll('body *')) {
-        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-        if (!own || element.closest('script, svg, option, :disabled, .empty') || !element.checkVisibility()) continue;
-        const grounds = [];
-        for (let at = element; at; at = at.parentElement) grounds.unshift(getComputedStyle(at).backgroundColor);
-        const ground = pixel(...grounds);
-        const ink = pixel(...grounds, getComputedStyle(element).color);
-        const [low, high] = [light(ink), light(ground)].sort((a, b) => a - b);
-        const ratio = (high + 0.05) / (low + 0.05);
-        if (ratio < 4.5) found.push(`${element.className || element.tagName} ${ratio.toFixed(2)}`);
-    }
-    return found;
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_both_themes(opened, content, scheme):
     page = opened(content, color_scheme=scheme)
@@ -976,9 +949,7 @@ def test_text_stands_out_in_both_themes(opened, content, scheme):
 
 def test_everything_that_can_be_pressed_has_a_name(page):
     page.locator(".tile .frame").first.click()
-    unnamed = page.evaluate("""() => [...document.querySelectorAll('button, select, input, textarea, img, [role=grid]')]
-        .filter((it) => !(it.textContent.trim() || it.ariaLabel || it.alt || it.labels?.length))
-        .map((it) => it.outerHTML.slice(0, 80))""")
+    unnamed = page.evaluate(UNNAMED)
     assert unnamed == []
 
 

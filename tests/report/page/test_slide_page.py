@@ -19,6 +19,8 @@ from sscl.report.slide_picture import pyramid
 from sscl.report.slide_record import PredictedSlide, SlideCam
 from sscl.report.slide_strip import groups, strip_rows
 
+from .conftest import CONTRAST, UNNAMED
+
 CLASSES = ("HP", "</script><script>window.harmed = 1</script>")
 NAME = '"><img src=x onerror="window.harmed = 2">.svs'
 FOOTPRINT, COLUMNS, ROWS = 443.2, 12, 10
@@ -348,8 +350,19 @@ def test_the_worksheet_s_round_trip(page, tab, file, tmp_path):
     assert page.locator('#page-review [data-review="disagree"]').get_attribute("aria-pressed") == "true"
 
 
-def test_blind_review_hides_the_map_and_the_prediction_until_a_class_is_named(page):
-    page.locator("#page-blind").check()
+def test_text_stands_out_and_controls_have_names(page):
+    assert page.locator("#page-chosen").is_visible()
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(UNNAMED) == []
+
+
+def test_blind_review_hides_the_map_and_the_prediction_until_a_class_is_named(page, file):
+    page.goto("about:blank")
+    page.goto(f"{file.as_uri()}#blind")
+    page.wait_for_function(DRAWN)
+    assert page.locator("#page-blind").is_checked()
     assert colour_at(page, 8.5, 4.5)[3] == 0
     page.keyboard.press(".")
     assert page.locator("#page-probabilities").is_hidden()
