@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from sscl.data.groups import Grouped, Groups, numbered
 from sscl.data.listing import Account
 from sscl.data.rows import Images, Rows
 from sscl.device import free_memory
-from sscl.slides.places import TileIds
+from sscl.slides.places import ComputedIds, TileIds
 from sscl.words import count, some
 
 UNLABELLED = -1
@@ -74,7 +73,7 @@ class Tiles:
                 raise ValueError(
                     f"{name}: expected {kind.__name__} ({n},), one value per tile, got {values.dtype} {values.shape}"
                 )
-        differ = len(self.ids) if isinstance(self.ids, (TileIds, JoinedIds)) else len(set(self.ids))
+        differ = len(self.ids) if isinstance(self.ids, ComputedIds) else len(set(self.ids))
         if len(self.ids) != n or differ != n:
             raise ValueError(
                 f"ids: expected {n} different ids, one per tile, got {len(self.ids)} of which {differ} differ"
@@ -145,7 +144,7 @@ class Tiles:
         return digest.hexdigest()
 
 
-class JoinedIds(Sequence[str]):
+class JoinedIds(ComputedIds):
     """The ids of several sets, each behind the number of its set, as in "1/a.png"."""
 
     def __init__(self, parts: Sequence[Sequence[str]]) -> None:
@@ -155,14 +154,8 @@ class JoinedIds(Sequence[str]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, key: int) -> str: ...
-    @overload
-    def __getitem__(self, key: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, key: int | slice) -> str | tuple[str, ...]:
-        if isinstance(key, slice):
-            return tuple(self[row] for row in range(*key.indices(len(self))))
-        row = range(len(self))[key]
+    def at(self, row: int) -> str:
+        """Return the id at a row."""
         part = bisect.bisect_right(self._starts, row) - 1
         return f"{part}/{self.parts[part][row - self._starts[part]]}"
 

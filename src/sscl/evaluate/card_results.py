@@ -18,6 +18,7 @@ from sscl.evaluate.metrics import Metrics, display_name, shown_of, worst_classes
 from sscl.evaluate.proportions import Proportions
 from sscl.evaluate.records import Evaluation
 from sscl.evaluate.tables import as_markdown, code, escaped, one_line
+from sscl.metrics_log import name_of_row
 from sscl.words import listed
 
 FILE = "MODEL_CARD.md"
@@ -71,7 +72,7 @@ def _facts(report: Evaluation, trained: DataConfig) -> list[list[str]]:
     return [
         ["set", set_name(report.data) + ("" if same else ", **not the set of training**")],
         ["synthetic tiles" if report.synthetic else "tiles", f"{report.tiles} ({listed(counts)})"],
-        ["checkpoint", report.chosen],
+        ["checkpoint", name_of_row(report.epoch, report.c)],
         ["temperature", f"{report.calibration.temperature:.3f}"],
         [
             "expected calibration error",

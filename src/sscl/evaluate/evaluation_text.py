@@ -21,6 +21,7 @@ from sscl.evaluate.metrics import (
 from sscl.evaluate.proportions import Proportion
 from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
 from sscl.evaluate.verdicts import Outcome
+from sscl.metrics_log import kind_of_row
 from sscl.words import count, left, right, short_names, shortened, some, width_of
 
 _FEW_CLASSES = 5  # named in a note
@@ -190,7 +191,7 @@ def _of_this_one(evaluated: Evaluated, results: Results) -> list[str]:
 def usual_notes(evaluated: Evaluated, results: Results) -> list[str]:
     """Return what is to be known of every evaluation, a sentence each."""
     found = [
-        f"temperature and thresholds come from the validation tiles that also chose {evaluated.chosen_kind}, so "
+        f"temperature and thresholds come from the validation tiles that also chose {kind_of_row(evaluated.c)}, so "
         "validation results are optimistic"
     ]
     if results.calibration.temperature != 1:
@@ -339,7 +340,7 @@ def _calibration_lines(report: Evaluation, *, width: int) -> list[str]:
 def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
     point, coverage = report.operating_point, report.coverage
     tiles = count(coverage.abstention.chosen_on, "validation tile")
-    kind = report.chosen_kind.removeprefix("the ")
+    kind = kind_of_row(report.c).removeprefix("the ")
     lines = [f"Decisions; thresholds, temperature and {kind} are from {tiles}"]
     if point is not None:
         positive = shortened(str(report.positive), _NAME)

@@ -11,7 +11,6 @@ from sscl.evaluate.calibration import MiscalledClass, ReliabilityBin
 from sscl.evaluate.metric_intervals import Intervals
 from sscl.evaluate.metrics import Metrics
 from sscl.evaluate.proportions import Agreement, Proportion, Proportions
-from sscl.metrics_log import kind_of_row, name_of_row
 from sscl.records import Record
 
 FILE = "metrics.json"
@@ -144,16 +143,6 @@ class Evaluated(Record):
     test_time_augmentation: bool
     precision: str
     synthetic: bool = False
-
-    @property
-    def chosen(self) -> str:
-        """What the checkpoint is of its run: "epoch 3" or "C=0.01"."""
-        return name_of_row(self.epoch, self.c)
-
-    @property
-    def chosen_kind(self) -> str:
-        """What validation chose: "the epoch" or "C"."""
-        return kind_of_row(self.c)
 
 
 class Results(Record):

@@ -78,8 +78,24 @@ class Places:
         return [f"{self.names[slide]}/{x}_{y}" for slide, (x, y) in zip(slides, corners, strict=True)]
 
 
-class TileIds(Sequence[str]):
-    """The ids of the tiles at `rows`, int64 (N,), of some places: strings that are made when they are asked for."""
+class ComputedIds(Sequence[str]):
+    """Ids that are made when they are asked for, by `at`."""
+
+    def at(self, row: int) -> str:
+        """Return the id at a row, from 0 on."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, key: int | slice) -> str | tuple[str, ...]:
+        rows = range(len(self))[key]
+        return self.at(rows) if isinstance(rows, int) else tuple(map(self.at, rows))
+
+
+class TileIds(ComputedIds):
+    """The ids of the tiles at `rows`, int64 (N,), of some places."""
 
     def __init__(self, places: Places, rows: NDArray[np.int64]) -> None:
         self.places, self.rows = places, rows
@@ -87,17 +103,9 @@ class TileIds(Sequence[str]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, key: int) -> str: ...
-    @overload
-    def __getitem__(self, key: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, key: int | slice) -> str | tuple[str, ...]:
-        if isinstance(key, slice):
-            return tuple(self.places.ids(self.rows[key]))
-        return self.places.ids(self.rows[key : key + 1 or None])[0] if -len(self) <= key < len(self) else self._no(key)
-
-    def _no(self, key: int) -> str:
-        raise IndexError(f"got {key} for {len(self)} ids")
+    def at(self, row: int) -> str:
+        """Return the id at a row."""
+        return self.places.ids(self.rows[row : row + 1])[0]
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _AT_ONCE):
