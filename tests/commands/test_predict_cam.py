@@ -17,20 +17,25 @@ from PIL import Image
 from sscl import api
 from sscl.predict.regions import region_of
 from sscl.report.slide_folder import content_of, slide_folders
-from sscl.slides.write import encode_level, write_levels
+from sscl.slides.write import EncodedLevel, encode_level, write_levels
 
 SIDE, MPP, SIZE, STEP = 512, 7.0, 32, 64  # of the slide and its µm per pixel; of a tile, and in pixels of level 0
 
 
 @pytest.fixture(scope="module")
-def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def level() -> EncodedLevel:
     """A disc of tissue that leaves the slide at the right."""
     rng = np.random.default_rng(0)
     tissue = rng.integers(-40, 40, (SIDE // 4, SIDE // 4, 3)).repeat(4, 0).repeat(4, 1) + (190, 120, 170)
     disc = cv2.circle(np.zeros((SIDE, SIDE), np.uint8), (400, 260), 200, 1, -1)
     pixels = np.where(disc[..., None] > 0, tissue, (240, 239, 241)).astype(np.uint8)
+    return encode_level(pixels, tile_px=64)
+
+
+@pytest.fixture(scope="module")
+def slide(level: EncodedLevel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cam") / "a.svs"
-    write_levels(path, [encode_level(pixels, tile_px=64)], mpp=MPP)
+    write_levels(path, [level], mpp=MPP)
     return path
 
 
@@ -99,12 +104,22 @@ def test_the_map_is_the_mean_of_tiles_that_are_explained_one_by_one(
     assert np.array_equal(shown, found["map"], equal_nan=True)
 
 
-def test_it_is_made_where_the_class_is_most_probable(ask: Any, slide: Path, tmp_path: Path) -> None:
+def test_it_is_made_where_the_class_is_most_probable(ask: Any, level: EncodedLevel, tmp_path: Path) -> None:
+    """Of a slide with a damaged place, in two goes: a picture that is gone is made again."""
+    slide = tmp_path / "a.svs"
+    write_levels(slide, [level.damaged(5, 4)], mpp=MPP)
     out = tmp_path / "out"
-    result = ask(slide, f"out={out}", "cam=true", "gradcam.target=difference")
-    assert result.code == 0, result.err
+    words = (slide, f"out={out}", "cam=true", "gradcam.target=difference")
+    ask(*words)
+    (out / "a.svs" / "cam.png").unlink()
+    result = ask(*words)
+    assert result.code == 3, result.err
+    assert (out / "a.svs" / "cam.png").exists()
+    whole = np.load(out / "a.svs" / "cam.npz")["map"]
     kept = json.loads((out / "a.svs" / "slide.json").read_text())
     assert (kept["cam"]["given"], kept["cam"]["explained"], kept["cam"]["against"]) == (False, "logit SSA - HP", ["HP"])
+    assert kept["cam"]["damaged"] > 0
+    assert np.isfinite(whole).any()
     assert any("not where the lesion is" in note for note in kept["notes"])
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(9) * 40 + 7] * 2), -1).reshape(-1, 2).astype(np.int32)

@@ -129,7 +129,12 @@ def _checked(checkpoint: str, kind: MapKind) -> str:
         except (ValueError, OSError):
             continue  # `sscl report` says what is wrong with it
         if (own.method, tuple(own.layer)) == (kind.method, kind.layers):
-            said = [f"{check.outcome.value}: {name.replace('_', ' ')}" for name, check in found.each.items()]
+            checks = {
+                "randomisation": found.randomisation,
+                "deletion and insertion": found.deletion_insertion,
+                "turned tiles": found.equivariance,
+            }
+            said = [f"{name} {check.outcome.value}" for name, check in checks.items()]
             return f"checks of such maps on {count(found.tiles, 'tile')}: {', '.join(said)} ({path})"
     return f"whether such maps can be believed was not checked: sscl gradcam {run} checks=true"
 
