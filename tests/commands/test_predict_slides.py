@@ -18,7 +18,7 @@ import numpy as np
 import openslide
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 
 from sscl import api
@@ -196,6 +196,24 @@ def test_damaged_tiles_and_slides_are_told_and_the_rest_is_predicted(
     assert "<script>alert" not in page
     kept = json.loads((tmp_path / "all" / "a.svs" / "slide.json").read_text())
     assert (kept["most_over"], kept["footprint"]) == (4, STEP)
+    sums, over = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))  # pixel by pixel, the mean of the tiles over each
+    for row in read_rows(tmp_path / "all" / "a.svs" / "tiles.csv"):
+        part = np.s_[int(row["y"]) : int(row["y"]) + STEP, int(row["x"]) : int(row["x"]) + STEP]
+        sums[part] += float(row["probability_SSA"])
+        over[part] += 1
+    assert over.max() == 4
+    regions = features(tmp_path / "all" / "a.svs" / "regions.geojson")
+    for name, mean in (("SSA", sums), ("HP", over - sums)):
+        found = np.zeros((SIDE, SIDE), np.uint8)
+        for one in regions:
+            if one["properties"]["classification"]["name"] == name:
+                shape = one["geometry"]
+                for polygon in shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]:
+                    for ring, value in zip(polygon, (1, *(0,) * len(polygon)), strict=False):
+                        mask = Image.new("1", (SIDE, SIDE))
+                        ImageDraw.Draw(mask).polygon([(x - 0.5, y - 0.5) for x, y in ring], fill=1)
+                        found[np.asarray(mask)] = value
+        assert (found != (mean >= 0.5 * np.maximum(over, 1))).mean() < 0.005, name  # but for the pixels of borders
     table = {row["slide"]: row for row in read_rows(tmp_path / "all" / "slides.csv")}
     assert [table[name]["status"] for name in ("a.svs", HOSTILE, "c.svs")] == ["predicted", "predicted", "failed"]
     assert table["c.svs"]["reason"]
@@ -222,12 +240,14 @@ def test_what_cannot_be_predicted_is_one_line(
         ((other, "overlap=0.5"), finetuned, "overlap: "),
         ((other, slide), finetuned, "give it alone"),
         ((slide, tiles / "images"), finetuned, "paths: "),
+        ((slide, tmp_path / "absent.svs"), finetuned, "absent.svs"),
+        ((slide.parent, f"out={slide.parent / 'out'}"), finetuned, "lies in"),
         ((slide, "panels=true"), finetuned, "panels: "),
         ((slide, f"slides_root={tmp_path}"), finetuned, "slides_root: "),
         ((tiles / "images", "overlap=0.5"), finetuned, "overlap: "),
         ((tmp_path / "none.svs",), finetuned, "slide_mpp=0.25"),
     ):
-        result = ask(*words, f"out={out}", run=run)
+        result = ask(*words, *(() if "out=" in str(words[-1]) else (f"out={out}",)), run=run)
         assert (result.code, result.err.count("\n")) == (2, 1), result.err
         assert told in result.err
         assert not out.exists()
@@ -319,8 +339,8 @@ def test_other_results_stay(ask: Any, finetuned: Path, slide: Path, tiles: Path,
         ((slide, f"out={of_tiles}"), "--overwrite"),
         ((slide, f"out={foreign}"), "not empty"),
         ((slide, f"out={foreign}", "--overwrite"), "not written by sscl"),
-        ((slide, f"out={slide}"), "would be lost"),
-        ((slide, f"out={slide.parent}"), "paths="),
+        ((slide, f"out={slide}"), "which is to be read"),
+        ((slide, f"out={slide.parent}"), "which is to be read"),
     ):
         result = ask(*words, run=run)
         assert (result.code, result.err.count("\n")) == (2, 1), result.err

@@ -29,9 +29,9 @@ from sscl.device import describe_device
 from sscl.explain import boxes
 from sscl.models.checkpoint import run_of, unfinished_notes
 from sscl.models.classifier import precision_notes
-from sscl.places import printable
+from sscl.places import missing, printable
 from sscl.plots import cam as cam_plots
-from sscl.predict.job import check_no_slides, threshold_origin
+from sscl.predict.job import check_apart, check_no_slides, threshold_origin
 from sscl.predict.slides import predict_slides
 from sscl.progress import Bar
 from sscl.records import write_record
@@ -129,6 +129,9 @@ def check_alone(indexes: Sequence[str], slides: Sequence[str], tiles: Sequence[s
     """Raise ValueError where slides stand among tiles, or an index among anything else."""
     if indexes and len(indexes) + len(slides) + len(tiles) > 1:
         raise ValueError(f"paths: {indexes[0]} is an index of slides; give it alone")
+    absent = next((word for word in tiles if not Path(word).exists()), None)
+    if slides and absent is not None:
+        raise FileNotFoundError(missing(absent, "slide or folder of slides"))
     if tiles and slides:
         raise ValueError(
             f"paths: {printable(slides[0])} is a whole slide or holds some, and {printable(tiles[0])} holds none, so "
@@ -162,20 +165,6 @@ def check_maps(model: api.Model, config: PredictConfig) -> None:
             if str(error).startswith(("target:", "layer:", "method:", "gamma:", "references:"))
             else str(error)
         ) from error
-
-
-def check_apart(out: Path, paths: Sequence[str]) -> None:
-    """Raise ValueError if what is read lies in the folder to write, or that in a folder that is read."""
-    there = out.resolve()
-    for path in map(Path, paths):
-        here = path.resolve()
-        if here.is_relative_to(there):
-            raise ValueError(f"out: {out} contains {path}, which is to be read; choose another folder to write to")
-        if path.is_dir() and there.is_relative_to(here):
-            raise ValueError(
-                f"out: {out} lies in {path}, where all images are read: the next run would read the pictures written "
-                "now; choose another folder to write to"
-            )
 
 
 def predicted_rows(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[list[Any]]:

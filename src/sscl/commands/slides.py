@@ -30,7 +30,7 @@ from sscl.slides.index import (
 from sscl.slides.indexing import Source, Wanted, look_at, picture_of
 from sscl.slides.preview import contact_sheet
 from sscl.slides.records import Slide
-from sscl.slides.update import Plan, carry_out, in_threads, make_plan
+from sscl.slides.update import Plan, carry_out, in_threads, make_plan, same_slides
 from sscl.words import count, next_command, short, some, wrapped
 
 LISTED = 20  # reasons
@@ -60,7 +60,7 @@ def tile(config: TileSlidesConfig, *, overwrite: bool = False) -> int:
         plan = make_plan(index, sources, wanted, threads=threads, progress=config.progress)
         if not plan.kept and not plan.work:
             raise ValueError("\n".join(reasons(plan.failed, paths=True)))
-        notes += [*(table.notes() if config.slides_csv else []), *same_slides(plan)]
+        notes += [*(table.notes() if config.slides_csv else []), *same_slides(plan.slides)]
         with opened(out, config, overwrite=overwrite) as folder:
             entries = carry_out(folder, plan, wanted, table.labels, threads=threads, progress=config.progress)
     print_account(config, listing, plan, entries, notes)
@@ -149,20 +149,6 @@ def opened(out: Path, config: TileSlidesConfig, *, overwrite: bool) -> Iterator[
     elif read_yaml(out / "config.yaml") != plain(config):
         run.write_origin(out, config)
     yield out
-
-
-def same_slides(plan: Plan) -> list[str]:
-    """Return a sentence on files that hold the same slide under several names."""
-    names: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
-    slides = [*(entry.slide for entry in plan.kept if entry.slide), *(facts.slide for _, facts in plan.work)]
-    for slide in slides:
-        names[slide.quickhash, slide.size].append(slide.name)
-    same = [sorted(of) for of in names.values() if len(of) > 1]
-    if not same:
-        return []
-    shown = "; ".join(some([printable(name) for name in of], most=3, first=2) for of in sorted(same)[:5])
-    more = f"; {len(same) - 5:,} more" if len(same) > 5 else ""
-    return [f"{count(len(same), 'slide')} {'is' if len(same) == 1 else 'are'} there more than once ({shown}{more})"]
 
 
 def print_account(

@@ -77,6 +77,9 @@ def read_cohort(folder: Path, *, slides_root: str | None = None) -> Cohort:
     index = read_index(folder)
     if slides_root is not None and not Path(slides_root).is_dir():
         raise FileNotFoundError(f"slides_root: {missing(slides_root, 'folder')}")
+    where = "has it moved? slides_root=FOLDER says where the slides are"
+    if slides_root is not None:
+        where = f"slides_root={printable(slides_root)} is the folder below which the slides have the names of the index"
     entries = {entry.name: entry for entry in read_entries(folder)}
     found = []
     others = [_not_predicted(entry) for entry in index.others]
@@ -85,7 +88,7 @@ def read_cohort(folder: Path, *, slides_root: str | None = None) -> Cohort:
         path = Path(slide.path) if slides_root is None else Path(slides_root, slide.name)
         try:
             if not path.exists():
-                raise ValueError("no such file; has it moved? slides_root=FOLDER says where the slides are")
+                raise ValueError(f"no such file; {where}")
             slide = unchanged(slide, path, root=folder)
         except ValueError as error:
             why = str(error).removeprefix(f"{printable(str(path))}: ")

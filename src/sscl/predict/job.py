@@ -7,7 +7,9 @@ that an unknown scale, or another one, is refused unless the command says `mpp`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sscl.api import Model
 from sscl.config import PredictConfig, plain
@@ -81,6 +83,20 @@ def check_no_slides(config: PredictConfig) -> None:
     for key in (*OF_SLIDES, OF_INDEX, *OF_BOTH):
         if given[key] != PredictConfig.model_fields[key].default:
             raise ValueError(f"{key}: is of whole slides, and {config.paths[0]} is none; leave {key} out")
+
+
+def check_apart(out: Path, paths: Sequence[str]) -> None:
+    """Raise ValueError if what is read lies in the folder to write, or that in a folder that is read."""
+    there = out.resolve()
+    for path in map(Path, paths):
+        here = path.resolve()
+        if here.is_relative_to(there):
+            raise ValueError(f"out: {out} contains {path}, which is to be read; choose another folder to write to")
+        if path.is_dir() and there.is_relative_to(here):
+            raise ValueError(
+                f"out: {out} lies in {path}, all of which is read: the next run would read what is written now; choose "
+                "another folder to write to"
+            )
 
 
 def check_index(index: Index, folder: str, job: Job) -> None:

@@ -22,7 +22,7 @@ from sscl.predict.account import SHOWN, described, summary, table_of, trouble
 from sscl.predict.cam import check_region, region_map
 from sscl.predict.cohort import INDEX, Cohort, Listed, SlideToPredict, index_slides, read_cohort
 from sscl.predict.folder import begin, kept, left_over, parameters_of, start_of
-from sscl.predict.job import Job, check_index, check_keys, job_of, threshold_origin
+from sscl.predict.job import Job, check_apart, check_index, check_keys, job_of, threshold_origin
 from sscl.predict.outputs import SlideResult, base_of, pictures_of, write_slide
 from sscl.predict.tiles import classify
 from sscl.progress import Bar
@@ -31,6 +31,7 @@ from sscl.report.slide_record import ALL, PredictedSlide, SlideLine
 from sscl.slides.pixels import Readers
 from sscl.slides.records import SlideError
 from sscl.slides.stitch import cells_of
+from sscl.slides.update import same_slides
 from sscl.words import next_command, wrapped
 
 
@@ -51,8 +52,7 @@ def predict_slides(model: Model, config: PredictConfig, *, index: str | None, ov
     check_keys(config, index=index)
     job = job_of(model, config)
     out = Path(config.out) if config.out is not None else run_of(config.checkpoint) / "predictions"
-    for path in config.paths:
-        run.check_inputs_outside(out, {"paths": path})
+    check_apart(out, config.paths)
     listed = Listed()
     if index is not None:
         cohort = read_cohort(Path(index), slides_root=config.slides_root)
@@ -77,7 +77,8 @@ def predict_slides(model: Model, config: PredictConfig, *, index: str | None, ov
             if start == "new":
                 shutil.rmtree(out)
             raise ValueError("\n".join(f"{printable(line.path)}: {line.reason}" for line in lines[:SHOWN]))
-        notes = [*listed.notes, *job.notes, *left_over(folder, predicted)]
+        same = same_slides(one.slide for one in cohort.slides)
+        notes = [*listed.notes, *job.notes, *same, *left_over(folder, predicted)]
         writing.write_csv(folder / "slides.csv", *table_of(lines, model.classes))
         write_record(folder / ALL, summary(job, lines, index=index or str(out / INDEX), notes=notes))
     print(f"device: {describe_device(model.device)}, precision {model.precision}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from sscl import writing
+from sscl.places import printable
 from sscl.progress import Bar
 from sscl.slides.index import TABLE, Labels, SlideEntry, files_of, read_entries, write_entry, write_slide, write_table
 from sscl.slides.indexing import Facts, Source, Wanted, facts_of, index_slide, kept
 from sscl.slides.records import Slide
+from sscl.words import count, some
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,6 +44,11 @@ class Plan:
     failed: list[SlideEntry] = field(default_factory=list)
     gone: list[SlideEntry] = field(default_factory=list)
     before: dict[str, SlideEntry] = field(default_factory=dict)
+
+    @property
+    def slides(self) -> list[Slide]:
+        """Those that tiles can be made of."""
+        return [*(entry.slide for entry in self.kept if entry.slide), *(facts.slide for _, facts in self.work)]
 
 
 def make_plan(
@@ -139,6 +147,19 @@ def in_threads(
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def same_slides(slides: Iterable[Slide]) -> list[str]:
+    """Return a sentence on files that hold the same slide under several names."""
+    names: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+    for slide in slides:
+        names[_identity(slide)].append(slide.name)
+    same = sorted(sorted(of) for of in names.values() if len(of) > 1)
+    if not same:
+        return []
+    shown = "; ".join(some([printable(name) for name in of], most=3, first=2) for of in same[:5])
+    more = f"; {len(same) - 5:,} more" if len(same) > 5 else ""
+    return [f"{count(len(same), 'slide')} {'is' if len(same) == 1 else 'are'} there more than once ({shown}{more})"]
 
 
 def _identity(slide: Slide) -> tuple[str, int]:
