@@ -65,7 +65,8 @@ def page_rows(*, quick: bool) -> list[Row]:
     began = time.process_time()
     html = page_of(made)
     seconds = time.process_time() - began
-    what = f"slide.html, {made.base.size / 3 * BASE_MPP**2 / 1e6:,.0f} mm² of drawn tissue, {len(made.xy):,} tiles"
+    area = made.record.width * made.record.height * MPP**2 / 1e6
+    what = f"slide.html, {area:,.0f} mm² of drawn tissue, {len(made.xy):,} tiles"
     rows: list[Row] = [
         {"what": what, "ours": len(html.encode()) / 1e6, "unit": "MB", "target": "<= 20 MB"},
         {"what": f"{what}: writing it", "ours": seconds, "unit": "CPU s", "note": "from tiles and picture in memory"},
