@@ -7,7 +7,7 @@ N tiles of S slides, K classes.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from sscl.data.ingest import group_ids
 from sscl.data.tiles import UNLABELLED
-from sscl.places import missing, one_form, printable
-from sscl.slides.coordinates import stem
+from sscl.places import missing, printable
 from sscl.slides.coverage import PRECISION, coverage_of
 from sscl.slides.geojson import Annotations, NoAreas, account_of, first_of_class, read_annotations
+from sscl.slides.names import SlideNames, stem
 from sscl.slides.places import Places
 from sscl.slides.records import Scaling, Slide
 from sscl.words import count, short, some
@@ -134,11 +134,7 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[st
     if not folder.is_dir():
         what = f"{folder}: is a file; give its folder" if folder.exists() else missing(folder, "folder")
         raise FileNotFoundError(f"annotations: {what}")
-    meant: list[defaultdict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
-    for name in names:
-        *above, base = name.split("/")
-        for of, form in zip(meant, (name, "/".join([*above, stem(base)]), base, stem(base)), strict=True):
-            of[one_form(form)].append(name)
+    known = SlideNames(names)
     files: dict[str, Path] = {}
     unknown: list[str] = []
     for path in sorted(folder.rglob("*")):
@@ -146,10 +142,7 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[st
         suffix = next((end for end in SUFFIXES if said.lower().endswith(end)), None)
         if suffix is None or path.name.startswith(".") or not path.is_file():
             continue
-        form = one_form(said[: -len(suffix)])
-        base = form.rsplit("/", 1)[-1]
-        forms = (form, form, base, base)
-        slides = next((of[form] for of, form in zip(meant, forms, strict=True) if form in of), [])
+        slides = known.meant(said[: -len(suffix)], as_path=True)
         if len(slides) > 1:
             raise ValueError(
                 f"annotations: {printable(str(path))}: is the name of {count(len(slides), 'slide')} ({some(slides)}); "

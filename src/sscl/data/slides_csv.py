@@ -12,7 +12,6 @@ Only `slide` must be there, and one of the others. Values are separated by comma
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,8 @@ from pathlib import Path
 from sscl.data.csv_files import MISSING, read_mpp, read_table
 from sscl.data.ingest import plain_path
 from sscl.data.split_names import split_named
-from sscl.places import one_form
-from sscl.slides.coordinates import stem
 from sscl.slides.index import Labels
+from sscl.slides.names import SlideNames
 from sscl.words import closest, count, short, some
 
 COLUMNS = ("mpp", "patient", "label", "split")
@@ -103,18 +101,14 @@ def read_slides_csv(path: str | Path, names: Sequence[str]) -> SlideTable:
 
 def _named(path: Path, lines: Sequence[int], given: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return which slide each row is of, "" where it is not there."""
-    meant: list[defaultdict[str, list[str]]] = [defaultdict(list), defaultdict(list), defaultdict(list)]
-    for name in names:
-        base = name.rsplit("/", 1)[-1]
-        for of, form in zip(meant, (name, base, stem(base)), strict=True):
-            of[one_form(form)].append(name)
+    known = SlideNames(names)
     slides: list[str] = []
     first: dict[str, int] = {}
     for line, value in zip(lines, given, strict=True):
         if not value:
             raise ValueError(f"{path}: line {line}: column 'slide' is empty; fill it in or remove the row")
-        form = one_form(plain_path(value))
-        found = next((of[form] for of in meant if form in of), [])
+        form = plain_path(value)
+        found = known.meant(form)
         if len(found) > 1:
             raise ValueError(
                 f"{path}: line {line}: {short(value)!r} is the name of {count(len(found), 'slide')} ({some(found)}); "

@@ -11,8 +11,6 @@ Source: mahmoodlab/TRIDENT, trident/IO.py (coords_to_h5, read_coords); mahmoodla
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.places import missing, one_form, printable
+from sscl.places import missing, printable
 from sscl.slides.index import Grid
 from sscl.slides.libraries import library
+from sscl.slides.names import SlideNames
 from sscl.slides.records import Slide, SlideError
 from sscl.slides.scaling import TOLERANCE
 from sscl.words import count, short, some
@@ -99,14 +98,11 @@ def coordinate_files(folder: str | Path, slides: Mapping[str, str]) -> tuple[dic
     files = [path for path in files if path.suffix.lower() in (".h5", ".hdf5")]
     if not files:
         raise FileNotFoundError(f"coordinates: {below} has no .h5 files, as TRIDENT and CLAM write one for each slide")
-    by_stem: defaultdict[str, list[str]] = defaultdict(list)
-    for name, slide in slides.items():
-        by_stem[one_form(stem(os.path.basename(slide)))].append(name)
+    known = SlideNames(list(slides))
     found: dict[str, Path] = {}
     others = []
     for path in files:
-        form = one_form(path.stem)
-        of = next((by_stem[one] for one in (form, form.removesuffix(_ENDING)) if one in by_stem), [])
+        of = known.meant(path.stem) or known.meant(path.stem.removesuffix(_ENDING))
         if len(of) > 1:
             raise ValueError(
                 f"coordinates: {path} may be of {count(len(of), 'slide')}: {some(of)}; index their folders one by one"
@@ -118,17 +114,6 @@ def coordinate_files(folder: str | Path, slides: Mapping[str, str]) -> tuple[dic
         else:
             others.append(path.name)
     return found, others
-
-
-def stem(base: str) -> str:
-    """Return a slide's file name without its ending, also of "a.ome.tiff".
-
-    Examples:
-        >>> stem("TCGA-A6.01Z.svs"), stem("a.ome.tiff")
-        ('TCGA-A6.01Z', 'a')
-    """
-    found = os.path.splitext(base)[0]
-    return found[: -len(".ome")] if found.lower().endswith(".ome") else found
 
 
 def read_coordinates(path: Path, slide: Slide) -> Coordinates:
