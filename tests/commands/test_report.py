@@ -641,6 +641,9 @@ def test_slides_that_were_predicted_are_a_page_or_a_section(make: Any, study: Pa
     assert again["rows"] == predicted["rows"]
     assert again["links"] == ["./../../answers/a/one%20%231.svs/slide.html"]
     assert {"summary", "checks", "slides"} <= {one["id"] for one in section["sections"]}
+    blind = tables_of(make(slides, "blind=true", f"out={slides / 'blind.html'}")[1], "slides")[0]
+    assert blind["rows"] == [["a/one #1.svs", "40"]]  # nothing that was predicted
+    assert blind["links"] == ["./a/one%20%231.svs/slide.html#blind"]
 
 
 def test_a_folder_of_predictions_has_a_page_without_accuracy(

@@ -278,6 +278,13 @@ def test_an_index_is_shown_with_its_tiles_and_slides_without(small, tmp_path):
             assert ask(server, f"/{number}/tiles/0.jpg")[0] == 404
 
 
+def test_who_reviews_blind_is_not_told_what_was_predicted(predicted):
+    (slide,) = shown_slides(predicted, blind=True)
+    assert "HP" not in slide.said
+    assert "HP" in shown_slides(predicted)[0].said
+    assert slide.content(slide.path).blind
+
+
 def test_a_slide_that_was_replaced_is_refused(server, predicted, small):
     server.paths[0] = small[1]
     status, body = ask(server, "/0/")

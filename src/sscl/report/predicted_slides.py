@@ -84,9 +84,10 @@ def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: 
     classes = sorted(found.classes, key=lambda name: -sum(line.class_counts.get(name, 0) for line in predicted))
     shown = found.classes if len(classes) <= _MOST_CLASSES else tuple(classes[:_MOST_CLASSES])
     damaged = ["damaged"] if any(line.damaged for line in predicted) else []
-    lines = [["slide", "tiles", *(f"{name}, %" for name in shown), "undecided, %", *damaged]]
+    said = [] if blind else [*shown, "undecided"]  # who reviews blind is not told what a slide was taken for
+    lines = [["slide", "tiles", *(f"{name}, %" for name in said), *damaged]]
     for line in predicted:
-        numbers = [*(line.class_counts.get(name, 0) for name in shown), line.undecided]
+        numbers = [] if blind else [*(line.class_counts.get(name, 0) for name in shown), line.undecided]
         shares = [f"{100 * number / max(1, line.tiles):.1f}" for number in numbers]
         lines.append([line.name, f"{line.tiles:,}", *shares, *(f"{line.damaged:,}" for _ in damaged)])
     links = [_link(folder / line.name / PAGE, out, blind=blind) for line in predicted]
@@ -97,7 +98,7 @@ def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: 
         "abstains": f"{abstains} ({found.decide_from_method})",
         "index": found.index,
     }
-    caption = "Slides, each with a link to its page; percent of its tiles"
+    caption = f"Slides, each with a link to its page{'' if blind else '; percent of its tiles'}"
     parts: list[Block] = [
         blocks.facts(facts),
         blocks.table(caption, lines, links=links, pictures=pictures, sortable=len(lines) > 2),

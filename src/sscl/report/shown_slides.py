@@ -69,7 +69,9 @@ def _predicted(slide: SlideFolder, *, blind: bool) -> ShownSlide:
     record = slide.record
     counts = some([f"{label} {number:,}" for label, number in record.class_counts.items()], most=8, first=6)
     undecided = sum(record.undecided.values())
-    said = f"{count(record.tiles, 'tile')}: {counts}" + (f"; {undecided:,} of them undecided" if undecided else "")
+    said = count(record.tiles, "tile")
+    if not blind:
+        said += f": {counts}" + (f"; {undecided:,} of them undecided" if undecided else "")
     return ShownSlide(record.name, Path(record.path), said, True, lambda path: replace(content_of(slide), blind=blind))
 
 
