@@ -173,6 +173,19 @@ def test_test_tiles_stay_test_tiles(tmp_path: Path) -> None:
         loaded(root, file, split="test")
 
 
+def test_folders_that_are_no_classes_are_groups(folder: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    for i, name in enumerate(names[:20]):
+        (folder / f"slide{i // 4}").mkdir(exist_ok=True)
+        (folder / name).rename(folder / f"slide{i // 4}" / name)
+    rows = [said(f"slide{i // 4}/{name}", "agree" if i % 2 else "disagree") for i, name in enumerate(names[:20])]
+    file = worksheet(tmp_path / "a.csv", *rows, said(names[20], "agree"))  # beside the folders
+    parts = {split: loaded(folder, file, split=split) for split in ("train", "test")}
+    groups = {split: set(tiles.groups.tolist()) for split, tiles in parts.items() if tiles.groups is not None}
+    assert groups["train"] | groups["test"] == {"", *(f"slide{i}" for i in range(5))}
+    assert not groups["train"] & groups["test"]
+
+
 def test_reviewed_tiles_without_a_split_are_split(folder: Path, tmp_path: Path) -> None:
     file = worksheet(tmp_path / "a.csv", *(said(f"t{i:02d}.png", "agree" if i % 2 else "disagree") for i in range(20)))
     parts = {split: loaded(folder, file, split=split) for split in ("train", "test")}

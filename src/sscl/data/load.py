@@ -17,7 +17,7 @@ from sscl.config.data import NOT_OF_SLIDES, detect_source
 from sscl.data import cache, duplicates, folder, pathmnist, slide_files, slide_set, table
 from sscl.data.ingest import listed_file
 from sscl.data.mhist import load_mhist
-from sscl.data.review_labels import load_reviewed, takes_reviews
+from sscl.data.review_labels import images_alone, load_reviewed, takes_reviews
 from sscl.data.split_names import SPLITS
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles
@@ -96,11 +96,12 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
     The result does not depend on tile size, stain normalisation or split: the whole set is searched, at one size. A set
     whose splits are parts of one file is searched part by part.
     """
-    whole = {"size_px": duplicates.SIZE_PX, "stain": "none", "reviews": ()}
+    whole: dict[str, object] = {"size_px": duplicates.SIZE_PX, "stain": "none"}
     if data.source in ("mhist", "synthetic"):
         whole["protocol"] = "official"  # all tiles, not those that a seed has drawn
     part = split if data.source == "pathmnist" else "all"
-    tiles = _load(data.model_copy(update=whole), split=part, progress=progress)
+    alone = takes_reviews(data) and images_alone(data)
+    tiles = _load_given(data.model_copy(update=whole), split=part, progress=progress, whole=alone)
     digest = hashlib.sha256()
     for start in range(0, len(tiles), 256):
         digest.update(np.ascontiguousarray(tiles.images[start : start + 256]).data)
@@ -131,11 +132,13 @@ def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, s
         return tiles
     keep = "slides" if data.keep == "auto" else data.keep  # few tiles of many
     given = data.model_copy(update={"reviews": (), "tiles_per_slide": None, "keep": keep})
-    load = partial(_load_given, given, progress=progress, group_of=group_of)
+    load = partial(_load_given, given, progress=progress, group_of=group_of, whole=images_alone(data))
     return load_reviewed(data, lambda part: load(split=part), split=split, own=bool(own_splits(data)))
 
 
-def _load_given(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None) -> Tiles:
+def _load_given(
+    data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None, whole: bool = False
+) -> Tiles:
     if data.source == "pathmnist":
         tiles = pathmnist.load_pathmnist(
             data.root, split=split, size_px=data.size_px, cache_dir=data.cache_dir, progress=progress
@@ -189,7 +192,7 @@ def _load_given(data: DataConfig, *, split: str, progress: bool, group_of: dict[
     return folder.load_folder(
         data.root,
         split=split,
-        whole=listed_whole(data),
+        whole=whole or listed_whole(data),
         groups_csv=data.groups_csv,
         group_of=group_of,
         test_fraction=data.test_fraction,

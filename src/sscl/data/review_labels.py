@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig
+from sscl.data.folder import own_splits, read_layout
 from sscl.data.ingest import group_ids
 from sscl.data.listing import Account
 from sscl.data.slide_set import WEAK, some_of_each
@@ -62,6 +63,28 @@ def takes_reviews(data: DataConfig) -> bool:
     return bool(data.reviews) and not (isinstance(data, SourceConfig) and not data.labels)
 
 
+def images_alone(data: DataConfig) -> bool:
+    """Return whether a folder is taken as images alone, at any depth: its folders are not the classes of the reviews.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is no worksheet. Begins with "reviews: ".
+    """
+    if data.source != "folder" or own_splits(data.root):
+        return False
+    try:
+        known: set[str] = set()
+        for file in worksheets(data.reviews):
+            for answer in read_answers(file):
+                known |= {*answer.classes, answer.predicted, answer.blind}
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"reviews: {error}") from error
+    try:
+        found = read_layout(data.root, groups_given=data.groups_csv is not None)[0].classes
+    except ValueError:  # as of images beside folders
+        return True
+    return not known.issuperset(found)
+
+
 def load_reviewed(data: DataConfig, load: Callable[[str], Tiles], *, split: str, own: bool) -> Tiles:
     """Return the reviewed tiles of a split with the classes that reviewers gave them.
 
@@ -74,7 +97,7 @@ def load_reviewed(data: DataConfig, load: Callable[[str], Tiles], *, split: str,
     Raises:
         FileNotFoundError, ValueError: of a worksheet; or no tile of the split was reviewed. Begins with "reviews: ".
     """
-    whole = load("all")
+    whole = _with_folders_as_groups(load("all")) if data.source == "folder" else load("all")
     found = review_labels(data, whole)
     rows = np.flatnonzero(found.labels != UNLABELLED)
     parts = {"all": len(rows)}
@@ -88,7 +111,8 @@ def load_reviewed(data: DataConfig, load: Callable[[str], Tiles], *, split: str,
             f"reviews: no tile of the split {split} was given a class ({others}); review tiles of that split, or take "
             "another one"
         )
-    notes = [note for note in (whole.account.notes if whole.account is not None else ()) if note != WEAK]
+    given = whole.account.notes if whole.account is not None else ()
+    notes = [note for note in given if note != WEAK and "data.labels" not in note]
     if data.keep == "auto":
         notes = [note.replace("data.keep=slides", "few tiles of many") for note in notes]
     tiles = replace(
@@ -121,6 +145,16 @@ def worksheets(paths: Sequence[str]) -> list[Path]:
             raise FileNotFoundError(f"{path}: has no worksheet (.csv) in it")
         found += inside if path.is_dir() else [path]
     return found
+
+
+def _with_folders_as_groups(tiles: Tiles) -> Tiles:
+    """Return tiles of unknown groups and classes with the folders that they lie in, as slides are often cut."""
+    folders = [os.path.dirname(name) for name in tiles.ids]
+    if tiles.groups is not None or tiles.classes or len(set(folders)) < 2:
+        return tiles
+    notes = (*(tiles.account.notes if tiles.account is not None else ()), "groups are the folders of the images")
+    account = None if tiles.account is None else replace(tiles.account, notes=notes)
+    return replace(tiles, groups=group_ids(folders, where="folders"), account=account)
 
 
 def answers_by_sight(files: Sequence[str]) -> tuple[int, int]:
@@ -188,10 +222,9 @@ def _labels(data: DataConfig, tiles: Tiles) -> Labels:
     labels = np.full(len(tiles), UNLABELLED, np.int64)
     labels[list(kept)] = [classes.index(name) for name in spelled]
     blind = sum(any(is_blind for _, is_blind in said) for said in kept.values())
-    notes = [
-        f"each tile has the class that reviewers gave it ({count(len(files), 'worksheet')}): {blind:,} blind, "
-        f"{len(kept) - blind:,} with a prediction in sight, which draws answers towards it"
-    ]
+    seen_first = f"{blind:,} blind, {len(kept) - blind:,} with a prediction in sight, which draws answers towards it"
+    how = seen_first if blind < len(kept) else "all blind"
+    notes = [f"each tile has the class that reviewers gave it ({count(len(files), 'worksheet')}): {how}"]
     notes += [_left_out(left)] if left else []
     notes += [f"{count(len(unknown), 'reviewed tile')} not in the set ({short(unknown[0])})"] if unknown else []
     return Labels(tuple(classes), labels, tuple(notes))
