@@ -9,7 +9,7 @@ import os
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -332,6 +332,17 @@ def hold() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
             return process
 
         yield start
+
+
+@pytest.fixture
+def commands_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands that the product starts as processes forked, which spares them their imports."""
+    program = "import runpy; runpy.run_module('sscl', run_name='__main__', alter_sys=True)"
+
+    def run(words: Sequence[str], *, stdin: int, stdout: int, environment: Mapping[str, str]) -> int:
+        return int(forked.start(program, *words, stdin=stdin, stdout=stdout, stderr=2, env=environment).wait())
+
+    monkeypatch.setattr("sscl.forks.run", run)
 
 
 @pytest.fixture

@@ -90,18 +90,23 @@ def start(
     program: str | Path,
     *words: object,
     stdout: IO[str] | int,
-    stderr: IO[str],
+    stderr: IO[str] | int,
+    stdin: int | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Process | subprocess.Popen[str]:
-    """Start a program, of its text or of its file; `stdout` may be subprocess.PIPE."""
+    """Start a program, of its text or of its file, with these files or descriptors; `stdout` may be PIPE."""
     environment = dict(os.environ if env is None else env)
     if PLACE not in os.environ:
         how = [program] if isinstance(program, Path) else ["-c", program]
-        whole = [sys.executable, *how, *map(str, words)]
         return subprocess.Popen(
-            whole, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment, text=True,
+            [sys.executable, *how, *map(str, words)],
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
     line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     line.connect(os.environ[PLACE])
     source = program.read_text(encoding="utf-8") if isinstance(program, Path) else program
@@ -109,9 +114,11 @@ def start(
         **{"source": source, "file": str(program) if isinstance(program, Path) else "-c"},
         **{"words": [str(word) for word in words], "environment": environment, "folder": os.getcwd()},
     }
-    pipe = os.pipe() if isinstance(stdout, int) else None
-    out = pipe[1] if pipe else stdout.fileno()  # type: ignore[union-attr]
-    socket.send_fds(line, [json.dumps(request).encode()], [out, stderr.fileno()])
+    pipe = os.pipe() if stdout == subprocess.PIPE else None
+    with open(os.devnull) as nothing:
+        files = (nothing if stdin is None else stdin, pipe[1] if pipe else stdout, stderr)
+        fds = [file if isinstance(file, int) else file.fileno() for file in files]
+        socket.send_fds(line, [json.dumps(request).encode()], fds)
     if pipe:
         os.close(pipe[1])
     return Process(line, os.fdopen(pipe[0]) if pipe else None)
@@ -158,7 +165,7 @@ def _bury() -> None:
 
 
 def _answer(asked: socket.socket) -> NoReturn:
-    request, fds, _, _ = socket.recv_fds(asked, _LONGEST, 2)
+    request, fds, _, _ = socket.recv_fds(asked, _LONGEST, 3)
     child = os.fork()
     if child == 0:
         asked.close()
@@ -175,8 +182,7 @@ def _answer(asked: socket.socket) -> NoReturn:
 def _become(request: Mapping[str, Any], fds: list[int]) -> NoReturn:
     """Be the program from here on, as a Python that starts with it."""
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for own, fd in enumerate((nothing, *fds)):
+    for own, fd in enumerate(fds):
         os.dup2(fd, own)
         os.close(fd)
     gc.enable()

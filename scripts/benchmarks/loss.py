@@ -105,8 +105,7 @@ def memory(rows: int, dim: int, *, device: torch.device) -> dict[str, Any]:
         finish()
         taken = torch.cuda.max_memory_allocated() - before
     elif Path("/proc/self/clear_refs").exists():
-        command = [sys.executable, __file__, str(rows), str(dim)]
-        taken = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        taken = int(child(rows, dim))
     else:
         note = "a process's peak is read from /proc, which only Linux has"
     return {
@@ -119,6 +118,12 @@ def memory(rows: int, dim: int, *, device: torch.device) -> dict[str, Any]:
         "target": "<= 1 GiB",
         "note": note,
     }
+
+
+def child(rows: int, dim: int) -> str:
+    """Return what this file prints, run by a process of its own."""
+    command = [sys.executable, __file__, str(rows), str(dim)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def projections(rows: int, dim: int, *, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -642,7 +642,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(study: Study, cli: Any, snapsho
 
 
 def test_a_failing_step_is_named_and_the_complete_ones_stay(
-    study: Study, cli: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    study: Study, cli: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], commands_forked: None
 ) -> None:
     """The step is a real process; what it prints comes past this one's streams."""
     (tmp_path / "nowhere").mkdir()
@@ -650,7 +650,7 @@ def test_a_failing_step_is_named_and_the_complete_ones_stay(
     assert empty.code == 2
     assert empty.err.startswith("sscl: a: data.root: ")  # before a process is started
     diverges = {"learning_rate": 100, "weight_decay": 10, "optimizer": "sgd", "warmup_epochs": 0, "steps_per_epoch": 40}
-    model = {"name": "resnet14_small"}  # which the step's process builds without timm
+    model = {"name": "resnet14_small"}
     path = study(set_finetune={"train": diverges, "model": model})
     result = cli("compare", "--config", path)
     assert result.code == 2
