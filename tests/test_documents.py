@@ -30,6 +30,8 @@ TINY_SLIDES = {
     "pretrain": ["model.name=timm:test_resnet", "health.tiles=8", "data.tiles_per_slide=4", *_TRAIN],
     "finetune": ["train.label_fraction=0.2", *_TRAIN],
     "eval": ["device=cpu", "progress=false"],
+    "predict": ["device=cpu", "progress=false"],
+    "report": ["progress=false"],
 }
 
 
