@@ -12,7 +12,7 @@ from PIL import Image
 
 from sscl import api, cli
 from sscl.config import PredictConfig
-from sscl.data.decode import decode_file
+from sscl.data.decode import read_image
 from sscl.explain.boxes import find_box
 from sscl.plots import cam as cam_plots
 
@@ -164,7 +164,7 @@ def test_panels_of_the_least_confident(ask: Any, some: Path, finetuned: Path, re
         corners = "" if box is None else ",".join(map(str, box.corners))
         assert ",".join(row[key] for key in ("x0", "y0", "x1", "y1")).strip(",") == corners
         assert row["source_px"] == "32"
-        heatmap = decode_file(tmp_path / "out" / f"{row['picture']}_heatmap.png", size_px=32, exact_size_px=32)
+        heatmap = read_image(tmp_path / "out" / f"{row['picture']}_heatmap.png", size_px=32, exact_size_px=32).pixels
         np.testing.assert_allclose(heatmap.astype(int), seen.heatmap(0), atol=1)  # rounding: other batches
         for kind in ("panel", "box"):
             assert (tmp_path / "out" / f"{row['picture']}_{kind}.png").is_file()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sscl.data import files, listing
-from sscl.data.decode import decode_file
+from sscl.data.decode import read_image
 from sscl.data.images import Decoded
 
 
@@ -173,7 +173,7 @@ def test_batches_hold_what_the_files_hold_in_order(tmp_path: Path, wrap: Any, nu
     assert [len(batch.rows) + len(batch.faults) for batch in found] == [8] * 6 + [2]
     rows = np.concatenate([batch.rows for batch in found])
     np.testing.assert_array_equal(rows, [i for i in range(50) if i not in (7, 20, *range(32, 40))])
-    expected = np.stack([decode_file(paths[row], size_px=16, exact_size_px=None) for row in rows])
+    expected = np.stack([read_image(paths[row], size_px=16).pixels for row in rows])
     np.testing.assert_array_equal(np.concatenate([batch.images for batch in found]), expected)
     sides = [side for batch in found for side in batch.sides_px]
     assert sides == [16 if row % 3 else 24 for row in rows]

@@ -62,7 +62,7 @@ def test_every_suffix_can_be_decoded(tmp_path: Path, suffix: str) -> None:
     kind = Image.registered_extensions()[suffix]
     grey = suffix in (".pgm", ".pbm")
     Image.new("L" if grey else "RGB", (16, 16), 200 if grey else (200, 100, 50)).save(tmp_path / f"a{suffix}", kind)
-    pixels = decode.decode_file(tmp_path / f"a{suffix}", size_px=16, exact_size_px=None)
+    pixels = decode.read_image(tmp_path / f"a{suffix}", size_px=16).pixels
     assert pixels.shape == (16, 16, 3)
 
 

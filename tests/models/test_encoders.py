@@ -181,7 +181,7 @@ def test_efficientnet_lite0_takes_its_packages_weights():
         assert torch.allclose(pretrained(x), expected.mean((2, 3)), atol=1e-5)
         assert pretrained(x).std() > 0.1  # not the constant of a net that was not filled
         assert build_encoder("efficientnet_lite0").eval()(x).std() > 1e-2  # random weights carry a signal too
-    mean, std = preprocessing_of("efficientnet_lite0", "imagenet")
+    mean, std = preprocessing_of("efficientnet_lite0")
     scaled = (torch.arange(256) / 255 - mean[0]) / std[0]
     assert torch.allclose(scaled, (torch.arange(256) - 127) / 128, atol=1e-6)
 
@@ -283,10 +283,10 @@ def test_sizes_that_a_model_refuses():
 def test_preprocessing_goes_with_the_net():
     half = (0.5, 0.5, 0.5)
     for name in (*RESNETS, "resnet18_pathmnist", "timm:resnet50"):
-        assert preprocessing_of(name, None) == preprocessing_of(name, "imagenet") == (IMAGENET_MEAN, IMAGENET_STD)
-    assert preprocessing_of("timm:vit_tiny_patch16_224", None) == (half, half)
+        assert preprocessing_of(name) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert preprocessing_of("timm:vit_tiny_patch16_224") == (half, half)
     with pytest.raises(ValueError, match=r"model\.name: .*got 'resnet5'"):
-        preprocessing_of("resnet5", None)
+        preprocessing_of("resnet5")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from sscl.evaluate.calibration import reliability_curve
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.proportions import Proportion, proportion_interval
+from sscl.evaluate.intervals import fraction_interval
+from sscl.evaluate.proportions import Proportion
 from sscl.evaluate.records import DecisionCurve
 from sscl.plots import calibration as calibration_plots
 
@@ -89,7 +90,8 @@ def test_decision_curve_has_model_all_none_and_the_operating_point(figure_of: Ca
 
 
 def proportion(count: int, of: int) -> Proportion:
-    return Proportion(count=count, of=of, value=count / of, interval=proportion_interval(count, of))
+    low, high = fraction_interval(count / of, of)
+    return Proportion(count=count, of=of, value=count / of, interval=(float(low), float(high)))
 
 
 def covered(decided: Any, *rows: tuple[float, Proportion]) -> Any:

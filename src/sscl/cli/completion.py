@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from sscl.config import CompletionConfig, Section
 
-GENERAL = ("--help", "--help-all")
-
 
 @dataclass(frozen=True)
 class Completed:

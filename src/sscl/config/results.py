@@ -10,8 +10,6 @@ from sscl.config.data import DataConfig
 from sscl.config.maps import PRECISION, MapConfig, Precision
 from sscl.config.sections import LARGEST_BATCH, SEEDS, Changes, KeysOf, Section, setting
 
-DataChanges = Annotated[Changes, KeysOf(DataConfig)]
-
 
 class EvalConfig(Section):
     """Evaluate a classifier: metrics with 95% intervals, confusion matrix, curves."""

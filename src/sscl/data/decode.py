@@ -240,18 +240,11 @@ def _serve() -> None:
             answers.flush()
 
 
-def decode_file(
-    path: Path | str, *, size_px: int, exact_size_px: int | None = None, fit: Fit = "refuse"
-) -> NDArray[np.uint8]:
-    """Return one file as uint8 (size_px, size_px, 3); see `images.decode_image`.
+def read_image(path: Path | str, *, size_px: int, exact_size_px: int | None = None, fit: Fit = "refuse") -> Decoded:
+    """Return one file as a tile; see `images.decode_image`.
 
     Raises:
         ValueError: the file cannot be used; one line that names it.
     """
-    return read_image(path, size_px=size_px, exact_size_px=exact_size_px, fit=fit).pixels
-
-
-def read_image(path: Path | str, *, size_px: int, exact_size_px: int | None = None, fit: Fit = "refuse") -> Decoded:
-    """Return one file as a tile. Arguments and errors as for `decode_file`."""
     with open_image(path) as image:
         return decode_image(image, name=path, size_px=size_px, exact_size_px=exact_size_px, fit=fit)

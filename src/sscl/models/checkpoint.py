@@ -93,11 +93,6 @@ class Checkpoint:
     calibration: KeptCalibration | None = None
 
     @property
-    def pretrain_config(self) -> PretrainConfig:
-        """The configuration of a pretrain run."""
-        return cast(PretrainConfig, self.config)
-
-    @property
     def finetune_config(self) -> FinetuneConfig:
         """The configuration of a finetune run."""
         return cast(FinetuneConfig, self.config)

@@ -17,13 +17,13 @@ LITE_MEAN = (127 / 255,) * 3
 LITE_STD = (128 / 255,) * 3
 
 
-def preprocessing_of(name: str, weights: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def preprocessing_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the channel means and standard deviations, of pixels in 0-1, that an encoder expects.
+
+    They are those of random and of ImageNet's weights; a file of weights may say others (`weights.read_trunk`).
 
     Args:
         name: as for `build_encoder`.
-        weights: None or "imagenet", which agree for every encoder; those of a file are in `weights.read_trunk`, and
-            these here stand in where it does not say.
 
     Raises:
         ValueError: an unknown name, or a package missing.
