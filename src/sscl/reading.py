@@ -112,14 +112,14 @@ def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
     """Return what JSON says.
 
     Args:
-        any_number: take NaN, infinity and numbers beyond 64 bits, as Java programs write them.
+        any_number: take NaN, infinity and numbers beyond 64 bits, as Java programs write them; all are floats then.
 
     Raises:
         ValueError: not JSON; NaN, infinity, a number beyond 64 bits; half a character; or endless lists.
     """
     try:
         if any_number:
-            found = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
+            found = json.loads(text, parse_int=float)
         else:
             found = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
         if _HALVES.search(text if isinstance(text, str) else text.decode("utf-8")):
