@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from gpu_measure import Bench, Found, Observed, command, observe, per_call, trace
+from sscl.cores import cpu_cores
 from sscl.draws import Augmentation
 from sscl.losses import cross_view_info_nce, nt_xent
 from sscl.metrics_log import MetricsRow, read_metrics
@@ -322,8 +323,6 @@ def lightly(bench: Bench, *, case: Case, per_core: bool = False) -> Found:
     case, _ = small(bench, case, "")
     (line,) = against_lightly(case, device=bench.device, seconds=0.3 if bench.quick else 12.0)
     if per_core:
-        from sscl.device import cpu_cores
-
         line |= {"what": f"{line['what']}, for each core of lightly's", "target": ">= 10"}
         if line["ratio"] is not None:
             line |= {"theirs": line["theirs"] / cpu_cores(), "ratio": line["ratio"] * cpu_cores()}

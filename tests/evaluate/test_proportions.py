@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sscl.evaluate.intervals import Sample, fraction_interval
+from sscl.evaluate.intervals import Sample
 from sscl.evaluate.metric_intervals import metric_intervals
 from sscl.evaluate.metrics import classification_metrics, confusion_matrix
 from sscl.evaluate.proportions import (
     accuracy_by_agreement,
     metric_proportions,
+    proportion_interval,
     proportions_among,
 )
 
@@ -30,7 +31,7 @@ class TestProportions:
             shares += [(getattr(mine, key), getattr(point, key)) for key in ("precision", "recall")]
         for share, value in shares:
             assert share.value == share.count / share.of == pytest.approx(value)
-            assert share.interval == pytest.approx(fraction_interval(value, share.of))
+            assert share.interval == pytest.approx(proportion_interval(share.count, share.of))
 
     def test_of_nothing_is_none(self) -> None:
         intervals = metric_intervals([0] * 3, [[0.9, 0.1]] * 3, positive=1)
@@ -46,7 +47,12 @@ class TestProportions:
             sample = Sample.of(truth, classes=2, groups=groups)
             found = proportions_among({"x": (right, among), "none": (right, among & ~among)}, sample)
             assert (found["x"].count, found["x"].of, found["none"]) == (80, 100, None)
-        assert found["x"].interval[0] < fraction_interval(0.8, 100)[0]
+        assert found["x"].interval[0] < proportion_interval(80, 100)[0]
+
+    @pytest.mark.parametrize(("successes", "total"), [(0, 0), (3, 2), (-1, 2)])
+    def test_refuses_impossible_counts(self, successes: int, total: int) -> None:
+        with pytest.raises(ValueError, match=f"{successes} of {total}"):
+            proportion_interval(successes, total)
 
 
 class TestAgreement:
@@ -61,7 +67,7 @@ class TestAgreement:
             ("5/7", 2, 2),
             ("4/7", 3, 1),
         ]
-        assert rows[3].accuracy.interval == pytest.approx(fraction_interval(1 / 3, 3))
+        assert rows[3].accuracy.interval == pytest.approx(proportion_interval(1, 3))
 
     def test_agreement_that_no_tile_has(self) -> None:
         rows = accuracy_by_agreement([1], [1], [7])

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from sscl.evaluate.calibration import reliability_curve
 from sscl.evaluate.decisions import risk_coverage
-from sscl.evaluate.intervals import fraction_interval
-from sscl.evaluate.proportions import Proportion
+from sscl.evaluate.proportions import Proportion, proportion_interval
 from sscl.evaluate.records import DecisionCurve
 from sscl.plots import calibration as calibration_plots
 
@@ -90,8 +89,7 @@ def test_decision_curve_has_model_all_none_and_the_operating_point(figure_of: Ca
 
 
 def proportion(count: int, of: int) -> Proportion:
-    low, high = fraction_interval(count / of, of)
-    return Proportion(count=count, of=of, value=count / of, interval=(float(low), float(high)))
+    return Proportion(count=count, of=of, value=count / of, interval=proportion_interval(count, of))
 
 
 def covered(decided: Any, *rows: tuple[float, Proportion]) -> Any:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sscl.data.mhist import ANNOTATORS
 from sscl.evaluate.decisions import BoolArray
-from sscl.evaluate.intervals import Interval, Sample, share_intervals
+from sscl.evaluate.intervals import Interval, Sample, fraction_interval, share_intervals
 from sscl.evaluate.metric_intervals import Intervals
 from sscl.evaluate.metrics import class_indices
 from sscl.records import Record
@@ -45,6 +45,18 @@ class Agreement(Record):
 
     agreement: str
     accuracy: Proportion | None
+
+
+def proportion_interval(successes: int, total: int) -> Interval:
+    """Return the 95% interval of a proportion of independent tiles, see `intervals.fraction_interval`.
+
+    Raises:
+        ValueError: not 0 <= successes <= total with total >= 1.
+    """
+    if not 0 <= successes <= total or total < 1:
+        raise ValueError(f"successes of total: {successes} of {total}, must be 0 <= successes <= total and total >= 1")
+    low, high = fraction_interval(successes / total, total)
+    return float(low), float(high)
 
 
 def proportions_among(masks: Mapping[str, tuple[BoolArray, BoolArray]], sample: Sample) -> dict[str, Proportion | None]:
