@@ -100,6 +100,11 @@ def test_a_classifier_learns_from_slides_and_is_told_which_pretraining_has_seen(
     notes = json.loads((run / "eval_test" / "metrics.json").read_text())["caveats"]
     assert any("weak label" in note for note in notes)
     assert any(f"were in training too ({index})" in note for note in notes)
+    one = make_index(tmp_path / "one", slides, NAMES[:1])
+    predicted = cli("predict", run, one, f"out={tmp_path / 'out'}", "progress=false", "device=cpu")
+    assert predicted.code == 0, predicted.err
+    notes = json.loads((tmp_path / "out" / "slides.json").read_text())["notes"]
+    assert any(f"1 of 1 slide was in training too ({whole})" in note for note in notes)
 
 
 def test_what_slides_cannot_be_used_for_is_one_line(cli: Any, index: Path, streamed: Path, tmp_path: Path) -> None:

@@ -264,7 +264,16 @@ def shared_slides(tiles: Tiles, sections: Iterable[DataConfig]) -> list[str]:
     Args:
         sections: of sets that were trained on.
     """
-    here, found = quickhashes(tiles), []
+    return slides_in_training(quickhashes(tiles), sections, so="the metrics may be optimistic for new tiles")
+
+
+def slides_in_training(here: Mapping[str, str], sections: Iterable[DataConfig], *, so: str) -> list[str]:
+    """Return a sentence for each set that was trained on and has some of these slides, whatever their names.
+
+    Args:
+        here: names of the slides by quickhash. sections: of sets that were trained on. so: what follows from it.
+    """
+    found = []
     for section in sections if here else ():
         if section.source != "slides":
             continue
@@ -277,9 +286,10 @@ def shared_slides(tiles: Tiles, sections: Iterable[DataConfig]) -> list[str]:
         if shared:
             name, other = here[shared[0]], there[shared[0]]
             called = "" if name == other else f", there {other}"
+            were = "was" if len(shared) == 1 else "were"
             found.append(
-                f"{len(shared):,} of {count(len(here), 'slide')} were in training too ({section.root}), such as "
-                f"{name}{called}: the metrics may be optimistic for new tiles"
+                f"{len(shared):,} of {count(len(here), 'slide')} {were} in training too ({section.root}), such as "
+                f"{name}{called}: {so}"
             )
     return found
 

@@ -15,6 +15,7 @@ from sscl import run, writing
 from sscl.api import Model
 from sscl.config import PredictConfig
 from sscl.device import describe_device
+from sscl.evaluate.lineage import slides_in_training
 from sscl.models.checkpoint import run_of
 from sscl.places import printable
 from sscl.plots.slide import class_colours
@@ -77,8 +78,7 @@ def predict_slides(model: Model, config: PredictConfig, *, index: str | None, ov
             if start == "new":
                 shutil.rmtree(out)
             raise ValueError("\n".join(f"{printable(line.path)}: {line.reason}" for line in lines[:SHOWN]))
-        same = same_slides(one.slide for one in cohort.slides)
-        notes = [*listed.notes, *job.notes, *same, *left_over(folder, predicted)]
+        notes = [*listed.notes, *job.notes, *known_slides(job, cohort), *left_over(folder, predicted)]
         writing.write_csv(folder / "slides.csv", *table_of(lines, model.classes))
         write_record(folder / ALL, summary(job, lines, index=index or str(out / INDEX), notes=notes))
     print(f"device: {describe_device(model.device)}, precision {model.precision}")
@@ -98,6 +98,16 @@ def check_regions(job: Job, cohort: Cohort) -> None:
     if job.plan is not None and job.plan.region is not None:
         tiles = [(one.slide, one.indexed.scaling, np.array(cohort.index.grid(one.number))) for one in cohort.slides]
         check_region(job.plan.region, tiles)
+
+
+def known_slides(job: Job, cohort: Cohort) -> list[str]:
+    """Return a sentence on slides that are there twice, and on those that training has seen."""
+    slides = [one.slide for one in cohort.slides]
+    here = {slide.quickhash: slide.name for slide in slides}
+    trained = slides_in_training(
+        here, job.model.checkpoint.trained_on, so="what is said of them holds for no new slide"
+    )
+    return [*same_slides(slides), *trained]
 
 
 def predict_all(job: Job, cohort: Cohort, folder: Path, before: Mapping[str, PredictedSlide]) -> Iterator[SlideLine]:
