@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from sscl import api
-from sscl.predict.regions import region_of
+from sscl.predict.regions import Frame, Region, classified_in, region_of, tiles_over
 from sscl.report.slide_folder import content_of, slide_folders
+from sscl.slides.open import open_slide
 from sscl.slides.write import EncodedLevel, encode_level, write_levels
 
 SIDE, MPP, SIZE, STEP = 512, 7.0, 32, 64  # of the slide and its µm per pixel; of a tile, and in pixels of level 0
@@ -133,6 +134,31 @@ def test_it_is_made_where_the_class_is_most_probable(ask: Any, level: EncodedLev
     )
     assert weights[inside].sum() == pytest.approx(best)
     assert max(found.width, found.height) <= 120
+
+
+def test_each_place_with_a_classified_tile_is_under_a_tile_of_the_scanned_area(slide: Path) -> None:
+    rng = np.random.default_rng(0)
+    facts = open_slide(slide, name="a.svs").model_copy(update={"width": 2600, "height": 2600})
+    for _ in range(40):
+        size, factor = int(rng.integers(16, 64)), float(rng.uniform(1, 6))
+        step, bounds = size * factor, (*rng.integers(0, 300, 2).tolist(), *rng.integers(600, 2000, 2).tolist())
+        whole = facts.model_copy(update={"bounds": bounds})
+        axes = [
+            start + np.rint(np.arange(side // step) * step) for start, side in zip(bounds, bounds[2:], strict=False)
+        ]
+        grid = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2).astype(np.int32)
+        grid = grid[rng.random(len(grid)) < 0.7]
+        region = Region(*rng.integers(0, 1800, 2).tolist(), *rng.integers(1, 800, 2).tolist())
+        frame = Frame((region.x, region.y), factor, round(region.width / factor) + 1, round(region.height / factor) + 1)
+        corners = tiles_over(frame, whole, size, grid)
+        bare = classified_in(frame, size, grid)
+        assert len(corners) > 0 or not bare.any()
+        for x, y in corners.tolist():
+            assert x + size > 0 < y + size
+            bare[max(y, 0) : y + size, max(x, 0) : x + size] = False
+        assert not bare.any()
+        at = frame.level(corners) - bounds[:2]
+        assert ((at >= -factor) & (at + step <= np.array(bounds[2:]) + factor)).all()
 
 
 def test_what_cannot_be_is_one_line(ask: Any, slide: Path, tiles: Path, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def check_region(given: Region, slides: Sequence[tuple[Slide, Scaling, Grid]]) -
                 f"cam: {region.width} x {region.height} pixels are too large, a side can have {most:,} at most in "
                 f"{name} ({LARGEST_PX:,} at the classifier's µm per pixel)"
             )
-        if not tiles_in(region, grid, scaling.step).any():
+        if not len(tiles_over(frame_of(region, scaling), slide, scaling.size_px, grid)):
             raise ValueError(f"cam: no tile of {name} lies in that region; the places of tiles are in tiles.csv")
 
 
@@ -225,7 +225,7 @@ def region_map(
     with Bar(len(corners), desc="heatmap" if config.progress else None, unit="tile") as bar:
         maps = explain.maps(frame.level(corners), corners, bar, at_once=min(config.batch_size, _AT_ONCE))
         values, counts = mean_map(maps, height=frame.height, width=frame.width)
-    values[classified_in(frame, scaling.size_px, grid) == 0] = np.nan
+    values[~classified_in(frame, scaling.size_px, grid)] = np.nan
     found = values[np.isfinite(values)]
     if not len(found):
         raise SlideError(f"{printable(slide.path)}: none of the {count(len(corners), 'tile')} of cam can be decoded")

@@ -85,10 +85,11 @@ def frame_of(region: Region, scaling: Scaling) -> Frame:
 
 
 def tiles_over(frame: Frame, slide: Slide, size_px: int, classified: Grid) -> NDArray[np.int64]:
-    """Return corners of overlapping tiles over a region, pixels of its map, (n, 2), such as lie on classified tiles.
+    """Return corners of overlapping tiles over a region, pixels of its map, (n, 2), half on classified tiles or more.
 
     They begin before the region and end behind it, so that a place at its border is under as many as one amid it; all
-    lie in the scanned area, the last ones at its border.
+    lie in the scanned area, the last ones at its border. Where they leave a part of a classified tile bare, that tile
+    is one of them, too.
 
     Args:
         size_px: side of a tile. classified: tiles that were, (n, 2) or more columns, pixels of level 0.
@@ -101,20 +102,36 @@ def tiles_over(frame: Frame, slide: Slide, size_px: int, classified: Grid) -> ND
     ):
         first, last = np.ceil((start - corner) / frame.factor), np.floor((end - corner) / frame.factor) - size_px
         at = np.arange(stride - size_px, side, stride)
-        axes.append(np.unique(np.clip(at, first, max(first, last))).astype(np.int64))
+        at = np.unique(np.clip(at, first, max(first, last))).astype(np.int64)
+        axes.append(at[(at + size_px > 0) & (at < side)])  # others were moved away from a region that ends elsewhere
     corners = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-    mask = classified_in(frame, size_px, classified, margin=size_px)
-    table = cv2.integral(mask)
-    x, y = np.clip(corners + size_px, 0, None).T
-    x1, y1 = np.minimum(x + size_px, mask.shape[1]), np.minimum(y + size_px, mask.shape[0])
+    own = corners_on(frame, classified)
+    table = cv2.integral(_marked(frame, own, size_px, margin=size_px))
+    x, y = (corners + size_px).T
+    x1, y1 = np.minimum(x + size_px, table.shape[1] - 1), np.minimum(y + size_px, table.shape[0] - 1)
     share = (table[y1, x1] - table[y, x1] - table[y1, x] + table[y, x]) / size_px**2
-    return np.asarray(corners[share >= LEAST_CLASSIFIED])
+    corners = corners[share >= LEAST_CLASSIFIED]
+    bare = cv2.integral(1 - _marked(frame, corners, size_px))
+    (x, y), (x1, y1) = (np.clip(at, 0, (frame.width, frame.height)).T for at in (own, own + size_px))
+    corners = np.concatenate([corners, own[bare[y1, x1] - bare[y, x1] - bare[y1, x] + bare[y, x] > 0]])
+    _, first = np.unique(frame.level(corners), axis=0, return_index=True)
+    return np.asarray(corners[first])
 
 
-def classified_in(frame: Frame, size_px: int, classified: Grid, *, margin: int = 0) -> NDArray[np.uint8]:
-    """Return 1 where a classified tile lies, uint8 (h, w), with so many pixels more on each side."""
+def corners_on(frame: Frame, grid: Grid) -> NDArray[np.int64]:
+    """Return the corners of tiles as pixels of the map, (n, 2)."""
+    return np.asarray(np.rint((grid[:, :2] - np.array(frame.corner)) / frame.factor), dtype=np.int64)
+
+
+def classified_in(frame: Frame, size_px: int, classified: Grid) -> NDArray[np.bool_]:
+    """Return where a classified tile lies, bool (h, w)."""
+    return _marked(frame, corners_on(frame, classified), size_px) > 0
+
+
+def _marked(frame: Frame, corners: NDArray[np.int64], size_px: int, *, margin: int = 0) -> NDArray[np.uint8]:
+    """Return 1 where a tile lies, uint8 (h, w), with so many pixels more on each side."""
     mask = np.zeros((frame.height + 2 * margin, frame.width + 2 * margin), np.uint8)
-    corners = np.rint((classified[:, :2] - np.array(frame.corner)) / frame.factor).astype(np.int64) + margin
+    corners = corners + margin
     near = ((corners + size_px > 0) & (corners < mask.shape[::-1])).all(1)
     for x, y in corners[near].tolist():
         mask[max(y, 0) : y + size_px, max(x, 0) : x + size_px] = 1
