@@ -144,8 +144,12 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     print(f"wrote {out}/{records.FILE}, {predictions.FILE} and {count(pictures, 'picture')}")
     if split == "test" or choice.external:
         update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out, reviewed=choice.reviewed)
-    there = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
+    there = [f"data.{key}={_typed(value)}" for key, value in config.data.items()] if choice.external else []
     say_next("gradcam", run_of(config.checkpoint), *there)
+
+
+def _typed(value: object) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Path, reviewed: bool) -> None:
