@@ -152,6 +152,16 @@ def next_command(*words: object) -> str:
     return f"next: sscl {command} {shlex.join(map(str, rest))}".rstrip()
 
 
+def as_typed(key: str, value: object) -> str:
+    """Return a setting as it is typed.
+
+    Examples:
+        >>> as_typed("data.reviews", ["a.csv", "b.csv"]), as_typed("data.root", "tiles")
+        ('data.reviews=[a.csv,b.csv]', 'data.root=tiles')
+    """
+    return f"{key}=[{','.join(map(str, value))}]" if isinstance(value, (list, tuple)) else f"{key}={value}"
+
+
 def say_next(*words: object) -> None:
     """Print what to type next (see `next_command`), but not in a stage of `sscl train`, which goes on by itself."""
     if not is_stage():

@@ -39,7 +39,7 @@ from sscl.models.pixels import normalisation
 from sscl.plots import calibration as calibration_plots
 from sscl.plots import charts
 from sscl.records import write_record
-from sscl.words import count, say_next
+from sscl.words import as_typed, count, say_next
 
 
 def main(config: EvalConfig, *, overwrite: bool = False) -> None:
@@ -144,12 +144,8 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
     print(f"wrote {out}/{records.FILE}, {predictions.FILE} and {count(pictures, 'picture')}")
     if split == "test" or choice.external:
         update_card(run_of(config.checkpoint) / card_results.FILE, report, trained, out=out, reviewed=choice.reviewed)
-    there = [f"data.{key}={_typed(value)}" for key, value in config.data.items()] if choice.external else []
+    there = [as_typed(f"data.{key}", value) for key, value in config.data.items()] if choice.external else []
     say_next("gradcam", run_of(config.checkpoint), *there)
-
-
-def _typed(value: object) -> str:
-    return f"[{','.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Path, reviewed: bool) -> None:

@@ -38,7 +38,7 @@ from sscl.plots.checks import write_checks
 from sscl.records import write_record
 from sscl.slides.index import is_index
 from sscl.slides.places import TileIds
-from sscl.words import count, say_next, shortened, wrapped
+from sscl.words import as_typed, count, say_next, shortened, wrapped
 
 BOXES_HEADER = (
     *("picture", "id", "label", "prediction", "probability", "positive_evidence"),
@@ -133,7 +133,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     ):
         if section is not None:
             print(f"\n{section}")
-    elsewhere = [f"data.{key}={value}" for key, value in config.data.items()] if choice.external else []
+    elsewhere = [as_typed(f"data.{key}", value) for key, value in config.data.items()] if choice.external else []
     if config.images is not None:
         say_next("predict", run_of(config.checkpoint), config.images)
     else:
