@@ -24,8 +24,8 @@ TOGETHER = "data.group_near_duplicates=true keeps copies on one side of a split 
 ADD_A_CLASS = {
     "folder": "put the tiles into one folder a class",
     "table": "give the tiles of each class their label in the column label",
-    "slides": "give slides their label in the column label of slides_csv, and run sscl slides tile again; or tiles that of areas "
-    "drawn in QuPath (data.annotations)",
+    "slides": "give slides their label in the column label of slides_csv, and run sscl slides tile again; or tiles "
+    "that of areas drawn in QuPath (data.annotations)",
     "pathmnist": "give the tiles of each class their number in train_labels",
 }
 # What follows where a part has no tile of a class.
