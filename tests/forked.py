@@ -142,6 +142,7 @@ def run(
 
 def serve(line: socket.socket) -> None:
     """Fork a program for each that asks, until the process that started this one has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which ends this
     missing = list(MODULES)
     while 0 not in select.select([line.fileno(), 0], [], [])[0]:
         asked, _ = line.accept()
@@ -182,6 +183,7 @@ def _answer(asked: socket.socket) -> NoReturn:
 def _become(request: Mapping[str, Any], fds: list[int]) -> NoReturn:
     """Be the program from here on, as a Python that starts with it."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for own, fd in enumerate(fds):
         os.dup2(fd, own)
         os.close(fd)
