@@ -22,6 +22,9 @@ from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 
 from sscl import api
+from sscl.report.slide_folder import content_of as folder_content
+from sscl.report.slide_folder import slide_folders
+from sscl.report.slide_page import key_of
 from sscl.slides.geojson import Region, write_regions
 from sscl.slides.index import Labels, SlideEntry, digest, read_index, write_slide, write_table
 from sscl.slides.open import open_slide
@@ -110,6 +113,8 @@ def test_the_probabilities_are_those_of_tiles_cut_from_the_slide(
     assert any("of none of them" in note for note in kept["notes"])
     (line,) = read_rows(out / "slides.csv")
     assert (line["slide"], line["status"], int(line["tiles"])) == ("a.svs", "predicted", len(rows))
+    (predicted,) = slide_folders(out)  # a worksheet of slide.html is one of `sscl slides view` too
+    assert f'"id":"{key_of(folder_content(predicted))}"' in (out / "a.svs" / "slide.html").read_text()
     text = b"".join(path.read_bytes() for path in out.rglob("*") if path.suffix in (".json", ".csv", ".geojson"))
     assert not {name for name in (b"ScanScope", b"aperio.App") if name in text}  # T29
 

@@ -36,6 +36,7 @@ TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP = "tiles.csv", "tiles.geojson.gz", 
 FILES = (TILES, QUPATH_TILES, QUPATH_REGIONS, HEATMAP, THUMBNAIL, PAGE, FILE)  # of a slide
 CAM_PICTURE = "cam.png"
 CAM_FILES = (CAM_PICTURE, CAM_FILE)  # and these, with a heatmap of a region
+_DECIMALS = 6  # of a probability in tiles.csv
 _MOST_SIDE, _MOST_PIXELS = 16_000, 100_000_000  # of that picture: browsers take no larger one
 
 
@@ -59,7 +60,7 @@ def pictures_of(
     Raises:
         SlideError: one cannot be read any more.
     """
-    rows = np.array(strip_rows(probabilities.astype(np.float32), grid[:, :2], scaling.step), dtype=np.int64)
+    rows = np.array(strip_rows(as_in_table(probabilities), grid[:, :2], scaling.step), dtype=np.int64)
     tiles = np.empty((len(rows), scaling.size_px, scaling.size_px, 3), dtype=np.uint8)
     readers.tiles(slide, scaling, grid[rows, :2].astype(np.int64), tiles)
     found = {}
@@ -68,6 +69,11 @@ def pictures_of(
         Image.fromarray(tile).save(data, format="JPEG", quality=80)
         found[row] = data.getvalue()
     return found
+
+
+def as_in_table(probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return probabilities as tiles.csv has them: `sscl slides view` makes the same page of it, with the same key."""
+    return probabilities.round(_DECIMALS).astype(np.float32)
 
 
 def regions_of(
@@ -150,7 +156,7 @@ def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
         record=record,
         xy=grid[:, :2],
         coverage=grid[:, 2],
-        probabilities=probabilities.astype(np.float32),
+        probabilities=as_in_table(probabilities),
         decided=answers.decided,
         base=result.base.rgb,
         base_factor=(result.base.factor_x, result.base.factor_y),
@@ -220,6 +226,6 @@ def _rows(grid: NDArray[np.int32], answers: Predictions) -> Iterator[list[object
         strict=True,
     )
     for (x, y, coverage), label, probabilities, confidence, decided, reason in parts:
-        told = [f"{probability:.6f}" for probability in probabilities]
+        told = [f"{probability:.{_DECIMALS}f}" for probability in probabilities]
         share = coverage if coverage >= 0 else None
         yield [x, y, share, label, *told, f"{confidence:.6f}", "yes" if decided else "no", reason]
