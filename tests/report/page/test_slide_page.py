@@ -221,6 +221,20 @@ def test_undecided_tiles_have_no_class_and_a_class_can_be_shown_alone(page):
     page.locator("#page-layer").select_option("1")
 
 
+def test_two_sure_tiles_that_contradict_each_other_leave_the_place_under_both_undecided(
+    tab: Callable[..., Any], tmp_path: Path
+) -> None:
+    xy = np.rint(np.array([[0, 0], [FOOTPRINT / 2, 0]])).astype(np.int32)
+    sure = np.array([[0.95, 0.05], [0.05, 0.95]], np.float32)
+    content = slide_content(xy=xy, probabilities=sure, decided=np.ones(2, bool), coverage=np.full(2, 80))
+    (tmp_path / "slide.html").write_text(page_of(content), encoding="utf-8")
+    page = tab(tmp_path / "slide.html")
+    page.locator("#page-layer").select_option("prediction")
+    rows = page.locator("#page-areas tr").all_inner_texts()
+    assert [row.split()[-1] for row in rows] == ["33%", "33%", "33%"]
+    page.close()
+
+
 def test_a_place_is_the_same_in_the_picture_the_map_and_the_pointer_to_a_pixel(page):  # T8, T9
     page.locator("#page-group").select_option("reviewed")  # none yet: no outlines
     page.evaluate("document.activeElement.blur()")

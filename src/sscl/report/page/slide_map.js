@@ -6,6 +6,7 @@ const cells = columns * rowsOfCells;
 const over = new Uint16Array(cells); // tiles over each cell
 const means = classes.map(() => new Float32Array(cells)); // of each class
 const undecidedOver = new Uint16Array(cells);
+let anyUndecided = false;
 const ramp = bytesOf(content.ramp);
 const LAYER_PREDICTION = "prediction";
 // only: the one class of LAYER_PREDICTION that is shown, -1: all.
@@ -29,6 +30,7 @@ function fillCells() {
     }
   }
   for (const mean of means) for (let cell = 0; cell < cells; cell++) if (over[cell] > 1) mean[cell] /= over[cell];
+  for (let cell = 0; cell < cells && !anyUndecided; cell++) anyUndecided = isUndecided(cell);
 }
 
 /** The cell over a place, -1 without one. */
@@ -46,8 +48,9 @@ function bestOf(cell) {
   return best;
 }
 
-// More than half of the tiles over it have no answer.
-const isUndecided = (cell) => 2 * undecidedOver[cell] > over[cell];
+// Of one tile as it was answered; of several their mean says, as in heatmap.png.
+const isUndecided = (cell) =>
+  over[cell] > 1 ? means[bestOf(cell)][cell] < (content.decideFrom ?? 0) : undecidedOver[cell] > 0;
 
 /** The class whose probability is shown, -1: the predicted classes. */
 const shownLabel = () => (layer.show === LAYER_PREDICTION || camShown() ? -1 : Number(layer.show));
@@ -109,7 +112,7 @@ function showAreas(found) {
     label < 0
       ? classes.map((_, at) => row(classEntry(at), found.classes[at]))
       : [row(plain(none(), `${className(label)} ≥ ${countedFrom().toFixed(2)}`), found.above)];
-  if (decided.includes(0)) {
+  if (anyUndecided) {
     if (label >= 0) rows.push(row(plain(none(), "undecided part of it"), found.undecidedAbove));
     rows.push(row(plain(element("span", { className: "swatch hatched" }), label < 0 ? "undecided" : "undecided in all"), found.undecided));
   }

@@ -15,7 +15,7 @@ function start() {
   byId("layer").replaceChildren(...layers.map(([value, text]) => element("option", { value, textContent: text })));
   layer.show = content.positive === null ? LAYER_PREDICTION : String(content.positive);
   byId("layer").value = layer.show;
-  byId("undecided-line").hidden = !decided.includes(0);
+  byId("undecided-line").hidden = !anyUndecided;
   root.classList.toggle("bare", !content.predicted);
   root.classList.toggle("untiled", !total);
   byId("main").hidden = false;

@@ -148,7 +148,7 @@ function drawMap(pen, width, height, ratio) {
   pen.imageSmoothingQuality = "high";
   pen.drawImage(picture, ...mapBox());
   pen.globalAlpha = 1;
-  if (!layer.undecided || !decided.includes(0)) return;
+  if (!layer.undecided || !anyUndecided) return;
   between.width = overCanvas.width; // which empties it
   between.height = overCanvas.height;
   const cut = between.getContext("2d");
