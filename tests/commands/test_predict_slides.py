@@ -26,7 +26,7 @@ from sscl.report.slide_folder import content_of as folder_content
 from sscl.report.slide_folder import slide_folders
 from sscl.report.slide_page import key_of
 from sscl.slides.geojson import Region, write_regions
-from sscl.slides.index import Labels, SlideEntry, digest, read_index, write_slide, write_table
+from sscl.slides.index import Labels, SlideEntry, digest, is_index, read_index, write_slide, write_table
 from sscl.slides.open import open_slide
 from sscl.slides.scaling import scaling
 from sscl.slides.write import EncodedLevel, encode_level, write_levels
@@ -279,7 +279,7 @@ def test_a_killed_command_goes_on(ask: Any, cli: Any, tmp_path: Path) -> None:
     """Killed in the first slide, in the second, before the end: whole slides are kept, and the files are the same."""
     slides, out = tmp_path / "s", tmp_path / "out"
     disc = cv2.circle(np.full((128, 128, 3), (240, 239, 241), np.uint8), (64, 64), 56, (190, 120, 170), -1)
-    for name in ("a.svs", "sub/b.svs"):
+    for name in ("a.svs", "slides/b.svs"):
         (slides / name).parent.mkdir(parents=True, exist_ok=True)
         write_levels(slides / name, [encode_level(disc, tile_px=64)], mpp=MPP)
 
@@ -316,16 +316,17 @@ def test_a_killed_command_goes_on(ask: Any, cli: Any, tmp_path: Path) -> None:
     assert "goes on with it" in cli("report", out).err
     result = predict()
     assert result.code == 0, result.err
+    assert not is_index(out)  # a folder named slides is one of an index
     assert "kept as they were: 2 slides; predicted now: 0" in result.out
     assert {path: path.stat().st_mtime_ns for path in (out / "a.svs").iterdir()} == whole
     assert content_of(out) == expected
     assert {path.name for path in tmp_path.iterdir()} == {"s", "out"}
     os.utime(slides / "a.svs", (1, 1))  # perhaps of other pixels
-    (slides / "sub" / "b.svs").unlink()
+    (slides / "slides" / "b.svs").unlink()
     result = predict()
     assert "kept as they were: 0 slides; predicted now: 1" in result.out
-    assert (out / "sub" / "b.svs" / "slide.html").is_file()
-    assert "sub/b.svs" in json.loads((out / "slides.json").read_text())["notes"][-1]
+    assert (out / "slides" / "b.svs" / "slide.html").is_file()
+    assert "slides/b.svs" in json.loads((out / "slides.json").read_text())["notes"][-1]
 
 
 def test_other_results_stay(ask: Any, finetuned: Path, slide: Path, tiles: Path, tmp_path: Path) -> None:

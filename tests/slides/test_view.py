@@ -79,6 +79,10 @@ def predicted(field_svs: Path, tmp_path: Path) -> Path:
     ]
     rows = [[x, y, 90, "HP", "0.75", "0.25", "0.75", "no" if x else "yes", ""] for x, y in XY]
     writing.write_csv(folder / "tiles.csv", header, rows)
+    index = tmp_path / "out" / "index"  # that has what it knows of a DICOM folder named slide
+    (index / "slides").mkdir(parents=True)
+    (index / "env.json").write_text('{"sscl": "0"}')
+    (index / "slides" / "slide.json").write_text("{}")
     return tmp_path / "out"
 
 

@@ -280,7 +280,10 @@ def slides_in_training(here: Mapping[str, str], sections: Iterable[DataConfig], 
         try:
             there = training_slides(section)
         except (ValueError, FileNotFoundError):
-            found.append(f"{section.root} is no index any more: whether training used these slides was not checked")
+            found.append(
+                f"{section.root}, or what gave its tiles their classes, cannot be read any more: whether training used "
+                "these slides was not checked"
+            )
             continue
         shared = sorted(here.keys() & there.keys(), key=here.__getitem__)
         if shared:

@@ -21,6 +21,7 @@ from sscl.predict.job import Job
 from sscl.predict.outputs import CAM_FILES, FILES
 from sscl.records import read_record
 from sscl.report import predicted
+from sscl.report.slide_folder import slide_files
 from sscl.report.slide_record import ALL, FILE, MADE_BY, PredictedSlide
 from sscl.slides.index import TABLE, digest
 from sscl.words import count, some
@@ -99,13 +100,13 @@ def begin(folder: Path) -> None:
 
 def left_over(folder: Path, predicted: Collection[str]) -> list[str]:
     """Return a sentence on slides that a folder has from earlier times and that were not predicted now."""
-    found = [path.parent.relative_to(folder).as_posix() for path in folder.rglob(FILE)]
+    found = [path.parent.relative_to(folder).as_posix() for path in slide_files(folder)]
     others = sorted(name for name in found if name not in predicted)
     names = some([printable(name) for name in others], most=5, first=5)
     return (
         [
             f"{count(len(others), 'slide')} of an earlier time {'is' if len(others) == 1 else 'are'} still there, and "
-            f"not in this table: {names}"
+            f"not predicted now: {names}"
         ]
         if others
         else []

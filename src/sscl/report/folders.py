@@ -10,7 +10,7 @@ from sscl.config import load_config
 from sscl.config.loader import Config
 from sscl.places import missing
 from sscl.records import Kind, read_record
-from sscl.report.slide_record import FILE as SLIDE
+from sscl.report.slide_folder import slide_files
 
 # The kind of a folder, by a file that only this kind has; the first that fits.
 KINDS = {
@@ -65,7 +65,7 @@ def _not_written_by_sscl(folder: Path) -> str:
         return "is no folder; name the folder of a run"
     if (folder / "predictions.csv").is_file() and kind_of(folder.parent) == "finetune":
         return f"is an evaluation; name its run, {folder.parent}"
-    if any(folder.glob(f"**/{SLIDE}")):
+    if slide_files(folder):
         return "is unfinished: sscl predict did not end; the same command goes on with it"
     below = sorted(str(path) for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
     hint = f"; it holds {', '.join(below[:5])}" + (", ..." if len(below) > 5 else "") if below else ""

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.data.slide_files import list_slides
-from sscl.report.slide_folder import SlideFolder, content_of, slide_folders
+from sscl.report.slide_folder import SlideFolder, content_of, slide_files, slide_folders
 from sscl.report.slide_page import SlideContent
-from sscl.report.slide_record import FILE, PredictedSlide
+from sscl.report.slide_record import PredictedSlide
 from sscl.slides.index import Index, is_index, notes_of, read_entries, read_index
 from sscl.slides.open import open_slide
 from sscl.slides.records import Scaling, Slide
@@ -57,7 +57,7 @@ def shown_slides(folder: Path, *, blind: bool = False) -> list[ShownSlide]:
     if folder.is_dir():
         if is_index(folder):
             return _of_index(read_index(folder))
-        if next(folder.rglob(FILE), None) is not None:
+        if slide_files(folder):
             return [_predicted(slide, blind=blind) for slide in slide_folders(folder)]
     return [
         ShownSlide(slide.name, Path(slide.path), "", False, partial(_alone, slide.name))

@@ -15,6 +15,7 @@ from sscl.records import read_record
 from sscl.report.slide_cam import read_cam
 from sscl.report.slide_page import SlideContent
 from sscl.report.slide_record import FILE, MADE_BY, PredictedSlide
+from sscl.slides.index import is_index
 
 TILES = "tiles.csv"
 PROBABILITY = "probability_"
@@ -28,6 +29,12 @@ class SlideFolder:
     record: PredictedSlide
 
 
+def slide_files(folder: Path) -> list[Path]:
+    """Return slide.json of each predicted slide in a folder; the index beside them may have a file of that name, too."""
+    found = sorted(folder.rglob(FILE))
+    return [file for file in found if not any(up.name == "slides" and is_index(up.parent) for up in file.parents)]
+
+
 def slide_folders(folder: Path) -> list[SlideFolder]:
     """Return all predicted slides in a folder, by name; the folder may be that of one slide.
 
@@ -36,7 +43,7 @@ def slide_folders(folder: Path) -> list[SlideFolder]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: {folder} is no folder; give one that `sscl predict` wrote of slides")
-    files = sorted(folder.rglob(FILE))
+    files = slide_files(folder)
     if not files:
         raise ValueError(f"folder: {folder} has no {FILE}; give a folder that `sscl predict` wrote of slides")
     found = [SlideFolder(file.parent, read_record(PredictedSlide, file, made_by=MADE_BY)) for file in files]

@@ -16,6 +16,7 @@ import contextlib
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from sscl import writing
 from sscl.config import strict_yaml
 from sscl.places import missing
+from sscl.reading import read_text
 from sscl.records import Record, read_record, write_record
 from sscl.slides.records import Scaling, Slide
 
@@ -128,7 +130,15 @@ class Index:
 
 def is_index(folder: Path) -> bool:
     """Return whether a folder is an index, finished or not."""
-    return (folder / "slides").is_dir() and writing.is_ours(folder)
+    return (folder / "slides").is_dir() and writing.is_ours(folder) and not _says_checkpoint(folder / "config.yaml")
+
+
+def _says_checkpoint(file: Path) -> bool:
+    """Return whether settings are those of `sscl predict`, whose results may be in a folder named slides, too."""
+    try:
+        return re.search(r"^checkpoint:", read_text(file, at_most=2**20), re.MULTILINE) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def read_index(folder: str | Path) -> Index:
