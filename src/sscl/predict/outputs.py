@@ -73,7 +73,7 @@ def pictures_of(
 
 def as_in_table(probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
     """Return probabilities as tiles.csv has them: `sscl slides view` makes the same page of it, with the same key."""
-    return probabilities.round(_DECIMALS).astype(np.float32)
+    return np.asarray(probabilities.round(_DECIMALS), np.float32)
 
 
 def regions_of(

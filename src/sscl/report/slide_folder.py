@@ -30,7 +30,7 @@ class SlideFolder:
 
 
 def slide_files(folder: Path) -> list[Path]:
-    """Return slide.json of each predicted slide in a folder; the index beside them may have a file of that name, too."""
+    """Return slide.json of each predicted slide in a folder; an index beside them may have a file of that name."""
     found = sorted(folder.rglob(FILE))
     return [file for file in found if not any(up.name == "slides" and is_index(up.parent) for up in file.parents)]
 
