@@ -260,6 +260,10 @@ def test_tiles_of_slides_have_the_reviewed_classes(index: Path, tmp_path: Path) 
     at = list(whole.ids).index("b/two.svs/64_32")
     np.testing.assert_array_equal(np.asarray(tiles.images[2]), np.asarray(whole.images[at]))
     assert len(loaded(index, *files, size_px=SIZE, tiles_per_slide=1)) == 2
+    # A report of the index has no column that names the slide.
+    anywhere = [{"id": blind_name(KEY, f"{name}/64_32"), "blind": "SSA"} for name in ("a/two.svs", "b/two.svs")]
+    tiles = loaded(index, worksheet(tmp_path / "d.csv", *anywhere), size_px=SIZE)
+    assert by_id(tiles) == {"a/two.svs/64_32": "SSA", "b/two.svs/64_32": "SSA"}
     # By its quickhash under another name.
     rows = of_slide(index, "a/one.svs", said("moved.svs/0_0", "agree"), slide="moved.svs")
     file = worksheet(tmp_path / "c.csv", *rows, columns=COLUMNS + OF_SLIDE)

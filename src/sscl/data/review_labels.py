@@ -317,6 +317,7 @@ class _SlidePlaces:
         assert len(tiles.ids) == len(self._places)
         self._slide_of = {as_shown(name): number for number, name in enumerate(self._places.names)}
         self._rows, self._named = lru_cache(self._corners), lru_cache(self._blind)
+        self._named_anywhere = lru_cache(self._blind_of_all)
 
     def row(self, answer: Answer) -> int | None:
         """Return the tile of an answer; None: it is not in the set.
@@ -324,6 +325,8 @@ class _SlidePlaces:
         Raises:
             ValueError: its slide is another file, or its tiles are of another size.
         """
+        if answer.id.startswith(BLIND) and not answer.slide:  # a report's worksheet does not name the slide
+            return self._named_anywhere(answer.report).get(answer.id)
         name, _, corner = answer.id.rpartition("/")
         slide = self._slide(answer, answer.slide or name)
         if slide is None:
@@ -360,6 +363,10 @@ class _SlidePlaces:
     def _blind(self, report: str, name: str, slide: int) -> dict[str, int]:
         rows = self._rows(slide)
         return dict(zip(blind_names(report, f"{name}/", list(rows)), rows.values(), strict=True))
+
+    def _blind_of_all(self, report: str) -> dict[str, int]:
+        slides = enumerate(self._places.names)
+        return {tile: row for slide, name in slides for tile, row in self._blind(report, name, slide).items()}
 
 
 # --- splits ---
