@@ -195,7 +195,9 @@ def test_damaged_tiles_and_slides_are_told_and_the_rest_is_predicted(
     bad = {row["slide"]: (row["damaged"], row["damaged_places"]) for row in read_rows(tmp_path / "all" / "slides.csv")}
     assert bad[HOSTILE] == ("8", "1")  # its tissue was not looked for there, so that some tiles are missing besides
     assert (tmp_path / "all" / "a.svs" / "slide.html").read_text().lower().startswith("<!doctype html>")
-    assert cli("report", tmp_path / "all").code == 0
+    (tmp_path / "further").mkdir()
+    (tmp_path / "further" / "link").symlink_to(tmp_path / "all")  # as scratch folders are
+    assert cli("report", tmp_path / "further" / "link").code == 0
     page = (tmp_path / "all" / "report.html").read_text()
     assert all(text in page for text in ('href="./a.svs/slide.html"', f'href="./{quote(HOSTILE)}/slide.html"', "c.svs"))
     assert "<script>alert" not in page

@@ -127,5 +127,7 @@ def _link(page: Path, out: Path, *, blind: bool) -> str:
     """Return a link from one page to another, relative, so that both can be moved together; "" to one that is not."""
     if not page.is_file():
         return ""
-    path = os.path.relpath(page, out.resolve().parent if out.is_absolute() else out.parent)
+    here, there = out.parent.resolve(), page.resolve()
+    # A browser goes up along the address, not along links: by these only where it need not go up.
+    path = os.path.relpath(there, here) if there.is_relative_to(here) else os.path.relpath(page, out.parent)
     return f"./{quote(path.replace(os.sep, '/'))}{'#blind' if blind else ''}"
