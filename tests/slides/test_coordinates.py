@@ -118,13 +118,18 @@ def test_a_file_that_cannot_be_of_the_slide_is_refused_by_name(tmp_path, slide, 
 
 
 def test_files_are_found_by_the_slides_names(tmp_path):
-    for name in ("a_patches.h5", "b.c.h5", "other_patches.h5", "notes.txt"):
+    for name in ("a_patches.h5", "b.c.h5", "d.ome_patches.h5", "other_patches.h5", "notes.txt"):
         path = tmp_path / "job" / "patches" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     slides = {"x/a.svs": "/s/x/a.svs", "b.c.ome.tiff": "/s/b.c.ome.tiff", "none.svs": "/s/none.svs"}
+    slides["d.ome.tiff"] = "/s/d.ome.tiff"
     found, others = coordinate_files(tmp_path / "job", slides)
-    assert {name: path.name for name, path in found.items()} == {"x/a.svs": "a_patches.h5", "b.c.ome.tiff": "b.c.h5"}
+    assert {name: path.name for name, path in found.items()} == {
+        "x/a.svs": "a_patches.h5",
+        "b.c.ome.tiff": "b.c.h5",
+        "d.ome.tiff": "d.ome_patches.h5",
+    }
     assert others == ["other_patches.h5"]
     with pytest.raises(ValueError, match=r"2 slides: a\.svs, y/a\.svs"):
         coordinate_files(tmp_path / "job", {"a.svs": "/s/a.svs", "y/a.svs": "/s/y/a.svs"})

@@ -10,15 +10,20 @@ from sscl.places import one_form
 
 
 class SlideNames:
-    """Slides by what people call them: the path below their folder, or the file name, each also without its ending."""
+    """Slides by what people call them: the path below their folder, or the file name, each also without its ending.
+
+    "a.ome.tiff" is "a" without its ending, and "a.ome" too, as TRIDENT calls it.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._meant: list[defaultdict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
         for name in names:
             *above, base = name.split("/")
-            forms = (name, "/".join([*above, stem(base)]), base, stem(base))
-            for of, form in zip(self._meant, forms, strict=True):
-                of[one_form(form)].append(name)
+            bare = {stem(base), os.path.splitext(base)[0]}
+            forms = ({name}, {"/".join([*above, form]) for form in bare}, {base}, bare)
+            for of, some in zip(self._meant, forms, strict=True):
+                for form in some:
+                    of[one_form(form)].append(name)
 
     def meant(self, text: str, *, as_path: bool = False) -> list[str]:
         """Return the slides that a text may mean, none where it means none.
