@@ -236,6 +236,21 @@ def test_slides_that_have_moved(predicted, tmp_path, capsys):
     assert "slides_root" in said(capsys, str(predicted), f"slides_root={tmp_path / 'none'}")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.rsplit("\n", 2)[0] + "\n", "has 2 tiles, but 3 were predicted"),  # a copy that was cut
+        (lambda text: text.replace("0.75", "nan"), "line 2: x, y, coverage or probability 'nan'"),
+        (lambda text: text.replace("0.75", ""), "line 2: x, y, coverage or probability ''"),
+    ],
+)
+def test_a_table_that_is_not_whole_is_refused(predicted, change, said):
+    file = predicted / "a" / "field.svs" / "tiles.csv"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(ValueError, match=said):
+        content_of(slide_folders(predicted)[0])
+
+
 def test_ctrl_c_ends_it(predicted, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.data.csv_files import read_rows
+from sscl.data.csv_files import finite, read_rows
 from sscl.places import printable
 from sscl.records import read_record
 from sscl.report.slide_cam import read_cam
 from sscl.report.slide_page import SlideContent
 from sscl.report.slide_record import FILE, MADE_BY, PredictedSlide
 from sscl.slides.index import is_index
+from sscl.words import count
 
 TILES = "tiles.csv"
 PROBABILITY = "probability_"
@@ -56,7 +57,13 @@ def content_of(slide: SlideFolder) -> SlideContent:
     Raises:
         ValueError, FileNotFoundError: tiles.csv or cam.npz is not what `sscl predict` writes, in one line.
     """
-    xy, coverage, probabilities, decided = _read_tiles(slide.folder / TILES, slide.record.classes)
+    file = slide.folder / TILES
+    xy, coverage, probabilities, decided = _read_tiles(file, slide.record.classes)
+    if len(xy) != slide.record.tiles:
+        raise ValueError(
+            f"{printable(str(file))}: has {count(len(xy), 'tile')}, but {slide.record.tiles:,} were predicted; copy the "
+            "folder again, or predict the slide again"
+        )
     return SlideContent(
         slide.record,
         xy,
@@ -83,12 +90,9 @@ def _read_tiles(
     at = [header.index(name) for name in names]
     numbers, decided = [], []
     for line, row in rows:
-        try:
-            numbers.append([float(row[place] or -1) for place in (*at[:3], *at[4:])])
-        except ValueError:
-            raise ValueError(
-                f"{printable(str(path))}: line {line}: x, y, coverage, probabilities must be numbers"
-            ) from None
+        where = f"{printable(str(path))}: line {line}"
+        cells = [row[at[0]], row[at[1]], row[at[2]] or "-1", *(row[place] for place in at[4:])]
+        numbers.append([finite(cell, name=f"{where}: x, y, coverage or probability") for cell in cells])
         decided.append(row[at[3]] == "yes")
     values = np.array(numbers, np.float64).reshape(-1, len(names) - 1)
     whole = np.rint(values[:, :3]).astype(np.int32)
