@@ -61,8 +61,8 @@ def content_of(slide: SlideFolder) -> SlideContent:
     xy, coverage, probabilities, decided = _read_tiles(file, slide.record.classes)
     if len(xy) != slide.record.tiles:
         raise ValueError(
-            f"{printable(str(file))}: has {count(len(xy), 'tile')}, but {slide.record.tiles:,} were predicted; copy the "
-            "folder again, or predict the slide again"
+            f"{printable(str(file))}: has {count(len(xy), 'tile')}, but {slide.record.tiles:,} were predicted; copy "
+            "the folder again, or predict the slide again"
         )
     return SlideContent(
         slide.record,
