@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import forked
 import main as bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,11 +177,21 @@ def test_the_table_of_topics_is_what_lies_there():
 
 
 def test_it_runs_where_sscl_is_not_installed(tmp_path):
-    """`-S` hides what is installed; what sscl itself needs comes back by its folder."""
-    packages = Path(torch.__file__).parents[1]
-    words = [sys.executable, "-S", str(ROOT / "scripts" / "benchmarks" / "main.py"), "--help"]
-    done = subprocess.run(
-        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(packages)}, capture_output=True, text=True, timeout=60
-    )
+    """What finds sscl is taken away: its folder, and the finder of an editable installation."""
+    program = """
+import os, runpy, sys
+for name in [name for name in sys.modules if name.split(".")[0] == "sscl"]:
+    del sys.modules[name]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path[:] = [folder for folder in sys.path if not os.path.isdir(os.path.join(folder or ".", "sscl"))]
+try:
+    import sscl
+except ModuleNotFoundError:
+    sys.argv[:] = sys.argv[1:]
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    script = ROOT / "scripts" / "benchmarks" / "main.py"
+    done = forked.run(program, script, "--help", timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--only" in done.stdout

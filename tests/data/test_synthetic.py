@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,12 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import forked
 from sscl.data import synthetic
 from sscl.data.mhist import load_mhist, load_truth_masks
 from sscl.data.synthetic import TILES_PER_SLIDE, SyntheticTile, draw_tile, write_synthetic
 
-COUNT = 240
+COUNT = 160
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +266,14 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, wrap: Any) -> None:
 
 def test_workers_that_cannot_start_are_explained(tmp_path: Path) -> None:
     # A program on standard input has no file that a spawned process could import.
-    program = "from sscl.data.synthetic import write_synthetic as w; w('set', count=16, size_px=32, workers=2)"
-    ran = subprocess.run([sys.executable, "-"], input=program, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    program = """
+import os, sys
+from sscl.data.synthetic import write_synthetic
+sys.modules["__main__"].__file__ = "<stdin>"
+os.chdir(sys.argv[1])
+write_synthetic("set", count=16, size_px=32, workers=2)
+"""
+    ran = forked.run(program, tmp_path, timeout=60)
     assert ran.stderr.splitlines()[-1].startswith("ValueError: workers: a drawing process died")
     assert list(tmp_path.iterdir()) == []
 
