@@ -17,7 +17,7 @@ from sscl.data.load import load_tiles, training_slides
 from sscl.data.review_labels import answers_by_sight
 from sscl.data.tiles import Tiles
 from sscl.data.worksheets import CANNOT_TELL, blind_name
-from sscl.evaluate.lineage import review_caveats
+from sscl.evaluate.lineage import review_caveats, split_by_reviews
 from sscl.slides.index import Labels, read_index
 
 KEY = "0123456789abcdef"
@@ -96,6 +96,7 @@ def test_each_answer_is_the_class_that_it_means(folder: Path, tmp_path: Path) ->
     }
     assert tiles.account is not None
     assert dict(tiles.account.parts) == {"all": 6}
+    assert split_by_reviews(DataConfig(root=str(folder), source="folder", reviews=(file,)))
     for part in ("3 blind, 3 with", "2 tiles on which they are unsure", "1 tile whose class", "(t99.png)"):
         assert part in notes(tiles)
     assert answers_by_sight([file]) == (8, 4)
@@ -159,6 +160,7 @@ def test_test_tiles_stay_test_tiles(tmp_path: Path) -> None:
     assert account is not None
     assert dict(account.parts) == {"train": len(found["train"]), "test": len(found["test"])}
     assert found["train"].classes == found["test"].classes == ("HP", "SSA")
+    assert not split_by_reviews(DataConfig(root=str(root), source="folder", reviews=(file,)))
 
     for split, folders in (("train", ("HP", "SSA")), ("test", ("HP", "SSA"))):
         for name in folders:

@@ -109,6 +109,9 @@ def test_caveats_name_shared_slides_changed_tiles_and_the_pretraining(wrap: Any)
     assert "training tiles have changed" not in notes(test)
     pretrained = data.model_copy(update={"split_seed": 5})
     assert "data.split_seed differs" in notes(test, lineage=(pretrained,))
+    reviewed = data.model_copy(update={"reviews": ("gone.csv",)})
+    assert "an earlier training took reviewed tiles" in notes(test, lineage=(reviewed,))
+    assert "an earlier training" not in notes(test, lineage=(data,))
 
 
 def test_a_set_without_a_test_split_is_not_evaluated_on_one(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from sscl.data.load import (
     has_test,
     load_tiles,
     merge_data,
+    own_splits,
     saw_all,
     slides_known,
     split_changes,
     training_slides,
 )
-from sscl.data.review_labels import answers_by_sight, takes_reviews
+from sscl.data.review_labels import answers_by_sight, images_alone, takes_reviews
 from sscl.data.slide_set import WEAK, quickhashes
 from sscl.data.split_names import split_named
 from sscl.data.tiles import Tiles
@@ -186,6 +187,17 @@ def seen_in_training(data: DataConfig, trained: DataConfig, *, split: str) -> st
     return f"{', '.join(changed)} differs from training: {may_have}" if changed else None
 
 
+def split_by_reviews(section: DataConfig) -> bool:
+    """Return whether a set is split anew with each review, as it has neither splits nor classes of its own."""
+    if not takes_reviews(section) or own_splits(section):
+        return False
+    plain = section.model_copy(update={"reviews": (), "keep": "slides"})
+    try:
+        return images_alone(section) or not load_tiles(plain, split="all", progress=False).classes
+    except (ValueError, FileNotFoundError):  # such as a worksheet that is gone
+        return True
+
+
 def without_slides(data: DataConfig, groups: Groups | None) -> str | None:
     """Return a warning where tiles of one slide cannot be told: no groups, or clusters of near-duplicates alone."""
     if groups is None or (data.group_near_duplicates and not slides_known(data)):
@@ -226,6 +238,11 @@ def caveats(choice: Choice, tiles: Tiles, trained: Checkpoint) -> list[str]:
     seen = [seen_in_training(data, section, split=split) for section in sections]
     told = list(dict.fromkeys(text for text in seen if text is not None))
     told += shared_slides(tiles, [section for section, text in zip(sections, seen, strict=True) if text is None])
+    if split == "test" and any(same_root(data, one) and split_by_reviews(one) for one in trained.lineage):
+        told.append(
+            "an earlier training took reviewed tiles of this set, which other reviews split otherwise: some of these "
+            "tiles may have been training tiles, so the metrics may not hold for new tiles"
+        )
     if train is None and choice.external and not told:
         told.append(
             f"the training tiles are not at {trained.finetune_config.data.root} any more: whether some of these are "
