@@ -158,6 +158,8 @@ def test_a_place_is_the_same_in_all_files(ask: Any, slide: Path, read_rows: Any,
     corners = np.array(tile["geometry"]["coordinates"][0])
     assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([3 * STEP, STEP], [4 * STEP, 2 * STEP])
     assert np.array_equal(corners, np.array(region["geometry"]["coordinates"][0]))
+    area = region["properties"]["measurements"]["area mm²"]
+    assert area == pytest.approx((STEP * MPP / 1000) ** 2, rel=1e-6)  # regions of small tiles are below 0.001
     picture = np.asarray(Image.open(folder / "heatmap.png"), np.int16)[:1600, :1600]
     scale = 1600 / SIDE
     with openslide.OpenSlide(slide) as opened:

@@ -34,7 +34,7 @@ from sscl.words import count, listed, readable, short
 
 Colours = Mapping[str, tuple[int, int, int]]  # of each class, 0-255
 LARGEST = 512 * 2**20  # bytes of a file, unpacked; 100,000 tiles are 35 MB
-DIGITS = 4  # of a measurement, behind the point
+DIGITS = 4  # of a tile's measurement, behind the point; regions have few, and 6 digits wherever the point is
 _IDS = uuid.UUID("b3f0a1d6-5f2e-4c58-9a39-6f6f0f7c2c11")
 _MANY = 1000  # objects that are packed at once
 
@@ -110,7 +110,7 @@ def write_regions(path: Path, slide: Slide | str, regions: Iterable[Region], *, 
             rings = [[(ring - _origin(slide)).tolist() for ring in polygon] for polygon in region.polygons]
             one = len(rings) == 1
             shape = {"type": "Polygon" if one else "MultiPolygon", "coordinates": rings[0] if one else rings}
-            told = {name: round(value, DIGITS) for name, value in region.measurements.items() if abs(value) < math.inf}
+            told = {name: float(f"{x:.6g}") for name, x in region.measurements.items() if abs(x) < math.inf}
             yield (
                 f'{{"type":"Feature","id":"{identity}","geometry":{json.dumps(shape, separators=(",", ":"))},'
                 f'"properties":{{"objectType":"annotation"{_class_of(region.label, colours)},'
