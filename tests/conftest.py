@@ -274,9 +274,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def blank_pictures() -> Iterator[None]:
-    """Leave charts blank, of their figure's size, an SVG with their words: they are made, and not rendered."""
+@pytest.fixture(scope="session")
+def blank_drawing() -> Callable[[], AbstractContextManager[None]]:
+    """Return `blank_pictures` as a context, for fixtures that outlive a module."""
     from matplotlib.text import Text
     from PIL import Image
 
@@ -293,8 +293,19 @@ def blank_pictures() -> Iterator[None]:
             else:
                 Image.new("L", (width, height), "white").save(temporary, format="png")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "save_figure", save)
+    @contextlib.contextmanager
+    def inside() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(base, "save_figure", save)
+            yield
+
+    return inside
+
+
+@pytest.fixture(scope="module")
+def blank_pictures(blank_drawing: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Leave charts blank, of their figure's size, an SVG with their words: they are made, and not rendered."""
+    with blank_drawing():
         yield
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from sscl.cli import main
 from sscl.data.synthetic import write_synthetic
 
+Context = Callable[[], AbstractContextManager[None]]
 SIZE_PX = 32
 ENCODER = "timm:test_resnet"  # the encoder of every run that names no other: 0.4 M parameters, 96 features
 
@@ -81,7 +82,7 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_estimate_a_model(estimated_once: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def one_estimate_a_model(estimated_once: Context) -> Iterator[None]:
     """The dry run takes as long as an epoch of a tiny run; tests/train has it."""
     with estimated_once():
         yield
@@ -127,29 +128,34 @@ def folder3_words(folder3: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def pretrained(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrained(cli: Cli, blank_drawing: Context, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrain run of 4 epochs."""
     run = tmp_path_factory.mktemp("runs") / "pretrain"
-    result = cli.pretrain(run, "train.epochs=4")
+    with blank_drawing():  # session fixtures come before `blank`
+        result = cli.pretrain(run, "train.epochs=4")
     assert result.code == 0, result.err
     assert result.out.endswith(f"\nnext: sscl finetune LABELLED_TILES from={run} run={run}-classifier\n")
     return run
 
 
 @pytest.fixture(scope="session")
-def finetuned(cli: Cli, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finetuned(cli: Cli, pretrained: Path, blank_drawing: Context, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finetune run of 3 epochs from the pretrain run, HP against SSA."""
     run = tmp_path_factory.mktemp("runs") / "finetune"
-    result = cli.finetune(run, f"model.weights={pretrained}", "train.epochs=3", "train.learning_rate=1e-3")
+    with blank_drawing():
+        result = cli.finetune(run, f"model.weights={pretrained}", "train.epochs=3", "train.learning_rate=1e-3")
     assert result.code == 0, result.err
     return run
 
 
 @pytest.fixture(scope="session")
-def finetuned3(cli: Cli, folder3_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finetuned3(
+    cli: Cli, folder3_words: list[str], blank_drawing: Context, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finetune run from scratch on the three classes of the image folder."""
     run = tmp_path_factory.mktemp("runs") / "finetune3"
-    result = cli.finetune(run, *folder3_words, "train.epochs=2", "train.learning_rate=1e-3")
+    with blank_drawing():
+        result = cli.finetune(run, *folder3_words, "train.epochs=2", "train.learning_rate=1e-3")
     assert result.code == 0, result.err
     return run
 

@@ -193,21 +193,21 @@ def test_a_checkpoint_comes_back_with_its_stride(resnet18: dict[str, Any], tmp_p
             assert net.forward_features(torch.zeros(1, 3, 64, 64)).shape[2] == 64 // stride
 
 
-def test_torchvision_and_timm_load_a_resnet50_strictly(cli: Any, tmp_path: Path, batch: torch.Tensor) -> None:
+def test_torchvision_and_timm_load_a_resnet18_strictly(cli: Any, tmp_path: Path, batch: torch.Tensor) -> None:
     torch.manual_seed(3)
-    ours = build_encoder("resnet50").eval()
+    ours = build_encoder("resnet18").eval()
     torch.save(ours.state_dict(), tmp_path / "foreign.pt")
-    words = [f"checkpoint={tmp_path / 'foreign.pt'}", "model=resnet50", "size_px=32", f"out={tmp_path / 'out'}"]
+    words = [f"checkpoint={tmp_path / 'foreign.pt'}", "model=resnet18", "size_px=32", f"out={tmp_path / 'out'}"]
     result = cli("export", *words, "mean=[0.5,0.5,0.5]", "std=[0.5,0.5,0.5]")
     assert result.code == 0, result.err
     facts = json.loads((tmp_path / "out/encoder.json").read_text())
     assert (facts["mean"], facts["std"], facts["size_px"]) == ([0.5] * 3, [0.5] * 3, 32)
     assert (facts["config"], facts["classes"], facts["history"]) == (None, None, [])
 
-    first = torchvision.models.resnet50()
+    first = torchvision.models.resnet18()
     first.fc = torch.nn.Identity()
     first.load_state_dict(torch.load(tmp_path / "out/encoder.pt", weights_only=True))
-    second = timm.create_model("resnet50", num_classes=0)
+    second = timm.create_model("resnet18", num_classes=0)
     second.load_state_dict(load_file(tmp_path / "out/encoder.safetensors"))
     with torch.no_grad():
         expected = ours(batch)

@@ -163,20 +163,23 @@ def test_every_origin_computes_what_its_model_computed(content, origin, mean, re
     assert ours.bn1.num_batches_tracked == 7
 
 
-@pytest.mark.parametrize("make", [torchvision.models.resnet50, timm.models.resnet50])
-def test_resnet50_of_torchvision_and_timm(make, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "file", "name"),
+    [
+        (torchvision.models.resnet50, "weights.safetensors", "resnet50"),
+        (timm.models.resnet50, "weights.pt", "resnet50"),
+        (torchvision.models.resnet18, "weights.pt", "timm:resnet18"),
+    ],
+)
+def test_resnets_of_torchvision_and_timm(make, file, name, tmp_path):
     torch.manual_seed(1)
     theirs = with_statistics(make())
-    torch.save(theirs.state_dict(), tmp_path / "resnet50.pt")
-    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "resnet50.safetensors")
+    write = safetensors.torch.save_file if file.endswith(".safetensors") else torch.save
+    write(theirs.state_dict(), tmp_path / file)
     x = torch.randn(1, 3, 64, 64)
-    for name in ("resnet50.pt", "resnet50.safetensors"):
-        ours = build_encoder("resnet50", weights=str(tmp_path / name)).eval()
-        with torch.no_grad():
-            assert torch.allclose(ours(x), features(theirs, x), atol=1e-5)
-    same = build_encoder("timm:resnet50", weights=str(tmp_path / "resnet50.pt")).eval()
+    ours = build_encoder(name, weights=str(tmp_path / file)).eval()
     with torch.no_grad():
-        assert torch.allclose(same(x), features(theirs, x), atol=1e-5)
+        assert torch.allclose(ours(x), features(theirs, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18_pathmnist", "efficientnet_lite0", "timm:test_vit", "timm:test_convnext"])

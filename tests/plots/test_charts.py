@@ -221,8 +221,13 @@ class TestSaving:
             self.save(tmp_path / "nowhere" / "loss.png")
 
     def test_no_global_state(self) -> None:
-        code = "import sys, sscl.plots.charts, sscl.plots.sheets; sys.exit('matplotlib.pyplot' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+        code = """
+import sys
+assert "matplotlib" not in sys.modules
+import sscl.plots.charts, sscl.plots.sheets
+assert {"matplotlib", "matplotlib.pyplot"} & set(sys.modules) == {"matplotlib"}
+"""
+        assert forked.run(code).returncode == 0
 
 
 class TestManyClasses:
