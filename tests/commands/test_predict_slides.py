@@ -82,7 +82,7 @@ def features(path: Path) -> list[Any]:
 
 
 def test_the_probabilities_are_those_of_tiles_cut_from_the_slide(
-    ask: Any, finetuned: Path, slide: Path, read_rows: Any, tmp_path: Path
+    ask: Any, cli: Any, finetuned: Path, slide: Path, read_rows: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     result = ask(slide.parent, f"out={out}")
@@ -108,6 +108,7 @@ def test_the_probabilities_are_those_of_tiles_cut_from_the_slide(
         assert one["properties"]["measurements"]["probability SSA"] == pytest.approx(
             float(row["probability_SSA"]), abs=6e-5
         )
+    assert f"{out}/index" in cli.evaluate(finetuned, f"data.root={out}", f"out={tmp_path / 'eval'}").err
     kept = json.loads((out / "a.svs" / "slide.json").read_text())
     assert (kept["footprint"], kept["tiles"], kept["most_over"]) == (STEP, len(rows), 1)
     assert any("of none of them" in note for note in kept["notes"])

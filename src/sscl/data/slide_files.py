@@ -182,6 +182,8 @@ def instead_of_tiles(root: str, error: Exception) -> str | None:
     """
     if not os.path.isdir(root) and not is_slide(Path(root)):
         return None
+    if is_index(Path(root, "index")):
+        return f"{root}: is no set of tiles, but holds an index of slides: give {shlex.quote(root)}/index"
     listing = _listed(root)
     number = 0 if listing is None else _whole(listing)
     if listing is None or not number:
