@@ -302,6 +302,8 @@ def test_who_reviews_blind_is_not_told_what_was_predicted(predicted):
     assert "HP" not in slide.said
     assert "HP" in shown_slides(predicted)[0].said
     assert slide.content(slide.path).blind
+    with pytest.raises(ValueError, match="^blind: "):
+        shown_slides(slide.path, blind=True)
 
 
 def test_a_slide_that_was_replaced_is_refused(server, predicted, small):

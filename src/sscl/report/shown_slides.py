@@ -45,7 +45,7 @@ def shown_slides(folder: Path, *, blind: bool = False) -> list[ShownSlide]:
     """Return the slides of a folder that `sscl predict` or `sscl slides tile` wrote, or those that lie in it, by name.
 
     Args:
-        blind: whether the pages of predicted ones open in blind review.
+        blind: whether the pages open in blind review.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or a file cannot be read, in one line.
@@ -54,11 +54,12 @@ def shown_slides(folder: Path, *, blind: bool = False) -> list[ShownSlide]:
         raise FileNotFoundError(
             f"folder: {folder} is not there; give a folder that `sscl predict` or `sscl slides tile` wrote, or slides"
         )
-    if folder.is_dir():
-        if is_index(folder):
-            return _of_index(read_index(folder))
-        if slide_files(folder):
-            return [_predicted(slide, blind=blind) for slide in slide_folders(folder)]
+    if folder.is_dir() and not is_index(folder) and slide_files(folder):
+        return [_predicted(slide, blind=blind) for slide in slide_folders(folder)]
+    if blind:
+        raise ValueError(f"blind: {folder} holds no predicted slides, so there is nothing to hide; leave blind out")
+    if is_index(folder):
+        return _of_index(read_index(folder))
     return [
         ShownSlide(slide.name, Path(slide.path), "", False, partial(_alone, slide.name))
         for slide in list_slides([str(folder)]).slides
