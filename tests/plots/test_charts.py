@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from matplotlib.patches import Wedge
 from PIL import Image
 from sklearn import metrics as sk
 
+import forked
 from sscl.plots import base, charts
 
 LONG = "the$odd$_stroma associated-with cancer and no end"

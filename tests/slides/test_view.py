@@ -302,7 +302,7 @@ def test_who_reviews_blind_is_not_told_what_was_predicted(predicted):
     assert "HP" not in slide.said
     assert "HP" in shown_slides(predicted)[0].said
     assert slide.content(slide.path).blind
-    with pytest.raises(ValueError, match="^blind: "):
+    with pytest.raises(ValueError, match=r"^blind: "):
         shown_slides(slide.path, blind=True)
 
 
