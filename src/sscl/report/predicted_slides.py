@@ -98,7 +98,8 @@ def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: 
         "abstains": f"{abstains} ({found.decide_from_method})",
         "index": found.index,
     }
-    caption = f"Slides, each with a link to its page{'' if blind else '; percent of its tiles'}"
+    percent = "" if blind else "; percent of its tiles by most probable class, undecided ones among them"
+    caption = f"Slides, each with a link to its page{percent}"
     parts: list[Block] = [
         blocks.facts(facts),
         blocks.table(caption, lines, links=links, pictures=pictures, sortable=len(lines) > 2),
