@@ -265,13 +265,18 @@ def test_what_cannot_be_predicted_is_one_line(
     assert (result.code, "over 5% apart" in " ".join(result.out.split())) == (0, True), result.err
 
 
-def test_slides_that_moved_are_found_again(ask: Any, slide: Path, tmp_path: Path) -> None:
+def test_slides_that_moved_are_found_again(ask: Any, slide: Path, read_rows: Any, tmp_path: Path) -> None:
     index = index_of(tmp_path / "index", slide, [(192, 192)])
     slide.parent.rename(tmp_path / "moved")
     result = ask(index, f"out={tmp_path / 'out'}")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "slides_root=FOLDER" in result.err
     assert ask(index, f"out={tmp_path / 'out'}", f"slides_root={tmp_path / 'moved'}").code == 0
+    (tmp_path / "moved").rename(tmp_path / "again")
+    result = ask(index, f"out={tmp_path / 'out'}", f"slides_root={tmp_path / 'again'}")
+    assert "kept as they were: 1 slide" in result.out
+    (row,), kept = read_rows(tmp_path / "out" / "slides.csv"), slide_folders(tmp_path / "out")[0].record
+    assert row["path"] == kept.path == str(tmp_path / "again" / "a.svs")
 
 
 def content_of(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from sscl.places import printable
 from sscl.predict.cohort import Cohort, SlideToPredict
 from sscl.predict.job import Job
 from sscl.predict.outputs import CAM_FILES, FILES
-from sscl.records import read_record
+from sscl.records import read_record, write_record
 from sscl.report import predicted
 from sscl.report.slide_folder import slide_files
 from sscl.report.slide_record import ALL, FILE, MADE_BY, PredictedSlide
@@ -63,15 +63,17 @@ def _shown(value: object) -> str:
 def kept(folder: Path, cohort: Cohort, job: Job) -> dict[str, PredictedSlide]:
     """Return what a folder has already of the slides of a cohort and still holds, by name.
 
-    That is where slide, tiles, classifier and notes are as they were, and all of a slide's files are there.
+    That is where slide, tiles, classifier and notes are as they were, and all of a slide's files are there. Where the
+    slide has moved, its slide.json says so from now on.
 
     Raises:
         ValueError: it has slides that another classifier predicted.
     """
     found, files = {}, FILES if job.plan is None else (*FILES, *CAM_FILES)
     for one in cohort.slides:
+        file = folder / one.slide.name / FILE
         try:
-            record = read_record(PredictedSlide, folder / one.slide.name / FILE, made_by=MADE_BY)
+            record = read_record(PredictedSlide, file, made_by=MADE_BY)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             continue
         if record.checkpoint_sha256 != job.sha256:
@@ -81,6 +83,9 @@ def kept(folder: Path, cohort: Cohort, job: Job) -> dict[str, PredictedSlide]:
             )
         whole = all((folder / one.slide.name / name).is_file() for name in files)
         if whole and record.parameters == parameters_of(job, one, cohort):
+            if record.path != one.slide.path:
+                record = record.model_copy(update={"path": one.slide.path})
+                write_record(file, record)
             found[one.slide.name] = record
     return found
 
@@ -88,7 +93,8 @@ def kept(folder: Path, cohort: Cohort, job: Job) -> dict[str, PredictedSlide]:
 def parameters_of(job: Job, one: SlideToPredict, cohort: Cohort) -> str:
     """Return a digest of all that decides the files of a slide, but for the settings, which are those of the folder."""
     grid = digest(np.asarray(cohort.index.grid(one.number)))
-    decides = (RULES, job.sha256, job.model.precision, one.slide, one.indexed.scaling, grid, one.notes, job.notes)
+    slide = one.slide.model_copy(update={"path": ""})  # wherever it lies
+    decides = (RULES, job.sha256, job.model.precision, slide, one.indexed.scaling, grid, one.notes, job.notes)
     return hashlib.blake2b(repr(decides).encode(), digest_size=16).hexdigest()
 
 
