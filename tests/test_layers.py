@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,14 +61,24 @@ def name_of(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 parsed = functools.cache(ast.parse)  # parsing every module takes a second
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every statement, in blocks of any depth: expressions, which hold none, are most of a tree."""
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
+        yield node
+        left += [one for block in BLOCKS for one in getattr(node, block, ())]
 
 
 @functools.cache
 def imports(text: str, *, module: str, names: frozenset[str]) -> frozenset[str]:
     """Modules of sscl that a module imports anywhere, at its top or inside a function, without the leading `sscl.`."""
     found = set()
-    for node in ast.walk(parsed(text)):
+    for node in statements(parsed(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

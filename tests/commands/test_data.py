@@ -26,17 +26,17 @@ def inspect(cli: Any, root: Path, out: Path, *words: object) -> Any:
 
 
 def test_synth_writes_what_it_names_and_follows_the_seed(cli: Any, tmp_path: Path, snapshot: Any) -> None:
-    words = ["count=24", "size_px=32", "progress=false"]
+    words = ["count=16", "size_px=32", "progress=false"]
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         result = cli("data", "synth", f"root={tmp_path / name}", f"seed={seed}", *words)
         assert result.code == 0, result.err
-        assert f"wrote 24 synthetic tiles to {tmp_path / name}" in result.out
+        assert f"wrote 16 synthetic tiles to {tmp_path / name}" in result.out
     with (tmp_path / "a/annotations.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
 
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"images", "masks", "annotations.csv", "slides.csv"}
     assert (
-        len(rows) == len(list((tmp_path / "a/images").iterdir())) == len(list((tmp_path / "a/masks").iterdir())) == 24
+        len(rows) == len(list((tmp_path / "a/images").iterdir())) == len(list((tmp_path / "a/masks").iterdir())) == 16
     )
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
     assert snapshot(tmp_path / "a") != snapshot(tmp_path / "c")
