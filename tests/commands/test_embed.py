@@ -122,8 +122,9 @@ def test_the_same_seed_gives_the_same_files_and_another_another(
 ) -> None:
     shown: list[Any] = []
     wrap(cluster_sheet=lambda draw, rows, **named: shown.append(np.concatenate(rows)))
-    for name, word in (("first", "seed=0"), ("again", "seed=0"), ("other", "seed=1")):
-        assert call(cli, tiles, tmp_path / name, f"encoder.weights={pretrained}", word).code == 0
+    other = ["seed=1", "methods=[pca]"]  # the sheet is the clusters', whatever maps there are
+    for name, words in (("first", ["seed=0"]), ("again", ["seed=0"]), ("other", other)):
+        assert call(cli, tiles, tmp_path / name, f"encoder.weights={pretrained}", *words).code == 0
     for name in ("clusters.csv", "embed.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "first" / name).read_bytes(), name
     arrays = [np.load(tmp_path / name / "embeddings.npz") for name in ("first", "again")]
