@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -41,7 +42,8 @@ def served() -> Iterator[None]:
     if sys.platform != "linux" or PLACE in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+    owner, folder = os.getpid(), tempfile.mkdtemp()  # a TemporaryDirectory goes when a fork of this process ends
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
         os.environ[PLACE] = f"{folder}/socket"
         line.bind(os.environ[PLACE])
         line.listen(16)
@@ -51,8 +53,10 @@ def served() -> Iterator[None]:
         try:
             yield
         finally:
-            del os.environ[PLACE]
-            server.communicate()  # ends it
+            if os.getpid() == owner:
+                del os.environ[PLACE]
+                server.communicate()  # ends it
+                shutil.rmtree(folder)
 
 
 class Process:
