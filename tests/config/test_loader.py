@@ -177,6 +177,12 @@ def test_a_path_that_no_file_can_have_makes_one_line():
     assert load_config(FinetuneConfig, overrides=["run=r", f"data.root={'x' * 300}"]).data.source == "auto"
 
 
+def test_a_path_that_is_not_utf_8_makes_one_line():
+    for told in (fault_of(*NEEDED, "run=a\udcff"), fault_of(*NEEDED, "data.reviews=[a\udcff.csv]")):
+        assert len(told.splitlines()) == 1
+        assert re.search(r"a\\xff.*: is not UTF-8", told)
+
+
 def test_home_and_variables_are_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")

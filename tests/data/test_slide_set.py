@@ -241,7 +241,7 @@ def test_a_slide_of_training_is_known_by_its_content(index: Path, slides: Path, 
     assert len(training_slides(section)) == len(NAMES)
     (warning,) = shared_slides(evaluated, [section, DataConfig(root=str(tmp_path))])
     assert "2 of 2 slides" in warning
-    assert "patient 12.svs, there a/one.svs" in warning
+    assert "patient 12.svs (a/one.svs there)" in warning
     assert shared_slides(evaluated, []) == []
     (unknown,) = shared_slides(evaluated, [SourceConfig(root=str(tmp_path / "gone"), source="slides")])
     assert "was not checked" in unknown

@@ -228,6 +228,12 @@ def test_a_port_in_use(server, predicted, capsys):
     assert "port=0" in line
 
 
+def test_what_is_no_slide_is_not_served(tmp_path, capsys):
+    (tmp_path / "slides.csv").write_text("slide,mpp\n")
+    assert main(["slides", "view", str(tmp_path / "slides.csv"), "port=0"]) == 2
+    assert "slides.csv: is text" in capsys.readouterr().err
+
+
 def test_slides_that_have_moved(predicted, tmp_path, capsys):
     file = predicted / "a" / "field.svs" / FILE
     found = slide_folders(predicted)[0].record

@@ -14,7 +14,7 @@ from sscl.config import shipped, strict_yaml
 from sscl.config.messages import explain, shown
 from sscl.config.sections import Section, field_at, marked, section_below, typed_as
 from sscl.config.strict_yaml import StrictLoader, TextLoader
-from sscl.places import expanded
+from sscl.places import expanded, printable
 from sscl.reading import read_text
 from sscl.words import count, short
 
@@ -276,8 +276,15 @@ def _expand(kind: type[Section], content: dict[str, Any], prefix: str = "") -> I
         elif marked(field, "path"):
             try:
                 if isinstance(value, str):
-                    content[name] = expanded(value)
+                    content[name] = _place(value)
                 elif isinstance(value, list):
-                    content[name] = [expanded(one) if isinstance(one, str) else one for one in value]
+                    content[name] = [_place(one) if isinstance(one, str) else one for one in value]
             except ValueError as error:
                 yield f"{prefix}{name}: {short(str(error), most=500)}"
+
+
+def _place(path: str) -> str:
+    """Return a path, expanded; config.yaml and env.json are UTF-8, so a name that is not cannot stand in them."""
+    if any("\udc80" <= letter <= "\udcff" for letter in path):
+        raise ValueError(f"{printable(path)}: is not UTF-8; rename it")
+    return expanded(path)

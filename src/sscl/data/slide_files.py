@@ -154,9 +154,8 @@ def _named(name: str, path: str) -> SlideFile:
     if printable(name) != name:
         fault = "has a line break or another character that cannot be printed in its name, or is not UTF-8; rename it"
         return SlideFile(printable(name), printable(path), fault)
-    return SlideFile(
-        name, printable(path), None if printable(path) == path else "lies in a folder whose name cannot be printed"
-    )
+    fault = None if printable(path) == path else "lies in a folder whose name cannot be printed; rename that folder"
+    return SlideFile(name, printable(path), fault)
 
 
 def _none(words: Sequence[str], listing: SlideListing) -> str:
@@ -205,7 +204,7 @@ def _means_slides(word: str) -> bool:
         listing = _listed(word)
         return listing is not None and _whole(listing) > 0
     ending = os.path.splitext(word)[1].lower()
-    return os.path.isfile(word) and ending in SLIDE_SUFFIXES and (ending not in SUFFIXES or _is_pyramid(word))
+    return os.path.lexists(word) and ending in SLIDE_SUFFIXES and (ending not in SUFFIXES or _is_pyramid(word))
 
 
 def _listed(root: str) -> SlideListing | None:

@@ -305,7 +305,7 @@ def slides_in_training(here: Mapping[str, str], sections: Iterable[DataConfig], 
         shared = sorted(here.keys() & there.keys(), key=here.__getitem__)
         if shared:
             name, other = here[shared[0]], there[shared[0]]
-            called = "" if name == other else f", there {other}"
+            called = "" if name == other else f" ({other} there)"
             were = "was" if len(shared) == 1 else "were"
             found.append(
                 f"{len(shared):,} of {count(len(here), 'slide')} {were} in training too ({section.root}), such as "

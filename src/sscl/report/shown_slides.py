@@ -60,10 +60,10 @@ def shown_slides(folder: Path, *, blind: bool = False) -> list[ShownSlide]:
         raise ValueError(f"blind: {folder} holds no predicted slides, so there is nothing to hide; leave blind out")
     if is_index(folder):
         return _of_index(read_index(folder))
-    return [
-        ShownSlide(slide.name, Path(slide.path), "", False, partial(_alone, slide.name))
-        for slide in list_slides([str(folder)]).slides
-    ]
+    found = list_slides([str(folder)]).slides
+    if len(found) == 1:  # nothing would be left to show
+        open_slide(Path(found[0].path), name=found[0].name)
+    return [ShownSlide(slide.name, Path(slide.path), "", False, partial(_alone, slide.name)) for slide in found]
 
 
 def _predicted(slide: SlideFolder, *, blind: bool) -> ShownSlide:
