@@ -154,8 +154,8 @@ def _named(name: str, path: str) -> SlideFile:
     if printable(name) != name:
         fault = "has a line break or another character that cannot be printed in its name, or is not UTF-8; rename it"
         return SlideFile(printable(name), printable(path), fault)
-    fault = None if printable(path) == path else "lies in a folder whose name cannot be printed; rename that folder"
-    return SlideFile(name, printable(path), fault)
+    why = None if printable(path) == path else "lies in a folder whose name cannot be printed; rename that folder"
+    return SlideFile(name, printable(path), why)
 
 
 def _none(words: Sequence[str], listing: SlideListing) -> str:
