@@ -48,7 +48,7 @@ def main(config: SynthSlidesConfig) -> None:
 def few_for_testing(entries: Sequence[CohortEntry], config: SynthSlidesConfig) -> list[str]:
     """Return a sentence where a test split has too few patients for intervals, with the count that has enough."""
     test = patients_of_test(entries)
-    if not 0 < test < FEWEST:
+    if test >= FEWEST or config.test_fraction == 0:
         return []
     made = partial(cohort, both=config.both, test_fraction=config.test_fraction)
     counts = range(len(entries) + -len(entries) % 4, 1000, 4)  # as many patients of each class

@@ -39,7 +39,7 @@ from sscl.models.exports import Decisions, ExportedFile, ExportReport, ModelInpu
 from sscl.models.resnet import SMALL
 from sscl.models.start import frozen_encoder
 from sscl.records import write_record
-from sscl.words import next_command
+from sscl.words import next_command, wrapped
 from sscl.writing import write_text
 
 ABSTAIN: float = PredictConfig.model_fields["abstain"].default
@@ -174,7 +174,7 @@ def described(report: ExportReport) -> str:
         if file.kind not in TENSOR_FILES:
             said = f"outputs differ by at most {file.max_difference:.1e} (largest output {file.scale:.3g})"
         lines.append(f"  {name:<{width}}  {file.bytes / 1e6:7.1f} MB  {said}")
-    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+    return "\n".join([*lines, *(wrapped(f"note: {note}") for note in report.notes)])
 
 
 def for_wsinfer(config: ExportConfig) -> ExportConfig:

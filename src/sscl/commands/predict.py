@@ -36,7 +36,7 @@ from sscl.predict.slides import predict_slides
 from sscl.progress import Bar
 from sscl.records import write_record
 from sscl.report.predicted import FILE, Summary
-from sscl.words import MOST, count, next_command, some
+from sscl.words import MOST, count, next_command, some, wrapped
 
 SHOWN = 20  # of these, in the terminal; all are in unreadable.csv
 PANELS_AT_ONCE = 32
@@ -112,7 +112,7 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
         write_record(folder / FILE, summary(model, found, tally, config))
     print(f"device: {describe_device(model.device)}, precision {model.precision}")
     for line in described(model, found, tally, config):
-        print(line)
+        print(wrapped(line.strip(), indent=2 * line.startswith(" ")))
     written = ["predictions.csv", "summary.json", *(["unreadable.csv"] if tally.faults else [])]
     written += ["*_panel.png", "*_heatmap.png", "*_box.png", "boxes.csv"] if pictures else []
     print(f"wrote {out}/{', '.join(written)}")

@@ -166,7 +166,8 @@ def _none(words: Sequence[str], listing: SlideListing) -> str:
         to_do = "tiles need no index: give the folder to pretrain, finetune, ... as it is (data.source=folder)"
         return f"{where}has no slide, but {image} ({listing.passed_over}); {to_do}"
     known = ", ".join(sorted(SLIDE_SUFFIXES))
-    return f"{where}has no slide (looked for {known} and folders of .dcm files); passed over: {listing.passed_over}"
+    over = f"; passed over: {listing.passed_over}" if listing.passed_over else ""
+    return f"{where}has no slide (looked for {known} and folders of .dcm files){over}"
 
 
 _PYRAMIDS_LOOKED_AT = 3  # TIFFs of a folder, to see whether they are slides or tiles
