@@ -200,7 +200,7 @@ def test_a_run_to_resume_is_a_word(tmp_path, monkeypatch):
 def test_words_are_taken_as_typed(tmp_path, monkeypatch):
     (tmp_path / "x=1.png").touch()  # a file, though it has a =
     monkeypatch.chdir(tmp_path)
-    words = ["a #1", "[b", "7", "null", '"q"', "caf\udce9", "x=1.png"]
+    words = ["a #1", "[b", "7", "null", '"q"', "café", "x=1.png"]
     found = cli.parse("predict", ["--checkpoint", "c: d", *words])
     config = found.load()
     assert (config.checkpoint, config.paths) == ("c: d", tuple(words))
