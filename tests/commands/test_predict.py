@@ -257,7 +257,8 @@ def test_a_run_that_breaks_off_leaves_what_was_there(
 def test_sides_that_differ_are_told(ask: Any, some: Path, finetuned: Path, tmp_path: Path) -> None:
     Image.new("RGB", (48, 48)).save(some / "z.png")
     result = ask(finetuned, some, f"out={tmp_path / 'out'}")
-    assert "note: some files are 48 px wide, those trained on 32 px; all are resized to 32 px" in " ".join(result.out.split())
+    said = " ".join(result.out.split())
+    assert "note: some files are 48 px wide, those trained on 32 px; all are resized to 32 px" in said
 
 
 def test_images_that_are_not_square_are_cropped_on_request_and_counted(
