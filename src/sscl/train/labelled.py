@@ -15,7 +15,7 @@ from sscl.data.load import all_rows, describe_tiles, has_test, has_validation, l
 from sscl.data.scale import Scale, scale_of
 from sscl.data.task import absent_classes, check_task, check_two_classes, labelled, settings_warnings
 from sscl.data.tiles import UNLABELLED, Tiles, epoch_order
-from sscl.words import listed, wrapped
+from sscl.words import listed
 
 Rows = NDArray[np.int64]
 NO_TEST = "{root} has no test split; evaluate the run on other tiles (sscl eval RUN OTHER_TILES)"
@@ -97,7 +97,7 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
         lines.append(f"data: {scale} at {data.size_px} px")
     warnings, not_compared = task_warnings(found, config, progress=progress)
     found = replace(found, warnings=(*settings_warnings(config), *warnings))
-    lines += [wrapped(f"warning: {text}") for text in (*found.warnings, *not_compared)]
+    lines += [f"warning: {text}" for text in (*found.warnings, *not_compared)]
     if len(unlabelled):
         use = "in the contrastive steps only" if config.contrast.kind != "none" else "not used (contrast.kind is none)"
         lines.append(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
