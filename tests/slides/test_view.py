@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import http.client
+import signal
 import socket
 import threading
 import time
@@ -272,8 +273,12 @@ def test_ctrl_c_ends_it(predicted, capsys):
         _thread.interrupt_main()
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    assert main(["slides", "view", str(predicted), f"port={port}"]) == 0
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background may ignore Ctrl-C
+    try:
+        thread.start()
+        assert main(["slides", "view", str(predicted), f"port={port}"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     told = capsys.readouterr()
     assert f"http://127.0.0.1:{port}/" in told.out
