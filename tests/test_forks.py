@@ -35,8 +35,9 @@ if what == "waits":
 os.kill(os.getpid(), signal.SIGKILL)
 """
 PROGRAM = """
-import sys
+import signal, sys
 from sscl import children, forks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in the background may ignore
 with forks.prepared():
     print(children.run_command(sys.argv[1:], stage=True), flush=True)
 """

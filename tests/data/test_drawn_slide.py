@@ -159,4 +159,7 @@ def test_too_few_patients_for_testing_are_said_with_the_count_that_has_enough() 
     assert "count=36" in said
     assert few_for_testing(cohort(32, both=False, test_fraction=0.3), config)
     assert few_for_testing(cohort(36, both=False, test_fraction=0.3), config) == []
-    assert few_for_testing(cohort(12, both=False, test_fraction=0), config) == []
+    none = cohort(8, both=True, test_fraction=0.1)
+    assert {entry.split for entry in none} == {"train"}
+    assert few_for_testing(none, config)
+    assert few_for_testing(none, SynthSlidesConfig(root="r", test_fraction=0)) == []
