@@ -19,6 +19,7 @@ from sscl.models.checkpoint import Checkpoint, load_checkpoint
 from sscl.models.encoders import blank_encoder
 from sscl.models.heads import Classifier
 from sscl.models.tensors import misfits
+from sscl.models.undrawn import Undrawn
 from sscl.words import nearest, some
 
 
@@ -35,7 +36,8 @@ def load_classifier(path: str | Path, *, device: torch.device) -> tuple[Classifi
         ValueError: truncated, not an sscl checkpoint, of another command, or with the tensors of another encoder.
     """
     checkpoint = load_checkpoint(path, kind="finetune")
-    classifier = blank_classifier(checkpoint)
+    with Undrawn():
+        classifier = blank_classifier(checkpoint)
     for name, part, state in (
         ("encoder", classifier.encoder, checkpoint.encoder),
         ("head", classifier.head, checkpoint.head),

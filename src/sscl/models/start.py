@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
 from sscl.models.encoders import Encoder, blank_encoder, build_encoder
 from sscl.models.pixels import preprocessing_of
 from sscl.models.published import Named, published_file, resolve, weights_in
+from sscl.models.undrawn import Undrawn
 from sscl.models.weights import Trunk, load_trunk, read_trunk
 from sscl.words import wrapped
 
@@ -209,11 +211,13 @@ def start_encoder(model: ModelConfig) -> Start:
 
 
 def resumed_encoder(kept: Checkpoint) -> Start:
-    """Return the encoder of a run that goes on, its weights still random.
+    """Return the encoder of a run that goes on, its weights still to be loaded.
 
     What it once started from is not read again: the run has what it needs of it.
     """
-    return Start(encoder=blank_encoder(kept), mean=kept.mean, std=kept.std, lineage=kept.lineage, origin="of this run")
+    with Undrawn():
+        encoder = blank_encoder(kept)
+    return Start(encoder=encoder, mean=kept.mean, std=kept.std, lineage=kept.lineage, origin="of this run")
 
 
 def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
@@ -245,7 +249,8 @@ def frozen_encoder(spec: EncoderConfig, *, section: str = "") -> Start:
         )
     if spec.weights in RANDOM:
         torch.manual_seed(spec.seed)
-    start = _started(named, spec, trunk, stem=stem, output_stride=output_stride, source=str(file))
+    with contextlib.nullcontext() if trunk is None else Undrawn():
+        start = _started(named, spec, trunk, stem=stem, output_stride=output_stride, source=str(file))
     start.encoder.eval()
     return replace(start, size_px=spec.size_px or (None if said is None else said.size_px) or start.size_px)
 
