@@ -232,15 +232,6 @@ def test_the_caption_names_size_and_the_most_frequent_classes() -> None:
     assert embed.cluster_caption(0, unknown, total=9) == "cluster 0\n9 tiles (100%)"
 
 
-@pytest.mark.parametrize(
-    ("points", "labels"),
-    [(np.zeros((3, 3)), [0, 0, 0]), (np.zeros((3, 2)), [0, 0]), (np.zeros((0, 2)), [])],
-)
-def test_a_map_refuses_shapes_that_do_not_agree(tmp_path: Path, points: Any, labels: Any) -> None:
-    with pytest.raises(ValueError, match=r"must be \(N, 2\) and \(N,\)"):
-        embedding_plots.plot_map(points, labels=labels, classes=["a"], path=tmp_path / "map.png", title="")
-
-
 # --- refused, with nothing written ---
 
 

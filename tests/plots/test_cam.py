@@ -75,11 +75,5 @@ class TestDrawing:
 
     def test_refusals(self) -> None:
         image = np.zeros((4, 4, 3), np.uint8)
-        with pytest.raises(ValueError, match="from 0 to 1"):
-            heatmap_rgb(np.full((4, 4), 2.0))
-        with pytest.raises(ValueError, match="must be equal"):
-            overlay(image, np.zeros((2, 2)))
         with pytest.raises(ValueError, match="alpha: got 70"):
             overlay(image, np.zeros((4, 4)), alpha=70)
-        with pytest.raises(ValueError, match="must be uint8"):
-            draw_box(image.astype(np.float32), None)

@@ -70,10 +70,6 @@ class TestConfusion:
                 cell = image.cmap(image.norm(image.get_array()[int(row), int(column)]))[:3] @ weights
                 assert abs(cell - np.array(to_rgb(text.get_color())) @ weights) > 0.35
 
-    def test_refuses_a_matrix_of_another_size(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"shape \(2, 2\), must be \(3, 3\)"):
-            charts.plot_confusion([[1, 0], [0, 1]], classes=("a", "b", "c"), path=tmp_path / "x.png", title="")
-
 
 class TestCurves:
     @pytest.mark.parametrize("positive", [0, 1])
@@ -110,11 +106,6 @@ class TestCurves:
         assert len(styles) == 9
         assert entries[8].startswith(r"the\$odd\$")  # no formula
 
-    def test_refuses_other_classes_than_columns(self, tmp_path: Path) -> None:
-        labels, scores = drawn(3)
-        with pytest.raises(ValueError, match=r"shape \(120, 3\), must be \(120, 2\)"):
-            charts.plot_roc(labels, scores, classes=("a", "b"), positive=1, path=tmp_path / "x.png")
-
 
 class TestHistory:
     def test_points_that_are_missing_none_or_not_finite_are_left_out(self, figure_of: Capture) -> None:
@@ -148,10 +139,6 @@ class TestHistory:
         figure = figure_of(charts.plot_history, rows, series=[("Loss", ["train_loss", "val_loss"])], title="")
         assert legend_of(figure) == ["train loss", "val loss"]
         assert figure.axes[0].lines[0].get_color() != figure.axes[0].lines[1].get_color()
-
-    def test_refuses_no_series(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="series: "):
-            charts.plot_history([], series=[], path=tmp_path / "x.png", title="")
 
 
 class TestClassDistribution:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,14 +69,6 @@ def test_grid_says_right_and_wrong_by_mark_and_colour(figure_of: Capture) -> Non
         for text in texts[2 * i : 2 * i + 2]:
             assert text.get_position()[1] < box.y0
     assert min(text.get_position()[1] for text in texts[:2]) > boxes[3].y1
-
-
-def test_grid_refuses_counts_that_differ(tmp_path: Path) -> None:
-    images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
-    with pytest.raises(ValueError, match="ssl: 1 for 2 tiles"):
-        comparison_plots.plot_predictions(
-            images, truths=["x", "y"], predicted={"ssl": ["x"]}, path=tmp_path / "x.png", title=""
-        )
 
 
 def test_label_curve(figure_of: Capture) -> None:

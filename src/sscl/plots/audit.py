@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from sscl.plots import base, sheets
 
 _ACROSS = "#D55E00"
 _WITHIN = "#999999"
+_PAIRS_A_ROW = 5
 
 
 def draw_pairs(parts: Parts, found: Findings, *, limit: int, path: Path) -> None:
@@ -86,9 +86,8 @@ def pair_sheet(
     *,
     captions: Sequence[tuple[str, str, str]],
     across: Sequence[bool],
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
-    columns: int = 5,
 ) -> None:
     """Draw pairs of tiles side by side, each in a frame with its captions below.
 
@@ -96,21 +95,8 @@ def pair_sheet(
         pairs: two uint8 (H, W, 3) tiles each, at least one pair.
         captions: for each pair, a line under the first tile, one under the second, and one for both.
         across: whether each pair is across splits; it gets a thick frame in colour.
-        path: the PNG to write.
-        title: above all.
-        columns: pairs in a row.
-
-    Raises:
-        ValueError: wrong shapes, no pair, or captions or across of another length. FileNotFoundError: no such folder.
     """
-    for number, pair in enumerate(pairs):
-        for image in pair:
-            base.check_images(image[None], name=f"pairs[{number}]")
-    if not pairs or not len(pairs) == len(captions) == len(across):
-        raise ValueError(
-            f"pairs, captions, across: got {len(pairs)}, {len(captions)}, {len(across)}; must be equally many, >= 1"
-        )
-    columns = min(columns, len(pairs))
+    columns = min(_PAIRS_A_ROW, len(pairs))
     rows = -(-len(pairs) // columns)
     tile, gap, text = 1.3, 0.16, 0.52  # inches
     step_x, step_y = 2 * tile + 0.04 + 2 * gap, tile + text + gap

@@ -1,15 +1,14 @@
 """What all pictures share: writing a figure, colours, grids, legends, and names that fit and are not read as formulas.
 
 Each function of this package draws one figure and writes it, completely or not at all: as a PNG, or a chart as an SVG
-if the path ends in .svg. Only matplotlib's object interface is used (no pyplot, no global state), so it works without
-a display and in threads.
+if the `path` ends in .svg, in a folder that must be there. `title` stands above all. Only matplotlib's object
+interface is used (no pyplot, no global state), so it works without a display and in threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +38,8 @@ LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 DASHES = ("-", "--", ":", "-.")
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    form = "svg" if Path(path).suffix == ".svg" else "png"
+def save_figure(figure: Figure, path: Path) -> None:
+    form = "svg" if path.suffix == ".svg" else "png"
     for text in cast("list[Text]", figure.findobj(Text)) if form == "png" else ():
         if (file := lettering(text.get_text())[1]) is not None:
             text.set_fontproperties(FontProperties(fname=file, size=text.get_fontsize()))
@@ -57,16 +56,15 @@ def _dpi(figure: Figure) -> float:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write; the picture appears completely or not at all.
 
     Raises:
         FileNotFoundError: the folder of path does not exist.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; create it first")
-    with replacing(target) as temporary:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
+    with replacing(path) as temporary:
         yield temporary
 
 
@@ -133,11 +131,3 @@ def wrapped(name: str) -> str:
 
 def caption(text: str, length: int) -> str:
     return "\n".join(plain(line, length) for line in text.split("\n"))
-
-
-def check_images(images: ByteArray, *, name: str) -> None:
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(
-            f"{name}: got {images.dtype} of shape {images.shape}, must be uint8 (tiles, height, width, 3) with "
-            "at least one tile"
-        )

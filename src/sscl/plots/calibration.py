@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ def plot_reliability(
     *,
     temperature: float,
     positive: str | None,
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
 ) -> None:
     """Draw how often each predicted probability came true, with the 95% intervals found, above the counts of its bins.
@@ -31,10 +31,6 @@ def plot_reliability(
     Args:
         stages: one or two panels side by side, by their headings.
         temperature: said in the title where there are two. positive: whose probability it is; None = the top label's.
-        path: the PNG to write. title: above all.
-
-    Raises:
-        FileNotFoundError: the folder of path does not exist.
     """
     what = "top label" if positive is None else base.plain(positive, 20)
     score = "confidence" if positive is None else f"probability of {what}"
@@ -72,22 +68,13 @@ def plot_reliability(
 
 
 def plot_decision_curve(
-    curve: DecisionCurve,
-    *,
-    threshold: float | None,
-    positive: str,
-    path: str | os.PathLike[str],
-    title: str,
+    curve: DecisionCurve, *, threshold: float | None, positive: str, path: Path, title: str
 ) -> None:
     """Draw net benefit of the model against calling all tiles positive, or none.
 
     Args:
         curve: net benefit at T thresholds.
         threshold: the operating point, a dotted line; None = none. positive: name of the class.
-        path: the PNG to write. title: above the axes.
-
-    Raises:
-        FileNotFoundError: the folder of path does not exist.
     """
     figure = Figure(figsize=(6.4, 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
@@ -114,23 +101,13 @@ def plot_decision_curve(
     base.save_figure(figure, path)
 
 
-def plot_coverage(
-    curve: RiskCoverage,
-    *,
-    found: Coverage,
-    path: str | os.PathLike[str],
-    title: str,
-) -> None:
+def plot_coverage(curve: RiskCoverage, *, found: Coverage, path: Path, title: str) -> None:
     """Draw accuracy on the 10 or more most confident tiles against the fraction they make up.
 
     Args:
         curve: of these tiles.
         found: 95% intervals at some fractions, and what the abstention threshold does here: no point is drawn where it
             decides no tile.
-        path: the PNG to write. title: above the axes.
-
-    Raises:
-        FileNotFoundError: the folder of path does not exist.
     """
     count, correct = np.array(curve.count), np.array(curve.correct)
     first = int(np.argmax(count >= min(_FEWEST, count[-1])))

@@ -17,12 +17,7 @@ _YELLOW = (255, 221, 0)
 
 
 def heatmap_rgb(map01: FloatArray) -> ByteArray:
-    """Return a map in 0..1 (H, W) in the colours of viridis, which is perceptually uniform, uint8 (H, W, 3).
-
-    Raises:
-        ValueError: a map outside 0..1.
-    """
-    _check_map01(map01)
+    """Return a map in 0..1 (H, W) in the colours of viridis, which is perceptually uniform, uint8 (H, W, 3)."""
     levels = np.round(map01 * 255).astype(np.uint8)
     return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1])  # cv2 gives BGR
 
@@ -37,10 +32,10 @@ def overlay(image: ByteArray, map01: FloatArray, *, alpha: float = 0.7) -> ByteA
         image: the tile, uint8 (H, W, 3).
         map01: from `normalise`, (H, W).
         alpha: opacity at the peak, 0..1.
+
+    Raises:
+        ValueError: alpha is out of range.
     """
-    _check_image(image)
-    if image.shape[:2] != map01.shape:
-        raise ValueError(f"image and map: got {image.shape[:2]} and {map01.shape} pixels, must be equal")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: got {alpha}, must lie within 0 to 1")
     opacity = alpha * map01[..., None]
@@ -56,7 +51,6 @@ def draw_box(image: ByteArray, box: Box | None) -> ByteArray:
     to the colour-blind. Further regions that `Box.shown` names have a thinner, yellow line, under that of
     the box.
     """
-    _check_image(image)
     drawn: ByteArray = image.copy()
     if box is None:
         return drawn
@@ -119,14 +113,3 @@ def _colour_scale() -> ByteArray:
     """Return the colours of a heatmap on white, from 0 to the peak, uint8 (1, 256, 3)."""
     levels = np.linspace(0, 1, 256, dtype=np.float32)[None]
     return overlay(np.full((1, 256, 3), 255, np.uint8), levels)
-
-
-def _check_map01(map01: FloatArray) -> None:
-    # Written so that NaN fails too.
-    if map01.ndim != 2 or not (map01.min() >= 0 and map01.max() <= 1):
-        raise ValueError(f"map: got shape {map01.shape}, must be (height, width) with values from 0 to 1")
-
-
-def _check_image(image: ByteArray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image: got {image.dtype} of shape {image.shape}, must be uint8 (height, width, 3)")

@@ -6,9 +6,9 @@ N tiles, K classes.
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ _WORST_CLASSES = 10  # that have a curve where there are many
 _HATCHES = ("", "///", "...", "xxx", "---")
 
 
-def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
+def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: Path, title: str) -> None:
     """Draw a confusion matrix twice: as counts, and each row as a percentage of its true class.
 
     Of more than MANY_CLASSES classes the cells have colours without numbers and the picture does not grow further; of
@@ -41,17 +41,9 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: str |
     Args:
         matrix: counts (K, K), rows = truth, as `metrics.confusion_matrix` returns.
         classes: K names.
-        path: the PNG to write.
-        title: above both.
-
-    Raises:
-        ValueError: the matrix is not (K, K).
-        FileNotFoundError: the folder of path does not exist.
     """
     counts = np.asarray(matrix)
     size = len(classes)
-    if counts.shape != (size, size):
-        raise ValueError(f"matrix: got shape {counts.shape}, must be ({size}, {size}) for {size} classes")
     rows = counts.sum(axis=1, keepdims=True)
     percent = np.divide(100.0 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
 
@@ -109,18 +101,15 @@ def plot_roc(
     *,
     classes: Sequence[str],
     positive: int | None,
-    path: str | os.PathLike[str],
+    path: Path,
 ) -> None:
     """Draw the ROC curve of the positive class, or with positive=None that of every class against the rest.
 
-    Of more than MANY_CLASSES only the worst have a curve, as the legend says.
+    Of more than MANY_CLASSES only the worst have a curve, as the legend says; a class without tiles, or with all of
+    them, has none.
 
     Args:
         labels: (N,). probabilities: (N, K). classes: K names. positive: class index or None.
-        path: the PNG to write. A class without tiles, or with all of them, has no curve, as the legend states.
-
-    Raises:
-        ValueError: the shapes do not agree. FileNotFoundError: the folder of path does not exist.
     """
 
     from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import, and training curves do not need it
@@ -158,9 +147,9 @@ def plot_precision_recall(
     *,
     classes: Sequence[str],
     positive: int | None,
-    path: str | os.PathLike[str],
+    path: Path,
 ) -> None:
-    """Draw precision against recall, with the same arguments and errors as `plot_roc`.
+    """Draw precision against recall, with the same arguments as `plot_roc`.
 
     For one positive class the grey line is its fraction of the tiles, the precision of guessing.
     """
@@ -195,7 +184,7 @@ def plot_history(
     rows: Sequence[Mapping[str, float | None]],
     *,
     series: Sequence[tuple[str, Sequence[str]]],
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
     by_c: bool = False,
 ) -> None:
@@ -203,14 +192,8 @@ def plot_history(
 
     Args:
         rows: the log, one dict an epoch; a key may be missing, None or not finite in any of them, that point is
-        left out. series: (axis title with its unit, keys drawn there). path: the PNG to write. title: above
-        all axes.
-
-    Raises:
-        ValueError: series is empty. FileNotFoundError: the folder of path does not exist.
+        left out. series: (axis title with its unit, keys drawn there).
     """
-    if not series:
-        raise ValueError("series: got none, must be at least one (axis title, keys)")
     height = 0.8 + 2.0 * len(series)
     figure = Figure(figsize=(8, height), dpi=base.DPI)
     # Margins by hand, in inches: matplotlib's layouts take as long as a short epoch.
@@ -242,18 +225,14 @@ def plot_history(
     base.save_figure(figure, path)
 
 
-def plot_class_distribution(
-    counts: Mapping[str, Mapping[str, int]], *, path: str | os.PathLike[str], title: str
-) -> None:
+def plot_class_distribution(counts: Mapping[str, Mapping[str, int]], *, path: Path, title: str) -> None:
     """Draw how many tiles each class has: a pie over all splits, and bars by split.
 
     Args:
         counts: {split: {class: tiles}}; a split may lack a class.
-        path: the PNG to write.
-        title: above both.
 
     Raises:
-        ValueError: no tile at all. FileNotFoundError: the folder of path does not exist.
+        ValueError: no tile at all.
     """
     counts = largest_classes(counts, most=2 * MANY_CLASSES)
     splits = list(counts)
@@ -318,11 +297,6 @@ def _curves(
         ranking: returns of each class how good its curve is, (K,); of many classes the worst are drawn.
     """
     truth, scores = np.asarray(labels), np.asarray(probabilities)
-    if scores.shape != (len(truth), len(classes)):
-        raise ValueError(
-            f"probabilities: got shape {scores.shape}, must be ({len(truth)}, {len(classes)}) for {len(truth)} "
-            f"labels and {len(classes)} classes"
-        )
     wanted: Sequence[int] = range(len(classes)) if positive is None else (positive,)
     note = ""
     if len(wanted) > MANY_CLASSES:

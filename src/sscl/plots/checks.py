@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,8 @@ def write_checks(found: MapChecks, *, out: Path, title: str) -> list[str]:
     return names
 
 
-def plot_randomisation(found: Randomisation, *, path: str | os.PathLike[str], title: str) -> None:
-    """Draw how similar the maps remain while the model is randomised from the head down.
-
-    Raises:
-        ValueError: nothing was measured. FileNotFoundError: the folder of path does not exist.
-    """
-    if not found.tiles:
-        raise ValueError("randomisation: nothing to draw, no map was assessed")
+def plot_randomisation(found: Randomisation, *, path: Path, title: str) -> None:
+    """Draw how similar the maps remain while the model is randomised from the head down."""
     names = found.stages
     figure = Figure(figsize=(max(6.4, 1.6 + 0.48 * len(names)), 4.6), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
@@ -77,12 +70,8 @@ def plot_randomisation(found: Randomisation, *, path: str | os.PathLike[str], ti
     base.save_figure(figure, path)
 
 
-def plot_deletion_insertion(found: DeletionInsertion, *, path: str | os.PathLike[str], title: str) -> None:
-    """Draw the probability of the explained class against the fraction blurred (left) or restored (right).
-
-    Raises:
-        FileNotFoundError: the folder of path does not exist.
-    """
+def plot_deletion_insertion(found: DeletionInsertion, *, path: Path, title: str) -> None:
+    """Draw the probability of the explained class against the fraction blurred (left) or restored (right)."""
     figure = Figure(figsize=(9.4, 4), dpi=base.DPI, layout="constrained")
     figure.suptitle(base.plain(title))
     panels = (
@@ -103,14 +92,8 @@ def plot_deletion_insertion(found: DeletionInsertion, *, path: str | os.PathLike
     base.save_figure(figure, path)
 
 
-def plot_box_sensitivity(found: BoxSensitivity, *, path: str | os.PathLike[str], title: str) -> None:
-    """Draw area, shift and overlap of the box against its threshold.
-
-    Raises:
-        ValueError: nothing was measured. FileNotFoundError: the folder of path does not exist.
-    """
-    if not found.tiles:
-        raise ValueError("box sensitivity: nothing to draw, no map has a box")
+def plot_box_sensitivity(found: BoxSensitivity, *, path: Path, title: str) -> None:
+    """Draw area, shift and overlap of the box against its threshold."""
     figure = Figure(figsize=(7.4, 4.2), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
     series = (

@@ -5,9 +5,9 @@ N tiles, H x W pixels.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ from sscl.plots import base
 from sscl.plots.base import ByteArray
 from sscl.words import shortened
 
+_ACROSS = 3  # tiles of the grid
 _RIGHT, _WRONG = "#005A8C", "#B34700"  # beside the marks, which say the same
 
 
@@ -26,7 +27,7 @@ def plot_overlaid(
     histories: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]],
     *,
     series: Sequence[tuple[str, str]],
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
 ) -> None:
     """Draw the logs of several rows in shared axes: one colour per row, a thin line per run, a thick one as mean.
@@ -35,13 +36,7 @@ def plot_overlaid(
         histories: {title of a column: {row: [log of a run, ...]}}, a log as metrics.jsonl has it. A row has the same
             colour in every column. The mean ends where the shortest run ends.
         series: (axis title, key of the log), one row of axes each.
-        path: the PNG to write. title: above all axes.
-
-    Raises:
-        ValueError: series is empty. FileNotFoundError: the folder of path does not exist.
     """
-    if not series:
-        raise ValueError("series: got none, must be at least one (axis title, key)")
     names = list(dict.fromkeys(row for column in histories.values() for row in column))
     width = 8 if len(histories) == 1 else 2 + 3.6 * len(histories)
     figure = Figure(figsize=(width, 0.8 + 2.8 * len(series)), dpi=base.DPI, layout="constrained")
@@ -89,27 +84,15 @@ def plot_predictions(
     *,
     truths: Sequence[str],
     predicted: Mapping[str, Sequence[str]],
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
-    columns: int = 3,
 ) -> None:
     """Draw tiles in a grid, each with its true class above, and below what each row predicts, marked ✓ or ✗.
 
     Args:
-        images: uint8 (N, H, W, 3), N >= 1.
-        truths: N class names.
-        predicted: {row: N class names}.
-        path: the PNG to write. title: above the grid.
-        columns: tiles side by side.
-
-    Raises:
-        ValueError: wrong shapes or counts. FileNotFoundError: the folder of path does not exist.
+        images: uint8 (N, H, W, 3), N >= 1. truths: N class names. predicted: {row: N class names}.
     """
-    base.check_images(images, name="images")
-    for name, values in (("truths", truths), *predicted.items()):
-        if len(values) != len(images):
-            raise ValueError(f"{name}: {len(values)} for {len(images)} tiles, must be as many")
-    columns = min(columns, len(images))
+    columns = min(_ACROSS, len(images))
     rows = -(-len(images) // columns)
     # Inches; placed by hand, so that every tile has the same size.
     wide, tile, line, head = 2.7, 1.9, 0.165, 0.45
@@ -140,7 +123,7 @@ def plot_label_curve(
     lines: Mapping[str, Sequence[tuple[int, Sequence[float]]]],
     *,
     measure: str,
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
 ) -> None:
     """Draw a metric against the number of labelled tiles: a line of means per row, a band of ± 1 SD, a point per run.
@@ -148,10 +131,6 @@ def plot_label_curve(
     Args:
         lines: {row: [(labelled tiles, values of the runs), ...]}, one entry per fraction of the labels.
         measure: name of the vertical axis.
-        path: the PNG to write. title: above the axes.
-
-    Raises:
-        FileNotFoundError: the folder of path does not exist.
     """
     figure = Figure(figsize=(7, 4.4), dpi=base.DPI, layout="constrained")
     axes = figure.subplots()
@@ -182,7 +161,7 @@ def plot_folds(
     folds: Mapping[str, Sequence[tuple[float | None, Sequence[float] | None]]],
     *,
     pooled: Mapping[str, tuple[float | None, Sequence[float] | None]],
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
 ) -> None:
     """Draw each metric of every fold as a point with its interval, the pooled one below, and the folds' mean ± SD.
@@ -190,10 +169,6 @@ def plot_folds(
     Args:
         folds: {metric: [(value, (low, high)), ...]}, one entry per fold; None is left out.
         pooled: {metric: (value, (low, high))}, of the same metrics.
-        path: the PNG to write. title: above all axes.
-
-    Raises:
-        FileNotFoundError: the folder of path does not exist.
     """
     count = len(next(iter(folds.values())))
     figure = Figure(figsize=(1.2 + 2.3 * len(folds), 1.5 + 0.27 * (count + 1)), dpi=base.DPI, layout="constrained")

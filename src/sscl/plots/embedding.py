@@ -5,8 +5,8 @@ N tiles, k clusters.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ def plot_map(
     *,
     labels: npt.ArrayLike,
     classes: Sequence[str],
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
     axis_labels: tuple[str, str] | None = None,
 ) -> None:
@@ -36,16 +36,9 @@ def plot_map(
         points: (N, 2), N >= 1.
         labels: (N,), index into `classes`; -1 = unlabelled, in grey beneath.
         classes: names; those without tiles are left out of the legend.
-        path: the PNG to write.
-        title: above.
         axis_labels: what the axes mean; None if nothing (t-SNE, UMAP): no labels, no ticks.
-
-    Raises:
-        ValueError: the shapes do not agree. FileNotFoundError: the folder of path does not exist.
     """
     at, label = np.asarray(points, dtype=np.float64), np.asarray(labels)
-    if at.ndim != 2 or at.shape[1] != 2 or label.shape != (len(at),) or not len(at):
-        raise ValueError(f"points, labels: got shapes {at.shape} and {label.shape}, must be (N, 2) and (N,), N >= 1")
     spread = np.maximum(np.ptp(at, axis=0), 1e-9)
     figure = Figure(figsize=(6.4, 6.4 * float(np.clip(spread[1] / spread[0], 0.5, 1.5))), dpi=base.DPI)
     axes = figure.subplots()
@@ -90,9 +83,7 @@ def plot_map(
     base.save_figure(figure, path)
 
 
-def cluster_sheet(
-    rows: Sequence[base.ByteArray], *, captions: Sequence[str], path: str | os.PathLike[str], title: str
-) -> None:
+def cluster_sheet(rows: Sequence[base.ByteArray], *, captions: Sequence[str], path: Path, title: str) -> None:
     """Draw clusters of tiles, one per row, each with its caption on the left.
 
     Source: the figure of sampled clusters in the README of Ciga et al. (arXiv:2011.13971).
@@ -100,16 +91,7 @@ def cluster_sheet(
     Args:
         rows: k times uint8 (M, H, W, 3), M >= 1 tiles of a cluster; M may differ.
         captions: k texts; line breaks stay.
-        path: the PNG to write.
-        title: above.
-
-    Raises:
-        ValueError: wrong shapes, or not a caption for each row. FileNotFoundError: the folder does not exist.
     """
-    for row, tiles in enumerate(rows):
-        base.check_images(tiles, name=f"rows[{row}]")
-    if not rows or len(captions) != len(rows):
-        raise ValueError(f"rows, captions: got {len(rows)} and {len(captions)}, must be as many and at least one")
     columns = max(map(len, rows))
     tile, gap = 0.9, 0.06  # inches
     text = 0.3 + 0.068 * max(len(line) for caption in captions for line in caption.split("\n"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from sscl.evaluate.probe_results import Classifier, OverRuns, Part, Place, Summary
+from sscl.evaluate.probe_results import Classifier, Interval, OverRuns, Part, Place, Summary
 from sscl.evaluate.probe_shots import FewShot
 from sscl.evaluate.probe_tables import percent
 from sscl.plots import base
 from sscl.words import shortened
 
-Point = tuple[float, float | None, float | None]  # value, and low and high end of its whisker where it has one
+Point = tuple[float, Interval | None]  # value, and the ends of its whisker or band where it has some
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,16 @@ class BarPanel:
     Attributes:
         title: above the panel.
         chance: balanced accuracy of guessing.
-        linear, knn, few: a point for each row; None leaves it out. few: of SimpleShot with `shots`; empty = none.
+        linear, knn: of each row. few: of SimpleShot with `shots`; None leaves a row out, empty all.
         runs: the values behind each row's linear probe; empty leaves them out.
     """
 
     title: str
     chance: float
-    linear: Sequence[Point | None]
-    knn: Sequence[Point | None]
+    linear: Sequence[Point]
+    knn: Sequence[float]
     runs: Sequence[Sequence[float]] = ()
-    few: Sequence[Point | None] = ()
+    few: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,13 @@ class CurvePanel:
         title: above the panel.
         chance: balanced accuracy of guessing.
         lines: by name, (x, point) from the smallest x on.
-        levels: by name, a point that holds for every x.
+        levels: by name, a value that holds for every x.
     """
 
     title: str
     chance: float
     lines: Mapping[str, Sequence[tuple[float, Point]]]
-    levels: Mapping[str, Point] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 def draw_charts(
@@ -84,30 +83,26 @@ def draw_charts(
     def of(name: str, part: Part, fraction: float, classifier: Classifier = "linear") -> OverRuns:
         return found[name, Place(*part, fraction, classifier)]
 
-    def bar(name: str, part: Part, classifier: Classifier) -> Point:
-        over = of(name, part, most, classifier)
-        return over.mean, *(over.interval or (None, None))
+    def bar(name: str, part: Part) -> Point:
+        over = of(name, part, most)
+        return over.mean, over.interval
 
     def point(name: str, part: Part, fraction: float) -> Point:
         over = of(name, part, fraction)
         mean, sd = over.mean, over.sd
-        return (mean, *(over.interval or (None, None))) if sd is None else (mean, mean - sd, mean + sd)
+        return mean, over.interval if sd is None else (mean - sd, mean + sd)
 
     single, several = any(row.runs == 1 for row in summary), any(row.runs > 1 for row in summary)
     band = "± 1 SD over runs, 95% interval of a single run" if single else "± 1 SD over runs"
     band = band if several else "95% interval"
     shots = max((row.shots for row in few_shot), default=0)
-    shot: dict[tuple[str, Part], Point] = {
-        (row.encoder, (row.set, row.part)): (row.balanced_accuracy.mean, None, None)
-        for row in few_shot
-        if row.shots == shots
-    }
+    shot = {(row.encoder, (row.set, row.part)): row.balanced_accuracy.mean for row in few_shot if row.shots == shots}
     bars = [
         BarPanel(
-            f"{place[0]}, {place[1]}",
+            ", ".join(place),
             chance[place],
-            linear=[bar(name, place, "linear") for name in images],
-            knn=[bar(name, place, "knn") for name in images],
+            linear=[bar(name, place) for name in images],
+            knn=[of(name, place, most, "knn").mean for name in images],
             runs=[of(name, place, most).values for name in images] if several else (),
             few=[shot.get((name, place)) for name in images] if shot else (),
         )
@@ -126,7 +121,7 @@ def draw_charts(
     if len(fractions) > 1:
         curves = [
             CurvePanel(
-                f"{place[0]}, {place[1]}",
+                ", ".join(place),
                 chance[place],
                 {name: [(labels[place[0], f], point(name, place, f)) for f in fractions] for name in images},
             )
@@ -140,14 +135,14 @@ def draw_charts(
     if grown:
         curves = [
             CurvePanel(
-                f"{place[0]}, {place[1]}",
+                ", ".join(place),
                 chance[place],
                 {
                     f"pretrained, {percent(f)} of the labels": [(count, point(name, place, f)) for count, name in grown]
                     for f in fractions
                 },
                 {
-                    f"{shortened(name, 24)}, {percent(most)} of the labels": point(name, place, most)
+                    f"{shortened(name, 24)}, {percent(most)} of the labels": of(name, place, most).mean
                     for name, count in images.items()
                     if count is None
                 },
@@ -174,8 +169,8 @@ def draw_shots(found: Sequence[FewShot], *, chance: Mapping[Part, float], folder
         lines: dict[str, list[tuple[float, Point]]] = {}
         for row in sorted((row for row in found if (row.set, row.part) == place), key=lambda row: row.shots):
             over = row.balanced_accuracy
-            lines.setdefault(row.encoder, []).append((row.shots, (over.mean, *(over.interval or (None, None)))))
-        panels.append(CurvePanel(f"{place[0]}, {place[1]}", guessing, lines))
+            lines.setdefault(row.encoder, []).append((row.shots, (over.mean, over.interval)))
+        panels.append(CurvePanel(", ".join(place), guessing, lines))
     title = f"SimpleShot: nearest class mean, {found[0].draws} draws"
     plot_curves(
         panels,
@@ -192,7 +187,7 @@ def plot_bars(
     panels: Sequence[BarPanel],
     *,
     rows: Sequence[str],
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
     whiskers: str,
     shots: int = 0,
@@ -202,29 +197,22 @@ def plot_bars(
     There is a panel for each set and part.
 
     Args:
-        panels: at least one. rows: names of the bars, top down. path: the PNG to write. title: above all.
+        panels: at least one. rows: names of the bars, top down.
         whiskers: what they show, for the legend. shots: of SimpleShot, for the legend.
-
-    Raises:
-        ValueError: no panel, or another number of points than rows. FileNotFoundError: the folder does not exist.
     """
-    for panel in panels:
-        if not len(panel.linear) == len(panel.knn) == len(rows):
-            raise ValueError(f"{panel.title}: {len(panel.linear)} and {len(panel.knn)} points for {len(rows)} rows")
     figure, places, _ = _figure(panels, width=3.4, height=0.9 + 0.42 * len(rows), title=title, extra=1.6)
     for axes, panel in zip(places, panels, strict=True):
-        for row, (linear, knn) in enumerate(zip(panel.linear, panel.knn, strict=True)):
-            colour = _colour(row)
-            if linear is not None:
-                axes.barh(row, linear[0], 0.62, color=colour, alpha=0.75)
-                _whisker(axes, linear, row, colour="black")
-                end = max(value for value in (linear[0], linear[2]) if value is not None)
-                axes.text(end + 0.015, row, f"{linear[0]:.2f}", va="center", fontsize=8)
-            if knn is not None:
-                axes.plot(knn[0], row + 0.2, marker="D", markersize=4.5, color="white", markeredgecolor="black")
+        for row, ((linear, ends), knn) in enumerate(zip(panel.linear, panel.knn, strict=True)):
+            axes.barh(row, linear, 0.62, color=_colour(row), alpha=0.75)
+            if ends is not None:
+                reach = [[max(linear - ends[0], 0)], [max(ends[1] - linear, 0)]]
+                axes.errorbar(linear, row, xerr=reach, color="black", linewidth=1.2, capsize=3)
+            end = max(linear, linear if ends is None else ends[1])
+            axes.text(end + 0.015, row, f"{linear:.2f}", va="center", fontsize=8)
+            axes.plot(knn, row + 0.2, marker="D", markersize=4.5, color="white", markeredgecolor="black")
         for row, few in enumerate(panel.few):
             if few is not None:
-                axes.plot(few[0], row + 0.2, marker="^", markersize=5, color="0.75", markeredgecolor="black")
+                axes.plot(few, row + 0.2, marker="^", markersize=5, color="0.75", markeredgecolor="black")
         for row, values in enumerate(panel.runs):
             axes.plot(values, [row - 0.2] * len(values), "k|", markersize=5, alpha=0.8)
         axes.axvline(panel.chance, color="0.35", linewidth=1, linestyle=":")
@@ -242,7 +230,7 @@ def plot_bars(
         handles=[
             Patch(color="0.6", label="linear probe"),
             *(runs if any(panel.runs for panel in panels) else []),
-            *([interval] if any(_has_ends(point) for panel in panels for point in panel.linear) else []),
+            *([interval] if any(ends for panel in panels for _, ends in panel.linear) else []),
             Line2D([], [], marker="D", markersize=5, color="white", markeredgecolor="black", label="k-NN"),
             *([triangle] if any(panel.few for panel in panels) else []),
             Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
@@ -259,7 +247,7 @@ def plot_curves(
     panels: Sequence[CurvePanel],
     *,
     x_label: str,
-    path: str | os.PathLike[str],
+    path: Path,
     title: str,
     band: str,
     ticks: Sequence[float] = (),
@@ -267,11 +255,8 @@ def plot_curves(
     """Draw balanced accuracy over a logarithmic axis, a line a name, a panel for each set and part.
 
     Args:
-        panels: at least one. x_label: of the horizontal axis. path: the PNG to write. title: above all.
+        panels: at least one. x_label: of the horizontal axis.
         band: what the shaded bands show, for the legend. ticks: of the horizontal axis; empty = 1, 2, 5, 10, ...
-
-    Raises:
-        ValueError: no panel. FileNotFoundError: the folder of path does not exist.
     """
     names = list(dict.fromkeys(name for panel in panels for name in (*panel.lines, *panel.levels)))
     figure, places, columns = _figure(panels, width=3.6, height=3.2, title=title, extra=0.9)
@@ -279,16 +264,15 @@ def plot_curves(
         for name, points in panel.lines.items():
             style = base.line_style(names.index(name))
             xs = [x for x, _ in points]
-            axes.plot(xs, [point[0] for _, point in points], marker="o", markersize=4, **style)
-            edges = [(x, point[1], point[2]) for x, point in points if point[1] is not None and point[2] is not None]
+            axes.plot(xs, [value for _, (value, _) in points], marker="o", markersize=4, **style)
+            edges = [(x, *ends) for x, (_, ends) in points if ends is not None]
             if len(edges) > 1:
                 at, low, high = zip(*edges, strict=True)
                 axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
             for x, low_end, high_end in edges if len(edges) == 1 else []:
                 axes.plot([x, x], [low_end, high_end], color=style["color"], linewidth=1)
-        for name, point in panel.levels.items():
-            style = {**base.line_style(names.index(name)), "linestyle": "--", "linewidth": 1.2}
-            axes.axhline(point[0], **style)
+        for name, level in panel.levels.items():
+            axes.axhline(level, **_dashed(names.index(name)))
         axes.axhline(panel.chance, color="0.35", linewidth=1, linestyle=":")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
@@ -305,7 +289,7 @@ def plot_curves(
         else Line2D([], [], label=base.plain(name, 48), **_dashed(i))
         for i, name in enumerate(names)
     ]
-    drawn = any(_has_ends(point) for panel in panels for points in panel.lines.values() for _, point in points)
+    drawn = any(ends for panel in panels for points in panel.lines.values() for _, (_, ends) in points)
     rest = [
         *([Patch(color="0.8", label=band)] if drawn else []),
         Line2D([], [], color="0.35", linewidth=1, linestyle=":", label="chance"),
@@ -317,16 +301,9 @@ def plot_curves(
 
 
 def _figure(
-    panels: Sequence[BarPanel] | Sequence[CurvePanel],
-    *,
-    width: float,
-    height: float,
-    title: str,
-    extra: float,
+    panels: Sequence[BarPanel] | Sequence[CurvePanel], *, width: float, height: float, title: str, extra: float
 ) -> tuple[Figure, list[Axes], int]:
     """Return a figure with axes for each panel and how many stand in a row; `extra` inches wider, for names."""
-    if not panels:
-        raise ValueError("panels: got none, must hold at least one")
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(columns * width + extra, lines * height + 1.1), dpi=base.DPI, layout="constrained")
@@ -335,19 +312,6 @@ def _figure(
     for axes in places[len(panels) :]:
         axes.remove()
     return figure, places[: len(panels)], columns
-
-
-def _has_ends(point: Point | None) -> bool:
-    """Return whether a point has a whisker, or a part of a band, to draw."""
-    return point is not None and point[1] is not None and point[2] is not None
-
-
-def _whisker(axes: Axes, point: Point, row: float, *, colour: str) -> None:
-    value, low, high = point
-    if low is not None and high is not None:
-        axes.errorbar(
-            value, row, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color=colour, linewidth=1.2, capsize=3
-        )
 
 
 def _colour(index: int) -> str:

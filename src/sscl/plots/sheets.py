@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -12,27 +12,18 @@ from PIL import Image
 from sscl.plots import base
 from sscl.plots.base import ByteArray
 
+_ACROSS = 8  # tiles of a contact sheet
 
-def contact_sheet(
-    images: ByteArray, *, captions: Sequence[str], path: str | os.PathLike[str], columns: int = 8, note: str = ""
-) -> None:
+
+def contact_sheet(images: ByteArray, *, captions: Sequence[str], path: Path, note: str = "") -> None:
     """Draw tiles in a grid, each with its caption.
 
     Args:
         images: uint8 (N, H, W, 3), N >= 1.
         captions: N texts; a long one is shortened in the middle, line breaks stay.
-        path: the PNG to write.
-        columns: tiles in a row. note: below all.
-
-    Raises:
-        ValueError: wrong shapes, or columns < 1. FileNotFoundError: the folder of path does not exist.
+        note: below all.
     """
-    base.check_images(images, name="images")
-    if len(captions) != len(images):
-        raise ValueError(f"captions: got {len(captions)} for {len(images)} tiles, must be as many")
-    if columns < 1:
-        raise ValueError(f"columns: got {columns}, must be at least 1")
-    columns = min(columns, len(images))
+    columns = min(_ACROSS, len(images))
     lines = max(caption.count("\n") for caption in captions) + 1
     _grid(
         [images[start : start + columns] for start in range(0, len(images), columns)],
@@ -50,25 +41,15 @@ def plot_views(
     second: ByteArray,
     *,
     ids: Sequence[str],
-    path: str | os.PathLike[str],
+    path: Path,
     note: str = "",
 ) -> None:
     """Draw tiles beside their two augmented views, one tile per row.
 
     Args:
-        originals, first, second: uint8 (N, H, W, 3), N >= 1; the views may have another size than the
-        originals. ids: N names of the tiles. path: the PNG to write. note: below all.
-
-    Raises:
-        ValueError: the numbers of tiles differ. FileNotFoundError: the folder of path does not exist.
+        originals, first, second: uint8 (N, H, W, 3), N >= 1; the views may have another size than the originals.
+        ids: N names of the tiles. note: below all.
     """
-    for name, images in (("originals", originals), ("first", first), ("second", second)):
-        base.check_images(images, name=name)
-    if not len(originals) == len(first) == len(second) == len(ids):
-        raise ValueError(
-            f"originals, first, second, ids: got {len(originals)}, {len(first)}, {len(second)}, {len(ids)} "
-            "entries, must be as many of each"
-        )
     _grid(
         list(zip(originals, first, second, strict=True)),
         above=lambda row, column: (base.caption(ids[row], 24), "first view", "second view")[column],
@@ -85,9 +66,9 @@ def plot_cam_panel(
     boxed: ByteArray,
     *,
     title: str,
-    path: str | os.PathLike[str],
-    method: str = "Grad-CAM",
-    scale: tuple[ByteArray, str] | None = None,
+    path: Path,
+    method: str,
+    scale: tuple[ByteArray, str] | None,
 ) -> None:
     """Draw the paper's Grad-CAM figure: original | heatmap | box.
 
@@ -95,15 +76,10 @@ def plot_cam_panel(
         image, overlay, boxed: uint8 (H, W, 3).
         method: above the heatmap.
         title: such as true and predicted class with its probability; line breaks stay.
-        path: the PNG to write.
-        scale: below the heatmap, its colours from 0 to the peak, uint8 (1, N, 3), and what the peak is, with its unit.
-
-    Raises:
-        ValueError: wrong shapes. FileNotFoundError: the folder of path does not exist.
+        scale: below the heatmap, its colours from 0 to the peak, uint8 (1, N, 3), and what the peak is, with its unit;
+            None: there is none.
     """
     panels = (("Original", image), (method, overlay), ("Box", boxed))
-    for name, picture in panels:
-        base.check_images(picture[None], name=name)
     lines = [part for line in title.split("\n") for part in textwrap.wrap(line, 84) or [""]]
     height = 3.35 + 0.2 * len(lines) + (0 if scale is None else 0.35)
     figure = Figure(figsize=(9, height), dpi=base.DPI, layout="constrained")
@@ -121,13 +97,8 @@ def plot_cam_panel(
     base.save_figure(figure, path)
 
 
-def write_image(image: ByteArray, *, path: str | os.PathLike[str]) -> None:
-    """Write pixels, uint8 (H, W, 3), as a PNG of the same size, whole or not at all.
-
-    Raises:
-        ValueError: wrong shape. FileNotFoundError: the folder of path does not exist.
-    """
-    base.check_images(image[None], name="image")
+def write_image(image: ByteArray, *, path: Path) -> None:
+    """Write pixels, uint8 (H, W, 3), as a PNG of the same size."""
     with base.writing(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
 
@@ -138,7 +109,7 @@ def _grid(
     above: Callable[[int, int], str],
     columns: int,
     caption_inches: float,
-    path: str | os.PathLike[str],
+    path: Path,
     note: str,
 ) -> None:
     """Draw rows of tiles with a caption above each, at computed places: layout engines are slow here."""
