@@ -26,7 +26,7 @@ from sscl.evaluate.intervals import (
     wald_interval,
 )
 from sscl.evaluate.metric_intervals import interval_method, metric_intervals
-from sscl.evaluate.metrics import OVERALL, classification_metrics, weighted_metrics
+from sscl.evaluate.metrics import OVERALL, classification_metrics
 
 
 class TestFractions:
@@ -58,6 +58,33 @@ class TestFractions:
         assert fraction_interval(1, 10) == (pytest.approx(0.725, abs=0.005), 1)
 
 
+def _weighted(labels: Any, probabilities: Any, weights: Any, *, positive: int | None) -> dict[str, float]:
+    """The metrics by their definitions, for tiles that count as much as their weights; every class is there."""
+    classes, predictions = probabilities.shape[1], probabilities.argmax(1)
+    table = np.zeros((classes, classes))
+    np.add.at(table, (labels, predictions), weights)
+    right, actual, called, total = np.diag(table), table.sum(1), table.sum(0), table.sum()
+    spread_of = [total**2 - (of**2).sum() for of in (actual, called)]
+    ranks = []
+    for label in range(classes) if positive is None else [positive]:
+        score, one = probabilities[:, label], labels == label
+        won = (score[:, None] > score) + (score[:, None] == score) / 2
+        pairs = weights[one] @ won[np.ix_(one, ~one)] @ weights[~one]
+        at_least = score >= score[:, None]
+        precision = (at_least[:, one] @ weights[one] / (at_least @ weights))[one]
+        own = weights[one].sum()
+        ranks.append((pairs / own / weights[~one].sum(), weights[one] @ precision / own))
+    auroc, average_precision = np.mean(ranks, axis=0)
+    return {
+        "accuracy": right.sum() / total,
+        "balanced_accuracy": (right / actual).mean(),
+        "macro_f1": (2 * right / (actual + called)).mean(),
+        "mcc": (right.sum() * total - actual @ called) / np.sqrt(np.prod(spread_of)),
+        "auroc": auroc,
+        "average_precision": average_precision,
+    }
+
+
 class TestInfluence:
     @pytest.mark.parametrize(("classes", "positive"), [(2, 1), (2, None), (4, None)])
     def test_is_the_derivative_of_the_metric_by_the_weight_of_a_tile(
@@ -76,14 +103,13 @@ class TestInfluence:
         assert ranked is not None
         found["auroc"], found["average_precision"] = ranked
         tiles, step = np.arange(0, 300, 7), 1e-5
-        weights = np.ones((len(tiles) + 1, 300))
-        weights[np.arange(len(tiles)), tiles] += step
-        values = weighted_metrics(labels, probabilities, weights, positive=positive)
+        at_one = _weighted(labels, probabilities, np.ones(300), positive=positive)
+        nearby = [_weighted(labels, probabilities, 1 + step * np.eye(300)[tile], positive=positive) for tile in tiles]
         for key, one in found.items():
             assert one is not None
             scale = 2 if key == "mcc" else 1  # its estimate is of (1 + MCC) / 2
-            assert values[key][-1] == pytest.approx(scale * one.value - (key == "mcc"))
-            moved = (values[key][:-1] - values[key][-1]) / step
+            assert at_one[key] == pytest.approx(scale * one.value - (key == "mcc"))
+            moved = (np.array([values[key] for values in nearby]) - at_one[key]) / step
             assert moved == pytest.approx(scale * one.influence[tiles], abs=2e-6), key
             assert one.influence.sum() == pytest.approx(0, abs=1e-9)
 

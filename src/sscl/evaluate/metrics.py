@@ -1,8 +1,6 @@
 """Classification metrics, as pure functions on numpy arrays.
 
-Every metric is computed from weights per tile, all ones for its value, so that tests and simulations can weigh tiles;
-its interval comes from `influence` and `intervals`. Shape letters: N
-tiles, K classes, S rows of weights.
+Their intervals come from `influence` and `intervals`. Shape letters: N tiles, K classes.
 """
 
 from __future__ import annotations
@@ -40,8 +38,7 @@ OVERALL = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precis
 OF_LABELS = ("accuracy", "balanced_accuracy", "macro_f1")  # need predicted classes only; comparisons show these
 MANY_CLASSES = 20  # more are not named, counted or drawn each on its own: see `worst_classes`
 _WORST_CLASSES = 10
-_FEW_TILES = 60  # of a class; up to there, comparing each with all others is faster than sorting all tiles
-_BLOCK_TILES = 128  # that are compared at once
+_FEW_TILES = 60  # of a class of several; up to there each is compared with all others, instead of sorting all tiles
 OF_A_CLASS = ("precision", "recall", "f1")
 
 
@@ -118,97 +115,37 @@ def classification_metrics(labels: npt.ArrayLike, probabilities: npt.ArrayLike, 
         ValueError: wrong shapes, no tile, labels out of range, or values that are no probabilities.
     """
     truth, scores = checked(labels, probabilities, positive=positive)
-    values = weighted_metrics(truth, scores, np.ones((1, len(truth))), positive=positive)
-    flat = {key: _number(value[0]) for key, value in values.items()}
-    support = np.bincount(truth, minlength=scores.shape[1]).tolist()
-    rows = [
-        ClassMetrics(support=count, **{key: flat.pop(f"{key} {label}") for key in OF_A_CLASS})
-        for label, count in enumerate(support)
-    ]
-    return Metrics.model_validate({**flat, "per_class": rows})
-
-
-def weighted_metrics(
-    truth: IntArray, scores: FloatArray, weights: FloatArray, *, positive: int | None
-) -> dict[str, FloatArray]:
-    """Return each metric under each row of weights (S, N), as (S,) arrays; NaN = undefined.
-
-    Per-class metrics have keys such as "precision 0".
-    """
-    classes = scores.shape[1]
-    right, actual, called = _counts(truth, scores.argmax(axis=1), weights, num_classes=classes)
-    total = actual.sum(axis=1)
-    precision, recall = _ratio(right, called), _ratio(right, actual)
-    f1 = _ratio(2 * right, actual + called)
-
-    ranking = _rankings(truth, scores, weights)
-    if classes == 2 and positive is not None:
-        auroc, average_precision = (of[:, positive] for of in ranking)
-    else:
-        auroc, average_precision = (of.mean(axis=1) for of in ranking)
+    classes, total, predicted = scores.shape[1], len(truth), scores.argmax(axis=1)
+    actual, called = (np.bincount(of, minlength=classes).astype(np.float64) for of in (truth, predicted))
+    right = np.bincount(truth[truth == predicted], minlength=classes).astype(np.float64)
+    precision, recall, f1 = _ratio(right, called), _ratio(right, actual), _ratio(2 * right, actual + called)
+    auroc, average_precision = (
+        float(of[positive] if classes == 2 and positive is not None else of.mean())
+        for of in one_against_rest(truth, scores)
+    )
     # Gorodkin's K-category correlation; Matthews's for K = 2.
-    covariance = right.sum(axis=1) * total - (actual * called).sum(axis=1)
-    spread = (total**2 - (called**2).sum(axis=1)) * (total**2 - (actual**2).sum(axis=1))
-
-    values = {
-        "accuracy": right.sum(axis=1) / total,
-        "balanced_accuracy": _defined_mean(recall),
-        "macro_f1": _defined_mean(f1),
-        "auroc": auroc,
-        "average_precision": average_precision,
-        "mcc": _ratio(covariance, np.sqrt(spread)),
-    }
+    covariance = right.sum() * total - (actual * called).sum()
+    spread = (total**2 - (called**2).sum()) * (total**2 - (actual**2).sum())
+    sensitivity = specificity = None
     if positive is not None:
-        negatives = total - actual[:, positive]
-        values["sensitivity"] = recall[:, positive]
-        values["specificity"] = _ratio(negatives - called[:, positive] + right[:, positive], negatives)
-    for label in range(classes):
-        values[f"precision {label}"] = precision[:, label]
-        values[f"recall {label}"] = recall[:, label]
-        values[f"f1 {label}"] = f1[:, label]
-    return values
-
-
-def _counts(
-    truth: IntArray, predicted: IntArray, weights: FloatArray, *, num_classes: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return tiles predicted right, of each true and of each predicted class, (S, K) each, exact: small integers."""
-    right = weights * (truth == predicted)
-    return tuple(
-        _by_class(of, label, num_classes) for of, label in ((right, truth), (weights, truth), (weights, predicted))
-    )  # type: ignore[return-value]
-
-
-def _by_class(weights: FloatArray, labels: IntArray, num_classes: int) -> FloatArray:
-    """Return the sum of the weights (S, N) of the tiles of each class, (S, K), in time that does not grow with K."""
-    order = np.argsort(labels, kind="stable")
-    present, starts = np.unique(labels[order], return_index=True)
-    sums = np.zeros((len(weights), num_classes))
-    sums[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
-    return sums
-
-
-def _ranking_metrics(
-    is_class: npt.NDArray[np.bool_], scores: FloatArray, weights: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return AUROC and average precision of one class against the rest, (S,) each, under weights (S, N).
-
-    By hand, because scikit-learn and scipy take one row of weights at a time: this sorts the scores once for all rows.
-    """
-    order = np.argsort(-scores, kind="stable")
-    ordered, hit = scores[order], is_class[order]
-    # Tied scores count as one threshold: in AUROC they give half a point, in AP one common precision.
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    positives = np.add.reduceat(weights[:, order] * hit, starts, axis=1)  # (S, thresholds), high scores first
-    negatives = np.add.reduceat(weights[:, order] * ~hit, starts, axis=1)
-    above_positive, above_negative = positives.cumsum(axis=1), negatives.cumsum(axis=1)
-    all_positive, all_negative = above_positive[:, -1], above_negative[:, -1]
-    below = all_negative[:, None] - above_negative + negatives / 2  # negatives ranked below, ties half
-    auroc = _ratio((positives * below).sum(axis=1), all_positive * all_negative)
-    # A threshold before the first drawn tile has no precision, but no positives either: it adds 0.
-    precision = above_positive / np.maximum(above_positive + above_negative, 1)
-    average_precision = _ratio((positives * precision).sum(axis=1), all_positive)
-    return auroc, np.where(all_negative > 0, average_precision, np.nan)
+        negatives = total - actual[positive]
+        sensitivity = _number(recall[positive])
+        if negatives:
+            specificity = float((negatives - called[positive] + right[positive]) / negatives)
+    return Metrics(
+        accuracy=float(right.sum() / total),
+        balanced_accuracy=float(np.nanmean(recall)),
+        macro_f1=float(np.nanmean(f1)),
+        auroc=_number(auroc),
+        average_precision=_number(average_precision),
+        mcc=float(covariance / np.sqrt(spread)) if spread > 0 else None,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        per_class=tuple(
+            ClassMetrics(precision=_number(p), recall=_number(r), f1=_number(f), support=int(tiles))
+            for p, r, f, tiles in zip(precision, recall, f1, actual, strict=True)
+        ),
+    )
 
 
 def worst_classes(per_class: Sequence[ClassMetrics]) -> list[int]:
@@ -269,55 +206,43 @@ def one_against_rest(truth: IntArray, scores: FloatArray) -> tuple[FloatArray, F
     Args:
         truth: (N,). scores: (N, K).
     """
-    auroc, average_precision = _rankings(truth, scores, np.ones((1, len(truth))))
-    return auroc[0], average_precision[0]
-
-
-def _rankings(truth: IntArray, scores: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return AUROC and average precision of each class against the rest, (S, K) each; NaN of an absent class.
-
-    Of a class of few tiles these are compared with all others, several classes at once, instead of sorting all tiles
-    once a class: that takes S x N steps a tile, however many classes there are.
-    """
     classes, counts = scores.shape[1], np.bincount(truth, minlength=scores.shape[1])
-    few = np.flatnonzero(counts <= _FEW_TILES) if classes > 2 else np.arange(0)
-    found = np.full((2, len(weights), classes), np.nan)
-    for label in np.setdiff1d(np.arange(classes), few):
-        found[:, :, label] = _ranking_metrics(truth == label, scores[:, label], weights)
-    single = weights.astype(np.float32)  # its sums are whole numbers below 2^24, so exact
-    present = few[counts[few] > 0]
-    block_of = np.cumsum(counts[present]) // _BLOCK_TILES
-    for block in np.unique(block_of):
-        labels = present[block_of == block]
-        tiles = np.concatenate([np.flatnonzero(truth == label) for label in labels])  # (b,), class by class
-        starts = np.cumsum([0, *counts[labels[:-1]]])
-        own, other = truth[tiles], scores.T[truth[tiles]]  # of the same class's column, (b, N)
-        score, elsewhere = scores[tiles, own][:, None], truth != own[:, None]
-        same = (own == own[:, None]) & (other[:, tiles] >= score)
-        drawn = weights[:, tiles]
-        above_negative = (single @ ((other >= score) & elsewhere).T.astype(np.float32)).astype(np.float64)  # (S, b)
-        ties = (other == score) & elsewhere
-        tied = (single @ ties.T.astype(np.float32)).astype(np.float64) if ties.any() else 0.0
-        all_positive = np.add.reduceat(drawn, starts, axis=1)  # (S, classes of the block)
-        all_negative = weights.sum(1, keepdims=True) - all_positive
-        below = np.repeat(all_negative, counts[labels], axis=1) - above_negative + tied / 2
-        above_positive = drawn @ same.T.astype(np.float64)
-        precision = above_positive / np.maximum(above_positive + above_negative, 1)
-        found[0][:, labels] = _ratio(np.add.reduceat(drawn * below, starts, axis=1), all_positive * all_negative)
-        average = _ratio(np.add.reduceat(drawn * precision, starts, axis=1), all_positive)
-        found[1][:, labels] = np.where(all_negative > 0, average, np.nan)
+    found = np.full((2, classes), np.nan)
+    for label in np.flatnonzero((counts > 0) & (counts < len(truth))):
+        rank = _by_comparing if classes > 2 and counts[label] <= _FEW_TILES else _by_sorting
+        found[:, label] = rank(truth == label, scores[:, label])
     return found[0], found[1]
+
+
+def _by_sorting(is_class: npt.NDArray[np.bool_], scores: FloatArray) -> tuple[float, float]:
+    """Return AUROC and average precision of one class against the rest, both of which have tiles."""
+    order = np.argsort(-scores, kind="stable")
+    ordered, hit = scores[order], is_class[order]
+    # Tied scores count as one threshold: in AUROC they give half a point, in AP one common precision.
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    positives = np.add.reduceat(hit, starts, dtype=np.float64)  # (thresholds,), high scores first
+    negatives = np.add.reduceat(~hit, starts, dtype=np.float64)
+    above_positive, above_negative = positives.cumsum(), negatives.cumsum()
+    all_positive, all_negative = above_positive[-1], above_negative[-1]
+    below = all_negative - above_negative + negatives / 2  # negatives ranked below, ties half
+    precision = above_positive / (above_positive + above_negative)
+    auroc = (positives * below).sum() / (all_positive * all_negative)
+    return float(auroc), float((positives * precision).sum() / all_positive)
+
+
+def _by_comparing(is_class: npt.NDArray[np.bool_], scores: FloatArray) -> tuple[float, float]:
+    """Return what `_by_sorting` does, from each tile of the class beside all others."""
+    own, others = scores[is_class], scores[~is_class]
+    above_positive = (own >= own[:, None]).sum(axis=1)
+    above_negative = (others >= own[:, None]).sum(axis=1)
+    below = len(others) - above_negative + (others == own[:, None]).sum(axis=1) / 2
+    precision = above_positive / (above_positive + above_negative)
+    return float(below.sum() / (len(own) * len(others))), float(np.add.reduceat(precision, [0])[0] / len(own))
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     """Return numerator / denominator, NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
-
-
-def _defined_mean(values: FloatArray) -> FloatArray:
-    """Return the mean over the classes (S, K) -> (S,), leaving out undefined ones."""
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
 def _number(value: float) -> float | None:
