@@ -116,21 +116,25 @@ def test_soft_vote_brier_is_about_fractions_of_seven() -> None:
     assert soft_vote_brier(votes, np.array(votes) / 7) == 0
 
 
-@pytest.mark.parametrize(("binning", "strategy"), [("width", "uniform"), ("mass", "quantile")])
 @pytest.mark.parametrize("bins", [5, 10])
-def test_reliability_is_the_curve_of_sklearn_with_counts(binning: str, strategy: str, bins: int) -> None:
+def test_reliability_is_the_curve_of_sklearn_with_counts(bins: int) -> None:
     logits, labels = drawn()
     p = softmax(logits)[:, 1]
-    rows = reliability_curve(labels == 1, p, bins=bins, binning=binning)
-    share, score = calibration_curve(labels, p, n_bins=bins, strategy=strategy)
+    rows = reliability_curve(labels == 1, p, bins=bins)
+    share, score = calibration_curve(labels, p, n_bins=bins)
     assert [row.frequency for row in rows] == pytest.approx(share)
     assert [row.score for row in rows] == pytest.approx(score)
     assert sum(row.count for row in rows) == 300
-    if binning == "mass":
-        assert {row.count for row in rows} == {300 // bins}
     for row in rows:
         assert row.low <= row.score <= row.high
         assert row.interval == proportion_interval(round(row.frequency * row.count), row.count)
+
+
+def test_the_error_of_bins_of_equal_mass_is_the_mean_gap_of_sklearns_curve() -> None:
+    logits, labels = drawn()
+    p = softmax(logits)[:, 1]
+    share, score = calibration_curve(labels, p, n_bins=15, strategy="quantile")  # 20 of the 300 tiles in each
+    assert calibration_error(labels == 1, p, equal_mass=True) == pytest.approx(np.abs(share - score).mean())
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -171,15 +175,13 @@ def test_the_error_by_chance_is_what_calibrated_scores_have() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"binning": "equal"}, "'width' and 'mass'"),
-        ({"bins": 0}, "bins"),
         ({"scores": [0.2, 1.2]}, "within 0 to 1"),
         ({"scores": [0.2, math.nan]}, "within 0 to 1"),
         ({"outcomes": [0, 1]}, "must be bool"),
         ({"scores": [0.2]}, "must be bool"),
     ],
 )
-def test_impossible_bins_and_scores_are_refused(words: dict, message: str) -> None:
+def test_impossible_outcomes_and_scores_are_refused(words: dict, message: str) -> None:
     arguments = {"outcomes": [True, False], "scores": [0.2, 0.8], **words}
     with pytest.raises(ValueError, match=message):
         calibration_error(arguments.pop("outcomes"), arguments.pop("scores"), **arguments)
@@ -237,6 +239,15 @@ class TestWhatSoManyTilesShow:
         assert (over.index, over.under) == (0, False)
         assert under.frequency == pytest.approx(np.mean(labels))
         assert under.score == pytest.approx(p[:, 1].mean())
+
+    def test_a_probability_on_an_edge_is_of_the_lower_bin_as_in_the_curve(self) -> None:
+        """At 0.5 the class is called too often, so its probability is not too low in every bin."""
+        score, share = np.array([0.15, 0.25, 0.35, 0.5, 0.55]), np.array([0.4, 0.5, 0.6, 0.4, 0.9])
+        labels = (np.arange(40)[:, None] < 40 * share).astype(np.int64).ravel()
+        p = np.tile(score, 40)
+        curve = calibration.reliability_curve(labels == 1, p)
+        assert [row.frequency > row.score for row in curve] == [True, True, True, False, True]
+        assert 1 not in [of.index for of in calibration.miscalled_classes(labels, np.column_stack([1 - p, p]))]
 
     def test_slides_that_are_called_alike_are_no_evidence(self) -> None:
         """Forty copies of forty tiles: the gap of forty tiles may be chance, however often they are shown."""

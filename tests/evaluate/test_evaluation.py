@@ -104,7 +104,7 @@ def test_calibration_is_of_the_positive_class_or_of_the_top_label(positive: int 
         one = getattr(found, stage)
         assert one.reliability == calibration.reliability_curve(outcomes, scores)
         assert one.ece == pytest.approx(calibration.calibration_error(right, p.max(1)))
-        assert one.ece_equal_mass == pytest.approx(calibration.calibration_error(right, p.max(1), binning="mass"))
+        assert one.ece_equal_mass == pytest.approx(calibration.calibration_error(right, p.max(1), equal_mass=True))
         if positive is not None:
             assert one.ece_positive == pytest.approx(calibration.calibration_error(outcomes, scores))
         true = calibration.calibration_error_by_chance(p.max(1))

@@ -19,7 +19,8 @@ from sscl.evaluate.metrics import FloatArray, IntArray
 from sscl.models.calibration import KeptCalibration
 from sscl.records import Record
 
-BINS = 15  # as in Guo et al.
+BINS = 15  # of calibration errors, as in Guo et al.
+CURVE_BINS = 10  # of reliability curves
 FEW = 50  # validation tiles; below, what is fitted on them changes much from one sample to another
 MATTERS_ECE = 0.1  # a mean gap between confidence and accuracy that one would want to see
 FEWEST_BINS = 4  # all on one side: p = 2 x 0.5^4 = 0.13 for one class, and the mean gap is tested besides
@@ -195,41 +196,37 @@ def soft_vote_brier(votes: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 
 def expected_calibration_error(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = BINS, binning: str = "width"
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, equal_mass: bool = False
 ) -> float:
     """Return the ECE of the top label: the mean over tiles of |accuracy - mean confidence| of the tile's bin.
 
     Args:
-        labels: (N,). probabilities: (N, K). bins, binning: see `reliability_curve`.
+        labels: (N,). probabilities: (N, K). equal_mass: see `calibration_error`.
 
     Source: Guo et al., arXiv:1706.04599, Eq. 3; bins (low, high], as there.
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    return calibration_error(p.argmax(1) == np.asarray(labels), p.max(1), bins=bins, binning=binning)
+    return calibration_error(p.argmax(1) == np.asarray(labels), p.max(1), equal_mass=equal_mass)
 
 
-def calibration_error(
-    outcomes: npt.ArrayLike, scores: npt.ArrayLike, *, bins: int = BINS, binning: str = "width"
-) -> float:
+def calibration_error(outcomes: npt.ArrayLike, scores: npt.ArrayLike, *, equal_mass: bool = False) -> float:
     """Return the mean over tiles of |fraction with the outcome - mean score| of the tile's bin.
 
     Args:
-        outcomes: bool, (N,). scores: their probabilities, (N,). bins, binning: see `reliability_curve`.
+        outcomes: bool, (N,). scores: their probabilities, (N,), N >= 1.
+        equal_mass: whether the bins are of equally many tiles, instead of equal width over 0 to 1.
+
+    Raises:
+        ValueError: other shapes; scores outside 0 to 1.
     """
-    hit, p, where = _binned(outcomes, scores, bins=bins, binning=binning)
-    return float(np.abs(np.bincount(where, hit - p, minlength=bins)).sum() / len(p))
+    hit, p, where, _ = _binned(outcomes, scores, bins=BINS, equal_mass=equal_mass)
+    return float(np.abs(np.bincount(where, hit - p, minlength=BINS)).sum() / len(p))
 
 
 def calibration_error_by_chance(
-    scores: npt.ArrayLike,
-    *,
-    gap: float = 0.0,
-    worth: int | None = None,
-    bins: int = BINS,
-    samples: int = 500,
-    seed: int = 0,
+    scores: npt.ArrayLike, *, gap: float = 0.0, worth: int | None = None, seed: int = 0
 ) -> FloatArray:
-    """Return calibration errors that probabilities would have by chance, on as many tiles, (samples,), ascending.
+    """Return calibration errors that probabilities would have by chance, on as many tiles, (500,), ascending.
 
     The error is never 0 on finitely many tiles; one below the 95% quantile of these is no evidence of miscalibration.
     Outcomes are drawn from the scores themselves.
@@ -237,41 +234,40 @@ def calibration_error_by_chance(
     Args:
         scores: (N,). gap: how much more often outcomes fail than the scores say; 0 = true probabilities.
         worth: independent tiles that these are worth, where tiles of a slide depend on each other; None = N.
-        bins: of equal width. samples, seed: of the draws.
+        seed: of the draws.
 
     Source: consistency resampling, Bröcker & Smith 2007, Weather and Forecasting 22:651.
     """
     rng = np.random.default_rng(seed)
-    _, p, where = _binned(np.zeros(np.shape(scores), dtype=bool), scores, bins=bins, binning="width")
+    _, p, where, _ = _binned(np.zeros(np.shape(scores), dtype=bool), scores, bins=BINS)
     drawn = []
-    for _ in range(samples):
+    for _ in range(500):
         own, bin_of = p, where
         if worth is not None and worth < len(p):
             rows = rng.integers(len(p), size=worth)
             own, bin_of = p[rows], where[rows]
         gaps = (rng.random(len(own)) < own - gap) - own
-        drawn.append(np.abs(np.bincount(bin_of, gaps, minlength=bins)).sum() / len(own))
+        drawn.append(np.abs(np.bincount(bin_of, gaps, minlength=BINS)).sum() / len(own))
     return np.sort(np.array(drawn))
 
 
 def miscalled_classes(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = 10, sample: Sample | None = None
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, sample: Sample | None = None
 ) -> tuple[MiscalledClass, ...]:
     """Return the classes whose probability is too low, or too high, in every bin of their reliability curve.
 
     At least FEWEST_BINS bins must hold tiles, and the mean gap must lie beyond its 95% interval.
 
     Args:
-        labels: (N,). probabilities: (N, K). bins: of equal width.
+        labels: (N,). probabilities: (N, K).
         sample: the same tiles with their groups; None = independent tiles.
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     sample = Sample.of(y, classes=p.shape[1], groups=None) if sample is None else sample
     found = []
     for index in range(p.shape[1]):
-        score, hit = p[:, index], y == index
-        where = np.minimum((score * bins).astype(np.int64), bins - 1)
-        gaps = np.bincount(where, hit - score, minlength=bins)[np.bincount(where, minlength=bins) > 0]
+        hit, score, where, _ = _binned(y == index, p[:, index], bins=CURVE_BINS)
+        gaps = np.bincount(where, hit - score)[np.bincount(where) > 0]
         if len(gaps) < FEWEST_BINS or not ((gaps > 0).all() or (gaps < 0).all()):
             continue
         ends = wald_interval(mean_of_tiles(hit - score, sample))
@@ -289,36 +285,29 @@ def miscalled_classes(
 
 
 def reliability_curve(
-    outcomes: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    *,
-    bins: int = 10,
-    binning: str = "width",
-    sample: Sample | None = None,
+    outcomes: npt.ArrayLike, scores: npt.ArrayLike, *, bins: int = CURVE_BINS, sample: Sample | None = None
 ) -> tuple[ReliabilityBin, ...]:
     """Return how often an outcome occurred against its predicted probability, for each bin that holds tiles.
 
     Args:
         outcomes: bool, (N,). scores: probabilities, (N,), N >= 1.
-        bins: how many. binning: "width", of equal width over 0 to 1, or "mass", of equally many tiles. A score on an
-            edge belongs to the lower bin.
+        bins: how many, of equal width over 0 to 1. A score on an edge belongs to the lower one.
         sample: the same tiles with their groups; None = independent tiles.
 
     Raises:
-        ValueError: other shapes, bins or binning; scores outside 0 to 1.
+        ValueError: as `calibration_error`.
     """
-    hit, p, where = _binned(outcomes, scores, bins=bins, binning=binning)
-    edges = _edges(p, bins=bins, binning=binning)
+    hit, p, where, edges = _binned(outcomes, scores, bins=bins)
     ends = share_intervals(hit > 0, where, None if sample is None else sample.groups, shares=bins)
     rows = []
     for index in np.unique(where):
         inside = where == index
-        count, low, high = int(inside.sum()), *(float(of[index]) for of in ends)
+        low, high = (float(of[index]) for of in ends)
         rows.append(
             ReliabilityBin(
                 low=float(edges[index]),
                 high=float(edges[index + 1]),
-                count=count,
+                count=int(inside.sum()),
                 score=float(p[inside].mean()),
                 frequency=float(hit[inside].mean()),
                 interval=None if np.isnan(low) else (low, high),
@@ -327,19 +316,12 @@ def reliability_curve(
     return tuple(rows)
 
 
-def _edges(scores: FloatArray, *, bins: int, binning: str) -> FloatArray:
-    even = np.linspace(0, 1, bins + 1)
-    return even if binning == "width" else np.quantile(scores, even)
-
-
 def _binned(
-    outcomes: npt.ArrayLike, scores: npt.ArrayLike, *, bins: int, binning: str
-) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return outcomes as 0 and 1, scores, and the bin of each, (N,) each."""
+    outcomes: npt.ArrayLike, scores: npt.ArrayLike, *, bins: int, equal_mass: bool = False
+) -> tuple[FloatArray, FloatArray, IntArray, FloatArray]:
+    """Return outcomes as 0 and 1, scores, and the bin of each, (N,) each; then the edges of the bins."""
     hit, p = truth_and_scores(outcomes, scores)
-    if bins < 1:
-        raise ValueError(f"bins: got {bins}, must be at least 1")
-    if binning not in ("width", "mass"):
-        raise ValueError(f"binning: got {binning!r}, allowed are 'width' and 'mass'")
-    inner = _edges(p, bins=bins, binning=binning)[1:-1]
-    return hit.astype(np.float64), p, np.searchsorted(inner, p, side="left").astype(np.int64)
+    edges = np.linspace(0, 1, bins + 1)
+    if equal_mass:
+        edges = np.quantile(p, edges)
+    return hit.astype(np.float64), p, np.searchsorted(edges[1:-1], p, side="left").astype(np.int64), edges

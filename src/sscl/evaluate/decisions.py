@@ -42,7 +42,7 @@ def choose_threshold(truth: npt.ArrayLike, scores: npt.ArrayLike, *, sensitivity
         sensitivity: above 0, to 1; None = Youden's index.
 
     Raises:
-        ValueError: all tiles are of one class, sensitivity is out of range, or as `reliability_curve`.
+        ValueError: all tiles are of one class, sensitivity is out of range, or as `truth_and_scores`.
 
     Source: Youden 1950, Cancer 3:32.
     """

@@ -130,7 +130,7 @@ def _calibration(tiles: Tiles, probabilities: FloatArray, *, positive: int | Non
     return CalibrationErrors(
         ece=calibration.expected_calibration_error(tiles.labels, probabilities),
         ece_by_chance=error_by_chance(tiles.labels, probabilities, sample),
-        ece_equal_mass=calibration.expected_calibration_error(tiles.labels, probabilities, binning="mass"),
+        ece_equal_mass=calibration.expected_calibration_error(tiles.labels, probabilities, equal_mass=True),
         ece_positive=None if positive is None else calibration.calibration_error(outcomes, scores),
         brier=calibration.brier_score(tiles.labels, probabilities),
         brier_positive=None if positive is None else calibration.binary_brier_score(outcomes, scores),
