@@ -6,7 +6,7 @@ from typing import Any
 
 from sscl.evaluate.probe_report import MissingEncoder, ProbeResults, UnknownRobustness
 from sscl.evaluate.probe_results import Gain, OverRuns, Summary
-from sscl.evaluate.probe_shots import FewShot, FewShotGain, OverDraws
+from sscl.evaluate.probe_shots import FewShot, FewShotGain
 from sscl.evaluate.probe_tables import in_columns, legend, probe_tables, robustness_legend
 from sscl.evaluate.robustness import Robustness, RobustnessGain
 from sscl.evaluate.tables import as_markdown
@@ -72,8 +72,8 @@ def results(**more: Any) -> ProbeResults:
     return found.model_copy(update=more)
 
 
-def of_shots(mean: float) -> dict[str, OverDraws]:
-    value = OverDraws(mean=mean, sd=0.1, values=(mean,), interval=(mean - 0.02, mean + 0.03))
+def of_shots(mean: float) -> dict[str, OverRuns]:
+    value = OverRuns(mean=mean, sd=0.1, values=(mean,), interval=(mean - 0.02, mean + 0.03))
     return dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), value)
 
 

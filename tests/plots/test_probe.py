@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sscl.evaluate.probe_results import OverRuns, Summary
-from sscl.evaluate.probe_shots import FewShot, OverDraws
+from sscl.evaluate.probe_shots import FewShot
 from sscl.plots import probe as probe_plots
 from sscl.plots.probe import BarPanel, CurvePanel, plot_bars, plot_curves
 
@@ -135,7 +135,7 @@ def test_curves_have_their_points_bands_and_levels(figure_of):
 
 def test_simpleshot_has_a_curve_over_shots(wrap, tmp_path):
     def few(name: str, shots: int, mean: float) -> FewShot:
-        over = OverDraws(mean=mean, sd=0.1, values=(mean,), interval=(mean - 0.05, mean + 0.04))
+        over = OverRuns(mean=mean, sd=0.1, values=(mean,), interval=(mean - 0.05, mean + 0.04))
         metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), over)
         return FewShot(encoder=name, set="s", part="test", shots=shots, draws=100, left_out=(), **metrics)
 

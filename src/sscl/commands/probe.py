@@ -30,7 +30,7 @@ from sscl.evaluate.probe_report import FILE, MissingEncoder, ProbeReport, ProbeR
 from sscl.evaluate.probe_results import Measured
 from sscl.evaluate.probe_runs import Done
 from sscl.evaluate.probe_shots import shot_differences, summarise_shots
-from sscl.evaluate.probe_tables import in_columns, interval_method, legend, probe_tables
+from sscl.evaluate.probe_tables import INTERVAL_METHOD, in_columns, legend, probe_tables
 from sscl.evaluate.robustness import robustness_differences, summarise_robustness
 from sscl.evaluate.tables import Table, as_markdown
 from sscl.plots import probe as probe_plots
@@ -81,7 +81,7 @@ def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
             precision=precision,
             encoders=tuple(describe_encoder(job) for job in jobs),
             sets=tuple(describe_set(data, first[data.name]) for data in config.sets),
-            interval_method=interval_method(),
+            interval_method=INTERVAL_METHOD,
             linear_fits=done.fits,
             notes=(
                 *(one.why for one in absent),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
@@ -115,11 +115,6 @@ class Gain(LabelMetrics):
     classifier: Classifier
     pairs: int
 
-    @property
-    def place(self) -> Place:
-        """Where other encoders have a gain too."""
-        return Place(self.set, self.part, self.fraction, self.classifier)
-
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -163,15 +158,14 @@ def measure(found: Found) -> Measured:
 
 def summarise(measured: Measured) -> tuple[Summary, ...]:
     """Return the metrics of each encoder at each place, over its runs."""
-    rows: dict[tuple[str, Place], list[int]] = {}
-    for index, run in enumerate(measured.runs):
-        rows.setdefault((run.encoder, run.place), []).append(index)
+    rows: dict[tuple[str, Place], list[tuple[ProbeRun, Sequence[Estimate]]]] = {}
+    for run, estimates in zip(measured.runs, measured.estimates, strict=True):
+        rows.setdefault((run.encoder, run.place), []).append((run, estimates))
     summaries = []
-    for (encoder, place), indices in rows.items():
-        seeds = [(measured.runs[index].seed, measured.runs[index].label_seed) for index in indices]
-        over = _over_runs([measured.estimates[index] for index in indices], seeds, of=metric_interval)
-        labels = measured.runs[indices[0]].labels
-        facts = {"encoder": encoder, **place._asdict(), "labels": labels, "runs": len(indices)}
+    for (encoder, place), found in rows.items():
+        seeds = [(run.seed, run.label_seed) for run, _ in found]
+        over = _over_runs([estimates for _, estimates in found], seeds, of=metric_interval)
+        facts = {"encoder": encoder, **place._asdict(), "labels": found[0][0].labels, "runs": len(found)}
         summaries.append(Summary.model_validate(facts | over))
     return tuple(summaries)
 
@@ -202,29 +196,28 @@ def differences(measured: Measured, *, reference: str) -> tuple[Gain, ...]:
     An encoder of one seed is paired with every seed of the other. The interval of the mean is over other tiles and
     other seeds.
     """
-    rows: dict[tuple[str, Place], dict[tuple[int, int], int]] = {}
-    for index, run in enumerate(measured.runs):
-        rows.setdefault((run.encoder, run.place), {})[run.seed, run.label_seed] = index
+    rows: dict[tuple[str, Place], dict[tuple[int, int], Sequence[Estimate]]] = {}
+    for run, estimates in zip(measured.runs, measured.estimates, strict=True):
+        rows.setdefault((run.encoder, run.place), {})[run.seed, run.label_seed] = estimates
     gains = []
     for (encoder, place), ours in rows.items():
         if encoder == reference:
             continue
-        pairs = _pairs(ours, rows[reference, place])
-        runs = [list(map(influence.difference, measured.estimates[a], measured.estimates[b])) for a, b in pairs]
-        seeds = [(tuple(measured.runs[i].seed for i in pair), measured.runs[pair[0]].label_seed) for pair in pairs]
-        over = _over_runs(runs, seeds, of=partial(wald_interval, bounds=(-1, 1)))
+        theirs = rows[reference, place]
+        paired = seed_pairs({seed for seed, _ in ours}, {seed for seed, _ in theirs})
+        pairs = {
+            ((seed, other), label_seed): list(map(influence.difference, a, b))
+            for (seed, label_seed), a in ours.items()
+            for (other, same), b in theirs.items()
+            if label_seed == same and (seed, other) in paired
+        }
+        over = _over_runs(list(pairs.values()), list(pairs), of=partial(wald_interval, bounds=(-1, 1)))
         facts = {"encoder": encoder, "reference": reference, **place._asdict(), "pairs": len(pairs)}
         gains.append(Gain.model_validate(facts | over))
     return tuple(gains)
 
 
-def _pairs(ours: dict[tuple[int, int], int], theirs: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
-    """Return (our run, their run) of the same seed and label seed; a single seed meets all of the other side."""
-    seeds, other = {seed for seed, _ in ours}, {seed for seed, _ in theirs}
-    alone = len(seeds) == 1 or len(other) == 1
-    return [
-        (index, match)
-        for (seed, label_seed), index in ours.items()
-        for (their_seed, their_label_seed), match in theirs.items()
-        if label_seed == their_label_seed and (alone or seed == their_seed)
-    ]
+def seed_pairs(ours: Collection[int], theirs: Collection[int]) -> list[tuple[int, int]]:
+    """Return pairs of equal seeds, ours first; where one side has a single seed, it meets all of the other."""
+    alone = len(ours) == 1 or len(theirs) == 1
+    return [(a, b) for a in ours for b in theirs if alone or a == b]

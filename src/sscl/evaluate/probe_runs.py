@@ -69,28 +69,33 @@ def predict(
                     drawn = draw_labels(parts, embedded, fraction=fraction, label_seed=label_seed)
                     linear, validation = fit_linear(drawn, config=config, label_seed=label_seed)
                     fits, unconverged = fits + linear.fits, unconverged + linear.unconverged
-                    facts = RunFacts(
-                        encoder=job.row.name,
-                        seed=job.seed,
-                        set=data.name,
-                        part="",
-                        fraction=fraction,
-                        label_seed=label_seed,
-                        labels=len(drawn.labels),
-                        classifier="knn",
-                    )
                     for part in (part for part in EVALUATED if part in parts):
-                        for run_facts, predictions in classify(
-                            facts.model_copy(update={"part": part}),
-                            drawn,
-                            linear,
-                            embedded[part],
-                            validation=validation,
-                            neighbours=config.neighbours,
-                            num_classes=len(parts["train"].tiles.classes),
-                        ):
-                            found.runs.append(run_facts)
-                            found.predictions.append(predictions)
+                        facts = RunFacts(
+                            encoder=job.row.name,
+                            seed=job.seed,
+                            set=data.name,
+                            part=part,
+                            fraction=fraction,
+                            label_seed=label_seed,
+                            labels=len(drawn.labels),
+                            classifier="knn",
+                        )
+                        chosen = {
+                            "classifier": "linear",
+                            "c": linear.c,
+                            "validation": validation,
+                            "validation_scores": {f"{c:g}": score for c, score in linear.scores.items()},
+                        }
+                        found.runs.extend([facts.model_copy(update=chosen), facts])
+                        found.predictions.extend(
+                            classified(
+                                drawn,
+                                linear,
+                                embedded[part],
+                                neighbours=config.neighbours,
+                                num_classes=len(parts["train"].tiles.classes),
+                            )
+                        )
                     bar.update()
     done.fits = Fits(fits=fits, unconverged=unconverged)
     return done
@@ -168,33 +173,11 @@ def fit_linear(drawn: Drawn, *, config: ProbeConfig, label_seed: int) -> tuple[p
     return linear, how
 
 
-def classify(
-    facts: RunFacts,
-    drawn: Drawn,
-    linear: probe.LinearProbe,
-    queries: torch.Tensor,
-    *,
-    validation: str,
-    neighbours: int,
-    num_classes: int,
-) -> list[tuple[RunFacts, IntArray]]:
-    """Return what the linear probe and kNN predict for queries (M, C), class indices (M,) each.
-
-    Args:
-        facts: of the run with kNN. validation: where the tiles that chose C came from. neighbours: k of kNN.
-    """
-    chosen = facts.model_copy(
-        update={
-            "classifier": "linear",
-            "c": linear.c,
-            "validation": validation,
-            "validation_scores": {f"{c:g}": score for c, score in linear.scores.items()},
-        }
-    )
+def classified(
+    drawn: Drawn, linear: probe.LinearProbe, queries: torch.Tensor, *, neighbours: int, num_classes: int
+) -> tuple[IntArray, IntArray]:
+    """Return what the linear probe, and kNN of k neighbours, predict for queries (M, C), class indices (M,) each."""
     votes = probe.knn_probabilities(
         drawn.features, torch.from_numpy(drawn.labels), queries, neighbours=neighbours, num_classes=num_classes
     )
-    return [
-        (chosen, linear.probabilities(queries, num_classes=num_classes).argmax(1)),
-        (facts, votes.numpy().argmax(1)),
-    ]
+    return linear.probabilities(queries, num_classes=num_classes).argmax(1), votes.numpy().argmax(1)

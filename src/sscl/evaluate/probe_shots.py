@@ -16,8 +16,8 @@ import torch
 from sscl.evaluate import influence
 from sscl.evaluate.intervals import Estimate, Groups, Interval, Sample, draw_variance, metric_interval, wald_interval
 from sscl.evaluate.metrics import OF_LABELS, IntArray
+from sscl.evaluate.probe_results import LabelMetrics, OverRuns, seed_pairs
 from sscl.evaluate.simpleshot import draw_shots, enough_tiles, simpleshot_predictions
-from sscl.records import Record
 
 
 class ShotPlace(NamedTuple):
@@ -28,29 +28,13 @@ class ShotPlace(NamedTuple):
     shots: int
 
 
-class OverDraws(Record):
-    """A metric over draws: mean, sample standard deviation over them, and the interval of the mean.
+class FewShot(LabelMetrics):
+    """An encoder with a number of shots on a part of a set, over draws.
 
-    The interval is over other tiles, other draws and, of several seeds, over other seeds. values: the mean over the
-    draws for each seed of the encoder.
+    Attributes:
+        left_out: classes with fewer training tiles than shots.
+        balanced_accuracy, ...: `sd` is over the draws; `values`: the mean over these for each seed of the encoder.
     """
-
-    mean: float
-    sd: float | None
-    values: tuple[float, ...]
-    interval: Interval | None
-
-
-class ShotMetrics(Record):
-    """The metrics of OF_LABELS over draws."""
-
-    accuracy: OverDraws
-    balanced_accuracy: OverDraws
-    macro_f1: OverDraws
-
-
-class FewShot(ShotMetrics):
-    """An encoder with a number of shots on a part of a set. left_out: classes with fewer training tiles than shots."""
 
     encoder: str
     set: str
@@ -59,14 +43,9 @@ class FewShot(ShotMetrics):
     draws: int
     left_out: tuple[str, ...]
 
-    @property
-    def place(self) -> ShotPlace:
-        """Where other encoders have one too."""
-        return ShotPlace(self.set, self.part, self.shots)
 
-
-class FewShotGain(ShotMetrics):
-    """How much better an encoder is than the reference with the same draws."""
+class FewShotGain(LabelMetrics):
+    """How much better an encoder is than the reference with the same draws; the metrics as of `FewShot`."""
 
     encoder: str
     reference: str
@@ -74,11 +53,6 @@ class FewShotGain(ShotMetrics):
     part: str
     shots: int
     draws: int
-
-    @property
-    def place(self) -> ShotPlace:
-        """Where other encoders have one too."""
-        return ShotPlace(self.set, self.part, self.shots)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +149,7 @@ def shot_differences(runs: Sequence[ShotRun], *, reference: str) -> tuple[FewSho
         if encoder == reference:
             continue
         theirs = rows[reference, place]
-        alone = len(ours) == 1 or len(theirs) == 1
-        pairs = [(a, b) for a in ours for b in theirs if alone or a == b]
+        pairs = seed_pairs(ours, theirs)
         over = _over_draws(
             [ours[a].values - theirs[b].values for a, b in pairs],
             [tuple(map(influence.difference, ours[a].means, theirs[b].means)) for a, b in pairs],
@@ -195,7 +168,7 @@ def _over_draws(
     seeds: Sequence[Hashable],
     *,
     of: Callable[..., Interval | None],
-) -> dict[str, OverDraws]:
+) -> dict[str, OverRuns]:
     """Return each metric over draws and seeds. values, means: of each run. of: makes the interval."""
     found = {}
     for index, metric in enumerate(OF_LABELS):
@@ -203,7 +176,7 @@ def _over_draws(
         each = np.concatenate(columns)
         levels = [(seed, draw) for seed, column in zip(seeds, columns, strict=True) for draw in range(len(column))]
         over_draws = np.mean(columns, axis=0)
-        found[metric] = OverDraws(
+        found[metric] = OverRuns(
             mean=float(each.mean()),
             sd=float(over_draws.std(ddof=1)) if len(over_draws) > 1 else None,
             values=tuple(float(column.mean()) for column in columns),

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from sscl.evaluate.intervals import GROUPS, Interval
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.probe_report import ProbeResults
-from sscl.evaluate.probe_results import OverRuns, Place
-from sscl.evaluate.probe_shots import OverDraws, ShotPlace
-from sscl.evaluate.robustness import NAMES
+from sscl.evaluate.probe_results import Gain, OverRuns, Summary
+from sscl.evaluate.probe_shots import FewShot
+from sscl.evaluate.robustness import NAMES, Robustness
 from sscl.evaluate.tables import Table, as_text
+from sscl.records import Record
 from sscl.words import left as padded
 from sscl.words import short_names, shortened, width_of
 
+INTERVAL_METHOD = (
+    f"95% interval: over other tiles (whole groups, where these are known: {GROUPS}), and of several runs also over "
+    "other seeds and label seeds"
+)
 NOT_HERE = "weights are not on this disk"
 _COLUMNS = 80
 _NAME = 20  # columns of an encoder's name in the terminal
+
+
+Column = tuple[str, dict[str, str]]  # its header, and the cell of each encoder that has one
+Row = TypeVar("Row", bound=Record)
 
 
 def probe_tables(found: ProbeResults, *, reference: str | None) -> list[Table]:
@@ -29,85 +39,77 @@ def probe_tables(found: ProbeResults, *, reference: str | None) -> list[Table]:
     most = max((row.fraction for row in found.summary), default=1.0)
     tables = []
     for where, fraction, part in dict.fromkeys((row.set, row.fraction, row.part) for row in found.summary):
-        here = [row for row in found.summary if (row.set, row.fraction, row.part) == (where, fraction, part)]
+        here = _those(found.summary, set=where, fraction=fraction, part=part)
         names = list(dict.fromkeys(row.encoder for row in here))
-        columns = _columns_of_runs(found, (where, part, fraction), names)
-        gains = [] if reference is None else _gains_of_runs(found, (where, part, fraction), reference, names)
+        gained = _those(found.differences, set=where, fraction=fraction, part=part)
+        columns = _columns_of_runs(here)
+        gains = [] if reference is None else _gains_of_runs(gained, reference)
         if fraction == most:
-            columns += _columns_of_shots(found, (where, part), names)
-            columns.append(_robustness(found, where, names))
-            gains += [] if reference is None else _gains_of_the_rest(found, (where, part), reference, names)
+            columns += _columns_of_shots(_those(found.few_shot, set=where, part=part))
+            columns.append(_robustness(_those(found.robustness, set=where), names))
+            gains += [] if reference is None else _gains_of_the_rest(found, where, part, reference)
         columns += gains
         rows = [["encoder", *(header for header, _ in columns)]]
-        rows += [[name, *(cells[index] for _, cells in columns)] for index, name in enumerate(names)]
+        rows += [[name, *(cells.get(name, "") for _, cells in columns)] for name in names]
         rows += [[one.name, NOT_HERE, *[""] * (len(columns) - 1)] for one in found.missing]
         title = f"{where}, {part}: {percent(fraction)} of the training labels ({here[0].labels:,} tiles)"
         tables.append(Table(title, rows))
     return tables
 
 
-Column = tuple[str, list[str]]  # its header, and a cell of each encoder
+def _those(rows: Sequence[Row], **facts: object) -> list[Row]:
+    """Return the rows that are of these."""
+    return [row for row in rows if all(getattr(row, key) == value for key, value in facts.items())]
 
 
-def _columns_of_runs(found: ProbeResults, at: tuple[str, str, float], names: Sequence[str]) -> list[Column]:
-    of = {(row.encoder, row.place): row for row in found.summary}
-    linear = [of[name, Place(*at, "linear")] for name in names]
-    knn = [of[name, Place(*at, "knn")] for name in names]
+def _columns_of_runs(rows: Sequence[Summary]) -> list[Column]:
+    linear, knn = (_those(rows, classifier=name) for name in ("linear", "knn"))
     return [
-        ("linear", [_cell(row.balanced_accuracy) for row in linear]),
-        (display_name("macro_f1"), [_cell(row.macro_f1, interval=False) for row in linear]),
-        ("kNN", [_cell(row.balanced_accuracy) for row in knn]),
+        ("linear", {row.encoder: _cell(row.balanced_accuracy) for row in linear}),
+        (display_name("macro_f1"), {row.encoder: _cell(row.macro_f1, interval=False) for row in linear}),
+        ("kNN", {row.encoder: _cell(row.balanced_accuracy) for row in knn}),
     ]
 
 
-def _gains_of_runs(
-    found: ProbeResults, at: tuple[str, str, float], reference: str, names: Sequence[str]
-) -> list[Column]:
-    of = {(row.encoder, row.place): row.balanced_accuracy for row in found.differences}
-    columns = []
-    for header, classifier in (("linear", "linear"), ("kNN", "knn")):
-        gains = [of.get((name, Place(*at, classifier))) for name in names]  # type: ignore[arg-type]
-        columns.append((f"{header} − {reference}", ["" if one is None else _cell(one, sign="+") for one in gains]))
-    return columns
+def _gains_of_runs(rows: Sequence[Gain], reference: str) -> list[Column]:
+    return [
+        (
+            f"{header} − {reference}",
+            {row.encoder: _cell(row.balanced_accuracy, sign="+") for row in _those(rows, classifier=name)},
+        )
+        for header, name in (("linear", "linear"), ("kNN", "knn"))
+    ]
 
 
-def _columns_of_shots(found: ProbeResults, part: tuple[str, str], names: Sequence[str]) -> list[Column]:
-    of = {(row.encoder, row.place): row.balanced_accuracy for row in found.few_shot}
-    numbers = sorted({row.shots for row in found.few_shot if row.place[:2] == part})
+def _columns_of_shots(rows: Sequence[FewShot]) -> list[Column]:
+    numbers = sorted({row.shots for row in rows})
     return [
         (
             _shots(shots),
-            [_draws_cell(of.get((name, ShotPlace(*part, shots))), interval=shots == numbers[-1]) for name in names],
+            {
+                row.encoder: _cell(row.balanced_accuracy, sd=False, interval=shots == numbers[-1])
+                for row in _those(rows, shots=shots)
+            },
         )
         for shots in numbers
     ]
 
 
-def _robustness(found: ProbeResults, where: str, names: Sequence[str]) -> Column:
-    of = {row.encoder: row for row in found.robustness if row.set == where}
-    cells = []
-    for name in names:
-        row = of.get(name)
-        known = row is not None and row.index is not None
-        cells.append(_ends(f"{row.index:.3f}", row.interval) if known and row is not None else "unknown")
-    return "robustness", cells
+def _robustness(rows: Sequence[Robustness], names: Sequence[str]) -> Column:
+    known = {row.encoder: _ends(f"{row.index:.3f}", row.interval) for row in rows if row.index is not None}
+    return "robustness", dict.fromkeys(names, "unknown") | known
 
 
-def _gains_of_the_rest(
-    found: ProbeResults, part: tuple[str, str], reference: str, names: Sequence[str]
-) -> list[Column]:
+def _gains_of_the_rest(found: ProbeResults, where: str, part: str, reference: str) -> list[Column]:
     columns = []
-    of = {(row.encoder, row.place): row.balanced_accuracy for row in found.few_shot_differences}
-    numbers = sorted({row.shots for row in found.few_shot_differences if row.place[:2] == part})
-    for shots in numbers[-1:]:
-        gains = [of.get((name, ShotPlace(*part, shots))) for name in names]
-        columns.append((f"{_shots(shots)} − {reference}", [_draws_cell(one, sign="+") for one in gains]))
-    gained = {row.encoder: row for row in found.robustness_differences if row.set == part[0]}
+    gained = _those(found.few_shot_differences, set=where, part=part)
     if gained:
-        cells = [
-            _ends(f"{gained[name].difference:+.3f}", gained[name].interval, sign="+") if name in gained else ""
-            for name in names
-        ]
+        most = max(row.shots for row in gained)
+        cells = {row.encoder: _cell(row.balanced_accuracy, sd=False, sign="+") for row in _those(gained, shots=most)}
+        columns.append((f"{_shots(most)} − {reference}", cells))
+    robust = _those(found.robustness_differences, set=where)
+    if robust:
+        cells = {row.encoder: _ends(f"{row.difference:+.3f}", row.interval, sign="+") for row in robust}
         columns.append((f"robustness − {reference}", cells))
     return columns
 
@@ -116,16 +118,9 @@ def _shots(number: int) -> str:
     return f"{number} shot{'s' * (number > 1)}"
 
 
-def _cell(value: OverRuns, *, interval: bool = True, sign: str = "") -> str:
-    """Return 0.731 (0.702 to 0.760), with ± sd in between where there are several runs."""
-    text = f"{value.mean:{sign}.3f}" + ("" if value.sd is None else f" ± {value.sd:.3f}")
-    return _ends(text, value.interval, sign=sign) if interval else text
-
-
-def _draws_cell(value: OverDraws | None, *, interval: bool = True, sign: str = "") -> str:
-    if value is None:
-        return ""
-    text = f"{value.mean:{sign}.3f}"
+def _cell(value: OverRuns, *, sd: bool = True, interval: bool = True, sign: str = "") -> str:
+    """Return 0.731 (0.702 to 0.760), with ± sd in between where it is wanted and there are several runs."""
+    text = f"{value.mean:{sign}.3f}" + (f" ± {value.sd:.3f}" if sd and value.sd is not None else "")
     return _ends(text, value.interval, sign=sign) if interval else text
 
 
@@ -172,7 +167,7 @@ def legend(found: ProbeResults, *, neighbours: int, reference: str | None) -> li
         "linear: balanced accuracy of logistic regression on frozen features, C chosen on validation; macro F1 of the "
         f"same; kNN: balanced accuracy, k = {neighbours}, cosine",
         "± sd over seeds and label seeds (with all labels, label seeds change the validation tiles only); in brackets "
-        f"the mean's {interval_method()}",
+        f"the mean's {INTERVAL_METHOD}",
     ]
     if any(interval is None for interval in _intervals(found)):
         lines.append("without brackets: too few slides (or tiles of a class) for an interval")
@@ -211,14 +206,6 @@ def robustness_legend(found: ProbeResults) -> list[str]:
             f"{one}, but not both, the share with the class{chance}; {row.tiles:,} tiles"
         )
     return lines + [f"robustness on {one.set}: unknown, {one.why}" for one in found.robustness_unknown]
-
-
-def interval_method() -> str:
-    """Return how intervals are made."""
-    return (
-        "95% interval: over other tiles (whole groups, where these are known: "
-        f"{GROUPS}), and of several runs also over other seeds and label seeds"
-    )
 
 
 def percent(fraction: float) -> str:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from sscl.evaluate import influence
 from sscl.evaluate.intervals import Estimate, Groups, Interval, Sample, draw_variance, metric_interval, wald_interval
 from sscl.evaluate.metrics import FloatArray, IntArray
+from sscl.evaluate.probe_results import seed_pairs
 from sscl.records import Record
 
 MOST_TILES = 10_000  # every tile is compared with every other
@@ -219,8 +220,7 @@ def robustness_differences(found: Sequence[Neighbourhood], *, reference: str) ->
     gains = []
     for (encoder, where), ours in rows.items():
         theirs = rows.get((reference, where), {})
-        alone = len(ours) == 1 or len(theirs) == 1
-        pairs = [(a, b) for a in ours for b in theirs if alone or a == b]
+        pairs = seed_pairs(ours, theirs)
         if encoder == reference or not pairs:
             continue
         each = [influence.difference(ours[a], theirs[b]) for a, b in pairs]
