@@ -6,7 +6,8 @@ import base64
 import copy
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,20 @@ HOSTILE_NAMES = [
     "\udcff.png",
 ]
 SIZE_PX, MAP_SIDE = 32, 4
+# In the tab that tests share: a test's first page finds an empty store; later ones and reloads what it left there.
+# Counts the pictures drawn and the rows put into the document.
+SHARED = """
+if (window.name !== 'begun') { localStorage.clear(); sessionStorage.clear(); window.name = 'begun'; }
+window.drawn = 0; window.added = 0;
+const put = CanvasRenderingContext2D.prototype.putImageData;
+CanvasRenderingContext2D.prototype.putImageData = function (...given) {
+  window.drawn++;
+  return put.apply(this, given);
+};
+new MutationObserver((records) => {
+  for (const record of records) for (const node of record.addedNodes) if (node.matches?.('.row')) window.added++;
+}).observe(document, {childList: true, subtree: true});
+"""
 # Texts that stand out too little from what is behind them, and controls without a name.
 CONTRAST = """() => {
     const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d',
@@ -72,8 +87,10 @@ UNNAMED = """() => [...document.querySelectorAll('button, select, input, textare
 
 
 def picture(rng: np.random.Generator) -> str:
+    """Squares in bright colours: noise at full size would be most of the page."""
     stream = io.BytesIO()
-    Image.fromarray(rng.integers(120, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)).save(stream, "PNG")
+    noise = rng.integers(120, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    Image.fromarray(noise[::8, ::8]).resize((SIZE_PX, SIZE_PX), Image.Resampling.NEAREST).save(stream, "PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
@@ -182,31 +199,69 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Open content from disk in a browser without a past; whatever it complains of or asks for fails the test."""
-    contexts, complaints = [], []
+@dataclass
+class Opened:
+    """Opens content from disk; what a page complains of or asks for is kept.
 
-    def open_page(content: dict[str, Any], *, width: int = 1280, init: str = "", **settings: Any) -> Any:
-        file = tmp_path / "report.html"
+    Where nothing else is asked for it is the tab that all tests share, emptied: a new one costs more than most tests.
+    """
+
+    browser: Any
+    folder: Path
+    complaints: list[str] = field(default_factory=list)
+    contexts: list[Any] = field(default_factory=list)
+    shared: Any = None
+    shows: Any = None  # the content in the shared tab, where that is as it was opened
+
+    def __call__(self, content: dict[str, Any], *, own: bool = False, init: str = "", **settings: Any) -> Any:
+        """Open a page; `own`, a script to run before it, or settings of a context: in a browser without a past."""
+        page = self.tab(init, **settings) if own or init or settings else self.shared
+        if page is None:
+            page = self.shared = self.tab(SHARED)
+        if page is self.shared:
+            self.shows = None
+            page.evaluate("window.name = ''")
+        file = self.folder / "report.html"
         file.write_text(render(cast(Content, content)), encoding="utf-8")
-        context = chromium.new_context(viewport={"width": width, "height": 800}, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        page.on("request", lambda request: complaints.append(f"request: {request.url[:80]}"))
-        if init:
-            page.add_init_script(init)
         page.goto(file.as_uri())
         return page
 
-    open_page.complaints = complaints  # type: ignore[attr-defined]
-    yield open_page
-    harmed = [page.evaluate("window.harmed ?? null") for context in contexts for page in context.pages]
-    for context in contexts:
-        context.close()
-    own = ("request: file://", "request: data:", "request: blob:")
-    assert [found for found in complaints if not found.startswith(own)] == []
-    assert set(harmed) <= {None}, "a script of the content ran"
+    def tab(self, init: str, *, width: int = 1280, **settings: Any) -> Any:
+        context = self.browser.new_context(
+            viewport={"width": width, "height": 800}, reduced_motion="reduce", **settings
+        )
+        self.contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: self.complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
+        page.on("request", lambda request: self.complaints.append(f"request: {request.url[:80]}"))
+        if init:
+            page.add_init_script(init)
+        return page
+
+    def check(self) -> None:
+        """Close what is not shared; fail where a page complained, asked for anything, or let a script run."""
+        pages = [page for context in self.contexts for page in context.pages]
+        harmed = [page.evaluate("window.harmed ?? null") for page in pages]
+        for page in pages:
+            if page is not self.shared:
+                page.context.close()
+        self.contexts = [self.shared.context] if self.shared else []
+        allowed = ("request: file://", "request: data:", "request: blob:")
+        found = [complaint for complaint in self.complaints if not complaint.startswith(allowed)]
+        self.complaints.clear()
+        assert found == []
+        assert set(harmed) <= {None}, "a script of the content ran"
+
+
+@pytest.fixture(scope="module")
+def tabs(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return Opened(chromium, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture
+def opened(tabs: Opened) -> Iterator[Opened]:
+    """Open content from disk; whatever the page complains of or asks for fails the test."""
+    yield tabs
+    tabs.check()
