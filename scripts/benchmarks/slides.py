@@ -94,7 +94,7 @@ def write_large(path: Path, pixels: NDArray[np.uint8], *, times: int) -> Slide:
 
 def repeated(level: EncodedLevel, times: int) -> EncodedLevel:
     """Return a level that repeats another."""
-    side = level.columns
+    side = -(-level.width // level.tile_px)
     tiles = [level.tiles[y % side * side + x % side] for y in range(side * times) for x in range(side * times)]
     return replace(level, width=level.width * times, height=level.height * times, tiles=tiles)
 

@@ -14,6 +14,7 @@ import openslide
 import pytest
 from PIL import Image
 
+from damaged_levels import damaged
 from sscl import api
 from sscl.predict.regions import Frame, Region, classified_in, region_of, tiles_over
 from sscl.report.slide_folder import content_of, slide_folders
@@ -108,7 +109,7 @@ def test_the_map_is_the_mean_of_tiles_that_are_explained_one_by_one(
 def test_it_is_made_where_the_class_is_most_probable(ask: Any, level: EncodedLevel, tmp_path: Path) -> None:
     """Of a slide with a damaged place, in two goes: a picture that is gone is made again."""
     slide = tmp_path / "a.svs"
-    write_levels(slide, [level.damaged(5, 4)], mpp=MPP)
+    write_levels(slide, [damaged(level, 5, 4)], mpp=MPP)
     out = tmp_path / "out"
     words = (slide, f"out={out}", "cam=true", "gradcam.target=difference")
     ask(*words)

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 
+from damaged_levels import damaged
 from sscl import api
 from sscl.report.slide_folder import content_of as folder_content
 from sscl.report.slide_folder import slide_folders
@@ -176,7 +177,7 @@ def test_damaged_tiles_and_slides_are_told_and_the_rest_is_predicted(
 ) -> None:
     """T16: the neighbours of a damaged tile are as they were. T31: a name that is HTML. T37: tiles that overlap."""
     corners = [(x * STEP, y * STEP) for y in (3, 4) for x in range(2, 6)]
-    write_levels(slide.with_name("b.svs"), [level.damaged(3, 3)], mpp=MPP)
+    write_levels(slide.with_name("b.svs"), [damaged(level, 3, 3)], mpp=MPP)
     one, other = (index_of(tmp_path / name, slide.with_name(name), corners) for name in ("a.svs", "b.svs"))
     assert ask(one, f"out={tmp_path / 'one'}").code == 0
     result = ask(other, f"out={tmp_path / 'other'}")

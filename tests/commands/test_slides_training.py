@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from damaged_levels import damaged
 from slide_cohort import NAMES, TILES, draw, draw_all, level_of, make_index
 from sscl.cli.arguments import is_run
 from sscl.models.checkpoint import load_checkpoint
@@ -21,7 +22,7 @@ TIMES = {"seconds", "tiles_per_second", "busy"}
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("slides")
     draw_all(root / "slides")
-    draw(root / "slides" / NAMES[0], 0, level=level_of(0).damaged(1, 1))
+    draw(root / "slides" / NAMES[0], 0, level=damaged(level_of(0), 1, 1))
     return make_index(root / "index", root / "slides")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from damaged_levels import damaged
 from slide_cohort import LABELS, NAMES, SIZE, TILES, draw, draw_all, level_of, make_index, truth
 from sscl.config import DataConfig, SourceConfig, validate
 from sscl.data.load import check_embeddable, load_tiles, merge_data, training_slides
@@ -183,7 +184,7 @@ def test_slides_that_moved_changed_or_are_gone_are_named(tmp_path: Path) -> None
 def test_a_damaged_tile_of_pretraining_is_the_next_one(tmp_path: Path, keep: Any) -> None:
     """T16."""
     bad = 9  # the second tile of the second row
-    draw(tmp_path / "slides" / "x.svs", 0, level=level_of(0).damaged(1, 1))
+    draw(tmp_path / "slides" / "x.svs", 0, level=damaged(level_of(0), 1, 1))
     draw(tmp_path / "slides" / "y.svs", 1)
     index = make_index(tmp_path / "index", tmp_path / "slides", ["x.svs", "y.svs"], {})
     found = {"keep": keep, "cache_dir": tmp_path / "cache", "replace_damaged": True}
@@ -224,7 +225,7 @@ def truth_of(folder: Path, row: int) -> np.ndarray:
 
 def test_a_slide_of_damaged_tiles_stops_pretraining(tmp_path: Path) -> None:
     """T16."""
-    draw(tmp_path / "x.svs", 0, level=level_of(0).damaged(1, 1).damaged(5, 6))
+    draw(tmp_path / "x.svs", 0, level=damaged(damaged(level_of(0), 1, 1), 5, 6))
     tiles = load(make_index(tmp_path / "index", tmp_path, ["x.svs"], {}), replace_damaged=True)
     tiles.images[[9]]
     with pytest.raises(ValueError, match=r"x\.svs: 2 of its 64 tiles are damaged"):

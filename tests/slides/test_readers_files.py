@@ -16,6 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from damaged_levels import damaged, with_tile
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import DamagedTile, Readers
 from sscl.slides.records import SlideError
@@ -69,7 +70,7 @@ def test_every_kind_of_damage_is_noticed_and_named_and_the_neighbours_read_on(le
     kinds = of_all_kinds(level.tiles[3 * 8 + 2], level.tiles[3 * 8 + 5])
     noticed = []
     for kind, tile in kinds.items():
-        slide = open_slide(field_slide(f"{kind}.svs", levels=[level.with_tile(2, 3, tile)]), name="a")
+        slide = open_slide(field_slide(f"{kind}.svs", levels=[with_tile(level, 2, 3, tile)]), name="a")
         assert slide.reader == "jpeg"
         with pytest.raises(DamagedTile) as error:
             readers.tiles(slide, how, xy[:1], out[:1])
@@ -133,7 +134,7 @@ def test_damage_behind_restart_markers_is_noticed(level, field, field_slide, rea
 
 def test_an_overview_says_what_could_not_be_decoded(level, field_slide, readers, number):
     """T13, T16: a bad row of tiles does not lose the slide, in whatever strips; where most is bad, it is refused."""
-    slide = open_slide(field_slide(levels=[level.damaged(2, 3)]), name="a")
+    slide = open_slide(field_slide(levels=[damaged(level, 2, 3)]), name="a")
     whole = readers.overview(open_slide(field_slide("b.svs", levels=[level]), name="b"), 8.0)
     found = readers.overview(slide, 8.0)
     assert (found.damaged, whole.damaged) == (1, 0)
@@ -143,14 +144,14 @@ def test_an_overview_says_what_could_not_be_decoded(level, field_slide, readers,
     assert away.sum() == 16
     row = level
     for column in range(8):
-        row = row.damaged(column, 3)
+        row = damaged(row, column, 3)
     slide = open_slide(field_slide("row.svs", levels=[row]), name="row")
     for strip in (2**22, 2**14):
         number(overview_strip=strip)
         assert readers.overview(slide, 8.0).damaged == 8
     bad = level
     for i in range(40):
-        bad = bad.damaged(i % 8, i // 8)
+        bad = damaged(bad, i % 8, i // 8)
     with pytest.raises(SlideError, match=r"bad\.svs") as error:
         readers.overview(open_slide(field_slide("bad.svs", levels=[bad]), name="c"), 8.0)
     assert "\n" not in str(error.value)
@@ -173,7 +174,7 @@ def test_a_decoder_that_is_off_by_one_is_not_used_and_it_is_said(level, field_sl
 def test_one_damaged_tile_does_not_change_the_reader(level, field_slide):
     """T22: the tile of the most bytes is tried first, and is the damaged one here."""
     largest = max(range(64), key=lambda i: len(level.tiles[i]))
-    assert open_slide(field_slide(levels=[level.damaged(largest % 8, largest // 8)]), name="a").reader == "jpeg"
+    assert open_slide(field_slide(levels=[damaged(level, largest % 8, largest // 8)]), name="a").reader == "jpeg"
 
 
 MANY = """

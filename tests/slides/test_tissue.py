@@ -370,8 +370,8 @@ def test_the_mask_is_the_same_of_one_level_and_of_three_and_in_strips(field, fie
 def test_a_wide_slide_of_one_level_takes_the_memory_of_a_strip(field, tmp_path, number):
     """T14: 20,480 x 2,048 px are 120 MiB."""
     first = field.levels[0]
-    columns, rows = 80, 8
-    tiles = [first.tiles[y % 7 * first.columns + x % 7] for y in range(rows) for x in range(columns)]
+    columns, rows, own = 80, 8, -(-first.width // first.tile_px)
+    tiles = [first.tiles[y % 7 * own + x % 7] for y in range(rows) for x in range(columns)]
     write_levels(tmp_path / "wide.svs", [replace(first, width=columns * 256, height=rows * 256, tiles=tiles)], mpp=0.5)
     number(overview_strip=2**20)
     tracemalloc.start()

@@ -8,6 +8,7 @@ import openslide
 import pytest
 import tifffile
 
+from damaged_levels import damaged, with_tile
 from sscl.slides.write import encode_level, reduced, write_levels, write_slide
 
 
@@ -56,7 +57,7 @@ def test_a_slide_without_scale_with_a_label_and_with_pages_below_the_first(tmp_p
 
 def test_tiles_that_are_missing_or_damaged(tmp_path, pixels):
     level = encode_level(pixels, tile_px=128)
-    write_levels(tmp_path / "a.svs", [level.with_tile(1, 2, b"").damaged(3, 0)])
+    write_levels(tmp_path / "a.svs", [damaged(with_tile(level, 1, 2, b""), 3, 0)])
     with openslide.OpenSlide(tmp_path / "a.svs") as slide:
         alpha = np.asarray(slide.read_region((0, 256), 0, (384, 128)))[..., 3]
         assert (alpha[:, 128:256] == 0).all()

@@ -16,7 +16,6 @@ from sscl.data.slides_csv import SlideTable, read_slides_csv
 from sscl.places import printable
 from sscl.slides.coordinates import coordinate_files
 from sscl.slides.index import (
-    HEADER,
     TABLE,
     Labels,
     SlideEntry,
@@ -25,7 +24,7 @@ from sscl.slides.index import (
     notes_of,
     read_entries,
     read_rows,
-    table_rows,
+    write_table,
 )
 from sscl.slides.indexing import Source, Wanted, look_at, picture_of
 from sscl.slides.preview import contact_sheet
@@ -266,7 +265,7 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
     if config.out is not None:
         inputs = {"slides": config.slides[0]}
         with run.whole_folder(Path(config.out), config, overwrite=overwrite, inputs=inputs) as folder:
-            writing.write_csv(folder / TABLE, HEADER, table_rows(entries, labels))
+            write_table(folder, entries, labels)
             shown = sorted(entries, key=lambda entry: entry.status != "failed")[: config.shown]
             draw_sheet(shown, pictures_of(shown, index, config), folder / "previews.jpg")
     for entry in entries:

@@ -76,7 +76,9 @@ class DeepZoom:
         if scale / factor > _MOST_REDUCED:
             small = self._overview()
             if factor < small.factor_x <= scale * _TOLERANCE:
-                return _part(small.rgb, box, scale / small.factor_x, scale / small.factor_y)
+                picture, ratio = small.rgb, (scale / small.factor_x, scale / small.factor_y)
+                left, top, right, bottom = _spanned(box, *ratio, picture.shape[1], picture.shape[0])
+                return _resized(picture[top:bottom, left:right], box)
         own = self.slide.levels[of]
         left, top, right, bottom = _spanned(box, scale / factor, scale / factor, own.width, own.height)
         pixels = np.empty((bottom - top, right - left, 3), np.uint8)
@@ -115,7 +117,6 @@ class DeepZoom:
 
 
 def _cross(out: NDArray[np.uint8]) -> None:
-    """Fill pixels with grey and a cross."""
     height, width = out.shape[:2]
     out[:] = 200
     for start, end in (((0, 0), (width - 1, height - 1)), ((width - 1, 0), (0, height - 1))):
@@ -133,13 +134,6 @@ def _spanned(
         max(left + 1, min(width, round(box[2] * ratio_x))),
         max(top + 1, min(height, round(box[3] * ratio_y))),
     )
-
-
-def _part(
-    picture: NDArray[np.uint8], box: tuple[int, int, int, int], ratio_x: float, ratio_y: float
-) -> NDArray[np.uint8]:
-    left, top, right, bottom = _spanned(box, ratio_x, ratio_y, picture.shape[1], picture.shape[0])
-    return _resized(picture[top:bottom, left:right], box)
 
 
 def _resized(pixels: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -287,49 +287,34 @@ def files_of(folder: Path, name: str) -> tuple[Path, Path, Path]:
     )
 
 
-HEADER = (
-    "slide",
-    "status",
-    "reason",
-    "tiles",
-    "tissue_percent",
-    "patient",
-    "label",
-    "split",
-    "slide_mpp",
-    "mpp_from",
-    "level",
-    "resampled",
-    "width",
-    "height",
-    "level_factors",
-    "vendor",
-    "reader",
-    "icc",
-    "notes",
-    "path",
-)
+def _row(entry: SlideEntry, of: Labels) -> dict[str, object]:
+    slide, scaling = entry.slide, entry.scaling
+    return {
+        "slide": entry.name,
+        "status": entry.status,
+        "reason": entry.reason,
+        "tiles": entry.tiles,
+        "tissue_percent": None if entry.tissue is None else f"{100 * entry.tissue:.1f}",
+        "patient": of.patient,
+        "label": of.label,
+        "split": of.split,
+        "slide_mpp": slide and slide.mpp,
+        "mpp_from": slide and slide.mpp_from,
+        "level": scaling and scaling.level,
+        "resampled": scaling and _yes(scaling.resampled),
+        "width": slide and slide.width,
+        "height": slide and slide.height,
+        "level_factors": slide and " ".join(f"{level.factor:.6g}" for level in slide.levels),
+        "vendor": slide and slide.vendor,
+        "reader": slide and slide.reader,
+        "icc": slide and _yes(slide.icc),
+        "notes": "; ".join(notes_of(entry)),
+        "path": entry.path,
+    }
 
 
-def table_rows(entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> Iterator[list[object]]:
-    """Yield the rows of slides.csv, one a slide, in the order of `HEADER`."""
-    for entry in entries:
-        slide, scaling, of = entry.slide, entry.scaling, labels.get(entry.name, Labels())
-        yield [
-            entry.name,
-            entry.status,
-            entry.reason,
-            entry.tiles,
-            None if entry.tissue is None else f"{100 * entry.tissue:.1f}",
-            of.patient,
-            of.label,
-            of.split,
-            *((None, None) if slide is None else (slide.mpp, slide.mpp_from)),
-            *((None, None) if scaling is None else (scaling.level, "yes" if scaling.resampled else "no")),
-            *(_of_file(slide) if slide is not None else (None,) * 6),
-            "; ".join(notes_of(entry)) or None,
-            entry.path,
-        ]
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
 
 
 def notes_of(entry: SlideEntry) -> tuple[str, ...]:
@@ -337,15 +322,11 @@ def notes_of(entry: SlideEntry) -> tuple[str, ...]:
     return (*(() if entry.slide is None else entry.slide.notes), *entry.notes)
 
 
-def _of_file(slide: Slide) -> tuple[object, ...]:
-    """Return a slide's width, height, factors of its levels, vendor, reader, and whether it has a colour profile."""
-    factors = " ".join(f"{level.factor:.6g}" for level in slide.levels)
-    return slide.width, slide.height, factors, slide.vendor, slide.reader, "yes" if slide.icc else "no"
-
-
 def write_table(folder: Path, entries: Sequence[SlideEntry], labels: Mapping[str, Labels]) -> None:
     """Write slides.csv, which makes the index whole."""
-    writing.write_csv(folder / TABLE, HEADER, table_rows(entries, labels))
+    rows = [_row(entry, labels.get(entry.name, Labels())) for entry in entries]
+    header = list(rows[0]) if rows else ["slide"]  # of an index whose making was broken off at once
+    writing.write_csv(folder / TABLE, header, (list(row.values()) for row in rows))
 
 
 def digest(grid: Grid) -> str:

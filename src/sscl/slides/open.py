@@ -130,7 +130,6 @@ def _what_else(path: Path) -> str:
 
 
 def _what_tiff(path: Path) -> str:
-    """Return what a TIFF is that openslide does not take."""
     try:
         tiled = tiled_pages(path)
         with library("tifffile").TiffFile(path) as file:

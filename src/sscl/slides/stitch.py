@@ -34,13 +34,10 @@ class Cells:
 
     def mean(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return the mean of a value of the tiles, (n,), over each cell, (h, w); NaN where there is no tile."""
-        sums = self._sums(values.astype(np.float64))
+        sums = _summed(self.first, self.last, values.astype(np.float64), shape=self.counts.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = np.where(self.counts > 0, sums / self.counts, np.nan)
         return found.astype(np.float32)
-
-    def _sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return _summed(self.first, self.last, values, shape=(len(self.y_edges) - 1, len(self.x_edges) - 1))
 
 
 def cells_of(xy: NDArray[np.integer], footprint: float) -> Cells:
@@ -120,7 +117,7 @@ def _edges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _summed(
-    first: NDArray[np.int64], last: NDArray[np.int64], values: NDArray[np.float64], *, shape: tuple[int, int]
+    first: NDArray[np.int64], last: NDArray[np.int64], values: NDArray[np.float64], *, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Return the sum of the values over each cell: each tile adds at two corners, and takes off at the others."""
     sums = np.zeros((shape[0] + 1, shape[1] + 1))

@@ -126,7 +126,6 @@ class SlidePixels:
             out[places[part]] = tiles
 
     def _read_slide(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Write tiles of one slide."""
         slide, scaling = self.slides[int(self.places.slide_of(rows[:1])[0])]
         self._readers.tiles(slide, scaling, self.places.xy[rows].astype(np.int64), out)
 

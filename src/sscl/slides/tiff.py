@@ -77,7 +77,9 @@ def _goes_on(file: Any, last: Any) -> bool:
 def _page(page: Any, *, below: bool) -> Page:
     sizes = np.asarray(page.databytecounts, dtype=np.int64)
     offsets = np.asarray(page.dataoffsets, dtype=np.int64)
-    tiles = _across(page) * _down(page) * (1 if int(page.planarconfig) == 1 else int(page.samplesperpixel))
+    across = -(-int(page.imagewidth) // max(1, int(page.tilewidth)))
+    down = -(-int(page.imagelength) // max(1, int(page.tilelength)))
+    tiles = across * down * (1 if int(page.planarconfig) == 1 else int(page.samplesperpixel))
     if not len(sizes) or not len(sizes) == len(offsets) == tiles:
         raise DirectoryError(
             f"its directory names {min(len(sizes), len(offsets)):,} of the {tiles:,} tiles that {page.imagewidth:,} x "
@@ -95,14 +97,6 @@ def _page(page: Any, *, below: bool) -> Page:
         samples=tuple(np.argsort(sizes, kind="stable")[[-1, -1 - len(sizes) // 10, len(sizes) // 2]].tolist()),
         below=below,
     )
-
-
-def _across(page: Any) -> int:
-    return -(-int(page.imagewidth) // max(1, int(page.tilewidth)))
-
-
-def _down(page: Any) -> int:
-    return -(-int(page.imagelength) // max(1, int(page.tilelength)))
 
 
 def _why_not(page: Any, sizes: NDArray[np.int64]) -> str:

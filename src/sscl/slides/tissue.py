@@ -69,7 +69,7 @@ def find_tissue(overview: Overview) -> Tissue:
     if glass == _WHITE:
         scanned |= white
     if _is_dark(rgb, scanned, glass):
-        return _nothing(overview, DARK)
+        return Tissue(np.zeros_like(overview.known), 0.0, 0.0, (0, 0, 0), DARK)
     density = _densities(rgb, glass)
     pen = _pen(density, scanned, overview.mpp)
     mask = _cleaned(_stained(density, scanned & ~pen), scanned, overview.mpp) & ~pen
@@ -77,10 +77,6 @@ def find_tissue(overview: Overview) -> Tissue:
     dark = not seen and black.sum() > 0.5 * overview.known.sum()
     reason = None if mask.any() else DARK if dark else NO_TISSUE
     return Tissue(mask, float(mask.sum() / inside), float(pen.sum() / inside), glass, reason)
-
-
-def _nothing(overview: Overview, reason: str) -> Tissue:
-    return Tissue(np.zeros(overview.known.shape, dtype=np.bool_), 0.0, 0.0, (0, 0, 0), reason)
 
 
 def _glass(rgb: Bytes, scanned: Mask, white: Mask) -> tuple[Colour, bool]:

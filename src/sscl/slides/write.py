@@ -1,6 +1,6 @@
 """Pyramidal slides from pixels: tiled Aperio SVS and generic TIFF with JPEG tiles, as openslide reads them.
 
-Drawn slides are written by it, and tests make the slides of other scanners, and damaged ones, with its options.
+Drawn slides are written by it, and tests make the slides of other scanners with its options.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -45,23 +45,6 @@ class EncodedLevel:
     tiles: Sequence[bytes]
     colour: Colour = "ycbcr"
     codec: Codec = "jpeg"
-
-    @property
-    def columns(self) -> int:
-        """Tiles in a row."""
-        return -(-self.width // self.tile_px)
-
-    def with_tile(self, column: int, row: int, tile: bytes) -> EncodedLevel:
-        """Return the level with another JPEG in one place: b"" for one that was not scanned."""
-        tiles = list(self.tiles)
-        tiles[row * self.columns + column] = tile
-        return replace(self, tiles=tiles)
-
-    def damaged(self, column: int, row: int) -> EncodedLevel:
-        """Return the level with one tile whose middle is overwritten, as by a bad sector of a disk."""
-        tile = bytearray(self.tiles[row * self.columns + column])
-        tile[len(tile) // 3 : len(tile) // 3 * 2] = b"\x00\xff" * (len(tile) // 6) + b"\x00" * (len(tile) // 3 % 2)
-        return self.with_tile(column, row, bytes(tile))
 
 
 def encode_level(
@@ -286,7 +269,6 @@ def _label_tags(tiff: _Tiff, label: Pixels) -> Tags:
 
 
 def _resolution(mpp: float | tuple[float, float]) -> Tags:
-    """Return the tags of pixels per centimetre."""
     x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
     return {
         _X_RESOLUTION: (_RATIONAL, [round(1e8 / x), 10_000]),
@@ -326,5 +308,4 @@ def _tables_of(jpeg: bytes) -> bytes:
 
 
 def _without_tables(jpeg: bytes) -> bytes:
-    """Return a JPEG without its tables."""
     return _SOI + b"".join(part for marker, part in _segments(jpeg) if marker not in (_DHT, _DQT, _APP0))
