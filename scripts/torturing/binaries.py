@@ -16,7 +16,7 @@ from PIL import Image
 
 from sscl.data.decode import read_image
 from sscl.data.folder import load_folder
-from sscl.data.pathmnist import load_pathmnist, write_medmnist
+from sscl.data.pathmnist import load_pathmnist
 from sscl.models.checkpoint import load_checkpoint
 from sscl.models.classifier import load_classifier
 from sscl.models.torch_files import read_torch_file
@@ -38,13 +38,14 @@ class Arrays(Fed):
     def _members(self) -> dict[str, bytes]:
         """The members of a valid file."""
         rng = rng_of(0)
-        parts = {}
+        arrays = {"classes": np.array(["a", "b"])}
         for part in ("train", "val", "test"):
-            images = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-            parts[part] = images, np.array([0, 1, 0, 1]), np.array([f"{part}{i}" for i in range(4)])
+            arrays[f"{part}_images"] = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+            arrays[f"{part}_labels"] = np.array([[0], [1], [0], [1]])
+            arrays[f"{part}_groups"] = np.array([f"{part}{i}" for i in range(4)])
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "whole.npz"
-            write_medmnist(path, parts, classes=("a", "b"))
+            np.savez_compressed(path, allow_pickle=False, **arrays)
             with zipfile.ZipFile(path) as archive:
                 return {name: archive.read(name) for name in archive.namelist()}
 

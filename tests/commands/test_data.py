@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from npz_files import write_npz
 from sscl.commands import data
-from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles
 
 PICTURES = ("contact_sheet.png", "distribution.png", "two_views.png")
@@ -205,7 +205,7 @@ def test_inspect_of_a_medmnist_file(cli: Any, tmp_path: Path) -> None:
         for part, n in counts.items()
     }
     parts["train"][1][:3] = -1
-    write_medmnist(tmp_path / "set.npz", parts, classes=["stroma", "tumour"])
+    write_npz(tmp_path / "set.npz", parts, classes=["stroma", "tumour"])
     result = inspect(cli, tmp_path / "set.npz", tmp_path / "out", "data.source=pathmnist", "tiles=6")
 
     assert result.code == 0, result.err

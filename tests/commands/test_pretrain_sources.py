@@ -16,10 +16,10 @@ import torch
 import yaml
 from PIL import Image
 
+from npz_files import write_npz
 from sscl import augment
 from sscl.config import PretrainConfig, load_config
 from sscl.data import sources
-from sscl.data.pathmnist import write_medmnist
 from sscl.data.tiles import Tiles
 from sscl.draws import Augmentation
 from sscl.train.health import carve_health
@@ -75,7 +75,7 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: (rng.integers(0, 256, (count, 28, 28, 3), dtype=np.uint8), np.arange(count) % 2, None)
         for name, count in (("train", 6), ("val", 2), ("test", 2))
     }
-    write_medmnist(path, parts, classes=["a", "b"])
+    write_npz(path, parts, classes=["a", "b"])
     return path
 
 

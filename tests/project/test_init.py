@@ -13,9 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
+from npz_files import write_npz
 from sscl.cli import main
 from sscl.config import EvalConfig, FinetuneConfig, GradcamConfig, PretrainConfig, ReportConfig, load_config
-from sscl.data.pathmnist import write_medmnist
 from sscl.data.synthetic import write_synthetic
 from sscl.project import settings
 from sscl.project.look import Sizes
@@ -180,7 +180,7 @@ def test_the_layouts_of_mhist_and_medmnist_are_recognised(capsys: pytest.Capture
         part: (rng.integers(0, 256, (number, 28, 28, 3), dtype=np.uint8), np.arange(number) % 2, None)
         for part, number in (("train", 40), ("val", 20), ("test", 20))
     }
-    write_medmnist("set.npz", parts, classes=["a", "b"])
+    write_npz("set.npz", parts, classes=["a", "b"])
     assert init("set.npz", "out=npz") == 0
     (source,) = files("npz")["pretrain"].data
     assert (source.source, source.size_px, files("npz")["pretrain"].model.name) == (

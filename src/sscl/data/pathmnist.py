@@ -30,7 +30,6 @@ from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.places import missing
 from sscl.progress import Bar
 from sscl.words import short, some
-from sscl.writing import replacing
 
 # Classes of the sets of 2-D RGB images, from `INFO` of the `medmnist` package. RetinaMNIST's are grades.
 PATHMNIST_CLASSES = (
@@ -84,8 +83,6 @@ _NAMES = {"val": "validation"}
 _CHUNK_BYTES = 4 * 2**20
 _CACHE_FORMAT = 1
 
-Part = tuple[NDArray[np.uint8], NDArray[np.integer], "NDArray[np.str_] | None"]
-
 
 @dataclass(frozen=True)
 class _Index:
@@ -123,7 +120,6 @@ def load_pathmnist(
         split: "train", "validation" (or "val"), "test", or "all" (the three in this order).
         size_px: working size, pixels; None = the file's own.
         cache_dir: see `cache.cache_folder`.
-        progress: show a bar.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -157,26 +153,17 @@ def load_pathmnist(
                     row += len(tiles)
                     bar.update(len(tiles))
 
+    parts = {_NAMES.get(part, part): len(values) for part, values in index.labels.items()}
     stat = path.stat()
-    key = hashlib.sha256(
-        repr(
-            (
-                *(_CACHE_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino),
-                *(chosen, size_px),
-            )
-        ).encode()
-    ).hexdigest()[:32]
+    facts = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    key = hashlib.sha256(repr((_CACHE_FORMAT, *facts, chosen, size_px)).encode()).hexdigest()[:32]
     return Tiles(
-        images=cached_tiles(key, (count, size_px, size_px, 3), fill, cache_dir=cache_dir),
+        images=cached_tiles(key, (count, size_px, size_px, 3), fill, cache_dir=cache_dir)[0],
         labels=np.concatenate([index.labels[part] for part in chosen]),
         classes=index.classes,
         ids=tuple(f"{part}/{row:06d}" for part in chosen for row in range(len(index.labels[part]))),
         groups=None if index.groups is None else np.concatenate([index.groups[part] for part in chosen]),
-        account=Account(
-            "tile",
-            {_NAMES.get(part, part): len(values) for part, values in index.labels.items()},
-            notes=index.notes,
-        ),
+        account=Account("tile", parts, notes=index.notes),
     )
 
 
@@ -204,37 +191,6 @@ def has_validation(path: Path | str) -> bool:
         return "val_images" in npz.keys_in(Path(path))
     except (OSError, ValueError):
         return True
-
-
-def write_medmnist(path: Path | str, parts: Mapping[str, Part], *, classes: Sequence[str]) -> None:
-    """Write tiles in the layout above, in one step: the file is complete and loads, or is not written.
-
-    Args:
-        path: the .npz file; replaced if it exists.
-        parts: for train, val and test (images uint8 (n, s, s, 3), labels (n,) with -1 = unlabelled in train only,
-            groups str (n,) or None).
-        classes: names of the labels 0, 1, ...
-
-    Raises:
-        ValueError: the parts are not as described.
-    """
-    path = Path(path)
-    if set(parts) != set(SPLITS):
-        raise ValueError(f"{path}: got the parts {', '.join(parts)}, expected {', '.join(SPLITS)}")
-    arrays: dict[str, NDArray[np.generic]] = {"classes": np.array(classes, dtype=np.str_)}
-    for part in SPLITS:
-        images, labels, groups = parts[part]
-        arrays[f"{part}_images"] = np.ascontiguousarray(images)
-        arrays[f"{part}_labels"] = np.asarray(labels).reshape(len(labels), 1)
-        if groups is not None:
-            arrays[f"{part}_groups"] = np.asarray(groups)
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        try:
-            _read_index(temporary)  # what is written here can be loaded
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(temporary), str(path))) from None
 
 
 def _read_index(path: Path) -> _Index:
@@ -374,7 +330,6 @@ def _check_classes(path: Path, labels: Mapping[str, NDArray[np.int64]], classes:
 def _groups(
     path: Path, keys: Sequence[str], labels: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, NDArray[np.str_]] | None:
-    """Return the groups of each split, or None if the file has none."""
     there = [part for part in labels if f"{part}_groups" in keys]
     if not there:
         return None
