@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ def test_slides_on_which_nobody_drew_are_counted_and_unknown_classes_are_found(i
     assert tiles.account is not None
     assert "1 file without an area of a class" in tiles.account.notes
     data = DataConfig(root=str(index), source="slides", annotations=str(tmp_path))
+    (tmp_path / "a/b.geojson").mkdir()  # a folder, and a hidden file, are no file of annotations
+    shutil.copy(tmp_path / "a/one.geojson", tmp_path / "a/._one.geojson")
     with pytest.raises(ValueError, match=r"^data.annotations: .*a/one.geojson: annotation 2: Stroma") as error:
         with_classes_of(tiles, ("HP", "SSA"), checkpoint="runs/x", data=data)
     assert "\n" not in str(error.value)

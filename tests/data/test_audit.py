@@ -29,13 +29,13 @@ def tiles_of(groups: list[str] | None, *, first: int = 0, count: int = 3) -> Til
 def test_pairs_across_need_a_held_out_tile_and_more_than_likeness():
     across = [pair(0, 6), pair(0, 4), pair(5, 8), pair(7, 10), pair(4, 9)]
     within = [pair(0, 1), pair(6, 7), pair(2, 9), pair(9, 10), pair(1, 7, "embedding")]
-    found = audit.crossing([*across, *within], PARTS, held_out=("validation", "test"))
+    found = audit.crossing([*across, *within], PARTS)
     assert found == across
 
 
 def test_tiles_with_near_duplicates_are_counted_through_chains():
     clusters = np.array([0, 1, 2, 3, 4, 5, 0, 0, 6, 5, 7])
-    found = audit.tiles_with_near_duplicates(clusters, PARTS, held_out=("validation", "test"))
+    found = audit.tiles_with_near_duplicates(clusters, PARTS)
     assert found == {
         "validation": {"train": 0, "test": 0, "against.0": 1},
         "test": {"train": 2, "validation": 0, "against.0": 0},

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sscl.data.cache import cached_outputs, cached_tiles, noted_tiles
+from sscl.data.cache import cached_outputs, cached_tiles
 from sscl.data.digests import all_digests
 from sscl.data.rows import Rows
 
@@ -84,12 +84,12 @@ def test_a_damaged_file_of_tiles_is_decoded_again_and_said(tmp_path, capsys, dam
         calls.append(1)
         images[:] = np.arange(40, dtype=np.uint8)[:, None, None, None]
 
-    found = cached_tiles("k", (40, 4, 4, 3), fill, cache_dir=tmp_path)
+    found = cached_tiles("k", (40, 4, 4, 3), fill, cache_dir=tmp_path)[0]
     (file,) = tmp_path.iterdir()
     DAMAGE[damage](file)
     capsys.readouterr()
     for _ in range(2):
-        found = cached_tiles("k", (40, 4, 4, 3), fill, cache_dir=tmp_path)
+        found = cached_tiles("k", (40, 4, 4, 3), fill, cache_dir=tmp_path)[0]
         assert (found[:, 0, 0, 0] == np.arange(40)).all()
     assert len(calls) == 2
     assert capsys.readouterr().out.startswith(f"{file}: ")
@@ -98,7 +98,7 @@ def test_a_damaged_file_of_tiles_is_decoded_again_and_said(tmp_path, capsys, dam
 
 def test_digests_are_those_of_the_pixels_wherever_they_are(tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(40, 4, 4, 3), dtype=np.uint8)
-    cached = cached_tiles("k", pixels.shape, lambda images: np.copyto(images, pixels), cache_dir=tmp_path)
+    cached = cached_tiles("k", pixels.shape, lambda images: np.copyto(images, pixels), cache_dir=tmp_path)[0]
     np.save(tmp_path / "own.npy", pixels)
     own = np.load(tmp_path / "own.npy", mmap_mode="r")
     expected = [int.from_bytes(hashlib.sha256(tile.tobytes()).digest()[:8], "little") for tile in pixels]
@@ -116,14 +116,20 @@ def test_digests_are_those_of_the_pixels_wherever_they_are(tmp_path):
     assert Rows([np.load(tmp_path / "tiles-k.npy", mmap_mode="r")]).digests().tolist() == expected
 
 
+def test_what_is_noted_of_many_tiles_is_read_again(tmp_path):
+    noted = {str(row): 1 for row in range(100_000)}  # a percent of 10⁷ tiles of slides
+    found = [cached_tiles("k", (2, 4, 4, 3), lambda images: noted, cache_dir=tmp_path)[1] for _ in range(2)]
+    assert found == [noted, noted]
+
+
 def test_many_damaged_tiles_are_found_and_what_was_noted_stays(tmp_path):
     shape = (8000, 2, 2, 3)
-    fills = [noted_tiles("k", shape, lambda images: {"turned": 3}, cache_dir=tmp_path)[1]]
+    fills = [cached_tiles("k", shape, lambda images: {"turned": 3}, cache_dir=tmp_path)[1]]
     for _ in range(3):
         images = np.load(tmp_path / "tiles-k.npy", mmap_mode="r+")
         images[1000:6000] ^= 1
         images.flush()
-        fills.append(noted_tiles("k", shape, lambda images: {"turned": 4}, cache_dir=tmp_path)[1])
+        fills.append(cached_tiles("k", shape, lambda images: {"turned": 4}, cache_dir=tmp_path)[1])
     assert fills == [{"turned": n} for n in (3, 4, 4, 4)]
     assert not np.load(tmp_path / "tiles-k.npy").any()
 

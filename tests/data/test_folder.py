@@ -89,7 +89,7 @@ def test_flat_folder_is_unlabelled(root):
         assert tiles.classes == ()
         assert tiles.labels.tolist() == [-1, -1, -1]
         assert tiles.ids == ("0.png", "1.png", "2.png")
-    with pytest.raises(ValueError, match="has no class folders, so no test split"):
+    with pytest.raises(ValueError, match="has no classes, so no test split"):
         load(root, split="test")
 
 
@@ -149,14 +149,14 @@ def test_only_a_test_folder_can_be_evaluated_not_trained_on(root):
     write_classes(root / "Test", {"A": 2, "B": 3})
     assert len(load(root, split="test")) == len(load(root, split="all")) == 5
     for whole in (False, True):
-        with pytest.raises(FileNotFoundError, match="has Test/ but no train/"):
+        with pytest.raises(FileNotFoundError, match="has test but no train"):
             load(root, split="train", whole=whole)
 
 
 def test_a_lone_validation_folder_is_no_class(root):
     write_classes(root / "val", {"A": 2, "B": 3})
     assert load(root, split="all").classes == ("A", "B")
-    with pytest.raises(FileNotFoundError, match="has val/ but no train/"):
+    with pytest.raises(FileNotFoundError, match="has validation but no train"):
         load(root, split="train")
 
 
@@ -235,7 +235,7 @@ def test_an_image_that_links_lead_to_again_is_pretrained_on_once(root):
 def test_missing_test_part_says_what_to_do(root):
     write_classes(root / "train", {"A": 2, "B": 2})
     assert len(load(root, split="train")) == 4
-    with pytest.raises(FileNotFoundError, match=r"has train/ but no test/; add test/ .*or move the class folders"):
+    with pytest.raises(FileNotFoundError, match=r"has train but no test .*; add it, or leave out all splits"):
         load(root, split="test")
 
 
@@ -349,5 +349,6 @@ def test_groups_csv_faults(root, tmp_path, content, message):
 
 
 def test_unknown_split_is_named(root):
+    write_classes(root, {"A": 2, "B": 2})
     with pytest.raises(ValueError, match="split: got 'tests', allowed are train, validation, test, all"):
         load(root, split="tests")

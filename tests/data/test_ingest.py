@@ -38,6 +38,7 @@ def test_faults_of_a_table_name_the_line(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     for text, message in (
         ("path;group\na;b\n\nc\n", "line 4: 1 values, expected 2 as in the header"),
+        ("sep=,\nfile,label\na,b\n", "line 2: column 'path' is missing, found file, label"),
         ("path,label,Label\na,b,c\n", "line 1: column 'label' comes 2 times; keep one"),
         ("file,label\na,b\n", "line 1: column 'path' is missing, found file, label"),
     ):

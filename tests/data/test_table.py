@@ -98,7 +98,7 @@ def test_without_splits_whole_groups_are_held_out_and_unlabelled_tiles_train(roo
 def test_a_list_of_paths_alone_is_unlabelled(root: Path) -> None:
     tiles = table(root, "path\n" + "".join(f"{root / 'a' / f'{i}.png'}\n" for i in range(6)), split="train")
     assert tiles.class_counts() == {"unlabelled": 6}
-    with pytest.raises(ValueError, match="has no labels, so no test split"):
+    with pytest.raises(ValueError, match="has no classes, so no test split"):
         table(root, "path\na/0.png\n", split="test")
 
 

@@ -112,21 +112,29 @@ def drawn_labels(
     notes += [f"{count(outside, 'tile')} outside of all areas left out"] if outside else []
     notes += [f"{count(twice, 'tile')} in areas of two classes left out"] if twice else []
     notes += [f"not used: {account_of(passed)}"] if passed else []
-    notes += (
-        [f"{count(len(unknown), 'file')} of annotations of no slide with tiles ({some(unknown, most=3, first=3)})"]
-        if unknown
-        else []
-    )
+    if unknown:
+        shown = some(unknown, most=3, first=3)
+        notes.append(f"{count(len(unknown), 'file')} of annotations of no slide with tiles ({shown})")
     return Drawn(classes, labels, places.slide_of(np.arange(len(places))), len(slides), tuple(notes))
 
 
 def where_drawn(folder: Path, label: str) -> str | None:
     """Return the first file and annotation of a class, in words; None where no file has any."""
-    for path in sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES)):
+    for path in _geojson_files(folder):
         number = first_of_class(path, label)
         if number is not None:
             return f"{printable(str(path))}: annotation {number}"
     return None
+
+
+def _geojson_files(folder: Path) -> dict[Path, str]:
+    """Return the files of annotations in a folder and below, sorted, and the ending of each."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        suffix = next((end for end in SUFFIXES if path.name.lower().endswith(end)), None)
+        if suffix is not None and not path.name.startswith(".") and path.is_file():
+            found[path] = suffix
+    return found
 
 
 def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
@@ -137,11 +145,8 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[st
     known = SlideNames(names)
     files: dict[str, Path] = {}
     unknown: list[str] = []
-    for path in sorted(folder.rglob("*")):
+    for path, suffix in _geojson_files(folder).items():
         said = path.relative_to(folder).as_posix()
-        suffix = next((end for end in SUFFIXES if said.lower().endswith(end)), None)
-        if suffix is None or path.name.startswith(".") or not path.is_file():
-            continue
         slides = known.meant(said[: -len(suffix)], as_path=True)
         if len(slides) > 1:
             raise ValueError(
@@ -157,11 +162,8 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[st
         else:
             unknown.append(short(said))
     if not files:
-        there = (
-            f"its files are of other slides ({some(unknown, most=3, first=3)})"
-            if unknown
-            else "it has no .geojson file"
-        )
+        others = f"its files are of other slides ({some(unknown, most=3, first=3)})"
+        there = others if unknown else "it has no .geojson file"
         raise ValueError(
             f"annotations: {folder}: has no annotations of a slide of the index: {there}; name each file after its "
             f"slide, as {stem(names[0])}.geojson"

@@ -7,7 +7,7 @@ that was used for pretraining (against.0, run.0).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -231,56 +231,45 @@ def search(
     )
     same = [(pair.first, pair.second) for pair in pairs if pair.kind != "embedding"]
     clusters = duplicates.clusters_of(len(parts.ids), same)
-    across = crossing(pairs, parts.part_of, held_out=HELD_OUT)
+    across = crossing(pairs, parts.part_of)
     first = set(across)
     own = list(parts.tiles)[: parts.own]
+
+    def order(pair: Pair) -> tuple[bool, int, float, int, int]:
+        return pair not in first, duplicates.KINDS.index(pair.kind), -pair.score, pair.first, pair.second
+
     return Findings(
-        pairs=sorted(
-            pairs,
-            key=lambda pair: (
-                pair not in first,
-                duplicates.KINDS.index(pair.kind),
-                -pair.score,
-                pair.first,
-                pair.second,
-            ),
-        ),
+        pairs=sorted(pairs, key=order),
         across=across,
         clusters=clusters,
-        tiles_with_near_duplicates=tiles_with_near_duplicates(clusters, parts.part_of, held_out=HELD_OUT),
+        tiles_with_near_duplicates=tiles_with_near_duplicates(clusters, parts.part_of),
         straddling_groups=straddling_groups({name: parts.tiles[name] for name in own}),
         outliers=outliers_of(parts, progress=progress),
     )
 
 
-def crossing(pairs: Sequence[Pair], part_of: NDArray[np.str_], *, held_out: Collection[str]) -> list[Pair]:
-    """Return the pairs of a held-out tile and a tile of another part.
+def crossing(pairs: Sequence[Pair], part_of: NDArray[np.str_]) -> list[Pair]:
+    """Return the pairs of a held-out tile and a tile of another part; part_of: that of each tile, (N,).
 
     Pairs of kind `embedding` are only similar, and are left out.
-
-    Args:
-        part_of: the part of each tile (train, test, ...), (N,).
-        held_out: the parts whose tiles must have no near-duplicate elsewhere.
     """
     return [
         pair
         for pair in pairs
         if pair.kind != "embedding"
         and part_of[pair.first] != part_of[pair.second]
-        and (part_of[pair.first] in held_out or part_of[pair.second] in held_out)
+        and (part_of[pair.first] in HELD_OUT or part_of[pair.second] in HELD_OUT)
     ]
 
 
-def tiles_with_near_duplicates(
-    clusters: NDArray[np.int64], part_of: NDArray[np.str_], *, held_out: Collection[str]
-) -> Counts:
+def tiles_with_near_duplicates(clusters: NDArray[np.int64], part_of: NDArray[np.str_]) -> Counts:
     """Return, for each held-out and each other part, how many tiles of the first have a near-duplicate in the other.
 
     A near-duplicate of a near-duplicate counts too.
     """
     parts = list(dict.fromkeys(part_of.tolist()))
     found: Counts = {}
-    for held in (part for part in parts if part in held_out):
+    for held in (part for part in parts if part in HELD_OUT):
         of_held = clusters[part_of == held]
         found[held] = {part: int(np.isin(of_held, clusters[part_of == part]).sum()) for part in parts if part != held}
     return found

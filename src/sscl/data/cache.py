@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sscl import locks
 from sscl.data.digests import Digests, Footer, all_digests, digests_of, read_footer, write_footer
-from sscl.data.rows import Rows
+from sscl.data.rows import Rows, new_array
 from sscl.memory import raise_if_short
 from sscl.places import expanded
 from sscl.words import readable
@@ -96,30 +96,14 @@ def outputs_file(key: Sequence[object], *, cache_dir: Path | str | None = None) 
 
 
 def tiles_file(key: str, *, cache_dir: Path | str | None = None) -> Path:
-    """Return the file in which `noted_tiles` keeps the tiles of a key; it may not exist yet."""
+    """Return the file in which `cached_tiles` keeps the tiles of a key; it may not exist yet."""
     return cache_folder(cache_dir) / f"tiles-{key}.npy"
 
 
 def cached_tiles(
     key: str,
     shape: tuple[int, int, int, int],
-    fill: Callable[[NDArray[np.uint8]], None],
-    *,
-    cache_dir: Path | str | None = None,
-) -> NDArray[np.uint8]:
-    """Return the tiles of `noted_tiles`, of which nothing is noted."""
-
-    def written(images: NDArray[np.uint8]) -> dict[str, int]:
-        fill(images)
-        return {}
-
-    return noted_tiles(key, shape, written, cache_dir=cache_dir)[0]
-
-
-def noted_tiles(
-    key: str,
-    shape: tuple[int, int, int, int],
-    fill: Callable[[NDArray[np.uint8]], Mapping[str, int]],
+    fill: Callable[[NDArray[np.uint8]], Mapping[str, int] | None],
     *,
     cache_dir: Path | str | None = None,
 ) -> tuple[NDArray[np.uint8], Mapping[str, int]]:
@@ -131,8 +115,8 @@ def noted_tiles(
     Args:
         key: fingerprint of everything the pixels depend on.
         shape: (N, H, W, 3).
-        fill: writes every row of the array it is given and returns counts to keep with them; if it raises, nothing
-            stays in the cache.
+        fill: writes every row of the array it is given and returns counts to keep with them, or None; if it raises,
+            nothing stays in the cache.
         cache_dir: see `cache_folder`.
 
     Where they are is printed when they are written or many.
@@ -155,7 +139,11 @@ def noted_tiles(
     known = found is not None
     if found is None:
         with _written(folder, what="decoded tiles", size=size), replacing(file) as temporary:
-            _fill_memmap(temporary, shape, fill)
+            images = new_array(temporary, shape)
+            notes = fill(images) or {}
+            images.flush()
+            digests = all_digests(images.__getitem__, rows=len(images), row_bytes=int(np.prod(shape[1:])))
+            write_footer(temporary, Footer(digests, notes))
         found = _mapped(file, np.uint8, rows=shape[0], dims=4)
     _mark_used(file)
     if not known or size >= _BIG:
@@ -314,16 +302,3 @@ def differing(file: CachedFile) -> tuple[int, int]:
         read = found.array.__getitem__
     now = all_digests(read, rows=len(found.array), row_bytes=found.array.nbytes // max(1, len(found.array)))
     return int((now != found.footer.digests).sum()), len(now)
-
-
-def _fill_memmap(path: Path, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], Mapping[str, int]]) -> None:
-    """Have `fill` write a new .npy file."""
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        # A mapped file on a full disk ends the process with a bus error; reserving the space now gives an OSError.
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    notes = fill(images)
-    images.flush()
-    digests = all_digests(images.__getitem__, rows=len(images), row_bytes=int(np.prod(shape[1:])))
-    write_footer(path, Footer(digests, notes))

@@ -42,8 +42,10 @@ def read_table(path: Path, *, columns: Sequence[str], optional: Sequence[str] = 
             or as `read_rows`.
     """
     rows = read_rows(path, columns=columns, delimiters=_DELIMITERS)
-    header = [" ".join(name.split()) for name in next(rows)[1]]  # a name may be broken into lines
-    places = [_place(name, header, path, required=name in columns) for name in (*columns, *optional)]
+    first, names = next(rows)
+    header = [" ".join(name.split()) for name in names]  # a name may be broken into lines
+    where = f"{path}: line {first}"
+    places = [_place(name, header, where, required=name in columns) for name in (*columns, *optional)]
     table = []
     for line, row in rows:
         values = [row[place].strip() if place is not None else "" for place in places]
@@ -153,7 +155,6 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
 
 
 def _meaning(error: csv.Error) -> str:
-    """Return in words what Python's reader of CSV files says."""
     text = str(error)
     if "unexpected end" in text:
         return "a quote is not closed before the end of the file"
@@ -174,14 +175,14 @@ def _delimiter(header: str, columns: Sequence[str], delimiters: str) -> str:
     return max(delimiters, key=header.count)
 
 
-def _place(name: str, header: Sequence[str], path: Path, *, required: bool) -> int | None:
+def _place(name: str, header: Sequence[str], where: str, *, required: bool) -> int | None:
     """Return where a column is in the header; None where it is not and need not be."""
     places = [place for place, other in enumerate(header) if other.casefold() == name.casefold()]
     if len(places) > 1:
-        raise ValueError(f"{path}: line 1: column {name!r} comes {len(places)} times; keep one")
+        raise ValueError(f"{where}: column {name!r} comes {len(places)} times; keep one")
     if not places and required:
         found = some([short(printable(other)) for other in header])
-        raise ValueError(f"{path}: line 1: column {name!r} is missing, found {found}; rename or add it")
+        raise ValueError(f"{where}: column {name!r} is missing, found {found}; rename or add it")
     return places[0] if places else None
 
 

@@ -14,15 +14,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sscl.cores import cpu_cores
 from sscl.data.images import Decoded, Fit, Region, decode_image, open_image
+from sscl.data.rows import new_array
 from sscl.progress import Bar
 from sscl.words import count
+
+Item = TypeVar("Item")
 
 _TILES_PER_JOB = 16
 # Fewer files are decoded by threads before processes would have started, in 1.1 s on a machine of 16 cores.
@@ -58,7 +63,6 @@ def decode_into(
         paths: N files.
         exact_size_px: the only size of file allowed; None = any square size.
         fit: see `images.decode_image`.
-        progress: show a bar.
         processes: decode in processes, not threads; None = where there are enough tiles to be worth their start.
 
     Returns:
@@ -75,6 +79,7 @@ def decode_into(
     changes: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         decode: Callable[[range], list[Outcome]]
+        read = partial(read_image, size_px=images.shape[1], exact_size_px=exact_size_px, fit=fit)
         if processes:
             assert isinstance(images, np.memmap)
             assert images.filename is not None
@@ -89,7 +94,7 @@ def decode_into(
         else:
 
             def decode(rows: range) -> list[Outcome]:
-                return _decode_rows(images, rows, [paths[row] for row in rows], exact_size_px=exact_size_px, fit=fit)
+                return decode_each(paths[rows.start : rows.stop], images[rows.start : rows.stop], read)
 
         pool = ThreadPoolExecutor(cores if processes else threads(cores))
         stack.callback(pool.shutdown, cancel_futures=True)
@@ -134,12 +139,7 @@ def in_processes(
     """
     with contextlib.ExitStack() as stack:
         file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sscl-"))) / "tiles.npy"
-        shared = np.lib.format.open_memmap(
-            file, mode="w+", dtype=np.uint8, shape=(count * at_once, size_px, size_px, 3)
-        )
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            with open(file, "r+b") as opened:  # else a full disk ends a process with a signal
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        shared = new_array(file, (count * at_once, size_px, size_px, 3))
         idle = _workers(stack, file, None, fit, count=count)
         own: queue.SimpleQueue[range] = queue.SimpleQueue()
         for start in range(0, count * at_once, at_once):
@@ -158,18 +158,16 @@ def in_processes(
         yield decode
 
 
-def _decode_rows(
-    images: NDArray[np.uint8], rows: range, paths: Sequence[Path | str], *, exact_size_px: int | None, fit: Fit
-) -> list[Outcome]:
-    """Decode the files into these rows."""
+def decode_each(items: Sequence[Item], out: NDArray[np.uint8], decode: Callable[[Item], Decoded]) -> list[Outcome]:
+    """Return what became of each item, which `decode` makes a tile of; tiles go into `out`, (n, S, S, 3)."""
     found = []
-    for row, path in zip(rows, paths, strict=True):
+    for row, item in enumerate(items):
         try:
-            decoded = read_image(path, size_px=images.shape[1], exact_size_px=exact_size_px, fit=fit)
+            decoded = decode(item)
         except ValueError as error:
             found.append(Outcome(why=str(error)))
         else:
-            images[row] = decoded.pixels
+            out[row] = decoded.pixels
             found.append(Outcome(decoded.region, decoded.changes))
     return found
 
@@ -234,9 +232,10 @@ def _serve() -> None:
     with contextlib.suppress(EOFError):
         file, exact_size_px, fit = pickle.load(asked)
         images = np.load(file, mmap_mode="r+")
+        read = partial(read_image, size_px=images.shape[1], exact_size_px=exact_size_px, fit=fit)
         while True:
             rows, paths = pickle.load(asked)
-            pickle.dump(_decode_rows(images, rows, paths, exact_size_px=exact_size_px, fit=fit), answers)
+            pickle.dump(decode_each(paths, images[rows.start : rows.stop], read), answers)
             answers.flush()
 
 

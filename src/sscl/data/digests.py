@@ -24,7 +24,7 @@ from sscl.cores import cpu_cores
 Digests = NDArray[np.uint64]
 
 _END = struct.Struct("<II")  # length of the JSON, checksum
-_NOTES_BYTES = 2**20  # far more than is ever noted
+_NOTES_BYTES = 2**28  # far more than is ever noted: 10⁸ tiles of slides have up to 10⁶ damaged ones
 _BLOCK_BYTES = 2**23  # hashed at a time by a core
 
 

@@ -52,7 +52,6 @@ def download(url: str, path: Path | str, *, md5: str, pause_s: float = 1.0, prog
         path: the final name; its folder is created.
         md5: of the whole file, 32 hex digits.
         pause_s: seconds to wait before the second attempt; doubled before each further one.
-        progress: show a bar.
 
     Raises:
         ValueError: another file has the final name, or another process fetches it just now; the server refuses, or

@@ -338,7 +338,6 @@ def _near(crypts: list[Crypt], view: View, size: int) -> NDArray[np.bool_]:
 
 
 def _draw_pen(pixels: NDArray[np.uint8], piece: _Piece, pen: Pen) -> None:
-    """Draw a line of ink around a piece, in place."""
     per_tile = piece.px / piece.width
     line = np.zeros((piece.px, piece.px), np.uint8)
     middle, radius = piece.px // 2, round(piece.px * 0.485)

@@ -111,7 +111,6 @@ def find_pairs(
             have a cosine of `min_cosine` or more become `embedding` pairs.
         neighbours: how many nearest tiles, by keypoints and by embedding, are aligned with each tile at most.
         stretched: search copies stretched by about 2 too; None = where there are up to `STRETCHED_TILES`.
-        progress: show bars.
 
     Raises:
         ValueError: images or embeddings are not as above.
@@ -208,7 +207,7 @@ def _near_embeddings(embeddings: Floats, rows: Indices, *, count: int, progress:
     """Return the cosine of each pair of places in `rows` that is near by its embeddings."""
     unit = embeddings[rows].astype(np.float32)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
-    near = nearest_pairs(unit, None, count=count, desc="nearest embeddings" if progress else None)
+    near = nearest_pairs(unit, count=count, desc="nearest embeddings" if progress else None)
     return {(i, j): value for i, j, value in near}
 
 
@@ -316,22 +315,17 @@ def luma_of(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(tile), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
-def nearest_pairs(
-    vectors: Floats, others: Floats | None, *, count: int, desc: str | None = None
-) -> list[tuple[int, int, float]]:
+def nearest_pairs(vectors: Floats, *, count: int, desc: str | None = None) -> list[tuple[int, int, float]]:
     """Return each tile's nearest tiles by cosine, `count` of them, as (first, second, cosine) with first < second.
 
     Args:
-        vectors: unit length, (N, D). others: the same of the mirrored tiles, (N, D); the nearer of the two counts.
-        desc: name of a progress bar; None = no bar.
+        vectors: unit length, (N, D).
     """
     found: dict[tuple[int, int], float] = {}
     count = min(count, len(vectors) - 1)
     for start in _blocks(len(vectors), desc=desc) if count > 0 else ():
         block = vectors[start : start + _BLOCK]
         cosine = block @ vectors.T
-        if others is not None:
-            np.maximum(cosine, block @ others.T, out=cosine)
         diagonal = np.arange(len(block))
         cosine[diagonal, start + diagonal] = -np.inf
         nearest = np.argpartition(cosine, -count, axis=1)[:, -count:]

@@ -24,7 +24,7 @@ from PIL import Image
 
 from sscl.cores import cpu_cores
 from sscl.data.csv_files import read_mpp, read_table
-from sscl.data.decode import Outcome, in_processes, read_image, threads, worth_processes
+from sscl.data.decode import Outcome, decode_each, in_processes, read_image, threads, worth_processes
 from sscl.data.images import Decoded, Fit, Region, decode_image
 from sscl.data.ingest import listed_file
 from sscl.data.listing import LOOKED_FOR, PassedOver, walk
@@ -126,10 +126,8 @@ def _add(name: str, file: str, real: str, found: Found, seen: set[str], *, mpp: 
 
 def _add_folder(folder: str, found: Found, seen: set[str]) -> None:
     for inner in walk(folder, found.passed_over, found.faults):
-        path = os.path.join(folder, inner.path) if inner.path else folder
-        for name in inner.images:
-            whole = os.path.join(path, name)
-            real = os.path.realpath(whole) if name in inner.links else os.path.join(inner.real, name)
+        for path, real in map(inner.file, inner.images):
+            whole = os.path.join(folder, path)
             _add(whole, whole, real, found, seen)
 
 
@@ -226,7 +224,9 @@ def batches(
     waiting: deque[tuple[range, torch.Tensor, list[Future[list[Outcome]]]]] = deque()
     cores = cpu_cores()
     with contextlib.ExitStack() as stack:
-        decode: Callable[[Sequence[Any], NDArray[np.uint8]], list[Outcome]] = partial(_decode, fit=fit)
+        decode: Callable[[Sequence[Any], NDArray[np.uint8]], list[Outcome]] = partial(
+            decode_each, decode=partial(pixels_of, size_px=size_px, fit=fit)
+        )
         workers = threads(cores)
         if worth_processes(len(items), cores=cores) and all(isinstance(item, (str, Path)) for item in items):
             with contextlib.suppress(OSError):  # no room for the tiles on their way: threads need none
@@ -250,20 +250,6 @@ def batches(
                 yield _batch(*waiting.popleft())
         while waiting:
             yield _batch(*waiting.popleft())
-
-
-def _decode(items: Sequence[Item], out: NDArray[np.uint8], *, fit: Fit) -> list[Outcome]:
-    """Decode the items into an array, (n, S, S, 3)."""
-    found = []
-    for row, item in enumerate(items):
-        try:
-            decoded = pixels_of(item, size_px=out.shape[1], fit=fit)
-        except ValueError as error:
-            found.append(Outcome(why=str(error)))
-        else:
-            out[row] = decoded.pixels
-            found.append(Outcome(decoded.region, decoded.changes))
-    return found
 
 
 def _batch(places: range, pixels: torch.Tensor, jobs: Sequence[Future[list[Outcome]]]) -> Batch:

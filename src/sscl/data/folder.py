@@ -22,10 +22,8 @@ from sscl.data.ingest import decode_tiles, group_ids, read_groups, read_sites
 from sscl.data.layout import Layout
 from sscl.data.listing import Account, list_images
 from sscl.data.split import take_split
+from sscl.data.split_names import check_split
 from sscl.data.tiles import Tiles
-from sscl.words import listed
-
-WANTED = ("train", "validation", "test", "all")
 
 
 def load_folder(
@@ -63,10 +61,8 @@ def load_folder(
         FileNotFoundError: the folder, the CSV or the wanted part is missing.
         ValueError: the layout, the CSV or an image is not as above; the line names the folder or file.
     """
-    if split not in WANTED:
-        raise ValueError(f"split: got {split!r}, allowed are {', '.join(WANTED)}")
     found, account = read_layout(root, whole=whole, groups_given=groups_csv is not None)
-    check_split(found, split, root=str(root))
+    check_split(split, found.parts, classes=found.classes, root=root, given_by="the folders train/, val/ and test/")
     entries = [entry for part in found.parts.values() for entry in part]
     ids = tuple(entry.id for entry in entries)
     groups: NDArray[np.str_] | None = None
@@ -140,23 +136,3 @@ def knows_groups(root: Path | str) -> bool:
         return read_layout(root)[0].grouped
     except (OSError, ValueError):
         return False
-
-
-def check_split(found: Layout, split: str, *, root: str) -> None:
-    """Raise ValueError or FileNotFoundError where a folder does not have a split."""
-    parts, places = found.parts, found.places
-    if split == "all" or split in parts:
-        return
-    if "all" in parts:
-        if split == "test" and not found.classes:
-            raise ValueError(f"{root} has no class folders, so no test split; use split train or all")
-        if split == "validation":
-            raise ValueError(f"{root} has no validation split of its own (val/ beside train/)")
-        return
-    have = listed(list(places.values()))
-    if split == "test":
-        raise FileNotFoundError(
-            f"{root} has {have} but no test/; add test/ with the same class folders, "
-            "or move the class folders into the root itself to have sscl split them"
-        )
-    raise FileNotFoundError(f"{root} has {have} but no {split}/; add {split}/ with the same class folders")

@@ -17,10 +17,7 @@ from sscl.words import count
 
 MOST_PIXELS = 2 * 89_478_485  # of one image: what Pillow allows, too
 _COMPRESSIONS = {
-    33003: "JPEG 2000",
-    33004: "JPEG 2000",
-    33005: "JPEG 2000",
-    34712: "JPEG 2000",
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
     34892: "lossy JPEG of DNG",
     50000: "Zstandard",
     50001: "WebP",

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.data.cache import noted_tiles
-from sscl.data.csv_files import read_table
+from sscl.data.cache import cached_tiles
+from sscl.data.csv_files import read_table, whole_number
 from sscl.data.decode import decode_into
 from sscl.data.images import Fit, describe_changes
 from sscl.places import one_form
@@ -22,6 +22,7 @@ from sscl.words import short
 
 # Part of every cache key: raise it when the pixels that decode_into writes change.
 _CACHE_FORMAT = 2
+_UNLABELLED = -1  # tiles.UNLABELLED, which would import torch
 
 
 def decode_tiles(
@@ -47,7 +48,6 @@ def decode_tiles(
         cache_dir: see `cache.cache_folder`.
         exact_size_px: the only size of file allowed; None = any square size.
         fit: of images that are not square, see `images.decode_image`.
-        progress: show a bar.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -63,7 +63,7 @@ def decode_tiles(
     def fill(images: NDArray[np.uint8]) -> dict[str, int]:
         return decode_into(images, paths, exact_size_px=exact_size_px, fit=fit, progress=progress)
 
-    images, changes = noted_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
+    images, changes = cached_tiles(key, (len(paths), size_px, size_px, 3), fill, cache_dir=cache_dir)
     for line in describe_changes(changes, of=len(paths)):
         print(f"{root}: {line}")
     return images
@@ -104,6 +104,23 @@ def group_ids(values: Sequence[str], *, where: str, what: str = "slide") -> NDAr
                 "would count as two; write each in one way"
             )
     return np.array(ids, dtype=np.str_)
+
+
+def classes_of(values: Sequence[str | None], *, where: str) -> tuple[tuple[str, ...], list[int]]:
+    """Return the classes that values name, and the index of each value's class, -1 of None.
+
+    They are in alphabetical order, or by number where all are whole numbers.
+
+    Raises:
+        ValueError: as `group_ids`.
+    """
+    given = group_ids([value for value in values if value is not None], where=where, what="class").tolist()
+    distinct = set(given)
+    by_number = all(whole_number(name, at_most=2**63) is not None for name in distinct)
+    classes = sorted(distinct, key=int) if by_number else sorted(distinct)
+    index = {name: label for label, name in enumerate(classes)}
+    named = iter(given)
+    return tuple(classes), [_UNLABELLED if value is None else index[next(named)] for value in values]
 
 
 def read_groups(path: Path, ids: Sequence[str], *, columns: tuple[str, str]) -> NDArray[np.str_]:

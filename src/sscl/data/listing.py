@@ -18,34 +18,15 @@ from sscl.writing import is_ours, is_passing
 
 # What Pillow decodes without a further program and without guessing the format from the name.
 SUFFIXES = frozenset(
-    [
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".dib",
-        ".webp",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".jpf",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    ]
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp"}
+    | {".jp2", ".j2k", ".jpx", ".jpf", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 LOOKED_FOR = ".png, .jpg, .tif, .bmp, .webp and the like"
 # Folders and files that systems and disks write beside a user's own, in lower case. Hidden ones begin with ".".
 _SYSTEM_FOLDERS = frozenset(
-    ["@eadir", "@recycle", "#recycle", "@tmp", "#snapshot", "__macosx", "__pycache__", "$recycle.bin", "lost+found"]
-) | {"system volume information"}
+    {"@eadir", "@recycle", "#recycle", "@tmp", "#snapshot", "__macosx", "__pycache__", "$recycle.bin", "lost+found"}
+    | {"system volume information"}
+)
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 HIDDEN = "hidden or system file"
 RESULTS = "file of an sscl run"
@@ -155,6 +136,12 @@ class Walked:
     links: frozenset[str]
     folders: list[str]
 
+    def file(self, name: str) -> tuple[str, str]:
+        """Return the path of an image from the start, and where it really is, links followed."""
+        real = os.path.join(self.real, name)
+        path = f"{self.path}/{name}" if self.path else name
+        return path, os.path.realpath(real) if name in self.links else real
+
 
 def walk(
     root: str,
@@ -233,24 +220,18 @@ def list_images(root: str | os.PathLike[str], *, once: bool = False, known: Coll
     faults: list[tuple[str, str]] = []
     seen: set[str] = set()
     for folder in walk(root, listing.passed_over, faults, known=known):
-        if faults:
-            raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
         if folder.path:
             listing.folders.append(folder.path)
         _check_name(os.path.join(root, os.path.dirname(folder.path)), os.path.basename(folder.path))
         for name in folder.images:
             if not name.isprintable():
                 _check_name(os.path.join(root, folder.path), name)
-        for name in folder.images:
-            path = f"{folder.path}/{name}" if folder.path else name
-            if once:
-                real = os.path.join(folder.real, name)
-                real = os.path.realpath(real) if name in folder.links else real
-                if real in seen:
-                    listing.passed_over.add(LINKS, path)
-                    continue
+        for path, real in map(folder.file, folder.images):
+            if once and real in seen:
+                listing.passed_over.add(LINKS, path)
+            else:
                 seen.add(real)
-            listing.images.append(path)
+                listing.images.append(path)
     if faults:
         raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of tiles")
     return listing

@@ -123,21 +123,35 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
     )
 
 
-def _load(data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None) -> Tiles:
+def _load(
+    data: DataConfig,
+    *,
+    split: str,
+    progress: bool,
+    group_of: dict[str, str] | None = None,
+    looked_for: bool = True,
+) -> Tiles:
     if not takes_reviews(data):
-        tiles = _load_given(data, split=split, progress=progress, group_of=group_of)
+        tiles = _load_given(data, split=split, progress=progress, group_of=group_of, looked_for=looked_for)
         if data.reviews and tiles.account is not None:
             unused = "reviews are not used (data.labels=true would)"
             tiles = replace(tiles, account=replace(tiles.account, notes=(*tiles.account.notes, unused)))
         return tiles
     keep = "slides" if data.keep == "auto" else data.keep  # few tiles of many
     given = data.model_copy(update={"reviews": (), "tiles_per_slide": None, "keep": keep})
-    load = partial(_load_given, given, progress=progress, group_of=group_of, whole=images_alone(data))
+    alone = images_alone(data)
+    load = partial(_load_given, given, progress=progress, group_of=group_of, whole=alone, looked_for=looked_for)
     return load_reviewed(data, lambda part: load(split=part), split=split, own=bool(own_splits(data)))
 
 
 def _load_given(
-    data: DataConfig, *, split: str, progress: bool, group_of: dict[str, str] | None = None, whole: bool = False
+    data: DataConfig,
+    *,
+    split: str,
+    progress: bool,
+    group_of: dict[str, str] | None = None,
+    whole: bool = False,
+    looked_for: bool = True,
 ) -> Tiles:
     if data.source == "pathmnist":
         tiles = pathmnist.load_pathmnist(
@@ -177,11 +191,12 @@ def _load_given(
             data.root,
             split=split,
             whole=listed_whole(data),
-            size_px=data.size_px,
+            size_px=data.size_px if looked_for else None,
             slides_root=data.slides_root,
             annotations=data.annotations,
             label_coverage=data.label_coverage,
-            keep=data.keep if data.stain == "none" else "slides",  # the normalised ones are kept
+            keep=data.keep if data.stain == "none" and looked_for else "slides",  # the normalised ones are kept
+            looked_for=looked_for,
             replace_damaged=isinstance(data, SourceConfig),
             each=None if isinstance(data, SourceConfig) else data.tiles_per_slide,
             test_fraction=data.test_fraction,
@@ -205,7 +220,6 @@ def _load_given(
 
 
 def _unknown(root: str) -> Exception:
-    """Return the error for a root whose source cannot be told."""
     if not Path(root).exists():
         return FileNotFoundError(missing(root, "folder or file"))
     return ValueError(f"{root}: is no folder, no table (.csv, .tsv) and no .npz file; unpack it, or give data.source")
@@ -217,23 +231,7 @@ def training_slides(data: DataConfig) -> dict[str, str]:
     Raises:
         ValueError, FileNotFoundError: as `load_tiles`.
     """
-
-    def load(split: str) -> Tiles:
-        return slide_set.load_slides(
-            data.root,
-            split=split,
-            whole=listed_whole(data),
-            annotations=data.annotations,
-            label_coverage=data.label_coverage,
-            keep="slides",
-            looked_for=False,
-            test_fraction=data.test_fraction,
-            seed=data.split_seed,
-        )
-
-    if not takes_reviews(data):
-        return slide_set.quickhashes(load("train"))
-    return slide_set.quickhashes(load_reviewed(data, load, split="train", own=bool(own_splits(data))))
+    return slide_set.quickhashes(_load(data, split="train", progress=False, looked_for=False))
 
 
 def check_embeddable(data: DataConfig, tiles: Tiles, *, key: str) -> None:

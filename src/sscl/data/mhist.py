@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sscl.data.csv_files import read_table, whole_number
-from sscl.data.images import Fit, open_image
+from sscl.data.images import Fit, open_image, size_of
 from sscl.data.ingest import decode_tiles, read_groups
 from sscl.data.listing import Account, PassedOver, list_images
 from sscl.data.split import balance_down, stratified_split
@@ -161,7 +161,6 @@ def _groups(root: Path, rows: list[_Row], group_of: Mapping[str, str] | None) ->
 
 
 def _partition(root: Path, rows: list[_Row], split: str) -> list[int]:
-    """Return the rows of a split of the protocol `official`."""
     chosen = [index for index, row in enumerate(rows) if row.partition == split]
     missing = {0, 1} - {rows[index].label for index in chosen}
     if missing:
@@ -286,7 +285,6 @@ def _find_images(root: Path, names: list[str]) -> list[str]:
 def _width(path: str) -> int | None:
     """Return the width in pixels, which all other images must share; None if unreadable (decoding says why)."""
     try:
-        with open_image(path) as image:
-            return int(image.width)
+        return size_of(path)[0]
     except ValueError:
         return None

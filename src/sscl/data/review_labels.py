@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig
 from sscl.data.folder import own_splits, read_layout
-from sscl.data.ingest import group_ids
+from sscl.data.ingest import classes_of, group_ids
 from sscl.data.listing import Account
 from sscl.data.slide_set import WEAK, some_of_each
 from sscl.data.split import take_split
@@ -216,18 +216,16 @@ def _labels(data: DataConfig, tiles: Tiles) -> Labels:
     kept = {row: said for row, said in named.items() if row not in left}
     if not kept:
         raise ValueError(f"no tile was given a class: {_left_out(left)}")
-    spelled = group_ids([said[0][0] for said in kept.values()], where=", ".join(data.reviews), what="class").tolist()
-    distinct = set(spelled)
-    classes = sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else sorted(distinct)
+    classes, given = classes_of([said[0][0] for said in kept.values()], where=", ".join(data.reviews))
     labels = np.full(len(tiles), UNLABELLED, np.int64)
-    labels[list(kept)] = [classes.index(name) for name in spelled]
+    labels[list(kept)] = given
     blind = sum(any(is_blind for _, is_blind in said) for said in kept.values())
     seen_first = f"{blind:,} blind, {len(kept) - blind:,} with a prediction in sight, which draws answers towards it"
     how = seen_first if blind < len(kept) else "all blind"
     notes = [f"each tile has the class that reviewers gave it ({count(len(files), 'worksheet')}): {how}"]
     notes += [_left_out(left)] if left else []
     notes += [f"{count(len(unknown), 'reviewed tile')} not in the set ({short(unknown[0])})"] if unknown else []
-    return Labels(tuple(classes), labels, tuple(notes))
+    return Labels(classes, labels, tuple(notes))
 
 
 def _left_out(left: dict[int, str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -174,7 +175,6 @@ class Rows:
         return found
 
     def _read(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Write the pixels at `rows` of all arrays into `out`."""
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         for part in np.unique(part_of):
             places = np.flatnonzero(part_of == part)
@@ -182,6 +182,18 @@ class Rows:
 
 
 Images: TypeAlias = NDArray[np.uint8] | Rows
+
+
+def new_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """Return a new .npy file of uint8, mapped, to be written.
+
+    Its room is reserved: else a full disk ends the process that writes with a signal, in place of an OSError here.
+    """
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
 
 
 class _Array:

@@ -140,7 +140,6 @@ def _measured(mpp: NDArray[np.float64], sides: dict[int, int], *, size_px: int) 
 
 
 def _middle(values: NDArray[np.float64]) -> Scale:
-    """Return the scale of tiles with these µm per pixel, (N,)."""
     if not len(values):
         return Scale()
     low, high = float(values.min()), float(values.max())

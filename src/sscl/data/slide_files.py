@@ -121,10 +121,7 @@ def _below(top: str, listing: SlideListing) -> list[_Found]:
             found.append(_Found(here, folder.real))
             folder.folders.clear()
             continue
-        for name in _own(folder):
-            path = os.path.join(here, name)
-            real = os.path.join(folder.real, name)
-            found.append(_Found(path, os.path.realpath(real) if name in folder.links else real))
+        found += [_Found(os.path.join(top, path), real) for path, real in map(folder.file, _own(folder))]
     if faults and faults[0][0] == printable(top):
         raise ValueError(f"{faults[0][0]}: {faults[0][1]}; expected a folder of slides")
     listing.faults += faults

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl.data.annotated import Drawn, drawn_labels
-from sscl.data.cache import noted_tiles, tiles_file
+from sscl.data.cache import cached_tiles, tiles_file
 from sscl.data.groups import Grouped
-from sscl.data.ingest import group_ids
+from sscl.data.ingest import classes_of, group_ids
 from sscl.data.listing import Account
 from sscl.data.mix import drawn_of_slides
 from sscl.data.rows import Rows
 from sscl.data.split import take_split
-from sscl.data.split_names import SPLITS
-from sscl.data.tiles import UNLABELLED, Tiles
+from sscl.data.split_names import SPLITS, check_split
+from sscl.data.tiles import Tiles
 from sscl.places import missing, printable
 from sscl.progress import Bar
 from sscl.slides.index import MADE_BY, Index, IndexedSlide, read_index
@@ -34,7 +34,7 @@ from sscl.slides.open import open_slide
 from sscl.slides.places import Places, TileIds
 from sscl.slides.records import Slide, SlideError
 from sscl.slides.stream import SlidePixels
-from sscl.words import count, listed, readable, short
+from sscl.words import count, readable, short
 
 Keep = Literal["auto", "slides", "cache"]
 
@@ -81,20 +81,19 @@ def load_slides(
         looked_for: False where no pixel will be read, so that the slides need not be there.
         each: tiles of each slide that are taken, drawn by `seed`; None: all.
         test_fraction, seed: of the split made here.
-        cache_dir: see `cache.cache_folder`. progress: show a bar.
+        cache_dir: see `cache.cache_folder`.
 
     Raises:
         FileNotFoundError: the index, a slide, or the wanted split is missing.
         ValueError: the index is none or of other tiles; a slide has changed; one line.
     """
-    if split not in (*SPLITS, "all"):
-        raise ValueError(f"split: got {split!r}, allowed are {', '.join(SPLITS)}, all")
     index = _index_of(root, size_px=size_px)
     order, part_of = _parts(index)
     slides = [index.slides[i] for i in order]
     groups = _groups(slides, root=root)
     areas = None if whole or annotations is None else Path(annotations)
-    classes, labels = ((), [UNLABELLED] * len(slides)) if whole or areas else _classes(slides, root=root)
+    given = [None if whole or areas else indexed.label for indexed in slides]
+    classes, labels = classes_of(given, where=f"{root}: column 'label'")
     parts = _tiles_of_parts([indexed.tiles for indexed in slides], part_of)
     if areas is None:
         _check(parts, split, labels, groups, classes=classes, root=root)
@@ -213,14 +212,9 @@ def _check(
         raise ValueError(
             f"annotations: no tile of the split {split} lies in an area; annotate slides of that split too"
         )
+    check_split(split, parts, classes=classes, root=root, given_by="the column split of slides_csv")
     if split == "all" or split in parts:
         return
-    if "all" not in parts:
-        raise FileNotFoundError(f"{root}: has slides of the split {listed(list(parts))} but none of {split}")
-    if split == "test" and not classes:
-        raise ValueError(f"{root}: its slides have no labels, so there is no test split; use split train or all")
-    if split == "validation":
-        raise ValueError(f"{root}: has no validation split of its own (split val in slides_csv)")
     for number, name in enumerate(classes):
         of = {group for label, group in zip(labels, groups, strict=True) if label == number}
         if len(of) == 1:
@@ -228,18 +222,6 @@ def _check(
                 f"{root}: all slides of class {name} are of one patient or slide ({min(of)}), which stays on one side "
                 "of a split: label slides of another, or give the splits in slides_csv"
             )
-
-
-def _classes(slides: Sequence[IndexedSlide], *, root: Path | str) -> tuple[tuple[str, ...], list[int]]:
-    """Return the classes in order, and the index of each slide's, -1 = unlabelled."""
-    given = [indexed.label for indexed in slides if indexed.label is not None]
-    names = iter(group_ids(given, where=f"{root}: column 'label'", what="class").tolist())
-    labels = [None if indexed.label is None else next(names) for indexed in slides]
-    distinct = {label for label in labels if label is not None}
-    by_number = all(name.isdecimal() for name in distinct)
-    classes = sorted(distinct, key=int) if by_number else sorted(distinct)
-    at = {name: number for number, name in enumerate(classes)}
-    return tuple(classes), [UNLABELLED if label is None else at[label] for label in labels]
 
 
 def _groups(slides: Sequence[IndexedSlide], *, root: Path | str) -> list[str]:
@@ -252,7 +234,6 @@ def _groups(slides: Sequence[IndexedSlide], *, root: Path | str) -> list[str]:
 def _notes(
     index: Index, slides: Sequence[IndexedSlide], *, labelled: bool, whole: bool, drawn: Drawn | None
 ) -> list[str]:
-    """Return what became of the slides, a phrase each."""
     patients = {indexed.patient for indexed in slides if indexed.patient is not None}
     of = f" of {count(len(patients), 'patient')}" if patients else ""
     found = [f"{count(len(slides), 'slide')}{of}, {index.mpp:g} µm per pixel"]
@@ -349,7 +330,7 @@ def _placed(
     if keep == "slides":
         return Rows([streamed]), f"read from the slides ({why})"
     filling = SlidePixels(streamed.slides, places, replace=True)
-    images, notes = noted_tiles(key, streamed.shape, _filler(filling, progress=progress), cache_dir=cache_dir)
+    images, notes = cached_tiles(key, streamed.shape, _filler(filling, progress=progress), cache_dir=cache_dir)
     return Rows([KeptPixels(images, streamed, damaged=[int(row) for row in notes])]), f"cached ({readable(size)})"
 
 

@@ -125,7 +125,6 @@ def _named(path: Path, lines: Sequence[int], given: Sequence[str], names: Sequen
 
 
 def _labels(path: Path, lines: Sequence[int], given: Sequence[Sequence[str]]) -> list[Labels]:
-    """Return patient, label and split of each row."""
     split_given = any(split for *_, split in given)
     found = []
     for line, (_, _, patient, label, split) in zip(lines, given, strict=True):

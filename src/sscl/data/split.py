@@ -40,7 +40,6 @@ def stratified_split(
     Args:
         fraction: held out, between 0 and 1.
         groups: group of each tile, (N,); None = every tile by itself.
-        classes: their names, for errors.
 
     Raises:
         ValueError: the fraction is out of range, or a class has too few tiles (groups) to be on both sides.
@@ -77,9 +76,6 @@ def train_and_test(
     """Return (train, test), sorted indices of all tiles: `stratified_split` of those with a label.
 
     A tile without a label (-1) is in train, or in test if a tile of its group is.
-
-    Args:
-        classes: their names, for errors.
 
     Raises:
         ValueError: as `stratified_split`; no tile has a label.
@@ -139,7 +135,6 @@ def stratified_folds(
     Args:
         k: number of folds, at least 2.
         groups: group of each tile, (N,); None = every tile by itself.
-        classes: their names, for errors.
 
     Raises:
         ValueError: k is below 2, a class has fewer tiles (groups) than k, no such folds of whole groups were found, or

@@ -69,7 +69,6 @@ def normalise_stain(
         images: uint8, (N, H, W, 3); may be a memmap.
         method: reinhard or macenko.
         groups: str, (N,); None = each tile on its own.
-        progress: show a bar.
 
     Raises:
         ValueError: an unknown method; images or groups of another shape or dtype.
@@ -103,7 +102,7 @@ def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None =
     def fill(images: NDArray[np.uint8]) -> None:
         _normalise_into(images, tiles.images, method=method, groups=tiles.groups, progress=progress)
 
-    images = cached_tiles(digest.hexdigest()[:32], (*tiles.images.shape[:3], 3), fill, cache_dir=cache_dir)
+    images, _ = cached_tiles(digest.hexdigest()[:32], (*tiles.images.shape[:3], 3), fill, cache_dir=cache_dir)
     return replace(tiles, images=images)
 
 

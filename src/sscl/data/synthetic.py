@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import numbers
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -44,16 +44,9 @@ _TILE_STREAM, _ORDER_STREAM, _LOOK_STREAM = 0, 1, 2
 _PARALLEL_FROM = 192  # fewer tiles are drawn faster than worker processes start
 
 
-def is_synthetic(source: str, ids: Iterable[str]) -> bool:
+def is_synthetic(source: str, ids: Sequence[str]) -> bool:
     """Return whether tiles were drawn by this program: by `data.source`, or by their names, wherever they lie now."""
-    if source == "synthetic":
-        return True
-    found = False
-    for name in ids:  # those of a cohort are made one by one: no list of them
-        found = _NAMES.fullmatch(name) is not None
-        if not found:
-            break
-    return found
+    return source == "synthetic" or (len(ids) > 0 and all(map(_NAMES.fullmatch, ids)))
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,6 @@ def write_synthetic(
         test_fraction: fraction of the slides in test, strictly between 0 and 1.
         workers: processes; None uses one core for a small set and all cores for a large one. The processes are
             spawned, so a script that calls this needs the usual `if __name__ == "__main__":`.
-        progress: show a progress bar.
 
     Raises:
         ValueError: an argument is out of range, there are too few tiles, root is not empty or cannot be written, or
@@ -235,7 +227,6 @@ def _write_files(
     workers: int,
     progress: bool,
 ) -> None:
-    """Write images, masks and both tables into an empty folder."""
     from sscl.data.mhist import CLASSES, COLUMNS, SLIDE_COLUMNS
 
     for folder in ("images", "masks"):

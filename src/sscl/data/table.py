@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.data.csv_files import MISSING, read_mpp, read_table, whole_number
+from sscl.data.csv_files import MISSING, read_mpp, read_table
 from sscl.data.images import Fit
-from sscl.data.ingest import decode_tiles, group_ids, listed_file, plain_path
+from sscl.data.ingest import classes_of, decode_tiles, group_ids, listed_file, plain_path
 from sscl.data.listing import Account
 from sscl.data.split import take_split
-from sscl.data.split_names import SPLITS, split_named
+from sscl.data.split_names import SPLITS, check_split, split_named
 from sscl.data.tiles import UNLABELLED, Tiles
 from sscl.words import count, listed, short
 
@@ -87,10 +87,8 @@ def load_table(
         ValueError: the table or an image is not as above; the line names the file.
     """
     path = Path(path)
-    if split not in (*SPLITS, "all"):
-        raise ValueError(f"split: got {split!r}, allowed are {', '.join(SPLITS)}, all")
     table = _read(path, whole=whole)
-    _check_split(table, split, path=path)
+    check_split(split, table.parts, classes=table.classes, root=path, given_by="the column split")
     groups = table.groups if group_of is None else np.array([group_of[name] for name in table.ids])
     account = Account(what="row", parts=table.parts, notes=table.notes)
     tiles = Tiles(
@@ -134,8 +132,8 @@ def _read(path: Path, *, whole: bool) -> _Table:
     )
     _check_paths(path, lines, names)
     words = Counter(value for value in labels if value.casefold() in MISSING)
-    labels, groups, sites, mpp = (
-        ["" if value.casefold() in MISSING else value for value in of] for of in (labels, groups, sites, mpp)
+    labels, groups, sites = (
+        ["" if value.casefold() in MISSING else value for value in of] for of in (labels, groups, sites)
     )
     files = [listed_file(str(path.parent), name) for name in names]
     _check_files(path, lines, files)
@@ -146,7 +144,8 @@ def _read(path: Path, *, whole: bool) -> _Table:
     ]
     parts = _parts(path, lines, splits)
     order = sorted(range(len(rows)), key=lambda row: SPLITS.index(parts[row]) if parts[row] != "all" else 0)
-    classes, indices = ((), [UNLABELLED] * len(rows)) if whole else _classes(path, labels)
+    named = [None if value in _NO_LABEL else value for value in labels]
+    classes, indices = ((), [UNLABELLED] * len(rows)) if whole else classes_of(named, where=f"{path}: column 'label'")
     found = {name: parts.count(name) for name in (*SPLITS, "all")}
     given, places = (
         None if whole else _filled(path, lines, values, column=column)
@@ -175,7 +174,6 @@ def _read(path: Path, *, whole: bool) -> _Table:
 
 
 def _check_paths(path: Path, lines: Sequence[int], names: Sequence[str]) -> None:
-    """Raise ValueError where a path is empty or comes twice."""
     first: dict[str, int] = {}
     for line, name in zip(lines, names, strict=True):
         if not name:
@@ -210,18 +208,6 @@ def _parts(path: Path, lines: Sequence[int], values: Sequence[str]) -> list[str]
     return parts
 
 
-def _classes(path: Path, values: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
-    """Return the classes in order, and the index of each row's, -1 = unlabelled."""
-    labelled = [value for value in values if value.casefold() not in _NO_LABEL]
-    names = group_ids(labelled, where=f"{path}: column 'label'", what="class").tolist()
-    distinct = set(names)
-    by_number = all(whole_number(name, at_most=2**63) is not None for name in distinct)
-    classes = sorted(distinct, key=int) if by_number else sorted(distinct)
-    index = {name: label for label, name in enumerate(classes)}
-    found = iter(names)
-    return tuple(classes), [UNLABELLED if value.casefold() in _NO_LABEL else index[next(found)] for value in values]
-
-
 def _filled(path: Path, lines: Sequence[int], values: Sequence[str], *, column: str) -> NDArray[np.str_] | None:
     """Return the group or site of each row; None where the table has none."""
     if not any(values):
@@ -241,15 +227,3 @@ def _span(mpp: NDArray[np.float64]) -> str:
     low, high = known.min(), known.max()
     unknown = f", {len(mpp) - len(known):,} unknown" if len(known) < len(mpp) else ""
     return f"{f'{low:g}' if low == high else f'{low:g} to {high:g}'} µm per pixel{unknown}"
-
-
-def _check_split(table: _Table, split: str, *, path: Path) -> None:
-    """Raise an error where a table does not have a split."""
-    if split == "all" or split in table.parts:
-        return
-    if "all" not in table.parts:
-        raise FileNotFoundError(f"{path} has rows of the split {listed(list(table.parts))} but none of {split}")
-    if split == "test" and not table.classes:
-        raise ValueError(f"{path} has no labels, so no test split; use split train or all")
-    if split == "validation":
-        raise ValueError(f"{path} has no validation split of its own (split val)")

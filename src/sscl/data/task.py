@@ -216,7 +216,6 @@ def _equal_digests(sets: Sequence[Images]) -> list[list[Place]]:
 
 
 def _middle_lines(images: Images) -> list[bytes]:
-    """Return a digest of the middle line of each tile."""
     rows = as_rows(images)
     line = rows.line(rows.shape[1] // 2)
     return [hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() for pixels in line]

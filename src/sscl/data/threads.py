@@ -21,7 +21,6 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, desc: s
     Args:
         work: called in several threads at once.
         items: what it is called with.
-        desc: name of a progress bar; None = no bar.
     """
     jobs = [items[start : start + _JOB] for start in range(0, len(items), _JOB)]
     pool = ThreadPoolExecutor(cpu_cores())

@@ -11,7 +11,7 @@ import hashlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -111,17 +111,10 @@ class Tiles:
             images = Rows([self.images]).select(rows)
         else:
             images = self.images[rows]
-        return Tiles(
-            images=images,
-            labels=self.labels[rows],
-            classes=self.classes,
-            ids=self.ids.take(rows) if isinstance(self.ids, TileIds) else tuple(self.ids[row] for row in rows),
-            groups=None if self.groups is None else self.groups[rows],
-            sites=None if self.sites is None else self.sites[rows],
-            votes=None if self.votes is None else self.votes[rows],
-            mpp=None if self.mpp is None else self.mpp[rows],
-            account=self.account,
-        )
+        ids = self.ids.take(rows) if isinstance(self.ids, TileIds) else tuple(self.ids[row] for row in rows)
+        given = ((name, getattr(self, name)) for name in ("groups", "sites", "votes", "mpp"))
+        known = {name: values[rows] for name, values in given if values is not None}
+        return replace(self, images=images, labels=self.labels[rows], ids=ids, **known)
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of tiles per class, in class order; `unlabelled` comes last, if there are any."""
@@ -236,7 +229,6 @@ class TileStore:
             pool.shutdown(cancel_futures=True)
 
     def _host_batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Return host memory for a batch, (B, H, W, 3)."""
         return host_memory((len(rows), *self.images.shape[1:]), device=self.device)
 
     def _read(self, rows: NDArray[np.int64], batch: torch.Tensor) -> torch.Tensor:

@@ -36,9 +36,6 @@ def candidates(points: Collected, *, count: int, desc: str | None = None) -> Ind
     """Return pairs of a picture and a tile that share keypoints, (m, 2), sorted: for each picture up to `count`.
 
     All pictures vote, for the tiles as they are; for a squeezed one a quarter of `count` is returned.
-
-    Args:
-        desc: name of a progress bar; None = no bar.
     """
     if points.tiles < 2 or len(points.codes) < 2:
         return np.empty((0, 2), np.int64)
@@ -71,7 +68,6 @@ def _vote(points: Collected, voted: Rows, *, seed: int, desc: str | None) -> Non
 
 
 def _cells(codes: Codes, rows: Rows, rng: np.random.Generator) -> Iterator[Rows]:
-    """Yield the cells of rows."""
     if len(rows) <= _CELL:
         yield rows
         return

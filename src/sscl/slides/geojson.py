@@ -202,7 +202,9 @@ def read_annotations(path: Path, slide: Slide) -> Annotations:
             what = f"{name}: annotation {number} ({short(label, most=30)})"
             if printable(label) != label:
                 raise SlideError(f"{what}: its class has a control character; rename it in QuPath")
-            polygons.append(Polygon(label, tuple(_ring(what, ring) + _origin(slide) for ring in _list(what, rings))))
+            if not isinstance(rings, list) or not rings:
+                raise SlideError(f"{what}: has no rings; export it from QuPath again")
+            polygons.append(Polygon(label, tuple(_ring(what, ring) + _origin(slide) for ring in rings)))
     if not polygons:
         kinds = account_of(passed) or "nothing in it"
         raise NoAreas(f"{name}: has no area with a class ({kinds}); give annotations a class in QuPath, export again")
@@ -224,7 +226,7 @@ def first_of_class(path: Path, label: str) -> int | None:
     try:
         numbered = enumerate(_features(path), start=1)
         return next((at for at, feature in numbered if _unused(feature) is None and _label(feature) == label), None)
-    except (OSError, SlideError):
+    except (OSError, ValueError):
         return None
 
 
@@ -246,7 +248,6 @@ def account_of(passed: Mapping[str, int]) -> str:
 
 
 def _features(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file."""
     name = printable(str(path))
     data = read_bytes(path, at_most=LARGEST, expected=_LIMIT_FOR)
     if data[:2] == b"\x1f\x8b":
@@ -345,12 +346,6 @@ def _areas(shape: Mapping[str, Any]) -> list[Any]:
 def _meets(polygon: Polygon, slide: Slide) -> bool:
     corners = polygon.rings[0]
     return bool((corners.min(0) < (slide.width, slide.height)).all() and (corners.max(0) > 0).all())
-
-
-def _list(what: str, rings: Any) -> list[Any]:
-    if not isinstance(rings, list) or not rings:
-        raise SlideError(f"{what}: has no rings; export it from QuPath again")
-    return rings
 
 
 def _ring(what: str, ring: Any) -> Numbers:
