@@ -107,7 +107,7 @@ def invariants(low: Floats) -> Floats:
 
 
 def same_pictures(thumbnails: Thumbnails, *, desc: str | None = None) -> list[Same]:
-    """Return the pairs of thumbnails (N, 32, 32) with similar hashes and a high correlation, by row, each at its best."""
+    """Return the pairs of thumbnails (N, 32, 32) with like hashes and a high correlation, by row, by best symmetry."""
     full = np.flatnonzero((thumbnails != 0).any((1, 2)))
     if len(full) < 2:
         return []
