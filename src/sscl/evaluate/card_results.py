@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sscl import run, writing
 from sscl.config import DataConfig
-from sscl.evaluate.evaluation_text import OF_ABSTENTION, TOO_FEW_SLIDES, TOO_FEW_TILES, Row, proportion_rows
+from sscl.evaluate.evaluation_text import OF_ABSTENTION, Row, proportion_rows, rows_of
 from sscl.evaluate.metric_intervals import Intervals
 from sscl.evaluate.metrics import Metrics, display_name, shown_of, worst_classes
 from sscl.evaluate.proportions import Proportions
@@ -35,9 +35,8 @@ def test_section(report: Evaluation, *, trained_on: Sequence[DataConfig], folder
         trained_on: the data sections that the weights were trained on; the last is that of the labels.
     """
     environment = run.environment()
-    missing = TOO_FEW_TILES if report.groups is None else TOO_FEW_SLIDES
     given = report.metrics, report.proportions, report.intervals
-    rows = metric_rows(report.classes, report.positive, *given, missing=missing)
+    rows = metric_rows(report.classes, report.positive, *given, groups=report.groups)
     point, abstention = report.operating_point, report.coverage.abstention
     if point is not None:
         names = {
@@ -150,25 +149,20 @@ def metric_rows(
     shares: Proportions,
     intervals: Intervals,
     *,
-    missing: str = TOO_FEW_TILES,
+    groups: object,
 ) -> list[Row]:
     """Return the metrics that a card shows; of the positive class sensitivity and specificity, else every recall.
 
     Args:
-        classes: K names. positive: name of the positive class of two, or None. missing: why there may be no interval.
+        classes: K names. positive: name of the positive class of two, or None. groups: of the tiles, or None.
     """
-    keys: list[tuple[str, str | None]] = [(key, None) for key in SHOWN]
-    keys += [(key, code(positive)) for key in ("sensitivity", "specificity") if positive is not None]
-    rows = [
-        Row(
-            display_name(key, of=of), getattr(values, key), getattr(intervals, key), getattr(shares, key, None), missing
-        )
-        for key, of in keys
-    ]
-    if positive is None:
-        for i in worst_classes(values.per_class):
-            name, recall = display_name("recall", of=code(classes[i])), shares.per_class[i].recall
-            rows.append(Row(name, values.per_class[i].recall, intervals.per_class[i].recall, recall, missing))
+    rows = rows_of(values, intervals, shares, SHOWN, groups=groups)
+    if positive is not None:
+        keys = ("sensitivity", "specificity")
+        return rows + rows_of(values, intervals, shares, keys, of=code(positive), groups=groups)
+    for i in worst_classes(values.per_class):
+        of_class = values.per_class[i], intervals.per_class[i], shares.per_class[i]
+        rows += rows_of(*of_class, ("recall",), of=code(classes[i]), groups=groups)
     return rows
 
 

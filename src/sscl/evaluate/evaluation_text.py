@@ -9,16 +9,19 @@ import numpy as np
 
 from sscl.evaluate import by_place, calibration, verdicts
 from sscl.evaluate.intervals import FEWEST, Interval
+from sscl.evaluate.metric_intervals import ClassIntervals, Intervals
 from sscl.evaluate.metrics import (
     MANY_CLASSES,
     OF_A_CLASS,
     OVERALL,
+    ClassMetrics,
+    Metrics,
     confusions,
     display_name,
     shown_of,
     worst_classes,
 )
-from sscl.evaluate.proportions import Proportion
+from sscl.evaluate.proportions import ClassProportions, Proportion, Proportions
 from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
 from sscl.evaluate.verdicts import Outcome
 from sscl.metrics_log import kind_of_row
@@ -65,55 +68,49 @@ class Row(NamedTuple):
         return f"{self.interval[0]:.3f} to {self.interval[1]:.3f}"
 
 
-def metric_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
-    """Return the metrics of the argmax, a row each; those of `metrics.worst_classes` come last, three a class.
+def rows_of(
+    values: Metrics | ClassMetrics,
+    intervals: Intervals | ClassIntervals,
+    shares: Proportions | ClassProportions,
+    keys: Sequence[str],
+    *,
+    groups: object,
+    of: str | None = None,
+) -> list[Row]:
+    """Return the metrics of these keys, a row each. groups: of the tiles, or None. of: the class they are of."""
+    missing = TOO_FEW_TILES if groups is None else TOO_FEW_SLIDES
+    return [
+        Row(
+            display_name(key, of=of), getattr(values, key), getattr(intervals, key), getattr(shares, key, None), missing
+        )
+        for key in keys
+    ]
+
+
+def overall_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
+    """Return the metrics of the argmax on all tiles, a row each.
 
     Args:
         names: of the classes, as they are shown; None = their own.
     """
-    return [*overall_rows(evaluated, results, names=names), *class_rows(evaluated, results, names=names)]
-
-
-def overall_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
-    """Return the metrics of all tiles, a row each; names: as for `metric_rows`."""
     names = evaluated.classes if names is None else names
-    values, intervals, shares = results.metrics, results.intervals, results.proportions
-    keys: list[tuple[str, str | None]] = [(key, None) for key in OVERALL]
+    given = results.metrics, results.intervals, results.proportions
+    found = rows_of(*given, OVERALL, groups=results.groups)
     if evaluated.positive is not None:
         positive = names[evaluated.classes.index(evaluated.positive)]
-        keys += [(key, positive) for key in ("sensitivity", "specificity")]
-    return [
-        Row(
-            display_name(key, of=of),
-            getattr(values, key),
-            getattr(intervals, key),
-            getattr(shares, key, None),
-            _missing(results),
-        )
-        for key, of in keys
-    ]
+        found += rows_of(*given, ("sensitivity", "specificity"), of=positive, groups=results.groups)
+    return found
 
 
 def class_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
-    """Return the metrics of `metrics.worst_classes`, three rows a class; names: as for `metric_rows`."""
+    """Return the metrics of `metrics.worst_classes`, three rows a class; names: as for `overall_rows`."""
     names = evaluated.classes if names is None else names
     values, intervals, shares = results.metrics.per_class, results.intervals.per_class, results.proportions.per_class
     return [
-        Row(
-            display_name(key, of=names[i]),
-            getattr(values[i], key),
-            getattr(intervals[i], key),
-            getattr(shares[i], key, None),
-            _missing(results),
-        )
+        row
         for i in worst_classes(values)
-        for key in OF_A_CLASS
+        for row in rows_of(values[i], intervals[i], shares[i], OF_A_CLASS, of=names[i], groups=results.groups)
     ]
-
-
-def _missing(results: Results) -> str:
-    """Return why a defined value has no interval."""
-    return TOO_FEW_TILES if results.groups is None else TOO_FEW_SLIDES
 
 
 def agreement_rows(results: Results) -> list[Row]:
@@ -148,17 +145,17 @@ def abstention_in_words(results: Results) -> str:
 
 def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
     """Return how to read missing intervals, probabilities, thresholds and net benefit, a sentence each."""
-    return [*particular_notes(evaluated, results), *usual_notes(evaluated, results)]
-
-
-def particular_notes(evaluated: Evaluated, results: Results) -> list[str]:
-    """Return what is to be known of this evaluation, a sentence each."""
-    return [*_without_interval(evaluated, results), *_of_this_one(evaluated, results)]
+    return [
+        *_without_interval(evaluated, results),
+        *_of_this_one(evaluated, results),
+        *_of_every_one(evaluated, results),
+    ]
 
 
 def _without_interval(evaluated: Evaluated, results: Results) -> list[str]:
     """Return a sentence on the classes that are too few for intervals, if there are any."""
-    if not any(row.value is not None and row.interval is None for row in metric_rows(evaluated, results)):
+    rows = overall_rows(evaluated, results) + class_rows(evaluated, results)
+    if not any(row.value is not None and row.interval is None for row in rows):
         return []
     called = np.sum(results.confusion_matrix, axis=0).tolist()  # a class without tiles counts by those called so
     counts = (
@@ -188,8 +185,7 @@ def _of_this_one(evaluated: Evaluated, results: Results) -> list[str]:
     return found
 
 
-def usual_notes(evaluated: Evaluated, results: Results) -> list[str]:
-    """Return what is to be known of every evaluation, a sentence each."""
+def _of_every_one(evaluated: Evaluated, results: Results) -> list[str]:
     found = [
         f"temperature and thresholds come from the validation tiles that also chose {kind_of_row(evaluated.c)}, so "
         "validation results are optimistic"

@@ -26,7 +26,6 @@ from sscl.data.tiles import Tiles
 from sscl.evaluate import calibration, metrics, proportions
 from sscl.evaluate.card_results import BEGIN, END, cells, last_part, metric_rows, set_name
 from sscl.evaluate.card_results import FILE as FILE
-from sscl.evaluate.evaluation_text import TOO_FEW_SLIDES, TOO_FEW_TILES
 from sscl.evaluate.lineage import INDEPENDENT, NO_SLIDE_IDS
 from sscl.evaluate.metric_intervals import interval_method, metric_intervals
 from sscl.evaluate.tables import as_markdown, code, code_block, escaped, one_line
@@ -311,10 +310,9 @@ def _validation_lines(checkpoint: Checkpoint, groups: Sequence[str] | None) -> l
     values = metrics.classification_metrics(labels, probabilities, positive=positive)
     intervals = metric_intervals(labels, probabilities, positive=positive, groups=groups)
     shares = proportions.metric_proportions(matrix, intervals, positive=positive)
-    missing = TOO_FEW_TILES if groups is None else TOO_FEW_SLIDES
     over = INDEPENDENT if groups is None else interval_method(groups)
     over = over[0].upper() + over[1:]
-    rows = [cells(row) for row in metric_rows(classes, kept.positive, values, shares, intervals, missing=missing)]
+    rows = [cells(row) for row in metric_rows(classes, kept.positive, values, shares, intervals, groups=groups)]
     threshold = (
         "none (needs two classes, both among the validation tiles)"
         if kept.threshold is None

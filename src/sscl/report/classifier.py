@@ -11,7 +11,7 @@ from sscl.config.training import FinetuneTrainConfig
 from sscl.data.load import has_validation
 from sscl.data.synthetic import SAID
 from sscl.evaluate import evaluation_text
-from sscl.evaluate.metrics import MANY_CLASSES, OF_A_CLASS, confusions, shown_of, worst_classes
+from sscl.evaluate.metrics import MANY_CLASSES, confusions, shown_of
 from sscl.evaluate.model_card import encoder_options, learned
 from sscl.metrics_log import MetricsRow
 from sscl.plots import charts
@@ -133,14 +133,12 @@ def _history(log: Sequence[MetricsRow], series: Sequence[tuple[str, Sequence[str
 def results(subject: Subject) -> Section:
     """Return the metrics with their intervals."""
     report = subject.report
-    rows = evaluation_text.metric_rows(report, report)
-    shown = worst_classes(report.metrics.per_class)
-    first = len(rows) - len(OF_A_CLASS) * len(shown)
+    overall, of_classes = (of(report, report) for of in (evaluation_text.overall_rows, evaluation_text.class_rows))
     header = ["", "value", "95% interval", "tiles"]
     left_out = shown_of(len(report.classes))
     found: list[Block] = [
-        blocks.table(f"On the {subject.split}, {report.tiles:,} tiles", [header, *rows_of_metrics(rows[:first])]),
-        blocks.table("Per class", [header, *rows_of_metrics(rows[first:])]),
+        blocks.table(f"On the {subject.split}, {report.tiles:,} tiles", [header, *rows_of_metrics(overall)]),
+        blocks.table("Per class", [header, *rows_of_metrics(of_classes)]),
         *([blocks.paragraph(blocks.sentence(f"per class: {left_out}"))] if left_out else []),
     ]
     by_agreement = rows_of_metrics(evaluation_text.agreement_rows(report))
