@@ -85,6 +85,26 @@ def test_a_slide_has_the_interval_of_its_tiles_and_a_small_one_none():
     assert "too few tiles" in "\n".join(as_lines(both))
 
 
+def test_a_slide_with_few_tiles_of_a_class_is_not_said_to_have_too_few_slides():
+    labels = np.array(([0] * 18 + [1] * 2) * 2)
+    found = metrics_by_place(tiles(labels, groups=np.repeat(["a", "b"], 20)), labels, by="group")
+    assert found.places[0].balanced_accuracy_interval is None
+    assert [line.split()[-3:] for line in as_lines(found)[2:4]] == [["too", "few", "tiles"]] * 2
+
+
+def test_p_is_corrected_for_as_many_slides_as_are_said_to_be_tested():
+    """Those with too few tiles are not."""
+    labels = np.arange(212) % 2
+    groups = np.array([f"s{i // 25}" for i in range(200)] + [f"small{i}" for i in range(12)])
+    found = metrics_by_place(
+        tiles(labels, groups=groups), np.where(np.arange(212) < 20, 1 - labels, labels), by="group"
+    )
+    assert found.worse == ("s0",)
+    assert "corrected for 8 slides" in worst_in_words(found)
+    alike = metrics_by_place(tiles(labels, groups=groups), np.where(np.arange(212) < 1, 1 - labels, labels), by="group")
+    assert "the lowest of 8 " in worst_in_words(alike)
+
+
 def test_few_slides_at_a_site_are_too_few_to_tell():
     labels = np.arange(80) % 2
     data = tiles(labels, sites=np.repeat(["a", "b"], 40), groups=np.arange(80).astype(str)[np.arange(80) // 20])

@@ -157,7 +157,7 @@ def as_lines(found: ByPlace) -> list[str]:
     shown = found.places[:SHOWN]
     rows = [[one, "tiles", "accuracy", "95% interval", "balanced", "95% interval"]]
     for name, place in zip(short_names([place.name for place in shown], 16), shown, strict=True):
-        few = "too few tiles" if place.tiles < FEWEST else "too few slides"
+        few = "too few tiles" if place.slides is None or place.tiles < FEWEST else "too few slides"
         balanced = place.balanced_accuracy
         rows.append(
             [
@@ -181,15 +181,15 @@ def worst_in_words(found: ByPlace) -> str:
     if found.worst is None:
         return f"worst {one}: none to name; fewer than two {many} have {FEWEST} tiles"
     of = {place.name: place for place in found.places}
-    worst = of[found.worst]
+    worst, tested = of[found.worst], sum(place.tiles >= FEWEST for place in found.places)
     gap = f"{worst.difference:+.3f} accuracy to the other {many}"
     if found.worse:
         told = [f"{name} ({of[name].difference:+.3f}, p = {of[name].p:.2g})" for name in found.worse]
-        verdict = f"worse than the others: {some(told)}; p is corrected for {len(found.places):,} {many}"
+        verdict = f"worse than the others: {some(told)}; p is corrected for {tested:,} {many}"
     elif worst.p is None:
         verdict = "inconclusive: too few tiles or slides to tell it from chance"
     else:
-        verdict = f"inconclusive: the lowest of {len(found.places):,} is as low by chance (p = {worst.p:.2g})"
+        verdict = f"inconclusive: the lowest of {tested:,} is as low by chance (p = {worst.p:.2g})"
     return f"worst {one}: {found.worst}, {gap}; {verdict}"
 
 
