@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from sscl.config.data import DataConfig
 from sscl.config.encoders import EncoderConfig
-from sscl.config.sections import LARGEST_BATCH, Listed, Section, setting
+from sscl.config.sections import LARGEST_BATCH, Listed, Precision, Section, precision_setting, setting
 
 
 class AuditConfig(Section):
@@ -39,7 +39,5 @@ class AuditConfig(Section):
     shown: int = setting(60, "largest number of pairs in pairs.png and tiles in flagged.png", ge=1, le=300, common=True)
     batch_size: int = setting(128, "tiles per batch, with an encoder", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
-    )
+    precision: Precision = precision_setting()
     progress: bool = setting(True, "show progress bars")

@@ -8,14 +8,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sscl.config.messages import shown
 from sscl.config.published import PUBLISHED, by_hub, like
-from sscl.config.sections import SEEDS, Section, fault, setting
+from sscl.config.sections import SEEDS, Listed, Section, fault, setting
 from sscl.words import closest, listed
 
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=1e-3, le=10)]  # of weights for pixels in 0-255 it is 1/255
-_as_tuple = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-Means = Annotated[tuple[Mean, Mean, Mean], _as_tuple]  # of the channels
-StandardDeviations = Annotated[tuple[Deviation, Deviation, Deviation], _as_tuple]
+Means = Annotated[tuple[Mean, Mean, Mean], Listed]  # of the channels
+StandardDeviations = Annotated[tuple[Deviation, Deviation, Deviation], Listed]
 
 WIDEST = 2**16  # of a layer, and so of any argument
 _LARGEST = {"img_size": 2048, "patch_size": 1024, "reg_tokens": 1024, "depth": 1024}  # of some

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 from sscl.config.data import COARSEST_MPP, FINEST_MPP, DataConfig
 from sscl.config.encoders import POOLS, EncoderConfig, EncoderName, Kwargs, Means, Pool, StandardDeviations, Stem
 from sscl.config.messages import shown
-from sscl.config.sections import LARGEST_BATCH, Section, setting
+from sscl.config.sections import LARGEST_BATCH, Precision, Section, precision_setting, setting
 
 FORMATS = ("safetensors", "pt", "torchscript", "torch_export", "onnx", "timm", "wsinfer")
 METHODS = ("pca", "tsne", "umap")
@@ -121,7 +121,5 @@ class EmbedConfig(Section):
     seed: int = setting(0, "seed of clusters, maps and the tiles that are shown", ge=0, lt=2**32)
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
-    )
+    precision: Precision = precision_setting()
     progress: bool = setting(True, "show progress bars")

@@ -8,7 +8,6 @@ from pydantic import BeforeValidator
 
 from sscl.config.sections import Section, setting
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 BOX_THRESHOLD = 0.5
 PRECISION = "auto: as temperature and thresholds were fitted; fp32 on a CPU"
 

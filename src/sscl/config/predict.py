@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from sscl.config.data import COARSEST_MPP, FINEST_MPP
-from sscl.config.maps import PRECISION, MapConfig, Precision
+from sscl.config.maps import PRECISION, MapConfig
 from sscl.config.messages import shown
-from sscl.config.sections import LARGEST_BATCH, Listed, Section, setting
+from sscl.config.sections import LARGEST_BATCH, Listed, Precision, Section, setting
 
 _MOST_PX = 10_000_000  # of a slide's side
 _Place = Annotated[int, Field(ge=0, le=_MOST_PX)]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from sscl.config.data import DataConfig
 from sscl.config.encoders import RANDOM, EncoderConfig
 from sscl.config.messages import shown
-from sscl.config.sections import LARGEST_BATCH, Fraction, Listed, Section, Seed, fault, setting
+from sscl.config.sections import (
+    LARGEST_BATCH,
+    Fraction,
+    Listed,
+    Precision,
+    Section,
+    Seed,
+    fault,
+    precision_setting,
+    setting,
+)
 from sscl.config.training import C_GRID, Strengths
 from sscl.words import first_twice, nearest
 
@@ -81,9 +91,7 @@ class ProbeConfig(Section):
     )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
-    )
+    precision: Precision = precision_setting()
     cache_dir: str | None = setting(
         None, "cache of features and decoded tiles; null = $SSCL_CACHE or ~/.cache/sscl", path=True
     )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
-
 from sscl.config.data import DataConfig
-from sscl.config.maps import PRECISION, MapConfig, Precision
-from sscl.config.sections import LARGEST_BATCH, SEEDS, Changes, KeysOf, Section, setting
+from sscl.config.maps import PRECISION, MapConfig
+from sscl.config.sections import LARGEST_BATCH, SEEDS, Changes, KeysOf, Listed, Precision, Section, setting
 
 
 class EvalConfig(Section):
@@ -61,7 +59,7 @@ class GradcamConfig(MapConfig):
     split: Literal["test", "train", "all"] | None = setting(
         None, "split to explain tiles of; null = test, or all tiles of another set than the one trained on", common=True
     )
-    ids: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = setting(
+    ids: Annotated[tuple[str, ...], Listed] = setting(
         (), "explain these tiles, [ID, ...]; empty = the most confident ones of each class"
     )
     images: str | None = setting(

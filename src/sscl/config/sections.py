@@ -27,6 +27,8 @@ class Section(BaseModel):
 # For lists in YAML: `Annotated[tuple[X, ...], Listed]`. Strict models accept no list for a tuple otherwise.
 Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 # An entry of a list.
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -60,6 +62,14 @@ def setting(
         bounds: its limits, in pydantic's names.
     """
     return Field(default, description=doc, json_schema_extra={"free": free, "path": path, "common": common}, **bounds)
+
+
+# Settings of several commands are functions: pydantic writes into what a field is made of.
+
+
+def precision_setting(**marks: bool) -> Any:
+    """Return the field of the precision where no checkpoint says one; marks: as of `setting`."""
+    return setting("auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32", **marks)
 
 
 def marked(field: FieldInfo, mark: Literal["free", "path", "common"]) -> bool:

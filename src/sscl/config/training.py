@@ -11,7 +11,17 @@ from sscl.config.augmentation import AugmentConfig, FinetuneAugmentConfig
 from sscl.config.data import DataConfig, SourceConfig, listed_sources, one_size
 from sscl.config.encoders import WIDEST, ModelConfig, ProjectionConfig
 from sscl.config.messages import shown
-from sscl.config.sections import LARGEST_BATCH, SEEDS, Listed, OneOrMore, Section, fault, setting
+from sscl.config.sections import (
+    LARGEST_BATCH,
+    SEEDS,
+    Listed,
+    OneOrMore,
+    Precision,
+    Section,
+    fault,
+    precision_setting,
+    setting,
+)
 
 MOST_EPOCHS = 100_000
 MOST_VIEWS = 100  # of train.view_count
@@ -151,9 +161,7 @@ class PretrainConfig(Section):
     run: str = setting(..., "run folder to write", free=True, path=True, min_length=1)
     seed: int = setting(0, "seed of initial weights, tile order and augmentation", ge=0, lt=SEEDS)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True, common=True)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
-    )
+    precision: Precision = precision_setting()
     deterministic: bool = setting(
         False, "the same bits from the same run on the same GPUs, more slowly; torch warns where it cannot", free=True
     )
@@ -348,9 +356,7 @@ class FinetuneConfig(Section):
         0, "seed of the head, tile order, augmentation, validation split and label fraction", ge=0, lt=SEEDS
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", free=True, common=True)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 or fp16, what the GPU computes fast, otherwise fp32"
-    )
+    precision: Precision = precision_setting()
     deterministic: bool = setting(
         False, "the same bits from the same run on the same GPUs, more slowly; torch warns where it cannot", free=True
     )
