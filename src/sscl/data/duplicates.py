@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -190,15 +191,25 @@ def _by_hash(tiles: Sequence[_Tile], originals: Indices, *, progress: bool) -> l
 
 def _keypoints(images: Images, rows: Indices, *, squeezed: bool, progress: bool) -> keypoints.Collected:
     """Return the keypoints of rows, with codes learned from the first of them, then those of the squeezed tiles."""
-    sample = in_threads(lambda row: keypoints.detect(luma_of(images[row]))[1], rows[:_LEARNED].tolist(), desc=None)
-    coder = keypoints.learn(np.concatenate(list(sample)))
+
+    def detect(row: int) -> tuple[keypoints.Floats, keypoints.Bytes]:
+        return keypoints.detect(luma_of(images[row]))
+
+    def squeeze(row: int) -> list[keypoints.Keypoints]:
+        return squeezes.squeezed_keypoints(luma_of(images[row]), coder)
+
+    desc = "keypoints" if progress else None
+    first, others = rows[:_LEARNED].tolist(), rows[_LEARNED:].tolist()
+    sample = list(in_threads(detect, first, desc=desc))
+    coder = keypoints.learn(np.concatenate([descriptors for _, descriptors in sample]))
     found = keypoints.Collected(len(rows), squeezed=squeezed)
-    searches = {"keypoints": lambda row: [keypoints.keypoints_of(luma_of(images[row]), coder)]}
+    rest = in_threads(lambda row: keypoints.coded(*detect(row), coder), others, desc=desc) if others else ()
+    for tile, points in enumerate(chain((keypoints.coded(*one, coder) for one in sample), rest)):
+        found.add(points, tile=tile)
     if squeezed:
-        searches["squeezed"] = lambda row: squeezes.squeezed_keypoints(luma_of(images[row]), coder)
-    for desc, search in searches.items():
-        for tile, pictures in enumerate(in_threads(search, rows.tolist(), desc=desc if progress else None)):
-            for points in pictures:
+        pictures = in_threads(squeeze, rows.tolist(), desc="squeezed" if progress else None)
+        for tile, several in enumerate(pictures):
+            for points in several:
                 found.add(points, tile=tile)
     return found
 

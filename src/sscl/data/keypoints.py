@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -115,9 +116,8 @@ def detect(luma: Bytes, *, most: int = KEYPOINTS, inside: Bytes | None = None) -
     return values[:most], found[:most].astype(np.uint8)
 
 
-def keypoints_of(luma: Bytes, coder: Coder) -> Keypoints:
-    """Return the keypoints of a tile with their codes."""
-    points, descriptors = detect(luma)
+def coded(points: Floats, descriptors: Bytes, coder: Coder) -> Keypoints:
+    """Return what `detect` gives of a tile, with codes for its descriptors."""
     return Keypoints(points[:, :2].copy(), points[:, 3] - 90, np.log2(points[:, 2]), coder(descriptors))
 
 
@@ -226,7 +226,7 @@ class Matches:
     @cached_property
     def places(self) -> int:
         """How many different places match: several keypoints of one place, of different directions, count once."""
-        return min(len(np.unique(np.round(ends), axis=0)) for ends in (self.first, self.second))
+        return min(len(set(map(tuple, np.round(ends).tolist()))) for ends in (self.first, self.second))
 
 
 def _matches(a: Keypoints, b: Keypoints, *, side: int) -> Iterator[Matches]:
@@ -275,18 +275,20 @@ def _compare(first: Bytes, second: Bytes, matrix: Affine, inliers: Matches) -> t
     places = (np.stack([columns, rows], -1) @ matrix[:, :2].T + matrix[:, 2] + moved).astype(np.float32)
     covered = ((places >= 0) & (places <= side - 1)).all(-1)
     warped = cv2.remap(np.ascontiguousarray(second), places, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
-    return float(covered.mean()), _correlation(_detail(first, covered), _detail(warped, covered), covered)
+    return float(covered.mean()), _correlation(*_details(covered, first, warped), covered)
 
 
-def _detail(luma: Bytes, covered: NDArray[np.bool_]) -> Floats:
-    """Return what a tile shows between two scales: not where tissue ends, which many tiles share, and not the noise."""
+def _details(covered: NDArray[np.bool_], *lumas: Bytes) -> Iterator[Floats]:
+    """Yield what tiles show between two scales: not where tissue ends, which many tiles share, and not the noise."""
 
-    def blurred(sd: float) -> Floats:  # the mean over covered pixels only: nothing leaks in across the border
-        weight = np.maximum(cv2.GaussianBlur(covered.astype(np.float32), (0, 0), sd), 1e-3)
-        seen = np.where(covered, luma, 0).astype(np.float32)
-        return np.asarray(cv2.GaussianBlur(seen, (0, 0), sd) / weight, np.float32)
+    def blurred(values: NDArray[Any], sd: float) -> Floats:
+        return np.asarray(cv2.GaussianBlur(values.astype(np.float32), (0, 0), sd), np.float32)
 
-    return blurred(_BLUR_PX) - blurred(_COARSE_PX)
+    weights = {sd: np.maximum(blurred(covered, sd), 1e-3) for sd in (_BLUR_PX, _COARSE_PX)}
+    for luma in lumas:  # means over covered pixels only: nothing leaks in across the border
+        seen = np.where(covered, luma, 0)
+        fine, coarse = (blurred(seen, sd) / weight for sd, weight in weights.items())
+        yield fine - coarse
 
 
 @dataclass(frozen=True)
