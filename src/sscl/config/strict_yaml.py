@@ -8,6 +8,7 @@ is not installed everywhere and accepts other texts.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -141,10 +142,15 @@ def read(text: str, *, loader: type[StrictLoader] = StrictLoader) -> Any:
     Raises:
         ValueError: not YAML, or more of it than a config needs; one line with the number of the text's line.
     """
+    return _unshared(_parsed(text, loader))
+
+
+@lru_cache(maxsize=128)  # a run's configuration is read several times in one command, and takes 15 ms
+def _parsed(text: str, loader: type[StrictLoader]) -> Any:
     reader = None
     try:
         reader = loader(text)
-        return _unshared(reader.get_single_data())
+        return reader.get_single_data()  # type: ignore[no-untyped-call]
     except Exception as error:  # PyYAML raises IndexError, OverflowError, AttributeError, ... besides its own
         raise ValueError(_said(error, text, reader)) from error
 
