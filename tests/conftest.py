@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib.util
+import io
 import os
 import pkgutil
 import subprocess
@@ -129,6 +131,8 @@ SEAMS = {
     "label_fraction": "sscl.data.split.label_fraction",
     "stratified_split": "sscl.data.split.stratified_split",
     "find_pairs": "sscl.data.duplicates.find_pairs",
+    "detect": "sscl.data.keypoints.detect",
+    "detect_squeezed": "sscl.data.squeezes.detect",
     "mhist_decode": "sscl.data.mhist.decode_tiles",
     "mhist_images": "sscl.data.mhist._find_images",
     "decode_worker": "sscl.data.decode._Worker",
@@ -171,6 +175,8 @@ NUMBERS = {
     "mhist_counts": "sscl.data.mhist.PUBLISHED_COUNTS",
     "pathmnist_counts": "sscl.data.pathmnist.PATHMNIST_COUNTS",
     "overview_strip": "sscl.slides.overview._STRIP",
+    "slide_picture": "sscl.plots.slide._LONGEST",
+    "cam_picture": "sscl.plots.slide_cam._LONGEST",
     "sheet_pixels": "sscl.slides.preview._SHEET_PIXELS",
     "embedded_tiles": "sscl.data.load.MOST_EMBEDDED",
     "kept_bytes": "sscl.data.slide_set.MOST_KEPT",
@@ -247,6 +253,22 @@ def estimated_once(wrapped: Callable[..., AbstractContextManager[None]]) -> Call
     return inside
 
 
+@pytest.fixture(scope="module")
+def detected_once(wrapped: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+    """Detect the keypoints of a picture once for a module, whose tests search the same tiles again and again."""
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def detect(real: Callable[..., Any], luma: Any, **named: Any) -> Any:
+        inside = named.get("inside")
+        key = (luma.shape, luma.tobytes(), named.get("most"), None if inside is None else inside.tobytes())
+        if key not in known:
+            known[key] = real(luma, **named)
+        return known[key]
+
+    with wrapped(detect=detect, detect_squeezed=detect):
+        yield
+
+
 @pytest.fixture
 def number(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that takes `name=value` and sets one of the numbers."""
@@ -274,6 +296,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
     return found
 
 
+# Charts that are drawn again and again: after each epoch, of each evaluation, for each tile.
+OFTEN_DRAWN = (
+    *("charts.plot_history", "charts.plot_confusion", "charts.plot_roc", "charts.plot_precision_recall"),
+    *("calibration.plot_reliability", "calibration.plot_coverage", "calibration.plot_decision_curve"),
+    "cam.plot_cam_panel",
+)
+
+
 @pytest.fixture(scope="session")
 def blank_drawing() -> Callable[[], AbstractContextManager[None]]:
     """Return `blank_pictures` as a context, for fixtures that outlive a module."""
@@ -281,12 +311,21 @@ def blank_drawing() -> Callable[[], AbstractContextManager[None]]:
     from matplotlib.text import Text
     from PIL import Image
 
-    from sscl.plots import base, charts
+    from sscl.plots import base
 
-    curves: set[str] = set()
+    plots = {f"sscl.plots.{name}": pkgutil.resolve_name(f"sscl.plots.{name}") for name in OFTEN_DRAWN}
+    sizes: dict[tuple[str, ...], Any] = {}
+    last: list[Any] = []
+
+    @functools.cache
+    def blank(width: int, height: int) -> bytes:
+        picture = io.BytesIO()
+        Image.new("L", (width, height), "white").save(picture, format="png")
+        return picture.getvalue()
 
     def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-        width, height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
+        last[:] = [figure.get_size_inches()]
+        width, height = (int(inches * figure.dpi) for inches in last[0])
         with base.writing(path) as temporary:
             if Path(path).suffix == ".svg":
                 box = f'width="{width}pt" height="{height}pt" viewBox="0 0 {width} {height}"'
@@ -294,23 +333,23 @@ def blank_drawing() -> Callable[[], AbstractContextManager[None]]:
                 svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{texts}</svg>'
                 temporary.write_text(svg, encoding="utf-8")
             else:
-                Image.new("L", (width, height), "white").save(temporary, format="png")
+                temporary.write_bytes(blank(width, height))
 
-    plot = charts.plot_history
-
-    def history(rows: Any, *, series: Any, path: Path, **named: Any) -> None:
-        """Curves are made after every epoch: of each kind once, of later ones the empty figure."""
-        if str(series) in curves and path.suffix == ".png":
-            base.save_figure(Figure(figsize=(8, 0.8 + 2 * len(series)), dpi=base.DPI), path)
+    def once(plot: Callable[..., None], *given: Any, path: Path, **named: Any) -> None:
+        """Make the figure of each kind once, of later ones the empty figure: most runs leave the same kinds."""
+        kind = (plot.__name__, *(str(named.get(key)) for key in ("series", "classes", "positive", "method")))
+        if kind in sizes and path.suffix == ".png":
+            base.save_figure(Figure(figsize=sizes[kind], dpi=base.DPI), path)
         else:
-            plot(rows, series=series, path=path, **named)
-            curves.add(str(series))
+            plot(*given, path=path, **named)
+            sizes[kind] = last[0]
 
     @contextlib.contextmanager
     def inside() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(base, "save_figure", save)
-            patch.setattr(charts, "plot_history", history)
+            for name, plot in plots.items():
+                patch.setattr(name, functools.partial(once, plot))
             yield
 
     return inside

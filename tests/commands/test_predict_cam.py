@@ -24,6 +24,11 @@ from sscl.slides.write import EncodedLevel, encode_level, write_levels
 SIDE, MPP, SIZE, STEP = 512, 7.0, 32, 64  # of the slide and its µm per pixel; of a tile, and in pixels of level 0
 
 
+@pytest.fixture(autouse=True)
+def small_pictures(number: Any) -> None:
+    number(slide_picture=SIDE, cam_picture=SIDE)
+
+
 @pytest.fixture(scope="module")
 def level() -> EncodedLevel:
     """A disc of tissue that leaves the slide at the right."""

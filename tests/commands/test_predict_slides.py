@@ -37,6 +37,11 @@ STEP = 64
 HOSTILE = 'b"><script>alert(1)<&.svs'
 
 
+@pytest.fixture(autouse=True)
+def small_pictures(number: Any) -> None:
+    number(slide_picture=SIDE)
+
+
 @pytest.fixture(scope="module")
 def level() -> EncodedLevel:
     rng = np.random.default_rng(0)
@@ -148,8 +153,9 @@ def test_the_probabilities_are_those_of_eval(
     assert roc_auc_score(truth, ours) == pytest.approx(metrics["metrics"]["auroc"], abs=1e-4)
 
 
-def test_a_place_is_the_same_in_all_files(ask: Any, slide: Path, read_rows: Any, tmp_path: Path) -> None:
+def test_a_place_is_the_same_in_all_files(ask: Any, slide: Path, read_rows: Any, number: Any, tmp_path: Path) -> None:
     """T8, T9: one tile off all axes; GeoJSON counts from the scanned area's corner, the others from the file's."""
+    number(slide_picture=1600)
     at = (137 + 3 * STEP, 91 + STEP)
     index = index_of(tmp_path / "index", slide, [at], bounds=(137, 91, 360, 400))
     assert ask(index, f"out={tmp_path / 'out'}", "abstain=0").code == 0

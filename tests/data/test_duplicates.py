@@ -13,6 +13,7 @@ from sscl.data.synthetic import draw_tile
 
 SIZE_PX = duplicates.SIZE_PX
 COUNT = 12
+pytestmark = pytest.mark.usefixtures("detected_once")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -220,8 +221,9 @@ def test_an_alignment_in_words(matrix, words):
 
 
 def points_of(*lumas: np.ndarray) -> tuple[keypoints.Keypoints, ...]:
-    coder = keypoints.learn(np.concatenate([keypoints.detect(luma)[1] for luma in lumas]))
-    return tuple(keypoints.keypoints_of(luma, coder) for luma in lumas)
+    found = [keypoints.detect(luma) for luma in lumas]
+    coder = keypoints.learn(np.concatenate([descriptors for _, descriptors in found]))
+    return tuple(keypoints.coded(*one, coder) for one in found)
 
 
 def test_codes_say_what_descriptors_say_and_serve_mirrored_keypoints(originals):
@@ -345,7 +347,7 @@ def test_bland_tiles_are_no_near_duplicates():
 def test_tissue_of_one_look_is_no_near_duplicate():
     """Textures of one kind, stain and brightness, as the tiles of one slide are."""
     rng = np.random.default_rng(4)
-    images = np.zeros((30, SIZE_PX, SIZE_PX, 3), np.uint8)
+    images = np.zeros((16, SIZE_PX, SIZE_PX, 3), np.uint8)
     for image in images:
         cells = cv2.GaussianBlur(rng.normal(size=(SIZE_PX, SIZE_PX)), (0, 0), 2)
         image[:] = (200 - 60 * (cells > 0.1)[..., None] * [1, 1.5, 0.7]).astype(np.uint8)
