@@ -44,13 +44,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def write_run(folder: Path, *, classes: tuple[str, ...] = ("HP", "SSA"), stain: str = "none") -> Path:
+def write_run(
+    folder: Path, *, encoder: str = "resnet14_small", classes: tuple[str, ...] = ("HP", "SSA"), stain: str = "none"
+) -> Path:
     """Write a finetune checkpoint and return its run folder."""
     torch.manual_seed(0)
-    net = Classifier(build_encoder("resnet18"), num_classes=len(classes))
+    net = Classifier(build_encoder(encoder), num_classes=len(classes))
     with torch.no_grad():
         net.head.weight.mul_(20)
-    words = ["run=r", "data.root=d", f"data.size_px={SIDE}", f"data.stain={stain}", "model.name=resnet18"]
+    words = ["run=r", "data.root=d", f"data.size_px={SIDE}", f"data.stain={stain}", f"model.name={encoder}"]
     logits = 3 * torch.randn(40, len(classes))
     truth = (logits + 2 * torch.randn_like(logits)).argmax(1).numpy()
     blank = checkpoint.build_checkpoint(
@@ -112,7 +114,7 @@ def pixels(path: str) -> Any:
 def net_and_logits(made: Path, images: Any) -> tuple[Any, dict[str, Any]]:
     """Return the logits, (N, K) in numpy, by the checkpoint's tensors alone, and its content."""
     content = torch.load(made / "checkpoints" / "best.pt", weights_only=True)
-    net = Classifier(build_encoder("resnet18"), num_classes=len(content["classes"])).eval()
+    net = Classifier(build_encoder("resnet14_small"), num_classes=len(content["classes"])).eval()
     net.encoder.load_state_dict(content["encoder"])
     net.head.load_state_dict(content["head"])
     mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
@@ -147,7 +149,7 @@ def run_block(text: str, names: dict[str, object]) -> list[str]:
 
 
 def test_the_page_runs_and_says_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path / "runs" / "finetune")
+    write_run(tmp_path / "runs" / "finetune", encoder="resnet18")
     write_tiles(tmp_path / "tiles")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -330,7 +332,7 @@ def test_the_heatmap_changes_nothing_where_there_is_no_evidence(model: api.Model
 
 def test_features_are_what_the_head_reads(model: api.Model, paths: list[str]) -> None:
     features = model.embed(paths, batch_size=4)
-    assert (features.shape, features.dtype) == ((6, 512), np.float32)
+    assert (features.shape, features.dtype) == ((6, 128), np.float32)
     with torch.no_grad():
         logits = model.classifier.head(torch.from_numpy(features)).double()
     expected = (logits / model.temperature).softmax(1).numpy()

@@ -96,7 +96,7 @@ def fake_cuda() -> Iterator[Waits]:
 
 
 def fake_classifier() -> tuple[Classifier, dict[str, torch.Tensor]]:
-    model = Classifier(build_encoder("resnet18", stem="small"), num_classes=2).eval()
+    model = Classifier(build_encoder("resnet14_small"), num_classes=2).eval()
     for module in model.modules():
         for name, value in module._parameters.items():
             if value is not None:
@@ -147,7 +147,7 @@ def test_maps_wait_for_the_batch_before_and_are_computed_in_float32(events: list
 def test_logits_under_autocast_are_as_fine_as_float32() -> None:
     """The head in bf16 would round them to 8 bits: 0.5 apart at 100."""
     torch.manual_seed(0)
-    model = Classifier(build_encoder("resnet18", stem="small"), num_classes=2).eval()
+    model = Classifier(build_encoder("resnet14_small"), num_classes=2).eval()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         maps = model.forward_features(torch.rand(8, 3, 32, 32))
         logits = model.forward_head(maps)

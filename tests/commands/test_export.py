@@ -180,17 +180,16 @@ def test_an_exported_safetensors_file_says_itself_what_it_is(exported: tuple[Pat
     assert start.fingerprint == source.fingerprint
 
 
-@pytest.mark.parametrize("stride", [16, 32])
-def test_a_checkpoint_comes_back_with_its_stride(resnet18: dict[str, Any], tmp_path: Path, stride: int) -> None:
-    torch.save({**resnet18, "output_stride": stride}, tmp_path / "best.pt")
+def test_a_checkpoint_comes_back_with_its_stride(resnet18: dict[str, Any], tmp_path: Path) -> None:
+    torch.save({**resnet18, "output_stride": 16}, tmp_path / "best.pt")
 
     trunk = frozen_encoder(EncoderConfig(weights=str(tmp_path / "best.pt"))).encoder
     classifier, _ = load_classifier(tmp_path / "best.pt", device=torch.device("cpu"))
 
     for net in (trunk, classifier.encoder):
-        assert net.output_stride == stride
+        assert net.output_stride == 16
         with torch.no_grad():
-            assert net.forward_features(torch.zeros(1, 3, 64, 64)).shape[2] == 64 // stride
+            assert net.forward_features(torch.zeros(1, 3, 64, 64)).shape[2] == 4
 
 
 def test_torchvision_and_timm_load_a_resnet18_strictly(cli: Any, tmp_path: Path, batch: torch.Tensor) -> None:

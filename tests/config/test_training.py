@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import torch
+
 from sscl.config import AugmentConfig, FinetuneAugmentConfig
 from sscl.config.encoders import ENCODERS
 from sscl.draws import Augmentation
@@ -17,6 +19,5 @@ def test_the_defaults_of_the_views_are_those_of_pretraining():
 
 
 def test_every_name_of_an_encoder_can_be_built():
-    for name in ENCODERS:
-        if "50" not in name and "101" not in name:  # as resnet18, and large
-            assert build_encoder(name).num_features > 0
+    with torch.device("meta"):
+        assert all(build_encoder(name).num_features > 0 for name in ENCODERS)

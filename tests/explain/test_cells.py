@@ -17,7 +17,6 @@ def classifier(name: str = "resnet18", **how: object) -> Classifier:
 
 def test_cells_are_those_of_the_maps_and_the_layer_named_has_more() -> None:
     for name, how, size_px in (
-        ("resnet18", {}, 64),
         ("resnet18", {"stem": "small", "output_stride": 16}, 32),
         ("timm:test_efficientnet", {}, 64),
     ):

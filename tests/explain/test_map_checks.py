@@ -137,7 +137,7 @@ class TestSimilarity:
 
 
 class TestCascade:
-    @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "timm:convnext_atto", "timm:test_vit"])
+    @pytest.mark.parametrize("name", ["resnet14_small", "efficientnet_lite0", "timm:convnext_atto", "timm:test_vit"])
     def test_parts_hold_every_weight_once_and_start_at_the_head(self, name: str) -> None:
         model = Classifier(build_encoder(name), num_classes=2)
         parts = map_checks.stages(model)
@@ -147,13 +147,14 @@ class TestCascade:
             assert sum(key == p or key.startswith(f"{p}.") for _, prefixes in parts for p in prefixes) == 1, key
 
     def test_resnet_goes_block_by_block_down_to_the_stem(self) -> None:
-        names = [name for name, _ in map_checks.stages(Classifier(build_encoder("resnet18"), num_classes=2))]
+        with torch.device("meta"):
+            names = [name for name, _ in map_checks.stages(Classifier(build_encoder("resnet18"), num_classes=2))]
         blocks = [f"encoder.layer{layer}.{block}" for layer in (4, 3, 2, 1) for block in (1, 0)]
         assert names == ["head", *blocks, "encoder.conv1"]
 
     def test_each_step_makes_one_part_more_random_as_the_model_is_before_training(self) -> None:
         torch.manual_seed(0)
-        model, blank = (Classifier(build_encoder("resnet18"), num_classes=2).eval() for _ in range(2))
+        model, blank = (Classifier(build_encoder("resnet14_small"), num_classes=2).eval() for _ in range(2))
         before = {key: value.clone() for key, value in model.state_dict().items()}
         done: set[str] = set()
         for (name, mixed), (_, prefixes) in zip(

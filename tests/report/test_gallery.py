@@ -123,7 +123,7 @@ class TestMaps:
     @pytest.mark.parametrize("target", [DIFFERENCE, PREDICTED, Target(Score.CLASS, 1)])
     def test_maps_and_boxes_are_those_of_cam_alone(self, target: Target) -> None:
         torch.manual_seed(0)
-        model = Classifier(build_encoder("resnet18"), num_classes=2).eval()
+        model = Classifier(build_encoder("resnet14_small"), num_classes=2).eval()
         images = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
         mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
         rows = np.array([3, 0, 4])

@@ -46,7 +46,7 @@ def really_saved(model: nn.Module, *, precision: str = "fp32") -> int:
     return sum(size for address, size in storages.items() if address not in there)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18_pathmnist"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet18_pathmnist"])
 def test_the_estimate_is_what_a_cpu_keeps(name, number):
     """Computed with two and three tiles, and with none."""
     model = contrastive(name)
@@ -62,7 +62,7 @@ def test_the_estimate_is_what_a_cpu_keeps(name, number):
 
 def test_under_autocast_too():
     # Exact but for batch norm's saved means, which a CPU keeps in fp32 and torch's shape rules give in bf16.
-    model = contrastive("resnet18")
+    model = contrastive("resnet14_small")
     estimate = activation_bytes(model, shape=SHAPE, device_type="cpu", precision="bf16")
     assert estimate == pytest.approx(really_saved(model, precision="bf16"), rel=0.005)
     assert estimate != activation_bytes(model, shape=SHAPE, device_type="cpu")
@@ -75,7 +75,7 @@ def test_by_hand():
 
 
 def test_it_grows_with_the_views_and_frozen_parts_keep_nothing():
-    model = contrastive("resnet18")
+    model = contrastive("resnet14_small")
     one, two = (activation_bytes(model, shape=(count, 3, 64, 64), device_type="cpu") for count in (64, 128))
     assert two / one == pytest.approx(2, rel=1e-3)
     model.encoder.requires_grad_(False)
@@ -83,7 +83,7 @@ def test_it_grows_with_the_views_and_frozen_parts_keep_nothing():
 
 
 def test_the_model_stays_as_it_was():
-    model = contrastive("resnet18").train()
+    model = contrastive("resnet14_small").train()
     before = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     activation_bytes(model, shape=SHAPE, device_type="cpu", precision="bf16")
@@ -97,8 +97,9 @@ def test_the_model_stays_as_it_was():
 
 
 def test_nothing_of_that_size_is_allocated():
-    # A ResNet50 with 8,192 views of 224 px keeps about 0.8 TB: a computed pass would not end well.
-    assert activation_bytes(contrastive("resnet50"), shape=(8192, 3, 224, 224), device_type="cpu") > 500 * 2**30
+    # 80,000 views of 224 px keep more than half a TB: a computed pass would not end well.
+    model = contrastive("resnet14_small")
+    assert activation_bytes(model, shape=(80_000, 3, 224, 224), device_type="cpu") > 500 * 2**30
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])

@@ -37,7 +37,7 @@ def pretrain_config(tiles: Path, folder: Path, **train: Any) -> PretrainConfig:
     return PretrainConfig(
         run=str(folder / "run"),
         data={"root": str(tiles), "published": False, "size_px": 32},
-        model={"name": "resnet18"},
+        model={"name": "resnet14_small"},
         projection={"hidden": 32, "dim": 16},
         train={"batch_size": 8, "epochs": 1, **train},
         health={"tiles": 8},
@@ -49,7 +49,7 @@ def finetune_config(tiles: Path, folder: Path) -> FinetuneConfig:
     return FinetuneConfig(
         run=str(folder / "run"),
         data={"root": str(tiles), "published": False, "size_px": 32},
-        model={"name": "resnet18"},
+        model={"name": "resnet14_small"},
         contrast={"kind": "cross_view"},
         train={"batch_size": 8, "epochs": 1},
         progress=False,
@@ -188,7 +188,7 @@ def test_health_of_a_run_in_bf16_is_in_fp32(tiles: Path, tmp_path: Path) -> None
     )
 
     torch.manual_seed(config.seed)
-    same = build_encoder("resnet18")
+    same = build_encoder("resnet14_small")
     alone = health_metrics(
         same,
         job.store,
