@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,20 @@ def test_digests_are_those_of_the_pixels_wherever_they_are(tmp_path):
     # They are of the time when the tiles were written: whether the file is still so, `cached_tiles` looks.
     flip(tmp_path / "tiles-k.npy", 128 + 48 * 7)
     assert Rows([np.load(tmp_path / "tiles-k.npy", mmap_mode="r")]).digests().tolist() == expected
+
+
+def test_a_file_that_is_deleted_when_it_is_looked_at_is_decoded_again(tmp_path, monkeypatch):
+    read, fills = np.fromfile, []
+    for _ in range(2):
+        cached_tiles("k", (2, 4, 4, 3), lambda images: fills.append(images.fill(7)), cache_dir=tmp_path)
+
+    def deleted(file: str, *arguments: Any, **named: Any) -> Any:
+        Path(file).unlink()
+        return read(file, *arguments, **named)
+
+    monkeypatch.setattr(np, "fromfile", deleted)
+    found, _ = cached_tiles("k", (2, 4, 4, 3), lambda images: fills.append(images.fill(7)), cache_dir=tmp_path)
+    assert (len(fills), int(found.min())) == (2, 7)
 
 
 def test_what_is_noted_of_many_tiles_is_read_again(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sscl.config import DataConfig
-from sscl.data.folder import load_folder
+from sscl.data.folder import load_folder, own_splits
 from sscl.data.load import load_tiles
 
 
@@ -155,7 +155,9 @@ def test_only_a_test_folder_can_be_evaluated_not_trained_on(root):
 
 def test_a_lone_validation_folder_is_no_class(root):
     write_classes(root / "val", {"A": 2, "B": 3})
+    (root / "@eaDir").mkdir()  # of a NAS
     assert load(root, split="all").classes == ("A", "B")
+    assert own_splits(root) == {"validation": "val"}
     with pytest.raises(FileNotFoundError, match="has validation but no train"):
         load(root, split="train")
 

@@ -82,7 +82,6 @@ def test_the_scale_given_wins_over_the_files(field_svs):
     """T1."""
     slide = opened(field_svs, mpp=0.3, mpp_from="slides_csv")
     assert (slide.mpp, slide.mpp_from) == (0.3, "slides_csv")
-    assert "50" in refused(field_svs, mpp=50.0, mpp_from="slides_csv")
 
 
 def test_pixels_that_are_not_square_are_refused_with_both(field, field_slide):

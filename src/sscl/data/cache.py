@@ -133,7 +133,7 @@ def cached_tiles(
         try:
             found = _mapped(file, np.uint8, rows=shape[0], dims=4)
             _check_some(found, shape)
-        except Unusable as error:
+        except (Unusable, FileNotFoundError) as error:  # another command may delete it just now
             print(f"{file}: {error}; decoded again")
             found = None
     known = found is not None

@@ -12,7 +12,7 @@ votes, and up to `neighbours` alignments for each detection, some 5 a tile in co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -24,8 +24,7 @@ from threadpoolctl import threadpool_limits  # of scikit-learn
 from sscl.data import hashes, keypoints, outliers, squeezes, voting
 from sscl.data.groups import Groups
 from sscl.data.rows import Images
-from sscl.data.threads import in_threads
-from sscl.progress import Bar
+from sscl.data.threads import blocks, in_threads
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -112,15 +111,7 @@ def find_pairs(
             have a cosine of `min_cosine` or more become `embedding` pairs.
         neighbours: how many nearest tiles, by keypoints and by embedding, are aligned with each tile at most.
         stretched: search copies stretched by about 2 too; None = where there are up to `STRETCHED_TILES`.
-
-    Raises:
-        ValueError: images or embeddings are not as above.
     """
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
-    if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != len(images)):
-        raise ValueError(f"embeddings: expected (N, C) with N = {len(images)}, got {embeddings.shape}")
-
     stretched = len(images) <= STRETCHED_TILES if stretched is None else stretched
     with threadpool_limits(1):  # many small products in threads of our own: a library's threads would wait
         tiles = list(in_threads(lambda row: _read(images, row), range(len(images)), desc="read" if progress else None))
@@ -334,8 +325,8 @@ def nearest_pairs(vectors: Floats, *, count: int, desc: str | None = None) -> li
     """
     found: dict[tuple[int, int], float] = {}
     count = min(count, len(vectors) - 1)
-    for start in _blocks(len(vectors), desc=desc) if count > 0 else ():
-        block = vectors[start : start + _BLOCK]
+    for rows in blocks(len(vectors), _BLOCK, desc=desc) if count > 0 else ():
+        start, block = rows.start, vectors[rows]
         cosine = block @ vectors.T
         diagonal = np.arange(len(block))
         cosine[diagonal, start + diagonal] = -np.inf
@@ -376,11 +367,3 @@ def join_groups(clusters: Indices, groups: Groups | None, *, ids: Sequence[str])
 
 def _ordered(first: int | np.int64, second: int | np.int64) -> tuple[int, int]:
     return min(int(first), int(second)), max(int(first), int(second))
-
-
-def _blocks(count: int, *, desc: str | None) -> Iterator[int]:
-    """Yield the first row of each block, with a progress bar."""
-    with Bar(count, desc=desc, unit="tile") as bar:
-        for start in range(0, count, _BLOCK):
-            yield start
-            bar.update(min(_BLOCK, count - start))

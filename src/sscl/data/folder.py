@@ -20,7 +20,7 @@ from sscl.data import layout
 from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, read_groups, read_sites
 from sscl.data.layout import Layout
-from sscl.data.listing import Account, list_images
+from sscl.data.listing import Account, list_images, passed_whole
 from sscl.data.split import take_split
 from sscl.data.split_names import check_split
 from sscl.data.tiles import Tiles
@@ -124,7 +124,8 @@ def read_layout(root: Path | str, *, whole: bool = False, groups_given: bool = F
 def own_splits(root: Path | str) -> dict[str, str]:
     """Return the folders that are a folder's own splits, by split; empty where it has none, or is no folder."""
     try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not passed_whole(entry))
     except OSError:
         return {}
     return layout.split_folders(names, root=str(root))

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl.progress import Bar
+from sscl.data.threads import blocks
 
 Floats = NDArray[np.float32]
 Signs = NDArray[np.int8]
@@ -130,14 +130,10 @@ def same_pictures(thumbnails: Thumbnails, *, desc: str | None = None) -> list[Sa
 def _near(vectors: Floats, *, desc: str | None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yield the rows i < j of vectors (N, D) that are near enough for a correlation, some thousands at a time."""
     length = (vectors**2).sum(1, keepdims=True) / 2
-    one, other = (
-        np.hstack([vectors, -length, np.ones_like(length)]),
-        np.hstack([vectors, np.ones_like(length), -length]),
-    )
-    with Bar(len(vectors), desc=desc, unit="tile") as bar:
-        for start in range(0, len(vectors), _BLOCK):
-            i, j = np.nonzero(one[start : start + _BLOCK] @ other[start:].T >= _CORRELATION - 1 - _ROUNDING)
-            i, j = i[j > i] + start, j[j > i] + start
-            for part in np.array_split(np.arange(len(i)), len(i) // 8192 + 1):
-                yield i[part], j[part]
-            bar.update(min(_BLOCK, len(vectors) - start))
+    one = np.hstack([vectors, -length, np.ones_like(length)])
+    other = np.hstack([vectors, np.ones_like(length), -length])
+    for rows in blocks(len(vectors), _BLOCK, desc=desc):
+        i, j = np.nonzero(one[rows] @ other[rows.start :].T >= _CORRELATION - 1 - _ROUNDING)
+        i, j = i[j > i] + rows.start, j[j > i] + rows.start
+        for part in np.array_split(np.arange(len(i)), len(i) // 8192 + 1):
+            yield i[part], j[part]

@@ -124,7 +124,8 @@ def coded(points: Floats, descriptors: Bytes, coder: Coder) -> Keypoints:
 class Collected:
     """The keypoints of many pictures in four arrays: with an array for each, 100,000 tiles take twice the memory.
 
-    Pictures are tiles as they are, one each in the order of the tiles, then squeezed ones.
+    Pictures are tiles as they are, one each in the order of the tiles, then squeezed ones; `first` has the first
+    keypoint of each, and n.
     """
 
     def __init__(self, tiles: int, *, squeezed: bool = False) -> None:
@@ -133,19 +134,19 @@ class Collected:
         self._places = np.empty((most, 2), np.float32)
         self._angles, self._octaves = np.empty((2, most), np.float32)
         self._codes = np.empty((most, CODE), np.int8)
-        self._first, self._tile = [0], list[int]()
+        self.first, self._tile = [0], list[int]()
 
     def add(self, points: Keypoints, *, tile: int) -> None:
         """Add the keypoints of the next picture, which shows a tile."""
-        new = slice(self._first[-1], self._first[-1] + len(points.codes))
+        new = slice(self.first[-1], self.first[-1] + len(points.codes))
         self._places[new], self._angles[new], self._octaves[new] = points.places, points.angles, points.octaves
         self._codes[new] = points.codes
-        self._first.append(new.stop)
+        self.first.append(new.stop)
         self._tile.append(tile)
 
     def __getitem__(self, picture: int) -> Keypoints:
         """Return a picture's keypoints."""
-        of = slice(*self._first[picture : picture + 2])
+        of = slice(*self.first[picture : picture + 2])
         return Keypoints(self._places[of], self._angles[of], self._octaves[of], self._codes[of])
 
     @property
@@ -161,27 +162,22 @@ class Collected:
     @property
     def codes(self) -> NDArray[np.int8]:
         """The codes of all keypoints, (n, D)."""
-        return self._codes[: self._first[-1]]
+        return self._codes[: self.first[-1]]
 
     @property
     def angles(self) -> Floats:
         """The directions of all keypoints, (n,)."""
-        return self._angles[: self._first[-1]]
+        return self._angles[: self.first[-1]]
 
     @property
     def octaves(self) -> Floats:
         """The sizes of all keypoints, (n,)."""
-        return self._octaves[: self._first[-1]]
-
-    @property
-    def first(self) -> list[int]:
-        """The first keypoint of each picture, and n."""
-        return self._first
+        return self._octaves[: self.first[-1]]
 
     @cached_property
     def pictures(self) -> NDArray[np.int32]:
         """The picture of each keypoint, (n,), once all are added."""
-        return np.repeat(np.arange(self.count, dtype=np.int32), np.diff(self._first))
+        return np.repeat(np.arange(self.count, dtype=np.int32), np.diff(self.first))
 
 
 def align(first: Bytes, second: Bytes, points: tuple[Keypoints, Keypoints]) -> Alignment | None:

@@ -145,13 +145,13 @@ class _Tree:
     def __init__(self, root: str, listing: Listing) -> None:
         self.root = root
         self._files: dict[str, list[str]] = defaultdict(list)
-        self._folders: dict[str, list[str]] = defaultdict(list)
+        self.folders_of: dict[str, list[str]] = defaultdict(list)
         for name in listing.images:
             folder, _, file = name.rpartition("/")
             self._files[folder].append(file)
         for name in listing.folders:
             folder, _, inner = name.rpartition("/")
-            self._folders[folder].append(inner)
+            self.folders_of[folder].append(inner)
         if not listing.images:
             over = f"; passed over: {listing.passed_over}" if listing.passed_over else ""
             raise ValueError(f"{root} has no images{over} (looked for {LOOKED_FOR})")
@@ -160,11 +160,7 @@ class _Tree:
         return self._files.get(folder, [])
 
     def folders(self, folder: str) -> list[str]:
-        return self._folders.get(folder, [])
-
-    def parents(self) -> list[str]:
-        """Return the folders that have folders."""
-        return list(self._folders)
+        return self.folders_of.get(folder, [])
 
     def shown(self, folder: str) -> str:
         """Return a folder's path with the root."""
@@ -191,8 +187,7 @@ def _refuse_other_layouts(tree: _Tree) -> None:
             f"{root} has annotations.csv and images/, the layout of MHIST; give data.source=mhist (and "
             "data.published=false for other tiles in that layout)"
         )
-    for folder in tree.parents():
-        names = tree.folders(folder)
+    for folder, names in tree.folders_of.items():
         masks = [name for name in names if _MASKS.fullmatch(name.casefold())]
         pictures = [name for name in names if _PICTURES.fullmatch(name.casefold())]
         if masks and pictures and any(tree.has_images(f"{folder}/{name}".lstrip("/")) for name in masks):

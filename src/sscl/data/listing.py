@@ -55,11 +55,6 @@ class PassedOver:
             self.counts[kind] = self.counts.get(kind, 0) + number
             self.examples.setdefault(kind, printable(example))
 
-    def update(self, other: PassedOver) -> None:
-        """Count what another folder has, too."""
-        for kind, number in other.counts.items():
-            self.add(kind, other.examples[kind], number)
-
     def __str__(self) -> str:
         """Return the kinds, most frequent first, as in "12 .txt files (notes.txt), 1 hidden or system file (.x)"."""
         if not self.counts:
@@ -180,10 +175,8 @@ def walk(
             if hidden and is_passing(Path(entry.path)):
                 continue
             if entry.is_dir():
-                if hidden or entry.name.lower() in _SYSTEM_FOLDERS:
-                    _count_below(entry.path, inner, passed_over, kind=HIDDEN)
-                elif is_ours(Path(entry.path)):  # its charts and panels are no tiles
-                    _count_below(entry.path, inner, passed_over, kind=RESULTS)
+                if passed := passed_whole(entry):
+                    _count_below(entry.path, inner, passed_over, kind=passed)
                 elif not (entry.is_symlink() and _leads_up(entry.path, real)):
                     folders.append(inner)
             elif inner in known:
@@ -200,6 +193,13 @@ def walk(
                     links.add(entry.name)
         yield Walked(path, real, images, frozenset(links), folders)
         waiting += reversed(folders)
+
+
+def passed_whole(folder: os.DirEntry[str]) -> str | None:
+    """Return why a folder is passed over with all that is in it, a kind of `PassedOver`; None where it is not."""
+    if folder.name.startswith(".") or folder.name.lower() in _SYSTEM_FOLDERS:
+        return HIDDEN
+    return RESULTS if is_ours(Path(folder.path)) else None  # its charts and panels are no tiles
 
 
 def list_images(root: str | os.PathLike[str], *, once: bool = False, known: Collection[str] = ()) -> Listing:

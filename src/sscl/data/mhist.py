@@ -99,9 +99,11 @@ def load_mhist(
         _check_published(root, rows)
     # Train before test, so that the official splits are one contiguous range of the memmap each and are not copied.
     rows.sort(key=lambda row: row.partition != "train")
+    paths = _find_images(root, [row.name for row in rows])
+    exact = PUBLISHED_SIZE_PX if published else _width(paths[0]) if fit == "refuse" else None
     tiles = Tiles(
-        images=_decode(
-            root, rows, size_px=size_px, fit=fit, published=published, cache_dir=cache_dir, progress=progress
+        images=decode_tiles(
+            paths, size_px=size_px, root=root, exact_size_px=exact, fit=fit, cache_dir=cache_dir, progress=progress
         ),
         labels=np.array([row.label for row in rows], dtype=np.int64),
         classes=CLASSES,
@@ -133,23 +135,6 @@ def _passed_over(root: Path, rows: list[_Row]) -> PassedOver:
             mask = image.startswith("masks/")
             found.passed_over.add("mask of the tiles" if mask else "image not in annotations.csv", image)
     return found.passed_over
-
-
-def _decode(
-    root: Path,
-    rows: list[_Row],
-    *,
-    size_px: int,
-    fit: Fit,
-    published: bool,
-    cache_dir: Path | str | None,
-    progress: bool,
-) -> NDArray[np.uint8]:
-    paths = _find_images(root, [row.name for row in rows])
-    exact = PUBLISHED_SIZE_PX if published else _width(paths[0]) if fit == "refuse" else None
-    return decode_tiles(
-        paths, size_px=size_px, root=root, exact_size_px=exact, fit=fit, cache_dir=cache_dir, progress=progress
-    )
 
 
 def _groups(root: Path, rows: list[_Row], group_of: Mapping[str, str] | None) -> NDArray[np.str_] | None:

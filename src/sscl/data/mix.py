@@ -18,18 +18,11 @@ def draws_per_source(sizes: Sequence[int], *, weights: Sequence[float] | None) -
 
     Args:
         sizes: tiles of each source.
-        weights: relative number of draws of each source, any scale; None draws every tile once.
-
-    Raises:
-        ValueError: a weight is negative, all are zero, or their number is not that of the sources.
+        weights: relative number of draws of each source, any scale, not all 0; None draws every tile once.
     """
     if weights is None:
         return np.array(sizes, dtype=np.int64)
     weight = np.array(weights, dtype=np.float64)
-    if len(weight) != len(sizes) or (weight < 0).any() or weight.sum() <= 0:
-        raise ValueError(
-            f"weights: got {list(weights)} for {len(sizes)} sources, expected one number >= 0 per source, not all 0"
-        )
     ideal = weight / weight.sum() * sum(sizes)
     draws = np.floor(ideal).astype(np.int64)
     rest = np.argsort(draws - ideal, kind="stable")[: sum(sizes) - int(draws.sum())]  # the largest remainders
@@ -71,12 +64,7 @@ def epoch_batches(
     Args:
         sizes, weights: see `draws_per_source`.
         mix: "batch" shuffles all draws; "source" makes each batch of one source and shuffles the batches.
-
-    Raises:
-        ValueError: unknown mix; weights as in `draws_per_source`.
     """
-    if mix not in ("batch", "source"):
-        raise ValueError(f"mix: got {mix!r}, allowed are batch, source")
     if mix == "batch" and weights is None:
         order = epoch_order(sum(sizes), seed=seed, epoch=epoch)
         return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
@@ -94,14 +82,8 @@ def epoch_batches(
 
 
 def passes(size: int, *, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return `draws` rows of 0..size-1 in whole shuffled passes and a part of one, int64 (draws,).
-
-    Raises:
-        ValueError: the source has no tiles.
-    """
+    """Return `draws` rows of 0..size-1 in whole shuffled passes and a part of one, int64 (draws,)."""
     if draws == 0:
         return np.empty(0, dtype=np.int64)
-    if size == 0:
-        raise ValueError(f"{draws} draws from a source without tiles")
     rows = [rng.permutation(size) for _ in range(-(-draws // size))]
     return np.concatenate(rows)[:draws].astype(np.int64, copy=False)

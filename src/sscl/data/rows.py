@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -143,22 +143,16 @@ class Rows:
         Raises:
             ValueError: they are too many of a slide.
         """
-        chosen = self._order[np.array(rows, dtype=np.int64)]
-        part_of = np.searchsorted(self._starts, chosen, side="right") - 1
-        for number in np.unique(part_of):
-            part = self._arrays[number]
+        for part, _, found in self._by_array(self._order[np.array(rows, dtype=np.int64)]):
             assert not isinstance(part, _Array)
-            part.count_damaged((chosen[part_of == number] - self._starts[number]).tolist())
+            part.count_damaged(found.tolist())
 
     def line(self, y: int) -> NDArray[np.uint8]:
         """Return the pixels in line `y` of every tile, (N, W, 3), of arrays; hardly anything else is read."""
         out = np.empty((len(self), *self._tile[1:]), dtype=np.uint8)
-        part_of = np.searchsorted(self._starts, self._order, side="right") - 1
-        for part in np.unique(part_of):
-            places = np.flatnonzero(part_of == part)
-            array = self._arrays[part]
+        for array, places, rows in self._by_array(self._order):
             assert isinstance(array, _Array), "every pixel of such tiles would be made for a line"
-            array.read(self._order[places] - self._starts[part], out, places=places, line=y)
+            array.read(rows, out, places=places, line=y)
         return out
 
     def digests(self) -> Digests:
@@ -168,17 +162,22 @@ class Rows:
         where they come from.
         """
         found = np.empty(len(self), dtype=np.uint64)
-        part_of = np.searchsorted(self._starts, self._order, side="right") - 1
-        for part in np.unique(part_of):
-            places = np.flatnonzero(part_of == part)
-            found[places] = self._arrays[part].digests(self._order[places] - self._starts[part])
+        for array, places, rows in self._by_array(self._order):
+            found[places] = array.digests(rows)
         return found
 
     def _read(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        for array, places, found in self._by_array(rows):
+            array.read(found, out, places=places)
+
+    def _by_array(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[_Array | Pixels, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield each array that has some of the rows of all arrays, where these are among `rows`, and its own rows."""
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         for part in np.unique(part_of):
             places = np.flatnonzero(part_of == part)
-            self._arrays[part].read(rows[places] - self._starts[part], out, places=places)
+            yield self._arrays[part], places, rows[places] - self._starts[part]
 
 
 Images: TypeAlias = NDArray[np.uint8] | Rows

@@ -64,11 +64,6 @@ class _Found:
     path: str
     real: str
 
-    @property
-    def is_link(self) -> bool:
-        """Whether it lies elsewhere."""
-        return self.path != self.real
-
 
 def list_slides(words: Sequence[str]) -> SlideListing:
     """Return the slides that files and folders hold.
@@ -90,7 +85,7 @@ def list_slides(words: Sequence[str]) -> SlideListing:
             raise ValueError(f"{word}: is an index already; name the folder of the slides")
     found = [one for top in tops for one in _below(top, listing)]
     kept: dict[str, _Found] = {}
-    for one in sorted(found, key=lambda one: one.is_link):
+    for one in sorted(found, key=lambda one: one.path != one.real):
         if one.real in kept:
             if kept[one.real].path != one.path:  # not the same file under two words
                 listing.passed_over.add(AGAIN, os.path.basename(one.path))

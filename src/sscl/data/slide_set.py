@@ -25,9 +25,9 @@ from sscl.data.mix import drawn_of_slides
 from sscl.data.rows import Rows
 from sscl.data.split import take_split
 from sscl.data.split_names import SPLITS, check_split
+from sscl.data.threads import blocks
 from sscl.data.tiles import Tiles
 from sscl.places import missing, printable
-from sscl.progress import Bar
 from sscl.slides.index import MADE_BY, Index, IndexedSlide, read_index
 from sscl.slides.libraries import openslide
 from sscl.slides.open import open_slide
@@ -357,11 +357,9 @@ def _filler(pixels: SlidePixels, *, progress: bool) -> Callable[[NDArray[np.uint
     """Return what decodes all tiles into an array, and returns the damaged rows."""
 
     def fill(images: NDArray[np.uint8]) -> dict[str, int]:
-        with Bar(len(images), desc="decode" if progress else None, unit="tile") as bar:
-            for start in range(0, len(images), _DECODED_AT_ONCE):
-                rows = np.arange(start, min(start + _DECODED_AT_ONCE, len(images)))
-                pixels.read(rows, images[start : start + len(rows)], places=rows - start)
-                bar.update(len(rows))
+        for block in blocks(len(images), _DECODED_AT_ONCE, desc="decode" if progress else None):
+            rows = np.arange(block.start, block.stop)
+            pixels.read(rows, images[block], places=rows - block.start)
         return {str(row): 1 for row in sorted(pixels.damaged)}
 
     return fill

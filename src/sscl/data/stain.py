@@ -7,8 +7,7 @@ never depends on the training tiles. N tiles, H = W pixels, P pixels of one tile
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +51,7 @@ _Pixels = NDArray[np.uint8]
 _Floats = NDArray[np.float64]
 
 
-def normalise_stain(
-    images: NDArray[np.uint8], *, method: str, groups: Groups | None = None, progress: bool = False
-) -> NDArray[np.uint8]:
+def normalise_stain(images: NDArray[np.uint8], *, method: str, groups: Groups | None = None) -> NDArray[np.uint8]:
     """Return the tiles in the colours of the method's reference, uint8 (N, H, W, 3).
 
     `reinhard` matches mean and standard deviation of the tissue's pixels in l-alpha-beta; background is unchanged.
@@ -70,16 +67,12 @@ def normalise_stain(
         method: reinhard or macenko.
         groups: str, (N,); None = each tile on its own.
 
-    Raises:
-        ValueError: an unknown method; images or groups of another shape or dtype.
-
     Source: Reinhard et al., Color transfer between images (IEEE CG&A 2001); Macenko et al., A method for normalizing
     histology slides for quantitative analysis (ISBI 2009). As the paper, and unlike Veta's code, the plane of the
     stains passes through the origin (no mean is taken off).
     """
-    _check(images, method, groups)
     result = np.empty(images.shape, dtype=np.uint8)
-    _normalise_into(result, images, method=method, groups=groups, progress=progress)
+    _normalise_into(result, images, method=method, groups=groups, progress=False)
     return result
 
 
@@ -94,9 +87,8 @@ def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None =
         cache_dir: see `decode_tiles`.
 
     Raises:
-        ValueError: an unknown method, or a cache folder that cannot be written.
+        ValueError: a cache folder that cannot be written.
     """
-    _check(tiles.images, method, tiles.groups)
     digest = hashlib.sha256(repr((_VERSION, method, tiles.fingerprint)).encode())
 
     def fill(images: NDArray[np.uint8]) -> None:
@@ -104,15 +96,6 @@ def normalise_tiles(tiles: Tiles, *, method: str, cache_dir: Path | str | None =
 
     images, _ = cached_tiles(digest.hexdigest()[:32], (*tiles.images.shape[:3], 3), fill, cache_dir=cache_dir)
     return replace(tiles, images=images)
-
-
-def _check(images: Images, method: str, groups: Groups | None) -> None:
-    if method not in _METHODS:
-        raise ValueError(f"stain: got {method!r}, allowed are {', '.join(_METHODS)}")
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
-    if groups is not None and groups.shape != (len(images),):
-        raise ValueError(f"groups: expected one per tile, ({len(images)},), got {groups.shape}")
 
 
 def _normalise_into(
@@ -124,7 +107,7 @@ def _normalise_into(
     progress: bool,
 ) -> None:
     """Fill `result`, (N, H, W, 3), with the normalised tiles, on all cores."""
-    fit, apply = _METHODS[method].fit, _METHODS[method].apply
+    fit, apply = _METHODS[method]
     pooled: list[_Floats | None] = []
 
     def measure(row: int) -> _Floats | None:
@@ -232,15 +215,8 @@ def _to_uint8(values: NDArray[np.float32]) -> _Pixels:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Method:
-    """`fit` returns the statistics of a tile's pixels (P, 3); `apply` normalises the pixels with such statistics."""
-
-    fit: Callable[[_Pixels], _Floats | None]
-    apply: Callable[[_Pixels, _Floats], _Pixels]
-
-
+# How the statistics of a tile's pixels (P, 3) are found, and how pixels are normalised with such statistics.
 _METHODS = {
-    "reinhard": _Method(_fit_reinhard, _apply_reinhard),
-    "macenko": _Method(_fit_macenko, _apply_macenko),
+    "reinhard": (_fit_reinhard, _apply_reinhard),
+    "macenko": (_fit_macenko, _apply_macenko),
 }

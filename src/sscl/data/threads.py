@@ -15,6 +15,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def blocks(count: int, size: int, *, desc: str | None) -> Iterator[slice]:
+    """Yield 0 .. count - 1 in blocks of `size`, with the progress of what is done with them."""
+    with Bar(count, desc=desc, unit="tile") as bar:
+        for start in range(0, count, size):
+            block = slice(start, min(start + size, count))
+            yield block
+            bar.update(block.stop - start)
+
+
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, desc: str | None) -> Iterator[Result]:
     """Yield work(item) in order, computed on all cores; for work that releases the interpreter lock.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,13 +99,11 @@ def _worse(slide: Slide) -> SlideError | None:
     """Return why a slide of which no tiles can be made cannot be read either; of a large one that takes too long."""
     if slide.width * slide.height > _SMALL:
         return None
-    readers = Readers(most=1)
     try:
-        readers.overview(slide.model_copy(update={"mpp": OVERVIEW_MPP}), OVERVIEW_MPP)
+        with closing(Readers(most=1)) as readers:
+            readers.overview(slide.model_copy(update={"mpp": OVERVIEW_MPP}), OVERVIEW_MPP)
     except SlideError as error:
         return error
-    finally:
-        readers.close()
     return None
 
 
@@ -163,13 +162,11 @@ def look_at(source: Source) -> SlideEntry:
 def picture_of(slide: Slide) -> bytes | None:
     """Return a picture of a slide that is in no index, a JPEG; None: it cannot be read."""
     scaled = slide if slide.mpp is not None else slide.model_copy(update={"mpp": 1.0})  # its size in pixels decides
-    readers = Readers(most=1)
     try:
-        overview = readers.overview(scaled, (scaled.mpp or 1.0) * max(slide.width, slide.height) / LONGEST)
+        with closing(Readers(most=1)) as readers:
+            overview = readers.overview(scaled, (scaled.mpp or 1.0) * max(slide.width, slide.height) / LONGEST)
     except SlideError:
         return None
-    finally:
-        readers.close()
     return preview(slide, None, overview, None, np.empty((0, 3), dtype=np.int32))
 
 
@@ -214,13 +211,11 @@ def _entry(
 
 def index_slide(source: Source, facts: Facts, wanted: Wanted) -> Indexed:
     """Return a slide with its tiles; one that cannot be read with the reason."""
-    readers = Readers(most=1)
     try:
-        return _indexed(source, facts, wanted, readers)
+        with closing(Readers(most=1)) as readers:
+            return _indexed(source, facts, wanted, readers)
     except SlideError as error:
         return Indexed(failed(source, wanted, error, facts=facts))
-    finally:
-        readers.close()
 
 
 def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> Indexed:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-from sscl.config.data import COARSEST_MPP, FINEST_MPP
 from sscl.file_kinds import binary_kind, text_kind
 from sscl.places import missing, printable
 from sscl.reading import check_name, kind_of, why_unreadable
@@ -52,26 +52,17 @@ def open_slide(path: Path, *, name: str, mpp: float | None = None, mpp_from: str
         ValueError: openslide is not installed.
     """
     shown = printable(str(path))
-    if mpp is not None and not FINEST_MPP <= mpp <= COARSEST_MPP:
-        raise SlideError(
-            f"{shown}: {mpp_from} gives {mpp:g} µm per pixel, allowed is {FINEST_MPP:g} to {COARSEST_MPP:g}"
-        )
     file = _file_of(path)
     openslide_ = openslide()
     try:
-        handle = openslide_.OpenSlide(str(file))
+        with contextlib.closing(openslide_.OpenSlide(str(file))) as handle:
+            return _facts(handle, path, name=name, mpp=mpp, mpp_from=mpp_from)
+    except SlideError:
+        raise
     except openslide_.OpenSlideUnsupportedFormatError:
         raise SlideError(f"{shown}: {_what_else(file)}") from None
     except Exception as error:  # whatever its libraries raise is an error of this file
         raise SlideError(f"{shown}: openslide says: {short(str(error), most=200)}") from None
-    try:
-        return _facts(handle, path, name=name, mpp=mpp, mpp_from=mpp_from)
-    except SlideError:
-        raise
-    except Exception as error:
-        raise SlideError(f"{shown}: openslide says: {short(str(error), most=200)}") from None
-    finally:
-        handle.close()
 
 
 def _file_of(path: Path) -> Path:

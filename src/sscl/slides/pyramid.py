@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,7 @@ def pyramid(handle: Any, path: Path, *, vendor: str) -> Pyramid:
         unread = count(len(below), "smaller level")
         return Pyramid(tuple(levels), notes=(*notes, f"{unread} (SubIFDs) cannot be read") if below else notes)
     found = list(levels)
-    readers = Handles(1)
-    try:
+    with contextlib.closing(Handles(1)) as readers:
         for i, of_level in enumerate(own):
             if of_level is None or of_level.encoded is None:
                 continue
@@ -76,8 +76,6 @@ def pyramid(handle: Any, path: Path, *, vendor: str) -> Pyramid:
             if why:
                 return Pyramid(tuple(levels), notes=(f"read through openslide: {why}",))
             found[i] = levels[i].model_copy(update={"encoded": of_level.encoded, "exact": True})
-    finally:
-        readers.close()
     found += _below(levels[0], below)
     lost = sum(page.encoded is None for page in below)
     notes = (f"{count(lost, 'smaller level')} (SubIFDs) cannot be read",) if lost else ()
