@@ -431,6 +431,13 @@ def test_every_command_is_there():
         assert callable(getattr(imported, function))
 
 
+def test_help_is_a_word_too(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert cli.main(["help", "train"]) == 0
+    assert capsys.readouterr().out == told
+
+
 def test_help_of_a_group_lists_its_commands(capsys):
     assert cli.main(["data", "--help"]) == 0
     printed = capsys.readouterr().out

@@ -577,7 +577,7 @@ def noise(root: Path, counts: dict[str, int], *, first: int = 0) -> Path:
 @pytest.mark.parametrize(
     ("counts", "words", "named"),
     [
-        ({"images": 20}, [], ["one class (images)", "one folder a class"]),
+        ({"images": 20}, [], ["one class (images)", "a folder for each class"]),
         ({"images": 20}, ["train.folds=2"], ["one class (images)"]),
         ({"0": 8, "1": 8, "10": 2, "2": 8}, [], ["class '10' has 1 tile"]),
         ({"0": 8, "1": 8, "10": 2, "2": 8}, ["train.folds=2"], ["class '10' has 1"]),

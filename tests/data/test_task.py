@@ -24,7 +24,7 @@ def tiles(labels: list[int], *, first: int = 0, classes: tuple[str, ...] = ("0",
 
 
 def test_fewer_than_two_classes_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"^data\.root: /data/set has one class \(images\).*one folder a class"):
+    with pytest.raises(ValueError, match=r"^data\.root: /data/set has one class \(images\).*a folder for each class"):
         check_two_classes(tiles([0, 0], classes=("images",)), data=DATA)
     with pytest.raises(ValueError, match="all training tiles are of 1, none of 0 and 10"):
         check_task({"training": tiles([1, 1])}, data=DATA)

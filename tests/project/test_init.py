@@ -81,15 +81,18 @@ def test_every_file_is_accepted_and_every_line_says_why(write: Callable[..., Non
     for name in KINDS:
         lines = Path(f"sscl-run/{name}.yaml").read_text(encoding="utf-8").splitlines()
         assert [line for line in lines if not re.search(r"^\w+:$|#", line)] == []
+        assert not any(line.strip().startswith("mpp:") for line in lines)  # which nobody gave
 
 
 def test_without_classes_it_is_pretraining_alone(
     write: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write("flat", 12)
+    Path("flat/slide.svs").touch()
     assert init("flat") == 0
     assert files().keys() == {"pretrain"}
-    assert "pretraining alone" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ("pretraining alone" in said, "1 .svs file" in said) == (True, True)
 
 
 def test_classes_may_be_left_alone(write: Callable[..., None]) -> None:

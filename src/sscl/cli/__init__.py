@@ -93,6 +93,8 @@ def _working_folder_is_gone() -> bool:
 
 
 def _dispatch(words: Sequence[str]) -> int:
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "--help-all"):
         print(overview())
         return 0
@@ -221,7 +223,8 @@ def _help(name: str, kind: type[Section], *, every: bool) -> str:
     from sscl.config.sections import keys as all_keys
 
     command, width = COMMANDS[name], min(shutil.get_terminal_size().columns, 120)
-    options = {f"--{option} {OPTIONS[option][0]}".rstrip(): OPTIONS[option][1] for option in _options(command)}
+    of_options = {option: (OPTIONS[option][0], OPTIONS[option][1].format(name=name)) for option in _options(command)}
+    options = {f"--{option} {value}".rstrip(): does for option, (value, does) in of_options.items()}
     named = [f"{word.name}{' ...' if word.many else ''}" for word in command.takes]
     keys = ["--config NAME" if word is CONFIG else f"{word.key}={word.name}" for word in command.takes]
     rows = {word: f"{of.about} ({key})" for word, of, key in zip(named, command.takes, keys, strict=True)}

@@ -238,11 +238,11 @@ STAGES = {
     "Explain": ("gradcam", "report"),
     "Use": ("predict", "export"),
 }
-OPTIONS = {  # how each is written, and what it does
+OPTIONS = {  # how each is written, and what it does; name: of the command
     "config": ("FILE|NAME", "the same as the word CONFIG"),
     "checkpoint": ("RUN", "the same as the word RUN"),
     "folds": ("K", "K-fold cross-validation (train.folds=K); run again, it continues with the missing folds"),
-    "resume": ("", "continue a run after its last complete epoch: sscl COMMAND RUN --resume"),
+    "resume": ("", "continue a run after its last complete epoch: sscl {name} RUN --resume"),
     "json": ("", "print JSON for programs"),
     "empty": ("", "delete what is listed"),
     "verify": ("", "read every file and compare it with its digests; exit with code 1 if one is damaged"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from sscl import run, writing
 from sscl.config import DataConfig, FinetuneConfig, InitConfig
+from sscl.data.ingest import each_line_once
 from sscl.device import pick_device
 from sscl.places import printable
 from sscl.project import files, look, settings
@@ -85,13 +83,3 @@ def check_task(found: look.Found, config: InitConfig) -> None:
         labelled_tiles(task, progress=config.progress)
     except ValueError as error:
         raise ValueError(f"{error}{look.OR_PRETRAIN}") from None
-
-
-@contextlib.contextmanager
-def each_line_once() -> Iterator[None]:
-    """Print what the loaders say once: a set is loaded split by split, and again as a task."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        yield
-    for line in dict.fromkeys(said.getvalue().splitlines()):
-        print(line)

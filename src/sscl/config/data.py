@@ -119,10 +119,9 @@ class DataConfig(Section):
 
     def at(self: Data, size_px: int) -> Data:
         """Return the section with tiles of another side; µm per pixel that were given for the former go with it."""
-        mpp = self.mpp
-        if mpp is not None and "size_px" in self.model_fields_set:
-            mpp *= self.size_px / size_px
-        return self.model_copy(update={"size_px": size_px, "mpp": mpp})
+        scaled = self.mpp is not None and "size_px" in self.model_fields_set
+        mpp = {"mpp": self.mpp * self.size_px / size_px} if scaled else {}
+        return self.model_copy(update={"size_px": size_px, **mpp})
 
     @property
     def weak_labels(self) -> bool:

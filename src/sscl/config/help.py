@@ -13,7 +13,7 @@ from sscl.config.sections import Section, choices, keys, marked, section_at
 
 WIDE = 30  # columns of a key and its default; its meaning begins below where they need more
 MOST_COMMON = 10  # keys of the short help; a command that has no more shows all
-MEANING_LINES = 2  # of a key in the short help
+MEANING_LINES = 2  # of a key in the short help, where there are more keys
 
 
 def help_text(kind: type[Section], *, width: int = 80) -> str:
@@ -79,7 +79,7 @@ def short_help(kind: type[Section], *, width: int = 80) -> str:
     rows = dict(_row(kind, key, found[key]) for key in first)
     every, some = len(keys(kind)), len(found)
     head = "Keys" if every == some else f"The {some} keys that matter most, of {every}"
-    lines = columns(rows, width=width, most=MEANING_LINES)
+    lines = columns(rows, width=width, most=None if every == some else MEANING_LINES)
     return "\n".join([head, *lines])
 
 

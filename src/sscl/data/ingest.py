@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,18 @@ def decode_tiles(
     for line in describe_changes(changes, of=len(paths)):
         print(f"{root}: {line}")
     return images
+
+
+@contextlib.contextmanager
+def each_line_once() -> Iterator[None]:
+    """Print what the loaders say once, at the end: a set is loaded split by split, and again as a task."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        for line in dict.fromkeys(said.getvalue().splitlines()):
+            print(line)
 
 
 def _files_key(paths: Sequence[Path | str], root: Path, size_px: int, exact_size_px: int | None, fit: Fit) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from sscl.config import DataConfig, SourceConfig, plain, validate
 from sscl.config.data import NOT_OF_SLIDES, detect_source
 from sscl.data import cache, duplicates, folder, pathmnist, slide_files, slide_set, table
-from sscl.data.ingest import listed_file
+from sscl.data.ingest import each_line_once, listed_file
+from sscl.data.listing import SUFFIXES
 from sscl.data.mhist import load_mhist
 from sscl.data.review_labels import images_alone, load_reviewed, takes_reviews
 from sscl.data.split_names import SPLITS
@@ -222,6 +224,8 @@ def _load_given(
 def _unknown(root: str) -> Exception:
     if not Path(root).exists():
         return FileNotFoundError(missing(root, "folder or file"))
+    if os.path.splitext(root)[1].lower() in SUFFIXES:
+        return ValueError(f"{root}: is one image; give the folder that it is in")
     return ValueError(f"{root}: is no folder, no table (.csv, .tsv) and no .npz file; unpack it, or give data.source")
 
 
@@ -248,14 +252,15 @@ def load_splits(data: DataConfig, *, progress: bool) -> dict[str, Tiles]:
 
     A folder without classes has one split, all; one that is split may lack train/ or test/.
     """
-    given = own_splits(data)
-    if given:
-        return {name: load_tiles(data, split=name, progress=progress) for name in given}
-    train = load_tiles(data, split="train", progress=progress)
-    if not train.classes:
-        return {"all": train}
-    names = ("validation", "test") if has_validation(data) else ("test",)
-    return {"train": train} | {name: load_tiles(data, split=name, progress=progress) for name in names}
+    with each_line_once():
+        given = own_splits(data)
+        if given:
+            return {name: load_tiles(data, split=name, progress=progress) for name in given}
+        train = load_tiles(data, split="train", progress=progress)
+        if not train.classes:
+            return {"all": train}
+        names = ("validation", "test") if has_validation(data) else ("test",)
+        return {"train": train} | {name: load_tiles(data, split=name, progress=progress) for name in names}
 
 
 def own_splits(data: DataConfig) -> tuple[str, ...]:

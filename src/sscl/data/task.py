@@ -22,7 +22,7 @@ from sscl.words import count, listed
 MOST = 0.5  # from this fraction of equal tiles on, a task is refused
 TOGETHER = "data.group_near_duplicates=true keeps copies on one side of a split that sscl makes"
 ADD_A_CLASS = {
-    "folder": "put the tiles into one folder a class",
+    "folder": "put the tiles into a folder for each class",
     "table": "give the tiles of each class their label in the column label",
     "slides": "give slides their label in the column label of slides_csv, and run sscl slides tile again; or tiles "
     "that of areas drawn in QuPath (data.annotations)",
@@ -69,6 +69,8 @@ def check_two_classes(tiles: Tiles, *, data: DataConfig, key: str = "data.root")
         key, advice = f"{key.removesuffix('root')}annotations", "draw areas of another class too"
     elif data.reviews:
         key, advice = f"{key.removesuffix('root')}reviews", "review tiles of another class too"
+    elif tiles.account is not None and (name := tiles.account.passed_over.examples.get(".csv")):
+        advice += f", or give the table of their labels ({data.root}/{name}?)"
     if not present:
         raise ValueError(f"{key}: {data.root} has no labels; a classifier learns from tiles in classes: {advice}")
     if len(present) == 1 and len(tiles.classes) == 1:

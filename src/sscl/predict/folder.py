@@ -15,6 +15,7 @@ import numpy as np
 
 from sscl import run, writing
 from sscl.config import PredictConfig, plain, read_yaml
+from sscl.config.messages import in_yaml
 from sscl.places import printable
 from sscl.predict.cohort import Cohort, SlideToPredict
 from sscl.predict.job import Job
@@ -57,7 +58,7 @@ def start_of(out: Path, config: PredictConfig, *, overwrite: bool) -> Start:
 
 
 def _shown(value: object) -> str:
-    return printable(" ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return printable(" ".join(map(str, value)) if isinstance(value, list) else in_yaml(value))
 
 
 def kept(folder: Path, cohort: Cohort, job: Job) -> dict[str, PredictedSlide]:

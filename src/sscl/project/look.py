@@ -24,6 +24,7 @@ from sscl.data.listing import SUFFIXES, list_images
 from sscl.data.mhist import PUBLISHED_COUNTS, PUBLISHED_SIZE_PX
 from sscl.data.pathmnist import stored_size_px
 from sscl.data.scale import Scale, scale_of
+from sscl.data.slide_files import instead_of_tiles
 from sscl.data.slide_set import MOST_KEPT
 from sscl.data.sources import slide_numbers
 from sscl.data.tiles import Tiles
@@ -216,7 +217,7 @@ def _check_layout(data: DataConfig) -> None:
     try:
         read_layout(data.root, groups_given=data.groups_csv is not None)
     except ValueError as error:
-        raise ValueError(f"data.root: {error}{OR_PRETRAIN}") from None
+        raise ValueError(f"data.root: {instead_of_tiles(data.root, error) or f'{error}{OR_PRETRAIN}'}") from None
 
 
 OR_PRETRAIN = "; or give labels=false for pretraining alone"
@@ -257,6 +258,9 @@ def lines(found: Found) -> list[str]:
     """Return what was found, a sentence each."""
     data, sizes = found.data, found.sizes
     said = [f"{data.root}: {LAYOUTS[data.source]}, {count(found.total, 'tile')}"]
+    account = found.train.account
+    if account is not None and account.passed_over:
+        said.append(f"passed over: {account.passed_over}")
     if sizes.slides is not None:
         said.append(f"sizes: {sizes.usual} x {sizes.usual} px, from {count(sizes.slides, 'slide')}")
     elif sizes.shortest == sizes.longest:
@@ -270,7 +274,7 @@ def lines(found: Found) -> list[str]:
         said.append("classes: none, so these tiles are for pretraining alone")
     for split, tiles in found.parts.items():
         if found.classes:
-            counts = some([f"{number:,} {name}" for name, number in tiles.class_counts().items()])
+            counts = some([f"{number:,} of {name}" for name, number in tiles.class_counts().items()])
             whose = ", split off here" if found.made_here and split == "test" else ""
             said.append(f"{split}{whose}: {count(len(tiles), 'tile')} ({counts})")
     groups = [tiles.groups for tiles in found.parts.values()]
@@ -318,7 +322,9 @@ def warnings(found: Found) -> list[str]:
             if found.made_here
             else "metrics will be too good; sscl data audit lists them"
         )
-        said.append(f"{count(found.across, 'pair')} of copies lie in train and test: {to_do}")
+        said.append(
+            f"{count(found.across, 'pair')} of copies, of which one tile is in the test and one is not: {to_do}"
+        )
     if found.apart:
         said.append(f"{count(found.apart, 'pair')} of copies are in two classes: one of the two labels is wrong")
     return said + _of_classes(found)

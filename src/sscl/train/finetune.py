@@ -44,7 +44,7 @@ from sscl.train.pace import Pace, Writer, on_host
 from sscl.train.preparation import Finetuning, announce, prepare
 from sscl.train.setup import end_run, open_run, progress_bar, seed_epoch, start_log
 from sscl.train.step import project_pairs, take_step
-from sscl.words import count, next_command, say_next
+from sscl.words import count, next_command, say_next, wrapped
 
 
 def train_classifier(config: FinetuneConfig, *, overwrite: bool, resume: bool = False) -> None:
@@ -383,7 +383,7 @@ def print_summary(job: Finetuning, best: Best, *, pace: Pace, ending: Ending) ->
     )
     called = fitted.logits.argmax(1).numpy()
     for warning in outcome_warnings(fitted.labels.numpy(), called, data.classes, tiles="validation tile"):
-        print(f"warning: {warning}")
+        print(wrapped(f"warning: {warning}"))
     print(pace.line("fits of the head") if regression else pace.line())
     print(f"wrote {job.opened.folder}/checkpoints/best.pt, metrics.jsonl, curves.png, {model_card.FILE}")
     if ending.final:

@@ -11,11 +11,12 @@ from sscl import ranks
 from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.groups import numbered
+from sscl.data.ingest import each_line_once
 from sscl.data.load import all_rows, describe_tiles, has_test, has_validation, load_tiles, split_is_made_here
 from sscl.data.scale import Scale, scale_of
 from sscl.data.task import absent_classes, check_task, check_two_classes, labelled, settings_warnings
 from sscl.data.tiles import UNLABELLED, Tiles, epoch_order
-from sscl.words import listed
+from sscl.words import count, listed, wrapped
 
 Rows = NDArray[np.int64]
 NO_TEST = "{root} has no test split; evaluate the run on other tiles (sscl eval RUN OTHER_TILES)"
@@ -63,7 +64,7 @@ def load_labelled(config: FinetuneConfig, *, progress: bool) -> LabelledTiles:
     Raises:
         ValueError: no task for a classifier, see `check_task`; or too few tiles to carve validation tiles from.
     """
-    with ranks.first_on_each_machine():
+    with ranks.first_on_each_machine(), each_line_once():
         found, lines = labelled_tiles(config, progress=progress)
     for line in lines:
         print(line)
@@ -83,7 +84,7 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
     own = load_tiles(data, split="validation", progress=progress) if has_validation(data) else None
     if own is not None:
         shown = describe_tiles(data, own, split="validation", account=False)
-        lines.append(f"{shown}; none is carved from train (train.validation_fraction is not used)")
+        lines.append(wrapped(f"{shown}; none is carved from train (train.validation_fraction is not used)"))
     whole, places = tiles, all_rows(tiles)
     if config.train.fold is not None:
         places = training_rows(tiles, config)
@@ -97,10 +98,11 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
         lines.append(f"data: {scale} at {data.size_px} px")
     warnings, not_compared = task_warnings(found, config, progress=progress)
     found = replace(found, warnings=(*settings_warnings(config), *warnings))
-    lines += [f"warning: {text}" for text in (*found.warnings, *not_compared)]
+    lines += [wrapped(f"warning: {text}") for text in (*found.warnings, *not_compared)]
     if len(unlabelled):
         use = "in the contrastive steps only" if config.contrast.kind != "none" else "not used (contrast.kind is none)"
-        lines.append(f"{len(unlabelled)} tiles without a label, or beyond train.label_fraction: {use}")
+        what = count(len(unlabelled), "tile")
+        lines.append(wrapped(f"{what} without a label, or beyond train.label_fraction: {use}"))
     return found, lines
 
 

@@ -111,7 +111,7 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
             torch.save({key: x.cpu().contiguous() for key, x in merged_state(job.model.encoder).items()}, temporary)
         print("".join(f"{line}\n" for line in profile.lines()), end="")
         for note in as_rows(job.tiles.images).notes():
-            print(f"warning: {note}")
+            print(wrapped(f"warning: {note}"))
         ended = end_run(opened, config, epochs=max(last_epoch, job.first_epoch))
         print_summary(log.rows, opened.folder, config=config, pace=pace, finished=ended.final)
 
