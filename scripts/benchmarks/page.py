@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ BROWSER_FLAGS = (
 # Each is done by the page's own script, then the frame that shows it is waited for.
 ACTIONS = {
     "filter": "set('page-outcome', round % 2 ? 'wrong' : '')",
-    "sort": "set('page-sort', round % 2 ? 'error' : 'name')",
+    "sort": "set('page-sort', round % 2 ? 'loss' : 'name')",
     "find": "set('page-find', round % 2 ? '1' : '', 'input')",
     "slider": "set(document.querySelector('.heat-range'), round % 2 ? 35 : 100, 'input')",
     "boxes": "press('b')",
@@ -91,7 +93,19 @@ def measure(*, quick: bool, device: torch.device) -> list[dict[str, Any]]:
 
 
 def answers(html: str, *, rounds: int) -> dict[str, list[float]]:
-    """Return the milliseconds from each action to the end of the frame that shows it, by its name.
+    """Return the milliseconds from each action to the end of the frame that shows it, by its name; see `opened`."""
+    with opened(html) as (page, address):
+        opening = []
+        for _ in range(min(rounds, 5)):
+            page.goto(address)
+            opening.append(page.evaluate("performance.timing.domContentLoadedEventEnd - performance.timing.fetchStart"))
+        page.locator("#page-toolbar").scroll_into_view_if_needed()
+        return {"opening": opening, **{name: page.evaluate(MEASURE, [name, rounds]) for name in ACTIONS}}
+
+
+@contextlib.contextmanager
+def opened(html: str) -> Iterator[tuple[Any, str]]:
+    """Give a tab of a headless Chromium, and the address of a page on disk; an error of its scripts is raised.
 
     Raises:
         ModuleNotFoundError: playwright is not installed. FileNotFoundError: there is no Chromium.
@@ -102,18 +116,16 @@ def answers(html: str, *, rounds: int) -> dict[str, list[float]]:
     if chromium is None:
         raise FileNotFoundError("chromium is not installed (Debian, Ubuntu: apt install chromium)")
     with tempfile.TemporaryDirectory(prefix="sscl-") as folder, sync_playwright() as playwright:
-        file = Path(folder) / "report.html"
+        file = Path(folder) / "page.html"
         file.write_text(html, encoding="utf-8")
         browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_FLAGS))
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        opening = []
-        for _ in range(min(rounds, 5)):
-            page.goto(file.as_uri())
-            opening.append(page.evaluate("performance.timing.domContentLoadedEventEnd - performance.timing.fetchStart"))
-        page.locator("#page-toolbar").scroll_into_view_if_needed()
-        found = {"opening": opening, **{name: page.evaluate(MEASURE, [name, rounds]) for name in ACTIONS}}
+        errors: list[Exception] = []
+        page.on("pageerror", lambda error: errors.append(error))
+        yield page, file.as_uri()
         browser.close()
-    return found
+    if errors:
+        raise errors[0]
 
 
 def content(count: int, *, drawn: int = 60) -> Content:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import math
-import shutil
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from page import BROWSER_FLAGS
+from page import opened
 from slides import drawn, write_large
 from sscl.data.drawn_slide import draw_slide
 from sscl.plots.slide import class_colours
@@ -115,29 +114,17 @@ def content(*, times: int, side: int) -> SlideContent:
 def answers(html: str, *, rounds: int) -> tuple[str, dict[str, list[float]]]:
     """Return Chromium's version, and the milliseconds to the end of the frame that shows what was done, by its name.
 
-    Raises:
-        ModuleNotFoundError: playwright is not installed. FileNotFoundError: there is no Chromium.
+    Raises: see `page.opened`.
     """
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        raise FileNotFoundError("chromium is not installed (Debian, Ubuntu: apt install chromium)")
-    with tempfile.TemporaryDirectory(prefix="sscl-") as folder, sync_playwright() as playwright:
-        file = Path(folder) / "slide.html"
-        file.write_text(html, encoding="utf-8")
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_FLAGS))
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+    with opened(html) as (page, address):
         opening = []
         for _ in range(min(rounds, 5)):
-            page.goto(file.as_uri(), wait_until="commit")
+            page.goto(address, wait_until="commit")
             page.wait_for_function("() => document.documentElement.dataset.open === 'yes'", polling=5)
             opening.append(page.evaluate("performance.now()"))
         page.wait_for_timeout(1_000)
         found = {"opening": opening, **{f"slider: {name}": page.evaluate(MEASURE, [name, rounds]) for name in SLIDERS}}
-        version = browser.version
-        browser.close()
-    return version, found
+        return page.context.browser.version, found
 
 
 # --- the squares ---

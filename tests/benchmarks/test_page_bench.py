@@ -37,7 +37,7 @@ def test_the_boxes_are_those_of_the_maps():
 
 
 def test_the_page_of_a_slide_without_a_browser(instead):
-    instead(slide_page.shutil, which=lambda name: None)
+    instead(page.shutil, which=lambda name: None)
     size, writing, browser, _, first, again = slide_page.measure(quick=True, device=CPU)
     assert 0 < size["ours"] < 20
     assert writing["unit"] == "CPU s"

@@ -144,12 +144,12 @@ def percent(value: float) -> str:
     """Return a fraction as whole percent that never claims certainty, as the page's script does.
 
     Examples:
-        >>> percent(0.815), percent(0.9996), percent(1.0), percent(0.001)
+        >>> percent(0.815), percent(0.995), percent(1.0), percent(0.005)
         ('82%', '>99%', '100%', '<1%')
     """
-    if 0.995 < value < 1:
+    if 0.995 <= value < 1:
         return ">99%"
-    return "<1%" if 0 < value < 0.005 else f"{100 * value:.0f}%"
+    return "<1%" if 0 < value <= 0.005 else f"{100 * value:.0f}%"
 
 
 def percent_interval(pair: Sequence[float] | None) -> str:

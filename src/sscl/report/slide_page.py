@@ -34,7 +34,7 @@ _MOST_CELLS = 1_000  # along an axis, of tiles that lie on no grid
 _UNKNOWN = 255  # percent of tissue
 VIEWER = "openseadragon/openseadragon.min.js"
 LICENCE = "openseadragon/LICENSE.txt"
-STYLES = ("base.css", "slide.css")
+STYLES = ("base.css", "review.css", "slide.css")
 # In this order: a rule or name of one may be used by later ones.
 SCRIPTS = (
     "basics.js",

@@ -159,16 +159,17 @@ def test_a_tile_says_what_it_is_and_what_it_is_taken_for(page, content):
 
 
 def test_no_probability_is_shown_as_certain(opened, content):
-    first, second, third, *_ = content["gallery"]["tiles"]
+    first, second, third, fourth, *_ = content["gallery"]["tiles"]
     for tile, probabilities in (
         (first, [0.9996, 0.0004, 0]),
         (second, [1.0, 0.0, 0.0]),
         (third, [0.9949, 0.0051, 0.0]),
+        (fourth, [0.995, 0.005, 0.0]),
     ):
         tile.update(probabilities=dict(enumerate(probabilities)), prediction=0)
     page = opened(content)
     page.select_option("#page-sort", "most-confident")
-    assert page.locator(".tile .confidence").all_text_contents()[:3] == ["100%", ">99%", "99%"]
+    assert page.locator(".tile .confidence").all_text_contents()[:4] == ["100%", ">99%", ">99%", "99%"]
 
 
 def test_a_heatmap_is_the_overlay_of_the_pictures(page, content):
@@ -477,8 +478,11 @@ def test_the_worksheet_is_kept_and_deleted_only_when_asked(page, content):
     page.click("#page-ask-answers >> text=Delete")
     page.get_by_text("were deleted").wait_for()
     assert page.locator(".tile").first.get_attribute("data-review") == ""
+    content["gallery"]["blind"] = True  # the same tiles, made for a blind review
+    Path(page.url.removeprefix("file://")).write_text(render(content), encoding="utf-8")
     page.reload()
     assert page.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
+    assert page.locator("#page-blind").is_checked()
 
 
 def test_another_report_has_another_worksheet(page, content):
@@ -737,6 +741,16 @@ def test_a_tile_that_was_on_screen_is_no_longer_blind(opened, content):
     on_screen = set(ids(content, confidence)[:12])
     assert {told[name] for name in told if shown(name) in on_screen} == {"yes"}
     assert "no" in told.values()
+
+    page.click("#page-reset")  # what was answered has been seen, also when its answer is deleted
+    page.click("#page-ask-answers >> text=Delete")
+    page.locator("#page-reset[disabled]").wait_for()
+    focus_first(page)
+    page.keyboard.press("Home")
+    for _ in range(8):
+        page.keyboard.press("1")
+        page.keyboard.press("ArrowRight")
+    assert [row["seen_before"] for row in stored(page).values()] == ["yes"] * 8
 
 
 def test_blind_answers_of_many_classes_are_chosen_from_a_list_and_come_back(opened, content):

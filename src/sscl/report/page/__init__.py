@@ -16,7 +16,7 @@ from sscl.report.page.content import Block, Content, Gallery
 
 BLOCKS = ("text", "lead", "facts", "list", "table", "figure", "verdict", "confusion", "code")
 # In this order: a rule replaces earlier ones, a script's constants must exist before they are used.
-STYLES = ("base.css", "sections.css", "gallery.css", "large_view.css", "screens.css")
+STYLES = ("base.css", "review.css", "sections.css", "gallery.css", "large_view.css", "screens.css")
 SECTIONS = ("sections.js", "tables.js")  # of every page; SCRIPTS only of one with a gallery
 SCRIPTS = (
     "basics.js",

@@ -1,6 +1,6 @@
 // Small functions for every page with a worksheet: elements, texts, files, questions.
 //
-// The scripts of a page run as one function, in the order of __init__.py or slide.py. All text of the report goes in
+// The scripts of a page run as one function, in the order of __init__.py or slide_page.py. All text of the report goes in
 // through textContent: no string becomes HTML.
 
 const content = JSON.parse(document.getElementById("page-data").textContent);
@@ -23,8 +23,8 @@ const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")}
 
 /** A fraction as whole percent that never claims certainty: 0.9996 is >99%. */
 function percent(fraction) {
-  if (fraction > 0.995 && fraction < 1) return ">99%";
-  if (fraction < 0.005 && fraction > 0) return "<1%";
+  if (fraction >= 0.995 && fraction < 1) return ">99%";
+  if (fraction <= 0.005 && fraction > 0) return "<1%";
   return `${Math.round(100 * fraction)}%`;
 }
 
@@ -78,6 +78,13 @@ function reviewButtons(index, words = false) {
     if (index !== null) button.dataset.index = index;
     return button;
   });
+}
+
+/** Paint the canvas of a colour scale; `colourOf`: red, green, blue and opacity of each of its 256 steps. */
+function paintScale(id, colourOf) {
+  const data = new ImageData(256, 1);
+  for (let step = 0; step < 256; step++) data.data.set(colourOf(step), 4 * step);
+  byId(id).getContext("2d").putImageData(data, 0, 0);
 }
 
 function probabilityRow(name, value) {

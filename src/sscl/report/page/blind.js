@@ -6,6 +6,7 @@ const ANSWERS = [...gallery.classes, CANNOT_TELL];
 const MOST_BUTTONS = 4; // answers of a cell; of more, a list
 const seen = new Set(); // ids of tiles whose prediction was on screen before their class was named; "": of all
 let blind = false;
+let blindChosen = null; // "yes" or "no", where the reader has turned it on or off; else the page says
 
 const veiled = (index) => blind && reviewOf(index).blind === "";
 const nameOf = (index) => (blind ? `tile ${blindRanks()[index] + 1}` : tiles[index].id);
@@ -43,18 +44,24 @@ function hex(value) {
 
 function loadBlind() {
   try {
-    const kept = localStorage.getItem(`${KEY}.blind`);
-    blind = kept === null ? gallery.blind : kept === "yes";
-    for (const id of JSON.parse(localStorage.getItem(`${KEY}.seen`) ?? "[]")) seen.add(id);
+    blindChosen = localStorage.getItem(`${KEY}.blind`);
+    blind = blindChosen === null ? gallery.blind : blindChosen === "yes";
+    loadSeen();
     byId("reviewer").value = localStorage.getItem(`${KEY}.reviewer`) ?? "";
   } catch {
     blind = gallery.blind; // load() has said that nothing is kept
   }
 }
 
+/** Add what this and other windows have shown. */
+function loadSeen() {
+  for (const id of JSON.parse(localStorage.getItem(`${KEY}.seen`) ?? "[]")) seen.add(id);
+}
+
 function keepBlind() {
   try {
-    localStorage.setItem(`${KEY}.blind`, blind ? "yes" : "no");
+    loadSeen();
+    if (blindChosen !== null) localStorage.setItem(`${KEY}.blind`, blindChosen);
     localStorage.setItem(`${KEY}.seen`, JSON.stringify([...seen]));
     localStorage.setItem(`${KEY}.reviewer`, byId("reviewer").value);
   } catch {
@@ -127,6 +134,7 @@ function shownToBe(blindNext) {
 
 function setBlind(on) {
   blind = on;
+  blindChosen = on ? "yes" : "no";
   keepBlind();
   showBlind();
   setFilters({});

@@ -71,6 +71,7 @@ function addRow(number) {
   rows.set(number, made);
 }
 
+/** The cell at a place, undefined where it is not in the document, or there is no such place. */
 function cellAt(place) {
   return rows.get(Math.floor(place / columns))?.children[place % columns];
 }
@@ -144,9 +145,7 @@ function predicted(index) {
 function showCellReview(cell, index) {
   const tile = tiles[index];
   const { review, note } = reviewOf(index);
-  for (const button of cell.querySelectorAll("[data-review]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.review === review));
-  }
+  markButtons(cell, review);
   cell.dataset.review = review;
   cell.classList.toggle("noted", note !== "");
   const ends = `${review || "not reviewed"}${note === "" ? "" : "; has a note"}`;
@@ -165,19 +164,23 @@ function showCellReview(cell, index) {
 }
 
 function showReview(index) {
-  const place = places.get(index);
-  const cell = place === undefined ? undefined : cellAt(place);
+  const cell = cellAt(places.get(index));
   if (cell) showCellReview(cell, index);
-  if (large.open && shown[current] === index) showLargeReview(index);
+  if (large.open && shown[current] === index) showReviewIn(largeReview, byId("large-note"), index);
+}
+
+/** Show what another window has changed. */
+function refresh() {
+  rebuild();
+  if (large.open) showLarge();
 }
 
 /** Make a tile's cell anew, and the large view where it shows that tile: more than its review has changed. */
 function redraw(index) {
-  const place = places.get(index);
-  const cell = place === undefined ? undefined : cellAt(place);
+  const cell = cellAt(places.get(index));
   if (cell) {
     const hadFocus = cell.contains(document.activeElement);
-    const next = cellOf(place);
+    const next = cellOf(places.get(index));
     cell.replaceWith(next);
     if (hadFocus) next.focus({ preventScroll: true });
     drawSoon();
@@ -215,8 +218,7 @@ function onGridClick(event) {
   if (event.target.matches("select")) return;
   if (word !== undefined || named !== undefined) {
     moveTo(place);
-    if (word !== undefined) review(Number(cell.dataset.index), word);
-    else answer(Number(cell.dataset.index), named);
+    press(Number(cell.dataset.index), event.target.dataset);
   } else if (event.target.closest(".frame")) openLarge(place);
   else moveTo(place);
 }

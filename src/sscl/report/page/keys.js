@@ -62,15 +62,10 @@ function onKey(event) {
         moveTo(shown.length - 1);
       }
     } else moveTo(next);
-  } else if (/^[0-9]$/.test(key) && blind) {
-    const text = key === "0" ? CANNOT_TELL : gallery.classes[Number(key) - 1];
-    if (text !== undefined) answer(shown[current], text);
-  } else if (small === "a" || small === "d" || small === "u") {
-    review(shown[current], REVIEWS.find((word) => word[0] === small));
   } else if (small === "n") {
     if (large.open) byId("large-note").focus();
     else openLarge(current, { note: true });
   } else if (key === "Enter" && inGrid && !target.matches("button")) openLarge(current);
-  else return;
+  else if (!reviewByKey(shown[current], small)) return;
   event.preventDefault();
 }

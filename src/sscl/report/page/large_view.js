@@ -56,10 +56,8 @@ function showLarge() {
   );
   byId("large-box").disabled = !tile.localises;
   byId("large-back").hidden = !blind || hidden;
-  largeReview.setAttribute("aria-label", hidden ? "Which class is it?" : "Do you agree with the predicted class?");
-  largeReview.replaceChildren(...(hidden ? answerControls(index, { most: MOST_ANSWERS, words: true }) : reviewButtons(null, true)));
-  for (const control of largeReview.children) control.tabIndex = 0;
-  showLargeReview(index);
+  fillReview(largeReview, index, MOST_ANSWERS);
+  showReviewIn(largeReview, byId("large-note"), index);
 }
 
 /** What says, or may say, the true class. */
@@ -93,22 +91,7 @@ function regionText([x, y, width, height]) {
   return `${width} × ${height} px${x || y ? ` at (${x}, ${y})` : ""}`;
 }
 
-function showLargeReview(index) {
-  const { review, note } = reviewOf(index);
-  for (const button of largeReview.querySelectorAll("[data-review]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.review === review));
-  }
-  const field = byId("large-note");
-  if (field.value !== note) field.value = note; // not under the caret of who is writing
-}
-
-/** Set a review; clear it if it is set already. */
-function review(index, word) {
-  if (veiled(index)) {
-    say("Name the class first: blind review shows the prediction then.");
-    return;
-  }
-  const same = reviewOf(index).review === word;
-  setReview(index, { review: same ? "" : word });
-  if (!same && byId("advance").checked && shown[current] === index && current + 1 < shown.length) moveTo(current + 1);
+/** Go on to the next tile where that is wanted. */
+function reviewed(index) {
+  if (byId("advance").checked && shown[current] === index && current + 1 < shown.length) moveTo(current + 1);
 }

@@ -24,9 +24,14 @@ def read(name: str) -> str:
 def page(template: str, **values: Any) -> str:
     """Return a template, filled in. Text stays text, whatever is in it; `Markup` alone is taken as it is."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
     )
-    html = environment.from_string(read(template)).render(**values)
+    html = environment.get_template(template).render(**values)
     # A file name that is no UTF-8 has lone surrogates: they are shown as escapes.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
 

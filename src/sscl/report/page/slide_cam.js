@@ -45,21 +45,14 @@ function drawCam(pen) {
   pen.imageSmoothingQuality = "high";
   pen.drawImage(camPicture, ...box);
   pen.globalAlpha = 1;
-  for (const [lineWidth, colour] of [[3, "#000000"], [1.5, "#ffffff"]]) {
-    pen.lineWidth = lineWidth;
-    pen.strokeStyle = colour;
-    pen.strokeRect(...box);
-  }
+  strokeBox(pen, box, THIN);
 }
 
 /** The scale of the heatmap with its numbers, in place of the legend of the classes. */
 function showCamLegend() {
   root.classList.toggle("cam", camShown());
   if (!camShown()) return;
-  const strip = byId("cam-ramp").getContext("2d");
-  const data = new ImageData(256, 1);
-  for (let at = 0; at < 256; at++) data.data.set(camColour(cam.signed ? at / 127.5 - 1 : at / 255), 4 * at);
-  strip.putImageData(data, 0, 0);
+  paintScale("cam-ramp", (step) => camColour(cam.signed ? step / 127.5 - 1 : step / 255));
   byId("cam-low").textContent = camNumber(cam.signed ? -cam.end : cam.start);
   byId("cam-high").textContent = camNumber(cam.end);
   byId("cam-explained").textContent = cam.explained;

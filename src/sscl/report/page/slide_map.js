@@ -141,7 +141,5 @@ function classEntry(label) {
 
 function showRamp() {
   byId("key").hidden = shownLabel() < 0;
-  const data = new ImageData(256, 1);
-  for (let level = 0; level < 256; level++) data.data.set([...ramp.subarray(3 * level, 3 * level + 3), 255], 4 * level);
-  byId("ramp").getContext("2d").putImageData(data, 0, 0);
+  paintScale("ramp", (level) => [...ramp.subarray(3 * level, 3 * level + 3), 255]);
 }

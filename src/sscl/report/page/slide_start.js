@@ -101,28 +101,11 @@ function listen() {
     const button = event.target.closest(".thumb");
     if (button !== null) choose(Number(button.dataset.index), { move: true });
   });
-  byId("review").addEventListener("click", (event) => {
-    const { review: word, answer: named } = event.target.dataset;
-    if (word !== undefined) review(chosen, word);
-    else if (named !== undefined) answer(chosen, named);
-  });
+  byId("review").addEventListener("click", (event) => press(chosen, event.target.dataset));
   byId("review").addEventListener("change", onAnswer);
   byId("back").addEventListener("click", () => takeBack(chosen));
   byId("note").addEventListener("input", (event) => setReview(chosen, { note: event.target.value }));
-  byId("blind").addEventListener("change", onBlind);
-  byId("reviewer").addEventListener("change", keepBlind);
-  byId("download").addEventListener("click", () => {
-    const reviewer = byId("reviewer").value.trim();
-    download(`review_${reviewer === "" ? "" : `${reviewer}_`}${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
-    unsaved = false;
-  });
-  byId("import").addEventListener("click", () => byId("file").click());
-  byId("file").addEventListener("change", async (event) => {
-    const [file] = event.target.files;
-    if (file) await importWorksheet(file);
-    byId("file").value = ""; // the same file may be chosen again
-  });
-  byId("reset").addEventListener("click", onReset);
+  listenToWorksheet();
   document.addEventListener("keydown", onKey);
   document.addEventListener("pointerdown", () => (byPointer = true), true);
   document.addEventListener("keydown", () => (byPointer = false), true);
@@ -130,15 +113,6 @@ function listen() {
     if (byPointer && target.matches("select")) target.blur(); // so that the page's keys work again
   });
   addEventListener("resize", () => requestAnimationFrame(drawOver));
-  addEventListener("storage", (event) => {
-    if (event.key !== KEY) return; // the same slide in another window
-    load();
-    apply();
-    showProgress();
-  });
-  addEventListener("beforeunload", (event) => {
-    if (!keeps && unsaved) event.preventDefault();
-  });
 }
 
 function pan(across, down) {
@@ -181,12 +155,8 @@ function onKey(event) {
   if (event.shiftKey && key in BESIDE) chooseBeside(...BESIDE[key]);
   else if (small in KEYS) KEYS[small]();
   else if (chosen < 0) return;
-  else if (/^[0-9]$/.test(key) && blind) {
-    const text = key === "0" ? CANNOT_TELL : classes[Number(key) - 1];
-    if (text !== undefined) answer(chosen, text);
-  } else if (small === "a" || small === "d" || small === "u") review(chosen, REVIEWS.find((word) => word[0] === small));
   else if (small === "n") byId("note").focus();
-  else return;
+  else if (!reviewByKey(chosen, small)) return;
   event.preventDefault();
 }
 

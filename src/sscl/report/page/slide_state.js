@@ -39,44 +39,37 @@ function predictionOf(index) {
   return best;
 }
 
-/** The tile over a place whose middle is nearest, -1 without one. */
-function tileAt(x, y) {
+/** The tile with the smallest distance, -1 where none has a finite one. */
+function nearest(distanceOf) {
   let best = -1;
-  let nearest = Infinity;
+  let least = Infinity;
   for (let index = 0; index < total; index++) {
-    const dx = x - corners[2 * index];
-    const dy = y - corners[2 * index + 1];
-    if (dx < 0 || dy < 0 || dx >= footprint || dy >= footprint) continue;
-    const distance = Math.max(Math.abs(dx - footprint / 2), Math.abs(dy - footprint / 2));
-    if (distance < nearest) [best, nearest] = [index, distance];
+    const distance = distanceOf(index);
+    if (distance < least) [best, least] = [index, distance];
   }
   return best;
 }
 
+/** The tile over a place whose middle is nearest, -1 without one. */
+const tileAt = (x, y) =>
+  nearest((index) => {
+    const [dx, dy] = [x - xOf(index), y - yOf(index)];
+    if (dx < 0 || dy < 0 || dx >= footprint || dy >= footprint) return Infinity;
+    return Math.max(Math.abs(dx - footprint / 2), Math.abs(dy - footprint / 2));
+  });
+
 /** The next tile to one side of a tile, -1 without one. */
-function tileBeside(from, across, down) {
-  let best = -1;
-  let nearest = Infinity;
-  for (let index = 0; index < total; index++) {
+const tileBeside = (from, across, down) =>
+  nearest((index) => {
     const [dx, dy] = [xOf(index) - xOf(from), yOf(index) - yOf(from)];
     const along = dx * across + dy * down;
     const aside = Math.abs(dx * down) + Math.abs(dy * across);
-    if (along <= 0 || aside > along || along + 2 * aside >= nearest) continue;
-    [best, nearest] = [index, along + 2 * aside];
-  }
-  return best;
-}
+    return along <= 0 || aside > along ? Infinity : along + 2 * aside;
+  });
 
 /** The tile whose middle is nearest to a place, -1 where there are no tiles. */
-function tileNearest(x, y) {
-  let best = -1;
-  let nearest = Infinity;
-  for (let index = 0; index < total; index++) {
-    const distance = Math.hypot(xOf(index) + footprint / 2 - x, yOf(index) + footprint / 2 - y);
-    if (distance < nearest) [best, nearest] = [index, distance];
-  }
-  return best;
-}
+const tileNearest = (x, y) =>
+  nearest((index) => Math.hypot(xOf(index) + footprint / 2 - x, yOf(index) + footprint / 2 - y));
 
 /** Where a reader finds a place, in pixels and in millimetres. */
 function placeText(x, y) {

@@ -1,6 +1,7 @@
 // The chosen tile: its picture, probabilities, review and note.
 
 const MOST_BARS = 6;
+const MOST_ANSWERS = 8; // buttons
 
 function choose(index, { move = false } = {}) {
   chosen = index;
@@ -49,34 +50,14 @@ function showChosen() {
     byId("probabilities").caption,
     ...(hidden ? [] : order.slice(0, MOST_BARS).map((label) => probabilityRow(className(label), probability(chosen, label)))),
   );
-  const controls = byId("review");
-  controls.setAttribute("aria-label", hidden ? "Which class is it?" : "Do you agree with the predicted class?");
-  controls.replaceChildren(...(hidden ? answerControls(chosen, { most: 8, words: true }) : reviewButtons(null, true)));
-  for (const control of controls.children) control.tabIndex = 0;
+  fillReview(byId("review"), chosen, MOST_ANSWERS);
   byId("back").hidden = !blind || hidden;
-  showChosenReview();
-}
-
-function showChosenReview() {
-  const { review: word, note } = reviewOf(chosen);
-  for (const button of byId("review").querySelectorAll("[data-review]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.review === word));
-  }
-  if (byId("note").value !== note) byId("note").value = note; // not under the caret of who is writing
-}
-
-/** Set a review; clear it if it is set already. */
-function review(index, word) {
-  if (veiled(index)) {
-    say("Name the class first: blind review shows the prediction then.");
-    return;
-  }
-  setReview(index, { review: reviewOf(index).review === word ? "" : word });
+  showReviewIn(byId("review"), byId("note"), chosen);
 }
 
 // What worksheet.js and blind.js ask for after a change.
 function showReview(index) {
-  if (index === chosen) showChosenReview();
+  if (index === chosen) showReviewIn(byId("review"), byId("note"), index);
   markStrip();
 }
 function redraw(index) {
@@ -92,6 +73,10 @@ function setFilters() {
   apply();
   drawOver();
 }
+function refresh() {
+  apply();
+}
+function reviewed() {}
 function showReviewFilters() {}
 
 /** The map shows what is predicted of every tile. */

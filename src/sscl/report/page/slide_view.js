@@ -2,6 +2,7 @@
 
 const HATCH_PX = 9;
 const SCALE_PX = 140; // of the scale bar, at most
+const THIN = [[3, "#000000"], [1.5, "#ffffff"]]; // widths and colours of a line, seen on any ground
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const overCanvas = byId("over");
 const between = element("canvas"); // where hatching is cut to the undecided cells
@@ -200,19 +201,22 @@ function drawDamaged(pen) {
 }
 
 function drawOutlines(pen) {
-  for (const index of stripRows) if (index !== chosen) outline(pen, index, [[3, "#000000"], [1.5, "#ffffff"]], 5);
+  for (const index of stripRows) if (index !== chosen) outline(pen, index, THIN, 5);
   if (chosen >= 0) outline(pen, chosen, [[6, "#000000"], [3, "#ffdd00"]], 12);
 }
 
 /** A tile's border, at least `least` pixels wide: also to be found on the whole slide. */
 function outline(pen, index, strokes, least) {
-  let [left, top, width, height] = tileBox(xOf(index), yOf(index));
+  const [left, top, width, height] = tileBox(xOf(index), yOf(index));
   const grow = Math.max(0, (least - width) / 2);
-  [left, top, width, height] = [left - grow, top - grow, width + 2 * grow, height + 2 * grow];
+  strokeBox(pen, [left - grow, top - grow, width + 2 * grow, height + 2 * grow], strokes);
+}
+
+function strokeBox(pen, box, strokes) {
   for (const [lineWidth, colour] of strokes) {
     pen.lineWidth = lineWidth;
     pen.strokeStyle = colour;
-    pen.strokeRect(left, top, width, height);
+    pen.strokeRect(...box);
   }
 }
 

@@ -33,9 +33,7 @@ function start() {
     `Heatmap: evidence (${gallery.target}), scaled to the maximum of each tile, so colours cannot be compared between ` +
     `tiles. Box: the region around the maximum, of at least ${Math.round(100 * gallery.threshold)}% of that maximum` +
     `${tiles.some((tile) => tile.further.length) ? "; thin boxes: further regions of as much" : ""}.`;
-  const strip = new ImageData(256, 1);
-  for (let level = 0; level < 256; level++) strip.data.set([...colours.subarray(3 * level, 3 * level + 3), 255], 4 * level);
-  byId("colours").getContext("2d").putImageData(strip, 0, 0);
+  paintScale("colours", (level) => [...colours.subarray(3 * level, 3 * level + 3), 255]);
 
   load();
   loadBlind();
@@ -76,10 +74,7 @@ function listen() {
   }
   for (const button of document.querySelectorAll(".confusion button")) button.addEventListener("click", onConfusion);
 
-  byId("blind").addEventListener("change", onBlind);
-  byId("reviewer").addEventListener("change", keepBlind);
-  addEventListener("pagehide", keepBlind);
-  document.addEventListener("visibilitychange", keepBlind);
+  listenToWorksheet();
   grid.addEventListener("change", onAnswer);
   largeReview.addEventListener("change", onAnswer);
   byId("large-back").addEventListener("click", () => takeBack(shown[current]));
@@ -94,11 +89,7 @@ function listen() {
     current = place;
     cell.tabIndex = 0;
   });
-  largeReview.addEventListener("click", (event) => {
-    const { review: word, answer: named } = event.target.dataset;
-    if (word !== undefined) review(shown[current], word);
-    else if (named !== undefined) answer(shown[current], named);
-  });
+  largeReview.addEventListener("click", (event) => press(shown[current], event.target.dataset));
   byId("large-note").addEventListener("input", (event) => setReview(shown[current], { note: event.target.value }));
   byId("previous").addEventListener("click", () => moveTo(current - 1));
   byId("next").addEventListener("click", () => moveTo(current + 1));
@@ -108,20 +99,7 @@ function listen() {
     moveTo(current);
   });
   byId("large-box").addEventListener("click", () => downloadBox(shown[current]));
-
-  byId("download").addEventListener("click", () => {
-    const reviewer = byId("reviewer").value.trim();
-    download(`review_${reviewer === "" ? "" : `${reviewer}_`}${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
-    unsaved = false;
-  });
-  byId("import").addEventListener("click", () => byId("file").click());
-  byId("file").addEventListener("change", async (event) => {
-    const [file] = event.target.files;
-    if (file) await importWorksheet(file);
-    byId("file").value = ""; // the same file may be chosen again
-  });
   byId("boxes-file").addEventListener("click", () => downloadBoxes(shown));
-  byId("reset").addEventListener("click", onReset);
 
   document.addEventListener("keydown", onKey);
   let asked = false;
@@ -141,17 +119,6 @@ function listen() {
     width = grid.clientWidth;
     rebuild();
   }).observe(grid);
-  // The same report in another window.
-  addEventListener("storage", (event) => {
-    if (event.key !== KEY) return;
-    load();
-    rebuild();
-    if (large.open) showLarge();
-    showProgress();
-  });
-  addEventListener("beforeunload", (event) => {
-    if (!keeps && unsaved) event.preventDefault();
-  });
 }
 
 start();

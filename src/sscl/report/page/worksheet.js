@@ -64,6 +64,53 @@ function setReview(index, change) {
   showProgress();
 }
 
+/** Set a review; clear it if it is set already. */
+function review(index, word) {
+  if (veiled(index)) {
+    say("Name the class first: blind review shows the prediction then.");
+    return;
+  }
+  const same = reviewOf(index).review === word;
+  setReview(index, { review: same ? "" : word });
+  if (!same) reviewed(index);
+}
+
+/** Do what a button of a tile says. */
+function press(index, { review: word, answer: named }) {
+  if (word !== undefined) review(index, word);
+  else if (named !== undefined) answer(index, named);
+}
+
+/** Review or answer a tile by a key; whether the key does either. */
+function reviewByKey(index, key) {
+  const word = REVIEWS.find((allowed) => allowed[0] === key);
+  if (word !== undefined) review(index, word);
+  else if (blind && /^[0-9]$/.test(key)) answer(index, key === "0" ? CANNOT_TELL : gallery.classes[Number(key) - 1]);
+  else return false;
+  return true;
+}
+
+/** Fill the place where one tile is answered or reviewed; `most`: answers up to which there are buttons. */
+function fillReview(controls, index, most) {
+  const hidden = veiled(index);
+  controls.setAttribute("aria-label", hidden ? "Which class is it?" : "Do you agree with the predicted class?");
+  controls.replaceChildren(...(hidden ? answerControls(index, { most, words: true }) : reviewButtons(null, true)));
+  for (const control of controls.children) control.tabIndex = 0;
+}
+
+/** Show the review and the note of the tile there. */
+function showReviewIn(controls, field, index) {
+  const { review: word, note } = reviewOf(index);
+  markButtons(controls, word);
+  if (field.value !== note) field.value = note; // not under the caret of who is writing
+}
+
+function markButtons(controls, word) {
+  for (const button of controls.querySelectorAll("[data-review]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.review === word));
+  }
+}
+
 function showProgress() {
   const known = [...reviews].filter(([id]) => indexOf.has(id)).map(([, row]) => row);
   const of = (word) => known.filter((row) => row.review === word).length;
@@ -172,10 +219,44 @@ async function onReset() {
     ["Delete"],
   );
   if (answer === null) return;
-  for (const tile of known) reviews.delete(tile.id);
+  for (const { id } of known) {
+    reviews.delete(id);
+    seen.add(id); // whoever reviewed it has seen its prediction
+  }
+  keepBlind();
   keep();
   unsaved = false;
   say(`The reviews and notes of ${count(known.length, "tile")} were deleted.`);
   apply({ keepPlace: true });
   showProgress();
+}
+
+function listenToWorksheet() {
+  byId("blind").addEventListener("change", onBlind);
+  byId("reviewer").addEventListener("change", keepBlind);
+  addEventListener("pagehide", keepBlind);
+  document.addEventListener("visibilitychange", keepBlind);
+  byId("download").addEventListener("click", () => {
+    const reviewer = byId("reviewer").value.trim();
+    download(`review_${reviewer === "" ? "" : `${reviewer}_`}${content.id}.csv`, "text/csv;charset=utf-8", [worksheet()]);
+    unsaved = false;
+  });
+  byId("import").addEventListener("click", () => byId("file").click());
+  byId("file").addEventListener("change", async (event) => {
+    const [file] = event.target.files;
+    if (file) await importWorksheet(file);
+    byId("file").value = ""; // the same file may be chosen again
+  });
+  byId("reset").addEventListener("click", onReset);
+  // The same page in another window.
+  addEventListener("storage", (event) => {
+    if (event.key === `${KEY}.seen`) loadSeen();
+    if (event.key !== KEY) return;
+    load();
+    refresh();
+    showProgress();
+  });
+  addEventListener("beforeunload", (event) => {
+    if (!keeps && unsaved) event.preventDefault();
+  });
 }
