@@ -104,11 +104,12 @@ def test_sorted_tiles_are_shuffled_the_same_way_each_time(wrap):
     assert (ours - whole).norm() < 0.4 * (deep(16) - whole).norm()
 
 
-def test_a_last_batch_of_one_tile_is_shared_out():
+@pytest.mark.parametrize(("count", "batch_size"), [(9, 4), (5, 2), (7, 2), (13, 4), (3, 1)])
+def test_a_last_batch_of_one_tile_is_shared_out(count, batch_size):
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))  # fails on a batch of one
-    store = store_of(9)
-    adapted = adapt_batch_norm(net, store, rows_of(9), batch_size=4, **OPTIONS)
-    x = inputs(store, rows_of(9)).mean((2, 3))
+    store = store_of(count)
+    adapted = adapt_batch_norm(net, store, rows_of(count), batch_size=batch_size, **OPTIONS)
+    x = inputs(store, rows_of(count)).mean((2, 3))
     torch.testing.assert_close(adapted[2].running_mean, x.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(adapted[2].running_var, x.var(0), rtol=1e-4, atol=1e-5)
 

@@ -45,7 +45,7 @@ def adapt_batch_norm(
     """Return a copy of the encoder whose batch-norm statistics are those of the clean tiles at `rows`.
 
     In evaluation mode; the encoder itself is not touched. One pass in a fixed random order (batches of one class would
-    mislead the deeper layers), in batches of nearly equal size. A layer's statistics are of all its inputs together,
+    mislead the deeper layers), in batches of two tiles or more. A layer's statistics are of all its inputs together,
     not an average over batches, so at the first layer they are those of one big batch; deeper layers see inputs that
     were normalised batch by batch.
 
@@ -70,7 +70,9 @@ def adapt_batch_norm(
 
     hooks = [layer.train().register_forward_pre_hook(add) for layer in layers]
     shuffled = rows[epoch_order(len(rows), seed=0, epoch=0)]
-    batch_size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size))
+    batch_size = max(2, math.ceil(len(rows) / math.ceil(len(rows) / batch_size)))
+    while len(rows) % batch_size == 1:  # a single tile has no variance where its map is one position
+        batch_size += 1
     for images in batches(store, shuffled, batch_size=batch_size, progress=progress):
         x = augment.normalise(augment.to_unit(images), mean=mean, std=std)
         with autocast(store.device, precision):
