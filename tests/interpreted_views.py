@@ -52,10 +52,10 @@ def views(a: Augmentation, images: torch.Tensor, dtype: torch.dtype = torch.floa
 
 
 def expected(a: Augmentation, images: torch.Tensor) -> torch.Tensor:
-    """Return the same by `augment.pair`."""
+    """Return the same by `augment.view`."""
     rows = 5 * torch.arange(len(images), device=DEVICE)
     zero, epoch = torch.zeros_like(rows), torch.tensor(2, device=DEVICE)
-    return augment.pair(images, rows, augmentation=a, seed=3, epoch=epoch, view=zero, mean=MEAN, std=STD)
+    return augment.view(images, rows, augmentation=a, seed=3, epoch=epoch, view=zero, mean=MEAN, std=STD, count=2)
 
 
 def tiles(count: int, side: int) -> torch.Tensor:

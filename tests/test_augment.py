@@ -216,13 +216,13 @@ def test_an_epoch_may_be_a_tensor():
         )
 
 
-def test_pair_is_two_views():
+def test_two_views_at_once_are_two_calls():
     images, index = pictures(5), torch.tensor([4, 0, 3, 3, 9])
-    both = augment.pair(images, index, **KEYS)
+    both = views(images, index, count=2)
     assert both.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(both, torch.cat([views(images, index), views(images, index, view=1)]))
     number = torch.tensor([0, 0, 0, 2, 0])  # the tile that is there twice
-    both = augment.pair(images, index, **{**KEYS, "view": number})
+    both = views(images, index, view=number, count=2)
     assert torch.equal(both, torch.cat([views(images, index, view=number), views(images, index, view=number + 1)]))
     assert (both[2] - both[3]).abs().max() > 0.01
 
@@ -230,9 +230,9 @@ def test_pair_is_two_views():
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 def test_views_do_not_depend_on_how_many_tiles_the_cpu_takes_at_once(at_once, wrap):
     images, index = pictures(5, 50), torch.arange(5)
-    whole = augment.pair(images, index, **KEYS)
+    whole = views(images, index, count=2)
     wrap(tiles_at_once=lambda *_: at_once)
-    assert torch.equal(augment.pair(images, index, **KEYS), whole)
+    assert torch.equal(views(images, index, count=2), whole)
 
 
 def test_a_cpu_takes_what_fits_its_cache(wrap):
@@ -296,12 +296,12 @@ def test_views_of_photograph_size_equal_a_plain_version():
 
 def test_compiled_views_are_one_graph_for_all_epochs_and_equal_the_others():
     images, index = pictures(2), torch.arange(2)
-    compiled = torch.compile(augment.pair, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(augment.view, fullgraph=True, backend="aot_eager")
     torch._dynamo.reset()
     for epoch in (0, 1, 9):
         with torch.compiler.set_stance("default" if epoch == 0 else "fail_on_recompile"):
-            out = compiled(images, index, **{**KEYS, "epoch": torch.tensor(epoch)})
-        assert (out - augment.pair(images, index, **{**KEYS, "epoch": epoch})).abs().max() < 1e-5
+            out = compiled(images, index, **{**KEYS, "epoch": torch.tensor(epoch)}, count=2)
+        assert (out - views(images, index, epoch=epoch, count=2)).abs().max() < 1e-5
         assert out.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -319,7 +319,9 @@ def test_random_numbers_of_the_compiler_are_the_same_bits(monkeypatch):
 
 def test_identity_leaves_tiles_alone():
     x = tiles()
-    out = augment.apply(x, identity(), augmentation=EVERYTHING)
+    out = x
+    for operation, arguments in augment.operations(identity(), augmentation=EVERYTHING, size_px=SIZE):
+        out = operation(out, *arguments)
     assert (out - x).abs().max() < 1e-5
 
 

@@ -48,8 +48,9 @@ def view(
     view: int | torch.Tensor,
     mean: torch.Tensor,
     std: torch.Tensor,
+    count: int = 1,
 ) -> torch.Tensor:
-    """Return one random view of each tile, normalised, float32 (B, 3, H, W) in channels_last.
+    """Return random views of tiles, normalised, float32 (V, 3, H, W) in channels_last: see `render`.
 
     The order is the paper's: crop, flips, blur and affine (one warp, then the blur), colour jitter; then stain jitter
     and grayscale, which are ours.
@@ -60,40 +61,8 @@ def view(
         epoch: a number, or int64 without dimensions on the tiles' device: a compiled step is then the same each epoch.
         view: 0 or 1, for all tiles or one for each, int64 (B,); other numbers give further views.
         mean, std: float32 (3,), of pixels scaled to 0-1.
+        count: k, views of each tile, V = k B: that number and those that follow it.
     """
-    return _views(images, tiles, 1, augmentation, seed=seed, epoch=epoch, view=view, mean=mean, std=std)
-
-
-def pair(
-    images: torch.Tensor,
-    tiles: torch.Tensor,
-    *,
-    augmentation: Augmentation,
-    seed: int,
-    epoch: int | torch.Tensor,
-    view: int | torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-) -> torch.Tensor:
-    """Return the views `view` and `view + 1` of the tiles, one batch after the other, (2 B, 3, H, W).
-
-    The same as two calls of `view`, but drawn at once and written where they belong. Arguments as there.
-    """
-    return _views(images, tiles, 2, augmentation, seed=seed, epoch=epoch, view=view, mean=mean, std=std)
-
-
-def _views(
-    images: torch.Tensor,
-    tiles: torch.Tensor,
-    count: int,
-    augmentation: Augmentation,
-    *,
-    seed: int,
-    epoch: int | torch.Tensor,
-    view: int | torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-) -> torch.Tensor:
     batch, side = images.shape[0], images.shape[1]
     numbers = (torch.arange(count, device=tiles.device)[:, None] + view).expand(count, batch).flatten()
     drawn = prepare(tiles.repeat(count), augmentation=augmentation, seed=seed, epoch=epoch, view=numbers, size_px=side)
@@ -194,13 +163,6 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
 def normalise(x: torch.Tensor, *, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Return (x - mean) / std for each channel of (B, 3, H, W)."""
     return (x - mean[:, None, None]).div_(std[:, None, None])
-
-
-def apply(x: torch.Tensor, p: ViewParameters, *, augmentation: Augmentation) -> torch.Tensor:
-    """Return the tiles (B, 3, H, W) in 0-1 after the drawn operations; ops that are switched off cost nothing."""
-    for operation, arguments in operations(p, augmentation=augmentation, size_px=x.shape[-1]):
-        x = operation(x, *arguments)
-    return x
 
 
 def operations(p: ViewParameters, *, augmentation: Augmentation, size_px: int) -> list[Operation]:

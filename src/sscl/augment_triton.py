@@ -1,6 +1,6 @@
 """The views of `sscl.augment` as four CUDA kernels: uint8 tiles in, normalised channels_last views out.
 
-The same numbers as `augment.pair` from the same drawn parameters, without a copy of the batch for the second view and
+The same numbers as `augment.render` from the same drawn parameters, without a copy of the batch for the second view and
 without a cast to the precision of the step. A view of 224 px moves about 4 MB through memory:
 
     warp          uint8 tile -> float32 planes      one bilinear sampling: crop, flips, affine

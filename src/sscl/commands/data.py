@@ -28,11 +28,7 @@ VIEWED = 6  # tiles shown beside their two views
 
 
 def synth(config: SynthConfig) -> None:
-    """Write synthetic polyp tiles in the layout of MHIST.
-
-    Raises:
-        ValueError: bad input, in one line.
-    """
+    """Write synthetic polyp tiles in the layout of MHIST."""
     write_synthetic(
         config.root,
         count=config.count,
@@ -47,13 +43,9 @@ def synth(config: SynthConfig) -> None:
 
 
 def inspect(config: InspectConfig, *, overwrite: bool = False) -> None:
-    """Count the tiles of every split; draw a contact sheet, the class distribution, and two views of some tiles.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
-    """
+    """Count the tiles of every split; draw a contact sheet, the class distribution, and two views of some tiles."""
     out = Path(config.out)
-    with run.whole_folder(out, config, overwrite=overwrite, inputs={"data.root": config.data.root}) as folder:
+    with run.whole_folder(out, config, overwrite=overwrite, inputs=config.data.files("data")) as folder:
         splits = load_splits(config.data, progress=config.progress)
         for name, tiles in splits.items():
             print(describe(name, tiles))
@@ -145,19 +137,16 @@ def draw_views(tiles: Tiles, rows: NDArray[np.int64], *, config: InspectConfig, 
     """Draw tiles beside the two views that pretraining makes of them in its first epoch."""
     images = torch.from_numpy(np.array(tiles.images[rows]))
     augmentation = Augmentation(**config.augment.model_dump())
-    zero, one = torch.zeros(3), torch.ones(3)
-    pair = [
-        augment.view(
-            images,
-            torch.from_numpy(rows),
-            augmentation=augmentation,
-            seed=config.seed,
-            epoch=0,
-            view=which,
-            mean=zero,
-            std=one,
-        )
-        for which in (0, 1)
-    ]
-    first, second = ((x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for x in pair)
+    views = augment.view(
+        images,
+        torch.from_numpy(rows),
+        augmentation=augmentation,
+        seed=config.seed,
+        epoch=0,
+        view=0,
+        mean=torch.zeros(3),
+        std=torch.ones(3),
+        count=2,
+    )
+    first, second = (views.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy().reshape(2, *images.shape)
     sheets.plot_views(images.numpy(), first, second, ids=[tiles.ids[row] for row in rows], path=path, note=note)

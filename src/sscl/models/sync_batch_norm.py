@@ -17,6 +17,11 @@ from sscl import ranks
 # timm's norms with an activation apply these two of their parts, in this order.
 PARTS_AFTER = ("drop", "act")
 
+Running = tuple[torch.Tensor, torch.Tensor, float]  # running mean and variance, and the momentum that moves them
+Statistics = tuple[torch.Tensor, torch.Tensor]  # mean, 1 / sqrt(var + eps)
+Normalised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x normalised, and its statistics
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # at x, weight and bias
+
 
 def synchronise_batch_norm(module: nn.Module) -> None:
     """Have the batch norms within the module use the statistics of all ranks' tiles while they train.
@@ -58,24 +63,22 @@ class BatchNormOverRanks(_BatchNorm):
     def _over_ranks(self, x: torch.Tensor) -> torch.Tensor:
         mean, var = self.running_mean, self.running_var
         if not self.track_running_stats or mean is None or var is None:
-            return self._normalised(x, None, None, momentum=0.0)
+            return self._normalised(x, None)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         if self.momentum is not None:
-            return self._normalised(x, mean, var, momentum=self.momentum)
+            return self._normalised(x, (mean, var, self.momentum))
         # The plain mean over all batches. Their count stays on the device.
         batch_mean, batch_var = torch.zeros_like(mean), torch.zeros_like(var)
-        y = self._normalised(x, batch_mean, batch_var, momentum=1.0)
+        y = self._normalised(x, (batch_mean, batch_var, 1.0))
         fraction = self.num_batches_tracked.to(mean.dtype).reciprocal()
         mean.lerp_(batch_mean, fraction)
         var.lerp_(batch_var, fraction)
         return y
 
-    def _normalised(
-        self, x: torch.Tensor, mean: torch.Tensor | None, var: torch.Tensor | None, *, momentum: float
-    ) -> torch.Tensor:
-        """Return x normalised by the batch; mean and var move towards the batch's by the momentum."""
-        y: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, mean, var, momentum, self.eps)
+    def _normalised(self, x: torch.Tensor, running: Running | None) -> torch.Tensor:
+        """Return x normalised by the batch; the running statistics move towards the batch's."""
+        y: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, *(running or (None, None, 0.0)), self.eps)
         return y
 
 
@@ -92,13 +95,14 @@ class _Normalise(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor | None,
         bias: torch.Tensor | None,
-        running_mean: torch.Tensor | None,
-        running_var: torch.Tensor | None,
+        mean: torch.Tensor | None,
+        var: torch.Tensor | None,
         momentum: float,
         eps: float,
     ) -> torch.Tensor:
+        running = None if mean is None or var is None else (mean, var, momentum)
         normalise = _forward_cuda if _has_kernels(x) else _forward
-        y, mean, invstd = normalise(x, weight, bias, running_mean, running_var, momentum, eps)
+        y, mean, invstd = normalise(x, weight, bias, running, eps)
         ctx.save_for_backward(x, weight, mean, invstd)
         return y
 
@@ -106,7 +110,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, invstd = ctx.saved_tensors
         differentiate = _backward_cuda if _has_kernels(x) else _backward
-        at_x, at_weight, at_bias = differentiate(grad, x, weight, mean, invstd, at_x=ctx.needs_input_grad[0])
+        at_x, at_weight, at_bias = differentiate(grad, x, weight, (mean, invstd), at_x=ctx.needs_input_grad[0])
         at_weight = at_weight if ctx.needs_input_grad[1] else None
         at_bias = at_bias if ctx.needs_input_grad[2] else None
         return at_x, at_weight, at_bias, None, None, None, None
@@ -121,17 +125,12 @@ def _has_kernels(x: torch.Tensor) -> bool:
 
 
 def _forward_cuda(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    momentum: float,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, running: Running | None, eps: float
+) -> Normalised:
     x = _dense(x)
-    if running_mean is None or running_var is None:  # without them the kernel wants counts in the precision of x
-        running_mean, running_var = torch.zeros(2, x.shape[1], device=x.device).unbind()
+    if running is None:  # without them the kernel wants counts in the precision of x
+        running = (*torch.zeros(2, x.shape[1], device=x.device).unbind(), 0.0)
+    running_mean, running_var, momentum = running
     shared = ranks.gather_values(torch.cat(torch.batch_norm_stats(x, eps)))  # (W, 2C): mean, 1 / sqrt(var + eps)
     means, invstds = shared.chunk(2, dim=1)
     counts = torch.full((len(shared),), x.numel() // x.shape[1], dtype=running_mean.dtype, device=x.device)
@@ -142,15 +141,9 @@ def _forward_cuda(
 
 
 def _backward_cuda(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    mean: torch.Tensor,
-    invstd: torch.Tensor,
-    *,
-    at_x: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    grad, x = _dense(grad), _dense(x)
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, found: Statistics, *, at_x: bool
+) -> Gradients:
+    grad, x, (mean, invstd) = _dense(grad), _dense(x), found
     sum_grad, sum_grad_x, at_weight, at_bias = torch.batch_norm_backward_reduce(
         grad, x, mean, invstd, weight, True, weight is not None, weight is not None
     )
@@ -174,21 +167,16 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def _forward(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    momentum: float,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, running: Running | None, eps: float
+) -> Normalised:
     wide = _wide(x)
     var, mean = torch.var_mean(wide, _others(x), correction=0)
     shared = ranks.gather_values(torch.cat([mean, var]))  # (W, 2C)
     means, variances = shared.chunk(2, dim=1)
     # Of equally many values on each rank: the mean variance within ranks, and the variance between them.
     mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
-    if running_mean is not None and running_var is not None:
+    if running is not None:
+        running_mean, running_var, momentum = running
         count = len(shared) * (x.numel() // x.shape[1])
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
@@ -202,15 +190,9 @@ def _forward(
 
 
 def _backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    mean: torch.Tensor,
-    invstd: torch.Tensor,
-    *,
-    at_x: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    wide_grad, others = _wide(grad), _others(x)
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, found: Statistics, *, at_x: bool
+) -> Gradients:
+    wide_grad, others, (mean, invstd) = _wide(grad), _others(x), found
     normal = (_wide(x) - _along(mean, x)) * _along(invstd, x)
     at_bias, at_weight = wide_grad.sum(others), (wide_grad * normal).sum(others)
     gradient = None
@@ -229,7 +211,6 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _others(x: torch.Tensor) -> list[int]:
-    """Return the dimensions besides the channels."""
     return [i for i in range(x.dim()) if i != 1]
 
 
