@@ -150,10 +150,7 @@ class Model:
             items: files, PIL images and arrays. names: of each. fit, batch_size: as for `predict`.
         """
         for batch, logits in self._stream(self.classifier, items, fit=fit, batch_size=batch_size):
-            probabilities = np.empty((0, len(self.classes)))
-            if len(batch.rows):
-                probabilities = calibration.softmax(logits, temperature=self.temperature)
-            yield batch, self.answers([names[row] for row in batch.rows], probabilities)
+            yield batch, self.answers([names[row] for row in batch.rows], self._probabilities(logits))
 
     def stream_tiles(
         self, tiles: Generator[files.Batch, None, None], *, pad_to: int = 0
@@ -164,10 +161,7 @@ class Model:
             pad_to: tiles per batch, of which the last may have fewer; 0: each is computed as it is.
         """
         for batch, logits in self._outputs(self.classifier, tiles, pad_to=pad_to):
-            probabilities = np.empty((0, len(self.classes)))
-            if len(batch.rows):
-                probabilities = calibration.softmax(logits, temperature=self.temperature)
-            yield batch, probabilities
+            yield batch, self._probabilities(logits)
 
     def stream_maps(
         self, tiles: Generator[files.Batch, None, None], *, classes: Sequence[int], kind: MapKind
@@ -233,7 +227,7 @@ class Model:
                 _refuse(batch, items, listed)
                 tiles.append(batch.images)
                 sides.extend(batch.sides_px)
-                found.append(calibration.softmax(logits, temperature=self.temperature))
+                found.append(self._probabilities(logits))
                 yield upload(batch.pixels, self.device), target_classes(logits, wanted)  # from all views with tta
                 bar.update(len(batch.rows))
 
@@ -267,6 +261,12 @@ class Model:
                 parts.append(found.clone())
                 bar.update(len(batch.rows))
         return torch.cat(parts).numpy()
+
+    def _probabilities(self, logits: torch.Tensor) -> FloatArray:
+        """Return the probabilities of a batch's logits, (B, K), which may be none."""
+        if not len(logits):
+            return np.empty((0, len(self.classes)))
+        return calibration.softmax(logits, temperature=self.temperature)
 
     @cached_property
     def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,16 +66,8 @@ def cross_view_info_nce(
     """Return the mean symmetric cross-view InfoNCE loss of a batch, or the loss of each tile.
 
     As NT-Xent, but a row is compared with the other view alone: its positive is the same tile there, its negatives the
-    other N - 1 tiles there. The mean of both directions, a to b and b to a. Ranks, number formats and memory are those
-    of `nt_xent`.
-
-    Args:
-        a, b: projections of the two views, (B, D); row i of each is the same tile. Need not be normalised.
-        temperature: softmax temperature, > 0.
-        reduction: "mean", or "none" for each tile's mean over its two rows, (B,); the mean of those is the mean loss.
-
-    Raises:
-        ValueError: the shapes differ, temperature is not positive, or an unknown reduction.
+    other N - 1 tiles there. The mean of both directions, a to b and b to a. Arguments, errors, ranks, number formats
+    and memory are those of `nt_xent`.
 
     Source: CLIP, arXiv:2103.00020, Fig. 3; used on tiles in github.com/reshalfahsi/contrastive-ssl-pathology.
     """

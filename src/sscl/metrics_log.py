@@ -215,7 +215,6 @@ def _row_of(line: bytes) -> MetricsRow | str:
 
 
 def check_tensorboard() -> None:
-    """Raise ValueError where TensorBoard is asked for and not installed."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:

@@ -78,7 +78,6 @@ class Bar:
             print(text)
 
     def close(self) -> None:
-        """End the bar."""
         if self._drawn is not None:
             self._drawn.close()
 

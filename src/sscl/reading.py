@@ -52,12 +52,10 @@ class _Named(io.FileIO):
         self._path = path
 
     def readinto(self, buffer: Any) -> int | None:
-        """Read into memory."""
         with self._naming():
             return super().readinto(buffer)
 
     def readall(self) -> bytes:
-        """Read to the end."""
         with self._naming():
             found: bytes = super().readall()
             return found

@@ -154,7 +154,6 @@ class Environment(Record):
 
 
 def environment() -> Environment:
-    """Return the environment of this process, now."""
     torch = sys.modules.get("torch")  # importing it, or torchvision, takes seconds
     return Environment(
         sscl=__version__,

@@ -370,7 +370,7 @@ def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Pat
         progress=False,
     )
 
-    opened = open_run(settings, device=torch.device("cpu"), inputs={}, overwrite=False)
+    opened = open_run(settings, device=torch.device("cpu"), overwrite=False)
     job = finetune.prepare(settings, opened)
 
     groups = job.optimizer.param_groups

@@ -214,7 +214,7 @@ def test_every_key_of_training_arrives_where_it_works(tiles: Path, tmp_path: Pat
         progress=False,
     ).model_copy(update={"run": str(tmp_path / "run")})
 
-    opened = open_run(settings, device=torch.device("cpu"), inputs={}, overwrite=False)
+    opened = open_run(settings, device=torch.device("cpu"), overwrite=False)
     job = pretrain.prepare(settings, opened, resume=False)
 
     groups = job.optimizer.param_groups

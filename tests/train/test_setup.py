@@ -19,7 +19,7 @@ from sscl.models.encoders import build_encoder
 from sscl.train import finetune, health, pretrain
 from sscl.train.health import health_batch_size, health_metrics
 from sscl.train.pace import Pace
-from sscl.train.setup import OpenRun, open_run, restore
+from sscl.train.setup import OpenRun, open_run, restore, with_weights_settings
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def finetune_config(tiles: Path, folder: Path) -> FinetuneConfig:
 
 
 def opened(config: PretrainConfig | FinetuneConfig) -> OpenRun:
-    return open_run(config, device=CPU, inputs={}, overwrite=False)
+    return open_run(config, device=CPU, overwrite=False)
 
 
 @pytest.fixture
@@ -91,6 +91,32 @@ def test_memory_is_estimated_before_batch_norms_wait_for_other_ranks(
 
     assert any(isinstance(module, nn.SyncBatchNorm) for module in job.model.modules())
     assert "activations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("groups_csv", "{run}/groups.csv"), ("reviews", ("elsewhere.csv", "{run}/b.csv")), ("root", "{run}/tiles")],
+)
+def test_overwrite_takes_no_file_that_the_run_reads(tmp_path: Path, key: str, value: Any) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "env.json").write_text('{"sscl": "0"}')
+    paths = [path.format(run=folder) for path in ((value,) if isinstance(value, str) else value)]
+    data = {"root": "tiles", key: paths[0] if isinstance(value, str) else tuple(paths)}
+
+    for config in (FinetuneConfig(run=str(folder), data=data), PretrainConfig(run=str(folder), data=data)):
+        with pytest.raises(ValueError, match=rf"holds data\.{key}.*{Path(paths[-1]).name}"):
+            open_run(config, device=CPU, overwrite=True)
+
+
+def test_a_run_goes_on_whatever_has_become_of_its_starting_weights(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"PK damaged since")
+    config = finetune_config(tiles, tmp_path)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"weights": str(tmp_path / "w.pt")})})
+
+    assert with_weights_settings(config, resume=True) == config
+    with pytest.raises(ValueError, match=r"w\.pt"):
+        with_weights_settings(config, resume=False)
 
 
 def test_a_loss_is_read_once_the_next_step_is_given_to_the_device(tiles: Path, tmp_path: Path, wrap: Any) -> None:

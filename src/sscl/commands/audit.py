@@ -34,19 +34,12 @@ from sscl.words import count, listed, next_command, some
 
 
 def main(config: AuditConfig, *, overwrite: bool = False, strict: bool = False) -> int:
-    """Write audit.json, pairs.png and flagged.png, print the verdict, and return 1 if the split leaks and `strict`.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
-    """
+    """Write audit.json, pairs.png and flagged.png, print the verdict, and return 1 if the split leaks and `strict`."""
     out = Path(config.out)
     further = further_sets(config)
-    inputs = {
-        "data.root": config.data.root,
-        "encoder.weights": config.encoder.weights,
-        "run": config.run,
-        **{f"{name}.root": data.root for name, data in further.items()},
-    }
+    inputs = {"encoder.weights": config.encoder.weights, "run": config.run}
+    for key, data in {"data": config.data, **further}.items():
+        inputs |= data.files(key)
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
         parts = audit.load_parts(config.data, further, progress=config.progress)
         for line in accounted(parts):
@@ -195,7 +188,6 @@ def notes(config: AuditConfig, parts: Parts, *, stretched: bool, leaks: bool) ->
 
 
 def summary(report: Audit) -> list[str]:
-    """Return the lines to print."""
     lines = []
     for name, part in report.parts.items():
         classes = some([f"{tiles} {label}" for label, tiles in part.class_counts.items()])

@@ -70,7 +70,6 @@ def compare(files: Sequence[CachedFile]) -> int:
 
 
 def total(files: Sequence[CachedFile]) -> int:
-    """Return the bytes of some files."""
     return sum(file.size for file in files)
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sscl import children, metrics_log, run, writing
-from sscl.config import CompareConfig, read_yaml
+from sscl.config import CompareConfig, FinetuneConfig, read_yaml
 from sscl.data.load import load_tiles
-from sscl.data.split import label_fraction
 from sscl.data.tiles import Tiles
 from sscl.evaluate import comparison, lineage, records
 from sscl.evaluate.comparison import Comparison, RowFacts, RunFacts
@@ -26,8 +25,9 @@ from sscl.evaluate.tables import Table, as_markdown, as_text
 from sscl.plots import comparison as comparison_plots
 from sscl.records import read_record, write_record
 from sscl.train.fold_report import FoldsReport
+from sscl.train.labelled import used_labels
 from sscl.train.plan import Step, check_inputs, plan
-from sscl.train.reuse import Action, Decision, decide, evaluated, is_evaluated, short_names, table_of
+from sscl.train.reuse import FLAGS, Action, Decision, decide, evaluated, is_evaluated, short_names, table_of
 from sscl.words import nearest, next_command
 
 CURVES = [("validation accuracy", "validation_accuracy"), ("validation loss", "validation_loss")]
@@ -142,9 +142,6 @@ def tell(out: Path, report: Comparison, pictures: Sequence[str]) -> None:
 
 
 # --- running ---
-
-
-FLAGS = {Action.NEW: [], Action.RESUME: ["--resume"], Action.AGAIN: ["--overwrite"]}
 
 
 def batches(steps: Sequence[Step], *, jobs: int) -> list[list[Step]]:
@@ -300,16 +297,13 @@ def report_made(
 
 def labelled_tiles(step: Step, config: CompareConfig) -> int:
     """Return how many labels a run may use, those of validation included where it is carved from them."""
-    tiles = tiles_of(step, config, split="train")
-    fraction = 1.0 if step.fraction is None else step.fraction
-    return len(label_fraction(tiles.labels[tiles.labels >= 0], fraction=fraction, seed=step.seed))
+    assert isinstance(step.config, FinetuneConfig)
+    return len(used_labels(tiles_of(step, config, split="train"), step.config))
 
 
 def tiles_of(step: Step, config: CompareConfig, *, split: str) -> Tiles:
-    """Return the tiles of a finetune run."""
-    data = step.config.data
-    assert not isinstance(data, tuple)  # lists of sources are for pretraining
-    return load_tiles(data, split=split, progress=config.progress)
+    assert isinstance(step.config, FinetuneConfig)
+    return load_tiles(step.config.data, split=split, progress=config.progress)
 
 
 def markdown(report: Comparison, tables: Sequence[Table]) -> str:

@@ -16,11 +16,7 @@ _PIXELS_AT_ONCE = 2**29  # about 16 GB, over all processes
 
 
 def main(config: SynthSlidesConfig) -> None:
-    """Write drawn slides, their table and their truth.
-
-    Raises:
-        ValueError: bad input, in one line.
-    """
+    """Write drawn slides, their table and their truth."""
     entries = write_cohort(
         Path(config.root),
         count=config.count,
@@ -57,5 +53,4 @@ def few_for_testing(entries: Sequence[CohortEntry], config: SynthSlidesConfig) -
 
 
 def patients_of_test(entries: Sequence[CohortEntry]) -> int:
-    """Return how many patients a cohort has in its test split."""
     return len({entry.patient for entry in entries if entry.split == "test"})

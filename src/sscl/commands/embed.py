@@ -75,17 +75,13 @@ class EmbedReport(Record):
 
 
 def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
-    """Embed a split and write embeddings.npz, the maps, clusters.png, clusters.csv and embed.json.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
-    """
+    """Embed a split and write embeddings.npz, the maps, clusters.png, clusters.csv and embed.json."""
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     if "umap" in config.methods:
         check_umap()
     out = Path(config.out)
-    inputs = {"data.root": config.data.root, "encoder.weights": config.encoder.weights}
+    inputs = {**config.data.files("data"), "encoder.weights": config.encoder.weights}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
         start = frozen_encoder(config.encoder, section="encoder.")
         size_px = start.size_px or config.data.size_px
@@ -168,7 +164,6 @@ def main(config: EmbedConfig, *, overwrite: bool = False) -> None:
 
 
 def check_umap() -> None:
-    """Raise ValueError where UMAP is asked for and not installed."""
     try:
         import umap  # noqa: F401
     except ImportError as error:

@@ -100,7 +100,6 @@ def listing() -> str:
 
 
 def of_table(one: Published) -> dict[str, str]:
-    """Return all facts of a published encoder."""
     here = on_this_disk(one)
     cells = one.size_px // one.patch_px
     gated = "; gated: accept them on its page, then hf auth login or HF_TOKEN" if one.gated else ""

@@ -43,18 +43,14 @@ from sscl.words import as_typed, count, say_next
 
 
 def main(config: EvalConfig, *, overwrite: bool = False) -> None:
-    """Evaluate a finetune checkpoint and write metrics.json, predictions.csv and the pictures.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
-    """
+    """Evaluate a finetune checkpoint and write metrics.json, predictions.csv and the pictures."""
     device = pick_device(config.device)
     model, trained = load_classifier(config.checkpoint, device=device)
     precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
     choice = lineage.choose(trained, config.data, split=config.split)
     data, split = choice.data, choice.split
     out = Path(config.out) if config.out is not None else choice.folder(run_of(config.checkpoint), "eval")
-    with run.whole_folder(out, config, overwrite=overwrite, inputs={"data.root": data.root}) as folder:
+    with run.whole_folder(out, config, overwrite=overwrite, inputs=data.files("data")) as folder:
         given = load_tiles(data, split=split, progress=config.progress)
         whole = with_classes_of(given, trained.classes, checkpoint=config.checkpoint, data=data)
         positive = positive_class(whole.classes, config.positive)
@@ -169,7 +165,6 @@ def update_card(path: Path, report: Evaluation, trained: Checkpoint, *, out: Pat
 
 
 def draw(out: Path, tiles: Tiles, report: Evaluation, *, probabilities: FloatArray, positive: int | None) -> None:
-    """Write the pictures."""
     title = f"{report.split} split, {count(len(tiles), 'synthetic tile' if report.synthetic else 'tile')}"
     matrix = [list(row) for row in report.confusion_matrix]
     charts.plot_confusion(matrix, classes=tiles.classes, path=out / "confusion.png", title=title)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from sscl import __version__, api, augment, run
-from sscl.config import EncoderConfig, ExportConfig, PredictConfig
+from sscl.config import EncoderConfig, ExportConfig, PredictConfig, sources_of
 from sscl.config.encoders import NO_FILES
 from sscl.config.published import PUBLISHED
 from sscl.data.images import RESIZED
@@ -58,11 +58,7 @@ class Probabilities(nn.Module):
 
 
 def main(config: ExportConfig, *, overwrite: bool = False) -> None:
-    """Write the files, compare each with the model, and describe them in a JSON file.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
-    """
+    """Write the files, compare each with the model, and describe them in a JSON file."""
     if config.push is not None and "formats" not in config.model_fields_set:
         config = config.model_copy(update={"formats": ("timm",)})
     if "wsinfer" in config.formats:
@@ -123,7 +119,6 @@ def write_files(config: ExportConfig, exported: Exported, folder: Path, *, stem:
 
 
 def card_of(config: ExportConfig, exported: Exported, report: ExportReport, *, timm: timm_folder.Fitted | None) -> str:
-    """Return the model card for the hub."""
     source = None if exported.checkpoint is None else run_of(config.checkpoint)
     name = Path(config.checkpoint).name if source is None else source.resolve().name
     return hub_card.hub_card(
@@ -378,8 +373,7 @@ def stain_of(checkpoint: Checkpoint | None) -> str | None:
     """Return the stain normalisation of a classifier's tiles; None where nobody knows it, or several sources differ."""
     if checkpoint is None:
         return None
-    data = checkpoint.config.data
-    found = {source.stain for source in (data if isinstance(data, tuple) else (data,))}
+    found = {source.stain for source in sources_of(checkpoint.config).values()}
     return found.pop() if len(found) == 1 else None
 
 

@@ -11,9 +11,6 @@ def main(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = Fals
     """Train a classifier and write a run folder with its best checkpoint, chosen on validation; or one a fold.
 
     Under torchrun this process is one of its ranks.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
     """
     if config.train.folds is not None:
         from sscl.train import folds  # with matplotlib, which would delay the first step of a run without folds

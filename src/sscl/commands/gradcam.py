@@ -48,11 +48,7 @@ BOXES_HEADER = (
 
 
 def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
-    """Explain tiles with a finetune checkpoint; write panels, heatmaps, boxes and boxes.csv.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
-    """
+    """Explain tiles with a finetune checkpoint; write panels, heatmaps, boxes and boxes.csv."""
     device = pick_device(config.device)
     model, trained = load_classifier(config.checkpoint, device=device)
     precision = inference_precision(config.precision, device, fitted=trained.fitted.precision)
@@ -65,7 +61,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
     there = run_of(config.checkpoint)
     own = there / "gradcam_images" if config.images is not None else choice.folder(there, "gradcam")
     out = Path(config.out) if config.out is not None else own
-    inputs = {"data.root": data.root, "images": config.images}
+    inputs = {**data.files("data"), "images": config.images}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as unfinished:
         # A wrong layer, or a method that the encoder does not have, is reported before the tiles are read.
         empty = torch.zeros(1, 3, data.size_px, data.size_px, device=device)

@@ -71,9 +71,6 @@ def main(config: PredictConfig, *, overwrite: bool = False) -> int:
 
     Returns:
         0, or 3 where some files could not be used.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line; then nothing is written.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", api.Unfinished)  # is among the notes
@@ -265,7 +262,6 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
 
 
 def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Summary:
-    """Return the content of summary.json."""
     return Summary(
         checkpoint=config.checkpoint,
         epoch=model.checkpoint.epoch,

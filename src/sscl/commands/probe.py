@@ -40,15 +40,11 @@ from sscl.words import next_command
 
 
 def main(config: ProbeConfig, *, overwrite: bool = False) -> int:
-    """Probe every encoder on every set and write probe.json, probe.md and the charts; return 0, or SOME_FAILED.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
-    """
+    """Probe every encoder on every set and write probe.json, probe.md and the charts; return 0, or SOME_FAILED."""
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     out = Path(config.out)
-    inputs = {f"sets.{i}.root": data.root for i, data in enumerate(config.sets)}
+    inputs = {key: path for i, data in enumerate(config.sets) for key, path in data.files(f"sets.{i}").items()}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs) as folder:
         print(f"device: {describe_device(device)}, precision {precision}")
         tune(device)
@@ -141,6 +137,5 @@ def results_of(
 
 
 def markdown(tables: Sequence[Table], legend: Sequence[str], notes: Sequence[str]) -> str:
-    """Return the content of probe.md."""
     parts = [f"**{table.title}**\n\n{as_markdown(table.lines)}" for table in tables]
     return "\n\n".join([*parts, *(f"{line}." for line in legend), *(f"Note: {note}." for note in notes)]) + "\n"

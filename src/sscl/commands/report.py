@@ -24,11 +24,7 @@ from sscl.words import say_next
 
 
 def main(config: ReportConfig, *, overwrite: bool = False) -> int:
-    """Write the page, whole or not at all, and return the exit code.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, one line each; no page is written.
-    """
+    """Write the page, whole or not at all, and return the exit code."""
     sources = sort_folders(config.runs)
     own = next(iter(sources.get("finetune", [])), None)  # what the page is about
     name = "reviewed.html" if config.reviews else "report.html"

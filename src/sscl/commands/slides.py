@@ -242,9 +242,6 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
 
     Returns:
         0, or `run.SOME_FAILED` where a slide or a folder could not be read.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
     """
     indices = [Path(word) for word in config.slides if is_index(Path(word))]
     if indices and len(config.slides) > 1:
@@ -263,7 +260,7 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
         threads = config.threads or cpu_cores()
         entries = look(listing, threads=threads, progress=config.progress)
     if config.out is not None:
-        inputs = {"slides": config.slides[0]}
+        inputs = {f"slides.{i}": path for i, path in enumerate(config.slides)}
         with run.whole_folder(Path(config.out), config, overwrite=overwrite, inputs=inputs) as folder:
             write_table(folder, entries, labels)
             shown = sorted(entries, key=lambda entry: entry.status != "failed")[: config.shown]
@@ -305,7 +302,6 @@ def describe(entry: SlideEntry, labels: Labels) -> str:
 
 
 def facts(slide: Slide) -> str:
-    """Return what a slide's file says."""
     factors = ", ".join(f"{level.factor:.4g}" for level in slide.levels)
     levels = "1 level" if len(slide.levels) == 1 else f"{len(slide.levels)} levels ({factors})"
     scale = "µm/px not known" if slide.mpp is None else f"{slide.mpp:.4g} µm/px"

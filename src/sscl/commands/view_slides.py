@@ -19,9 +19,6 @@ def main(config: ViewSlidesConfig) -> int:
 
     Returns:
         0, or `run.SOME_FAILED` where files of slides are missing.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
     """
     found = shown_slides(Path(config.folder), blind=config.blind)
     paths = paths_of(found, config.slides_root)
@@ -46,7 +43,6 @@ def main(config: ViewSlidesConfig) -> int:
 
 
 def paths_of(found: Sequence[ShownSlide], root: str | None) -> list[Path]:
-    """Return where the files of slides are."""
     if root is None:
         return [slide.path for slide in found]
     if not Path(root).is_dir():

@@ -34,4 +34,5 @@ from sscl.config.training import (
     LogConfig,
     PretrainConfig,
     PretrainTrainConfig,
+    sources_of,
 )

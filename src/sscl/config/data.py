@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import model_validator
 
 from sscl.config import strict_yaml
-from sscl.config.sections import SEEDS, Listed, Section, fault, setting
+from sscl.config.sections import SEEDS, Listed, Section, fault, marked, setting
 from sscl.words import first_twice
 
 FINEST_MPP, COARSEST_MPP = 0.05, 40.0  # µm per pixel that a slide, or a tile, can have; what is outside is a mistake
@@ -122,6 +122,18 @@ class DataConfig(Section):
         scaled = self.mpp is not None and "size_px" in self.model_fields_set
         mpp = {"mpp": self.mpp * self.size_px / size_px} if scaled else {}
         return self.model_copy(update={"size_px": size_px, **mpp})
+
+    def files(self, key: str) -> dict[str, str]:
+        """Return the files and folders that the tiles come from, by their keys below `key`."""
+        found: dict[str, str] = {}
+        for name, field in type(self).model_fields.items():
+            if marked(field, "path") and name != "cache_dir":
+                value = getattr(self, name)
+                if isinstance(value, tuple):
+                    found |= {f"{key}.{name}.{i}": path for i, path in enumerate(value)}
+                elif value is not None:
+                    found[f"{key}.{name}"] = value
+        return found
 
     @property
     def weak_labels(self) -> bool:

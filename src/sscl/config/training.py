@@ -379,6 +379,12 @@ class FinetuneConfig(Section):
         return self
 
 
+def sources_of(config: PretrainConfig | FinetuneConfig) -> dict[str, DataConfig]:
+    """Return the sets of a training by their keys: data, or data.0 and so on of several."""
+    sources = config.data if isinstance(config.data, tuple) else (config.data,)
+    return {"data" if len(sources) == 1 else f"data.{i}": source for i, source in enumerate(sources)}
+
+
 class InspectConfig(Section):
     """Count the tiles of a data set, and show samples, class distribution and augmented views."""
 

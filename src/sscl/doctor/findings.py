@@ -57,7 +57,6 @@ def faults(groups: Groups) -> list[Finding]:
 
 
 def report(groups: Groups) -> Report:
-    """Return the findings as a record."""
     entries = [
         Entry(group=group, name=one.name, text=one.text, state=one.state, to_do=one.to_do)
         for group, findings in groups.items()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sscl import locks
+from sscl.cores import cpu_cores
 from sscl.doctor.findings import Finding, State
 from sscl.memory import least_free
 from sscl.places import expanded
@@ -104,8 +105,7 @@ def _no_card(warning: str) -> Finding:
 
 def _cores(torch_works: bool) -> list[Finding]:
     """Return the cores that this process may use, and the threads that torch takes."""
-    there = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    there, usable = os.cpu_count() or 1, cpu_cores()
     text = f"{usable}{f' of {there}' if usable < there else ''} ({platform.machine()})"
     if not torch_works:
         return [Finding("processor cores", text)]

@@ -163,7 +163,6 @@ def _python() -> Finding:
 
 
 def _package(name: str, broken: Mapping[str, str]) -> Finding:
-    """Return the finding of a package that sscl needs."""
     version = version_of(name)
     if version is None:
         return Finding(name, "missing", State.FAULT, f"pip install {name}")

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from sscl import run
-from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, validate
+from sscl.config import DataConfig, FinetuneConfig, PretrainConfig, SourceConfig, plain, sources_of, validate
 from sscl.config.encoders import Deviation, EncoderName, Kwargs, Mean, OutputStride, Pool, Stem
 from sscl.config.messages import shown
 from sscl.data.scale import Scale
@@ -136,8 +136,7 @@ class Checkpoint:
     @property
     def trained_on(self) -> tuple[DataConfig | SourceConfig, ...]:
         """Data sections of all runs behind these weights, oldest first; the last are this run's."""
-        data = self.config.data
-        return (*self.lineage, *((data,) if isinstance(data, DataConfig) else data))
+        return (*self.lineage, *sources_of(self.config).values())
 
     def without_tensors(self) -> Checkpoint:
         """Return the facts alone: no weights, no optimizer; the calibration's few logits stay."""
@@ -234,7 +233,6 @@ def build_checkpoint(
 
     The encoder's name and arguments may be others than those configured: a folder's become those of what is in it.
     """
-    data = config.data if isinstance(config.data, DataConfig) else config.data[0]
     source_px, mpp, mpp_range = scale or Scale()
     return Checkpoint(
         kind="pretrain" if isinstance(config, PretrainConfig) else "finetune",
@@ -244,7 +242,7 @@ def build_checkpoint(
         output_stride=config.model.output_stride,
         kwargs=config.model.kwargs if kwargs is None else kwargs,
         pooling=pooling,
-        size_px=data.size_px,
+        size_px=next(iter(sources_of(config).values())).size_px,
         mpp=mpp,
         mpp_range=mpp_range,
         source_px=source_px,

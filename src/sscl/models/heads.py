@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -52,14 +54,13 @@ class ContrastiveModel(nn.Module):
         return self.projection(self.encoder(x))  # type: ignore[no-any-return]
 
 
-def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2048, dim: int = 128) -> nn.Module:
+def build_projection(
+    num_features: int, *, kind: Literal["linear", "mlp", "mlp_no_norm"] = "linear", hidden: int = 2048, dim: int = 128
+) -> nn.Module:
     """Return a projection head, (B, num_features) -> (B, dim).
 
     `linear` is Jain & Lynn's; `mlp` is SimCLR's (arXiv:2002.05709), with the batch norm of its published code;
     `mlp_no_norm` is that without the batch norm.
-
-    Raises:
-        ValueError: an unknown kind.
     """
     if kind == "linear":
         return nn.Linear(num_features, dim)
@@ -70,6 +71,4 @@ def build_projection(num_features: int, *, kind: str = "linear", hidden: int = 2
             nn.ReLU(inplace=True),
             nn.Linear(hidden, dim),
         )
-    if kind == "mlp_no_norm":
-        return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
-    raise ValueError(f"projection: got {kind!r}, allowed are linear, mlp, mlp_no_norm")
+    return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))

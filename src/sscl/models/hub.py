@@ -116,7 +116,6 @@ def _in_one_line(repo: str) -> Iterator[None]:
 
 
 def _reason(error: Exception, repo: str) -> str:
-    """Return what went wrong, and what to do."""
     if type(error).__name__ == "LocalTokenNotFoundError":
         return f"there is no token of the hub on this machine; hf auth login, or set HF_TOKEN ({TOKENS})"
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 
-from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig
+from sscl.config import DataConfig, EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig, SourceConfig, sources_of
 from sscl.config.encoders import FOLDER, NO_FILES, RANDOM, Kwargs, OutputStride, Pool, Stem
 from sscl.data.scale import Scale, Trained, scale_against
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, unfinished_notes
@@ -130,7 +130,7 @@ def facts_of(trunk: Trunk) -> Facts | None:
 def facts_to_be(config: PretrainConfig | FinetuneConfig) -> Facts:
     """Return what the weights of a run with this configuration will say."""
     model, named = config.model, _named(config.model)
-    return Facts(named.name, model.stem, model.output_stride, named.kwargs, model.pool, _sources(config)[0].size_px)
+    return Facts(named.name, model.stem, model.output_stride, named.kwargs, model.pool, side_of(config))
 
 
 def inherit(config: Training, *, facts: Facts | None = None) -> tuple[Training, list[str]]:
@@ -163,7 +163,7 @@ def inherit(config: Training, *, facts: Facts | None = None) -> tuple[Training, 
     said |= {f"model.{key}": "its own" for key in ("mean", "std") if getattr(model, key) is None}
     lines = _taken_from(source, said)
     other = []
-    if (side := _sources(config)[0].size_px) != facts.size_px:
+    if (side := side_of(config)) != facts.size_px:
         other.append(f"data.size_px={side} (its tiles had {facts.size_px} px)")
     if model.output_stride != facts.output_stride:
         other.append(f"model.output_stride={model.output_stride} (it had {facts.output_stride})")
@@ -308,16 +308,17 @@ def _taken_from(source: object, said: Mapping[str, object]) -> list[str]:
     return [wrapped(f"from {source}: {', '.join(f'{key}={value}' for key, value in said.items())}")] if said else []
 
 
-def _sources(config: PretrainConfig | FinetuneConfig) -> tuple[DataConfig, ...]:
-    return config.data if isinstance(config.data, tuple) else (config.data,)
+def side_of(config: PretrainConfig | FinetuneConfig) -> int:
+    """Return the side of a training's tiles, pixels; all its sets have one."""
+    return next(iter(sources_of(config).values())).size_px
 
 
 def _side_given(config: PretrainConfig | FinetuneConfig) -> bool:
-    return any("size_px" in data.model_fields_set for data in _sources(config))
+    return any("size_px" in data.model_fields_set for data in sources_of(config).values())
 
 
 def _with_side(config: Training, size_px: int) -> Training:
-    resized = tuple(data.at(size_px) for data in _sources(config))
+    resized = tuple(data.at(size_px) for data in sources_of(config).values())
     return _changed(config, data=resized if isinstance(config.data, tuple) else resized[0])
 
 

@@ -43,7 +43,6 @@ class FromPixels(nn.Module):
 
 
 def temperature_of(exported: Exported) -> float:
-    """Return the temperature of a classifier."""
     assert exported.decisions is not None, "no classifier"
     return exported.decisions.temperature
 

@@ -43,7 +43,6 @@ class Lines:
     lines: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Add a comment."""
         self.lines.append(f"# {text}" if text else "")
 
     def section(self, name: str) -> None:
@@ -55,7 +54,6 @@ class Lines:
         self.lines.append(f"{'  ' * indent}{in_line(key, value)}  # {why}")
 
     def text(self) -> str:
-        """Return the file."""
         return "\n".join(self.lines) + "\n"
 
 
@@ -92,7 +90,7 @@ def _absolute(value: str | tuple[str, ...]) -> str | list[str]:
 
 
 def _data(file: Lines, found: Found, encoder: Encoder, *, pretrains: bool) -> None:
-    """Add the data section; fine-tuning takes the size of the tiles from the pretraining."""
+    """Add the sections data and augment; fine-tuning takes the size of the tiles from the pretraining."""
     data = found.data
     file.section("data")
     file.put("root", os.path.abspath(data.root), count(found.total, "tile"), indent=1)
@@ -106,22 +104,17 @@ def _data(file: Lines, found: Found, encoder: Encoder, *, pretrains: bool) -> No
         why = f"of each an epoch, none twice until all were seen: slides have {low:,} to {high:,}"
         file.put("tiles_per_slide", found.tiles_per_slide, why, indent=1)
     if pretrains and found.classes and data.source in ("folder", "table", "slides"):
-        file.put(
-            "labels",
-            True,
-            "leaves out the test tiles, and measures k-NN accuracy",
-            indent=1,
-        )
+        file.put("labels", True, "leaves out the test tiles, and measures k-NN accuracy", indent=1)
+    if encoder.name in RECIPES:
+        file.section("augment")
+        file.put("rotation_degrees", 90, "tissue has no upright", indent=1)
+        file.put("stain_probability", 0.8, "slides are stained differently", indent=1)
 
 
 def _pretrain(found: Found, encoder: Encoder, plan: Plan, *, out: Path) -> str:
     file = _head("Pretraining without labels (SimCLR).", "pretrain", out=out)
     file.put("run", place(out, "pretrain"), "the folder that is written")
     _data(file, found, encoder, pretrains=True)
-    if encoder.name in RECIPES:
-        file.section("augment")
-        file.put("rotation_degrees", 90, "tissue has no upright", indent=1)
-        file.put("stain_probability", 0.8, "slides are stained differently", indent=1)
     file.section("model")
     file.put("name", encoder.name, encoder.why_name, indent=1)
     if encoder.stem != "standard":
@@ -146,10 +139,6 @@ def _finetune(found: Found, encoder: Encoder, plan: Plan, *, out: Path) -> str:
     file = _head("Training of the classifier with labels.", "finetune", out=out)
     file.put("run", place(out, "finetune"), "the folder that is written")
     _data(file, found, encoder, pretrains=False)
-    if encoder.name in RECIPES:
-        file.section("augment")
-        file.put("rotation_degrees", 90, "tissue has no upright", indent=1)
-        file.put("stain_probability", 0.8, "slides are stained differently", indent=1)
     file.section("model")
     if encoder.name in RESNETS and encoder.size_px < 160:
         file.put("output_stride", 16, "heatmaps twice as fine", indent=1)

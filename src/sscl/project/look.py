@@ -111,7 +111,6 @@ class Found:
 
     @property
     def total(self) -> int:
-        """The number of tiles."""
         return sum(map(len, self.parts.values()))
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from sscl.data.tiles import Tiles
 from sscl.device import autocast, describe_device, free_memory, pick_precision, tune
 from sscl.models.encoders import build_encoder
 from sscl.models.resnet import SMALL
@@ -44,7 +43,6 @@ class Machine:
         return self.device.type != "cpu"
 
     def __str__(self) -> str:
-        """Return it in words."""
         free = "" if self.free is None else f", {readable(self.free)} free"
         return f"{describe_device(self.device)}{free}, precision {self.precision}"
 
@@ -79,7 +77,6 @@ class Plan:
     steps: int | None
 
     def in_words(self) -> str:
-        """Return how long pretraining is, and takes."""
         minutes = self.seconds / 60
         lasts = f"{minutes / 60:.1f} hours" if minutes > 90 else count(max(1, round(minutes)), "minute")
         return f"pretraining: {count(self.epochs, 'epoch')}, about {lasts} here"
@@ -132,7 +129,7 @@ def plan(found: Found, encoder: Encoder, where: Machine, *, minutes: float) -> P
     Raises:
         ValueError: too few tiles to train on.
     """
-    tiles, drawn, labelled = len(found.train), found.epoch_tiles, _labelled(found.train)
+    tiles, drawn, labelled = len(found.train), found.epoch_tiles, int((found.train.labels >= 0).sum())
     if tiles < LEAST_TILES:
         raise ValueError(
             f"data.root: {found.data.root} has {count(tiles, 'tile')} to train on; at least {LEAST_TILES} are needed, "
@@ -163,10 +160,6 @@ def plan(found: Found, encoder: Encoder, where: Machine, *, minutes: float) -> P
         labelled_epochs=min(MOST_LABELLED_EPOCHS, max(LEAST_EPOCHS, labelled_fitting)),
         steps=steps,
     )
-
-
-def _labelled(tiles: Tiles) -> int:
-    return int((tiles.labels >= 0).sum())
 
 
 def _batch_size(tiles: int, encoder: Encoder, where: Machine) -> tuple[int, str]:

@@ -24,12 +24,11 @@ from sscl.evaluate.lineage import folder_of
 from sscl.models.start import facts_to_be, inherit
 from sscl.places import missing
 from sscl.train.plan import Step
-from sscl.train.reuse import Action, Decision, decide, modified
+from sscl.train.reuse import FLAGS, Action, Decision, decide, modified
 from sscl.words import count, listed
 
 STAGES = ("pretrain", "finetune", "eval", "gradcam", "report")
 RESULTS: dict[str, type[EvalConfig] | type[GradcamConfig]] = {"eval": EvalConfig, "gradcam": GradcamConfig}
-FLAGS = {Action.NEW: [], Action.RESUME: ["--resume"], Action.AGAIN: ["--overwrite"]}
 SAME_RESULT = ("device", "progress", "batch_size")  # keys of eval and gradcam that change nothing that is written
 
 Config = TypeVar("Config", bound=Section)
@@ -71,7 +70,6 @@ class Project:
 
     @property
     def page_file(self) -> Path | None:
-        """The file of the page."""
         if self.page is None:
             return None
         return Path(self.page.out) if self.page.out is not None else Path(self.page.runs[0]) / "report.html"
@@ -224,14 +222,10 @@ def page_stage(project: Project, *, changed: bool) -> Stage:
     words = ("report", str(file))
     if not out.exists():
         return Stage("report", words)
-    sources = [file, *(env for stage in project.results if (env := _env_of(project, stage)).is_file())]
-    if changed or any(modified(path) > modified(out) for path in sources):
+    made = [_result_folder(config, name) / "env.json" for name, config in project.results.items()]
+    if changed or any(modified(path) > modified(out) for path in (file, *filter(Path.is_file, made))):
         return Stage("report", (*words, "--overwrite"), "again: what it shows is newer")
     return Stage("report", why=f"finished before ({out})")
-
-
-def _env_of(project: Project, name: str) -> Path:
-    return _result_folder(project.results[name], name) / "env.json"
 
 
 def _result_folder(config: EvalConfig | GradcamConfig, name: str) -> Path:

@@ -26,7 +26,6 @@ def draw_pretraining(rows: list[MetricsRow], path: Path) -> None:
 
 
 def draw_finetuning(rows: list[MetricsRow], path: Path) -> None:
-    """Draw training against validation."""
     from sscl.plots.charts import plot_history  # importing matplotlib would delay the first step
 
     series = [

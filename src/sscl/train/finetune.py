@@ -6,7 +6,6 @@ tiles of a batch.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,10 +27,9 @@ from sscl.evaluate.calibration import fit_calibration
 from sscl.metrics_log import MetricsLog, MetricsRow, name_of_row
 from sscl.models import features
 from sscl.models.calibration import KeptCalibration
-from sscl.models.checkpoint import Checkpoint, build_checkpoint, load_checkpoint, save_checkpoint
+from sscl.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sscl.models.classifier import inference_precision, positive_class
 from sscl.models.lora import merged_state
-from sscl.models.start import inherit
 from sscl.progress import Bar
 from sscl.run import Ending
 from sscl.train import optim
@@ -42,7 +40,15 @@ from sscl.train.labelled import epoch_rows
 from sscl.train.objectives import OBJECTIVES, score, validation_metrics
 from sscl.train.pace import Pace, Writer, on_host
 from sscl.train.preparation import Finetuning, announce, prepare
-from sscl.train.setup import end_run, open_run, progress_bar, seed_epoch, start_log
+from sscl.train.setup import (
+    blank_checkpoint,
+    end_run,
+    open_run,
+    progress_bar,
+    seed_epoch,
+    start_log,
+    with_weights_settings,
+)
 from sscl.train.step import project_pairs, take_step
 from sscl.words import count, next_command, say_next, wrapped
 
@@ -60,12 +66,8 @@ def finetune(config: FinetuneConfig, *, device: torch.device, overwrite: bool, r
     Raises:
         ValueError, FileNotFoundError: bad input, or a loss that is not finite; one line.
     """
-    inputs = {"model.weights": config.model.weights, "data.root": config.data.root}
-    opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite, resume=resume)
-    with contextlib.suppress(*([FileNotFoundError] if resume else [])):  # a run goes on without its starting weights
-        config, inherited = inherit(config)
-        for line in inherited:
-            print(line)
+    opened = open_run(config, device=device, overwrite=overwrite, resume=resume)
+    config = with_weights_settings(config, resume=resume)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     if log is not None and job.kept is not None:
@@ -257,7 +259,6 @@ def validation_precision(job: Finetuning) -> str:
 
 
 def metrics_row(job: Finetuning, epoch: int, means: EpochMeans, logits: torch.Tensor) -> MetricsRow:
-    """Return the epoch's row of metrics.jsonl."""
     return {
         "epoch": epoch + 1,
         "train_loss": means.loss,
@@ -279,18 +280,9 @@ def calibrate(job: Finetuning, logits: torch.Tensor) -> KeptCalibration:
 
 def checkpoint_of(job: Finetuning) -> Checkpoint:
     """Return what every checkpoint of the run says, still without epoch and tensors."""
-    return build_checkpoint(
-        job.config,
-        mean=job.start.mean,
-        std=job.start.std,
-        pooling=job.model.encoder.pooling,
-        encoder_name=job.model.encoder.name,
-        kwargs=job.model.encoder.kwargs,
-        classes=job.data.classes,
-        lineage=job.start.lineage,
-        fingerprint=job.data.fingerprint,
-        precision=job.opened.precision,
-        scale=job.data.scale,
+    data = job.data
+    return blank_checkpoint(
+        *(job.config, job.opened, job.start), classes=data.classes, fingerprint=data.fingerprint, scale=data.scale
     )
 
 

@@ -23,10 +23,10 @@ from sscl.models import checkpoint, features
 from sscl.models.classifier import inference_precision, load_classifier
 from sscl.models.pixels import normalisation
 from sscl.models.start import check_weights, inherit, start_encoder, weights_file
-from sscl.run import check_inputs_outside
 from sscl.train.finetune import train_classifier
 from sscl.train.fold_report import build_report, table, write_report
 from sscl.train.labelled import held_out, labelled_parts, training_rows
+from sscl.train.setup import inputs_of
 from sscl.words import say_next
 
 
@@ -49,7 +49,7 @@ def cross_validate(config: FinetuneConfig, *, overwrite: bool, resume: bool = Fa
     device = pick_device(config.device)
     pick_precision(config.precision, device)
     folder = Path(config.run)
-    check_inputs_outside(folder, {"model.weights": config.model.weights, "data.root": config.data.root})
+    run.check_inputs_outside(folder, inputs_of(config))
     config, inherited = inherit(config)
     check_weights(config.model)
     alone = config.train.fold is not None

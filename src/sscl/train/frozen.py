@@ -114,9 +114,12 @@ def frozen_features(
         held = Part(data.validation_tiles, placed(data.validation_tiles.images), np.sort(rows))
     validated = (held, AS_IT_IS)
 
-    key_of = partial(feature_key, start, precision=inference_precision("auto", opened.device, fitted=opened.precision))
+    precision = inference_precision("auto", opened.device, fitted=opened.precision)
     every = list(dict.fromkeys([*wanted, validated]))
-    kept = {one: key_of(*one) for one in every}
+    kept = {
+        (part, view): FeatureKey(start.fingerprint, part.pixels, len(part.rows), precision, view=view.key)
+        for part, view in every
+    }
     check_room(config, opened, kept, width=start.encoder.num_features, table=len(wanted) * len(train))
 
     def computed(one: Wanted) -> torch.Tensor:
@@ -129,7 +132,7 @@ def frozen_features(
             mean=views.mean,
             std=views.std,
             batch_size=config.train.batch_size,
-            precision=kept[one].precision,
+            precision=precision,
             view=view.make,
             progress=f"features, view {every.index(one) + 1} of {len(every)}" if opened.progress else None,
         )
@@ -159,11 +162,6 @@ def random_view(views: Views, number: int, rows: Rows) -> View:
 
     of = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     return View(("random", number, views.seed, astuple(views.augmentation), of), make)
-
-
-def feature_key(start: Start, part: Part, view: View, *, precision: str) -> FeatureKey:
-    """Return all that the features of a part in a view depend on."""
-    return FeatureKey(start.fingerprint, part.pixels, len(part.rows), precision, view=view.key)
 
 
 def check_room(

@@ -54,7 +54,6 @@ class LabelledTiles:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes in order."""
         return tuple(self.tiles.classes)
 
 

@@ -151,10 +151,8 @@ def report(
         budget_gb: up to which size the tiles go to a GPU, GiB (data.device_budget_gb).
 
     Raises:
-        ValueError: an unknown optimizer; a GPU that two views alone would fill, so that no smaller batch helps.
+        ValueError: a GPU that two views alone would fill, so that no smaller batch helps.
     """
-    if optimizer not in OPTIMIZER_STATE:
-        raise ValueError(f"train.optimizer: got {optimizer!r}, allowed are {', '.join(OPTIMIZER_STATE)}")
     count, side = shape[0], shape[2]
     on_gpu = device.type == "cuda"
     resident = on_gpu and store_bytes <= budget_gb * 2**30

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from sscl.config.training import FinetuneTrainConfig, PretrainTrainConfig
 from sscl.models.blocks import rate_factors, undecayed
 from sscl.models.encoders import Encoder
 
-OPTIMIZERS = ("sgd", "lars", "adamw")
+Name = Literal["sgd", "lars", "adamw"]
 
 
 def parameter_groups(
@@ -43,27 +43,22 @@ def parameter_groups(
     return [group for group in groups.values() if group["params"]]
 
 
-def build_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
+def build_optimizer(name: Name, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Return SGD with momentum, LARS or AdamW over the groups of `parameter_groups`.
 
     There is no "adam": AdamW without weight decay is Adam, and with it the better one of the two. SGD and AdamW run
     fused when all parameters are on a GPU. A state loads from any device: how to compute is not taken from it.
-
-    Raises:
-        ValueError: an unknown name.
     """
     if name == "lars":
         return LARS(groups, momentum=momentum)
     fused = _on_gpu(groups) or None  # None: torch's choice among the rest
     optimizer: torch.optim.Optimizer
-    if name == "sgd":
+    if name == "adamw":
+        optimizer = AdamW(groups, lr=1e-3, fused=fused)
+    else:
         optimizer = SGD(groups, lr=0.1, momentum=momentum, fused=fused)
         if fused and momentum > 0:
             _start_at_rest(optimizer)
-    elif name == "adamw":
-        optimizer = AdamW(groups, lr=1e-3, fused=fused)
-    else:
-        raise ValueError(f"train.optimizer: got {name!r}, allowed are {', '.join(OPTIMIZERS)}")
     optimizer.register_load_state_dict_pre_hook(_keep_fused)
     return optimizer
 
@@ -172,12 +167,7 @@ class LARS(_Uncompiled):
         self._step_supports_amp_scaling = True  # read by torch.amp.GradScaler
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; returns the closure's loss, when there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:  # type: ignore[override]
         # Only there while a scaler calls this.
         scale: torch.Tensor | None = getattr(self, "grad_scale", None)
         found_inf: torch.Tensor | None = getattr(self, "found_inf", None)
@@ -214,7 +204,6 @@ class LARS(_Uncompiled):
                 is_first_step=False,
                 found_inf=found_inf,
             )
-        return loss
 
     def _momentum_of(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]

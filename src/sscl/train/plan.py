@@ -18,6 +18,7 @@ from sscl.config import (
     read_yaml,
     shipped,
     shown,
+    sources_of,
 )
 from sscl.evaluate.comparison import METRICS
 from sscl.models.start import check_weights, facts_to_be, inherit
@@ -42,7 +43,6 @@ class Step:
 
     @property
     def row(self) -> str:
-        """The name of its row."""
         return f"{self.entry.name}, {self.labels}" if self.labels else self.entry.name
 
     @property
@@ -109,8 +109,7 @@ def check_inputs(steps: Sequence[Step], *, progress: bool) -> None:
     """
     faults: dict[str, None] = {}
     for step in steps:
-        data = step.config.data
-        for one in data if isinstance(data, tuple) else (data,):
+        for one in sources_of(step.config).values():
             if not Path(one.root).exists():
                 faults[f"{step.entry.name}: data.root: {missing(one.root, 'file or folder')}"] = None
         try:

@@ -17,7 +17,6 @@ from sscl import ranks
 from sscl.config import FinetuneConfig
 from sscl.config.encoders import NO_FILES
 from sscl.data.tiles import TileStore, place_store
-from sscl.draws import Augmentation
 from sscl.evaluate import model_card
 from sscl.explain.cells import map_cells
 from sscl.models.checkpoint import Checkpoint, checkpoint_file, load_checkpoint
@@ -33,7 +32,7 @@ from sscl.train.frozen import FrozenFeatures, frozen_features
 from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled
 from sscl.train.objectives import LabelLoss, build_loss
 from sscl.train.schedule import Schedule
-from sscl.train.setup import OpenRun, load_last, print_memory, restore
+from sscl.train.setup import OpenRun, load_last, print_memory, restore, views_of
 from sscl.train.step import Views
 from sscl.words import count, wrapped
 
@@ -116,17 +115,9 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
         model.encoder.requires_grad_(False)
     part = batch_size // opened.world
     budget_gb = opened.budget_gb(config.data.device_budget_gb)
-    print_memory(
-        opened,
-        command="finetune",
-        model=model,
-        optimizer=config.train.optimizer,
-        # Joint training has two views of these tiles and of as many unlabelled ones.
-        views=part if config.contrast.kind == "none" else 4 * part,
-        size_px=config.data.size_px,
-        store_bytes=data.tiles.images.nbytes,
-        budget_gb=budget_gb,
-    )
+    # Joint training has two views of these tiles and of as many unlabelled ones.
+    views_at_once = part if config.contrast.kind == "none" else 4 * part
+    print_memory(opened, config, model, views=views_at_once, store_bytes=data.tiles.images.nbytes, budget_gb=budget_gb)
     joint = build_joint(config, model, device=device)
     synchronise_batch_norm(model if joint is None else joint)  # the classifier's head has no norm
     new = [model.head] if joint is None else [model.head, joint.projection]
@@ -136,14 +127,7 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     if kept is not None:
         restore(kept, opened.folder, model=trained_parts(config, model, joint), optimizer=optimizer, scaler=scaler)
 
-    views = Views(
-        augmentation=Augmentation(**config.augment.model_dump()),
-        seed=config.seed,
-        mean=torch.tensor(start.mean, device=device),
-        std=torch.tensor(start.std, device=device),
-        size_px=config.data.size_px,
-        precision=opened.precision,
-    )
+    views = views_of(config, opened, start)
     frozen = frozen_features(config, opened, data, start, views=views) if features_once(config) else None
     place = partial(place_store, device=device, budget_gb=0.0 if frozen else budget_gb)  # then no pixels are needed
     store = place(data.tiles.images)

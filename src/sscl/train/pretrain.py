@@ -5,7 +5,6 @@ N tiles a batch, two views each; under torchrun each of R ranks has N / R of the
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,16 +18,15 @@ from sscl import augment, ranks, writing
 from sscl.config import PretrainConfig
 from sscl.data.rows import Images
 from sscl.data.scale import Scale
-from sscl.data.sources import epoch_rows, load_sources, slide_numbers, source_key, steps_of
+from sscl.data.sources import epoch_rows, load_sources, slide_numbers, steps_of
 from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, as_rows, place_store
 from sscl.device import Later, sum_dtype
-from sscl.draws import Augmentation
 from sscl.metrics_log import MetricsLog, MetricsRow
-from sscl.models.checkpoint import Checkpoint, build_checkpoint, save_checkpoint
+from sscl.models.checkpoint import Checkpoint, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.lora import merged_state
-from sscl.models.start import Start, inherit, resumed_encoder, start_encoder
+from sscl.models.start import Start, resumed_encoder, start_encoder
 from sscl.models.sync_batch_norm import synchronise_batch_norm
 from sscl.progress import Bar
 from sscl.train import optim
@@ -49,6 +47,7 @@ from sscl.train.profiling import Profile
 from sscl.train.schedule import Schedule, peak_of
 from sscl.train.setup import (
     OpenRun,
+    blank_checkpoint,
     check_batch,
     end_run,
     load_last,
@@ -58,6 +57,8 @@ from sscl.train.setup import (
     restore,
     seed_epoch,
     start_log,
+    views_of,
+    with_weights_settings,
 )
 from sscl.train.step import ContrastiveStep, Views
 from sscl.words import count, wrapped
@@ -71,13 +72,8 @@ def pretrain(config: PretrainConfig, *, device: torch.device, overwrite: bool, r
     Raises:
         ValueError, FileNotFoundError: bad input, or a loss that is not finite; one line.
     """
-    roots = {source_key(config, i, "root"): source.root for i, source in enumerate(config.data)}
-    inputs = {"model.weights": config.model.weights, **roots}
-    opened = open_run(config, device=device, inputs=inputs, overwrite=overwrite, resume=resume)
-    with contextlib.suppress(*([FileNotFoundError] if resume else [])):  # a run goes on without its starting weights
-        config, inherited = inherit(config)
-        for line in inherited:
-            print(line)
+    opened = open_run(config, device=device, overwrite=overwrite, resume=resume)
+    config = with_weights_settings(config, resume=resume)
     job = prepare(config, opened, resume=resume)
     log = start_log(opened, config, overwrite=overwrite, kept=job.kept)
     announce(job)
@@ -182,16 +178,8 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     model = ContrastiveModel(start.encoder, projection=projection)
     model = model.to(opened.device).to(memory_format=torch.channels_last)
     budget_gb = opened.budget_gb(config.data[0].device_budget_gb)
-    print_memory(
-        opened,
-        command="pretrain",
-        model=model,
-        optimizer=config.train.optimizer,
-        views=2 * (config.train.microbatch or config.train.batch_size // opened.world),
-        size_px=config.data[0].size_px,
-        store_bytes=tiles.images.nbytes,
-        budget_gb=budget_gb,
-    )
+    views_at_once = 2 * (config.train.microbatch or config.train.batch_size // opened.world)
+    print_memory(opened, config, model, views=views_at_once, store_bytes=tiles.images.nbytes, budget_gb=budget_gb)
     synchronise_batch_norm(model)
     peak = peak_of(config.train)
     optimizer = optim.optimizer_of(config.train, [(model.encoder, peak), (model.projection, peak)])
@@ -201,15 +189,7 @@ def prepare(config: PretrainConfig, opened: OpenRun, *, resume: bool) -> Pretrai
     if kept is not None:
         as_rows(tiles.images).count_damaged(kept.damaged)
         restore(kept, opened.folder, model=model, optimizer=optimizer, scaler=scaler)
-    views = Views(
-        augmentation=Augmentation(**config.augment.model_dump()),
-        seed=config.seed,
-        mean=torch.tensor(start.mean, device=opened.device),
-        std=torch.tensor(start.std, device=opened.device),
-        size_px=config.data[0].size_px,
-        precision=opened.precision,
-        clean_second=config.train.second_view == "clean",
-    )
+    views = views_of(config, opened, start)
     step = ContrastiveStep(
         model,
         views=views,
@@ -247,8 +227,8 @@ def announce(job: Pretraining) -> None:
     if job.slide_of is not None:
         tiles += f", {job.schedule.steps_per_epoch * job.config.train.batch_size:,} of them an epoch"
     print(f"{tiles}; {steps} per epoch, batch size {job.config.train.batch_size}, peak learning rate {peak:.4g}")
-    if job.schedule.warning() is not None:
-        print(job.schedule.warning())
+    if (warning := job.schedule.warning()) is not None:
+        print(warning)
     all_steps = job.schedule.steps_per_epoch * job.config.train.epochs
     if augment.uses_kernels(job.opened.device) and not job.config.train.compile and all_steps >= WORTH_COMPILING:
         print("note: train.compile=true compiles for a minute, then steps are faster (1.4 times on an H100, ResNet50)")
@@ -361,7 +341,7 @@ def metrics_row(job: Pretraining, epoch: int, means: EpochMeans, *, measure: boo
         )
     else:
         check_embeddings(job.model.encoder, job.store, job.health_tiles, mean=mean, std=std)
-    row = {
+    return {
         "epoch": epoch + 1,
         "loss": means.loss,
         "loss_relative": means.loss / OBJECTIVES[config.train.loss].at_collapse(config.train.batch_size),
@@ -372,29 +352,20 @@ def metrics_row(job: Pretraining, epoch: int, means: EpochMeans, *, measure: boo
         **health,
         "tiles_per_second": means.tiles / means.seconds,
         "seconds": means.seconds,
+        "busy": pace.busy(means.seconds),
     }
-    return {**row, "busy": pace.busy(means.seconds)}
 
 
 def checkpoint_of(job: Pretraining, epoch: int) -> Checkpoint:
     """Return what last.pt holds after an epoch, copied to the host."""
-    blank = build_checkpoint(
-        job.config,
-        mean=job.start.mean,
-        std=job.start.std,
-        pooling=job.model.encoder.pooling,
-        encoder_name=job.model.encoder.name,
-        kwargs=job.model.encoder.kwargs,
-        classes=job.tiles.classes,
-        lineage=job.start.lineage,
-        fingerprint=job.tiles.fingerprint,
-        precision=job.opened.precision,
-        scale=job.scale,
+    tiles = job.tiles
+    blank = blank_checkpoint(
+        *(job.config, job.opened, job.start), classes=tiles.classes, fingerprint=tiles.fingerprint, scale=job.scale
     )
     whole = replace(
         blank,
         epoch=epoch + 1,
-        damaged=as_rows(job.tiles.images).damaged(),
+        damaged=as_rows(tiles.images).damaged(),
         encoder=merged_state(job.model.encoder),
         model=job.model.state_dict(),
         optimizer=job.optimizer.state_dict(),

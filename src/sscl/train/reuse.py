@@ -32,6 +32,9 @@ class Action(Enum):
     AGAIN = "again"  # in the place of what is there
 
 
+FLAGS = {Action.NEW: [], Action.RESUME: ["--resume"], Action.AGAIN: ["--overwrite"]}  # of the command that does so
+
+
 @dataclass(frozen=True)
 class Decision:
     """What happens to a run, and why it is made again, or what is to be said of one that is not."""

@@ -19,7 +19,6 @@ def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str)
 
 
 def peak_of(train: PretrainTrainConfig) -> float:
-    """Return the peak learning rate of pretraining."""
     return scaled_learning_rate(train.learning_rate, batch_size=train.batch_size, scaling=train.learning_rate_scaling)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +12,22 @@ import torch
 from torch import nn
 
 from sscl import augment, metrics_log, ranks, run, writing
-from sscl.config import Change, FinetuneConfig, PretrainConfig, changed_keys, plain, shown
+from sscl.config import Change, FinetuneConfig, PretrainConfig, changed_keys, plain, shown, sources_of
 from sscl.config.encoders import RANDOM
 from sscl.config.training import PretrainTrainConfig
 from sscl.data.scale import Scale
 from sscl.data.tiles import tile_budget_gb
 from sscl.device import describe_device, free_memory, pick_precision, tune
+from sscl.draws import Augmentation
 from sscl.memory import raise_if_short
-from sscl.models.checkpoint import Checkpoint, Kind, load_checkpoint
-from sscl.models.start import NO_STATISTICS
+from sscl.models.checkpoint import Checkpoint, Kind, build_checkpoint, load_checkpoint
+from sscl.models.start import NO_STATISTICS, Start, Training, inherit, side_of
 from sscl.models.tensors import misfits
 from sscl.progress import Bar
 from sscl.records import write_record
 from sscl.train import memory, optim
 from sscl.train.schedule import Schedule
+from sscl.train.step import Views
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,6 @@ def open_run(
     config: PretrainConfig | FinetuneConfig,
     *,
     device: torch.device,
-    inputs: Mapping[str, str | None],
     overwrite: bool,
     resume: bool = False,
 ) -> OpenRun:
@@ -76,7 +78,6 @@ def open_run(
 
     Args:
         device: of this rank.
-        inputs: files and folders that the run reads, by key; --overwrite must not delete them.
         overwrite, resume: the flags of the command.
 
     Raises:
@@ -86,7 +87,7 @@ def open_run(
     tune(device, deterministic=config.deterministic)
     folder = run.check_run_folder(config.run, overwrite=overwrite, resume=resume, trains=True)
     if not resume:
-        run.check_inputs_outside(folder, inputs)
+        run.check_inputs_outside(folder, inputs_of(config))
     if config.log.tensorboard:
         metrics_log.check_tensorboard()
     if (wanted := wandb_of(config)) is not None and ranks.rank() == 0:
@@ -105,6 +106,71 @@ def open_run(
     if free is not None and device.type == "cpu":
         free //= ranks.on_this_machine()
     return OpenRun(folder, device, precision, world, writes=first, progress=progress, free=free)
+
+
+def inputs_of(config: PretrainConfig | FinetuneConfig) -> dict[str, str | None]:
+    """Return the files and folders that a training reads, by key; --overwrite must not delete them."""
+    found: dict[str, str | None] = {"model.weights": config.model.weights}
+    for key, source in sources_of(config).items():
+        found |= source.files(key)
+    return found
+
+
+def with_weights_settings(config: Training, *, resume: bool) -> Training:
+    """Return the configuration with the encoder and tile size of its weights where it gives none, and print them.
+
+    A run goes on whatever has become of its starting weights: it has what it needs of them.
+
+    Raises:
+        ValueError, FileNotFoundError: as `inherit`.
+    """
+    with contextlib.suppress(*((FileNotFoundError, ValueError) if resume else ())):
+        config, lines = inherit(config)
+        for line in lines:
+            print(line)
+    return config
+
+
+def views_of(config: PretrainConfig | FinetuneConfig, opened: OpenRun, start: Start) -> Views:
+    return Views(
+        augmentation=Augmentation(**config.augment.model_dump()),
+        seed=config.seed,
+        mean=torch.tensor(start.mean, device=opened.device),
+        std=torch.tensor(start.std, device=opened.device),
+        size_px=side_of(config),
+        precision=opened.precision,
+        clean_second=isinstance(config, PretrainConfig) and config.train.second_view == "clean",
+    )
+
+
+def blank_checkpoint(
+    config: PretrainConfig | FinetuneConfig,
+    opened: OpenRun,
+    start: Start,
+    *,
+    classes: Sequence[str],
+    fingerprint: str,
+    scale: Scale,
+) -> Checkpoint:
+    """Return what every checkpoint of a run says, still without epoch and tensors.
+
+    Args:
+        start: the encoder as it began; its weights are those of now.
+        classes, fingerprint, scale: of the training tiles.
+    """
+    return build_checkpoint(
+        config,
+        mean=start.mean,
+        std=start.std,
+        pooling=start.encoder.pooling,
+        encoder_name=start.encoder.name,
+        kwargs=start.encoder.kwargs,
+        classes=classes,
+        lineage=start.lineage,
+        fingerprint=fingerprint,
+        precision=opened.precision,
+        scale=scale,
+    )
 
 
 def wandb_of(config: PretrainConfig | FinetuneConfig) -> metrics_log.Wandb | None:
@@ -140,10 +206,8 @@ def other_mpp(
     before: PretrainConfig | FinetuneConfig, now: PretrainConfig | FinetuneConfig
 ) -> list[tuple[str, float | None, float | None]]:
     """Return the key, the former and the present value of each data.mpp that differs; nothing learned depends on it."""
-    olds, news = (tuple(of.data) if isinstance(of.data, tuple) else (of.data,) for of in (before, now))
-    keys = ["data.mpp"] if len(news) == 1 else [f"data.{i}.mpp" for i in range(len(news))]
-    pairs = zip(keys, olds, news, strict=True)
-    return [(key, old.mpp, new.mpp) for key, old, new in pairs if old.mpp != new.mpp]
+    pairs = zip(sources_of(before).values(), sources_of(now).items(), strict=True)
+    return [(f"{key}.mpp", old.mpp, new.mpp) for old, (key, new) in pairs if old.mpp != new.mpp]
 
 
 def check_resumable(
@@ -165,10 +229,10 @@ def check_resumable(
     if kept.precision != precision:
         raise ValueError(f"precision: is {precision} here, but the run to resume had {kept.precision}; set it")
     if kept.fingerprint != fingerprint:
-        sources = config.data if isinstance(config.data, tuple) else (config.data,)
+        roots = ", ".join(source.root for source in sources_of(config).values())
         raise ValueError(
-            f"data.root: the tiles of {', '.join(source.root for source in sources)} are not those that the run to "
-            "resume was trained on (other names, labels, groups or pixels)"
+            f"data.root: the tiles of {roots} are not those that the run to resume was trained on (other names, "
+            "labels, groups or pixels)"
         )
 
 
@@ -227,15 +291,14 @@ def start_log(
         return None
     if kept is None:
         run.start_folder(opened.folder, config, overwrite=overwrite)
-        return metrics_log.MetricsLog(opened.folder, tensorboard=config.log.tensorboard, wandb=wandb_of(config))
-    (opened.folder / run.ENDING).unlink(missing_ok=True)
-    if changed_keys(kept.config, config) or other_mpp(kept.config, config):  # the tiles have moved
-        writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
-    needs = metrics_log.PRETRAIN_ROW if isinstance(config, PretrainConfig) else metrics_log.FINETUNE_ROW
+    else:
+        (opened.folder / run.ENDING).unlink(missing_ok=True)
+        if changed_keys(kept.config, config) or other_mpp(kept.config, config):  # the tiles have moved
+            writing.write_text(opened.folder / "config.yaml", writing.to_yaml(plain(config)))
     log = metrics_log.MetricsLog(
         opened.folder,
-        keep_epochs=kept.epoch,
-        needs=needs,
+        keep_epochs=None if kept is None else kept.epoch,
+        needs=metrics_log.PRETRAIN_ROW if isinstance(config, PretrainConfig) else metrics_log.FINETUNE_ROW,
         tensorboard=config.log.tensorboard,
         wandb=wandb_of(config),
     )
@@ -264,12 +327,10 @@ def end_run(
 
 def print_memory(
     opened: OpenRun,
-    *,
-    command: str,
+    config: PretrainConfig | FinetuneConfig,
     model: nn.Module,
-    optimizer: str,
+    *,
     views: int,
-    size_px: int,
     store_bytes: int,
     budget_gb: float,
 ) -> None:
@@ -278,18 +339,16 @@ def print_memory(
     Call it before the batch norms are synchronised: a pass of fake tensors through those would meet no other rank.
 
     Args:
-        command: pretrain or finetune, for the advice where it does not fit.
-        model: all that is trained. optimizer: sgd, lars or adamw.
-        views: forwarded at a time on one rank. size_px: their side.
+        model: all that is trained. views: forwarded at a time on one rank.
         store_bytes: the tiles. budget_gb: up to which size they go to a GPU, GiB, see `OpenRun.budget_gb`.
     """
     if not opened.writes:
         return
     lines = memory.report(
-        command=command,
+        command="pretrain" if isinstance(config, PretrainConfig) else "finetune",
         model=model,
-        optimizer=optimizer,
-        shape=(views, 3, size_px, size_px),
+        optimizer=config.train.optimizer,
+        shape=(views, 3, side_of(config), side_of(config)),
         device=opened.device,
         free=opened.free,
         precision=opened.precision,
