@@ -189,6 +189,18 @@ def test_a_browser_gets_the_page_the_squares_and_the_tiles(server, field):
     assert ask(server, "/0/0/0_0.jpg", method="HEAD") == (200, b"")
 
 
+def test_one_connection_gets_many_squares_without_a_wait_between(server):
+    """Of 40 ms, where the headers go alone and the system waits to confirm them."""
+    connection, took = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10), []
+    for _ in range(10):
+        began = time.perf_counter()
+        connection.request("GET", "/0/0/0_0.jpg")
+        connection.getresponse().read()
+        took.append(time.perf_counter() - began)
+    connection.close()
+    assert min(took[1:]) < 0.035
+
+
 @pytest.mark.parametrize(
     "path",
     ["/../../etc/passwd", "/0/../../slide.json", "/0/%2e%2e/slide.json", "/0/slide.json", "//etc/passwd", "/1/",

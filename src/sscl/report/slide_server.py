@@ -164,6 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # one connection for many squares
     server_version, sys_version = "sscl", ""
     timeout = 60
+    disable_nagle_algorithm = True  # or each square waits 40 ms for the browser to confirm its headers
 
     def do_GET(self) -> None:
         self._answer(body=True)
