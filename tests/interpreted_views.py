@@ -28,7 +28,9 @@ STILL: dict[str, Any] = {
 SMALL = (0.15, 0.6)  # the interpreter goes through a blur's taps one by one
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "every operation": {"stain_probability": 0.8, "grayscale_probability": 0.5, "rotation_degrees": 90.0},
+    "every operation": {
+        **{"stain_probability": 0.8, "grayscale_probability": 0.5, "rotation_degrees": 90.0, "blur_sigma_px": SMALL},
+    },
     "any hue": {"hue": 0.5, "jitter_probability": 1.0, "blur_probability": 0.0},
     "no blur": {"blur_probability": 0.0},
     "no jitter": {"jitter_probability": 0.0, "blur_sigma_px": SMALL},
@@ -37,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "contrast without brightness": {"brightness": 0.0, "blur_probability": 0.0},
     "far shifts": {"translation": 0.9, "affine_probability": 1.0, "blur_probability": 0.0},
     "small blurs": {"blur_probability": 1.0, "blur_sigma_px": SMALL},
-    "a blur wider than the tile": {"blur_probability": 1.0, "blur_sigma_px": (3.0, 8.0)},
+    "a blur wider than the tile": {"blur_probability": 1.0, "blur_sigma_px": (2.0, 5.0)},
     "still": STILL,
 }
 

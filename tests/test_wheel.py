@@ -24,14 +24,14 @@ TINY = {
     "inspect": "{data: {root: tiles, published: false, size_px: 32}, out: inspect, tiles: 4, progress: false}",
     "audit": "{data: {root: tiles, published: false, size_px: 32}, out: audit, stretched: false, progress: false}",
     "pretrain": "{run: p, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
-    "model: {name: resnet14_small}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
+    "model: {name: timm:test_resnet}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
     "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
-    "model: {name: resnet14_small}, train: {epochs: 1, batch_size: 8}, progress: false}",
+    "model: {name: timm:test_resnet}, train: {epochs: 1, batch_size: 8}, progress: false}",
     "tenth": "{out: t, root: tiles, device: cpu, progress: false, runs: ["
     "{name: a, command: finetune, config: few.yaml, set: {model: {weights: null}}}, "
     "{name: b, command: finetune, config: few.yaml}]}",
     "few": "{run: few, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
-    "model: {name: resnet14_small}, train: {epochs: 1, batch_size: 4}, progress: false}",
+    "model: {name: timm:test_resnet}, train: {epochs: 1, batch_size: 4}, progress: false}",
     "eval": "{checkpoint: f, device: cpu, progress: false}",
     "gradcam": "{checkpoint: f, device: cpu, per_class: 1, progress: false}",
     "slide": "{root: s, count: 1, size_px: 400, mpp: 2, progress: false}",
@@ -67,6 +67,12 @@ forks.run, demo.IMPORTED = run, ("sscl.cli",)
 assert cli.__file__.startswith(packages) and base.__file__.startswith(packages)
 sys.exit(cli.main(["demo", *sys.argv[1:]]))
 """
+BUILD = """
+import os, sys
+os.chdir(sys.argv[1])
+from setuptools import build_meta
+build_meta.build_wheel(sys.argv[2])
+"""
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "src")
 
 
@@ -78,13 +84,13 @@ class Installed:
         source.mkdir(parents=True)
         for name in BUILT_FROM:  # a copy, so that no build/ is left in the checkout
             subprocess.run(["cp", "-r", ROOT / name, source], check=True)
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run(
-            [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source], check=True, cwd=folder
-        )
+        # As pip builds it, which starts three Pythons for that; scripts/release has it do so.
+        done = forked.run(BUILD, source, folder, env=self.environment)
+        assert done.returncode == 0, done.stderr
         venv.create(self.folder, with_pip=False)
         (self.wheel,) = folder.glob("sscl-*.whl")
-        self.run(*pip[1:], f"--python={self.python}", "install", "--no-deps", self.wheel, program=Path(sys.executable))
+        pip = ["-m", "pip", "--quiet", "--disable-pip-version-check", f"--python={self.python}"]
+        self.run(*pip, "install", "--no-deps", self.wheel, program=Path(sys.executable))
         (self.packages,) = (self.folder / "lib").glob("python*/site-packages")
         # This folder goes onto the path; the .pth files in it (an editable install) are not read.
         (self.packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")

@@ -121,6 +121,7 @@ if wait == "killed":
     decode._Worker.decode = slow
 else:
     child = os.fork()  # two processes, of which the second is spared its imports
+    (root / f"{os.getpid()}.ready").touch()
     while not Path(wait).exists():
         time.sleep(0.001)
 images = ingest.decode_tiles(sorted((root / "in").iterdir()), size_px=16, root=root, cache_dir=root / "cache")
@@ -154,7 +155,9 @@ def test_two_processes_that_ingest_one_folder_at_once_both_get_the_tiles(tmp_pat
     paths = save_tiles(tmp_path / "in", 60)
     go = tmp_path / "go"
     both = forked.start(INGEST, tmp_path, go, stdout=sys.__stderr__, stderr=sys.__stderr__)
-    time.sleep(0.5)
+    while len(list(tmp_path.glob("*.ready"))) < 2:
+        assert both.poll() is None
+        time.sleep(0.01)
     go.touch()
     expected = sum(int(decoded(path).sum()) for path in paths)
     assert both.wait() == 0
