@@ -85,17 +85,12 @@ def test_a_slide_is_a_function_of_its_seed_and_index():
     assert not np.array_equal(first.pixels, draw_slide(1, seed=3, **small).pixels)
 
 
-def test_pen_and_mark_lie_over_the_same_slide():
+def test_the_pen_lies_over_the_same_slide():
     small = {"size_px": 400, "mpp": 4.0}
-    plain, marked = draw_slide(0, **small), draw_slide(0, pen="green", marked=True, **small)
-    changed = (plain.pixels != marked.pixels).any(axis=2)
+    plain, inked = draw_slide(0, **small), draw_slide(0, pen="green", **small)
+    changed = (plain.pixels != inked.pixels).any(axis=2)
     assert 0.01 < changed.mean() < 0.2
-    assert np.array_equal(plain.lesions, marked.lesions)
-    bar = (marked.pixels == (200, 30, 40)).all(axis=2)
-    y, x = np.nonzero(bar)
-    assert np.ptp(x) > 3 * np.ptp(y)
-    assert x.max() < 200
-    assert y.max() < 200
+    assert np.array_equal(plain.lesions, inked.lesions)
 
 
 def test_a_cohort_has_both_classes_in_both_splits_by_patients():

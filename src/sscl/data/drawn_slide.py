@@ -101,7 +101,6 @@ def draw_slide(
     size_px: int = 4000,
     mpp: float = 1.0,
     pen: Pen | None = None,
-    marked: bool = False,
 ) -> DrawnSlide:
     """Return slide `index` of the infinite series that `seed` defines.
 
@@ -109,7 +108,6 @@ def draw_slide(
         label: class of all its lesions; "both" takes turns. One piece in four, where there are four, has no lesion.
         size_px: side of level 0. mpp: µm per pixel.
         pen: colour of a line around the first piece.
-        marked: put a red bar, wider than high, in the top left corner, by which a test sees the orientation.
 
     Raises:
         ValueError: it would be smaller than a tile of `sscl data synth`, with room for no crypt.
@@ -137,8 +135,6 @@ def draw_slide(
         drawn = _draw_piece(drawn, piece, look, np.random.default_rng([seed, index, number]))
     if pen is not None:
         _draw_pen(drawn.pixels, pieces[0], pen)
-    if marked:
-        drawn.pixels[size_px // 100 : size_px // 40, size_px // 100 : size_px // 12] = (200, 30, 40)
     return drawn
 
 

@@ -104,7 +104,7 @@ def classed(root: str, listing: Listing, *, groups_given: bool) -> Layout:
             return Layout((), {"all": [Entry(name) for name in tree.files("")]})
     else:
         _refuse_classes_beside(tree, places)
-    prefixes = {split: f"{name}/" for split, name in places.items()} or {"all": ""}
+    prefixes = _shown(places) or {"all": ""}
     classes = _classes(tree, prefixes)
     label_of = {name: label for label, name in enumerate(classes)}
     parts: dict[str, list[Entry]] = {}
@@ -130,11 +130,10 @@ def whole(root: str, listing: Listing) -> Layout:
     _refuse_other_layouts(tree)
     places = split_folders(tree.folders(""), root=root)
     notes = ("folders are not taken for classes (data.labels=true would)",) if listing.folders else ()
-    if not places:
-        return Layout((), {"all": [Entry(name) for name in listing.images]}, notes=notes)
+    prefixes = _shown(places) or {"all": ""}
     parts = {
-        split: [Entry(image) for image in listing.images if image.startswith(f"{name}/")]
-        for split, name in places.items()
+        split: [Entry(image) for image in listing.images if image.startswith(prefix)]
+        for split, prefix in prefixes.items()
     }
     return Layout((), parts, _shown(places), _outside(listing, places), notes)
 

@@ -111,18 +111,14 @@ def load_mhist(
         groups=_groups(root, rows, group_of),
         votes=np.array([row.votes for row in rows], dtype=np.int64),
     )
+    account = Account("tile", dict(Counter(row.partition for row in rows)), passed_over=_passed_over(root, rows))
     if protocol == "official":
-        account = Account("tile", dict(Counter(row.partition for row in rows)), passed_over=_passed_over(root, rows))
         tiles = replace(tiles, account=account)
         return tiles if split == "all" else tiles.subset(_partition(root, rows, split))
     parts = _paper_balanced(root, tiles, split, seed=seed, grouped=group_of is not None)
     left = len(tiles) - sum(len(part) for part in parts.values())
-    account = Account(
-        what="tile",
-        parts={name: len(part) for name, part in parts.items()},
-        passed_over=_passed_over(root, rows),
-        notes=(f"{count(left, 'tile')} of the larger class left out by the protocol",) if left else (),
-    )
+    notes = (f"{count(left, 'tile')} of the larger class left out by the protocol",) if left else ()
+    account = replace(account, parts={name: len(part) for name, part in parts.items()}, notes=notes)
     return replace(tiles, account=account).subset(parts[split])
 
 

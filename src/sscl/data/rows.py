@@ -147,14 +147,6 @@ class Rows:
             assert not isinstance(part, _Array)
             part.count_damaged(found.tolist())
 
-    def line(self, y: int) -> NDArray[np.uint8]:
-        """Return the pixels in line `y` of every tile, (N, W, 3), of arrays; hardly anything else is read."""
-        out = np.empty((len(self), *self._tile[1:]), dtype=np.uint8)
-        for array, places, rows in self._by_array(self._order):
-            assert isinstance(array, _Array), "every pixel of such tiles would be made for a line"
-            array.read(rows, out, places=places, line=y)
-        return out
-
     def digests(self) -> Digests:
         """Return the digest of each tile, (N,), see `digests.digests_of`: equal for equal pixels, wherever they are.
 
@@ -235,18 +227,16 @@ class _Array:
 
         return all_digests(block, rows=len(rows), row_bytes=tile_bytes)
 
-    def read(
-        self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64], line: int | None = None
-    ) -> None:
-        """Write row `rows[i]`, or a line of its pixels, to `out[places[i]]`."""
+    def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], *, places: NDArray[np.int64]) -> None:
+        """Write row `rows[i]` to `out[places[i]]`."""
         if self._file is None:
-            if line is None and len(places) == len(out):  # then they are 0, 1, ...; mode="raise" fills a buffer first
+            if len(places) == len(out):  # then they are 0, 1, ...; mode="raise" fills a buffer first
                 np.take(self.pixels, rows, axis=0, out=out, mode="clip")
             else:
-                out[places] = self.pixels[rows] if line is None else self.pixels[rows, line]
+                out[places] = self.pixels[rows]
             return
         size = int(np.prod(out.shape[1:]))
-        starts = (self._offset + rows * self.pixels[0].size + (line or 0) * size).tolist()
+        starts = (self._offset + rows * size).tolist()
         if hasattr(os, "posix_fadvise"):  # so that the disk gets all requests at once
             for start in starts:
                 os.posix_fadvise(self._file, start, size, os.POSIX_FADV_WILLNEED)

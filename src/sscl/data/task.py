@@ -6,8 +6,6 @@ to tiles of another class. Fewer such tiles are warned of: published sets have s
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -188,39 +186,25 @@ def _in_words(pairs: Sequence[tuple[int, int]], parts: Mapping[str, Tiles], *, n
 def equal_tiles(sets: Sequence[Images]) -> list[list[Place]]:
     """Return the tiles that are equal pixel for pixel, a list of places for each picture that occurs more than once.
 
-    Tiles of one colour are passed over: two blank tiles are no copies. First the middle line of every tile is compared,
-    and all pixels only of those in which that is equal, so that hardly anything is read. Tiles of slides are equal
-    where they are of one place in slides that are copies of each other; nothing of them is read.
+    By their digests, which files of the cache have: no pixel of those is read. Tiles of one colour are passed over: two
+    blank tiles are no copies. Tiles of slides are equal where they are of one place in slides that are copies of each
+    other, whatever their colour; nothing of them is read.
     """
-    if any(as_rows(images).made for images in sets):
-        return _equal_digests(sets)
-    lines = [_middle_lines(images) for images in sets]
-    often = Counter(key for keys in lines for key in keys)
-    places: dict[bytes, list[Place]] = {}
-    for number, (images, keys) in enumerate(zip(sets, lines, strict=True)):
-        for row in (row for row, key in enumerate(keys) if often[key] > 1):
-            pixels = np.asarray(images[row])
-            if (pixels != pixels[0, 0]).any():
-                places.setdefault(hashlib.sha256(pixels.tobytes()).digest(), []).append((number, row))
-    return [found for found in places.values() if len(found) > 1]
-
-
-def _equal_digests(sets: Sequence[Images]) -> list[list[Place]]:
-    """Return the tiles with equal digests, a list of places for each digest that occurs more than once."""
-    digests = [as_rows(images).digests() for images in sets]
+    rows = [as_rows(images) for images in sets]
+    digests = [of.digests() for of in rows]
     part_of = np.repeat(np.arange(len(sets)), [len(found) for found in digests])
     row_of = np.concatenate([np.arange(len(found)) for found in digests])
     _, number, often = np.unique(np.concatenate(digests), return_inverse=True, return_counts=True)
     places: dict[int, list[Place]] = {}
     for at in np.flatnonzero(often[number] > 1):
         places.setdefault(int(number[at]), []).append((int(part_of[at]), int(row_of[at])))
-    return list(places.values())
+    made = any(of.made for of in rows)
+    return [equal for equal in places.values() if made or not _is_of_one_colour(sets, *equal[0])]
 
 
-def _middle_lines(images: Images) -> list[bytes]:
-    rows = as_rows(images)
-    line = rows.line(rows.shape[1] // 2)
-    return [hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() for pixels in line]
+def _is_of_one_colour(sets: Sequence[Images], part: int, row: int) -> bool:
+    pixels = np.asarray(sets[part][row])
+    return not (pixels != pixels[0, 0]).any()
 
 
 def labelled(tiles: Tiles) -> Tiles:

@@ -94,7 +94,6 @@ def write_slide(
     quality: int = 80,
     colour: Colour = "ycbcr",
     codec: Codec = "jpeg",
-    vendor: Literal["aperio", "generic"] | None = None,
     tables: bool = False,
     subifds: bool = False,
     label: Pixels | None = None,
@@ -106,8 +105,7 @@ def write_slide(
 
     Args:
         path: of the file. mpp: µm per pixel; None leaves it out. factors: of the levels above 0.
-        vendor: "aperio" or "generic"; None goes by the ending, .svs or another.
-        tables: see `write_levels`. subifds, label: see there.
+        tables, subifds, label: see `write_levels`.
     """
     levels = [
         encode_level(
@@ -119,7 +117,7 @@ def write_slide(
         )
         for factor in (1, *factors)
     ]
-    write_levels(path, levels, mpp=mpp, vendor=vendor, tables=tables, subifds=subifds, label=label)
+    write_levels(path, levels, mpp=mpp, tables=tables, subifds=subifds, label=label)
 
 
 def write_levels(
@@ -136,6 +134,7 @@ def write_levels(
 
     Args:
         levels: the largest first. mpp: µm per pixel, or those of x and of y (a generic TIFF alone has two).
+        vendor: None goes by the ending, .svs (Aperio) or another.
         tables: keep the tables of all tiles of a level once, in the tag JPEGTables, as scanners do.
         subifds: hang the smaller levels below the first page, as OME-TIFF does, rather than after it.
         label: picture of the glass slide's label, with what it says about the patient.
