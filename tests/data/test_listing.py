@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sscl.data import decode, listing
+from sscl.data.folder import own_splits
 from sscl.data.listing import HIDDEN, RESULTS, SUFFIXES, Account, PassedOver, list_images
 
 
@@ -64,6 +65,16 @@ def test_every_suffix_can_be_decoded(tmp_path: Path, suffix: str) -> None:
     Image.new("L" if grey else "RGB", (16, 16), 200 if grey else (200, 100, 50)).save(tmp_path / f"a{suffix}", kind)
     pixels = decode.read_image(tmp_path / f"a{suffix}", size_px=16).pixels
     assert pixels.shape == (16, 16, 3)
+
+
+def test_links_that_lead_to_themselves_are_no_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.png", "test/b.png")
+    for name in ("loop", "train/loop", "train/loop.png"):
+        (tmp_path / name).symlink_to(Path(name).name)
+    found = list_images(tmp_path)
+    assert found.images == ["test/b.png", "train/a.png", "train/loop.png"]  # reading that says why it is none
+    assert found.passed_over.counts == {"file without suffix": 2}
+    assert own_splits(tmp_path) == {"train": "train", "test": "test"}
 
 
 def test_links_that_lead_up_do_not_go_on_for_ever(tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_arrays_whose_file_may_say_something_else_are_not_read_from_it(tmp_path)
     np.testing.assert_array_equal(Rows([private, turned]), np.concatenate([private, turned]))
 
 
+def test_a_file_that_was_deleted_since_it_was_mapped_is_read_all_the_same(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(5, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "tiles.npy", pixels)
+    mapped = np.load(tmp_path / "tiles.npy", mmap_mode="r")
+    (tmp_path / "tiles.npy").unlink()
+    rows = Rows([mapped])
+    assert np.array_equal(rows[[3, 1]], pixels[[3, 1]])
+    assert rows.digests().tolist() == Rows([pixels]).digests().tolist()
+
+
 def test_rows_close_their_files(parts):
     def opened() -> int:
         return len(os.listdir("/proc/self/fd"))

@@ -53,9 +53,6 @@ def test_a_small_class_is_on_both_sides():
 def test_split_faults():
     with pytest.raises(ValueError, match="class 1 has 1 tile, but a split needs at least 2"):
         stratified_split(np.array([0, 0, 1]), fraction=0.5, seed=0)
-    for fraction in (0.0, 1.0, -0.1, float("nan")):
-        with pytest.raises(ValueError, match=r"fraction: .*got"):
-            stratified_split(LABELS, fraction=fraction, seed=0)
     with pytest.raises(ValueError, match="no tiles to split"):
         stratified_split(np.array([], np.int64), fraction=0.5, seed=0)
 
@@ -145,8 +142,6 @@ def test_label_fractions_are_nested_stratified_and_never_lose_a_class():
         previous = set(kept)
     assert len(previous) == 1300
     assert set(label_fraction(labels, fraction=0.1, seed=4)) != set(label_fraction(labels, fraction=0.1, seed=5))
-    with pytest.raises(ValueError, match=r"fraction of labels: .*got 0"):
-        label_fraction(labels, fraction=0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -241,9 +236,6 @@ def test_the_seed_moves_groups_that_are_alike():
 
 def test_faults_of_folds():
     labels = np.repeat([0, 1], [20, 3])
-    for k in (1, 0, -2):
-        with pytest.raises(ValueError, match=f"folds: .*got {k}"):
-            stratified_folds(labels, k, seed=0)
     with pytest.raises(ValueError, match="folds: 4 folds need at least 4 tiles per class, class 1 has 3"):
         stratified_folds(labels, 4, seed=0)
     groups = np.array(["a", "b", "c", "d"] * 5 + ["a", "b", "a"])

@@ -20,7 +20,7 @@ from sscl.data import layout
 from sscl.data.images import Fit
 from sscl.data.ingest import decode_tiles, group_ids, read_groups, read_sites
 from sscl.data.layout import Layout
-from sscl.data.listing import Account, list_images, passed_whole
+from sscl.data.listing import Account, is_folder, list_images, passed_whole
 from sscl.data.split import take_split
 from sscl.data.split_names import check_split
 from sscl.data.tiles import Tiles
@@ -125,7 +125,7 @@ def own_splits(root: Path | str) -> dict[str, str]:
     """Return the folders that are a folder's own splits, by split; empty where it has none, or is no folder."""
     try:
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not passed_whole(entry))
+            names = sorted(entry.name for entry in entries if is_folder(entry) and not passed_whole(entry))
     except OSError:
         return {}
     return layout.split_folders(names, root=str(root))

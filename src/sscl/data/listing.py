@@ -174,7 +174,7 @@ def walk(
             hidden = entry.name.startswith(".")
             if hidden and is_passing(Path(entry.path)):
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 if passed := passed_whole(entry):
                     _count_below(entry.path, inner, passed_over, kind=passed)
                 elif not (entry.is_symlink() and _leads_up(entry.path, real)):
@@ -185,7 +185,7 @@ def walk(
                 passed_over.add(HIDDEN, inner)
             elif suffix not in suffixes:
                 passed_over.add(printable(suffix) or "file without suffix", inner)
-            elif not entry.is_file() and (kind := _irregular(entry.path)):
+            elif kind := _irregular(entry):
                 passed_over.add(kind, inner)
             else:
                 images.append(entry.name)
@@ -193,6 +193,14 @@ def walk(
                     links.add(entry.name)
         yield Walked(path, real, images, frozenset(links), folders)
         waiting += reversed(folders)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder; a link that leads to itself, or where nothing can be seen, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def passed_whole(folder: os.DirEntry[str]) -> str | None:
@@ -244,10 +252,10 @@ def _counted(number: int, kind: str) -> str:
     return count(number, kind) if kind == HIDDEN else " ".join([count(number, noun), *rest])
 
 
-def _irregular(path: str) -> str | None:
-    """Return what lies at a path if it is no regular file, as a named pipe; None of a dead link, which is a fault."""
+def _irregular(entry: os.DirEntry[str]) -> str | None:
+    """Return what is no regular file, as a named pipe; None of a dead link, which is a fault."""
     try:
-        return kind_of(os.stat(path).st_mode)
+        return None if entry.is_file() else kind_of(os.stat(entry.path).st_mode)
     except OSError:
         return None
 

@@ -199,7 +199,10 @@ class _Array:
         while isinstance(whole.base, np.memmap):  # a slice has its whole's offset
             whole = whole.base
         if whole.mode == "r" and whole.filename is not None:
-            self._file = os.open(whole.filename, os.O_RDONLY)
+            try:
+                self._file = os.open(whole.filename, os.O_RDONLY)
+            except FileNotFoundError:  # deleted since it was mapped; the mapping has its pixels still
+                return
             weakref.finalize(self, os.close, self._file)
             self._name = whole.filename
             self._whole = whole

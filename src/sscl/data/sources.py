@@ -28,7 +28,7 @@ def load_sources(config: PretrainConfig) -> tuple[Tiles, NDArray[np.int64], Scal
     loaded = [load_source(config, i) for i in range(len(config.data))]
     sizes = [len(tiles) for tiles in loaded]
     source_of = np.repeat(np.arange(len(loaded)), sizes)
-    keys = [source_key(config, i, "root").removesuffix(".root") for i in range(len(loaded))]
+    keys = [_section(config, i) for i in range(len(loaded))]
     scales = [scale_of(data, tiles, key=key) for data, tiles, key in zip(config.data, loaded, keys, strict=True)]
     scale = scale_of_all(scales, sizes)
     if any(one.span for one in scales):
@@ -72,8 +72,7 @@ def slide_numbers(tiles: Tiles) -> NDArray[np.int64]:
 def load_source(config: PretrainConfig, i: int) -> Tiles:
     """Return the training tiles of a source, or the number of them that is asked for, and print what they are."""
     data = config.data[i]
-    key = source_key(config, i, "root").removesuffix(".root")
-    tiles = load_tiles(data, split="train", progress=config.progress, key=key)
+    tiles = load_tiles(data, split="train", progress=config.progress, key=_section(config, i))
     print(describe_tiles(data, tiles, split="train"))
     if data.tiles is None:
         return tiles
@@ -89,7 +88,11 @@ def load_source(config: PretrainConfig, i: int) -> Tiles:
 
 def source_key(config: PretrainConfig, i: int, key: str) -> str:
     """Return the name of a source's key: data.root, or data.1.root if there are several sources."""
-    return f"data.{key}" if len(config.data) == 1 else f"data.{i}.{key}"
+    return f"{_section(config, i)}.{key}"
+
+
+def _section(config: PretrainConfig, i: int) -> str:
+    return "data" if len(config.data) == 1 else f"data.{i}"
 
 
 def check_apart(config: PretrainConfig) -> None:

@@ -42,10 +42,8 @@ def stratified_split(
         groups: group of each tile, (N,); None = every tile by itself.
 
     Raises:
-        ValueError: the fraction is out of range, or a class has too few tiles (groups) to be on both sides.
+        ValueError: there are no tiles, or a class has too few tiles (groups) to be on both sides.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction: must be between 0 and 1, got {fraction}")
     if len(labels) == 0:
         raise ValueError("there are no tiles to split")
     rng = _generator("split", seed)
@@ -137,11 +135,9 @@ def stratified_folds(
         groups: group of each tile, (N,); None = every tile by itself.
 
     Raises:
-        ValueError: k is below 2, a class has fewer tiles (groups) than k, no such folds of whole groups were found, or
+        ValueError: a class has fewer tiles (groups) than k, no such folds of whole groups were found, or
             a tile is unlabelled.
     """
-    if k < 2:
-        raise ValueError(f"folds: must be >= 2, got {k}")
     rows_of = _rows_per_class(labels)
     counts = [len(rows) if groups is None else len(numbered(groups[rows])[0]) for rows in rows_of]
     if min(counts) < k:
@@ -221,10 +217,8 @@ def label_fraction(labels: NDArray[np.int64], *, fraction: float, seed: int) -> 
     For one seed a smaller fraction is a subset of every larger one, so a curve over fractions only adds labels.
 
     Raises:
-        ValueError: the fraction is out of range, a tile is unlabelled, or there are none.
+        ValueError: a tile is unlabelled, or there are none.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction of labels: must be > 0 and <= 1, got {fraction}")
     rng = _generator("labels", seed)
     kept = [rng.permutation(rows)[: max(_rounded(fraction * len(rows)), 1)] for rows in _rows_per_class(labels)]
     return np.sort(np.concatenate(kept))
