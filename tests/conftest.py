@@ -7,6 +7,7 @@ import functools
 import gc
 import importlib.util
 import io
+import math
 import os
 import pkgutil
 import subprocess
@@ -236,21 +237,17 @@ def wrapped() -> Callable[..., AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def estimated_once(wrapped: Callable[..., AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which the memory that training a model takes is estimated once for all runs alike."""
+    """Return a context in which the memory that training a model takes is estimated once, and scaled by its pixels."""
+    known: dict[str, float] = {}
 
-    def inside() -> AbstractContextManager[None]:
-        known: dict[str, int] = {}
+    def estimate(real: Callable[..., int], model: torch.nn.Module, *, shape: tuple[int, ...], **given: Any) -> int:
+        trained = [name for name, value in model.named_parameters() if value.requires_grad]
+        key = f"{model} {given} {trained}"
+        if key not in known:
+            known[key] = real(model, shape=shape, **given) / math.prod(shape)
+        return round(known[key] * math.prod(shape))
 
-        def estimate(real: Callable[..., int], model: torch.nn.Module, **given: Any) -> int:
-            trained = [name for name, value in model.named_parameters() if value.requires_grad]
-            key = f"{model} {given} {trained}"
-            if key not in known:
-                known[key] = real(model, **given)
-            return known[key]
-
-        return wrapped(activation_bytes=estimate)
-
-    return inside
+    return lambda: wrapped(activation_bytes=estimate)
 
 
 @pytest.fixture(scope="module")

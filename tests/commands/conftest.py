@@ -81,9 +81,9 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not longer: tests/train estimates
 def one_estimate_a_model(estimated_once: Context) -> Iterator[None]:
-    """The dry run takes as long as an epoch of a tiny run; tests/train has it."""
+    """The dry run takes as long as an epoch of a tiny run."""
     with estimated_once():
         yield
 

@@ -24,6 +24,7 @@ from sscl.models.timm_models import (
     create,
     default_pool,
     extra,
+    features_shape,
     has_class_token,
     has_plain_blocks,
 )
@@ -208,13 +209,11 @@ class TimmEncoder(Encoder):
         plain = has_plain_blocks(self.net)
         if plain and not len(self.net.blocks):
             raise ValueError(f"model.kwargs.depth: must be at least 1 for {name}, got 0")
-        with torch.no_grad():
-            tile = torch.zeros(1, 3, side, side)
-            shape = (1, 1, channels) if plain else self.net.eval().forward_features(tile).shape
-        self.net.train()
+        known_as = f"{model} {given} {self.kwargs}"
+        shape = (1, 1, channels) if plain else features_shape(self.net, side=side, known_as=known_as)
         self._layout = "tokens" if len(shape) == 3 else "NHWC" if shape[-1] == channels else "NCHW"
         if len(shape) not in (3, 4) or shape[1 if self._layout == "NCHW" else -1] != channels:
-            raise ValueError(f"model.name: {name} has no feature map (its features are {tuple(shape)})")
+            raise ValueError(f"model.name: {name} has no feature map (its features are {shape})")
         self._others = getattr(self.net, "num_prefix_tokens", 0) if self._layout == "tokens" else 0
         if pool not in (None, "mean") and not has_class_token(self.net):
             raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")

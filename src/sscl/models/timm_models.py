@@ -195,6 +195,19 @@ def _count_parameters(timm: Any, model: str, given: dict[str, Any]) -> int:
     return 0
 
 
+def features_shape(net: nn.Module, *, side: int, known_as: str) -> tuple[int, ...]:
+    """Return the shape of the features of one tile, computed once for all models of a name with its arguments."""
+    if known_as not in _shapes:
+        with torch.no_grad():
+            found: torch.Tensor = net.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+        net.train()
+        _shapes[known_as] = tuple(found.shape)
+    return _shapes[known_as]
+
+
+_shapes: dict[str, tuple[int, ...]] = {}
+
+
 def _checked(kwargs: Kwargs) -> dict[str, Any]:
     """Return arguments as timm takes them: layers that have no names there as classes."""
     found: dict[str, Any] = dict(kwargs)
