@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,21 @@ def test_no_kernel_spills_registers_on_a_card_that_is_not_here():
 
 
 @pytest.mark.parametrize(
-    ("capability", "path", "compiler", "lack"),
+    ("capability", "compiler", "headers", "lack"),
     [
-        ((8, 0), "", "/opt/cc", None),
-        ((8, 0), "", "", "C compiler"),
-        ((6, 1), "", "/opt/cc", "capability"),
+        ((8, 0), "/opt/cc", True, None),
+        ((8, 0), "", True, "C compiler"),
+        ((8, 0), "/opt/cc", False, "python3-dev"),
+        ((6, 1), "/opt/cc", True, "capability"),
     ],
 )
-def test_kernels_are_used_where_triton_can_work(capability, path, compiler, lack, monkeypatch, with_cards):
+def test_kernels_are_used_where_triton_can_work(capability, compiler, headers, lack, monkeypatch, with_cards, tmp_path):
     with_cards(capability)
-    monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    if headers:
+        (tmp_path / "Python.h").touch()
     device = torch.device("cuda")
     assert augment.uses_kernels(device) == (lack is None)
     assert not augment.uses_kernels(torch.device("cpu"))

@@ -16,6 +16,7 @@ FLOORS = (
     "file_kinds",
     "fonts",
     "cores",
+    "compilers",
     "progress",
     "forks",
     "children",

@@ -90,8 +90,9 @@ def ours(images: Tensor) -> Views:
     """Return what makes both views of images, uint8 (B, H, W, 3)."""
     index = torch.arange(len(images), device=images.device)
     mean, std = (torch.tensor(x, device=images.device) for x in (MEAN, STD))
-    given = {"augmentation": SETTINGS, "seed": 0, "epoch": 0, "view": 0, "mean": mean, "std": std}
-    return lambda: augment.view(images, index, **given, count=2)
+    return lambda: augment.view(
+        images, index, augmentation=SETTINGS, seed=0, epoch=0, view=0, mean=mean, std=std, count=2
+    )
 
 
 def lightly(images: Tensor) -> Views | None:

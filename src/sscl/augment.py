@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -30,6 +28,7 @@ from sscl.colours import (
     adjust_saturation,
     adjust_stain,
 )
+from sscl.compilers import c_compiler, has_headers
 from sscl.draws import Augmentation, ViewParameters, blur_radius, draw, warp_matrix
 
 CACHED_PIXELS = 2 * 224 * 224  # a CPU core works on this many at once: about 1 MB for three colours in float32
@@ -100,14 +99,16 @@ def uses_kernels(device: torch.device) -> bool:
 def kernels_lack(device: torch.device) -> str | None:
     """Return what a CUDA device lacks for the kernels of the views, in words; None if nothing.
 
-    Triton comes with torch on Linux, needs compute capability 7.0, and builds its launcher with a C compiler.
+    Triton comes with torch on Linux, needs compute capability 7.0, and builds its launcher in C.
     """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if torch.cuda.get_device_capability(device) < (7, 0):
         return "Triton needs compute capability 7.0"
-    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang"))):
+    if c_compiler() is None:
         return "Triton needs a C compiler, for instance gcc"
+    if not has_headers():
+        return "Triton needs Python.h (Debian, Ubuntu: apt install python3-dev)"
     return None
 
 

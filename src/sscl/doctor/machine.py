@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sscl import locks
+from sscl.compilers import c_compiler, has_headers
 from sscl.cores import cpu_cores
 from sscl.doctor.findings import Finding, State
 from sscl.memory import least_free
@@ -142,11 +143,12 @@ def _shared_memory() -> list[Finding]:
 
 
 def _compiler() -> Finding:
-    named = os.environ.get("CC")
-    found = next((path for name in (named, "gcc", "clang", "cc") if name and (path := shutil.which(name))), None)
-    if found is not None:
-        return Finding("C compiler", found)
-    return Finding("C compiler", "none: needed by train.compile=true, and by the CUDA kernels of the views")
+    found, users = c_compiler(), "train.compile=true, and by the CUDA kernels of the views"
+    if found is None:
+        return Finding("C compiler", f"none: needed by {users}")
+    if not has_headers():
+        return Finding("C compiler", f"{found}, without Python.h (python3-dev): needed by {users}")
+    return Finding("C compiler", found)
 
 
 # --- where files are written ---

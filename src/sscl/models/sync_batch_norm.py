@@ -129,7 +129,7 @@ def _forward_cuda(
 ) -> Normalised:
     x = _dense(x)
     if running is None:  # without them the kernel wants counts in the precision of x
-        running = (*torch.zeros(2, x.shape[1], device=x.device).unbind(), 0.0)
+        running = (torch.zeros(x.shape[1], device=x.device), torch.zeros(x.shape[1], device=x.device), 0.0)
     running_mean, running_var, momentum = running
     shared = ranks.gather_values(torch.cat(torch.batch_norm_stats(x, eps)))  # (W, 2C): mean, 1 / sqrt(var + eps)
     means, invstds = shared.chunk(2, dim=1)
