@@ -21,7 +21,6 @@ from sscl.evaluate.comparison import (
     RowFacts,
     RunFacts,
     build,
-    discordant,
     holm,
     mcnemar,
     run_estimates,
@@ -216,10 +215,11 @@ def right_on(right: Any) -> TilePredictions:
 def test_mcnemar_is_the_binomial_test_of_the_discordant_tiles(both: int, ours: int, theirs: int, neither: int) -> None:
     a = right_on([1] * both + [1] * ours + [0] * theirs + [0] * neither)
     b = right_on([1] * both + [0] * ours + [1] * theirs + [0] * neither)
-    assert discordant(a, b) == (ours, theirs)
+    (test,) = side_by_side({"a": [a], "b": [b]}, against={"a": "b"}).differences["a"].mcnemar
     found = mcnemar([1] * ours + [-1] * theirs + [0] * both)
     # What statsmodels does with exact=True.
     assert found == pytest.approx(min(1, 2 * stats.binom.cdf(min(ours, theirs), ours + theirs, 0.5)), rel=1e-9)
+    assert (test.only_row, test.only_reference, test.p) == (ours, theirs, found)
     assert mcnemar([1] * theirs + [-1] * ours) == pytest.approx(found, rel=1e-12)
 
 
@@ -287,8 +287,9 @@ def test_differences_come_with_verdicts_and_tests_of_each_seed() -> None:
             assert (one.verdicts[metric] in (EQUAL, INCONCLUSIVE)) == (low <= 0 <= high), (name, metric)
         assert len(one.mcnemar) == 2
         for test, ours, theirs in zip(one.mcnemar, rows[name], rows["a"], strict=True):
-            assert (test.only_row, test.only_reference) == discordant(ours, theirs)
-            first, second = discordant(ours, theirs)
+            right, theirs_right = ours.predictions == ours.labels, theirs.predictions == theirs.labels
+            first, second = int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
+            assert (test.only_row, test.only_reference) == (first, second)
             assert test.p == mcnemar([1] * first + [-1] * second)
     assert set(result["sure"].verdicts.values()) == {"sure is better"}
     every = [test for one in result.values() for test in one.mcnemar]

@@ -7,6 +7,7 @@ M metrics.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -221,24 +222,19 @@ def _mcnemar_tests(
     rows: Mapping[str, Sequence[TilePredictions]], against: Mapping[str, str], sample: Sample
 ) -> dict[str, tuple[McNemar, ...]]:
     """Return the tests of each difference, a run each, with Holm's correction over all of them."""
-    pairs = {name: list(zip(rows[name], rows[other], strict=True)) for name, other in against.items()}
-    counts = {name: [discordant(ours, theirs) for ours, theirs in of] for name, of in pairs.items()}
-    raw = [mcnemar(by_group(_net(*pair), sample)) for of in pairs.values() for pair in of]
+    nets = {
+        name: [_net(*pair) for pair in zip(rows[name], rows[other], strict=True)] for name, other in against.items()
+    }
+    raw = [mcnemar(by_group(net, sample)) for of in nets.values() for net in of]
     corrected = iter(zip(raw, holm(raw), strict=True))
-    found = {}
-    for name, of in counts.items():
-        tests = []
-        for only_row, only_reference in of:
-            p, p_holm = next(corrected)
-            tests.append(McNemar(only_row=only_row, only_reference=only_reference, p=p, p_holm=p_holm))
-        found[name] = tuple(tests)
+    found: dict[str, tuple[McNemar, ...]] = {}
+    for name, of in nets.items():
+        tests = zip(of, itertools.islice(corrected, len(of)), strict=True)
+        found[name] = tuple(
+            McNemar(only_row=int((net > 0).sum()), only_reference=int((net < 0).sum()), p=p, p_holm=p_holm)
+            for net, (p, p_holm) in tests
+        )
     return found
-
-
-def discordant(ours: TilePredictions, theirs: TilePredictions) -> tuple[int, int]:
-    """Return how many tiles the first alone and the second alone predicts correctly."""
-    right, theirs_right = ours.predictions == ours.labels, theirs.predictions == theirs.labels
-    return int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
 
 
 def _net(ours: TilePredictions, theirs: TilePredictions) -> IntArray:

@@ -41,7 +41,7 @@ def _rows(report: Comparison) -> Table:
             cells.append(_cell(row.mean[metric], sd=row.sd[metric], interval=interval))
         for metric in published:
             value = row.published.get(metric)
-            cells += ["", ""] if value is None else [f"{value:.4f}", f"{row.mean[metric] - value:+.4f}"]
+            cells += ["", ""] if value is None else [f"{value:.4f}", f"{row.ours_minus_published[metric]:+.4f}"]
         lines.append(cells)
     over = "95% interval" if not seeds else f"seed {seeds[0]}, 95% interval"
     over = over if len(seeds) < 2 else f"mean ± sd over seeds {', '.join(map(str, seeds))}"
