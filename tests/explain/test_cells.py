@@ -52,3 +52,12 @@ def test_modules_keep_their_modes() -> None:
     model.encoder.bn1.eval()  # type: ignore[operator, union-attr]
     map_cells(model, size_px=64)
     assert [name for name, module in model.named_modules() if not module.training] == ["encoder.bn1"]
+
+
+def test_named_layers_see_the_blank_tile_in_evaluation_mode_too() -> None:
+    """A model that trains keeps its batch-norm statistics."""
+    model = classifier().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    map_cells(model, size_px=64, kind=MapKind(layers=("encoder.layer3",)))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)

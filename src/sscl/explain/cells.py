@@ -78,9 +78,10 @@ def map_cells(model: Classifier, *, size_px: int, kind: MapKind = GRADCAM) -> Ma
             stack.callback(module.register_forward_hook(keep(name)).remove)
         with torch.no_grad():
             rows, columns = map(int, grid_of(model, model.forward_features(blank)).shape[2:])
-    if kind.layers:
-        shapes = [tuple(map(int, grid_of(model, of).shape[2:])) for of in layer_features(model, blank, kind.layers)[0]]
-        rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
+        if kind.layers:
+            found, _ = layer_features(model, blank, kind.layers)
+            shapes = [tuple(map(int, grid_of(model, of).shape[2:])) for of in found]
+            rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
     finer = next((name for name, side in reversed(sides.items()) if side[0] > rows and side[1] > columns), None)
     return MapCells(
         rows=rows,

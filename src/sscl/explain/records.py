@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AliasChoices, Field
+from pydantic import ConfigDict, Field
 
-from sscl.evaluate.intervals import FEWEST, few_groups
+from sscl.evaluate.intervals import FEWEST, Interval, few_groups
 from sscl.evaluate.verdicts import Outcome
 from sscl.records import Record
 from sscl.words import count
 
-Interval = tuple[float, float]
 Numbers = tuple[float, ...]
 
 CHECKED_BY = "sscl gradcam checks=true"  # writes checks.json
@@ -147,12 +146,8 @@ class MapChecks(Record):
     @property
     def each(self) -> dict[str, Check]:
         """The checks by name, in the order in which they are reported."""
-        return {
-            "randomisation": self.randomisation,
-            "deletion_insertion": self.deletion_insertion,
-            "equivariance": self.equivariance,
-            "box_sensitivity": self.box_sensitivity,
-        }
+        names = ("randomisation", "deletion_insertion", "equivariance", "box_sensitivity")
+        return {name: getattr(self, name) for name in names}
 
 
 class BoxAccuracy(Record):
@@ -204,24 +199,16 @@ class Gain(Record):
 class Localisation(Record):
     """The content of localisation.json: hit rates of the model's maps, and of baselines; gains: over each of these."""
 
-    this_model: HitRates = Field(
-        validation_alias=AliasChoices("this model", "this_model"), serialization_alias="this model"
-    )
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", " "), populate_by_name=True)
+
+    this_model: HitRates
     centre: HitRates
-    random_weights: HitRates = Field(
-        validation_alias=AliasChoices("random weights", "random_weights"), serialization_alias="random weights"
-    )
-    whole_tile: HitRates = Field(
-        validation_alias=AliasChoices("whole tile", "whole_tile"), serialization_alias="whole tile"
-    )
+    random_weights: HitRates
+    whole_tile: HitRates
     gains: dict[str, Gain]
 
     @property
     def each(self) -> dict[str, HitRates]:
         """The rates by what made the maps."""
-        return {
-            "this model": self.this_model,
-            "centre": self.centre,
-            "random weights": self.random_weights,
-            "whole tile": self.whole_tile,
-        }
+        rows = ("this_model", "centre", "random_weights", "whole_tile")
+        return {name.replace("_", " "): getattr(self, name) for name in rows}
