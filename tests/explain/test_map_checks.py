@@ -451,10 +451,10 @@ class TestBoxes:
         raw = np.exp(-((y - 15) ** 2 + (x - 20) ** 2) / 50)
         mask = np.zeros((40, 40), bool)
         mask[10:20, 15:27] = True
-        found = box_checks.box_overlaps(raw, mask, thresholds=(0.1, 0.5, 0.9))
-        expected = [boxes.localisation(raw, boxes.find_box(raw, threshold=t), mask).box_iou for t in (0.1, 0.5, 0.9)]
-        assert found.tolist() == pytest.approx(expected)
-        assert box_checks.box_overlaps(-raw, mask, thresholds=(0.1, 0.5)).tolist() == [0, 0]
+        thresholds = box_checks.ACCURACY_THRESHOLDS
+        expected = [boxes.localisation(raw, boxes.find_box(raw, threshold=t), mask).box_iou for t in thresholds]
+        assert box_checks.box_overlaps(raw, mask).tolist() == pytest.approx(expected)
+        assert not box_checks.box_overlaps(-raw, mask).any()
 
     def test_a_gain_is_taken_tile_by_tile(self) -> None:
         rng = np.random.default_rng(0)
@@ -466,12 +466,13 @@ class TestBoxes:
         assert box_checks.gain(theirs, theirs, groups=np.array(["one"] * 40)).interval is None
 
     def test_best_threshold_is_one_for_all_tiles(self) -> None:
-        overlaps = np.array([[0.2, 0.6, 0.4], [0.8, 0.5, 0.1], [0.3, 0.55, 0.75]])
-        found = box_checks.max_box_accuracy(overlaps, thresholds=(0.1, 0.2, 0.3))
+        overlaps = np.zeros((3, len(box_checks.ACCURACY_THRESHOLDS)))
+        overlaps[:, :3] = [[0.2, 0.6, 0.4], [0.8, 0.5, 0.1], [0.3, 0.55, 0.75]]  # at 0.05, 0.1 and 0.15
+        found = box_checks.max_box_accuracy(overlaps)
         assert found == {
-            "0.3": BoxAccuracy(accuracy=1.0, threshold=0.2),
-            "0.5": BoxAccuracy(accuracy=1.0, threshold=0.2),
-            "0.7": BoxAccuracy(accuracy=1 / 3, threshold=0.1),
+            "0.3": BoxAccuracy(accuracy=1.0, threshold=0.1),
+            "0.5": BoxAccuracy(accuracy=1.0, threshold=0.1),
+            "0.7": BoxAccuracy(accuracy=1 / 3, threshold=0.05),
         }
 
 

@@ -104,18 +104,17 @@ def _centre(box: boxes.Box) -> tuple[float, float]:
     return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
 
 
-def box_overlaps(
-    raw: boxes.FloatArray, mask: boxes.BoolArray, *, thresholds: Sequence[float] = ACCURACY_THRESHOLDS
-) -> FloatArray:
-    """Return the IoU of a map's box with the rectangle around its mask, (S, S) both, at each threshold; 0: no box."""
+def box_overlaps(raw: boxes.FloatArray, mask: boxes.BoolArray) -> FloatArray:
+    """Return the IoU of a map's box, (S, S), with the rectangle around its mask at each of ACCURACY_THRESHOLDS.
+
+    0 where there is no box.
+    """
     truth = boxes.mask_box(mask)
-    found = [boxes.find_box(raw, threshold=value) for value in thresholds]
+    found = [boxes.find_box(raw, threshold=value) for value in ACCURACY_THRESHOLDS]
     return np.array([0.0 if box is None else boxes.box_iou(box.corners, truth) for box in found])
 
 
-def max_box_accuracy(
-    overlaps: npt.ArrayLike, *, thresholds: Sequence[float] = ACCURACY_THRESHOLDS
-) -> dict[str, BoxAccuracy]:
+def max_box_accuracy(overlaps: npt.ArrayLike) -> dict[str, BoxAccuracy]:
     """Return for each least IoU the fraction of boxes that overlap that much, at the best threshold.
 
     One threshold for all tiles. It is chosen on these very tiles, so the number is the best that the maps could do.
@@ -130,7 +129,7 @@ def max_box_accuracy(
     for least in OVERLAPS:
         fractions = (table >= least).mean(0)
         best = int(fractions.argmax())
-        found[f"{least:g}"] = BoxAccuracy(accuracy=float(fractions[best]), threshold=float(thresholds[best]))
+        found[f"{least:g}"] = BoxAccuracy(accuracy=float(fractions[best]), threshold=ACCURACY_THRESHOLDS[best])
     return found
 
 

@@ -221,10 +221,22 @@ def region_map(
         region = region_of(grid, weights, step=scaling.step, side=side)
     frame = frame_of(region, scaling)
     corners = tiles_over(frame, slide, scaling.size_px, grid)
-    explain = _Explain(plan, model, slide, scaling, named, readers)
-    with Bar(len(corners), desc="heatmap" if config.progress else None, unit="tile") as bar:
-        maps = explain.maps(frame.level(corners), corners, bar, at_once=min(config.batch_size, _AT_ONCE))
-        values, counts = mean_map(maps, height=frame.height, width=frame.width)
+    damaged = 0
+
+    def maps() -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
+        """Yield the corner of each tile on the map and its own map, (S, S); damaged tiles are left out."""
+        nonlocal damaged
+        places = Places.of([slide.name], [len(corners)], [frame.level(corners).astype(np.int32)])
+        pixels = SlidePixels([(slide, scaling)], places, readers=readers)
+        batches = batches_of(pixels, batch_size=min(config.batch_size, _AT_ONCE), device=model.device)
+        with Bar(len(corners), desc="heatmap" if config.progress else None, unit="tile") as bar:
+            for batch, found in model.stream_maps(batches, classes=named, kind=plan.kind):
+                damaged += len(batch.faults)
+                for row, own in zip(batch.rows.tolist(), found, strict=True):
+                    yield (int(corners[row, 0]), int(corners[row, 1])), own
+                bar.update(len(batch.rows) + len(batch.faults))
+
+    values, counts = mean_map(maps() if len(corners) else (), height=frame.height, width=frame.width)
     values[~classified_in(frame, scaling.size_px, grid)] = np.nan
     found = values[np.isfinite(values)]
     if not len(found):
@@ -246,10 +258,10 @@ def region_map(
         layer=plan.kind.source,
         unit=_UNIT if plan.kind.in_logits else "",
         cell_um=scaling.size_px * scaling.mpp / plan.cells,
-        tiles=len(corners) - explain.damaged,
+        tiles=len(corners) - damaged,
         overlap=OVERLAP,
         most_over=int(counts.max()),
-        damaged=explain.damaged,
+        damaged=damaged,
         mpp=scaling.mpp,
         factor=factor,
         lowest=float(found.min()),
@@ -258,32 +270,3 @@ def region_map(
         scale_end=end,
     )
     return RegionMap(record, values, counts, pixels_of(frame, slide, scaling, readers))
-
-
-class _Explain:
-    """The maps of tiles of a slide. damaged: how many could not be read so far."""
-
-    def __init__(
-        self, plan: Plan, model: Model, slide: Slide, scaling: Scaling, named: tuple[int, ...], readers: Readers
-    ) -> None:
-        self.plan, self.model, self.slide, self.scaling = plan, model, slide, scaling
-        self.named, self.readers, self.damaged = named, readers, 0
-
-    def maps(
-        self, xy: NDArray[np.int64], corners: NDArray[np.int64], bar: Bar, *, at_once: int
-    ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
-        """Yield the corner of each tile on the map and its own map, (S, S); damaged tiles are left out.
-
-        Args:
-            xy: corners at level 0, (n, 2). corners: on the map, (n, 2).
-        """
-        if not len(xy):
-            return
-        places = Places.of([self.slide.name], [len(xy)], [xy.astype(np.int32)])
-        pixels = SlidePixels([(self.slide, self.scaling)], places, readers=self.readers)
-        batches = batches_of(pixels, batch_size=at_once, device=self.model.device)
-        for batch, maps in self.model.stream_maps(batches, classes=self.named, kind=self.plan.kind):
-            self.damaged += len(batch.faults)
-            for row, values in zip(batch.rows.tolist(), maps, strict=True):
-                yield (int(corners[row, 0]), int(corners[row, 1])), values
-            bar.update(len(batch.rows) + len(batch.faults))
