@@ -262,6 +262,7 @@ def test_what_cannot_be_predicted_is_one_line(
         ((slide, "panels=true"), finetuned, "panels: "),
         ((slide, f"slides_root={tmp_path}"), finetuned, "slides_root: "),
         ((tiles / "images", "overlap=0.5"), finetuned, "overlap: "),
+        ((tiles / "images", "blind=true"), finetuned, "blind: "),
         ((tmp_path / "none.svs",), finetuned, "slide_mpp=0.25"),
     ):
         result = ask(*words, *(() if "out=" in str(words[-1]) else (f"out={out}",)), run=run)
@@ -373,5 +374,7 @@ def test_other_results_stay(ask: Any, finetuned: Path, slide: Path, tiles: Path,
     result = ask(slide, f"out={out}", run=run)
     assert (result.code, result.err.count("\n")) == (2, 1), result.err
     assert "trained again" in result.err
-    assert ask(slide, f"out={out}", "threshold=0.6", "--overwrite", run=run).code == 0
+    assert '"blind":false' in (out / "a.svs" / "slide.html").read_text()
+    assert ask(slide, f"out={out}", "threshold=0.6", "blind=true", "--overwrite", run=run).code == 0
+    assert '"blind":true' in (out / "a.svs" / "slide.html").read_text()
     assert json.loads((out / "a.svs" / "slide.json").read_text())["threshold"] == 0.6

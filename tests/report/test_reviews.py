@@ -109,6 +109,7 @@ def test_worksheets_of_before_blind_review_and_of_spreadsheets(tmp_path):
         ("id,review\nnobody.png,agree\n", "'nobody.png' is not among the 60 tiles"),
         ("id,review\nt1.png,agree\nt1.png,agree\n", "line 3: 't1.png' comes twice"),
         ("report,id,review\nffff,t1.png,agree\n", "of other weights or tiles"),
+        ("slide,id,review\na.svs,0_0,agree\n", "data.reviews=["),
         ("reviewer,id,review\nA,t1.png,agree\nB,t2.png,agree\n", "several reviewers, A, B"),
         ("id,review\nt1.png,agree,x\n", "line 2: 3 values"),
         ("\x00\x01", "NUL"),

@@ -37,7 +37,8 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
     slides_alone = len(config.runs) == 1 and "slides" in sources
     if slides_alone and config.reviews:
         raise ValueError(
-            "reviews: those of a slide are read on its own page (slide.html); as labels, by sscl eval (data.reviews)"
+            "reviews: those of a slide are read on its own page (slide.html); as labels, by sscl eval RUN INDEX "
+            "data.reviews=[WORKSHEETS]"
         )
     if "predict" in sources:
         predicted = read_predicted(sources["predict"][0])

@@ -273,7 +273,7 @@ def inspect(config: InspectSlidesConfig, *, overwrite: bool = False) -> int:
     if index is None:
         print(next_command("slides tile", *config.slides, "out=INDEX", "mpp=0.5"))
     elif (index / TABLE).is_file() and any(entry.status == "tiles" for entry in entries):
-        print(next_command("pretrain", index, "run=runs/pretrain"))
+        print(next_command("init", index))
     return run.SOME_FAILED if listing.faults or any(entry.status == "failed" for entry in entries) else 0
 
 

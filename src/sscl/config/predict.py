@@ -82,6 +82,9 @@ class PredictConfig(Section):
         "of slides: heatmap of a region, the mean of overlapping tiles, made as gradcam says; true = where the class "
         "it explains is most probable; or [x, y, width, height], pixels at full resolution",
     )
+    blind: bool = setting(
+        False, "of slides: their pages open in blind review: a tile's prediction shows once its class is named"
+    )
     batch_size: int = setting(128, "tiles per batch", ge=1, le=LARGEST_BATCH)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", common=True)
     precision: Precision = setting("auto", PRECISION)

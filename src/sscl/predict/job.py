@@ -23,7 +23,7 @@ from sscl.slides.index import Index
 OF_TILES = ("panels", "fit")
 OF_SLIDES = ("slides_csv", "slide_mpp", "min_coverage", "overlap")
 OF_INDEX = "slides_root"
-OF_BOTH = ("threshold", "cam")
+OF_BOTH = ("threshold", "cam", "blind")
 _AT_ONCE = 2**22  # bytes
 
 

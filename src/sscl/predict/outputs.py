@@ -115,7 +115,7 @@ class SlideResult:
     cam: RegionMap | None
 
 
-def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
+def write_slide(folder: Path, result: SlideResult, *, blind: bool) -> PredictedSlide:
     """Write all files of a slide into its folder, slide.json last, and return that: with its regions counted."""
     record, slide, answers, cells, grid = result.record, result.slide, result.answers, result.cells, result.grid
     probabilities = answers.probabilities
@@ -162,6 +162,7 @@ def write_slide(folder: Path, result: SlideResult) -> PredictedSlide:
         base_factor=(result.base.factor_x, result.base.factor_y),
         pictures=result.pictures,
         cam=None if result.cam is None else result.cam.values,
+        blind=blind,
     )
     with writing.replacing(folder / THUMBNAIL) as unfinished:
         unfinished.write_bytes(thumbnail(result.base.rgb))

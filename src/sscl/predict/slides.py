@@ -85,7 +85,7 @@ def predict_slides(model: Model, config: PredictConfig, *, index: str | None, ov
     for text in described(job, cohort, listed, lines, kept=len(before) if start == "again" else None, notes=notes):
         print(wrapped(text.strip(), indent=2 * text.startswith(" ")))
     print(f"wrote {out}/slides.csv, {ALL}{f', {INDEX}' if index is None else ''}, and a folder a slide")
-    print(next_command("report", out))
+    print(next_command("report", out, *(["blind=true"] if job.config.blind else [])))
     troubles = list(trouble(lines))
     sys.stdout.flush()
     for text in troubles:
@@ -134,7 +134,7 @@ def predict_all(job: Job, cohort: Cohort, folder: Path, before: Mapping[str, Pre
             begin(folder)
             (folder / slide.name).parent.mkdir(parents=True, exist_ok=True)
             with writing.replacing_folder(folder / slide.name) as unfinished:
-                record = write_slide(unfinished, result)
+                record = write_slide(unfinished, result, blind=job.config.blind)
             yield _line_of(record)
 
 

@@ -102,6 +102,11 @@ def _read(path: Path, of: Reviewed) -> Review:
     given: dict[int, tuple[str, ...]] = {}
     for answer in read_answers(path):
         where = answer.where
+        if answer.slide and answer.report != of.key:
+            raise ValueError(
+                f"{where}: is of the slide {answer.slide!r}, whose own page (slide.html) reads it; its answers are "
+                f"labels to sscl eval RUN INDEX data.reviews=[{path}]"
+            )
         if answer.report not in ("", of.key):
             raise ValueError(
                 f"{where}: is of the report {answer.report!r}, but this one is {of.key}: of other weights or tiles; "
