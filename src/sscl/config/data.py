@@ -119,9 +119,9 @@ class DataConfig(Section):
 
     def at(self: Data, size_px: int) -> Data:
         """Return the section with tiles of another side; µm per pixel that were given for the former go with it."""
-        scaled = self.mpp is not None and "size_px" in self.model_fields_set
-        mpp = {"mpp": self.mpp * self.size_px / size_px} if scaled else {}
-        return self.model_copy(update={"size_px": size_px, **mpp})
+        if self.mpp is None or "size_px" not in self.model_fields_set:
+            return self.model_copy(update={"size_px": size_px})
+        return self.model_copy(update={"size_px": size_px, "mpp": self.mpp * self.size_px / size_px})
 
     def files(self, key: str) -> dict[str, str]:
         """Return the files and folders that the tiles come from, by their keys below `key`."""

@@ -142,7 +142,7 @@ def read(text: str, *, loader: type[StrictLoader] = StrictLoader) -> Any:
     Raises:
         ValueError: not YAML, or more of it than a config needs; one line with the number of the text's line.
     """
-    return _unshared(_parsed(text, loader))
+    return _unshared(_parsed(text, loader))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=128)  # a run's configuration is read several times in one command, and takes 15 ms
@@ -150,7 +150,7 @@ def _parsed(text: str, loader: type[StrictLoader]) -> Any:
     reader = None
     try:
         reader = loader(text)
-        return reader.get_single_data()  # type: ignore[no-untyped-call]
+        return reader.get_single_data()
     except Exception as error:  # PyYAML raises IndexError, OverflowError, AttributeError, ... besides its own
         raise ValueError(_said(error, text, reader)) from error
 

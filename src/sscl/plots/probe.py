@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from sscl.evaluate.probe_results import Classifier, Interval, OverRuns, Part, Place, Summary
+from sscl.evaluate.intervals import Interval
+from sscl.evaluate.probe_results import Classifier, OverRuns, Part, Place, Summary
 from sscl.evaluate.probe_shots import FewShot
 from sscl.evaluate.probe_tables import percent
 from sscl.plots import base
