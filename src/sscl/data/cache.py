@@ -60,9 +60,7 @@ def cached_outputs(
     """Return what `compute` returns, float32 (rows, C), from the cache if it was computed before.
 
     Args:
-        compute: called when the cache has no complete file for the key.
         key: everything that the numbers depend on, as strings and numbers.
-        rows: expected number of rows.
         cache_dir: see `cache_folder`.
 
     Raises:

@@ -60,7 +60,6 @@ def decode_into(
 
     Args:
         images: for processes, a memmap of an .npy file.
-        paths: N files.
         exact_size_px: the only size of file allowed; None = any square size.
         fit: see `images.decode_image`.
         processes: decode in processes, not threads; None = where there are enough tiles to be worth their start.

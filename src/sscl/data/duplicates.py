@@ -318,11 +318,7 @@ def luma_of(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def nearest_pairs(vectors: Floats, *, count: int, desc: str | None = None) -> list[tuple[int, int, float]]:
-    """Return each tile's nearest tiles by cosine, `count` of them, as (first, second, cosine) with first < second.
-
-    Args:
-        vectors: unit length, (N, D).
-    """
+    """Return each unit vector's nearest ones, `count` of (N, D), as (first, second, cosine) with first < second."""
     found: dict[tuple[int, int], float] = {}
     count = min(count, len(vectors) - 1)
     for rows in blocks(len(vectors), _BLOCK, desc=desc) if count > 0 else ():

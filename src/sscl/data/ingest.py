@@ -46,7 +46,6 @@ def decode_tiles(
 
     Args:
         paths: the files, all below `root`.
-        size_px: working size, pixels.
         cache_dir: see `cache.cache_folder`.
         exact_size_px: the only size of file allowed; None = any square size.
         fit: of images that are not square, see `images.decode_image`.

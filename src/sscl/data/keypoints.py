@@ -185,7 +185,6 @@ def align(first: Bytes, second: Bytes, points: tuple[Keypoints, Keypoints]) -> A
 
     Args:
         first, second: luma, uint8 (S, S).
-        points: their keypoints.
     """
     found: tuple[Matches, Affine] | None = None
     for matches in _matches(*points, side=len(second)):

@@ -84,8 +84,6 @@ def classed(root: str, listing: Listing, *, groups_given: bool) -> Layout:
     """Return the layout of a folder whose images are in folders of classes, or without classes if they lie in the root.
 
     Args:
-        root: the folder, for messages.
-        listing: what lies below it.
         groups_given: whether slides come from elsewhere, so that the folders below a class say nothing.
 
     Raises:

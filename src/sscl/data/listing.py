@@ -149,7 +149,6 @@ def walk(
     """Yield the folders below `root`, itself first, each sorted by name, links followed unless they lead upwards.
 
     Args:
-        root: a folder.
         passed_over: gets all files that are no images, hidden, of the system, or in a folder that sscl wrote; and
             named pipes, sockets and devices, whatever their names.
         faults: gets (path, reason) of the folders that cannot be listed.

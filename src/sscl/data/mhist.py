@@ -153,11 +153,7 @@ def _partition(root: Path, rows: list[_Row], split: str) -> list[int]:
 
 
 def _paper_balanced(root: Path, tiles: Tiles, split: str, *, seed: int, grouped: bool) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of train and test, or of "all", of the protocol `paper_balanced`.
-
-    Args:
-        split: which is asked for. grouped: whether no group is on both sides.
-    """
+    """Return the rows of train and test, or of "all", of the protocol `paper_balanced`; grouped: by whole groups."""
     balanced = balance_down(tiles.labels, seed=seed)
     if split == "all":
         return {"all": balanced}

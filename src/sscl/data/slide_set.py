@@ -203,11 +203,7 @@ def _check(
     classes: Sequence[str],
     root: Path | str,
 ) -> None:
-    """Raise an error where an index does not have a split, or one made here would leave one side without a class.
-
-    Args:
-        labels, groups: what is of which class, and of which patient or slide.
-    """
+    """Raise an error where an index does not have a split, or one made here would leave one side without a class."""
     if parts.get(split) == 0:
         raise ValueError(
             f"annotations: no tile of the split {split} lies in an area; annotate slides of that split too"

@@ -25,12 +25,7 @@ def blocks(count: int, size: int, *, desc: str | None) -> Iterator[slice]:
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, desc: str | None) -> Iterator[Result]:
-    """Yield work(item) in order, computed on all cores; for work that releases the interpreter lock.
-
-    Args:
-        work: called in several threads at once.
-        items: what it is called with.
-    """
+    """Yield work(item) in order, computed on all cores; for work that releases the interpreter lock."""
     jobs = [items[start : start + _JOB] for start in range(0, len(items), _JOB)]
     pool = ThreadPoolExecutor(cpu_cores())
     try:

@@ -121,10 +121,7 @@ def as_shown(name: str) -> str:
 def blind_name(key: str, name: str) -> str:
     """Return what a worksheet of blind review calls a tile of a report (page/blind.js): nothing of its file's name.
 
-    Twice FNV-1a of 32 bits, with another beginning.
-
-    Args:
-        key: of the report. name: of the tile.
+    Twice FNV-1a of 32 bits, with another beginning; key: of the report.
     """
     return next(blind_names(key, "", [name]))
 

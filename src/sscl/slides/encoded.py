@@ -32,11 +32,7 @@ Key = tuple[str, int, int, int]  # path and time of the file, level, tile
 
 
 class EncodedFiles:
-    """Reads levels of slides whose tiles are encoded as `EncodedTiles` says, from any number of threads.
-
-    Args:
-        most: files open at once.
-    """
+    """Reads levels of slides whose tiles are encoded as `EncodedTiles` says, from any number of threads."""
 
     def __init__(self, most: int) -> None:
         self._files: Few[int] = Few(most, opened=lambda path: os.open(path, _FLAGS), closed=os.close)

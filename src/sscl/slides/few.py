@@ -28,11 +28,6 @@ class Few(Generic[Thing]):
     """What was opened last of many files, and is closed when others come; more than `most` only while all are in use.
 
     A process that was forked opens its files anew: it has neither the threads nor the places of its parent's.
-
-    Args:
-        most: open at once.
-        opened: opens a path.
-        closed: closes what that returned.
     """
 
     def __init__(self, most: int, *, opened: Callable[[str], Thing], closed: Callable[[Thing], None]) -> None:

@@ -27,11 +27,7 @@ class _Handle:
 
 
 class Handles:
-    """At most so many slides that openslide has open, with one cache of decoded tiles.
-
-    Args:
-        most: slides open at once.
-    """
+    """At most so many slides that openslide has open, with one cache of decoded tiles."""
 
     def __init__(self, most: int) -> None:
         self._cache: Any = None

@@ -17,9 +17,6 @@ _UNITS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}  
 def pixel_size(properties: Mapping[str, str], *, vendor: str, shown: str) -> tuple[float | None, str]:
     """Return the µm per pixel and where it is from; None, and what the file says that does not count, else.
 
-    Args:
-        properties: those of openslide. shown: the slide's path, for the message.
-
     Raises:
         SlideError: width and height of a pixel differ by more than 2%.
     """

@@ -43,9 +43,7 @@ def open_slide(path: Path, *, name: str, mpp: float | None = None, mpp_from: str
 
     Args:
         path: the file, or the folder of a DICOM slide.
-        name: of the slide in its index.
-        mpp: µm per pixel that a user gives; it wins over the file's.
-        mpp_from: where that is from.
+        mpp: µm per pixel that a user gives; it wins over the file's. mpp_from: where it is given.
 
     Raises:
         SlideError: it is no slide, is damaged, or its pixels are not square; one line.

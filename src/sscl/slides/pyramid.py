@@ -38,9 +38,6 @@ def pyramid(handle: Any, path: Path, *, vendor: str) -> Pyramid:
     JPEG tiles are read from the file if of those tried one, at least, gives the same pixels as through openslide, and
     none gives others. JPEG 2000 tiles are so only of a level where openslide reads between pixels.
 
-    Args:
-        handle: openslide's, of the slide. path: its file.
-
     Raises:
         SlideError: the file is truncated, or its directory says what cannot be.
         Exception: whatever openslide says.
