@@ -20,7 +20,7 @@ from npz_files import write_npz
 from sscl.cli import main
 from sscl.config import DataConfig
 from sscl.data import load
-from sscl.data.pathmnist import PATHMNIST_CLASSES, has_groups, load_pathmnist
+from sscl.data.pathmnist import PATHMNIST_CLASSES, load_pathmnist, read_contents
 
 COUNTS = {"train": 9, "val": 4, "test": 5}
 SIDE = 8
@@ -214,8 +214,8 @@ def test_unlabelled_tiles_and_groups(tmp_path):
     assert everything.groups is not None
     assert train.groups.tolist() == content["train_groups"].tolist()
     assert everything.groups.tolist() == [name for part in COUNTS for name in content[f"{part}_groups"].tolist()]
-    assert has_groups(path)
-    assert not has_groups(save(tmp_path / "without.npz", arrays()))
+    assert read_contents(path).groups is not None
+    assert read_contents(save(tmp_path / "without.npz", arrays())).groups is None
 
 
 # --- what is refused ---

@@ -14,7 +14,7 @@ from sscl.config import DataConfig, InspectConfig, SynthConfig
 from sscl.data.images import size_of
 from sscl.data.load import accounts, load_splits, tile_file
 from sscl.data.mhist import ANNOTATORS, CLASSES, MAJORITY
-from sscl.data.pathmnist import stored_size_px
+from sscl.data.pathmnist import read_contents
 from sscl.data.scale import scale_of
 from sscl.data.synthetic import SAID, is_synthetic, write_synthetic
 from sscl.data.tiles import Tiles
@@ -98,7 +98,7 @@ def describe(name: str, tiles: Tiles) -> str:
 def describe_files(data: DataConfig, splits: dict[str, Tiles]) -> str:
     """Return the sizes of the image files, before they are resized to data.size_px, most frequent first."""
     if data.source == "pathmnist":
-        side = stored_size_px(data.root)
+        side = read_contents(data.root).side
         return f"size of the tiles in the file: {side}x{side} px"
     if data.source == "slides":
         return f"tiles are read from slides, {data.size_px} px of {data.mpp:g} µm"

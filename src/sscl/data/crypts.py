@@ -25,17 +25,13 @@ class Crypt:
     axis: Floats
 
 
-def _smooth_step(x: Floats) -> Floats:
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
-
-
 def _half_width(v: Floats, *, stem: float, top: float, foot: float, foot_height: float, closure: float) -> Floats:
     """Return the half-width of one side of a crypt at height v above its lowest point.
 
     It is that of a stem that widens to the top, plus a foot below foot_height, under a rounded closure.
     """
-    width = stem + (top - stem) * _smooth_step((v - 0.12) / 0.55)
+    rise = np.clip((v - 0.12) / 0.55, 0, 1)
+    width = stem + (top - stem) * (rise * rise * (3 - 2 * rise))
     width = width + foot / (1 + np.exp(np.clip((v - foot_height) / 0.013, -30, 30)))
     return np.asarray(width * np.sqrt(1 - (1 - np.clip(v / closure, 0, 1)) ** 2))
 

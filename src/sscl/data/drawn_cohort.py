@@ -98,7 +98,8 @@ def _write(
     """Draw and write a slide, its truth, and its lesions as annotations."""
     entry = entries[index]
     drawn = draw_slide(index, label=entry.label, seed=seed, size_px=size_px, mpp=mpp, pen=pen)
-    write_slide(folder / "slides" / entry.name, drawn.pixels, mpp=mpp, factors=_factors(size_px))
+    factors = [factor for factor in (4, 16, 64) if size_px // factor >= 200]  # down to about 256 pixels
+    write_slide(folder / "slides" / entry.name, drawn.pixels, mpp=mpp, factors=factors)
     annotations = folder / "annotations" / f"{Path(entry.name).stem}.geojson"
     _write_annotations(annotations, drawn, name=entry.name)
     stem = folder / "truth" / Path(entry.name).stem
@@ -120,11 +121,6 @@ def _write_annotations(path: Path, drawn: DrawnSlide, *, name: str) -> None:
         for polygons in outlines(drawn.lesions == label, x_edges, y_edges)
     ]
     write_regions(path, name, regions, colours={"HP": PALETTE[HP], "SSA": PALETTE[SSA]})
-
-
-def _factors(size_px: int) -> list[int]:
-    """Return the levels above 0: each a quarter of the one before, down to about 256 pixels."""
-    return [factor for factor in (4, 16, 64) if size_px // factor >= 200]
 
 
 def truth_picture(drawn: DrawnSlide) -> Image.Image:

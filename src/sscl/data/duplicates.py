@@ -209,8 +209,7 @@ def _near_embeddings(embeddings: Floats, rows: Indices, *, count: int, progress:
     """Return the cosine of each pair of places in `rows` that is near by its embeddings."""
     unit = embeddings[rows].astype(np.float32)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
-    near = nearest_pairs(unit, count=count, desc="nearest embeddings" if progress else None)
-    return {(i, j): value for i, j, value in near}
+    return nearest_pairs(unit, count=count, desc="nearest embeddings" if progress else None)
 
 
 def _by_embedding(
@@ -317,8 +316,8 @@ def luma_of(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(tile), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
-def nearest_pairs(vectors: Floats, *, count: int, desc: str | None = None) -> list[tuple[int, int, float]]:
-    """Return each unit vector's nearest ones, `count` of (N, D), as (first, second, cosine) with first < second."""
+def nearest_pairs(vectors: Floats, *, count: int, desc: str | None = None) -> dict[tuple[int, int], float]:
+    """Return the cosine of each unit vector of (N, D) with its `count` nearest ones, by both rows, the lower first."""
     found: dict[tuple[int, int], float] = {}
     count = min(count, len(vectors) - 1)
     for rows in blocks(len(vectors), _BLOCK, desc=desc) if count > 0 else ():
@@ -331,7 +330,7 @@ def nearest_pairs(vectors: Floats, *, count: int, desc: str | None = None) -> li
             for column in columns:
                 key = min(start + row, int(column)), max(start + row, int(column))
                 found[key] = float(cosine[row, column])
-    return [(*key, found[key]) for key in sorted(found)]
+    return dict(sorted(found.items()))
 
 
 def clusters_of(count: int, pairs: Iterable[tuple[int, int]]) -> Indices:

@@ -296,7 +296,7 @@ def slides_known(data: DataConfig) -> bool:
     if data.source == "table":
         return table.has_groups(data.root)
     if data.source == "pathmnist":
-        return pathmnist.has_groups(data.root)
+        return pathmnist.read_contents(data.root).groups is not None
     if data.source == "slides":
         return True
     return (Path(data.root) / "slides.csv").is_file()

@@ -80,7 +80,7 @@ def header_of(path: Path, key: str) -> Header:
     size = math.prod(header.shape) * header.dtype.itemsize
     damaged = None
     if size != held:
-        damaged = f"{held:,} bytes for shape {header.shape} of {_named(header.dtype)}"
+        damaged = f"{held:,} bytes for shape {header.shape} of {short(str(header.dtype))}"
     elif info.header_offset + info.compress_size > length:
         damaged = f"{info.compress_size:,} bytes of a file of {length:,}"
     elif info.file_size > _MOST_RATIO * info.compress_size + _MOST_HEADER:
@@ -193,7 +193,3 @@ def _check_packing(path: Path, key: str, info: zipfile.ZipInfo) -> None:
         raise UnusableError(
             f"{path}: {key}: is packed by method {info.compress_type}; np.savez_compressed writes what is read here"
         )
-
-
-def _named(dtype: np.dtype[np.generic]) -> str:
-    return short(str(dtype))

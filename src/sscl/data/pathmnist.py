@@ -85,7 +85,7 @@ _CACHE_FORMAT = 1
 
 
 @dataclass(frozen=True)
-class _Index:
+class Contents:
     """A file's content except its pixels.
 
     Attributes:
@@ -129,7 +129,7 @@ def load_pathmnist(
     chosen = {"train": ("train",), "validation": ("val",), "val": ("val",), "test": ("test",), "all": SPLITS}.get(split)
     if chosen is None:
         raise ValueError(f"split: got {split!r}, allowed are train, validation, test, all")
-    index = _read_index(path)
+    index = read_contents(path)
     if split == "all":
         chosen = tuple(index.labels)
     elif chosen[0] not in index.labels:
@@ -165,24 +165,6 @@ def load_pathmnist(
     )
 
 
-def stored_size_px(path: Path | str) -> int:
-    """Return the side of the tiles in a MedMNIST .npz file, pixels.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_pathmnist`.
-    """
-    return _read_index(Path(path)).side
-
-
-def has_groups(path: Path | str) -> bool:
-    """Return whether a MedMNIST .npz file has the slide or patient of each tile.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_pathmnist`.
-    """
-    return _read_index(Path(path)).groups is not None
-
-
 def has_validation(path: Path | str) -> bool:
     """Return whether a MedMNIST .npz file has a validation part; of a file that cannot be read, as it mostly has."""
     try:
@@ -191,8 +173,13 @@ def has_validation(path: Path | str) -> bool:
         return True
 
 
-def _read_index(path: Path) -> _Index:
-    """Return the file's content with every key, shape and label checked; of the pixels only the headers are read."""
+def read_contents(path: Path | str) -> Contents:
+    """Return a file's content with every key, shape and label checked; of the pixels only the headers are read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_pathmnist`.
+    """
+    path = Path(path)
     if not path.is_file():
         fault = f"{path}: is a folder; give the .npz file in it" if path.is_dir() else missing(path, "file")
         if path.exists() and not path.is_dir():
@@ -220,7 +207,7 @@ def _read_index(path: Path) -> _Index:
     classes = _classes(path, keys, labels)
     _check_classes(path, labels, classes)
     groups = _groups(path, keys, labels)
-    return _Index(side=sides["train"], classes=classes, labels=labels, groups=groups, notes=tuple(notes))
+    return Contents(side=sides["train"], classes=classes, labels=labels, groups=groups, notes=tuple(notes))
 
 
 def _pieces(path: Path, key: str) -> Iterator[NDArray[np.uint8]]:

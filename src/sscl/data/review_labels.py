@@ -6,6 +6,8 @@ of two classes the other one; who named a class blind, that class. N tiles of th
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +60,15 @@ class Labels:
     notes: tuple[str, ...]
 
 
+@contextlib.contextmanager
+def _of_reviews() -> Iterator[None]:
+    """Put the key of the worksheets before what is wrong with them."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"reviews: {error}") from error
+
+
 def takes_reviews(data: DataConfig) -> bool:
     """Return whether the tiles of a section have the classes of reviews; pretraining takes none without data.labels."""
     return bool(data.reviews) and not (isinstance(data, SourceConfig) and not data.labels)
@@ -71,13 +82,10 @@ def images_alone(data: DataConfig) -> bool:
     """
     if data.source != "folder" or own_splits(data.root):
         return False
-    try:
-        known: set[str] = set()
-        for file in worksheets(data.reviews):
-            for answer in read_answers(file):
-                known |= {*answer.classes, answer.predicted, answer.blind}
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"reviews: {error}") from error
+    known: set[str] = set()
+    with _of_reviews():
+        for answer in _answers(data.reviews):
+            known |= {*answer.classes, answer.predicted, answer.blind}
     try:
         found = read_layout(data.root, groups_given=data.groups_csv is not None)[0].classes
     except ValueError:  # as of images beside folders
@@ -123,10 +131,8 @@ def load_reviewed(data: DataConfig, load: Callable[[str], Tiles], *, split: str,
         account=Account("reviewed tile", parts, notes=(*notes, *found.notes)),
     ).subset(rows)
     if parts.keys() == {"all"}:
-        try:
+        with _of_reviews():
             tiles = take_split(tiles, parts, split, test_fraction=data.test_fraction, seed=data.split_seed)
-        except ValueError as error:
-            raise ValueError(f"reviews: {error}") from error
     if data.tiles_per_slide is None or isinstance(data, SourceConfig):
         return tiles
     return some_of_each(tiles, data.tiles_per_slide, seed=data.split_seed)
@@ -147,6 +153,10 @@ def worksheets(paths: Sequence[str]) -> list[Path]:
     return found
 
 
+def _answers(paths: Sequence[str]) -> Iterator[Answer]:
+    return itertools.chain.from_iterable(map(read_answers, worksheets(paths)))
+
+
 def _with_folders_as_groups(tiles: Tiles) -> Tiles:
     """Return tiles of unknown groups and classes with the folders that they lie in, as slides are often cut."""
     folders = [os.path.dirname(name) for name in tiles.ids]
@@ -161,26 +171,19 @@ def answers_by_sight(files: Sequence[str]) -> tuple[int, int]:
     """Return how many answers of worksheets name a class, and how many of these had a prediction in sight."""
     of_class = [
         answer
-        for file in worksheets(files)
-        for answer in read_answers(file)
+        for answer in _answers(files)
         if answer.blind not in ("", CANNOT_TELL) or answer.review not in ("", UNSURE)
     ]
     return len(of_class), sum(not _is_blind(answer) for answer in of_class)
 
 
+@_of_reviews()
 def review_labels(data: DataConfig, tiles: Tiles) -> Labels:
     """Return the classes that the worksheets of a section give to the tiles of its whole set.
 
     Raises:
         FileNotFoundError, ValueError: a file is no worksheet; it is of other tiles. Begins with "reviews: ".
     """
-    try:
-        return _labels(data, tiles)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"reviews: {error}") from error
-
-
-def _labels(data: DataConfig, tiles: Tiles) -> Labels:
     places = _SlidePlaces(data, tiles) if isinstance(tiles.ids, TileIds) else _FilePlaces(data, tiles)
     named: defaultdict[int, list[tuple[str, bool]]] = defaultdict(list)  # class, and whether it was named blind
     left: dict[int, str] = {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sscl.config import DataConfig
 from sscl.data.images import size_of
 from sscl.data.load import tile_file
-from sscl.data.pathmnist import stored_size_px
+from sscl.data.pathmnist import read_contents
 from sscl.data.polyp import TILE_UM
 from sscl.data.synthetic import is_synthetic
 from sscl.data.tiles import Tiles
@@ -112,7 +112,7 @@ def _file_sides(data: DataConfig, tiles: Tiles) -> dict[int, int]:
     Files that cannot be opened do not count.
     """
     if data.source == "pathmnist":
-        return {0: stored_size_px(data.root)}
+        return {0: read_contents(data.root).side}
     rows = _spread(np.arange(len(tiles)))
     if tiles.mpp is not None:
         rows = np.union1d(rows, _spread(np.flatnonzero(~np.isnan(tiles.mpp))))

@@ -98,24 +98,23 @@ def load_slides(
     if areas is None:
         _check(parts, split, labels, groups, classes=classes, root=root)
     found = _found(slides, slides_root, root=root) if looked_for else [indexed.slide for indexed in slides]
+    scaled = [(slide, indexed.scaling) for slide, indexed in zip(found, slides, strict=True)]
     places = Places.of(
         [slide.name for slide in found],
         [indexed.tiles for indexed in slides],
         (index.grid(i) for i in order),
         quickhashes=[slide.quickhash for slide in found],
     )
-    scaled = [(slide, indexed.scaling) for slide, indexed in zip(found, slides, strict=True)]
     drawn = None if areas is None else drawn_labels(areas, scaled, places, label_coverage=label_coverage)
     if drawn is not None:
         classes, parts = drawn.classes, _tiles_of_parts(drawn.tiles, part_of)
         of_class, of_slide = drawn.pairs
         _check(parts, split, of_class, [groups[slide] for slide in of_slide], classes=classes, root=root)
-    if looked_for and any(slide.levels[how.level].encoded is None for slide, how in scaled):
-        openslide()  # says how to install it where it is missing
     streamed = SlidePixels(scaled, places, replace=replace_damaged)
     images, kept = _placed(streamed, index, keep=keep, cache_dir=cache_dir, progress=progress)
     notes = _notes(index, slides, labelled=bool(classes), whole=whole, drawn=drawn)
-    notes += ["annotations are not used (data.labels=true would)"] if annotations is not None and whole else []
+    if whole and annotations is not None:
+        notes.append("annotations are not used (data.labels=true would)")
     names, numbers = np.unique(groups, return_inverse=True)
     tiles = Tiles(
         images=images,
@@ -265,6 +264,8 @@ def _found(slides: Sequence[IndexedSlide], slides_root: Path | str | None, *, ro
             f"{root}: {len(absent):,} of {count(len(slides), 'slide')} are missing, the first is "
             f"{printable(str(absent[0]))}; {where}"
         )
+    if any(indexed.slide.levels[indexed.scaling.level].encoded is None for indexed in slides):
+        openslide()  # says how to install it where it is missing
     return [unchanged(indexed.slide, path, root=root) for indexed, path in zip(slides, paths, strict=True)]
 
 

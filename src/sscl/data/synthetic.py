@@ -229,9 +229,9 @@ def in_processes(
     """Return what `write` does for 0 to count - 1, in order, in processes where there are several workers."""
     if workers == 1:
         return list(bar(map(write, range(count))))
-    # Spawned, not forked: torch or OpenCV may already run threads in this process.
+    # Spawned, not forked: torch or OpenCV may already run threads in this process. Each keeps to one of OpenCV's.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         return list(bar(pool.map(write, range(count), chunksize=chunk)))
 
 
@@ -244,8 +244,3 @@ def _write_tile(index: int, *, root: Path, draw: Callable[[int], SyntheticTile])
         with naming(root / folder / name):
             (root / folder / name).write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     return name, tile.label, tile.votes, tile.slide
-
-
-def _use_one_thread() -> None:
-    """Keep OpenCV from starting a thread per core in each worker process."""
-    cv2.setNumThreads(1)

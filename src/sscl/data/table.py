@@ -152,6 +152,11 @@ def _read(path: Path, *, whole: bool) -> _Table:
         for values, column in ((groups, "group"), (sites, "site"))
     )
     scale = read_mpp(path, lines, mpp)
+    notes = ["labels are not used (data.labels=true would)"] if whole and any(labels) else []
+    if scale is not None:
+        notes.append(_span(scale))
+    if words and not whole:
+        notes.append(f"{count(words.total(), 'label')} {listed(list(words))}: missing, so unlabelled")
     return _Table(
         ids=tuple(ids[row] for row in order),
         files=tuple(files[row] for row in order),
@@ -161,15 +166,7 @@ def _read(path: Path, *, whole: bool) -> _Table:
         sites=None if places is None else places[order],
         mpp=None if scale is None else scale[order],
         parts={name: number for name, number in found.items() if number},
-        notes=(
-            *(("labels are not used (data.labels=true would)",) if whole and any(labels) else ()),
-            *(() if scale is None else (_span(scale),)),
-            *(
-                (f"{count(words.total(), 'label')} {listed(list(words))}: missing, so unlabelled",)
-                if words and not whole
-                else ()
-            ),
-        ),
+        notes=tuple(notes),
     )
 
 

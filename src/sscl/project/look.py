@@ -22,7 +22,7 @@ from sscl.data.folder import read_layout
 from sscl.data.images import size_of
 from sscl.data.listing import SUFFIXES, list_images
 from sscl.data.mhist import PUBLISHED_COUNTS, PUBLISHED_SIZE_PX
-from sscl.data.pathmnist import stored_size_px
+from sscl.data.pathmnist import read_contents
 from sscl.data.scale import Scale, scale_of
 from sscl.data.slide_files import instead_of_tiles
 from sscl.data.slide_set import MOST_KEPT
@@ -121,7 +121,7 @@ def sizes_of(data: DataConfig) -> Sizes:
         FileNotFoundError, ValueError: there is no set, or it has no image.
     """
     if data.source == "pathmnist":
-        side = stored_size_px(data.root)
+        side = read_contents(data.root).side
         return Sizes(side, side, side, looked_at=1)
     if data.source == "slides":
         index = read_index(data.root)

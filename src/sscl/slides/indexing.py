@@ -226,7 +226,8 @@ def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> 
     tissue, reason = None, None
     if given is not None:
         grid = given.grid
-        notes += _notes_of(given)
+        notes += (f"places of {given.program}",)
+        notes += (f"{given.twice:,} of its places come again, each is taken once",) if given.twice else ()
     else:
         tissue = find_tissue(overview)
         grid = tissue_tiles(slide, tissue, overview, how, min_coverage=wanted.min_coverage, overlap=wanted.overlap)
@@ -251,8 +252,3 @@ def _indexed(source: Source, facts: Facts, wanted: Wanted, readers: Readers) -> 
         grid=found,
     )
     return Indexed(entry, found, picture)
-
-
-def _notes_of(given: Coordinates) -> tuple[str, ...]:
-    of = f"places of {given.program}"
-    return (of, f"{given.twice:,} of its places come again, each is taken once") if given.twice else (of,)
