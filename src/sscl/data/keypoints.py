@@ -270,7 +270,8 @@ def _compare(first: Bytes, second: Bytes, matrix: Affine, inliers: Matches) -> t
     places = (np.stack([columns, rows], -1) @ matrix[:, :2].T + matrix[:, 2] + moved).astype(np.float32)
     covered = ((places >= 0) & (places <= side - 1)).all(-1)
     warped = cv2.remap(np.ascontiguousarray(second), places, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
-    return float(covered.mean()), _correlation(*_details(covered, first, warped), covered)
+    one, other = _details(covered, first, warped)
+    return float(covered.mean()), _correlation(one, other, covered)
 
 
 def _details(covered: NDArray[np.bool_], *lumas: Bytes) -> Iterator[Floats]:
@@ -283,7 +284,7 @@ def _details(covered: NDArray[np.bool_], *lumas: Bytes) -> Iterator[Floats]:
     for luma in lumas:  # means over covered pixels only: nothing leaks in across the border
         seen = np.where(covered, luma, 0)
         fine, coarse = (blurred(seen, sd) / weight for sd, weight in weights.items())
-        yield fine - coarse
+        yield np.asarray(fine - coarse, np.float32)
 
 
 @dataclass(frozen=True)
