@@ -18,12 +18,11 @@ from sscl.slides.pixels import Readers
 from sscl.slides.preview import LONGEST, preview
 from sscl.slides.records import Scaling, Slide, SlideError
 from sscl.slides.scaling import scaling
-from sscl.slides.tissue import NO_TISSUE, OVERVIEW_MPP, find_tissue
+from sscl.slides.tissue import LEAST_PEN, NO_TISSUE, OVERVIEW_MPP, find_tissue
 from sscl.words import count
 
 RULES = 1  # another number where the same slide and settings give other tiles: then all are indexed anew
 _SMALL = 2**22  # pixels of a slide that is read whole to see whether it can be
-LEAST_PEN = 0.001  # share of what was scanned: less is not said
 SLIDE_MPP = "slide_mpp"  # where the µm per pixel of slides is from that do not say it
 
 

@@ -16,7 +16,7 @@ from sscl.fonts import font, lettering
 from sscl.places import printable
 from sscl.slides.index import Grid
 from sscl.slides.records import Overview, Scaling, Slide
-from sscl.slides.tissue import Tissue
+from sscl.slides.tissue import LEAST_PEN, Tissue
 from sscl.words import count, shortened
 from sscl.writing import replacing
 
@@ -102,7 +102,7 @@ def _facts(slide: Slide, scaling: Scaling | None, tissue: Tissue | None, grid: G
         found.append(f"{count(len(grid), 'tile')} of {scaling.size_px} px at {scaling.mpp:.3g} µm/px")
     if tissue is not None:
         found.append(tissue.reason or f"{100 * tissue.share:.0f}% tissue")
-        if tissue.pen_share >= 0.001:
+        if tissue.pen_share > LEAST_PEN:
             found.append(f"{100 * tissue.pen_share:.1f}% pen, left out")
     return [printable(slide.name), " · ".join(file), " · ".join(found)]
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sscl.slides.records import Overview
 
 OVERVIEW_MPP = 8.0  # µm per pixel: a nucleus is one pixel, a crypt ten; no finer detail decides what is tissue
+LEAST_PEN = 0.001  # share of what was scanned: less is not said
 NO_TISSUE = "no tissue"
 DARK = "fluorescence or dark field: not H&E"
 
