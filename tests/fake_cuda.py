@@ -207,14 +207,17 @@ class FakeMachine(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation."""
-        tensors = [x for x in _leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if any(isinstance(x, fake_tensor.FakeTensor) or x.device.type == "meta" for x in tensors):
+        tensors: list[torch.Tensor] = []
+        _gather((args, kwargs), tensors)
+        there = [x for x in tensors if isinstance(x, FakeCudaTensor)]
+        if len(there) < len(tensors) and any(
+            isinstance(x, fake_tensor.FakeTensor) or x.device.type == "meta" for x in tensors
+        ):
             return func(*args, **kwargs)
         wanted = kwargs.get("device")
         target = None if wanted is None else self.device(wanted)
         if target is not None and target.type == "cpu" and _asked_by_torch():
             target = next((x.device for x in tensors), self.device("cuda"))
-        there = [x for x in tensors if isinstance(x, FakeCudaTensor)]
         name = func._schema.name.split("::")[-1]
         if name == "is_pinned":
             return _storage(args[0]) in self._pinned
@@ -316,7 +319,9 @@ class FakeMachine(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.counts.waits[_stop(f"{source.device.type} -> {there.type}")] += 1
 
     def _count(self, func: Any, name: str, read: Sequence[torch.Tensor], result: Any) -> None:
-        written = [x for x in _leaves(result) if isinstance(x, FakeCudaTensor)]
+        found: list[torch.Tensor] = []
+        _gather(result, found)
+        written = [x for x in found if isinstance(x, FakeCudaTensor)]
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if views or name in FREE or not (read or written):
             return
@@ -329,19 +334,22 @@ _MACHINES: list[FakeMachine] = []
 
 def _mapped(change: Callable[[Any], Any], x: Any) -> Any:
     """Return nested lists, tuples and dictionaries with every leaf changed."""
-    if isinstance(x, dict):
-        return {key: _mapped(change, value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
         return type(x)([_mapped(change, value) for value in x])
+    if isinstance(x, dict):
+        return {key: _mapped(change, value) for key, value in x.items()}
     return change(x)
 
 
-def _leaves(x: Any) -> Iterator[Any]:
-    if isinstance(x, (dict, list, tuple)):
-        for value in x.values() if isinstance(x, dict) else x:
-            yield from _leaves(value)
-    else:
-        yield x
+def _gather(x: Any, found: list[torch.Tensor]) -> None:
+    """Append the tensors in nested lists, tuples and dictionaries."""
+    if isinstance(x, torch.Tensor):
+        found.append(x)
+    elif isinstance(x, (list, tuple)):
+        for value in x:
+            _gather(value, found)
+    elif isinstance(x, dict):
+        _gather(list(x.values()), found)
 
 
 def _held(x: Any) -> Any:

@@ -29,8 +29,9 @@ from typing import IO, Any, NoReturn
 PLACE = "SSCL_TESTS_FORKED"  # the environment's variable for the socket of the process that forks
 MODULES = (
     *("timm", "torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor.pattern_matcher"),
-    *("torch.distributed.launcher.api", "cv2", "sscl.cli", "sscl.commands.finetune", "sscl.commands.pretrain"),
-    *("sscl.models.encoders", "sscl.models.sync_batch_norm", "sscl.train.step"),
+    *("torch.distributed.launcher.api", "cv2", "matplotlib.backends.backend_agg", "scipy.optimize"),
+    *("sscl.cli", "sscl.commands.finetune", "sscl.commands.pretrain", "sscl.models.encoders"),
+    *("sscl.models.sync_batch_norm", "sscl.train.step"),
 )
 _NUMBER = struct.Struct("i")
 _LONGEST = 1 << 20  # bytes of a request; the system allows fewer

@@ -337,9 +337,11 @@ def compute(tasks: list[str], folder: Path) -> None:
 
 
 def command(words: list[str], out: Path) -> None:
-    """Run one of sscl's commands as one rank of a group."""
+    """Run one of sscl's commands as one rank of a group, without the curves, which take as long as the training."""
     from sscl.cli import main
+    from sscl.plots import charts
 
+    charts.plot_history = lambda *_, **__: None
     torch.set_num_threads(1)
     with out.open("a") as handle, contextlib.redirect_stdout(handle):
         assert main(words) == 0

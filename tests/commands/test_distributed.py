@@ -56,7 +56,9 @@ def unequal(folder3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(cli: Any, folder3_words: list[str], unequal: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(
+    cli: Any, folder3_words: list[str], unequal: Path, blank_pictures: None, tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
     """Three runs, of one process each; then on two ranks, whose start takes the longest and is made once.
 
     Tiles of noise: in a drawn lumen all pixels are equal, and rounding decides which of them max-pool takes. The
