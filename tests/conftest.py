@@ -324,7 +324,7 @@ def blank_drawing() -> Callable[[], AbstractContextManager[None]]:
         last[:] = [figure.get_size_inches()]
         width, height = (int(inches * figure.dpi) for inches in last[0])
         with base.writing(path) as temporary:
-            if Path(path).suffix == ".svg":
+            if path.suffix == ".svg":
                 box = f'width="{width}pt" height="{height}pt" viewBox="0 0 {width} {height}"'
                 texts = "".join(f"<text>{escape(found.get_text())}</text>" for found in figure.findobj(Text))
                 svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{texts}</svg>'

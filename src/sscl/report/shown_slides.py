@@ -146,6 +146,4 @@ def _bare(
         damaged=(),
         notes=notes,
     )
-    return SlideContent(
-        record, xy, grid[:, 2], share, np.ones(tiles, bool), base=None, base_factor=(1.0, 1.0), predicted=False
-    )
+    return SlideContent(record, xy, grid[:, 2], share, np.ones(tiles, bool), predicted=False)

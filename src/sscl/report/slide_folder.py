@@ -64,16 +64,8 @@ def content_of(slide: SlideFolder) -> SlideContent:
             f"{printable(str(file))}: has {count(len(xy), 'tile')}, but {slide.record.tiles:,} were predicted; copy "
             "the folder again, or predict the slide again"
         )
-    return SlideContent(
-        slide.record,
-        xy,
-        coverage,
-        probabilities,
-        decided,
-        base=None,
-        base_factor=(1.0, 1.0),
-        cam=None if slide.record.cam is None else read_cam(slide.folder),
-    )
+    cam = None if slide.record.cam is None else read_cam(slide.folder)
+    return SlideContent(slide.record, xy, coverage, probabilities, decided, cam=cam)
 
 
 def _read_tiles(

@@ -10,7 +10,6 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import numpy as np
 from markupsafe import Markup
@@ -20,10 +19,9 @@ from sscl.plots.cam import heatmap_rgb
 from sscl.report.blocks import sentence
 from sscl.report.page import MARK, parts
 from sscl.report.slide_cam import cam_layer
-from sscl.report.slide_picture import SQUARE, pyramid
+from sscl.report.slide_picture import Squares, in_squares
 from sscl.report.slide_record import PredictedSlide
 from sscl.report.slide_strip import groups
-from sscl.slides.deep_zoom import OVERLAP
 from sscl.words import count
 
 BASE_MPP = 4.0  # µm per pixel of the picture in the page; coarser where the page would be too large
@@ -51,27 +49,6 @@ SCRIPTS = (
 )
 
 
-class Base(TypedDict):
-    """Where the squares of the picture are: in the page, or at a server that makes them.
-
-    Keys:
-        width, height: of the picture. factor: pixels of level 0 that one of its pixels spans, x and y.
-        square, overlap: of a square, pixels. levels: number of them.
-        squares: JPEG as base64, the smallest level first, row by row; empty: at `address`.
-        address: of the squares, before "LEVEL/COLUMN_ROW.jpg". pictures: of tiles, before "ROW.jpg".
-    """
-
-    width: int
-    height: int
-    factor: tuple[float, float]
-    square: int
-    overlap: int
-    levels: int
-    squares: list[str]
-    address: str
-    pictures: str
-
-
 @dataclass(frozen=True, eq=False)
 class SlideContent:
     """What the page shows. Coordinates are pixels of level 0, of the file's origin.
@@ -95,15 +72,15 @@ class SlideContent:
     coverage: NDArray[np.integer]
     probabilities: NDArray[np.float32]
     decided: NDArray[np.bool_]
-    base: NDArray[np.uint8] | None
-    base_factor: tuple[float, float]
+    base: NDArray[np.uint8] | None = None
+    base_factor: tuple[float, float] = (1.0, 1.0)
     pictures: Mapping[int, bytes] = field(default_factory=dict)
     blind: bool = False
     predicted: bool = True
     cam: NDArray[np.float32] | None = None
 
 
-def page_of(content: SlideContent, *, served: Base | None = None) -> str:
+def page_of(content: SlideContent, *, served: Squares | None = None) -> str:
     """Return the page as HTML; written as UTF-8, it needs nothing beside it.
 
     Args:
@@ -114,11 +91,12 @@ def page_of(content: SlideContent, *, served: Base | None = None) -> str:
     notes = [sentence(note) for note in record.notes]
     if served is None:
         assert content.base is not None
-        shown["base"], said = _base(content.base, content.base_factor, most_bytes=PAGE_BYTES - _size_of(shown))
-        has = f"{content.base_factor[0] * record.mpp * said:.3g} µm per pixel"
+        taken = _OWN_BYTES + len(parts.data(shown))
+        squares, reduced = in_squares(content.base, content.base_factor, most_bytes=PAGE_BYTES - taken)
+        shown["base"] = squares
         notes.append(
-            f"The picture of the slide has {has}; `sscl slides view FOLDER` shows all of its {record.mpp:.3g}, on a "
-            "computer that has the slide."
+            f"The picture of the slide has {content.base_factor[0] * record.mpp * reduced:.3g} µm per pixel; "
+            f"`sscl slides view FOLDER` shows all of its {record.mpp:.3g}, on a computer that has the slide."
         )
     else:
         shown["base"] = served
@@ -212,28 +190,6 @@ def _in_steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def _packed(values: NDArray[np.generic]) -> str:
     return base64.b64encode(values.tobytes()).decode()
-
-
-def _size_of(shown: Mapping[str, object]) -> int:
-    """Return how many bytes of the page are taken, without the picture of the slide."""
-    return _OWN_BYTES + len(parts.data(shown))
-
-
-def _base(rgb: NDArray[np.uint8], factor: tuple[float, float], *, most_bytes: int) -> tuple[Base, int]:
-    """Return the picture in squares, and how many times smaller it was made."""
-    found = pyramid(rgb, most_bytes=most_bytes)
-    base: Base = {
-        "width": found.width,
-        "height": found.height,
-        "factor": (factor[0] * rgb.shape[1] / found.width, factor[1] * rgb.shape[0] / found.height),
-        "square": SQUARE,
-        "overlap": OVERLAP,
-        "levels": len(found.levels),
-        "squares": list(found.squares),
-        "address": "",
-        "pictures": "",
-    }
-    return base, found.reduced
 
 
 def _grid(xy: NDArray[np.int32], footprint: float) -> dict[str, list[float]]:

@@ -8,41 +8,48 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sscl.slides.deep_zoom import box_of, sizes_of
+from sscl.slides.deep_zoom import OVERLAP, box_of, sizes_of
 
 SQUARE = 510  # pixels of a square
 QUALITIES = (80, 70, 60, 50, 40)
 _THUMBNAIL = 160  # pixels along its longer side
 
 
-@dataclass(frozen=True)
-class Pyramid:
-    """A picture in squares.
+class Squares(TypedDict):
+    """The squares of a picture, and where they are: in the page, or at a server that makes them.
 
-    Attributes:
-        width, height: of the picture. levels: sizes of all levels, the smallest first.
-        squares: JPEG of each square as base64, level by level, row by row.
-        quality: of these. reduced: how many times smaller the picture was made.
+    Keys:
+        width, height: of the picture. factor: pixels of level 0 that one of its pixels spans, x and y.
+        square, overlap: of a square, pixels. levels: number of them.
+        squares: JPEG as base64, the smallest level first, row by row; empty: at `address`.
+        address: of the squares, before "LEVEL/COLUMN_ROW.jpg". pictures: of tiles, before "ROW.jpg".
     """
 
     width: int
     height: int
-    levels: tuple[tuple[int, int], ...]
-    squares: tuple[str, ...]
-    quality: int
-    reduced: int
+    factor: tuple[float, float]
+    square: int
+    overlap: int
+    levels: int
+    squares: list[str]
+    address: str
+    pictures: str
 
 
-def pyramid(rgb: NDArray[np.uint8], *, most_bytes: int) -> Pyramid:
+def in_squares(rgb: NDArray[np.uint8], factor: tuple[float, float], *, most_bytes: int) -> tuple[Squares, int]:
     """Return a picture, uint8 (h, w, 3), in squares whose base64 has at most `most_bytes` in all.
 
-    At the first quality of QUALITIES at which it is small enough; where none is, at half the size, and so on.
+    At the first quality of QUALITIES at which it is small enough; where none is, at half the size, and so on. The
+    second value says how many times smaller it was made.
+
+    Args:
+        factor: pixels of level 0 that one pixel spans, x and y.
     """
     picture, reduced = Image.fromarray(np.ascontiguousarray(rgb)), 1
     while True:
@@ -52,9 +59,20 @@ def pyramid(rgb: NDArray[np.uint8], *, most_bytes: int) -> Pyramid:
         levels.reverse()
         for quality in QUALITIES:
             squares = _encoded(levels, quality, most_bytes=most_bytes)
-            if squares is not None:
-                sizes = tuple(level.size for level in levels)
-                return Pyramid(picture.width, picture.height, sizes, tuple(squares), quality, reduced)
+            if squares is None:
+                continue
+            width, height = picture.size
+            return {
+                "width": width,
+                "height": height,
+                "factor": (factor[0] * rgb.shape[1] / width, factor[1] * rgb.shape[0] / height),
+                "square": SQUARE,
+                "overlap": OVERLAP,
+                "levels": len(levels),
+                "squares": squares,
+                "address": "",
+                "pictures": "",
+            }, reduced
         picture, reduced = levels[-2], reduced * 2
 
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from sscl.places import printable
 from sscl.report.page import parts
 from sscl.report.shown_slides import ShownSlide
-from sscl.report.slide_page import Base, page_of
+from sscl.report.slide_page import page_of
+from sscl.report.slide_picture import Squares
 from sscl.slides.deep_zoom import OVERLAP, DeepZoom
 from sscl.slides.open import open_slide
 from sscl.slides.pixels import Readers
@@ -72,7 +73,7 @@ class ServedSlide:
     def page(self) -> bytes:
         """The page."""
         zoom = self._zoom
-        base: Base = {
+        base: Squares = {
             "width": zoom.slide.width,
             "height": zoom.slide.height,
             "factor": (1.0, 1.0),

@@ -15,7 +15,7 @@ import pytest
 from sscl.data.worksheets import read_answers
 from sscl.report.page import parts
 from sscl.report.slide_page import SlideContent, _grid, page_of
-from sscl.report.slide_picture import pyramid
+from sscl.report.slide_picture import in_squares
 from sscl.report.slide_record import PredictedSlide, SlideCam
 from sscl.report.slide_strip import groups, strip_rows
 
@@ -434,10 +434,10 @@ def test_the_strip_s_tiles_are_apart_where_they_can_be():
 
 def test_a_picture_keeps_within_its_bytes():
     rgb = np.random.default_rng(0).integers(0, 255, (1200, 1100, 3), dtype=np.uint8)
-    found = pyramid(rgb, most_bytes=500_000)
-    assert sum(map(len, found.squares)) <= 500_000
-    assert found.reduced > 1 or found.quality < 80
-    assert found.levels[-1] == (found.width, found.height)
+    found, reduced = in_squares(rgb, (4.0, 4.0), most_bytes=500_000)
+    assert 100_000 < sum(map(len, found["squares"])) <= 500_000
+    assert reduced == 2
+    assert (found["width"], found["height"], found["factor"]) == (550, 600, (8.0, 8.0))
 
 
 def test_the_heatmap_of_a_region_lies_in_its_place_with_its_own_scale(tab: Callable[..., Any], tmp_path: Path) -> None:
