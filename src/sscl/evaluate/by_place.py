@@ -11,7 +11,17 @@ import numpy as np
 
 from sscl.data.tiles import Tiles
 from sscl.evaluate import influence
-from sscl.evaluate.intervals import FEWEST, Estimate, Groups, Interval, Sample, group_count, metric_interval, spread
+from sscl.evaluate.intervals import (
+    FEWEST,
+    Estimate,
+    Groups,
+    Interval,
+    Sample,
+    ends_text,
+    group_count,
+    metric_interval,
+    spread,
+)
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.tables import as_text
 from sscl.records import Record
@@ -158,17 +168,13 @@ def as_lines(found: ByPlace) -> list[str]:
     rows = [[one, "tiles", "accuracy", "95% interval", "balanced", "95% interval"]]
     for name, place in zip(short_names([place.name for place in shown], 16), shown, strict=True):
         few = "too few tiles" if place.slides is None or place.tiles < FEWEST else "too few slides"
-        balanced = place.balanced_accuracy
-        rows.append(
-            [
-                name,
-                f"{place.tiles:,}",
-                f"{place.accuracy:.3f}",
-                few if place.accuracy_interval is None else _ends(place.accuracy_interval),
-                "one class" if balanced is None else f"{balanced:.3f}",
-                "" if balanced is None else few if (ends := place.balanced_accuracy_interval) is None else _ends(ends),
-            ]
-        )
+        both = (place.accuracy_interval, place.balanced_accuracy_interval)
+        of_all, of_balanced = (few if ends is None else ends_text(ends) for ends in both)
+        if place.balanced_accuracy is None:
+            balanced = ["one class", ""]
+        else:
+            balanced = [f"{place.balanced_accuracy:.3f}", of_balanced]
+        rows.append([name, f"{place.tiles:,}", f"{place.accuracy:.3f}", of_all, *balanced])
     lines = [f"By {one}, the worst first", *(f"  {line}" for line in as_text(rows).splitlines())]
     if len(shown) < len(found.places):
         lines.append(f"  and {len(found.places) - len(shown):,} more, in metrics.json")
@@ -191,7 +197,3 @@ def worst_in_words(found: ByPlace) -> str:
     else:
         verdict = f"inconclusive: the lowest of {tested:,} is as low by chance (p = {worst.p:.2g})"
     return f"worst {one}: {found.worst}, {gap}; {verdict}"
-
-
-def _ends(interval: Interval) -> str:
-    return f"{interval[0]:.3f} to {interval[1]:.3f}"

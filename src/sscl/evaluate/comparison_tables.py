@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sscl.evaluate.comparison import METRICS, Comparison, Difference
-from sscl.evaluate.intervals import Interval
+from sscl.evaluate.intervals import Interval, ends_text
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.tables import Table
 
@@ -57,9 +57,7 @@ def _differences(differences: Mapping[str, Difference], seeds: Sequence[int]) ->
             ends = one.intervals[metric]
             value = _cell(one.mean[metric], sd=one.sd[metric], sign="+")
             pair = f"{name} - {one.against}"
-            lines.append(
-                [pair, text, value, "" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}", one.verdicts[metric]]
-            )
+            lines.append([pair, text, value, "" if ends is None else ends_text(ends, "+.4f"), one.verdicts[metric]])
     over = "mean ± sd over seeds, " if several else ""
     return Table(f"paired differences: {over}95% interval over the same tiles", lines, texts=2)
 
@@ -87,5 +85,5 @@ def _cell(value: float, *, sd: float | None = None, interval: Interval | None = 
     if sd is not None:
         text += f" ± {sd:.4f}"
     if interval is not None:
-        text += f" ({interval[0]:{sign}.4f} to {interval[1]:{sign}.4f})"
+        text += f" ({ends_text(interval, f'{sign}.4f')})"
     return text

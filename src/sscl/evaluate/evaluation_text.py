@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sscl.evaluate import by_place, calibration, verdicts
-from sscl.evaluate.intervals import FEWEST, Interval
+from sscl.evaluate.intervals import FEWEST, Interval, ends_text, with_interval
 from sscl.evaluate.metric_intervals import ClassIntervals, Intervals
 from sscl.evaluate.metrics import (
     MANY_CLASSES,
@@ -65,7 +65,7 @@ class Row(NamedTuple):
         """The interval, or why there is none."""
         if self.interval is None:
             return self.missing if self.value is not None else ""
-        return f"{self.interval[0]:.3f} to {self.interval[1]:.3f}"
+        return ends_text(self.interval)
 
 
 def rows_of(
@@ -285,7 +285,7 @@ def _with_interval(row: Row) -> str:
     """Return a value and its interval in a few characters, as in "0.87 (0.83 to 0.91)"."""
     if row.value is None:
         return "undefined"
-    return f"{row.value:.2f} " + (f"({row.interval[0]:.2f} to {row.interval[1]:.2f})" if row.interval else "(too few)")
+    return with_interval(row.value, row.interval, ".2f") + ("" if row.interval else " (too few)")
 
 
 def _confusion_lines(report: Evaluation, names: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sscl.config.published import PUBLISHED
 from sscl.evaluate import card_results, records
 from sscl.evaluate.card_results import SHOWN
+from sscl.evaluate.intervals import ends_text
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.records import Evaluation
 from sscl.evaluate.tables import code, code_block, escaped
@@ -111,7 +112,7 @@ def _metrics(evaluated: Evaluation) -> list[dict[str, object]]:
     for key in SHOWN:
         value, interval = getattr(evaluated.metrics, key), getattr(evaluated.intervals, key)
         if value is not None:
-            ends = "no interval" if interval is None else f"95% interval {interval[0]:.3f} to {interval[1]:.3f}"
+            ends = "no interval" if interval is None else f"95% interval {ends_text(interval)}"
             of = f"{evaluated.tiles} tiles" + (f" of {evaluated.groups} slides" if evaluated.groups else "")
             name = f"{display_name(key)} ({ends}; {of})"
             rows.append({"type": METRICS.get(key, key), "value": round(value, 4), "name": name})

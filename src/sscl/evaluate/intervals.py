@@ -293,6 +293,17 @@ def draw_variance(values: Sequence[float], seeds: Sequence[tuple[Hashable, ...]]
     return total, total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
+def ends_text(interval: Interval, form: str = ".3f") -> str:
+    """Return an interval as text, as in "0.702 to 0.760"; form: of its numbers."""
+    return f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def with_interval(value: float, interval: Interval | None, form: str = ".3f") -> str:
+    """Return a value and its interval as text, as in "0.731 (0.702 to 0.760)"."""
+    text = f"{value:{form}}"
+    return text if interval is None else f"{text} ({ends_text(interval, form)})"
+
+
 def few_groups(count: int | None) -> str | None:
     """Return a sentence where intervals rest on few groups, of which there are `count`; else None."""
     if count is None or count >= ENOUGH_GROUPS:

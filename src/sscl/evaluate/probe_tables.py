@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from sscl.evaluate.intervals import GROUPS, Interval
+from sscl.evaluate.intervals import GROUPS, Interval, ends_text, with_interval
 from sscl.evaluate.metrics import display_name
 from sscl.evaluate.probe_report import ProbeResults
 from sscl.evaluate.probe_results import Gain, OverRuns, Summary
@@ -96,7 +96,7 @@ def _columns_of_shots(rows: Sequence[FewShot]) -> list[Column]:
 
 
 def _robustness(rows: Sequence[Robustness], names: Sequence[str]) -> Column:
-    known = {row.encoder: _ends(f"{row.index:.3f}", row.interval) for row in rows if row.index is not None}
+    known = {row.encoder: with_interval(row.index, row.interval) for row in rows if row.index is not None}
     return "robustness", dict.fromkeys(names, "unknown") | known
 
 
@@ -109,7 +109,7 @@ def _gains_of_the_rest(found: ProbeResults, where: str, part: str, reference: st
         columns.append((f"{_shots(most)} − {reference}", cells))
     robust = _those(found.robustness_differences, set=where)
     if robust:
-        cells = {row.encoder: _ends(f"{row.difference:+.3f}", row.interval, sign="+") for row in robust}
+        cells = {row.encoder: with_interval(row.difference, row.interval, "+.3f") for row in robust}
         columns.append((f"robustness − {reference}", cells))
     return columns
 
@@ -121,11 +121,8 @@ def _shots(number: int) -> str:
 def _cell(value: OverRuns, *, sd: bool = True, interval: bool = True, sign: str = "") -> str:
     """Return 0.731 (0.702 to 0.760), with ± sd in between where it is wanted and there are several runs."""
     text = f"{value.mean:{sign}.3f}" + (f" ± {value.sd:.3f}" if sd and value.sd is not None else "")
-    return _ends(text, value.interval, sign=sign) if interval else text
-
-
-def _ends(text: str, interval: Interval | None, *, sign: str = "") -> str:
-    return text if interval is None else f"{text} ({interval[0]:{sign}.3f} to {interval[1]:{sign}.3f})"
+    ends = value.interval if interval else None
+    return text if ends is None else f"{text} ({ends_text(ends, f'{sign}.3f')})"
 
 
 def in_columns(table: Table) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscl.evaluate.influence import mean_of_tiles
-from sscl.evaluate.intervals import Groups, Interval, Sample, group_count, spread, student
+from sscl.evaluate.intervals import Groups, Interval, Sample, ends_text, group_count, spread, student
 from sscl.words import count
 
 # Of fewer tiles nothing is said: even if all of them agree, a sign test of five has p = 2 x 0.5^5 = 0.06.
@@ -128,7 +128,7 @@ class Mean:
 
 def interval_text(interval: Interval) -> str:
     """Return a 95% interval as a verdict shows it."""
-    return f"{interval[0]:.2f} to {interval[1]:.2f}" if np.isfinite(interval).all() else "no interval"
+    return ends_text(interval, ".2f") if np.isfinite(interval).all() else "no interval"
 
 
 def better_than_chance(interval: Interval, chance: float, *, tiles: int) -> Outcome:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from sscl.evaluate.intervals import Groups
+from sscl.evaluate.intervals import Groups, with_interval
 from sscl.explain import box_checks, cam, map_checks
 from sscl.explain.deletion_insertion import deletion_insertion
 from sscl.explain.records import Localisation, MapChecks
@@ -101,9 +101,8 @@ def checks_text(found: MapChecks) -> str:
                 ("deletion", "lower", areas.deletion),
                 ("insertion", "higher", areas.insertion),
             ):
-                ends = curves["map"].interval
                 others = ", ".join(f"{order} {of.auc:.3f}" for order, of in curves.items() if order != "map")
-                area = f"{curves['map'].auc:.3f}" + ("" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})")
+                area = with_interval(curves["map"].auc, curves["map"].interval)
                 lines.append(wrapped(f"{way} AUC ({better} is better): map {area}, {others}", indent=4))
         lines.append(wrapped(check.verdict, indent=4))
     return "\n".join(lines)
@@ -123,10 +122,6 @@ def completeness_text(missed: Sequence[float]) -> str:
 
 def localisation_table(localised: Localisation) -> str:
     """Return the hit rates as lines for the terminal."""
-
-    def rate(value: float, interval: tuple[float, float] | None) -> str:
-        return f"{value:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
-
     centre = localised.centre
     given = centre.peak_hit_interval is not None
     lines = [
@@ -136,15 +131,14 @@ def localisation_table(localised: Localisation) -> str:
     ]
     for name, rates in localised.each.items():
         cells = (
-            rate(rates.peak_hit, rates.peak_hit_interval),
-            rate(rates.mean_boxes_iou, rates.mean_boxes_iou_interval),
+            with_interval(rates.peak_hit, rates.peak_hit_interval),
+            with_interval(rates.mean_boxes_iou, rates.mean_boxes_iou_interval),
         )
         lines.append(f"  {name:<16}" + "".join(f"{cell:<24}" for cell in cells) + f"{rates.mean_box_iou:.3f}")
     lines.append("  (whole tile: peak at a random point; boxes: all of a map, against those around")
     lines.append("  the parts of the mask; one box: that of the peak, against one around all parts)")
     for name, gain in localised.gains.items():
-        ends = "" if gain.interval is None else f" ({gain.interval[0]:+.3f} to {gain.interval[1]:+.3f})"
-        lines.append(f"  boxes, gain over {name:<16}{gain.mean:+.3f}{ends}")
+        lines.append(f"  boxes, gain over {name:<16}{with_interval(gain.mean, gain.interval, '+.3f')}")
     if centre.max_box_accuracy is not None:
         lines.append(f"  {'one box, accuracy at the best threshold':<40}IoU >= 0.3   IoU >= 0.5   IoU >= 0.7")
         for name, rates in localised.each.items():
