@@ -227,7 +227,7 @@ def three_steps(
     bench: Bench,
     *,
     precision: str = "fp32",
-    optimizer: str = "sgd",
+    optimizer: optim.Name = "sgd",
     colours: bool = False,
     clean_second: bool = False,
     **options: Any,

@@ -463,3 +463,12 @@ def test_the_small_resnet_has_a_cell_for_eight_pixels_and_no_weights_of_imagenet
     assert sum(p.numel() for p in encoder.parameters()) < 1_000_000
     with pytest.raises(ValueError, match=r"model\.weights"):
         build_encoder("resnet14_small", weights="imagenet")
+
+
+def test_every_parameter_that_is_trained_gets_a_gradient():
+    """Else DistributedDataParallel ends in its second step. This net has a pooling by attention, which is left out."""
+    encoder = build_encoder("timm:test_vit3")
+    encoder(torch.rand(2, 3, 160, 160)).sum().backward()
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert len(trained) > 20

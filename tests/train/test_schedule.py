@@ -7,15 +7,16 @@ import torch
 from torch import nn
 
 from sscl.config import FinetuneTrainConfig, PretrainTrainConfig
-from sscl.train.schedule import Schedule, multistep, scaled_learning_rate, warmup_cosine
+from sscl.train.schedule import Schedule, multistep, peak_of, warmup_cosine
 
 
 @pytest.mark.parametrize(
     ("scaling", "batch_size", "expected"),
     [("linear", 256, 0.06), ("linear", 128, 0.03), ("linear", 1024, 0.24), ("sqrt", 64, 0.48), ("none", 64, 0.06)],
 )
-def test_scaled_learning_rate(scaling, batch_size, expected):
-    assert scaled_learning_rate(0.06, batch_size=batch_size, scaling=scaling) == pytest.approx(expected, rel=1e-12)
+def test_the_peak_is_scaled_to_the_batch(scaling, batch_size, expected):
+    train = PretrainTrainConfig(learning_rate=0.06, batch_size=batch_size, learning_rate_scaling=scaling)
+    assert peak_of(train) == pytest.approx(expected, rel=1e-12)
 
 
 def test_warmup_cosine_endpoints():

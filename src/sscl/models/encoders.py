@@ -214,6 +214,8 @@ class TimmEncoder(Encoder):
         self._layout = "tokens" if len(shape) == 3 else "NHWC" if shape[-1] == channels else "NCHW"
         if len(shape) not in (3, 4) or shape[1 if self._layout == "NCHW" else -1] != channels:
             raise ValueError(f"model.name: {name} has no feature map (its features are {shape})")
+        if (unread := getattr(self.net, "attn_pool", None)) is not None:
+            unread.requires_grad_(False)  # no gradient ever comes to it, and DistributedDataParallel waits for all
         self._others = getattr(self.net, "num_prefix_tokens", 0) if self._layout == "tokens" else 0
         if pool not in (None, "mean") and not has_class_token(self.net):
             raise ValueError(f"model.pool: {name} has no class token, got {pool}; leave it out, or set mean")

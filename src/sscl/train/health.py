@@ -134,17 +134,6 @@ def knn_verdict(row: Mapping[str, float]) -> tuple[Outcome, str] | None:
     )
 
 
-def check_embeddings(
-    encoder: nn.Module, store: TileStore, chosen: HealthTiles, *, mean: torch.Tensor, std: torch.Tensor
-) -> None:
-    """Raise ValueError if the embeddings of a few tiles are not finite numbers, as when the weights have diverged.
-
-    It stands for `health_metrics` after an epoch that has none, so that a checkpoint never holds such weights.
-    """
-    few = chosen.queries[:8]
-    features.outputs(encoder, store, few, mean=mean, std=std, batch_size=len(few), precision="fp32")
-
-
 def health_batch_size(config: PretrainConfig) -> int:
     """Return how many tiles to embed at a time: no more than fit where the training did.
 

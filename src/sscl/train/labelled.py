@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sscl import ranks
 from sscl.config import FinetuneConfig
 from sscl.data import split
 from sscl.data.groups import numbered
-from sscl.data.ingest import each_line_once
 from sscl.data.load import all_rows, describe_tiles, has_test, has_validation, load_tiles, split_is_made_here
 from sscl.data.scale import Scale, scale_of
 from sscl.data.task import absent_classes, check_task, check_two_classes, labelled, settings_warnings
@@ -57,24 +55,11 @@ class LabelledTiles:
         return tuple(self.tiles.classes)
 
 
-def load_labelled(config: FinetuneConfig, *, progress: bool) -> LabelledTiles:
-    """Return the tiles of a fine-tuning, and print how many there are and what is doubtful about the task.
-
-    Raises:
-        ValueError: no task for a classifier, see `check_task`; or too few tiles to carve validation tiles from.
-    """
-    with ranks.first_on_each_machine(), each_line_once():
-        found, lines = labelled_tiles(config, progress=progress)
-    for line in lines:
-        print(line)
-    return found
-
-
 def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledTiles, list[str]]:
     """Return the tiles of a fine-tuning, checked, and the lines that say so.
 
     Raises:
-        ValueError: as `load_labelled`.
+        ValueError: no task for a classifier, see `check_task`; or too few tiles to carve validation tiles from.
     """
     data = config.data
     tiles = load_tiles(data, split="train", progress=progress)

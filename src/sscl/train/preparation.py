@@ -29,7 +29,7 @@ from sscl.train import optim
 from sscl.train.adaptation import adapt_encoder
 from sscl.train.epoch import Best
 from sscl.train.frozen import FrozenFeatures, frozen_features
-from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, load_labelled
+from sscl.train.labelled import LabelledTiles, batch_size_of, epoch_rows, labelled_tiles
 from sscl.train.objectives import LabelLoss, build_loss
 from sscl.train.schedule import Schedule
 from sscl.train.setup import OpenRun, load_last, print_memory, restore, views_of
@@ -95,7 +95,9 @@ def prepare(config: FinetuneConfig, opened: OpenRun, *, resume: bool = False) ->
     torch.manual_seed(config.seed)
     with ranks.first_on_each_machine():
         start = None if resume else start_encoder(config.model)  # before the tiles: its weights may not be had
-    data = load_labelled(config, progress=opened.progress)
+        data, lines = labelled_tiles(config, progress=opened.progress)
+    for line in lines:
+        print(line)
     batch_size = batch_size_of(config, tiles=len(data.train), world=opened.world)
     steps = max(1, len(epoch_rows(data.train, data.tiles, config, epoch=0)) // batch_size)
 

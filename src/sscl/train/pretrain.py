@@ -23,6 +23,7 @@ from sscl.data.split import occurrences
 from sscl.data.tiles import Tiles, TileStore, as_rows, place_store
 from sscl.device import Later, sum_dtype
 from sscl.metrics_log import MetricsLog, MetricsRow
+from sscl.models import features
 from sscl.models.checkpoint import Checkpoint, save_checkpoint
 from sscl.models.heads import ContrastiveModel, build_projection
 from sscl.models.lora import merged_state
@@ -36,7 +37,6 @@ from sscl.train.epoch import EpochMeans, check_finite, losses_by_source, print_s
 from sscl.train.health import (
     HealthTiles,
     carve_health,
-    check_embeddings,
     collapse_warning,
     health_batch_size,
     health_metrics,
@@ -324,13 +324,14 @@ def metrics_row(job: Pretraining, epoch: int, means: EpochMeans, *, measure: boo
     """Return the epoch's row of metrics.jsonl; with `measure`, the health metrics of the encoder as it is now.
 
     Raises:
-        ValueError: the embeddings are not finite numbers; a few of them are looked at without `measure` too.
+        ValueError: the embeddings are not finite numbers; a few of them are looked at without `measure` too, so that a
+            checkpoint never holds weights that have diverged.
     """
-    config, mean, std = job.config, job.views.mean, job.views.std
+    config, encoder, mean, std = job.config, job.model.encoder, job.views.mean, job.views.std
     health: dict[str, float] = {}
     if measure:
         health = health_metrics(
-            job.model.encoder,
+            encoder,
             job.store,
             job.tiles.labels,
             job.health_tiles,
@@ -340,7 +341,8 @@ def metrics_row(job: Pretraining, epoch: int, means: EpochMeans, *, measure: boo
             neighbours=config.health.neighbours,
         )
     else:
-        check_embeddings(job.model.encoder, job.store, job.health_tiles, mean=mean, std=std)
+        few = job.health_tiles.queries[:8]
+        features.outputs(encoder, job.store, few, mean=mean, std=std, batch_size=len(few), precision="fp32")
     return {
         "epoch": epoch + 1,
         "loss": means.loss,

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from sscl.config.training import FinetuneTrainConfig, PretrainTrainConfig
 
 
-def scaled_learning_rate(learning_rate: float, *, batch_size: int, scaling: str) -> float:
-    """Return the peak learning rate of a batch size.
+def peak_of(train: PretrainTrainConfig) -> float:
+    """Return the peak learning rate of pretraining, scaled to its batch size.
 
     `linear`: learning_rate * batch_size / 256 (Goyal et al., arXiv:1706.02677); `sqrt`: learning_rate *
     sqrt(batch_size) (SimCLR, App. B.1); `none`: as it is.
     """
-    factors = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
-    return learning_rate * factors[scaling]
-
-
-def peak_of(train: PretrainTrainConfig) -> float:
-    return scaled_learning_rate(train.learning_rate, batch_size=train.batch_size, scaling=train.learning_rate_scaling)
+    factors = {"linear": train.batch_size / 256, "sqrt": math.sqrt(train.batch_size), "none": 1.0}
+    return train.learning_rate * factors[train.learning_rate_scaling]
 
 
 @dataclass(frozen=True)

@@ -152,12 +152,7 @@ def blank_checkpoint(
     fingerprint: str,
     scale: Scale,
 ) -> Checkpoint:
-    """Return what every checkpoint of a run says, still without epoch and tensors.
-
-    Args:
-        start: the encoder as it began; its weights are those of now.
-        classes, fingerprint, scale: of the training tiles.
-    """
+    """Return what every checkpoint of a run says, still without epoch and tensors; the last three are of its tiles."""
     return build_checkpoint(
         config,
         mean=start.mean,
