@@ -27,11 +27,10 @@ from sscl.data.scale import Scale, differ, scale_of_files, scale_warnings
 from sscl.data.slide_files import meant
 from sscl.device import describe_device
 from sscl.explain import boxes
-from sscl.models.checkpoint import run_of, unfinished_notes
-from sscl.models.classifier import precision_notes
+from sscl.models.checkpoint import run_of
 from sscl.places import missing, printable
 from sscl.plots import cam as cam_plots
-from sscl.predict.job import check_apart, check_no_slides, threshold_origin
+from sscl.predict.job import RESEARCH_USE, application_notes, check_apart, check_no_slides, threshold_origin
 from sscl.predict.slides import predict_slides
 from sscl.progress import Bar
 from sscl.records import write_record
@@ -292,13 +291,7 @@ def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig)
 
 def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
     """Return what a reader must know, a sentence each."""
-    lines = []
-    if config.tta:
-        lines.append("temperature and thresholds were fitted without test-time augmentation")
-    lines += unfinished_notes(config.checkpoint)
-    lines += precision_notes(model.precision, fitted=model.checkpoint.fitted.precision)
-    if model.stain != "none":
-        lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
+    lines = application_notes(model, config)
     lines += describe_changes(tally.changes, of=len(tally.places))
     here, trained = scale_of(tally, config), model.checkpoint.scale
     others = [*here.mixed(), *scale_warnings(tally.sides_px, here, trained=trained, size_px=model.size_px)]
@@ -309,10 +302,7 @@ def notes(model: api.Model, tally: Tally, config: PredictConfig) -> list[str]:
             f"the files are {low} to {high} px wide, all resized to {model.size_px}: the predictions mean nothing if "
             "the tissue is shown at another scale than in the training tiles"
         )
-    lines.append(
-        "for research use; the probabilities hold for tiles like the training tiles, not for other tissue or stains"
-    )
-    return lines
+    return [*lines, RESEARCH_USE]
 
 
 def described(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Iterator[str]:

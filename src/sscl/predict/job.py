@@ -24,6 +24,9 @@ OF_TILES = ("panels", "fit")
 OF_SLIDES = ("slides_csv", "slide_mpp", "min_coverage", "overlap")
 OF_INDEX = "slides_root"
 OF_BOTH = ("threshold", "cam", "blind")
+RESEARCH_USE = (
+    "for research use; the probabilities hold for tiles like the training tiles, not for other tissue or stains"
+)
 _AT_ONCE = 2**22  # bytes
 
 
@@ -147,13 +150,14 @@ def notes_of(model: Model, config: PredictConfig, *, mpp: float) -> list[str]:
         if model.mpp is not None and differ(mpp, model.mpp):
             lines[-1] += ": over 5% apart, so the predictions may mean nothing"
     lines += model.checkpoint.scale.mixed()
-    if config.tta:
-        lines.append("temperature and thresholds were fitted without test-time augmentation")
+    return [*lines, *application_notes(model, config), RESEARCH_USE]
+
+
+def application_notes(model: Model, config: PredictConfig) -> list[str]:
+    """Return what a reader must know of how the classifier is applied to tiles, of slides or not, a sentence each."""
+    lines = ["temperature and thresholds were fitted without test-time augmentation"] if config.tta else []
     lines += unfinished_notes(config.checkpoint)
     lines += precision_notes(model.precision, fitted=model.checkpoint.fitted.precision)
     if model.stain != "none":
         lines.append(f"{model.stain} stain normalisation as in training, applied to each tile separately")
-    lines.append(
-        "for research use; the probabilities hold for tiles like the training tiles, not for other tissue or stains"
-    )
     return lines
