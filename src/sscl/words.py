@@ -50,7 +50,9 @@ def short(text: str, *, most: int = 60) -> str:
         >>> short("a\\nb"), short("abcdefgh", most=6)
         ('a\\\\nb', 'abc...')
     """
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:most])
+    shown = text[:most]
+    if not shown.isprintable():
+        shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
     return shown if len(shown) <= most and len(text) <= most else f"{shown[: most - 3]}..."
 
 
