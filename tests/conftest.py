@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,23 @@ if TYPE_CHECKING:  # here nothing heavy: xdist imports this before its workers s
 gc.disable()
 
 
+MEMORY = Path("/dev/shm")
+MOST_BYTES = 8 * 2**30  # more than the folders of all tests take
+
+
+def room_in_memory() -> bool:
+    """Return whether a file system in memory has room for the folders of tests, and runs programs."""
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK) or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+        return False
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return min(1024 * int(lines["MemAvailable"].split()[0]), shutil.disk_usage(MEMORY).free) > MOST_BYTES
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if (
+        config.option.basetemp is None and room_in_memory()
+    ):  # on a disk, each lock and each rename waits for its journal
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     stack = contextlib.ExitStack()
     stack.enter_context(forked.served())
     config.add_cleanup(stack.close)
@@ -103,6 +120,8 @@ SEAMS = {
     "torchvision_model": "torchvision.models.get_model",
     "torchvision_file": "torchvision.models._api.load_state_dict_from_url",
     "torch_load": "torch.load",
+    "checkpoint_content": "sscl.models.checkpoint.read_torch_file",
+    "weights_content": "sscl.models.weights.read_torch_file",
     "merged": "sscl.train.finetune.merged_state",
     # commands
     "evaluate_store": "sscl.commands.evaluate.place_store",
