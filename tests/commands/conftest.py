@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
+import functools
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,6 +24,7 @@ from PIL import Image
 
 from sscl.cli import main
 from sscl.data.synthetic import write_synthetic
+from sscl.models.torch_files import read_torch_file
 
 Context = Callable[[], AbstractContextManager[None]]
 SIZE_PX = 32
@@ -85,6 +89,21 @@ def own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def one_estimate_a_model(estimated_once: Context) -> Iterator[None]:
     """The dry run takes as long as an epoch of a tiny run."""
     with estimated_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_read_a_file(wrapped: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+    """The runs that tests start from are read hundreds of times: once here, then copied; tests/models has the reading."""
+    content = functools.lru_cache(maxsize=24)(lambda path, *_state: read_torch_file(path))
+
+    def read(real: Any, path: str | Path, *, mapped: bool = False) -> Any:
+        if not Path(path).is_file():
+            return real(path, mapped=mapped)
+        state = os.stat(path)
+        return copy.deepcopy(content(path, state.st_ino, state.st_size, state.st_mtime_ns))
+
+    with wrapped(checkpoint_content=read, weights_content=read):
         yield
 
 
