@@ -94,7 +94,7 @@ def one_estimate_a_model(estimated_once: Context) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_read_a_file(wrapped: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
-    """The runs that tests start from are read hundreds of times: once here, then copied; tests/models has the reading."""
+    """The runs that tests start from are read again and again: here once, then copied. tests/models has the reading."""
     content = functools.lru_cache(maxsize=24)(lambda path, *_state: read_torch_file(path))
 
     def read(real: Any, path: str | Path, *, mapped: bool = False) -> Any:
