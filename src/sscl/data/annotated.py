@@ -20,7 +20,7 @@ from sscl.data.tiles import UNLABELLED
 from sscl.places import missing, printable
 from sscl.slides.coverage import PRECISION, coverage_of
 from sscl.slides.geojson import Annotations, NoAreas, account_of, first_of_class, read_annotations
-from sscl.slides.names import SlideNames, stem
+from sscl.slides.names import SlideNames, file_of_each, stem
 from sscl.slides.places import Places
 from sscl.slides.records import Scaling, Slide
 from sscl.words import count, short, some
@@ -142,28 +142,17 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[st
     if not folder.is_dir():
         what = f"{folder}: is a file; give its folder" if folder.exists() else missing(folder, "folder")
         raise FileNotFoundError(f"annotations: {what}")
-    known = SlideNames(names)
-    files: dict[str, Path] = {}
-    unknown: list[str] = []
-    for path, suffix in _geojson_files(folder).items():
-        said = path.relative_to(folder).as_posix()
-        slides = known.meant(said[: -len(suffix)], as_path=True)
-        if len(slides) > 1:
-            raise ValueError(
-                f"annotations: {printable(str(path))}: is the name of {count(len(slides), 'slide')} ({some(slides)}); "
-                "put it into a folder as the slide is, or give it the whole file name"
-            )
-        if slides and slides[0] in files:
-            raise ValueError(
-                f"annotations: {printable(str(path))}: is of {slides[0]}, and so is {files[slides[0]]}; remove one"
-            )
-        if slides:
-            files[slides[0]] = path
-        else:
-            unknown.append(short(said))
+    known, found = SlideNames(names), _geojson_files(folder)
+    named = {path: path.relative_to(folder).as_posix() for path in found}
+    files, others = file_of_each(
+        ((path, known.meant(named[path][: -len(suffix)], as_path=True)) for path, suffix in found.items()),
+        key="annotations",
+        to_do="put it into a folder as the slide is, or give it the whole file name",
+    )
+    unknown = [short(named[path]) for path in others]
     if not files:
-        others = f"its files are of other slides ({some(unknown, most=3, first=3)})"
-        there = others if unknown else "it has no .geojson file"
+        of_others = f"its files are of other slides ({some(unknown, most=3, first=3)})"
+        there = of_others if unknown else "it has no .geojson file"
         raise ValueError(
             f"annotations: {folder}: has no annotations of a slide of the index: {there}; name each file after its "
             f"slide, as {stem(names[0])}.geojson"

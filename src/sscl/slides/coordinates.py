@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from sscl.places import missing, printable
 from sscl.slides.index import Grid
 from sscl.slides.libraries import library
-from sscl.slides.names import SlideNames
+from sscl.slides.names import SlideNames, file_of_each
 from sscl.slides.records import Slide, SlideError
 from sscl.slides.scaling import TOLERANCE
-from sscl.words import count, short, some
+from sscl.words import count, short
 
 UNKNOWN = -1  # the coverage of a tile that others chose
 _MOST = 10**7  # tiles of a slide; at 20x a slide of 40 x 25 mm has some 10,000
@@ -99,21 +99,9 @@ def coordinate_files(folder: str | Path, slides: Mapping[str, str]) -> tuple[dic
     if not files:
         raise FileNotFoundError(f"coordinates: {below} has no .h5 files, as TRIDENT and CLAM write one for each slide")
     known = SlideNames(list(slides))
-    found: dict[str, Path] = {}
-    others = []
-    for path in files:
-        of = known.meant(path.stem) or known.meant(path.stem.removesuffix(_ENDING))
-        if len(of) > 1:
-            raise ValueError(
-                f"coordinates: {path} may be of {count(len(of), 'slide')}: {some(of)}; index their folders one by one"
-            )
-        if of and of[0] in found:
-            raise ValueError(f"coordinates: both {found[of[0]].name} and {path.name} are of {of[0]}; keep one of them")
-        if of:
-            found[of[0]] = path
-        else:
-            others.append(path.name)
-    return found, others
+    meant = ((path, known.meant(path.stem) or known.meant(path.stem.removesuffix(_ENDING))) for path in files)
+    found, others = file_of_each(meant, key="coordinates", to_do="index the folders of the slides one by one")
+    return found, [path.name for path in others]
 
 
 def read_coordinates(path: Path, slide: Slide) -> Coordinates:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from sscl.places import one_form
+from sscl.places import one_form, printable
+from sscl.words import count, some
 
 
 class SlideNames:
@@ -21,8 +23,8 @@ class SlideNames:
             *above, base = name.split("/")
             bare = {stem(base), os.path.splitext(base)[0]}
             forms = ({name}, {"/".join([*above, form]) for form in bare}, {base}, bare)
-            for of, some in zip(self._meant, forms, strict=True):
-                for form in some:
+            for of, spellings in zip(self._meant, forms, strict=True):
+                for form in spellings:
                     of[one_form(form)].append(name)
 
     def meant(self, text: str, *, as_path: bool = False) -> list[str]:
@@ -38,6 +40,32 @@ class SlideNames:
         return next(
             (of[form] for of, form in zip(self._meant, forms, strict=True) if form is not None and form in of), []
         )
+
+
+def file_of_each(
+    meant: Iterable[tuple[Path, Sequence[str]]], *, key: str, to_do: str
+) -> tuple[dict[str, Path], list[Path]]:
+    """Return the file of each slide that has one, by name of the slide, and the files of none.
+
+    Args:
+        meant: files, and which slides the name of each may mean. key: the setting that gives them.
+        to_do: where a name means several slides.
+
+    Raises:
+        ValueError: a file is of several slides, or a slide has two; begins with the key.
+    """
+    found: dict[str, Path] = {}
+    others = []
+    for path, slides in meant:
+        shown = printable(str(path))
+        if len(slides) > 1:
+            named = f"{count(len(slides), 'slide')} ({some(slides)})"
+            raise ValueError(f"{key}: {shown}: is the name of {named}; {to_do}")
+        if not slides:
+            others.append(path)
+        elif found.setdefault(slides[0], path) != path:
+            raise ValueError(f"{key}: {shown}: is of {slides[0]}, and so is {found[slides[0]]}; remove one")
+    return found, others
 
 
 def stem(base: str) -> str:
