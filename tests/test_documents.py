@@ -53,6 +53,7 @@ def test_what_needs_nothing_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sscl.commands.draw_slides.cpu_cores", lambda: 1)  # tests/data/test_drawn_slide.py has more
     for program, *words in shown(page):
         assert program == "sscl", f"{page.name}: a block with {program} says in its title what it needs"
         name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]

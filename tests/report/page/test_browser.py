@@ -525,25 +525,27 @@ NOTES = [
 ]
 
 
-def write_notes(page: Any, content: dict[str, Any]) -> list[str]:
+def write_notes(page: Any) -> list[str]:
+    """Review and note the first tiles by name, one after the other in the large view; return which."""
     page.select_option("#page-sort", "name")
     focus_first(page)
+    page.keyboard.press("Enter")
     order = []
     for number, note in enumerate(NOTES):
-        order.append(focused(page))
+        order.append(page.locator("#page-large-title").text_content())
         page.keyboard.press("adu"[number % 3])
         page.keyboard.press("n")
         page.fill("#page-large-note", note)
         page.keyboard.press("Escape")
-        page.keyboard.press("Escape")
-        settle(page)
         page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    settle(page)
     return order
 
 
 def test_the_worksheet_s_round_trip(opened, content, tmp_path):
     page = opened(content)
-    order = write_notes(page, content)
+    order = write_notes(page)
     filled = page.locator(".tile.noted").count()
     assert filled == len(NOTES)
     name, data = download(page, "#page-download")
