@@ -73,7 +73,7 @@ def report_of(tiles: Tiles, logits: torch.Tensor, *, positive: int | None = 1, t
 
 
 def notes_of(report: Evaluation) -> list[str]:
-    return evaluation_text.reading_notes(report, report)
+    return evaluation_text.reading_notes(report)
 
 
 def test_calibration_before_and_after_is_sklearns_of_raw_and_scaled_logits() -> None:
@@ -397,7 +397,7 @@ def test_a_confusion_matrix_fits_a_terminal(names: list[str], tiles: int, head: 
 
 def test_metrics_of_a_class_are_named_after_it() -> None:
     report = report_of(*some())
-    rows = {row.name: row for row in evaluation_text.class_rows(report, report)}
+    rows = {row.name: row for row in evaluation_text.class_rows(report)}
     for i, name in enumerate(("HP", "SSA")):
         for key, label in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
             parts = (

@@ -161,8 +161,8 @@ def subject(*, skill: float = 2.0, classes: tuple[str, ...] = CLASSES, seed: int
         test_time_augmentation=False,
         precision="fp32",
     )
-    notes = tuple(evaluation_text.reading_notes(evaluated, found))
-    report = Evaluation(**dict(evaluated), **dict(found), caveats=("a caveat",), notes=notes)
+    report = Evaluation(**dict(evaluated), **dict(found), caveats=("a caveat",), notes=())
+    report = report.model_copy(update={"notes": tuple(evaluation_text.reading_notes(report))})
     probabilities = calibration.softmax(logits, temperature=report.calibration.temperature)
     config = FinetuneConfig(
         run="runs/x",

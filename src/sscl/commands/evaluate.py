@@ -122,8 +122,9 @@ def main(config: EvalConfig, *, overwrite: bool = False) -> None:
                 None if config.by is None else by_place.metrics_by_place(tiles, logits.argmax(1).numpy(), by=config.by)
             ),
             caveats=tuple(caveats),
-            notes=tuple(evaluation_text.reading_notes(evaluated, results)),
+            notes=(),
         )
+        report = report.model_copy(update={"notes": tuple(evaluation_text.reading_notes(report))})
         probabilities = calibration.softmax(logits, temperature=results.calibration.temperature)
 
         write_record(folder / records.FILE, report)

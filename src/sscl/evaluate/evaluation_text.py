@@ -22,7 +22,7 @@ from sscl.evaluate.metrics import (
     worst_classes,
 )
 from sscl.evaluate.proportions import ClassProportions, Proportion, Proportions
-from sscl.evaluate.records import Evaluated, Evaluation, OperatingPoint, Results
+from sscl.evaluate.records import Evaluation, OperatingPoint
 from sscl.evaluate.verdicts import Outcome
 from sscl.metrics_log import kind_of_row
 from sscl.words import count, left, right, short_names, shortened, some, width_of
@@ -87,37 +87,37 @@ def rows_of(
     ]
 
 
-def overall_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
+def overall_rows(report: Evaluation, *, names: Sequence[str] | None = None) -> list[Row]:
     """Return the metrics of the argmax on all tiles, a row each.
 
     Args:
         names: of the classes, as they are shown; None = their own.
     """
-    names = evaluated.classes if names is None else names
-    given = results.metrics, results.intervals, results.proportions
-    found = rows_of(*given, OVERALL, groups=results.groups)
-    if evaluated.positive is not None:
-        positive = names[evaluated.classes.index(evaluated.positive)]
-        found += rows_of(*given, ("sensitivity", "specificity"), of=positive, groups=results.groups)
+    names = report.classes if names is None else names
+    given = report.metrics, report.intervals, report.proportions
+    found = rows_of(*given, OVERALL, groups=report.groups)
+    if report.positive is not None:
+        positive = names[report.classes.index(report.positive)]
+        found += rows_of(*given, ("sensitivity", "specificity"), of=positive, groups=report.groups)
     return found
 
 
-def class_rows(evaluated: Evaluated, results: Results, *, names: Sequence[str] | None = None) -> list[Row]:
+def class_rows(report: Evaluation, *, names: Sequence[str] | None = None) -> list[Row]:
     """Return the metrics of `metrics.worst_classes`, three rows a class; names: as for `overall_rows`."""
-    names = evaluated.classes if names is None else names
-    values, intervals, shares = results.metrics.per_class, results.intervals.per_class, results.proportions.per_class
+    names = report.classes if names is None else names
+    values, intervals, shares = report.metrics.per_class, report.intervals.per_class, report.proportions.per_class
     return [
         row
         for i in worst_classes(values)
-        for row in rows_of(values[i], intervals[i], shares[i], OF_A_CLASS, of=names[i], groups=results.groups)
+        for row in rows_of(values[i], intervals[i], shares[i], OF_A_CLASS, of=names[i], groups=report.groups)
     ]
 
 
-def agreement_rows(results: Results) -> list[Row]:
+def agreement_rows(report: Evaluation) -> list[Row]:
     """Return accuracy by how many annotators agree, a row for each agreement that some tile has."""
     return [
         Row.of(f"accuracy, {row.agreement} agree", row.accuracy)
-        for row in results.accuracy_by_agreement or ()
+        for row in report.accuracy_by_agreement or ()
         if row.accuracy is not None
     ]
 
@@ -134,45 +134,43 @@ def operating_point_in_words(point: OperatingPoint, positive: str) -> str:
     )
 
 
-def abstention_in_words(results: Results) -> str:
+def abstention_in_words(report: Evaluation) -> str:
     """Return which tiles are left undecided, as in "abstain below confidence 0.789 (14 of 72 ...)"."""
-    found = results.coverage.abstention
+    found = report.coverage.abstention
     return (
         f"abstain below confidence {found.threshold:.3f} ({found.left_out_on_validation} of {found.chosen_on} "
         f"validation tiles; limit {100 * found.limit:g}%)"
     )
 
 
-def reading_notes(evaluated: Evaluated, results: Results) -> list[str]:
+def reading_notes(report: Evaluation) -> list[str]:
     """Return how to read missing intervals, probabilities, thresholds and net benefit, a sentence each."""
     return [
-        *_without_interval(evaluated, results),
-        *_of_this_one(evaluated, results),
-        *_of_every_one(evaluated, results),
+        *_without_interval(report),
+        *_of_this_one(report),
+        *_of_every_one(report),
     ]
 
 
-def _without_interval(evaluated: Evaluated, results: Results) -> list[str]:
+def _without_interval(report: Evaluation) -> list[str]:
     """Return a sentence on the classes that are too few for intervals, if there are any."""
-    rows = overall_rows(evaluated, results) + class_rows(evaluated, results)
+    rows = overall_rows(report) + class_rows(report)
     if not any(row.value is not None and row.interval is None for row in rows):
         return []
-    called = np.sum(results.confusion_matrix, axis=0).tolist()  # a class without tiles counts by those called so
-    counts = (
-        (name, evaluated.class_counts[name] or number) for name, number in zip(evaluated.classes, called, strict=True)
-    )
+    called = np.sum(report.confusion_matrix, axis=0).tolist()  # a class without tiles counts by those called so
+    counts = ((name, report.class_counts[name] or number) for name, number in zip(report.classes, called, strict=True))
     rare = [f"{name} ({number})" for name, number in counts if 0 < number < FEWEST]
-    few = TOO_FEW_TILES if rare or results.groups is None else TOO_FEW_SLIDES
+    few = TOO_FEW_TILES if rare or report.groups is None else TOO_FEW_SLIDES
     of = f"{few} of {some(rare) or 'some class'}"
     return [f"metrics without an interval: {of}; an interval needs {FEWEST}, and is wide with those"]
 
 
-def _of_this_one(evaluated: Evaluated, results: Results) -> list[str]:
-    found = miscalled_in_words(evaluated, results)
-    fitted = results.calibration
+def _of_this_one(report: Evaluation) -> list[str]:
+    found = miscalled_in_words(report)
+    fitted = report.calibration
     if fitted.fitted_on < calibration.FEW:
         found.append(f"{fitted.fitted_on} validation tiles are few: others may give other thresholds")
-    if evaluated.positive is not None and results.operating_point is None:
+    if report.positive is not None and report.operating_point is None:
         found.append("no operating point: all validation tiles are of one class")
     before, after = fitted.before.loss, fitted.after.loss
     if after > before:
@@ -180,32 +178,32 @@ def _of_this_one(evaluated: Evaluated, results: Results) -> list[str]:
             f"the temperature increased the cross-entropy here ({before:.4f} to {after:.4f})"
             + ("" if fitted.fitted_on < calibration.FEW else ": the validation tiles are too few, or too different")
         )
-    if evaluated.test_time_augmentation:
+    if report.test_time_augmentation:
         found.append("temperature and thresholds were fitted without test-time augmentation")
     return found
 
 
-def _of_every_one(evaluated: Evaluated, results: Results) -> list[str]:
+def _of_every_one(report: Evaluation) -> list[str]:
     found = [
-        f"temperature and thresholds come from the validation tiles that also chose {kind_of_row(evaluated.c)}, so "
+        f"temperature and thresholds come from the validation tiles that also chose {kind_of_row(report.c)}, so "
         "validation results are optimistic"
     ]
-    if results.calibration.temperature != 1:
+    if report.calibration.temperature != 1:
         found.append("probabilities and losses are calibrated, also in predictions.csv (calibrate=false: raw)")
-    if evaluated.positive is not None:
-        prevalence = 100 * evaluated.class_counts[evaluated.positive] / evaluated.tiles
+    if report.positive is not None:
+        prevalence = 100 * report.class_counts[report.positive] / report.tiles
         found.append(
-            f"PPV, NPV and net benefit hold at the prevalence of these tiles ({prevalence:.1f}% {evaluated.positive}), "
+            f"PPV, NPV and net benefit hold at the prevalence of these tiles ({prevalence:.1f}% {report.positive}), "
             "not at others"
         )
     return found
 
 
-def miscalled_in_words(evaluated: Evaluated, results: Results) -> list[str]:
+def miscalled_in_words(report: Evaluation) -> list[str]:
     """Return a sentence for each class whose probability is too low, or too high, in every bin; at most a few."""
-    found = results.calibration.after.miscalled
+    found = report.calibration.after.miscalled
     said = [
-        f"{evaluated.classes[of.index]} is {'under' if of.under else 'over'}-called in every reliability bin: mean "
+        f"{report.classes[of.index]} is {'under' if of.under else 'over'}-called in every reliability bin: mean "
         f"probability {of.score:.3f}, true of {of.frequency:.3f} of the tiles"
         for of in found[:_FEW_CLASSES]
     ]
@@ -213,13 +211,13 @@ def miscalled_in_words(evaluated: Evaluated, results: Results) -> list[str]:
     return [*said, *([f"so are {count(more, 'more class', 'more classes')}, see metrics.json"] if more else [])]
 
 
-def calibrated(results: Results) -> tuple[Outcome, str]:
+def calibrated(report: Evaluation) -> tuple[Outcome, str]:
     """Return whether probabilities are calibrated, and why.
 
     No where the ECE exceeds what true probabilities would show on as many tiles; yes only where an ECE of MATTERS_ECE
     would have exceeded it in POWER of such samples.
     """
-    after = results.calibration.after
+    after = report.calibration.after
     error, bound, power = after.ece, after.ece_by_chance.quantile_95, after.ece_by_chance.power
     seen = f"; an error of {calibration.MATTERS_ECE:g} would show in {100 * power:.0f}%"
     return verdicts.calibrated(error, bound=bound, power=power), (
@@ -228,12 +226,12 @@ def calibrated(results: Results) -> tuple[Outcome, str]:
     )
 
 
-def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
+def calibration_rows(report: Evaluation) -> list[tuple[str, float, float]]:
     """Return calibration errors: what they are called, without and with the temperature."""
     found = []
     for key in ("ece", "ece_equal_mass", "brier", "loss", "soft_vote_brier"):
         name = CROSS_ENTROPY if key == "loss" else display_name(key)
-        before, after = getattr(results.calibration.before, key), getattr(results.calibration.after, key)
+        before, after = getattr(report.calibration.before, key), getattr(report.calibration.after, key)
         if after is not None:
             found.append((name, before, after))
     return found
@@ -249,7 +247,7 @@ def as_text(report: Evaluation) -> str:
     of two classes, further calibration errors, accuracy by coverage.
     """
     names = short_names(report.classes, _NAME)
-    main = overall_rows(report, report, names=names) + agreement_rows(report)
+    main = overall_rows(report, names=names) + agreement_rows(report)
     if report.positive is not None:
         main = [row for row in main if row.name not in (display_name("macro_f1"), display_name("average_precision"))]
     width = max(23, *(width_of(row.name) for row in main))  # 80 columns in all
@@ -270,7 +268,7 @@ def _class_lines(report: Evaluation) -> list[str]:
     if report.positive is not None:
         return []
     names = short_names(report.classes, _SHORT_NAME)
-    rows = class_rows(report, report, names=names)
+    rows = class_rows(report, names=names)
     shown = [names[i] for i in worst_classes(report.metrics.per_class)]
     width = max([_SHORT_NAME, *map(width_of, shown)])
     lines = [f"{'Classes':<{width + 2}}" + "".join(f"  {key:<20}" for key in ("precision", "recall", "F1"))]
@@ -352,7 +350,7 @@ def _decision_lines(report: Evaluation, *, width: int) -> list[str]:
 def _note_lines(report: Evaluation) -> list[str]:
     """Return the notes: what is peculiar to this evaluation, then what is to be known of any of two classes."""
     too_few = report.groups is not None and report.groups < FEWEST  # in all, as a caveat says
-    particular = [*([] if too_few else _without_interval(report, report)), *_of_this_one(report, report)]
+    particular = [*([] if too_few else _without_interval(report)), *_of_this_one(report)]
     lines = [f"  - {note}" for note in (*report.caveats, *particular)]
     if report.positive is not None:
         prevalence = 100 * report.class_counts[report.positive] / report.tiles

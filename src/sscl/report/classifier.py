@@ -133,7 +133,7 @@ def _history(log: Sequence[MetricsRow], series: Sequence[tuple[str, Sequence[str
 def results(subject: Subject) -> Section:
     """Return the metrics with their intervals."""
     report = subject.report
-    overall, of_classes = (of(report, report) for of in (evaluation_text.overall_rows, evaluation_text.class_rows))
+    overall, of_classes = evaluation_text.overall_rows(report), evaluation_text.class_rows(report)
     header = ["", "value", "95% interval", "tiles"]
     left_out = shown_of(len(report.classes))
     found: list[Block] = [

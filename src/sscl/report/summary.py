@@ -199,7 +199,7 @@ def _leaks(subject: Subject, audits: Sequence[Audit]) -> Check:
 
 def _calibrated(subject: Subject) -> Check:
     outcome, reason = evaluation_text.calibrated(subject.report)
-    said = [reason, *evaluation_text.miscalled_in_words(subject.report, subject.report)]
+    said = [reason, *evaluation_text.miscalled_in_words(subject.report)]
     why = "not calibrated" if outcome is Outcome.FAILED else "too few tiles to check them"
     text = " ".join(map(blocks.sentence, said))
     return Check(outcome, "Are its probabilities calibrated?", text, f"its probabilities ({why})")
