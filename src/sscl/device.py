@@ -90,11 +90,7 @@ def missing_kernels(device: torch.device) -> str | None:
 
 
 def _mps() -> torch.device:
-    """Return Apple's GPU.
-
-    Raises:
-        ValueError: it is not there.
-    """
+    """Return Apple's GPU."""
     mps = torch.backends.mps
     if not mps.is_built():
         raise ValueError(f"device: got mps, but torch {torch.__version__} was built without it; use device=cpu")

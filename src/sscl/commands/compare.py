@@ -80,12 +80,7 @@ def compare_made(config: CompareConfig, steps: Sequence[Step], *, overwrite: boo
 
 
 def compare_finished(config: CompareConfig, *, overwrite: bool) -> None:
-    """Compare runs as they are: a row each, evaluated where that is missing, against the reference or the first.
-
-    Raises:
-        ValueError, FileNotFoundError: one line for each that cannot be compared, before anything is written; runs on
-            other tiles.
-    """
+    """Compare runs as they are: a row each, evaluated where that is missing, against the reference or the first."""
     folders = {name: Path(path) for name, path in zip(short_names(config.finished), config.finished, strict=True)}
     reference = config.reference or next(iter(folders))
     if reference not in folders:
@@ -172,9 +167,6 @@ def make(step: Step, decision: Decision, config: CompareConfig, *, line: int | N
 
     Args:
         line: see `children.run_command`.
-
-    Raises:
-        ValueError: a command failed.
     """
     if decision.action is Action.REUSED:
         print(f"reused: {step.folder.name}{decision.reason and f'; {decision.reason}'}", flush=True)
@@ -188,11 +180,7 @@ def make(step: Step, decision: Decision, config: CompareConfig, *, line: int | N
 
 
 def evaluate(folder: Path, config: CompareConfig, *, line: int | None = None) -> None:
-    """Evaluate a run on the split; what was there of another checkpoint, or of other data, is replaced.
-
-    Raises:
-        ValueError: the command failed.
-    """
+    """Evaluate a run on the split; what was there of another checkpoint, or of other data, is replaced."""
     words = ["eval", f"checkpoint={folder}", f"split={config.split}"]
     words += [f"device={config.device}"] if config.device is not None else []
     words += ["progress=false"] if not config.progress or config.jobs > 1 else []

@@ -133,11 +133,7 @@ def card_of(config: ExportConfig, exported: Exported, report: ExportReport, *, t
 
 
 def say_pushed(config: ExportConfig, api: Any, out: Path, *, names: Sequence[str]) -> None:
-    """Upload the files and say where they are.
-
-    Raises:
-        ValueError: it fails; the files stay where they are.
-    """
+    """Upload the files and say where they are."""
     assert config.push is not None
     try:
         address = hub.push(api, config.push, out, names=names, private=config.private)
@@ -147,11 +143,7 @@ def say_pushed(config: ExportConfig, api: Any, out: Path, *, names: Sequence[str
 
 
 def folder_of(config: ExportConfig) -> Path:
-    """Return the folder to write.
-
-    Raises:
-        ValueError: none is given or known.
-    """
+    """Return the folder to write."""
     if config.out is None and config.checkpoint in NO_FILES:
         raise ValueError(f"out: missing; {config.checkpoint} has no run folder to write to")
     return Path(config.out) if config.out is not None else run_of(config.checkpoint) / f"export_{config.what}"
@@ -173,11 +165,7 @@ def described(report: ExportReport) -> str:
 
 
 def for_wsinfer(config: ExportConfig) -> ExportConfig:
-    """Return the settings with what=classifier, which WSInfer takes alone.
-
-    Raises:
-        ValueError: the encoder was asked for, or a second format with a file of the same name.
-    """
+    """Return the settings with what=classifier, which WSInfer takes alone."""
     if config.what == "trunk" and "what" in config.model_fields_set:
         raise ValueError("formats: wsinfer holds a classifier, got what=trunk; leave what out, or wsinfer")
     if "timm" in config.formats:
@@ -186,11 +174,7 @@ def for_wsinfer(config: ExportConfig) -> ExportConfig:
 
 
 def scale_of(config: ExportConfig, known: Scale) -> Scale:
-    """Return the scale of the tiles: what the checkpoint says, with mpp= where it does not.
-
-    Raises:
-        ValueError: it says another one, or WSInfer needs it and nobody says it.
-    """
+    """Return the scale of the tiles: what the checkpoint says, with mpp= where it does not."""
     if config.mpp is None and known.mpp is None and "wsinfer" in config.formats:
         raise ValueError(
             f"mpp: missing; {config.checkpoint} does not say µm per pixel of its tiles, which wsinfer needs: give it, "
@@ -214,12 +198,7 @@ def check_onnx() -> None:
 
 
 def trunk(config: ExportConfig) -> Exported:
-    """Return the encoder of a run, a checkpoint or another program's file.
-
-    Raises:
-        ValueError: the weights do not fit, or nothing says the size of the tiles.
-        FileNotFoundError: no such run or file.
-    """
+    """Return the encoder of a run, a checkpoint or another program's file."""
     if config.outputs != "logits":
         raise ValueError(f"outputs: {config.outputs} are a classifier's; leave outputs out, or set what=classifier")
     start = frozen_encoder(
@@ -253,12 +232,7 @@ def check_size(encoder: Encoder, size_px: int) -> None:
 
 
 def classifier(config: ExportConfig) -> Exported:
-    """Return the classifier of a finetune checkpoint, its head under torchvision's name `fc`.
-
-    Raises:
-        ValueError: another checkpoint, or keys that the checkpoint decides.
-        FileNotFoundError: no such run or file.
-    """
+    """Return the classifier of a finetune checkpoint, its head under torchvision's name `fc`."""
     for key in ("model", "pool", "mean", "std"):
         if getattr(config, key) is not None:
             raise ValueError(f"{key}: the classifier's checkpoint decides it; leave {key} out, or set what=trunk")

@@ -137,11 +137,7 @@ def main(config: GradcamConfig, *, overwrite: bool = False) -> None:
 
 
 def load_explained_tiles(config: GradcamConfig, choice: Choice, classes: tuple[str, ...]) -> Tiles:
-    """Return the tiles of the split, or of `images`, whose labels count only if their folders are the model's classes.
-
-    Raises:
-        ValueError, FileNotFoundError: tiles that cannot be used; ids that are not among them.
-    """
+    """Return the tiles of the split, or of `images`, whose labels count if their folders are the model's classes."""
     data = choice.data
     if config.images is None:
         tiles = load_tiles(data, split=choice.split, progress=config.progress)

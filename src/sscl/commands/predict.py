@@ -190,9 +190,6 @@ def known_mpp(batch: files.Batch, found: Found, *, size_px: int, given: float | 
 
     Args:
         size_px: side of the tiles. given: µm per pixel that the command says; None: it says nothing.
-
-    Raises:
-        ValueError: list and command differ by more than 5%.
     """
     values = []
     for row, side in zip(batch.rows.tolist(), batch.sides_px, strict=True):

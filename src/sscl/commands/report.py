@@ -81,11 +81,7 @@ def main(config: ReportConfig, *, overwrite: bool = False) -> int:
 
 
 def reviewed_tiles(subject: Subject | None, predicted: Predicted | None) -> Reviewed:
-    """Return the tiles that a worksheet of the page is about.
-
-    Raises:
-        ValueError: the page has none.
-    """
+    """Return the tiles that a worksheet of the page is about."""
     if subject is not None:
         return Reviewed(worksheet_id(subject), subject.found)
     if predicted is None:
@@ -106,11 +102,7 @@ def check_page(out: Path, *, overwrite: bool) -> None:
 
 
 def evaluate_where_missing(folder: Path, there: Path, config: ReportConfig, *, overwrite: bool) -> bool:
-    """Run `sscl eval` where a run has no evaluation of its checkpoint in `there`; False: it refused, and said why.
-
-    Raises:
-        ValueError: there is one of another checkpoint, and without `overwrite` it is left alone; the command failed.
-    """
+    """Run `sscl eval` where a run has no evaluation of its checkpoint in `there`; False: it refused, and said why."""
     words = ["eval", f"checkpoint={folder}", f"split={there.name.rsplit('_', 1)[1]}", f"device={config.device}"]
     for key, value in config.data.items():
         words.append(f"data.{key}={value if isinstance(value, str) else json.dumps(value)}")

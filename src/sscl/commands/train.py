@@ -53,11 +53,7 @@ def main(config: TrainConfig, *, overwrite: bool = False) -> None:
 
 
 def project_folder(given: str | None) -> Path:
-    """Return the folder of the YAML files: the one given, else sscl-run, else the working folder if they are there.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """Return the folder of the YAML files: the one given, else sscl-run, else the working folder if they are there."""
     here = Path()
     folder = Path(given) if given is not None else Path(FOLDER)
     if given is None and not folder.is_dir() and any((here / f"{name}.yaml").is_file() for name in stages.STAGES[:2]):
@@ -68,11 +64,7 @@ def project_folder(given: str | None) -> Path:
 
 
 def call(stage: Stage, project: stages.Project, config: TrainConfig) -> bool:
-    """Run a stage in a process of its own, or say that it is finished; return whether it ran.
-
-    Raises:
-        ValueError: it failed.
-    """
+    """Run a stage in a process of its own, or say that it is finished; return whether it ran."""
     number = f"{project.stages.index(stage.name) + 1} of {len(project.stages)}"
     if stage.words:
         print()

@@ -51,11 +51,7 @@ def paths_of(found: Sequence[ShownSlide], root: str | None) -> list[Path]:
 
 
 def opened(found: Sequence[ShownSlide], paths: Sequence[Path], *, port: int) -> SlideServer:
-    """Return the server, bound to its port.
-
-    Raises:
-        ValueError: it cannot be, in one line.
-    """
+    """Return the server, bound to its port."""
     try:
         return SlideServer(found, paths, port=port)
     except OSError as error:

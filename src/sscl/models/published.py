@@ -127,11 +127,7 @@ def _of_table(one: Published) -> Named:
 
 
 def _described(path: Path) -> Named:
-    """Return what a config.json of timm's says.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Return what a config.json of timm's says."""
     if not path.is_file():
         raise ValueError(
             f"model.name: {path.parent} has no config.json, which says which model of timm it is; name that model: "

@@ -174,9 +174,6 @@ def _rule_anywhere(tensors: TensorDict, *, source: str | Path) -> tuple[Rule, li
     """Return a rule for the one prefix below which all tensors of a trunk lie, and what to say about it.
 
     What lies elsewhere is dropped. Of two trunks the average is taken.
-
-    Raises:
-        ValueError: there is no trunk, or there are several.
     """
     for rule, sign in ANYWHERE:
         ends = [key.removesuffix(sign) for key in tensors if key == sign or key.endswith(f".{sign}")]
