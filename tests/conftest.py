@@ -103,6 +103,7 @@ SEAMS = {
     "folds_parts": "sscl.train.folds.labelled_parts",
     "folds_predict": "sscl.train.folds.predict",
     "folds_start": "sscl.train.folds.start_encoder",
+    "fold_predictions": "sscl.train.fold_report.read_predictions",
     "later": "sscl.train.pretrain.Later",
     "pretrain_synchronise": "sscl.train.pretrain.synchronise_batch_norm",
     "finetune_synchronise": "sscl.train.preparation.synchronise_batch_norm",

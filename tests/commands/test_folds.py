@@ -24,6 +24,7 @@ from sscl.config import FinetuneConfig
 from sscl.data import load
 from sscl.data.tiles import Tiles
 from sscl.evaluate.metric_intervals import metric_intervals
+from sscl.evaluate.predictions import read_predictions
 from sscl.models.classifier import load_classifier
 from sscl.records import write_record
 from sscl.train import fold_report, folds, labelled
@@ -231,6 +232,31 @@ def test_more_than_two_folds_share_training_tiles(crossed: Any, tiles: Path) -> 
     assert report.caveats[0] == fold_report.SHARED
     assert report.caveats[-1] == "n"
     assert any(note.startswith("single folds: too few slides for intervals: 2") for note in report.caveats)
+
+
+def test_a_metric_that_no_fold_defines_is_undefined_over_folds(crossed: Any, tiles: Path, wrap: Any) -> None:
+    """As AUROC where one of three classes is in the test split alone."""
+    run, _ = crossed
+    one = yaml.safe_load((run / "config.yaml").read_text())
+    loaded = load.load_tiles(FinetuneConfig.model_validate(one, strict=False).data, split="train", progress=False)
+    folders = [run / f"fold_{i}" for i in (1, 2)]
+    three = ("HP", "SSA", "X")
+
+    def with_a_third_class(real: Any, path: Path) -> Any:
+        found = read_predictions(path)
+        return replace(found, classes=three, probabilities=np.pad(found.probabilities, ((0, 0), (0, 1))))
+
+    wrap(fold_predictions=with_a_third_class)
+
+    report = fold_report.build_report(
+        config(folds=2), replace(loaded, classes=three), folders, numbers=[1, 2], notes=[]
+    )
+
+    assert report.mean is not None
+    assert report.sd is not None
+    assert (report.mean["auroc"], report.sd["auroc"]) == (None, None)
+    assert report.mean["accuracy"] is not None
+    assert "undefined" in fold_report.table(report).splitlines()[-3]
 
 
 def test_the_epoch_told_is_the_best_not_the_last(crossed: Any, tmp_path: Path) -> None:

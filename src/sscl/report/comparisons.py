@@ -84,7 +84,8 @@ def folds(name: str, report: FoldsReport) -> Section:
         lines.append(["all, pooled", str(pooled.tiles), *cells, number(pooled.loss)])
         lines.append(["95% interval", "", *(interval(pooled.interval(key)) for key in FOLD_METRICS), ""])
     if report.mean is not None and report.sd is not None:
-        over = [f"{report.mean[key]:.3f} ± {report.sd[key]:.3f}" for key in (*FOLD_METRICS, "loss")]
+        pairs = [(report.mean[key], report.sd[key]) for key in (*FOLD_METRICS, "loss")]
+        over = [number(mean) + ("" if sd is None else f" ± {number(sd)}") for mean, sd in pairs]
         lines.append(["mean ± sd of folds", "", *over])
     of = f"{blocks.name_of(report.data.root)}, {report.data.size_px} px ({some(report.classes)})"
     found: list[Block] = [blocks.table(f"{report.folds} folds of the training split of {of}", lines)]

@@ -74,8 +74,8 @@ class FoldsReport(Record):
     runs: tuple[Fold, ...]
     interval_method: str
     pooled: Scores | None
-    mean: dict[str, float] | None
-    sd: dict[str, float] | None
+    mean: dict[str, float | None] | None
+    sd: dict[str, float | None] | None
     caveats: tuple[str, ...]
     environment: run.Environment
 
@@ -106,8 +106,9 @@ def build_report(
         pooled = scores_of(everything, positive=positive)
         series = {"loss": [one.loss for one in runs]}
         series |= {key: [value for one in runs if (value := one.value(key)) is not None] for key in SHOWN}
-        mean = {key: statistics.fmean(values) for key, values in series.items()}
-        sd = {key: statistics.stdev(values) for key, values in series.items()}
+        # AUROC is undefined in each fold where a class is in the test split alone.
+        mean = {key: statistics.fmean(values) if values else None for key, values in series.items()}
+        sd = {key: statistics.stdev(values) if len(values) > 1 else None for key, values in series.items()}
         notes = [*([SHARED] if len(runs) > 2 else []), MODELS, *notes]  # two folds share no training tile
     assert config.train.folds is not None
     return FoldsReport(
@@ -173,8 +174,7 @@ def write_report(folder: Path, tiles: Tiles, report: FoldsReport) -> None:
 def table(report: FoldsReport) -> str:
     """Return the report as lines for the terminal: metrics, then their intervals."""
 
-    def cell(one: Scores, key: str) -> str:
-        value = one.value(key)
+    def cell(value: float | None) -> str:
         return "undefined" if value is None else f"{value:.4f}"
 
     lines = [["held out", "tiles", *SHOWN.values(), "loss"]]
@@ -182,11 +182,11 @@ def table(report: FoldsReport) -> str:
     if report.pooled is not None:
         named["pooled"] = report.pooled
     for name, one in named.items():
-        lines.append([name, str(one.tiles), *(cell(one, key) for key in SHOWN), f"{one.loss:.4f}"])
+        lines.append([name, str(one.tiles), *(cell(one.value(key)) for key in SHOWN), cell(one.loss)])
         drawn = [one.interval(key) for key in SHOWN]
         lines.append(["", "", *("" if pair is None else f"{pair[0]:.3f}-{pair[1]:.3f}" for pair in drawn), ""])
     if report.mean is not None and report.sd is not None:
         for name, values in (("mean of folds", report.mean), ("sd of folds", report.sd)):
-            lines.append([name, "", *(f"{values[key]:.4f}" for key in (*SHOWN, "loss"))])
+            lines.append([name, "", *(cell(values[key]) for key in (*SHOWN, "loss"))])
     positive = "" if report.positive is None else f"; positive class {report.positive}"
     return f"\n{tables.as_text(lines)}\n{report.interval_method}{positive}"
