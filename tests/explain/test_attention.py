@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 from sscl.config.maps import MapConfig
+from sscl.evaluate.verdicts import Outcome
 from sscl.explain.cam import class_maps
 from sscl.explain.cells import map_cells
 from sscl.explain.choice import changed, chosen_maps, of_model
@@ -19,6 +22,7 @@ from sscl.explain.map_checks import cascade, stages
 from sscl.explain.targets import DIFFERENCE
 from sscl.models.encoders import build_encoder
 from sscl.models.heads import Classifier
+from sscl.predict import cam as slide_cam
 
 torchcam = pytest.importorskip("torchcam.methods")
 pytest.importorskip("timm")
@@ -338,3 +342,21 @@ def test_randomisation_reaches_every_part_of_a_transformer(method: str) -> None:
     assert not any(same)
     assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in mixed.state_dict().items())
     assert not torch.allclose(maps, trained)
+
+
+def test_checks_of_the_layers_that_maps_are_of_without_saying_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps of a class token are of layers that the settings of `sscl gradcam` need not name."""
+    for file in ("checkpoints/best.pt", "gradcam_test/checks.json"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    passed = SimpleNamespace(outcome=Outcome.PASSED)
+    checks = SimpleNamespace(tiles=9, randomisation=passed, deletion_insertion=passed, equivariance=passed)
+    monkeypatch.setattr(slide_cam, "settings_of", lambda kind, folder: kind(checkpoint="x"))
+    monkeypatch.setattr(slide_cam, "read_record", lambda kind, path, made_by: checks)
+    model = vit()
+    kind = of_model(MapKind(), model)
+    assert kind.layers
+    assert "passed" in slide_cam._checked(str(tmp_path), kind, model)
+    assert "not checked" in slide_cam._checked(str(tmp_path), of_model(MapKind("hirescam"), model), model)

@@ -17,11 +17,12 @@ from sscl.api import Model
 from sscl.config import GradcamConfig, PredictConfig
 from sscl.config.maps import MapConfig
 from sscl.explain.cam import class_maps
-from sscl.explain.choice import chosen_maps
+from sscl.explain.choice import chosen_maps, of_model
 from sscl.explain.kinds import METHODS, WHATEVER_CLASS, MapKind
 from sscl.explain.records import CHECKED_BY, MapChecks
 from sscl.explain.targets import Score, Target, describe_target
 from sscl.models.checkpoint import run_of
+from sscl.models.heads import Classifier
 from sscl.places import printable
 from sscl.predict.regions import (
     OVERLAP,
@@ -106,7 +107,7 @@ def plan_of(model: Model, config: PredictConfig) -> Plan | None:
         raise ValueError(f"gradcam.{error}" if key in MapConfig.model_fields else str(error)) from error
     region = None if config.cam is True else Region(*config.cam)
     says = meaning(None if kind.method in WHATEVER_CLASS else "")
-    note = f"{METHODS[kind.method]} of a region: {says}; {_checked(config.checkpoint, kind)}"
+    note = f"{METHODS[kind.method]} of a region: {says}; {_checked(config.checkpoint, kind, model.classifier)}"
     return Plan(target, kind, maps.references, max(raw.shape[1:]), region, note)
 
 
@@ -120,7 +121,7 @@ def _check_raw(maps: MapConfig, kind: MapKind) -> None:
         raise ValueError(f"fuse: {kind.fuse} scales the map of each tile by its peak; give one layer, or fuse=sum")
 
 
-def _checked(checkpoint: str, kind: MapKind) -> str:
+def _checked(checkpoint: str, kind: MapKind, classifier: Classifier) -> str:
     """Return what `sscl gradcam checks=true` found of the run's maps of this kind, in words."""
     run = run_of(checkpoint)
     for path in sorted(run.glob("gradcam*/checks.json")):
@@ -128,7 +129,8 @@ def _checked(checkpoint: str, kind: MapKind) -> str:
             own, found = settings_of(GradcamConfig, path.parent), read_record(MapChecks, path, made_by=CHECKED_BY)
         except (ValueError, OSError):
             continue  # `sscl report` says what is wrong with it
-        if (own.method, tuple(own.layer)) == (kind.method, kind.layers):
+        made = of_model(MapKind(own.method, own.layer), classifier)  # its layers may go without saying
+        if (made.method, made.layers) == (kind.method, kind.layers):
             checks = {
                 "randomisation": found.randomisation,
                 "deletion and insertion": found.deletion_insertion,
