@@ -163,6 +163,7 @@ SEAMS = {
     "predict_batches": "sscl.data.files.batches",
     "store_read": "sscl.data.tiles.TileStore._read",
     "draw_tile": "sscl.data.synthetic.draw_tile",
+    "drawing_cores": "sscl.commands.draw_slides.cpu_cores",
     "download": "sscl.commands.download.download",
     "load_pixels": "PIL.Image.Image.load",
     "list_folder": "os.scandir",

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,11 @@ def shown(page: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if shown(page)], ids=lambda page: page.stem)
 def test_what_needs_nothing_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., None], blank_pictures: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sscl.commands.draw_slides.cpu_cores", lambda: 1)  # tests/data/test_drawn_slide.py has more
+    wrap(drawing_cores=lambda real: 1)  # tests/data/test_drawn_slide.py has more
     for program, *words in shown(page):
         assert program == "sscl", f"{page.name}: a block with {program} says in its title what it needs"
         name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]

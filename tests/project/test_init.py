@@ -270,10 +270,11 @@ def test_the_batch_fits_the_memory_and_epochs_the_time(wrap: Any, write: Callabl
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(tmp_path_factory: pytest.TempPathFactory, wrapped: Callable[..., Any]) -> Path:
     """A folder of 12 drawn slides of 6 patients, and beside it their table."""
     root = tmp_path_factory.mktemp("drawn") / "cohort"
-    assert main(["slides", "synth", str(root), "count=12", "size_px=256", "mpp=2", "progress=false"]) == 0
+    with wrapped(drawing_cores=lambda real: 1):
+        assert main(["slides", "synth", str(root), "count=12", "size_px=256", "mpp=2", "progress=false"]) == 0
     return root
 
 
