@@ -341,7 +341,7 @@ def blank_drawing() -> Callable[[], AbstractContextManager[None]]:
         Image.new("L", (width, height), "white").save(picture, format="png")
         return picture.getvalue()
 
-    def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    def save(figure: Figure, path: Path) -> None:
         last[:] = [figure.get_size_inches()]
         width, height = (int(inches * figure.dpi) for inches in last[0])
         with base.writing(path) as temporary:

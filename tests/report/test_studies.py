@@ -13,6 +13,7 @@ from PIL import Image
 from sscl import run
 from sscl.config import PretrainConfig
 from sscl.explain.records import MapChecks
+from sscl.records import write_record
 from sscl.report import studies
 
 from .conftest import kinds, make_audit, rendered
@@ -112,14 +113,18 @@ class TestAudit:
         ]
 
 
-def test_provenance_holds_commands_and_configurations():
+def test_provenance_holds_commands_and_configurations(tmp_path):
     environment = run.environment().model_copy(update={"command": "sscl eval <x>", "date": "d", "torch": "2"})
-    section = studies.provenance({"runs/a": (environment, "key: <value>\n"), "runs/old": (None, "there is none")})
+    folders = [tmp_path / "a", tmp_path / "old"]
+    folders[0].mkdir()
+    write_record(folders[0] / "env.json", environment)
+    (folders[0] / "config.yaml").write_text("key: <value>\n")
+    section = studies.provenance(folders)
 
     html = rendered(section)
     assert "key: &lt;value&gt;" in html
     assert "<x>" not in html
     (table,) = kinds(section, "table")
-    assert table["rows"] == [["runs/a", "sscl eval <x>", "d"], ["runs/old", "unknown", "unknown"]]
+    assert table["rows"] == [[str(folders[0]), "sscl eval <x>", "d"], [str(folders[1]), "unknown", "unknown"]]
     assert "# torch: 2\n" in kinds(section, "code")[0]["text"]
     assert json.dumps(section)

@@ -30,7 +30,14 @@ from sscl.explain import boxes
 from sscl.models.checkpoint import run_of
 from sscl.places import missing, printable
 from sscl.plots import cam as cam_plots
-from sscl.predict.job import RESEARCH_USE, application_notes, check_apart, check_no_slides, threshold_origin
+from sscl.predict.job import (
+    RESEARCH_USE,
+    application_notes,
+    applied,
+    check_apart,
+    check_no_slides,
+    threshold_origin,
+)
 from sscl.predict.slides import predict_slides
 from sscl.progress import Bar
 from sscl.records import write_record
@@ -259,20 +266,10 @@ def draw_panels(model: api.Model, found: Found, tally: Tally, config: PredictCon
 
 def summary(model: api.Model, found: Found, tally: Tally, config: PredictConfig) -> Summary:
     return Summary(
-        checkpoint=config.checkpoint,
-        epoch=model.checkpoint.epoch,
+        **dict(applied(model, config)),
         c=model.checkpoint.c,
-        classes=model.classes,
-        size_px=model.size_px,
         mpp=model.mpp,
         tiles_mpp=scale_of(tally, config).mpp,
-        stain=model.stain,
-        temperature=model.temperature,
-        calibrated=config.calibrate,
-        test_time_augmentation=config.tta,
-        precision=model.precision,
-        decide_from=model.decide_from,
-        decide_from_method=threshold_origin(model, config),
         tiles=len(tally.places),
         class_counts={name: tally.classes[name] for name in model.classes},
         undecided={name: tally.undecided[name] for name in model.classes},

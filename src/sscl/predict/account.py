@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sscl.places import printable
 from sscl.predict.cohort import Cohort, Listed
-from sscl.predict.job import Job, threshold_origin
+from sscl.predict.job import Job, applied, threshold_origin
 from sscl.report.slide_record import PredictedSlides, SlideLine
 from sscl.words import MOST, count, some
 
@@ -32,21 +32,10 @@ def table_of(lines: Sequence[SlideLine], classes: tuple[str, ...]) -> tuple[list
 
 def summary(job: Job, lines: Sequence[SlideLine], *, index: str, notes: Sequence[str]) -> PredictedSlides:
     """Return the content of slides.json."""
-    model, config = job.model, job.config
     return PredictedSlides(
-        checkpoint=config.checkpoint,
+        **dict(applied(job.model, job.config)),
         checkpoint_sha256=job.sha256,
-        epoch=model.checkpoint.epoch,
-        classes=model.classes,
-        size_px=model.size_px,
         mpp=job.mpp,
-        stain=model.stain,
-        temperature=model.temperature,
-        calibrated=config.calibrate,
-        test_time_augmentation=config.tta,
-        precision=model.precision,
-        decide_from=model.decide_from,
-        decide_from_method=threshold_origin(model, config),
         index=index,
         slides=tuple(lines),
         notes=tuple(notes),

@@ -17,7 +17,7 @@ from sscl.data.scale import differ
 from sscl.models.checkpoint import checkpoint_file, unfinished_notes
 from sscl.models.classifier import precision_notes
 from sscl.predict.cam import Plan, plan_of
-from sscl.report.slide_record import NO_DIAGNOSIS, STANDING
+from sscl.report.slide_record import NO_DIAGNOSIS, STANDING, AppliedClassifier
 from sscl.slides.index import Index
 
 OF_TILES = ("panels", "fit")
@@ -129,6 +129,23 @@ def wanted_mpp(model: Model, config: PredictConfig) -> float:
             f"predictions mean nothing; give that of its training tiles at {model.size_px} px, as in mpp=0.5"
         )
     return mpp
+
+
+def applied(model: Model, config: PredictConfig) -> AppliedClassifier:
+    """Return what summary.json and slides.json say of the classifier."""
+    return AppliedClassifier(
+        checkpoint=config.checkpoint,
+        epoch=model.checkpoint.epoch,
+        classes=model.classes,
+        size_px=model.size_px,
+        stain=model.stain,
+        temperature=model.temperature,
+        calibrated=config.calibrate,
+        test_time_augmentation=config.tta,
+        precision=model.precision,
+        decide_from=model.decide_from,
+        decide_from_method=threshold_origin(model, config),
+    )
 
 
 def threshold_origin(model: Model, config: PredictConfig) -> str:

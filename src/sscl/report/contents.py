@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sscl import metrics_log, run
+from sscl import metrics_log
 from sscl.config import AuditConfig, DataConfig, GradcamConfig, MapConfig, PretrainConfig, ReportConfig, plain, validate
 from sscl.data.audit import Audit
 from sscl.data.load import has_validation, merge_data, split_changes
@@ -48,7 +48,7 @@ def page_content(sources: Sources, subject: Subject | None, config: ReportConfig
     about = about_studies(sources, subject, out=out, blind=config.blind)
     for section in about if subject is None else ():
         section["folded"] = False  # they are all that the page has
-    sections += [*about, studies.provenance(provenance_of(sources, subject))]
+    sections += [*about, studies.provenance(all_folders(sources, subject))]
     return {"title": title, "subtitle": subtitle, "made": made, "id": key, "sections": sections, "gallery": shown}
 
 
@@ -226,15 +226,9 @@ def further_runs(folders: Sequence[Path], evaluated: str) -> Section:
     return comparisons.others(rows)
 
 
-def provenance_of(sources: Sources, subject: Subject | None) -> dict[str, tuple[run.Environment | None, str]]:
-    """Return env.json and config.yaml of every folder, by its path."""
+def all_folders(sources: Sources, subject: Subject | None) -> list[Path]:
+    """Return every folder that the page is about, the classifier's own first."""
     folders = [folder for of in sources.values() for folder in of]
-    if subject is not None:
-        folders = [subject.folder, subject.evaluated, *(folder for folder in folders if folder != subject.folder)]
-    found = {}
-    for folder in folders:
-        config = folder / "config.yaml"
-        with reading(config):
-            text = config.read_text(encoding="utf-8") if config.is_file() else "no config.yaml"
-        found[str(folder)] = record_of(run.Environment, folder / "env.json", made_by="the command of its folder"), text
-    return found
+    if subject is None:
+        return folders
+    return [subject.folder, subject.evaluated, *(folder for folder in folders if folder != subject.folder)]

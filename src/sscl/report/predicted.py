@@ -23,28 +23,25 @@ from sscl.explain.targets import describe_targets
 from sscl.metrics_log import name_of_row
 from sscl.models.classifier import load_classifier
 from sscl.models.pixels import normalisation
-from sscl.records import Record, read_record
+from sscl.records import read_record
 from sscl.report import blocks, gallery, studies
 from sscl.report.blocks import Block, Section
-from sscl.report.folders import record_of, settings_of
+from sscl.report.folders import settings_of
 from sscl.report.page.content import Content, Gallery
-from sscl.report.summary import ELSEWHERE, HOW_GOOD, LEARNED, NOT_A_DEVICE, RELY
+from sscl.report.slide_record import AppliedClassifier
+from sscl.report.summary import without_truth
 from sscl.report.tiles import map_notes
-from sscl.run import Environment
 from sscl.words import count, some
 
 FILE = "summary.json"
 
 
-class Summary(Record):
+class Summary(AppliedClassifier):
     """summary.json of `sscl predict`.
 
     Attributes:
-        checkpoint, epoch, classes, size_px, mpp, stain: of the classifier. tiles_mpp: µm per pixel of the tiles; None:
-            not known. c: of a logistic regression, without epochs.
-        temperature: logits were divided by it. calibrated: whether it is the fitted one.
-        precision: of the encoder; temperature and thresholds were fitted in the one that `notes` names if it differs.
-        decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
+        c: of a logistic regression, without epochs.
+        mpp: µm per pixel of the classifier. tiles_mpp: of the tiles; None: not known.
         tiles: how many were predicted. class_counts, undecided: these, and the abstentions among them, by class.
         unreadable: files that could not be used. repeated: mentions of files that were listed already.
         passed_over: other files, by suffix or kind. source_px: files by their side.
@@ -52,20 +49,9 @@ class Summary(Record):
         notes: what a reader must know, a sentence each.
     """
 
-    checkpoint: str
-    epoch: int
     c: float | None = None
-    classes: tuple[str, ...]
-    size_px: int
     mpp: float | None
     tiles_mpp: float | None
-    stain: str
-    temperature: float
-    calibrated: bool
-    test_time_augmentation: bool
-    precision: str
-    decide_from: float | None
-    decide_from_method: str
     tiles: int
     class_counts: dict[str, int]
     undecided: dict[str, int]
@@ -135,19 +121,13 @@ def predicted_content(of: Predicted, config: ReportConfig, *, made: str) -> Cont
         ValueError, FileNotFoundError: the checkpoint or a tile is not there any more; a wrong setting of the maps.
     """
     shown = build_gallery(of, config) if config.tiles and of.summary.tiles else None
-    environment = record_of(Environment, of.folder / "env.json", made_by="sscl predict")
-    text = (of.folder / "config.yaml").read_text(encoding="utf-8")
     name = of.folder.resolve().name
     return {
         "title": f"{name}: {count(of.summary.tiles, 'tile')} without truth",
         "subtitle": f"predicted by {of.summary.checkpoint}: {some(of.summary.classes)}",
         "made": made,
         "id": of.key,
-        "sections": [
-            summary_section(of),
-            predictions_section(of),
-            studies.provenance({str(of.folder): (environment, text)}),
-        ],
+        "sections": [summary_section(of), predictions_section(of), studies.provenance([of.folder])],
         "gallery": shown,
     }
 
@@ -156,25 +136,21 @@ def summary_section(of: Predicted) -> Section:
     """Return what was predicted, without any measure of whether it is right."""
     summary = of.summary
     undecided = sum(summary.undecided.values())
-    lead = {
-        LEARNED: f"The classifier {summary.checkpoint} named the class of {count(summary.tiles, 'tile')}"
+    return without_truth(
+        f"The classifier {summary.checkpoint} named the class of {count(summary.tiles, 'tile')}"
         f"{' drawn by a program' if is_synthetic('', of.found.ids) else ''}, and left {undecided:,} of them undecided.",
-        HOW_GOOD: "That is not known here: the true classes of these tiles are not known; how it did where they are is "
-        "in the report of its run.",
-        RELY: f"Do not rely on a single answer, or on {ELSEWHERE}.",
-    }
-    found: list[Block] = [blocks.lead(lead), blocks.paragraph(NOT_A_DEVICE)]
-    return blocks.section("summary", "Summary", found, folded=False)
+        "That is not known here: the true classes of these tiles are not known; how it did where they are is in the "
+        "report of its run.",
+    )
 
 
 def predictions_section(of: Predicted) -> Section:
     """Return how many tiles of each class there are, abstentions, and notes."""
     summary = of.summary
-    abstains = "never" if summary.decide_from is None else f"below confidence {summary.decide_from:.3f}"
     facts = {
         "classifier": f"{summary.checkpoint}, {name_of_row(summary.epoch, summary.c)}, tiles of {summary.size_px} px",
         "tiles": f"{summary.tiles:,}",
-        "abstains": f"{abstains} ({summary.decide_from_method})",
+        "abstains": summary.abstains,
         "abstentions": f"{sum(summary.undecided.values()):,}",
         "files that could not be used": f"{summary.unreadable:,}",
     }

@@ -12,11 +12,9 @@ from urllib.parse import quote
 from sscl.records import read_record
 from sscl.report import blocks, studies
 from sscl.report.blocks import Block, Section
-from sscl.report.folders import record_of
 from sscl.report.page.content import Content
 from sscl.report.slide_record import ALL, MADE_BY, PAGE, THUMBNAIL, PredictedSlides
-from sscl.report.summary import ELSEWHERE, HOW_GOOD, LEARNED, NOT_A_DEVICE, RELY
-from sscl.run import Environment
+from sscl.report.summary import without_truth
 from sscl.words import count, some
 
 _MOST_CLASSES = 8  # that have a column
@@ -33,8 +31,6 @@ def slides_content(folder: Path, *, out: Path, made: str, blind: bool = False) -
         ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
     """
     found = read_record(PredictedSlides, folder / ALL, made_by=MADE_BY)
-    environment = record_of(Environment, folder / "env.json", made_by=MADE_BY)
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
     number = sum(line.status == "predicted" for line in found.slides)
     return {
         "title": f"{folder.resolve().name}: {count(number, 'slide')} without truth",
@@ -44,7 +40,7 @@ def slides_content(folder: Path, *, out: Path, made: str, blind: bool = False) -
         "sections": [
             _summary(found, number),
             _table("slides", "Slides", found, folder, out=out, blind=blind),
-            studies.provenance({str(folder): (environment, text)}),
+            studies.provenance([folder]),
         ],
         "gallery": None,
     }
@@ -66,15 +62,12 @@ def slides_section(name: str, folder: Path, *, out: Path, blind: bool = False) -
 def _summary(found: PredictedSlides, number: int) -> Section:
     tiles = sum(line.tiles for line in found.slides)
     undecided = sum(line.undecided for line in found.slides)
-    lead = {
-        LEARNED: f"The classifier {found.checkpoint} named the class of {count(tiles, 'tile')} of "
-        f"{count(number, 'slide')}, and left {undecided:,} of them undecided{_left_out(found)}.",
-        HOW_GOOD: "That is not known here: what these slides show is not known; how it did where that is known is in "
-        "the report of its run.",
-        RELY: f"Do not rely on a single answer, or on {ELSEWHERE}.",
-    }
-    parts: list[Block] = [blocks.lead(lead), blocks.paragraph(NOT_A_DEVICE)]
-    return blocks.section("summary", "Summary", parts, folded=False)
+    return without_truth(
+        f"The classifier {found.checkpoint} named the class of {count(tiles, 'tile')} of {count(number, 'slide')}, and "
+        f"left {undecided:,} of them undecided{_left_out(found)}.",
+        "That is not known here: what these slides show is not known; how it did where that is known is in the report "
+        "of its run.",
+    )
 
 
 def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: Path, blind: bool) -> Section:
@@ -92,10 +85,9 @@ def _table(name: str, title: str, found: PredictedSlides, folder: Path, *, out: 
         lines.append([line.name, f"{line.tiles:,}", *shares, *(f"{line.damaged:,}" for _ in damaged)])
     links = [_link(folder / line.name / PAGE, out, blind=blind) for line in predicted]
     pictures = [_picture(folder / line.name / THUMBNAIL) for line in predicted]
-    abstains = "never" if found.decide_from is None else f"below confidence {found.decide_from:.3f}"
     facts = {
         "classifier": f"{found.checkpoint}, tiles of {found.size_px} px at {found.mpp:.4g} µm per pixel",
-        "abstains": f"{abstains} ({found.decide_from_method})",
+        "abstains": found.abstains,
         "index": found.index,
     }
     percent = "" if blind else "; percent of its tiles by most probable class, undecided ones among them"

@@ -16,6 +16,35 @@ STANDING = (
 NO_DIAGNOSIS = "tiles are classified, one by one: this is no diagnosis of the slide"
 
 
+class AppliedClassifier(Record):
+    """A classifier and how it was applied: of tiles in summary.json, of slides in slides.json.
+
+    Attributes:
+        checkpoint, epoch, classes, size_px, stain: of the classifier.
+        temperature: logits were divided by it. calibrated: whether it is the fitted one.
+        precision: of the encoder; temperature and thresholds were fitted in the one that `notes` names if it differs.
+        decide_from: confidence below which the classifier abstains; None: never. decide_from_method: where it is from.
+    """
+
+    checkpoint: str
+    epoch: int
+    classes: tuple[str, ...]
+    size_px: int
+    stain: str
+    temperature: float
+    calibrated: bool
+    test_time_augmentation: bool
+    precision: str
+    decide_from: float | None
+    decide_from_method: str
+
+    @property
+    def abstains(self) -> str:
+        """When it abstains, in words."""
+        below = "never" if self.decide_from is None else f"below confidence {self.decide_from:.3f}"
+        return f"{below} ({self.decide_from_method})"
+
+
 class Damage(Record):
     """A tile that could not be read: its corner, pixels of level 0, and why."""
 
@@ -78,7 +107,7 @@ class PredictedSlide(Record):
         classes: K, in the order of the probabilities. colours: red, green, blue of each, 0-255.
         positive: the class whose probability a map of two classes shows; None of more than two.
         threshold: probability from which a place is part of a region of a class.
-        checkpoint, temperature, calibrated, decide_from, decide_from_method: see `predicted.Summary`.
+        checkpoint, temperature, calibrated, decide_from, decide_from_method: see `AppliedClassifier`.
         checkpoint_sha256: of its file. parameters: a digest of all that decides the slide's files, by which the same
             command keeps them.
         tiles: that were predicted. class_counts, undecided, regions: number of each class.
@@ -142,28 +171,17 @@ class SlideLine(Record):
     damaged_places: int = 0
 
 
-class PredictedSlides(Record):
+class PredictedSlides(AppliedClassifier):
     """slides.json: all slides of a folder, and how they were predicted.
 
     Attributes:
-        checkpoint ... decide_from_method: see `predicted.Summary`. checkpoint_sha256: of its file.
+        checkpoint_sha256: of its file.
         mpp: µm per pixel of the tiles. index: the index of their tiles. slides: by name.
         notes: what a reader must know, a sentence each.
     """
 
-    checkpoint: str
     checkpoint_sha256: str = ""
-    epoch: int
-    classes: tuple[str, ...]
-    size_px: int
     mpp: float
-    stain: str
-    temperature: float
-    calibrated: bool
-    test_time_augmentation: bool
-    precision: str
-    decide_from: float | None
-    decide_from_method: str
     index: str
     slides: tuple[SlideLine, ...]
     notes: tuple[str, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sscl.config import PretrainConfig
@@ -13,6 +13,7 @@ from sscl.metrics_log import MetricsRow
 from sscl.plots import charts
 from sscl.report import blocks
 from sscl.report.blocks import Block, Section, number
+from sscl.report.folders import reading, record_of
 from sscl.run import Environment
 from sscl.train.health import knn_verdict
 
@@ -125,19 +126,23 @@ def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
     return blocks.section(name, f"Audit of {', '.join(sets)}", found, hint="do the splits share tiles?")
 
 
-def provenance(folders: Mapping[str, tuple[Environment | None, str]]) -> Section:
-    """Return the commands, configurations and versions behind everything on the page.
+def provenance(folders: Sequence[Path]) -> Section:
+    """Return the commands, configurations and versions behind everything on the page: env.json and config.yaml of each.
 
-    Args:
-        folders: {what it is called: (its env.json if there is one, the text of its config.yaml)}.
+    Raises:
+        ValueError: a file is not as sscl writes it.
     """
     lines = [["folder", "command", "date"]]
-    for name, (environment, _) in folders.items():
+    codes: list[Block] = []
+    for folder in folders:
+        config = folder / "config.yaml"
+        with reading(config):
+            text = config.read_text(encoding="utf-8") if config.is_file() else "no config.yaml"
+        environment = record_of(Environment, folder / "env.json", made_by="the command of its folder")
         known = ["unknown", "unknown"] if environment is None else [environment.command, environment.date]
-        lines.append([name, *known])
-    found: list[Block] = [blocks.table("Commands", lines, numeric_from=len(lines[0]))]
-    for name, (environment, text) in folders.items():
+        lines.append([str(folder), *known])
         versions = [] if environment is None else dict(environment).items()
         about = [f"# {key}: {value}" for key, value in versions if key not in ("command", "date")]
-        found.append(blocks.code(f"{name}: configuration and versions", "\n".join([*about, text])))
-    return blocks.section("provenance", "Reproduce", found, hint="commands, configurations, versions")
+        codes.append(blocks.code(f"{folder}: configuration and versions", "\n".join([*about, text])))
+    table = blocks.table("Commands", lines, numeric_from=len(lines[0]))
+    return blocks.section("provenance", "Reproduce", [table, *codes], hint="commands, configurations, versions")

@@ -67,6 +67,17 @@ def summary(subject: Subject, *, training_tiles: int | None, checks: Sequence[Ch
     return blocks.section("summary", "Summary", [lead, blocks.paragraph(NOT_A_DEVICE)], folded=False)
 
 
+def without_truth(named: str, unknown: str) -> Section:
+    """Return the first screen of a page on tiles or slides without truth, in three sentences.
+
+    Args:
+        named: what was classified. unknown: that nothing says how well.
+    """
+    rely = f"Do not rely on a single answer, or on {ELSEWHERE}."
+    lead = blocks.lead({LEARNED: named, HOW_GOOD: unknown, RELY: rely})
+    return blocks.section("summary", "Summary", [lead, blocks.paragraph(NOT_A_DEVICE)], folded=False)
+
+
 def checks_section(subject: Subject, checks: Sequence[Check]) -> Section:
     """Return the verdicts, and the limitations that the evaluation found."""
     caveats = subject.report.caveats
