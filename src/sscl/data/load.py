@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,37 +66,32 @@ def _named(section: str) -> Iterator[None]:
 
 
 def _load_normalised(data: DataConfig, *, split: str, progress: bool) -> Tiles:
-    found = near_duplicate_groups(data, split=split, progress=progress) if data.group_near_duplicates else None
-    tiles = _load(data, split=split, progress=progress, group_of=None if found is None else found.joined)
+    joined, given_of = None, None
+    if data.group_near_duplicates:
+        joined, given_of = _near_duplicate_groups(data, split=split, progress=progress)
+    tiles = _load(data, split=split, progress=progress, group_of=joined)
     if data.stain != "none":
         if data.source == "slides" and tiles.images.nbytes > slide_set.MOST_KEPT:
             raise ValueError(
                 f"{data.root}: data.stain keeps all normalised tiles in the cache, and these take "
                 f"{readable(tiles.images.nbytes)}, over {readable(slide_set.MOST_KEPT)}; leave it out, or index fewer"
             )
-        given = tiles if found is None else replace(tiles, groups=found.given_of(tiles.ids))
+        given = tiles
+        if joined is not None:
+            groups = None if given_of is None else np.array([given_of[name] for name in tiles.ids])
+            given = replace(tiles, groups=groups)
         normal = normalise_tiles(given, method=data.stain, cache_dir=data.cache_dir, progress=progress)
         tiles = replace(tiles, images=normal.images)
     return tiles
 
 
-@dataclass(frozen=True)
-class NearDuplicateGroups:
-    """The groups of a set's tiles by id: as given (None = no groups), and joined with clusters of near-duplicates."""
+def _near_duplicate_groups(
+    data: DataConfig, *, split: str, progress: bool
+) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Return the groups of a set's tiles by id, joined with clusters of near-duplicates, and as given (None: not).
 
-    given: dict[str, str] | None
-    joined: dict[str, str]
-
-    def given_of(self, ids: Sequence[str]) -> NDArray[np.str_] | None:
-        """Return the given groups of these tiles, (N,)."""
-        return None if self.given is None else np.array([self.given[name] for name in ids])
-
-
-def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> NearDuplicateGroups:
-    """Return the groups of a set's tiles, joined with the clusters of near-duplicates, which are kept in the cache.
-
-    The result does not depend on tile size, stain normalisation or split: the whole set is searched, at one size. A set
-    whose splits are parts of one file is searched part by part.
+    The clusters are kept in the cache. They do not depend on tile size, stain normalisation or split: the whole set is
+    searched, at one size. A set whose splits are parts of one file is searched part by part.
     """
     whole: dict[str, object] = {"size_px": duplicates.SIZE_PX, "stain": "none"}
     if data.source in ("mhist", "synthetic"):
@@ -117,10 +112,8 @@ def near_duplicate_groups(data: DataConfig, *, split: str, progress: bool) -> Ne
     key = ("near-duplicates", duplicates.VERSION, digest.hexdigest())
     numbers = cache.cached_outputs(search, key=key, rows=len(tiles), cache_dir=data.cache_dir)
     joined = duplicates.join_groups(numbers[:, 0].astype(np.int64), tiles.groups, ids=tiles.ids)
-    return NearDuplicateGroups(
-        given=None if tiles.groups is None else dict(zip(tiles.ids, tiles.groups.tolist(), strict=True)),
-        joined=dict(zip(tiles.ids, joined.tolist(), strict=True)),
-    )
+    given = None if tiles.groups is None else dict(zip(tiles.ids, tiles.groups.tolist(), strict=True))
+    return dict(zip(tiles.ids, joined.tolist(), strict=True)), given
 
 
 def _load(
