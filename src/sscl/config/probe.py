@@ -60,7 +60,9 @@ class ProbeSet(DataConfig):
 
 
 class ProbeConfig(Section):
-    """Compare encoders by linear probe, k-NN and SimpleShot on their frozen features, and by their robustness."""
+    """Compare encoders by linear probe, k-NN and SimpleShot on their frozen features, and by their robustness: to begin
+    with, `sscl probe bench/tiles sets.0.root=TILES`.
+    """
 
     out: str = setting(..., "folder to write", path=True, min_length=1)
     encoders: Annotated[tuple[ProbeEncoder, ...], Listed]

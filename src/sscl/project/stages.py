@@ -85,7 +85,8 @@ def read_project(folder: Path) -> Project:
     files = {stage: file for stage in STAGES if (file := folder / f"{stage}.yaml").is_file()}
     if not {"pretrain", "finetune"} & files.keys():
         raise FileNotFoundError(
-            f"{folder}: has no pretrain.yaml and no finetune.yaml; sscl init TILES out={folder} writes them"
+            f"{folder}: has no pretrain.yaml and no finetune.yaml; sscl init TILES out={folder} writes them, or, if "
+            f"these are the tiles, sscl init {folder}"
         )
     faults: list[str] = []
 
