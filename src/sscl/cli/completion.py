@@ -97,7 +97,11 @@ def _values(key: str, about: FieldInfo) -> tuple[str, ...]:
 def _tables() -> str:
     """Return shell functions that say what there is: words with spaces between, for bash and zsh alike."""
     from sscl.config import shipped
+    from sscl.config.encoders import ENCODERS
+    from sscl.config.published import PUBLISHED
 
+    named = {name: _configs(name, shipped.names()) for name in COMMANDS}
+    named["encoders"] = " ".join((*ENCODERS, *PUBLISHED))
     of = {name: completed(name) for name in COMMANDS}
     groups = sorted({name.split()[0] for name in COMMANDS if " " in name})
     top = dict.fromkeys([*(name.split()[0] for name in COMMANDS), "--help", "--version"])
@@ -109,21 +113,13 @@ def _tables() -> str:
         ),
         _function("_sscl_options", {name: " ".join(found.options) for name, found in of.items()}),
         _function("_sscl_keys", {name: " ".join(f"{key}=" for key in found.keys) for name, found in of.items()}),
-        _function("_sscl_configs", {name: _configs(name, shipped.names()) for name in COMMANDS} | _encoders()),
+        _function("_sscl_configs", named),
         _function(
             "_sscl_values",
             {f"{name} {key}": " ".join(some) for name, found in of.items() for key, some in found.values.items()},
         ),
     ]
     return "\n".join(lines)
-
-
-def _encoders() -> dict[str, str]:
-    """Return the encoders, which `sscl encoders` takes."""
-    from sscl.config.encoders import ENCODERS
-    from sscl.config.published import PUBLISHED
-
-    return {"encoders": " ".join((*ENCODERS, *PUBLISHED))}
 
 
 def _configs(name: str, names: list[str]) -> str:

@@ -92,6 +92,7 @@ def model_card(
     classes = listed([code(label) for label in checkpoint.classes])
     environment = run.environment()
     synthetic = train.synthetic or checkpoint.finetune_config.data.source == "synthetic"
+    untested = f"Not evaluated yet. `sscl eval RUN`, where RUN is the folder {code(name)}, fills this in."
     tiles = "**synthetic tiles, drawn by a program**" if synthetic else "tiles of H&E-stained tissue"
     lines = [
         f"# Model card: {code(name)}",
@@ -108,7 +109,7 @@ def model_card(
         *_model_lines(checkpoint, origin=origin),
         *_training_lines(checkpoint),
         *_validation_lines(checkpoint, validation.group_of),
-        *("## Test", "", BEGIN, "", *_untested(name), "", END, ""),
+        *("## Test", "", BEGIN, "", untested, "", END, ""),
         *_limit_lines(checkpoint, train, warnings=warnings, slides_known=slides_known),
         *_use_lines(name),
     ]
@@ -339,10 +340,6 @@ def _validation_lines(checkpoint: Checkpoint, groups: Sequence[str] | None) -> l
 
 def _facts(rows: Rows, *, title: str = "") -> str:
     return as_markdown([[title, ""], *map(list, rows)], texts=2)
-
-
-def _untested(name: str) -> list[str]:
-    return [f"Not evaluated yet. `sscl eval RUN`, where RUN is the folder {code(name)}, fills this in."]
 
 
 def _limit_lines(checkpoint: Checkpoint, train: Part, *, warnings: Sequence[str], slides_known: bool) -> list[str]:
