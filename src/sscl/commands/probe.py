@@ -116,7 +116,7 @@ def results_of(
     done: Done, measured: Measured, *, absent: Sequence[MissingEncoder], reference: str | None
 ) -> ProbeResults:
     """Return what came out, over runs, draws and seeds; with a reference also the differences to it."""
-    compared = {name: one.compared for name, one in done.robust.items() if not isinstance(one, str)}
+    compared = {name: one for name, one in done.robust.items() if not isinstance(one, str)}
     results = ProbeResults(
         summary=probe_results.summarise(measured),
         few_shot=summarise_shots(done.shots),

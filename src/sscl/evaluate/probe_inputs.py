@@ -17,7 +17,7 @@ from sscl.data.scale import Trained
 from sscl.data.tiles import UNLABELLED, Tiles, TileStore, place_store
 from sscl.evaluate.metrics import IntArray
 from sscl.evaluate.probe_report import MissingEncoder, ProbedEncoder, ProbedSet
-from sscl.evaluate.robustness import Compared, chosen_tiles
+from sscl.evaluate.robustness import Compared
 from sscl.models import batch_norm, features, frozen
 from sscl.models.published import NotHere
 from sscl.models.start import frozen_encoder
@@ -247,24 +247,14 @@ def embed(
         raise ValueError(f"{job.row.name} on {data.name}: {error}") from error
 
 
-@dataclass(frozen=True, eq=False)
-class Robust:
-    """The tiles of a set whose neighbours are looked at: rows of its parts joined, in their order."""
-
-    rows: IntArray
-    compared: Compared
-
-
-def robust_tiles(parts: Parts) -> Robust | str:
-    """Return the tiles of all parts whose neighbours are looked at, or why there are none to look at."""
+def robust_tiles(parts: Parts) -> Compared | str:
+    """Return the tiles of all parts, joined in their order, whose neighbours are looked at; or why there are none."""
     labels = np.concatenate([part.labels for part in parts.values()])
-    rows = chosen_tiles(labels)
     groups, sites = (
-        None if any(one is None for one in known) else np.concatenate([one for one in known if one is not None])[rows]
+        None if any(one is None for one in known) else np.concatenate([one for one in known if one is not None])
         for known in ([part.groups for part in parts.values()], [part.sites for part in parts.values()])
     )
-    found = Compared.of(labels[rows], groups=groups, sites=sites)
-    return found if isinstance(found, str) else Robust(rows, found)
+    return Compared.of(labels, groups=groups, sites=sites)
 
 
 def describe_encoder(job: Job) -> ProbedEncoder:

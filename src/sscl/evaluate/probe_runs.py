@@ -12,11 +12,11 @@ from sscl.config import ProbeConfig
 from sscl.data import split
 from sscl.evaluate import probe
 from sscl.evaluate.metrics import IntArray
-from sscl.evaluate.probe_inputs import EVALUATED, Job, Parts, Robust, embed, robust_tiles
+from sscl.evaluate.probe_inputs import EVALUATED, Job, Parts, embed, robust_tiles
 from sscl.evaluate.probe_report import Fits
 from sscl.evaluate.probe_results import Found, RunFacts
 from sscl.evaluate.probe_shots import Labelled, ShotRun, shot_runs
-from sscl.evaluate.robustness import Neighbourhood, counts_of_neighbours, index_of
+from sscl.evaluate.robustness import Compared, Neighbourhood, counts_of_neighbours, index_of
 from sscl.progress import Bar
 
 
@@ -30,7 +30,7 @@ class Done:
     """
 
     found: Found
-    robust: dict[str, Robust | str]
+    robust: dict[str, Compared | str]
     fits: Fits = field(default_factory=lambda: Fits(fits=0, unconverged=0))
     shots: list[ShotRun] = field(default_factory=list)
     neighbourhoods: list[Neighbourhood] = field(default_factory=list)
@@ -120,8 +120,8 @@ def without_fits(
     robust = done.robust[name]
     if not isinstance(robust, str):
         features = torch.cat([embedded[part] for part in parts])[torch.from_numpy(robust.rows)]
-        counts = counts_of_neighbours(features, robust.compared, neighbours=config.neighbours)
-        estimate = index_of(*counts, robust.compared.sample)
+        counts = counts_of_neighbours(features, robust, neighbours=config.neighbours)
+        estimate = index_of(*counts, robust.sample)
         done.neighbourhoods.append(Neighbourhood(job.row.name, job.seed, name, estimate, config.neighbours))
 
 

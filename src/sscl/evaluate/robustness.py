@@ -66,11 +66,13 @@ class Compared:
     """The tiles of a set whose neighbours are looked at.
 
     Attributes:
-        labels: (N,). confounders: number of each tile's site or slide, (N,). confounder: which of the two.
+        rows: which they are of all, (N,). labels: (N,).
+        confounders: number of each tile's site or slide, (N,). confounder: which of the two.
         slides: number of each tile's slide, (N,), where neighbours of the same slide do not count; None: they do.
         sample: the tiles without their classes, whole slides together, for the interval.
     """
 
+    rows: IntArray
     labels: IntArray
     confounders: IntArray
     confounder: Confounder
@@ -79,17 +81,20 @@ class Compared:
 
     @classmethod
     def of(cls, labels: IntArray, *, groups: Groups | None, sites: Groups | None) -> Compared | str:
-        """Return the tiles, or why there is nothing to compare.
+        """Return the tiles, at most MOST_TILES, or why there is nothing to compare.
 
         Where sites are known, neighbours from the same slide do not count, as in PathoROB; else the slide is what
         neighbours may share.
         """
+        rows = chosen_tiles(labels)
+        labels = labels[rows]
+        sites, groups = (None if names is None else np.asarray(names)[rows] for names in (sites, groups))
         given = sites if sites is not None else groups
         if given is None:
             return "no slides, patients or sites are known"
         what: Confounder = "group" if sites is None else "site"
         name = NAMES[what]
-        confounders = np.unique(np.asarray(given), return_inverse=True)[1].astype(np.int64)
+        confounders = np.unique(given, return_inverse=True)[1].astype(np.int64)
         if confounders.max(initial=0) == 0:
             return f"all tiles are of one {name}"
         both = np.unique(np.stack([confounders, labels]), axis=1)
@@ -97,8 +102,8 @@ class Compared:
             return f"no {name} has tiles of two classes"
         slides = None
         if sites is not None and groups is not None:
-            slides = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
-        return cls(labels, confounders, what, slides, Sample.of(labels, classes=1, groups=groups).pooled)
+            slides = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+        return cls(rows, labels, confounders, what, slides, Sample.of(labels, classes=1, groups=groups).pooled)
 
 
 @dataclass(frozen=True, eq=False)
