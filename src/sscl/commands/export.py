@@ -73,16 +73,16 @@ def main(config: ExportConfig, *, overwrite: bool = False) -> None:
     inputs = {"checkpoint": config.checkpoint}
     with run.whole_folder(out, config, overwrite=overwrite, inputs=inputs, trains=again) as folder:
         exported = trunk(config) if config.what == "trunk" else classifier(config)
-        api = None
+        client = None
         if config.push is not None:
             source = hub.unknown_source(config.checkpoint, exported.checkpoint, name=config.model)
             hub.check_terms(exported.encoder.name, accepted=config.terms is not None, source=source)
-            api = hub.client(config.push)
+            client = hub.client(config.push)
         report, names = write_files(config, exported, folder, stem=stem)
     print(described(report))
     print(f"wrote {out}/{stem}.json, {', '.join(names)}")
     if config.push is not None:
-        say_pushed(config, api, out, names=names)
+        say_pushed(config, client, out, names=names)
     elif config.what == "classifier":
         print(next_command("predict", run_of(config.checkpoint), "NEW_TILES"))
     else:
@@ -132,11 +132,11 @@ def card_of(config: ExportConfig, exported: Exported, report: ExportReport, *, t
     )
 
 
-def say_pushed(config: ExportConfig, api: Any, out: Path, *, names: Sequence[str]) -> None:
+def say_pushed(config: ExportConfig, client: Any, out: Path, *, names: Sequence[str]) -> None:
     """Upload the files and say where they are."""
     assert config.push is not None
     try:
-        address = hub.push(api, config.push, out, names=names, private=config.private)
+        address = hub.push(client, config.push, out, names=names, private=config.private)
     except ValueError as error:
         raise ValueError(f"{error}; the files are in {out}") from error
     print(f"uploaded to {address} ({'private' if config.private else 'public'} if it is new)")
