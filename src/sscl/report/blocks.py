@@ -68,13 +68,7 @@ def table(
     pictures: Sequence[str] = (),
     sortable: bool = False,
 ) -> Table:
-    """Return a table; the first of `lines` is its header, columns from `numeric_from` on hold numbers.
-
-    Args:
-        links: where the first cell of each row leads to, a relative path; "": nowhere. Empty: no row has one.
-        pictures: beside the first cell of each row, data URIs; "": none. Empty: no row has one.
-        sortable: whether readers can sort by its columns, and search many rows.
-    """
+    """Return a table, see `Table`; the first of `lines` is its header."""
     header, *rows = ([str(cell) for cell in line] for line in lines)
     return {
         "kind": "table",

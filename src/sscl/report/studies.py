@@ -16,6 +16,7 @@ from sscl.report.blocks import Block, Section, number
 from sscl.report.folders import reading, record_of
 from sscl.run import Environment
 from sscl.train.health import knn_verdict
+from sscl.words import count
 
 _PAIRS = 12  # of an audit that are listed
 
@@ -86,15 +87,15 @@ def audit(name: str, report: Audit, *, pairs: Path | None) -> Section:
     """Return what an audit of the split found. pairs: picture of the pairs; None = there is none."""
     counts, kinds = report.counts, report.counts.pairs
     facts = {
-        "identical pixels": f"{kinds['exact']:,} pairs",
-        "near-duplicates by hash": f"{kinds['hash']:,} pairs",
-        "overlapping crops by keypoints": f"{kinds['keypoints']:,} pairs",
-        "across splits": f"{counts.pairs_across:,} pairs",
+        "identical pixels": count(kinds["exact"], "pair"),
+        "near-duplicates by hash": count(kinds["hash"], "pair"),
+        "overlapping crops by keypoints": count(kinds["keypoints"], "pair"),
+        "across splits": count(counts.pairs_across, "pair"),
         "clusters": f"{counts.clusters:,}, of up to {counts.largest_cluster} tiles; "
         f"{counts.tiles_in_clusters:,} of {counts.tiles:,} tiles"
         if counts.clusters
         else "none",
-        "outliers": ", ".join(f"{count} {kind}" for kind, count in sorted(counts.flagged.items())) or "none",
+        "outliers": ", ".join(f"{number} {kind}" for kind, number in sorted(counts.flagged.items())) or "none",
     }
     parts = [["part", "folder", "tiles", "groups (slides, patients or clusters)"]]
     for part, of in report.parts.items():

@@ -150,7 +150,11 @@ def test_the_confusion_matrix_has_truth_in_its_rows(content, buttons):
         cells = re.findall(r'class="count">(.*?)</span><span class="percent">(.*?)</span>', row)
         assert " ".join(part for cell in cells for part in cell) == expected
     labels = [given["aria-label"] for given in Parsed(table).of("button")]
-    assert labels[1:2] == ([f"3 tiles, true HP, predicted {CLASSES[1]}: show in the gallery"] if buttons else [])
+    expected = [
+        f"{number}, true HP, predicted {name}: show in the gallery"
+        for number, name in (("3 tiles", CLASSES[1]), ("1 tile", CLASSES[2]))
+    ]
+    assert labels[1:3] == (expected if buttons else [])
 
 
 def test_headings_are_in_order_and_ids_are_unique(content):
