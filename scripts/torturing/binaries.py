@@ -110,6 +110,8 @@ class Images(Fed):
             if kind not in Image.SAVE or kind == "PDF":
                 continue
             for mode in ("RGB", "L", "P", "RGBA", "1", "CMYK", "I;16", "F", "LA", "YCbCr"):
+                if kind == "ICNS" and mode != "RGB":  # it is enlarged to 1024 px
+                    continue
                 out = io.BytesIO()
                 try:
                     (tile.convert("L").convert(mode) if mode in ("I;16", "F") else tile.convert(mode)).save(out, kind)
