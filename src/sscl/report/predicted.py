@@ -80,11 +80,7 @@ class Predicted:
 
 
 def read_predicted(folder: Path) -> Predicted:
-    """Return what `sscl predict` wrote.
-
-    Raises:
-        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
-    """
+    """Return what `sscl predict` wrote."""
     summary = read_record(Summary, folder / FILE, made_by="sscl predict")
     path = folder / "predictions.csv"
     names: list[str] = []
@@ -168,11 +164,7 @@ def predictions_section(of: Predicted) -> Section:
 
 
 def build_gallery(of: Predicted, config: ReportConfig) -> Gallery:
-    """Return the least confident tiles, with maps made by the checkpoint.
-
-    Raises:
-        ValueError, FileNotFoundError: see `predicted_content`.
-    """
+    """Return the least confident tiles, with maps made by the checkpoint."""
     settings = validate(
         GradcamConfig,
         {"checkpoint": of.summary.checkpoint, **changed(plain(of.config.gradcam), config.gradcam)},

@@ -20,15 +20,12 @@ from sscl.words import count, some
 _MOST_CLASSES = 8  # that have a column
 
 
-def slides_content(folder: Path, *, out: Path, made: str, blind: bool = False) -> Content:
+def slides_content(folder: Path, *, out: Path, made: str, blind: bool) -> Content:
     """Return the page.
 
     Args:
         out: the file of the page, from which links lead to those of the slides.
         blind: whether these open in blind review.
-
-    Raises:
-        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
     """
     found = read_record(PredictedSlides, folder / ALL, made_by=MADE_BY)
     number = sum(line.status == "predicted" for line in found.slides)
@@ -46,15 +43,8 @@ def slides_content(folder: Path, *, out: Path, made: str, blind: bool = False) -
     }
 
 
-def slides_section(name: str, folder: Path, *, out: Path, blind: bool = False) -> Section:
-    """Return a section on slides without truth.
-
-    Args:
-        name: of the section, see `blocks.section`. out, blind: as in `slides_content`.
-
-    Raises:
-        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
-    """
+def slides_section(name: str, folder: Path, *, out: Path, blind: bool) -> Section:
+    """Return a section on slides without truth; out, blind: as in `slides_content`."""
     found = read_record(PredictedSlides, folder / ALL, made_by=MADE_BY)
     return _table(name, f"Slides without truth: {folder.resolve().name}", found, folder, out=out, blind=blind)
 

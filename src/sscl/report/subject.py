@@ -71,11 +71,7 @@ class Subject:
 
 
 def read_subject(folder: Path, there: Path) -> Subject:
-    """Return the classifier of a run with the evaluation in a folder, see `lineage.folder_of`.
-
-    Raises:
-        ValueError, FileNotFoundError: a file is missing or not as sscl writes it.
-    """
+    """Return the classifier of a run with the evaluation in a folder, see `lineage.folder_of`."""
     split = there.name.rsplit("_", 1)[1]
     trained = checkpoint.load_checkpoint(folder, kind="finetune", tensors=False)
     log = folder / "metrics.jsonl"
