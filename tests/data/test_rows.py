@@ -138,7 +138,7 @@ import torch
 
 def resident():
     lines = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
-    return sum(int(lines[key].split()[0]) for key in ("RssAnon", "RssFile")) / 1024  # MiB
+    return sum(int(lines[key].split()[0]) for key in ("RssAnon", "RssFile", "RssShmem")) / 1024  # MiB
 
 images = [np.load(path, mmap_mode="r") for path in sys.argv[1:]]
 count = sum(map(len, images))
