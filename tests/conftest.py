@@ -47,9 +47,8 @@ def room_in_memory() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if (
-        config.option.basetemp is None and room_in_memory()
-    ):  # on a disk, each lock and each rename waits for its journal
+    # On a disk, each lock and each rename waits for its journal.
+    if config.option.basetemp is None and room_in_memory():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     stack = contextlib.ExitStack()
     stack.enter_context(forked.served())

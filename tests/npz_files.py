@@ -15,4 +15,4 @@ def write_npz(path: Path | str, parts: Mapping[str, tuple[Any, Any, Any]], *, cl
     for part, (images, labels, groups) in parts.items():
         arrays |= {f"{part}_images": images, f"{part}_labels": labels[:, None]}
         arrays |= {} if groups is None else {f"{part}_groups": groups}
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
