@@ -383,6 +383,13 @@ def test_the_confidence_of_similar_pairs_is_what_the_set_says_of_that_cosine():
     assert duplicates.confidence_by_cosine(cosine[:0], found[:0]).shape == (0,)
 
 
+def test_wrong_shapes_are_refused(originals):
+    with pytest.raises(ValueError, match=r"images: expected uint8 \(N, H, W, 3\)"):
+        find_pairs(originals.astype(np.float32))
+    with pytest.raises(ValueError, match="embeddings: expected"):
+        find_pairs(originals, embeddings=np.zeros((3, 2), np.float32))
+
+
 def test_clusters_are_those_of_a_naive_spread_and_numbered_in_the_order_of_the_tiles():
     pairs = [(int(a), int(b)) for a, b in np.random.default_rng(0).integers(0, 60, (35, 2))]
     expected = list(range(60))

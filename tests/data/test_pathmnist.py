@@ -484,7 +484,9 @@ def test_the_classes_of_other_sets_of_medmnist(tmp_path, name):
     assert (found[0], len(found)) == (classes[name[0]], counts[name[0]])
 
 
-def test_a_wrong_split(file):
+def test_a_wrong_split_or_size(file):
+    with pytest.raises(ValueError, match="size_px: got 0"):
+        load_pathmnist(file, split="val", size_px=0)
     with pytest.raises(ValueError, match="split: got 'vali', allowed are train, validation, test, all"):
         load_pathmnist(file, split="vali")
 

@@ -219,6 +219,12 @@ def test_bad_arguments_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_draw_tile_refuses_bad_arguments() -> None:
+    for bad in ({"index": -1}, {"index": 1.5}, {"seed": -1}, {"size_px": 31}, {"size_px": 1025}, {"ssa_fraction": 1.5}):
+        with pytest.raises(ValueError, match=f"^{next(iter(bad))}: got "):
+            draw_tile(**{"index": 0, **bad})
+
+
 def test_a_taken_root_is_left_alone_and_an_empty_one_is_used(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()

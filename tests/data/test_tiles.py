@@ -376,6 +376,11 @@ def test_many_unusable_files_are_one_line_with_their_count(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_no_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="size_px: got 0"):
+        decode_tiles([tmp_path], size_px=0, root=tmp_path, cache_dir=tmp_path)
+
+
 def test_changes_are_told_at_each_load_and_fit_is_part_of_the_key(tmp_path, capsys):
     paths = save_tiles(tmp_path / "in", 3)
     wide = np.asarray(noise(32))[8:24]

@@ -111,7 +111,14 @@ def find_pairs(
             have a cosine of `min_cosine` or more become `embedding` pairs.
         neighbours: how many nearest tiles, by keypoints and by embedding, are aligned with each tile at most.
         stretched: search copies stretched by about 2 too; None = where there are up to `STRETCHED_TILES`.
+
+    Raises:
+        ValueError: images or embeddings are not as above.
     """
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
+    if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != len(images)):
+        raise ValueError(f"embeddings: expected (N, C) with N = {len(images)}, got {embeddings.shape}")
     stretched = len(images) <= STRETCHED_TILES if stretched is None else stretched
     with threadpool_limits(1):  # many small products in threads of our own: a library's threads would wait
         tiles = list(in_threads(lambda row: _read(images, row), range(len(images)), desc="read" if progress else None))

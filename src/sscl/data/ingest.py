@@ -55,6 +55,8 @@ def decode_tiles(
         ValueError: files that cannot be used (one line: the first, and how many more), or a cache folder that
             cannot be written.
     """
+    if size_px < 1:
+        raise ValueError(f"size_px: got {size_px}, expected a whole number of pixels, 1 or more")
     key = _files_key(paths, root, size_px, exact_size_px, fit)
 
     def fill(images: NDArray[np.uint8]) -> dict[str, int]:

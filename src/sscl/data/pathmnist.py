@@ -129,6 +129,8 @@ def load_pathmnist(
     chosen = {"train": ("train",), "validation": ("val",), "val": ("val",), "test": ("test",), "all": SPLITS}.get(split)
     if chosen is None:
         raise ValueError(f"split: got {split!r}, allowed are train, validation, test, all")
+    if size_px is not None and size_px < 1:
+        raise ValueError(f"size_px: got {size_px}, expected a whole number of pixels, 1 or more")
     index = read_contents(path)
     if split == "all":
         chosen = tuple(index.labels)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import numbers
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +38,7 @@ TILES_PER_SLIDE = 8
 # Of the tiles that `write_synthetic` writes, and of those on slides of `drawn_cohort`.
 _NAMES = re.compile(r"(?:.*[/\\])?syn_\d{5,}(?:\.png|\.(?:svs|tiff)/\d+_\d+)")
 _ANNOTATORS = 7  # mhist.ANNOTATORS, which would import torch in every drawing process
+_MAX_SEED = 2**63 - 1
 _TILE_STREAM, _ORDER_STREAM, _LOOK_STREAM = 0, 1, 2
 _PARALLEL_FROM = 192  # fewer tiles are drawn faster than worker processes start
 
@@ -75,7 +77,19 @@ def draw_tile(index: int, *, seed: int = 0, size_px: int = 224, ssa_fraction: fl
         seed: 0 to 2**63 - 1.
         size_px: width and height, 32 to 1024; the morphology is the same at every size.
         ssa_fraction: fraction of SSA tiles, 0 to 1.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
+    for name, value, low, high in (
+        ("index", index, 0, _MAX_SEED),
+        ("seed", seed, 0, _MAX_SEED),
+        ("size_px", size_px, 32, 1024),
+    ):
+        if not (isinstance(value, numbers.Integral) and low <= value <= high):
+            raise ValueError(f"{name}: got {value}, allowed are whole numbers from {low} to {high}")
+    if not 0 <= ssa_fraction <= 1:
+        raise ValueError(f"ssa_fraction: got {ssa_fraction}, allowed are numbers from 0 to 1")
     slide = index // TILES_PER_SLIDE
     label = _draw_label(index, seed=seed, ssa_fraction=ssa_fraction)
     rng = _generator(seed, index, _TILE_STREAM)
