@@ -220,8 +220,9 @@ async function onReset() {
   );
   if (answer === null) return;
   for (const { id } of known) {
+    const { blind: named, review: word } = reviews.get(id);
+    if (named !== "" || word !== "") seen.add(id); // its prediction was on screen; a note alone does not show it
     reviews.delete(id);
-    seen.add(id); // whoever reviewed it has seen its prediction
   }
   keepBlind();
   keep();
