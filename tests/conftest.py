@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import importlib.util
+import inspect
 import io
 import math
 import os
@@ -13,6 +14,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.machinery import SourceFileLoader
@@ -40,16 +42,28 @@ MOST_BYTES = 8 * 2**30  # more than the folders of all tests take
 
 def room_in_memory() -> bool:
     """Return whether a file system in memory has room for the folders of tests, and runs programs."""
+    from sscl.memory import free_ram
+
     if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK) or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
         return False
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return min(1024 * int(lines["MemAvailable"].split()[0]), shutil.disk_usage(MEMORY).free) > MOST_BYTES
+    return min(free_ram() or 0, shutil.disk_usage(MEMORY).free) > MOST_BYTES
+
+
+def remove_what_killed_runs_left() -> None:
+    """Memory is too dear for it until pytest removes it, after three days."""
+    for lock in MEMORY.glob("pytest-of-*/pytest-*/.lock"):
+        with contextlib.suppress(OSError):
+            old = time.time() - lock.stat().st_mtime > 3600  # a container may share the folder and not its processes
+            if old and not Path("/proc", lock.read_text()).exists():
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # On a disk, each lock and each rename waits for its journal.
-    if config.option.basetemp is None and room_in_memory():
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    if config.option.basetemp is None and "TMPDIR" not in os.environ:
+        remove_what_killed_runs_left()
+        if room_in_memory():
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     stack = contextlib.ExitStack()
     stack.enter_context(forked.served())
     config.add_cleanup(stack.close)
@@ -354,6 +368,7 @@ def blank_drawing() -> Callable[[], AbstractContextManager[None]]:
 
     def once(plot: Callable[..., None], *given: Any, path: Path, **named: Any) -> None:
         """Make the figure of each kind once, of later ones the empty figure: most runs leave the same kinds."""
+        inspect.signature(plot).bind(*given, path=path, **named)
         kind = (plot.__name__, *(str(named.get(key)) for key in ("series", "classes", "positive", "method")))
         kind += (str(len(named["title"]) // 40 if "title" in named else 0),)  # a long one makes a figure higher
         if kind in sizes and path.suffix == ".png":
