@@ -86,7 +86,7 @@ class Installed:
         source.mkdir(parents=True)
         for name in BUILT_FROM:  # a copy, so that no build/ is left in the checkout
             subprocess.run(["cp", "-r", ROOT / name, source], check=True)
-        # As pip builds it, which starts three Pythons for that; scripts/release has it do so.
+        # By what pip calls, which starts three Pythons for that.
         done = forked.run(BUILD, source, folder, env=self.environment)
         assert done.returncode == 0, done.stderr
         venv.create(self.folder, with_pip=False)

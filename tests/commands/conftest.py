@@ -92,16 +92,20 @@ def one_estimate_a_model(estimated_once: Context) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@functools.lru_cache(maxsize=24)
+def content_of(path: str | Path, *_state: int) -> Any:
+    return read_torch_file(path)
+
+
+@pytest.fixture(scope="module", autouse=True)  # not longer: tests/models reads
 def one_read_a_file(wrapped: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
-    """The runs that tests start from are read again and again: here once, then copied. tests/models has the reading."""
-    content = functools.lru_cache(maxsize=24)(lambda path, *_state: read_torch_file(path))
+    """The runs that tests start from are read again and again: here once, then copied."""
 
     def read(real: Any, path: str | Path, *, mapped: bool = False) -> Any:
         if not Path(path).is_file():
             return real(path, mapped=mapped)
         state = os.stat(path)
-        return copy.deepcopy(content(path, state.st_ino, state.st_size, state.st_mtime_ns))
+        return copy.deepcopy(content_of(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
 
     with wrapped(checkpoint_content=read, weights_content=read):
         yield

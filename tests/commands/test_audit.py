@@ -221,11 +221,13 @@ def test_pretraining_tiles_are_compared_with_test_and_not_with_train(cli, clean,
 
 
 def test_the_sets_of_a_run_are_compared_with_test(cli, clean, tiles, pretrained, tmp_path, wrap):
-    wrap(find_pairs=lambda *_, **__: [])  # as of any other set
+    searched = []
+    wrap(find_pairs=lambda real, images, **_: searched.append(len(images)) or [])  # as of any other set
     result, report = audit(cli, clean, tmp_path / "out", f"run={pretrained}")
     assert result.code == 0, result.err
     assert report["parts"]["run.0"]["root"] == str(tiles)
     assert report["parts"]["run.0"]["tiles"] == 32
+    assert searched == [12 + 32]
 
 
 def test_an_encoder_lists_tiles_that_are_only_similar(cli, clean, pretrained, tmp_path):
