@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -113,3 +114,15 @@ def test_the_account_adds_up_and_fits_the_terminal() -> None:
     assert "all used here (Train/, valid/ and Test/)" in " ".join(account.line("all").split())
     assert "found 5 images: 3 used here, 2 not usable" in listing.Account("image", {"all": 3}, unusable=2).line("all")
     assert listing.Account("image", {"all": 3}).line("all") == "  found 3 images: all used here"
+
+
+def test_where_links_lead_is_asked_only_where_each_file_counts_once(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "real.png").touch()
+    for number in range(9):
+        (tmp_path / f"a/{number}.png").symlink_to(tmp_path / "real.png")
+    asked: list[Any] = []
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path, **named: (asked.append(path), real(path, **named))[1])
+    assert (len(list_images(tmp_path).images), len(asked) < 9) == (10, True)
+    assert (len(list_images(tmp_path, once=True).images), len(asked) > 9) == (1, True)

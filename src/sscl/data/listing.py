@@ -233,8 +233,12 @@ def list_images(root: str | os.PathLike[str], *, once: bool = False, known: Coll
         for name in folder.images:
             if not name.isprintable():
                 _check_name(os.path.join(root, folder.path), name)
+        if not once:  # where links lead is not asked then: a million of them on a server take minutes
+            above = f"{folder.path}/" if folder.path else ""
+            listing.images += [above + name for name in folder.images]
+            continue
         for path, real in map(folder.file, folder.images):
-            if once and real in seen:
+            if real in seen:
                 listing.passed_over.add(LINKS, path)
             else:
                 seen.add(real)
