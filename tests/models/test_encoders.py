@@ -472,3 +472,8 @@ def test_every_parameter_that_is_trained_gets_a_gradient():
     trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert trained == {name for name, p in encoder.named_parameters() if p.grad is not None}
     assert len(trained) > 20
+
+
+def test_net_with_several_feature_maps():
+    with pytest.raises(ValueError, match=r"model\.name"):
+        build_encoder("timm:crossvit_tiny_240", kwargs={"depth": [[1, 1, 0]] * 3})

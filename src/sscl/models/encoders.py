@@ -211,9 +211,9 @@ class TimmEncoder(Encoder):
             raise ValueError(f"model.kwargs.depth: must be at least 1 for {name}, got 0")
         known_as = f"{model} {given} {self.kwargs}"
         shape = (1, 1, channels) if plain else features_shape(self.net, side=side, known_as=known_as)
-        self._layout = "tokens" if len(shape) == 3 else "NHWC" if shape[-1] == channels else "NCHW"
+        self._layout = "tokens" if len(shape) == 3 else "NHWC" if shape[-1:] == (channels,) else "NCHW"
         if len(shape) not in (3, 4) or shape[1 if self._layout == "NCHW" else -1] != channels:
-            raise ValueError(f"model.name: {name} has no feature map (its features are {shape})")
+            raise ValueError(f"model.name: {name} has no feature map (its features are {shape or 'several'})")
         if (unread := getattr(self.net, "attn_pool", None)) is not None:
             unread.requires_grad_(False)  # no gradient ever comes to it, and DistributedDataParallel waits for all
         self._others = getattr(self.net, "num_prefix_tokens", 0) if self._layout == "tokens" else 0

@@ -196,12 +196,15 @@ def _count_parameters(timm: Any, model: str, given: dict[str, Any]) -> int:
 
 
 def features_shape(net: nn.Module, *, side: int, known_as: str) -> tuple[int, ...]:
-    """Return the shape of the features of one tile, computed once for all models of a name with its arguments."""
+    """Return the shape of the features of one tile, computed once for all models of a name with its arguments.
+
+    Empty where they are no tensor: CoaT and CrossViT have several.
+    """
     if known_as not in _shapes:
         with torch.no_grad():
-            found: torch.Tensor = net.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+            found = net.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
         net.train()
-        _shapes[known_as] = tuple(found.shape)
+        _shapes[known_as] = tuple(found.shape) if isinstance(found, torch.Tensor) else ()
     return _shapes[known_as]
 
 
