@@ -24,7 +24,7 @@ from sscl.data.split_names import SPLITS
 from sscl.data.stain import normalise_tiles
 from sscl.data.tiles import Tiles, as_rows
 from sscl.places import missing
-from sscl.words import count, readable, some
+from sscl.words import count, readable, some, wrapped
 
 # Keys that decide which tiles are in the test split.
 SPLIT_KEYS = ("source", "protocol", "split_seed", "test_fraction", "groups_csv", "group_near_duplicates")
@@ -321,7 +321,7 @@ def split_is_made_here(data: DataConfig) -> bool:
 
 
 def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool = True, indent: int = 0) -> str:
-    """Return one line: source, protocol, split, count, classes; and one that accounts for all that the set has.
+    """Return lines: source, protocol, split, count, classes; near-duplicates; an account of all that the set has.
 
     Args:
         account: False where the account was printed for another split of the set.
@@ -336,7 +336,9 @@ def describe_tiles(data: DataConfig, tiles: Tiles, *, split: str, account: bool 
         _, sizes = np.unique(tiles.groups, return_counts=True)
         clusters = f"{count((sizes > 1).sum(), 'cluster')} (or given groups) of 2 to {sizes.max()} tiles, "
         singles = count((sizes == 1).sum(), "single tile")
-        together = f"; near-duplicates stay together: {clusters if (sizes > 1).any() else ''}{singles}"
+        clusters = clusters if (sizes > 1).any() else ""
+        kept = wrapped(f"near-duplicates stay together: {clusters}{singles}", indent=2, width=80 - indent)
+        together = f"\n{kept}"
     line = f"{data.root} ({data.source}{protocol}{stain}), split {split}: {count(len(tiles), 'tile')}{of}{together}"
     return line if tiles.account is None or not account else f"{line}\n{tiles.account.line(split, width=80 - indent)}"
 

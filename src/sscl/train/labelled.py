@@ -68,7 +68,7 @@ def labelled_tiles(config: FinetuneConfig, *, progress: bool) -> tuple[LabelledT
     own = load_tiles(data, split="validation", progress=progress) if has_validation(data) else None
     if own is not None:
         shown = describe_tiles(data, own, split="validation", account=False)
-        lines.append(wrapped(f"{shown}; none is carved from train (train.validation_fraction is not used)"))
+        lines += [shown, wrapped("none is carved from train (train.validation_fraction is not used)", indent=2)]
     whole, places = tiles, all_rows(tiles)
     if config.train.fold is not None:
         places = training_rows(tiles, config)

@@ -192,7 +192,7 @@ def origin_of(config: FinetuneConfig, start: Start, *, resumed: bool) -> str:
         try:
             before = read_trunk(checkpoint_file(str(weights))).checkpoint
         except (FileNotFoundError, ValueError):
-            return f"`{Path(str(weights)).name}`, which was no longer there when this run was resumed"
+            return f"`{Path(str(weights)).name}`, which could not be read when this run was resumed"
     return model_card.origin_of_weights(weights, before)
 
 
