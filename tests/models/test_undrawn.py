@@ -25,7 +25,9 @@ TIMM = {
 
 
 @pytest.fixture(autouse=True)
-def _unfilled_is_nan() -> Iterator[None]:
+def _unfilled_is_nan(monkeypatch) -> Iterator[None]:
+    # A deterministic run earlier in this process turns it off.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield
