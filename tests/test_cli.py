@@ -471,7 +471,11 @@ def test_a_user_without_a_home_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_missing_run_or_set_names_the_word(capsys):
-    for words, said in ((["eval"], "give RUN or checkpoint="), (["finetune", "run=r"], "give TILES or data.root=")):
+    for words, said in (
+        (["eval"], "give RUN or checkpoint="),
+        (["finetune", "run=r"], "give TILES or data.root="),
+        (["predict", "tiles"], "give RUN TILES or paths="),
+    ):
         code, _, err = call(capsys, *words)
         assert (code, len(err)) == (2, 1)
         assert said in err[0]

@@ -195,6 +195,8 @@ def test_a_root_that_is_nothing_says_so(places: Path) -> None:
     for name, message in (
         ("none", rf"^data.root: none: no such folder or file .*working folder {os.getcwd()}"),
         ("file.zip", "^data.root: file.zip: is no folder, no table"),
+        ("mhist/annotations.csv", "^data.root: mhist/annotations.csv: .* MHIST; .* mhist$"),
+        ("synth/annotations.csv", "^data.root: synth/annotations.csv: .* MHIST; .* synth$"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             load.load_tiles(DataConfig(root=name), split="train", progress=False)

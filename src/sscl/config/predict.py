@@ -30,7 +30,7 @@ class PredictConfig(Section):
     )
     paths: Annotated[tuple[str, ...], Listed] = setting(
         ...,
-        "folders, image files and CSV lists, [TILES, a.png, list.csv], or slides, or an index of them; also TILES",
+        "folders, image files and CSV lists, [TILES, a.png, list.csv], or slides, or an index of them; also RUN TILES",
         path=True,
         min_length=1,
     )

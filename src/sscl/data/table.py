@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.config.data import detect_source
 from sscl.data.csv_files import MISSING, read_mpp, read_table
 from sscl.data.images import Fit
 from sscl.data.ingest import classes_of, decode_tiles, group_ids, listed_file, plain_path
@@ -123,9 +124,19 @@ def has_groups(path: Path | str) -> bool:
         return False
 
 
+def listed_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the line and the values of each row: `path`, then COLUMNS, of which those that are not there are empty."""
+    try:
+        return read_table(path, columns=("path",), optional=COLUMNS)
+    except ValueError:
+        if path.name == "annotations.csv" and detect_source(str(path.parent)) in ("mhist", "synthetic"):
+            raise ValueError(f"{path}: the annotations of MHIST; give its folder, {path.parent}") from None
+        raise
+
+
 def _read(path: Path, *, whole: bool) -> _Table:
     """Return the checked rows of a table, those of train first, then validation, then test."""
-    rows = read_table(path, columns=("path",), optional=COLUMNS)
+    rows = listed_rows(path)
     lines = [line for line, _ in rows]
     names, labels, groups, sites, splits, mpp = (
         list(column) for column in zip(*(values for _, values in rows), strict=True)

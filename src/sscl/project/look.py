@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sscl.config import DataConfig, SourceConfig
 from sscl.data import duplicates, hashes, load
-from sscl.data.csv_files import read_table
 from sscl.data.folder import read_layout
 from sscl.data.images import size_of
 from sscl.data.listing import SUFFIXES, list_images
@@ -27,6 +26,7 @@ from sscl.data.scale import Scale, scale_of
 from sscl.data.slide_files import instead_of_tiles
 from sscl.data.slide_set import MOST_KEPT
 from sscl.data.sources import slide_numbers
+from sscl.data.table import listed_rows
 from sscl.data.tiles import Tiles
 from sscl.progress import Bar
 from sscl.slides.index import read_index
@@ -156,7 +156,7 @@ def _names(data: DataConfig) -> list[str]:
     if data.source == "auto":
         load.load_tiles(data, split="all", progress=False)  # raises: says what is there
     if data.source == "table":
-        return [name for _, (name,) in read_table(Path(data.root), columns=("path",))]
+        return [values[0] for _, values in listed_rows(Path(data.root))]
     if data.source == "folder":
         return list_images(data.root).images
     folder = Path(data.root) / "images"
