@@ -94,7 +94,7 @@ def test_a_classifier_with_lora_is_evaluated_as_any_other(cli: Any, gone_on: Pat
     best = torch.load(run / "checkpoints/best.pt", weights_only=True)
     assert not any("lora" in key for key in best["encoder"])
     # The validation logits that temperature and thresholds were fitted to are those of the merged encoder.
-    plain = build_encoder("timm:test_vit", kwargs={"depth": 2}).eval()
+    plain = build_encoder("timm:test_vit", kwargs={"depth": 2}).eval().to(memory_format=torch.channels_last)
     plain.load_state_dict(best["encoder"])
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(plain(images), encoder.eval()(images))
