@@ -120,8 +120,19 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(tab: Callable[..., Any], file: Path) -> Any:
+def shared(tab: Callable[..., Any], file: Path) -> Any:
     return tab(file)
+
+
+@pytest.fixture
+def page(shared: Any, file: Path) -> Any:
+    """The page as it opens for the first time, in a tab that is kept."""
+    shared.evaluate("localStorage.clear()")
+    shared.emulate_media(color_scheme="light")
+    shared.goto("about:blank")
+    shared.goto(file.as_uri())
+    shared.wait_for_function(DRAWN)
+    return shared
 
 
 def colour_at(page: Any, column: float, row: float) -> list[int]:
@@ -385,6 +396,7 @@ def test_the_worksheet_s_round_trip(page, tab, file, tmp_path):
 
 
 def test_text_stands_out_and_controls_have_names(page):
+    page.locator("#page-strip .thumb").first.click()
     assert page.locator("#page-chosen").is_visible()
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
