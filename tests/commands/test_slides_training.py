@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def test_a_classifier_learns_from_slides_and_is_told_which_pretraining_has_seen(
     cli: Any, index: Path, streamed: Path, tmp_path: Path
 ) -> None:
     """T28."""
-    slides = index.parent / "slides"
+    slides = Path(shutil.copytree(index.parent / "slides", tmp_path / "slides"))
     draw(slides / NAMES[0], 0)  # whole again: another slide, which the index does not know
-    refused = cli.finetune(tmp_path / "run", *words(index), f"model.weights={streamed}")
+    refused = cli.finetune(tmp_path / "run", *words(index, f"data.slides_root={slides}"), f"model.weights={streamed}")
     assert refused.code == 2
     assert "a/one.svs: has changed" in refused.err
     assert not (tmp_path / "run").exists()
