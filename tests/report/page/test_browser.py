@@ -506,6 +506,11 @@ def test_a_browser_that_keeps_nothing_says_so(opened, content):
     assert page.locator(".tile").first.get_attribute("data-review") == "agree"
 
 
+def test_what_was_kept_and_cannot_be_read_is_said(opened, content):
+    page = opened(content, init=f"localStorage.setItem('sscl.report.{content['id']}.seen', 'no list')")
+    assert "SyntaxError" in page.locator("#page-kept").text_content()
+
+
 def download(page: Any, selector: str) -> tuple[str, bytes]:
     with page.expect_download() as event:
         page.click(selector)

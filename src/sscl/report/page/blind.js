@@ -48,8 +48,9 @@ function loadBlind() {
     blind = blindChosen === null ? gallery.blind : blindChosen === "yes";
     loadSeen();
     byId("reviewer").value = localStorage.getItem(`${KEY}.reviewer`) ?? "";
-  } catch {
-    blind = gallery.blind; // load() has said that nothing is kept
+  } catch (error) {
+    blind = gallery.blind;
+    refused(error);
   }
 }
 
@@ -64,8 +65,8 @@ function keepBlind() {
     if (blindChosen !== null) localStorage.setItem(`${KEY}.blind`, blindChosen);
     localStorage.setItem(`${KEY}.seen`, JSON.stringify([...seen]));
     localStorage.setItem(`${KEY}.reviewer`, byId("reviewer").value);
-  } catch {
-    keeps = false;
+  } catch (error) {
+    refused(error);
   }
 }
 
