@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0, or what the command returns: 1 for what --strict forbids, 3 for files that predict could not read; 2 for bad
+    0, or what the command returns: 1 for what --strict forbids, 3 for files or slides that could not be read; 2 for bad
     input, after one line on standard error for each fault; 130 after Ctrl-C; 141 if the reader of the output is gone.
     A traceback means a bug in sscl.
     """

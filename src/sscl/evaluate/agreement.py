@@ -62,7 +62,7 @@ def kappa(first: IntArray, second: IntArray, sample: Sample) -> tuple[float, Int
     """Return Cohen's kappa and its 95% interval; None where both give one and the same answer only.
 
     The interval is that of large samples with _PSEUDO_TILES more, a design effect where slides are known, and
-    Student's t: 92% or more of 20 tiles or more, where that without these covers 15% to 94% (docs/intervals.md).
+    Student's t: 92% or more of 20 tiles or more, where that without these covers 15% to 96% (docs/intervals.md).
 
     Args:
         first, second: class indices, (N,). sample: the tiles, as of one class.

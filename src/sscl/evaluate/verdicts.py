@@ -79,7 +79,7 @@ class Mean:
 
         Few values may be all alike by chance, and seem sure. So the variance is added that one tile (or group) more
         would show that is away from the others by `span`: without it a mean at the bound passes in up to 56% of samples
-        of 6 tiles, with it in 2% (docs/intervals.md).
+        of 6 tiles (docs/intervals.md).
 
         Args:
             groups: of each tile, (N,). bounds: that the mean has.
