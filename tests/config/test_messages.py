@@ -144,7 +144,7 @@ def possible(annotation: Any) -> set[str]:
         return {"dict_type"}.union(*map(possible, inner))
     if getattr(origin, "__name__", str(origin)) == "Literal":
         return {"literal_error"}
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Section):
         return possible_in(annotation)
     raise AssertionError(f"{annotation}: say which faults it can have")
 

@@ -400,6 +400,7 @@ class TestTargets:
             torch.testing.assert_close(score.float(), best[:, 0] - gamma * best[:, 1], atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("references", [1, 3, 9])
+    @pytest.mark.skipif(not hasattr(torchcam, "FinerCAM"), reason="torchcam 0.5, which needs Python 3.11, has it")
     def test_equal_to_torchcams_finer_cam(self, references: int) -> None:
         model, images = seeded_net(num_classes=5), seeded_images()
         target = Target(Score.DIFFERENCE, references=references)

@@ -18,7 +18,7 @@ LARGEST_BATCH = 2**20
 class Section(BaseModel):
     """A group of keys; unknown keys and wrong types are errors, and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
     # Keys whose value the command chooses where none is given, and by what, whatever the default; for its help.
     CHOSEN: ClassVar[Mapping[str, str]] = {}
@@ -132,7 +132,8 @@ def section_type(field: FieldInfo) -> type[Section] | None:
     """Return the section class of a field: X itself, or that of a list of X; None where there are plain values."""
     annotation = field.annotation
     inner = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
-    return inner if isinstance(inner, type) and issubclass(inner, Section) else None
+    # tuple[int, int] is a type to Python 3.10, and no class to issubclass.
+    return inner if get_origin(inner) is None and isinstance(inner, type) and issubclass(inner, Section) else None
 
 
 def section_below(field: FieldInfo) -> type[Section] | None:

@@ -61,7 +61,7 @@ def plot_confusion(matrix: npt.ArrayLike, *, classes: Sequence[str], path: Path,
         (f"Percent of the true class{several}", percent, ".1f", 100),
     )
     for axes, (name, values, form, top) in zip(figure.subplots(1, 2), panels, strict=True):
-        smooth = "nearest" if few else "auto"
+        smooth = "nearest" if few else "antialiased"
         cells = _most_of(np.nan_to_num(values), block)
         end = len(cells) * block - 0.5
         shown = axes.imshow(cells, cmap="Blues", vmin=0, vmax=top, interpolation=smooth, extent=(-0.5, end, end, -0.5))
