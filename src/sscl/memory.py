@@ -65,14 +65,22 @@ def least_free(root: Path = Path("/")) -> Free | None:
 
 def is_short(error: BaseException | None) -> bool:
     """Return whether an error, or one that led to it, means that memory (not that of a GPU) or threads ran out."""
-    while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    for found in _led_to(error):
+        if isinstance(found, MemoryError) or (isinstance(found, OSError) and found.errno == errno.ENOMEM):
             return True
-        said = str(error)
+        said = str(found)
         if "cuda" not in said.lower() and (_SAID.search(said) or (_UNCLEAR.search(said) and _is_little_free())):
             return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def _led_to(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, each once: libraries raise some in a circle."""
+    passed: set[int] = set()
+    while error is not None and id(error) not in passed:
+        passed.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _is_little_free() -> bool:
@@ -138,12 +146,11 @@ def advice(command: str, *, half: str | None = "bf16", on_gpu: bool = True) -> s
 
 def _asked(error: BaseException | None) -> int | None:
     """Return the bytes that could not be had, where an error or one that led to it says so."""
-    while error is not None:
-        found = _ASKED.search(str(error))
+    for one in _led_to(error):
+        found = _ASKED.search(str(one))
         if found is not None:
             value, unit = [group for group in found.groups() if group is not None]
             return int(float(value) * _UNITS[unit.lower()])
-        error = error.__cause__ or error.__context__
     return None
 
 

@@ -15,7 +15,7 @@ from sscl.cli import COMMANDS
 from sscl.data import tiles
 from sscl.data.tiles import tile_budget_gb
 from sscl.device import autocast
-from sscl.memory import advice
+from sscl.memory import advice, is_short
 from sscl.models import encoders, heads
 from sscl.models.blocks import checkpoint_blocks
 from sscl.models.lora import add_lora
@@ -299,3 +299,11 @@ def test_lora_has_gradients_and_optimizer_state_of_its_matrices_alone():
     assert activation_bytes(model, shape=SHAPE, device_type="cpu") < activation_bytes(
         vit(), shape=SHAPE, device_type="cpu"
     )
+
+
+def test_errors_that_lead_to_each_other_are_asked_once_each():
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_short(first)
+    second.__cause__ = MemoryError()
+    assert is_short(first)
