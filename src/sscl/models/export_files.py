@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -84,7 +85,8 @@ def write_checked(
         raise
     except Exception as error:  # exporters raise their own kinds for a model that they cannot write
         raise_if_short(error)
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch colours its own
+        reason = (said.strip().splitlines() or ["no reason given"])[0][:200]
         raise ValueError(f"formats: {name} cannot hold {exported.encoder.name} ({reason}); leave it out") from error
     scale = float(expected.abs().max())
     if not difference <= TOLERANCE * scale:
