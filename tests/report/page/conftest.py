@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,10 +42,19 @@ HOSTILE_NAMES = [
     "\udcff.png",
 ]
 SIZE_PX, MAP_SIDE = 32, 4
-# In the tab that tests share: a test's first page finds an empty store; later ones and reloads what it left there.
+# In a tab that tests share: a store that goes with its document. What a page wrote last into the real one may reach
+# Chromium's other processes after the next page has read it, or even after what that page writes.
+STORE = """{
+  class Store {
+    getItem(key) { return this[key] ?? null; }
+    setItem(key, value) { this[key] = value; }
+    removeItem(key) { delete this[key]; }
+  }
+  Object.defineProperty(window, 'localStorage', { value: new Store() });
+}
+"""
 # Counts the pictures drawn and the rows put into the document.
-SHARED = """
-if (window.name !== 'begun') { localStorage.clear(); sessionStorage.clear(); window.name = 'begun'; }
+COUNTS = """
 window.drawn = 0; window.added = 0;
 const put = CanvasRenderingContext2D.prototype.putImageData;
 CanvasRenderingContext2D.prototype.putImageData = function (...given) {
@@ -84,6 +94,12 @@ CONTRAST = """() => {
 UNNAMED = """() => [...document.querySelectorAll('button, select, input, textarea, img, [role=grid]')]
     .filter((it) => !(it.textContent.trim() || it.ariaLabel || it.alt || it.labels?.length))
     .map((it) => it.outerHTML.slice(0, 80))"""
+
+
+def as_kept(page: Any) -> str:
+    """Return a script that gives a new document what this one has kept, as closing and opening it does."""
+    kept = page.evaluate("() => { dispatchEvent(new Event('pagehide')); return { ...localStorage }; }")
+    return f"for (const [key, value] of Object.entries({json.dumps(kept)})) localStorage.setItem(key, value);"
 
 
 def picture(rng: np.random.Generator) -> str:
@@ -217,14 +233,19 @@ class Opened:
         """Open a page; `own`, a script to run before it, or settings of a context: in a browser without a past."""
         page = self.tab(init, **settings) if own or init or settings else self.shared
         if page is None:
-            page = self.shared = self.tab(SHARED)
+            page = self.shared = self.tab(STORE + COUNTS)
         if page is self.shared:
             self.shows = None
-            page.evaluate("window.name = ''")
         file = self.folder / "report.html"
         file.write_text(render(cast(Content, content)), encoding="utf-8")
         page.goto(file.as_uri())
         return page
+
+    def again(self, page: Any) -> Any:
+        """Open the file of a page in a browser that has kept what the page's browser has."""
+        other = self.tab(as_kept(page))
+        other.goto(page.url)
+        return other
 
     def tab(self, init: str, *, width: int = 1280, **settings: Any) -> Any:
         context = self.browser.new_context(

@@ -84,7 +84,7 @@ def at_the_tiles(page: Any) -> Any:
 @pytest.fixture
 def page(opened, whole):
     """The page of all tiles; one that a test before only looked at is put back, not opened anew."""
-    if opened.shows is whole and opened.shared.evaluate("localStorage.length + sessionStorage.length") == 0:
+    if opened.shows is whole and opened.shared.evaluate("Object.keys(localStorage).length") == 0:
         opened.shared.evaluate(PUT_BACK)
     else:
         opened(whole)
@@ -465,10 +465,10 @@ def test_reviews_by_key_and_by_button_and_taken_back(page, content):
     assert focused(page) == order[1]
 
 
-def test_the_worksheet_is_kept_and_deleted_only_when_asked(page, content):
+def test_the_worksheet_is_kept_and_deleted_only_when_asked(opened, page, content):
     focus_first(page)
     page.keyboard.press("a")
-    page.reload()
+    page = opened.again(page)
     assert page.locator(".tile").first.get_attribute("data-review") == "agree"
     page.click("#page-reset")
     page.keyboard.press("Escape")
@@ -480,19 +480,18 @@ def test_the_worksheet_is_kept_and_deleted_only_when_asked(page, content):
     assert page.locator(".tile").first.get_attribute("data-review") == ""
     content["gallery"]["blind"] = True  # the same tiles, made for a blind review
     Path(page.url.removeprefix("file://")).write_text(render(content), encoding="utf-8")
-    page.reload()
+    page = opened.again(page)
     assert page.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
     assert page.locator("#page-blind").is_checked()
 
 
-def test_another_report_has_another_worksheet(page, content):
+def test_another_report_has_another_worksheet(opened, page, content):
     focus_first(page)
     page.keyboard.press("a")
     other = {**content, "id": "f" * 16}
     file = Path(page.url.removeprefix("file://"))
     file.write_text(render(other), encoding="utf-8")
-    page.reload()
-    assert page.locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
+    assert opened.again(page).locator("#page-progress").text_content() == "0 of 60 tiles reviewed"
 
 
 REFUSE = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };"
@@ -719,7 +718,7 @@ def test_blind_review_hides_what_is_predicted_and_true_until_the_class_is_named(
     assert answered == {shown(name): row["blind"] for name, row in stored(page).items() if row["blind"]}
     assert sorted(row["blind"] for row in rows)[-2:] == ["cancer", "stroma"]
 
-    page.reload()
+    page = opened.again(page)
     assert page.locator("#page-blind").is_checked()
     page.click("#page-blind")
     page.click("#page-ask-answers >> text=Cancel")

@@ -19,7 +19,7 @@ from sscl.report.slide_picture import in_squares
 from sscl.report.slide_record import PredictedSlide, SlideCam
 from sscl.report.slide_strip import groups, strip_rows
 
-from .conftest import CONTRAST, UNNAMED
+from .conftest import CONTRAST, STORE, UNNAMED, as_kept
 
 CLASSES = ("HP", "</script><script>window.harmed = 1</script>")
 NAME = '"><img src=x onerror="window.harmed = 2">.svs'
@@ -97,8 +97,11 @@ def tab(chromium: Any) -> Iterator[Callable[..., Any]]:
     context.on("console", lambda message: complaints.append(f"console: {message.text}"))
     context.on("weberror", lambda error: complaints.append(f"error: {error.error}"))
 
-    def open_page(file: Path) -> Any:
+    context.add_init_script(STORE)
+
+    def open_page(file: Path, init: str = "") -> Any:
         page = context.new_page()
+        page.add_init_script(init)
         page.set_default_timeout(10_000)
         page.goto(file.as_uri())
         page.wait_for_function(DRAWN)
@@ -127,7 +130,6 @@ def shared(tab: Callable[..., Any], file: Path) -> Any:
 @pytest.fixture
 def page(shared: Any, file: Path) -> Any:
     """The page as it opens for the first time, in a tab that is kept."""
-    shared.evaluate("localStorage.clear()")
     shared.emulate_media(color_scheme="light")
     shared.goto("about:blank")
     shared.goto(file.as_uri())
@@ -387,8 +389,7 @@ def test_the_worksheet_s_round_trip(page, tab, file, tmp_path):
     page.wait_for_function("() => document.getElementById('page-note').value === ''")
     page.locator("#page-file").set_input_files(path)
     page.wait_for_function("() => document.getElementById('page-note').value !== ''")
-    page.reload()  # nothing is lost
-    page.wait_for_function(DRAWN)
+    page = tab(file, as_kept(page))  # nothing is lost
     page.locator("#page-group").select_option("reviewed")
     page.locator("#page-strip .thumb").click()
     assert page.locator("#page-note").input_value() == '=fold, "ink"'
