@@ -63,7 +63,7 @@ def name_of(path: Path, root: Path) -> str:
 
 
 BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
-parsed = functools.cache(ast.parse)  # parsing every module takes a second
+Statement = ast.Import | ast.ImportFrom
 
 
 def statements(tree: ast.Module) -> Iterator[ast.AST]:
@@ -75,14 +75,21 @@ def statements(tree: ast.Module) -> Iterator[ast.AST]:
         left += [one for block in BLOCKS for one in getattr(node, block, ())]
 
 
+@functools.cache  # not the trees: the search for garbage in so many objects takes longer than parsing
+def parsed(text: str) -> tuple[list[Statement], list[Statement]]:
+    """The statements of a module that import: those at its top, and those anywhere in it."""
+    tree = ast.parse(text)
+    return tuple([one for one in some if isinstance(one, Statement)] for some in (tree.body, statements(tree)))
+
+
 @functools.cache
 def imports(text: str, *, module: str, names: frozenset[str]) -> frozenset[str]:
     """Modules of sscl that a module imports anywhere, at its top or inside a function, without the leading `sscl.`."""
     found = set()
-    for node in statements(parsed(text)):
+    for node in parsed(text)[1]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{module}: relative import"
             # `from sscl import run` imports a module, `from sscl.run import save` a name in one.
             for alias in node.names:
@@ -92,10 +99,10 @@ def imports(text: str, *, module: str, names: frozenset[str]) -> frozenset[str]:
 
 
 def faults(sources: dict[str, str]) -> list[str]:
-    found = []
+    found, names = [], frozenset(sources)
     for module, text in sources.items():
         place = module.split(".")[0]
-        for other in sorted(imports(text, module=module, names=frozenset(sources))):
+        for other in sorted(imports(text, module=module, names=names)):
             target = other.split(".")[0]
             if not place:
                 fine = other in PACKAGE_MAY
@@ -126,12 +133,11 @@ def test_what_needs_no_torch_starts_without(command: str):
         parts = name.split(".")
         for module in {".".join(parts[:i]) for i in range(len(parts) + 1)} & sources.keys() - seen:
             seen.add(module)
-            for node in parsed(sources[module]).body:
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    names = [alias.name for alias in node.names]
-                    found = names if isinstance(node, ast.Import) else [f"{node.module}.{one}" for one in names]
-                    assert not any(one.split(".")[0] == "torch" for one in found), (module, found)
-                    left += [one.removeprefix("sscl.") for one in found if one.startswith("sscl.")]
+            for node in parsed(sources[module])[0]:
+                names = [alias.name for alias in node.names]
+                found = names if isinstance(node, ast.Import) else [f"{node.module}.{one}" for one in names]
+                assert not any(one.split(".")[0] == "torch" for one in found), (module, found)
+                left += [one.removeprefix("sscl.") for one in found if one.startswith("sscl.")]
     assert len(seen) > 10
 
 
