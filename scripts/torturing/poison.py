@@ -255,8 +255,8 @@ def rezipped(rng: Random, members: Mapping[str, bytes], *, harm: Callable[[Rando
 
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w", how) as archive:
         warnings.simplefilter("ignore")  # of names that come twice
-        for name, data in content:
-            archive.writestr(name, data)
+        for place, (name, data) in enumerate(content):  # of a checkpoint's hundreds: LZMA takes seconds for all
+            archive.writestr(name, data, how if place < 10 else zipfile.ZIP_STORED)
         archive.comment = pick(rng, (b"", b"", rng.bytes(20)))
     data = out.getvalue()
     return _in_directory(rng, data) if rng.random() < 0.25 else data
