@@ -38,9 +38,9 @@ TINY = {
     "predict": "{checkpoint: f, paths: [s], device: cpu, progress: false}",
     "report": "{runs: [f, audit], device: cpu, progress: false}",
 }
-# The demo, with the first of its commands in a process of the venv's; the others, in this one, spare the other starts.
-# This one is forked, which spares the imports, and its sscl is then that of the wheel. Charts are blank; tests/plots
-# renders them.
+# The demo, with one of its commands in a process of the venv's, the one that needs no torch; the others, in this one,
+# spare the other starts. This one is forked, which spares the imports, and its sscl is then that of the wheel. Charts
+# are blank; tests/plots renders them. What training takes of the memory is estimated once a net.
 DEMO = """
 import os, sys
 from PIL import Image
@@ -51,7 +51,14 @@ sys.path[:] = [packages, *(place for place in sys.path if not os.path.isdir(os.p
 from sscl import cli, forks
 from sscl.commands import demo
 from sscl.plots import base, calibration, charts
-start = forks.run
+from sscl.train import memory
+start, estimate, known = forks.run, memory.activation_bytes, {}
+def estimated(model, **how):
+    key = str(model)
+    if key not in known:
+        known[key] = estimate(model, **how)
+    return known[key]
+memory.activation_bytes = estimated
 def blank(*_, path, **__):
     with base.writing(path) as temporary:
         if path.suffix == ".svg":
@@ -64,7 +71,7 @@ for module in (charts, calibration):
     for name in [name for name in vars(module) if name.startswith("plot_")]:
         setattr(module, name, blank)
 def run(words, **how):
-    return start(words, **how) if words[:2] == ["data", "synth"] else cli.main(words) or 0
+    return start(words, **how) if words[:2] == ["slides", "synth"] else cli.main(words) or 0
 forks.run, demo.IMPORTED = run, ("sscl.cli",)
 assert cli.__file__.startswith(packages) and base.__file__.startswith(packages)
 sys.exit(cli.main(["demo", *sys.argv[1:]]))
