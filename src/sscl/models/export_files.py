@@ -148,7 +148,7 @@ def write_graph(model: nn.Module, name: str, path: Path, *, example: torch.Tenso
     if name == "torchscript":
         # Without torch's check, which traces again: the written graph is compared with the model, on other tiles.
         traced = torch.jit.trace(model, example, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, path, _extra_files={FACTS: facts})  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path, _extra_files={FACTS: facts})
         _remove_debugging(path)
         return
     batch = torch.export.Dim("batch")
