@@ -67,7 +67,7 @@ def test_the_truth_is_that_of_the_pixels(drawn):
 def test_bases_are_those_of_synthetic_tiles_at_the_same_scale(drawn):
     """Bases of neighbours that touch count as one, in both: the medians agree all the same, and the classes differ."""
     per_pixel = (drawn.factor * drawn.mpp / TILE_UM) ** 2
-    tiles = [draw_tile(i, size_px=56) for i in range(48)]
+    tiles = [draw_tile(i, size_px=56) for i in range(24)]
     medians = {}
     for label, name in ((0, HP), (1, SSA)):
         inner = [tile.mask for tile in tiles if tile.label == label and tile.ambiguity < 0.4]
@@ -78,7 +78,7 @@ def test_bases_are_those_of_synthetic_tiles_at_the_same_scale(drawn):
 
 
 def test_a_slide_is_a_function_of_its_seed_and_index():
-    small = {"size_px": 300, "mpp": 4.0}
+    small = {"size_px": 160, "mpp": 4.0}
     first = draw_slide(1, seed=2, **small)
     assert np.array_equal(first.pixels, draw_slide(1, seed=2, **small).pixels)
     assert not np.array_equal(first.pixels, draw_slide(2, seed=2, **small).pixels)
@@ -142,7 +142,7 @@ def test_files_do_not_depend_on_the_workers(tmp_path):
     digests = []
     for workers in (1, 2):
         folder = tmp_path / str(workers)
-        write_cohort(folder, count=2, size_px=256, mpp=4.0, both=True, ending="tiff", workers=workers)
+        write_cohort(folder, count=2, size_px=200, mpp=4.0, both=True, ending="tiff", workers=workers)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
     assert digests[0] == digests[1]
