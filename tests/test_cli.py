@@ -451,7 +451,7 @@ def test_output_that_the_terminal_has_no_letter_for_ends_nothing(errors, tmp_pat
     monkeypatch.chdir(tmp_path)
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
     with contextlib.redirect_stdout(terminal):
-        assert cli.main(["data", "synth", "set β", "count=24", "size_px=32", "progress=false"]) == 0
+        assert cli.main(["data", "synth", "set β", "count=16", "size_px=32", "progress=false"]) == 0
     assert b"set ?" in terminal.buffer.getvalue()
     assert "\\u03b2" in capsys.readouterr().err
     assert (tmp_path / "set β/annotations.csv").is_file()

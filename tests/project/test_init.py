@@ -169,7 +169,7 @@ def test_nothing_is_overwritten_without_being_asked(
 
 
 def test_the_layouts_of_mhist_and_medmnist_are_recognised(capsys: pytest.CaptureFixture[str]) -> None:
-    write_synthetic(Path("polyps"), count=40, size_px=32)
+    write_synthetic(Path("polyps"), count=24, size_px=32)
     for path in Path("polyps").rglob("syn_*"):
         path.rename(path.with_name(path.name.replace("syn_", "own_")))
     for table in ("annotations.csv", "slides.csv"):
