@@ -227,25 +227,33 @@ class Opened:
     complaints: list[str] = field(default_factory=list)
     contexts: list[Any] = field(default_factory=list)
     shared: Any = None
+    devtools: Any = None  # of the shared tab: Playwright has no way of its own to take a script back
     shows: Any = None  # the content in the shared tab, where that is as it was opened
 
-    def __call__(self, content: dict[str, Any], *, own: bool = False, init: str = "", **settings: Any) -> Any:
-        """Open a page; `own`, a script to run before it, or settings of a context: in a browser without a past."""
-        page = self.tab(init, **settings) if own or init or settings else self.shared
-        if page is None:
-            page = self.shared = self.tab(STORE + COUNTS)
-        if page is self.shared:
-            self.shows = None
+    def __call__(self, content: dict[str, Any], *, init: str = "", **settings: Any) -> Any:
+        """Open a page; init: a script to run before it; settings: of a context of its own, a browser without a past."""
         file = self.folder / "report.html"
         file.write_text(render(cast(Content, content)), encoding="utf-8")
-        page.goto(file.as_uri())
-        return page
+        return self.go(file.as_uri(), init=init, **settings)
 
-    def again(self, page: Any) -> Any:
+    def again(self, page: Any, **settings: Any) -> Any:
         """Open the file of a page in a browser that has kept what the page's browser has."""
-        other = self.tab(as_kept(page))
-        other.goto(page.url)
-        return other
+        return self.go(page.url, init=as_kept(page), **settings)
+
+    def go(self, url: str, *, init: str, **settings: Any) -> Any:
+        if settings:
+            page = self.tab(init, **settings)
+            page.goto(url)
+            return page
+        if self.shared is None:
+            self.shared = self.tab(STORE + COUNTS)
+            self.devtools = self.shared.context.new_cdp_session(self.shared)
+            self.devtools.send("Page.enable")
+        self.shows = None
+        before = self.devtools.send("Page.addScriptToEvaluateOnNewDocument", {"source": init})
+        self.shared.goto(url)
+        self.devtools.send("Page.removeScriptToEvaluateOnNewDocument", before)
+        return self.shared
 
     def tab(self, init: str, *, width: int = 1280, **settings: Any) -> Any:
         context = self.browser.new_context(
