@@ -255,9 +255,9 @@ class Opened:
         self.devtools.send("Page.removeScriptToEvaluateOnNewDocument", before)
         return self.shared
 
-    def tab(self, init: str, *, width: int = 1280, **settings: Any) -> Any:
+    def tab(self, init: str, *, width: int = 960, **settings: Any) -> Any:
         context = self.browser.new_context(
-            viewport={"width": width, "height": 800}, reduced_motion="reduce", **settings
+            viewport={"width": width, "height": 560}, reduced_motion="reduce", **settings
         )
         self.contexts.append(context)
         page = context.new_page()
