@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from markupsafe import Markup
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
+@functools.cache
 def read(name: str) -> str:
     """Return a file of this folder."""
     return (files("sscl.report.page") / name).read_text("utf-8")
@@ -23,7 +25,15 @@ def read(name: str) -> str:
 
 def page(template: str, **values: Any) -> str:
     """Return a template, filled in. Text stays text, whatever is in it; `Markup` alone is taken as it is."""
-    environment = jinja2.Environment(
+    html = _environment().get_template(template).render(**values)
+    # A file name that is no UTF-8 has lone surrogates: they are shown as escapes.
+    return html.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Return where templates come from, which keeps those that it has compiled."""
+    return jinja2.Environment(
         loader=jinja2.FunctionLoader(read),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -31,9 +41,6 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    html = environment.get_template(template).render(**values)
-    # A file name that is no UTF-8 has lone surrogates: they are shown as escapes.
-    return html.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def style(*names: str) -> str:
