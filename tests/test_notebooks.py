@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = ["device=cpu", "progress=false"]
 TINY = {
     "data synth": ["count=24", "size_px=32"],
-    "data audit": ["data.size_px=32"],
+    "data audit": ["data.size_px=32", "neighbours=1", "stretched=false"],
     "pretrain": [
         *("model.name=timm:test_resnet", "model.output_stride=32", "data.size_px=32", "health.tiles=8"),
         *("train.epochs=1", "train.warmup_epochs=0", "train.batch_size=8", *QUICK),
@@ -51,11 +51,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_cell_runs(path, notebooks, blank_pictures, tmp_path, monkeypatch):
+def test_every_cell_runs(path, notebooks, blank_pictures, estimated_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSCL_CACHE", str(tmp_path / "cache"))
     small = TINY | HEATMAP if path.stem == "heatmap" else TINY
-    done = notebooks.execute(read(path), small=small)
+    with estimated_once():
+        done = notebooks.execute(read(path), small=small)
     shown = [output for cell in done["cells"] for output in cell.get("outputs", ())]
     assert {output["output_type"] for output in shown} == {"stream", "display_data"}
     now = [[output["output_type"] for output in cell.get("outputs", ())] for cell in done["cells"]]
